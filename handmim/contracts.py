@@ -1,0 +1,189 @@
+"""What the parts hand to each other: samples, batches, outputs and the Task protocol. No maths lives here.
+
+Letters used everywhere: B batch, G views, N patches, D width, P prototypes, K pseudo-keypoints, J=21 joints,
+V=778 vertices, T refinement steps, h w token grid, H W pixels, M masked patches in the whole batch.
+
+Frames: `cam` OpenCV camera (x right, y down, z forward), `root` camera axes with the root joint at the
+origin, `crop` pixels of the square crop, `ndc` the crop as [-1, 1]^2 (left edge -1, right edge +1, so pixel
+centres are those of `align_corners=False`), `source` the ndc of the stored crop that views are cut from.
+Pixel coordinates put the image on [0, W] x [0, H]: the centre of the first pixel is (0.5, 0.5).
+Metres and radians inside; millimetres only in results.
+
+Batches are NamedTuples: immutable, and collate, pinning, device moves and precision plugins all walk them.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CropSample:
+    """One unlabeled square hand crop."""
+
+    image: NDArray[np.uint8]  # [S, S, 3] RGB
+    sample_id: str
+
+
+@dataclass(frozen=True)
+class HandSample:
+    """One labelled square hand crop, in our frame, unit and joint order whatever the dataset used.
+
+    Missing labels are zeros with their flag off; a flag that is on promises finite numbers.
+    """
+
+    image: NDArray[np.uint8]  # [S, S, 3] RGB
+    sample_id: str
+    K_crop_px: NDArray[np.float32]  # [3, 3] intrinsics of this crop; has_K says whether they are known
+    has_K: bool
+    kp2d_crop_px: NDArray[np.float32]  # [21, 2]
+    kp2d_valid: NDArray[np.bool_]  # [21]
+    joints_cam_m: NDArray[np.float32]  # [21, 3]; only the differences count when has_K is off
+    joints_valid: NDArray[np.bool_]  # [21]
+    verts_cam_m: NDArray[np.float32]  # [V, 3]
+    has_verts: bool
+    rotmats: NDArray[np.float32]  # [16, 3, 3] R_cam_from_mano first, then 15 absolute finger rotations
+    betas: NDArray[np.float32]  # [10]
+    has_mano: bool
+
+
+class CropBatch(NamedTuple):
+    """Unlabeled crops as the loader collates them, before views are made on the device."""
+
+    image: Tensor  # [B, 3, S, S] uint8
+
+
+class PretrainBatch(NamedTuple):
+    """Two (or more) views of every source crop with their exact geometry."""
+
+    views: Tensor  # [B, G, 3, H, W] in [0, 1], after colour augmentation
+    source_from_view: Tensor  # [B, G, 2, 3] fp32, view ndc -> source ndc
+    is_masked: Tensor  # [B, G, N] bool, True = hidden from the student
+
+
+class HandBatch(NamedTuple):
+    """Labelled crops: uint8 source crops from the loader, or augmented model input in [0, 1] after `prepare`."""
+
+    image: Tensor  # [B, 3, S, S] uint8, later [B, 3, H, W] in [0, 1]
+    K_crop_px: Tensor  # [B, 3, 3]
+    has_K: Tensor  # [B] bool
+    kp2d_crop_ndc: Tensor  # [B, 21, 2]
+    kp2d_valid: Tensor  # [B, 21] bool
+    joints_cam_m: Tensor  # [B, 21, 3]
+    joints_valid: Tensor  # [B, 21] bool
+    verts_cam_m: Tensor  # [B, V, 3]
+    has_verts: Tensor  # [B] bool
+    rotmats: Tensor  # [B, 16, 3, 3]
+    betas: Tensor  # [B, 10]
+    has_mano: Tensor  # [B] bool
+
+
+class Tokens(NamedTuple):
+    """What a backbone returns: the class token and the patch tokens in row-major grid order."""
+
+    cls: Tensor  # [B, D]
+    patches: Tensor  # [B, N, D]
+    grid_hw: tuple[int, int]  # N = h * w
+
+
+class PatchTargets(NamedTuple):
+    """Masked patches only, flattened over views: student logits against teacher probabilities."""
+
+    student_logits: Tensor  # [M, P]
+    teacher_probs: Tensor  # [M, P]
+    weight: Tensor  # [M], 1 / (number of masked patches in that view)
+    num_views: int  # B * G, masked or not
+
+
+class PixelTargets(NamedTuple):
+    """Masked patches only: predicted and true pixels."""
+
+    pred: Tensor  # [M, p*p*3]
+    target: Tensor  # [M, p*p*3] in [0, 1]
+    weight: Tensor  # [M]
+    num_views: int
+
+
+class PretrainOutputs(NamedTuple):
+    """Everything the pretraining losses look at. A part whose head is not configured is None."""
+
+    patches: PatchTargets | None = None
+    pixels: PixelTargets | None = None
+    keypoints_ndc: Tensor | None = None  # [B, G, K, 2] student, in each view's ndc
+    target_keypoints_ndc: Tensor | None = None  # [B, G, K, 2] the side that is matched (EMA teacher or student)
+    pred_affine: Tensor | None = None  # [B, G, 2, 3] predicted map of the next view's ndc -> this view's ndc
+    thumbnail: Tensor | None = None  # [B, G, t, t] small grey picture redrawn from the class token
+
+
+class HandState(NamedTuple):
+    """One refinement step's estimate of the hand."""
+
+    rotmats: Tensor  # [B, 16, 3, 3]
+    betas: Tensor  # [B, 10]
+    cam: Tensor  # [B, 3] log(s / s0), tx_m, ty_m
+    verts_root_m: Tensor  # [B, V, 3]
+    joints_root_m: Tensor  # [B, 21, 3]
+    verts_crop_ndc: Tensor  # [B, V, 2]
+    joints_crop_ndc: Tensor  # [B, 21, 2]
+
+
+class HandOutputs(NamedTuple):
+    """All refinement steps, first the mean hand that the head starts from, last the answer."""
+
+    steps: tuple[HandState, ...]  # T + 1
+
+
+class StepInfo(NamedTuple):
+    """Where training stands; every schedule is a function of it."""
+
+    step: int
+    total_steps: int
+
+
+class StepResult(NamedTuple):
+    """What one training step reports. `scalars` stay on the device until they are logged."""
+
+    loss: Tensor
+    scalars: dict[str, Tensor]
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What the loop needs to know of a method; tasks are nn.Modules whose forward is one training step."""
+
+    def __call__(self, batch: Any, info: StepInfo) -> StepResult:
+        """Losses of one batch."""
+        ...
+
+    def after_step(self, info: StepInfo) -> dict[str, float]:
+        """Runs after the optimizer: EMA, centres. Returns scalars worth logging."""
+        ...
+
+    def lr_scales(self) -> dict[str, float]:
+        """Factor on the learning rate by parameter name; names left out count 1."""
+        ...
+
+    def pictures(self, batch: Any) -> dict[str, NDArray[np.uint8]]:
+        """[H, W, 3] RGB pictures of this batch worth looking at, by name."""
+        ...
+
+
+__all__ = [
+    "CropBatch",
+    "CropSample",
+    "HandBatch",
+    "HandOutputs",
+    "HandSample",
+    "HandState",
+    "PatchTargets",
+    "PixelTargets",
+    "PretrainBatch",
+    "PretrainOutputs",
+    "StepInfo",
+    "StepResult",
+    "Task",
+    "Tokens",
+]

@@ -1,0 +1,43 @@
+"""Rotation maps over roma with one documented 6D layout. Radians; any leading batch shape; no hand facts."""
+
+import roma
+import torch
+from torch import Tensor
+
+
+def axis_angle_to_matrix(axis_angle_rad: Tensor) -> Tensor:
+    """Rotation vectors to matrices: [..., 3] radians -> [..., 3, 3]."""
+    return roma.rotvec_to_rotmat(axis_angle_rad)
+
+
+def matrix_to_axis_angle(rotmat: Tensor) -> Tensor:
+    """Rotation matrices to the shortest rotation vectors: [..., 3, 3] -> [..., 3] radians."""
+    return roma.rotmat_to_rotvec(rotmat)
+
+
+def matrix_to_rot6d(rotmat: Tensor) -> Tensor:
+    """First two columns, one after the other: [..., 3, 3] -> [..., 6] = (R00 R10 R20 R01 R11 R21).
+
+    The continuous form of Zhou et al. 2019 (arXiv 1812.07035). Some codes lay the same six numbers out
+    row by row; weights of such codes need a permutation.
+    """
+    return rotmat[..., :, :2].transpose(-1, -2).flatten(-2)
+
+
+def rot6d_to_matrix(rot6d: Tensor) -> Tensor:
+    """Gram-Schmidt on the two columns of `matrix_to_rot6d`, in fp32: [..., 6] -> [..., 3, 3]."""
+    columns = rot6d.float() if rot6d.dtype in (torch.float16, torch.bfloat16) else rot6d
+    return roma.special_gramschmidt(columns.unflatten(-1, (2, 3)).transpose(-1, -2))
+
+
+def chordal_mean(rotmats: Tensor) -> Tensor:
+    """The rotation nearest to the arithmetic mean: [n, ..., 3, 3] -> [..., 3, 3]."""
+    return roma.special_procrustes(rotmats.mean(dim=0))
+
+
+def rotation_about_z(angle_rad: Tensor) -> Tensor:
+    """Rotation about the optical axis, x towards y: [...] radians -> [..., 3, 3]."""
+    cos, sin = angle_rad.cos(), angle_rad.sin()
+    zero, one = torch.zeros_like(cos), torch.ones_like(cos)
+    rows = torch.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], dim=-1)
+    return rows.unflatten(-1, (3, 3))

@@ -1,0 +1,98 @@
+"""Labelled crops to model input, for a whole batch on the device: pixels and every label ride the same affine."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from handmim.contracts import HandBatch, StepInfo
+from handmim.data.colour import ColourJitter
+from handmim.data.views import sample_views
+from handmim.geometry.crop import homogeneous, invert, px_from_px, similarity, transform_points
+from handmim.geometry.rotation import rotation_about_z
+
+
+def transform_labels(
+    batch: HandBatch, image: Tensor, source_from_crop: Tensor, angle_rad: Tensor
+) -> HandBatch:
+    """Carry all labels along with a crop's scale, in-plane rotation and shift.
+
+    The camera is turned about its optical axis with the picture, so K X / z = pixel holds before and after:
+    K' = M K R_z(angle), X' = R_z(-angle) X with M the pixel map of the crop.
+
+    Args:
+        batch: labels of the stored crop of side S.
+        image: [B, 3, H, W] the new crop.
+        source_from_crop: [B, 2, 3] new ndc -> stored ndc.
+        angle_rad: [B] its rotation.
+    Returns: HandBatch of the new crop.
+    """
+    R = rotation_about_z(-angle_rad)  # [B, 3, 3]
+    crop_from_source = invert(source_from_crop)
+    pixel_map = homogeneous(px_from_px(crop_from_source, image.shape[-1], batch.image.shape[-1]))
+    turned = (R @ batch.rotmats[:, 0]).unsqueeze(1)
+    return batch._replace(
+        image=image,
+        K_crop_px=pixel_map @ batch.K_crop_px @ R.transpose(1, 2),
+        kp2d_crop_ndc=transform_points(crop_from_source, batch.kp2d_crop_ndc),
+        joints_cam_m=batch.joints_cam_m @ R.transpose(1, 2),
+        verts_cam_m=batch.verts_cam_m @ R.transpose(1, 2),
+        rotmats=torch.cat([turned, batch.rotmats[:, 1:]], dim=1),
+    )
+
+
+class HandAugment:
+    """Random (or, for evaluation, fixed) crop of every labelled picture.
+
+    Args:
+        img_px: side of the model input.
+        scale: lowest and highest side of the crop relative to the stored one; evaluation takes their geometric mean.
+        rotation_deg: in-plane rotation +- this.
+        rotation_prob: share of samples that are rotated.
+        shift_ndc: crop centre moves by +- this.
+        colour: photometric augmentation, or None.
+    """
+
+    def __init__(
+        self,
+        *,
+        img_px: int,
+        scale: Sequence[float] = (0.8, 1.0),
+        rotation_deg: float = 30.0,
+        rotation_prob: float = 1.0,
+        shift_ndc: float = 0.08,
+        colour: ColourJitter | None = None,
+    ) -> None:
+        low, high = scale
+        if not 0.0 < low <= high:
+            raise ValueError(f"need 0 < low <= high, got scale={scale} (augment.scale)")
+        self.img_px, self.scale = img_px, (low, high)
+        self.rotation_deg, self.rotation_prob = rotation_deg, rotation_prob
+        self.shift_ndc, self.colour = shift_ndc, colour
+
+    def _apply(self, batch: HandBatch, scale: Tensor, angle_rad: Tensor, shift: Tensor) -> HandBatch:
+        device = batch.image.device
+        source_from_crop = similarity(scale, angle_rad, shift).to(device)
+        image = sample_views(batch.image.float() / 255.0, source_from_crop[:, None], self.img_px)
+        return transform_labels(batch, image.squeeze(1), source_from_crop, angle_rad.to(device))
+
+    def __call__(self, batch: HandBatch, generator: torch.Generator, info: StepInfo) -> HandBatch:
+        """Random crop for training; all randomness comes from the CPU generator."""
+        b = len(batch.image)
+        u = torch.rand(b, 5, generator=generator) * 2 - 1
+        low, high = self.scale
+        scale = torch.exp(math.log(low) + (u[:, 0] + 1) / 2 * math.log(high / low))
+        turned = (u[:, 4] + 1) / 2 < self.rotation_prob
+        angle = u[:, 1] * math.radians(self.rotation_deg) * turned
+        out = self._apply(batch, scale, angle, u[:, 2:4] * self.shift_ndc)
+        if self.colour is None:
+            return out
+        return out._replace(image=self.colour(out.image, generator))
+
+    def evaluate(self, batch: HandBatch) -> HandBatch:
+        """The fixed crop of evaluation: mean scale, upright, centred, untouched colours."""
+        b = len(batch.image)
+        low, high = self.scale
+        scale = torch.full((b,), math.sqrt(low * high))
+        return self._apply(batch, scale, torch.zeros(b), torch.zeros(b, 2))

@@ -1,0 +1,67 @@
+"""Samples to batches. Nothing is augmented here: that happens batch by batch on the device."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from handmim.contracts import CropBatch, CropSample, HandBatch, HandSample
+from handmim.geometry.camera import ndc_from_px
+
+
+def _images(samples: Sequence[CropSample | HandSample]) -> Tensor:
+    sides = {s.image.shape for s in samples}
+    if len(sides) != 1:
+        raise ValueError(f"crops of one batch must share one size, got {sorted(sides)} (data.image_px)")
+    return torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2).contiguous()
+
+
+def collate_crops(samples: Sequence[CropSample | HandSample]) -> CropBatch:
+    """Pictures only: labels, where a dataset has them, are dropped."""
+    return CropBatch(image=_images(samples))
+
+
+def collate_hands(samples: Sequence[HandSample]) -> HandBatch:
+    """Pictures and labels of the stored crops, 2D joints in ndc."""
+
+    def stack(name: str) -> Tensor:
+        return torch.from_numpy(np.stack([np.asarray(getattr(s, name)) for s in samples]))
+
+    image = _images(samples)
+    return HandBatch(
+        image=image,
+        K_crop_px=stack("K_crop_px"),
+        has_K=stack("has_K"),
+        kp2d_crop_ndc=ndc_from_px(stack("kp2d_crop_px"), image.shape[-1]),
+        kp2d_valid=stack("kp2d_valid"),
+        joints_cam_m=stack("joints_cam_m"),
+        joints_valid=stack("joints_valid"),
+        verts_cam_m=stack("verts_cam_m"),
+        has_verts=stack("has_verts"),
+        rotmats=stack("rotmats"),
+        betas=stack("betas"),
+        has_mano=stack("has_mano"),
+    )
+
+
+def label_subset(dataset: Dataset[HandSample], num: int | None, seed: int) -> Dataset[HandSample]:
+    """A random subset of `num` samples that depends on (num of the dataset, seed) only; None keeps all.
+
+    Subsets of one seed are nested: the first 50 of 100 are the 50.
+    """
+    total = len(dataset)  # type: ignore[arg-type]
+    if num is None or num == total:
+        return dataset
+    if not 0 < num < total:
+        raise ValueError(f"num_labels must be in 1..{total}, got {num} (num_labels)")
+    order = np.random.default_rng([seed, total]).permutation(total)
+    return Subset(dataset, order[:num].tolist())
+
+
+def batches(dataset: Dataset[HandSample], batch_size: int) -> Iterator[HandBatch]:
+    """All samples in order, the last batch may be short; for evaluation and probing."""
+    total = len(dataset)  # type: ignore[arg-type]
+    for start in range(0, total, batch_size):
+        yield collate_hands([dataset[i] for i in range(start, min(start + batch_size, total))])

@@ -1,0 +1,139 @@
+"""Scalars and pictures of a run: TensorBoard, one JSON line per logged step, PNG files, progress."""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger(__name__)
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """Rows of a scalars.jsonl; a torn last line, left by a kill, is dropped."""
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            log.warning("%s: dropped a torn line", path)
+    return rows
+
+
+class RunLog:
+    """Writer of one process; on other ranks every call does nothing.
+
+    Args:
+        folder: run folder, or None on ranks that do not write.
+        first_step: rows from this step on, left by an interrupted run, are dropped.
+    """
+
+    def __init__(self, folder: Path | None, first_step: int = 0) -> None:
+        self.folder = folder
+        self._tensorboard: SummaryWriter | None = None
+        if folder is None:
+            return
+        self.path = folder / "scalars.jsonl"
+        if self.path.is_file():
+            kept = [row for row in read_rows(self.path) if row["step"] <= first_step and first_step]
+            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        purge = first_step + 1 if first_step else None
+        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Log values at `step`, the number of finished optimizer steps."""
+        if self._tensorboard is None or not values:
+            return
+        for name, value in values.items():
+            self._tensorboard.add_scalar(name, value, step)
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def pictures(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Log [H, W, 3] RGB pictures and keep them as PNG files."""
+        if self._tensorboard is None:
+            return
+        assert self.folder is not None
+        target = self.folder / "pictures"
+        target.mkdir(exist_ok=True)
+        for name, picture in pictures.items():
+            self._tensorboard.add_image(name, picture, step, dataformats="HWC")
+            cv2.imwrite(str(target / f"step_{step:07d}_{name}.png"), picture[:, :, ::-1])
+
+    def close(self) -> None:
+        """Flush everything to disk."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+class ProgressLine:
+    """A progress bar on a terminal, a log line now and then elsewhere: loss, images/s, time left.
+
+    Args:
+        shown: False on ranks that do not write.
+        step, total_steps: where the run starts and ends.
+        batch_size: samples per step.
+        log_every: steps between lines when there is no terminal.
+    """
+
+    def __init__(
+        self, shown: bool, step: int, total_steps: int, batch_size: int, log_every: int
+    ) -> None:
+        self.total_steps, self.batch_size = total_steps, batch_size
+        # A file is read later: some forty lines tell the story of a run.
+        self.line_every = max(log_every, -(-total_steps // 40))
+        self.shown = shown
+        self.started, self.first_step = time.perf_counter(), step
+        self._bar: Progress | None = None
+        if shown and sys.stderr.isatty():
+            self._bar = Progress(
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+                transient=True,
+            )
+            self._id = self._bar.add_task("", total=total_steps, completed=step, text="")
+
+    def __enter__(self) -> "ProgressLine":
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def images_per_s(self, step: int) -> float:
+        """Mean rate since this process started training."""
+        seconds = max(time.perf_counter() - self.started, 1e-9)
+        return (step - self.first_step) * self.batch_size / seconds
+
+    def update(self, step: int, loss: float | None) -> None:
+        """Show `step` finished steps; `loss` is None between log points."""
+        if not self.shown:
+            return
+        if self._bar is not None:
+            text = "" if loss is None else f"loss {loss:.4f} "
+            fields = {"text": f"{text}{self.images_per_s(step):.0f} images/s"} if text else {}
+            self._bar.update(self._id, completed=step, **fields)
+        elif loss is not None and (step % self.line_every == 0 or step == self.total_steps):
+            rate = self.images_per_s(step)
+            left = (self.total_steps - step) * self.batch_size / max(rate, 1e-9)
+            log.info(
+                "step %d/%d  loss %.4f  %.0f images/s  %.0f s left",
+                step, self.total_steps, loss, rate, left,
+            )  # fmt: skip

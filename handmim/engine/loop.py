@@ -1,0 +1,308 @@
+"""The training loop: it knows steps, devices and files, and nothing of hands.
+
+Everything random is a function of (seed, step), and so are schedules and data order: an interrupted and resumed run
+equals an uninterrupted one.
+"""
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from handmim.contracts import StepInfo, StepResult
+from handmim.engine.checkpoint import (
+    LAST,
+    check_same_run,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from handmim.engine.log import ProgressLine, RunLog
+from handmim.engine.optim import OptimRecipe
+from handmim.engine.sampler import StepSampler
+from handmim.utils.run import Run
+from handmim.utils.seed import step_generator, step_seed
+
+log = logging.getLogger(__name__)
+
+Prepare = Callable[[Any, torch.Generator, StepInfo], Any]
+
+
+class Hook(Protocol):
+    """Something to do now and then: probing, validating."""
+
+    every: int | None  # steps; None = only at the end
+    at_start: bool  # also before the first step
+
+    def __call__(self, task: nn.Module, info: StepInfo, run: Run) -> dict[str, float]:
+        """Scalars to log."""
+        ...
+
+
+class FitResult(NamedTuple):
+    """How training ended."""
+
+    step: int
+    seconds: float
+    images_per_s: float
+    interrupted: bool
+    scalars: dict[str, float]
+
+
+class _StopSignals:
+    """Remember SIGINT, SIGTERM and SIGUSR1 so that the loop can stop between two steps."""
+
+    NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._before: dict[int, Any] = {}
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+
+    def __enter__(self) -> "_StopSignals":
+        for name in self.NAMES:
+            number = getattr(signal, name)
+            try:
+                self._before[number] = signal.signal(number, self._remember)
+            except ValueError:  # not the main thread: nothing to catch here
+                break
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+
+def _quiet_worker(worker_id: int) -> None:
+    torch.set_num_threads(1)
+
+
+class Trainer:
+    """Runs a task for a number of steps.
+
+    Args:
+        max_steps: optimizer steps of the whole run.
+        batch_size: samples per step over all processes.
+        num_workers: loader processes per training process; they compete with torch's threads for cores.
+        log_every: steps between logged means.
+        save_every: steps between checkpoints; None saves at the end only.
+        keep_every: steps between numbered copies that stay; None keeps the last only.
+        picture_every: steps between pictures; None draws at the end only.
+        check_finite_every: steps between checks of the loss; a check waits for the device.
+        stop_after: stop, resumable, after this many steps of this process.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_steps: int,
+        batch_size: int,
+        num_workers: int = 0,
+        log_every: int = 20,
+        save_every: int | None = None,
+        keep_every: int | None = None,
+        picture_every: int | None = None,
+        check_finite_every: int = 1,
+        stop_after: int | None = None,
+    ) -> None:
+        for name, value in (("max_steps", max_steps), ("batch_size", batch_size), ("log_every", log_every)):
+            if value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value} (trainer.{name})")
+        self.max_steps, self.batch_size, self.num_workers = max_steps, batch_size, num_workers
+        self.log_every, self.save_every, self.keep_every = log_every, save_every, keep_every
+        self.picture_every, self.check_finite_every = picture_every, check_finite_every
+        self.stop_after = stop_after
+
+    def fit(
+        self,
+        run: Run,
+        task: nn.Module,
+        dataset: Dataset[Any],
+        collate: Callable[[list[Any]], Any],
+        prepare: Prepare,
+        recipe: OptimRecipe,
+        *,
+        hooks: Sequence[Hook] = (),
+        resume: str = "never",
+        meta: dict[str, Any] | None = None,
+    ) -> FitResult:
+        """Train.
+
+        Args:
+            run: devices and folder.
+            task: module whose forward is one training step (contracts.Task).
+            dataset: map-style samples.
+            collate: samples -> batch.
+            prepare: batch on the device -> augmented batch; draws from the generator only.
+            recipe: optimizer and its schedules.
+            hooks: run now and then, on all processes.
+            resume: "never", "auto" or a checkpoint.
+            meta: plain facts kept in every checkpoint.
+        Returns: FitResult; `interrupted` when a signal or `stop_after` ended it early.
+        Raises: FloatingPointError before an update with a loss that is not finite; the batch is kept on disk.
+        """
+        fabric = run.fabric
+        identity = {
+            "seed": run.seed,
+            "max_steps": self.max_steps,
+            "batch_size": self.batch_size,
+            "world_size": run.world_size,
+            "num_samples": len(dataset),  # type: ignore[arg-type]
+        }
+        step = 0
+        optimizer = recipe.build(task.to(run.device), task.lr_scales())  # type: ignore[operator]
+        source = find_checkpoint(run.dir, resume)
+        if source is not None:
+            state = load_checkpoint(source, map_location=run.device)
+            check_same_run(state, identity, source)
+            task.load_state_dict(state["task"])
+            optimizer.load_state_dict(state["optimizer"])
+            step = state["step"]
+            log.info("resumed %s at step %d of %d", source, step, self.max_steps)
+        wrapped, optimizer = fabric.setup(task, optimizer)
+        loader = self._loader(run, dataset, collate, step)
+        log.info(
+            "%d samples, %d steps of %d, %s; %.2f M trainable parameters",
+            identity["num_samples"], self.max_steps, self.batch_size, recipe.describe(self.batch_size),
+            sum(p.numel() for p in task.parameters() if p.requires_grad) / 1e6,
+        )  # fmt: skip
+        run_log = RunLog(run.dir if run.is_main else None, first_step=step)
+        config = {"identity": identity, "meta": meta or {}, "config": run.config}
+
+        def save(step: int) -> None:
+            if run.is_main:
+                state = {"step": step, "task": task.state_dict(), **config}
+                state["optimizer"] = optimizer.state_dict()
+                save_checkpoint(run.dir / LAST, state)
+                if self.keep_every and step % self.keep_every == 0:
+                    save_checkpoint(run.dir / f"step_{step:07d}.pt", state)
+
+        began, first_step, saved_at = time.perf_counter(), step, step
+        sums: dict[str, Tensor] = {}
+        num_summed = 0
+        scalars: dict[str, float] = {}
+        line = ProgressLine(run.is_main, step, self.max_steps, self.batch_size, self.log_every)
+        with _StopSignals() as signals, line:
+            if step == 0:
+                first = {}
+                for hook in hooks:
+                    if hook.at_start:
+                        first |= self._call(hook, task, StepInfo(0, self.max_steps), run)
+                run_log.scalars(0, first)
+            task.train()
+            for loaded in loader:
+                info = StepInfo(step, self.max_steps)
+                batch, result, extra = self._step(run, wrapped, optimizer, recipe, loaded, prepare, info)
+                extra |= task.after_step(info)  # type: ignore[operator]
+                for name, value in result.scalars.items():
+                    sums[name] = sums.get(name, 0.0) + value.detach()
+                num_summed += 1
+                step += 1
+                last = step == self.max_steps
+                due = step % self.log_every == 0 or last
+                hooked: dict[str, float] = {}
+                for hook in hooks:
+                    if last or (hook.every and step % hook.every == 0):
+                        hooked |= self._call(hook, task, StepInfo(step, self.max_steps), run)
+                if due:
+                    scalars = {k: float(v) / num_summed for k, v in sums.items()}
+                    scalars |= {k: float(v) for k, v in extra.items()}
+                    scalars["speed/images_per_s"] = line.images_per_s(step)
+                    sums, num_summed = {}, 0
+                if due or hooked:
+                    run_log.scalars(step, (scalars if due else {}) | hooked)
+                line.update(step, scalars["loss"] if due else None)
+                if run.is_main and (last or (self.picture_every and step % self.picture_every == 0)):
+                    run_log.pictures(step, task.pictures(batch))  # type: ignore[operator]
+                stop = signals.received is not None or step - first_step == self.stop_after
+                if last or stop or (self.save_every and step % self.save_every == 0):
+                    save(step)
+                    saved_at = step
+                if stop and not last:
+                    why = signals.received or "stop_after"
+                    log.warning("%s: stopped after step %d, go on with resume=auto", why, step)
+                    break
+        if saved_at != step:
+            save(step)
+        run_log.close()
+        seconds = time.perf_counter() - began
+        fabric.barrier()
+        return FitResult(step, seconds, line.images_per_s(step), step < self.max_steps, scalars)
+
+    def _loader(
+        self, run: Run, dataset: Dataset[Any], collate: Callable[[list[Any]], Any], step: int
+    ) -> DataLoader[Any]:
+        sampler = StepSampler(
+            len(dataset),  # type: ignore[arg-type]
+            self.batch_size,
+            run.seed,
+            start_step=step,
+            end_step=self.max_steps,
+            rank=run.rank,
+            world_size=run.world_size,
+        )
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=collate,
+            num_workers=self.num_workers,
+            worker_init_fn=_quiet_worker,
+            pin_memory=run.device.type == "cuda",
+        )
+
+    def _step(
+        self,
+        run: Run,
+        wrapped: nn.Module,
+        optimizer: Any,
+        recipe: OptimRecipe,
+        loaded: Any,
+        prepare: Prepare,
+        info: StepInfo,
+    ) -> tuple[Any, StepResult, dict[str, Any]]:
+        """One update: device, augmentation, loss, backward, clip, optimizer."""
+        extra: dict[str, Any] = dict(
+            recipe.apply(optimizer, info.step, info.total_steps, self.batch_size)
+        )
+        # Dropout and stochastic depth have no generator argument: the global one is set by step instead.
+        torch.manual_seed(step_seed(run.seed, "step", info.step, run.rank))
+        generator = step_generator(run.seed, "prepare", info.step, run.rank)
+        batch = prepare(run.fabric.to_device(loaded), generator, info)
+        result: StepResult = wrapped(batch, info)
+        if info.step % self.check_finite_every == 0 and not bool(result.loss.isfinite()):
+            self._refuse(run, batch, result, info)
+        run.fabric.backward(result.loss)
+        if recipe.clip_norm is not None:
+            norm = run.fabric.clip_gradients(
+                wrapped, optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False
+            )
+            extra["gradient_norm"] = norm
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return batch, result, extra
+
+    def _refuse(self, run: Run, batch: Any, result: StepResult, info: StepInfo) -> None:
+        path = run.dir / f"nonfinite_step_{info.step:07d}_rank{run.rank}.pt"
+        fields = batch._asdict() if hasattr(batch, "_asdict") else {"batch": batch}
+        save_checkpoint(path, {"step": info.step, "batch": fields})
+        bad = sorted(name for name, value in result.scalars.items() if not bool(value.isfinite()))
+        raise FloatingPointError(
+            f"the loss is not finite at step {info.step} ({', '.join(bad) or 'only their sum'}); no update was"
+            f" made, the batch is in {path}. Try a lower optim.lr.start, or precision 32-true"
+        )
+
+    def _call(self, hook: Hook, task: nn.Module, info: StepInfo, run: Run) -> dict[str, float]:
+        """Run a hook in eval mode without gradients, then go back to training."""
+        task.eval()
+        with torch.no_grad():
+            scalars = hook(task, info, run)
+        task.train()
+        return scalars

@@ -1,0 +1,94 @@
+"""Optimizer recipe: parameter groups, learning-rate and weight-decay schedules, gradient clipping."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from handmim.engine.schedule import Schedule, as_schedule
+
+log = logging.getLogger(__name__)
+
+NO_DECAY_SUFFIXES = ("pos_embed", "cls_token", "mask_token")
+
+
+def param_groups(module: nn.Module, lr_scales: dict[str, float]) -> list[dict[str, Any]]:
+    """Trainable parameters grouped by learning-rate factor and by whether weight decay applies.
+
+    Biases, norms and other 1-D parameters, positions and special tokens do not decay.
+
+    Raises: ValueError when nothing is trainable or `lr_scales` names no parameter.
+    """
+    names = {name for name, _ in module.named_parameters()}
+    unknown = sorted(set(lr_scales) - names)
+    if unknown:
+        raise ValueError(f"lr_scales names parameters that do not exist: {unknown[:5]}")
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, param in module.named_parameters():
+        if param.requires_grad:
+            decays = param.ndim > 1 and not name.endswith(NO_DECAY_SUFFIXES)
+            groups.setdefault((lr_scales.get(name, 1.0), decays), []).append(param)
+    if not groups:
+        raise ValueError("nothing to train: every parameter is frozen")
+    return [
+        {"params": params, "lr_scale": scale, "decays": decays}
+        for (scale, decays), params in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def scaled_lr(lr: float, batch_size: int, reference_batch: int | None) -> float:
+    """Linear scaling rule: lr * batch / reference; unchanged without a reference."""
+    return lr if reference_batch is None else lr * batch_size / reference_batch
+
+
+@dataclass(frozen=True)
+class OptimRecipe:
+    """How parameters are optimised.
+
+    Args:
+        make: optimizer constructor that takes parameter groups and `lr`.
+        lr: learning rate, at `lr_reference_batch` samples per step if that is given.
+        weight_decay: constant or schedule.
+        clip_norm: largest global gradient norm; None leaves gradients alone.
+        lr_reference_batch: scale lr linearly with the global batch relative to this.
+    """
+
+    make: Callable[..., Optimizer]
+    lr: float | Schedule
+    weight_decay: float | Schedule = 0.05
+    clip_norm: float | None = None
+    lr_reference_batch: int | None = None
+    _lr: Schedule = field(init=False, repr=False)
+    _weight_decay: Schedule = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_lr", as_schedule(self.lr))
+        object.__setattr__(self, "_weight_decay", as_schedule(self.weight_decay))
+
+    def build(self, module: nn.Module, lr_scales: dict[str, float]) -> Optimizer:
+        """Optimizer over all trainable parameters; rates are set by `apply` before every step."""
+        return self.make(param_groups(module, lr_scales), lr=self._lr.start)
+
+    def apply(
+        self, optimizer: Optimizer, step: int, total_steps: int, batch_size: int
+    ) -> dict[str, float]:
+        """Set this step's rates.
+
+        Returns: `schedule/lr` (of groups with factor 1) and `schedule/weight_decay`.
+        """
+        lr = scaled_lr(self._lr(step, total_steps), batch_size, self.lr_reference_batch)
+        decay = self._weight_decay(step, total_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+            group["weight_decay"] = decay if group["decays"] else 0.0
+        return {"schedule/lr": lr, "schedule/weight_decay": decay}
+
+    def describe(self, batch_size: int) -> str:
+        """One line for the log, with both rates when they differ."""
+        peak = self._lr.start
+        scaled = scaled_lr(peak, batch_size, self.lr_reference_batch)
+        how = f" ({peak:g} x {batch_size}/{self.lr_reference_batch})" if scaled != peak else ""
+        return f"peak learning rate {scaled:g}{how}, clip {self.clip_norm}"

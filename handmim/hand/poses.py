@@ -1,0 +1,219 @@
+"""Plausible poses and shapes: joint limits, kinematics of a batch, clearance between digits, samplers.
+
+Joint limits and axes after Kapandji, The physiology of the joints, vol. 1 (rounded); the coupling of the last two
+finger joints after Lin, Wu & Huang 2000, Modeling the constraints of human hand motion. Breadths after Garrett 1971,
+Human Factors 13 (rounded to 0.5 mm).
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handmim.hand.arrays import HandArrays
+from handmim.hand.skeleton import CHAIN_FINGERS, CHAIN_PARENTS
+
+Array = NDArray[np.floating]
+
+# Breadth in mm at the middle and the last joint (thumb: at its second and last).
+BREADTH_MM = {
+    "index": (20.0, 17.0),
+    "middle": (20.0, 17.0),
+    "ring": (19.0, 16.5),
+    "little": (16.5, 14.5),
+    "thumb": (22.0, 20.5),
+}
+# While the fingers close, abduction and twist bring them from their fan to parallel: degrees at full closure for
+# index, middle, little, ring, in the chain's order (some two fifths of what a search for the widest gaps gives, inside the limits).
+CLOSED_ABDUCTION_DEG = np.array([7.0, 0.9, -7.0, -2.9])
+CLOSED_TWIST_DEG = np.array([4.0, 2.0, -4.0, -0.5])
+
+
+def joint_limits_deg() -> Array:
+    """[16, 3, 2] lowest and highest flexion, abduction (to the thumb's side) and twist of every joint; wrist 0."""
+    limits = np.zeros((16, 3, 2))
+    for finger in range(4):
+        limits[1 + 3 * finger] = [(-20, 90), (-18, 18), (-6, 6)]
+        limits[2 + 3 * finger] = [(-3, 105), (-2, 2), (-2, 2)]
+        limits[3 + 3 * finger] = [(-8, 75), (-1, 1), (-1, 1)]
+    limits[13] = [(-15, 40), (-25, 30), (-20, 25)]
+    limits[14] = [(-12, 55), (-8, 8), (-5, 5)]
+    limits[15] = [(-20, 75), (-2, 2), (-2, 2)]
+    return limits
+
+
+def rodrigues(rotvecs: Array) -> Array:
+    """Rotation vectors to matrices: [..., 3] radians -> [..., 3, 3]."""
+    angle = np.linalg.norm(rotvecs, axis=-1)[..., None, None]
+    x, y, z = np.moveaxis(rotvecs / np.maximum(angle[..., 0], 1e-12), -1, 0)
+    zero = np.zeros_like(x)
+    skew = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*x.shape, 3, 3)
+    return np.eye(3) + np.sin(angle) * skew + (1 - np.cos(angle)) * (skew @ skew)
+
+
+def rotvecs_from_matrices(rotmats: Array) -> Array:
+    """Inverse of `rodrigues` for turns below 180 degrees: [..., 3, 3] -> [..., 3] radians."""
+    axis = np.stack(
+        [
+            rotmats[..., 2, 1] - rotmats[..., 1, 2],
+            rotmats[..., 0, 2] - rotmats[..., 2, 0],
+            rotmats[..., 1, 0] - rotmats[..., 0, 1],
+        ],
+        axis=-1,
+    )
+    trace = np.trace(rotmats, axis1=-2, axis2=-1)
+    sin2 = np.linalg.norm(axis, axis=-1)  # 2 sin
+    angle = np.arctan2(sin2, trace - 1.0)
+    return axis * (angle / np.maximum(sin2, 1e-12))[..., None]
+
+
+def chain(rotmats: Array, joints: Array) -> tuple[Array, Array]:
+    """Forward kinematics.
+
+    Args:
+        rotmats: [n, 16, 3, 3] relative rotations, wrist first.
+        joints: [16, 3] or [n, 16, 3] rest joints, any unit.
+    Returns: world rotations [n, 16, 3, 3] and posed joints [n, 16, 3]; the wrist stays where it is.
+    """
+    world, posed = np.empty(rotmats.shape), np.empty(rotmats.shape[:-1])
+    rest = np.broadcast_to(joints, posed.shape)
+    world[:, 0], posed[:, 0] = rotmats[:, 0], rest[:, 0]
+    for j in range(1, 16):
+        p = CHAIN_PARENTS[j]
+        world[:, j] = world[:, p] @ rotmats[:, j]
+        offset = (rest[:, j] - rest[:, p])[..., None]
+        posed[:, j] = posed[:, p] + (world[:, p] @ offset)[..., 0]
+    return world, posed
+
+
+class PoseSampler:
+    """Random articulations within the joint limits in which digits keep clear of each other.
+
+    Args:
+        axes: [16, 3, 3] flexion, abduction and twist axis of every joint, unit vectors.
+        joints_m, tips_m: [16, 3] rest joints and [5, 3] ends of the digits (index, middle, little, ring, thumb).
+        limits_deg: [16, 3, 2].
+    """
+
+    BATCH = 2048
+
+    def __init__(self, axes: Array, joints_m: Array, tips_m: Array, limits_deg: Array) -> None:
+        self.axes, self.limits_deg = axes.astype(np.float64), limits_deg.astype(np.float64)
+        self.joints_m, self.tips_m = joints_m.astype(np.float64), tips_m.astype(np.float64)
+
+    @classmethod
+    def from_arrays(cls, arrays: HandArrays) -> "PoseSampler":
+        """Sampler of a model that carries its joint axes.
+
+        Raises: ValueError when it does not (MANO's own files lack them).
+        """
+        try:
+            axes, limits = arrays.extras["axes"], arrays.extras["limits"]
+            joints, tips = arrays.extras["J"], arrays.extras["tips"]
+        except KeyError as error:
+            raise ValueError(f"{arrays.name} has no {error}: poses are sampled for the stand-in") from None
+        return cls(axes, joints, tips, limits)
+
+    def rotmats(self, angles_deg: Array) -> Array:
+        """[n, 16, 3] degrees of flexion, abduction, twist -> [n, 16, 3, 3], applied twist first; wrist identity."""
+        turn = rodrigues(np.radians(angles_deg)[..., None] * self.axes)  # [n, 16, 3 kinds, 3, 3]
+        return turn[:, :, 0] @ turn[:, :, 1] @ turn[:, :, 2]
+
+    def angles(self, num: int, rng: np.random.Generator) -> Array:
+        """Raw draws [num, 16, 3] in degrees, not yet tested for clearance.
+
+        Modes: fists, fingers curling together, every finger open or closed on its own, uniform, relaxed.
+        """
+        a = np.zeros((num, 16, 3))
+        mode = rng.choice(5, (num, 1), p=[0.26, 0.18, 0.2, 0.18, 0.18])
+        fist = np.clip(rng.normal(0.93, 0.06, (num, 1)) + rng.normal(0, 0.03, (num, 4)), 0, 1)
+        shared = np.clip(rng.beta(1.0, 0.9, (num, 1)) + rng.normal(0, 0.07, (num, 4)), 0, 1)
+        bimodal = np.where(
+            rng.random((num, 4)) < 0.5,
+            rng.beta(0.6, 2.5, (num, 4)),
+            rng.beta(2.5, 0.9, (num, 4)),
+        )
+        relaxed = np.clip(rng.normal(0.22, 0.12, (num, 1)) + rng.normal(0, 0.05, (num, 4)), 0, 1)
+        curl = np.choose(mode, [fist, shared, bimodal, rng.random((num, 4)), relaxed])
+        steady = np.where(mode[:, 0] == 0, 0.35, 1.0)  # a fist has less play
+
+        def within(joint: int, share: Array) -> Array:
+            low, high = self.limits_deg[joint, 0]
+            return low + (high - low) * np.clip(share, 0, 1)
+
+        fan = rng.normal(0, 4.5, (num, 1)) * np.array([1.0, 0.2, -1.0, -0.45])
+        for k in range(4):
+            j, c = 1 + 3 * k, curl[:, k]
+            m = np.clip(c + rng.normal(0, 0.12, num) * steady, 0, 1)
+            a[:, j, 0] = within(j, 0.07 + 0.93 * m**1.2)
+            a[:, j + 1, 0] = within(j + 1, c + rng.normal(0, 0.12, num) * steady)
+            a[:, j + 2, 0] = 0.64 * a[:, j + 1, 0] + rng.normal(0, 6, num) * steady
+            free = 1 - m**1.5
+            a[:, j, 1] = (fan[:, k] + rng.normal(0, 5, num)) * free + CLOSED_ABDUCTION_DEG[k] * m
+            a[:, j, 1] += rng.normal(0, 0.6, num)
+            a[:, j, 2] = rng.normal(0, 2, num) * free + CLOSED_TWIST_DEG[k] * m
+        t = np.clip(0.5 * curl[:, 0] + 0.5 * rng.random(num), 0, 1)
+        a[:, 13] = np.stack(
+            [rng.uniform(-12, 36, num), rng.uniform(-20, 26, num), rng.uniform(-14, 20, num)], axis=1
+        )
+        a[:, 14, 0] = within(14, t + rng.normal(0, 0.15, num))
+        a[:, 15, 0] = within(15, t + rng.normal(0, 0.2, num))
+        return np.clip(a, self.limits_deg[..., 0], self.limits_deg[..., 1])
+
+    def clearance_m(self, rotmats: Array) -> Array:
+        """Least gap between bead chains of different digits and between fingertips and palm: [n] metres."""
+        world, posed = chain(rotmats, self.joints_m)
+        beads, radii = [], []
+        for k, finger in enumerate(CHAIN_FINGERS):
+            j = 1 + 3 * k
+            ends = posed[:, j + 2] + (world[:, j + 2] @ (self.tips_m[k] - self.joints_m[j + 2]))
+            line = [posed[:, j], posed[:, j + 1], posed[:, j + 2], ends]
+            first, last = (half * 0.5e-3 for half in BREADTH_MM[finger])
+            points, sizes = [], []
+            for i, shares in enumerate(((0.45, 0.63, 0.82), (0.0, 0.25, 0.5, 0.75), (0.0, 0.25, 0.5, 0.72))):
+                for t in shares:
+                    points.append(line[i] + (line[i + 1] - line[i]) * t)
+                    along = (i + t) / 3
+                    sizes.append(BEAD_SHARE * (first + (last - first) * along))
+            beads.append(np.stack(points, axis=1))
+            radii.append(np.array(sizes))
+        up = world[:, 0] @ np.array([0.0, 1.0, 0.0])
+        heel = np.stack(
+            [
+                posed[:, j] + (posed[:, 0] - posed[:, j]) * t - up * 0.003
+                for j in (1, 4, 7, 10)
+                for t in (0.12, 0.35, 0.6)
+            ],
+            axis=1,
+        )
+        gap = np.full(len(rotmats), np.inf)
+        for a in range(5):
+            for b in range(a + 1, 5):
+                d = np.linalg.norm(beads[a][:, :, None] - beads[b][:, None], axis=3)
+                gap = np.minimum(gap, (d - radii[a][:, None] - radii[b]).min(axis=(1, 2)))
+            d = np.linalg.norm(beads[a][:, -3:, None] - heel[:, None], axis=3)
+            gap = np.minimum(gap, (d - radii[a][-3:, None] - 0.0045).min(axis=(1, 2)))
+        return gap
+
+    def sample_angles(self, num: int, rng: np.random.Generator) -> tuple[Array, Array]:
+        """Accepted draws: angles [num, 16, 3] in degrees and rotations [num, 16, 3, 3]."""
+        angles, rotmats, have = [], [], 0
+        while have < num:
+            raw = self.angles(min(self.BATCH, 2 * num + 16), rng)
+            turned = self.rotmats(raw)
+            ok = self.clearance_m(turned) > 0.0
+            angles.append(raw[ok])
+            rotmats.append(turned[ok])
+            have += int(ok.sum())
+        return np.concatenate(angles)[:num], np.concatenate(rotmats)[:num]
+
+    def sample(self, num: int, rng: np.random.Generator) -> Array:
+        """[num, 15, 3, 3] absolute finger rotations."""
+        return self.sample_angles(num, rng)[1][:, 1:]
+
+
+# Share of the half breadth that a bead fills: skin gives way where digits press on each other.
+BEAD_SHARE = 0.98
+
+
+def sample_betas(num: int, num_betas: int, rng: np.random.Generator) -> Array:
+    """[num, num_betas] shape coefficients from N(0, 1), cut at 2.5."""
+    return np.clip(rng.normal(0, 1, (num, num_betas)), -2.5, 2.5)

@@ -1,0 +1,35 @@
+"""Parameter losses of the regression: rotations and shape coefficients."""
+
+from torch import Tensor, nn
+
+from handmim.contracts import HandBatch, HandOutputs
+
+
+class Rotations(nn.Module):
+    """Squared Frobenius distance of rotation matrices, mean over the 16 rotations.
+
+    A rotation off by angle a costs 4 (1 - cos a): 2 a^2 for small a.
+    """
+
+    def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
+        """Scalar."""
+        has_mano = batch.has_mano.float()
+        steps = out.steps[1:]
+        total = sum(
+            ((s.rotmats - batch.rotmats).square().sum(dim=(-1, -2)).mean(dim=1) * has_mano).mean()
+            for s in steps
+        )
+        return total / len(steps)
+
+
+class Betas(nn.Module):
+    """Mean squared error of the shape coefficients."""
+
+    def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
+        """Scalar."""
+        has_mano = batch.has_mano.float()
+        steps = out.steps[1:]
+        total = sum(
+            ((s.betas - batch.betas).square().mean(dim=1) * has_mano).mean() for s in steps
+        )
+        return total / len(steps)

@@ -1,0 +1,51 @@
+"""Masked patch self-distillation: cross-entropy from teacher to student at hidden positions.
+
+Zhou et al. 2022 (iBOT, arXiv 2111.07832), gathered over masked positions only as in DINOv2.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from handmim.contracts import PretrainBatch, PretrainOutputs
+
+
+def masked_patch_ce(
+    student_logits: Tensor, teacher_probs: Tensor, weight: Tensor, num_views: int, temp: float
+) -> Tensor:
+    """Mean cross-entropy per masked patch, averaged in each view first, then over all views.
+
+    Args:
+        student_logits: [M, P] of the masked patches of all views.
+        teacher_probs: [M, P], rows sum to 1.
+        weight: [M], 1 / (masked patches of that view).
+        num_views: views in the batch, also those without a mask: they count as 0.
+        temp: student temperature.
+    Returns: scalar, fp32 even under autocast; 0 with its graph intact when nothing is masked.
+    """
+    log_p = F.log_softmax(student_logits.float() / temp, dim=-1)
+    ce = -(teacher_probs.float() * log_p).sum(dim=-1)  # [M]
+    return (ce * weight).sum() / num_views
+
+
+class Term(nn.Module):
+    """`masked_patch_ce` on `PretrainOutputs.patches`.
+
+    Args:
+        student_temp: softmax temperature of the student.
+    """
+
+    def __init__(self, *, student_temp: float = 0.1) -> None:
+        super().__init__()
+        if student_temp <= 0:
+            raise ValueError(
+                f"student_temp must be > 0, got {student_temp} (configs/loss/patch_distill.yaml)"
+            )
+        self.student_temp = student_temp
+
+    def forward(self, out: PretrainOutputs, batch: PretrainBatch) -> Tensor:
+        """Scalar loss."""
+        assert out.patches is not None, "patch_distill needs the projection head"
+        p = out.patches
+        return masked_patch_ce(
+            p.student_logits, p.teacher_probs, p.weight, p.num_views, self.student_temp
+        )

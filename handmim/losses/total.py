@@ -1,0 +1,56 @@
+"""Weighted sum of loss terms; weights may be schedules."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from handmim.contracts import StepInfo
+from handmim.engine.schedule import Schedule, as_schedule
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A loss term and its weight over training.
+
+    Args:
+        term: module with `forward(out, batch) -> scalar`.
+        weight: constant, or a schedule of the step.
+    """
+
+    term: nn.Module
+    weight: float | Schedule = 1.0
+
+
+class LossSum(nn.Module):
+    """Sum of weighted terms, each also reported by name.
+
+    Args:
+        parts: terms by name, in the order in which they are logged.
+    """
+
+    def __init__(self, parts: Mapping[str, Weighted]) -> None:
+        super().__init__()
+        if not parts:
+            raise ValueError("no loss term is configured (loss=[...])")
+        self.terms = nn.ModuleDict({name: part.term for name, part in parts.items()})
+        self.weights = {name: as_schedule(part.weight) for name, part in parts.items()}
+
+    def forward(self, out: Any, batch: Any, info: StepInfo) -> tuple[Tensor, dict[str, Tensor]]:
+        """Total and the unweighted terms `loss/<name>`; a term of weight 0 is not computed."""
+        total: Tensor | None = None
+        scalars: dict[str, Tensor] = {}
+        for name, term in self.terms.items():
+            weight = self.weights[name](info.step, info.total_steps)
+            if weight == 0.0:
+                continue
+            value = term(out, batch)
+            scalars[f"loss/{name}"] = value.detach()
+            total = weight * value if total is None else total + weight * value
+        if total is None:
+            raise ValueError(f"every loss weight is 0 at step {info.step}: {sorted(self.weights)}")
+        if not torch.is_tensor(total):
+            raise TypeError(f"loss terms must return tensors, got {type(total)}")
+        return total, scalars

@@ -1,0 +1,152 @@
+"""Backdrops for rendered hands: calm procedural rooms out of focus, plain studio gradients, or the user's photos."""
+
+import logging
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+Picture = NDArray[np.float32]  # [S, S, 3] RGB in [0, 1]
+
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+# Muted colours of walls, wood, cloth, plants and sky; saturation is drawn down further per picture.
+MATERIALS = (
+    np.array(
+        [
+            [214, 205, 190], [186, 178, 168], [150, 128, 104], [112, 84, 60], [166, 140, 112],
+            [96, 104, 112], [128, 140, 150], [70, 76, 84], [198, 200, 198], [120, 116, 96],
+            [88, 100, 78], [172, 184, 196], [226, 222, 214], [140, 96, 84], [60, 56, 54],
+        ]
+    )
+    / 255.0
+)  # fmt: skip
+
+
+def studio(rng: np.random.Generator, size: int) -> Picture:
+    """A smooth near-grey gradient."""
+    base = rng.uniform(0.2, 0.85)
+    cells = base + rng.normal(0, 0.08, (3, 3, 1)) + rng.normal(0, 0.02, (3, 3, 3))
+    smooth = cv2.resize(cells.astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
+    return np.clip(smooth, 0, 1)
+
+
+def _grain(rng: np.random.Generator, size: int, stretch: float) -> Picture:
+    """Soft noise with a 1/f look, [S, S, 1], mean 0 and deviation about 1; `stretch` elongates it."""
+    total = np.zeros((size, size), np.float32)
+    for octave in range(2, 7):
+        cells = 2**octave
+        shape = (cells, max(2, int(cells / stretch)))
+        layer = rng.standard_normal(shape).astype(np.float32)
+        total += cv2.resize(layer, (size, size), interpolation=cv2.INTER_CUBIC) / octave**1.5
+    return (total / (total.std() + 1e-6))[..., None]
+
+
+def room(rng: np.random.Generator, size: int) -> Picture:
+    """A corner of somewhere, out of focus: wall, perhaps a table, a few soft shapes, light falling off."""
+    saturation = rng.uniform(0.15, 0.8)
+
+    def material() -> NDArray[np.floating]:
+        colour = MATERIALS[rng.integers(len(MATERIALS))] * rng.uniform(0.6, 1.15)
+        grey = colour.mean()
+        return np.clip(grey + (colour - grey) * saturation + rng.normal(0, 0.012, 3), 0.02, 1)
+
+    image = np.empty((size, size, 3), np.float32)
+    image[:] = material()
+    image *= 1 + 0.03 * rng.random() * _grain(rng, size, 1.0)
+    y, x = (np.mgrid[:size, :size] / size).astype(np.float32)
+    if rng.random() < 0.6:  # a table or floor below a slanted edge, with grain along it
+        edge = rng.uniform(0.35, 0.95) + rng.uniform(-0.3, 0.3) * (x - 0.5)
+        below = (np.clip((y - edge) * size / rng.uniform(2, 12), 0, 1))[..., None]
+        wood = material() * (1 + rng.uniform(0.02, 0.1) * _grain(rng, size, rng.choice([1.0, 8.0])))
+        image = image * (1 - below) + wood.astype(np.float32) * below
+    for _ in range(rng.integers(0, 6)):  # furniture, books, a window: soft boxes and discs
+        colour = [float(c) for c in material()]
+        layer, centre = image.copy(), rng.integers(0, size, 2)
+        if rng.random() < 0.65:
+            box = cv2.boxPoints(
+                (centre.astype(float), rng.uniform(0.08, 0.6, 2) * size, float(rng.normal(0, 8)))
+            )
+            cv2.fillConvexPoly(layer, box.astype(np.int32), colour, cv2.LINE_AA)
+        else:
+            radius = int(rng.uniform(0.03, 0.2) * size)
+            cv2.circle(layer, [int(c) for c in centre], radius, colour, -1, cv2.LINE_AA)
+        image = layer
+    image = cv2.GaussianBlur(image, (0, 0), float(rng.choice([1.5, 4.0, 9.0]) * size / 320))
+    angle = rng.uniform(0, 2 * np.pi)
+    falloff = 1 + rng.uniform(0, 0.45) * ((np.cos(angle) * x + np.sin(angle) * y)[..., None] - 0.5)
+    image = image * falloff * rng.uniform(0.7, 1.1)
+    return np.clip(image + 0.004 * _grain(rng, size, 1.0), 0, 1).astype(np.float32)
+
+
+def load_photos(folder: str | Path, size: int, limit: int = 500) -> list[Picture]:
+    """The first `limit` pictures of a folder, by name, scaled to their shorter side and cut to a square.
+
+    Raises: ValueError when the folder is missing or holds no readable picture.
+    """
+    folder = Path(folder)
+    names = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES)[:limit]
+    out, unreadable = [], []
+    for name in names:
+        image = cv2.imread(str(name), cv2.IMREAD_COLOR)
+        if image is None:
+            unreadable.append(name.name)
+            continue
+        scale = size / min(image.shape[:2])
+        image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        out.append(np.ascontiguousarray(image[:size, :size, ::-1], np.float32) / 255)
+    if unreadable:
+        log.warning("skipped %d unreadable photos: %s", len(unreadable), ", ".join(unreadable[:5]))
+    if not out:
+        raise ValueError(f"no readable {'/'.join(PHOTO_SUFFIXES)} in {folder} (scene.photos_dir)")
+    return out
+
+
+class BackdropBank:
+    """A fixed set of pictures from which random crops are taken.
+
+    Args:
+        kind: "studio", "room" or "photos".
+        rng: source of the pictures.
+        size: their side in pixels.
+        num: procedural pictures to paint.
+        photos_dir: folder for "photos".
+    """
+
+    KINDS = ("studio", "room", "photos")
+
+    def __init__(
+        self,
+        kind: str,
+        rng: np.random.Generator,
+        *,
+        size: int = 320,
+        num: int = 64,
+        photos_dir: str | None = None,
+    ) -> None:
+        if kind not in self.KINDS:
+            raise ValueError(f"background must be one of {self.KINDS}, got {kind!r} (scene.background)")
+        if kind == "photos" and photos_dir is None:
+            raise ValueError("background=photos needs a folder (scene.photos_dir)")
+        self.kind = kind
+        self.pictures: list[Picture] = []
+        if kind == "photos":
+            assert photos_dir is not None
+            self.pictures = load_photos(photos_dir, size)
+        elif kind == "room":
+            self.pictures = [room(rng, size) for _ in range(num)]
+
+    def crop(self, rng: np.random.Generator, size: int) -> Picture:
+        """A random square crop at `size` px, mirrored half of the time, with its own exposure."""
+        if self.kind == "studio":
+            return studio(rng, size)
+        picture = self.pictures[rng.integers(len(self.pictures))]
+        side = picture.shape[0]
+        k = int(rng.integers(side // 2, side + 1))
+        y, x = rng.integers(0, side - k + 1, 2)
+        cut = cv2.resize(picture[y : y + k, x : x + k], (size, size), interpolation=cv2.INTER_AREA)
+        cut = cut[:, ::-1] if rng.random() < 0.5 else cut
+        cast = rng.uniform(-0.03, 0.03, 3)
+        return np.clip(cut * rng.uniform(0.7, 1.15) + cast, 0, 1).astype(np.float32)

@@ -1,0 +1,101 @@
+"""Z-buffer rasterisation on the CPU: compiled kernels, and a plain numpy reference beside them for the tests."""
+
+import math
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+
+@njit(cache=True, fastmath=True, nogil=True)
+def rasterise(x_px, y_px, inv_z, faces, inv_depth, face_id, bary):  # type: ignore[no-untyped-def]
+    """Nearest face of every pixel.
+
+    Args:
+        x_px, y_px, inv_z: [V] projected vertices and 1 / depth; the first pixel's centre is (0.5, 0.5).
+        faces: [F, 3].
+        inv_depth: [H, W] out, 0 where nothing is seen.
+        face_id: [H, W] int32 out, -1 where nothing is seen.
+        bary: [H, W, 2] out, perspective-correct weights of the second and third corner.
+    """
+    height, width = face_id.shape
+    inv_depth[:] = 0.0
+    face_id[:] = -1
+    for t in range(faces.shape[0]):
+        a, b, c = faces[t, 0], faces[t, 1], faces[t, 2]
+        if inv_z[a] <= 0 or inv_z[b] <= 0 or inv_z[c] <= 0:
+            continue
+        x0, y0, x1, y1, x2, y2 = x_px[a], y_px[a], x_px[b], y_px[b], x_px[c], y_px[c]
+        area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
+        if abs(area) < 1e-9:
+            continue
+        k = 1.0 / area
+        left = max(0, math.ceil(min(x0, x1, x2) - 0.5))
+        right = min(width - 1, math.floor(max(x0, x1, x2) - 0.5))
+        top = max(0, math.ceil(min(y0, y1, y2) - 0.5))
+        low = min(height - 1, math.floor(max(y0, y1, y2) - 0.5))
+        for i in range(int(top), int(low) + 1):
+            for j in range(int(left), int(right) + 1):
+                px, py = j + 0.5, i + 0.5
+                w1 = ((px - x0) * (y2 - y0) - (x2 - x0) * (py - y0)) * k
+                w2 = ((x1 - x0) * (py - y0) - (px - x0) * (y1 - y0)) * k
+                w0 = 1 - w1 - w2
+                if w1 < 0 or w2 < 0 or w0 < 0:
+                    continue
+                q = w0 * inv_z[a] + w1 * inv_z[b] + w2 * inv_z[c]
+                if q > inv_depth[i, j]:
+                    inv_depth[i, j] = q
+                    face_id[i, j] = t
+                    bary[i, j, 0] = w1 * inv_z[b] / q
+                    bary[i, j, 1] = w2 * inv_z[c] / q
+
+
+def rasterise_reference(
+    x_px: NDArray[np.floating],
+    y_px: NDArray[np.floating],
+    inv_z: NDArray[np.floating],
+    faces: NDArray[np.integer],
+    size_hw: tuple[int, int],
+) -> tuple[NDArray[np.floating], NDArray[np.int32], NDArray[np.floating]]:
+    """The same picture by whole-image numpy operations, one face at a time; slow, for tests."""
+    height, width = size_hw
+    inv_depth, bary = np.zeros(size_hw), np.zeros((*size_hw, 2))
+    face_id = np.full(size_hw, -1, np.int32)
+    px, py = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    for t, (a, b, c) in enumerate(faces):
+        if min(inv_z[a], inv_z[b], inv_z[c]) <= 0:
+            continue
+        ex1, ey1 = x_px[b] - x_px[a], y_px[b] - y_px[a]
+        ex2, ey2 = x_px[c] - x_px[a], y_px[c] - y_px[a]
+        area = ex1 * ey2 - ex2 * ey1
+        if abs(area) < 1e-9:
+            continue
+        dx, dy = px - x_px[a], py - y_px[a]
+        w1, w2 = (dx * ey2 - ex2 * dy) / area, (ex1 * dy - dx * ey1) / area
+        w0 = 1 - w1 - w2
+        q = w0 * inv_z[a] + w1 * inv_z[b] + w2 * inv_z[c]
+        nearer = (w0 >= 0) & (w1 >= 0) & (w2 >= 0) & (q > inv_depth)
+        inv_depth[nearer], face_id[nearer] = q[nearer], t
+        bary[nearer, 0] = (w1 * inv_z[b])[nearer] / q[nearer]
+        bary[nearer, 1] = (w2 * inv_z[c])[nearer] / q[nearer]
+    return inv_depth, face_id, bary
+
+
+@njit(cache=True, fastmath=True, nogil=True)
+def vertex_normals(verts, faces, normals):  # type: ignore[no-untyped-def]
+    """Area-weighted vertex normals, not yet of unit length: [V, 3], [F, 3] -> [V, 3] out."""
+    normals[:] = 0.0
+    for t in range(faces.shape[0]):
+        a, b, c = faces[t, 0], faces[t, 1], faces[t, 2]
+        ux, uy, uz = verts[b, 0] - verts[a, 0], verts[b, 1] - verts[a, 1], verts[b, 2] - verts[a, 2]
+        vx, vy, vz = verts[c, 0] - verts[a, 0], verts[c, 1] - verts[a, 1], verts[c, 2] - verts[a, 2]
+        nx, ny, nz = uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx
+        for k in range(3):
+            normals[faces[t, k], 0] += nx
+            normals[faces[t, k], 1] += ny
+            normals[faces[t, k], 2] += nz
+
+
+def unit(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Vectors of length 1 along the last axis."""
+    return vectors / (np.linalg.norm(vectors, axis=-1, keepdims=True) + 1e-12)

@@ -1,0 +1,110 @@
+"""Supervised regression of a hand: backbone, head, losses; and the mean hand every regression starts from."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from handmim.contracts import HandBatch, HandOutputs, HandSample, StepInfo, StepResult
+from handmim.data.augment import HandAugment
+from handmim.data.loader import batches
+from handmim.geometry.camera import fit_weak
+from handmim.geometry.rotation import chordal_mean
+from handmim.hand.skeleton import ROOT_JOINT
+from handmim.losses.total import LossSum, Weighted
+from handmim.models.heads.pymaf import PyMafHead
+from handmim.models.vit import ViT
+from handmim.tasks.finetune_pictures import draw_predictions
+
+
+class HandRegressionTask(nn.Module):
+    """Picture in, hand out.
+
+    Args:
+        backbone: ViT; `init_from` fills it before training.
+        head: constructor of the head, called with `dim=`.
+        losses: weighted terms by name.
+        backbone_lr_scale: factor on the learning rate of the whole backbone.
+        layer_decay: further factor per layer below the top.
+    """
+
+    def __init__(
+        self,
+        backbone: ViT,
+        head: Callable[..., PyMafHead],
+        losses: Mapping[str, Weighted],
+        *,
+        backbone_lr_scale: float = 1.0,
+        layer_decay: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.backbone.mask_token.requires_grad_(False)  # nothing is hidden any more
+        self.head = head(dim=backbone.embed_dim)
+        self.losses = LossSum(losses)
+        self.backbone_lr_scale, self.layer_decay = backbone_lr_scale, layer_decay
+
+    def predict(self, image: Tensor) -> HandOutputs:
+        """[B, 3, H, W] in [0, 1] to all refinement steps."""
+        return self.head(self.backbone(image))
+
+    def forward(self, batch: HandBatch, info: StepInfo) -> StepResult:
+        """Losses of one augmented batch."""
+        out = self.predict(batch.image)
+        loss, scalars = self.losses(out, batch, info)
+        return StepResult(loss=loss, scalars={"loss": loss.detach(), **scalars})
+
+    def after_step(self, info: StepInfo) -> dict[str, float]:
+        """Nothing follows the optimizer here."""
+        return {}
+
+    def lr_scales(self) -> dict[str, float]:
+        """Lower rates for the backbone, falling towards its input."""
+        top = self.backbone.depth + 1
+        return {
+            f"backbone.{name}": self.backbone_lr_scale
+            * self.layer_decay ** (top - self.backbone.layer_of(name))
+            for name, _ in self.backbone.named_parameters()
+        }
+
+    @torch.no_grad()
+    def pictures(self, batch: HandBatch) -> dict[str, NDArray[np.uint8]]:
+        """Input, prediction and truth of the first samples."""
+        training = self.training
+        self.eval()
+        try:
+            out = self.predict(batch.image[:8])
+        finally:
+            self.train(training)
+        return {"predictions": draw_predictions(batch, out.steps[-1], self.head.hand.faces)}
+
+
+@torch.no_grad()
+def mean_hand(
+    dataset: Dataset[HandSample], augment: HandAugment, scale0_per_m: float, batch_size: int = 256
+) -> tuple[Tensor, Tensor]:
+    """Chordal mean rotations and mean camera of the labelled samples.
+
+    Args:
+        dataset: labelled crops; samples without MANO or 2D labels count for neither.
+        augment: whose evaluation crop defines the ndc.
+        scale0_per_m: of the head's camera.
+        batch_size: samples read at a time.
+    Returns: rotations [16, 3, 3] and camera [3].
+    Raises: ValueError when no sample has MANO parameters.
+    """
+    rotmats, cams = [], []
+    for stored in batches(dataset, batch_size):
+        batch = augment.evaluate(stored)
+        rotmats.append(batch.rotmats[batch.has_mano])
+        seen = batch.kp2d_valid.all(dim=1) & batch.joints_valid.all(dim=1)
+        joints_root_m = batch.joints_cam_m - batch.joints_cam_m[:, ROOT_JOINT, None]
+        cams.append(fit_weak(joints_root_m[seen], batch.kp2d_crop_ndc[seen], scale0_per_m))
+    all_rotmats, all_cams = torch.cat(rotmats), torch.cat(cams)
+    if not len(all_rotmats):
+        raise ValueError("no training sample has MANO parameters: the mean hand is undefined (data)")
+    cam = all_cams.mean(dim=0) if len(all_cams) else torch.zeros(3)
+    return chordal_mean(all_rotmats), cam

@@ -1,0 +1,73 @@
+"""Frozen-feature probe during pretraining: are joints linearly readable from the class token, in millimetres?"""
+
+import logging
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from handmim.contracts import HandBatch, HandSample, StepInfo
+from handmim.data.augment import HandAugment
+from handmim.data.loader import batches
+from handmim.hand.skeleton import ROOT_JOINT
+from handmim.metrics.probe import joint_probe
+from handmim.tasks.monitors import effective_rank
+from handmim.tasks.pretrain import HandMimTask
+from handmim.utils.run import Run
+
+log = logging.getLogger(__name__)
+
+
+class ProbeHook:
+    """Ridge regression from teacher class tokens to 2D and 3D joints, in closed form.
+
+    Args:
+        train_set, test_set: labelled crops; split so that nothing of the test set is in the train set.
+        augment: its evaluation crop is used.
+        every: steps between probes.
+        batch_size: samples at a time.
+    """
+
+    at_start = True
+
+    def __init__(
+        self,
+        train_set: Dataset[HandSample],
+        test_set: Dataset[HandSample],
+        augment: HandAugment,
+        every: int | None = None,
+        batch_size: int = 128,
+    ) -> None:
+        self.every, self.batch_size = every, batch_size
+        self.augment = augment
+        self.train_set, self.test_set = train_set, test_set
+        self._labels: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def _features(
+        self, task: HandMimTask, dataset: Dataset[HandSample], device: torch.device
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        cls, kp2d, joints = [], [], []
+        for stored in batches(dataset, self.batch_size):
+            batch = self.augment.evaluate(HandBatch(*(field.to(device) for field in stored)))
+            whole = (batch.kp2d_valid & batch.joints_valid).all(dim=1)
+            cls.append(task.features(batch.image[whole]).cls.float().cpu())
+            kp2d.append(batch.kp2d_crop_ndc[whole].cpu())
+            joints_cam_m = batch.joints_cam_m[whole]
+            joints.append((joints_cam_m - joints_cam_m[:, ROOT_JOINT, None]).cpu())
+        return torch.cat(cls), torch.cat(kp2d), torch.cat(joints)
+
+    def __call__(self, task: nn.Module, info: StepInfo, run: Run) -> dict[str, float]:
+        """Figures as `probe/<name>`."""
+        assert isinstance(task, HandMimTask)
+        train = self._features(task, self.train_set, run.device)
+        test = self._features(task, self.test_set, run.device)
+        figures = joint_probe(*train, *test)
+        log.info(
+            "step %d: probe 2D error %.2f %% of the crop, MPJPE %.2f mm, PA-MPJPE %.2f mm",
+            info.step,
+            figures["err2d_percent"],
+            figures["mpjpe_mm"],
+            figures["pa_mpjpe_mm"],
+        )
+        scalars = {f"probe/{name}": value for name, value in figures.items()}
+        return scalars | {"features/cls_rank": float(effective_rank(test[0]))}

@@ -1,0 +1,204 @@
+"""A run: its machine, its folder, its log. Nothing in a run folder is lost or half-written."""
+
+import json
+import logging
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import torchvision
+import yaml
+from lightning.fabric import Fabric
+from rich.logging import RichHandler
+
+import handmim
+from handmim.utils.seed import seed_everything
+
+RESUME_WORDS = ("never", "auto")
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """Commit and dirtiness of the checkout that holds `folder`; None outside git."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=20
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {"git_sha": git("rev-parse", "HEAD"), "git_dirty": None if status is None else bool(status)}
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file so that readers see the old or the new one, never a part."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def prepare_folder(folder: Path, resume: str, overwrite: bool) -> None:
+    """Create the run folder, or say how to go on when it already holds a run.
+
+    Raises: ValueError for a bad `resume`; FileExistsError naming the three ways out.
+    """
+    if resume not in RESUME_WORDS and not Path(resume).is_file():
+        raise ValueError(f"resume must be never, auto or a checkpoint file, got {resume!r} (resume=)")
+    if (folder / "run.json").is_file():
+        if overwrite and resume == "never":
+            shutil.rmtree(folder)
+        elif resume == "never":
+            raise FileExistsError(
+                f"{folder} already holds a run: go on with it (resume=auto), take another name (name=...),"
+                " or replace it (overwrite=true)"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def start_log(folder: Path | None) -> None:
+    """Log to the terminal, and to log.txt of the run folder where there is one; quiet on other ranks."""
+    root = logging.getLogger("handmim")
+    root.setLevel(logging.INFO if folder is not None else logging.WARNING)
+    for handler in list(root.handlers):
+        root.removeHandler(handler)
+        handler.close()
+    if folder is not None:
+        terminal: logging.Handler
+        if sys.stderr.isatty():
+            terminal = RichHandler(show_path=False, log_time_format="%H:%M:%S")
+        else:
+            terminal = logging.StreamHandler()
+            terminal.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        root.addHandler(terminal)
+        file = logging.FileHandler(folder / "log.txt")
+        file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+        root.addHandler(file)
+    root.propagate = False
+    for chatty in ("lightning", "lightning.fabric", "lightning.pytorch", "lightning.fabric.utilities"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+@dataclass
+class Run:
+    """What every entry point needs: devices, folder, seed, log."""
+
+    name: str
+    dir: Path
+    seed: int
+    config: dict[str, Any]
+    fabric: Fabric
+    log: logging.Logger
+
+    @classmethod
+    def start(
+        cls,
+        name: str,
+        run_dir: str | Path,
+        seed: int,
+        config: Any,
+        *,
+        accelerator: str = "auto",
+        devices: int | str = 1,
+        num_nodes: int = 1,
+        strategy: str = "auto",
+        precision: str = "32-true",
+        num_threads: int | None = None,
+        resume: str = "never",
+        overwrite: bool = False,
+    ) -> "Run":
+        """Launch processes, make the folder, record what is being run.
+
+        Args:
+            name: of the run.
+            run_dir: its folder.
+            seed: of everything random; any integer, 0 included.
+            config: resolved plain containers, written to config.yaml.
+            accelerator, devices, num_nodes, strategy, precision: as Lightning Fabric takes them.
+            num_threads: torch threads of this process; None keeps torch's choice.
+            resume: "never", "auto" or a checkpoint; "never" refuses a folder that holds a run.
+            overwrite: remove an earlier run of that folder first.
+        """
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
+        folder = Path(run_dir).absolute()
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=strategy,
+            precision=precision,  # type: ignore[arg-type]
+        )
+        fabric.launch()
+        if fabric.is_global_zero:
+            prepare_folder(folder, resume, overwrite)
+        fabric.barrier()
+        start_log(folder if fabric.is_global_zero else None)
+        run = cls(name, folder, seed, config, fabric, logging.getLogger("handmim.run"))
+        seed_everything(seed)
+        if run.is_main:
+            write_atomic(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+            run.write_json("run.json", run.facts())
+            run.log.info(
+                "run %s: %s x %d, %s, %d torch threads, seed %d, folder %s",
+                name, run.device.type, run.world_size, precision, torch.get_num_threads(), seed, folder,
+            )  # fmt: skip
+        return run
+
+    def facts(self) -> dict[str, Any]:
+        """Where, when and with what this run was started."""
+        device = torch.cuda.get_device_name(0) if self.device.type == "cuda" else platform.machine()
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            **git_state(Path(__file__).parent),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": sys.argv,
+            "host": socket.gethostname(),
+            "cores": os.cpu_count(),
+            "device": device,
+            "world_size": self.world_size,
+            "torch_threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "timm": timm.__version__,
+            "handmim": handmim.__version__,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Device of this process."""
+        return self.fabric.device
+
+    @property
+    def rank(self) -> int:
+        """Rank of this process among all."""
+        return self.fabric.global_rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return self.fabric.world_size
+
+    @property
+    def is_main(self) -> bool:
+        """True in the one process that writes."""
+        return self.fabric.is_global_zero
+
+    def write_json(self, name: str, obj: Any) -> Path:
+        """Write a JSON file of the run folder whole or not at all."""
+        path = self.dir / name
+        write_atomic(path, json.dumps(obj, indent=2) + "\n")
+        return path

@@ -1,0 +1,208 @@
+import math
+
+import pytest
+import torch
+
+from handmim.contracts import PixelTargets, PretrainBatch, PretrainOutputs, StepInfo
+from handmim.geometry.crop import compose, invert, similarity, transform_points
+from handmim.losses import class_recon, keypoint_align, patch_distill, pixel_recon, view_affine
+from handmim.losses.total import LossSum, Weighted
+
+
+def maps(num: int, seed: int = 0) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    u = torch.rand(num, 2, 4, generator=g) * 2 - 1
+    return similarity(0.8 + 0.2 * u[..., 0], u[..., 1], 0.2 * u[..., 2:])
+
+
+def points_seen(source_from_view: torch.Tensor, seed: int = 1) -> torch.Tensor:
+    """One point set per sample, as each of its views sees it."""
+    g = torch.Generator().manual_seed(seed)
+    in_source = torch.rand(len(source_from_view), 1, 6, 2, generator=g) - 0.5
+    return transform_points(invert(source_from_view), in_source.expand(-1, 2, -1, -1))
+
+
+def test_masked_patch_ce_matches_hand_value():
+    # Uniform student over P=4 gives ln 4 per masked patch whatever the target. View 0 has 1 masked patch, view 1
+    # has 3: per-view means are ln 4 each, and a third view without a mask counts 0: 2/3 ln 4.
+    weight = torch.tensor([1.0, 1 / 3, 1 / 3, 1 / 3])
+    loss = patch_distill.masked_patch_ce(torch.zeros(4, 4), torch.eye(4), weight, 3, temp=0.1)
+    assert loss.item() == pytest.approx(2 / 3 * math.log(4), rel=1e-6)
+
+
+def test_masked_patch_ce_uses_the_temperature():
+    # logits (1, 0) at temperature 1/2: -log softmax(2, 0)[0] = ln(1 + e^-2)
+    loss = patch_distill.masked_patch_ce(
+        torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]]), torch.ones(1), 1, temp=0.5
+    )
+    assert loss.item() == pytest.approx(math.log(1 + math.exp(-2)), rel=1e-6)
+
+
+def test_nothing_masked_costs_nothing_and_keeps_the_graph():
+    logits = torch.zeros(0, 4, requires_grad=True)
+    loss = patch_distill.masked_patch_ce(logits, torch.zeros(0, 4), torch.zeros(0), 2, temp=0.1)
+    loss.backward()
+    assert loss.item() == 0.0
+
+
+def test_normalised_patches_have_mean_0_and_variance_1_and_flat_ones_stay_flat():
+    patches = torch.stack([torch.tensor([0.0, 1.0, 0.0, 1.0]), torch.tensor([0.5, 0.5, 0.5, 0.501])])
+    out = pixel_recon.normalise_patches(patches)
+    torch.testing.assert_close(out[0], torch.tensor([-1.0, 1.0, -1.0, 1.0]))
+    assert out[1].abs().max() < 0.1  # without the floor the noise would reach 1.7
+
+
+def test_pixel_mse_matches_hand_value():
+    # errors 1 and 3 per value: squares 1 and 9; weights 1 and 1/2 over 2 views: (1 + 4.5) / 2
+    pred = torch.tensor([[1.0, 1.0], [3.0, 3.0]])
+    batch = PretrainBatch(torch.zeros(1, 2, 3, 8, 8), maps(1), torch.zeros(1, 2, 4, dtype=torch.bool))
+    out = PretrainOutputs(
+        pixels=PixelTargets(pred, torch.zeros(2, 2), torch.tensor([1.0, 0.5]), num_views=2)
+    )
+    loss = pixel_recon.Term(per_patch_norm=False)(out, batch)
+    assert loss.item() == pytest.approx(2.75)
+
+
+@pytest.mark.parametrize("frame", ["view", "source"])
+def test_true_points_of_two_views_cost_nothing(frame: str):
+    source_from_view = maps(8)
+    points = points_seen(source_from_view)
+    loss = keypoint_align.aligned_regression(
+        points, points, source_from_view, frame=frame, beta_ndc=0.05
+    )
+    assert loss.item() < 1e-5
+
+
+@pytest.mark.parametrize("frame", ["view", "source"])
+def test_constant_points_are_punished_and_shrinking_does_not_help(frame: str):
+    source_from_view = maps(8)
+    constant = torch.tensor([[-0.5, 0.0], [0.5, 0.1], [0.0, 0.6]]).expand(8, 2, 3, 2)
+    cost = keypoint_align.aligned_regression(
+        constant, constant, source_from_view, frame=frame, beta_ndc=0.05
+    )
+    half = keypoint_align.aligned_regression(
+        constant / 2, constant / 2, source_from_view, frame=frame, beta_ndc=0.025
+    )
+    assert cost > 0.1
+    assert half > 0.6 * cost  # division by the spread: half the cloud is not half the cost
+
+
+def test_regression_matches_hand_value():
+    # Identity maps; points of view a at distance d=(0.3, 0) from view b. Smooth L1 with beta 0.1: (0.3 - 0.05) on x,
+    # 0 on y: mean 0.125. Spread of the target: points (0,0),(1,0),(0,1): std per axis sqrt(2)/3.
+    eye = torch.eye(2, 3).expand(1, 2, 2, 3)
+    base = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    points = torch.stack([base + torch.tensor([0.3, 0.0]), base])[None]
+    loss = keypoint_align.aligned_regression(points, points, eye, frame="view", beta_ndc=0.1)
+    assert loss.item() == pytest.approx(0.125 / (math.sqrt(2) / 3), rel=1e-5)
+
+
+def test_carried_points_outside_the_view_are_left_out():
+    eye = torch.eye(2, 3).expand(1, 2, 2, 3)
+    points = torch.zeros(1, 2, 3, 2)
+    points[:, 1, 0] = 1.6
+    loss = keypoint_align.aligned_regression(points[:, :1].expand(1, 2, 3, 2), points, eye, frame="view",
+                                             beta_ndc=0.05)  # fmt: skip
+    assert loss.item() == 0.0
+
+
+def test_contrast_prefers_matching_samples():
+    source_from_view = maps(16)
+    points = points_seen(source_from_view)
+    right = keypoint_align.aligned_nce(points, points, source_from_view, temp=0.1)
+    wrong = keypoint_align.aligned_nce(points, points.roll(1, 0), source_from_view.clone(), temp=0.1)
+    assert right < 0.2 < math.log(16) < wrong
+
+
+def test_contrast_is_log_batch_when_all_samples_look_alike():
+    # One template for everybody: the mean-free shapes vanish, nothing can be told apart.
+    eye = torch.eye(2, 3).expand(4, 2, 2, 3)
+    points = torch.rand(1, 1, 6, 2).expand(4, 2, 6, 2)
+    loss = keypoint_align.aligned_nce(points, points, eye, temp=0.1)
+    assert loss.item() == pytest.approx(math.log(4), rel=1e-3)
+
+
+def test_spread_and_repulsion_match_hand_values():
+    bunched = torch.zeros(2, 3, 2)
+    assert keypoint_align.spread_hinge(bunched, 0.25).item() == pytest.approx(0.25**2, rel=1e-2)
+    assert keypoint_align.repulsion(bunched, 0.08).item() == pytest.approx(0.08**2, rel=1e-3)
+    apart = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
+    assert keypoint_align.spread_hinge(apart, 0.25).item() == 0.0
+    assert keypoint_align.repulsion(apart, 0.08).item() == 0.0
+
+
+def test_canonical_shapes_forget_similarity_and_keep_articulation():
+    g = torch.Generator().manual_seed(0)
+    base = torch.rand(6, 2, generator=g)
+    turned = transform_points(maps(32)[:, 0], base.expand(32, 6, 2))
+    q = keypoint_align.canonical_shapes(turned)
+    assert q.std(dim=0).max() < 1e-3
+    bent = turned + 0.2 * torch.randn(32, 6, 2, generator=g)
+    assert keypoint_align.canonical_shapes(bent).std(dim=0).mean() > 0.1
+
+
+def test_rigid_template_is_punished_and_articulated_points_are_not():
+    g = torch.Generator().manual_seed(0)
+    base = torch.rand(6, 2, generator=g)
+    rigid = transform_points(maps(64)[:, 0], base.expand(64, 6, 2))
+    free = torch.rand(64, 6, 2, generator=g)
+    cost = lambda p: keypoint_align.articulation_variance(p, 0.15, 0.0).item()  # noqa: E731
+    assert cost(rigid) > 0.02
+    assert cost(free) < 0.1 * cost(rigid)
+
+
+def test_gradients_are_finite_for_collapsed_points():
+    points = torch.zeros(4, 2, 6, 2, requires_grad=True)
+    batch = PretrainBatch(torch.zeros(4, 2, 3, 8, 8), maps(4), torch.zeros(4, 2, 1, dtype=torch.bool))
+    out = PretrainOutputs(keypoints_ndc=points, target_keypoints_ndc=points)
+    keypoint_align.Term()(out, batch).backward()
+    assert points.grad.isfinite().all()
+
+
+def test_relative_affine_maps_points_between_views():
+    source_from_view = maps(5)
+    points = points_seen(source_from_view)
+    a_from_b = view_affine.relative_affine(source_from_view)[:, 0]
+    torch.testing.assert_close(transform_points(a_from_b, points[:, 1]), points[:, 0], atol=1e-5, rtol=0)
+    b_from_a = view_affine.relative_affine(source_from_view)[:, 1]
+    torch.testing.assert_close(compose(a_from_b, b_from_a), torch.eye(2, 3).expand(5, 2, 3), atol=1e-5, rtol=0)
+
+
+def test_view_affine_matches_hand_value():
+    # Identity maps predicted off by 0.3 in one of six numbers: smooth L1 (beta .1) 0.25 / 6
+    eye = torch.eye(2, 3).expand(1, 2, 2, 3)
+    pred = eye.clone()
+    pred[..., 0, 2] += 0.3
+    batch = PretrainBatch(torch.zeros(1, 2, 3, 8, 8), eye, torch.zeros(1, 2, 1, dtype=torch.bool))
+    loss = view_affine.Term(beta=0.1)(PretrainOutputs(pred_affine=pred), batch)
+    assert loss.item() == pytest.approx(0.25 / 6, rel=1e-5)
+
+
+def test_thumbnails_ignore_brightness_and_the_loss_wants_edges():
+    g = torch.Generator().manual_seed(0)
+    views = torch.rand(1, 1, 3, 16, 16, generator=g)
+    a = class_recon.grey_thumbnails(views, 8)
+    b = class_recon.grey_thumbnails(0.5 * views + 0.2, 8)
+    torch.testing.assert_close(a, b, atol=0.1, rtol=0)
+    assert a.mean().abs() < 1e-5
+    assert class_recon.thumbnail_loss(a, a, 0.3, 0.1).item() == 0.0
+    # A constant offset of 1 has no edge error: smooth L1 (beta .3) = 1 - .15
+    assert class_recon.thumbnail_loss(a + 1, a, 0.3, 0.1).item() == pytest.approx(0.85, rel=1e-4)
+
+
+class Fixed(torch.nn.Module):
+    def __init__(self, value: float):
+        super().__init__()
+        self.value = value
+
+    def forward(self, out, batch):
+        return torch.tensor(self.value)
+
+
+def test_loss_sum_weighs_names_and_skips_zero():
+    total = LossSum({"a": Weighted(Fixed(2.0), 0.5), "b": Weighted(Fixed(3.0), 0.0)})
+    value, scalars = total(None, None, StepInfo(0, 10))
+    assert value.item() == 1.0
+    assert {k: v.item() for k, v in scalars.items()} == {"loss/a": 2.0}
+    with pytest.raises(ValueError, match="no loss term"):
+        LossSum({})

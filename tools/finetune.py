@@ -1,0 +1,48 @@
+"""Fine-tune a MANO regression on labelled hand crops.
+
+python tools/finetune.py init_from=runs/pretrain/backbone.safetensors data=synthetic
+python tools/finetune.py experiment=quickstart_finetune init_from=null     # from scratch, on a CPU
+"""
+
+from pathlib import Path
+
+import hydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from handmim.data.loader import collate_hands, label_subset
+from handmim.engine.loop import Trainer
+from handmim.tasks.evaluate import EvalHook
+from handmim.tasks.finetune import mean_hand
+from handmim.utils.run import Run
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="finetune")
+def main(cfg: DictConfig) -> None:
+    """Assemble, start at the mean hand of the labels, train."""
+    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    run_dir = Path(cfg.paths.run_root) / cfg.name
+    flags = {"resume": cfg.resume, "overwrite": cfg.overwrite}
+    run = Run.start(cfg.name, run_dir, cfg.seed, config, **cfg.machine, **flags)
+
+    train = label_subset(instantiate(cfg.data.train), cfg.num_labels, cfg.seed)
+    val = instantiate(cfg.data.val)
+    augment = instantiate(cfg.augment)
+    task = instantiate(cfg.task)
+    recipe = instantiate(cfg.optim)
+    if cfg.init_from is not None:
+        task.backbone.load_exported(cfg.init_from)
+    task.head.set_mean_hand(*mean_hand(train, augment, task.head.scale0_per_m))
+    hand = {"hand": task.head.hand.name, "hand_sha256": task.head.hand.sha256}
+
+    trainer = Trainer(**cfg.trainer)
+    hooks = [EvalHook(val, augment, cfg.eval_every)]
+    result = trainer.fit(
+        run, task, train, collate_hands, augment, recipe, hooks=hooks, resume=cfg.resume, meta=hand
+    )
+    if run.is_main and not result.interrupted:
+        run.log.info("score it: python tools/eval.py checkpoint=%s", run.dir / "last.pt")
+
+
+if __name__ == "__main__":
+    main()

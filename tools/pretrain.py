@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from handmim.data.loader import collate_crops
 from handmim.engine.loop import Trainer
-from handmim.tasks.probing import ProbeHook
 from handmim.utils.run import Run
 
 
@@ -29,8 +28,7 @@ def main(cfg: DictConfig) -> None:
     make_views = instantiate(cfg.views)
     task = instantiate(cfg.task)
     recipe = instantiate(cfg.optim)
-    hooks = [instantiate(cfg.probe, _convert_="all")] if "_target_" in cfg.probe else []
-    assert all(isinstance(hook, ProbeHook) for hook in hooks)
+    hooks = [instantiate(cfg.probe.hook)] if cfg.probe.hook is not None else []
 
     trainer = Trainer(**cfg.trainer)
     result = trainer.fit(

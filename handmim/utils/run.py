@@ -24,6 +24,7 @@ import handmim
 from handmim.utils.seed import seed_everything
 
 RESUME_WORDS = ("never", "auto")
+RESULTS = ("last.pt", "scalars.jsonl", "metrics.json")
 
 
 def git_state(folder: Path) -> dict[str, Any]:
@@ -56,7 +57,8 @@ def prepare_folder(folder: Path, resume: str, overwrite: bool) -> None:
     """
     if resume not in RESUME_WORDS and not Path(resume).is_file():
         raise ValueError(f"resume must be never, auto or a checkpoint file, got {resume!r} (resume=)")
-    if (folder / "run.json").is_file():
+    # A start that failed before its first result is nothing to protect.
+    if any((folder / name).is_file() for name in RESULTS):
         if overwrite and resume == "never":
             shutil.rmtree(folder)
         elif resume == "never":

@@ -1,0 +1,130 @@
+"""Unlabeled crops from any tree of pictures: no labels, no metadata, no class folders."""
+
+import logging
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from handmim.contracts import CropSample
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+FITS = ("contain", "cover")
+SHOWN = 10  # unreadable files named in one log line
+
+
+def list_pictures(root: Path) -> list[str]:
+    """Paths of all pictures below `root`, relative and sorted; hidden files are left out, links followed once.
+
+    Raises: ValueError when there is no folder or no picture.
+    """
+    if not root.is_dir():
+        raise ValueError(f"no folder {root} (data.root=DIR)")
+
+    def walk(folder: str, seen: frozenset[str]) -> Iterator[str]:
+        real = os.path.realpath(folder)
+        if real in seen:
+            return
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    yield from walk(entry.path, seen | {real})
+                elif entry.name.lower().endswith(SUFFIXES):
+                    yield os.path.relpath(entry.path, root)
+
+    names = sorted(walk(str(root), frozenset()))
+    if not names:
+        raise ValueError(f"no {'/'.join(s[1:] for s in SUFFIXES)} picture below {root} (data.root=DIR)")
+    return names
+
+
+def read_rgb(path: Path) -> NDArray[np.uint8] | None:
+    """[H, W, 3] RGB uint8 with EXIF rotation applied, whatever the file holds; None when unreadable."""
+    try:
+        raw = np.fromfile(path, dtype=np.uint8)
+    except OSError:
+        return None
+    if not len(raw):
+        return None
+    try:
+        image = cv2.imdecode(raw, cv2.IMREAD_COLOR)
+    except cv2.error:
+        return None
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def square(image: NDArray[np.uint8], side: int, fit: str) -> NDArray[np.uint8]:
+    """A picture as [side, side, 3].
+
+    Args:
+        image: [H, W, 3].
+        side: wanted size in pixels.
+        fit: "contain" keeps everything and continues the short sides by reflection; "cover" cuts the long ones.
+    """
+    height, width = image.shape[:2]
+    scale = side / (max(height, width) if fit == "contain" else min(height, width))
+    new = max(1, round(width * scale)), max(1, round(height * scale))
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    image = cv2.resize(image, new, interpolation=how) if (width, height) != new else image
+    height, width = image.shape[:2]
+    if fit == "cover":
+        top, left = (height - side) // 2, (width - side) // 2
+        return np.ascontiguousarray(image[top : top + side, left : left + side])
+    down, right = side - height, side - width
+    if not down and not right:
+        return image
+    pads = down // 2, down - down // 2, right // 2, right - right // 2
+    return cv2.copyMakeBorder(image, *pads, cv2.BORDER_REFLECT)
+
+
+class CropFolder(Dataset[CropSample]):
+    """Every readable jpg, png and webp below a folder, as square crops.
+
+    Args:
+        root: folder; read recursively.
+        image_px: side of the crops.
+        fit: "contain" (nothing is lost, borders are reflected) or "cover" (centre square).
+        verify: decode every file once at the start, so that unreadable ones are known, named and left out.
+    Raises: ValueError when nothing readable is found.
+    """
+
+    def __init__(
+        self, root: str | Path, *, image_px: int = 256, fit: str = "contain", verify: bool = True
+    ) -> None:
+        if fit not in FITS:
+            raise ValueError(f"fit must be one of {FITS}, got {fit!r} (data.train.fit)")
+        self.root, self.image_px, self.fit = Path(root), image_px, fit
+        found = list_pictures(self.root)
+        self.unreadable = self._find_unreadable(found) if verify else []
+        bad = set(self.unreadable)
+        self.names = [name for name in found if name not in bad]
+        if bad:
+            shown = ", ".join(self.unreadable[:SHOWN]) + (", ..." if len(bad) > SHOWN else "")
+            log.warning("skipped %d unreadable of %d pictures: %s", len(bad), len(found), shown)
+        if not self.names:
+            raise ValueError(f"none of the {len(found)} pictures below {root} can be read (data.root)")
+        log.info("%d unlabeled pictures below %s", len(self.names), root)
+
+    def _find_unreadable(self, names: list[str]) -> list[str]:
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            readable = pool.map(lambda name: read_rgb(self.root / name) is not None, names)
+        return [name for name, ok in zip(names, readable, strict=True) if not ok]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> CropSample:
+        name = self.names[index]
+        image = read_rgb(self.root / name)
+        if image is None:
+            raise ValueError(f"{self.root / name} cannot be read (any more); data.train.verify=true finds such files")
+        return CropSample(image=square(image, self.image_px, self.fit), sample_id=name)

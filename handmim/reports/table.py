@@ -26,7 +26,7 @@ def metrics_table(
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for _, heading in columns:
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, figures in rows.items():
         cells = []
         for key, _ in columns:
@@ -37,6 +37,13 @@ def metrics_table(
     return table
 
 
-def print_metrics(rows: Mapping[str, Mapping[str, float]], title: str | None = None) -> None:
-    """Print `metrics_table` on the terminal; joints and vertices are aligned separately in PA figures."""
-    Console().print(metrics_table(rows, title=title))
+def print_metrics(
+    rows: Mapping[str, Mapping[str, float]],
+    columns: Sequence[tuple[str, str]] = COLUMNS,
+    title: str | None = None,
+) -> None:
+    """Print `metrics_table`; joints and vertices are aligned separately in PA figures."""
+    console = Console()
+    # A pipe is not a narrow terminal: figures must not be cut to "PA-MP...".
+    width = None if console.is_terminal else 120
+    Console(width=width).print(metrics_table(rows, columns, title))

@@ -1,0 +1,99 @@
+"""The quickstart's page: result, curves, predictions, pseudo-keypoints."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from handmim.reports.html import curves, figure, page, read_scalars, series, table
+from handmim.utils.run import write_atomic
+
+COLUMNS = (
+    ("mpjpe_mm", "MPJPE mm"),
+    ("pa_mpjpe_mm", "PA-MPJPE mm"),
+    ("pa_mpvpe_mm", "PA-MPVPE mm"),
+    ("pa_f5", "F@5"),
+    ("pa_f15", "F@15"),
+    ("seconds", "seconds"),
+)
+LABELS = {
+    "mean_hand": "mean hand",
+    "scratch": "from scratch",
+    "handmim": "HandMIM-pretrained",
+}
+LIMIT = (
+    "Both models saw the same labels for the same number of fine-tuning steps. What this shows is a head start at"
+    " equal fine-tuning steps, not at equal total compute: at this size, the seconds of pretraining spent on longer"
+    " supervised training would help more. Pictures are rendered from a stand-in hand: no figure here compares with"
+    " FreiHAND or HO-3D results."
+)
+
+
+def latest(folder: Path, name: str) -> Path:
+    """The last picture of that name which a run drew."""
+    found = sorted((folder / "pictures").glob(f"step_*_{name}.png"))
+    return found[-1] if found else folder / "pictures" / f"{name}.png"
+
+
+def write_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write report.html, with everything inside it.
+
+    Args:
+        folder: of the quickstart; its stages are pretrain, scratch, handmim, eval_<row>.
+        rows: one mapping per predictor with `name`, the keys of COLUMNS, `seed` and `total_seconds`.
+    Returns: the page's path.
+    """
+    cells = []
+    for row in rows:
+        texts = [LABELS[row["name"]]]
+        for key, _ in COLUMNS:
+            digits = 2 if key.endswith("_mm") else 0 if key == "seconds" else 3
+            texts.append(f"{row[key]:.{digits}f}")
+        cells.append(texts)
+    best = min(range(len(rows)), key=lambda i: rows[i]["mpjpe_mm"])
+    pre = read_scalars(folder / "pretrain" / "scalars.jsonl")
+    tuned = {
+        LABELS[name]: read_scalars(folder / name / "scalars.jsonl") for name in ("scratch", "handmim")
+    }
+
+    def both(key: str) -> dict[str, list[tuple[float, float]]]:
+        return {label: series(scalars, key) for label, scalars in tuned.items()}
+
+    losses = sorted({key for row in pre for key in row if key.startswith("loss/")})
+    body = [
+        table(["", *(heading for _, heading in COLUMNS)], cells, best),
+        f"<p>Seed {rows[0]['seed']}, {rows[0]['total_seconds']:.0f} s in all. MPJPE is relative to the middle"
+        " knuckle; PA figures are after similarity alignment, joints and vertices separately.</p>",
+        f'<p class="note">{LIMIT}</p>',
+        "<h2>Fine-tuning</h2>",
+        curves(
+            {
+                "validation MPJPE, mm": both("val/mpjpe_mm"),
+                "validation PA-MPJPE, mm": both("val/pa_mpjpe_mm"),
+                "training loss": both("loss"),
+            }
+        ),
+        "<h2>Predictions</h2>",
+        figure(folder / "eval_handmim" / "predictions.png", "HandMIM-pretrained, held-out pictures"),
+        figure(folder / "eval_scratch" / "predictions.png", "From scratch, the same pictures"),
+        "<h2>Pretraining</h2>",
+        curves(
+            {
+                **{key.removeprefix("loss/"): {key: series(pre, key)} for key in losses},
+                "probe: 2D error, % of the crop": {"probe": series(pre, "probe/err2d_percent")},
+                "probe: MPJPE, mm": {"probe": series(pre, "probe/mpjpe_mm")},
+                "points: spread, ndc": {"spread": series(pre, "keypoints/spread_ndc")},
+                "points: disagreement, ndc": {"gap": series(pre, "keypoints/disagreement_ndc")},
+                "entropy of mean target / log P": {"entropy": series(pre, "targets/entropy_of_mean")},
+            }
+        ),
+        figure(
+            latest(folder / "pretrain", "keypoints"),
+            "Pseudo-keypoints: each row shows two samples; points of view a, points of view b, and points of a"
+            " carried to b by the known map. Equal colours should meet.",
+        ),
+        figure(latest(folder / "pretrain", "views"), "Views, what the student saw, reconstruction"),
+        figure(latest(folder / "pretrain", "thumbnails"), "What the class token redraws"),
+    ]
+    path = folder / "report.html"
+    write_atomic(path, page("handmim quickstart", body))
+    return path

@@ -1,0 +1,52 @@
+import ast
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).parent.parent
+RANK = {
+    "contracts": 0, "geometry": 0, "utils": 0, "hand": 1, "engine": 1, "render": 2, "models": 2,
+    "losses": 2, "metrics": 2, "data": 2.5, "benchmarks": 3, "tasks": 3, "reports": 4,
+}  # fmt: skip
+# data may use render: same floor, one direction
+FILES = sorted((REPO / "handmim").rglob("*.py"))
+
+
+def imported_modules(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module != "handmim", f"{path}: bare `from handmim import`"
+            found.append(node.module or "")
+        elif isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(REPO)))
+def test_imports_point_downwards(path: Path):
+    here = path.relative_to(REPO / "handmim").with_suffix("").parts[0]
+    for module in imported_modules(path):
+        parts = module.split(".")
+        if parts[0] == "handmim" and len(parts) > 1:
+            there = parts[1]
+            assert there == here or RANK[there] < RANK[here], f"{path} may not import {module}"
+        assert parts[0] != "tools", f"{path} imports an entry point"
+
+
+def test_engine_and_geometry_know_no_hands():
+    for folder in ("engine", "geometry", "utils"):
+        for path in (REPO / "handmim" / folder).glob("*.py"):
+            assert not any(m.startswith("handmim.hand") for m in imported_modules(path)), path
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "tools").glob("*.py")), ids=lambda p: p.name)
+def test_entry_points_stay_tables_of_contents(path: Path):
+    assert len(path.read_text().splitlines()) <= 90
+
+
+def test_losses_do_not_see_models_and_data_does_not_either():
+    for folder in ("losses", "data"):
+        for path in (REPO / "handmim" / folder).glob("*.py"):
+            assert not any(m.startswith("handmim.models") for m in imported_modules(path)), path

@@ -1,0 +1,66 @@
+"""The whole chain on the embedded default: render, pretrain, fine-tune twice, score, compare, report.
+
+python tools/quickstart.py [--seed 0] [--name quickstart] [key=value overrides for pretraining and fine-tuning]
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from handmim.reports.quickstart import COLUMNS, LABELS, LIMIT, write_report
+from handmim.reports.table import print_metrics
+from handmim.utils.run import write_atomic
+
+TOOLS = Path(__file__).parent
+
+
+def stage(script: str, *overrides: str) -> float:
+    """Run one of the tools as a user would; returns its seconds."""
+    command = [sys.executable, str(TOOLS / script), *overrides, "overwrite=true"]
+    print(f"\n$ python tools/{script} {' '.join(command[2:])}", flush=True)
+    began = time.perf_counter()
+    subprocess.run(command, check=True)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    """Every step is one of the documented commands."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", default="quickstart", help="folder below runs/")
+    parser.add_argument("overrides", nargs="*", help="for example data.num_train=4000")
+    args = parser.parse_args()
+    name, common = args.name, [f"seed={args.seed}", *args.overrides]
+    began = time.perf_counter()
+    seconds = {}
+    pretrain = stage("pretrain.py", "experiment=quickstart_pretrain", f"name={name}/pretrain", *common)
+    recipe = ["experiment=quickstart_finetune", *common]
+    seconds["scratch"] = stage("finetune.py", *recipe, f"name={name}/scratch")
+    init = f"init_from=runs/{name}/pretrain/backbone.safetensors"
+    seconds["handmim"] = pretrain + stage("finetune.py", *recipe, f"name={name}/handmim", init)
+    rows = []
+    for row, source, predictor in (
+        ("mean_hand", "scratch", "mean_hand"),
+        ("scratch", "scratch", "model"),
+        ("handmim", "handmim", "model"),
+    ):
+        checkpoint = f"checkpoint=runs/{name}/{source}/last.pt"
+        out = f"name={name}/eval_{row}"
+        data = [o for o in args.overrides if o.startswith(("data", "paths.", "hand"))]
+        stage("eval.py", checkpoint, out, f"predictor={predictor}", "machine.num_threads=1", *data)
+        figures = json.loads(Path(f"runs/{name}/eval_{row}/metrics.json").read_text())
+        rows.append({"name": row, "seconds": seconds.get(row, 0.0), **figures})
+    total = time.perf_counter() - began
+    rows = [{**row, "seed": args.seed, "total_seconds": total} for row in rows]
+    write_atomic(Path(f"runs/{name}/summary.json"), json.dumps(rows, indent=2) + "\n")
+    report = write_report(Path(f"runs/{name}"), rows)
+    title = f"Quickstart, seed {args.seed}, {total:.0f} s in all"
+    print_metrics({LABELS[r["name"]]: r for r in rows}, COLUMNS, title)
+    print(f"{LIMIT}\n\nreport: {report}")
+
+
+if __name__ == "__main__":
+    main()

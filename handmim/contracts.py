@@ -1,15 +1,21 @@
-"""What the parts hand to each other: samples, batches, outputs and the Task protocol. No maths lives here.
+"""What the parts hand to each other: samples, batches, outputs and the Task protocol. No maths
+lives here.
 
-Letters used everywhere: B batch, G views, N patches, D width, P prototypes, K pseudo-keypoints, J=21 joints,
+Letters used everywhere: B batch, G views, N patches, D width, P prototypes, K pseudo-keypoints,
+    J=21 joints,
 V=778 vertices, T refinement steps, h w token grid, H W pixels, M masked patches in the whole batch.
 
-Frames: `cam` OpenCV camera (x right, y down, z forward), `root` camera axes with the root joint at the
-origin, `crop` pixels of the square crop, `ndc` the crop as [-1, 1]^2 (left edge -1, right edge +1, so pixel
-centres are those of `align_corners=False`), `source` the ndc of the stored crop that views are cut from.
+Frames: `cam` OpenCV camera (x right, y down, z forward), `root` camera axes with the root joint at
+    the
+origin, `crop` pixels of the square crop, `ndc` the crop as [-1, 1]^2 (left edge -1, right edge +1,
+so pixel
+centres are those of `align_corners=False`), `source` the ndc of the stored crop that views are cut
+from.
 Pixel coordinates put the image on [0, W] x [0, H]: the centre of the first pixel is (0.5, 0.5).
 Metres and radians inside; millimetres only in results.
 
-Batches are NamedTuples: immutable, and collate, pinning, device moves and precision plugins all walk them.
+Batches are NamedTuples: immutable, and collate, pinning, device moves and precision plugins all
+    walk them.
 """
 
 from dataclasses import dataclass
@@ -37,7 +43,9 @@ class HandSample:
 
     image: NDArray[np.uint8]  # [S, S, 3] RGB
     sample_id: str
-    K_crop_px: NDArray[np.float32]  # [3, 3] intrinsics of this crop; has_K says whether they are known
+    K_crop_px: NDArray[
+        np.float32
+    ]  # [3, 3] intrinsics of this crop; has_K says whether they are known
     has_K: bool
     kp2d_crop_px: NDArray[np.float32]  # [21, 2]
     kp2d_valid: NDArray[np.bool_]  # [21]
@@ -45,7 +53,9 @@ class HandSample:
     joints_valid: NDArray[np.bool_]  # [21]
     verts_cam_m: NDArray[np.float32]  # [V, 3]
     has_verts: bool
-    rotmats: NDArray[np.float32]  # [16, 3, 3] R_cam_from_mano first, then 15 absolute finger rotations
+    rotmats: NDArray[
+        np.float32
+    ]  # [16, 3, 3] R_cam_from_mano first, then 15 absolute finger rotations
     betas: NDArray[np.float32]  # [10]
     has_mano: bool
 
@@ -65,7 +75,8 @@ class PretrainBatch(NamedTuple):
 
 
 class HandBatch(NamedTuple):
-    """Labelled crops: uint8 source crops from the loader, or augmented model input in [0, 1] after `prepare`."""
+    """Labelled crops: uint8 source crops from the loader, or augmented model input in [0, 1] after
+    `prepare`."""
 
     image: Tensor  # [B, 3, S, S] uint8, later [B, 3, H, W] in [0, 1]
     K_crop_px: Tensor  # [B, 3, 3]
@@ -113,8 +124,12 @@ class PretrainOutputs(NamedTuple):
     patches: PatchTargets | None = None
     pixels: PixelTargets | None = None
     keypoints_ndc: Tensor | None = None  # [B, G, K, 2] student, in each view's ndc
-    target_keypoints_ndc: Tensor | None = None  # [B, G, K, 2] the side that is matched (EMA teacher or student)
-    pred_affine: Tensor | None = None  # [B, G, 2, 3] predicted map of the next view's ndc -> this view's ndc
+    target_keypoints_ndc: Tensor | None = (
+        None  # [B, G, K, 2] the side that is matched (EMA teacher or student)
+    )
+    pred_affine: Tensor | None = (
+        None  # [B, G, 2, 3] predicted map of the next view's ndc -> this view's ndc
+    )
     thumbnail: Tensor | None = None  # [B, G, t, t] small grey picture redrawn from the class token
 
 
@@ -152,7 +167,8 @@ class StepResult(NamedTuple):
 
 @runtime_checkable
 class Task(Protocol):
-    """What the loop needs to know of a method; tasks are nn.Modules whose forward is one training step."""
+    """What the loop needs to know of a method; tasks are nn.Modules whose forward is one training
+    step."""
 
     def __call__(self, batch: Any, info: StepInfo) -> StepResult:
         """Losses of one batch."""

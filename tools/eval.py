@@ -1,7 +1,8 @@
 """Score a fine-tuned checkpoint in PA-MPJPE, PA-MPVPE, MPJPE, F-scores and AUC.
 
 python tools/eval.py checkpoint=runs/finetune/last.pt data=synthetic
-python tools/eval.py checkpoint=runs/finetune/last.pt predictor=mean_hand      # the baseline to beat
+python tools/eval.py checkpoint=runs/finetune/last.pt predictor=mean_hand      # the baseline to
+beat
 """
 
 from pathlib import Path
@@ -35,7 +36,9 @@ def main(cfg: DictConfig) -> None:
     dataset = instantiate(cfg.data.val)
     hand, ours = task.head.hand, saved["meta"]["hand_sha256"]
     if hand.sha256 != ours:
-        raise ValueError(f"{cfg.checkpoint} was trained on another hand model than {trained.hand_path}")
+        raise ValueError(
+            f"{cfg.checkpoint} was trained on another hand model than {trained.hand_path}"
+        )
     task.load_state_dict(saved["task"])
     task.to(run.device)
 

@@ -1,7 +1,8 @@
 """Pretrain a backbone on unlabeled hand crops.
 
 python tools/pretrain.py data=folder data.root=DIR                  # your crops, ViT-B/16
-python tools/pretrain.py experiment=quickstart_pretrain             # synthetic hands, a CPU, minutes
+python tools/pretrain.py experiment=quickstart_pretrain             # synthetic hands, a CPU,
+minutes
 python tools/pretrain.py 'loss=[patch_distill,keypoint_align]' ...  # an ablation is one override
 """
 

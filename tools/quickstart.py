@@ -1,6 +1,8 @@
-"""The whole chain on the embedded default: render, pretrain, fine-tune twice, score, compare, report.
+"""The whole chain on the embedded default: render, pretrain, fine-tune twice, score, compare,
+report.
 
-python tools/quickstart.py [--seed 0] [--name quickstart] [key=value overrides for pretraining and fine-tuning]
+python tools/quickstart.py [--seed 0] [--name quickstart] [key=value overrides for pretraining and
+fine-tuning]
 """
 
 import argparse
@@ -36,7 +38,9 @@ def main() -> None:
     name, common = args.name, [f"seed={args.seed}", *args.overrides]
     began = time.perf_counter()
     seconds = {}
-    pretrain = stage("pretrain.py", "experiment=quickstart_pretrain", f"name={name}/pretrain", *common)
+    pretrain = stage(
+        "pretrain.py", "experiment=quickstart_pretrain", f"name={name}/pretrain", *common
+    )
     recipe = ["experiment=quickstart_finetune", *common]
     seconds["scratch"] = stage("finetune.py", *recipe, f"name={name}/scratch")
     init = f"init_from=runs/{name}/pretrain/backbone.safetensors"

@@ -1,4 +1,5 @@
-"""Labelled crops to model input, for a whole batch on the device: pixels and every label ride the same affine."""
+"""Labelled crops to model input, for a whole batch on the device: pixels and every label ride the
+same affine."""
 
 import math
 from collections.abc import Sequence
@@ -18,7 +19,8 @@ def transform_labels(
 ) -> HandBatch:
     """Carry all labels along with a crop's scale, in-plane rotation and shift.
 
-    The camera is turned about its optical axis with the picture, so K X / z = pixel holds before and after:
+    The camera is turned about its optical axis with the picture, so K X / z = pixel holds before
+    and after:
     K' = M K R_z(angle), X' = R_z(-angle) X with M the pixel map of the crop.
 
     Args:
@@ -47,7 +49,8 @@ class HandAugment:
 
     Args:
         img_px: side of the model input.
-        scale: lowest and highest side of the crop relative to the stored one; evaluation takes their geometric mean.
+        scale: lowest and highest side of the crop relative to the stored one; evaluation takes
+            their geometric mean.
         rotation_deg: in-plane rotation +- this.
         rotation_prob: share of samples that are rotated.
         shift_ndc: crop centre moves by +- this.
@@ -71,7 +74,9 @@ class HandAugment:
         self.rotation_deg, self.rotation_prob = rotation_deg, rotation_prob
         self.shift_ndc, self.colour = shift_ndc, colour
 
-    def _apply(self, batch: HandBatch, scale: Tensor, angle_rad: Tensor, shift: Tensor) -> HandBatch:
+    def _apply(
+        self, batch: HandBatch, scale: Tensor, angle_rad: Tensor, shift: Tensor
+    ) -> HandBatch:
         device = batch.image.device
         source_from_crop = similarity(scale, angle_rad, shift).to(device)
         image = sample_views(batch.image.float() / 255.0, source_from_crop[:, None], self.img_px)

@@ -1,6 +1,7 @@
 """Photometric augmentation of a batch as one colour matrix per picture, plus blur and solarisation.
 
-Brightness, contrast, saturation, hue and grey are affine in RGB, so they are composed into one 3 x 4 map per picture
+Brightness, contrast, saturation, hue and grey are affine in RGB, so they are composed into one 3 x
+4 map per picture
 and applied at once. Hue is a rotation in the chroma plane (YIQ), not a shift of HSV angles.
 """
 
@@ -43,7 +44,8 @@ def colour_matrices(
 
 
 def gaussian_blur(image: Tensor, sigma_px: Tensor) -> Tensor:
-    """Blur every picture by its own sigma: [B, C, H, W] and [B] pixels; sigma 0 leaves it as it is."""
+    """Blur every picture by its own sigma: [B, C, H, W] and [B] pixels; sigma 0 leaves it as it
+    is."""
     b, c = image.shape[:2]
     radius = max(1, math.ceil(2.5 * float(sigma_px.max())))
     offset = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
@@ -88,7 +90,8 @@ class ColourJitter:
         self.solarise_prob = solarise_prob
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """[B, 3, H, W] in [0, 1] to the same; randomness is drawn on the CPU whatever the device."""
+        """[B, 3, H, W] in [0, 1] to the same; randomness is drawn on the CPU whatever the
+        device."""
         b, device = len(image), image.device
         u = torch.rand(b, 9, generator=generator)
         on = (u[:, 0] < self.jitter_prob).float()

@@ -21,7 +21,8 @@ SHOWN = 10  # unreadable files named in one log line
 
 
 def list_pictures(root: Path) -> list[str]:
-    """Paths of all pictures below `root`, relative and sorted; hidden files are left out, links followed once.
+    """Paths of all pictures below `root`, relative and sorted; hidden files are left out, links
+    followed once.
 
     Raises: ValueError when there is no folder or no picture.
     """
@@ -43,12 +44,15 @@ def list_pictures(root: Path) -> list[str]:
 
     names = sorted(walk(str(root), frozenset()))
     if not names:
-        raise ValueError(f"no {'/'.join(s[1:] for s in SUFFIXES)} picture below {root} (data.root=DIR)")
+        raise ValueError(
+            f"no {'/'.join(s[1:] for s in SUFFIXES)} picture below {root} (data.root=DIR)"
+        )
     return names
 
 
 def read_rgb(path: Path) -> NDArray[np.uint8] | None:
-    """[H, W, 3] RGB uint8 with EXIF rotation applied, whatever the file holds; None when unreadable."""
+    """[H, W, 3] RGB uint8 with EXIF rotation applied, whatever the file holds; None when
+    unreadable."""
     try:
         raw = np.fromfile(path, dtype=np.uint8)
     except OSError:
@@ -68,7 +72,8 @@ def square(image: NDArray[np.uint8], side: int, fit: str) -> NDArray[np.uint8]:
     Args:
         image: [H, W, 3].
         side: wanted size in pixels.
-        fit: "contain" keeps everything and continues the short sides by reflection; "cover" cuts the long ones.
+        fit: "contain" keeps everything and continues the short sides by reflection; "cover" cuts
+            the long ones.
     """
     height, width = image.shape[:2]
     scale = side / (max(height, width) if fit == "contain" else min(height, width))
@@ -93,7 +98,8 @@ class CropFolder(Dataset[CropSample]):
         root: folder; read recursively.
         image_px: side of the crops.
         fit: "contain" (nothing is lost, borders are reflected) or "cover" (centre square).
-        verify: decode every file once at the start, so that unreadable ones are known, named and left out.
+        verify: decode every file once at the start, so that unreadable ones are known, named and
+            left out.
     Raises: ValueError when nothing readable is found.
     """
 
@@ -111,7 +117,9 @@ class CropFolder(Dataset[CropSample]):
             shown = ", ".join(self.unreadable[:SHOWN]) + (", ..." if len(bad) > SHOWN else "")
             log.warning("skipped %d unreadable of %d pictures: %s", len(bad), len(found), shown)
         if not self.names:
-            raise ValueError(f"none of the {len(found)} pictures below {root} can be read (data.root)")
+            raise ValueError(
+                f"none of the {len(found)} pictures below {root} can be read (data.root)"
+            )
         log.info("%d unlabeled pictures below %s", len(self.names), root)
 
     def _find_unreadable(self, names: list[str]) -> list[str]:
@@ -126,5 +134,8 @@ class CropFolder(Dataset[CropSample]):
         name = self.names[index]
         image = read_rgb(self.root / name)
         if image is None:
-            raise ValueError(f"{self.root / name} cannot be read (any more); data.train.verify=true finds such files")
+            raise ValueError(
+                f"{self.root / name} cannot be read (any more); data.train.verify=true finds "
+                "such files"
+            )
         return CropSample(image=square(image, self.image_px, self.fit), sample_id=name)

@@ -17,17 +17,21 @@ SPLITS = ("train", "val", "all")
 
 
 class KeypointPhotos(Dataset[HandSample]):
-    """Square crops about the keypoints, in canonical order (wrist, thumb .. little); left hands are mirrored.
+    """Square crops about the keypoints, in canonical order (wrist, thumb .. little); left hands are
+    mirrored.
 
-    Annotations follow COCO: `images` with id, file_name and perhaps the split field; `annotations` with image_id,
-    `keypoints` (21 x (x px, y px, visibility)), perhaps `keypoints_3d` (21 x 3 metres: x right, y down, z away from
+    Annotations follow COCO: `images` with id, file_name and perhaps the split field; `annotations`
+        with image_id,
+    `keypoints` (21 x (x px, y px, visibility)), perhaps `keypoints_3d` (21 x 3 metres: x right, y
+    down, z away from
     the camera; any origin) and `handedness`.
 
     Args:
         root: folder of the pictures.
         annotations: JSON file.
         split: "train", "val" or "all".
-        split_by: field of `images` whose values stay together; images count alone where they lack it.
+        split_by: field of `images` whose values stay together; images count alone where they lack
+            it.
         val_fraction: share of the groups that goes to "val".
         seed: of the split.
         crop_scale: side of the crop relative to the keypoints' box.
@@ -52,15 +56,21 @@ class KeypointPhotos(Dataset[HandSample]):
         self.root, self.crop_scale, self.image_px = Path(root), crop_scale, image_px
         path = Path(annotations)
         if not path.is_file():
-            raise FileNotFoundError(f"no annotations at {path} (probe or data: annotations=FILE.json)")
+            raise FileNotFoundError(
+                f"no annotations at {path} (probe or data: annotations=FILE.json)"
+            )
         content = json.loads(path.read_text())
         missing = {"images", "annotations"} - set(content)
         if missing:
             raise ValueError(f"{path.name} lacks {sorted(missing)}: not a COCO-style keypoint file")
         images = {image["id"]: image for image in content["images"]}
-        absent = [i["file_name"] for i in images.values() if not (self.root / i["file_name"]).is_file()]
+        absent = [
+            i["file_name"] for i in images.values() if not (self.root / i["file_name"]).is_file()
+        ]
         if absent:
-            raise FileNotFoundError(f"{len(absent)} annotated pictures are not in {root}: {absent[:5]}")
+            raise FileNotFoundError(
+                f"{len(absent)} annotated pictures are not in {root}: {absent[:5]}"
+            )
         groups = {key: str(image.get(split_by, key)) for key, image in images.items()}
         chosen = self._groups_of(split, sorted(set(groups.values())), val_fraction, seed)
         self.items: list[tuple[dict[str, Any], dict[str, Any]]] = []
@@ -94,7 +104,8 @@ class KeypointPhotos(Dataset[HandSample]):
         centre, side = (low + high) / 2, max(float((high - low).max()) * self.crop_scale, 4.0)
         scale = self.image_px / side
         corner = centre - side / 2
-        # crop = (image - corner) * scale on [0, W] coordinates; OpenCV's pixel centres lie half a pixel lower
+        # crop = (image - corner) * scale on [0, W] coordinates; OpenCV's pixel centres lie half a
+        # pixel lower
         offset = -corner * scale + 0.5 * scale - 0.5
         warp = np.array([[scale, 0, offset[0]], [0, scale, offset[1]]])
         size = (self.image_px, self.image_px)

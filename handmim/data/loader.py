@@ -14,7 +14,9 @@ from handmim.geometry.camera import ndc_from_px
 def _images(samples: Sequence[CropSample | HandSample]) -> Tensor:
     sides = {s.image.shape for s in samples}
     if len(sides) != 1:
-        raise ValueError(f"crops of one batch must share one size, got {sorted(sides)} (data.image_px)")
+        raise ValueError(
+            f"crops of one batch must share one size, got {sorted(sides)} (data.image_px)"
+        )
     return torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2).contiguous()
 
 
@@ -47,7 +49,8 @@ def collate_hands(samples: Sequence[HandSample]) -> HandBatch:
 
 
 def label_subset(dataset: Dataset[HandSample], num: int | None, seed: int) -> Dataset[HandSample]:
-    """A random subset of `num` samples that depends on (num of the dataset, seed) only; None keeps all.
+    """A random subset of `num` samples that depends on (num of the dataset, seed) only; None keeps
+    all.
 
     Subsets of one seed are nested: the first 50 of 100 are the 50.
     """

@@ -1,4 +1,5 @@
-"""Patch masks: blocks or scattered patches, with ratios stratified over the batch. True = hidden."""
+"""Patch masks: blocks or scattered patches, with ratios stratified over the batch. True =
+hidden."""
 
 import math
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ def block_mask(
     min_aspect: float = 0.3,
     min_block: int | None = None,
 ) -> NDArray[np.bool_]:
-    """Hide rectangles until about `num_masked` patches are gone (Bao et al. 2022, BEiT, arXiv 2106.08254).
+    """Hide rectangles until about `num_masked` patches are gone (Bao et al. 2022, BEiT, arXiv
+    2106.08254).
 
     Args:
         grid_hw: patches per column and row.
@@ -69,7 +71,8 @@ def random_mask(
 class MaskSampler:
     """Draw masks for a batch of views.
 
-    A fixed share of the views is masked; their ratios fill [low, high] evenly, so that every batch sees light and
+    A fixed share of the views is masked; their ratios fill [low, high] evenly, so that every batch
+    sees light and
     heavy masks (as in DINOv2).
 
     Args:
@@ -79,15 +82,23 @@ class MaskSampler:
     """
 
     def __init__(
-        self, *, shape: str = "block", ratio: Sequence[float] = (0.1, 0.5), masked_share: float = 0.5
+        self,
+        *,
+        shape: str = "block",
+        ratio: Sequence[float] = (0.1, 0.5),
+        masked_share: float = 0.5,
     ) -> None:
         if shape not in SHAPES:
-            raise ValueError(f"mask shape must be one of {SHAPES}, got {shape!r} (views.masks.shape)")
+            raise ValueError(
+                f"mask shape must be one of {SHAPES}, got {shape!r} (views.masks.shape)"
+            )
         low, high = ratio
         if not 0.0 <= low <= high < 1.0:
             raise ValueError(f"need 0 <= low <= high < 1, got ratio={ratio} (views.masks.ratio)")
         if not 0.0 <= masked_share <= 1.0:
-            raise ValueError(f"masked_share is a share, got {masked_share} (views.masks.masked_share)")
+            raise ValueError(
+                f"masked_share is a share, got {masked_share} (views.masks.masked_share)"
+            )
         self.shape, self.ratio, self.masked_share = shape, (low, high), masked_share
 
     def __call__(

@@ -1,4 +1,5 @@
-"""Rendered hands with full truth: drawn once by several processes into a cache, then read from memory maps."""
+"""Rendered hands with full truth: drawn once by several processes into a cache, then read from
+memory maps."""
 
 import contextlib
 import hashlib
@@ -34,15 +35,14 @@ FIELDS: dict[str, tuple[tuple[int, ...], str]] = {
 
 
 def cache_name(hand_sha256: str, settings: SceneSettings, seed: int) -> str:
-    """Folder name that changes whenever the pictures would: hand model, settings, seed, renderer."""
+    """Folder name that changes whenever the pictures would: hand model, settings, seed,
+    renderer."""
     facts = [RENDERER_VERSION, hand_sha256, settings.plain(), seed]
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return f"synthetic-{settings.image_px}px-{digest[:12]}"
 
 
-def _render_block(
-    renderer: SceneRenderer, maps: dict[str, Any], start: int, stop: int
-) -> None:
+def _render_block(renderer: SceneRenderer, maps: dict[str, Any], start: int, stop: int) -> None:
     for i in range(start, stop):
         hand = renderer.render(i)
         maps["image"][i] = hand.image
@@ -80,7 +80,9 @@ def render_cache(
     try:
         partial.mkdir(parents=True)
     except OSError as error:
-        raise PermissionError(f"cannot write the cache {target}: {error} (data.cache_dir)") from error
+        raise PermissionError(
+            f"cannot write the cache {target}: {error} (data.cache_dir)"
+        ) from error
     began = time.perf_counter()
     log.info("rendering %d %s pictures of %d px into %s", num, split, settings.image_px, target)
     try:
@@ -89,7 +91,8 @@ def render_cache(
         for name, (shape, dtype) in shapes.items():
             path = partial / f"{name}.npy"
             np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (num, *shape)).flush()
-        # One picture here compiles the kernels once, before several processes would do it at the same time.
+        # One picture here compiles the kernels once, before several processes would do it at the
+        # same time.
         SceneRenderer(arrays, settings, seed, split).render(0)
         context = multiprocessing.get_context("spawn")
         blocks = context.Value("q", 0)
@@ -142,7 +145,8 @@ class SyntheticHands(Dataset[HandSample]):
         hand_path: hand model to draw.
         split: "train", "val" or "test": disjoint draws of pose, shape, light and place.
         num: pictures; picture i does not depend on it, so a larger cache serves smaller sets.
-        cache_dir: where pictures are kept; the folder's name holds a hash of everything they depend on.
+        cache_dir: where pictures are kept; the folder's name holds a hash of everything they depend
+            on.
         scene: `SceneSettings` or its fields.
         seed: of the whole set.
         num_workers: processes that render when the cache lacks the pictures.

@@ -1,7 +1,9 @@
 """Views of an unlabeled crop with exact geometry, made for a whole batch at once on the device.
 
-Every view is one affine resampling of the stored crop. A hidden similarity turns the crop first and is the same for
-all views of a sample: it is never told to the network, so that borders and framing give no cue for the map it has to
+Every view is one affine resampling of the stored crop. A hidden similarity turns the crop first and
+is the same for
+all views of a sample: it is never told to the network, so that borders and framing give no cue for
+    the map it has to
 find. Pixels and points share the same matrices.
 """
 
@@ -42,14 +44,16 @@ class ViewMaker:
     """uint8 crops to augmented views, their maps and their masks.
 
     Args:
-        view_px, patch_px: side of a view and of a patch; the grid of masks is view_px / patch_px squared.
+        view_px, patch_px: side of a view and of a patch; the grid of masks is view_px / patch_px
+            squared.
         num_views: G.
         scale: lowest and highest side of a view relative to the crop, drawn log-uniformly.
         rotation_deg: views turn by +- this.
         full_rotation_prob: share of views that turn by anything up to 180 degrees.
         shift_ndc: views move by +- this on both axes.
         aspect: relative stretch of one axis, +- this.
-        hidden_rotation_deg, hidden_scale, hidden_shift_ndc: the hidden similarity shared by a sample's views.
+        hidden_rotation_deg, hidden_scale, hidden_shift_ndc: the hidden similarity shared by a
+            sample's views.
         colour: photometric augmentation, one draw per view.
         masks: mask sampler.
     """
@@ -86,7 +90,8 @@ class ViewMaker:
     def draw_maps(self, num_crops: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Random geometry.
 
-        Returns: source_from_view [B, G, 2, 3], what the losses may know, and crop_from_source [B, 2, 3], the hidden
+        Returns: source_from_view [B, G, 2, 3], what the losses may know, and crop_from_source [B,
+            2, 3], the hidden
             similarity. Pixels are taken at their product.
         """
         g = self.num_views

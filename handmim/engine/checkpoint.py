@@ -67,6 +67,7 @@ def check_same_run(saved: dict[str, Any], now: dict[str, Any], path: Path) -> No
     ]
     if differing:
         raise ValueError(
-            f"{path} cannot be resumed exactly ({'; '.join(differing)}): restore these settings, or start"
+            f"{path} cannot be resumed exactly ({'; '.join(differing)}): restore these settings, "
+            "or start"
             " another run from its weights (name=..., init_from=...)"
         )

@@ -1,4 +1,5 @@
-"""Scalars and pictures of a run: TensorBoard, one JSON line per logged step, PNG files, progress."""
+"""Scalars and pictures of a run: TensorBoard, one JSON line per logged step, PNG files,
+progress."""
 
 import json
 import logging
@@ -7,6 +8,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -128,7 +130,9 @@ class ProgressLine:
             return
         if self._bar is not None:
             text = "" if loss is None else f"loss {loss:.4f} "
-            fields = {"text": f"{text}{self.images_per_s(step):.0f} images/s"} if text else {}
+            fields: dict[str, Any] = (
+                {"text": f"{text}{self.images_per_s(step):.0f} images/s"} if text else {}
+            )
             self._bar.update(self._id, completed=step, **fields)
         elif loss is not None and (step % self.line_every == 0 or step == self.total_steps):
             rate = self.images_per_s(step)

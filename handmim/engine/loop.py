@@ -1,6 +1,7 @@
 """The training loop: it knows steps, devices and files, and nothing of hands.
 
-Everything random is a function of (seed, step), and so are schedules and data order: an interrupted and resumed run
+Everything random is a function of (seed, step), and so are schedules and data order: an interrupted
+and resumed run
 equals an uninterrupted one.
 """
 
@@ -91,7 +92,8 @@ class Trainer:
     Args:
         max_steps: optimizer steps of the whole run.
         batch_size: samples per step over all processes.
-        num_workers: loader processes per training process; they compete with torch's threads for cores.
+        num_workers: loader processes per training process; they compete with torch's threads for
+            cores.
         log_every: steps between logged means.
         save_every: steps between checkpoints; None saves at the end only.
         keep_every: steps between numbered copies that stay; None keeps the last only.
@@ -113,7 +115,11 @@ class Trainer:
         check_finite_every: int = 1,
         stop_after: int | None = None,
     ) -> None:
-        for name, value in (("max_steps", max_steps), ("batch_size", batch_size), ("log_every", log_every)):
+        for name, value in (
+            ("max_steps", max_steps),
+            ("batch_size", batch_size),
+            ("log_every", log_every),
+        ):
             if value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value} (trainer.{name})")
         self.max_steps, self.batch_size, self.num_workers = max_steps, batch_size, num_workers
@@ -147,7 +153,8 @@ class Trainer:
             resume: "never", "auto" or a checkpoint.
             meta: plain facts kept in every checkpoint.
         Returns: FitResult; `interrupted` when a signal or `stop_after` ended it early.
-        Raises: FloatingPointError before an update with a loss that is not finite; the batch is kept on disk.
+        Raises: FloatingPointError before an update with a loss that is not finite; the batch is
+            kept on disk.
         """
         fabric = run.fabric
         identity = {
@@ -171,9 +178,12 @@ class Trainer:
         loader = self._loader(run, dataset, collate, step)
         log.info(
             "%d samples, %d steps of %d, %s; %.2f M trainable parameters",
-            identity["num_samples"], self.max_steps, self.batch_size, recipe.describe(self.batch_size),
+            identity["num_samples"],
+            self.max_steps,
+            self.batch_size,
+            recipe.describe(self.batch_size),
             sum(p.numel() for p in task.parameters() if p.requires_grad) / 1e6,
-        )  # fmt: skip
+        )
         run_log = RunLog(run.dir if run.is_main else None, first_step=step)
         config = {"identity": identity, "meta": meta or {}, "config": run.config}
 
@@ -192,7 +202,7 @@ class Trainer:
         line = ProgressLine(run.is_main, step, self.max_steps, self.batch_size, self.log_every)
         with _StopSignals() as signals, line:
             if step == 0:
-                first = {}
+                first: dict[str, Any] = {}
                 for hook in hooks:
                     if hook.at_start:
                         first |= self._call(hook, task, StepInfo(0, self.max_steps), run)
@@ -200,7 +210,9 @@ class Trainer:
             task.train()
             for loaded in loader:
                 info = StepInfo(step, self.max_steps)
-                batch, result, extra = self._step(run, wrapped, optimizer, recipe, loaded, prepare, info)
+                batch, result, extra = self._step(
+                    run, wrapped, optimizer, recipe, loaded, prepare, info
+                )
                 extra |= task.after_step(info)  # type: ignore[operator]
                 for name, value in result.scalars.items():
                     sums[name] = sums.get(name, 0.0) + value.detach()
@@ -220,7 +232,9 @@ class Trainer:
                 if due or hooked:
                     run_log.scalars(step, (scalars if due else {}) | hooked)
                 line.update(step, scalars["loss"] if due else None)
-                if run.is_main and (last or (self.picture_every and step % self.picture_every == 0)):
+                if run.is_main and (
+                    last or (self.picture_every and step % self.picture_every == 0)
+                ):
                     run_log.pictures(step, task.pictures(batch))  # type: ignore[operator]
                 stop = signals.received is not None or step - first_step == self.stop_after
                 if last or stop or (self.save_every and step % self.save_every == 0):
@@ -272,7 +286,8 @@ class Trainer:
         extra: dict[str, Any] = dict(
             recipe.apply(optimizer, info.step, info.total_steps, self.batch_size)
         )
-        # Dropout and stochastic depth have no generator argument: the global one is set by step instead.
+        # Dropout and stochastic depth have no generator argument: the global one is set by step
+        # instead.
         torch.manual_seed(step_seed(run.seed, "step", info.step, run.rank))
         generator = step_generator(run.seed, "prepare", info.step, run.rank)
         batch = prepare(run.fabric.to_device(loaded), generator, info)
@@ -295,7 +310,8 @@ class Trainer:
         save_checkpoint(path, {"step": info.step, "batch": fields})
         bad = sorted(name for name, value in result.scalars.items() if not bool(value.isfinite()))
         raise FloatingPointError(
-            f"the loss is not finite at step {info.step} ({', '.join(bad) or 'only their sum'}); no update was"
+            f"the loss is not finite at step {info.step} ({', '.join(bad) or 'only their sum'}); "
+            "no update was"
             f" made, the batch is in {path}. Try a lower optim.lr.start, or precision 32-true"
         )
 

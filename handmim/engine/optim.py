@@ -1,4 +1,5 @@
-"""Optimizer recipe: parameter groups, learning-rate and weight-decay schedules, gradient clipping."""
+"""Optimizer recipe: parameter groups, learning-rate and weight-decay schedules, gradient
+clipping."""
 
 import logging
 from collections.abc import Callable

@@ -11,7 +11,8 @@ from handmim.utils.seed import step_seed
 class StepSampler(Sampler[list[int]]):
     """Endless reshuffled epochs cut into full batches, from any step on.
 
-    Samples are taken from the concatenation of one permutation per epoch, so batches run across epoch borders and
+    Samples are taken from the concatenation of one permutation per epoch, so batches run across
+    epoch borders and
     none is short. Every rank takes its own slice of the global batch.
 
     Args:

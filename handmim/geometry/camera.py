@@ -1,6 +1,7 @@
 """Projection: pinhole, weak perspective, pixels and ndc. No crops, no hands.
 
-Pixel coordinates put the image on [0, size]^2 (the centre of the first pixel is 0.5), ndc on [-1, 1]^2.
+Pixel coordinates put the image on [0, size]^2 (the centre of the first pixel is 0.5), ndc on [-1,
+1]^2.
 """
 
 import torch

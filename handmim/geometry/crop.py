@@ -1,4 +1,5 @@
-"""2D affine maps: composing, inverting, carrying points and intrinsics. `a_from_b` maps b-points to a. No pixels.
+"""2D affine maps: composing, inverting, carrying points and intrinsics. `a_from_b` maps b-points to
+a. No pixels.
 
 An affine map is [..., 2, 3]: y = A[:, :2] x + A[:, 2]. Kept in fp32 whatever the autocast state.
 """
@@ -7,7 +8,9 @@ import torch
 from torch import Tensor
 
 
-def similarity(scale: Tensor, angle_rad: Tensor, shift: Tensor, aspect: Tensor | None = None) -> Tensor:
+def similarity(
+    scale: Tensor, angle_rad: Tensor, shift: Tensor, aspect: Tensor | None = None
+) -> Tensor:
     """A = [ s R(angle) diag(1, aspect) | shift ].
 
     Args:

@@ -1,4 +1,5 @@
-"""Rotation maps over roma with one documented 6D layout. Radians; any leading batch shape; no hand facts."""
+"""Rotation maps over roma with one documented 6D layout. Radians; any leading batch shape; no hand
+facts."""
 
 import roma
 import torch
@@ -18,7 +19,8 @@ def matrix_to_axis_angle(rotmat: Tensor) -> Tensor:
 def matrix_to_rot6d(rotmat: Tensor) -> Tensor:
     """First two columns, one after the other: [..., 3, 3] -> [..., 6] = (R00 R10 R20 R01 R11 R21).
 
-    The continuous form of Zhou et al. 2019 (arXiv 1812.07035). Some codes lay the same six numbers out
+    The continuous form of Zhou et al. 2019 (arXiv 1812.07035). Some codes lay the same six numbers
+    out
     row by row; weights of such codes need a permutation.
     """
     return rotmat[..., :, :2].transpose(-1, -2).flatten(-2)

@@ -26,7 +26,8 @@ SHAPES: dict[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class HandArrays:
-    """MANO's arrays under their own names. Metres; fingers along -x, thumb +z, palm -y in the rest pose."""
+    """MANO's arrays under their own names. Metres; fingers along -x, thumb +z, palm -y in the rest
+    pose."""
 
     v_template: NDArray[np.float64]  # [V, 3]
     faces: NDArray[np.int32]  # [F, 3]
@@ -46,23 +47,28 @@ class HandArrays:
 def load_hand_arrays(path: str | Path) -> HandArrays:
     """Read and check a hand model in MANO's npz layout.
 
-    Raises: FileNotFoundError saying where hand models come from; ValueError naming the array that is wrong.
+    Raises: FileNotFoundError saying where hand models come from; ValueError naming the array that
+        is wrong.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"no hand model at {path}. The stand-in ships as data/standin_right.npz (hand=standin); MANO is"
+            f"no hand model at {path}. The stand-in ships as data/standin_right.npz "
+            "(hand=standin); MANO is"
             " licensed per user at https://mano.is.tue.mpg.de (hand_path=FILE.npz)"
         )
     if path.suffix != ".npz":
         raise ValueError(
-            f"hand models are read from .npz, got {path.name}; reading MANO's own .pkl is a coming part"
+            f"hand models are read from .npz, got {path.name}; reading MANO's own .pkl is a "
+            "coming part"
         )
     with np.load(path, allow_pickle=False) as file:
         raw = {key: file[key] for key in file.files}
     missing = sorted(set(SHAPES) - set(raw))
     if missing:
-        raise ValueError(f"{path.name} lacks {missing}: not a hand model in MANO's layout (hand_path)")
+        raise ValueError(
+            f"{path.name} lacks {missing}: not a hand model in MANO's layout (hand_path)"
+        )
     for key, shape in SHAPES.items():
         if raw[key].shape != shape:
             raise ValueError(f"{path.name}: {key} is {raw[key].shape}, wanted {shape} (hand_path)")

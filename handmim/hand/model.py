@@ -1,6 +1,8 @@
-"""Batched blend skinning over any MANO-format arrays (Romero et al. 2017, MANO; Loper et al. 2015, SMPL).
+"""Batched blend skinning over any MANO-format arrays (Romero et al. 2017, MANO; Loper et al. 2015,
+SMPL).
 
-Laid out for speed: one matrix product for all blendshapes, the chain in three batched steps instead of fifteen, the
+Laid out for speed: one matrix product for all blendshapes, the chain in three batched steps instead
+    of fifteen, the
 vertex axis last so that every large operation runs over contiguous memory.
 """
 
@@ -54,7 +56,8 @@ def pose_to_matrices(pose: Tensor) -> Tensor:
 class HandModel(nn.Module):
     """MANO-format hand: rotations and shape in, vertices and joints out.
 
-    Rotations are absolute (zero is the flat hand; no mean pose is added) and the first turns the hand about its
+    Rotations are absolute (zero is the flat hand; no mean pose is added) and the first turns the
+    hand about its
     wrist, which therefore stays at its rest place plus `transl_m`.
 
     Args:
@@ -144,7 +147,9 @@ class HandModel(nn.Module):
         b = len(rotmats)
         eye = torch.eye(3, dtype=rotmats.dtype, device=rotmats.device)
         coefficients = torch.cat([betas, (rotmats[:, 1:] - eye).flatten(1)], dim=1)
-        rest = torch.addmm(self.template, coefficients, self.blendshapes).view(b, 3, -1)  # [B, 3, V]
+        rest = torch.addmm(self.template, coefficients, self.blendshapes).view(
+            b, 3, -1
+        )  # [B, 3, V]
         rest_joints = self.joint_template + (betas @ self.joint_shapedirs).view(b, 16, 3)
 
         rotations, places = [rotmats[:, :1]], [rest_joints[:, :1]]
@@ -171,7 +176,8 @@ class HandModel(nn.Module):
     def regress_joints(self, verts_m: Tensor) -> Tensor:
         """The 21 joints from posed vertices by the joint regressor, as FreiHAND's annotations do.
 
-        They differ slightly from the chain's joints when fingers bend. [B, V, 3] -> [B, 21, 3], metres.
+        They differ slightly from the chain's joints when fingers bend. [B, V, 3] -> [B, 21, 3],
+        metres.
         """
         chain = self.joint_regressor.to(verts_m.dtype) @ verts_m
         return torch.cat([chain, verts_m[:, self.tip_ids]], dim=1)[:, self.order21]

@@ -1,7 +1,10 @@
-"""Plausible poses and shapes: joint limits, kinematics of a batch, clearance between digits, samplers.
+"""Plausible poses and shapes: joint limits, kinematics of a batch, clearance between digits,
+samplers.
 
-Joint limits and axes after Kapandji, The physiology of the joints, vol. 1 (rounded); the coupling of the last two
-finger joints after Lin, Wu & Huang 2000, Modeling the constraints of human hand motion. Breadths after Garrett 1971,
+Joint limits and axes after Kapandji, The physiology of the joints, vol. 1 (rounded); the coupling
+of the last two
+finger joints after Lin, Wu & Huang 2000, Modeling the constraints of human hand motion. Breadths
+after Garrett 1971,
 Human Factors 13 (rounded to 0.5 mm).
 """
 
@@ -21,14 +24,17 @@ BREADTH_MM = {
     "little": (16.5, 14.5),
     "thumb": (22.0, 20.5),
 }
-# While the fingers close, abduction and twist bring them from their fan to parallel: degrees at full closure for
-# index, middle, little, ring, in the chain's order (some two fifths of what a search for the widest gaps gives, inside the limits).
+# While the fingers close, abduction and twist bring them from their fan to parallel: degrees at
+# full closure for
+# index, middle, little, ring, in the chain's order (some two fifths of what a search for the widest
+# gaps gives, inside the limits).
 CLOSED_ABDUCTION_DEG = np.array([7.0, 0.9, -7.0, -2.9])
 CLOSED_TWIST_DEG = np.array([4.0, 2.0, -4.0, -0.5])
 
 
 def joint_limits_deg() -> Array:
-    """[16, 3, 2] lowest and highest flexion, abduction (to the thumb's side) and twist of every joint; wrist 0."""
+    """[16, 3, 2] lowest and highest flexion, abduction (to the thumb's side) and twist of every
+    joint; wrist 0."""
     limits = np.zeros((16, 3, 2))
     for finger in range(4):
         limits[1 + 3 * finger] = [(-20, 90), (-18, 18), (-6, 6)]
@@ -89,7 +95,8 @@ class PoseSampler:
 
     Args:
         axes: [16, 3, 3] flexion, abduction and twist axis of every joint, unit vectors.
-        joints_m, tips_m: [16, 3] rest joints and [5, 3] ends of the digits (index, middle, little, ring, thumb).
+        joints_m, tips_m: [16, 3] rest joints and [5, 3] ends of the digits (index, middle, little,
+            ring, thumb).
         limits_deg: [16, 3, 2].
     """
 
@@ -109,18 +116,22 @@ class PoseSampler:
             axes, limits = arrays.extras["axes"], arrays.extras["limits"]
             joints, tips = arrays.extras["J"], arrays.extras["tips"]
         except KeyError as error:
-            raise ValueError(f"{arrays.name} has no {error}: poses are sampled for the stand-in") from None
+            raise ValueError(
+                f"{arrays.name} has no {error}: poses are sampled for the stand-in"
+            ) from None
         return cls(axes, joints, tips, limits)
 
     def rotmats(self, angles_deg: Array) -> Array:
-        """[n, 16, 3] degrees of flexion, abduction, twist -> [n, 16, 3, 3], applied twist first; wrist identity."""
+        """[n, 16, 3] degrees of flexion, abduction, twist -> [n, 16, 3, 3], applied twist first;
+        wrist identity."""
         turn = rodrigues(np.radians(angles_deg)[..., None] * self.axes)  # [n, 16, 3 kinds, 3, 3]
         return turn[:, :, 0] @ turn[:, :, 1] @ turn[:, :, 2]
 
     def angles(self, num: int, rng: np.random.Generator) -> Array:
         """Raw draws [num, 16, 3] in degrees, not yet tested for clearance.
 
-        Modes: fists, fingers curling together, every finger open or closed on its own, uniform, relaxed.
+        Modes: fists, fingers curling together, every finger open or closed on its own, uniform,
+            relaxed.
         """
         a = np.zeros((num, 16, 3))
         mode = rng.choice(5, (num, 1), p=[0.26, 0.18, 0.2, 0.18, 0.18])
@@ -152,14 +163,16 @@ class PoseSampler:
             a[:, j, 2] = rng.normal(0, 2, num) * free + CLOSED_TWIST_DEG[k] * m
         t = np.clip(0.5 * curl[:, 0] + 0.5 * rng.random(num), 0, 1)
         a[:, 13] = np.stack(
-            [rng.uniform(-12, 36, num), rng.uniform(-20, 26, num), rng.uniform(-14, 20, num)], axis=1
+            [rng.uniform(-12, 36, num), rng.uniform(-20, 26, num), rng.uniform(-14, 20, num)],
+            axis=1,
         )
         a[:, 14, 0] = within(14, t + rng.normal(0, 0.15, num))
         a[:, 15, 0] = within(15, t + rng.normal(0, 0.2, num))
         return np.clip(a, self.limits_deg[..., 0], self.limits_deg[..., 1])
 
     def clearance_m(self, rotmats: Array) -> Array:
-        """Least gap between bead chains of different digits and between fingertips and palm: [n] metres."""
+        """Least gap between bead chains of different digits and between fingertips and palm: [n]
+        metres."""
         world, posed = chain(rotmats, self.joints_m)
         beads, radii = [], []
         for k, finger in enumerate(CHAIN_FINGERS):
@@ -168,7 +181,9 @@ class PoseSampler:
             line = [posed[:, j], posed[:, j + 1], posed[:, j + 2], ends]
             first, last = (half * 0.5e-3 for half in BREADTH_MM[finger])
             points, sizes = [], []
-            for i, shares in enumerate(((0.45, 0.63, 0.82), (0.0, 0.25, 0.5, 0.75), (0.0, 0.25, 0.5, 0.72))):
+            for i, shares in enumerate(
+                ((0.45, 0.63, 0.82), (0.0, 0.25, 0.5, 0.75), (0.0, 0.25, 0.5, 0.72))
+            ):
                 for t in shares:
                     points.append(line[i] + (line[i + 1] - line[i]) * t)
                     along = (i + t) / 3

@@ -1,13 +1,15 @@
 """Names, orders and indices of a hand's joints. Facts only: no maths, no files.
 
-Canonical order (FreiHAND, OpenPose): wrist, then thumb, index, middle, ring, little, each from base to tip.
+Canonical order (FreiHAND, OpenPose): wrist, then thumb, index, middle, ring, little, each from base
+to tip.
 """
 
 FINGERS = ("thumb", "index", "middle", "ring", "little")
 JOINT_NAMES = ("wrist", *(f"{finger}_{i}" for finger in FINGERS for i in (1, 2, 3, "tip")))
 NUM_JOINTS = len(JOINT_NAMES)
 
-# Middle knuckle: the joint FreiHAND hangs its mesh on, near the centre of the hand, so that root-relative errors
+# Middle knuckle: the joint FreiHAND hangs its mesh on, near the centre of the hand, so that
+# root-relative errors
 # and the depth that weak perspective ignores stay small.
 ROOT_JOINT = JOINT_NAMES.index("middle_1")
 

@@ -1,6 +1,7 @@
 """Redrawing a small grey picture of the view from the class token alone.
 
-Ours, not the paper's: reconstruction through the narrow code makes the class token see the fingers, which
+Ours, not the paper's: reconstruction through the narrow code makes the class token see the fingers,
+which
 alignment of points alone does not.
 """
 
@@ -26,7 +27,8 @@ def grey_thumbnails(views: Tensor, thumb_px: int) -> Tensor:
 
 
 def thumbnail_loss(pred: Tensor, target: Tensor, beta: float, edge_beta: float) -> Tensor:
-    """Smooth L1 on values plus smooth L1 on horizontal and vertical differences: [..., t, t] -> scalar."""
+    """Smooth L1 on values plus smooth L1 on horizontal and vertical differences: [..., t, t] ->
+    scalar."""
     value = F.smooth_l1_loss(pred, target, beta=beta)
     edge_x = F.smooth_l1_loss(pred.diff(dim=-1), target.diff(dim=-1), beta=edge_beta)
     edge_y = F.smooth_l1_loss(pred.diff(dim=-2), target.diff(dim=-2), beta=edge_beta)

@@ -1,10 +1,14 @@
 """Joint losses of the regression: 3D relative to the root joint, and 2D in the crop.
 
-Reduction everywhere in the regression losses: mean over what is labelled in a sample, then mean over all samples of
-the batch, unlabelled ones counting 0. So a sample's gradient does not depend on its neighbours, and a mixed batch
-gives the mean of its parts. Over refinement steps: mean, without the mean hand the head starts from.
+Reduction everywhere in the regression losses: mean over what is labelled in a sample, then mean
+    over all samples of
+the batch, unlabelled ones counting 0. So a sample's gradient does not depend on its neighbours, and
+a mixed batch
+gives the mean of its parts. Over refinement steps: mean, without the mean hand the head starts
+from.
 """
 
+import torch
 from torch import Tensor, nn
 
 from handmim.contracts import HandBatch, HandOutputs
@@ -39,8 +43,7 @@ class Joints3D(nn.Module):
         target = batch.joints_cam_m - root
         valid = batch.joints_valid & batch.joints_valid[:, self.root_joint, None]
         steps = out.steps[1:]
-        total = sum(masked_l1(s.joints_root_m, target, valid) for s in steps)
-        return total / len(steps)
+        return torch.stack([masked_l1(s.joints_root_m, target, valid) for s in steps]).mean()
 
 
 class Joints2D(nn.Module):
@@ -49,7 +52,5 @@ class Joints2D(nn.Module):
     def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
         """Scalar, ndc."""
         steps = out.steps[1:]
-        total = sum(
-            masked_l1(s.joints_crop_ndc, batch.kp2d_crop_ndc, batch.kp2d_valid) for s in steps
-        )
-        return total / len(steps)
+        terms = [masked_l1(s.joints_crop_ndc, batch.kp2d_crop_ndc, batch.kp2d_valid) for s in steps]
+        return torch.stack(terms).mean()

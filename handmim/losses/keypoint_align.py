@@ -1,8 +1,11 @@
 """Pseudo-keypoint alignment of the class token: points of two views must agree under the known map.
 
-The paper's abstract names the module; this formulation is ours. Regression alone has three collapses (all points
-on one spot, a template fixed to the picture, a rigid template locked to the hand), so it comes with terms against
-each. The nearest published relative is PeCLR (Spurr et al. 2021, arXiv 2106.05953), which contrasts aligned points.
+The paper's abstract names the module; this formulation is ours. Regression alone has three
+collapses (all points
+on one spot, a template fixed to the picture, a rigid template locked to the hand), so it comes with
+terms against
+each. The nearest published relative is PeCLR (Spurr et al. 2021, arXiv 2106.05953), which contrasts
+aligned points.
 """
 
 import torch
@@ -31,7 +34,8 @@ def aligned_regression(
     detach_sigma: bool = True,
     limit_ndc: float = 1.5,
 ) -> Tensor:
-    """Smooth L1 between each view's points and the other views' points carried over, per point spread.
+    """Smooth L1 between each view's points and the other views' points carried over, per point
+    spread.
 
     Args:
         points: [B, G, K, 2] in their own view's ndc.
@@ -45,7 +49,9 @@ def aligned_regression(
     Returns: scalar, mean over ordered pairs of different views and over all points that count.
     """
     if frame not in FRAMES:
-        raise ValueError(f"frame must be one of {FRAMES}, got {frame!r} (configs/loss/keypoint_align.yaml)")
+        raise ValueError(
+            f"frame must be one of {FRAMES}, got {frame!r} (configs/loss/keypoint_align.yaml)"
+        )
     num_views = points.shape[1]
     total, count = points.new_zeros(()), 0
     for u in range(num_views):
@@ -72,7 +78,8 @@ def aligned_nce(
 ) -> Tensor:
     """NT-Xent on point sets in the source frame: other views of a sample against other samples.
 
-    Each set loses its own mean (position) and then the batch's mean shape: the common template would otherwise
+    Each set loses its own mean (position) and then the batch's mean shape: the common template
+    would otherwise
     fill the cosine and leave no contrast.
 
     Args:
@@ -102,13 +109,15 @@ def aligned_nce(
 
 
 def spread_hinge(points: Tensor, min_std: float) -> Tensor:
-    """Penalty when a sample's points bunch up: mean over samples and axes of relu(min_std - std_K)^2."""
+    """Penalty when a sample's points bunch up: mean over samples and axes of relu(min_std -
+    std_K)^2."""
     std = (points.var(dim=-2, correction=0) + 1e-8).sqrt()
     return F.relu(min_std - std).square().mean()
 
 
 def repulsion(points: Tensor, min_distance: float) -> Tensor:
-    """Mean over pairs of a sample's points of relu(min_distance - |k_i - k_j|)^2: [..., K, 2] -> scalar."""
+    """Mean over pairs of a sample's points of relu(min_distance - |k_i - k_j|)^2: [..., K, 2] ->
+    scalar."""
     k = points.shape[-2]
     i, j = torch.triu_indices(k, k, offset=1, device=points.device)
     gap = ((points[..., i, :] - points[..., j, :]).square().sum(dim=-1) + 1e-12).sqrt()
@@ -153,7 +162,8 @@ def articulation_variance(points: Tensor, min_std: float, covariance_weight: flo
 
 
 class Term(nn.Module):
-    """Regression + contrast + terms against collapse, weighted inside so that one weight switches the module.
+    """Regression + contrast + terms against collapse, weighted inside so that one weight switches
+    the module.
 
     Args:
         frame: "view" or "source", where regression compares.

@@ -1,5 +1,6 @@
 """Parameter losses of the regression: rotations and shape coefficients."""
 
+import torch
 from torch import Tensor, nn
 
 from handmim.contracts import HandBatch, HandOutputs
@@ -15,11 +16,8 @@ class Rotations(nn.Module):
         """Scalar."""
         has_mano = batch.has_mano.float()
         steps = out.steps[1:]
-        total = sum(
-            ((s.rotmats - batch.rotmats).square().sum(dim=(-1, -2)).mean(dim=1) * has_mano).mean()
-            for s in steps
-        )
-        return total / len(steps)
+        error = torch.stack([(s.rotmats - batch.rotmats).square().sum(dim=(-1, -2)) for s in steps])
+        return (error.mean(dim=-1) * has_mano).mean()
 
 
 class Betas(nn.Module):
@@ -29,7 +27,5 @@ class Betas(nn.Module):
         """Scalar."""
         has_mano = batch.has_mano.float()
         steps = out.steps[1:]
-        total = sum(
-            ((s.betas - batch.betas).square().mean(dim=1) * has_mano).mean() for s in steps
-        )
-        return total / len(steps)
+        error = torch.stack([(s.betas - batch.betas).square().mean(dim=1) for s in steps])
+        return (error * has_mano).mean()

@@ -1,5 +1,6 @@
 """Vertex loss of the regression."""
 
+import torch
 from torch import Tensor, nn
 
 from handmim.contracts import HandBatch, HandOutputs
@@ -21,7 +22,7 @@ class Verts(nn.Module):
         target = batch.verts_cam_m - batch.joints_cam_m[:, self.root_joint, None]
         counts = (batch.has_verts & batch.joints_valid[:, self.root_joint]).float()
         steps = out.steps[1:]
-        total = sum(
-            ((s.verts_root_m.float() - target).abs().mean(dim=(1, 2)) * counts).mean() for s in steps
+        error = torch.stack(
+            [(s.verts_root_m.float() - target).abs().mean(dim=(1, 2)) for s in steps]
         )
-        return total / len(steps)
+        return (error * counts).mean()

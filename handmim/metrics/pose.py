@@ -1,4 +1,5 @@
-"""Pose and mesh errors as the FreiHAND and HO-3D evaluators define them, batched; metres in, millimetres out."""
+"""Pose and mesh errors as the FreiHAND and HO-3D evaluators define them, batched; metres in,
+millimetres out."""
 
 import torch
 from torch import Tensor
@@ -25,7 +26,8 @@ def point_errors_m(pred_m: Tensor, gt_m: Tensor) -> Tensor:
 def pck_auc(errors_m: Tensor) -> Tensor:
     """Area under the share of hits over 100 thresholds, evenly from 0 to 50 mm inclusive.
 
-    A hit is `<=`; trapezoids, divided by 50 mm; per point over samples, then the mean over points. A perfect score
+    A hit is `<=`; trapezoids, divided by 50 mm; per point over samples, then the mean over points.
+    A perfect score
     is 1, but an exact fit that leaves 1e-17 misses the threshold 0 and scores 1 - 1/198.
 
     Args:
@@ -33,7 +35,8 @@ def pck_auc(errors_m: Tensor) -> Tensor:
     Returns: scalar.
     """
     thresholds = torch.linspace(0.0, AUC_MAX_M, AUC_STEPS, dtype=torch.float64)
-    # first[i] is the first threshold that counts error i as a hit; counting them replaces a loop over thresholds
+    # first[i] is the first threshold that counts error i as a hit; counting them replaces a loop
+    # over thresholds
     first = torch.searchsorted(thresholds, errors_m.double().contiguous())
     hits = torch.bincount(first.flatten(), minlength=AUC_STEPS + 1)[:AUC_STEPS].cumsum(0)
     pck = hits.double() / errors_m.numel()
@@ -43,11 +46,13 @@ def pck_auc(errors_m: Tensor) -> Tensor:
 class HandMetrics(Metric):
     """Accumulates predictions of any number of batches and processes.
 
-    Aligned ("pa_") figures use a similarity with reflections allowed, for joints and vertices separately. Unaligned
+    Aligned ("pa_") figures use a similarity with reflections allowed, for joints and vertices
+    separately. Unaligned
     ones are relative to `root_joint` of prediction and truth, or absolute when it is None.
 
     Args:
-        root_joint: index of the root joint; None compares absolute camera coordinates as the official scripts do.
+        root_joint: index of the root joint; None compares absolute camera coordinates as the
+            official scripts do.
     """
 
     full_state_update = False
@@ -78,7 +83,9 @@ class HandMetrics(Metric):
             pred_verts_m, gt_verts_m: [B, V, 3].
         Raises: ValueError for shapes that differ or values that are not finite.
         """
-        tensors = [t.detach().double() for t in (pred_joints_m, pred_verts_m, gt_joints_m, gt_verts_m)]
+        tensors = [
+            t.detach().double() for t in (pred_joints_m, pred_verts_m, gt_joints_m, gt_verts_m)
+        ]
         pred_joints, pred_verts, gt_joints, gt_verts = tensors
         joints_pa = similarity_align(pred_joints, gt_joints)
         verts_pa = similarity_align(pred_verts, gt_verts)
@@ -97,7 +104,8 @@ class HandMetrics(Metric):
         self.f_pa.append(f_scores(verts_pa, gt_verts, F_THRESHOLDS_M))
 
     def per_sample(self) -> dict[str, Tensor]:
-        """Errors before any mean: joints, verts, joints_pa, verts_pa [n, points] metres; f, f_pa [n, 2]."""
+        """Errors before any mean: joints, verts, joints_pa, verts_pa [n, points] metres; f, f_pa
+        [n, 2]."""
         names = ("joints", "verts", "joints_pa", "verts_pa", "f", "f_pa")
         state = {name: getattr(self, name) for name in names}
         return {k: torch.cat(v) if isinstance(v, list) else v for k, v in state.items()}

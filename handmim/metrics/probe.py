@@ -6,7 +6,7 @@ from torch import Tensor
 from handmim.geometry.align import similarity_align
 from handmim.metrics.pose import point_errors_m
 
-LAMBDAS = tuple(10.0 ** (k / 2) for k in range(0, 9))  # 1 .. 1e4
+LAMBDAS = tuple(10.0 ** (k / 2) for k in range(9))  # 1 .. 1e4
 
 
 def ridge_probe(
@@ -14,7 +14,8 @@ def ridge_probe(
 ) -> tuple[Tensor, float]:
     """Ridge regression; the penalty is chosen on the last `holdout` of the training samples.
 
-    Features are standardised by the training set. One eigendecomposition serves all penalties; float64.
+    Features are standardised by the training set. One eigendecomposition serves all penalties;
+    float64.
 
     Args:
         train_x: [n, D] features.
@@ -25,7 +26,9 @@ def ridge_probe(
     Raises: ValueError for fewer than 10 training samples.
     """
     if len(train_x) < 10 or len(train_x) != len(train_y):
-        raise ValueError(f"need >= 10 matching samples, got {len(train_x)} and {len(train_y)} (probe)")
+        raise ValueError(
+            f"need >= 10 matching samples, got {len(train_x)} and {len(train_y)} (probe)"
+        )
     x, y, z = train_x.double(), train_y.double(), test_x.double()
     mean, std = x.mean(dim=0), x.std(dim=0) + 1e-8
     x, z = (x - mean) / std, (z - mean) / std
@@ -64,7 +67,8 @@ def joint_probe(
         train_x, test_x: [n, D] and [m, D] features.
         train_kp2d_ndc, test_kp2d_ndc: [n, 21, 2] and [m, 21, 2] crop ndc.
         train_joints_m, test_joints_m: [n, 21, 3] and [m, 21, 3] relative to the root, metres.
-    Returns: err2d_percent (mean 2D error in per cent of the crop's side), pck10 (share of 2D errors under 10 % of
+    Returns: err2d_percent (mean 2D error in per cent of the crop's side), pck10 (share of 2D errors
+        under 10 % of
         the side), mpjpe_mm, pa_mpjpe_mm.
     """
     kp2d, _ = ridge_probe(train_x, train_kp2d_ndc.flatten(1), test_x)

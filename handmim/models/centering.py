@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 
 def sinkhorn_knopp(logits: Tensor, temp: float, num_iters: int = 3) -> Tensor:
-    """Soft assignment in which every prototype gets an equal share of the batch (SwAV, DINOv2), fp32.
+    """Soft assignment in which every prototype gets an equal share of the batch (SwAV, DINOv2),
+    fp32.
 
     Args:
         logits: [M, P]; all ranks' rows count together.
@@ -40,6 +41,8 @@ class Centering(nn.Module):
         momentum: of the centre.
     """
 
+    centre: Tensor
+
     def __init__(self, num_prototypes: int, momentum: float = 0.9) -> None:
         super().__init__()
         self.momentum = momentum
@@ -52,7 +55,9 @@ class Centering(nn.Module):
     @torch.no_grad()
     def update(self, logits: Tensor) -> None:
         """Move the centre towards the mean over rows, of all ranks."""
-        total = torch.cat([logits.float().sum(dim=0), logits.new_tensor([float(len(logits))]).float()])
+        total = torch.cat(
+            [logits.float().sum(dim=0), logits.new_tensor([float(len(logits))]).float()]
+        )
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(total)
         self.centre.lerp_(total[:-1] / total[-1].clamp(min=1.0), 1.0 - self.momentum)

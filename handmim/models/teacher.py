@@ -7,29 +7,31 @@ from torch import nn
 
 
 class EmaTeacher(nn.Module):
-    """Exponential moving average of a student module; always in eval mode, never trained.
+    """Exponential moving average of a student's modules; always in eval mode, never trained.
 
     Args:
-        student: module to copy; parameters and buffers are paired by name.
+        student: modules to copy; parameters and buffers are paired by name.
     """
 
-    def __init__(self, student: nn.Module) -> None:
+    def __init__(self, student: nn.ModuleDict) -> None:
         super().__init__()
-        self.net = copy.deepcopy(student).requires_grad_(False).eval()
+        self.net: nn.ModuleDict = copy.deepcopy(student).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "EmaTeacher":
         """Stay in eval mode whatever the parent does: dropout must never reach a target."""
         return super().train(False)
 
     @torch.no_grad()
-    def update(self, student: nn.Module, momentum: float) -> None:
+    def update(self, student: nn.ModuleDict, momentum: float) -> None:
         """teacher <- momentum * teacher + (1 - momentum) * student, buffers copied.
 
         Raises: ValueError when the two modules do not have the same parameters.
         """
         mine, theirs = dict(self.net.named_parameters()), dict(student.named_parameters())
         if mine.keys() != theirs.keys():
-            raise ValueError(f"teacher and student differ in {sorted(mine.keys() ^ theirs.keys())[:5]}")
+            raise ValueError(
+                f"teacher and student differ in {sorted(mine.keys() ^ theirs.keys())[:5]}"
+            )
         names = list(mine)
         torch._foreach_lerp_([mine[n] for n in names], [theirs[n] for n in names], 1.0 - momentum)
         buffers = dict(student.named_buffers())

@@ -1,4 +1,5 @@
-"""Backdrops for rendered hands: calm procedural rooms out of focus, plain studio gradients, or the user's photos."""
+"""Backdrops for rendered hands: calm procedural rooms out of focus, plain studio gradients, or the
+user's photos."""
 
 import logging
 from pathlib import Path
@@ -34,7 +35,8 @@ def studio(rng: np.random.Generator, size: int) -> Picture:
 
 
 def _grain(rng: np.random.Generator, size: int, stretch: float) -> Picture:
-    """Soft noise with a 1/f look, [S, S, 1], mean 0 and deviation about 1; `stretch` elongates it."""
+    """Soft noise with a 1/f look, [S, S, 1], mean 0 and deviation about 1; `stretch` elongates
+    it."""
     total = np.zeros((size, size), np.float32)
     for octave in range(2, 7):
         cells = 2**octave
@@ -45,7 +47,8 @@ def _grain(rng: np.random.Generator, size: int, stretch: float) -> Picture:
 
 
 def room(rng: np.random.Generator, size: int) -> Picture:
-    """A corner of somewhere, out of focus: wall, perhaps a table, a few soft shapes, light falling off."""
+    """A corner of somewhere, out of focus: wall, perhaps a table, a few soft shapes, light falling
+    off."""
     saturation = rng.uniform(0.15, 0.8)
 
     def material() -> NDArray[np.floating]:
@@ -82,13 +85,15 @@ def room(rng: np.random.Generator, size: int) -> Picture:
 
 
 def load_photos(folder: str | Path, size: int, limit: int = 500) -> list[Picture]:
-    """The first `limit` pictures of a folder, by name, scaled to their shorter side and cut to a square.
+    """The first `limit` pictures of a folder, by name, scaled to their shorter side and cut to a
+    square.
 
     Raises: ValueError when the folder is missing or holds no readable picture.
     """
     folder = Path(folder)
     names = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES)[:limit]
-    out, unreadable = [], []
+    out: list[Picture] = []
+    unreadable: list[str] = []
     for name in names:
         image = cv2.imread(str(name), cv2.IMREAD_COLOR)
         if image is None:
@@ -96,7 +101,9 @@ def load_photos(folder: str | Path, size: int, limit: int = 500) -> list[Picture
             continue
         scale = size / min(image.shape[:2])
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        out.append(np.ascontiguousarray(image[:size, :size, ::-1], np.float32) / 255)
+        top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
+        cut = image[top : top + size, left : left + size, ::-1].astype(np.float32)
+        out.append(cut / np.float32(255))
     if unreadable:
         log.warning("skipped %d unreadable photos: %s", len(unreadable), ", ".join(unreadable[:5]))
     if not out:
@@ -127,7 +134,9 @@ class BackdropBank:
         photos_dir: str | None = None,
     ) -> None:
         if kind not in self.KINDS:
-            raise ValueError(f"background must be one of {self.KINDS}, got {kind!r} (scene.background)")
+            raise ValueError(
+                f"background must be one of {self.KINDS}, got {kind!r} (scene.background)"
+            )
         if kind == "photos" and photos_dir is None:
             raise ValueError("background=photos needs a folder (scene.photos_dir)")
         self.kind = kind

@@ -1,4 +1,5 @@
-"""Drawing on pictures: mesh overlays by the painter's algorithm, joints, points, contact sheets. OpenCV only."""
+"""Drawing on pictures: mesh overlays by the painter's algorithm, joints, points, contact sheets.
+OpenCV only."""
 
 from collections.abc import Sequence
 
@@ -30,7 +31,9 @@ def enlarge(image: Picture, zoom: int) -> Picture:
 
 def to_picture(image: Array) -> Picture:
     """[3, H, W] in [0, 1] to [H, W, 3] uint8."""
-    return np.ascontiguousarray((np.clip(image, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0))
+    return np.ascontiguousarray(
+        (np.clip(image, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
+    )
 
 
 def _fixed_point(points_px: Array, zoom: int) -> NDArray[np.int32]:
@@ -101,7 +104,9 @@ def draw_joints(
     for point, on in zip(fixed, shown, strict=True):
         if on:
             radius = (thick + 1) << SUBPIXEL_BITS
-            cv2.circle(canvas, point.tolist(), radius, (250, 250, 250), -1, cv2.LINE_AA, SUBPIXEL_BITS)
+            cv2.circle(
+                canvas, point.tolist(), radius, (250, 250, 250), -1, cv2.LINE_AA, SUBPIXEL_BITS
+            )
     return canvas
 
 
@@ -113,7 +118,9 @@ def draw_points(
     radius = max(2, canvas.shape[0] // 45)
     for point, colour in zip(_fixed_point(points_px, zoom), colours, strict=True):
         for size, tint in ((radius + 1, (20, 20, 20)), (radius, [int(c) for c in colour])):
-            cv2.circle(canvas, point.tolist(), size << SUBPIXEL_BITS, tint, -1, cv2.LINE_AA, SUBPIXEL_BITS)
+            cv2.circle(
+                canvas, point.tolist(), size << SUBPIXEL_BITS, tint, -1, cv2.LINE_AA, SUBPIXEL_BITS
+            )
     return canvas
 
 
@@ -134,5 +141,7 @@ def contact_sheet(
         sheet[y : y + height, x : x + width] = picture
     for i, text in enumerate(headings or ()):
         origin = (gap + i * (width + gap), 14)
-        cv2.putText(sheet, text, origin, cv2.FONT_HERSHEY_SIMPLEX, 0.38, (40, 40, 40), 1, cv2.LINE_AA)
+        cv2.putText(
+            sheet, text, origin, cv2.FONT_HERSHEY_SIMPLEX, 0.38, (40, 40, 40), 1, cv2.LINE_AA
+        )
     return sheet

@@ -1,4 +1,5 @@
-"""Z-buffer rasterisation on the CPU: compiled kernels, and a plain numpy reference beside them for the tests."""
+"""Z-buffer rasterisation on the CPU: compiled kernels, and a plain numpy reference beside them for
+the tests."""
 
 import math
 
@@ -12,7 +13,8 @@ def rasterise(x_px, y_px, inv_z, faces, inv_depth, face_id, bary):  # type: igno
     """Nearest face of every pixel.
 
     Args:
-        x_px, y_px, inv_z: [V] projected vertices and 1 / depth; the first pixel's centre is (0.5, 0.5).
+        x_px, y_px, inv_z: [V] projected vertices and 1 / depth; the first pixel's centre is (0.5,
+            0.5).
         faces: [F, 3].
         inv_depth: [H, W] out, 0 where nothing is seen.
         face_id: [H, W] int32 out, -1 where nothing is seen.

@@ -1,4 +1,5 @@
-"""Random hand photographs with their truth: pose, shape, camera, light, skin, sleeve, object, occluder, lens."""
+"""Random hand photographs with their truth: pose, shape, camera, light, skin, sleeve, object,
+occluder, lens."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -106,7 +107,8 @@ def random_rotation(rng: RNG) -> Array:
 
 
 def superquadric(rng: RNG) -> tuple[Array, NDArray[np.int32], Array, Array]:
-    """A random box, cylinder, ball or something between: points [n, 3] m, faces, radii [3], exponents [2]."""
+    """A random box, cylinder, ball or something between: points [n, 3] m, faces, radii [3],
+    exponents [2]."""
     exponents, radii = rng.choice([0.15, 0.5, 1.0], 2), rng.uniform(0.016, 0.048, 3)
     around, up = 18, 12
     u, v = np.meshgrid(
@@ -128,7 +130,8 @@ def superquadric(rng: RNG) -> tuple[Array, NDArray[np.int32], Array, Array]:
 
 
 def depth_inside_m(points: Array, radii: Array, exponents: Array) -> float:
-    """How deep the deepest of `points` (object frame) lies inside a superquadric, along its ray to the centre."""
+    """How deep the deepest of `points` (object frame) lies inside a superquadric, along its ray to
+    the centre."""
     e1, e2 = exponents
     x, y, z = (np.abs(points) / radii).T + 1e-9
     value = ((x ** (2 / e2) + y ** (2 / e2)) ** (e2 / e1) + z ** (2 / e1)) ** (e1 / 2)
@@ -137,10 +140,11 @@ def depth_inside_m(points: Array, radii: Array, exponents: Array) -> float:
 
 
 def tame_exposure(image: Array, mask: NDArray[np.bool_], luma: Sequence[float]) -> Array:
-    """Bring the hand's mean luma into range and roll highlights off below white, so that nothing blows out."""
+    """Bring the hand's mean luma into range and roll highlights off below white, so that nothing
+    blows out."""
     if mask.any():
         mean = float(image[mask].mean())
-        image = image * (np.clip(mean, *luma) / max(mean, 1e-6))
+        image = image * (min(max(mean, luma[0]), luma[1]) / max(mean, 1e-6))
     knee = 0.8
     over = np.maximum(image - knee, 0)
     return np.minimum(image, knee) + (1 - knee) * 0.96 * (1 - np.exp(-over / (1 - knee)))
@@ -182,7 +186,8 @@ class SceneRenderer:
         return np.zeros((side, side)), np.zeros((side, side), np.int32), np.zeros((side, side, 2))
 
     def _draw_pose_block(self, block: int) -> Array:
-        # Poses are accepted or refused in batches: much cheaper than one by one, and still a function of the index.
+        # Poses are accepted or refused in batches: much cheaper than one by one, and still a
+        # function of the index.
         rng = np.random.default_rng(np.random.SeedSequence([*self.stream, 2**31 + 1, block]))
         return self.poses.sample(POSE_BLOCK, rng)
 
@@ -197,7 +202,7 @@ class SceneRenderer:
         s = self.settings
         if s.view == "any":
             return random_rotation(rng)
-        side = s.sides[rng.integers(len(s.sides))]
+        side = s.sides[int(rng.integers(len(s.sides)))]
         base = R_CAM_FROM_DORSAL if side == "dorsal" else R_CAM_FROM_PALMAR
         about = np.radians(rng.uniform(-1, 1, 3) * s.cone_deg)
         turn = rodrigues(np.diag(about)[[2, 1, 0]])  # about z, y, x
@@ -214,10 +219,10 @@ class SceneRenderer:
         s, surface = self.settings, self.surface
         size, big = s.image_px, s.image_px * s.supersample
         verts, joints = surface.pose(rotmats, betas)
-        focal = rng.uniform(*s.focal) * size
+        focal = rng.uniform(s.focal[0], s.focal[1]) * size
         centre = (verts.max(axis=0) + verts.min(axis=0)) / 2
         extent = np.abs(verts - centre)[:, :2].max()
-        depth = focal * extent / (size / 2 * rng.uniform(*s.fill))
+        depth = focal * extent / (size / 2 * rng.uniform(s.fill[0], s.fill[1]))
         transl = np.r_[rng.uniform(-s.offset, s.offset, 2) * extent, depth] - centre
         verts, joints = verts + transl, joints + transl
         K = np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1.0]])
@@ -226,7 +231,11 @@ class SceneRenderer:
         bare = rng.random() >= s.sleeves
         all_verts = np.vstack([verts, surface.arm(verts, rotmats[0][:, 0])])
         colours = surface.colours(tone)
-        arm = np.tile(colours[surface.ring], (4, 1)) if bare else np.tile(rng.random(3) * 0.9, (64, 1))
+        arm = (
+            np.tile(colours[surface.ring], (4, 1))
+            if bare
+            else np.tile(rng.random(3) * 0.9, (64, 1))
+        )
         albedo = np.vstack([colours, arm])
         faces, rest = surface.faces, surface.rest
         bone = np.maximum(surface.bone, 0) if bare else surface.bone
@@ -236,9 +245,12 @@ class SceneRenderer:
                 points, more, colour = held
                 faces = np.vstack([faces, more + len(all_verts)])
                 bone = np.r_[bone, np.full(len(more), -1, np.int32)]
-                all_verts, rest = np.vstack([all_verts, points]), np.vstack([rest, points - points[0]])
+                all_verts, rest = (
+                    np.vstack([all_verts, points]),
+                    np.vstack([rest, points - points[0]]),
+                )
                 albedo = np.vstack([albedo, colour])
-        normals = np.zeros_like(all_verts)
+        normals: Array = np.zeros_like(all_verts)
         vertex_normals(all_verts, faces, normals)
         if bare:  # no seam where the forearm continues the skin
             arm_ring = len(verts) + np.arange(16)
@@ -257,7 +269,9 @@ class SceneRenderer:
         image = tame_exposure(image, hand, s.hand_luma).astype(np.float32)
         mask = hand.astype(np.float32)
         if s.supersample > 1:
-            image, mask = (cv2.resize(a, (size, size), interpolation=cv2.INTER_AREA) for a in (image, mask))
+            image, mask = (
+                cv2.resize(a, (size, size), interpolation=cv2.INTER_AREA) for a in (image, mask)
+            )
         image, mask = self._lens(rng, image, mask)
         picture = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
         return RenderedHand(picture, mask > 0.5, K, verts, joints, rotmats, betas, transl)
@@ -272,7 +286,8 @@ class SceneRenderer:
     def _held_object(
         verts: Array, joints: Array, R: Array, rng: RNG
     ) -> tuple[Array, NDArray[np.int32], Array] | None:
-        """An object off the palm, pushed out until fingers enter it by less than 3 mm; None if it never fits."""
+        """An object off the palm, pushed out until fingers enter it by less than 3 mm; None if it
+        never fits."""
         points, faces, radii, exponents = superquadric(rng)
         turn, palm = random_rotation(rng), -R[:, 1]
         place = joints[[0, 5, 9, 17]].mean(axis=0) * 0.5 + joints[9] * 0.5
@@ -296,7 +311,7 @@ class SceneRenderer:
         albedo: Array, rest: Array, bone: NDArray[np.int32], tone: Array,
     ) -> None:  # fmt: skip
         """Random lights and skin; paints `image` in place."""
-        lights = rng.normal(0, 1, (2, 3))
+        lights: Array = rng.normal(0, 1, (2, 3))
         lights[:, 2] = -np.abs(lights[:, 2]) - 0.3
         lights = unit(lights)
         tints = 1 + rng.normal(0, 0.08, (2, 3))
@@ -312,7 +327,9 @@ class SceneRenderer:
         shadow, shadow_face, shadow_bary = self._shadow
         x_px, y_px = (q[:, 0] + offset[0]) * scale, (q[:, 1] + offset[1]) * scale
         rasterise(x_px, y_px, 1 / (q[:, 2] + offset[2]), faces, shadow, shadow_face, shadow_bary)
-        nail = np.clip(tone * 0.55 + np.array([0.40, 0.30, 0.28]) * (0.45 + 0.55 * tone.mean()), 0, 1)
+        nail = np.clip(
+            tone * 0.55 + np.array([0.40, 0.30, 0.28]) * (0.45 + 0.55 * tone.mean()), 0, 1
+        )
         look = np.array(
             [
                 rng.uniform(0, 50), rng.uniform(120, 300), rng.uniform(0.02, 0.07),
@@ -321,10 +338,30 @@ class SceneRenderer:
         )  # fmt: skip
         _, face_id, bary = self._buffers
         shade(
-            face_id, bary, faces, verts, normals, albedo, rest, bone, self.surface.frame, nail, image,
-            lights, light_rgb, up, sky, ground, self.table, look, self.surface.lines, shadow, rows,
-            offset, scale,
-        )  # fmt: skip
+            face_id,
+            bary,
+            faces,
+            verts,
+            normals,
+            albedo,
+            rest,
+            bone,
+            self.surface.frame,
+            nail,
+            image,
+            lights,
+            light_rgb,
+            up,
+            sky,
+            ground,
+            self.table,
+            look,
+            self.surface.lines,
+            shadow,
+            rows,
+            offset,
+            scale,
+        )
 
     def _lens(self, rng: RNG, image: Array, mask: Array) -> tuple[Array, Array]:
         """Soft edges, a foreground occluder, defocus or motion blur, gamma, sensor noise."""
@@ -353,6 +390,6 @@ class SceneRenderer:
         n = int(rng.integers(3, 3 + max(2, size // 28)))
         kernel, centre, angle = np.zeros((n, n), np.float32), (n - 1) / 2, rng.uniform(0, np.pi)
         way = centre * np.array([np.cos(angle), np.sin(angle)])
-        ends = [[int(round(x)) for x in centre + sign * way] for sign in (-1, 1)]
+        ends = [[round(x) for x in centre + sign * way] for sign in (-1, 1)]
         cv2.line(kernel, ends[0], ends[1], 1.0)
         return kernel / kernel.sum()

@@ -1,4 +1,5 @@
-"""Per-pixel shading of skin and objects: creases, nails, noise, two lights, one shadow map. Compiled."""
+"""Per-pixel shading of skin and objects: creases, nails, noise, two lights, one shadow map.
+Compiled."""
 
 import math
 
@@ -34,11 +35,7 @@ def _noise(x, y, z, table):  # type: ignore[no-untyped-def]
     for a in range(2):
         for b in range(2):
             for c in range(2):
-                h = (
-                    (int(xi) + a) * 73856093
-                    ^ (int(yi) + b) * 19349663
-                    ^ (int(zi) + c) * 83492791
-                )
+                h = (int(xi) + a) * 73856093 ^ (int(yi) + b) * 19349663 ^ (int(zi) + c) * 83492791
                 weight = (fx if a else 1 - fx) * (fy if b else 1 - fy) * (fz if c else 1 - fz)
                 total += weight * table[h & 4095]
     return total
@@ -46,7 +43,8 @@ def _noise(x, y, z, table):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, fastmath=True, nogil=True)
 def _wrinkle(s, palmar, dorsal):  # type: ignore[no-untyped-def]
-    """Darkness of a joint's creases at distance s (m) along the bone: a line in the palm, ripples on the back."""
+    """Darkness of a joint's creases at distance s (m) along the bone: a line in the palm, ripples
+    on the back."""
     line = 0.20 * palmar * math.exp(-((s / 0.0009) ** 2))
     ripple = 0.07 * dorsal * math.exp(-((s / 0.005) ** 2)) * (0.5 + 0.5 * math.cos(s * 2600.0))
     return line, ripple
@@ -54,7 +52,8 @@ def _wrinkle(s, palmar, dorsal):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, fastmath=True, nogil=True)
 def _skin(r, jn, frame, lines, crease, gloss, nail_rgb, base):  # type: ignore[no-untyped-def]
-    """Paint nails and creases onto `base` at rest position r of bone jn; returns the gloss there."""
+    """Paint nails and creases onto `base` at rest position r of bone jn; returns the gloss
+    there."""
     q = np.zeros(3)
     for k in range(3):
         for m in range(3):
@@ -97,7 +96,8 @@ def _skin(r, jn, frame, lines, crease, gloss, nail_rgb, base):  # type: ignore[n
 
 @njit(cache=True, fastmath=True, nogil=True)
 def _lit_share(p, nl, shadow, rows, offset, scale):  # type: ignore[no-untyped-def]
-    """Share of the first light that reaches camera point p: 3 x 3 filtered shadow map with a slope bias."""
+    """Share of the first light that reaches camera point p: 3 x 3 filtered shadow map with a slope
+    bias."""
     side, hidden = shadow.shape[0], 0.0
     sx = (rows[0, 0] * p[0] + rows[0, 1] * p[1] + rows[0, 2] * p[2] + offset[0]) * scale
     sy = (rows[1, 0] * p[0] + rows[1, 1] * p[1] + rows[1, 2] * p[2] + offset[1]) * scale
@@ -113,16 +113,38 @@ def _lit_share(p, nl, shadow, rows, offset, scale):  # type: ignore[no-untyped-d
 
 @njit(cache=True, fastmath=True, nogil=True)
 def shade(  # type: ignore[no-untyped-def]
-    face_id, bary, faces, verts, normals, albedo, rest, bone, frame, nail_rgb, image, lights,
-    light_rgb, up, sky, ground, table, look, lines, shadow, shadow_rows, shadow_offset, shadow_scale,
-):  # fmt: skip
+    face_id,
+    bary,
+    faces,
+    verts,
+    normals,
+    albedo,
+    rest,
+    bone,
+    frame,
+    nail_rgb,
+    image,
+    lights,
+    light_rgb,
+    up,
+    sky,
+    ground,
+    table,
+    look,
+    lines,
+    shadow,
+    shadow_rows,
+    shadow_offset,
+    shadow_scale,
+):
     """Shade every covered pixel of `image` in place.
 
     Args:
         face_id, bary: [H, W] and [H, W, 2] of `rasterise`.
         faces: [F, 3]; verts, normals, albedo, rest: [V, 3], camera frame, RGB, rest positions (m).
         bone: [F] dominant joint of a face, -1 for anything but bare skin.
-        frame: [16, 5, 3] of each bone: rest joint, distal, lateral and dorsal axis, (length, half breadth, 0).
+        frame: [16, 5, 3] of each bone: rest joint, distal, lateral and dorsal axis, (length, half
+            breadth, 0).
         nail_rgb: [3].
         image: [H, W, 3] background in, picture out, linear.
         lights, light_rgb: [2, 3] unit directions towards the lights and their colours.
@@ -130,7 +152,8 @@ def shade(  # type: ignore[no-untyped-def]
         table: [4096] noise.
         look: noise seed, frequency (1/m), amount, gloss, shine, crease strength.
         lines: [n, 4] palm lines as (x, z) segments of the rest pose.
-        shadow: [S, S] 1 / depth from the first light; shadow_rows, shadow_offset, shadow_scale: camera -> its pixels.
+        shadow: [S, S] 1 / depth from the first light; shadow_rows, shadow_offset, shadow_scale:
+            camera -> its pixels.
     """
     height, width = face_id.shape
     seed, freq, amount, gloss, shine, crease = look

@@ -1,4 +1,7 @@
-"""What a picture needs beyond the mesh: a forearm, skin colours per vertex, bone frames, palm lines."""
+"""What a picture needs beyond the mesh: a forearm, skin colours per vertex, bone frames, palm
+lines."""
+
+import itertools
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +24,8 @@ PALM_LINES_MM = (
 
 
 class HandSurface:
-    """Posing and colouring of one hand model for pictures; float64, one sample at a time, free of batch effects.
+    """Posing and colouring of one hand model for pictures; float64, one sample at a time, free of
+    batch effects.
 
     Args:
         arrays: the stand-in, or any model that carries `axes`, `J`, `tips` and `wrist_ring`.
@@ -29,10 +33,14 @@ class HandSurface:
 
     def __init__(self, arrays: HandArrays) -> None:
         try:
-            axes, joints, tips = (arrays.extras[k].astype(np.float64) for k in ("axes", "J", "tips"))
+            axes, joints, tips = (
+                arrays.extras[k].astype(np.float64) for k in ("axes", "J", "tips")
+            )
             self.ring = arrays.extras["wrist_ring"].astype(np.int64)
         except KeyError as error:
-            raise ValueError(f"{arrays.name} has no {error}: only the stand-in can be drawn") from None
+            raise ValueError(
+                f"{arrays.name} has no {error}: only the stand-in can be drawn"
+            ) from None
         self.arrays = arrays
         verts, n = arrays.v_template, len(arrays.v_template)
         self.joints = arrays.J_regressor @ verts
@@ -52,7 +60,7 @@ class HandSurface:
         segments = [np.hstack([line[:-1], line[1:]]) for line in map(np.array, PALM_LINES_MM)]
         wrist_xz = joints[0, [0, 2, 0, 2]]
         self.lines = wrist_xz + np.vstack(segments) * 1e-3 * [-1, 1, -1, 1]
-        normals = np.zeros_like(verts)
+        normals: Array = np.zeros_like(verts)
         vertex_normals(verts, arrays.faces, normals)
         normals = unit(normals)
 
@@ -70,7 +78,7 @@ class HandSurface:
     def _arm_faces(first: int) -> NDArray[np.int64]:
         rows = [first + RING * k + np.arange(RING) for k in range(ARM_RINGS)]
         faces = []
-        for a, b in zip(rows[:-1], rows[1:], strict=True):
+        for a, b in itertools.pairwise(rows):
             a2, b2 = np.roll(a, -1), np.roll(b, -1)
             faces += [np.stack([a, a2, b2], axis=1), np.stack([a, b2, b], axis=1)]
         last = rows[-1]
@@ -81,7 +89,8 @@ class HandSurface:
         """Blend skinning of one hand.
 
         Args:
-            rotmats: [16, 3, 3] wrist rotation into the camera frame, then absolute finger rotations.
+            rotmats: [16, 3, 3] wrist rotation into the camera frame, then absolute finger
+                rotations.
             betas: [10].
         Returns: vertices [V, 3] and the 21 joints [21, 3], metres, before translation.
         """

@@ -10,13 +10,17 @@ from pathlib import Path
 COLOURS = ("#8a8f98", "#1f6fb4", "#d1622b", "#3c8f5a", "#7a52a8", "#b03060")
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1d2126; max-width: 1040px; margin: 2em auto; padding: 0 1em }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1d2126; max-width: 1040px; margin: 2em auto;
+padding: 0 1em }
 h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em }
-table { border-collapse: collapse } th, td { padding: .3em .9em; text-align: right; border-bottom: 1px solid #dde1e6 }
+table { border-collapse: collapse } th, td { padding: .3em .9em; text-align: right; border-bottom:
+1px solid #dde1e6 }
 th:first-child, td:first-child { text-align: left } tr.best td { font-weight: 600 }
-figure { margin: 1em 0 } figure img { max-width: 100%; image-rendering: auto; border: 1px solid #dde1e6 }
+figure { margin: 1em 0 } figure img { max-width: 100%; image-rendering: auto; border: 1px solid
+#dde1e6 }
 figcaption { color: #59626d; font-size: .92em } .curves { display: flex; flex-wrap: wrap; gap: 1em }
-code { background: #f2f4f7; padding: .1em .3em } .note { background: #fff8e6; padding: .7em 1em; border-left: 3px solid #d9a400 }
+code { background: #f2f4f7; padding: .1em .3em } .note { background: #fff8e6; padding: .7em 1em;
+border-left: 3px solid #d9a400 }
 """
 
 
@@ -33,9 +37,13 @@ def series(rows: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, f
 
 
 def curve(
-    title: str, lines: Mapping[str, Sequence[tuple[float, float]]], width: int = 320, height: int = 190
+    title: str,
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    width: int = 320,
+    height: int = 190,
 ) -> str:
-    """An SVG line chart with the extreme values on both axes; empty when there is nothing to draw."""
+    """An SVG line chart with the extreme values on both axes; empty when there is nothing to
+    draw."""
     drawn = {name: list(points) for name, points in lines.items() if len(points) > 1}
     if not drawn:
         return ""
@@ -53,20 +61,26 @@ def curve(
     parts = [
         f'<svg width="{width}" height="{height}" font-size="11" font-family="system-ui">',
         f'<text x="{left}" y="14" font-size="12" font-weight="600">{html.escape(title)}</text>',
-        f'<line x1="{left}" y1="{height - bottom}" x2="{width - right}" y2="{height - bottom}" stroke="#c3c9d1"/>',
+        f'<line x1="{left}" y1="{height - bottom}" x2="{width - right}" y2="{height - bottom}" '
+        'stroke="#c3c9d1"/>',
         f'<line x1="{left}" y1="{top}" x2="{left}" y2="{height - bottom}" stroke="#c3c9d1"/>',
         f'<text x="{left - 4}" y="{top + 8}" text-anchor="end">{y1:.4g}</text>',
         f'<text x="{left - 4}" y="{height - bottom}" text-anchor="end">{y0:.4g}</text>',
         f'<text x="{left}" y="{height - bottom + 13}">{x0:g}</text>',
-        f'<text x="{width - right}" y="{height - bottom + 13}" text-anchor="end">step {x1:g}</text>',
+        f'<text x="{width - right}" y="{height - bottom + 13}" text-anchor="end">step '
+        f"{x1:g}</text>",
     ]
     for i, (name, points) in enumerate(drawn.items()):
         colour = COLOURS[i % len(COLOURS)]
         path = " ".join(place(x, y) for x, y in points)
-        parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.6" points="{path}"/>')
+        parts.append(
+            f'<polyline fill="none" stroke="{colour}" stroke-width="1.6" points="{path}"/>'
+        )
         if len(drawn) > 1:
             x = left + 4 + i * (width - left) // len(drawn)
-            parts.append(f'<text x="{x}" y="{height - 6}" fill="{colour}">{html.escape(name)}</text>')
+            parts.append(
+                f'<text x="{x}" y="{height - 6}" fill="{colour}">{html.escape(name)}</text>'
+            )
     return "".join(parts) + "</svg>"
 
 
@@ -79,7 +93,8 @@ def figure(path: Path, caption: str) -> str:
     """A PNG file as an inline picture; a missing one is said so instead of being dropped."""
     text = html.escape(caption)
     if not path.is_file():
-        return f"<figure><figcaption>(no picture {html.escape(path.name)}) {text}</figcaption></figure>"
+        missing = f"(no picture {html.escape(path.name)}) {text}"
+        return f"<figure><figcaption>{missing}</figcaption></figure>"
     data = base64.b64encode(path.read_bytes()).decode()
     return (
         f'<figure><img src="data:image/png;base64,{data}" alt="{text}">'

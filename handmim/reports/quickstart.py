@@ -21,9 +21,12 @@ LABELS = {
     "handmim": "HandMIM-pretrained",
 }
 LIMIT = (
-    "Both models saw the same labels for the same number of fine-tuning steps. What this shows is a head start at"
-    " equal fine-tuning steps, not at equal total compute: at this size, the seconds of pretraining spent on longer"
-    " supervised training would help more. Pictures are rendered from a stand-in hand: no figure here compares with"
+    "Both models saw the same labels for the same number of fine-tuning steps. What this shows "
+    "is a head start at"
+    " equal fine-tuning steps, not at equal total compute: at this size, the seconds of "
+    "pretraining spent on longer"
+    " supervised training would help more. Pictures are rendered from a stand-in hand: no figure "
+    "here compares with"
     " FreiHAND or HO-3D results."
 )
 
@@ -39,7 +42,8 @@ def write_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
     Args:
         folder: of the quickstart; its stages are pretrain, scratch, handmim, eval_<row>.
-        rows: one mapping per predictor with `name`, the keys of COLUMNS, `seed` and `total_seconds`.
+        rows: one mapping per predictor with `name`, the keys of COLUMNS, `seed` and
+            `total_seconds`.
     Returns: the page's path.
     """
     cells = []
@@ -52,7 +56,8 @@ def write_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     best = min(range(len(rows)), key=lambda i: rows[i]["mpjpe_mm"])
     pre = read_scalars(folder / "pretrain" / "scalars.jsonl")
     tuned = {
-        LABELS[name]: read_scalars(folder / name / "scalars.jsonl") for name in ("scratch", "handmim")
+        LABELS[name]: read_scalars(folder / name / "scalars.jsonl")
+        for name in ("scratch", "handmim")
     }
 
     def both(key: str) -> dict[str, list[tuple[float, float]]]:
@@ -61,7 +66,8 @@ def write_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     losses = sorted({key for row in pre for key in row if key.startswith("loss/")})
     body = [
         table(["", *(heading for _, heading in COLUMNS)], cells, best),
-        f"<p>Seed {rows[0]['seed']}, {rows[0]['total_seconds']:.0f} s in all. MPJPE is relative to the middle"
+        f"<p>Seed {rows[0]['seed']}, {rows[0]['total_seconds']:.0f} s in all. MPJPE is relative "
+        "to the middle"
         " knuckle; PA figures are after similarity alignment, joints and vertices separately.</p>",
         f'<p class="note">{LIMIT}</p>',
         "<h2>Fine-tuning</h2>",
@@ -73,7 +79,9 @@ def write_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
             }
         ),
         "<h2>Predictions</h2>",
-        figure(folder / "eval_handmim" / "predictions.png", "HandMIM-pretrained, held-out pictures"),
+        figure(
+            folder / "eval_handmim" / "predictions.png", "HandMIM-pretrained, held-out pictures"
+        ),
         figure(folder / "eval_scratch" / "predictions.png", "From scratch, the same pictures"),
         "<h2>Pretraining</h2>",
         curves(
@@ -83,12 +91,15 @@ def write_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
                 "probe: MPJPE, mm": {"probe": series(pre, "probe/mpjpe_mm")},
                 "points: spread, ndc": {"spread": series(pre, "keypoints/spread_ndc")},
                 "points: disagreement, ndc": {"gap": series(pre, "keypoints/disagreement_ndc")},
-                "entropy of mean target / log P": {"entropy": series(pre, "targets/entropy_of_mean")},
+                "entropy of mean target / log P": {
+                    "entropy": series(pre, "targets/entropy_of_mean")
+                },
             }
         ),
         figure(
             latest(folder / "pretrain", "keypoints"),
-            "Pseudo-keypoints: each row shows two samples; points of view a, points of view b, and points of a"
+            "Pseudo-keypoints: each row shows two samples; points of view a, points of view b, "
+            "and points of a"
             " carried to b by the known map. Equal colours should meet.",
         ),
         figure(latest(folder / "pretrain", "views"), "Views, what the student saw, reconstruction"),

@@ -22,7 +22,8 @@ def metrics_table(
     columns: Sequence[tuple[str, str]] = COLUMNS,
     title: str | None = None,
 ) -> Table:
-    """A row per predictor; millimetres with two decimals, shares with three, missing figures as a dash."""
+    """A row per predictor; millimetres with two decimals, shares with three, missing figures as a
+    dash."""
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for _, heading in columns:

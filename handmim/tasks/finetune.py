@@ -1,4 +1,5 @@
-"""Supervised regression of a hand: backbone, head, losses; and the mean hand every regression starts from."""
+"""Supervised regression of a hand: backbone, head, losses; and the mean hand every regression
+starts from."""
 
 from collections.abc import Callable, Mapping
 
@@ -105,6 +106,8 @@ def mean_hand(
         cams.append(fit_weak(joints_root_m[seen], batch.kp2d_crop_ndc[seen], scale0_per_m))
     all_rotmats, all_cams = torch.cat(rotmats), torch.cat(cams)
     if not len(all_rotmats):
-        raise ValueError("no training sample has MANO parameters: the mean hand is undefined (data)")
+        raise ValueError(
+            "no training sample has MANO parameters: the mean hand is undefined (data)"
+        )
     cam = all_cams.mean(dim=0) if len(all_cams) else torch.zeros(3)
     return chordal_mean(all_rotmats), cam

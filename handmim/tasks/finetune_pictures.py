@@ -14,7 +14,8 @@ TRUTH_RGB = (170, 215, 150)
 def draw_predictions(
     batch: HandBatch, state: HandState, faces: NDArray[np.integer], num: int = 8
 ) -> NDArray[np.uint8]:
-    """Rows of input, predicted mesh, true mesh (where vertices and camera are known), predicted and true joints.
+    """Rows of input, predicted mesh, true mesh (where vertices and camera are known), predicted and
+    true joints.
 
     Args:
         batch: augmented pictures and their labels.
@@ -37,7 +38,9 @@ def draw_predictions(
             verts = batch.verts_cam_m[i]
             true_px = project(verts, batch.K_crop_px[i]).cpu().numpy()
             true_depth = verts[:, 2].cpu().numpy()
-            tiles.append(draw_mesh(picture, true_px, true_depth, faces, colour=TRUTH_RGB, zoom=zoom))
+            tiles.append(
+                draw_mesh(picture, true_px, true_depth, faces, colour=TRUTH_RGB, zoom=zoom)
+            )
         else:
             tiles.append(enlarge(picture, zoom))
         tiles.append(draw_joints(picture, joints_px[i], zoom=zoom))

@@ -1,4 +1,5 @@
-"""Numbers that tell whether pretraining is alive: spread, agreement, entropy, rank. No gradients."""
+"""Numbers that tell whether pretraining is alive: spread, agreement, entropy, rank. No
+gradients."""
 
 import math
 
@@ -15,7 +16,8 @@ def entropy_nats(probs: Tensor) -> Tensor:
 
 
 def effective_rank(features: Tensor) -> Tensor:
-    """exp(entropy of the normalised singular values) of centred features [n, D]: 1 collapsed .. min(n-1, D).
+    """exp(entropy of the normalised singular values) of centred features [n, D]: 1 collapsed ..
+    min(n-1, D).
 
     Roy & Vetterli 2007, EUSIPCO.
     """
@@ -31,7 +33,8 @@ def keypoint_monitors(points_ndc: Tensor, source_from_view: Tensor) -> dict[str,
     Args:
         points_ndc: [B, G, K, 2] in each view.
         source_from_view: [B, G, 2, 3].
-    Returns: spread (std within a sample, ndc), disagreement |A_a k_a - A_b k_b| (source ndc), retrieval (share of
+    Returns: spread (std within a sample, ndc), disagreement |A_a k_a - A_b k_b| (source ndc),
+        retrieval (share of
         samples whose other view has the nearest mean-free shape in the batch).
     """
     in_source = transform_points(source_from_view, points_ndc.float())

@@ -1,7 +1,9 @@
 """HandMIM pretraining: student and EMA teacher, three granularities, one loss sum.
 
-The paper states the structure (teacher-student, pseudo-keypoint alignment on the class token, masked patch
-self-distillation, pixel reconstruction); how each part is formulated here is ours and every choice is a config value.
+The paper states the structure (teacher-student, pseudo-keypoint alignment on the class token,
+masked patch
+self-distillation, pixel reconstruction); how each part is formulated here is ours and every choice
+is a config value.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,13 +40,14 @@ class HandMimTask(nn.Module):
 
     Args:
         backbone: the student's ViT; the teacher starts as its copy.
-        heads: constructors by name, called with `dim=`, and `patch_px=` for "pixel". Each loss brings its own.
+        heads: constructors by name, called with `dim=`, and `patch_px=` for "pixel". Each loss
+            brings its own.
         losses: weighted terms by name.
         momentum: of the EMA teacher.
         teacher_temp: temperature of the patch targets.
         centering: constructor of the target normaliser, called with `num_prototypes=`.
-        keypoint_target: points are matched with those of the "ema" teacher (no gradient) or of the "student" itself
-            (gradient through both sides).
+        keypoint_target: points are matched with those of the "ema" teacher (no gradient) or of the
+            "student" itself (gradient through both sides).
         freeze_prototypes_steps: prototypes stay as initialised that long.
     """
 
@@ -80,11 +83,12 @@ class HandMimTask(nn.Module):
             k: v for k, v in built.items() if k in ("projection", "keypoint")
         }
         self.teacher = EmaTeacher(nn.ModuleDict(followed))
-        self.centering = (
+        self.centering: Any = (
             centering(num_prototypes=built["projection"].num_prototypes)
             if "projection" in built
             else None
         )
+        self.patch_px = backbone.patch_px
         self.losses = LossSum(losses)
         self.momentum, self.teacher_temp = as_schedule(momentum), as_schedule(teacher_temp)
         self.keypoint_target = keypoint_target
@@ -100,6 +104,7 @@ class HandMimTask(nn.Module):
         logits = head(student.patches.flatten(0, 1)[where], freeze_prototypes=frozen)
         with torch.no_grad():
             teacher_logits = self.teacher.net["projection"](teacher.patches.flatten(0, 1)[where])
+            assert self.centering is not None
             temp = self.teacher_temp(info.step, info.total_steps)
             probs = self.centering(teacher_logits, temp)
             if self.training:
@@ -131,8 +136,7 @@ class HandMimTask(nn.Module):
         if "pixel" in self.student:
             where = is_masked.flatten().nonzero().squeeze(1)
             pred = self.student["pixel"](student.patches.flatten(0, 1)[where])
-            patch_px = self.student["backbone"].patch_px
-            target = patchify(views, patch_px).flatten(0, 1)[where]
+            target = patchify(views, self.patch_px).flatten(0, 1)[where]
             weight = _per_view_weight(is_masked)[where]
             out["pixels"] = PixelTargets(pred, target, weight, len(is_masked))
         cls = student.cls.unflatten(0, shape)
@@ -192,7 +196,7 @@ class HandMimTask(nn.Module):
             out, _ = self.outputs(batch, StepInfo(step=0, total_steps=1))
         finally:
             self.train(training)
-        return draw_pretraining(batch, out, self.student["backbone"].patch_px)
+        return draw_pretraining(batch, out, self.patch_px)
 
 
 def _per_view_weight(is_masked: Tensor) -> Tensor:

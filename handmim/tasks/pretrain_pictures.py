@@ -1,4 +1,5 @@
-"""Pictures of a pretraining batch: views and masks, reconstructions, pseudo-keypoints carried from view to view."""
+"""Pictures of a pretraining batch: views and masks, reconstructions, pseudo-keypoints carried from
+view to view."""
 
 import cv2
 import numpy as np
@@ -39,7 +40,8 @@ def reconstructions(
         is_masked: [M, N].
         pred: [hidden patches, p*p*3] in row-major order of `is_masked`.
         patch_px: p.
-        per_patch_norm: predictions lack the patch's mean and contrast, which are taken from the truth.
+        per_patch_norm: predictions lack the patch's mean and contrast, which are taken from the
+            truth.
     Returns: [M, 3, H, W].
     """
     grid = views.shape[-2] // patch_px, views.shape[-1] // patch_px
@@ -86,7 +88,8 @@ def draw_pretraining(
 
 
 def _draw_keypoints(batch: PretrainBatch, points: Tensor, num: int, zoom: int) -> Picture:
-    """View a with its points, view b with its own, and view b with those of a carried over by the known map."""
+    """View a with its points, view b with its own, and view b with those of a carried over by the
+    known map."""
     side = batch.views.shape[-1]
     b_from_a = compose(invert(batch.source_from_view[:, 1]), batch.source_from_view[:, 0])
     carried = transform_points(b_from_a, points[:, 0])
@@ -111,4 +114,3 @@ def _draw_thumbnails(batch: PretrainBatch, thumbnail: Tensor, num: int, zoom: in
         small = np.repeat(((grey - grey.min()) / span * 255).astype(np.uint8)[..., None], 3, axis=2)
         tiles.append(cv2.resize(small, (side * zoom, side * zoom), interpolation=cv2.INTER_NEAREST))
     return contact_sheet(tiles, 6, ["view", "redrawn"] * 3)
-

@@ -1,4 +1,5 @@
-"""Frozen-feature probe during pretraining: are joints linearly readable from the class token, in millimetres?"""
+"""Frozen-feature probe during pretraining: are joints linearly readable from the class token, in
+millimetres?"""
 
 import logging
 
@@ -22,7 +23,8 @@ class ProbeHook:
     """Ridge regression from teacher class tokens to 2D and 3D joints, in closed form.
 
     Args:
-        train_set, test_set: labelled crops; split so that nothing of the test set is in the train set.
+        train_set, test_set: labelled crops; split so that nothing of the test set is in the train
+            set.
         augment: its evaluation crop is used.
         every: steps between probes.
         batch_size: samples at a time.

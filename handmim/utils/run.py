@@ -40,7 +40,10 @@ def git_state(folder: Path) -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     status = git("status", "--porcelain", "--untracked-files=no")
-    return {"git_sha": git("rev-parse", "HEAD"), "git_dirty": None if status is None else bool(status)}
+    return {
+        "git_sha": git("rev-parse", "HEAD"),
+        "git_dirty": None if status is None else bool(status),
+    }
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -56,21 +59,25 @@ def prepare_folder(folder: Path, resume: str, overwrite: bool) -> None:
     Raises: ValueError for a bad `resume`; FileExistsError naming the three ways out.
     """
     if resume not in RESUME_WORDS and not Path(resume).is_file():
-        raise ValueError(f"resume must be never, auto or a checkpoint file, got {resume!r} (resume=)")
+        raise ValueError(
+            f"resume must be never, auto or a checkpoint file, got {resume!r} (resume=)"
+        )
     # A start that failed before its first result is nothing to protect.
     if any((folder / name).is_file() for name in RESULTS):
         if overwrite and resume == "never":
             shutil.rmtree(folder)
         elif resume == "never":
             raise FileExistsError(
-                f"{folder} already holds a run: go on with it (resume=auto), take another name (name=...),"
+                f"{folder} already holds a run: go on with it (resume=auto), take another name "
+                "(name=...),"
                 " or replace it (overwrite=true)"
             )
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def start_log(folder: Path | None) -> None:
-    """Log to the terminal, and to log.txt of the run folder where there is one; quiet on other ranks."""
+    """Log to the terminal, and to log.txt of the run folder where there is one; quiet on other
+    ranks."""
     root = logging.getLogger("handmim")
     root.setLevel(logging.INFO if folder is not None else logging.WARNING)
     for handler in list(root.handlers):
@@ -88,7 +95,12 @@ def start_log(folder: Path | None) -> None:
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
         root.addHandler(file)
     root.propagate = False
-    for chatty in ("lightning", "lightning.fabric", "lightning.pytorch", "lightning.fabric.utilities"):
+    for chatty in (
+        "lightning",
+        "lightning.fabric",
+        "lightning.pytorch",
+        "lightning.fabric.utilities",
+    ):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
@@ -154,8 +166,14 @@ class Run:
             run.write_json("run.json", run.facts())
             run.log.info(
                 "run %s: %s x %d, %s, %d torch threads, seed %d, folder %s",
-                name, run.device.type, run.world_size, precision, torch.get_num_threads(), seed, folder,
-            )  # fmt: skip
+                name,
+                run.device.type,
+                run.world_size,
+                precision,
+                torch.get_num_threads(),
+                seed,
+                folder,
+            )
         return run
 
     def facts(self) -> dict[str, Any]:

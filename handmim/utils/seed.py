@@ -1,4 +1,5 @@
-"""Randomness as a function of (seed, purpose, step, ...), so that resuming has no state to restore."""
+"""Randomness as a function of (seed, purpose, step, ...), so that resuming has no state to
+restore."""
 
 import hashlib
 import random
@@ -8,7 +9,8 @@ import torch
 
 
 def step_seed(seed: int, *stream: int | str) -> int:
-    """A 63-bit seed for one purpose: step_seed(0, "prepare", step, rank). Seed 0 is a seed like any other."""
+    """A 63-bit seed for one purpose: step_seed(0, "prepare", step, rank). Seed 0 is a seed like any
+    other."""
     digest = hashlib.blake2b(repr((seed, *stream)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

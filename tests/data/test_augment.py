@@ -14,17 +14,25 @@ INFO = StepInfo(0, 1)
 
 def sample(seed: int, side: int = 32) -> HandSample:
     rng = np.random.default_rng(seed)
-    joints = (rng.normal(0, 0.05, (21, 3)) + [0, 0, 0.6]).astype(np.float32)
+    joints = (rng.normal(0, 0.05, (21, 3)) + np.array([0, 0, 0.6])).astype(np.float32)
     K = np.array([[3 * side, 0, side / 2], [0, 3 * side, side / 2], [0, 0, 1]], np.float32)
     kp = joints @ K.T
     R = axis_angle_to_matrix(torch.from_numpy(rng.normal(0, 1, (16, 3)))).numpy().astype(np.float32)
     return HandSample(
-        image=rng.integers(0, 256, (side, side, 3), dtype=np.uint8), sample_id=str(seed), K_crop_px=K,
-        has_K=True, kp2d_crop_px=(kp[:, :2] / kp[:, 2:]).astype(np.float32), kp2d_valid=np.ones(21, bool),
-        joints_cam_m=joints, joints_valid=np.ones(21, bool),
-        verts_cam_m=(rng.normal(0, 0.05, (778, 3)) + [0, 0, 0.6]).astype(np.float32), has_verts=True,
-        rotmats=R, betas=rng.normal(0, 1, 10).astype(np.float32), has_mano=True,
-    )  # fmt: skip
+        image=rng.integers(0, 256, (side, side, 3), dtype=np.uint8),
+        sample_id=str(seed),
+        K_crop_px=K,
+        has_K=True,
+        kp2d_crop_px=(kp[:, :2] / kp[:, 2:]).astype(np.float32),
+        kp2d_valid=np.ones(21, bool),
+        joints_cam_m=joints,
+        joints_valid=np.ones(21, bool),
+        verts_cam_m=(rng.normal(0, 0.05, (778, 3)) + np.array([0, 0, 0.6])).astype(np.float32),
+        has_verts=True,
+        rotmats=R,
+        betas=rng.normal(0, 1, 10).astype(np.float32),
+        has_mano=True,
+    )
 
 
 def make_batch(n: int = 6) -> HandBatch:
@@ -50,7 +58,9 @@ def test_rotation_turns_root_and_points_alike():
     )
     R = out.rotmats[:, 0] @ batch.rotmats[:, 0].transpose(1, 2)
     torch.testing.assert_close(out.verts_cam_m, batch.verts_cam_m @ R.transpose(1, 2))
-    torch.testing.assert_close(out.joints_cam_m[..., 2], batch.joints_cam_m[..., 2])  # depth is untouched
+    torch.testing.assert_close(
+        out.joints_cam_m[..., 2], batch.joints_cam_m[..., 2]
+    )  # depth is untouched
     torch.testing.assert_close(out.rotmats[:, 1:], batch.rotmats[:, 1:])
 
 
@@ -68,7 +78,9 @@ def test_collate_keeps_order_and_drops_labels_when_asked():
     batch = collate_hands(samples)
     assert batch.image.dtype == torch.uint8
     assert torch.equal(batch.image[1, :, 3, 5], torch.from_numpy(samples[1].image[3, 5]))
-    torch.testing.assert_close(batch.kp2d_crop_ndc[0], ndc_from_px(torch.from_numpy(samples[0].kp2d_crop_px), 32))
+    torch.testing.assert_close(
+        batch.kp2d_crop_ndc[0], ndc_from_px(torch.from_numpy(samples[0].kp2d_crop_px), 32)
+    )
     crops = collate_crops([samples[0], CropSample(samples[1].image, "x")])
     assert torch.equal(crops.image, batch.image)
     with pytest.raises(ValueError, match="one size"):

@@ -38,7 +38,8 @@ def brightest_ndc(image: torch.Tensor) -> torch.Tensor:
 
 
 def test_pixels_and_points_move_together():
-    # A dot drawn on a known point of the crop must appear in the view where the inverse map sends the point.
+    # A dot drawn on a known point of the crop must appear in the view where the inverse map sends
+    # the point.
     g = torch.Generator().manual_seed(0)
     points = (torch.rand(16, 2, generator=g) - 0.5) * 0.4
     source_from_view, crop_from_source = maker().draw_maps(16, g)
@@ -50,12 +51,15 @@ def test_pixels_and_points_move_together():
 
 
 def test_true_joints_of_two_views_align():
-    # The hidden similarity is common to both views, so maps without it already align the joints exactly.
+    # The hidden similarity is common to both views, so maps without it already align the joints
+    # exactly.
     g = torch.Generator().manual_seed(1)
     joints_crop = torch.rand(64, 21, 2, generator=g) * 2 - 1
     source_from_view, crop_from_source = maker().draw_maps(64, g)
     crop_from_view = compose(crop_from_source[:, None], source_from_view)
-    joints_view = transform_points(invert(crop_from_view), joints_crop[:, None].expand(-1, 2, -1, -1))
+    joints_view = transform_points(
+        invert(crop_from_view), joints_crop[:, None].expand(-1, 2, -1, -1)
+    )
     a_from_b = compose(invert(source_from_view[:, 0]), source_from_view[:, 1])
     carried = transform_points(a_from_b, joints_view[:, 1])
     assert (carried - joints_view[:, 0]).abs().max() < 1e-5
@@ -68,8 +72,12 @@ def test_closed_form_of_the_relative_map():
     maps = similarity(s, r, t)
     u_from_t = compose(invert(maps[0]), maps[1])
     rot = lambda a: torch.tensor([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]])  # noqa: E731
-    torch.testing.assert_close(u_from_t[:, :2], s[1] / s[0] * rot(float(r[1] - r[0])), atol=1e-6, rtol=0)
-    torch.testing.assert_close(u_from_t[:, 2], rot(-float(r[0])) @ (t[1] - t[0]) / s[0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        u_from_t[:, :2], s[1] / s[0] * rot(float(r[1] - r[0])), atol=1e-6, rtol=0
+    )
+    torch.testing.assert_close(
+        u_from_t[:, 2], rot(-float(r[0])) @ (t[1] - t[0]) / s[0], atol=1e-6, rtol=0
+    )
 
 
 def test_same_generator_same_batch_and_ranges_hold():

@@ -69,7 +69,9 @@ def recipe() -> OptimRecipe:
     return OptimRecipe(partial(torch.optim.AdamW), lr, weight_decay=0.01, clip_norm=1.0)
 
 
-def fit(folder: Path, *, resume: str = "never", stop_after: int | None = None, make=ToyTask, **kwargs):
+def fit(
+    folder: Path, *, resume: str = "never", stop_after: int | None = None, make=ToyTask, **kwargs
+):
     run = Run.start("toy", folder, 0, {"x": 1}, accelerator="cpu", resume=resume)
     task = make()
     TASKS.append(task)
@@ -250,5 +252,11 @@ def test_rates_follow_schedule_and_factor():
     task = ToyTask()
     r = OptimRecipe(partial(torch.optim.AdamW), 0.1, weight_decay=0.2, lr_reference_batch=8)
     optimizer = r.build(task, task.lr_scales())
-    assert r.apply(optimizer, 0, 10, batch_size=4) == {"schedule/lr": 0.05, "schedule/weight_decay": 0.2}
-    assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [(0.025, 0.0), (0.05, 0.2)]
+    assert r.apply(optimizer, 0, 10, batch_size=4) == {
+        "schedule/lr": 0.05,
+        "schedule/weight_decay": 0.2,
+    }
+    assert [(g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [
+        (0.025, 0.0),
+        (0.05, 0.2),
+    ]

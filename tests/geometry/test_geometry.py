@@ -5,7 +5,14 @@ import torch
 
 from handmim.geometry.align import root_align, similarity_align
 from handmim.geometry.camera import fit_weak, ndc_from_px, project, project_weak, px_from_ndc
-from handmim.geometry.crop import compose, homogeneous, invert, px_from_px, similarity, transform_points
+from handmim.geometry.crop import (
+    compose,
+    homogeneous,
+    invert,
+    px_from_px,
+    similarity,
+    transform_points,
+)
 from handmim.geometry.rotation import (
     axis_angle_to_matrix,
     chordal_mean,
@@ -56,7 +63,9 @@ def test_alignment_is_the_best_similarity():
     cost = (best - dst).square().sum()
     centre = best.mean(dim=1, keepdim=True)
     for seed in range(20):
-        small = 0.01 * torch.randn(1, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        small = 0.01 * torch.randn(
+            1, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
         other = (best - centre) @ axis_angle_to_matrix(small) * (1 + 0.01 * (-1) ** seed) + centre
         assert (other - dst).square().sum() > cost
 
@@ -64,9 +73,9 @@ def test_alignment_is_the_best_similarity():
 def test_bad_shapes_are_named():
     with pytest.raises(ValueError, match=r"\(2, 21, 3\) and \(2, 20, 3\)"):
         similarity_align(torch.zeros(2, 21, 3), torch.zeros(2, 20, 3))
+    bad = torch.rand(2, 5, 3)
+    bad[1, 0, 0] = float("nan")
     with pytest.raises(ValueError, match=r"dst is not finite in samples \[1\]"):
-        bad = torch.rand(2, 5, 3)
-        bad[1, 0, 0] = float("nan")
         similarity_align(torch.rand(2, 5, 3), bad)
 
 
@@ -108,7 +117,9 @@ def test_pixel_map_agrees_with_the_ndc_map():
 
 def test_pixel_convention():
     # Left edge 0 -> -1, centre of the first of 4 pixels 0.5 -> -0.75, right edge 4 -> 1
-    torch.testing.assert_close(ndc_from_px(torch.tensor([0.0, 0.5, 4.0]), 4), torch.tensor([-1.0, -0.75, 1.0]))
+    torch.testing.assert_close(
+        ndc_from_px(torch.tensor([0.0, 0.5, 4.0]), 4), torch.tensor([-1.0, -0.75, 1.0])
+    )
 
 
 def test_pinhole_hand_value():
@@ -149,4 +160,6 @@ def test_rot6d_layout_is_two_columns_and_tolerates_scale():
 
 def test_chordal_mean_of_symmetric_turns_is_the_middle():
     turns = rotation_about_z(torch.tensor([-0.3, 0.0, 0.3], dtype=torch.float64))
-    torch.testing.assert_close(chordal_mean(turns), torch.eye(3, dtype=torch.float64), atol=1e-7, rtol=0)
+    torch.testing.assert_close(
+        chordal_mean(turns), torch.eye(3, dtype=torch.float64), atol=1e-7, rtol=0
+    )

@@ -1,4 +1,5 @@
-"""The official definitions once more, in plain float64 loops over scipy: an oracle for the batched code."""
+"""The official definitions once more, in plain float64 loops over scipy: an oracle for the batched
+code."""
 
 import numpy as np
 from scipy.linalg import orthogonal_procrustes

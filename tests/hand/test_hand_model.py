@@ -71,7 +71,9 @@ def test_wrist_turns_in_place_and_translation_adds(hand):
     pose, betas = random_pose(3)
     rest = hand(torch.zeros(3, 16, 3), betas).joints_m[:, 0]
     transl = torch.tensor([[0.1, -0.2, 0.5]]).expand(3, 3)
-    torch.testing.assert_close(hand(pose, betas, transl).joints_m[:, 0], rest + transl, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        hand(pose, betas, transl).joints_m[:, 0], rest + transl, atol=1e-6, rtol=0
+    )
 
 
 def test_global_rotation_turns_everything_rigidly_about_the_wrist(hand):

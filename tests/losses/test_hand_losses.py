@@ -66,11 +66,15 @@ def test_hand_values():
         rotmats=state.rotmats @ axis_angle_to_matrix(torch.tensor([0.0, 0.0, math.pi / 3])),
     )
     out = outputs(off)
-    assert Joints3D(root_joint=9)(out, batch).item() == pytest.approx(0.001, rel=1e-3)  # mean of (3, 0, 0) mm
+    assert Joints3D(root_joint=9)(out, batch).item() == pytest.approx(
+        0.001, rel=1e-3
+    )  # mean of (3, 0, 0) mm
     assert Joints2D()(out, batch).item() == pytest.approx(0.2, rel=1e-4)
     assert Verts(root_joint=9)(out, batch).item() == pytest.approx(0.002, rel=1e-3)
     assert Betas()(out, batch).item() == pytest.approx(0.25, rel=1e-4)
-    assert Rotations()(out, batch).item() == pytest.approx(4 * (1 - math.cos(math.pi / 3)), rel=1e-4)
+    assert Rotations()(out, batch).item() == pytest.approx(
+        4 * (1 - math.cos(math.pi / 3)), rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("term", TERMS, ids=lambda t: type(t).__name__)

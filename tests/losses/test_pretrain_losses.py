@@ -23,7 +23,8 @@ def points_seen(source_from_view: torch.Tensor, seed: int = 1) -> torch.Tensor:
 
 
 def test_masked_patch_ce_matches_hand_value():
-    # Uniform student over P=4 gives ln 4 per masked patch whatever the target. View 0 has 1 masked patch, view 1
+    # Uniform student over P=4 gives ln 4 per masked patch whatever the target. View 0 has 1 masked
+    # patch, view 1
     # has 3: per-view means are ln 4 each, and a third view without a mask counts 0: 2/3 ln 4.
     weight = torch.tensor([1.0, 1 / 3, 1 / 3, 1 / 3])
     loss = patch_distill.masked_patch_ce(torch.zeros(4, 4), torch.eye(4), weight, 3, temp=0.1)
@@ -46,7 +47,9 @@ def test_nothing_masked_costs_nothing_and_keeps_the_graph():
 
 
 def test_normalised_patches_have_mean_0_and_variance_1_and_flat_ones_stay_flat():
-    patches = torch.stack([torch.tensor([0.0, 1.0, 0.0, 1.0]), torch.tensor([0.5, 0.5, 0.5, 0.501])])
+    patches = torch.stack(
+        [torch.tensor([0.0, 1.0, 0.0, 1.0]), torch.tensor([0.5, 0.5, 0.5, 0.501])]
+    )
     out = pixel_recon.normalise_patches(patches)
     torch.testing.assert_close(out[0], torch.tensor([-1.0, 1.0, -1.0, 1.0]))
     assert out[1].abs().max() < 0.1  # without the floor the noise would reach 1.7
@@ -55,7 +58,9 @@ def test_normalised_patches_have_mean_0_and_variance_1_and_flat_ones_stay_flat()
 def test_pixel_mse_matches_hand_value():
     # errors 1 and 3 per value: squares 1 and 9; weights 1 and 1/2 over 2 views: (1 + 4.5) / 2
     pred = torch.tensor([[1.0, 1.0], [3.0, 3.0]])
-    batch = PretrainBatch(torch.zeros(1, 2, 3, 8, 8), maps(1), torch.zeros(1, 2, 4, dtype=torch.bool))
+    batch = PretrainBatch(
+        torch.zeros(1, 2, 3, 8, 8), maps(1), torch.zeros(1, 2, 4, dtype=torch.bool)
+    )
     out = PretrainOutputs(
         pixels=PixelTargets(pred, torch.zeros(2, 2), torch.tensor([1.0, 0.5]), num_views=2)
     )
@@ -88,7 +93,8 @@ def test_constant_points_are_punished_and_shrinking_does_not_help(frame: str):
 
 
 def test_regression_matches_hand_value():
-    # Identity maps; points of view a at distance d=(0.3, 0) from view b. Smooth L1 with beta 0.1: (0.3 - 0.05) on x,
+    # Identity maps; points of view a at distance d=(0.3, 0) from view b. Smooth L1 with beta 0.1:
+    # (0.3 - 0.05) on x,
     # 0 on y: mean 0.125. Spread of the target: points (0,0),(1,0),(0,1): std per axis sqrt(2)/3.
     eye = torch.eye(2, 3).expand(1, 2, 2, 3)
     base = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
@@ -101,8 +107,9 @@ def test_carried_points_outside_the_view_are_left_out():
     eye = torch.eye(2, 3).expand(1, 2, 2, 3)
     points = torch.zeros(1, 2, 3, 2)
     points[:, 1, 0] = 1.6
-    loss = keypoint_align.aligned_regression(points[:, :1].expand(1, 2, 3, 2), points, eye, frame="view",
-                                             beta_ndc=0.05)  # fmt: skip
+    loss = keypoint_align.aligned_regression(
+        points[:, :1].expand(1, 2, 3, 2), points, eye, frame="view", beta_ndc=0.05
+    )
     assert loss.item() == 0.0
 
 
@@ -110,7 +117,9 @@ def test_contrast_prefers_matching_samples():
     source_from_view = maps(16)
     points = points_seen(source_from_view)
     right = keypoint_align.aligned_nce(points, points, source_from_view, temp=0.1)
-    wrong = keypoint_align.aligned_nce(points, points.roll(1, 0), source_from_view.clone(), temp=0.1)
+    wrong = keypoint_align.aligned_nce(
+        points, points.roll(1, 0), source_from_view.clone(), temp=0.1
+    )
     assert right < 0.2 < math.log(16) < wrong
 
 
@@ -153,7 +162,9 @@ def test_rigid_template_is_punished_and_articulated_points_are_not():
 
 def test_gradients_are_finite_for_collapsed_points():
     points = torch.zeros(4, 2, 6, 2, requires_grad=True)
-    batch = PretrainBatch(torch.zeros(4, 2, 3, 8, 8), maps(4), torch.zeros(4, 2, 1, dtype=torch.bool))
+    batch = PretrainBatch(
+        torch.zeros(4, 2, 3, 8, 8), maps(4), torch.zeros(4, 2, 1, dtype=torch.bool)
+    )
     out = PretrainOutputs(keypoints_ndc=points, target_keypoints_ndc=points)
     keypoint_align.Term()(out, batch).backward()
     assert points.grad.isfinite().all()
@@ -163,9 +174,13 @@ def test_relative_affine_maps_points_between_views():
     source_from_view = maps(5)
     points = points_seen(source_from_view)
     a_from_b = view_affine.relative_affine(source_from_view)[:, 0]
-    torch.testing.assert_close(transform_points(a_from_b, points[:, 1]), points[:, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        transform_points(a_from_b, points[:, 1]), points[:, 0], atol=1e-5, rtol=0
+    )
     b_from_a = view_affine.relative_affine(source_from_view)[:, 1]
-    torch.testing.assert_close(compose(a_from_b, b_from_a), torch.eye(2, 3).expand(5, 2, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        compose(a_from_b, b_from_a), torch.eye(2, 3).expand(5, 2, 3), atol=1e-5, rtol=0
+    )
 
 
 def test_view_affine_matches_hand_value():

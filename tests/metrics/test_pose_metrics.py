@@ -87,14 +87,16 @@ def test_per_sample_errors_are_kept():
 
 
 def test_auc_hand_values():
-    # All errors 25.3 mm lie between thresholds 50 (25.25) and 51 (25.76): 49 full steps and half a ramp of 99.
+    # All errors 25.3 mm lie between thresholds 50 (25.25) and 51 (25.76): 49 full steps and half a
+    # ramp of 99.
     assert float(pck_auc(torch.full((4, 3), 0.0253))) == pytest.approx(48.5 / 99, abs=1e-9)
     assert float(pck_auc(torch.full((4, 3), 0.06))) == 0.0
     assert float(pck_auc(torch.zeros(4, 3))) == pytest.approx(1.0)
 
 
 def test_f_score_hand_value():
-    # Two of three predicted points have a neighbour within 5 mm, one of two true points has: 2 (2/3)(1/2) / (7/6)
+    # Two of three predicted points have a neighbour within 5 mm, one of two true points has: 2
+    # (2/3)(1/2) / (7/6)
     gt = torch.tensor([[[0.0, 0, 0], [1.0, 0, 0]]])
     pred = torch.tensor([[[0.001, 0, 0], [0.002, 0, 0], [0.5, 0, 0]]])
     assert float(f_scores(pred, gt, (0.005,))) == pytest.approx(2 * (2 / 3) * 0.5 / (2 / 3 + 0.5))

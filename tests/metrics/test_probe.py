@@ -34,7 +34,9 @@ def test_joint_probe_reports_units():
     assert figures["mpjpe_mm"] < 2
     assert figures["pck10"] == 1.0
     constant = torch.ones(400, 6) + 1e-6 * x
-    worse = joint_probe(constant[:300] * 0, kp[:300], joints[:300], constant[300:] * 0, kp[300:], joints[300:])
+    worse = joint_probe(
+        constant[:300] * 0, kp[:300], joints[:300], constant[300:] * 0, kp[300:], joints[300:]
+    )
     # 10 % of ndc deviation is a few per cent of the side, which spans 2
     true = (kp[300:] - kp[:300].mean(0)).norm(dim=-1).mean().item() / 2 * 100
     assert worse["err2d_percent"] == pytest.approx(true, rel=1e-3)

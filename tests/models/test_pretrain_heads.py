@@ -10,7 +10,9 @@ def test_patchify_orders_patches_by_row_and_inverts():
     image = torch.arange(2 * 3 * 8 * 12, dtype=torch.float32).reshape(2, 3, 8, 12)
     patches = patchify(image, 4)
     assert patches.shape == (2, 6, 48)
-    torch.testing.assert_close(patches[0, 1, :3], image[0, :, 0, 4])  # second patch starts at column 4
+    torch.testing.assert_close(
+        patches[0, 1, :3], image[0, :, 0, 4]
+    )  # second patch starts at column 4
     torch.testing.assert_close(patches[0, 3, :3], image[0, :, 4, 0])  # fourth starts the second row
     torch.testing.assert_close(unpatchify(patches, 4, (2, 3)), image)
 
@@ -46,7 +48,9 @@ def test_points_are_bounded_and_start_spread_out():
 def test_affine_head_adds_to_the_identity():
     head = AffineHead(4, hidden_dim=8)
     torch.nn.init.zeros_(head.mlp[-1].weight)
-    torch.testing.assert_close(head(torch.randn(3, 4), torch.randn(3, 4)), torch.eye(2, 3).expand(3, 2, 3))
+    torch.testing.assert_close(
+        head(torch.randn(3, 4), torch.randn(3, 4)), torch.eye(2, 3).expand(3, 2, 3)
+    )
 
 
 def test_small_heads_have_the_shapes_they_promise():

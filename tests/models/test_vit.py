@@ -40,7 +40,10 @@ def test_hidden_patches_cannot_be_seen():
 def test_per_image_standardisation_removes_cast_and_contrast():
     image = 0.3 + 0.2 * torch.rand(2, 3, 16, 16)
     cast = torch.tensor([0.1, 0.0, 0.2]).view(1, 3, 1, 1)
-    a, b = standardise_per_image(image, floor=0.0), standardise_per_image(0.5 * image + cast, floor=0.0)
+    a, b = (
+        standardise_per_image(image, floor=0.0),
+        standardise_per_image(0.5 * image + cast, floor=0.0),
+    )
     torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
     assert a.mean().abs() < 1e-5
     assert standardise_per_image(torch.full((1, 3, 8, 8), 0.4)).abs().max() < 1e-4

@@ -1,14 +1,20 @@
 """Anthropometric figures of an average adult hand and the skeleton they make.
 
-Facts only, mean of men and women. Bone lengths [BK] were compared with a second transcription of the paper; [GA], [AN]
+Facts only, mean of men and women. Bone lengths [BK] were compared with a second transcription of
+the paper; [GA], [AN]
 and [KA] figures are rounded averages.
-[BK] Buryanov & Kotiuk 2010, Proportions of hand segments, Int. J. Morphol. 28(3): bone lengths and pulp thickness.
-[GA] Garrett 1971, The adult human hand, Human Factors 13: breadth and depth of the finger joints, to 0.5 mm.
+[BK] Buryanov & Kotiuk 2010, Proportions of hand segments, Int. J. Morphol. 28(3): bone lengths and
+pulp thickness.
+[GA] Garrett 1971, The adult human hand, Human Factors 13: breadth and depth of the finger joints,
+to 0.5 mm.
 [AN] Gordon et al. 2014, ANSUR II: hand length and breadth, wrist circumference.
-[KA] Kapandji, The physiology of the joints, vol. 1: ranges of motion, arches of the palm, axes of the thumb.
+[KA] Kapandji, The physiology of the joints, vol. 1: ranges of motion, arches of the palm, axes of
+the thumb.
 
-Design frame, millimetres, wrist joint at the origin: u distal, r to the thumb's side, d dorsal. Model frame (MANO's),
-metres: x = WRIST.x - u, y = WRIST.y + d, z = WRIST.z + r; fingers along -x, palm to -y, thumb to +z.
+Design frame, millimetres, wrist joint at the origin: u distal, r to the thumb's side, d dorsal.
+    Model frame (MANO's),
+metres: x = WRIST.x - u, y = WRIST.y + d, z = WRIST.z + r; fingers along -x, palm to -y, thumb to
+    +z.
 """
 
 import numpy as np
@@ -28,7 +34,8 @@ METACARPAL = dict(index=68.1, middle=64.6, ring=58.0, little=53.7)  # [BK]
 PULP = dict(index=3.8, middle=4.0, ring=4.0, little=3.7, thumb=5.7)  # [BK] bone end to skin
 DEPTH_RATIO = 0.92  # [GA] depth / breadth of a finger
 WRIST_HALF = (27.5, 18.5)  # [AN] half breadth, half depth
-# carpometacarpal bases and metacarpal directions: (u, r, d) and (degrees to radial, degrees to dorsal)     [KA]
+# carpometacarpal bases and metacarpal directions: (u, r, d) and (degrees to radial, degrees to
+# dorsal)     [KA]
 CMC = dict(
     index=(25.5, 12.5, 1.0),
     middle=(29.5, 3.0, 2.0),
@@ -37,7 +44,8 @@ CMC = dict(
     thumb=(21.0, 19.0, -9.0),
 )
 MC_DIR = dict(index=(9.0, -0.5), middle=(-0.3, 1.0), ring=(-10.5, 0.3), little=(-23.5, -3.0))
-# rest pose: fan angle of the finger, roll of its dorsal side to radial, droop of the three phalanges (degrees)
+# rest pose: fan angle of the finger, roll of its dorsal side to radial, droop of the three
+# phalanges (degrees)
 FAN = dict(
     index=(6.0, 4.0, (1.5, 5.0, 7.0)),
     middle=(-2.0, 0.0, (2.0, 5.5, 8.0)),
@@ -81,7 +89,8 @@ RING_SLOT = (
     234,
     92,
 )  # customary wrist ring
-# shape parameters: factor on the named quantity, and the standard deviation used for one unit of beta
+# shape parameters: factor on the named quantity, and the standard deviation used for one unit of
+# beta
 SHAPE_SD = dict(
     size=0.055,
     finger_length=0.05,
@@ -97,14 +106,16 @@ SHAPE_SD = dict(
 
 
 def transforms(R, J):
-    """Relative bone transforms [16, 3, 4] and posed joints [16, 3] for rotations R [16, 3, 3], rest joints J."""
+    """Relative bone transforms [16, 3, 4] and posed joints [16, 3] for rotations R [16, 3, 3], rest
+    joints J."""
     world, posed = (x[0] for x in chain(R[None], J))
     shift = posed - np.einsum("jab,jb->ja", world, J)
     return np.concatenate([world, shift[..., None]], axis=2), posed
 
 
 class Skeleton:
-    """Joint positions J (16,3), tips (5,3) and frames R (16,3,3) whose columns are distal, radial-lateral, dorsal."""
+    """Joint positions J (16,3), tips (5,3) and frames R (16,3,3) whose columns are distal,
+    radial-lateral, dorsal."""
 
     def __init__(self, **shape):
         self.shape = dict.fromkeys(SHAPE_SD, 1.0)

@@ -25,13 +25,15 @@ from handmim.hand.standin.sculpt import sdf
 
 LIMITS = joint_limits_deg()
 NOTE = (
-    "Stand-in right hand of handmim, sculpted procedurally from anthropometric figures; Apache-2.0. MANO's interface,"
+    "Stand-in right hand of handmim, sculpted procedurally from anthropometric figures; "
+    "Apache-2.0. MANO's interface,"
     " not MANO's mesh: vertices, betas and figures do not correspond to MANO's."
 )
 
 
 def permutation(V, W, lp, s):
-    """New order: fingertips and the wrist ring at their customary indices, the rest wrist first, then finger by finger."""
+    """New order: fingertips and the wrist ring at their customary indices, the rest wrist first,
+    then finger by finger."""
     slot = {}
     for k, f in enumerate(FINGERS):
         j = 3 * k + 3
@@ -40,15 +42,17 @@ def permutation(V, W, lp, s):
         score = (
             r @ x - 0.6 * np.linalg.norm(r - (r @ x)[:, None] * x, axis=1) - 1e3 * (W[:, j] < 0.5)
         )
-        for v, i in zip(np.argsort(-score), (TIP_SLOT[f], *TIP_NEAR[f])):
+        for v, i in zip(np.argsort(-score), (TIP_SLOT[f], *TIP_NEAR[f]), strict=False):
             slot[int(v)] = i
     ring = V[lp]
     normal = np.cross(ring - ring.mean(0), np.roll(ring, -1, 0) - ring.mean(0)).sum(0)
-    for v, i in zip(lp if normal[0] < 0 else lp[::-1], RING_SLOT):  # cap normal points proximally
+    for v, i in zip(
+        lp if normal[0] < 0 else lp[::-1], RING_SLOT, strict=True
+    ):  # cap normal points proximally
         slot[int(v)] = i
     part = np.array([0, 1, 1, 1, 2, 2, 2, 4, 4, 4, 3, 3, 3, 5, 5, 5])[W.argmax(1)]
     rest = sorted(set(range(NV)) - set(slot), key=lambda v: (part[v], V[v, 0]))
-    slot.update(zip(rest, sorted(set(range(NV)) - set(slot.values()))))
+    slot.update(zip(rest, sorted(set(range(NV)) - set(slot.values())), strict=True))
     order = np.zeros(NV, int)
     order[list(slot.values())] = list(slot.keys())
     return order
@@ -71,7 +75,10 @@ def build(seed=0, poses=12000):
     ax = axes(s)
     corr = correctives(V, F, W, level, s, ax, rim)
     M = np.array([[-1, 0, 0], [0, 0, 1], [0, 1, 0.0]])  # design -> model frame, a rotation
-    to = lambda p: p @ M.T * 1e-3 + WRIST
+
+    def to(p):
+        return p @ M.T * 1e-3 + WRIST
+
     Vm, J, tip = to(V).astype(np.float32).astype(float), to(s.J), to(s.tip)
     axm = ax @ M.T
     JR = regressor(Vm * 1e3, W, J * 1e3)
@@ -115,7 +122,8 @@ def build(seed=0, poses=12000):
 
 
 def write_npz(path, arrays):
-    """Write a compressed npz whose bytes depend on its content only: no clock, no order of insertion."""
+    """Write a compressed npz whose bytes depend on its content only: no clock, no order of
+    insertion."""
     partial = Path(path).with_suffix(".partial")
     with zipfile.ZipFile(partial, "w") as archive:
         for name in sorted(arrays):

@@ -1,4 +1,5 @@
-"""Triangle meshes with one boundary loop: edge collapse to an exact count, flips, averaging. Build time only."""
+"""Triangle meshes with one boundary loop: edge collapse to an exact count, flips, averaging. Build
+time only."""
 
 import heapq
 
@@ -6,6 +7,7 @@ import numpy as np
 
 
 def unit(v):
+    """Vectors over their lengths."""
     v = np.asarray(v, float)
     return v / np.linalg.norm(v, axis=-1, keepdims=True)
 
@@ -23,9 +25,11 @@ class Collapser:
         self.gone, self.fixed = np.zeros(len(V), bool), set()
 
     def nb(self, v):
+        """Neighbouring vertices of v."""
         return {int(w) for f in self.vf[v] for w in self.F[f]} - {v}
 
     def loop(self):
+        """The boundary, in order."""
         nxt = {}
         for f in np.where(self.alive)[0]:
             t = self.F[f].tolist()
@@ -38,6 +42,7 @@ class Collapser:
         return out
 
     def compact(self, lp):
+        """Vertices, faces and boundary without the collapsed ones."""
         keep = np.where(~self.gone)[0]
         new = np.full(len(self.V), -1)
         new[keep] = np.arange(len(keep))
@@ -75,11 +80,13 @@ class Collapser:
         return True
 
     def run(self, target, fixed, rim=()):
-        """Collapse relatively shortest edges first.  `fixed` vertices stay; `rim` vertices only merge along the rim."""
+        """Collapse relatively shortest edges first.  `fixed` vertices stay; `rim` vertices only
+        merge along the rim."""
         rim, self.fixed = set(rim), set(fixed)
-        cost = lambda a, b: float(
-            np.linalg.norm(self.V[a] - self.V[b]) / (self.goal[a] + self.goal[b])
-        )
+
+        def cost(a, b):
+            return float(np.linalg.norm(self.V[a] - self.V[b]) / (self.goal[a] + self.goal[b]))
+
         heap = []
 
         def push(a, b):
@@ -101,9 +108,7 @@ class Collapser:
             _, a, b, st = heapq.heappop(heap)
             if self.gone[a] or self.gone[b] or st != self.stamp[a] + self.stamp[b]:
                 continue
-            if b in fixed:
-                a, b = b, a
-            elif b in rim and a not in rim:
+            if b in fixed or (b in rim and a not in rim):
                 a, b = b, a
             x = self.V[a] if a in fixed or (a in rim) != (b in rim) else (self.V[a] + self.V[b]) / 2
             if a in rim and b in rim and len(self.vf[a] & self.vf[b]) != 1:
@@ -125,8 +130,13 @@ def loop_resample(P, n):
 def flips(V, F, goal, boundary):
     """Edge flips that raise the smaller of the two triangle qualities; keeps the counts."""
     F = F.copy()
-    q = lambda t: quality(V, np.array([t]))[0]
-    nrm = lambda t: np.cross(V[t[1]] - V[t[0]], V[t[2]] - V[t[0]])
+
+    def q(t):
+        return quality(V, np.array([t]))[0]
+
+    def nrm(t):
+        return np.cross(V[t[1]] - V[t[0]], V[t[2]] - V[t[0]])
+
     val = np.bincount(F.ravel(), minlength=len(V))
     owner = {}
     for i, t in enumerate(F.tolist()):
@@ -152,7 +162,10 @@ def flips(V, F, goal, boundary):
         n0, n1, m0, m1 = unit(np.stack([nrm(t) for t in (t0, t1, u0, u1)]))
         if m0 @ m1 < min(0.5, n0 @ n1 - 0.05) or m0 @ (n0 + n1) < 0.2 or m1 @ (n0 + n1) < 0.2:
             continue
-        dev = lambda *x: sum((val[v] + o - (4 if v in boundary else 6)) ** 2 for v, o in x)
+
+        def dev(*x):
+            return sum((val[v] + o - (4 if v in boundary else 6)) ** 2 for v, o in x)
+
         gain = min(q(u0), q(u1)) - min(q(t0), q(t1))
         gain += 0.02 * (dev((a, 0), (b, 0), (c, 0), (d, 0)) - dev((a, -1), (b, -1), (c, 1), (d, 1)))
         if gain <= 0.02:
@@ -177,6 +190,7 @@ def quality(V, F):
 
 
 def neighbours(F):
+    """[V, V] adjacency."""
     n = F.max() + 1
     A = np.zeros((n, n), bool)
     for i in range(3):

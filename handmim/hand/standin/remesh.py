@@ -1,4 +1,5 @@
-"""From the sculpt to 778 vertices with a rim of 16: marching cubes, collapse, relaxation on the surface."""
+"""From the sculpt to 778 vertices with a rim of 16: marching cubes, collapse, relaxation on the
+surface."""
 
 import numpy as np
 
@@ -19,7 +20,8 @@ def webs(s):
 
 
 def edge_goal(p, s):
-    """Relative target edge length at points p: fine at finger joints and tips, coarse on the palm."""
+    """Relative target edge length at points p: fine at finger joints and tips, coarse on the
+    palm."""
     joints = np.stack([s.J[j] for j in range(1, 16) if j % 3 != 1])
     dj = np.linalg.norm(p[:, None] - joints, axis=2).min(1)
     dt = np.linalg.norm(p[:, None] - s.tip, axis=2).min(1)
@@ -32,11 +34,12 @@ def edge_goal(p, s):
 
 
 def remesh(s, step=(2.5, 1.25, 2.0)):
-    """Marching cubes, collapse to 778 vertices with a 16-edge boundary, then flips and relaxation on the surface."""
+    """Marching cubes, collapse to 778 vertices with a 16-edge boundary, then flips and relaxation
+    on the surface."""
     from skimage.measure import marching_cubes
 
     lo, hi = np.array([CUT_U, -70, -58]), np.array([196, 90, 36])
-    ax = [np.arange(l, u, h) for l, u, h in zip(lo, hi, step)]
+    ax = [np.arange(a, b, h) for a, b, h in zip(lo, hi, step, strict=True)]
     G = np.stack(np.meshgrid(*ax, indexing="ij"), -1)
     D = np.stack([sdf(g.reshape(-1, 3), s).reshape(g.shape[:2]) for g in G])
     V, F, _, _ = marching_cubes(D, 0.0, spacing=step)
@@ -77,7 +80,8 @@ def remesh(s, step=(2.5, 1.25, 2.0)):
 
 
 def relax(V, F, lp, s, rounds, pins):
-    """Edge flips and tangential smoothing towards the edge goal, on the surface; rim and pins stay."""
+    """Edge flips and tangential smoothing towards the edge goal, on the surface; rim and pins
+    stay."""
     inner = np.setdiff1d(np.arange(len(V)), list(lp) + pins)
     for it in range(rounds):
         goal = edge_goal(V, s)

@@ -14,14 +14,16 @@ LIMITS = joint_limits_deg()
 
 
 def skin(V, W, rotvecs, J):
-    """Blend skinning: vertices, joints and the blended 3 x 4 transforms of one pose; rotvecs [16, 3]."""
+    """Blend skinning: vertices, joints and the blended 3 x 4 transforms of one pose; rotvecs [16,
+    3]."""
     G, posed = transforms(rodrigues(rotvecs), J)
     T = np.einsum("vj,jab->vab", W, G)
     return np.einsum("vab,vb->va", T[:, :, :3], V) + T[:, :, 3], posed, T
 
 
 def skin_weights(V, F, s):
-    """Weights (778,16): ramps across the joints, a soft choice of finger at the webs, a little diffusion on the mesh."""
+    """Weights (778,16): ramps across the joints, a soft choice of finger at the webs, a little
+    diffusion on the mesh."""
     W = np.zeros((NV, 16))
     J, R = s.J, s.R
     near = np.stack(
@@ -101,7 +103,8 @@ def regressor(V, W, J):
 
 
 def reshape(V, W, level, s, t, rim):
-    """Carry vertices from skeleton s to skeleton t by bone-local coordinates, then onto the sculpt of t."""
+    """Carry vertices from skeleton s to skeleton t by bone-local coordinates, then onto the sculpt
+    of t."""
     out = np.zeros_like(V)
     for j in range(16):
         if j == 0:
@@ -118,7 +121,8 @@ def reshape(V, W, level, s, t, rim):
 
 
 def shape_directions(V, F, W, level, s, rim, e=0.02):
-    """Central differences of the sculpt in each shape parameter, per standard deviation; then an orthogonal basis."""
+    """Central differences of the sculpt in each shape parameter, per standard deviation; then an
+    orthogonal basis."""
     named = np.zeros((NV, 3, len(SHAPE_SD)))
     for k, (name, sd) in enumerate(SHAPE_SD.items()):
         if name == "size":
@@ -134,13 +138,15 @@ def shape_directions(V, F, W, level, s, rim, e=0.02):
 
 
 def axes(s):
-    """Flexion, abduction and twist axes (16,3,3: axis number first) of every joint in the design frame."""
+    """Flexion, abduction and twist axes (16,3,3: axis number first) of every joint in the design
+    frame."""
     x, n = s.R[:, :, 0], s.R[:, :, 2]
     return np.stack([np.cross(n, x), n, x], 1)
 
 
 def correctives(V, F, W, level, s, ax, rim):
-    """Pose blendshapes: where skinning leaves the sculpt of the bent skeleton, as a function of sin and 1 - cos."""
+    """Pose blendshapes: where skinning leaves the sculpt of the bent skeleton, as a function of sin
+    and 1 - cos."""
     out = np.zeros((16, 2, NV, 3))
     for j in range(1, 16):
         th = np.radians(LIMITS[j, 0, 1]) * np.array([0.35, 0.7, 1.0])
@@ -156,7 +162,7 @@ def correctives(V, F, W, level, s, ax, rim):
             rv[j] = a * ax[j, 0]
             P, _, T = skin(V, W, rv, s.J)
             Q = project(P[i], s.posed(rv), level[i], steps=4, limit=5.0)
-            U, S, Vt = np.linalg.svd(T[i][:, :, :3])
+            U, _S, Vt = np.linalg.svd(T[i][:, :, :3])
             D[m, i] = np.einsum("vba,vb->va", U @ Vt, Q - P[i]) * mask[i, None]
             for _ in range(2):
                 D[m] = diffuse(D[m], F, 0.4)

@@ -1,4 +1,5 @@
-"""The sculpt: about seventy round cones and ellipsoids hung on the skeleton, in one signed distance. Millimetres."""
+"""The sculpt: about seventy round cones and ellipsoids hung on the skeleton, in one signed
+distance. Millimetres."""
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def digit(p, s, k):
             (j, j + 1, j + 2),
         )
     parts = []
-    for i, (q, (ra, rb)) in enumerate(zip(js, rs)):
+    for _i, (q, (ra, rb)) in enumerate(zip(js, rs, strict=True)):
         a, b = s.J[q], s.end(q)
         x, n, L = s.R[q][:, 0], s.R[q][:, 2], np.linalg.norm(s.end(q) - s.J[q])
         last = q % 3 == 0
@@ -70,14 +71,17 @@ def digit(p, s, k):
 def palm(p, s):
     """Signed distance to palm, thumb base and forearm stub."""
     z, h = s.shape["size"], s.shape
-    u, r, d = np.eye(3)
+    u, _r, _d = np.eye(3)
     dep, wid, mus = h["palm_depth"], h["palm_breadth"], h["muscle"]
-    V = lambda a, b, c: np.array([a, b * wid, c * dep]) * z
+
+    def at(a, b, c):
+        return np.array([a, b * wid, c * dep]) * z
+
     up = np.array([0, 0, 1.0])
     wb, wd = (x * h["wrist_girth"] * z for x in WRIST_HALF)
     parts = [
-        (cone(p, V(-60, 0, -1), V(-4, 0, -1), wb * 1.08, wb, up, wd / wb), 1),
-        (cone(p, V(4, 1, -2.0), V(28, 0, -3), wb * 0.96, 26 * wid * z, up, 0.62 * dep), 16 * z),
+        (cone(p, at(-60, 0, -1), at(-4, 0, -1), wb * 1.08, wb, up, wd / wb), 1),
+        (cone(p, at(4, 1, -2.0), at(28, 0, -3), wb * 0.96, 26 * wid * z, up, 0.62 * dep), 16 * z),
     ]
     rad = dict(index=(9.5, 10.4), middle=(9.5, 10.6), ring=(9.0, 9.9), little=(8.6, 9.0))
     for k, f in enumerate(FINGERS[:4]):
@@ -114,14 +118,14 @@ def palm(p, s):
             9 * z,
         )
     )  # thenar
-    e = s.base["thumb"] + V(8, -9, -6)
+    e = s.base["thumb"] + at(8, -9, -6)
     parts.append(
         (cone(p, e, a + T[:, 0] * 0.62 * L - T[:, 2] * 7 * z, 11 * z * mus, 9 * z * mus), 10 * z)
     )
     lit = unit(J[7] - s.base["little"])
     Rl = np.stack([lit, np.cross(up, lit), up], 1)
     parts.append(
-        (blob(p, V(41, -28.5, -8), Rl, np.array([33, 12.5, 13 * dep]) * z * mus), 9 * z)
+        (blob(p, at(41, -28.5, -8), Rl, np.array([33, 12.5, 13 * dep]) * z * mus), 9 * z)
     )  # hypothenar
     i0, i1 = s.base["index"], J[1]  # first web
     parts.append(
@@ -144,7 +148,7 @@ def palm(p, s):
             (cone(p, A + x1 * t - up * 4.5 * z, C + x2 * t - up * 4.5 * z, 6.2 * z, 6.2 * z), 7 * z)
         )
     body = fuse(parts)
-    hollow = blob(p, V(57, -1, -27), np.eye(3), np.array([24, 13 * wid, 11]) * z)
+    hollow = blob(p, at(57, -1, -27), np.eye(3), np.array([24, 13 * wid, 11]) * z)
     return -smin(-body, hollow, 12 * z)
 
 
@@ -159,6 +163,7 @@ def sdf(p, s):
 
 
 def gradient(p, s, e=0.05):
+    """[N, 3] gradient of the distance by four samples at the corners of a tetrahedron."""
     T = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1.0]])
     return sum(sdf(p + e * t, s)[:, None] * t for t in T) / (4 * e)
 
@@ -172,6 +177,6 @@ def project(p, s, level=0.0, steps=3, limit=1e9, free=None):
             g = g * free
         p = p - (sdf(p, s) - level)[:, None] * g / np.maximum((g * g).sum(1, keepdims=True), 0.15)
         m = p - start
-        l = np.linalg.norm(m, axis=1, keepdims=True)
-        p = start + m * np.minimum(1, limit / np.maximum(l, 1e-9))
+        length = np.linalg.norm(m, axis=1, keepdims=True)
+        p = start + m * np.minimum(1, limit / np.maximum(length, 1e-9))
     return p

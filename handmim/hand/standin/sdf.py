@@ -1,4 +1,5 @@
-"""Distance-like functions of points [n, 3] in mm and their smooth unions: the clay of the sculpt."""
+"""Distance-like functions of points [n, 3] in mm and their smooth unions: the clay of the
+sculpt."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ def blob(p, c, R, radii):
 
 
 def smin(a, b, k):
+    """Smooth minimum of two distances with blend radius k."""
     h = np.maximum(k - np.abs(a - b), 0) / k
     return np.minimum(a, b) - h * h * k / 4
 
@@ -45,5 +47,6 @@ def segment(p, a, b):
 
 
 def ramp(x, lo, hi):
+    """Smooth step from 0 at lo to 1 at hi."""
     t = np.clip((x - lo) / (hi - lo), 0, 1)
     return t * t * (3 - 2 * t)

@@ -17,9 +17,11 @@ def _mlp(dim_in: int, hidden_dim: int, dim_out: int, num_hidden: int) -> nn.Sequ
 
 
 class KeypointHead(nn.Module):
-    """K pseudo-keypoints in the view's ndc, bounded to 1.5 so that they may leave the picture a little.
+    """K pseudo-keypoints in the view's ndc, bounded to 1.5 so that they may leave the picture a
+    little.
 
-    Points start spread out (random output biases), and no BatchNorm is used since masked and whole views share
+    Points start spread out (random output biases), and no BatchNorm is used since masked and whole
+    views share
     the head.
 
     Args:
@@ -43,11 +45,14 @@ class KeypointHead(nn.Module):
         super().__init__()
         if num_keypoints < 3:
             raise ValueError(
-                f"num_keypoints must be >= 3 for a shape, got {num_keypoints} (configs/loss/keypoint_align.yaml)"
+                f"num_keypoints must be >= 3 for a shape, got {num_keypoints} "
+                "(configs/loss/keypoint_align.yaml)"
             )
         self.num_keypoints, self.bound_ndc = num_keypoints, bound_ndc
         self.mlp = _mlp(dim, hidden_dim, num_keypoints * 2, num_hidden)
-        nn.init.uniform_(self.mlp[-1].bias, -init_spread, init_spread)
+        last = self.mlp[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.uniform_(last.bias, -init_spread, init_spread)
 
     def forward(self, cls: Tensor) -> Tensor:
         """[..., D] class tokens to [..., K, 2] points in ndc, fp32."""
@@ -83,7 +88,9 @@ class ThumbnailHead(nn.Module):
         hidden_dim, num_hidden: MLP sizes.
     """
 
-    def __init__(self, dim: int, *, thumb_px: int = 24, hidden_dim: int = 256, num_hidden: int = 1) -> None:
+    def __init__(
+        self, dim: int, *, thumb_px: int = 24, hidden_dim: int = 256, num_hidden: int = 1
+    ) -> None:
         super().__init__()
         self.thumb_px = thumb_px
         self.mlp = _mlp(dim, hidden_dim, thumb_px * thumb_px, num_hidden)

@@ -4,7 +4,8 @@ from torch import Tensor, nn
 
 
 def patchify(image: Tensor, patch_px: int) -> Tensor:
-    """[B, 3, H, W] to [B, N, p*p*3]: patches row by row, inside a patch row, column, then channel."""
+    """[B, 3, H, W] to [B, N, p*p*3]: patches row by row, inside a patch row, column, then
+    channel."""
     b, c, height, width = image.shape
     h, w = height // patch_px, width // patch_px
     x = image.reshape(b, c, h, patch_px, w, patch_px)

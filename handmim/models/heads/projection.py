@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 
 class ProjectionHead(nn.Module):
-    """D -> hidden -> hidden -> bottleneck, L2, then cosine logits against P prototypes (DINO, iBOT).
+    """D -> hidden -> hidden -> bottleneck, L2, then cosine logits against P prototypes (DINO,
+    iBOT).
 
     Args:
         dim: width of the tokens.
@@ -29,7 +30,9 @@ class ProjectionHead(nn.Module):
     ) -> None:
         super().__init__()
         if num_layers < 1:
-            raise ValueError(f"num_layers must be >= 1, got {num_layers} (configs/loss/patch_distill.yaml)")
+            raise ValueError(
+                f"num_layers must be >= 1, got {num_layers} (configs/loss/patch_distill.yaml)"
+            )
         widths = [dim] + [hidden_dim] * (num_layers - 1) + [bottleneck_dim]
         layers: list[nn.Module] = []
         for a, b in itertools.pairwise(widths):
@@ -45,7 +48,8 @@ class ProjectionHead(nn.Module):
         nn.init.trunc_normal_(self.prototypes, std=0.02)
 
     def forward(self, tokens: Tensor, freeze_prototypes: bool = False) -> Tensor:
-        """[..., D] tokens to [..., P] logits in [-gain, gain]; frozen prototypes get no gradient."""
+        """[..., D] tokens to [..., P] logits in [-gain, gain]; frozen prototypes get no
+        gradient."""
         z = F.normalize(self.mlp(tokens), dim=-1)
         weight = F.normalize(self.prototypes, dim=-1) * self.gain.unsqueeze(-1)
         return F.linear(z, weight.detach() if freeze_prototypes else weight)

@@ -1,8 +1,12 @@
-"""Mesh-aligned iterative regression of MANO parameters (Zhang et al. 2021, PyMAF, arXiv 2103.16507).
+"""Mesh-aligned iterative regression of MANO parameters (Zhang et al. 2021, PyMAF, arXiv
+2103.16507).
 
-The head starts at the mean hand, samples the feature pyramid first on a grid and then where the current mesh lands,
-and updates pose, shape and camera. Deviations from PyMAF: a light pyramid, a GELU between the two linear layers, our
-own farthest-point vertices instead of a down-sampling matrix, a log-scale camera, and the class token as an input.
+The head starts at the mean hand, samples the feature pyramid first on a grid and then where the
+current mesh lands,
+and updates pose, shape and camera. Deviations from PyMAF: a light pyramid, a GELU between the two
+linear layers, our
+own farthest-point vertices instead of a down-sampling matrix, a log-scale camera, and the class
+token as an input.
 """
 
 import itertools
@@ -96,7 +100,8 @@ class Regressor(nn.Module):
 class PyMafHead(nn.Module):
     """Refine MANO parameters by looking at the picture where the current mesh lands.
 
-    State: 16 rotations in 6D, betas, camera (log(s / s0), tx, ty). States are detached between steps, so every step
+    State: 16 rotations in 6D, betas, camera (log(s / s0), tx, ty). States are detached between
+        steps, so every step
     learns to improve whatever it is given.
 
     Args:
@@ -140,7 +145,9 @@ class PyMafHead(nn.Module):
         if num_steps < 1:
             raise ValueError(f"num_steps must be >= 1, got {num_steps} (configs/head/pymaf.yaml)")
         if cls_at not in CLS_AT:
-            raise ValueError(f"cls_at must be one of {CLS_AT}, got {cls_at!r} (configs/head/pymaf.yaml)")
+            raise ValueError(
+                f"cls_at must be one of {CLS_AT}, got {cls_at!r} (configs/head/pymaf.yaml)"
+            )
         self.hand, self.num_steps, self.scale0_per_m = hand, num_steps, scale0_per_m
         self.append_joints, self.cls_at = append_joints, cls_at
         self.num_betas = hand.num_betas
@@ -217,7 +224,9 @@ class PyMafHead(nn.Module):
             zip(self.point_mlps, self.regressors, strict=True)
         ):
             points = self._points(t, steps[-1]).to(maps[t].dtype)
-            sampled = F.grid_sample(maps[t], points.unsqueeze(2), align_corners=False)  # [B, C, P, 1]
+            sampled = F.grid_sample(
+                maps[t], points.unsqueeze(2), align_corners=False
+            )  # [B, C, P, 1]
             features = point_mlp(sampled.squeeze(-1).transpose(1, 2))
             if self.cls_proj is not None and self._sees_cls(t):
                 features = torch.cat([features, self.cls_proj(tokens.cls)], dim=-1)

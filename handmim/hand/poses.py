@@ -225,8 +225,8 @@ class PoseSampler:
         return self.sample_angles(num, rng)[1][:, 1:]
 
 
-# Share of the half breadth that a bead fills: skin gives way where digits press on each other.
-BEAD_SHARE = 0.98
+# Share of the half breadth that a bead fills; below 1 skin gives way where digits press together.
+BEAD_SHARE = 1.0
 
 
 def sample_betas(num: int, num_betas: int, rng: np.random.Generator) -> Array:

@@ -20,7 +20,7 @@ from handmim.render.surface import HandSurface
 Array = NDArray[np.floating]
 RNG = np.random.Generator
 
-RENDERER_VERSION = 1  # part of every cache's name: raise it when pictures change
+RENDERER_VERSION = 2  # part of every cache's name: raise it when pictures change
 SPLITS = ("train", "val", "test")
 POSE_BLOCK = 256
 
@@ -92,6 +92,12 @@ class RenderedHand(NamedTuple):
     rotmats: Array  # [16, 3, 3] R_cam_from_mano, then absolute finger rotations
     betas: Array  # [10]
     transl_m: Array  # [3], HandModel(rotmats, betas, transl_m) gives verts_cam_m
+
+
+def muted(colour: Array, saturation: float) -> Array:
+    """A colour with part of its saturation: [3] to [3]."""
+    grey = colour.mean()
+    return grey + (colour - grey) * saturation
 
 
 def random_rotation(rng: RNG) -> Array:
@@ -231,11 +237,8 @@ class SceneRenderer:
         bare = rng.random() >= s.sleeves
         all_verts = np.vstack([verts, surface.arm(verts, rotmats[0][:, 0])])
         colours = surface.colours(tone)
-        arm = (
-            np.tile(colours[surface.ring], (4, 1))
-            if bare
-            else np.tile(rng.random(3) * 0.9, (64, 1))
-        )
+        sleeve = muted(rng.random(3) * 0.9, 0.5)
+        arm = np.tile(colours[surface.ring], (4, 1)) if bare else np.tile(sleeve, (64, 1))
         albedo = np.vstack([colours, arm])
         faces, rest = surface.faces, surface.rest
         bone = np.maximum(surface.bone, 0) if bare else surface.bone
@@ -298,9 +301,7 @@ class SceneRenderer:
             place = place + palm * 0.006
         else:
             return None
-        colour = np.repeat(rng.random(3)[None], len(points), axis=0)
-        grey = colour.mean()
-        colour = grey + (colour - grey) * 0.6
+        colour = np.repeat(muted(rng.random(3), 0.6)[None], len(points), axis=0)
         if rng.random() < 0.3:
             stripes = np.sign(np.sin(rng.uniform(30, 120) * points @ rng.normal(0, 1, 3)))
             colour = np.clip(colour * (1 + 0.25 * stripes)[:, None], 0, 1)
@@ -338,30 +339,10 @@ class SceneRenderer:
         )  # fmt: skip
         _, face_id, bary = self._buffers
         shade(
-            face_id,
-            bary,
-            faces,
-            verts,
-            normals,
-            albedo,
-            rest,
-            bone,
-            self.surface.frame,
-            nail,
-            image,
-            lights,
-            light_rgb,
-            up,
-            sky,
-            ground,
-            self.table,
-            look,
-            self.surface.lines,
-            shadow,
-            rows,
-            offset,
-            scale,
-        )
+            face_id, bary, faces, verts, normals, albedo, rest, bone, self.surface.frame, nail,
+            image, lights, light_rgb, up, sky, ground, self.table, look, self.surface.lines,
+            shadow, rows, offset, scale,
+        )  # fmt: skip
 
     def _lens(self, rng: RNG, image: Array, mask: Array) -> tuple[Array, Array]:
         """Soft edges, a foreground occluder, defocus or motion blur, gamma, sensor noise."""

@@ -113,30 +113,10 @@ def _lit_share(p, nl, shadow, rows, offset, scale):  # type: ignore[no-untyped-d
 
 @njit(cache=True, fastmath=True, nogil=True)
 def shade(  # type: ignore[no-untyped-def]
-    face_id,
-    bary,
-    faces,
-    verts,
-    normals,
-    albedo,
-    rest,
-    bone,
-    frame,
-    nail_rgb,
-    image,
-    lights,
-    light_rgb,
-    up,
-    sky,
-    ground,
-    table,
-    look,
-    lines,
-    shadow,
-    shadow_rows,
-    shadow_offset,
+    face_id, bary, faces, verts, normals, albedo, rest, bone, frame, nail_rgb, image, lights,
+    light_rgb, up, sky, ground, table, look, lines, shadow, shadow_rows, shadow_offset,
     shadow_scale,
-):
+):  # fmt: skip
     """Shade every covered pixel of `image` in place.
 
     Args:

@@ -1,0 +1,40 @@
+import cv2
+import numpy as np
+import pytest
+
+from handmim.render.background import BackdropBank, load_photos, room, studio
+
+
+@pytest.mark.parametrize("paint", [studio, room])
+def test_painted_backdrops_are_calm_and_in_range(paint):
+    for seed in range(12):
+        picture = paint(np.random.default_rng(seed), 96)
+        assert picture.shape == (96, 96, 3)
+        assert picture.min() >= 0
+        assert picture.max() <= 1
+        chroma = np.ptp(picture, axis=2)
+        assert chroma.mean() < 0.25, "photo-like backgrounds are muted"
+        assert np.array_equal(picture, paint(np.random.default_rng(seed), 96))
+
+
+def test_a_folder_of_photos_is_used_and_bad_files_are_named(tmp_path, caplog):
+    red = np.zeros((60, 90, 3), np.uint8)
+    red[..., 2] = 255  # BGR
+    cv2.imwrite(str(tmp_path / "red.png"), red)
+    (tmp_path / "broken.jpg").write_bytes(b"not a picture")
+    with caplog.at_level("WARNING", logger="handmim.render.background"):
+        photos = load_photos(tmp_path, 48)
+    assert len(photos) == 1
+    assert "broken.jpg" in caplog.text
+    assert photos[0].shape == (48, 48, 3)
+    bank = BackdropBank("photos", np.random.default_rng(0), photos_dir=str(tmp_path))
+    crop = bank.crop(np.random.default_rng(1), 32)
+    assert crop[..., 0].mean() > 0.4
+    assert crop[..., 1:].max() < 0.1
+
+
+def test_folders_without_photos_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"scene\.photos_dir"):
+        load_photos(tmp_path, 48)
+    with pytest.raises(ValueError, match=r"scene\.photos_dir"):
+        BackdropBank("photos", np.random.default_rng(0))

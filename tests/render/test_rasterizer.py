@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+
+from handmim.render.rasterizer import rasterise, rasterise_reference, unit, vertex_normals
+
+
+def random_soup(seed: int, side: int = 40, faces: int = 60):
+    rng = np.random.default_rng(seed)
+    xy = rng.uniform(-5, side + 5, (2, 3 * faces))
+    inv_z = 1 / rng.uniform(0.3, 2.0, 3 * faces)
+    return xy[0], xy[1], inv_z, np.arange(3 * faces, dtype=np.int32).reshape(-1, 3), (side, side)
+
+
+def compiled(x, y, inv_z, faces, size_hw):
+    depth = np.zeros(size_hw)
+    face_id, bary = np.zeros(size_hw, np.int32), np.zeros((*size_hw, 2))
+    rasterise(x, y, inv_z, faces, depth, face_id, bary)
+    return depth, face_id, bary
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_compiled_kernel_agrees_with_plain_numpy(seed):
+    args = random_soup(seed)
+    depth, face_id, bary = compiled(*args)
+    ref_depth, ref_id, ref_bary = rasterise_reference(*args)
+    same = face_id == ref_id
+    assert same.mean() > 0.998  # edges may fall either way in the last bit
+    np.testing.assert_allclose(depth[same], ref_depth[same], atol=1e-9)
+    seen = same & (face_id >= 0)
+    np.testing.assert_allclose(bary[seen], ref_bary[seen], atol=1e-7)
+
+
+def test_nearest_face_wins_and_depth_is_perspective_correct():
+    # One large triangle slanting away, and a small one in front of its middle.
+    x = np.array([0, 32, 0, 8, 16, 8.0])
+    y = np.array([0, 0, 32, 8, 8, 16.0])
+    z = np.array([1, 3, 1, 0.5, 0.5, 0.5])
+    faces = np.array([[0, 1, 2], [3, 4, 5]], np.int32)
+    depth, face_id, bary = compiled(x, y, 1 / z, faces, (32, 32))
+    assert face_id[10, 10] == 1
+    assert depth[10, 10] == pytest.approx(2.0)
+    assert face_id[1, 20] == 0
+    # 1/z is linear on the screen: at x = 20.5 of 32 between 1/1 and 1/3.
+    share = 20.5 / 32
+    assert depth[1, 20] == pytest.approx(1 + share * (1 / 3 - 1))
+    point_z = z[0] + bary[1, 20, 0] * (z[1] - z[0])
+    assert point_z == pytest.approx(1 / depth[1, 20])
+    assert face_id[31, 31] == -1
+    assert depth[31, 31] == 0
+
+
+def test_faces_behind_the_camera_are_not_drawn():
+    x, y, inv_z, faces, size = random_soup(0, faces=1)
+    inv_z[0] = -1.0
+    assert (compiled(x, y, inv_z, faces, size)[1] == -1).all()
+
+
+def test_vertex_normals_are_area_weighted_sums_over_faces(hand_arrays):
+    verts, faces = hand_arrays.v_template, hand_arrays.faces
+    normals = np.zeros_like(verts)
+    vertex_normals(verts, faces, normals)
+    reference = np.zeros_like(verts)
+    for face in faces:
+        a, b, c = verts[face]
+        reference[face] += np.cross(b - a, c - a)
+    np.testing.assert_allclose(unit(normals), unit(reference), atol=1e-9)

@@ -1,0 +1,150 @@
+import numpy as np
+import pytest
+import torch
+
+from handmim.hand.poses import PoseSampler, sample_betas
+from handmim.render.scene import (
+    RenderedHand,
+    SceneRenderer,
+    SceneSettings,
+    depth_inside_m,
+    superquadric,
+    tame_exposure,
+)
+
+STUDIO = {"view": "cone", "background": "studio", "objects": 0.0, "occluders": 0.0}
+
+
+@pytest.fixture(scope="module")
+def renderer(hand_arrays):
+    return SceneRenderer(hand_arrays, SceneSettings(image_px=96), seed=3)
+
+
+@pytest.fixture(scope="module")
+def plain(hand_arrays):
+    """No objects, occluders, blur or noise: everything of the hand that faces the camera shows."""
+    quiet = {"blur": 0.0, "motion_blur": 0.0, "noise": 0.0, "sleeves": 0.0}
+    settings = SceneSettings(image_px=128, **STUDIO, **quiet)
+    return SceneRenderer(hand_arrays, settings, seed=1)
+
+
+def same(a: RenderedHand, b: RenderedHand) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_a_picture_depends_on_seed_split_and_index_only(hand_arrays, renderer):
+    wanted = [renderer.render(i) for i in (0, 5, 300)]
+    again = SceneRenderer(hand_arrays, SceneSettings(image_px=96), seed=3)
+    got = [again.render(i) for i in (300, 5, 0)][::-1]
+    assert all(same(a, b) for a, b in zip(wanted, got, strict=True))
+    other_split = SceneRenderer(hand_arrays, SceneSettings(image_px=96), 3, "val").render(0)
+    other_seed = SceneRenderer(hand_arrays, SceneSettings(image_px=96), 4).render(0)
+    for other in (other_split, other_seed, renderer.render(1)):
+        assert np.abs(other.joints_cam_m - wanted[0].joints_cam_m).max() > 1e-3
+
+
+def test_truth_is_what_the_hand_model_says(renderer, hand):
+    for i in range(4):
+        r = renderer.render(i)
+        to = [
+            torch.from_numpy(np.asarray(x, np.float32))[None]
+            for x in (r.rotmats, r.betas, r.transl_m)
+        ]
+        mesh = hand(*to)
+        assert np.abs(mesh.verts_m[0].numpy() - r.verts_cam_m).max() < 1e-5
+        assert np.abs(mesh.joints_m[0].numpy() - r.joints_cam_m).max() < 1e-5
+
+
+def test_vertices_project_into_the_mask_and_fill_it(plain, hand_arrays):
+    inside = []
+    for i in range(8):
+        r = plain.render(i)
+        px = r.verts_cam_m @ r.K_px.T
+        px = px[:, :2] / px[:, 2:]
+        assert (px > 0).all()
+        assert (px < 128).all()
+        cell = np.floor(px).astype(int)
+        inside.append(r.mask[cell[:, 1], cell[:, 0]].mean())
+        ys, xs = np.nonzero(r.mask)
+        box = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+        true = np.array([*px.min(axis=0), *px.max(axis=0)])
+        gap = np.abs(box - true)
+        assert np.sort(gap)[:3].max() < 1.0, "mask and mesh share their box"
+        assert gap.max() < 6.0  # the forearm may cover the far side of the wrist's rim
+    assert min(inside) > 0.85  # outermost vertices fall on pixels that they cover by less than half
+
+
+def test_joints_of_a_flat_hand_lie_on_the_hand(plain):
+    rest = np.concatenate(
+        [plain._orientation(np.random.default_rng(0))[None], np.tile(np.eye(3), (15, 1, 1))]
+    )
+    r = plain.draw(rest, np.zeros(10), np.random.default_rng(0))
+    px = r.joints_cam_m @ r.K_px.T
+    cell = np.floor(px[:, :2] / px[:, 2:]).astype(int)
+    inner = [j for j in range(1, 21) if j % 4]  # fingertips are vertices of the outline
+    assert r.mask[cell[inner, 1], cell[inner, 0]].all()
+
+
+def test_exposure_is_never_blown_out(hand_arrays):
+    for settings in (SceneSettings(image_px=64), SceneSettings(image_px=64, **STUDIO)):
+        renderer = SceneRenderer(hand_arrays, settings, seed=0)
+        for i in range(60):
+            r = renderer.render(i)
+            if not r.mask.any():
+                continue
+            hand = r.image[r.mask]
+            assert (hand >= 254).all(axis=1).mean() <= 0.01
+            assert 15 < hand.mean() < 225
+
+
+def test_tame_exposure_keeps_order_and_stays_below_white():
+    ramp = np.linspace(0, 6, 300)[:, None, None].repeat(3, axis=2)
+    out = tame_exposure(ramp, np.ones((300, 1), bool), (0.25, 0.75))
+    assert out.max() < 1.0
+    assert (np.diff(out[:, 0, 0]) >= 0).all()
+    dark = tame_exposure(ramp * 0.01, np.ones((300, 1), bool), (0.25, 0.75))
+    assert dark.mean() == pytest.approx(0.25, abs=0.02)
+
+
+def test_objects_do_not_enter_the_hand(hand_arrays, renderer):
+    rng = np.random.default_rng(0)
+    poses = PoseSampler.from_arrays(hand_arrays).sample(30, rng)
+    held = 0
+    for pose in poses:
+        R = np.concatenate([np.eye(3)[None], pose])
+        verts, joints = renderer.surface.pose(R, sample_betas(1, 10, rng)[0])
+        state = rng.bit_generator.state
+        found = renderer._held_object(verts, joints, R[0], rng)
+        if found is None:
+            continue
+        held += 1
+        twin = np.random.default_rng(0)
+        twin.bit_generator.state = state
+        points, _, radii, exponents = superquadric(twin)
+        # Undo the placement: the object's points are a rigid copy of the superquadric's.
+        centre, base = found[0].mean(axis=0), points - points.mean(axis=0)
+        U, _, Vt = np.linalg.svd(base.T @ (found[0] - centre))
+        turn = U @ np.diag([1, 1, np.linalg.det(U @ Vt)]) @ Vt
+        local = (verts - centre) @ turn.T + points.mean(axis=0)
+        assert depth_inside_m(local, radii, exponents) < 0.003 + 1e-6
+    assert held >= 10
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"view": "top"}, "scene.view"),
+        ({"sides": ["left"]}, "scene.sides"),
+        ({"image_px": 4}, "scene.image_px"),
+    ],
+)
+def test_bad_settings_are_named(change, word):
+    with pytest.raises(ValueError, match=word):
+        SceneSettings(**change)
+
+
+def test_bad_split_and_background_are_named(hand_arrays):
+    with pytest.raises(ValueError, match="split must be one of"):
+        SceneRenderer(hand_arrays, SceneSettings(image_px=32), split="training")
+    with pytest.raises(ValueError, match=r"scene\.background"):
+        SceneRenderer(hand_arrays, SceneSettings(image_px=32, background="beach"))

@@ -1,0 +1,52 @@
+"""Measure the stand-in hand and compare every figure with what it has to satisfy.
+
+python tools/measure_standin.py [--hand data/standin_right.npz] [--poses 300] [--markdown]
+
+Exit status 1 when a figure is out of its range.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from handmim.hand.arrays import load_hand_arrays
+from handmim.hand.standin.measures import FACTS, measure
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--hand", type=Path, default=Path("data/standin_right.npz"))
+    parser.add_argument("--poses", type=int, default=300, help="random poses to measure")
+    parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--markdown", action="store_true", help="print a table for the docs")
+    args = parser.parse_args()
+    arrays = load_hand_arrays(args.hand)
+    found = measure(arrays, args.poses, args.seed)
+    rows = [
+        (
+            f.text,
+            f"{found[f.key]:.{f.figures}f} {f.unit}".strip(),
+            f.wanted(),
+            f.holds(found[f.key]),
+        )
+        for f in FACTS
+    ]
+    if args.markdown:
+        print("| figure | measured | must be |\n|---|---|---|")
+        print("\n".join(f"| {text} | {value} | {wanted} |" for text, value, wanted, _ in rows))
+    else:
+        table = Table(
+            "figure", "measured", "must be", "", title=f"{arrays.name} {arrays.sha256[:12]}"
+        )
+        for text, value, wanted, ok in rows:
+            table.add_row(text, value, wanted, "" if ok else "[red]out of range")
+        Console().print(table)
+    return 0 if all(ok for *_, ok in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -38,6 +38,9 @@ def cache_name(hand_sha256: str, settings: SceneSettings, seed: int) -> str:
     """Folder name that changes whenever the pictures would: hand model, settings, seed,
     renderer."""
     facts = [RENDERER_VERSION, hand_sha256, settings.plain(), seed]
+    if settings.photos_dir is not None:  # other photos make other pictures
+        photos = sorted(p for p in Path(settings.photos_dir).rglob("*") if p.is_file())
+        facts.append([[p.name, p.stat().st_size] for p in photos])
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return f"synthetic-{settings.image_px}px-{digest[:12]}"
 
@@ -97,18 +100,20 @@ def render_cache(
         context = multiprocessing.get_context("spawn")
         blocks = context.Value("q", 0)
         job = (arrays, settings, seed, split, partial, num, blocks)
-        workers = [context.Process(target=_worker, args=job) for _ in range(max(1, num_workers))]
+        workers = [context.Process(target=_worker, args=job) for _ in range(num_workers)]
+        if not workers:
+            _worker(*job)
         # One thread each, like a loader's worker: the pictures are the parallelism.
         with _single_threaded():
             for worker in workers:
                 worker.start()
-        last = began
+        last = time.perf_counter()
         while any(worker.is_alive() for worker in workers):
             workers[0].join(timeout=0.5)
             if time.perf_counter() - last > 15:
                 last = time.perf_counter()
                 done = min(blocks.value, num)
-                rate = done / (last - began)
+                rate = done / max(last - began, 1e-9)
                 log.info("rendered %d of %d, %.0f images/s", done, num, rate)
         if any(worker.exitcode for worker in workers):
             raise RuntimeError(f"a rendering process failed: {[w.exitcode for w in workers]}")
@@ -149,7 +154,8 @@ class SyntheticHands(Dataset[HandSample]):
             on.
         scene: `SceneSettings` or its fields.
         seed: of the whole set.
-        num_workers: processes that render when the cache lacks the pictures.
+        num_workers: processes that render when the cache lacks the pictures; 0 renders in this one.
+    Raises: ValueError for a bad number, split or scene.
     """
 
     def __init__(
@@ -165,6 +171,8 @@ class SyntheticHands(Dataset[HandSample]):
     ) -> None:
         if num < 1:
             raise ValueError(f"num must be >= 1, got {num} (data.num_{split})")
+        if num_workers < 0:
+            raise ValueError(f"num_workers must be >= 0, got {num_workers} (data.num_workers)")
         settings = scene if isinstance(scene, SceneSettings) else SceneSettings(**scene)
         arrays = load_hand_arrays(hand_path)
         self.hand_sha256, self.num, self.split = arrays.sha256, num, split

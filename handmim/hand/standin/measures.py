@@ -1,6 +1,6 @@
 """What the stand-in hand measures, and what every figure must satisfy.
 
-One table (`FACTS`) serves the tests, `tools/measure_standin.py` and docs/standin.md. Overlap and
+One table (`FACTS`) serves the tests, `tools/measure_standin.py` and data/README.md. Overlap and
 surface distance are
 taken against the sculpt itself, so they need neither the mesh builder nor its libraries.
 """

@@ -1,0 +1,90 @@
+import os
+
+import cv2
+import numpy as np
+import pytest
+
+from handmim.data.crops import CropFolder, list_pictures, read_rgb, square
+from handmim.data.loader import collate_crops
+
+
+def paint(path, height=40, width=30, colour=(10, 60, 200)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.zeros((height, width, 3), np.uint8)
+    image[:] = colour[::-1]  # BGR on disk
+    assert cv2.imwrite(str(path), image)
+
+
+def test_any_tree_is_read_without_labels_or_class_folders(tmp_path, caplog):
+    paint(tmp_path / "b.png")
+    paint(tmp_path / "deep" / "er" / "a.JPG")
+    paint(tmp_path / "deep" / "c.webp", 20, 80)
+    paint(tmp_path / ".hidden" / "d.png")
+    (tmp_path / "notes.txt").write_text("x")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "broken.jpeg").write_bytes(b"\xff\xd8 not really")
+    with caplog.at_level("INFO", logger="handmim.data.crops"):
+        data = CropFolder(tmp_path, image_px=24)
+    assert data.names == ["b.png", "deep/c.webp", "deep/er/a.JPG"]
+    assert data.unreadable == ["broken.jpeg", "empty.png"]
+    assert "skipped 2 unreadable of 5 pictures: broken.jpeg, empty.png" in caplog.text
+    batch = collate_crops([data[i] for i in range(3)])
+    assert batch.image.shape == (3, 3, 24, 24)
+    np.testing.assert_allclose(data[0].image.mean(axis=(0, 1)), (10, 60, 200), atol=3)
+
+
+def test_links_are_followed_once(tmp_path):
+    paint(tmp_path / "a" / "x.png")
+    os.symlink(tmp_path, tmp_path / "a" / "loop", target_is_directory=True)
+    assert list_pictures(tmp_path) == ["a/x.png"]
+
+
+@pytest.mark.parametrize("fill", ["missing", "empty", "unreadable"])
+def test_nothing_to_read_is_a_clear_error(tmp_path, fill):
+    root = tmp_path / "crops"
+    if fill != "missing":
+        root.mkdir()
+    if fill == "unreadable":
+        (root / "a.png").write_bytes(b"no")
+    with pytest.raises(ValueError, match=r"data\.root"):
+        CropFolder(root)
+
+
+def test_a_file_that_vanishes_is_named(tmp_path):
+    paint(tmp_path / "a.png")
+    paint(tmp_path / "b.png")
+    data = CropFolder(tmp_path)
+    (tmp_path / "b.png").unlink()
+    with pytest.raises(ValueError, match=r"b\.png cannot be read"):
+        data[1]
+
+
+def test_grey_alpha_and_16_bit_pictures_become_rgb(tmp_path):
+    cv2.imwrite(str(tmp_path / "grey.png"), np.full((8, 8), 90, np.uint8))
+    cv2.imwrite(str(tmp_path / "alpha.png"), np.full((8, 8, 4), 90, np.uint8))
+    cv2.imwrite(str(tmp_path / "deep.png"), np.full((8, 8, 3), 90 * 257, np.uint16))
+    for name in ("grey", "alpha", "deep"):
+        image = read_rgb(tmp_path / f"{name}.png")
+        assert image is not None
+        assert image.shape == (8, 8, 3)
+        assert abs(int(image[0, 0, 0]) - 90) <= 1
+
+
+@pytest.mark.parametrize("shape", [(40, 100), (100, 40), (64, 64), (3, 5)])
+def test_square_keeps_everything_or_the_middle(shape):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
+    for fit in ("contain", "cover"):
+        assert square(image, 32, fit).shape == (32, 32, 3)
+
+
+def test_contain_shows_both_ends_and_cover_the_middle_only():
+    image = np.zeros((20, 60, 3), np.uint8)
+    image[:, :20, 0], image[:, 20:40, 1], image[:, 40:, 2] = 255, 255, 255
+    wide = square(image, 60, "contain")
+    assert wide[30, 5, 0] == 255
+    assert wide[30, 55, 2] == 255
+    middle = square(image, 20, "cover")
+    assert (middle[..., 1] == 255).all()
+    with pytest.raises(ValueError, match=r"data\.train\.fit"):
+        CropFolder(".", fit="stretch")

@@ -1,0 +1,99 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from handmim.data.keypoints import KeypointPhotos
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Eight subjects, two pictures each; joints lie on a known spiral, marked in the picture."""
+    rng = np.random.default_rng(0)
+    images, notes = [], []
+    for i in range(16):
+        picture = np.full((120, 160, 3), 40, np.uint8)
+        kp = rng.uniform([40, 30], [120, 90], (21, 2))
+        x, y = kp[0].astype(int)
+        picture[y - 1 : y + 2, x - 1 : x + 2] = 255
+        cv2.imwrite(str(tmp_path / f"{i}.png"), picture)
+        images.append({"id": i, "file_name": f"{i}.png", "subject": f"s{i // 2}"})
+        flat = np.column_stack([kp, np.full(21, 2)]).ravel().tolist()
+        notes.append(
+            {
+                "image_id": i,
+                "keypoints": flat,
+                "keypoints_3d": rng.normal(0, 0.05, (21, 3)).tolist(),
+            }
+        )
+    content = {"images": images, "annotations": notes}
+    path = tmp_path / "notes.json"
+    path.write_text(json.dumps(content))
+    return tmp_path, path, content
+
+
+def test_crop_and_points_agree(photos):
+    root, path, _ = photos
+    data = KeypointPhotos(root, path, split="all", image_px=96)
+    for sample in (data[0], data[7]):
+        x, y = np.floor(sample.kp2d_crop_px[0]).astype(int)
+        patch = sample.image[y - 3 : y + 4, x - 3 : x + 4, 0]
+        assert patch.max() > 120, "the mark is where the crop says joint 0 is"
+        box = sample.kp2d_crop_px
+        assert np.ptp(box, axis=0).max() == pytest.approx(96 / 1.45, abs=1e-2)
+        assert (sample.kp2d_crop_px > 0).all()
+        assert sample.joints_valid.all()
+        assert not sample.has_mano
+
+
+def test_left_hands_are_mirrored(photos):
+    root, path, content = photos
+    right = KeypointPhotos(root, path, split="all")[0]
+    content["annotations"][0]["handedness"] = "left"
+    path.write_text(json.dumps(content))
+    left = KeypointPhotos(root, path, split="all")[0]
+    np.testing.assert_allclose(left.kp2d_crop_px[:, 0], 96 - right.kp2d_crop_px[:, 0], atol=1e-3)
+    np.testing.assert_allclose(left.joints_cam_m, right.joints_cam_m * [-1, 1, 1])
+    assert np.abs(left.image[:, ::-1].astype(int) - right.image).mean() < 2
+
+
+def test_subjects_never_straddle_the_split(photos):
+    root, path, content = photos
+    subject = {i["file_name"]: i["subject"] for i in content["images"]}
+    parts = {s: KeypointPhotos(root, path, split=s) for s in ("train", "val", "all")}
+    people = {s: {subject[i["file_name"]] for i, _ in d.items} for s, d in parts.items()}
+    assert not people["train"] & people["val"]
+    assert len(parts["train"]) + len(parts["val"]) == len(parts["all"]) == 16
+    assert len(people["val"]) == round(0.3 * 8)
+
+
+def test_invisible_joints_are_flagged_and_2d_only_works(photos):
+    root, path, content = photos
+    note = content["annotations"][0]
+    note["keypoints"][3 * 4 + 2] = 0
+    del note["keypoints_3d"]
+    path.write_text(json.dumps(content))
+    sample = KeypointPhotos(root, path, split="all")[0]
+    assert not sample.kp2d_valid[4]
+    assert sample.kp2d_valid.sum() == 20
+    assert not sample.joints_valid.any()
+    assert np.isfinite(sample.kp2d_crop_px).all()
+
+
+def test_other_files_are_refused_by_name(photos):
+    root, path, content = photos
+    with pytest.raises(FileNotFoundError, match=r"annotations=FILE\.json"):
+        KeypointPhotos(root, root / "nothing.json")
+    with pytest.raises(ValueError, match="split must be one of"):
+        KeypointPhotos(root, path, split="test")
+    content["annotations"][0]["keypoints"] = [0.0] * 51
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="17 keypoints, wanted 21"):
+        KeypointPhotos(root, path)
+    (root / "3.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"3\.png"):
+        KeypointPhotos(root, path)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="not a COCO-style keypoint file"):
+        KeypointPhotos(root, path)

@@ -1,0 +1,127 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from handmim.data import synthetic
+from handmim.data.loader import batches, collate_hands, label_subset
+from handmim.data.synthetic import SyntheticHands, cache_name
+from handmim.render.scene import SceneRenderer, SceneSettings
+
+SCENE = {"image_px": 32, "view": "cone", "background": "studio", "objects": 0.0, "occluders": 0.0}
+
+
+@pytest.fixture
+def make(tmp_path, hand_path):
+    def build(split="train", num=6, scene=SCENE, **kwargs):
+        settings = {"cache_dir": tmp_path, "num_workers": 0} | kwargs
+        return SyntheticHands(hand_path, split, num, scene=scene, **settings)
+
+    return build
+
+
+def test_samples_are_the_renderers_pictures_with_their_truth(make, hand_arrays):
+    data, renderer = make(), SceneRenderer(hand_arrays, SceneSettings(**SCENE), 0, "train")
+    assert len(data) == 6
+    for i in (0, 5):
+        sample, truth = data[i], renderer.render(i)
+        assert np.array_equal(sample.image, truth.image)
+        np.testing.assert_allclose(sample.verts_cam_m, truth.verts_cam_m, atol=1e-6)
+        px = truth.joints_cam_m @ truth.K_px.T
+        np.testing.assert_allclose(sample.kp2d_crop_px, px[:, :2] / px[:, 2:], atol=1e-3)
+        assert sample.has_mano
+        assert sample.has_verts
+        assert sample.has_K
+    with pytest.raises(IndexError):
+        data[6]
+
+
+def test_cache_is_reused_and_serves_smaller_sets(make, monkeypatch):
+    first = make(num=6)
+
+    def forbidden(*args):
+        raise AssertionError("rendered again")
+
+    monkeypatch.setattr(synthetic, "render_cache", forbidden)
+    assert make(num=6).folder == first.folder
+    small = make(num=3)
+    assert small.folder == first.folder
+    assert len(small) == 3
+    with pytest.raises(AssertionError, match="rendered again"):
+        make(num=7)
+    with pytest.raises(AssertionError, match="rendered again"):
+        make(seed=1)
+    with pytest.raises(AssertionError, match="rendered again"):
+        make(scene={**SCENE, "noise": 0.0})
+
+
+def test_name_depends_on_everything_that_changes_pictures(monkeypatch, tmp_path):
+    settings = SceneSettings(**SCENE)
+    names = {
+        cache_name("a", settings, 0),
+        cache_name("b", settings, 0),
+        cache_name("a", settings, 1),
+        cache_name("a", SceneSettings(**{**SCENE, "blur": 0.0}), 0),
+    }
+    photos = SceneSettings(image_px=32, background="photos", photos_dir=str(tmp_path))
+    names.add(cache_name("a", photos, 0))
+    (tmp_path / "x.png").write_bytes(b"1")
+    names.add(cache_name("a", photos, 0))
+    monkeypatch.setattr(synthetic, "RENDERER_VERSION", -1)
+    names.add(cache_name("a", settings, 0))
+    assert len(names) == 7
+    assert all(name.startswith("synthetic-32px-") for name in names)
+
+
+def test_a_failing_render_leaves_nothing_behind(make, monkeypatch, tmp_path):
+    def fail(*args):
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as m:
+        m.setattr(synthetic, "_render_block", fail)
+        with pytest.raises(RuntimeError, match="power cut"):
+            make()
+    assert not list(tmp_path.rglob("*.npy"))
+    assert len(make()) == 6
+
+
+def test_meta_names_the_hand(make, hand_arrays):
+    data = make()
+    meta = json.loads((data.folder / "meta.json").read_text())
+    assert meta["hand_sha256"] == data.hand_sha256 == hand_arrays.sha256
+    assert meta["num"] == 6
+
+
+@pytest.mark.slow
+def test_worker_processes_draw_the_same_pictures(make, tmp_path):
+    alone = np.load(make(num=300).folder / "image.npy")
+    shutil.rmtree(tmp_path)
+    several = np.load(make(num=300, num_workers=2).folder / "image.npy")
+    assert np.array_equal(alone, several)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"num": 0}, "data.num_train"),
+        ({"num_workers": -1}, "data.num_workers"),
+        ({"split": "all"}, "split must be"),
+    ],
+)
+def test_bad_settings_are_named(make, change, word):
+    with pytest.raises(ValueError, match=word):
+        make(**change)
+
+
+def test_batches_and_nested_label_subsets(make):
+    data = make()
+    assert [len(b.betas) for b in batches(data, 4)] == [4, 2]
+    whole = collate_hands([data[i] for i in range(6)])
+    assert (whole.kp2d_crop_ndc.abs() < 1.2).all()
+    two, four = label_subset(data, 2, seed=3), label_subset(data, 4, seed=3)
+    assert two.indices == four.indices[:2]
+    assert label_subset(data, 4, seed=4).indices != four.indices
+    assert label_subset(data, None, 0) is data
+    with pytest.raises(ValueError, match="num_labels"):
+        label_subset(data, 7, 0)

@@ -1,6 +1,5 @@
 """Pixel reconstruction of masked patches (He et al. 2022, MAE; Xie et al. 2022, SimMIM)."""
 
-import torch
 from torch import Tensor, nn
 
 from handmim.contracts import PretrainBatch, PretrainOutputs
@@ -16,8 +15,9 @@ def normalise_patches(patches: Tensor, min_var: float = 1e-4) -> Tensor:
         patches: [M, p*p*3] in [0, 1].
         min_var: floor of the variance.
     """
-    var, mean = torch.var_mean(patches, dim=-1, keepdim=True, correction=0)
-    return (patches - mean) / var.clamp(min=min_var).sqrt()
+    centred = patches - patches.mean(dim=-1, keepdim=True)
+    var = centred.square().mean(dim=-1, keepdim=True)
+    return centred * var.clamp(min=min_var).rsqrt()
 
 
 def masked_pixel_mse(pred: Tensor, target: Tensor, weight: Tensor, num_views: int) -> Tensor:

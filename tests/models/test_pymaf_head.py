@@ -1,0 +1,133 @@
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from handmim.contracts import Tokens
+from handmim.geometry.camera import project_weak
+from handmim.models.heads.pymaf import PyMafHead, farthest_points
+from handmim.models.pyramid import LightPyramid
+
+SMALL = {
+    "channels": 8,
+    "grid_side": 3,
+    "num_points": 11,
+    "point_dims": (6, 4),
+    "hidden_dim": 16,
+    "dropout": 0.0,
+    "cls_dim": 8,
+}
+
+
+def tokens(b: int = 2, dim: int = 12, side: int = 4, seed: int = 0) -> Tokens:
+    g = torch.Generator().manual_seed(seed)
+    return Tokens(
+        torch.randn(b, dim, generator=g),
+        torch.randn(b, side * side, dim, generator=g),
+        (side, side),
+    )
+
+
+@pytest.fixture
+def make(hand):
+    torch.manual_seed(0)
+    return partial(PyMafHead, 12, hand, **SMALL)
+
+
+def test_starts_at_the_mean_hand_and_hardly_leaves_it_before_training(make, hand):
+    head = make()
+    R = hand.mean_rotmats.clone()
+    head.set_mean_hand(R, torch.tensor([0.1, -0.2, 0.3]))
+    steps = head(tokens()).steps
+    assert len(steps) == 4
+    torch.testing.assert_close(steps[0].rotmats, R.expand(2, -1, -1, -1))
+    torch.testing.assert_close(steps[0].cam, torch.tensor([0.1, -0.2, 0.3]).expand(2, -1))
+    assert steps[0].betas.abs().max() == 0
+    assert (steps[-1].joints_root_m - steps[0].joints_root_m).abs().max() < 0.02
+
+
+def test_decode_is_the_hand_model_relative_to_its_root(make, hand):
+    head = make()
+    state = head.mean_state(2) + 0.1 * torch.randn(
+        2, 109, generator=torch.Generator().manual_seed(1)
+    )
+    out = head.decode(state)
+    mesh = hand(out.rotmats, out.betas)
+    torch.testing.assert_close(out.verts_root_m, mesh.verts_m - mesh.joints_m[:, 9:10])
+    assert out.joints_root_m[:, 9].abs().max() == 0
+    torch.testing.assert_close(out.verts_crop_ndc, project_weak(out.verts_root_m, out.cam, 8.0))
+
+
+def test_every_refinement_has_its_own_gradient_and_states_are_detached(make):
+    head = make()
+    out = head(tokens())
+    out.steps[-1].joints_root_m.sum().backward()
+    last = [
+        p.grad is not None and p.grad.abs().sum() > 0 for p in head.regressors[2].out.parameters()
+    ]
+    assert all(last)
+    assert all(p.grad is None for p in head.regressors[0].parameters()), (
+        "steps do not train each other"
+    )
+
+
+def test_later_steps_look_where_the_mesh_lands(make):
+    """Moving the camera moves the samples: features differ when the hand lands elsewhere."""
+    head = make()
+    here = head.decode(head.mean_state(1))
+    moved = head.decode(head.mean_state(1) + F.one_hot(torch.tensor([107]), 109) * 0.5)
+    a, b = head._points(1, here), head._points(1, moved)
+    assert a.shape == (1, 11 + 21, 2)
+    torch.testing.assert_close(
+        b - a, torch.tensor([8.0 * 0.5, 0.0]).expand_as(a), atol=1e-5, rtol=0
+    )
+    assert not a.requires_grad
+    grid = head._points(0, here)
+    assert grid.shape == (1, 9, 2)
+    torch.testing.assert_close(grid[0, 4], torch.zeros(2))
+
+
+@pytest.mark.parametrize("cls_at", ["none", "first", "all"])
+def test_class_token_reaches_the_steps_it_should(make, cls_at):
+    head = make(cls_at=cls_at)
+    for reg in head.regressors:
+        torch.nn.init.normal_(reg.out.weight, std=0.1)
+    base, changed = tokens(), tokens()
+    changed = changed._replace(cls=changed.cls + 1.0)
+    a, b = head(base).steps, head(changed).steps
+    moves = [bool((x.rotmats - y.rotmats).abs().max() > 1e-6) for x, y in zip(a, b, strict=True)]
+    assert moves[0] is False
+    assert any(moves) is (cls_at != "none")
+
+
+def test_bad_settings_are_named(make):
+    with pytest.raises(ValueError, match="cls_at"):
+        make(cls_at="last")
+    with pytest.raises(ValueError, match="num_steps"):
+        make(num_steps=0)
+    with pytest.raises(ValueError, match="num_points"):
+        make(num_points=779)
+
+
+def test_farthest_points_spread_over_the_hand(hand_arrays):
+    verts = hand_arrays.v_template
+    chosen = farthest_points(verts, 60)
+    assert len(set(chosen.tolist())) == 60
+    far = torch.cdist(torch.from_numpy(verts), torch.from_numpy(verts[chosen])).min(dim=1).values
+    assert far.max() < 0.021, "no part of the hand is far from a chosen vertex"
+    again = farthest_points(verts, 10)
+    assert (chosen[:10] == again).all()
+
+
+def test_pyramid_doubles_and_keeps_places():
+    torch.manual_seed(0)
+    maps = LightPyramid(12, channels=8, num_levels=3)(tokens())
+    assert [tuple(m.shape) for m in maps] == [(2, 8, 4, 4), (2, 8, 8, 8), (2, 8, 16, 16)]
+    first = LightPyramid(12, channels=8, num_levels=1)
+    t = tokens(1)
+    other = t._replace(patches=t.patches.clone())
+    other.patches[0, 6] += 5.0  # row 1, column 2 of the 4 x 4 grid
+    (a,), (b,) = first(t), first(other)
+    change = (a - b).abs().sum(dim=(0, 1))
+    assert change.argmax().item() == 6

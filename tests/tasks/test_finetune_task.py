@@ -1,0 +1,166 @@
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from handmim.contracts import HandBatch, StepInfo
+from handmim.data.augment import HandAugment
+from handmim.data.colour import ColourJitter
+from handmim.data.loader import collate_hands
+from handmim.data.synthetic import SyntheticHands
+from handmim.geometry.camera import fit_weak
+from handmim.geometry.rotation import chordal_mean
+from handmim.losses.joints import Joints2D, Joints3D
+from handmim.losses.mano_params import Betas, Rotations
+from handmim.losses.total import Weighted
+from handmim.losses.verts import Verts
+from handmim.models.heads.pymaf import PyMafHead
+from handmim.models.vit import ViT
+from handmim.tasks.evaluate import mean_hand_predictor, model_predictor, score
+from handmim.tasks.finetune import HandRegressionTask, mean_hand
+
+SCENE = {"image_px": 40, "view": "cone", "background": "studio", "objects": 0.0, "occluders": 0.0}
+
+
+@pytest.fixture(scope="module")
+def hands(tmp_path_factory, hand_path):
+    return SyntheticHands(
+        hand_path, "train", 24, tmp_path_factory.mktemp("c"), SCENE, num_workers=0
+    )
+
+
+@pytest.fixture(scope="module")
+def augment():
+    return HandAugment(img_px=32, scale=(0.9, 1.0), rotation_deg=20.0, colour=ColourJitter())
+
+
+@pytest.fixture
+def make(hand):
+    def build(**kwargs) -> HandRegressionTask:
+        torch.manual_seed(0)
+        size = {"embed_dim": 24, "depth": 2, "num_heads": 2}
+        backbone = ViT(
+            "vit_tiny_patch16_224", img_px=32, patch_px=8, pixel_norm="per_image", size=size
+        )
+        head = partial(
+            PyMafHead,
+            hand=hand,
+            channels=16,
+            grid_side=4,
+            num_points=16,
+            point_dims=(16, 8),
+            hidden_dim=64,
+            dropout=0.0,
+            cls_dim=24,
+        )
+        losses = {
+            "joints3d": Weighted(Joints3D(root_joint=9), 100.0),
+            "verts": Weighted(Verts(root_joint=9), 100.0),
+            "joints2d": Weighted(Joints2D(), 5.0),
+            "rotations": Weighted(Rotations(), 2.0),
+            "betas": Weighted(Betas(), 0.1),
+        }
+        return HandRegressionTask(backbone, head, losses, **kwargs)
+
+    return build
+
+
+def whole_batch(hands) -> HandBatch:
+    return collate_hands([hands[i] for i in range(len(hands))])
+
+
+def test_mean_hand_is_the_chordal_mean_and_the_mean_camera(hands, augment):
+    rotmats, cam = mean_hand(hands, augment, 8.0, batch_size=7)
+    b = augment.evaluate(whole_batch(hands))
+    torch.testing.assert_close(rotmats, chordal_mean(b.rotmats))
+    joints = b.joints_cam_m - b.joints_cam_m[:, 9:10]
+    torch.testing.assert_close(cam, fit_weak(joints, b.kp2d_crop_ndc, 8.0).mean(dim=0))
+
+
+def test_mean_hand_needs_parameters(hands, augment):
+    class Bare:
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, i):
+            from dataclasses import replace
+
+            return replace(hands[i], has_mano=False)
+
+    with pytest.raises(ValueError, match="no training sample has MANO parameters"):
+        mean_hand(Bare(), augment, 8.0)
+
+
+def test_a_few_pictures_can_be_learned_by_heart(make, hands, augment):
+    task = make()
+    task.head.set_mean_hand(*mean_hand(hands, augment, 8.0))
+    batch = augment.evaluate(HandBatch(*(f[:8] for f in whole_batch(hands))))
+    optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=2e-3)
+    for step in range(150):
+        result = task(batch, StepInfo(step, 150))
+        result.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    target = batch.joints_cam_m - batch.joints_cam_m[:, 9:10]
+
+    def mpjpe_mm(state):
+        return float((state.joints_root_m - target).norm(dim=-1).mean().detach() * 1e3)
+
+    task.eval()
+    steps = task.predict(batch.image).steps
+    assert mpjpe_mm(steps[-1]) < 0.35 * mpjpe_mm(steps[0])
+
+
+def test_every_trained_part_gets_a_gradient(make, hands, augment):
+    task = make()
+    generator = torch.Generator().manual_seed(0)
+    batch = augment(whole_batch(hands), generator, StepInfo(0, 10))
+    task(batch, StepInfo(0, 10)).loss.backward()
+    named = {n: p for n, p in task.named_parameters() if p.requires_grad}
+    idle = [n for n, p in named.items() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert idle == []
+    assert "backbone.mask_token" not in named
+
+
+def test_learning_rates_fall_towards_the_input(make):
+    task = make(backbone_lr_scale=0.5, layer_decay=0.5)
+    scales = task.lr_scales()
+    assert scales["backbone.net.norm.weight"] == 0.5
+    assert scales["backbone.net.blocks.1.attn.qkv.weight"] == 0.25
+    assert scales["backbone.net.blocks.0.attn.qkv.weight"] == 0.125
+    assert scales["backbone.net.patch_embed.proj.weight"] == 0.0625
+    assert not any(n.startswith("head") for n in scales)
+
+
+def test_scores_of_the_mean_hand_are_those_of_a_constant(make, hands, augment):
+    task = make()
+    task.head.set_mean_hand(*mean_hand(hands, augment, 8.0))
+    figures, sheet = score(
+        mean_hand_predictor(task), hands, augment, torch.device("cpu"), 7, 4, task.head.hand.faces
+    )
+    b = augment.evaluate(whole_batch(hands))
+    state = task.head.decode(task.head.mean_state(1))
+    gap = state.joints_root_m - (b.joints_cam_m - b.joints_cam_m[:, 9:10])
+    assert figures["mpjpe_mm"] == pytest.approx(float(gap.norm(dim=-1).mean() * 1e3), rel=1e-4)
+    assert figures["num_samples"] == len(hands)
+    assert sheet is not None
+    assert sheet.dtype == np.uint8
+    other, none = score(model_predictor(task), hands, augment, torch.device("cpu"), 24)
+    assert none is None
+    assert set(other) == set(figures)
+
+
+def test_scores_do_not_depend_on_the_batch_size(make, hands, augment):
+    task = make()
+    a, _ = score(model_predictor(task), hands, augment, torch.device("cpu"), 5)
+    b, _ = score(model_predictor(task), hands, augment, torch.device("cpu"), 24)
+    for key in a:
+        assert a[key] == pytest.approx(b[key], rel=1e-4), key
+
+
+def test_pictures_show_prediction_and_truth(make, hands, augment):
+    task = make()
+    drawn = task.pictures(augment.evaluate(whole_batch(hands)))
+    assert drawn["predictions"].std() > 5
+    assert task.training

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from handmim.data.loader import collate_hands, label_subset
 from handmim.engine.loop import Trainer
 from handmim.tasks.evaluate import EvalHook
-from handmim.tasks.finetune import mean_hand
+from handmim.tasks.finetune import start_from_labels
 from handmim.utils.run import Run
 
 
@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> None:
     recipe = instantiate(cfg.optim)
     if cfg.init_from is not None:
         task.backbone.load_exported(cfg.init_from)
-    task.head.set_mean_hand(*mean_hand(train, augment, task.head.scale0_per_m))
+    start_from_labels(task, train, augment, run.device)
     hand = {"hand": task.head.hand.name, "hand_sha256": task.head.hand.sha256}
 
     trainer = Trainer(**cfg.trainer)

@@ -1,37 +1,20 @@
 """Rendered hands with full truth: drawn once by several processes into a cache, then read from
 memory maps."""
 
-import contextlib
 import hashlib
 import json
-import logging
-import multiprocessing
-import os
-import shutil
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from handmim.contracts import HandSample
-from handmim.hand.arrays import HandArrays, load_hand_arrays
-from handmim.render.scene import POSE_BLOCK, RENDERER_VERSION, SceneRenderer, SceneSettings
-
-log = logging.getLogger(__name__)
-
-FIELDS: dict[str, tuple[tuple[int, ...], str]] = {
-    "K_px": ((3, 3), "float32"),
-    "verts_cam_m": ((778, 3), "float32"),
-    "joints_cam_m": ((21, 3), "float32"),
-    "rotmats": ((16, 3, 3), "float32"),
-    "betas": ((10,), "float32"),
-    "transl_m": ((3,), "float32"),
-}
+from handmim.hand.arrays import load_hand_arrays
+from handmim.render.cache import FIELDS, render_split
+from handmim.render.scene import RENDERER_VERSION, SceneSettings
 
 
 def cache_name(hand_sha256: str, settings: SceneSettings, seed: int) -> str:
@@ -43,104 +26,6 @@ def cache_name(hand_sha256: str, settings: SceneSettings, seed: int) -> str:
         facts.append([[p.name, p.stat().st_size] for p in photos])
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     return f"synthetic-{settings.image_px}px-{digest[:12]}"
-
-
-def _render_block(renderer: SceneRenderer, maps: dict[str, Any], start: int, stop: int) -> None:
-    for i in range(start, stop):
-        hand = renderer.render(i)
-        maps["image"][i] = hand.image
-        for name in FIELDS:
-            maps[name][i] = getattr(hand, name)
-
-
-def _worker(
-    arrays: HandArrays, settings: SceneSettings, seed: int, split: str, folder: Path, num: int,
-    blocks: Any,
-) -> None:  # fmt: skip
-    cv2.setNumThreads(1)
-    renderer = SceneRenderer(arrays, settings, seed, split)
-    maps = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("image", *FIELDS)}
-    while True:
-        with blocks.get_lock():
-            start = blocks.value
-            blocks.value += POSE_BLOCK
-        if start >= num:
-            break
-        _render_block(renderer, maps, start, min(start + POSE_BLOCK, num))
-    for array in maps.values():
-        array.flush()
-
-
-def render_cache(
-    target: Path, arrays: HandArrays, settings: SceneSettings, seed: int, split: str, num: int,
-    num_workers: int,
-) -> None:  # fmt: skip
-    """Render pictures 0 .. num - 1 of a split into `target`, which appears whole or not at all.
-
-    Raises: PermissionError when the folder cannot be made; RuntimeError when a worker dies.
-    """
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise PermissionError(
-            f"cannot write the cache {target}: {error} (data.cache_dir)"
-        ) from error
-    began = time.perf_counter()
-    log.info("rendering %d %s pictures of %d px into %s", num, split, settings.image_px, target)
-    try:
-        side = settings.image_px
-        shapes = {"image": ((side, side, 3), "uint8"), **FIELDS}
-        for name, (shape, dtype) in shapes.items():
-            path = partial / f"{name}.npy"
-            np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (num, *shape)).flush()
-        # One picture here compiles the kernels once, before several processes would do it at the
-        # same time.
-        SceneRenderer(arrays, settings, seed, split).render(0)
-        context = multiprocessing.get_context("spawn")
-        blocks = context.Value("q", 0)
-        job = (arrays, settings, seed, split, partial, num, blocks)
-        workers = [context.Process(target=_worker, args=job) for _ in range(num_workers)]
-        if not workers:
-            _worker(*job)
-        # One thread each, like a loader's worker: the pictures are the parallelism.
-        with _single_threaded():
-            for worker in workers:
-                worker.start()
-        last = time.perf_counter()
-        while any(worker.is_alive() for worker in workers):
-            workers[0].join(timeout=0.5)
-            if time.perf_counter() - last > 15:
-                last = time.perf_counter()
-                done = min(blocks.value, num)
-                rate = done / max(last - began, 1e-9)
-                log.info("rendered %d of %d, %.0f images/s", done, num, rate)
-        if any(worker.exitcode for worker in workers):
-            raise RuntimeError(f"a rendering process failed: {[w.exitcode for w in workers]}")
-        meta = {"hand": arrays.name, "hand_sha256": arrays.sha256, "split": split, "num": num}
-        meta |= {"seed": seed, "renderer": RENDERER_VERSION, "scene": settings.plain()}
-        (partial / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
-        with contextlib.suppress(OSError):  # another process was faster: its pictures are the same
-            partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    seconds = time.perf_counter() - began
-    log.info("rendered %d pictures in %.0f s (%.0f images/s)", num, seconds, num / seconds)
-
-
-@contextlib.contextmanager
-def _single_threaded() -> Any:
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 class SyntheticHands(Dataset[HandSample]):
@@ -180,7 +65,7 @@ class SyntheticHands(Dataset[HandSample]):
         folder = self._find(base, split, num)
         if folder is None:
             folder = base / f"{split}-{num}"
-            render_cache(folder, arrays, settings, seed, split, num, num_workers)
+            render_split(folder, Path(hand_path), settings, seed, split, num, num_workers)
         self.folder = folder
         self._maps: dict[str, NDArray[Any]] = {}
 

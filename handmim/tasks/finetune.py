@@ -84,6 +84,40 @@ class HandRegressionTask(nn.Module):
 
 
 @torch.no_grad()
+def start_from_labels(
+    task: HandRegressionTask,
+    dataset: Dataset[HandSample],
+    augment: HandAugment,
+    device: torch.device,
+    max_pictures: int = 2048,
+) -> None:
+    """Give the head what it measures from: the mean hand, and the mean and deviation of the class
+    token.
+
+    Args:
+        task: with its backbone already initialised.
+        dataset: labelled training crops.
+        augment: whose evaluation crop is used.
+        device: where class tokens are computed.
+        max_pictures: for their statistics.
+    """
+    task.head.set_mean_hand(*mean_hand(dataset, augment, task.head.scale0_per_m))
+    if not task.head.standardise_cls:
+        return
+    training = task.training
+    backbone, cls, seen = task.backbone.to(device).eval(), [], 0
+    for stored in batches(dataset, 64):
+        image = augment.evaluate(HandBatch(*(field.to(device) for field in stored))).image
+        cls.append(backbone(image).cls.float().cpu())
+        seen += len(image)
+        if seen >= max_pictures:
+            break
+    tokens = torch.cat(cls)
+    task.head.set_cls_statistics(tokens.mean(dim=0), tokens.std(dim=0, correction=0))
+    task.train(training)
+
+
+@torch.no_grad()
 def mean_hand(
     dataset: Dataset[HandSample], augment: HandAugment, scale0_per_m: float, batch_size: int = 256
 ) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from handmim.data import synthetic
 from handmim.data.loader import batches, collate_hands, label_subset
 from handmim.data.synthetic import SyntheticHands, cache_name
+from handmim.render import cache
 from handmim.render.scene import SceneRenderer, SceneSettings
 
 SCENE = {"image_px": 32, "view": "cone", "background": "studio", "objects": 0.0, "occluders": 0.0}
@@ -43,7 +46,7 @@ def test_cache_is_reused_and_serves_smaller_sets(make, monkeypatch):
     def forbidden(*args):
         raise AssertionError("rendered again")
 
-    monkeypatch.setattr(synthetic, "render_cache", forbidden)
+    monkeypatch.setattr(synthetic, "render_split", forbidden)
     assert make(num=6).folder == first.folder
     small = make(num=3)
     assert small.folder == first.folder
@@ -79,7 +82,7 @@ def test_a_failing_render_leaves_nothing_behind(make, monkeypatch, tmp_path):
         raise RuntimeError("power cut")
 
     with monkeypatch.context() as m:
-        m.setattr(synthetic, "_render_block", fail)
+        m.setattr(SceneRenderer, "render", fail)
         with pytest.raises(RuntimeError, match="power cut"):
             make()
     assert not list(tmp_path.rglob("*.npy"))
@@ -93,12 +96,28 @@ def test_meta_names_the_hand(make, hand_arrays):
     assert meta["num"] == 6
 
 
-@pytest.mark.slow
 def test_worker_processes_draw_the_same_pictures(make, tmp_path):
     alone = np.load(make(num=300).folder / "image.npy")
     shutil.rmtree(tmp_path)
     several = np.load(make(num=300, num_workers=2).folder / "image.npy")
     assert np.array_equal(alone, several)
+
+
+def test_a_failing_worker_process_is_reported_with_its_words(make, tmp_path, monkeypatch):
+    def broken(job, folder):
+        job = {**job, "split": "nowhere"}
+        run_workers(job, folder)
+
+    run_workers = cache._run_workers
+    monkeypatch.setattr(cache, "_run_workers", broken)
+    with pytest.raises(RuntimeError, match="split must be one of"):
+        make(num_workers=2)
+    assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_workers_start_without_torch():
+    code = "import sys, handmim.render.cache; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize(

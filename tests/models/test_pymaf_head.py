@@ -101,6 +101,18 @@ def test_class_token_reaches_the_steps_it_should(make, cls_at):
     assert any(moves) is (cls_at != "none")
 
 
+def test_a_standardised_class_token_ignores_what_all_pictures_share(make):
+    head = make(cls_at="all", standardise_cls=True)
+    for reg in head.regressors:
+        torch.nn.init.normal_(reg.out.weight, std=0.1)
+    t = tokens()
+    head.set_cls_statistics(torch.zeros(12), torch.ones(12))
+    plain = head(t).steps[-1].rotmats
+    head.set_cls_statistics(torch.full((12,), 5.0), torch.full((12,), 2.0))
+    torch.testing.assert_close(head(t._replace(cls=t.cls * 2 + 5)).steps[-1].rotmats, plain)
+    assert (head(t).steps[-1].rotmats - plain).abs().max() > 1e-4
+
+
 def test_bad_settings_are_named(make):
     with pytest.raises(ValueError, match="cls_at"):
         make(cls_at="last")

@@ -18,7 +18,7 @@ from handmim.losses.verts import Verts
 from handmim.models.heads.pymaf import PyMafHead
 from handmim.models.vit import ViT
 from handmim.tasks.evaluate import mean_hand_predictor, model_predictor, score
-from handmim.tasks.finetune import HandRegressionTask, mean_hand
+from handmim.tasks.finetune import HandRegressionTask, mean_hand, start_from_labels
 
 SCENE = {"image_px": 40, "view": "cone", "background": "studio", "objects": 0.0, "occluders": 0.0}
 
@@ -76,6 +76,19 @@ def test_mean_hand_is_the_chordal_mean_and_the_mean_camera(hands, augment):
     torch.testing.assert_close(rotmats, chordal_mean(b.rotmats))
     joints = b.joints_cam_m - b.joints_cam_m[:, 9:10]
     torch.testing.assert_close(cam, fit_weak(joints, b.kp2d_crop_ndc, 8.0).mean(dim=0))
+
+
+def test_class_tokens_are_measured_on_the_training_pictures(make, hands, augment):
+    task = make()
+    task.head.standardise_cls = True
+    start_from_labels(task, hands, augment, torch.device("cpu"))
+    with torch.no_grad():
+        cls = task.backbone(augment.evaluate(whole_batch(hands)).image).cls
+    torch.testing.assert_close(task.head.cls_mean, cls.mean(dim=0), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        task.head.cls_std, cls.std(dim=0, correction=0).clamp(min=1e-2), atol=1e-5, rtol=1e-4
+    )
+    assert task.training
 
 
 def test_mean_hand_needs_parameters(hands, augment):

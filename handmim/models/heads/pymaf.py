@@ -116,11 +116,17 @@ class PyMafHead(nn.Module):
         hidden_dim, dropout: regressor.
         cls_dim: width of the class-token feature.
         cls_at: which steps see the class token: "none", "first" or "all".
+        standardise_cls: see the class token channel by channel relative to its mean and deviation
+            over training
+            pictures (`set_cls_statistics`). Most of a pretrained class token is the same for every
+            picture.
         scale0_per_m: s0, ndc units per metre of a typical hand.
     """
 
     mean_rot6d: Tensor
     mean_cam: Tensor
+    cls_mean: Tensor
+    cls_std: Tensor
     grid_ndc: Tensor
     vert_idx: Tensor
 
@@ -139,6 +145,7 @@ class PyMafHead(nn.Module):
         dropout: float = 0.1,
         cls_dim: int = 256,
         cls_at: str = "first",
+        standardise_cls: bool = False,
         scale0_per_m: float = 8.0,
     ) -> None:
         super().__init__()
@@ -150,6 +157,7 @@ class PyMafHead(nn.Module):
             )
         self.hand, self.num_steps, self.scale0_per_m = hand, num_steps, scale0_per_m
         self.append_joints, self.cls_at = append_joints, cls_at
+        self.standardise_cls = standardise_cls and cls_at != "none"
         self.num_betas = hand.num_betas
         self.pyramid = LightPyramid(dim, channels=channels, num_levels=num_steps)
         state_dim = 16 * 6 + self.num_betas + 3
@@ -171,6 +179,8 @@ class PyMafHead(nn.Module):
         # The mean hand is learned from the training labels, so it belongs to the weights.
         self.register_buffer("mean_rot6d", matrix_to_rot6d(hand.mean_rotmats.float()))
         self.register_buffer("mean_cam", torch.zeros(3))
+        self.register_buffer("cls_mean", torch.zeros(dim))
+        self.register_buffer("cls_std", torch.ones(dim))
 
     def _sees_cls(self, step: int) -> bool:
         return self.cls_at == "all" or (self.cls_at == "first" and step == 0)
@@ -180,6 +190,12 @@ class PyMafHead(nn.Module):
         """Set where refinement starts: [16, 3, 3] rotations and [3] camera; betas start at 0."""
         self.mean_rot6d.copy_(matrix_to_rot6d(rotmats))
         self.mean_cam.copy_(cam)
+
+    @torch.no_grad()
+    def set_cls_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Set what class tokens are measured against, [D] each; deviations are floored at 1e-2."""
+        self.cls_mean.copy_(mean)
+        self.cls_std.copy_(std.clamp(min=1e-2))
 
     def mean_state(self, batch_size: int) -> Tensor:
         """[B, S] the state every refinement starts from."""
@@ -218,6 +234,9 @@ class PyMafHead(nn.Module):
     def forward(self, tokens: Tokens) -> HandOutputs:
         """Tokens of one batch to the mean hand and T refinements of it."""
         maps = self.pyramid(tokens)
+        cls = tokens.cls
+        if self.standardise_cls:
+            cls = (cls - self.cls_mean) / self.cls_std
         state = self.mean_state(len(tokens.cls))
         steps = [self.decode(state)]
         for t, (point_mlp, regressor) in enumerate(
@@ -229,7 +248,7 @@ class PyMafHead(nn.Module):
             )  # [B, C, P, 1]
             features = point_mlp(sampled.squeeze(-1).transpose(1, 2))
             if self.cls_proj is not None and self._sees_cls(t):
-                features = torch.cat([features, self.cls_proj(tokens.cls)], dim=-1)
+                features = torch.cat([features, self.cls_proj(cls)], dim=-1)
             state = state.detach() + regressor(features, state.detach())
             steps.append(self.decode(state))
         return HandOutputs(steps=tuple(steps))

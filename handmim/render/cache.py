@@ -1,0 +1,151 @@
+"""Rendering a whole split to disk by several processes. Run as `python -m handmim.render.cache
+JOB.json WORKER`.
+
+Workers are plain subprocesses without torch, so that they start in a second and inherit nothing.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from handmim.hand.arrays import load_hand_arrays
+from handmim.render.scene import POSE_BLOCK, RENDERER_VERSION, SceneRenderer, SceneSettings
+
+log = logging.getLogger(__name__)
+
+FIELDS: dict[str, tuple[tuple[int, ...], str]] = {
+    "K_px": ((3, 3), "float32"),
+    "verts_cam_m": ((778, 3), "float32"),
+    "joints_cam_m": ((21, 3), "float32"),
+    "rotmats": ((16, 3, 3), "float32"),
+    "betas": ((10,), "float32"),
+    "transl_m": ((3,), "float32"),
+}
+JOB, DONE, ERRORS = "job.json", ".done-", ".errors-"
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+def render_blocks(job: Mapping[str, Any], folder: Path, worker: int) -> None:
+    """Render every `num_workers`-th block of pictures into the open arrays of `folder`.
+
+    Args:
+        job: hand_path, scene, seed, split, num, num_workers.
+        folder: holds one .npy per field.
+        worker: 0 .. num_workers - 1.
+    """
+    cv2.setNumThreads(1)
+    scene = SceneSettings(**job["scene"])
+    renderer = SceneRenderer(load_hand_arrays(job["hand_path"]), scene, job["seed"], job["split"])
+    maps = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("image", *FIELDS)}
+    step = POSE_BLOCK * max(1, job["num_workers"])
+    for start in range(worker * POSE_BLOCK, job["num"], step):
+        for i in range(start, min(start + POSE_BLOCK, job["num"])):
+            hand = renderer.render(i)
+            for name, array in maps.items():
+                array[i] = getattr(hand, name)
+        (folder / f"{DONE}{start}").touch()
+    for array in maps.values():
+        array.flush()
+
+
+def _run_workers(job: Mapping[str, Any], folder: Path) -> None:
+    (folder / JOB).write_text(json.dumps(job))
+    command = [sys.executable, "-m", "handmim.render.cache", str(folder / JOB)]
+    package_root = str(Path(__file__).parents[2])
+    path = os.pathsep.join(p for p in (package_root, os.environ.get("PYTHONPATH")) if p)
+    env = os.environ | dict.fromkeys(THREADS, "1") | {"PYTHONPATH": path}
+    began = last = time.perf_counter()
+    workers = []
+    for i in range(job["num_workers"]):
+        with open(folder / f"{ERRORS}{i}", "w") as errors:
+            workers.append(subprocess.Popen([*command, str(i)], env=env, stderr=errors))
+    try:
+        while any(worker.poll() is None for worker in workers):
+            time.sleep(0.1)
+            if any(worker.poll() for worker in workers):
+                break  # one has failed: do not wait for the others
+            if time.perf_counter() - last > 15:
+                last = time.perf_counter()
+                done = min(POSE_BLOCK * len(list(folder.glob(f"{DONE}*"))), job["num"])
+                log.info(
+                    "rendered %d of %d, %.0f images/s", done, job["num"], done / (last - began)
+                )
+        for i, worker in enumerate(workers):
+            if worker.poll():
+                words = (folder / f"{ERRORS}{i}").read_text().strip()[-2000:]
+                raise RuntimeError(f"a rendering process failed (exit {worker.poll()}): {words}")
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+
+
+def render_split(
+    target: Path,
+    hand_path: Path,
+    settings: SceneSettings,
+    seed: int,
+    split: str,
+    num: int,
+    num_workers: int,
+) -> None:
+    """Render pictures 0 .. num - 1 of a split into `target`, which appears whole or not at all.
+
+    Args:
+        target: folder of the finished arrays.
+        hand_path: hand model file.
+        settings: the scene.
+        seed, split, num: which pictures.
+        num_workers: processes; 0 renders in this one.
+    Raises: PermissionError when the folder cannot be made; RuntimeError when a worker fails.
+    """
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise PermissionError(
+            f"cannot write the cache {target}: {error} (data.cache_dir)"
+        ) from error
+    began = time.perf_counter()
+    log.info("rendering %d %s pictures of %d px into %s", num, split, settings.image_px, target)
+    arrays = load_hand_arrays(hand_path)
+    job = {"hand_path": str(Path(hand_path).resolve()), "scene": settings.plain(), "seed": seed}
+    job |= {"split": split, "num": num, "num_workers": num_workers}
+    try:
+        side = settings.image_px
+        for name, (shape, dtype) in {"image": ((side, side, 3), "uint8"), **FIELDS}.items():
+            path = partial / f"{name}.npy"
+            np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (num, *shape)).flush()
+        if num_workers:
+            # One picture here compiles the kernels before several processes would at the same time.
+            SceneRenderer(arrays, settings, seed, split).render(0)
+            _run_workers(job, partial)
+        else:
+            render_blocks(job, partial, 0)
+        meta = {"hand": arrays.name, "hand_sha256": arrays.sha256, "split": split, "num": num}
+        meta |= {"seed": seed, "renderer": RENDERER_VERSION, "scene": settings.plain()}
+        (partial / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+        for leftover in [partial / JOB, *partial.glob(".*")]:
+            leftover.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another process was faster: its pictures are the same
+            partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    seconds = time.perf_counter() - began
+    log.info("rendered %d pictures in %.0f s (%.0f images/s)", num, seconds, num / seconds)
+
+
+if __name__ == "__main__":
+    job_path = Path(sys.argv[1])
+    render_blocks(json.loads(job_path.read_text()), job_path.parent, int(sys.argv[2]))

@@ -237,7 +237,7 @@ class SceneRenderer:
         bare = rng.random() >= s.sleeves
         all_verts = np.vstack([verts, surface.arm(verts, rotmats[0][:, 0])])
         colours = surface.colours(tone)
-        sleeve = muted(rng.random(3) * 0.9, 0.5)
+        sleeve = muted(rng.random(3) * 0.9, 0.35)
         arm = np.tile(colours[surface.ring], (4, 1)) if bare else np.tile(sleeve, (64, 1))
         albedo = np.vstack([colours, arm])
         faces, rest = surface.faces, surface.rest

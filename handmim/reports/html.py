@@ -7,6 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import cv2
+import numpy as np
+
+LARGE = 100_000  # bytes
 COLOURS = ("#8a8f98", "#1f6fb4", "#d1622b", "#3c8f5a", "#7a52a8", "#b03060")
 
 STYLE = """
@@ -95,11 +99,15 @@ def figure(path: Path, caption: str) -> str:
     if not path.is_file():
         missing = f"(no picture {html.escape(path.name)}) {text}"
         return f"<figure><figcaption>{missing}</figcaption></figure>"
-    data = base64.b64encode(path.read_bytes()).decode()
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{text}">'
-        f"<figcaption>{text}</figcaption></figure>"
-    )
+    kind, data = "png", path.read_bytes()
+    if len(data) > LARGE:  # sheets of photographs: a tenth of the size as JPEG
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        kind, data = (
+            "jpeg",
+            cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes(),
+        )
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return f'<figure><img src="{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], best: int | None = None) -> str:

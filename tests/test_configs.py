@@ -1,0 +1,164 @@
+"""Every yaml composes, and each part takes exactly the values that its yaml gives."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+REPO = Path(__file__).parent.parent
+CONFIGS = REPO / "configs"
+ENTRY = {
+    "pretrain": [],
+    "finetune": [],
+    "eval": ["checkpoint=last.pt"],
+}
+# What only the user knows.
+NEEDED = {
+    "data=folder": ["data.root=crops"],
+    "probe=keypoints": ["probe.root=x", "probe.annotations=y"],
+}
+# Which entry point uses a group, and with which other overrides.
+GROUPS = {
+    "backbone": ("pretrain", []),
+    "centering": ("pretrain", []),
+    "data": ("pretrain", []),
+    "probe": ("pretrain", ["data=synthetic"]),
+    "views": ("pretrain", []),
+    "task": None,
+    "loss": None,
+    "optim": None,
+    "trainer": None,
+    "head": ("finetune", []),
+    "augment": ("finetune", []),
+    "hand": ("finetune", []),
+    "runtime": ("finetune", []),
+    "scene": None,
+    "experiment": None,
+    "debug": None,
+}
+PRETRAIN_LOSSES = ("patch_distill", "keypoint_align", "pixel_recon", "view_affine", "class_recon")
+
+
+def composed(name: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        chosen = [*ENTRY[name], *overrides]
+        if name == "pretrain" and not any(o.startswith(("data=", "experiment=")) for o in chosen):
+            chosen.append("data=folder")
+        needed = [o for choice in chosen for o in NEEDED.get(choice, [])]
+        return compose(name, overrides=[*chosen, *needed])
+
+
+def options(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONFIGS / group).glob("*.yaml"))
+
+
+def targets(node, path=""):
+    """Every mapping with a _target_, with its path."""
+    if isinstance(node, DictConfig):
+        if "_target_" in node:
+            yield path, node
+        for key in node:
+            if not OmegaConf.is_missing(node, key):
+                yield from targets(node[key], f"{path}.{key}" if path else str(key))
+    elif isinstance(node, ListConfig):
+        for i, child in enumerate(node):
+            yield from targets(child, f"{path}[{i}]")
+
+
+def check_targets(cfg: DictConfig) -> int:
+    """Each target exists and takes exactly the arguments that the yaml gives it."""
+    count = 0
+    for path, node in targets(cfg):
+        name = node["_target_"]
+        target = get_object(name)
+        given = {k for k in node if not str(k).startswith("_")}
+        taken = inspect.signature(target).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+            assert given <= set(taken), f"{path}: {name} does not take {sorted(given - set(taken))}"
+        count += 1
+    return count
+
+
+def experiments(entry: str) -> list[str]:
+    return [e for e in options("experiment") if e.endswith(f"_{entry}")]
+
+
+CASES = [(entry, ()) for entry in ENTRY]
+CASES += [
+    (use[0], (f"{group}={option}", *use[1]))
+    for group, use in GROUPS.items()
+    if use is not None
+    for option in options(group)
+]
+CASES += [
+    (entry, (f"experiment={e}",)) for entry in ("pretrain", "finetune") for e in experiments(entry)
+]
+CASES += [
+    (e, ("data=synthetic", f"scene@data.scene={s}"))
+    for e in ("pretrain", "finetune")
+    for s in options("scene")
+]
+CASES += [("pretrain", (f"loss=[{name}]",)) for name in PRETRAIN_LOSSES]
+
+
+@pytest.mark.parametrize(
+    ("entry", "overrides"),
+    CASES,
+    ids=lambda v: v if isinstance(v, str) else "-".join(v) or "default",
+)
+def test_configs_compose_and_fit_what_they_configure(entry, overrides):
+    cfg = composed(entry, *overrides)
+    OmegaConf.to_container(cfg, resolve=True)
+    assert check_targets(cfg) > 0
+
+
+def test_every_group_and_option_is_covered():
+    assert {p.name for p in CONFIGS.iterdir() if p.is_dir()} == set(GROUPS)
+    assert {e for entry in ("pretrain", "finetune") for e in experiments(entry)} == set(
+        options("experiment")
+    )
+    finetune = composed("finetune")
+    assert set(options("loss")) == set(PRETRAIN_LOSSES) | set(finetune.task.losses)
+
+
+@pytest.mark.parametrize("entry", list(ENTRY))
+def test_unknown_options_list_what_there_is(entry):
+    with pytest.raises(Exception, match="no_such") as caught:
+        composed(entry, "data=no_such")
+    assert "synthetic" in str(caught.value)
+    with pytest.raises(ConfigCompositionException):
+        composed(entry, "no_such_key=1")
+
+
+@pytest.mark.parametrize("overrides", [(), ("experiment=quickstart_pretrain",)])
+def test_pretraining_tasks_are_built_with_one_head_per_loss(overrides):
+    cfg = composed("pretrain", "backbone=vit_nano_p8", *overrides)
+    task = instantiate(cfg.task)
+    assert set(task.losses.terms) == set(cfg.task.losses)
+    # Every loss brings its own head, so there are as many heads as losses.
+    assert len(task.student) == 1 + len(cfg.task.losses)
+    instantiate(cfg.views)
+    instantiate(cfg.optim)
+
+
+@pytest.mark.parametrize("head", options("head"))
+def test_regression_tasks_are_built(head):
+    cfg = composed(
+        "finetune", "backbone=vit_nano_p8", f"head={head}", f"paths.data_dir={REPO / 'data'}"
+    )
+    task = instantiate(cfg.task)
+    assert task.head.num_steps == 3
+    instantiate(cfg.augment)
+    instantiate(cfg.optim)
+
+
+def test_an_ablation_is_one_override():
+    cfg = composed("pretrain", "backbone=vit_nano_p8", "loss=[pixel_recon]")
+    assert set(cfg.task.losses) == {"pixel_recon"}
+    assert set(cfg.task.heads) == {"pixel"}
+    task = instantiate(cfg.task)
+    assert not hasattr(task, "projection")

@@ -20,7 +20,7 @@ from handmim.render.surface import HandSurface
 Array = NDArray[np.floating]
 RNG = np.random.Generator
 
-RENDERER_VERSION = 2  # part of every cache's name: raise it when pictures change
+RENDERER_VERSION = 3  # part of every cache's name: raise it when pictures change
 SPLITS = ("train", "val", "test")
 POSE_BLOCK = 256
 
@@ -148,12 +148,16 @@ def depth_inside_m(points: Array, radii: Array, exponents: Array) -> float:
 def tame_exposure(image: Array, mask: NDArray[np.bool_], luma: Sequence[float]) -> Array:
     """Bring the hand's mean luma into range and roll highlights off below white, so that nothing
     blows out."""
+    gain = 1.0
     if mask.any():
         mean = float(image[mask].mean())
-        image = image * (min(max(mean, luma[0]), luma[1]) / max(mean, 1e-6))
+        gain = min(max(mean, luma[0]), luma[1]) / max(mean, 1e-6)
+    image = (image * np.float32(gain)).astype(np.float32)
     knee = 0.8
-    over = np.maximum(image - knee, 0)
-    return np.minimum(image, knee) + (1 - knee) * 0.96 * (1 - np.exp(-over / (1 - knee)))
+    bright = image > knee
+    over = (image[bright] - knee) / (1 - knee)
+    image[bright] = knee + (1 - knee) * 0.96 * (1 - np.exp(-over))
+    return image
 
 
 class SceneRenderer:
@@ -182,6 +186,10 @@ class SceneRenderer:
             photos_dir=settings.photos_dir,
         )
         self.table = np.random.default_rng(1).uniform(-1, 1, 4096)
+        # Sensor noise is read from a fixed strip at a random place: drawing it anew costs as much
+        # as the raster.
+        strip = max(1 << 20, 4 * 3 * settings.image_px**2)
+        self.grain = np.random.default_rng(2).standard_normal(strip, dtype=np.float32)
         side = settings.image_px * settings.supersample
         self._buffers = self._make_buffers(side)
         self._shadow = self._make_buffers(self.SHADOW_PX)
@@ -266,10 +274,10 @@ class SceneRenderer:
         rasterise(x_px, y_px, inv_z, faces, inv_depth, face_id, bary)
         backdrop = self.backdrops.crop(rng, size)
         image = cv2.resize(backdrop, (big, big)) if s.supersample > 1 else backdrop
-        image = np.ascontiguousarray(image, np.float64)
+        image = np.array(image, np.float32)
         self._shade(rng, image, faces, all_verts, unit(normals), albedo, rest, bone, tone)
         hand = (face_id >= 0) & (face_id < len(surface.arrays.faces))
-        image = tame_exposure(image, hand, s.hand_luma).astype(np.float32)
+        image = tame_exposure(image, hand, s.hand_luma)
         mask = hand.astype(np.float32)
         if s.supersample > 1:
             image, mask = (
@@ -361,9 +369,9 @@ class SceneRenderer:
             image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.4, 1.6) * size / 224))
         elif lens < s.blur + s.motion_blur:
             image = cv2.filter2D(image, -1, self._motion_kernel(rng, size))
-        gamma = np.float32(rng.uniform(0.85, 1.15))
-        image = np.clip(image, 0, 1) ** gamma
-        grain = rng.standard_normal(image.shape, dtype=np.float32)
+        image = cv2.pow(np.clip(image, 0, 1), float(rng.uniform(0.85, 1.15)))
+        start = int(rng.integers(len(self.grain) - image.size))
+        grain = self.grain[start : start + image.size].reshape(image.shape)
         return image + np.float32(rng.uniform(0, s.noise)) * grain, mask
 
     @staticmethod

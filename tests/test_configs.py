@@ -17,6 +17,7 @@ ENTRY = {
     "eval": ["checkpoint=last.pt"],
 }
 # What only the user knows.
+QUICK = "experiment=quickstart"  # brings its own data
 NEEDED = {
     "data=folder": ["data.root=crops"],
     "probe=keypoints": ["probe.root=x", "probe.annotations=y"],
@@ -46,7 +47,7 @@ PRETRAIN_LOSSES = ("patch_distill", "keypoint_align", "pixel_recon", "view_affin
 def composed(name: str, *overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         chosen = [*ENTRY[name], *overrides]
-        if name == "pretrain" and not any(o.startswith(("data=", "experiment=")) for o in chosen):
+        if name == "pretrain" and not any(o.startswith(("data=", QUICK)) for o in chosen):
             chosen.append("data=folder")
         needed = [o for choice in chosen for o in NEEDED.get(choice, [])]
         return compose(name, overrides=[*chosen, *needed])

@@ -5,26 +5,30 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-def sinkhorn_knopp(logits: Tensor, temp: float, num_iters: int = 3) -> Tensor:
+def sinkhorn_knopp(
+    logits: Tensor, temp: float, num_iters: int = 3, *, sync: bool = True
+) -> Tensor:
     """Soft assignment in which every prototype gets an equal share of the batch (SwAV, DINOv2),
     fp32.
 
     Args:
-        logits: [M, P]; all ranks' rows count together.
+        logits: [M, P].
         temp: softmax temperature.
         num_iters: row and column normalisations.
+        sync: the rows of all ranks count together; every rank has to call then.
     Returns: [M, P], rows sum to 1.
     """
     scaled = logits.float() / temp
     top = scaled.amax() if scaled.numel() else scaled.new_zeros(())
     num_rows = scaled.new_tensor(float(len(scaled)))
-    if dist.is_available() and dist.is_initialized():
+    sync = sync and dist.is_available() and dist.is_initialized()
+    if sync:
         dist.all_reduce(top, op=dist.ReduceOp.MAX)
         dist.all_reduce(num_rows)
     q = (scaled - top).exp()  # [M, P]
     for _ in range(num_iters):
         column = q.sum(dim=0)
-        if dist.is_available() and dist.is_initialized():
+        if sync:
             dist.all_reduce(column)
         q = q / column.clamp(min=1e-12) / q.shape[1]
         q = q / q.sum(dim=1, keepdim=True).clamp(min=1e-12) / num_rows.clamp(min=1.0)
@@ -76,8 +80,8 @@ class Sinkhorn(nn.Module):
         self.num_prototypes, self.num_iters = num_prototypes, num_iters
 
     def forward(self, logits: Tensor, temp: float) -> Tensor:
-        """[M, P] logits to [M, P] probabilities, fp32."""
-        return sinkhorn_knopp(logits, temp, self.num_iters)
+        """[M, P] logits to [M, P] probabilities, fp32; in eval mode one rank may call alone."""
+        return sinkhorn_knopp(logits, temp, self.num_iters, sync=self.training)
 
     def update(self, logits: Tensor) -> None:
         """Nothing to follow."""

@@ -187,6 +187,25 @@ def test_unlabeled_folder_end_to_end_with_a_bad_file(place):
     assert "data.root=DIR" in text
 
 
+@pytest.mark.slow
+def test_two_processes_train_together(place):
+    words = [*PRETRAIN, *TINY, *small_data(place), "probe=none", "name=ddp", "machine.devices=2"]
+    call(place, "pretrain.py", *words, "machine.strategy=ddp")
+    facts = json.loads((place / "runs" / "ddp" / "run.json").read_text())
+    assert facts["world_size"] == 2
+    assert (place / "runs" / "ddp" / "backbone.safetensors").is_file()
+    words[-2] = "name=ddp_ft"
+    tune = [*FINETUNE, *words[len(PRETRAIN) :], "eval_every=4"]
+    call(
+        place,
+        "finetune.py",
+        *[w for w in tune if not w.startswith("probe")],
+        "machine.strategy=ddp",
+    )
+    last = [r for r in scalars(place / "runs" / "ddp_ft") if "val/mpjpe_mm" in r][-1]
+    assert last["step"] == 4
+
+
 def test_quickstart_runs_every_stage_and_reports(place):
     words = ["--name", "qs", "--seed", "3", *TINY, *small_data(place), "num_labels=8"]
     words = [w for w in words if not w.startswith(("num_labels", "paths.run_root"))]

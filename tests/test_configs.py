@@ -17,9 +17,10 @@ ENTRY = {
     "eval": ["checkpoint=last.pt"],
 }
 # What only the user knows.
-QUICK = "experiment=quickstart"  # brings its own data
+QUICK = ("experiment=quickstart", "experiment=cpu_")  # bring their own data
 NEEDED = {
     "data=folder": ["data.root=crops"],
+    "experiment=cpu_pretrain": ["data.root=crops"],
     "probe=keypoints": ["probe.root=x", "probe.annotations=y"],
 }
 # Which entry point uses a group, and with which other overrides.
@@ -47,7 +48,7 @@ PRETRAIN_LOSSES = ("patch_distill", "keypoint_align", "pixel_recon", "view_affin
 def composed(name: str, *overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         chosen = [*ENTRY[name], *overrides]
-        if name == "pretrain" and not any(o.startswith(("data=", QUICK)) for o in chosen):
+        if name == "pretrain" and not any(o.startswith(("data=", *QUICK)) for o in chosen):
             chosen.append("data=folder")
         needed = [o for choice in chosen for o in NEEDED.get(choice, [])]
         return compose(name, overrides=[*chosen, *needed])
@@ -88,7 +89,7 @@ def experiments(entry: str) -> list[str]:
     return [e for e in options("experiment") if e.endswith(f"_{entry}")]
 
 
-CASES = [(entry, ()) for entry in ENTRY]
+CASES = [(entry, ()) for entry in ("pretrain", "finetune")] + [("eval", ("data=synthetic",))]
 CASES += [
     (use[0], (f"{group}={option}", *use[1]))
     for group, use in GROUPS.items()
@@ -119,9 +120,8 @@ def test_configs_compose_and_fit_what_they_configure(entry, overrides):
 
 def test_every_group_and_option_is_covered():
     assert {p.name for p in CONFIGS.iterdir() if p.is_dir()} == set(GROUPS)
-    assert {e for entry in ("pretrain", "finetune") for e in experiments(entry)} == set(
-        options("experiment")
-    )
+    named = {e for entry in ("pretrain", "finetune") for e in experiments(entry)}
+    assert named | {"cpu_base"} == set(options("experiment"))  # the base is covered by its heirs
     finetune = composed("finetune")
     assert set(options("loss")) == set(PRETRAIN_LOSSES) | set(finetune.task.losses)
 

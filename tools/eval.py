@@ -1,8 +1,8 @@
 """Score a fine-tuned checkpoint in PA-MPJPE, PA-MPVPE, MPJPE, F-scores and AUC.
 
-python tools/eval.py checkpoint=runs/finetune/last.pt data=synthetic
-python tools/eval.py checkpoint=runs/finetune/last.pt predictor=mean_hand      # the baseline to
-beat
+python tools/eval.py checkpoint=runs/finetune/last.pt                       # its own validation set
+python tools/eval.py checkpoint=runs/finetune/last.pt predictor=mean_hand   # the baseline to beat
+python tools/eval.py checkpoint=runs/finetune/last.pt data=synthetic scene@data.scene=full
 """
 
 from pathlib import Path
@@ -12,9 +12,9 @@ import hydra
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from handmim.engine.checkpoint import load_checkpoint
+from handmim.engine.checkpoint import check_targets, load_checkpoint
 from handmim.reports.table import print_metrics
-from handmim.tasks.evaluate import mean_hand_predictor, model_predictor, score
+from handmim.tasks.evaluate import check_hands, mean_hand_predictor, model_predictor, score
 from handmim.utils.run import Run
 
 
@@ -29,16 +29,16 @@ def main(cfg: DictConfig) -> None:
     run = Run.start(cfg.name, run_dir, cfg.seed, config, **cfg.machine, overwrite=cfg.overwrite)
 
     saved = load_checkpoint(cfg.checkpoint, map_location="cpu")
+    check_targets(saved["config"])
     trained = OmegaConf.create(saved["config"])
     if "head" not in trained.task:
         raise ValueError(f"{cfg.checkpoint} is a pretraining checkpoint: fine-tune it first")
     task = instantiate(trained.task)
-    dataset = instantiate(cfg.data.val)
-    hand, ours = task.head.hand, saved["meta"]["hand_sha256"]
-    if hand.sha256 != ours:
-        raise ValueError(
-            f"{cfg.checkpoint} was trained on another hand model than {trained.hand_path}"
-        )
+    hand = task.head.hand
+    data = trained.data if cfg.data is None else cfg.data
+    with run.fabric.rank_zero_first():
+        dataset = instantiate(data.val)
+    check_hands(saved["meta"]["hand_sha256"], hand.sha256, getattr(dataset, "hand_sha256", None))
     task.load_state_dict(saved["task"])
     task.to(run.device)
 
@@ -50,8 +50,12 @@ def main(cfg: DictConfig) -> None:
         cfg.batch_size,
         cfg.num_pictures,
         hand.faces,
+        run.fabric.autocast,
     )
+    if not run.is_main:
+        return
     run.write_json("metrics.json", metrics)
+    run.discard_replaced()
     if sheet is not None:
         cv2.imwrite(str(run.dir / "predictions.png"), sheet[:, :, ::-1])
     print_metrics({f"{cfg.predictor} of {cfg.checkpoint}": metrics})

@@ -25,8 +25,9 @@ def main(cfg: DictConfig) -> None:
     flags = {"resume": cfg.resume, "overwrite": cfg.overwrite}
     run = Run.start(cfg.name, run_dir, cfg.seed, config, **cfg.machine, **flags)
 
-    train = label_subset(instantiate(cfg.data.train), cfg.num_labels, cfg.seed)
-    val = instantiate(cfg.data.val)
+    with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet
+        train, val = instantiate(cfg.data.train), instantiate(cfg.data.val)
+    train = label_subset(train, cfg.num_labels, cfg.seed)
     augment = instantiate(cfg.augment)
     task = instantiate(cfg.task)
     recipe = instantiate(cfg.optim)

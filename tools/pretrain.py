@@ -1,8 +1,8 @@
 """Pretrain a backbone on unlabeled hand crops.
 
 python tools/pretrain.py data=folder data.root=DIR                  # your crops, ViT-B/16
-python tools/pretrain.py experiment=quickstart_pretrain             # synthetic hands, a CPU,
-minutes
+python tools/pretrain.py experiment=cpu_pretrain data.root=DIR      # the same on a CPU, minutes
+python tools/pretrain.py experiment=quickstart_pretrain             # rendered hands, a CPU, minutes
 python tools/pretrain.py 'loss=[patch_distill,keypoint_align]' ...  # an ablation is one override
 """
 
@@ -25,11 +25,13 @@ def main(cfg: DictConfig) -> None:
     flags = {"resume": cfg.resume, "overwrite": cfg.overwrite}
     run = Run.start(cfg.name, run_dir, cfg.seed, config, **cfg.machine, **flags)
 
-    dataset = instantiate(cfg.data.train)
+    with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet
+        dataset = instantiate(cfg.data.train)
     make_views = instantiate(cfg.views)
     task = instantiate(cfg.task)
     recipe = instantiate(cfg.optim)
-    hooks = [instantiate(cfg.probe.hook)] if cfg.probe.hook is not None else []
+    with run.fabric.rank_zero_first():
+        hooks = [instantiate(cfg.probe.hook)] if cfg.probe.hook is not None else []
 
     trainer = Trainer(**cfg.trainer)
     result = trainer.fit(

@@ -36,14 +36,17 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="for example data.num_train=4000")
     args = parser.parse_args()
     name, common = args.name, [f"seed={args.seed}", *args.overrides]
+    roots = [o.split("=", 1)[1] for o in args.overrides if o.startswith("paths.run_root=")]
+    root = Path(roots[-1] if roots else "runs")
+    folder = root / name
+    machine = [o for o in args.overrides if o.startswith(("machine.", "paths.run_root="))]
     began = time.perf_counter()
     seconds = {}
-    pretrain = stage(
-        "pretrain.py", "experiment=quickstart_pretrain", f"name={name}/pretrain", *common
-    )
+    experiment = "experiment=quickstart_pretrain"
+    pretrain = stage("pretrain.py", experiment, f"name={name}/pretrain", *common)
     recipe = ["experiment=quickstart_finetune", *common]
     seconds["scratch"] = stage("finetune.py", *recipe, f"name={name}/scratch")
-    init = f"init_from=runs/{name}/pretrain/backbone.safetensors"
+    init = f"init_from={folder / 'pretrain' / 'backbone.safetensors'}"
     seconds["handmim"] = pretrain + stage("finetune.py", *recipe, f"name={name}/handmim", init)
     rows = []
     for row, source, predictor in (
@@ -51,16 +54,15 @@ def main() -> None:
         ("scratch", "scratch", "model"),
         ("handmim", "handmim", "model"),
     ):
-        checkpoint = f"checkpoint=runs/{name}/{source}/last.pt"
-        out = f"name={name}/eval_{row}"
-        data = [o for o in args.overrides if o.startswith(("data", "paths.", "hand"))]
-        stage("eval.py", checkpoint, out, f"predictor={predictor}", "machine.num_threads=1", *data)
-        figures = json.loads(Path(f"runs/{name}/eval_{row}/metrics.json").read_text())
+        checkpoint = f"checkpoint={folder / source / 'last.pt'}"
+        words = [f"name={name}/eval_{row}", f"predictor={predictor}", "machine.num_threads=1"]
+        stage("eval.py", checkpoint, *words, *machine)
+        figures = json.loads((folder / f"eval_{row}" / "metrics.json").read_text())
         rows.append({"name": row, "seconds": seconds.get(row, 0.0), **figures})
     total = time.perf_counter() - began
     rows = [{**row, "seed": args.seed, "total_seconds": total} for row in rows]
-    write_atomic(Path(f"runs/{name}/summary.json"), json.dumps(rows, indent=2) + "\n")
-    report = write_report(Path(f"runs/{name}"), rows)
+    write_atomic(folder / "summary.json", json.dumps(rows, indent=2) + "\n")
+    report = write_report(folder, rows)
     title = f"Quickstart, seed {args.seed}, {total:.0f} s in all"
     print_metrics({LABELS[r["name"]]: r for r in rows}, COLUMNS, title)
     print(f"{LIMIT}\n\nreport: {report}")

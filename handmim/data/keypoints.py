@@ -102,16 +102,22 @@ class KeypointPhotos(Dataset[HandSample]):
         """Square crop about the points, and the points in its pixels; continued by reflection."""
         low, high = kp_px.min(axis=0), kp_px.max(axis=0)
         centre, side = (low + high) / 2, max(float((high - low).max()) * self.crop_scale, 4.0)
-        scale = self.image_px / side
-        corner = centre - side / 2
+        corner, scale = centre - side / 2, self.image_px / side
+        points = (kp_px - corner) * scale
+        if scale < 1:  # warping interpolates between four pixels only: shrink by area before
+            height, width = image.shape[:2]
+            new = max(1, round(width * scale)), max(1, round(height * scale))
+            image = cv2.resize(image, new, interpolation=cv2.INTER_AREA)
+            corner, scale = corner * scale, 1.0
         # crop = (image - corner) * scale on [0, W] coordinates; OpenCV's pixel centres lie half a
         # pixel lower
         offset = -corner * scale + 0.5 * scale - 0.5
         warp = np.array([[scale, 0, offset[0]], [0, scale, offset[1]]])
         size = (self.image_px, self.image_px)
-        flags = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        crop = cv2.warpAffine(image, warp, size, flags=flags, borderMode=cv2.BORDER_REFLECT)
-        return crop, (kp_px - corner) * scale
+        crop = cv2.warpAffine(
+            image, warp, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+        )
+        return crop, points
 
     def __getitem__(self, index: int) -> HandSample:
         image_note, note = self.items[index]
@@ -139,7 +145,7 @@ class KeypointPhotos(Dataset[HandSample]):
             kp2d_crop_px=kp_crop_px.astype(np.float32),
             kp2d_valid=valid,
             joints_cam_m=joints.astype(np.float32),
-            joints_valid=valid & has_3d,
+            joints_valid=np.full(NUM_JOINTS, has_3d),  # occluded joints keep their 3D label
             verts_cam_m=np.zeros((NUM_VERTS, 3), np.float32),
             has_verts=False,
             rotmats=np.tile(np.eye(3, dtype=np.float32), (16, 1, 1)),

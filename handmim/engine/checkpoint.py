@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,16 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     return state
 
 
+def check_targets(config: Any, allowed: tuple[str, ...] = ("handmim.", "torch.optim.")) -> None:
+    """Refuse a checkpoint's config that would build anything but our own parts.
+
+    Raises: ValueError naming the target.
+    """
+    for key, value in flatten(config).items():
+        if key.split(".")[-1] == "_target_" and not str(value).startswith(allowed):
+            raise ValueError(f"the checkpoint's config wants to build {value!r} ({key}): refused")
+
+
 def find_checkpoint(run_dir: Path, resume: str) -> Path | None:
     """The file to resume from: None for "never" and for "auto" in a folder without one."""
     if resume == "never":
@@ -55,19 +66,68 @@ def find_checkpoint(run_dir: Path, resume: str) -> Path | None:
     return Path(resume)
 
 
-def check_same_run(saved: dict[str, Any], now: dict[str, Any], path: Path) -> None:
-    """Refuse to resume when what decides data order and schedules has changed.
+# What may differ between the two halves of a run: names, places, machines, how often to look.
+FREE = ("name", "resume", "overwrite", "paths", "machine", "probe", "eval_every", "num_pictures")
+FREE_TRAINER = (
+    "check_finite_every",
+    "num_workers",
+    "log_every",
+    "save_every",
+    "keep_every",
+    "picture_every",
+    "stop_after",
+)
+FREE_DATA = ("cache_dir", "num_workers", "num_val")
 
+
+def flatten(config: Any, path: str = "") -> dict[str, Any]:
+    """Leaves of nested plain containers by dotted path."""
+    items: Iterable[tuple[Any, Any]]
+    if isinstance(config, dict) and config:
+        items = config.items()
+    elif isinstance(config, (list, tuple)) and config:
+        items = enumerate(config)
+    else:
+        return {path: config}
+    return {
+        k: v for key, value in items for k, v in flatten(value, f"{path}.{key}".lstrip(".")).items()
+    }
+
+
+def _decides(path: str) -> bool:
+    parts = path.split(".")
+    if parts[0] == "machine":
+        return parts[1:] == ["precision"]
+    if parts[0] == "trainer":
+        return parts[1] not in FREE_TRAINER
+    if parts[0] == "data":
+        return not set(parts) & set(FREE_DATA) and parts[1] != "val"
+    return parts[0] not in FREE
+
+
+def check_same_run(
+    saved: dict[str, Any], identity: dict[str, Any], config: dict[str, Any], path: Path
+) -> None:
+    """Refuse to resume when what decides the result has changed: data order, schedules, any setting
+    of the method.
+
+    Args:
+        saved: the checkpoint.
+        identity: facts of the run that goes on.
+        config: its resolved config.
+        path: of the checkpoint, for the message.
     Raises: ValueError listing every difference.
     """
+    there, here = dict(saved["identity"]), dict(identity)
+    there |= {k: v for k, v in flatten(saved["config"]).items() if _decides(k)}
+    here |= {k: v for k, v in flatten(config).items() if _decides(k)}
     differing = [
-        f"{key}: {saved['identity'].get(key)} there, {now[key]} here"
-        for key in now
-        if saved["identity"].get(key) != now[key]
+        f"{key}: {there.get(key)} there, {here.get(key)} here"
+        for key in sorted(set(there) | set(here))
+        if there.get(key) != here.get(key)
     ]
     if differing:
         raise ValueError(
             f"{path} cannot be resumed exactly ({'; '.join(differing)}): restore these settings, "
-            "or start"
-            " another run from its weights (name=..., init_from=...)"
+            "or start another run from its weights (name=..., init_from=...)"
         )

@@ -98,7 +98,8 @@ class Trainer:
         save_every: steps between checkpoints; None saves at the end only.
         keep_every: steps between numbered copies that stay; None keeps the last only.
         picture_every: steps between pictures; None draws at the end only.
-        check_finite_every: steps between checks of the loss; a check waits for the device.
+        check_finite_every: steps between checks of loss and gradient norm; a check waits for the
+            device.
         stop_after: stop, resumable, after this many steps of this process.
     """
 
@@ -119,6 +120,7 @@ class Trainer:
             ("max_steps", max_steps),
             ("batch_size", batch_size),
             ("log_every", log_every),
+            ("check_finite_every", check_finite_every),
         ):
             if value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value} (trainer.{name})")
@@ -169,9 +171,10 @@ class Trainer:
         source = find_checkpoint(run.dir, resume)
         if source is not None:
             state = load_checkpoint(source, map_location=run.device)
-            check_same_run(state, identity, source)
+            check_same_run(state, identity, run.config, source)
             task.load_state_dict(state["task"])
             optimizer.load_state_dict(state["optimizer"])
+            fabric.strategy.precision.load_state_dict(state["precision"])
             step = state["step"]
             log.info("resumed %s at step %d of %d", source, step, self.max_steps)
         wrapped, optimizer = fabric.setup(task, optimizer)
@@ -191,13 +194,15 @@ class Trainer:
             if run.is_main:
                 state = {"step": step, "task": task.state_dict(), **config}
                 state["optimizer"] = optimizer.state_dict()
+                state["precision"] = fabric.strategy.precision.state_dict()
                 save_checkpoint(run.dir / LAST, state)
+                run.discard_replaced()
                 if self.keep_every and step % self.keep_every == 0:
                     save_checkpoint(run.dir / f"step_{step:07d}.pt", state)
 
         began, first_step, saved_at = time.perf_counter(), step, step
         sums: dict[str, Tensor] = {}
-        num_summed = 0
+        counts: dict[str, int] = {}
         scalars: dict[str, float] = {}
         line = ProgressLine(run.is_main, step, self.max_steps, self.batch_size, self.log_every)
         with _StopSignals() as signals, line:
@@ -216,7 +221,7 @@ class Trainer:
                 extra |= task.after_step(info)  # type: ignore[operator]
                 for name, value in result.scalars.items():
                     sums[name] = sums.get(name, 0.0) + value.detach()
-                num_summed += 1
+                    counts[name] = counts.get(name, 0) + 1
                 step += 1
                 last = step == self.max_steps
                 due = step % self.log_every == 0 or last
@@ -225,10 +230,10 @@ class Trainer:
                     if last or (hook.every and step % hook.every == 0):
                         hooked |= self._call(hook, task, StepInfo(step, self.max_steps), run)
                 if due:
-                    scalars = {k: float(v) / num_summed for k, v in sums.items()}
+                    scalars = {k: float(v) / counts[k] for k, v in sums.items()}
                     scalars |= {k: float(v) for k, v in extra.items()}
                     scalars["speed/images_per_s"] = line.images_per_s(step)
-                    sums, num_summed = {}, 0
+                    sums, counts = {}, {}
                 if due or hooked:
                     run_log.scalars(step, (scalars if due else {}) | hooked)
                 line.update(step, scalars["loss"] if due else None)
@@ -236,8 +241,10 @@ class Trainer:
                     last or (self.picture_every and step % self.picture_every == 0)
                 ):
                     run_log.pictures(step, task.pictures(batch))  # type: ignore[operator]
-                stop = signals.received is not None or step - first_step == self.stop_after
-                if last or stop or (self.save_every and step % self.save_every == 0):
+                stop = self._agree(run, signals.received is not None, step)
+                stop |= step - first_step == self.stop_after
+                keep = bool(self.keep_every and step % self.keep_every == 0)
+                if last or stop or keep or (self.save_every and step % self.save_every == 0):
                     save(step)
                     saved_at = step
                 if stop and not last:
@@ -292,27 +299,49 @@ class Trainer:
         generator = step_generator(run.seed, "prepare", info.step, run.rank)
         batch = prepare(run.fabric.to_device(loaded), generator, info)
         result: StepResult = wrapped(batch, info)
-        if info.step % self.check_finite_every == 0 and not bool(result.loss.isfinite()):
-            self._refuse(run, batch, result, info)
+        check = info.step % self.check_finite_every == 0
+        if check and self._any_rank(run, not bool(result.loss.isfinite())):
+            self._refuse(run, batch, result, info, "loss")
         run.fabric.backward(result.loss)
         if recipe.clip_norm is not None:
             norm = run.fabric.clip_gradients(
                 wrapped, optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False
             )
             extra["gradient_norm"] = norm
+            # fp16's scaler skips such steps itself; anywhere else one would poison every weight.
+            scaled = run.config.get("machine", {}).get("precision") == "16-mixed"
+            if check and not scaled and not bool(torch.as_tensor(norm).isfinite()):
+                self._refuse(run, batch, result, info, "gradient norm")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return batch, result, extra
 
-    def _refuse(self, run: Run, batch: Any, result: StepResult, info: StepInfo) -> None:
+    @staticmethod
+    def _any_rank(run: Run, flag: bool) -> bool:
+        """Whether the flag is up on any process; all of them have to ask."""
+        if run.world_size == 1:
+            return flag
+        up = torch.tensor(float(flag), device=run.device)
+        total = run.fabric.all_reduce(up, reduce_op="sum")
+        assert isinstance(total, torch.Tensor)
+        return bool(total > 0)
+
+    def _agree(self, run: Run, wants_stop: bool, step: int) -> bool:
+        """All processes stop after the same step, asked only where they wait for each other
+        anyway."""
+        if run.world_size == 1:
+            return wants_stop
+        return step % self.log_every == 0 and self._any_rank(run, wants_stop)
+
+    def _refuse(self, run: Run, batch: Any, result: StepResult, info: StepInfo, what: str) -> None:
         path = run.dir / f"nonfinite_step_{info.step:07d}_rank{run.rank}.pt"
         fields = batch._asdict() if hasattr(batch, "_asdict") else {"batch": batch}
         save_checkpoint(path, {"step": info.step, "batch": fields})
         bad = sorted(name for name, value in result.scalars.items() if not bool(value.isfinite()))
         raise FloatingPointError(
-            f"the loss is not finite at step {info.step} ({', '.join(bad) or 'only their sum'}); "
-            "no update was"
-            f" made, the batch is in {path}. Try a lower optim.lr.start, or precision 32-true"
+            f"the {what} is not finite at step {info.step} (bad: {', '.join(bad) or 'no scalar'}); "
+            f"no update was made, the batch is in {path}. Try a lower optim.lr.start, or precision "
+            "32-true"
         )
 
     def _call(self, hook: Hook, task: nn.Module, info: StepInfo, run: Run) -> dict[str, float]:

@@ -1,7 +1,9 @@
 """2D affine maps: composing, inverting, carrying points and intrinsics. `a_from_b` maps b-points to
 a. No pixels.
 
-An affine map is [..., 2, 3]: y = A[:, :2] x + A[:, 2]. Kept in fp32 whatever the autocast state.
+An affine map is [..., 2, 3]: y = A[:, :2] x + A[:, 2]. Products are written out instead of using
+matmul, which
+autocast would lower to bf16: 1e-2 ndc where 1e-7 is wanted.
 """
 
 import torch
@@ -26,10 +28,15 @@ def similarity(
     return torch.cat([linear, shift.unsqueeze(-1)], dim=-1)
 
 
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """[..., 2, 2] times [..., 2, n], in the precision of its inputs."""
+    return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(dim=-2)
+
+
 def compose(a_from_b: Tensor, b_from_c: Tensor) -> Tensor:
     """a_from_c, [..., 2, 3] each."""
-    linear = a_from_b[..., :2] @ b_from_c[..., :2]
-    offset = a_from_b[..., :2] @ b_from_c[..., 2:] + a_from_b[..., 2:]
+    linear = _product(a_from_b[..., :2], b_from_c[..., :2])
+    offset = _product(a_from_b[..., :2], b_from_c[..., 2:]) + a_from_b[..., 2:]
     return torch.cat([linear, offset], dim=-1)
 
 
@@ -39,12 +46,13 @@ def invert(a_from_b: Tensor) -> Tensor:
     c, d = a_from_b[..., 1, 0], a_from_b[..., 1, 1]
     adjugate = torch.stack([d, -b, -c, a], dim=-1).unflatten(-1, (2, 2))
     linear = adjugate / (a * d - b * c)[..., None, None]
-    return torch.cat([linear, -linear @ a_from_b[..., 2:]], dim=-1)
+    return torch.cat([linear, -_product(linear, a_from_b[..., 2:])], dim=-1)
 
 
 def transform_points(a_from_b: Tensor, points_b: Tensor) -> Tensor:
     """Carry [..., P, 2] points of b to a by [..., 2, 3]."""
-    return points_b @ a_from_b[..., :2].transpose(-1, -2) + a_from_b[..., 2].unsqueeze(-2)
+    linear, offset = a_from_b[..., :2].unsqueeze(-3), a_from_b[..., 2].unsqueeze(-2)
+    return (linear * points_b.unsqueeze(-2)).sum(dim=-1) + offset
 
 
 def homogeneous(a_from_b: Tensor) -> Tensor:

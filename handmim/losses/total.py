@@ -39,18 +39,15 @@ class LossSum(nn.Module):
         self.weights = {name: as_schedule(part.weight) for name, part in parts.items()}
 
     def forward(self, out: Any, batch: Any, info: StepInfo) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total and the unweighted terms `loss/<name>`; a term of weight 0 is not computed."""
+        """Total and the unweighted terms `loss/<name>`; a term of weight 0 counts 0 times, so that
+        its parameters stay in the graph of distributed training."""
         total: Tensor | None = None
         scalars: dict[str, Tensor] = {}
         for name, term in self.terms.items():
             weight = self.weights[name](info.step, info.total_steps)
-            if weight == 0.0:
-                continue
             value = term(out, batch)
             scalars[f"loss/{name}"] = value.detach()
             total = weight * value if total is None else total + weight * value
-        if total is None:
-            raise ValueError(f"every loss weight is 0 at step {info.step}: {sorted(self.weights)}")
         if not torch.is_tensor(total):
             raise TypeError(f"loss terms must return tensors, got {type(total)}")
         return total, scalars

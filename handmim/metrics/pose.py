@@ -63,8 +63,8 @@ class HandMetrics(Metric):
     f: list[Tensor]
     f_pa: list[Tensor]
 
-    def __init__(self, root_joint: int | None) -> None:
-        super().__init__()
+    def __init__(self, root_joint: int | None, *, sync_on_compute: bool = True) -> None:
+        super().__init__(sync_on_compute=sync_on_compute)
         self.root_joint = root_joint
         for name in ("joints", "verts", "joints_pa", "verts_pa", "f", "f_pa"):
             self.add_state(name, default=[], dist_reduce_fx="cat")

@@ -56,31 +56,35 @@ def ridge_probe(
 def joint_probe(
     train_x: Tensor,
     train_kp2d_ndc: Tensor,
-    train_joints_m: Tensor,
+    train_joints_m: Tensor | None,
     test_x: Tensor,
     test_kp2d_ndc: Tensor,
-    test_joints_m: Tensor,
+    test_joints_m: Tensor | None,
 ) -> dict[str, float]:
     """Ridge probe from features to 2D and root-relative 3D joints.
 
     Args:
         train_x, test_x: [n, D] and [m, D] features.
         train_kp2d_ndc, test_kp2d_ndc: [n, 21, 2] and [m, 21, 2] crop ndc.
-        train_joints_m, test_joints_m: [n, 21, 3] and [m, 21, 3] relative to the root, metres.
+        train_joints_m, test_joints_m: [n, 21, 3] and [m, 21, 3] relative to the root, metres; None
+            for 2D only.
     Returns: err2d_percent (mean 2D error in per cent of the crop's side), pck10 (share of 2D errors
         under 10 % of
         the side), mpjpe_mm, pa_mpjpe_mm.
     """
     kp2d, _ = ridge_probe(train_x, train_kp2d_ndc.flatten(1), test_x)
-    joints, _ = ridge_probe(train_x, train_joints_m.flatten(1), test_x)
-    kp2d, joints = kp2d.unflatten(1, (-1, 2)), joints.unflatten(1, (-1, 3))
     # ndc spans 2 per side
-    err2d = point_errors_m(kp2d, test_kp2d_ndc.double()) / 2
-    truth = test_joints_m.double()
-    aligned = similarity_align(joints, truth)
-    return {
+    err2d = point_errors_m(kp2d.unflatten(1, (-1, 2)), test_kp2d_ndc.double()) / 2
+    figures = {
         "err2d_percent": float(err2d.mean()) * 100,
         "pck10": float((err2d < 0.1).double().mean()),
+    }
+    if train_joints_m is None or test_joints_m is None:
+        return figures
+    flat, _ = ridge_probe(train_x, train_joints_m.flatten(1), test_x)
+    joints, truth = flat.unflatten(1, (-1, 3)), test_joints_m.double()
+    aligned = similarity_align(joints, truth)
+    return figures | {
         "mpjpe_mm": float(point_errors_m(joints, truth).mean()) * 1e3,
         "pa_mpjpe_mm": float(point_errors_m(aligned, truth).mean()) * 1e3,
     }

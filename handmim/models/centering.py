@@ -5,9 +5,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-def sinkhorn_knopp(
-    logits: Tensor, temp: float, num_iters: int = 3, *, sync: bool = True
-) -> Tensor:
+def sinkhorn_knopp(logits: Tensor, temp: float, num_iters: int = 3, *, sync: bool = True) -> Tensor:
     """Soft assignment in which every prototype gets an equal share of the batch (SwAV, DINOv2),
     fp32.
 
@@ -38,7 +36,7 @@ def sinkhorn_knopp(
 class Centering(nn.Module):
     """Teacher probabilities softmax((logits - centre) / temp); the centre follows the mean logit.
 
-    Scoring changes nothing: the centre moves only in `update`, which the task calls after the step.
+    Scoring changes nothing: the centre moves only in `update`, which the task calls after scoring.
 
     Args:
         num_prototypes: P.
@@ -64,7 +62,8 @@ class Centering(nn.Module):
         )
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(total)
-        self.centre.lerp_(total[:-1] / total[-1].clamp(min=1.0), 1.0 - self.momentum)
+        seen = total[-1] > 0  # a batch without masked patches says nothing
+        self.centre.lerp_(total[:-1] / total[-1].clamp(min=1.0), (1.0 - self.momentum) * seen)
 
 
 class Sinkhorn(nn.Module):

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -110,9 +111,10 @@ def render_split(
         num_workers: processes; 0 renders in this one.
     Raises: PermissionError when the folder cannot be made; RuntimeError when a worker fails.
     """
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        partial.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        partial.chmod(target.parent.stat().st_mode)
     except OSError as error:
         raise PermissionError(
             f"cannot write the cache {target}: {error} (data.cache_dir)"

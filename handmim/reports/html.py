@@ -75,7 +75,7 @@ def curve(
         f"{x1:g}</text>",
     ]
     for i, (name, points) in enumerate(drawn.items()):
-        colour = COLOURS[i % len(COLOURS)]
+        colour = COLOURS[(i if len(drawn) > 1 else 1) % len(COLOURS)]
         path = " ".join(place(x, y) for x, y in points)
         parts.append(
             f'<polyline fill="none" stroke="{colour}" stroke-width="1.6" points="{path}"/>'

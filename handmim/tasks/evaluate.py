@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +34,7 @@ def score(
     batch_size: int = 64,
     num_pictures: int = 0,
     faces: NDArray[np.int32] | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
     """Root-relative and aligned figures of a predictor over a whole set.
 
@@ -43,14 +46,23 @@ def score(
         batch_size: samples at a time.
         num_pictures: samples drawn beside their truth.
         faces: of the hand model, for the pictures.
+        autocast: precision of `predict`, for example `fabric.autocast`.
     Returns: metrics with their units in the names, and the sheet of pictures or None.
+    Raises: ValueError when a sample lacks joints or vertices.
     """
-    metrics = HandMetrics(root_joint=ROOT_JOINT)
+    # Every process scores the whole set, so there is nothing to gather.
+    metrics = HandMetrics(root_joint=ROOT_JOINT, sync_on_compute=False)
     sheet = None
     for stored in batches(dataset, batch_size):
         moved = HandBatch(*(field.to(device) for field in stored))
         batch = augment.evaluate(moved)
-        state = predict(batch)
+        if not bool((batch.has_verts & batch.joints_valid.all(dim=1)).all()):
+            raise ValueError(
+                "scoring needs all 21 joints and the vertices of every sample: some of this set "
+                "have none, and zeros would count as perfect (data.val)"
+            )
+        with autocast():
+            state = predict(batch)
         if sheet is None and num_pictures and faces is not None:
             sheet = draw_predictions(batch, state, faces, num_pictures)
         metrics.update(
@@ -60,6 +72,27 @@ def score(
             batch.verts_cam_m.cpu(),
         )
     return {k: float(v) for k, v in metrics.compute().items()}, sheet
+
+
+def check_hands(trained: str, built: str, scored: str | None) -> None:
+    """Refuse to mix hand models, whose vertices and betas mean different things.
+
+    Args:
+        trained: sha256 of the hand that the checkpoint was trained with.
+        built: of the one its config points to now.
+        scored: of the one that the data was made with; None when the data has no such thing.
+    Raises: ValueError naming the two that differ.
+    """
+    if trained != built:
+        raise ValueError(
+            f"the checkpoint was trained with hand model {trained[:12]}, its hand_path now holds "
+            f"{built[:12]}: restore that file"
+        )
+    if scored is not None and scored != trained:
+        raise ValueError(
+            f"the checkpoint was trained with hand model {trained[:12]}, the data is of "
+            f"{scored[:12]}: their vertices do not correspond (hand_path, data)"
+        )
 
 
 def model_predictor(task: HandRegressionTask) -> Predictor:
@@ -108,7 +141,12 @@ class EvalHook:
         """Figures as `val/<name>`."""
         assert isinstance(task, HandRegressionTask)
         figures, _ = score(
-            model_predictor(task), self.dataset, self.augment, run.device, self.batch_size
+            model_predictor(task),
+            self.dataset,
+            self.augment,
+            run.device,
+            self.batch_size,
+            autocast=run.fabric.autocast,
         )
         log.info(
             "step %d: validation MPJPE %.2f mm, PA-MPJPE %.2f mm, PA-MPVPE %.2f mm",

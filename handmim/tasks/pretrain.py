@@ -24,6 +24,7 @@ from handmim.contracts import (
     Tokens,
 )
 from handmim.engine.schedule import Schedule, as_schedule
+from handmim.losses import pixel_recon
 from handmim.losses.total import LossSum, Weighted
 from handmim.models.heads.pixel import patchify
 from handmim.models.teacher import EmaTeacher
@@ -196,7 +197,9 @@ class HandMimTask(nn.Module):
             out, _ = self.outputs(batch, StepInfo(step=0, total_steps=1))
         finally:
             self.train(training)
-        return draw_pretraining(batch, out, self.patch_px)
+        pixel = [t for t in self.losses.terms.values() if isinstance(t, pixel_recon.Term)]
+        min_var = pixel[0].min_var if pixel and pixel[0].per_patch_norm else None
+        return draw_pretraining(batch, out, self.patch_px, min_var=min_var)
 
 
 def _per_view_weight(is_masked: Tensor) -> Tensor:

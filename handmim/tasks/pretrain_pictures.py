@@ -31,7 +31,12 @@ def grey_out(views: Tensor, is_masked: Tensor, patch_px: int) -> Tensor:
 
 
 def reconstructions(
-    views: Tensor, is_masked: Tensor, pred: Tensor, patch_px: int, per_patch_norm: bool = True
+    views: Tensor,
+    is_masked: Tensor,
+    pred: Tensor,
+    patch_px: int,
+    *,
+    min_var: float | None = None,
 ) -> Tensor:
     """Hidden patches filled with what the pixel head predicts.
 
@@ -40,21 +45,27 @@ def reconstructions(
         is_masked: [M, N].
         pred: [hidden patches, p*p*3] in row-major order of `is_masked`.
         patch_px: p.
-        per_patch_norm: predictions lack the patch's mean and contrast, which are taken from the
-            truth.
+        min_var: floor of the variance by which targets were normalised; predictions lack mean and
+            contrast of
+            the patch then, which are taken from the truth. None when they are raw pixels.
     Returns: [M, 3, H, W].
     """
     grid = views.shape[-2] // patch_px, views.shape[-1] // patch_px
     patches = patchify(views, patch_px)
-    if per_patch_norm:
+    if min_var is not None:
         var, mean = torch.var_mean(patches[is_masked], dim=-1, keepdim=True, correction=0)
-        pred = pred.to(patches.dtype) * (var + 1e-6).sqrt() + mean
+        pred = pred.to(patches.dtype) * var.clamp(min=min_var).sqrt() + mean
     patches[is_masked] = pred.to(patches.dtype)
     return unpatchify(patches.clamp(0, 1), patch_px, grid)
 
 
 def draw_pretraining(
-    batch: PretrainBatch, out: PretrainOutputs, patch_px: int, num: int = 6
+    batch: PretrainBatch,
+    out: PretrainOutputs,
+    patch_px: int,
+    *,
+    min_var: float | None = None,
+    num: int = 6,
 ) -> dict[str, Picture]:
     """Sheets `views` and, where the heads exist, `keypoints` and `thumbnails`; one row per sample.
 
@@ -62,6 +73,7 @@ def draw_pretraining(
         batch: views [B, G, 3, H, W]; the first two views are shown.
         out: outputs of the same batch.
         patch_px: patch side.
+        min_var: see `reconstructions`.
         num: samples shown.
     """
     num = min(num, len(batch.views))
@@ -70,7 +82,7 @@ def draw_pretraining(
     columns = [batch.views, grey_out(flat, flat_mask, patch_px).view_as(batch.views)]
     names = ["view", "seen by the student"]
     if out.pixels is not None and len(out.pixels.pred):
-        filled = reconstructions(flat, flat_mask, out.pixels.pred, patch_px)
+        filled = reconstructions(flat, flat_mask, out.pixels.pred, patch_px, min_var=min_var)
         columns.append(filled.view_as(batch.views))
         names.append("reconstruction")
     tiles = [

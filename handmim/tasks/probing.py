@@ -31,6 +31,7 @@ class ProbeHook:
     """
 
     at_start = True
+    MIN_SAMPLES = 10
 
     def __init__(
         self,
@@ -43,33 +44,43 @@ class ProbeHook:
         self.every, self.batch_size = every, batch_size
         self.augment = augment
         self.train_set, self.test_set = train_set, test_set
-        self._labels: dict[str, tuple[Tensor, Tensor]] = {}
+        self._told: list[Dataset[HandSample]] = []
 
     def _features(
         self, task: HandMimTask, dataset: Dataset[HandSample], device: torch.device
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        cls, kp2d, joints = [], [], []
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Class tokens, 2D joints, and 3D joints where every kept sample has them."""
+        cls, kp2d, joints, total, all_3d = [], [], [], 0, True
         for stored in batches(dataset, self.batch_size):
             batch = self.augment.evaluate(HandBatch(*(field.to(device) for field in stored)))
-            whole = (batch.kp2d_valid & batch.joints_valid).all(dim=1)
+            whole = batch.kp2d_valid.all(dim=1)
+            total += len(whole)
+            all_3d &= bool(batch.joints_valid[whole].all())
             cls.append(task.features(batch.image[whole]).cls.float().cpu())
             kp2d.append(batch.kp2d_crop_ndc[whole].cpu())
             joints_cam_m = batch.joints_cam_m[whole]
             joints.append((joints_cam_m - joints_cam_m[:, ROOT_JOINT, None]).cpu())
-        return torch.cat(cls), torch.cat(kp2d), torch.cat(joints)
+        tokens = torch.cat(cls)
+        if len(tokens) < total and dataset not in self._told:
+            log.info("probe: %d of %d samples have all 21 joints in 2D", len(tokens), total)
+            self._told.append(dataset)
+        if len(tokens) < self.MIN_SAMPLES:
+            raise ValueError(
+                f"only {len(tokens)} of {total} samples have all 21 joints in 2D, the probe needs "
+                f"{self.MIN_SAMPLES} (probe.annotations)"
+            )
+        return tokens, torch.cat(kp2d), torch.cat(joints) if all_3d else None
 
     def __call__(self, task: nn.Module, info: StepInfo, run: Run) -> dict[str, float]:
-        """Figures as `probe/<name>`."""
+        """Figures as `probe/<name>`; 3D ones where both sets have 3D joints."""
         assert isinstance(task, HandMimTask)
         train = self._features(task, self.train_set, run.device)
         test = self._features(task, self.test_set, run.device)
         figures = joint_probe(*train, *test)
-        log.info(
-            "step %d: probe 2D error %.2f %% of the crop, MPJPE %.2f mm, PA-MPJPE %.2f mm",
-            info.step,
-            figures["err2d_percent"],
-            figures["mpjpe_mm"],
-            figures["pa_mpjpe_mm"],
-        )
+        in_3d = ""
+        if "mpjpe_mm" in figures:
+            in_3d = ", MPJPE {mpjpe_mm:.2f} mm, PA-MPJPE {pa_mpjpe_mm:.2f} mm".format(**figures)
+        err2d = figures["err2d_percent"]
+        log.info("step %d: probe 2D error %.2f %% of the crop%s", info.step, err2d, in_3d)
         scalars = {f"probe/{name}": value for name, value in figures.items()}
         return scalars | {"features/cls_rank": float(effective_rank(test[0]))}

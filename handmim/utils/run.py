@@ -53,6 +53,11 @@ def write_atomic(path: Path, text: str) -> None:
     partial.replace(path)
 
 
+def replaced_folder(folder: Path) -> Path:
+    """Where an overwritten run waits until the new one has its first result."""
+    return folder.with_name(f".{folder.name}.replaced")
+
+
 def prepare_folder(folder: Path, resume: str, overwrite: bool) -> None:
     """Create the run folder, or say how to go on when it already holds a run.
 
@@ -65,8 +70,10 @@ def prepare_folder(folder: Path, resume: str, overwrite: bool) -> None:
     # A start that failed before its first result is nothing to protect.
     if any((folder / name).is_file() for name in RESULTS):
         if overwrite and resume == "never":
-            shutil.rmtree(folder)
-        elif resume == "never":
+            aside = replaced_folder(folder)
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+        elif resume == "never" or (resume != "auto" and Path(resume).parent.resolve() != folder):
             raise FileExistsError(
                 f"{folder} already holds a run: go on with it (resume=auto), take another name "
                 "(name=...),"
@@ -176,6 +183,11 @@ class Run:
             )
         return run
 
+    def discard_replaced(self) -> None:
+        """Delete the run that this one overwrites; called once there is a first result."""
+        if self.is_main:
+            shutil.rmtree(replaced_folder(self.dir), ignore_errors=True)
+
     def facts(self) -> dict[str, Any]:
         """Where, when and with what this run was started."""
         device = torch.cuda.get_device_name(0) if self.device.type == "cuda" else platform.machine()
@@ -218,7 +230,8 @@ class Run:
         return self.fabric.is_global_zero
 
     def write_json(self, name: str, obj: Any) -> Path:
-        """Write a JSON file of the run folder whole or not at all."""
+        """Write a JSON file of the run folder whole or not at all; the main process does."""
         path = self.dir / name
-        write_atomic(path, json.dumps(obj, indent=2) + "\n")
+        if self.is_main:
+            write_atomic(path, json.dumps(obj, indent=2) + "\n")
         return path

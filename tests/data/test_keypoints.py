@@ -77,7 +77,8 @@ def test_invisible_joints_are_flagged_and_2d_only_works(photos):
     sample = KeypointPhotos(root, path, split="all")[0]
     assert not sample.kp2d_valid[4]
     assert sample.kp2d_valid.sum() == 20
-    assert not sample.joints_valid.any()
+    assert not sample.joints_valid.any()  # no 3D at all
+    assert KeypointPhotos(root, path, split="all")[1].joints_valid.all()
     assert np.isfinite(sample.kp2d_crop_px).all()
 
 

@@ -10,12 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from handmim.contracts import StepInfo, StepResult
-from handmim.engine.checkpoint import load_checkpoint, save_checkpoint
+from handmim.engine.checkpoint import (
+    check_same_run,
+    check_targets,
+    load_checkpoint,
+    save_checkpoint,
+)
 from handmim.engine.loop import Trainer
 from handmim.engine.optim import OptimRecipe, param_groups, scaled_lr
 from handmim.engine.sampler import StepSampler
 from handmim.engine.schedule import Schedule, as_schedule
-from handmim.utils.run import Run
+from handmim.utils.run import Run, replaced_folder
 
 
 class ToyBatch(NamedTuple):
@@ -138,13 +143,27 @@ def test_signal_saves_and_the_handler_is_restored(tmp_path):
 
 
 def test_nonfinite_loss_stops_before_the_update_and_keeps_the_batch(tmp_path):
-    with pytest.raises(FloatingPointError, match=r"step 5 \(loss\).*no update"):
+    with pytest.raises(FloatingPointError, match=r"step 5 \(bad: loss\).*no update"):
         fit(tmp_path, make=partial(ToyTask, poison_step=5))
     poisoned = TASKS[-1]
     clean, _ = fit(tmp_path / "clean", stop_after=5)
     assert torch.equal(poisoned.linear.weight, clean.linear.weight)
     kept = load_checkpoint(tmp_path / "nonfinite_step_0000005_rank0.pt")
     assert kept["batch"]["x"].shape == (4, 3)
+
+
+def test_a_nonfinite_gradient_of_a_finite_loss_is_refused_too(tmp_path):
+    class Sharp(ToyTask):
+        def forward(self, batch, info):
+            result = super().forward(batch, info)
+            if info.step != 3:
+                return result
+            zero = (self.linear.weight * 0).sum()  # sqrt has an infinite slope at 0
+            return StepResult(result.loss + zero.sqrt(), result.scalars)
+
+    with pytest.raises(FloatingPointError, match="gradient norm is not finite at step 3"):
+        fit(tmp_path, make=Sharp)
+    assert TASKS[-1].linear.weight.isfinite().all()
 
 
 def test_hooks_run_when_due_without_gradients(tmp_path):
@@ -175,12 +194,60 @@ def test_resume_refuses_other_settings(tmp_path):
         fit(tmp_path, resume="auto", batch_size=8)
 
 
+@pytest.mark.parametrize(
+    ("key", "free"),
+    [
+        ("optim.lr.start", False),
+        ("task.losses.a.weight", False),
+        ("data.train.root", False),
+        ("machine.precision", False),
+        ("seed", False),
+        ("trainer.max_steps", False),
+        ("machine.devices", True),
+        ("trainer.save_every", True),
+        ("name", True),
+        ("paths.run_root", True),
+        ("probe.every", True),
+        ("data.num_workers", True),
+        ("data.val.num", True),
+    ],
+)
+def test_every_setting_that_decides_the_result_is_compared(key, free, tmp_path):
+    def nested(value):
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        return value
+
+    saved = {"identity": {}, "config": nested(1)}
+    if free:
+        check_same_run(saved, {}, nested(2), tmp_path)
+        return
+    with pytest.raises(ValueError, match=f"{key}: 1 there, 2 here"):
+        check_same_run(saved, {}, nested(2), tmp_path)
+    with pytest.raises(ValueError, match=f"{key}: 1 there, None here"):
+        check_same_run(saved, {}, {}, tmp_path)
+
+
+def test_only_our_own_parts_are_built_from_a_checkpoint():
+    check_targets({"task": {"_target_": "handmim.tasks.finetune.HandRegressionTask"}})
+    with pytest.raises(ValueError, match=r"os\.system"):
+        check_targets({"task": {"losses": [{"_target_": "os.system"}]}})
+
+
 def test_folder_that_holds_a_run_is_protected(tmp_path):
     fit(tmp_path)
     with pytest.raises(FileExistsError, match=r"resume=auto.*name=.*overwrite=true"):
         fit(tmp_path)
+    other = tmp_path.parent / "other"
+    fit(other)
+    with pytest.raises(FileExistsError):  # a checkpoint from elsewhere does not open this folder
+        fit(tmp_path, resume=str(other / "last.pt"))
     Run.start("toy", tmp_path, 0, {}, accelerator="cpu", overwrite=True)
     assert not (tmp_path / "last.pt").exists()
+    aside = replaced_folder(tmp_path)
+    assert (aside / "last.pt").exists(), "kept until the new run has a result"
+    fit(tmp_path, stop_after=2)
+    assert not aside.exists()
     with pytest.raises(ValueError, match="resume must be"):
         Run.start("toy", tmp_path, 0, {}, accelerator="cpu", resume="nowhere.pt")
 

@@ -22,6 +22,16 @@ def points_seen(source_from_view: torch.Tensor, seed: int = 1) -> torch.Tensor:
     return transform_points(invert(source_from_view), in_source.expand(-1, 2, -1, -1))
 
 
+def test_geometry_keeps_its_precision_under_autocast():
+    source_from_view = maps(8)
+    points = points_seen(source_from_view)
+    with torch.autocast("cpu", torch.bfloat16):
+        a, b = transform_points(source_from_view, points).unbind(dim=1)
+        round_trip = compose(invert(source_from_view), source_from_view)
+    assert (a - b).abs().max() < 1e-5
+    torch.testing.assert_close(round_trip, torch.eye(2, 3).expand(8, 2, 2, 3), atol=1e-5, rtol=0)
+
+
 def test_masked_patch_ce_matches_hand_value():
     # Uniform student over P=4 gives ln 4 per masked patch whatever the target. View 0 has 1 masked
     # patch, view 1
@@ -214,10 +224,10 @@ class Fixed(torch.nn.Module):
         return torch.tensor(self.value)
 
 
-def test_loss_sum_weighs_names_and_skips_zero():
+def test_loss_sum_weighs_names_and_keeps_zero_in_the_graph():
     total = LossSum({"a": Weighted(Fixed(2.0), 0.5), "b": Weighted(Fixed(3.0), 0.0)})
     value, scalars = total(None, None, StepInfo(0, 10))
     assert value.item() == 1.0
-    assert {k: v.item() for k, v in scalars.items()} == {"loss/a": 2.0}
+    assert {k: v.item() for k, v in scalars.items()} == {"loss/a": 2.0, "loss/b": 3.0}
     with pytest.raises(ValueError, match="no loss term"):
         LossSum({})

@@ -30,7 +30,7 @@ def test_logits_are_cosines_times_gain():
 def test_frozen_prototypes_get_no_gradient_but_the_mlp_does():
     head = ProjectionHead(8, num_prototypes=5, hidden_dim=16, bottleneck_dim=4)
     head(torch.randn(3, 8), freeze_prototypes=True).square().sum().backward()
-    assert head.prototypes.grad is None
+    assert head.prototypes.grad.abs().max() == 0  # in the graph, for distributed training
     assert head.mlp[0].weight.grad.abs().sum() > 0
 
 

@@ -127,12 +127,7 @@ def test_finetuning_starts_from_the_backbone_and_validates(tuned):
 
 
 def test_scores_are_written_with_all_keys(place, tuned):
-    words = [
-        f"checkpoint={tuned / 'last.pt'}",
-        *TINY[:2],
-        *small_data(place),
-        "scene@data.scene=studio",
-    ]
+    words = [f"checkpoint={tuned / 'last.pt'}", *TINY[:2], f"paths.run_root={place / 'runs'}"]
     text = call(place, "eval.py", *words, "name=ev")
     metrics = json.loads((place / "runs" / "ev" / "metrics.json").read_text())
     assert set(metrics) == METRICS
@@ -149,7 +144,7 @@ def test_scores_are_written_with_all_keys(place, tuned):
 
 
 def test_a_pretraining_checkpoint_cannot_be_scored(place, pretrained):
-    words = [f"checkpoint={pretrained / 'last.pt'}", *TINY[:2], *small_data(place), "name=no"]
+    words = [f"checkpoint={pretrained / 'last.pt'}", *TINY[:2], "name=no"]
     assert "fine-tune it first" in call(place, "eval.py", *words, fails=True)
 
 
@@ -189,26 +184,29 @@ def test_unlabeled_folder_end_to_end_with_a_bad_file(place):
 
 @pytest.mark.slow
 def test_two_processes_train_together(place):
-    words = [*PRETRAIN, *TINY, *small_data(place), "probe=none", "name=ddp", "machine.devices=2"]
-    call(place, "pretrain.py", *words, "machine.strategy=ddp")
+    two = [*TINY, *small_data(place), "machine.devices=2", "machine.strategy=ddp"]
+    # Prototypes that are frozen at first must not stop the others.
+    call(
+        place,
+        "pretrain.py",
+        *PRETRAIN,
+        *two,
+        "probe=none",
+        "name=ddp",
+        "task.freeze_prototypes_steps=2",
+    )
     facts = json.loads((place / "runs" / "ddp" / "run.json").read_text())
     assert facts["world_size"] == 2
     assert (place / "runs" / "ddp" / "backbone.safetensors").is_file()
-    words[-2] = "name=ddp_ft"
-    tune = [*FINETUNE, *words[len(PRETRAIN) :], "eval_every=4"]
-    call(
-        place,
-        "finetune.py",
-        *[w for w in tune if not w.startswith("probe")],
-        "machine.strategy=ddp",
-    )
+    call(place, "finetune.py", *FINETUNE, *two, "name=ddp_ft", "eval_every=4")
     last = [r for r in scalars(place / "runs" / "ddp_ft") if "val/mpjpe_mm" in r][-1]
     assert last["step"] == 4
+    assert last["val/num_samples"] == 8, "two processes do not count samples twice"
 
 
 def test_quickstart_runs_every_stage_and_reports(place):
     words = ["--name", "qs", "--seed", "3", *TINY, *small_data(place), "num_labels=8"]
-    words = [w for w in words if not w.startswith(("num_labels", "paths.run_root"))]
+    words = [w for w in words if not w.startswith("num_labels")]
     stages = ["trainer.max_steps=2", "trainer.batch_size=4", "data.num_train=1600"]
     text = call(place, "quickstart.py", *words, *stages, "data.num_val=8")
     rows = json.loads((place / "runs" / "qs" / "summary.json").read_text())

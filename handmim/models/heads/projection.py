@@ -48,8 +48,13 @@ class ProjectionHead(nn.Module):
         nn.init.trunc_normal_(self.prototypes, std=0.02)
 
     def forward(self, tokens: Tensor, freeze_prototypes: bool = False) -> Tensor:
-        """[..., D] tokens to [..., P] logits in [-gain, gain]; frozen prototypes get no
-        gradient."""
+        """[..., D] tokens to [..., P] logits in [-gain, gain].
+
+        Frozen prototypes get a gradient of 0 rather than none: distributed training waits for every
+        parameter. Weight decay still shrinks them, which their normalisation undoes.
+        """
         z = F.normalize(self.mlp(tokens), dim=-1)
         weight = F.normalize(self.prototypes, dim=-1) * self.gain.unsqueeze(-1)
-        return F.linear(z, weight.detach() if freeze_prototypes else weight)
+        if freeze_prototypes:
+            weight = weight.detach() + 0.0 * weight
+        return F.linear(z, weight)

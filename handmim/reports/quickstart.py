@@ -24,9 +24,10 @@ LIMIT = (
     "Both models saw the same labels for the same number of fine-tuning steps. What this "
     "shows is a head start at equal fine-tuning steps, not at equal total compute: at this "
     "size, the seconds of pretraining spent on longer supervised training would help more. It "
-    "also needs the small head that leans on the class token: with a wider one "
-    "(head=pymaf_small) we saw none. Pictures are rendered from a stand-in hand: no figure "
-    "here compares with FreiHAND or HO-3D results."
+    "is a statement about the class token, on which the quickstart's small head leans: a "
+    "wider head (head=pymaf_small), which looks at the whole picture, learns as much from "
+    "scratch in the same steps. Pictures are rendered from a stand-in hand: no figure here "
+    "compares with FreiHAND or HO-3D results."
 )
 
 

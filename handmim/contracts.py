@@ -2,20 +2,17 @@
 lives here.
 
 Letters used everywhere: B batch, G views, N patches, D width, P prototypes, K pseudo-keypoints,
-    J=21 joints,
-V=778 vertices, T refinement steps, h w token grid, H W pixels, M masked patches in the whole batch.
+J=21 joints, V=778 vertices, T refinement steps, h w token grid, H W pixels, M masked patches in the
+whole batch.
 
 Frames: `cam` OpenCV camera (x right, y down, z forward), `root` camera axes with the root joint at
-    the
-origin, `crop` pixels of the square crop, `ndc` the crop as [-1, 1]^2 (left edge -1, right edge +1,
-so pixel
-centres are those of `align_corners=False`), `source` the ndc of the stored crop that views are cut
-from.
-Pixel coordinates put the image on [0, W] x [0, H]: the centre of the first pixel is (0.5, 0.5).
-Metres and radians inside; millimetres only in results.
+the origin, `crop` pixels of the square crop, `ndc` the crop as [-1, 1]^2 (left edge -1, right edge
++1, so pixel centres are those of `align_corners=False`), `source` the ndc of the stored crop that
+views are cut from. Pixel coordinates put the image on [0, W] x [0, H]: the centre of the first
+pixel is (0.5, 0.5). Metres and radians inside; millimetres only in results.
 
 Batches are NamedTuples: immutable, and collate, pinning, device moves and precision plugins all
-    walk them.
+walk them.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """Photometric augmentation of a batch as one colour matrix per picture, plus blur and solarisation.
 
 Brightness, contrast, saturation, hue and grey are affine in RGB, so they are composed into one 3 x
-4 map per picture
-and applied at once. Hue is a rotation in the chroma plane (YIQ), not a shift of HSV angles.
+4 map per picture and applied at once. Hue is a rotation in the chroma plane (YIQ), not a shift of
+HSV angles.
 """
 
 import math

@@ -21,10 +21,8 @@ class KeypointPhotos(Dataset[HandSample]):
     mirrored.
 
     Annotations follow COCO: `images` with id, file_name and perhaps the split field; `annotations`
-        with image_id,
-    `keypoints` (21 x (x px, y px, visibility)), perhaps `keypoints_3d` (21 x 3 metres: x right, y
-    down, z away from
-    the camera; any origin) and `handedness`.
+    with image_id, `keypoints` (21 x (x px, y px, visibility)), perhaps `keypoints_3d` (21 x 3
+    metres: x right, y down, z away from the camera; any origin) and `handedness`.
 
     Args:
         root: folder of the pictures.

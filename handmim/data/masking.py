@@ -72,8 +72,7 @@ class MaskSampler:
     """Draw masks for a batch of views.
 
     A fixed share of the views is masked; their ratios fill [low, high] evenly, so that every batch
-    sees light and
-    heavy masks (as in DINOv2).
+    sees light and heavy masks (as in DINOv2).
 
     Args:
         shape: "block" or "random".

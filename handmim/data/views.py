@@ -3,8 +3,7 @@
 Every view is one affine resampling of the stored crop. A hidden similarity turns the crop first and
 is the same for
 all views of a sample: it is never told to the network, so that borders and framing give no cue for
-    the map it has to
-find. Pixels and points share the same matrices.
+    the map it has to find. Pixels and points share the same matrices.
 """
 
 import math
@@ -91,8 +90,7 @@ class ViewMaker:
         """Random geometry.
 
         Returns: source_from_view [B, G, 2, 3], what the losses may know, and crop_from_source [B,
-            2, 3], the hidden
-            similarity. Pixels are taken at their product.
+            2, 3], the hidden similarity. Pixels are taken at their product.
         """
         g = self.num_views
         u = torch.rand(num_crops, g, 6, generator=generator) * 2 - 1

@@ -1,8 +1,7 @@
 """The training loop: it knows steps, devices and files, and nothing of hands.
 
 Everything random is a function of (seed, step), and so are schedules and data order: an interrupted
-and resumed run
-equals an uninterrupted one.
+and resumed run equals an uninterrupted one.
 """
 
 import logging

@@ -12,8 +12,7 @@ class StepSampler(Sampler[list[int]]):
     """Endless reshuffled epochs cut into full batches, from any step on.
 
     Samples are taken from the concatenation of one permutation per epoch, so batches run across
-    epoch borders and
-    none is short. Every rank takes its own slice of the global batch.
+    epoch borders and none is short. Every rank takes its own slice of the global batch.
 
     Args:
         num_samples: size of the dataset; may be smaller than a batch.

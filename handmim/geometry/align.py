@@ -8,11 +8,9 @@ def similarity_align(src: Tensor, dst: Tensor, allow_reflection: bool = True) ->
     """Move `src` onto `dst` by the best scale, rotation and translation.
 
     Same definition as the FreiHAND and HO-3D evaluators: both sets are centred and divided by their
-    Frobenius norm
-    + 1e-8 (a collapsed prediction stays finite, at the centroid of the truth), the orthogonal
-    Procrustes problem is
-    solved, the scale is the sum of the singular values. The evaluators allow reflections; so does
-    the default here.
+    Frobenius norm + 1e-8 (a collapsed prediction stays finite, at the centroid of the truth), the
+    orthogonal Procrustes problem is solved, the scale is the sum of the singular values. The
+    evaluators allow reflections; so does the default here.
 
     Args:
         src, dst: [B, P, 3] matching points, any unit, P >= 3.

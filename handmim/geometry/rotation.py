@@ -20,8 +20,7 @@ def matrix_to_rot6d(rotmat: Tensor) -> Tensor:
     """First two columns, one after the other: [..., 3, 3] -> [..., 6] = (R00 R10 R20 R01 R11 R21).
 
     The continuous form of Zhou et al. 2019 (arXiv 1812.07035). Some codes lay the same six numbers
-    out
-    row by row; weights of such codes need a permutation.
+    out row by row; weights of such codes need a permutation.
     """
     return rotmat[..., :, :2].transpose(-1, -2).flatten(-2)
 

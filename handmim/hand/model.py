@@ -2,8 +2,7 @@
 SMPL).
 
 Laid out for speed: one matrix product for all blendshapes, the chain in three batched steps instead
-    of fifteen, the
-vertex axis last so that every large operation runs over contiguous memory.
+of fifteen, the vertex axis last so that every large operation runs over contiguous memory.
 """
 
 from pathlib import Path
@@ -57,8 +56,7 @@ class HandModel(nn.Module):
     """MANO-format hand: rotations and shape in, vertices and joints out.
 
     Rotations are absolute (zero is the flat hand; no mean pose is added) and the first turns the
-    hand about its
-    wrist, which therefore stays at its rest place plus `transl_m`.
+    hand about its wrist, which therefore stays at its rest place plus `transl_m`.
 
     Args:
         arrays: checked model arrays.

@@ -2,10 +2,8 @@
 samplers.
 
 Joint limits and axes after Kapandji, The physiology of the joints, vol. 1 (rounded); the coupling
-of the last two
-finger joints after Lin, Wu & Huang 2000, Modeling the constraints of human hand motion. Breadths
-after Garrett 1971,
-Human Factors 13 (rounded to 0.5 mm).
+of the last two finger joints after Lin, Wu & Huang 2000, Modeling the constraints of human hand
+motion. Breadths after Garrett 1971, Human Factors 13 (rounded to 0.5 mm).
 """
 
 import numpy as np
@@ -25,9 +23,8 @@ BREADTH_MM = {
     "thumb": (22.0, 20.5),
 }
 # While the fingers close, abduction and twist bring them from their fan to parallel: degrees at
-# full closure for
-# index, middle, little, ring, in the chain's order (some two fifths of what a search for the widest
-# gaps gives, inside the limits).
+# full closure for index, middle, little, ring, in the chain's order (some two fifths of what a
+# search for the widest gaps gives, inside the limits).
 CLOSED_ABDUCTION_DEG = np.array([7.0, 0.9, -7.0, -2.9])
 CLOSED_TWIST_DEG = np.array([4.0, 2.0, -4.0, -0.5])
 
@@ -131,7 +128,7 @@ class PoseSampler:
         """Raw draws [num, 16, 3] in degrees, not yet tested for clearance.
 
         Modes: fists, fingers curling together, every finger open or closed on its own, uniform,
-            relaxed.
+        relaxed.
         """
         a = np.zeros((num, 16, 3))
         mode = rng.choice(5, (num, 1), p=[0.26, 0.18, 0.2, 0.18, 0.18])

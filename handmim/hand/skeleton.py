@@ -9,8 +9,7 @@ JOINT_NAMES = ("wrist", *(f"{finger}_{i}" for finger in FINGERS for i in (1, 2, 
 NUM_JOINTS = len(JOINT_NAMES)
 
 # Middle knuckle: the joint FreiHAND hangs its mesh on, near the centre of the hand, so that
-# root-relative errors
-# and the depth that weak perspective ignores stay small.
+# root-relative errors and the depth that weak perspective ignores stay small.
 ROOT_JOINT = JOINT_NAMES.index("middle_1")
 
 BONES = tuple(

@@ -1,8 +1,7 @@
 """Redrawing a small grey picture of the view from the class token alone.
 
 Ours, not the paper's: reconstruction through the narrow code makes the class token see the fingers,
-which
-alignment of points alone does not.
+which alignment of points alone does not.
 """
 
 import torch

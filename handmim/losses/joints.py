@@ -1,11 +1,9 @@
 """Joint losses of the regression: 3D relative to the root joint, and 2D in the crop.
 
 Reduction everywhere in the regression losses: mean over what is labelled in a sample, then mean
-    over all samples of
-the batch, unlabelled ones counting 0. So a sample's gradient does not depend on its neighbours, and
-a mixed batch
-gives the mean of its parts. Over refinement steps: mean, without the mean hand the head starts
-from.
+over all samples of the batch, unlabelled ones counting 0. So a sample's gradient does not depend on
+its neighbours, and a mixed batch gives the mean of its parts. Over refinement steps: mean, without
+the mean hand the head starts from.
 """
 
 import torch

@@ -1,11 +1,9 @@
 """Pseudo-keypoint alignment of the class token: points of two views must agree under the known map.
 
 The paper's abstract names the module; this formulation is ours. Regression alone has three
-collapses (all points
-on one spot, a template fixed to the picture, a rigid template locked to the hand), so it comes with
-terms against
-each. The nearest published relative is PeCLR (Spurr et al. 2021, arXiv 2106.05953), which contrasts
-aligned points.
+collapses (all points on one spot, a template fixed to the picture, a rigid template locked to the
+hand), so it comes with terms against each. The nearest published relative is PeCLR (Spurr et al.
+2021, arXiv 2106.05953), which contrasts aligned points.
 """
 
 import torch
@@ -79,8 +77,7 @@ def aligned_nce(
     """NT-Xent on point sets in the source frame: other views of a sample against other samples.
 
     Each set loses its own mean (position) and then the batch's mean shape: the common template
-    would otherwise
-    fill the cosine and leave no contrast.
+    would otherwise fill the cosine and leave no contrast.
 
     Args:
         points, target_points: [B, G, K, 2] in their own view's ndc.

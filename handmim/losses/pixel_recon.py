@@ -9,7 +9,7 @@ def normalise_patches(patches: Tensor, min_var: float = 1e-4) -> Tensor:
     """Each patch to mean 0 and variance 1 over all its values.
 
     The variance is floored: a uniform background would otherwise turn its sensor noise into the
-        target.
+    target.
 
     Args:
         patches: [M, p*p*3] in [0, 1].

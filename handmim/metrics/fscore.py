@@ -14,8 +14,7 @@ def nearest_distances_m(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Distance from every point to the nearest of the other cloud, both ways.
 
     Squared distances come from one product per tile, [a, |a|^2, 1] with [-2 b, 1, |b|^2]; clouds
-    are centred first
-    and the arithmetic is float64, so the cancellation costs less than 1e-8 m.
+    are centred first and the arithmetic is float64, so the cancellation costs less than 1e-8 m.
 
     Args:
         a, b: [B, P, 3] and [B, Q, 3] metres.

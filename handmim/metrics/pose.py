@@ -27,8 +27,8 @@ def pck_auc(errors_m: Tensor) -> Tensor:
     """Area under the share of hits over 100 thresholds, evenly from 0 to 50 mm inclusive.
 
     A hit is `<=`; trapezoids, divided by 50 mm; per point over samples, then the mean over points.
-    A perfect score
-    is 1, but an exact fit that leaves 1e-17 misses the threshold 0 and scores 1 - 1/198.
+    A perfect score is 1, but an exact fit that leaves 1e-17 misses the threshold 0 and scores 1 -
+    1/198.
 
     Args:
         errors_m: [n, P] float64 metres.
@@ -47,8 +47,8 @@ class HandMetrics(Metric):
     """Accumulates predictions of any number of batches and processes.
 
     Aligned ("pa_") figures use a similarity with reflections allowed, for joints and vertices
-    separately. Unaligned
-    ones are relative to `root_joint` of prediction and truth, or absolute when it is None.
+    separately. Unaligned ones are relative to `root_joint` of prediction and truth, or absolute
+    when it is None.
 
     Args:
         root_joint: index of the root joint; None compares absolute camera coordinates as the

@@ -69,8 +69,7 @@ def joint_probe(
         train_joints_m, test_joints_m: [n, 21, 3] and [m, 21, 3] relative to the root, metres; None
             for 2D only.
     Returns: err2d_percent (mean 2D error in per cent of the crop's side), pck10 (share of 2D errors
-        under 10 % of
-        the side), mpjpe_mm, pa_mpjpe_mm.
+        under 10 % of the side), mpjpe_mm, pa_mpjpe_mm.
     """
     kp2d, _ = ridge_probe(train_x, train_kp2d_ndc.flatten(1), test_x)
     # ndc spans 2 per side

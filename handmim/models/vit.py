@@ -150,9 +150,8 @@ class ViT(nn.Module):
         """Write the weights under timm's own names as safetensors.
 
         `timm.create_model(meta["timm_name"], **json.loads(meta["timm_args"]),
-        checkpoint_path=path)` loads them;
-        the mask token, which timm does not know, is left out. The metadata also says how pixels are
-        normalised.
+        checkpoint_path=path)` loads them; the mask token, which timm does not know, is left out.
+        The metadata also says how pixels are normalised.
         """
         meta = {
             "timm_name": self.timm_name,

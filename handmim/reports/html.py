@@ -13,15 +13,12 @@ import numpy as np
 LARGE = 100_000  # bytes
 COLOURS = ("#8a8f98", "#1f6fb4", "#d1622b", "#3c8f5a", "#7a52a8", "#b03060")
 
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1d2126; max-width: 1040px; margin: 2em auto;
-padding: 0 1em }
-h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em }
-table { border-collapse: collapse } th, td { padding: .3em .9em; text-align: right; border-bottom:
-1px solid #dde1e6 }
-th:first-child, td:first-child { text-align: left } tr.best td { font-weight: 600 }
-figure { margin: 1em 0 } figure img { max-width: 100%; image-rendering: auto; border: 1px solid
-#dde1e6 }
+STYLE = """ body { font: 15px/1.5 system-ui, sans-serif; color: #1d2126; max-width: 1040px; margin:
+2em auto;
+padding: 0 1em } h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin-top: 2em } table {
+border-collapse: collapse } th, td { padding: .3em .9em; text-align: right; border-bottom: 1px solid
+#dde1e6 } th:first-child, td:first-child { text-align: left } tr.best td { font-weight: 600 } figure
+{ margin: 1em 0 } figure img { max-width: 100%; image-rendering: auto; border: 1px solid #dde1e6 }
 figcaption { color: #59626d; font-size: .92em } .curves { display: flex; flex-wrap: wrap; gap: 1em }
 code { background: #f2f4f7; padding: .1em .3em } .note { background: #fff8e6; padding: .7em 1em;
 border-left: 3px solid #d9a400 }

@@ -34,8 +34,7 @@ def keypoint_monitors(points_ndc: Tensor, source_from_view: Tensor) -> dict[str,
         points_ndc: [B, G, K, 2] in each view.
         source_from_view: [B, G, 2, 3].
     Returns: spread (std within a sample, ndc), disagreement |A_a k_a - A_b k_b| (source ndc),
-        retrieval (share of
-        samples whose other view has the nearest mean-free shape in the batch).
+        retrieval (share of samples whose other view has the nearest mean-free shape in the batch).
     """
     in_source = transform_points(source_from_view, points_ndc.float())
     a, b = in_source[:, 0], in_source[:, 1]

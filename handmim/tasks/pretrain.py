@@ -1,9 +1,8 @@
 """HandMIM pretraining: student and EMA teacher, three granularities, one loss sum.
 
 The paper states the structure (teacher-student, pseudo-keypoint alignment on the class token,
-masked patch
-self-distillation, pixel reconstruction); how each part is formulated here is ours and every choice
-is a config value.
+masked patch self-distillation, pixel reconstruction); how each part is formulated here is ours and
+every choice is a config value.
 """
 
 from collections.abc import Callable, Mapping

@@ -46,8 +46,8 @@ def reconstructions(
         pred: [hidden patches, p*p*3] in row-major order of `is_masked`.
         patch_px: p.
         min_var: floor of the variance by which targets were normalised; predictions lack mean and
-            contrast of
-            the patch then, which are taken from the truth. None when they are raw pixels.
+            contrast of the patch then, which are taken from the truth. None when they are raw
+            pixels.
     Returns: [M, 3, H, W].
     """
     grid = views.shape[-2] // patch_px, views.shape[-1] // patch_px

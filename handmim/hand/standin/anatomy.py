@@ -1,8 +1,7 @@
 """Anthropometric figures of an average adult hand and the skeleton they make.
 
 Facts only, mean of men and women. Bone lengths [BK] were compared with a second transcription of
-the paper; [GA], [AN]
-and [KA] figures are rounded averages.
+the paper; [GA], [AN] and [KA] figures are rounded averages.
 [BK] Buryanov & Kotiuk 2010, Proportions of hand segments, Int. J. Morphol. 28(3): bone lengths and
 pulp thickness.
 [GA] Garrett 1971, The adult human hand, Human Factors 13: breadth and depth of the finger joints,
@@ -12,7 +11,7 @@ to 0.5 mm.
 the thumb.
 
 Design frame, millimetres, wrist joint at the origin: u distal, r to the thumb's side, d dorsal.
-    Model frame (MANO's),
+Model frame (MANO's),
 metres: x = WRIST.x - u, y = WRIST.y + d, z = WRIST.z + r; fingers along -x, palm to -y, thumb to
     +z.
 """

@@ -1,8 +1,8 @@
 """What the stand-in hand measures, and what every figure must satisfy.
 
 One table (`FACTS`) serves the tests, `tools/measure_standin.py` and data/README.md. Overlap and
-surface distance are
-taken against the sculpt itself, so they need neither the mesh builder nor its libraries.
+surface distance are taken against the sculpt itself, so they need neither the mesh builder nor its
+libraries.
 """
 
 from collections.abc import Iterator

@@ -21,8 +21,7 @@ class KeypointHead(nn.Module):
     little.
 
     Points start spread out (random output biases), and no BatchNorm is used since masked and whole
-    views share
-    the head.
+    views share the head.
 
     Args:
         dim: width of the class token.

@@ -2,11 +2,9 @@
 2103.16507).
 
 The head starts at the mean hand, samples the feature pyramid first on a grid and then where the
-current mesh lands,
-and updates pose, shape and camera. Deviations from PyMAF: a light pyramid, a GELU between the two
-linear layers, our
-own farthest-point vertices instead of a down-sampling matrix, a log-scale camera, and the class
-token as an input.
+current mesh lands, and updates pose, shape and camera. Deviations from PyMAF: a light pyramid, a
+GELU between the two linear layers, our own farthest-point vertices instead of a down-sampling
+matrix, a log-scale camera, and the class token as an input.
 """
 
 import itertools
@@ -101,8 +99,7 @@ class PyMafHead(nn.Module):
     """Refine MANO parameters by looking at the picture where the current mesh lands.
 
     State: 16 rotations in 6D, betas, camera (log(s / s0), tx, ty). States are detached between
-        steps, so every step
-    learns to improve whatever it is given.
+    steps, so every step learns to improve whatever it is given.
 
     Args:
         dim: width of the backbone's tokens.
@@ -117,9 +114,8 @@ class PyMafHead(nn.Module):
         cls_dim: width of the class-token feature.
         cls_at: which steps see the class token: "none", "first" or "all".
         standardise_cls: see the class token channel by channel relative to its mean and deviation
-            over training
-            pictures (`set_cls_statistics`). Most of a pretrained class token is the same for every
-            picture.
+            over training pictures (`set_cls_statistics`). Most of a pretrained class token is the
+            same for every picture.
         scale0_per_m: s0, ndc units per metre of a typical hand.
     """
 

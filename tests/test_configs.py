@@ -9,6 +9,8 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from handmim.utils.config import drop_unbuilt
+
 REPO = Path(__file__).parent.parent
 CONFIGS = REPO / "configs"
 ENTRY = {
@@ -155,6 +157,15 @@ def test_regression_tasks_are_built(head):
     assert task.head.num_steps == 3
     instantiate(cfg.augment)
     instantiate(cfg.optim)
+
+
+def test_settings_of_losses_that_are_not_chosen_are_dropped():
+    cfg = composed("pretrain", "experiment=quickstart_pretrain", "loss=[patch_distill,pixel_recon]")
+    drop_unbuilt(cfg.task.losses)
+    drop_unbuilt(cfg.task.heads)
+    task = instantiate(cfg.task)
+    assert set(task.losses.terms) == {"patch_distill", "pixel_recon"}
+    assert cfg.task.losses.patch_distill.weight == 0.05
 
 
 def test_an_ablation_is_one_override():

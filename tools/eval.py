@@ -24,15 +24,15 @@ def main(cfg: DictConfig) -> None:
     predictors = {"model": model_predictor, "mean_hand": mean_hand_predictor}
     if cfg.predictor not in predictors:
         raise ValueError(f"predictor must be one of {sorted(predictors)}, got {cfg.predictor!r}")
-    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    run_dir = Path(cfg.paths.run_root) / cfg.name
-    run = Run.start(cfg.name, run_dir, cfg.seed, config, **cfg.machine, overwrite=cfg.overwrite)
-
     saved = load_checkpoint(cfg.checkpoint, map_location="cpu")
     check_targets(saved["config"])
     trained = OmegaConf.create(saved["config"])
     if "head" not in trained.task:
         raise ValueError(f"{cfg.checkpoint} is a pretraining checkpoint: fine-tune it first")
+    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    run_dir = Path(cfg.paths.run_root) / cfg.name
+    run = Run.start(cfg.name, run_dir, cfg.seed, config, **cfg.machine, overwrite=cfg.overwrite)
+
     task = instantiate(trained.task)
     hand = task.head.hand
     data = trained.data if cfg.data is None else cfg.data

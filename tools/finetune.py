@@ -25,14 +25,14 @@ def main(cfg: DictConfig) -> None:
     flags = {"resume": cfg.resume, "overwrite": cfg.overwrite}
     run = Run.start(cfg.name, run_dir, cfg.seed, config, **cfg.machine, **flags)
 
+    task = instantiate(cfg.task)
+    if cfg.init_from is not None:
+        task.backbone.load_exported(cfg.init_from)
     with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet
         train, val = instantiate(cfg.data.train), instantiate(cfg.data.val)
     train = label_subset(train, cfg.num_labels, cfg.seed)
     augment = instantiate(cfg.augment)
-    task = instantiate(cfg.task)
     recipe = instantiate(cfg.optim)
-    if cfg.init_from is not None:
-        task.backbone.load_exported(cfg.init_from)
     start_from_labels(task, train, augment, run.device)
     hand = {"hand": task.head.hand.name, "hand_sha256": task.head.hand.sha256}
 

@@ -14,12 +14,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from handmim.data.loader import collate_crops
 from handmim.engine.loop import Trainer
+from handmim.utils.config import drop_unbuilt
 from handmim.utils.run import Run
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="pretrain")
 def main(cfg: DictConfig) -> None:
     """Assemble, train, export."""
+    drop_unbuilt(cfg.task.losses)
+    drop_unbuilt(cfg.task.heads)
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     run_dir = Path(cfg.paths.run_root) / cfg.name
     flags = {"resume": cfg.resume, "overwrite": cfg.overwrite}
@@ -37,7 +40,7 @@ def main(cfg: DictConfig) -> None:
     result = trainer.fit(
         run, task, dataset, collate_crops, make_views, recipe, hooks=hooks, resume=cfg.resume
     )
-    if run.is_main and not result.interrupted:
+    if run.is_main:
         path = run.dir / "backbone.safetensors"
         task.export_backbone.export(path, {"step": str(result.step), "seed": str(cfg.seed)})
         run.log.info("backbone of the EMA teacher: %s (loads with timm.create_model)", path)

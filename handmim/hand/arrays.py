@@ -44,13 +44,21 @@ class HandArrays:
     extras: dict[str, NDArray[Any]] = field(default_factory=dict)  # joint axes, limits, ...
 
 
+def resolve_hand_path(path: str | Path) -> Path:
+    """ "standin" means the hand that ships with the repository, wherever one stands; else the path
+    itself."""
+    if str(path) == "standin":
+        return Path(__file__).parents[2] / "data" / "standin_right.npz"
+    return Path(path)
+
+
 def load_hand_arrays(path: str | Path) -> HandArrays:
     """Read and check a hand model in MANO's npz layout.
 
     Raises: FileNotFoundError saying where hand models come from; ValueError naming the array that
         is wrong.
     """
-    path = Path(path)
+    path = resolve_hand_path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"no hand model at {path}. The stand-in ships as data/standin_right.npz "

@@ -20,7 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from handmim.hand.arrays import load_hand_arrays
+from handmim.hand.arrays import load_hand_arrays, resolve_hand_path
 from handmim.render.scene import POSE_BLOCK, RENDERER_VERSION, SceneRenderer, SceneSettings
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,11 @@ def render_split(
     began = time.perf_counter()
     log.info("rendering %d %s pictures of %d px into %s", num, split, settings.image_px, target)
     arrays = load_hand_arrays(hand_path)
-    job = {"hand_path": str(Path(hand_path).resolve()), "scene": settings.plain(), "seed": seed}
+    job = {
+        "hand_path": str(resolve_hand_path(hand_path).resolve()),
+        "scene": settings.plain(),
+        "seed": seed,
+    }
     job |= {"split": split, "num": num, "num_workers": num_workers}
     try:
         side = settings.image_px

@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> None:
 
     task = instantiate(trained.task)
     hand = task.head.hand
-    data = trained.data if cfg.data is None else cfg.data
+    data = cfg.get("data") or trained.data  # data=... replaces the checkpoint's own
     with run.fabric.rank_zero_first():
         dataset = instantiate(data.val)
     check_hands(saved["meta"]["hand_sha256"], hand.sha256, getattr(dataset, "hand_sha256", None))

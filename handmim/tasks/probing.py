@@ -31,7 +31,7 @@ class ProbeHook:
     """
 
     at_start = True
-    MIN_SAMPLES = 10
+    MIN_TRAIN, MIN_TEST = 10, 1
 
     def __init__(
         self,
@@ -64,10 +64,11 @@ class ProbeHook:
         if len(tokens) < total and dataset not in self._told:
             log.info("probe: %d of %d samples have all 21 joints in 2D", len(tokens), total)
             self._told.append(dataset)
-        if len(tokens) < self.MIN_SAMPLES:
+        wanted = self.MIN_TRAIN if dataset is self.train_set else self.MIN_TEST
+        if len(tokens) < wanted:
             raise ValueError(
                 f"only {len(tokens)} of {total} samples have all 21 joints in 2D, the probe needs "
-                f"{self.MIN_SAMPLES} (probe.annotations)"
+                f"{wanted} (probe.annotations)"
             )
         return tokens, torch.cat(kp2d), torch.cat(joints) if all_3d else None
 

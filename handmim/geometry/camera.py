@@ -59,3 +59,28 @@ def fit_weak(points_root_m: Tensor, points_ndc: Tensor, scale0_per_m: float) -> 
     scale = scale.clamp(min=1e-3 * scale0_per_m)
     shift_m = (mean_ndc / scale[..., None, None] - mean_xy).squeeze(-2)
     return torch.cat([(scale / scale0_per_m).log().unsqueeze(-1), shift_m], dim=-1)
+
+
+def solve_translation(points_root_m: Tensor, points_px: Tensor, K_px: Tensor) -> Tensor:
+    """Where a known shape stands in front of a pinhole camera, given its points in the picture.
+
+    Linear least squares: every point asks for fx (X + Tx) + skew (Y + Ty) = (u - cx)(Z + Tz) and
+    likewise for v. Exact for points that are true projections; for a weak-perspective estimate it
+    is the pinhole camera nearest to it.
+
+    Args:
+        points_root_m: [B, P, 3] camera axes, any origin, P >= 2.
+        points_px: [B, P, 2] where they are seen.
+        K_px: [B, 3, 3].
+    Returns: [B, 3] metres, to be added to the points; float64 inside.
+    """
+    dtype = points_root_m.dtype
+    points, seen, K = points_root_m.double(), points_px.double(), K_px.double()
+    rays = seen - K[:, None, :2, 2]  # [B, P, 2]
+    b, p = points.shape[:2]
+    rows = torch.zeros(b, p, 2, 3, dtype=torch.float64, device=points.device)
+    rows[..., :2] = K[:, None, :2, :2]
+    rows[..., 2] = -rays
+    known = rays * points[..., 2:] - (K[:, None, :2, :2] @ points[..., :2, None]).squeeze(-1)
+    solution = torch.linalg.lstsq(rows.flatten(1, 2), known.flatten(1).unsqueeze(-1)).solution
+    return solution.squeeze(-1).to(dtype)

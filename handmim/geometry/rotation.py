@@ -36,6 +36,13 @@ def chordal_mean(rotmats: Tensor) -> Tensor:
     return roma.special_procrustes(rotmats.mean(dim=0))
 
 
+def nearest_rotation(src: Tensor, dst: Tensor) -> Tensor:
+    """Proper rotations that bring centred points nearest to others: two [B, P, 3] -> [B, 3, 3]."""
+    if not len(src):
+        return src.new_zeros(0, 3, 3)
+    return roma.rigid_points_registration(src, dst)[0]
+
+
 def rotation_about_z(angle_rad: Tensor) -> Tensor:
     """Rotation about the optical axis, x towards y: [...] radians -> [..., 3, 3]."""
     cos, sin = angle_rad.cos(), angle_rad.sin()

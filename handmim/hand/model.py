@@ -1,12 +1,13 @@
-"""Batched blend skinning over any MANO-format arrays (Romero et al. 2017, MANO; Loper et al. 2015,
-SMPL).
+"""The interface of a hand layer, and our own: batched blend skinning over any MANO-format arrays
+(Romero et al. 2017, MANO; Loper et al. 2015, SMPL).
 
 Laid out for speed: one matrix product for all blendshapes, the chain in three batched steps instead
 of fifteen, the vertex axis last so that every large operation runs over contiguous memory.
 """
 
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,13 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from handmim.geometry.rotation import axis_angle_to_matrix, rot6d_to_matrix
-from handmim.hand.arrays import HandArrays, load_hand_arrays
+from handmim.hand.arrays import HandArrays, Side, load_hand_arrays
 from handmim.hand.skeleton import CANONICAL_FROM_CHAIN_AND_TIPS
 
 # Chain joints by depth below the wrist; MANO numbers each finger's joints in a row.
 _LEVELS = ((1, 4, 7, 10, 13), (2, 5, 8, 11, 14), (3, 6, 9, 12, 15))
 # Back from (wrist, level 1, level 2, level 3) to chain order.
 _CHAIN_FROM_LEVELS = tuple(int(i) for i in np.argsort((0, *_LEVELS[0], *_LEVELS[1], *_LEVELS[2])))
+
+_Layer = TypeVar("_Layer", bound="HandLayer")
 
 
 class HandMesh(NamedTuple):
@@ -52,21 +55,17 @@ def pose_to_matrices(pose: Tensor) -> Tensor:
     )
 
 
-class HandModel(nn.Module):
+class HandLayer(nn.Module, ABC):
     """MANO-format hand: rotations and shape in, vertices and joints out.
 
     Rotations are absolute (zero is the flat hand; no mean pose is added) and the first turns the
-    hand about its wrist, which therefore stays at its rest place plus `transl_m`.
+    hand about its wrist, which therefore stays at its rest place plus `transl_m`. Nothing of a hand
+    goes into checkpoints; its `sha256` does.
 
     Args:
         arrays: checked model arrays.
     """
 
-    template: Tensor
-    blendshapes: Tensor
-    joint_template: Tensor
-    joint_shapedirs: Tensor
-    skin_weights: Tensor
     joint_regressor: Tensor
     tip_ids: Tensor
     order21: Tensor
@@ -75,29 +74,21 @@ class HandModel(nn.Module):
     def __init__(self, arrays: HandArrays) -> None:
         super().__init__()
         self.arrays = arrays
-        num_betas, num_verts = arrays.shapedirs.shape[2], len(arrays.v_template)
-
-        def keep(name: str, value: NDArray[np.floating]) -> None:
-            self.register_buffer(name, torch.from_numpy(value.astype(np.float32)), persistent=False)
-
-        joint_shapedirs = np.einsum("jv,vck->kjc", arrays.J_regressor, arrays.shapedirs)
-        dirs = np.concatenate([arrays.shapedirs, arrays.posedirs], axis=2)  # [V, 3, 145]
-        keep("template", arrays.v_template.T.reshape(-1))  # [3V], x of all vertices first
-        keep("blendshapes", dirs.transpose(2, 1, 0).reshape(num_betas + 135, 3 * num_verts))
-        keep("joint_template", arrays.J_regressor @ arrays.v_template)  # [16, 3]
-        keep("joint_shapedirs", joint_shapedirs.reshape(num_betas, 48))
-        keep("skin_weights", arrays.weights.T)  # [16, V]
-        keep("joint_regressor", arrays.J_regressor)  # [16, V]
         mean = axis_angle_to_matrix(torch.from_numpy(arrays.hands_mean).view(15, 3))
-        keep("mean_rotmats", torch.cat([torch.eye(3, dtype=mean.dtype)[None], mean]).numpy())
+        mean = torch.cat([torch.eye(3, dtype=mean.dtype)[None], mean])
+        self._keep("mean_rotmats", mean.numpy())  # [16, 3, 3], wrist identity
+        self._keep("joint_regressor", arrays.J_regressor)  # [16, V]
         self.register_buffer("tip_ids", torch.tensor(arrays.tip_ids), persistent=False)
         order = torch.tensor(CANONICAL_FROM_CHAIN_AND_TIPS)
         self.register_buffer("order21", order, persistent=False)
 
+    def _keep(self, name: str, value: NDArray[np.floating]) -> None:
+        self.register_buffer(name, torch.from_numpy(value.astype(np.float32)), persistent=False)
+
     @classmethod
-    def from_file(cls, path: str | Path) -> "HandModel":
-        """Read a model in MANO's npz layout."""
-        return cls(load_hand_arrays(path))
+    def from_file(cls: type[_Layer], path: str | Path, left_shapedirs: str = "auto") -> _Layer:
+        """Read a model; arguments as `load_hand_arrays` takes them."""
+        return cls(load_hand_arrays(path, left_shapedirs=left_shapedirs))
 
     @property
     def faces(self) -> NDArray[np.int32]:
@@ -107,12 +98,7 @@ class HandModel(nn.Module):
     @property
     def num_betas(self) -> int:
         """Number of shape coefficients."""
-        return len(self.joint_shapedirs)
-
-    @property
-    def num_verts(self) -> int:
-        """Number of vertices."""
-        return self.skin_weights.shape[1]
+        return self.arrays.shapedirs.shape[2]
 
     @property
     def name(self) -> str:
@@ -120,12 +106,17 @@ class HandModel(nn.Module):
         return self.arrays.name
 
     @property
+    def side(self) -> Side:
+        """Which hand it is."""
+        return self.arrays.side
+
+    @property
     def sha256(self) -> str:
         """Identity of the model: vertices and betas of different models never mix."""
         return self.arrays.sha256
 
     def forward(self, pose: Tensor, betas: Tensor, transl_m: Tensor | None = None) -> HandMesh:
-        """Pose the hand.
+        """Pose the hand, in this layer's precision whatever the autocast state.
 
         Args:
             pose: as `pose_to_matrices` takes it; wrist first, then the chain's fifteen joints.
@@ -137,11 +128,63 @@ class HandModel(nn.Module):
         if betas.ndim != 2 or betas.shape[1] != self.num_betas:
             raise ValueError(f"betas must be [B, {self.num_betas}], got {tuple(betas.shape)}")
         with torch.autocast(betas.device.type, enabled=False):
-            dtype = self.template.dtype
+            dtype = self.mean_rotmats.dtype
             rotmats = pose_to_matrices(pose.to(dtype))
-            return self._skin(rotmats, betas.to(dtype), transl_m)
+            if len(rotmats) != len(betas):
+                raise ValueError(f"got {len(rotmats)} poses and {len(betas)} betas")
+            verts_m, chain_m = self._pose(rotmats, betas.to(dtype))
+            if transl_m is not None:
+                if transl_m.shape != (len(betas), 3):
+                    raise ValueError(
+                        f"transl_m must be [{len(betas)}, 3], got {tuple(transl_m.shape)}"
+                    )
+                shift = transl_m.to(dtype).unsqueeze(1)
+                verts_m, chain_m = verts_m + shift, chain_m + shift
+            joints = torch.cat([chain_m, verts_m[:, self.tip_ids]], dim=1)[:, self.order21]
+        return HandMesh(verts_m=verts_m, joints_m=joints, chain_joints_m=chain_m)
 
-    def _skin(self, rotmats: Tensor, betas: Tensor, transl_m: Tensor | None) -> HandMesh:
+    @abstractmethod
+    def _pose(self, rotmats: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
+        """Untranslated mesh and chain: [B, 16, 3, 3] and [B, num_betas] to [B, V, 3] and
+        [B, 16, 3] metres."""
+
+    def regress_chain(self, verts_m: Tensor) -> Tensor:
+        """The 16 chain joints from posed vertices by the joint regressor, as FreiHAND's annotations
+        do.
+
+        They differ slightly from the chain's joints when fingers bend. [B, V, 3] -> [B, 16, 3],
+        metres.
+        """
+        with torch.autocast(verts_m.device.type, enabled=False):
+            return self.joint_regressor.to(verts_m.dtype) @ verts_m
+
+
+class HandModel(HandLayer):
+    """Our own skinning: fast, and needs nothing but the arrays.
+
+    Args:
+        arrays: checked model arrays.
+    """
+
+    template: Tensor
+    blendshapes: Tensor
+    joint_template: Tensor
+    joint_shapedirs: Tensor
+    skin_weights: Tensor
+
+    def __init__(self, arrays: HandArrays) -> None:
+        super().__init__(arrays)
+        num_betas, num_verts = arrays.shapedirs.shape[2], len(arrays.v_template)
+        joint_shapedirs = np.einsum("jv,vck->kjc", arrays.J_regressor, arrays.shapedirs)
+        dirs = np.concatenate([arrays.shapedirs, arrays.posedirs], axis=2)  # [V, 3, 145]
+        blendshapes = dirs.transpose(2, 1, 0).reshape(num_betas + 135, 3 * num_verts)
+        self._keep("template", arrays.v_template.T.reshape(-1))  # [3V], x of all vertices first
+        self._keep("blendshapes", blendshapes)
+        self._keep("joint_template", arrays.J_regressor @ arrays.v_template)  # [16, 3]
+        self._keep("joint_shapedirs", joint_shapedirs.reshape(num_betas, 48))
+        self._keep("skin_weights", arrays.weights.T)  # [16, V]
+
+    def _pose(self, rotmats: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
         b = len(rotmats)
         eye = torch.eye(3, dtype=rotmats.dtype, device=rotmats.device)
         coefficients = torch.cat([betas, (rotmats[:, 1:] - eye).flatten(1)], dim=1)
@@ -165,17 +208,4 @@ class HandModel(nn.Module):
         blended = transforms.flatten(2).transpose(1, 2) @ self.skin_weights  # [B, 12, V]
         blended = blended.view(b, 3, 4, -1)
         verts = (blended[:, :, :3] * rest.unsqueeze(1)).sum(dim=2) + blended[:, :, 3]  # [B, 3, V]
-        if transl_m is not None:
-            verts, chain = verts + transl_m.unsqueeze(-1), chain + transl_m.unsqueeze(1)
-        verts_m = verts.transpose(1, 2)
-        joints = torch.cat([chain, verts_m[:, self.tip_ids]], dim=1)[:, self.order21]
-        return HandMesh(verts_m=verts_m, joints_m=joints, chain_joints_m=chain)
-
-    def regress_joints(self, verts_m: Tensor) -> Tensor:
-        """The 21 joints from posed vertices by the joint regressor, as FreiHAND's annotations do.
-
-        They differ slightly from the chain's joints when fingers bend. [B, V, 3] -> [B, 21, 3],
-        metres.
-        """
-        chain = self.joint_regressor.to(verts_m.dtype) @ verts_m
-        return torch.cat([chain, verts_m[:, self.tip_ids]], dim=1)[:, self.order21]
+        return verts.transpose(1, 2), chain

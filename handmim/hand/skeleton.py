@@ -1,8 +1,11 @@
 """Names, orders and indices of a hand's joints. Facts only: no maths, no files.
 
-Canonical order (FreiHAND, OpenPose): wrist, then thumb, index, middle, ring, little, each from base
-to tip.
+Canonical order (FreiHAND, OpenPose, COCO hands, MediaPipe): wrist, then thumb, index, middle, ring,
+little, each from base to tip.
 """
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 FINGERS = ("thumb", "index", "middle", "ring", "little")
 JOINT_NAMES = ("wrist", *(f"{finger}_{i}" for finger in FINGERS for i in (1, 2, 3, "tip")))
@@ -25,6 +28,18 @@ CANONICAL_FROM_HO3D = (0, 13, 14, 15, 16, 1, 2, 3, 17, 4, 5, 6, 18, 10, 11, 12, 
 HO3D_FROM_CANONICAL = tuple(CANONICAL_FROM_HO3D.index(i) for i in range(NUM_JOINTS))
 # The same order serves [16 chain joints, 5 tips] of any model.
 CANONICAL_FROM_CHAIN_AND_TIPS = CANONICAL_FROM_HO3D
+CHAIN_FROM_CANONICAL = HO3D_FROM_CANONICAL[:16]
+
+# canonical[i] = theirs[order[i]] for every order in which 21 joints are met.
+SKELETONS: Mapping[str, tuple[int, ...]] = {
+    "canonical": tuple(range(NUM_JOINTS)),
+    "freihand": tuple(range(NUM_JOINTS)),
+    "openpose": tuple(range(NUM_JOINTS)),
+    "mediapipe": tuple(range(NUM_JOINTS)),
+    "coco": tuple(range(NUM_JOINTS)),
+    "ho3d": CANONICAL_FROM_HO3D,
+    "mano": CANONICAL_FROM_CHAIN_AND_TIPS,
+}
 
 # Vertices that stand for the fingertips (thumb .. little) differ between sources: never mix them.
 FINGERTIP_VERTS = {
@@ -33,4 +48,34 @@ FINGERTIP_VERTS = {
     "freihand": (744, 320, 443, 555, 672),
     "ho3d": (744, 333, 444, 555, 672),
     "manopth": (745, 317, 444, 556, 673),
+    "manopth_left": (745, 317, 445, 556, 673),
 }
+
+
+class JointRule(NamedTuple):
+    """How a source's 21 joints follow from a posed hand."""
+
+    regressed: bool  # the 16 joints from posed vertices; else those of the kinematic chain
+    tip_verts: tuple[int, ...] | None  # thumb .. little; None takes the hand model's own
+
+
+# A batch names the rule of every sample by its place in this list.
+JOINT_RULES: Mapping[str, JointRule] = {
+    "model": JointRule(regressed=False, tip_verts=None),
+    "freihand": JointRule(regressed=True, tip_verts=FINGERTIP_VERTS["freihand"]),
+    "ho3d": JointRule(regressed=False, tip_verts=FINGERTIP_VERTS["ho3d"]),
+    "manopth": JointRule(regressed=False, tip_verts=FINGERTIP_VERTS["manopth"]),
+}
+RULE_NAMES = tuple(JOINT_RULES)
+
+
+def joint_order(source: str, target: str) -> tuple[int, ...]:
+    """Indices with `target[i] = source[order[i]]`, for points[..., order, :].
+
+    Raises: ValueError listing the orders there are.
+    """
+    for name in (source, target):
+        if name not in SKELETONS:
+            raise ValueError(f"no joint order {name!r}; there are {sorted(SKELETONS)}")
+    to_canonical, from_target = SKELETONS[source], SKELETONS[target]
+    return tuple(to_canonical[from_target.index(i)] for i in range(NUM_JOINTS))

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from handmim.geometry.align import root_align, similarity_align
-from handmim.geometry.camera import fit_weak, ndc_from_px, project, project_weak, px_from_ndc
+from handmim.geometry.camera import (
+    fit_weak,
+    ndc_from_px,
+    project,
+    project_weak,
+    px_from_ndc,
+    solve_translation,
+)
 from handmim.geometry.crop import (
     compose,
     homogeneous,
@@ -18,6 +25,7 @@ from handmim.geometry.rotation import (
     chordal_mean,
     matrix_to_axis_angle,
     matrix_to_rot6d,
+    nearest_rotation,
     rot6d_to_matrix,
     rotation_about_z,
 )
@@ -163,3 +171,32 @@ def test_chordal_mean_of_symmetric_turns_is_the_middle():
     torch.testing.assert_close(
         chordal_mean(turns), torch.eye(3, dtype=torch.float64), atol=1e-7, rtol=0
     )
+
+
+def test_translation_of_a_true_projection_is_found_exactly():
+    g = torch.Generator().manual_seed(0)
+    points = 0.05 * torch.randn(5, 21, 3, generator=g, dtype=torch.float64)
+    transl = torch.tensor([0.05, -0.1, 0.6], dtype=torch.float64) * (
+        1 + torch.rand(5, 3, generator=g, dtype=torch.float64)
+    )
+    K = torch.tensor([[600.0, 1.5, 120], [0, 580, 100], [0, 0, 1]], dtype=torch.float64)
+    K = K.expand(5, 3, 3)
+    seen = project(points + transl[:, None], K)
+    torch.testing.assert_close(solve_translation(points, seen, K), transl, atol=1e-9, rtol=0)
+    # a weak camera's depth is f / s: 600 px at 0.6 m is 1000 px per metre
+    flat = points * torch.tensor([1.0, 1.0, 0.0])
+    weak = flat[..., :2] * 1000 + torch.tensor([120.0, 100.0])
+    square = torch.tensor([[600.0, 0, 120], [0, 600, 100], [0, 0, 1]]).expand(5, 3, 3)
+    found = solve_translation(flat, weak, square)
+    expected = torch.tensor([0.0, 0.0, 0.6], dtype=torch.float64).expand(5, 3)
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
+
+
+def test_nearest_rotation_undoes_a_turn_and_never_reflects():
+    g = torch.Generator().manual_seed(1)
+    points = torch.randn(6, 21, 3, generator=g, dtype=torch.float64)
+    R = axis_angle_to_matrix(torch.randn(6, 3, generator=g, dtype=torch.float64))
+    torch.testing.assert_close(nearest_rotation(points, points @ R.transpose(1, 2) + 3.0), R)
+    mirrored = points * torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)
+    assert (torch.det(nearest_rotation(points, mirrored)) > 0).all()
+    assert nearest_rotation(points[:0], points[:0]).shape == (0, 3, 3)

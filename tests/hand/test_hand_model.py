@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,10 @@ def test_other_shapes_are_refused(hand, shape):
         hand(torch.zeros(shape), torch.zeros(4, 10))
     with pytest.raises(ValueError, match=r"betas must be \[B, 10\]"):
         hand(torch.zeros(4, 48), torch.zeros(4, 9))
+    with pytest.raises(ValueError, match="got 3 poses and 4 betas"):
+        hand(torch.zeros(3, 48), torch.zeros(4, 10))
+    with pytest.raises(ValueError, match=r"transl_m must be \[4, 3\], got \(3,\)"):
+        hand(torch.zeros(4, 48), torch.zeros(4, 10), torch.zeros(3))
 
 
 def test_samples_do_not_see_each_other(hand):
@@ -111,15 +117,40 @@ def test_gradients_are_exact(hand_arrays):
 
 def test_regressed_joints_equal_the_chain_at_rest_and_differ_when_bent(hand):
     rest = hand(torch.zeros(1, 48), torch.zeros(1, 10))
-    torch.testing.assert_close(hand.regress_joints(rest.verts_m), rest.joints_m, atol=5e-5, rtol=0)
+    chain = hand.regress_chain(rest.verts_m)
+    torch.testing.assert_close(chain, rest.chain_joints_m, atol=5e-5, rtol=0)
     bent = hand(*random_pose(1))
-    gap = (hand.regress_joints(bent.verts_m) - bent.joints_m).norm(dim=-1)
-    assert gap[0, 4] == 0  # tips are vertices in both
+    gap = (hand.regress_chain(bent.verts_m) - bent.chain_joints_m).norm(dim=-1)
+    assert gap.shape == (1, 16)
     assert 1e-4 < gap.max() < 1e-2
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(hand.regress_chain(rest.verts_m), chain)
 
 
-def test_state_dict_is_empty(hand):
+def test_state_dict_is_empty_and_copies_work(hand):
     assert hand.state_dict() == {}
+    pose, betas = random_pose(2)
+    twin = copy.deepcopy(hand).double()
+    assert twin(pose.double(), betas.double()).verts_m.dtype == torch.float64
+    torch.testing.assert_close(
+        twin(pose, betas).verts_m.float(), hand(pose, betas).verts_m, atol=1e-6, rtol=0
+    )
+    assert twin.sha256 == hand.sha256
+
+
+def test_autocast_does_not_reach_the_hand(hand):
+    pose, betas = random_pose(2)
+    transl = torch.ones(2, 3)
+    plain = hand(pose, betas, transl)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = hand(pose, betas, transl)
+    assert all(torch.equal(a, b) for a, b in zip(plain, cast, strict=True))
+
+
+def test_the_stand_in_is_a_right_hand_without_repairs(hand):
+    assert (hand.side, hand.arrays.repairs, hand.num_betas) == ("right", (), 10)
+    assert hand.name == "standin_right"
+    assert len({hand.sha256, hand.arrays.file_sha256}) == 2
 
 
 def test_skeleton_tables_agree():
@@ -153,8 +184,34 @@ def test_damaged_files_are_refused_by_name(tmp_path, hand_path):
         load(hands_mean=good["hands_mean"] * np.nan)
     with pytest.raises(ValueError, match="sum to 1"):
         load(weights=good["weights"] * 0.9)
-    with pytest.raises(FileNotFoundError, match=r"standin_right\.npz"):
+    weights = good["weights"].astype(np.float64).copy()
+    weights[5, :2] += [-2.5, 2.5]
+    with pytest.raises(ValueError, match=r"skinning weights go down to -[12]\.\d+, wanted >= 0"):
+        load(weights=weights)
+    with pytest.raises(ValueError, match="J_regressor sum to"):
+        load(J_regressor=good["J_regressor"] * 0.95)
+    for index in (778, -1):
+        faces = good["f"].copy()
+        faces[3, 1] = index
+        with pytest.raises(ValueError, match=rf"f holds indices from .*{index}.*wanted 0\.\.777"):
+            load(f=faces)
+    kintree = good["kintree_table"].copy()
+    kintree[0, 5] = 0
+    with pytest.raises(ValueError, match=r"parents are \(-1, 0, 1, 2, 0, 0, 5"):
+        load(kintree_table=kintree)
+    kintree = good["kintree_table"].astype(np.int64)
+    kintree[0, 0] = -1
+    assert load(kintree_table=kintree).parents == CHAIN_PARENTS
+    with pytest.raises(ValueError, match=r"tip_ids are \[744, 320, 443, 554, 778\]"):
+        load(tip_ids=np.array([744, 320, 443, 554, 778]))
+    with pytest.raises(ValueError, match="hands_mean is <U5, wanted numbers"):
+        load(hands_mean=np.array(["hello"] * 45))
+    assert load(tip_ids=None).tip_ids == (744, 320, 443, 554, 671)
+    assert load(shapedirs=np.tile(good["shapedirs"], 2)).shapedirs.shape == (778, 3, 10)
+    with pytest.raises(ValueError, match=r"wanted MANO's axes.*hand\.path"):
+        load(v_template=good["v_template"][:, [1, 0, 2]])  # fingers along y
+    with pytest.raises(ValueError, match=r"wanted MANO's axes.*hand\.path"):
+        load(v_template=good["v_template"] * [-1, 1, -1])  # half a turn: not a left hand
+    message = r"standin_right\.npz \(hand=standin\).*hand=mano hand\.path=FILE"
+    with pytest.raises(FileNotFoundError, match=message):
         load_hand_arrays(tmp_path / "none.npz")
-    (tmp_path / "MANO_RIGHT.pkl").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"\.pkl"):
-        load_hand_arrays(tmp_path / "MANO_RIGHT.pkl")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from handmim.contracts import HandOutputs, HandState, Tokens
 from handmim.geometry.camera import project_weak
 from handmim.geometry.rotation import matrix_to_rot6d, rot6d_to_matrix
-from handmim.hand.model import HandModel
+from handmim.hand.model import HandLayer
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.models.pyramid import LightPyramid
 
@@ -129,7 +129,7 @@ class PyMafHead(nn.Module):
     def __init__(
         self,
         dim: int,
-        hand: HandModel,
+        hand: HandLayer,
         *,
         num_steps: int = 3,
         channels: int = 128,
@@ -150,6 +150,11 @@ class PyMafHead(nn.Module):
         if cls_at not in CLS_AT:
             raise ValueError(
                 f"cls_at must be one of {CLS_AT}, got {cls_at!r} (configs/head/pymaf.yaml)"
+            )
+        if hand.side != "right":
+            raise ValueError(
+                f"the head regresses right hands (left ones are mirrored before and after), got the "
+                f"{hand.side} hand {hand.name} (hand.path)"
             )
         self.hand, self.num_steps, self.scale0_per_m = hand, num_steps, scale0_per_m
         self.append_joints, self.cls_at = append_joints, cls_at

@@ -1,0 +1,142 @@
+"""Other people's hand layers behind our interface, for comparisons: smplx and manopth.
+
+Both are optional and licensed separately; `HandModel` needs neither.
+"""
+
+import contextlib
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from handmim.geometry.rotation import matrix_to_axis_angle
+from handmim.hand.arrays import HandArrays, load_hand_arrays, resolve_hand_path
+from handmim.hand.files import NO_PARENT
+from handmim.hand.model import HandLayer
+from handmim.hand.skeleton import CHAIN_FROM_CANONICAL
+
+_MM = 1e-3
+
+
+def _leave_out_of_checkpoints(layer: nn.Module) -> nn.Module:
+    """None of its buffers is saved: the hand model's file holds them."""
+    for module in layer.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            module.register_buffer(name, buffer, persistent=False)
+    return layer
+
+
+class SmplxHand(HandLayer):
+    """`smplx.MANOLayer` on arrays that we have read, so that neither chumpy nor its pickles matter.
+
+    MANOLayer takes rotation matrices, answers in metres and never adds the mean pose
+    (`flat_hand_mean` has no effect on it), which is what our interface wants.
+
+    Args:
+        arrays: checked model arrays.
+    Raises: ImportError naming the package when smplx is missing.
+    """
+
+    def __init__(self, arrays: HandArrays) -> None:
+        super().__init__(arrays)
+        try:
+            import smplx
+            from smplx.utils import Struct
+        except ImportError as error:
+            raise ImportError(
+                "hand=smplx wants the smplx package (pip install smplx); hand=mano reads the same"
+                " files without it"
+            ) from error
+        kintree = np.stack([[NO_PARENT, *arrays.parents[1:]], np.arange(len(arrays.parents))])
+        data = Struct(
+            v_template=arrays.v_template,
+            f=arrays.faces,
+            shapedirs=arrays.shapedirs,
+            posedirs=arrays.posedirs,
+            J_regressor=arrays.J_regressor,
+            weights=arrays.weights,
+            kintree_table=kintree,
+            hands_mean=arrays.hands_mean,
+            hands_components=arrays.hands_components,
+        )
+        with contextlib.redirect_stdout(io.StringIO()):  # it remarks on ten betas
+            layer = smplx.MANOLayer(
+                model_path="",
+                data_struct=data,
+                is_rhand=arrays.side == "right",
+                use_pca=False,
+                create_body_pose=False,  # it would be a trainable parameter that nothing reads
+            )
+        self.layer = _leave_out_of_checkpoints(layer)
+
+    def _pose(self, rotmats: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.layer(global_orient=rotmats[:, :1], hand_pose=rotmats[:, 1:], betas=betas)
+        return out.vertices, out.joints
+
+
+class ManopthHand(HandLayer):
+    """`manopth.manolayer.ManoLayer`, which answers in millimetres and in OpenPose order.
+
+    It runs with PCA off and the flat hand as zero, so that no mean pose is added, and is handed
+    axis-angle: its way with rotation matrices projects each by an SVD whose gradient is not finite
+    at rotations. Its own translation is not used, as it reads exact zeros as none.
+
+    manopth unpickles MANO_RIGHT.pkl or MANO_LEFT.pkl itself and needs chumpy for that; `from_file`
+    reads the file first and refuses one that asks for more than arrays. Its shape directions are
+    replaced by ours, repaired where `left_shapedirs` says so.
+
+    Args:
+        arrays: checked model arrays, of the same file.
+        mano_root: folder of that file.
+    Raises: ImportError naming what to install; ValueError when manopth has read another hand.
+    """
+
+    def __init__(self, arrays: HandArrays, mano_root: str | Path) -> None:
+        super().__init__(arrays)
+        try:
+            from manopth.manolayer import ManoLayer
+        except ImportError as error:
+            raise ImportError(
+                "hand=manopth wants manopth (github.com/hassony2/manopth, not on PyPI) and chumpy;"
+                " hand=mano reads the same files and needs neither"
+            ) from error
+        layer = ManoLayer(
+            center_idx=None,
+            flat_hand_mean=True,
+            ncomps=45,
+            side=arrays.side,
+            mano_root=str(mano_root),
+            use_pca=False,
+            root_rot_mode="axisang",
+            joint_rot_mode="axisang",
+        )
+        template = layer.th_v_template.reshape(-1, 3)
+        if np.abs(template.numpy() - arrays.v_template).max() > 1e-6:
+            raise ValueError(
+                f"manopth has read another hand from {mano_root} than {arrays.name} (hand.path)"
+            )
+        layer.th_shapedirs = torch.from_numpy(arrays.shapedirs.astype(np.float32))
+        self.layer = _leave_out_of_checkpoints(layer)
+
+    @classmethod
+    def from_file(cls, path: str | Path, left_shapedirs: str = "auto") -> "ManopthHand":
+        """Read a model; arguments as `load_hand_arrays` takes them.
+
+        Raises: ValueError unless the file is one that manopth reads.
+        """
+        path = resolve_hand_path(path)
+        arrays = load_hand_arrays(path, left_shapedirs=left_shapedirs)
+        wanted = f"MANO_{arrays.side.upper()}.pkl"
+        if path.name != wanted:
+            raise ValueError(
+                f"manopth reads {wanted} as downloaded, got {path.name} (hand.path);"
+                " hand=mano reads any"
+            )
+        return cls(arrays, path.parent)
+
+    def _pose(self, rotmats: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
+        # OpenPose order is our canonical one; their fingertips are left out, ours are vertices.
+        verts_mm, joints_mm = self.layer(matrix_to_axis_angle(rotmats).flatten(1), betas)[:2]
+        return verts_mm * _MM, joints_mm[:, CHAIN_FROM_CANONICAL] * _MM

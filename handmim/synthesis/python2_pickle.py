@@ -1,0 +1,166 @@
+"""Write pickles byte for byte as Python 2 with an old numpy did, for files like MANO's and HO-3D's.
+
+Python 3 cannot be asked for that: it writes its own names, and text where Python 2 had strings.
+Objects of classes that are not installed can be written too.
+"""
+
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """An object of a class that need not exist here: its class's place and what it holds."""
+
+    module: str
+    name: str
+    state: Any
+
+
+class _Writer:
+    """Protocol 2 into `out`; objects met twice are written once and referred to."""
+
+    def __init__(self) -> None:
+        self.out = bytearray(b"\x80\x02")
+        self.places: dict[int, tuple[int, Any]] = {}  # by id; holds the object so that ids last
+        self.globals: dict[tuple[str, str], int] = {}
+        self.num_places = 0
+
+    def _put(self) -> int:
+        place, self.num_places = self.num_places, self.num_places + 1
+        self.out += b"q" + bytes([place]) if place < 256 else b"r" + struct.pack("<I", place)
+        return place
+
+    def _get(self, place: int) -> None:
+        self.out += b"h" + bytes([place]) if place < 256 else b"j" + struct.pack("<I", place)
+
+    def _global(self, module: str, name: str) -> None:
+        if (module, name) in self.globals:
+            self._get(self.globals[module, name])
+        else:
+            self.out += f"c{module}\n{name}\n".encode()
+            self.globals[module, name] = self._put()
+
+    def _call(self, module: str, name: str, args: tuple[Any, ...]) -> None:
+        self._global(module, name)
+        self._tuple(args)
+        self.out += b"R"
+
+    def _tuple(self, items: tuple[Any, ...]) -> None:
+        self.out += b"(" if len(items) > 3 else b""
+        for item in items:
+            self.write(item)
+        self.out += (b")", b"\x85", b"\x86", b"\x87")[len(items)] if len(items) < 4 else b"t"
+
+    def _string(self, content: bytes) -> None:
+        short = len(content) < 256
+        self.out += (
+            b"U" + bytes([len(content)]) if short else b"T" + struct.pack("<i", len(content))
+        )
+        self.out += content
+
+    def _int(self, number: int) -> None:
+        if 0 <= number < 256:
+            self.out += b"K" + bytes([number])
+        elif 0 <= number < 65536:
+            self.out += b"M" + struct.pack("<H", number)
+        elif -(2**31) <= number < 2**31:
+            self.out += b"J" + struct.pack("<i", number)
+        else:
+            raw = number.to_bytes(number.bit_length() // 8 + 1, "little", signed=True)
+            self.out += b"\x8a" + bytes([len(raw)]) + raw
+
+    def _dtype(self, dtype: np.dtype[Any]) -> None:
+        if dtype.kind not in "biufcSUO":
+            raise TypeError(f"arrays of {dtype} are not written")
+        self._call("numpy", "dtype", (dtype.str[1:], 0, 1))
+        size = (dtype.itemsize, {"S": 1, "U": 4}[dtype.kind]) if dtype.kind in "SU" else (-1, -1)
+        self._tuple((3, dtype.str[0], None, None, None, *size, 63 if dtype.kind == "O" else 0))
+        self.out += b"b"
+
+    def _array(self, array: NDArray[Any]) -> None:
+        self._call("numpy.core.multiarray", "_reconstruct", (_NDARRAY, (0,), "b"))
+        fortran = array.flags.f_contiguous and not array.flags.c_contiguous
+        content: Any = array.tobytes("F" if fortran else "C")
+        if array.dtype.kind == "O":
+            content = array.ravel("F" if fortran else "C").tolist()
+        self._tuple((1, array.shape, array.dtype, bool(fortran), content))
+        self.out += b"b"
+
+    def write(self, value: Any) -> None:
+        """Append one object.
+
+        Raises: TypeError for what is none of plain values, containers, arrays and `Foreign`.
+        """
+        if value is None or isinstance(value, bool):
+            self.out += {None: b"N", True: b"\x88", False: b"\x89"}[value]
+        elif isinstance(value, int):
+            self._int(value)
+        elif type(value) is float:
+            self.out += b"G" + struct.pack(">d", value)
+        elif value is _NDARRAY:
+            self._global("numpy", "ndarray")
+        elif id(value) in self.places:
+            self._get(self.places[id(value)][0])
+        elif type(value) is tuple:
+            self._tuple(value)
+        elif isinstance(value, (list, dict)):
+            self.out += b"]" if isinstance(value, list) else b"}"
+            self.places[id(value)] = (self._put(), value)
+            self.out += b"("
+            for item in value if isinstance(value, list) else value.items():
+                for part in (item,) if isinstance(value, list) else item:
+                    self.write(part)
+            self.out += b"e" if isinstance(value, list) else b"u"
+        elif isinstance(value, Foreign):
+            self._global(value.module, value.name)
+            self.out += b")\x81"
+            self.places[id(value)] = (self._put(), value)
+            self.write(value.state)
+            self.out += b"b"
+        else:
+            self._leaf(value)
+            self.places[id(value)] = (self._put(), value)
+
+    def _leaf(self, value: Any) -> None:
+        if isinstance(value, (str, bytes)):
+            self._string(value.encode("latin1") if isinstance(value, str) else value)
+        elif isinstance(value, set):
+            self._call("__builtin__", "set", (sorted(value),))
+        elif isinstance(value, np.ndarray):
+            self._array(value)
+        elif isinstance(value, np.generic):
+            self._call("numpy.core.multiarray", "scalar", (value.dtype, value.tobytes()))
+        elif isinstance(value, np.dtype):
+            self._dtype(value)
+        else:
+            raise TypeError(f"{type(value).__name__} is not written as Python 2 had it")
+
+
+_NDARRAY = object()
+
+
+def dump(obj: Any, path: str | Path) -> None:
+    """Write a pickle of protocol 2 as Python 2 did; the file is there as a whole or not at all.
+
+    Args:
+        obj: plain values, lists, tuples, dicts, sets of strings, numpy arrays and scalars, and
+            `Foreign` objects. Text becomes strings of bytes by Latin-1.
+        path: target.
+    Raises: TypeError for anything else.
+    """
+    writer = _Writer()
+    writer.write(obj)
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(bytes(writer.out) + b".")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

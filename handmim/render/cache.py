@@ -1,15 +1,10 @@
 """Rendering a whole split to disk by several processes. Run as `python -m handmim.render.cache
-JOB.json WORKER`.
-
-Workers are plain subprocesses without torch, so that they start in a second and inherit nothing.
-"""
+JOB.json WORKER`."""
 
 import contextlib
 import json
 import logging
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +17,7 @@ import numpy as np
 
 from handmim.hand.arrays import load_hand_arrays, resolve_hand_path
 from handmim.render.scene import POSE_BLOCK, RENDERER_VERSION, SceneRenderer, SceneSettings
+from handmim.render.workers import JOB, LoggedProgress, run_workers
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +29,7 @@ FIELDS: dict[str, tuple[tuple[int, ...], str]] = {
     "betas": ((10,), "float32"),
     "transl_m": ((3,), "float32"),
 }
-JOB, DONE, ERRORS = "job.json", ".done-", ".errors-"
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+DONE = ".done-"
 
 
 def render_blocks(job: Mapping[str, Any], folder: Path, worker: int) -> None:
@@ -61,35 +56,12 @@ def render_blocks(job: Mapping[str, Any], folder: Path, worker: int) -> None:
 
 
 def _run_workers(job: Mapping[str, Any], folder: Path) -> None:
-    (folder / JOB).write_text(json.dumps(job))
-    command = [sys.executable, "-m", "handmim.render.cache", str(folder / JOB)]
-    package_root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(p for p in (package_root, os.environ.get("PYTHONPATH")) if p)
-    env = os.environ | dict.fromkeys(THREADS, "1") | {"PYTHONPATH": path}
-    began = last = time.perf_counter()
-    workers = []
-    for i in range(job["num_workers"]):
-        with open(folder / f"{ERRORS}{i}", "w") as errors:
-            workers.append(subprocess.Popen([*command, str(i)], env=env, stderr=errors))
-    try:
-        while any(worker.poll() is None for worker in workers):
-            time.sleep(0.1)
-            if any(worker.poll() for worker in workers):
-                break  # one has failed: do not wait for the others
-            if time.perf_counter() - last > 15:
-                last = time.perf_counter()
-                done = min(POSE_BLOCK * len(list(folder.glob(f"{DONE}*"))), job["num"])
-                log.info(
-                    "rendered %d of %d, %.0f images/s", done, job["num"], done / (last - began)
-                )
-        for i, worker in enumerate(workers):
-            if worker.poll():
-                words = (folder / f"{ERRORS}{i}").read_text().strip()[-2000:]
-                raise RuntimeError(f"a rendering process failed (exit {worker.poll()}): {words}")
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
+    progress = LoggedProgress(log.info, job["num"])
+
+    def finished() -> int:
+        return min(POSE_BLOCK * len(list(folder.glob(f"{DONE}*"))), job["num"])
+
+    run_workers(__name__, job, folder, job["num_workers"], lambda: progress(finished))
 
 
 def render_split(

@@ -13,6 +13,16 @@ from numpy.typing import NDArray
 from handmim.hand.arrays import HandArrays
 from handmim.hand.poses import PoseSampler, rodrigues, sample_betas
 from handmim.render.background import BackdropBank
+from handmim.render.lens import Lens, tame_exposure
+from handmim.render.objects import (
+    HeldObject,
+    depth_inside_m,
+    muted,
+    painted,
+    place_off_palm,
+    random_rotation,
+    superquadric,
+)
 from handmim.render.rasterizer import rasterise, unit, vertex_normals
 from handmim.render.shading import SKIN_TONES, shade
 from handmim.render.surface import HandSurface
@@ -27,6 +37,21 @@ POSE_BLOCK = 256
 # Camera from model axes (fingers up): the back of the hand, or the palm, towards the camera.
 R_CAM_FROM_DORSAL = np.array([[0.0, 0, -1], [1, 0, 0], [0, -1, 0]])
 R_CAM_FROM_PALMAR = np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
+
+__all__ = [
+    "POSE_BLOCK",
+    "RENDERER_VERSION",
+    "SPLITS",
+    "Given",
+    "RenderedHand",
+    "SceneRenderer",
+    "SceneSettings",
+    "Staged",
+    "depth_inside_m",
+    "random_orientation",
+    "superquadric",
+    "tame_exposure",
+]
 
 
 @dataclass(frozen=True)
@@ -94,70 +119,39 @@ class RenderedHand(NamedTuple):
     transl_m: Array  # [3], HandModel(rotmats, betas, transl_m) gives verts_cam_m
 
 
-def muted(colour: Array, saturation: float) -> Array:
-    """A colour with part of its saturation: [3] to [3]."""
-    grey = colour.mean()
-    return grey + (colour - grey) * saturation
+def random_orientation(settings: SceneSettings, rng: RNG) -> Array:
+    """[3, 3] R_cam_from_mano within the views of the settings."""
+    if settings.view == "any":
+        return random_rotation(rng)
+    side = settings.sides[int(rng.integers(len(settings.sides)))]
+    base = R_CAM_FROM_DORSAL if side == "dorsal" else R_CAM_FROM_PALMAR
+    about = np.radians(rng.uniform(-1, 1, 3) * settings.cone_deg)
+    turn = rodrigues(np.diag(about)[[2, 1, 0]])  # about z, y, x
+    return turn[0] @ turn[1] @ turn[2] @ base
 
 
-def random_rotation(rng: RNG) -> Array:
-    """[3, 3] uniform over all rotations."""
-    w, x, y, z = unit(rng.normal(size=4))
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
+class Given(NamedTuple):
+    """What a picture takes over instead of drawing it at random."""
+
+    focal_px: float | None = None
+    transl_m: Array | None = None  # [3], goes with focal_px
+    held: HeldObject | None = None  # in place of a random object
+    looks: RNG | None = None  # source of skin and sleeve
+    place: RNG | None = None  # source of backdrop and light
 
 
-def superquadric(rng: RNG) -> tuple[Array, NDArray[np.int32], Array, Array]:
-    """A random box, cylinder, ball or something between: points [n, 3] m, faces, radii [3],
-    exponents [2]."""
-    exponents, radii = rng.choice([0.15, 0.5, 1.0], 2), rng.uniform(0.016, 0.048, 3)
-    around, up = 18, 12
-    u, v = np.meshgrid(
-        np.arange(around) * 2 * np.pi / around, np.linspace(-np.pi / 2, np.pi / 2, up)
-    )
+class Staged(NamedTuple):
+    """A hand in light, painted, before any backdrop and lens: develops into several photographs."""
 
-    def power(w: Array, e: float) -> Array:
-        return np.sign(w) * np.abs(w) ** e
-
-    e1, e2 = exponents
-    ring = power(np.cos(v), e1)
-    points = np.stack(
-        [ring * power(np.cos(u), e2), ring * power(np.sin(u), e2), power(np.sin(v), e1)], axis=-1
-    ).reshape(-1, 3)
-    a = np.arange(around * (up - 1))
-    b = a - a % around + (a + 1) % around
-    faces = np.vstack([np.stack([a, b, b + around], 1), np.stack([a, b + around, a + around], 1)])
-    return points * radii, faces.astype(np.int32), radii, exponents
-
-
-def depth_inside_m(points: Array, radii: Array, exponents: Array) -> float:
-    """How deep the deepest of `points` (object frame) lies inside a superquadric, along its ray to
-    the centre."""
-    e1, e2 = exponents
-    x, y, z = (np.abs(points) / radii).T + 1e-9
-    value = ((x ** (2 / e2) + y ** (2 / e2)) ** (e2 / e1) + z ** (2 / e1)) ** (e1 / 2)
-    depth = np.linalg.norm(points, axis=1) * (1 / value - 1)
-    return float(np.max(depth))
-
-
-def tame_exposure(image: Array, mask: NDArray[np.bool_], luma: Sequence[float]) -> Array:
-    """Bring the hand's mean luma into range and roll highlights off below white, so that nothing
-    blows out."""
-    gain = 1.0
-    if mask.any():
-        mean = float(image[mask].mean())
-        gain = min(max(mean, luma[0]), luma[1]) / max(mean, 1e-6)
-    image = (image * np.float32(gain)).astype(np.float32)
-    knee = 0.8
-    bright = image > knee
-    over = (image[bright] - knee) / (1 - knee)
-    image[bright] = knee + (1 - knee) * 0.96 * (1 - np.exp(-over))
-    return image
+    painted: Array  # [H, W, 3] linear, 0 outside `covered`; H = W = image_px * supersample
+    covered: NDArray[np.bool_]  # [H, W] hand, arm or object
+    hand: NDArray[np.bool_]  # [H, W] hand without the arm
+    inv_depth: Array  # [H, W] 1 / m, 0 outside `covered`
+    backdrop: Array  # [S, S, 3]
+    K_px: Array  # [3, 3] of the photograph
+    verts_cam_m: Array  # [V, 3]
+    joints_cam_m: Array  # [21, 3]
+    transl_m: Array  # [3]
 
 
 class SceneRenderer:
@@ -186,10 +180,15 @@ class SceneRenderer:
             photos_dir=settings.photos_dir,
         )
         self.table = np.random.default_rng(1).uniform(-1, 1, 4096)
-        # Sensor noise is read from a fixed strip at a random place: drawing it anew costs as much
-        # as the raster.
-        strip = max(1 << 20, 4 * 3 * settings.image_px**2)
-        self.grain = np.random.default_rng(2).standard_normal(strip, dtype=np.float32)
+        self.lens = Lens(
+            settings.image_px,
+            soften=settings.supersample == 1,
+            occluders=settings.occluders,
+            blur=settings.blur,
+            motion_blur=settings.motion_blur,
+            noise=settings.noise,
+            backdrops=self.backdrops,
+        )
         side = settings.image_px * settings.supersample
         self._buffers = self._make_buffers(side)
         self._shadow = self._make_buffers(self.SHADOW_PX)
@@ -205,22 +204,18 @@ class SceneRenderer:
         rng = np.random.default_rng(np.random.SeedSequence([*self.stream, 2**31 + 1, block]))
         return self.poses.sample(POSE_BLOCK, rng)
 
+    def fingers(self, index: int) -> Array:
+        """[15, 3, 3] absolute finger rotations of articulation `index`."""
+        return self._pose_block(index // POSE_BLOCK)[index % POSE_BLOCK]
+
     def render(self, index: int) -> RenderedHand:
         """Photograph `index`."""
         rng = np.random.default_rng(np.random.SeedSequence([*self.stream, index]))
-        fingers = self._pose_block(index // POSE_BLOCK)[index % POSE_BLOCK]
-        rotmats = np.concatenate([self._orientation(rng)[None], fingers])
+        rotmats = np.concatenate([self._orientation(rng)[None], self.fingers(index)])
         return self.draw(rotmats, sample_betas(1, 10, rng)[0], rng)
 
     def _orientation(self, rng: RNG) -> Array:
-        s = self.settings
-        if s.view == "any":
-            return random_rotation(rng)
-        side = s.sides[int(rng.integers(len(s.sides)))]
-        base = R_CAM_FROM_DORSAL if side == "dorsal" else R_CAM_FROM_PALMAR
-        about = np.radians(rng.uniform(-1, 1, 3) * s.cone_deg)
-        turn = rodrigues(np.diag(about)[[2, 1, 0]])  # about z, y, x
-        return turn[0] @ turn[1] @ turn[2] @ base
+        return random_orientation(self.settings, rng)
 
     def draw(self, rotmats: Array, betas: Array, rng: RNG) -> RenderedHand:
         """A photograph of the given hand; everything else is random.
@@ -230,37 +225,59 @@ class SceneRenderer:
             betas: [10].
             rng: source of everything else.
         """
-        s, surface = self.settings, self.surface
-        size, big = s.image_px, s.image_px * s.supersample
-        verts, joints = surface.pose(rotmats, betas)
-        focal = rng.uniform(s.focal[0], s.focal[1]) * size
+        staged = self.stage(rotmats, betas, rng)
+        picture, mask = self.develop(staged, staged.backdrop, rng)
+        truth = (staged.K_px, staged.verts_cam_m, staged.joints_cam_m, rotmats, betas)
+        return RenderedHand(picture, mask, *truth, staged.transl_m)
+
+    def _camera(self, verts: Array, rng: RNG, given: Given) -> tuple[float, Array]:
+        """Focal length in pixels and the hand's translation."""
+        if given.focal_px is not None and given.transl_m is not None:
+            return given.focal_px, given.transl_m
+        s = self.settings
+        focal = rng.uniform(s.focal[0], s.focal[1]) * s.image_px
         centre = (verts.max(axis=0) + verts.min(axis=0)) / 2
         extent = np.abs(verts - centre)[:, :2].max()
-        depth = focal * extent / (size / 2 * rng.uniform(s.fill[0], s.fill[1]))
-        transl = np.r_[rng.uniform(-s.offset, s.offset, 2) * extent, depth] - centre
+        depth = focal * extent / (s.image_px / 2 * rng.uniform(s.fill[0], s.fill[1]))
+        return focal, np.r_[rng.uniform(-s.offset, s.offset, 2) * extent, depth] - centre
+
+    def stage(self, rotmats: Array, betas: Array, rng: RNG, given: Given | None = None) -> Staged:
+        """The given hand under random light, by a random camera, with all that goes with it.
+
+        Args:
+            rotmats: [16, 3, 3].
+            betas: [10].
+            rng: source of everything random.
+            given: what is not random after all.
+        """
+        given = given or Given()
+        s, surface = self.settings, self.surface
+        looks, place = given.looks or rng, given.place or rng
+        verts, joints = surface.pose(rotmats, betas)
+        focal, transl = self._camera(verts, rng, given)
         verts, joints = verts + transl, joints + transl
+        size = s.image_px
         K = np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1.0]])
 
-        tone = self._tone(rng)
-        bare = rng.random() >= s.sleeves
+        tone = self._tone(looks)
+        bare = looks.random() >= s.sleeves
         all_verts = np.vstack([verts, surface.arm(verts, rotmats[0][:, 0])])
         colours = surface.colours(tone)
-        sleeve = muted(rng.random(3) * 0.9, 0.35)
+        sleeve = muted(looks.random(3) * 0.9, 0.35)
         arm = np.tile(colours[surface.ring], (4, 1)) if bare else np.tile(sleeve, (64, 1))
         albedo = np.vstack([colours, arm])
         faces, rest = surface.faces, surface.rest
         bone = np.maximum(surface.bone, 0) if bare else surface.bone
-        if rng.random() < s.objects:
+        held = given.held
+        if held is None and rng.random() < s.objects:
             held = self._held_object(verts, joints, rotmats[0], rng)
-            if held is not None:
-                points, more, colour = held
-                faces = np.vstack([faces, more + len(all_verts)])
-                bone = np.r_[bone, np.full(len(more), -1, np.int32)]
-                all_verts, rest = (
-                    np.vstack([all_verts, points]),
-                    np.vstack([rest, points - points[0]]),
-                )
-                albedo = np.vstack([albedo, colour])
+        if held is not None:
+            points = held.points_cam_m
+            faces = np.vstack([faces, held.faces + len(all_verts)])
+            bone = np.r_[bone, np.full(len(held.faces), -1, np.int32)]
+            all_verts = np.vstack([all_verts, points])
+            rest = np.vstack([rest, points - points[0]])
+            albedo = np.vstack([albedo, held.colours])
         normals: Array = np.zeros_like(all_verts)
         vertex_normals(all_verts, faces, normals)
         if bare:  # no seam where the forearm continues the skin
@@ -272,20 +289,37 @@ class SceneRenderer:
         y_px = (focal * all_verts[:, 1] * inv_z + size / 2) * s.supersample
         inv_depth, face_id, bary = self._buffers
         rasterise(x_px, y_px, inv_z, faces, inv_depth, face_id, bary)
-        backdrop = self.backdrops.crop(rng, size)
-        image = cv2.resize(backdrop, (big, big)) if s.supersample > 1 else backdrop
-        image = np.array(image, np.float32)
-        self._shade(rng, image, faces, all_verts, unit(normals), albedo, rest, bone, tone)
-        hand = (face_id >= 0) & (face_id < len(surface.arrays.faces))
-        image = tame_exposure(image, hand, s.hand_luma)
-        mask = hand.astype(np.float32)
+        backdrop = self.backdrops.crop(place, size)
+        image = np.zeros((*face_id.shape, 3), np.float32)
+        self._shade(place, image, faces, all_verts, unit(normals), albedo, rest, bone, tone)
+        covered = face_id >= 0
+        hand = covered & (face_id < len(surface.arrays.faces))
+        seen = (image, covered, hand, inv_depth.astype(np.float32))
+        return Staged(*seen, backdrop, K, verts, joints, transl)
+
+    def develop(
+        self, staged: Staged, backdrop: Array, rng: RNG
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """A photograph of a staged hand.
+
+        Args:
+            staged: what `stage` returned.
+            backdrop: [S, S, 3] float32 in [0, 1].
+            rng: source of occluder, lens and noise; the same state gives the same ones.
+        Returns: picture [S, S, 3] RGB and visible hand [S, S].
+        """
+        s = self.settings
+        size, big = s.image_px, s.image_px * s.supersample
+        behind = cv2.resize(backdrop, (big, big)) if s.supersample > 1 else backdrop
+        image: Array = np.where(staged.covered[..., None], staged.painted, behind)
+        image = tame_exposure(image, staged.hand, s.hand_luma)
+        mask: Array = staged.hand.astype(np.float32)
         if s.supersample > 1:
             image, mask = (
                 cv2.resize(a, (size, size), interpolation=cv2.INTER_AREA) for a in (image, mask)
             )
-        image, mask = self._lens(rng, image, mask)
-        picture = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
-        return RenderedHand(picture, mask > 0.5, K, verts, joints, rotmats, betas, transl)
+        image, mask = self.lens(rng, image, mask)
+        return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8), mask > 0.5
 
     @staticmethod
     def _tone(rng: RNG) -> Array:
@@ -294,26 +328,14 @@ class SceneRenderer:
         return np.clip(tone * rng.uniform(0.92, 1.1) * (1 + rng.normal(0, 0.025, 3)), 0.03, 1)
 
     @staticmethod
-    def _held_object(
-        verts: Array, joints: Array, R: Array, rng: RNG
-    ) -> tuple[Array, NDArray[np.int32], Array] | None:
-        """An object off the palm, pushed out until fingers enter it by less than 3 mm; None if it
-        never fits."""
-        points, faces, radii, exponents = superquadric(rng)
-        turn, palm = random_rotation(rng), -R[:, 1]
-        place = joints[[0, 5, 9, 17]].mean(axis=0) * 0.5 + joints[9] * 0.5
-        place = place + palm * rng.uniform(0.032, 0.06)
-        for _ in range(16):
-            if depth_inside_m((verts - place) @ turn, radii, exponents) < 0.003:
-                break
-            place = place + palm * 0.006
-        else:
+    def _held_object(verts: Array, joints: Array, R: Array, rng: RNG) -> HeldObject | None:
+        """A random object off the palm, or None if it never fits."""
+        solid = superquadric(rng)
+        turn, gap_m = random_rotation(rng), rng.uniform(0.032, 0.06)
+        place = place_off_palm(solid, turn, verts, joints, R, gap_m, max_steps=16)
+        if place is None:
             return None
-        colour = np.repeat(muted(rng.random(3), 0.6)[None], len(points), axis=0)
-        if rng.random() < 0.3:
-            stripes = np.sign(np.sin(rng.uniform(30, 120) * points @ rng.normal(0, 1, 3)))
-            colour = np.clip(colour * (1 + 0.25 * stripes)[:, None], 0, 1)
-        return points @ turn.T + place, faces, colour
+        return HeldObject(solid.points @ turn.T + place, solid.faces, painted(solid, rng))
 
     def _shade(
         self, rng: RNG, image: Array, faces: NDArray[np.int32], verts: Array, normals: Array,
@@ -351,34 +373,3 @@ class SceneRenderer:
             image, lights, light_rgb, up, sky, ground, self.table, look, self.surface.lines,
             shadow, rows, offset, scale,
         )  # fmt: skip
-
-    def _lens(self, rng: RNG, image: Array, mask: Array) -> tuple[Array, Array]:
-        """Soft edges, a foreground occluder, defocus or motion blur, gamma, sensor noise."""
-        s, size = self.settings, self.settings.image_px
-        if s.supersample == 1:
-            image = cv2.GaussianBlur(image, (3, 3), 0.45)
-        if rng.random() < s.occluders:
-            spots = rng.integers(size // 6, 5 * size // 6, 2) + rng.normal(0, size / 9, (6, 2))
-            cut = np.zeros((size, size), np.float32)
-            cv2.fillConvexPoly(cut, cv2.convexHull(spots.astype(np.int32)), 1.0, cv2.LINE_AA)
-            cover = self.backdrops.crop(rng, size)
-            image = image * (1 - cut[..., None]) + cover * cut[..., None]
-            mask = mask * (1 - cut)
-        lens = rng.random()
-        if lens < s.blur:
-            image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.4, 1.6) * size / 224))
-        elif lens < s.blur + s.motion_blur:
-            image = cv2.filter2D(image, -1, self._motion_kernel(rng, size))
-        image = cv2.pow(np.clip(image, 0, 1), float(rng.uniform(0.85, 1.15)))
-        start = int(rng.integers(len(self.grain) - image.size))
-        grain = self.grain[start : start + image.size].reshape(image.shape)
-        return image + np.float32(rng.uniform(0, s.noise)) * grain, mask
-
-    @staticmethod
-    def _motion_kernel(rng: RNG, size: int) -> NDArray[np.float32]:
-        n = int(rng.integers(3, 3 + max(2, size // 28)))
-        kernel, centre, angle = np.zeros((n, n), np.float32), (n - 1) / 2, rng.uniform(0, np.pi)
-        way = centre * np.array([np.cos(angle), np.sin(angle)])
-        ends = [[round(x) for x in centre + sign * way] for sign in (-1, 1)]
-        cv2.line(kernel, ends[0], ends[1], 1.0)
-        return kernel / kernel.sum()

@@ -1,0 +1,80 @@
+"""Several plain subprocesses at one job. They start without torch, in a second, and inherit
+nothing."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+JOB, ERRORS = "job.json", ".errors-"
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+POLL_S = 0.1
+
+
+def run_workers(
+    module: str,
+    job: Mapping[str, Any],
+    folder: Path,
+    num_workers: int,
+    while_waiting: Callable[[], None],
+) -> None:
+    """Run `python -m MODULE FOLDER/job.json WORKER` for WORKER 0 .. num_workers - 1, until all are
+    done or one has failed. None outlives the call.
+
+    Args:
+        module: reads the job and does the share of one worker.
+        job: JSON-ready settings.
+        folder: existing folder for the job and for what workers have to say.
+        num_workers: processes, one thread each.
+        while_waiting: called several times a second, for progress.
+    Raises: RuntimeError with the words of a worker that failed.
+    """
+    (folder / JOB).write_text(json.dumps(job))
+    command = [sys.executable, "-m", module, str(folder / JOB)]
+    package_root = str(Path(__file__).parents[2])
+    path = os.pathsep.join(p for p in (package_root, os.environ.get("PYTHONPATH")) if p)
+    env = os.environ | dict.fromkeys(THREADS, "1") | {"PYTHONPATH": path}
+    workers: list[subprocess.Popen[bytes]] = []
+    try:
+        for i in range(num_workers):
+            with open(folder / f"{ERRORS}{i}", "w") as errors:
+                workers.append(subprocess.Popen([*command, str(i)], env=env, stderr=errors))
+        while any(worker.poll() is None for worker in workers):
+            time.sleep(POLL_S)
+            if any(worker.poll() for worker in workers):
+                break  # one has failed: do not wait for the others
+            while_waiting()
+        for i, worker in enumerate(workers):
+            if worker.poll():
+                words = (folder / f"{ERRORS}{i}").read_text().strip()[-2000:]
+                raise RuntimeError(f"a rendering process failed (exit {worker.poll()}): {words}")
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+
+
+class LoggedProgress:
+    """A line in the log now and then.
+
+    Args:
+        write: takes a finished line.
+        total: images.
+        every_s: seconds between lines.
+    """
+
+    def __init__(self, write: Callable[[str], None], total: int, every_s: float = 15.0) -> None:
+        self.write, self.total, self.every_s = write, total, every_s
+        self.began = self.last = time.perf_counter()
+
+    def __call__(self, done: Callable[[], int]) -> None:
+        """Say how many images `done` counts, when it is time to."""
+        now = time.perf_counter()
+        if now - self.last > self.every_s:
+            self.last, count = now, done()
+            rate = count / (now - self.began)
+            self.write(f"rendered {count} of {self.total}, {rate:.0f} images/s")

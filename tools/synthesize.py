@@ -1,0 +1,33 @@
+"""Render a dataset in the very layout of a real one, with full truth, from any hand model.
+
+python tools/synthesize.py root=data/fake_freihand num=2000 num_eval=200
+python tools/synthesize.py format=ho3d_v2 root=data/fake_ho3d num=500 num_eval=100
+python tools/synthesize.py format=folder root=data/crops num=5000
+python tools/synthesize.py root=data/fake hand=mano hand.path=MANO_RIGHT.pkl
+
+Interrupted, it goes on where it stopped when called again.
+"""
+
+import logging
+import sys
+
+import hydra
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="synthesize")
+def main(cfg: DictConfig) -> None:
+    """Write the dataset."""
+    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        root = instantiate(cfg.dataset)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    print(root)
+
+
+if __name__ == "__main__":
+    main()

@@ -22,24 +22,24 @@ def similarity_align(src: Tensor, dst: Tensor, allow_reflection: bool = True) ->
         raise ValueError(
             f"want two [B, P, 3] with P >= 3, got {tuple(src.shape)} and {tuple(dst.shape)}"
         )
-    for name, points in (("src", src), ("dst", dst)):
-        finite = points.isfinite().all(dim=2).all(dim=1)
-        if not bool(finite.all()):
-            bad = (~finite).nonzero().flatten().tolist()
-            raise ValueError(f"{name} is not finite in samples {bad[:5]} of {len(points)}")
     mean_src, mean_dst = src.mean(dim=1, keepdim=True), dst.mean(dim=1, keepdim=True)
     a, b = src - mean_src, dst - mean_dst
-    norm_a = a.flatten(1).norm(dim=1)[:, None, None] + 1e-8
-    norm_b = b.flatten(1).norm(dim=1)[:, None, None] + 1e-8
-    a, b = a / norm_a, b / norm_b
-    u, s, vt = torch.linalg.svd(b.transpose(1, 2) @ a)
+    norm_a, norm_b = a.flatten(1).norm(dim=1), b.flatten(1).norm(dim=1)
+    # One bad number spoils its sample's norm, so the points need no pass of their own.
+    for name, norm in (("src", norm_a), ("dst", norm_b)):
+        if not bool(norm.isfinite().all()):
+            bad = (~norm.isfinite()).nonzero().flatten().tolist()
+            raise ValueError(f"{name} is not finite in samples {bad[:5]} of {len(norm)}")
+    norm_a, norm_b = (norm[:, None, None] + 1e-8 for norm in (norm_a, norm_b))
+    # Norms and scale are applied to 3x3 matrices: passes over the points cost more than the rest.
+    u, s, vt = torch.linalg.svd((b.transpose(1, 2) @ a) / norm_a / norm_b)
     if not allow_reflection:
         sign = torch.det(u @ vt).sign()
         flip = torch.ones_like(s)
         flip[:, 2] = torch.where(sign == 0, torch.ones_like(sign), sign)
         u, s = u * flip.unsqueeze(1), s * flip
-    rotated = a @ (u @ vt).transpose(1, 2)
-    return rotated * s.sum(dim=1)[:, None, None] * norm_b + mean_dst
+    dst_from_src = (u @ vt) * s.sum(dim=1)[:, None, None] * (norm_b / norm_a)
+    return torch.baddbmm(mean_dst, a, dst_from_src.transpose(1, 2))
 
 
 def root_align(points_m: Tensor, joints_m: Tensor, root_joint: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Pose and mesh errors as the FreiHAND and HO-3D evaluators define them, batched; metres in,
 millimetres out."""
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -14,7 +15,10 @@ F_THRESHOLDS_M = (0.005, 0.015)
 
 KEYS = (
     "pa_mpjpe_mm", "pa_mpvpe_mm", "mpjpe_mm", "mpvpe_mm", "pa_f5", "pa_f15", "f5", "f15",
-    "pa_auc_joints", "pa_auc_verts", "auc_joints", "auc_verts", "num_samples",
+    "pa_auc_joints", "pa_auc_verts", "auc_joints", "auc_verts", "num_samples", "num_meshes",
+)  # fmt: skip
+VERT_KEYS = (
+    "pa_mpvpe_mm", "mpvpe_mm", "pa_f5", "pa_f15", "f5", "f15", "pa_auc_verts", "auc_verts",
 )  # fmt: skip
 
 
@@ -23,24 +27,28 @@ def point_errors_m(pred_m: Tensor, gt_m: Tensor) -> Tensor:
     return (pred_m - gt_m).norm(dim=-1)
 
 
-def pck_auc(errors_m: Tensor) -> Tensor:
+def sample_auc(errors_m: Tensor) -> Tensor:
     """Area under the share of hits over 100 thresholds, evenly from 0 to 50 mm inclusive.
 
-    A hit is `<=`; trapezoids, divided by 50 mm; per point over samples, then the mean over points.
-    A perfect score is 1, but an exact fit that leaves 1e-17 misses the threshold 0 and scores 1 -
-    1/198.
+    A hit is `<=`; trapezoids, divided by 50 mm. The area is a mean over points, and that of a set
+    the mean over its samples. A perfect score is 1, but an exact fit that leaves 1e-17 misses the
+    threshold 0 and scores 1 - 1/198.
 
     Args:
-        errors_m: [n, P] float64 metres.
-    Returns: scalar.
+        errors_m: [n, P] metres.
+    Returns: [n] float64.
     """
-    thresholds = torch.linspace(0.0, AUC_MAX_M, AUC_STEPS, dtype=torch.float64)
-    # first[i] is the first threshold that counts error i as a hit; counting them replaces a loop
-    # over thresholds
-    first = torch.searchsorted(thresholds, errors_m.double().contiguous())
-    hits = torch.bincount(first.flatten(), minlength=AUC_STEPS + 1)[:AUC_STEPS].cumsum(0)
-    pck = hits.double() / errors_m.numel()
-    return torch.trapezoid(pck, thresholds) / AUC_MAX_M
+    thresholds = torch.from_numpy(np.linspace(0.0, AUC_MAX_M, AUC_STEPS))
+    # areas[i] is what a point adds whose error is a hit from threshold i on; areas[100] never is
+    hits = torch.ones(AUC_STEPS + 1, AUC_STEPS, dtype=torch.float64).triu()
+    areas = torch.trapezoid(hits, thresholds, dim=1) / AUC_MAX_M
+    thresholds, areas = thresholds.to(errors_m.device), areas.to(errors_m.device)
+    return areas[torch.searchsorted(thresholds, errors_m.double().contiguous())].mean(dim=1)
+
+
+def pck_auc(errors_m: Tensor) -> Tensor:
+    """`sample_auc` of a whole set: [n, P] metres -> scalar."""
+    return sample_auc(errors_m).mean()
 
 
 class HandMetrics(Metric):
@@ -75,12 +83,14 @@ class HandMetrics(Metric):
         pred_verts_m: Tensor,
         gt_joints_m: Tensor,
         gt_verts_m: Tensor,
+        has_verts: Tensor | None = None,
     ) -> None:
         """Add a batch.
 
         Args:
             pred_joints_m, gt_joints_m: [B, J, 3].
             pred_verts_m, gt_verts_m: [B, V, 3].
+            has_verts: [B] bool, samples whose vertices are known; None when all are.
         Raises: ValueError for shapes that differ or values that are not finite.
         """
         tensors = [
@@ -88,49 +98,57 @@ class HandMetrics(Metric):
         ]
         pred_joints, pred_verts, gt_joints, gt_verts = tensors
         joints_pa = similarity_align(pred_joints, gt_joints)
-        verts_pa = similarity_align(pred_verts, gt_verts)
+        self.joints_pa.append(point_errors_m(joints_pa, gt_joints))
         if self.root_joint is not None:
             pred_verts = root_align(pred_verts, pred_joints, self.root_joint)
-            gt_verts_root = root_align(gt_verts, gt_joints, self.root_joint)
+            gt_verts = root_align(gt_verts, gt_joints, self.root_joint)
             pred_joints = root_align(pred_joints, pred_joints, self.root_joint)
-            gt_joints_root = root_align(gt_joints, gt_joints, self.root_joint)
-        else:
-            gt_verts_root, gt_joints_root = gt_verts, gt_joints
-        self.joints.append(point_errors_m(pred_joints, gt_joints_root))
-        self.verts.append(point_errors_m(pred_verts, gt_verts_root))
-        self.joints_pa.append(point_errors_m(joints_pa, gt_joints))
+            gt_joints = root_align(gt_joints, gt_joints, self.root_joint)
+        self.joints.append(point_errors_m(pred_joints, gt_joints))
+        if has_verts is not None:
+            pred_verts, gt_verts = pred_verts[has_verts], gt_verts[has_verts]
+        if not len(gt_verts):
+            return
+        verts_pa = similarity_align(pred_verts, gt_verts)
+        self.verts.append(point_errors_m(pred_verts, gt_verts))
         self.verts_pa.append(point_errors_m(verts_pa, gt_verts))
-        self.f.append(f_scores(pred_verts, gt_verts_root, F_THRESHOLDS_M))
+        self.f.append(f_scores(pred_verts, gt_verts, F_THRESHOLDS_M))
         self.f_pa.append(f_scores(verts_pa, gt_verts, F_THRESHOLDS_M))
 
     def per_sample(self) -> dict[str, Tensor]:
-        """Errors before any mean: joints, verts, joints_pa, verts_pa [n, points] metres; f, f_pa
-        [n, 2]."""
+        """Errors before any mean: joints, joints_pa [n, J] and, of samples with known vertices,
+        verts, verts_pa [m, V] metres; f, f_pa [m, 2]."""
         names = ("joints", "verts", "joints_pa", "verts_pa", "f", "f_pa")
         state = {name: getattr(self, name) for name in names}
-        return {k: torch.cat(v) if isinstance(v, list) else v for k, v in state.items()}
+        return {k: torch.cat(v) if isinstance(v, list) else v for k, v in state.items() if len(v)}
 
     def compute(self) -> dict[str, float]:
-        """All figures, keys as in `KEYS`.
+        """All figures, keys as in `KEYS`; without those of `VERT_KEYS` when no vertices are known.
 
         Raises: ValueError when nothing was added.
         """
         if not len(self.joints):
             raise ValueError("no sample was scored: the evaluation set is empty (data.val)")
         e = self.per_sample()
-        f, f_pa = e["f"].mean(dim=0), e["f_pa"].mean(dim=0)
-        return {
+        figures = {
             "pa_mpjpe_mm": float(e["joints_pa"].mean()) * 1e3,
-            "pa_mpvpe_mm": float(e["verts_pa"].mean()) * 1e3,
             "mpjpe_mm": float(e["joints"].mean()) * 1e3,
+            "pa_auc_joints": float(pck_auc(e["joints_pa"])),
+            "auc_joints": float(pck_auc(e["joints"])),
+            "num_samples": len(e["joints"]),
+            "num_meshes": len(e.get("verts", ())),
+        }
+        if "verts" not in e:
+            return figures
+        f, f_pa = e["f"].mean(dim=0), e["f_pa"].mean(dim=0)
+        figures |= {
+            "pa_mpvpe_mm": float(e["verts_pa"].mean()) * 1e3,
             "mpvpe_mm": float(e["verts"].mean()) * 1e3,
             "pa_f5": float(f_pa[0]),
             "pa_f15": float(f_pa[1]),
             "f5": float(f[0]),
             "f15": float(f[1]),
-            "pa_auc_joints": float(pck_auc(e["joints_pa"])),
             "pa_auc_verts": float(pck_auc(e["verts_pa"])),
-            "auc_joints": float(pck_auc(e["joints"])),
             "auc_verts": float(pck_auc(e["verts"])),
-            "num_samples": len(e["joints"]),
         }
+        return {key: figures[key] for key in KEYS}

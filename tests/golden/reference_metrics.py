@@ -59,4 +59,5 @@ def all_metrics(pred_joints, pred_verts, gt_joints, gt_verts, root=None):
         "auc_joints": auc(a["j"]),
         "auc_verts": auc(a["v"]),
         "num_samples": len(a["j"]),
+        "num_meshes": len(a["v"]),
     }

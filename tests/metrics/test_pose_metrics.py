@@ -1,12 +1,13 @@
 import importlib.util
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from handmim.metrics.fscore import f_scores, nearest_distances_m
-from handmim.metrics.pose import KEYS, HandMetrics, pck_auc
+from handmim.metrics.fscore import _largest_hit_m2, f_scores, nearest_distances_m
+from handmim.metrics.pose import KEYS, VERT_KEYS, HandMetrics, pck_auc, sample_auc
 
 _PATH = Path(__file__).parent.parent / "golden" / "reference_metrics.py"
 _SPEC = importlib.util.spec_from_file_location("reference_metrics", _PATH)
@@ -109,3 +110,131 @@ def test_distances_keep_their_digits_far_from_the_origin():
     from_a, from_b = nearest_distances_m(a, b)
     torch.testing.assert_close(from_a, torch.cdist(a, b).amin(dim=2), atol=1e-8, rtol=0)
     torch.testing.assert_close(from_b, torch.cdist(a, b).amin(dim=1), atol=1e-8, rtol=0)
+
+
+def test_samples_without_vertices_count_with_their_joints_only():
+    arrays = hands(6, 0.004)
+    tensors = [torch.from_numpy(a) for a in arrays]
+    has_verts = torch.tensor([True, False, True, True, False, False])
+    some, none = HandMetrics(root_joint=9), HandMetrics(root_joint=9)
+    some.update(*tensors, has_verts)
+    none.update(*tensors, torch.zeros(6, dtype=torch.bool))
+    whole, part = scored(arrays, 9), scored([a[has_verts.numpy()] for a in arrays], 9)
+    figures = some.compute()
+    assert figures["num_meshes"] == 3
+    for key in set(KEYS) - {"num_samples", "num_meshes"}:
+        expected = part if key in VERT_KEYS else whole
+        assert figures[key] == pytest.approx(expected[key], rel=1e-12), key
+    assert set(none.compute()) == set(KEYS) - set(VERT_KEYS)
+
+
+def plain_f_scores(pred, gt, thresholds):
+    """Every pair of points, in numpy."""
+    scores = np.zeros((len(pred), len(thresholds)))
+    for i, (a, b) in enumerate(zip(pred, gt, strict=True)):
+        d = a[:, None] - b[None]
+        d = np.sqrt(d[..., 0] * d[..., 0] + d[..., 1] * d[..., 1] + d[..., 2] * d[..., 2])
+        for k, threshold in enumerate(thresholds):
+            x, y = (d < threshold).any(axis=1).mean(), (d < threshold).any(axis=0).mean()
+            scores[i, k] = 2 * x * y / (x + y) if x + y > 0 else 0.0
+    return scores
+
+
+def adversarial_clouds():
+    rng = np.random.default_rng(0)
+    cloud = rng.normal(0, 0.04, (3, 120, 3)) * [1.0, 0.5, 0.3]
+    lattice = np.stack(np.meshgrid(*3 * [np.arange(5.0)]), axis=-1).reshape(1, -1, 3)
+    outlier = cloud.copy()
+    outlier[:, 7] = 1e3
+    step = np.nextafter(0.005, 0)
+    below = np.zeros((1, 3, 3))
+    below[0] = [[step, 0, 0], [0, 0.3 + 0.005, 0], [0.6, 0, -step]]
+    at = np.array([[[0, 0, 0], [0, 0.3, 0], [0.6, 0, 0]]])
+    tiny = rng.normal(0, 1, (2, 50, 3)) * 1e-170
+    return {
+        "near": (cloud + rng.normal(0, 0.004, cloud.shape), cloud),
+        "other_index": (cloud[:, ::-1] + 0.003, cloud),
+        "other_count": (cloud[:, :37] + 0.002, cloud),
+        "one_point": (cloud[:, :1], cloud),
+        "one_point_each": (cloud[:, :1], cloud[:, :1] + 0.002),
+        "along_y": (cloud[..., [1, 0, 2]] + 0.004, cloud[..., [1, 0, 2]]),
+        "along_z": (cloud[..., [1, 2, 0]] - 0.004, cloud[..., [1, 2, 0]]),
+        "far_apart": (cloud + np.array([0, 0, 5.0]), cloud),
+        "side_by_side": (cloud + np.array([0.11, 0, 0]), cloud),
+        "far_from_the_origin": (cloud + 1e6 + 0.003, cloud + 1e6),
+        # neighbours exactly 1/256 apart, and lattices whose ties are up to rounding
+        "exact_ties": (lattice / 256 + np.array([1 / 256, 0, 0]), lattice / 256),
+        "rounded_ties": (lattice * 0.005 + np.array([0.0, 0.015, 0]), lattice * 0.005),
+        "one_ulp_below": (below, at),
+        "duplicates": (np.repeat(cloud[:, :20], 6, axis=1), np.tile(cloud[:, :30], (1, 4, 1))),
+        "collapsed": (np.zeros_like(cloud), cloud),
+        "collapsed_onto_a_point": (0 * cloud + cloud[:, 5:6], cloud),
+        "both_collapsed": (np.zeros_like(cloud), np.zeros_like(cloud) + 0.004),
+        "flat": (cloud * [1, 0, 0], cloud * [1, 0, 0] + 0.001),
+        "outlier": (outlier, cloud),
+        "outlier_in_both": (outlier + 0.003, outlier),
+        "denormal": (tiny, tiny[:, ::-1].copy()),
+    }
+
+
+@pytest.mark.parametrize("name", adversarial_clouds())
+@pytest.mark.parametrize(
+    "thresholds", [(0.005, 0.015), (0.015, 1 / 256, 0.05, 1 / 256), (0.0, -1.0, np.inf, 1e-200)]
+)
+def test_f_scores_have_exactly_the_hits_of_all_pairs(name, thresholds):
+    pred, gt = adversarial_clouds()[name]
+    ours = f_scores(torch.from_numpy(pred), torch.from_numpy(gt), thresholds).numpy()
+    np.testing.assert_allclose(ours, plain_f_scores(pred, gt, thresholds), atol=1e-15, rtol=0)
+    swapped = f_scores(torch.from_numpy(gt), torch.from_numpy(pred), thresholds).numpy()
+    np.testing.assert_allclose(swapped, ours, atol=1e-15, rtol=0)
+
+
+def test_f_scores_of_many_random_clouds_of_all_sizes():
+    rng = np.random.default_rng(1)
+    for _ in range(150):
+        p, q = rng.integers(1, 60, 2)
+        size, shift = 10 ** rng.uniform(-3, 0, 3), 10 ** rng.uniform(-4, -0.5)
+        gt = rng.normal(0, 1, (2, q, 3)) * size
+        pred = rng.normal(0, 1, (2, p, 3)) * size + rng.normal(0, shift, 3)
+        thresholds = tuple(10 ** rng.uniform(-3.5, -0.5, 3))
+        ours = f_scores(torch.from_numpy(pred), torch.from_numpy(gt), thresholds).numpy()
+        np.testing.assert_allclose(ours, plain_f_scores(pred, gt, thresholds), atol=1e-15, rtol=0)
+
+
+def test_a_hit_is_strictly_nearer_and_ties_are_misses():
+    point = torch.zeros(1, 1, 3, dtype=torch.float64)
+    for threshold in (0.005, 0.015, 1 / 3, 7e-9):
+        limit = _largest_hit_m2(threshold)
+        assert math.sqrt(limit) < threshold <= math.sqrt(math.nextafter(limit, 1))
+        for distance, hit in ((threshold, 0.0), (math.nextafter(threshold, 0), 1.0)):
+            other = point + torch.tensor([0, distance, 0], dtype=torch.float64)
+            assert f_scores(point, other, (threshold,)).item() == hit
+
+
+def test_f_scores_take_what_is_not_finite_empty_or_misshapen():
+    cloud = torch.from_numpy(hands(2, 0.0)[3])
+    bad = cloud.clone()
+    bad[0, :100, 1] = float("nan")
+    bad[1, 3] = float("inf")
+    f = f_scores(bad, cloud, (1e-6,))
+    # 100 of 200 hit, and one fewer than all
+    assert f.flatten().tolist() == pytest.approx([0.5, 199 / 200])
+    assert f_scores(cloud, bad, (1e-6,)).tolist() == f.tolist()
+    assert f_scores(torch.full_like(cloud, float("nan")), cloud, (0.005, 0.015)).sum() == 0
+    assert f_scores(cloud[:0], cloud[:0], (0.005, 0.015)).shape == (0, 2)
+    assert f_scores(cloud, cloud, ()).shape == (2, 0)
+    assert f_scores(cloud.float().requires_grad_(), cloud.half(), (0.005,)).dtype == torch.float64
+    for a, b in ((cloud, cloud[:1]), (cloud[:, :0], cloud), (cloud[..., :2], cloud[..., :2])):
+        with pytest.raises(ValueError, match=r"want \[B, P, 3\]"):
+            f_scores(a, b, (0.005,))
+
+
+def test_auc_counts_an_error_at_a_threshold_as_a_hit():
+    thresholds = np.linspace(0.0, 0.05, 100)
+    at, above = torch.from_numpy(thresholds), torch.from_numpy(np.nextafter(thresholds, 1))
+    # hits from threshold k on: 99 - k steps and half a step before them, but for k = 0
+    expected = np.append(np.minimum(99.5 - np.arange(100), 99), 0.0) / 99
+    np.testing.assert_allclose(sample_auc(at[:, None]), expected[:100], atol=1e-12)
+    np.testing.assert_allclose(sample_auc(above[:, None]), expected[1:], atol=1e-12)
+    errors = torch.rand(7, 5, dtype=torch.float64) * 0.07
+    assert float(pck_auc(errors)) == pytest.approx(float(sample_auc(errors).mean()), abs=1e-15)

@@ -1,0 +1,231 @@
+"""What the FreiHAND and HO-3D evaluations share: errors of every sample in float64, the official
+names of their means, and what a benchmark is."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from handmim.geometry.align import similarity_align
+from handmim.hand.skeleton import JOINT_NAMES, NUM_JOINTS, joint_order
+from handmim.metrics.fscore import f_scores
+from handmim.metrics.pose import F_THRESHOLDS_M, point_errors_m, sample_auc
+
+Points = NDArray[np.floating] | Tensor
+AnyPoints = TypeVar("AnyPoints", NDArray[np.floating], Tensor)
+Scores = dict[str, float]
+SampleScores = dict[str, NDArray[np.float64]]
+
+NUM_VERTS = 778
+# 64 samples of 778 points in float64 are 1.2 MB: every pass over them stays in a core's cache.
+CHUNK = 64
+# Maps OpenCV camera axes to these; each is its own inverse.
+AXES = {"opencv": (1.0, 1.0, 1.0), "opengl": (1.0, -1.0, -1.0)}
+
+F_NAMES = ("f_score_5", "f_al_score_5", "f_score_15", "f_al_score_15")
+MM_NAMES = {
+    "xyz_mean3d": "mpjpe_mm",
+    "xyz_al_mean3d": "pa_mpjpe_mm",
+    "xyz_procrustes_al_mean3d": "pa_mpjpe_mm",
+    "xyz_scale_trans_al_mean3d": "st_mpjpe_mm",
+    "mesh_mean3d": "mpvpe_mm",
+    "mesh_al_mean3d": "pa_mpvpe_mm",
+}
+SHARE_NAMES = {
+    "xyz_auc3d": "auc_joints",
+    "xyz_al_auc3d": "pa_auc_joints",
+    "xyz_procrustes_al_auc3d": "pa_auc_joints",
+    "xyz_scale_trans_al_auc3d": "st_auc_joints",
+    "mesh_auc3d": "auc_verts",
+    "mesh_al_auc3d": "pa_auc_verts",
+    "f_score_5": "f5",
+    "f_al_score_5": "pa_f5",
+    "f_score_15": "f15",
+    "f_al_score_15": "pa_f15",
+}
+
+
+class SampleErrors(NamedTuple):
+    """Errors of n samples, float64; "al" is after the similarity alignment of these points."""
+
+    joints_m: NDArray[np.float64]  # [n, 21]
+    joints_al_m: NDArray[np.float64]  # [n, 21]
+    verts_m: NDArray[np.float64]  # [n] mean over vertices
+    verts_al_m: NDArray[np.float64]  # [n]
+    verts_auc: NDArray[np.float64]  # [n] area under this sample's share of hits
+    verts_al_auc: NDArray[np.float64]  # [n]
+    f: NDArray[np.float64]  # [n, 2] at 5 and 15 mm
+    f_al: NDArray[np.float64]  # [n, 2]
+
+
+def as_points(name: str, points: Points, num_points: int) -> NDArray[np.floating]:
+    """An array or a tensor of any device as a checked numpy array.
+
+    Args:
+        name: of the points, for the message.
+        points: [n, num_points, 3].
+        num_points: wanted.
+    Raises: ValueError for another shape or kind, for no samples, and for values that are not
+        finite, naming the samples.
+    """
+    array = points.detach().cpu().numpy() if isinstance(points, Tensor) else np.asarray(points)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{name} holds {array.dtype}, wanted floats")
+    if array.ndim != 3 or array.shape[1:] != (num_points, 3):
+        hint = "; only MANO's 778 vertices are scored" if num_points == NUM_VERTS else ""
+        raise ValueError(f"{name} is {array.shape}, wanted [n, {num_points}, 3]{hint}")
+    if not len(array):
+        raise ValueError(f"{name} holds no samples: there is nothing to score")
+    bad = not_finite(array)
+    if len(bad):
+        raise ValueError(
+            f"{name} is not finite in samples {bad[:5].tolist()} ({len(bad)} of {len(array)})"
+        )
+    return array
+
+
+def not_finite(array: NDArray[np.floating]) -> NDArray[np.intp]:
+    """Indices of samples that hold a NaN or an infinity: [n, points, 3] -> [k]."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        suspects = np.flatnonzero(~np.isfinite(array.sum(axis=(1, 2))))
+    return suspects[~np.isfinite(array[suspects]).all(axis=(1, 2))]
+
+
+def as_pair(
+    name: str, pred: Points, gt: Points, num_points: int
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """`as_points` of prediction and truth, of which there must be equally many."""
+    pair = as_points(f"pred_{name}", pred, num_points), as_points(f"gt_{name}", gt, num_points)
+    if len(pair[0]) != len(pair[1]):
+        raise ValueError(
+            f"pred_{name} holds {len(pair[0])} samples, gt_{name} {len(pair[1])}: samples are "
+            "matched by their place, so there must be one prediction for each"
+        )
+    return pair
+
+
+def per_sample_errors(
+    pred_joints_m: Points, pred_verts_m: Points, gt_joints_m: Points, gt_verts_m: Points
+) -> SampleErrors:
+    """Errors as both official scripts define them; absolute coordinates, no root.
+
+    Joints and vertices are aligned separately, reflections allowed. Works in pieces of 64 samples
+    on the CPU, whatever the device: beside its inputs it needs a few MB.
+
+    Args:
+        pred_joints_m, gt_joints_m: [n, 21, 3] metres, same axes and order.
+        pred_verts_m, gt_verts_m: [n, 778, 3].
+    Raises: ValueError naming samples: other shapes, counts that differ, values not finite, none.
+    """
+    joints = as_pair("joints", pred_joints_m, gt_joints_m, NUM_JOINTS)
+    verts = as_pair("verts", pred_verts_m, gt_verts_m, NUM_VERTS)
+    if len(joints[0]) != len(verts[0]):
+        raise ValueError(f"{len(joints[0])} samples of joints and {len(verts[0])} of vertices")
+    pieces = []
+    for start in range(0, len(joints[0]), CHUNK):
+        rows = slice(start, start + CHUNK)
+        piece = [torch.from_numpy(np.array(a[rows], np.float64)) for a in (*joints, *verts)]
+        pieces.append([column.numpy() for column in _errors(*piece)])
+    return SampleErrors(*(np.concatenate(columns) for columns in zip(*pieces, strict=True)))
+
+
+def _errors(pj: Tensor, gj: Tensor, pv: Tensor, gv: Tensor) -> tuple[Tensor, ...]:
+    aligned = similarity_align(pv, gv)
+    verts, verts_al = point_errors_m(pv, gv), point_errors_m(aligned, gv)
+    return (
+        point_errors_m(pj, gj),
+        point_errors_m(similarity_align(pj, gj), gj),
+        verts.mean(dim=1),
+        verts_al.mean(dim=1),
+        sample_auc(verts),
+        sample_auc(verts_al),
+        f_scores(pv, gv, F_THRESHOLDS_M),
+        f_scores(aligned, gv, F_THRESHOLDS_M),
+    )
+
+
+def joint_scores(name: str, errors_m: NDArray[np.float64]) -> SampleScores:
+    """Mean in centimetres and AUC of every sample: [n, 21] metres -> two times [n]."""
+    auc = sample_auc(torch.from_numpy(errors_m)).numpy()
+    return {f"{name}_mean3d": errors_m.mean(axis=1) * 100, f"{name}_auc3d": auc}
+
+
+def mesh_scores(errors: SampleErrors) -> SampleScores:
+    """The official figures of the mesh for every sample, in the scripts' order."""
+    f_columns = (errors.f[:, 0], errors.f_al[:, 0], errors.f[:, 1], errors.f_al[:, 1])
+    return {
+        "mesh_mean3d": errors.verts_m * 100,
+        "mesh_auc3d": errors.verts_auc,
+        "mesh_al_mean3d": errors.verts_al_m * 100,
+        "mesh_al_auc3d": errors.verts_al_auc,
+        **dict(zip(F_NAMES, f_columns, strict=True)),
+    }
+
+
+def mean_scores(per_sample: Mapping[str, NDArray[np.floating]]) -> Scores:
+    """Every official figure is the mean of its samples' values, the AUC too: it is linear."""
+    return {name: float(values.mean()) for name, values in per_sample.items()}
+
+
+def derived_mm(scores: Mapping[str, float]) -> Scores:
+    """Official figures under the names that papers and our other reports use.
+
+    Lengths become millimetres (official: centimetres); AUC and F stay shares of 1. `pa_` is after
+    similarity alignment, `st_` after HO-3D's scale and translation; the rest is of absolute
+    camera coordinates, so `mpjpe_mm` is not the root-relative figure of that name.
+
+    Raises: ValueError for names that are no official figures.
+    """
+    unknown = sorted(set(scores) - set(MM_NAMES) - set(SHARE_NAMES))
+    if unknown:
+        raise ValueError(f"{unknown} are no official figures of FreiHAND or HO-3D")
+    return {
+        MM_NAMES.get(name) or SHARE_NAMES[name]: value * 10 if name in MM_NAMES else value
+        for name, value in scores.items()
+    }
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One official evaluation and the form in which it wants its numbers.
+
+    `score` and `per_sample_scores` take (pred_joints_m, pred_verts_m, gt_joints_m, gt_verts_m) in
+    the benchmark's own order and axes, any number of samples, and answer in official names and
+    units.
+    """
+
+    name: str
+    num_samples: int  # of the official evaluation set
+    skeleton: str  # joint order, a name of hand.skeleton.SKELETONS
+    axes: str  # "opencv" (hand at z > 0) or "opengl" (z < 0)
+    score_names: tuple[str, ...]
+    score: Callable[[Points, Points, Points, Points], Scores]
+    per_sample_scores: Callable[[Points, Points, Points, Points], SampleScores]
+
+    @property
+    def joint_names(self) -> tuple[str, ...]:
+        """Names of the joints in the benchmark's order."""
+        return tuple(JOINT_NAMES[i] for i in joint_order("canonical", self.skeleton))
+
+    def canonical_to_benchmark(
+        self, joints_cam_m: AnyPoints, verts_cam_m: AnyPoints
+    ) -> tuple[AnyPoints, AnyPoints]:
+        """From canonical joint order and OpenCV camera axes: [..., 21, 3] and [..., V, 3]."""
+        order = list(joint_order("canonical", self.skeleton))
+        return self._turn(joints_cam_m[..., order, :]), self._turn(verts_cam_m)
+
+    def benchmark_to_canonical(
+        self, joints_m: AnyPoints, verts_m: AnyPoints
+    ) -> tuple[AnyPoints, AnyPoints]:
+        """Inverse of `canonical_to_benchmark`."""
+        order = list(joint_order(self.skeleton, "canonical"))
+        return self._turn(joints_m[..., order, :]), self._turn(verts_m)
+
+    def _turn(self, points: AnyPoints) -> AnyPoints:
+        if isinstance(points, Tensor):
+            return points * points.new_tensor(AXES[self.axes])
+        return points * np.asarray(AXES[self.axes], points.dtype)

@@ -1,0 +1,337 @@
+import importlib.util
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from handmim.benchmarks import freihand, ho3d
+from handmim.benchmarks.bootstrap import bootstrap_intervals, per_joint_mm
+from handmim.benchmarks.freihand import FREIHAND
+from handmim.benchmarks.ho3d import HO3D_V2, HO3D_V3, scale_trans_align
+from handmim.benchmarks.official import derived_mm, mean_scores, per_sample_errors
+from handmim.hand.skeleton import JOINT_NAMES
+
+_PATH = Path(__file__).parent.parent / "golden" / "official_scores.py"
+_SPEC = importlib.util.spec_from_file_location("official_scores", _PATH)
+golden = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(golden)
+
+BOTH = [(FREIHAND, golden.freihand), (HO3D_V2, golden.ho3d)]
+IDS = ["freihand", "ho3d"]
+
+
+def hands(num, noise_m=0.006, shift_m=0.02, seed=0):
+    """Prediction and truth: smooth sheets of the size of a hand, bent, turned and moved."""
+    rng = np.random.default_rng(seed)
+    u = rng.uniform(-1, 1, (num, 799, 2))
+    bend = rng.uniform(-0.05, 0.05, (num, 1))
+    points = np.stack([0.09 * u[..., 0], 0.045 * u[..., 1], bend * u[..., 0] ** 2], axis=2)
+    turn = np.linalg.qr(rng.normal(size=(num, 3, 3)))[0]
+    gt = points @ turn + rng.normal(0, 0.05, (num, 1, 3)) + [0, 0, 0.7]
+    pred = 1.05 * gt + rng.normal(0, shift_m, (num, 1, 3)) + rng.normal(0, noise_m, gt.shape)
+    return pred[:, :21], pred[:, 21:], gt[:, :21], gt[:, 21:]
+
+
+@pytest.mark.parametrize(("benchmark", "reference"), BOTH, ids=IDS)
+@pytest.mark.parametrize("noise_m", [0.0, 0.002, 0.008, 0.05])
+def test_every_figure_equals_the_scripts_rules_sample_by_sample(benchmark, reference, noise_m):
+    arrays = hands(5, noise_m, shift_m=0.01)
+    ours, theirs = benchmark.score(*arrays), reference(*arrays)
+    assert list(ours) == list(benchmark.score_names)
+    assert set(ours) == set(theirs)
+    for name, value in theirs.items():
+        assert ours[name] == pytest.approx(value, abs=1e-6), name
+
+
+@pytest.mark.parametrize(("benchmark", "reference"), BOTH, ids=IDS)
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda pj, pv: (0 * pj, 0 * pv), id="all_zero"),
+        pytest.param(lambda pj, pv: (pj, 0 * pv), id="joints_only"),
+        pytest.param(lambda pj, pv: (pj + 1e4, pv - 1e4), id="far_off"),
+        pytest.param(lambda pj, pv: (-pj, -pv), id="mirrored"),
+        pytest.param(lambda pj, pv: (1e-9 * pj, 1e-9 * pv), id="nearly_a_point"),
+        pytest.param(lambda pj, pv: (pj * [1, 1, 0], pv * [1, 0, 0]), id="flat"),
+        pytest.param(lambda pj, pv: (1e3 * pj, 1e3 * pv), id="millimetres"),
+    ],
+)
+def test_bad_predictions_score_as_the_rules_say(benchmark, reference, spoil):
+    pred_joints, pred_verts, *gt = hands(2)
+    pred = spoil(pred_joints, pred_verts)
+    ours, theirs = benchmark.score(*pred, *gt), reference(*pred, *gt)
+    for name, value in theirs.items():
+        # far off, the subtraction itself is good to 1e-12 of 1e6 cm
+        assert ours[name] == pytest.approx(value, abs=1e-6, rel=1e-9), name
+
+
+def test_all_zero_joints_land_on_the_truths_centre():
+    _, _, joints, verts = hands(3)
+    scores = freihand.score(0 * joints, 0 * verts, joints, verts)
+    assert scores["xyz_mean3d"] == pytest.approx(np.linalg.norm(joints, axis=2).mean() * 100)
+    spread = np.linalg.norm(joints - joints.mean(axis=1, keepdims=True), axis=2).mean()
+    assert scores["xyz_al_mean3d"] == pytest.approx(spread * 100, rel=1e-6)
+    assert scores["f_score_15"] == 0.0
+
+
+@pytest.mark.parametrize("benchmark", [FREIHAND, HO3D_V3], ids=IDS)
+def test_a_perfect_prediction(benchmark):
+    _, _, joints, verts = hands(2)
+    scores = benchmark.score(joints, verts, joints, verts)
+    for name, value in scores.items():
+        if name.endswith("mean3d"):
+            assert value < 1e-5, name  # the 1e-8 in the norms
+        elif name.endswith("al_auc3d"):
+            # an exact fit may leave 1e-17, which is no hit at the threshold 0
+            assert 1 - 1 / 198 - 1e-9 <= value <= 1 + 1e-9, name
+        else:
+            assert value == pytest.approx(1.0, abs=1e-12), name
+    assert scores["mesh_al_auc3d"] == pytest.approx(1 - 1 / 198, abs=1e-6)
+
+
+def test_a_mirrored_hand_scores_zero_after_alignment():
+    _, _, joints, verts = hands(2)
+    scores = freihand.score(joints * [-1, 1, 1], verts * [-1, 1, 1], joints, verts)
+    assert scores["xyz_al_mean3d"] < 1e-5
+    assert scores["f_al_score_5"] == 1.0
+    assert scores["xyz_mean3d"] > 1
+
+
+def test_means_by_hand():
+    # All points 3 cm off: mean 3, AUC 1 - 59.5/99 (the first hit is threshold 60, 30.30 mm, of
+    # which half a step counts), F 0 with points 10 cm apart. Shifts vanish by alignment.
+    grid = np.stack(np.meshgrid(*3 * [np.arange(10.0)]), axis=-1).reshape(-1, 3)[:799] / 10
+    gt = np.stack([grid, grid + 1.0])
+    pred = gt + np.array([0, 0.03, 0])
+    scores = freihand.score(pred[:, :21], pred[:, 21:], gt[:, :21], gt[:, 21:])
+    for name in ("xyz", "mesh"):
+        assert scores[f"{name}_mean3d"] == pytest.approx(3.0)
+        assert scores[f"{name}_auc3d"] == pytest.approx(1 - 59.5 / 99)
+        assert scores[f"{name}_al_mean3d"] == pytest.approx(0.0, abs=1e-5)
+    assert (scores["f_score_5"], scores["f_score_15"], scores["f_al_score_5"]) == (0, 0, 1)
+
+
+def test_half_of_the_vertices_within_reach_by_hand():
+    # Points 10 cm apart; every second one moved by 1 cm: each way a half hits at 5 mm, all at 15.
+    grid = np.stack(np.meshgrid(*3 * [np.arange(10.0)]), axis=-1).reshape(-1, 3)[:799] / 10
+    pred = grid.copy()
+    pred[21::2, 0] += 0.01
+    scores = freihand.score(pred[None, :21], pred[None, 21:], grid[None, :21], grid[None, 21:])
+    assert scores["f_score_5"] == pytest.approx(0.5)
+    assert scores["f_score_15"] == 1.0
+    assert scores["mesh_mean3d"] == pytest.approx(0.5)
+
+
+def test_scale_translation_by_hand_and_with_a_bone_of_length_zero():
+    gt = np.zeros((1, 21, 3))
+    gt[0, :, 0] = np.arange(21) / 40  # joint 4 is 0.1 from the wrist
+    gt += [0.3, 0, 0.5]
+    twice = 2 * gt + 7.0
+    np.testing.assert_allclose(scale_trans_align(twice, gt), gt, atol=1e-12)
+    zero_bone = gt.copy()
+    zero_bone[0, 4] = zero_bone[0, 0]
+    # not divided, but multiplied by 0.1
+    expected = 0.1 * (zero_bone - zero_bone[:, :1]) + gt[:, :1]
+    np.testing.assert_allclose(scale_trans_align(zero_bone, gt), expected, atol=1e-12)
+    # no rotation
+    turned = gt[..., [1, 0, 2]]
+    assert np.linalg.norm(scale_trans_align(turned, gt) - gt, axis=2).mean() > 0.1
+
+
+def test_the_scale_comes_from_joint_4_of_the_raw_prediction():
+    pred_joints, pred_verts, joints, verts = hands(2, seed=3)
+    scores = ho3d.score(pred_joints, pred_verts, joints, verts)
+    moved = pred_joints.copy()
+    moved[:, 9] += 0.01  # index 9 is what the script used before March 2020
+    other = ho3d.score(moved, pred_verts, joints, verts)
+    added = (other["xyz_scale_trans_al_mean3d"] - scores["xyz_scale_trans_al_mean3d"]) * 21
+    assert abs(added) <= 1.8  # only joint 9 itself, by at most its shift of 1.73 cm, scaled
+
+
+@pytest.mark.parametrize("num", [1, 64, 65])
+def test_any_number_of_samples_and_any_kind_of_array(num):
+    arrays = [np.resize(a, (num, *a.shape[1:])) for a in hands(3)]
+    double = freihand.score(*arrays)
+    single = freihand.score(*(a.astype(np.float32) for a in arrays))
+    tensors = freihand.score(*(torch.from_numpy(a).requires_grad_() for a in arrays))
+    readonly = [a.copy() for a in arrays]
+    for a in readonly:
+        a.setflags(write=False)
+    assert tensors == double == freihand.score(*readonly)
+    for name, value in double.items():
+        # one vertex in 778 crossing a threshold is 1.3e-3 of one sample's F
+        assert single[name] == pytest.approx(value, abs=2e-3 if "f_" in name else 1e-4), name
+
+
+def test_faults_are_named():
+    good = hands(3)
+
+    def score(index, array, benchmark=FREIHAND):
+        return benchmark.score(*good[:index], array, *good[index + 1 :])
+
+    bad = good[1].copy()
+    bad[2, 700, 1] = np.nan
+    with pytest.raises(ValueError, match=r"pred_verts is not finite in samples \[2\] \(1 of 3\)"):
+        score(1, bad)
+    bad = good[0].copy()
+    bad[:2, 0, 0] = np.inf, -np.inf
+    for benchmark in (FREIHAND, HO3D_V2):
+        with pytest.raises(ValueError, match=r"pred_joints is not finite in samples \[0, 1\]"):
+            score(0, bad, benchmark)
+    with pytest.raises(ValueError, match=r"pred_joints is \(3, 20, 3\), wanted \[n, 21, 3\]"):
+        score(0, good[0][:, :20])
+    with pytest.raises(ValueError, match=r"gt_verts is \(3, 777, 3\).*only MANO's 778"):
+        score(3, good[3][:, :777])
+    with pytest.raises(ValueError, match="pred_verts holds 2 samples, gt_verts 3"):
+        score(1, good[1][:2])
+    with pytest.raises(ValueError, match="2 samples of joints and 3 of vertices"):
+        freihand.score(good[0][:2], good[1], good[2][:2], good[3])
+    with pytest.raises(ValueError, match="holds no samples"):
+        freihand.score(*(a[:0] for a in good))
+    with pytest.raises(ValueError, match="wanted floats"):
+        score(0, good[0].astype(str))
+
+
+def test_finite_values_whose_sum_overflows_are_no_fault_of_form():
+    arrays = [a.astype(np.float32) for a in hands(2)]
+    arrays[1][1, :5] = 2e38
+    errors = per_sample_errors(*arrays)
+    assert np.isfinite(errors.verts_m).all()
+    assert errors.f[1].max() <= 1
+
+
+@pytest.mark.parametrize("benchmark", [FREIHAND, HO3D_V2], ids=IDS)
+def test_per_sample_values_belong_to_their_samples(benchmark):
+    arrays = hands(70)
+    values = benchmark.per_sample_scores(*arrays)
+    assert list(values) == list(benchmark.score_names)
+    assert all(v.shape == (70,) and v.dtype == np.float64 for v in values.values())
+    one = benchmark.score(*(a[66:67] for a in arrays))
+    for name, value in one.items():
+        assert values[name][66] == pytest.approx(value, abs=1e-12)
+    assert mean_scores(values) == benchmark.score(*arrays)
+
+
+def test_derived_figures_are_the_official_ones_in_millimetres():
+    arrays = hands(3)
+    scores, st = freihand.score(*arrays), ho3d.score(*arrays)
+    mm, mm_ho3d = derived_mm(scores), derived_mm(st)
+    assert len(mm) == 12
+    assert len(mm_ho3d) == 14
+    assert mm["pa_mpjpe_mm"] == scores["xyz_al_mean3d"] * 10
+    assert mm["mpvpe_mm"] == scores["mesh_mean3d"] * 10
+    assert mm["pa_f5"] == scores["f_al_score_5"]
+    assert mm["auc_verts"] == scores["mesh_auc3d"]
+    assert mm_ho3d["st_mpjpe_mm"] == st["xyz_scale_trans_al_mean3d"] * 10
+    assert mm_ho3d | mm == mm_ho3d
+    with pytest.raises(ValueError, match="mpjpe"):
+        derived_mm({"mpjpe": 1.0})
+
+
+def test_benchmarks_hold_the_official_facts():
+    counts = {b.name: b.num_samples for b in (FREIHAND, HO3D_V2, HO3D_V3)}
+    assert counts == {"freihand": 3960, "ho3d_v2": 11524, "ho3d_v3": 20137}
+    assert len(FREIHAND.score_names) == 12
+    assert len(HO3D_V3.score_names) == 14
+    differ = [
+        f.name for f in fields(HO3D_V2) if getattr(HO3D_V2, f.name) != getattr(HO3D_V3, f.name)
+    ]
+    assert differ == ["name", "num_samples"]
+    assert FREIHAND.joint_names == JOINT_NAMES
+    assert HO3D_V2.joint_names[4] == "middle_1"
+    assert HO3D_V2.joint_names[13] == "thumb_1"
+    assert HO3D_V2.joint_names[16:] == tuple(n for n in JOINT_NAMES if n.endswith("tip"))
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+@pytest.mark.parametrize("benchmark", [FREIHAND, HO3D_V2], ids=IDS)
+def test_canonical_hands_go_to_the_benchmark_and_back(benchmark, kind):
+    joints, verts = (kind(a.astype(np.float32)) for a in hands(2)[2:])
+    there = benchmark.canonical_to_benchmark(joints, verts)
+    assert there[0].dtype == joints.dtype
+    back = benchmark.benchmark_to_canonical(*there)
+    for a, b in zip(back, (joints, verts), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    # joint 5 of ours, the first of the index finger, is number 1 of HO-3D
+    there_joint = np.asarray(there[0])[:, benchmark.joint_names.index("index_1")]
+    sign = [1, 1, 1] if benchmark is FREIHAND else [1, -1, -1]
+    np.testing.assert_array_equal(there_joint, np.asarray(joints)[:, 5] * sign)
+    assert (np.asarray(there[1])[..., 2] * sign[2] > 0).all()
+
+
+def test_figures_do_not_depend_on_the_form():
+    # Axes and order change nothing but HO-3D's scale, which asks for its own order.
+    arrays = hands(3)
+    pred, gt = (
+        HO3D_V2.canonical_to_benchmark(*arrays[:2]),
+        HO3D_V2.canonical_to_benchmark(*arrays[2:]),
+    )
+    a, b = derived_mm(freihand.score(*arrays)), derived_mm(ho3d.score(*pred, *gt))
+    for name, value in a.items():
+        assert b[name] == pytest.approx(value, abs=1e-9), name
+
+
+def test_bootstrap_covers_as_theory_says():
+    # Mean of 400 draws of N(5, 2): +- 1.96 * 2 / sqrt(400) around the sample's mean.
+    rng = np.random.default_rng(0)
+    values = rng.normal(5, 2, 400)
+    values = (values - values.mean()) / values.std() * 2 + 5
+    low, high = bootstrap_intervals({"a": values}, num=4000)["a"]
+    assert low == pytest.approx(5 - 0.196, abs=0.01)
+    assert high == pytest.approx(5 + 0.196, abs=0.01)
+    narrow = bootstrap_intervals({"a": values}, num=4000, level=0.5)["a"]
+    assert narrow[0] == pytest.approx(5 - 0.6745 * 0.1, abs=0.01)
+
+
+def test_bootstrap_intervals_hold_the_official_figures():
+    arrays = hands(40)
+    values = FREIHAND.per_sample_scores(*arrays)
+    intervals = bootstrap_intervals(values, num=300)
+    scores = FREIHAND.score(*arrays)
+    assert list(intervals) == list(scores)
+    for name, (low, high) in intervals.items():
+        assert low <= scores[name] <= high, name
+    assert intervals == bootstrap_intervals(values, num=300)
+    assert intervals != bootstrap_intervals(values, num=300, seed=1)
+    # one draw serves all figures: a multiple of a figure has the multiple of its interval
+    twice = bootstrap_intervals({"a": values["xyz_mean3d"], "b": 2 * values["xyz_mean3d"]})
+    assert twice["b"] == pytest.approx([2 * x for x in twice["a"]])
+
+
+def test_bootstrap_of_one_sample_or_of_equal_ones_is_a_point():
+    assert bootstrap_intervals({"a": np.array([3.0])})["a"] == (3.0, 3.0)
+    low, high = bootstrap_intervals({"a": np.full(7, 0.25)})["a"]
+    assert (low, high) == pytest.approx((0.25, 0.25))
+
+
+@pytest.mark.parametrize(
+    ("values", "arguments", "message"),
+    [
+        ({"a": np.zeros(3), "b": np.zeros(4)}, {}, "one value per sample"),
+        ({"a": np.zeros(0)}, {}, "at least one sample"),
+        ({}, {}, "at least one sample"),
+        ({"a": np.zeros((2, 3))}, {}, "one value per sample"),
+        ({"a": np.array([0, np.nan])}, {}, r"not finite in samples \[1\]"),
+        ({"a": np.zeros(3)}, {"level": 1.0}, "level"),
+        ({"a": np.zeros(3)}, {"num": 0}, "num"),
+    ],
+)
+def test_bootstrap_refuses(values, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_intervals(values, **arguments)
+
+
+@pytest.mark.parametrize("benchmark", [FREIHAND, HO3D_V2], ids=IDS)
+def test_per_joint_errors_are_named_and_average_to_the_official_figures(benchmark):
+    pred_joints, pred_verts, joints, verts = hands(4)
+    place = benchmark.joint_names.index("ring_tip")
+    pred_joints[:, place] += 0.5
+    by_joint = per_joint_mm(pred_joints, joints, benchmark.joint_names)
+    assert tuple(by_joint) == benchmark.joint_names
+    assert max(by_joint, key=lambda n: by_joint[n]["mpjpe_mm"]) == "ring_tip"
+    mm = derived_mm(benchmark.score(pred_joints, pred_verts, joints, verts))
+    for key in ("mpjpe_mm", "pa_mpjpe_mm"):
+        mean = np.mean([entry[key] for entry in by_joint.values()])
+        assert mean == pytest.approx(mm[key], abs=1e-9)

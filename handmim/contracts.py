@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -40,9 +41,9 @@ class HandSample:
 
     image: NDArray[np.uint8]  # [S, S, 3] RGB
     sample_id: str
-    K_crop_px: NDArray[
-        np.float32
-    ]  # [3, 3] intrinsics of this crop; has_K says whether they are known
+    is_right: bool  # left hands are labelled as left hands
+    joint_rule: str  # how its joints follow from a mesh: a name of hand.skeleton.JOINT_RULES
+    K_crop_px: NDArray[np.float32]  # [3, 3] intrinsics of this crop, where has_K
     has_K: bool
     kp2d_crop_px: NDArray[np.float32]  # [21, 2]
     kp2d_valid: NDArray[np.bool_]  # [21]
@@ -50,9 +51,7 @@ class HandSample:
     joints_valid: NDArray[np.bool_]  # [21]
     verts_cam_m: NDArray[np.float32]  # [V, 3]
     has_verts: bool
-    rotmats: NDArray[
-        np.float32
-    ]  # [16, 3, 3] R_cam_from_mano first, then 15 absolute finger rotations
+    rotmats: NDArray[np.float32]  # [16, 3, 3] R_cam_from_mano, then absolute finger rotations
     betas: NDArray[np.float32]  # [10]
     has_mano: bool
 
@@ -73,9 +72,12 @@ class PretrainBatch(NamedTuple):
 
 class HandBatch(NamedTuple):
     """Labelled crops: uint8 source crops from the loader, or augmented model input in [0, 1] after
-    `prepare`."""
+    `prepare`. All are right hands: left ones are mirrored, and flagged so that predictions can be
+    mirrored back."""
 
     image: Tensor  # [B, 3, S, S] uint8, later [B, 3, H, W] in [0, 1]
+    was_left: Tensor  # [B] bool
+    joint_rule: Tensor  # [B] int64, place in hand.skeleton.RULE_NAMES
     K_crop_px: Tensor  # [B, 3, 3]
     has_K: Tensor  # [B] bool
     kp2d_crop_ndc: Tensor  # [B, 21, 2]
@@ -87,6 +89,10 @@ class HandBatch(NamedTuple):
     rotmats: Tensor  # [B, 16, 3, 3]
     betas: Tensor  # [B, 10]
     has_mano: Tensor  # [B] bool
+
+    def moved(self, device: torch.device) -> "HandBatch":
+        """The same batch on a device."""
+        return HandBatch(*(field.to(device) for field in self))
 
 
 class Tokens(NamedTuple):
@@ -121,12 +127,10 @@ class PretrainOutputs(NamedTuple):
     patches: PatchTargets | None = None
     pixels: PixelTargets | None = None
     keypoints_ndc: Tensor | None = None  # [B, G, K, 2] student, in each view's ndc
-    target_keypoints_ndc: Tensor | None = (
-        None  # [B, G, K, 2] the side that is matched (EMA teacher or student)
-    )
-    pred_affine: Tensor | None = (
-        None  # [B, G, 2, 3] predicted map of the next view's ndc -> this view's ndc
-    )
+    # [B, G, K, 2] the side that is matched (EMA teacher or student)
+    target_keypoints_ndc: Tensor | None = None
+    # [B, G, 2, 3] predicted map of the next view's ndc -> this view's ndc
+    pred_affine: Tensor | None = None
     thumbnail: Tensor | None = None  # [B, G, t, t] small grey picture redrawn from the class token
 
 

@@ -34,3 +34,29 @@ def hand(hand_path):
     from handmim.hand.model import HandModel
 
     return HandModel.from_file(hand_path)
+
+
+def _tree(tmp_path_factory, layout: str, side: int) -> Path:
+    from handmim.synthesis.runner import synthesize
+
+    root = tmp_path_factory.mktemp(layout)
+    scene = {"image_px": side, "occluders": 0.0}
+    return synthesize(root, layout, 24, 8, scene, num_workers=0, forge_mano=True)
+
+
+@pytest.fixture(scope="session")
+def freihand_tree(tmp_path_factory) -> Path:
+    """24 hands before four backgrounds and 8 evaluation pictures, 64 px, in FreiHAND's layout."""
+    return _tree(tmp_path_factory, "freihand", 64)
+
+
+@pytest.fixture(scope="session")
+def ho3d_v2_tree(tmp_path_factory) -> Path:
+    """24 training and 8 evaluation frames, 128 x 96 px, in the layout of HO-3D version 2."""
+    return _tree(tmp_path_factory, "ho3d_v2", 128)
+
+
+@pytest.fixture(scope="session")
+def ho3d_v3_tree(tmp_path_factory) -> Path:
+    """The same in the layout of version 3."""
+    return _tree(tmp_path_factory, "ho3d_v3", 128)

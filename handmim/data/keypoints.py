@@ -4,25 +4,28 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from handmim.contracts import HandSample
+from handmim.data.cropping import box_of_points, carry_intrinsics, carry_points, crop_map, cut
 from handmim.data.crops import read_rgb
+from handmim.data.samples import hand_sample
+from handmim.hand.skeleton import NUM_JOINTS
 
-NUM_JOINTS, NUM_VERTS = 21, 778
 SPLITS = ("train", "val", "all")
 
 
 class KeypointPhotos(Dataset[HandSample]):
-    """Square crops about the keypoints, in canonical order (wrist, thumb .. little); left hands are
-    mirrored.
+    """Square crops about the keypoints, in canonical order (wrist, thumb .. little).
 
     Annotations follow COCO: `images` with id, file_name and perhaps the split field; `annotations`
-    with image_id, `keypoints` (21 x (x px, y px, visibility)), perhaps `keypoints_3d` (21 x 3
-    metres: x right, y down, z away from the camera; any origin) and `handedness`.
+    with image_id, `keypoints` (21 x (x px, y px, visibility)) and perhaps
+
+    - `keypoints_3d`: 21 x 3 metres, x right, y down, z away from the camera, any origin; or 21 x 4
+      with a visibility;
+    - `K`: 3 x 3 intrinsics in px, when the 3D points are in camera coordinates;
+    - `handedness`: right unless it begins with an l.
 
     Args:
         root: folder of the pictures.
@@ -96,57 +99,33 @@ class KeypointPhotos(Dataset[HandSample]):
     def __len__(self) -> int:
         return len(self.items)
 
-    def _crop(self, image: NDArray[np.uint8], kp_px: NDArray[np.floating]) -> tuple[Any, Any]:
-        """Square crop about the points, and the points in its pixels; continued by reflection."""
-        low, high = kp_px.min(axis=0), kp_px.max(axis=0)
-        centre, side = (low + high) / 2, max(float((high - low).max()) * self.crop_scale, 4.0)
-        corner, scale = centre - side / 2, self.image_px / side
-        points = (kp_px - corner) * scale
-        if scale < 1:  # warping interpolates between four pixels only: shrink by area before
-            height, width = image.shape[:2]
-            new = max(1, round(width * scale)), max(1, round(height * scale))
-            image = cv2.resize(image, new, interpolation=cv2.INTER_AREA)
-            corner, scale = corner * scale, 1.0
-        # crop = (image - corner) * scale on [0, W] coordinates; OpenCV's pixel centres lie half a
-        # pixel lower
-        offset = -corner * scale + 0.5 * scale - 0.5
-        warp = np.array([[scale, 0, offset[0]], [0, scale, offset[1]]])
-        size = (self.image_px, self.image_px)
-        crop = cv2.warpAffine(
-            image, warp, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
-        )
-        return crop, points
-
     def __getitem__(self, index: int) -> HandSample:
         image_note, note = self.items[index]
-        image = read_rgb(self.root / image_note["file_name"])
-        if image is None:
-            raise ValueError(f"{self.root / image_note['file_name']} cannot be read")
+        path = self.root / image_note["file_name"]
+        picture = read_rgb(path)
+        if picture is None:
+            raise ValueError(f"{path} cannot be read: remove it from the annotations")
         keypoints = np.asarray(note["keypoints"], np.float64).reshape(NUM_JOINTS, 3)
         valid = keypoints[:, 2] > 0
         kp_px = keypoints[:, :2].copy()
-        kp_px[~valid] = kp_px[valid].mean(axis=0) if valid.any() else 0.0
-        joints = np.zeros((NUM_JOINTS, 3))
-        has_3d = "keypoints_3d" in note
-        if has_3d:
-            joints = np.asarray(note["keypoints_3d"], np.float64).reshape(NUM_JOINTS, 3)
-        if str(note.get("handedness", "right")).lower().startswith("l"):
-            image = np.ascontiguousarray(image[:, ::-1])
-            kp_px[:, 0] = image.shape[1] - kp_px[:, 0]
-            joints = joints * [-1, 1, 1]
-        crop, kp_crop_px = self._crop(image, kp_px)
-        return HandSample(
-            image=crop,
-            sample_id=image_note["file_name"],
-            K_crop_px=np.zeros((3, 3), np.float32),
-            has_K=False,
-            kp2d_crop_px=kp_crop_px.astype(np.float32),
+        height, width = picture.shape[:2]
+        whole = np.array([0.0, 0.0, width, height])
+        box = box_of_points(kp_px[valid]) if valid.any() else whole
+        kp_px[~valid] = (box[:2] + box[2:]) / 2
+        crop_from_img = crop_map(box, self.crop_scale, self.image_px)
+        K, joints, joints_valid = note.get("K"), note.get("keypoints_3d"), None
+        if joints is not None:
+            joints = np.asarray(joints, np.float64)
+            if joints.shape == (NUM_JOINTS, 4):
+                joints, joints_valid = joints[:, :3], joints[:, 3] > 0
+        return hand_sample(
+            cut(picture, crop_from_img, self.image_px),
+            image_note["file_name"],
+            is_right=not str(note.get("handedness", "right")).lower().startswith("l"),
+            K_crop_px=None if K is None else carry_intrinsics(crop_from_img, np.asarray(K)),
+            kp2d_crop_px=carry_points(crop_from_img, kp_px),
             kp2d_valid=valid,
-            joints_cam_m=joints.astype(np.float32),
-            joints_valid=np.full(NUM_JOINTS, has_3d),  # occluded joints keep their 3D label
-            verts_cam_m=np.zeros((NUM_VERTS, 3), np.float32),
-            has_verts=False,
-            rotmats=np.tile(np.eye(3, dtype=np.float32), (16, 1, 1)),
-            betas=np.zeros(10, np.float32),
-            has_mano=False,
+            # joints that are hidden in the picture keep their 3D label
+            joints_cam_m=joints,
+            joints_valid=joints_valid,
         )

@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from handmim.contracts import CropBatch, CropSample, HandBatch, HandSample
+from handmim.data.samples import mirror_sample
 from handmim.geometry.camera import ndc_from_px
+from handmim.hand.skeleton import RULE_NAMES
 
 
 def _images(samples: Sequence[CropSample | HandSample]) -> Tensor:
@@ -26,14 +28,17 @@ def collate_crops(samples: Sequence[CropSample | HandSample]) -> CropBatch:
 
 
 def collate_hands(samples: Sequence[HandSample]) -> HandBatch:
-    """Pictures and labels of the stored crops, 2D joints in ndc."""
+    """Pictures and labels of the stored crops as right hands, 2D joints in ndc."""
+    right = [s if s.is_right else mirror_sample(s) for s in samples]
 
     def stack(name: str) -> Tensor:
-        return torch.from_numpy(np.stack([np.asarray(getattr(s, name)) for s in samples]))
+        return torch.from_numpy(np.stack([np.asarray(getattr(s, name)) for s in right]))
 
-    image = _images(samples)
+    image = _images(right)
     return HandBatch(
         image=image,
+        was_left=torch.tensor([not s.is_right for s in samples]),
+        joint_rule=torch.tensor([RULE_NAMES.index(s.joint_rule) for s in samples]),
         K_crop_px=stack("K_crop_px"),
         has_K=stack("has_K"),
         kp2d_crop_ndc=ndc_from_px(stack("kp2d_crop_px"), image.shape[-1]),

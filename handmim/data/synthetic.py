@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from handmim.contracts import HandSample
+from handmim.data.samples import hand_sample
 from handmim.hand.arrays import load_hand_arrays
 from handmim.render.cache import FIELDS, render_split
 from handmim.render.scene import RENDERER_VERSION, SceneSettings
@@ -90,18 +91,13 @@ class SyntheticHands(Dataset[HandSample]):
             self._maps = {n: np.load(self.folder / f"{n}.npy", mmap_mode="r") for n in names}
         m = {name: np.array(values[index]) for name, values in self._maps.items()}
         homogeneous = m["joints_cam_m"] @ m["K_px"].T
-        return HandSample(
-            image=m["image"],
-            sample_id=f"{self.split}/{index}",
+        return hand_sample(
+            m["image"],
+            f"{self.split}/{index}",
             K_crop_px=m["K_px"],
-            has_K=True,
             kp2d_crop_px=homogeneous[:, :2] / homogeneous[:, 2:],
-            kp2d_valid=np.ones(21, bool),
             joints_cam_m=m["joints_cam_m"],
-            joints_valid=np.ones(21, bool),
             verts_cam_m=m["verts_cam_m"],
-            has_verts=True,
             rotmats=m["rotmats"],
             betas=m["betas"],
-            has_mano=True,
         )

@@ -5,6 +5,7 @@ import torch
 from handmim.contracts import CropSample, HandBatch, HandSample, StepInfo
 from handmim.data.augment import HandAugment, transform_labels
 from handmim.data.loader import batches, collate_crops, collate_hands, label_subset
+from handmim.data.samples import hand_sample
 from handmim.geometry.camera import ndc_from_px, project, px_from_ndc
 from handmim.geometry.crop import similarity
 from handmim.geometry.rotation import axis_angle_to_matrix
@@ -18,20 +19,15 @@ def sample(seed: int, side: int = 32) -> HandSample:
     K = np.array([[3 * side, 0, side / 2], [0, 3 * side, side / 2], [0, 0, 1]], np.float32)
     kp = joints @ K.T
     R = axis_angle_to_matrix(torch.from_numpy(rng.normal(0, 1, (16, 3)))).numpy().astype(np.float32)
-    return HandSample(
-        image=rng.integers(0, 256, (side, side, 3), dtype=np.uint8),
-        sample_id=str(seed),
+    return hand_sample(
+        rng.integers(0, 256, (side, side, 3), dtype=np.uint8),
+        str(seed),
         K_crop_px=K,
-        has_K=True,
-        kp2d_crop_px=(kp[:, :2] / kp[:, 2:]).astype(np.float32),
-        kp2d_valid=np.ones(21, bool),
+        kp2d_crop_px=kp[:, :2] / kp[:, 2:],
         joints_cam_m=joints,
-        joints_valid=np.ones(21, bool),
-        verts_cam_m=(rng.normal(0, 0.05, (778, 3)) + np.array([0, 0, 0.6])).astype(np.float32),
-        has_verts=True,
+        verts_cam_m=rng.normal(0, 0.05, (778, 3)) + np.array([0, 0, 0.6]),
         rotmats=R,
-        betas=rng.normal(0, 1, 10).astype(np.float32),
-        has_mano=True,
+        betas=rng.normal(0, 1, 10),
     )
 
 

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from handmim.data.keypoints import KeypointPhotos
+from handmim.data.loader import collate_hands
+from handmim.geometry.camera import px_from_ndc
 
 
 @pytest.fixture
@@ -47,15 +49,19 @@ def test_crop_and_points_agree(photos):
         assert not sample.has_mano
 
 
-def test_left_hands_are_mirrored(photos):
+def test_left_hands_stay_left_and_batches_mirror_them(photos):
     root, path, content = photos
     right = KeypointPhotos(root, path, split="all")[0]
-    content["annotations"][0]["handedness"] = "left"
+    content["annotations"][0]["handedness"] = "Left"
     path.write_text(json.dumps(content))
     left = KeypointPhotos(root, path, split="all")[0]
-    np.testing.assert_allclose(left.kp2d_crop_px[:, 0], 96 - right.kp2d_crop_px[:, 0], atol=1e-3)
-    np.testing.assert_allclose(left.joints_cam_m, right.joints_cam_m * [-1, 1, 1])
-    assert np.abs(left.image[:, ::-1].astype(int) - right.image).mean() < 2
+    assert not left.is_right
+    np.testing.assert_array_equal(left.kp2d_crop_px, right.kp2d_crop_px)
+    batch = collate_hands([left])
+    kp = px_from_ndc(batch.kp2d_crop_ndc[0], 96).numpy()
+    np.testing.assert_allclose(kp[:, 0], 96 - right.kp2d_crop_px[:, 0], atol=1e-3)
+    np.testing.assert_allclose(batch.joints_cam_m[0], right.joints_cam_m * [-1, 1, 1])
+    np.testing.assert_array_equal(batch.image[0].permute(1, 2, 0), right.image[:, ::-1])
 
 
 def test_subjects_never_straddle_the_split(photos):

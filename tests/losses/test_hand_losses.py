@@ -7,6 +7,7 @@ from handmim.contracts import HandBatch, HandOutputs, HandState
 from handmim.geometry.rotation import axis_angle_to_matrix
 from handmim.losses.joints import Joints2D, Joints3D
 from handmim.losses.mano_params import Betas, Rotations
+from handmim.losses.prior import Prior
 from handmim.losses.verts import Verts
 
 TERMS = [Joints3D(root_joint=9), Joints2D(), Verts(root_joint=9), Rotations(), Betas()]
@@ -17,6 +18,8 @@ def random_batch(b: int, seed: int = 0) -> HandBatch:
     ones = torch.ones(b, dtype=torch.bool)
     return HandBatch(
         image=torch.zeros(b, 3, 8, 8),
+        was_left=~ones,
+        joint_rule=torch.zeros(b, dtype=torch.long),
         K_crop_px=torch.eye(3).expand(b, 3, 3),
         has_K=ones,
         kp2d_crop_ndc=torch.randn(b, 21, 2, generator=g),
@@ -114,3 +117,23 @@ def test_joint_without_label_does_not_count():
     joints[0, 3] += 10.0
     out = outputs(state._replace(joints_root_m=joints))
     assert Joints3D(root_joint=9)(out, batch._replace(joints_valid=valid)).item() < 1e-6
+
+
+def test_the_prior_pulls_only_hands_without_parameters():
+    batch = random_batch(2)
+    free = batch._replace(has_mano=torch.tensor([False, False]))
+    mean = truth_as_state(batch)
+    same = mean._replace(betas=torch.zeros(2, 10))
+    assert Prior()(HandOutputs((mean, same)), free).item() == pytest.approx(0.0, abs=1e-7)
+    assert Prior()(HandOutputs((mean, truth_as_state(random_batch(2, 5)))), batch).item() == 0.0
+    # one of 15 fingers turned by 90 degrees: 4 (1 - cos) / 15; betas of 2: 0.1 * 4
+    turned = same.rotmats.clone()
+    turned[:, 3] = axis_angle_to_matrix(torch.tensor([0.0, 0.0, math.pi / 2])) @ turned[:, 3]
+    off = same._replace(rotmats=turned, betas=torch.full((2, 10), 2.0))
+    value = Prior(betas_weight=0.1)(HandOutputs((mean, off)), free).item()
+    assert value == pytest.approx(4 / 15 + 0.4, rel=1e-5)
+    # the wrist is free: only 2D or 3D labels place the hand
+    wrist = same.rotmats.clone()
+    wrist[:, 0] = torch.eye(3)
+    out = HandOutputs((mean, same._replace(rotmats=wrist)))
+    assert Prior()(out, free).item() == pytest.approx(0.0, abs=1e-7)

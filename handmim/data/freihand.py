@@ -1,0 +1,173 @@
+"""FreiHAND (Zimmermann et al. 2019, public version 2): 32,560 hands before four backgrounds each.
+
+At the door: K, joints, vertices and MANO vectors become our frame, unit and rotations (they already
+are metres in the OpenCV camera, canonical joint order, right hands). A picture is a crop already,
+so its whole area is the hand's box.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from handmim.contracts import HandSample
+from handmim.data.cropping import carry_intrinsics, carry_points, crop_map, cut
+from handmim.data.crops import read_rgb
+from handmim.data.json_arrays import cached_number_lists
+from handmim.data.provenance import check_made_with, check_reposed
+from handmim.data.samples import hand_sample
+from handmim.hand.arrays import NUM_VERTS, load_hand_arrays
+from handmim.hand.conventions import freihand_hand
+from handmim.hand.model import HandModel
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "all", "evaluation")
+# Order in which the backgrounds follow each other: image id = sample + number of samples * place.
+VERSIONS = ("gs", "hom", "sample", "auto")
+CHECKED = 4  # samples that are posed again to see whether the hand model is the right one
+FIELDS: dict[str, tuple[int, ...]] = {
+    "K": (3, 3),
+    "scale": (),
+    "xyz": (21, 3),
+    "verts": (NUM_VERTS, 3),
+    "mano": (61,),
+}
+
+
+def split_samples(num: int, split: str, val_fraction: float, seed: int) -> NDArray[np.int64]:
+    """Unique samples of a training split, so that one hand never straddles it: ids, sorted."""
+    if not 0.0 <= val_fraction < 1.0:
+        raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction} (data.val_fraction)")
+    if split == "all":
+        return np.arange(num)
+    order = np.random.default_rng([seed, num]).permutation(num)
+    num_val = round(val_fraction * num)
+    return np.sort(order[:num_val] if split == "val" else order[num_val:])
+
+
+class FreiHand(Dataset[HandSample]):
+    """Labelled crops of one split.
+
+    Args:
+        root: folder that holds training/ and training_K.json.
+        hand_path: hand model of the annotations: its mean pose is part of every MANO vector.
+        split: "train" and "val" share the training pictures, cut by unique sample; "all" is both;
+            "evaluation" is the official one, labelled where the released truth is beside it.
+        versions: backgrounds taken, of gs, hom, sample, auto; evaluation pictures are gs only.
+        val_fraction: share of the unique samples in "val".
+        seed: of that cut.
+        image_px: side of the stored crop.
+        crop_scale: side of the crop relative to the picture.
+        cache_dir: where the large JSON files are kept as arrays.
+    Raises: FileNotFoundError naming what is missing; ValueError for settings, counts or a hand
+        model that do not fit.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        hand_path: str | Path,
+        *,
+        split: str = "train",
+        versions: tuple[str, ...] = VERSIONS,
+        val_fraction: float = 0.02,
+        seed: int = 0,
+        image_px: int = 224,
+        crop_scale: float = 1.0,
+        cache_dir: str | Path = "data/cache",
+    ) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {SPLITS}, got {split!r} (data.*.split)")
+        unknown = sorted(set(versions) - set(VERSIONS))
+        if unknown or not versions:
+            raise ValueError(f"versions are {VERSIONS}, got {list(versions)} (data.versions)")
+        self.root, self.split, self.image_px = Path(root), split, image_px
+        self.crop_scale = crop_scale
+        self.folder = "evaluation" if split == "evaluation" else "training"
+        if not (self.root / self.folder / "rgb").is_dir():
+            raise FileNotFoundError(
+                f"no {self.folder}/rgb below {root}: data.root is the unpacked FreiHAND_pub_v2 "
+                "(https://lmb.informatik.uni-freiburg.de/resources/datasets/FreihandDataset.en.html)"
+            )
+        arrays = load_hand_arrays(hand_path)
+        self.hand_name, self.hand_sha256 = arrays.name, arrays.sha256
+        self.hands_mean = arrays.hands_mean
+        check_made_with(self.root, arrays)
+        self.labels = self._read_labels(Path(cache_dir) / "freihand")
+        self.num_unique = len(self.labels["K"])
+        if "mano" in self.labels and "verts" in self.labels:
+            self._check_hand(HandModel(arrays))
+        if split == "evaluation":
+            self.ids = np.arange(self.num_unique)
+        else:
+            samples = split_samples(self.num_unique, split, val_fraction, seed)
+            places = [VERSIONS.index(v) for v in versions]
+            self.ids = np.concatenate([samples + self.num_unique * p for p in places])
+        if not len(self.ids):
+            raise ValueError(f"split {split} of {root} is empty (val_fraction={val_fraction})")
+
+    def _read_labels(self, cache: Path) -> dict[str, Any]:
+        labels: dict[str, Any] = {}
+        for name, shape in FIELDS.items():
+            path = self.root / f"{self.folder}_{name}.json"
+            # The truth of the evaluation came later; without it one can still predict and submit.
+            if path.is_file() or self.folder == "training" or name == "K":
+                labels[name] = cached_number_lists(path, shape, cache)
+        counts = {name: len(values) for name, values in labels.items()}
+        if len(set(counts.values())) != 1:
+            raise ValueError(
+                f"{self.root}/{self.folder}_*.json differ in length: {counts}; unpack them again"
+            )
+        return labels
+
+    def _check_hand(self, hand: HandModel) -> None:
+        few = range(min(CHECKED, self.num_unique))
+        hands = [freihand_hand(*self._mano(i), self.hands_mean) for i in few]
+        check_reposed(
+            hand,
+            np.stack([h[0] for h in hands]),
+            np.stack([h[1] for h in hands]),
+            self.labels["verts"][: len(few)],
+            f"{self.folder}_mano.json and {self.folder}_verts.json of {self.root}",
+        )
+
+    def _mano(self, item: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        vector, K = self.labels["mano"][item], self.labels["K"][item]
+        return vector.astype(np.float64), K.astype(np.float64)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> HandSample:
+        image_id = int(self.ids[index])
+        item = image_id % self.num_unique
+        path = self.root / self.folder / "rgb" / f"{image_id:08d}.jpg"
+        picture = read_rgb(path)
+        if picture is None:
+            raise FileNotFoundError(f"{path} is missing or damaged: unpack FreiHAND again")
+        height, width = picture.shape[:2]
+        crop_from_img = crop_map(np.array([0, 0, width, height]), self.crop_scale, self.image_px)
+        label = {k: np.asarray(v[item], np.float64) for k, v in self.labels.items()}
+        K = label["K"]
+        joints, kp2d = label.get("xyz"), None
+        if joints is not None:
+            seen = joints @ K.T
+            kp2d = carry_points(crop_from_img, seen[:, :2] / seen[:, 2:])
+        rotmats = betas = None
+        if "mano" in label:
+            rotmats, betas, _ = freihand_hand(*self._mano(item), self.hands_mean)
+        return hand_sample(
+            cut(picture, crop_from_img, self.image_px),
+            f"{self.folder}/{image_id:08d}",
+            joint_rule="freihand",
+            K_crop_px=carry_intrinsics(crop_from_img, K),
+            kp2d_crop_px=kp2d,
+            joints_cam_m=joints,
+            verts_cam_m=label.get("verts"),
+            rotmats=rotmats,
+            betas=betas,
+        )

@@ -1,0 +1,249 @@
+"""HO-3D versions 2 and 3 (Hampali et al. 2020, 2021): hands holding objects, 640 x 480 frames.
+
+At the door: OpenGL axes become OpenCV's, the joint order becomes ours, handPose/handTrans become
+rotations and a mesh. A hand's box is its joints in the picture (training) or `handBoundingBox`
+(evaluation).
+"""
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from handmim.contracts import HandSample
+from handmim.data.cropping import box_of_points, carry_intrinsics, carry_points, crop_map, cut
+from handmim.data.crops import read_rgb
+from handmim.data.provenance import LARGEST_RESIDUAL_M, check_made_with
+from handmim.data.samples import hand_sample
+from handmim.data.truth import find_truth
+from handmim.hand.arrays import load_hand_arrays
+from handmim.hand.conventions import OPENCV_FROM_OPENGL, ho3d_hand, rest_wrist
+from handmim.hand.model import HandModel
+from handmim.hand.skeleton import CANONICAL_FROM_HO3D, FINGERTIP_VERTS
+from handmim.utils.unpickle import load_pickle
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "all", "evaluation")
+PICTURES = (".png", ".jpg")  # v2 and v3; looked for in this order, as the official reader does
+CHECKED = 20  # frames among which a labelled one is posed again
+
+
+def take_of(sequence: str) -> str:
+    """The take a sequence belongs to: of two final digits the second is the camera (ABF10, ABF14
+    -> ABF1)."""
+    match = re.match(r"^(.*\d)\d$", sequence)
+    return match.group(1) if match else sequence
+
+
+def read_frames(path: Path) -> list[str]:
+    """The frames of train.txt or evaluation.txt, "<sequence>/<id>" each, in order.
+
+    Raises: FileNotFoundError; ValueError for a line of another form or an empty list.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no {path.name} in {path.parent}: data.root is the unpacked HO3D_v2 or HO3D_v3 "
+            "(https://github.com/shreyashampali/ho3d)"
+        )
+    frames = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    bad = [frame for frame in frames if frame.count("/") != 1]
+    if bad or not frames:
+        raise ValueError(f"{path}: want lines '<sequence>/<id>', got {bad[:3] or 'none'}")
+    return frames
+
+
+def split_takes(frames: list[str], split: str, val_fraction: float, seed: int) -> list[str]:
+    """Frames of a training split; the takes in "val" hold about `val_fraction` of the frames."""
+    if not 0.0 <= val_fraction < 1.0:
+        raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction} (data.val_fraction)")
+    if split == "all":
+        return frames
+    counts: dict[str, int] = {}
+    for frame in frames:
+        take = take_of(frame.split("/")[0])
+        counts[take] = counts.get(take, 0) + 1
+    takes = sorted(counts)
+    held: set[str] = set()
+    budget = val_fraction * len(frames)
+    for i in np.random.default_rng([seed, len(takes)]).permutation(len(takes)):
+        # Nearest to the wanted share, but one take at least stays on either side.
+        have = sum(counts[t] for t in held)
+        nearer = abs(have + counts[takes[i]] - budget) < abs(have - budget)
+        first = not held and val_fraction > 0
+        if (nearer or first) and len(held) + 1 < len(takes):
+            held.add(takes[i])
+    return [f for f in frames if (take_of(f.split("/")[0]) in held) == (split == "val")]
+
+
+class Ho3d(Dataset[HandSample]):
+    """Labelled crops of one split.
+
+    Args:
+        root: folder that holds train/, evaluation/, train.txt and evaluation.txt.
+        hand_path: hand model of the annotations (poses are absolute, betas are this model's).
+        split: "train" and "val" share train.txt, cut by take; "all" is both; "evaluation" is the
+            official one, with vertices where the released truth is beside it.
+        val_fraction: share of the frames in "val", as near as whole takes allow.
+        seed: of that cut.
+        image_px: side of the stored crop.
+        crop_scale: side of the crop relative to the hand's box.
+        cache_dir: where the large JSON files are kept as arrays.
+    Raises: FileNotFoundError naming what is missing; ValueError for settings or a hand model that
+        do not fit.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        hand_path: str | Path,
+        *,
+        split: str = "train",
+        val_fraction: float = 0.05,
+        seed: int = 0,
+        image_px: int = 224,
+        crop_scale: float = 1.6,
+        cache_dir: str | Path = "data/cache",
+    ) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {SPLITS}, got {split!r} (data.*.split)")
+        self.root, self.split, self.image_px = Path(root), split, image_px
+        self.crop_scale = crop_scale
+        self.folder = "evaluation" if split == "evaluation" else "train"
+        arrays = load_hand_arrays(hand_path)
+        check_made_with(self.root, arrays)
+        self.hand_name, self.hand_sha256 = arrays.name, arrays.sha256
+        self.hand = HandModel(arrays)
+        frames = read_frames(self.root / f"{self.folder}.txt")
+        self.xyz: NDArray[np.float32] | None = None
+        self.verts: NDArray[np.float32] | None = None
+        if split == "evaluation":
+            self.frames = frames
+            self._read_truth(Path(cache_dir) / "ho3d")
+        else:
+            self.frames = split_takes(frames, split, val_fraction, seed)
+        if not self.frames:
+            raise ValueError(
+                f"split {split} of {root} is empty: its takes cannot be cut by "
+                f"val_fraction={val_fraction}"
+            )
+        self._told_unlabelled = False
+        if split != "evaluation":
+            self._check_hand()
+
+    def _read_truth(self, cache: Path) -> None:
+        truth = find_truth(self.root, cache)
+        if truth is None:
+            return
+        self.xyz, self.verts = truth
+        if len(self.xyz) != len(self.frames):
+            raise ValueError(
+                f"{self.root}: evaluation_xyz.json has {len(self.xyz)} entries, evaluation.txt has "
+                f"{len(self.frames)} frames: they are of different versions"
+            )
+
+    def _check_hand(self) -> None:
+        """Joints of the first labelled frames against the chosen hand model."""
+        for frame in self.frames[:CHECKED]:
+            meta = self._meta(frame)
+            if meta.get("handPose") is None:
+                continue
+            _, _, joints, verts = self._labels(meta)
+            tips = verts[list(FINGERTIP_VERTS["ho3d"])]
+            error_m = float(np.linalg.norm(joints[[4, 8, 12, 16, 20]] - tips, axis=1).mean())
+            if error_m > LARGEST_RESIDUAL_M:
+                raise ValueError(
+                    f"posing {self.hand_name} by the meta of {frame} misses its fingertips by "
+                    f"{error_m * 1e3:.1f} mm: they belong to another hand model (hand=mano "
+                    "hand.path=MANO_RIGHT.pkl); tools/doctor.py tells more"
+                )
+            return
+
+    def _meta(self, frame: str) -> dict[str, Any]:
+        sequence, name = frame.split("/")
+        return load_pickle(self.root / self.folder / sequence / "meta" / f"{name}.pkl")
+
+    def _picture(self, frame: str) -> NDArray[np.uint8]:
+        sequence, name = frame.split("/")
+        folder = self.root / self.folder / sequence / "rgb"
+        for suffix in PICTURES:
+            picture = read_rgb(folder / f"{name}{suffix}")
+            if picture is not None:
+                return picture
+        raise FileNotFoundError(f"{folder / name}.png or .jpg is missing or damaged")
+
+    @staticmethod
+    def _opencv(points_m: Any) -> NDArray[np.float64]:
+        return np.asarray(points_m, np.float64).reshape(-1, 3) @ OPENCV_FROM_OPENGL
+
+    def _labels(self, meta: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
+        """Rotations, betas, joints and vertices of a training meta, OpenCV camera."""
+        betas = np.asarray(meta["handBeta"], np.float64).ravel()[:10]
+        rotmats, transl = ho3d_hand(
+            np.asarray(meta["handPose"], np.float64).ravel(),
+            np.asarray(meta["handTrans"], np.float64).ravel(),
+            rest_wrist(self.hand.arrays, betas),
+        )
+        with torch.no_grad():
+            mesh = self.hand(
+                torch.from_numpy(rotmats).float()[None],
+                torch.from_numpy(betas).float()[None],
+                torch.from_numpy(transl).float()[None],
+            )
+        joints = self._opencv(meta["handJoints3D"])[list(CANONICAL_FROM_HO3D)]
+        return rotmats, betas, joints, mesh.verts_m[0].numpy()
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> HandSample:
+        frame = self.frames[index]
+        picture, meta = self._picture(frame), self._meta(frame)
+        height, width = picture.shape[:2]
+        K = None if meta.get("camMat") is None else np.asarray(meta["camMat"], np.float64)
+        rotmats = betas = joints = valid = verts = None
+        if self.split == "evaluation":
+            joints, valid = np.zeros((21, 3)), np.zeros(21, bool)
+            if meta.get("handJoints3D") is not None:  # the wrist only
+                joints[0], valid[0] = self._opencv(meta["handJoints3D"])[0], True
+            if self.xyz is not None and self.verts is not None:
+                joints = self._opencv(self.xyz[index])[list(CANONICAL_FROM_HO3D)]
+                valid, verts = np.ones(21, bool), self._opencv(self.verts[index])
+        elif meta.get("handPose") is None or K is None:
+            self._tell(frame)
+        else:
+            rotmats, betas, joints, verts = self._labels(meta)
+        kp2d = None
+        if joints is not None and K is not None and (valid is None or valid.all()):
+            seen = joints @ K.T
+            kp2d = seen[:, :2] / seen[:, 2:]
+        box: NDArray[np.floating]
+        if meta.get("handBoundingBox") is not None:
+            box = np.asarray(meta["handBoundingBox"], np.float64)
+        elif kp2d is not None:
+            box = box_of_points(kp2d)
+        else:
+            box = np.array([0, 0, width, height], np.float64)
+        crop_from_img = crop_map(box, self.crop_scale, self.image_px)
+        return hand_sample(
+            cut(picture, crop_from_img, self.image_px),
+            f"{self.folder}/{frame}",
+            joint_rule="ho3d",
+            K_crop_px=None if K is None else carry_intrinsics(crop_from_img, K),
+            kp2d_crop_px=None if kp2d is None else carry_points(crop_from_img, kp2d),
+            joints_cam_m=joints,
+            joints_valid=valid,
+            verts_cam_m=verts,
+            rotmats=rotmats,
+            betas=betas,
+        )
+
+    def _tell(self, frame: str) -> None:
+        if not self._told_unlabelled:
+            log.warning("%s has no hand annotation (None fields): it counts as unlabelled", frame)
+        self._told_unlabelled = True

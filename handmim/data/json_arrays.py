@@ -1,0 +1,102 @@
+"""Nested lists of numbers in JSON files as arrays, parsed once.
+
+FreiHAND's vertices are 1.5 GB of text: Python lists of them would take several times that. Here the
+text is read in pieces, brackets are blanked, and the numbers go straight into an array, which is
+kept as .npy in a cache folder and read back by memory map.
+"""
+
+import hashlib
+import logging
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+PIECE_BYTES = 1 << 25
+BLANK = bytes.maketrans(b"[]\n\r\t", b"     ")
+
+
+def read_number_lists(path: Path, item_shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """A JSON list of equally nested lists of numbers.
+
+    Args:
+        path: file.
+        item_shape: shape of one entry, () for plain numbers.
+    Returns: [n, *item_shape]. The nesting inside an entry is not looked at, only its count of
+        numbers.
+    Raises: FileNotFoundError; ValueError when something else than numbers is found, or their count
+        is no multiple of an entry's.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    pieces, rest = [], b""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 64))
+        if not file.read().rstrip().endswith(b"]"):
+            raise ValueError(f"{path.name} does not end like a JSON list: cut off or another file")
+        file.seek(0)
+        while True:
+            block = file.read(PIECE_BYTES)
+            text = rest + block.translate(BLANK)
+            if block:  # a number may go on in the next piece
+                cut = text.rfind(b",") + 1
+                text, rest = text[:cut], text[cut:]
+            if text.strip(b" ,"):
+                pieces.append(_numbers(text.rstrip(b" ,"), path))
+            if not block:
+                break
+    numbers = np.concatenate(pieces) if pieces else np.zeros(0)
+    per_item = math.prod(item_shape)
+    if len(numbers) % per_item:
+        raise ValueError(
+            f"{path.name} holds {len(numbers)} numbers, wanted a multiple of {per_item} "
+            f"({'x'.join(map(str, item_shape))} per sample): damaged or another file"
+        )
+    return numbers.reshape(-1, *item_shape)
+
+
+def _numbers(text: bytes, path: Path) -> NDArray[np.float64]:
+    with warnings.catch_warnings():
+        # numpy stops at what it cannot read and says so by a warning only.
+        warnings.simplefilter("error", DeprecationWarning)
+        try:
+            return np.fromstring(text, dtype=np.float64, sep=",")
+        except (DeprecationWarning, ValueError) as error:
+            raise ValueError(f"{path.name} is not a JSON list of numbers: {error}") from error
+
+
+def cached_number_lists(
+    path: Path, item_shape: tuple[int, ...], cache_dir: Path
+) -> NDArray[np.float32]:
+    """`read_number_lists` as a memory map of float32, converted when the file is new or changed.
+
+    Args:
+        path: JSON file.
+        item_shape: shape of one entry.
+        cache_dir: where the converted array is kept.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    facts: list[Any] = [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
+    digest = hashlib.sha256(repr([*facts, item_shape]).encode()).hexdigest()
+    target = cache_dir / f"{path.stem}-{digest[:12]}.npy"
+    if not target.is_file():
+        log.info("converting %s (%.0f MB) once", path.name, path.stat().st_size / 1e6)
+        values = read_number_lists(path, item_shape).astype(np.float32)
+        try:
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f".{target.name}.{os.getpid()}")
+            with partial.open("wb") as file:
+                np.save(file, values)
+            partial.replace(target)
+        except OSError as error:
+            raise PermissionError(
+                f"cannot write the cache {target}: {error} (data.cache_dir)"
+            ) from error
+    return np.load(target, mmap_mode="r")

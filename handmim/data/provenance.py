@@ -1,0 +1,79 @@
+"""Which hand model labels were made with; using another one is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from handmim.hand.arrays import HandArrays
+from handmim.hand.model import HandLayer
+
+FACTS = "handmim.json"  # written beside every dataset that this project renders
+# FreiHAND's own vertices are up to 6 mm off its MANO vectors; another hand model is off by
+# centimetres.
+LARGEST_RESIDUAL_M = 0.012
+
+
+def read_facts(root: Path) -> dict[str, Any] | None:
+    """What a rendered dataset says of itself; None for any other."""
+    path = root / FACTS
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def check_made_with(root: Path, arrays: HandArrays) -> None:
+    """Refuse labels that were rendered from another hand.
+
+    Raises: ValueError naming both hands.
+    """
+    facts = read_facts(root)
+    if facts is not None and facts["hand_sha256"] != arrays.sha256:
+        raise ValueError(
+            f"{root} was rendered from hand {facts['hand']} ({facts['hand_sha256'][:12]}), the "
+            f"chosen one is {arrays.name} ({arrays.sha256[:12]}): set hand and hand.path to the "
+            "hand of the dataset"
+        )
+
+
+def reposed_error_m(
+    hand: HandLayer,
+    rotmats: NDArray[np.floating],
+    betas: NDArray[np.floating],
+    verts_m: NDArray[np.floating],
+) -> NDArray[np.float64]:
+    """Mean distance of re-posed to given vertices, wherever the hands stand.
+
+    Args:
+        hand: the model.
+        rotmats, betas: [n, 16, 3, 3] and [n, 10].
+        verts_m: [n, V, 3].
+    Returns: [n] metres.
+    """
+    with torch.no_grad():
+        posed = hand(torch.from_numpy(rotmats).float(), torch.from_numpy(betas).float())
+    ours = posed.verts_m.double().numpy()
+    given = np.asarray(verts_m, np.float64)
+    shift = (given - ours).mean(axis=1, keepdims=True)
+    return np.linalg.norm(ours + shift - given, axis=2).mean(axis=1)
+
+
+def check_reposed(
+    hand: HandLayer,
+    rotmats: NDArray[np.floating],
+    betas: NDArray[np.floating],
+    verts_m: NDArray[np.floating],
+    where: str,
+) -> None:
+    """Refuse a hand model that does not give the dataset's own vertices back.
+
+    Raises: ValueError with the residual in mm.
+    """
+    error_m = float(np.median(reposed_error_m(hand, rotmats, betas, verts_m)))
+    if error_m > LARGEST_RESIDUAL_M:
+        raise ValueError(
+            f"posing {hand.name} by {where} misses the given vertices by {error_m * 1e3:.1f} mm: "
+            "they belong to another hand model (hand=mano hand.path=MANO_RIGHT.pkl) or to another "
+            "version of the dataset; tools/doctor.py tells more"
+        )

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from handmim.data.cropping import box_of_points, carry_intrinsics, carry_points, crop_map, cut
+
+
+@pytest.mark.parametrize("side", [60, 150, 290])
+@pytest.mark.parametrize("place", [(320.3, 240.7), (250.0, 200.0)])
+def test_pixels_and_points_ride_the_same_map(side, place):
+    # A blob's centre of mass is where its centre is carried to, at any zoom and sub-pixel place.
+    y, x = np.mgrid[0:480, 0:640] + 0.5
+    blob = 255 * np.exp(-((x - place[0]) ** 2 + (y - place[1]) ** 2) / (2 * (side / 15) ** 2))
+    picture = np.repeat(blob[..., None], 3, axis=2).round().astype(np.uint8)
+    box = np.array([place[0] - side / 2 + 3, place[1] - side / 2, place[0] + side / 2 + 3, 0])
+    box[3] = place[1] + side / 2
+    crop_from_img = crop_map(box, 1.3, 112)
+    crop = cut(picture, crop_from_img, 112)[..., 0].astype(float)
+    y, x = np.mgrid[0:112, 0:112] + 0.5
+    centre = [(crop * x).sum() / crop.sum(), (crop * y).sum() / crop.sum()]
+    expected = carry_points(crop_from_img, np.array([place]))[0]
+    np.testing.assert_allclose(centre, expected, atol=0.05)
+
+
+def test_a_crop_is_a_square_about_the_box():
+    crop_from_img = crop_map(np.array([10, 20, 50, 100]), 1.5, 60)
+    # longer side 80, so 120 px of the picture make 60 px of the crop
+    corners = carry_points(crop_from_img, np.array([[30 - 60, 60 - 60], [30 + 60, 60 + 60.0]]))
+    np.testing.assert_allclose(corners, [[0, 0], [60, 60]], atol=1e-12)
+    points = np.array([[3.0, 9.0], [-1.0, 4.0]])
+    np.testing.assert_array_equal(box_of_points(points), [-1, 4, 3, 9])
+
+
+def test_intrinsics_follow_the_crop():
+    rng = np.random.default_rng(0)
+    K = np.array([[600.0, 2.0, 320], [0, 590, 240], [0, 0, 1]])
+    points = rng.normal(0, 0.05, (9, 3)) + np.array([0.02, 0, 0.6])
+    seen = points @ K.T
+    crop_from_img = crop_map(np.array([200, 150, 400, 390]), 1.6, 224)
+    K_crop = carry_intrinsics(crop_from_img, K)
+    again = points @ K_crop.T
+    expected = carry_points(crop_from_img, seen[:, :2] / seen[:, 2:])
+    np.testing.assert_allclose(again[:, :2] / again[:, 2:], expected, atol=1e-9)
+
+
+def test_beyond_the_picture_it_is_reflected_and_bad_boxes_are_refused():
+    picture = np.full((20, 20, 3), 200, np.uint8)
+    crop = cut(picture, crop_map(np.array([-10, -10, 10, 10]), 1.0, 16), 16)
+    assert (crop == 200).all()
+    for box in ([0, 0, np.nan, 5], [5, 0, 0, 5]):
+        with pytest.raises(ValueError, match="x0 <= x1"):
+            crop_map(np.array(box, float), 1.0, 16)
+    tiny = crop_map(np.array([5, 5, 5, 5.0]), 1.5, 16)
+    assert tiny[0, 0] == 4.0  # one point still is a crop of 4 px

@@ -1,0 +1,145 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from handmim.data.freihand import VERSIONS, FreiHand, split_samples
+from handmim.data.loader import collate_hands
+from handmim.data.truth import read_truth
+from handmim.geometry.camera import project, px_from_ndc
+from handmim.hand.rules import JointRules
+from handmim.synthesis.mano import mirrored
+
+
+@pytest.fixture
+def load(freihand_tree, tmp_path):
+    def build(root=freihand_tree, **kwargs):
+        settings = {"image_px": 64, "cache_dir": tmp_path / "cache", "val_fraction": 0.25}
+        return FreiHand(root, "standin", **{**settings, **kwargs})
+
+    return build
+
+
+@pytest.fixture
+def copy(freihand_tree, tmp_path):
+    """Tree with other JSON files, pictures shared."""
+
+    def build(**changes):
+        root = tmp_path / "copy"
+        root.mkdir()
+        for path in freihand_tree.iterdir():
+            if path.is_dir():
+                (root / path.name).symlink_to(path)
+            else:
+                shutil.copy(path, root)
+        for name, change in changes.items():
+            path = root / f"{name}.json"
+            path.write_text(json.dumps(change(json.loads(path.read_text()))))
+        return root
+
+    return build
+
+
+@pytest.mark.parametrize("split", ["train", "val", "all", "evaluation"])
+def test_labels_of_a_sample_agree_with_each_other(load, hand, split):
+    data = load(split=split)
+    batch = collate_hands([data[i] for i in (0, 1, len(data) - 1)])
+    seen = project(batch.joints_cam_m, batch.K_crop_px)
+    torch.testing.assert_close(seen, px_from_ndc(batch.kp2d_crop_ndc, 64), atol=1e-3, rtol=0)
+    mesh = hand(batch.rotmats, batch.betas)
+    joints = JointRules(hand).joints(mesh.verts_m, mesh.chain_joints_m, batch.joint_rule)
+    # joint 9 places the mesh; joints are regressed from posed vertices
+    shift = batch.joints_cam_m[:, 9:10] - joints[:, 9:10]
+    torch.testing.assert_close(mesh.verts_m + shift, batch.verts_cam_m, atol=1e-6, rtol=0)
+    torch.testing.assert_close(joints + shift, batch.joints_cam_m, atol=1e-6, rtol=0)
+    assert (batch.joints_cam_m[..., 2] > 0.1).all()
+
+
+def test_a_hand_never_straddles_the_split_and_versions_share_labels(load):
+    train, val = load(split="train"), load(split="val", versions=("gs",))
+    hands = {int(i) % 24 for i in train.ids}
+    assert not hands & set(val.ids.tolist())
+    assert len(hands) == 18
+    assert len(val) == 6
+    assert len(train) == 18 * 4
+    same = [i for i, image in enumerate(train.ids) if image % 24 == train.ids[0]]
+    pictures = [train[i] for i in same]
+    assert [p.sample_id for p in pictures] == [
+        f"training/{int(train.ids[0]) + 24 * v:08d}" for v in range(4)
+    ]
+    for other in pictures[1:]:
+        np.testing.assert_array_equal(other.verts_cam_m, pictures[0].verts_cam_m)
+        assert (other.image != pictures[0].image).any()
+    for version in VERSIONS:
+        only = load(versions=(version,))
+        assert {int(i) // 24 for i in only.ids} == {VERSIONS.index(version)}
+
+
+def test_the_genuine_split_has_the_published_counts():
+    train, val = (split_samples(32560, s, 0.02, 0) for s in ("train", "val"))
+    assert len(val) == 651
+    assert len(np.union1d(train, val)) == 32560
+    assert len(split_samples(32560, "all", 0.02, 0)) == 32560
+
+
+def test_truth_is_as_the_files_have_it_and_may_be_missing(load, copy, freihand_tree, tmp_path):
+    joints, verts = read_truth(freihand_tree, tmp_path)
+    stored = json.loads((freihand_tree / "evaluation_xyz.json").read_text())
+    np.testing.assert_allclose(joints, stored, atol=1e-7)
+    assert verts.shape == (8, 778, 3)
+    root = copy()
+    for name in ("xyz", "verts", "mano", "scale"):
+        (root / f"evaluation_{name}.json").unlink()
+    bare = load(root, split="evaluation")
+    sample = bare[0]
+    assert sample.has_K
+    assert not any((sample.has_mano, sample.has_verts, sample.joints_valid.any()))
+    with pytest.raises(FileNotFoundError, match=r"evaluation_xyz\.json"):
+        read_truth(root, tmp_path)
+
+
+def test_another_hand_model_is_refused(load, copy, hand_arrays):
+    with pytest.raises(ValueError, match=r"rendered from hand standin_right .* the chosen one"):
+        load(copy(handmim=lambda facts: {**facts, "hand_sha256": "0" * 64}))
+
+
+def test_vertices_of_another_hand_are_refused_without_provenance(load, copy):
+    root = copy(training_verts=lambda v: (np.array(v) * 1.4).tolist())
+    (root / "handmim.json").unlink()
+    with pytest.raises(ValueError, match=r"misses the given vertices by \d+\.\d mm"):
+        load(root)
+
+
+def test_mistakes_are_named(load, copy, tmp_path):
+    for changes, message in (
+        ({"split": "test"}, "split must be one of"),
+        ({"versions": ("gs", "rgb")}, r"versions are .* got \['gs', 'rgb'\]"),
+        ({"val_fraction": 1.0}, "val_fraction must be in"),
+        ({"val_fraction": 0.0, "split": "val"}, "is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load(**changes)
+    with pytest.raises(FileNotFoundError, match=r"data\.root is the unpacked FreiHAND"):
+        load(tmp_path)
+    with pytest.raises(ValueError, match=r"differ in length.*'xyz': 23"):
+        load(copy(training_xyz=lambda xyz: xyz[:-1]))
+
+
+def test_a_missing_picture_is_named(load, copy, freihand_tree):
+    root = copy()
+    (root / "evaluation").unlink()
+    shutil.copytree(freihand_tree / "evaluation", root / "evaluation")
+    (root / "evaluation" / "rgb" / "00000003.jpg").write_bytes(b"")
+    data = load(root, split="evaluation")
+    with pytest.raises(FileNotFoundError, match=r"00000003\.jpg is missing or damaged"):
+        data[3]
+
+
+def test_a_left_hand_is_no_hand_of_freihand(freihand_tree, hand_arrays, tmp_path):
+    from handmim.hand.files import save_npz
+
+    save_npz(tmp_path / "MANO_LEFT.npz", mirrored(hand_arrays))
+    with pytest.raises(ValueError, match="rendered from hand"):
+        FreiHand(freihand_tree, tmp_path / "MANO_LEFT.npz", cache_dir=tmp_path)

@@ -1,0 +1,48 @@
+import json
+
+import numpy as np
+import pytest
+
+from handmim.data import json_arrays
+from handmim.data.json_arrays import cached_number_lists, read_number_lists
+
+
+@pytest.mark.parametrize("piece", [7, 64, 1 << 20])
+def test_numbers_survive_whatever_the_pieces(tmp_path, monkeypatch, piece):
+    monkeypatch.setattr(json_arrays, "PIECE_BYTES", piece)
+    values = (
+        np.random.default_rng(0).normal(0, 1, (5, 3, 2))
+        * 10.0 ** np.arange(-4, 2)[:, None, None][:5]
+    )
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(values.tolist(), indent=1))
+    np.testing.assert_array_equal(read_number_lists(path, (3, 2)), values)
+    path.write_text("[1, 2.5e-3, -7]")
+    assert read_number_lists(path, ()).tolist() == [1, 0.0025, -7]
+    path.write_text("[]")
+    assert read_number_lists(path, (3,)).shape == (0, 3)
+
+
+def test_other_content_is_refused_by_name(tmp_path):
+    path = tmp_path / "training_xyz.json"
+    for text in ('[[1, "two", 3]]', '{"a": 1}', "[1, null, 3]", "[1, 2, 3, "):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=r"training_xyz\.json"):
+            read_number_lists(path, (3,))
+    path.write_text("[[1, 2, 3], [4, 5]]")
+    with pytest.raises(ValueError, match="5 numbers, wanted a multiple of 3"):
+        read_number_lists(path, (3,))
+    with pytest.raises(FileNotFoundError, match="absent"):
+        read_number_lists(tmp_path / "absent.json", (3,))
+
+
+def test_the_cache_follows_the_file(tmp_path):
+    path, cache = tmp_path / "v.json", tmp_path / "cache"
+    path.write_text("[[1, 2], [3, 4]]")
+    first = cached_number_lists(path, (2,), cache)
+    assert first.tolist() == [[1, 2], [3, 4]]
+    assert len(list(cache.iterdir())) == 1
+    cached_number_lists(path, (2,), cache)
+    assert len(list(cache.iterdir())) == 1, "read back, not converted again"
+    path.write_text("[[1, 2], [3, 4], [5, 6]]")
+    assert len(cached_number_lists(path, (2,), cache)) == 3

@@ -17,12 +17,22 @@ ENTRY = {
     "pretrain": [],
     "finetune": [],
     "eval": ["checkpoint=last.pt"],
+    "synthesize": ["root=out"],
 }
 # What only the user knows.
 QUICK = ("experiment=quickstart", "experiment=cpu_")  # bring their own data
 NEEDED = {
     "data=folder": ["data.root=crops"],
+    "data=freihand": ["data.root=x"],
+    "data=ho3d_v2": ["data.root=x"],
+    "data=ho3d_v3": ["data.root=x"],
+    "data=freihand_ho3d": ["data.freihand.root=x", "data.ho3d.root=x"],
+    "data=keypoints": ["data.root=x", "data.annotations=y"],
+    "hand=mano": ["hand.path=x"],
+    "hand=smplx": ["hand.path=x"],
+    "hand=manopth": ["hand.path=x"],
     "experiment=cpu_pretrain": ["data.root=crops"],
+    "experiment=cpu_keypoints_finetune": ["data.root=x", "data.annotations=y"],
     "probe=keypoints": ["probe.root=x", "probe.annotations=y"],
 }
 # Which entry point uses a group, and with which other overrides.
@@ -40,6 +50,7 @@ GROUPS = {
     "augment": ("finetune", []),
     "hand": ("finetune", []),
     "runtime": ("finetune", []),
+    "format": ("synthesize", []),
     "scene": None,
     "experiment": None,
     "debug": None,
@@ -125,14 +136,15 @@ def test_every_group_and_option_is_covered():
     named = {e for entry in ("pretrain", "finetune") for e in experiments(entry)}
     assert named | {"cpu_base"} == set(options("experiment"))  # the base is covered by its heirs
     finetune = composed("finetune")
-    assert set(options("loss")) == set(PRETRAIN_LOSSES) | set(finetune.task.losses)
+    assert set(options("loss")) == {*PRETRAIN_LOSSES, *finetune.task.losses, "prior"}
 
 
 @pytest.mark.parametrize("entry", list(ENTRY))
 def test_unknown_options_list_what_there_is(entry):
+    group, known = ("format", "ho3d_v2") if entry == "synthesize" else ("data", "synthetic")
     with pytest.raises(Exception, match="no_such") as caught:
-        composed(entry, "data=no_such")
-    assert "synthetic" in str(caught.value)
+        composed(entry, f"{group}=no_such")
+    assert known in str(caught.value)
     with pytest.raises(ConfigCompositionException):
         composed(entry, "no_such_key=1")
 
@@ -174,3 +186,13 @@ def test_an_ablation_is_one_override():
     assert set(cfg.task.heads) == {"pixel"}
     task = instantiate(cfg.task)
     assert not hasattr(task, "projection")
+
+
+def test_rendered_sets_have_their_datasets_picture_size_in_any_scene():
+    sides = {"freihand": 224, "folder": 224, "ho3d_v2": 640, "ho3d_v3": 640}
+    assert set(sides) == set(options("format"))
+    for name, side in sides.items():
+        cfg = composed("synthesize", f"format={name}")
+        assert cfg.scene.image_px == side
+        assert cfg.dataset.format == name
+    assert composed("synthesize", "format=ho3d_v2", "scene=studio").scene.image_px == 640

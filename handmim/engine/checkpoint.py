@@ -11,7 +11,7 @@ import torch
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2  # 2: hands are identified by their arrays, config has a `hand` node
 LAST = "last.pt"
 
 

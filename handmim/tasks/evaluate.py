@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,9 @@ from torch.utils.data import Dataset
 from handmim.contracts import HandBatch, HandSample, HandState, StepInfo
 from handmim.data.augment import HandAugment
 from handmim.data.loader import batches
+from handmim.engine.checkpoint import check_targets, load_checkpoint
+from handmim.geometry.align import root_align
+from handmim.geometry.camera import fit_weak, project_weak
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.metrics.pose import HandMetrics
 from handmim.tasks.finetune import HandRegressionTask
@@ -40,7 +44,7 @@ def score(
 
     Args:
         predict: augmented batch -> estimate.
-        dataset: labelled crops with joints and vertices.
+        dataset: crops labelled with all joints in 3D; vertices count where they are known.
         augment: its evaluation crop is used.
         device: where `predict` runs.
         batch_size: samples at a time.
@@ -48,18 +52,17 @@ def score(
         faces: of the hand model, for the pictures.
         autocast: precision of `predict`, for example `fabric.autocast`.
     Returns: metrics with their units in the names, and the sheet of pictures or None.
-    Raises: ValueError when a sample lacks joints or vertices.
+    Raises: ValueError when a sample lacks joints.
     """
     # Every process scores the whole set, so there is nothing to gather.
     metrics = HandMetrics(root_joint=ROOT_JOINT, sync_on_compute=False)
     sheet = None
     for stored in batches(dataset, batch_size):
-        moved = HandBatch(*(field.to(device) for field in stored))
-        batch = augment.evaluate(moved)
-        if not bool((batch.has_verts & batch.joints_valid.all(dim=1)).all()):
+        batch = augment.evaluate(stored.moved(device))
+        if not bool(batch.joints_valid.all()):
             raise ValueError(
-                "scoring needs all 21 joints and the vertices of every sample: some of this set "
-                "have none, and zeros would count as perfect (data.val)"
+                "scoring needs all 21 joints of every sample in 3D: some of this set have none, "
+                "and zeros would count as perfect (data.val)"
             )
         with autocast():
             state = predict(batch)
@@ -70,8 +73,21 @@ def score(
             state.verts_root_m.cpu(),
             batch.joints_cam_m.cpu(),
             batch.verts_cam_m.cpu(),
+            batch.has_verts.cpu(),
         )
     return {k: float(v) for k, v in metrics.compute().items()}, sheet
+
+
+def load_trained(path: str | Path) -> dict[str, Any]:
+    """A checkpoint of fine-tuning whose config builds nothing but our own parts.
+
+    Raises: FileNotFoundError; ValueError for another file, or a checkpoint of pretraining.
+    """
+    saved = load_checkpoint(path, map_location="cpu")
+    check_targets(saved["config"])
+    if "head" not in saved["config"]["task"]:
+        raise ValueError(f"{path} is a pretraining checkpoint: fine-tune it first")
+    return saved
 
 
 def check_hands(trained: str, built: str, scored: str | None) -> None:
@@ -85,13 +101,13 @@ def check_hands(trained: str, built: str, scored: str | None) -> None:
     """
     if trained != built:
         raise ValueError(
-            f"the checkpoint was trained with hand model {trained[:12]}, its hand_path now holds "
+            f"the checkpoint was trained with hand model {trained[:12]}, its hand.path now holds "
             f"{built[:12]}: restore that file"
         )
     if scored is not None and scored != trained:
         raise ValueError(
             f"the checkpoint was trained with hand model {trained[:12]}, the data is of "
-            f"{scored[:12]}: their vertices do not correspond (hand_path, data)"
+            f"{scored[:12]}: their vertices do not correspond (hand.path, data)"
         )
 
 
@@ -99,7 +115,7 @@ def model_predictor(task: HandRegressionTask) -> Predictor:
     """The last refinement of a task in eval mode."""
 
     def predict(batch: HandBatch) -> HandState:
-        return task.predict(batch.image).steps[-1]
+        return task.predict(batch.image, batch.joint_rule).steps[-1]
 
     task.eval()
     return predict
@@ -109,10 +125,55 @@ def mean_hand_predictor(task: HandRegressionTask) -> Predictor:
     """The hand that the head starts from, whatever the picture."""
 
     def predict(batch: HandBatch) -> HandState:
-        return task.head.decode(task.head.mean_state(len(batch.image)))
+        state = task.head.decode(task.head.mean_state(len(batch.image)))
+        return task.joint_rules.state(state, batch.joint_rule, task.head.scale0_per_m)
 
     task.eval()
     return predict
+
+
+def truth_predictor(task: HandRegressionTask) -> Predictor:
+    """The labels as a prediction: what it misses is lost on the way, not by a model.
+
+    Posed from MANO parameters where they are known, else the labelled mesh.
+    """
+    scale0 = task.head.scale0_per_m
+
+    def predict(batch: HandBatch) -> HandState:
+        if not bool((batch.has_mano | (batch.has_verts & batch.joints_valid.all(dim=1))).all()):
+            raise ValueError("predictor=truth needs labels, and this set has none")
+        root = batch.joints_cam_m[:, ROOT_JOINT, None]
+        labelled = batch.verts_cam_m - root, batch.joints_cam_m - root
+        mesh = task.head.hand(batch.rotmats, batch.betas)
+        own = root_align(mesh.verts_m, mesh.joints_m, ROOT_JOINT)
+        own_joints = root_align(mesh.joints_m, mesh.joints_m, ROOT_JOINT)
+        cam = fit_weak(own_joints, batch.kp2d_crop_ndc, scale0)
+        state = HandState(
+            rotmats=batch.rotmats,
+            betas=batch.betas,
+            cam=cam,
+            verts_root_m=own,
+            joints_root_m=own_joints,
+            verts_crop_ndc=project_weak(own, cam, scale0),
+            joints_crop_ndc=project_weak(own_joints, cam, scale0),
+        )
+        state = task.joint_rules.state(state, batch.joint_rule, scale0)
+        posed = batch.has_mano[:, None, None]
+        return state._replace(
+            verts_root_m=torch.where(posed, state.verts_root_m, labelled[0]),
+            joints_root_m=torch.where(posed, state.joints_root_m, labelled[1]),
+            joints_crop_ndc=batch.kp2d_crop_ndc,  # seen by the true camera, not a weak one
+        )
+
+    task.eval()
+    return predict
+
+
+PREDICTORS = {
+    "model": model_predictor,
+    "mean_hand": mean_hand_predictor,
+    "truth": truth_predictor,
+}
 
 
 class EvalHook:
@@ -148,11 +209,7 @@ class EvalHook:
             self.batch_size,
             autocast=run.fabric.autocast,
         )
-        log.info(
-            "step %d: validation MPJPE %.2f mm, PA-MPJPE %.2f mm, PA-MPVPE %.2f mm",
-            info.step,
-            figures["mpjpe_mm"],
-            figures["pa_mpjpe_mm"],
-            figures["pa_mpvpe_mm"],
-        )
+        shown = {"mpjpe_mm": "MPJPE", "pa_mpjpe_mm": "PA-MPJPE", "pa_mpvpe_mm": "PA-MPVPE"}
+        words = [f"{text} {figures[k]:.2f} mm" for k, text in shown.items() if k in figures]
+        log.info("step %d: validation %s", info.step, ", ".join(words))
         return {f"val/{name}": value for name, value in figures.items()}

@@ -12,8 +12,11 @@ from torch.utils.data import Dataset
 from handmim.contracts import HandBatch, HandOutputs, HandSample, StepInfo, StepResult
 from handmim.data.augment import HandAugment
 from handmim.data.loader import batches
+from handmim.geometry.align import root_align
 from handmim.geometry.camera import fit_weak
-from handmim.geometry.rotation import chordal_mean
+from handmim.geometry.rotation import chordal_mean, nearest_rotation
+from handmim.hand.model import HandLayer
+from handmim.hand.rules import JointRules
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.losses.total import LossSum, Weighted
 from handmim.models.heads.pymaf import PyMafHead
@@ -45,16 +48,25 @@ class HandRegressionTask(nn.Module):
         self.backbone = backbone
         self.backbone.mask_token.requires_grad_(False)  # nothing is hidden any more
         self.head = head(dim=backbone.embed_dim)
+        self.joint_rules = JointRules(self.head.hand)
         self.losses = LossSum(losses)
         self.backbone_lr_scale, self.layer_decay = backbone_lr_scale, layer_decay
 
-    def predict(self, image: Tensor) -> HandOutputs:
-        """[B, 3, H, W] in [0, 1] to all refinement steps."""
-        return self.head(self.backbone(image))
+    def predict(self, image: Tensor, joint_rule: Tensor | None = None) -> HandOutputs:
+        """Pictures to all refinement steps.
+
+        Args:
+            image: [B, 3, H, W] in [0, 1].
+            joint_rule: [B] whose joints are wanted; None takes the hand model's own.
+        """
+        out = self.head(self.backbone(image))
+        if joint_rule is None:
+            return out
+        return self.joint_rules.outputs(out, joint_rule, self.head.scale0_per_m)
 
     def forward(self, batch: HandBatch, info: StepInfo) -> StepResult:
         """Losses of one augmented batch."""
-        out = self.predict(batch.image)
+        out = self.predict(batch.image, batch.joint_rule)
         loss, scalars = self.losses(out, batch, info)
         return StepResult(loss=loss, scalars={"loss": loss.detach(), **scalars})
 
@@ -77,7 +89,7 @@ class HandRegressionTask(nn.Module):
         training = self.training
         self.eval()
         try:
-            out = self.predict(batch.image[:8])
+            out = self.predict(batch.image[:8], batch.joint_rule[:8])
         finally:
             self.train(training)
         return {"predictions": draw_predictions(batch, out.steps[-1], self.head.hand.faces)}
@@ -101,13 +113,13 @@ def start_from_labels(
         device: where class tokens are computed.
         max_pictures: for their statistics.
     """
-    task.head.set_mean_hand(*mean_hand(dataset, augment, task.head.scale0_per_m))
+    task.head.set_mean_hand(*mean_hand(dataset, augment, task.head.scale0_per_m, task.head.hand))
     if not task.head.standardise_cls:
         return
     training = task.training
     backbone, cls, seen = task.backbone.to(device).eval(), [], 0
     for stored in batches(dataset, 64):
-        image = augment.evaluate(HandBatch(*(field.to(device) for field in stored))).image
+        image = augment.evaluate(stored.moved(device)).image
         cls.append(backbone(image).cls.float().cpu())
         seen += len(image)
         if seen >= max_pictures:
@@ -119,29 +131,48 @@ def start_from_labels(
 
 @torch.no_grad()
 def mean_hand(
-    dataset: Dataset[HandSample], augment: HandAugment, scale0_per_m: float, batch_size: int = 256
+    dataset: Dataset[HandSample],
+    augment: HandAugment,
+    scale0_per_m: float,
+    hand: HandLayer,
+    batch_size: int = 256,
 ) -> tuple[Tensor, Tensor]:
     """Chordal mean rotations and mean camera of the labelled samples.
 
+    Samples without MANO parameters whose joints are known in 3D count with the rotation that brings
+    the model's mean pose nearest to them; their fingers say nothing. Where no sample has fingers,
+    they are those of the model's mean pose.
+
     Args:
-        dataset: labelled crops; samples without MANO or 2D labels count for neither.
+        dataset: labelled crops.
         augment: whose evaluation crop defines the ndc.
         scale0_per_m: of the head's camera.
+        hand: the model.
         batch_size: samples read at a time.
     Returns: rotations [16, 3, 3] and camera [3].
-    Raises: ValueError when no sample has MANO parameters.
+    Raises: ValueError when no sample has MANO parameters or all joints in 3D.
     """
-    rotmats, cams = [], []
+    mean_pose = hand.mean_rotmats.float()
+    rest = hand(mean_pose[None], mean_pose.new_zeros(1, hand.num_betas)).joints_m.cpu()
+    mean_pose = mean_pose.cpu()
+    turns, fingers, cams = [], [], []
     for stored in batches(dataset, batch_size):
         batch = augment.evaluate(stored)
-        rotmats.append(batch.rotmats[batch.has_mano])
-        seen = batch.kp2d_valid.all(dim=1) & batch.joints_valid.all(dim=1)
-        joints_root_m = batch.joints_cam_m - batch.joints_cam_m[:, ROOT_JOINT, None]
+        whole = batch.joints_valid.all(dim=1)
+        joints_only = whole & ~batch.has_mano
+        turns.append(batch.rotmats[batch.has_mano, 0])
+        fingers.append(batch.rotmats[batch.has_mano, 1:])
+        joints = batch.joints_cam_m[joints_only]
+        turns.append(nearest_rotation(rest.expand(len(joints), -1, -1), joints))
+        seen = batch.kp2d_valid.all(dim=1) & whole
+        joints_root_m = root_align(batch.joints_cam_m, batch.joints_cam_m, ROOT_JOINT)
         cams.append(fit_weak(joints_root_m[seen], batch.kp2d_crop_ndc[seen], scale0_per_m))
-    all_rotmats, all_cams = torch.cat(rotmats), torch.cat(cams)
-    if not len(all_rotmats):
+    all_turns, all_fingers, all_cams = torch.cat(turns), torch.cat(fingers), torch.cat(cams)
+    if not len(all_turns):
         raise ValueError(
-            "no training sample has MANO parameters: the mean hand is undefined (data)"
+            "no training sample has MANO parameters or all 21 joints in 3D: the mean hand is "
+            "undefined (data)"
         )
+    mean_fingers = chordal_mean(all_fingers) if len(all_fingers) else mean_pose[1:]
     cam = all_cams.mean(dim=0) if len(all_cams) else torch.zeros(3)
-    return chordal_mean(all_rotmats), cam
+    return torch.cat([chordal_mean(all_turns)[None], mean_fingers]), cam

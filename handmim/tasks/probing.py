@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from handmim.contracts import HandBatch, HandSample, StepInfo
+from handmim.contracts import HandSample, StepInfo
 from handmim.data.augment import HandAugment
 from handmim.data.loader import batches
 from handmim.hand.skeleton import ROOT_JOINT
@@ -52,7 +52,7 @@ class ProbeHook:
         """Class tokens, 2D joints, and 3D joints where every kept sample has them."""
         cls, kp2d, joints, total, all_3d = [], [], [], 0, True
         for stored in batches(dataset, self.batch_size):
-            batch = self.augment.evaluate(HandBatch(*(field.to(device) for field in stored)))
+            batch = self.augment.evaluate(stored.moved(device))
             whole = batch.kp2d_valid.all(dim=1)
             total += len(whole)
             all_3d &= bool(batch.joints_valid[whole].all())

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -70,8 +71,8 @@ def whole_batch(hands) -> HandBatch:
     return collate_hands([hands[i] for i in range(len(hands))])
 
 
-def test_mean_hand_is_the_chordal_mean_and_the_mean_camera(hands, augment):
-    rotmats, cam = mean_hand(hands, augment, 8.0, batch_size=7)
+def test_mean_hand_is_the_chordal_mean_and_the_mean_camera(hands, augment, hand):
+    rotmats, cam = mean_hand(hands, augment, 8.0, hand, batch_size=7)
     b = augment.evaluate(whole_batch(hands))
     torch.testing.assert_close(rotmats, chordal_mean(b.rotmats))
     joints = b.joints_cam_m - b.joints_cam_m[:, 9:10]
@@ -91,23 +92,39 @@ def test_class_tokens_are_measured_on_the_training_pictures(make, hands, augment
     assert task.training
 
 
-def test_mean_hand_needs_parameters(hands, augment):
-    class Bare:
-        def __len__(self):
-            return 2
+class Relabelled:
+    """A set with some labels taken away."""
 
-        def __getitem__(self, i):
-            from dataclasses import replace
+    def __init__(self, dataset, **changes):
+        self.dataset, self.changes = dataset, changes
 
-            return replace(hands[i], has_mano=False)
+    def __len__(self):
+        return len(self.dataset)
 
-    with pytest.raises(ValueError, match="no training sample has MANO parameters"):
-        mean_hand(Bare(), augment, 8.0)
+    def __getitem__(self, i):
+        return replace(self.dataset[i], **self.changes)
+
+
+def test_joints_alone_place_the_mean_hand_too(hands, augment, hand):
+    bare = Relabelled(hands, has_mano=False, has_verts=False)
+    rotmats, cam = mean_hand(bare, augment, 8.0, hand)
+    torch.testing.assert_close(rotmats[1:], hand.mean_rotmats[1:].float())
+    truth, true_cam = mean_hand(hands, augment, 8.0, hand)
+    torch.testing.assert_close(cam, true_cam)
+    # nearest rotation of a bent hand to the mean pose: near the true turn, not equal to it
+    angle = ((rotmats[0] @ truth[0].T).trace() - 1).div(2).clamp(-1, 1).acos()
+    assert float(angle.rad2deg()) < 15
+
+
+def test_mean_hand_needs_labels_in_3d(hands, augment, hand):
+    bare = Relabelled(hands, has_mano=False, joints_valid=np.zeros(21, bool))
+    with pytest.raises(ValueError, match="MANO parameters or all 21 joints in 3D"):
+        mean_hand(bare, augment, 8.0, hand)
 
 
 def test_a_few_pictures_can_be_learned_by_heart(make, hands, augment):
     task = make()
-    task.head.set_mean_hand(*mean_hand(hands, augment, 8.0))
+    task.head.set_mean_hand(*mean_hand(hands, augment, 8.0, task.head.hand))
     batch = augment.evaluate(HandBatch(*(f[:8] for f in whole_batch(hands))))
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=2e-3)
     for step in range(150):
@@ -148,7 +165,7 @@ def test_learning_rates_fall_towards_the_input(make):
 
 def test_scores_of_the_mean_hand_are_those_of_a_constant(make, hands, augment):
     task = make()
-    task.head.set_mean_hand(*mean_hand(hands, augment, 8.0))
+    task.head.set_mean_hand(*mean_hand(hands, augment, 8.0, task.head.hand))
     figures, sheet = score(
         mean_hand_predictor(task), hands, augment, torch.device("cpu"), 7, 4, task.head.hand.faces
     )

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from zipfile import ZipFile
 
 import cv2
 import numpy as np
@@ -11,10 +13,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from handmim.hand.files import save_npz
+
 REPO = Path(__file__).parents[2]
 METRICS = {
     "pa_mpjpe_mm", "pa_mpvpe_mm", "mpjpe_mm", "mpvpe_mm", "pa_f5", "pa_f15", "f5", "f15",
-    "pa_auc_joints", "pa_auc_verts", "auc_joints", "auc_verts", "num_samples",
+    "pa_auc_joints", "pa_auc_verts", "auc_joints", "auc_verts", "num_samples", "num_meshes",
 }  # fmt: skip
 TINY = ["machine.accelerator=cpu", "machine.num_threads=1", "trainer.num_workers=0"]
 PRETRAIN = [
@@ -142,6 +146,92 @@ def test_scores_are_written_with_all_keys(place, tuned):
     # with the tool.
     last = [r for r in scalars(tuned) if "val/mpjpe_mm" in r][-1]
     assert metrics["mpjpe_mm"] == pytest.approx(last["val/mpjpe_mm"], rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def tuned_on_freihand(place, freihand_tree):
+    words = ["experiment=cpu_finetune", "data=freihand", f"data.root={freihand_tree}", *TINY]
+    words += ["trainer.max_steps=3", "trainer.batch_size=4", "data.val_fraction=0.2"]
+    words += [f"paths.data_dir={place / 'data'}", f"paths.run_root={place / 'runs'}"]
+    call(place, "finetune.py", *words, "name=fh")
+    return place / "runs" / "fh" / "last.pt"
+
+
+def test_freihand_from_training_to_submission_and_back(place, tuned_on_freihand, freihand_tree):
+    common = [*TINY[:2], f"paths.run_root={place / 'runs'}", f"paths.data_dir={place / 'data'}"]
+    text = call(place, "eval.py", f"checkpoint={tuned_on_freihand}", *common, "name=fh_ev")
+    folder = place / "runs" / "fh_ev"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["num_samples"] == 8
+    assert "the official freihand has 3960" in text
+    assert "xyz_al_mean3d: " in (folder / "scores.txt").read_text()
+    with ZipFile(folder / "pred.zip") as archive:
+        assert archive.namelist() == ["pred.json"]
+    words = [f"predictions={folder / 'pred.json'}", "data=freihand", f"data.root={freihand_tree}"]
+    call(place, "eval.py", *words, *common, "name=fh_file")
+    again = json.loads((place / "runs" / "fh_file" / "metrics.json").read_text())
+    assert again["official"] == metrics["official"]
+    words = [f"checkpoint={tuned_on_freihand}", "predictor=truth", *common, "name=fh_truth"]
+    call(place, "eval.py", *words)
+    truth = json.loads((place / "runs" / "fh_truth" / "metrics.json").read_text())
+    assert max(truth[k] for k in ("mpjpe_mm", "mpvpe_mm", "pa_mpjpe_mm", "pa_mpvpe_mm")) < 0.01
+
+
+def test_another_benchmark_than_the_training_set(place, tuned_on_freihand, ho3d_v3_tree):
+    words = [f"checkpoint={tuned_on_freihand}", "data=ho3d_v3", f"data.root={ho3d_v3_tree}"]
+    words += [*TINY[:2], f"paths.run_root={place / 'runs'}", f"paths.data_dir={place / 'data'}"]
+    call(place, "eval.py", *words, "data.image_px=64", "name=ho_ev")
+    metrics = json.loads((place / "runs" / "ho_ev" / "metrics.json").read_text())
+    assert metrics["benchmark"] == "ho3d_v3"
+    assert "xyz_scale_trans_al_mean3d" in metrics["official"]
+
+
+def test_the_hand_of_a_checkpoint_cannot_be_swapped(
+    place, tuned_on_freihand, freihand_tree, hand_arrays
+):
+    words = [f"checkpoint={tuned_on_freihand}", "hand=mano", *TINY[:2], "name=fh_swap"]
+    words += [f"paths.run_root={place / 'runs'}", f"paths.data_dir={place / 'data'}"]
+    # The same hand as a pickle in the manner of MANO's own is the same hand, under smplx too.
+    same = f"hand.path={freihand_tree / 'mano' / 'MANO_RIGHT.pkl'}"
+    call(place, "eval.py", *words, same)
+    call(place, "eval.py", *words, same, "hand=smplx", "overwrite=true")
+    other = place / "other.npz"
+    save_npz(other, replace(hand_arrays, v_template=hand_arrays.v_template * 1.01))
+    text = call(place, "eval.py", *words, f"hand.path={other}", "overwrite=true", fails=True)
+    assert "the checkpoint was trained with hand model" in text
+
+
+def test_either_a_model_or_a_file_is_scored(place):
+    assert "either checkpoint=FILE.pt or" in call(place, "eval.py", "name=x", fails=True)
+    text = call(place, "eval.py", "predictions=pred.json", "name=x", fails=True)
+    assert "needs the benchmark: data=freihand" in text
+
+
+def test_photos_with_joints_but_no_meshes(place):
+    folder = place / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    images, notes = [], []
+    for i in range(12):
+        picture = rng.integers(0, 255, (50, 50, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / f"{i}.png"), picture)
+        images.append({"id": i, "file_name": f"{i}.png", "subject": i // 2})
+        joints = rng.normal(0, 0.04, (21, 3))
+        keypoints = np.column_stack([25 + 300 * joints[:, :2], np.full(21, 2)]).ravel().tolist()
+        side = "left" if i % 3 == 0 else "right"
+        note = {"image_id": i, "keypoints": keypoints, "handedness": side}
+        notes.append(note | {"keypoints_3d": joints.tolist()})
+    (place / "notes.json").write_text(json.dumps({"images": images, "annotations": notes}))
+    words = ["experiment=cpu_keypoints_finetune", f"data.root={folder}", *TINY, "name=kp"]
+    words += [f"data.annotations={place / 'notes.json'}", f"paths.run_root={place / 'runs'}"]
+    call(place, "finetune.py", *words, "trainer.max_steps=2", "trainer.batch_size=4")
+    checkpoint = f"checkpoint={place / 'runs' / 'kp' / 'last.pt'}"
+    roots = [f"paths.run_root={place / 'runs'}", *TINY[:2]]
+    call(place, "eval.py", checkpoint, *roots, "name=kp_ev")
+    metrics = json.loads((place / "runs" / "kp_ev" / "metrics.json").read_text())
+    assert metrics["num_meshes"] == 0
+    assert "pa_mpvpe_mm" not in metrics
+    assert metrics["num_samples"] == 4
 
 
 def test_a_pretraining_checkpoint_cannot_be_scored(place, pretrained):

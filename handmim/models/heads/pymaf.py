@@ -153,7 +153,7 @@ class PyMafHead(nn.Module):
             )
         if hand.side != "right":
             raise ValueError(
-                f"the head regresses right hands (left ones are mirrored before and after), got the "
+                "the head regresses right hands (left ones are mirrored before and after), got the "
                 f"{hand.side} hand {hand.name} (hand.path)"
             )
         self.hand, self.num_steps, self.scale0_per_m = hand, num_steps, scale0_per_m

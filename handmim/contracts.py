@@ -1,5 +1,4 @@
-"""What the parts hand to each other: samples, batches, outputs and the Task protocol. No maths
-lives here.
+"""What the parts hand to each other: samples, batches, outputs, the Task protocol. No maths.
 
 Letters used everywhere: B batch, G views, N patches, D width, P prototypes, K pseudo-keypoints,
 J=21 joints, V=778 vertices, T refinement steps, h w token grid, H W pixels, M masked patches in the
@@ -186,21 +185,3 @@ class Task(Protocol):
     def pictures(self, batch: Any) -> dict[str, NDArray[np.uint8]]:
         """[H, W, 3] RGB pictures of this batch worth looking at, by name."""
         ...
-
-
-__all__ = [
-    "CropBatch",
-    "CropSample",
-    "HandBatch",
-    "HandOutputs",
-    "HandSample",
-    "HandState",
-    "PatchTargets",
-    "PixelTargets",
-    "PretrainBatch",
-    "PretrainOutputs",
-    "StepInfo",
-    "StepResult",
-    "Task",
-    "Tokens",
-]

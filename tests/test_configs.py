@@ -9,6 +9,7 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from handmim.contracts import Task
 from handmim.utils.config import drop_unbuilt
 
 REPO = Path(__file__).parent.parent
@@ -53,7 +54,6 @@ GROUPS = {
     "format": ("synthesize", []),
     "scene": None,
     "experiment": None,
-    "debug": None,
 }
 PRETRAIN_LOSSES = ("patch_distill", "keypoint_align", "pixel_recon", "view_affine", "class_recon")
 
@@ -153,6 +153,7 @@ def test_unknown_options_list_what_there_is(entry):
 def test_pretraining_tasks_are_built_with_one_head_per_loss(overrides):
     cfg = composed("pretrain", "backbone=vit_nano_p8", *overrides)
     task = instantiate(cfg.task)
+    assert isinstance(task, Task)
     assert set(task.losses.terms) == set(cfg.task.losses)
     # Every loss brings its own head, so there are as many heads as losses.
     assert len(task.student) == 1 + len(cfg.task.losses)
@@ -166,6 +167,7 @@ def test_regression_tasks_are_built(head):
         "finetune", "backbone=vit_nano_p8", f"head={head}", f"paths.data_dir={REPO / 'data'}"
     )
     task = instantiate(cfg.task)
+    assert isinstance(task, Task)
     assert task.head.num_steps == 3
     instantiate(cfg.augment)
     instantiate(cfg.optim)

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from handmim.contracts import CropSample
+from handmim.render.background import PHOTO_SUFFIXES
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 FITS = ("contain", "cover")
 SHOWN = 10  # unreadable files named in one log line
 
@@ -39,13 +39,13 @@ def list_pictures(root: Path) -> list[str]:
                     continue
                 if entry.is_dir():
                     yield from walk(entry.path, seen | {real})
-                elif entry.name.lower().endswith(SUFFIXES):
+                elif entry.name.lower().endswith(PHOTO_SUFFIXES):
                     yield os.path.relpath(entry.path, root)
 
     names = sorted(walk(str(root), frozenset()))
     if not names:
         raise ValueError(
-            f"no {'/'.join(s[1:] for s in SUFFIXES)} picture below {root} (data.root=DIR)"
+            f"no {'/'.join(s[1:] for s in PHOTO_SUFFIXES)} picture below {root} (data.root=DIR)"
         )
     return names
 

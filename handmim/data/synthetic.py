@@ -18,10 +18,10 @@ from handmim.render.cache import FIELDS, render_split
 from handmim.render.scene import RENDERER_VERSION, SceneSettings
 
 
-def cache_name(hand_sha256: str, settings: SceneSettings, seed: int) -> str:
-    """Folder name that changes whenever the pictures would: hand model, settings, seed,
+def cache_name(file_sha256: str, settings: SceneSettings, seed: int) -> str:
+    """Folder name that changes whenever the pictures would: hand file, settings, seed,
     renderer."""
-    facts = [RENDERER_VERSION, hand_sha256, settings.plain(), seed]
+    facts = [RENDERER_VERSION, file_sha256, settings.plain(), seed]
     if settings.photos_dir is not None:  # other photos make other pictures
         photos = sorted(p for p in Path(settings.photos_dir).rglob("*") if p.is_file())
         facts.append([[p.name, p.stat().st_size] for p in photos])
@@ -62,7 +62,7 @@ class SyntheticHands(Dataset[HandSample]):
         settings = scene if isinstance(scene, SceneSettings) else SceneSettings(**scene)
         arrays = load_hand_arrays(hand_path)
         self.hand_sha256, self.num, self.split = arrays.sha256, num, split
-        base = Path(cache_dir) / cache_name(arrays.sha256, settings, seed)
+        base = Path(cache_dir) / cache_name(arrays.file_sha256, settings, seed)
         folder = self._find(base, split, num)
         if folder is None:
             folder = base / f"{split}-{num}"

@@ -1,9 +1,8 @@
 """Views of an unlabeled crop with exact geometry, made for a whole batch at once on the device.
 
 Every view is one affine resampling of the stored crop. A hidden similarity turns the crop first and
-is the same for
-all views of a sample: it is never told to the network, so that borders and framing give no cue for
-    the map it has to find. Pixels and points share the same matrices.
+is the same for all views of a sample: it is never told to the network, so that borders and framing
+give no cue for the map it has to find. Pixels and points share the same matrices.
 """
 
 import math

@@ -27,6 +27,8 @@ BREADTH_MM = {
 # search for the widest gaps gives, inside the limits).
 CLOSED_ABDUCTION_DEG = np.array([7.0, 0.9, -7.0, -2.9])
 CLOSED_TWIST_DEG = np.array([4.0, 2.0, -4.0, -0.5])
+# Share of the half breadth that a bead fills; below 1 skin gives way where digits press together.
+BEAD_SHARE = 1.0
 
 
 def joint_limits_deg() -> Array:
@@ -220,10 +222,6 @@ class PoseSampler:
     def sample(self, num: int, rng: np.random.Generator) -> Array:
         """[num, 15, 3, 3] absolute finger rotations."""
         return self.sample_angles(num, rng)[1][:, 1:]
-
-
-# Share of the half breadth that a bead fills; below 1 skin gives way where digits press together.
-BEAD_SHARE = 1.0
 
 
 def sample_betas(num: int, num_betas: int, rng: np.random.Generator) -> Array:

@@ -28,7 +28,7 @@ from handmim.losses.total import LossSum, Weighted
 from handmim.models.heads.pixel import patchify
 from handmim.models.teacher import EmaTeacher
 from handmim.models.vit import ViT
-from handmim.tasks.monitors import effective_rank, keypoint_monitors, target_monitors
+from handmim.tasks.monitors import keypoint_monitors, target_monitors
 from handmim.tasks.pretrain_pictures import draw_pretraining
 
 HEADS = ("projection", "keypoint", "pixel", "affine", "thumbnail")
@@ -181,11 +181,6 @@ class HandMimTask(nn.Module):
     def features(self, image: Tensor) -> Tokens:
         """Teacher tokens of whole pictures [B, 3, H, W] in [0, 1]; for probes."""
         return self.export_backbone(image)
-
-    @torch.no_grad()
-    def feature_rank(self, image: Tensor) -> float:
-        """Effective rank of the teacher's class tokens over a batch of pictures."""
-        return float(effective_rank(self.features(image).cls))
 
     @torch.no_grad()
     def pictures(self, batch: PretrainBatch) -> dict[str, NDArray[np.uint8]]:

@@ -76,8 +76,7 @@ def prepare_folder(folder: Path, resume: str, overwrite: bool) -> None:
         elif resume == "never" or (resume != "auto" and Path(resume).parent.resolve() != folder):
             raise FileExistsError(
                 f"{folder} already holds a run: go on with it (resume=auto), take another name "
-                "(name=...),"
-                " or replace it (overwrite=true)"
+                "(name=...), or replace it (overwrite=true)"
             )
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -149,7 +148,7 @@ class Run:
             accelerator, devices, num_nodes, strategy, precision: as Lightning Fabric takes them.
             num_threads: torch threads of this process; None keeps torch's choice.
             resume: "never", "auto" or a checkpoint; "never" refuses a folder that holds a run.
-            overwrite: remove an earlier run of that folder first.
+            overwrite: replace an earlier run of that folder, kept aside until the first result.
         """
         if num_threads is not None:
             torch.set_num_threads(num_threads)

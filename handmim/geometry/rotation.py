@@ -43,6 +43,26 @@ def nearest_rotation(src: Tensor, dst: Tensor) -> Tensor:
     return roma.rigid_points_registration(src, dst)[0]
 
 
+def rotation_from_view(src: Tensor, seen: Tensor) -> Tensor:
+    """Proper rotations under which centred points look most like their picture, whatever its scale.
+
+    Scaled orthography: the least-squares 2 x 3 map is brought to the nearest pair of orthonormal
+    rows.
+
+    Args:
+        src: [B, P, 3] points, not all in one plane.
+        seen: [B, P, 2] where they are seen, x right, y down.
+    Returns: [B, 3, 3], z away from the camera.
+    """
+    if not len(src):
+        return src.new_zeros(0, 3, 3)
+    a, b = src - src.mean(dim=1, keepdim=True), seen - seen.mean(dim=1, keepdim=True)
+    rows = torch.linalg.lstsq(a, b).solution.transpose(1, 2)  # [B, 2, 3]
+    u, _, vt = torch.linalg.svd(rows, full_matrices=False)
+    pair = u @ vt
+    return torch.cat([pair, torch.linalg.cross(pair[:, 0], pair[:, 1])[:, None]], dim=1)
+
+
 def rotation_about_z(angle_rad: Tensor) -> Tensor:
     """Rotation about the optical axis, x towards y: [...] radians -> [..., 3, 3]."""
     cos, sin = angle_rad.cos(), angle_rad.sin()

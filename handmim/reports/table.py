@@ -14,6 +14,7 @@ COLUMNS = (
     ("pa_f15", "F@15"),
     ("pa_auc_joints", "AUC J"),
     ("pa_auc_verts", "AUC V"),
+    ("err2d_percent", "2D %"),
 )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from handmim.contracts import HandBatch, HandSample, HandState, StepInfo
@@ -40,42 +40,59 @@ def score(
     faces: NDArray[np.int32] | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
-    """Root-relative and aligned figures of a predictor over a whole set.
+    """Root-relative and aligned figures of a predictor over a whole set, each over the samples that
+    are labelled for it.
 
     Args:
         predict: augmented batch -> estimate.
-        dataset: crops labelled with all joints in 3D; vertices count where they are known.
+        dataset: crops; samples with all joints in 3D count for joint figures, those of them with
+            vertices for mesh figures, those with any joint in the picture for the 2D error.
         augment: its evaluation crop is used.
         device: where `predict` runs.
         batch_size: samples at a time.
         num_pictures: samples drawn beside their truth.
         faces: of the hand model, for the pictures.
         autocast: precision of `predict`, for example `fabric.autocast`.
-    Returns: metrics with their units in the names, and the sheet of pictures or None.
-    Raises: ValueError when a sample lacks joints.
+    Returns: figures with their units in the names and the counts behind them; the sheet of pictures
+        or None.
+    Raises: ValueError when nothing is labelled.
     """
     # Every process scores the whole set, so there is nothing to gather.
     metrics = HandMetrics(root_joint=ROOT_JOINT, sync_on_compute=False)
-    sheet = None
+    sheet, seen, total = None, [], 0
     for stored in batches(dataset, batch_size):
         batch = augment.evaluate(stored.moved(device))
-        if not bool(batch.joints_valid.all()):
-            raise ValueError(
-                "scoring needs all 21 joints of every sample in 3D: some of this set have none, "
-                "and zeros would count as perfect (data.val)"
-            )
         with autocast():
             state = predict(batch)
         if sheet is None and num_pictures and faces is not None:
             sheet = draw_predictions(batch, state, faces, num_pictures)
-        metrics.update(
-            state.joints_root_m.cpu(),
-            state.verts_root_m.cpu(),
-            batch.joints_cam_m.cpu(),
-            batch.verts_cam_m.cpu(),
-            batch.has_verts.cpu(),
-        )
-    return {k: float(v) for k, v in metrics.compute().items()}, sheet
+        total += len(batch.image)
+        seen.append(errors_2d(state, batch).cpu())
+        whole = batch.joints_valid.all(dim=1)
+        if bool(whole.any()):
+            metrics.update(
+                state.joints_root_m[whole].cpu(),
+                state.verts_root_m[whole].cpu(),
+                batch.joints_cam_m[whole].cpu(),
+                batch.verts_cam_m[whole].cpu(),
+                batch.has_verts[whole].cpu(),
+            )
+    in_2d = torch.cat(seen)
+    figures = {k: float(v) for k, v in metrics.compute().items()} if len(metrics.joints) else {}
+    if len(in_2d):
+        figures |= {"err2d_percent": float(in_2d.mean()) * 100, "num_2d": len(in_2d)}
+    if not figures:
+        raise ValueError(f"nothing of this set is labelled: {total} samples (data.val, data.test)")
+    return figures, sheet
+
+
+def errors_2d(state: HandState, batch: HandBatch) -> Tensor:
+    """Mean distance of projected to labelled joints, as a share of the crop's side, of the samples
+    that have any: [k]."""
+    # ndc spans 2 per side
+    distance = (state.joints_crop_ndc.float() - batch.kp2d_crop_ndc).norm(dim=-1) / 2
+    count = batch.kp2d_valid.sum(dim=1)
+    return ((distance * batch.kp2d_valid).sum(dim=1) / count.clamp(min=1))[count > 0]
 
 
 def load_trained(path: str | Path) -> dict[str, Any]:
@@ -211,5 +228,7 @@ class EvalHook:
         )
         shown = {"mpjpe_mm": "MPJPE", "pa_mpjpe_mm": "PA-MPJPE", "pa_mpvpe_mm": "PA-MPVPE"}
         words = [f"{text} {figures[k]:.2f} mm" for k, text in shown.items() if k in figures]
+        if "err2d_percent" in figures:
+            words.append(f"2D {figures['err2d_percent']:.2f} %")
         log.info("step %d: validation %s", info.step, ", ".join(words))
         return {f"val/{name}": value for name, value in figures.items()}

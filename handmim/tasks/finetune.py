@@ -14,7 +14,7 @@ from handmim.data.augment import HandAugment
 from handmim.data.loader import batches
 from handmim.geometry.align import root_align
 from handmim.geometry.camera import fit_weak
-from handmim.geometry.rotation import chordal_mean, nearest_rotation
+from handmim.geometry.rotation import chordal_mean, nearest_rotation, rotation_from_view
 from handmim.hand.model import HandLayer
 from handmim.hand.rules import JointRules
 from handmim.hand.skeleton import ROOT_JOINT
@@ -139,9 +139,9 @@ def mean_hand(
 ) -> tuple[Tensor, Tensor]:
     """Chordal mean rotations and mean camera of the labelled samples.
 
-    Samples without MANO parameters whose joints are known in 3D count with the rotation that brings
-    the model's mean pose nearest to them; their fingers say nothing. Where no sample has fingers,
-    they are those of the model's mean pose.
+    Samples without MANO parameters count with the rotation that brings the model's mean pose
+    nearest to their joints, in 3D or else in the picture; their fingers say nothing. Where no
+    sample has fingers, they are those of the model's mean pose.
 
     Args:
         dataset: labelled crops.
@@ -150,7 +150,7 @@ def mean_hand(
         hand: the model.
         batch_size: samples read at a time.
     Returns: rotations [16, 3, 3] and camera [3].
-    Raises: ValueError when no sample has MANO parameters or all joints in 3D.
+    Raises: ValueError when no sample has MANO parameters or all joints in 3D or 2D.
     """
     mean_pose = hand.mean_rotmats.float()
     rest = hand(mean_pose[None], mean_pose.new_zeros(1, hand.num_betas)).joints_m.cpu()
@@ -158,20 +158,27 @@ def mean_hand(
     turns, fingers, cams = [], [], []
     for stored in batches(dataset, batch_size):
         batch = augment.evaluate(stored)
-        whole = batch.joints_valid.all(dim=1)
-        joints_only = whole & ~batch.has_mano
-        turns.append(batch.rotmats[batch.has_mano, 0])
-        fingers.append(batch.rotmats[batch.has_mano, 1:])
-        joints = batch.joints_cam_m[joints_only]
-        turns.append(nearest_rotation(rest.expand(len(joints), -1, -1), joints))
-        seen = batch.kp2d_valid.all(dim=1) & whole
-        joints_root_m = root_align(batch.joints_cam_m, batch.joints_cam_m, ROOT_JOINT)
-        cams.append(fit_weak(joints_root_m[seen], batch.kp2d_crop_ndc[seen], scale0_per_m))
+        in_3d, in_2d = batch.joints_valid.all(dim=1), batch.kp2d_valid.all(dim=1)
+        mano, by_3d = batch.has_mano, in_3d & ~batch.has_mano
+        by_2d = in_2d & ~in_3d & ~mano
+        flat = rotation_from_view(rest.expand(int(by_2d.sum()), -1, -1), batch.kp2d_crop_ndc[by_2d])
+        turns += [
+            batch.rotmats[mano, 0],
+            nearest_rotation(rest.expand(int(by_3d.sum()), -1, -1), batch.joints_cam_m[by_3d]),
+            flat,
+        ]
+        fingers.append(batch.rotmats[mano, 1:])
+        for joints, rows in (
+            (batch.joints_cam_m[in_2d & in_3d], in_2d & in_3d),
+            (rest @ flat.transpose(1, 2), by_2d),
+        ):
+            joints_root_m = root_align(joints, joints, ROOT_JOINT)
+            cams.append(fit_weak(joints_root_m, batch.kp2d_crop_ndc[rows], scale0_per_m))
     all_turns, all_fingers, all_cams = torch.cat(turns), torch.cat(fingers), torch.cat(cams)
     if not len(all_turns):
         raise ValueError(
-            "no training sample has MANO parameters or all 21 joints in 3D: the mean hand is "
-            "undefined (data)"
+            "no training sample has MANO parameters or all 21 joints: the mean hand is undefined "
+            "(data)"
         )
     mean_fingers = chordal_mean(all_fingers) if len(all_fingers) else mean_pose[1:]
     cam = all_cams.mean(dim=0) if len(all_cams) else torch.zeros(3)

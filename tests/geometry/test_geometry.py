@@ -28,6 +28,7 @@ from handmim.geometry.rotation import (
     nearest_rotation,
     rot6d_to_matrix,
     rotation_about_z,
+    rotation_from_view,
 )
 
 DTYPES = [torch.float32, torch.float64]
@@ -200,3 +201,12 @@ def test_nearest_rotation_undoes_a_turn_and_never_reflects():
     mirrored = points * torch.tensor([-1.0, 1.0, 1.0], dtype=torch.float64)
     assert (torch.det(nearest_rotation(points, mirrored)) > 0).all()
     assert nearest_rotation(points[:0], points[:0]).shape == (0, 3, 3)
+
+
+def test_a_rotation_is_found_from_one_scaled_orthographic_view():
+    g = torch.Generator().manual_seed(2)
+    points = torch.randn(6, 21, 3, generator=g, dtype=torch.float64)
+    R = axis_angle_to_matrix(torch.randn(6, 3, generator=g, dtype=torch.float64))
+    seen = 0.3 * (points @ R.transpose(1, 2))[..., :2] + 0.1
+    torch.testing.assert_close(rotation_from_view(points, seen), R)
+    assert rotation_from_view(points[:0], seen[:0]).shape == (0, 3, 3)

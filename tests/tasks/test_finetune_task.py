@@ -116,10 +116,16 @@ def test_joints_alone_place_the_mean_hand_too(hands, augment, hand):
     assert float(angle.rad2deg()) < 15
 
 
-def test_mean_hand_needs_labels_in_3d(hands, augment, hand):
-    bare = Relabelled(hands, has_mano=False, joints_valid=np.zeros(21, bool))
-    with pytest.raises(ValueError, match="MANO parameters or all 21 joints in 3D"):
-        mean_hand(bare, augment, 8.0, hand)
+def test_joints_in_the_picture_place_the_mean_hand(hands, augment, hand):
+    no = np.zeros(21, bool)
+    flat = Relabelled(hands, has_mano=False, has_verts=False, joints_valid=no)
+    rotmats, cam = mean_hand(flat, augment, 8.0, hand)
+    truth, true_cam = mean_hand(hands, augment, 8.0, hand)
+    angle = ((rotmats[0] @ truth[0].T).trace() - 1).div(2).clamp(-1, 1).acos()
+    assert float(angle.rad2deg()) < 40
+    assert float(cam[0]) == pytest.approx(float(true_cam[0]), abs=0.25)
+    with pytest.raises(ValueError, match="MANO parameters or all 21 joints:"):
+        mean_hand(Relabelled(flat, kp2d_valid=no), augment, 8.0, hand)
 
 
 def test_a_few_pictures_can_be_learned_by_heart(make, hands, augment):
@@ -176,9 +182,29 @@ def test_scores_of_the_mean_hand_are_those_of_a_constant(make, hands, augment):
     assert figures["num_samples"] == len(hands)
     assert sheet is not None
     assert sheet.dtype == np.uint8
+    seen = (state.joints_crop_ndc - b.kp2d_crop_ndc).norm(dim=-1).mean() / 2 * 100
+    assert figures["err2d_percent"] == pytest.approx(float(seen), rel=1e-4)
     other, none = score(model_predictor(task), hands, augment, torch.device("cpu"), 24)
     assert none is None
     assert set(other) == set(figures)
+
+
+def test_only_what_is_labelled_is_scored(make, hands, augment):
+    task = make()
+    no = np.zeros(21, bool)
+    whole, _ = score(mean_hand_predictor(task), hands, augment, torch.device("cpu"))
+    flat = Relabelled(hands, has_mano=False, has_verts=False, joints_valid=no)
+    figures, _ = score(mean_hand_predictor(task), flat, augment, torch.device("cpu"))
+    assert set(figures) == {"err2d_percent", "num_2d"}
+    assert figures["err2d_percent"] == pytest.approx(whole["err2d_percent"])
+    half = [flat[0], hands[1], hands[2]]
+    figures, _ = score(mean_hand_predictor(task), half, augment, torch.device("cpu"))
+    alone, _ = score(mean_hand_predictor(task), half[1:], augment, torch.device("cpu"))
+    assert (figures["num_samples"], figures["num_2d"]) == (2, 3)
+    assert figures["mpjpe_mm"] == pytest.approx(alone["mpjpe_mm"], rel=1e-6)
+    bare = Relabelled(flat, kp2d_valid=no)
+    with pytest.raises(ValueError, match="nothing of this set is labelled"):
+        score(mean_hand_predictor(task), bare, augment, torch.device("cpu"))
 
 
 def test_scores_do_not_depend_on_the_batch_size(make, hands, augment):

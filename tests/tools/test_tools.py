@@ -19,6 +19,7 @@ REPO = Path(__file__).parents[2]
 METRICS = {
     "pa_mpjpe_mm", "pa_mpvpe_mm", "mpjpe_mm", "mpvpe_mm", "pa_f5", "pa_f15", "f5", "f15",
     "pa_auc_joints", "pa_auc_verts", "auc_joints", "auc_verts", "num_samples", "num_meshes",
+    "err2d_percent", "num_2d",
 }  # fmt: skip
 TINY = ["machine.accelerator=cpu", "machine.num_threads=1", "trainer.num_workers=0"]
 PRETRAIN = [
@@ -201,6 +202,17 @@ def test_the_hand_of_a_checkpoint_cannot_be_swapped(
     assert "was rendered from hand" in text
 
 
+def test_two_sources_train_together(place, freihand_tree, ho3d_v3_tree):
+    words = ["experiment=cpu_finetune", "data=freihand_ho3d", f"data.freihand.root={freihand_tree}"]
+    words += [f"data.ho3d.root={ho3d_v3_tree}", "data.freihand.val_fraction=0.2", *TINY]
+    words += [f"paths.data_dir={place / 'data'}", f"paths.run_root={place / 'runs'}", "name=both"]
+    text = call(place, "finetune.py", *words, "trainer.max_steps=2", "trainer.batch_size=8")
+    assert "an epoch of" in text
+    assert "ho3d: " in text
+    last = [r for r in scalars(place / "runs" / "both") if "val/mpjpe_mm" in r][-1]
+    assert last["val/num_samples"] == 5
+
+
 def test_either_a_model_or_a_file_is_scored(place):
     assert "either checkpoint=FILE.pt or" in call(place, "eval.py", "name=x", fails=True)
     text = call(place, "eval.py", "predictions=pred.json", "name=x", fails=True)
@@ -231,6 +243,7 @@ def test_photos_with_joints_but_no_meshes(place):
     metrics = json.loads((place / "runs" / "kp_ev" / "metrics.json").read_text())
     assert metrics["num_meshes"] == 0
     assert "pa_mpvpe_mm" not in metrics
+    assert metrics["num_2d"] == 4
     assert metrics["num_samples"] == 4
 
 

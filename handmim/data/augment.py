@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from handmim.contracts import HandBatch, StepInfo
@@ -79,7 +80,13 @@ class HandAugment:
     ) -> HandBatch:
         device = batch.image.device
         source_from_crop = similarity(scale, angle_rad, shift).to(device)
-        image = sample_views(batch.image.float() / 255.0, source_from_crop[:, None], self.img_px)
+        source = batch.image.float() / 255.0
+        # Sampling reads four pixels: crops much larger than the input are shrunk by area before.
+        stored_px = source.shape[-1]
+        shrink = int(self.scale[0] * stored_px / self.img_px)
+        if shrink > 1:
+            source = F.interpolate(source, size=(stored_px // shrink,) * 2, mode="area")
+        image = sample_views(source, source_from_crop[:, None], self.img_px)
         return transform_labels(batch, image.squeeze(1), source_from_crop, angle_rad.to(device))
 
     def __call__(self, batch: HandBatch, generator: torch.Generator, info: StepInfo) -> HandBatch:

@@ -104,3 +104,16 @@ def test_batches_cover_everything_in_order():
     data = [sample(i, side=8) for i in range(5)]
     sizes = [len(b.image) for b in batches(data, 2)]
     assert sizes == [2, 2, 1]
+
+
+def test_large_crops_are_averaged_not_skipped_through():
+    # Stripes of one pixel are grey from afar; four pixels read here and there would find stripes.
+    image = torch.zeros(1, 3, 192, 192, dtype=torch.uint8)
+    image[..., ::2] = 255
+    batch = make_batch(1)._replace(image=image)
+    out = HandAugment(img_px=24, scale=(1.0, 1.0)).evaluate(batch)
+    torch.testing.assert_close(out.image, torch.full_like(out.image, 0.5), atol=0.01, rtol=0)
+    # geometry knows nothing of it
+    small = batch._replace(image=torch.zeros(1, 3, 192, 192, dtype=torch.uint8))
+    same = HandAugment(img_px=160, scale=(1.0, 1.0)).evaluate(small)
+    torch.testing.assert_close(same.kp2d_crop_ndc, out.kp2d_crop_ndc)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handmim.geometry.align import similarity_align
+from handmim.hand.files import NUM_VERTS
 from handmim.hand.skeleton import JOINT_NAMES, NUM_JOINTS, joint_order
 from handmim.metrics.fscore import f_scores
 from handmim.metrics.pose import F_THRESHOLDS_M, point_errors_m, sample_auc
@@ -20,7 +21,6 @@ AnyPoints = TypeVar("AnyPoints", NDArray[np.floating], Tensor)
 Scores = dict[str, float]
 SampleScores = dict[str, NDArray[np.float64]]
 
-NUM_VERTS = 778
 # 64 samples of 778 points in float64 are 1.2 MB: every pass over them stays in a core's cache.
 CHUNK = 64
 # Maps OpenCV camera axes to these; each is its own inverse.
@@ -62,8 +62,17 @@ class SampleErrors(NamedTuple):
     f_al: NDArray[np.float64]  # [n, 2]
 
 
+def as_numpy(points: Points) -> NDArray[np.floating]:
+    """An array, or a tensor of any device and precision, as an array; no copy where none is
+    needed."""
+    if not isinstance(points, Tensor):
+        return np.asarray(points)
+    points = points.detach().cpu()
+    return (points.float() if points.dtype == torch.bfloat16 else points).numpy()
+
+
 def as_points(name: str, points: Points, num_points: int) -> NDArray[np.floating]:
-    """An array or a tensor of any device as a checked numpy array.
+    """`as_numpy`, checked.
 
     Args:
         name: of the points, for the message.
@@ -72,7 +81,7 @@ def as_points(name: str, points: Points, num_points: int) -> NDArray[np.floating
     Raises: ValueError for another shape or kind, for no samples, and for values that are not
         finite, naming the samples.
     """
-    array = points.detach().cpu().numpy() if isinstance(points, Tensor) else np.asarray(points)
+    array = as_numpy(points)
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{name} holds {array.dtype}, wanted floats")
     if array.ndim != 3 or array.shape[1:] != (num_points, 3):
@@ -125,12 +134,15 @@ def per_sample_errors(
     verts = as_pair("verts", pred_verts_m, gt_verts_m, NUM_VERTS)
     if len(joints[0]) != len(verts[0]):
         raise ValueError(f"{len(joints[0])} samples of joints and {len(verts[0])} of vertices")
-    pieces = []
-    for start in range(0, len(joints[0]), CHUNK):
+    n = len(joints[0])
+    shapes = [(n, NUM_JOINTS)] * 2 + [(n,)] * 4 + [(n, len(F_THRESHOLDS_M))] * 2
+    errors = SampleErrors(*(np.empty(shape) for shape in shapes))
+    for start in range(0, n, CHUNK):
         rows = slice(start, start + CHUNK)
         piece = [torch.from_numpy(np.array(a[rows], np.float64)) for a in (*joints, *verts)]
-        pieces.append([column.numpy() for column in _errors(*piece)])
-    return SampleErrors(*(np.concatenate(columns) for columns in zip(*pieces, strict=True)))
+        for column, values in zip(errors, _errors(*piece), strict=True):
+            column[rows] = values.numpy()
+    return errors
 
 
 def _errors(pj: Tensor, gj: Tensor, pv: Tensor, gv: Tensor) -> tuple[Tensor, ...]:

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.benchmarks.bootstrap import bootstrap_intervals, per_joint_mm
+from handmim.benchmarks.checks import check_submission
 from handmim.benchmarks.freihand import FREIHAND
 from handmim.benchmarks.ho3d import HO3D_V2, HO3D_V3
 from handmim.benchmarks.official import Benchmark, derived_mm, mean_scores
-from handmim.benchmarks.submission import check_submission, read_submission, write_submission
+from handmim.benchmarks.submission import read_submission, write_submission
 from handmim.tasks.camera_hands import CameraHands
 from handmim.utils.run import Run
 

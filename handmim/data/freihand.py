@@ -7,7 +7,6 @@ so its whole area is the hand's box.
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,7 @@ from torch.utils.data import Dataset
 from handmim.contracts import HandSample
 from handmim.data.cropping import carry_intrinsics, carry_points, crop_map, cut
 from handmim.data.crops import read_rgb
-from handmim.data.json_arrays import cached_number_lists
+from handmim.data.json_arrays import StoredArray, cached_number_lists
 from handmim.data.provenance import check_made_with, check_reposed
 from handmim.data.samples import hand_sample
 from handmim.hand.arrays import NUM_VERTS, load_hand_arrays
@@ -110,8 +109,8 @@ class FreiHand(Dataset[HandSample]):
         if not len(self.ids):
             raise ValueError(f"split {split} of {root} is empty (val_fraction={val_fraction})")
 
-    def _read_labels(self, cache: Path) -> dict[str, Any]:
-        labels: dict[str, Any] = {}
+    def _read_labels(self, cache: Path) -> dict[str, StoredArray]:
+        labels: dict[str, StoredArray] = {}
         for name, shape in FIELDS.items():
             path = self.root / f"{self.folder}_{name}.json"
             # The truth of the evaluation came later; without it one can still predict and submit.
@@ -136,8 +135,7 @@ class FreiHand(Dataset[HandSample]):
         )
 
     def _mano(self, item: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        vector, K = self.labels["mano"][item], self.labels["K"][item]
-        return vector.astype(np.float64), K.astype(np.float64)
+        return self.labels["mano"][item], self.labels["K"][item]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -151,7 +149,7 @@ class FreiHand(Dataset[HandSample]):
             raise FileNotFoundError(f"{path} is missing or damaged: unpack FreiHAND again")
         height, width = picture.shape[:2]
         crop_from_img = crop_map(np.array([0, 0, width, height]), self.crop_scale, self.image_px)
-        label = {k: np.asarray(v[item], np.float64) for k, v in self.labels.items()}
+        label = {name: values[item] for name, values in self.labels.items()}
         K = label["K"]
         joints, kp2d = label.get("xyz"), None
         if joints is not None:

@@ -18,9 +18,10 @@ from torch.utils.data import Dataset
 from handmim.contracts import HandSample
 from handmim.data.cropping import box_of_points, carry_intrinsics, carry_points, crop_map, cut
 from handmim.data.crops import read_rgb
+from handmim.data.json_arrays import StoredArray
 from handmim.data.provenance import LARGEST_RESIDUAL_M, check_made_with
 from handmim.data.samples import hand_sample
-from handmim.data.truth import find_truth
+from handmim.data.truth import stored_truth
 from handmim.hand.arrays import load_hand_arrays
 from handmim.hand.conventions import OPENCV_FROM_OPENGL, ho3d_hand, rest_wrist
 from handmim.hand.model import HandModel
@@ -120,8 +121,8 @@ class Ho3d(Dataset[HandSample]):
         self.hand_name, self.hand_sha256 = arrays.name, arrays.sha256
         self.hand = HandModel(arrays)
         frames = read_frames(self.root / f"{self.folder}.txt")
-        self.xyz: NDArray[np.float32] | None = None
-        self.verts: NDArray[np.float32] | None = None
+        self.xyz: StoredArray | None = None
+        self.verts: StoredArray | None = None
         if split == "evaluation":
             self.frames = frames
             self._read_truth(Path(cache_dir) / "ho3d")
@@ -137,7 +138,7 @@ class Ho3d(Dataset[HandSample]):
             self._check_hand()
 
     def _read_truth(self, cache: Path) -> None:
-        truth = find_truth(self.root, cache)
+        truth = stored_truth(self.root, cache)
         if truth is None:
             return
         self.xyz, self.verts = truth

@@ -22,6 +22,34 @@ PIECE_BYTES = 1 << 25
 BLANK = bytes.maketrans(b"[]\n\r\t", b"     ")
 
 
+class StoredArray:
+    """A float32 array on disk, read by memory map; other processes get its path, not its content.
+
+    Args:
+        path: .npy file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._map: NDArray[np.float32] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_map": None}
+
+    @property
+    def values(self) -> NDArray[np.float32]:
+        """The memory map."""
+        if self._map is None:
+            self._map = np.load(self.path, mmap_mode="r")
+        return self._map
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, index: Any) -> NDArray[np.float64]:
+        return np.asarray(self.values[index], np.float64)
+
+
 def read_number_lists(path: Path, item_shape: tuple[int, ...]) -> NDArray[np.float64]:
     """A JSON list of equally nested lists of numbers.
 
@@ -71,10 +99,8 @@ def _numbers(text: bytes, path: Path) -> NDArray[np.float64]:
             raise ValueError(f"{path.name} is not a JSON list of numbers: {error}") from error
 
 
-def cached_number_lists(
-    path: Path, item_shape: tuple[int, ...], cache_dir: Path
-) -> NDArray[np.float32]:
-    """`read_number_lists` as a memory map of float32, converted when the file is new or changed.
+def cached_number_lists(path: Path, item_shape: tuple[int, ...], cache_dir: Path) -> StoredArray:
+    """`read_number_lists` as float32 on disk, converted when the file is new or changed.
 
     Args:
         path: JSON file.
@@ -99,4 +125,4 @@ def cached_number_lists(
             raise PermissionError(
                 f"cannot write the cache {target}: {error} (data.cache_dir)"
             ) from error
-    return np.load(target, mmap_mode="r")
+    return StoredArray(target)

@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -40,7 +41,10 @@ def test_the_cache_follows_the_file(tmp_path):
     path, cache = tmp_path / "v.json", tmp_path / "cache"
     path.write_text("[[1, 2], [3, 4]]")
     first = cached_number_lists(path, (2,), cache)
-    assert first.tolist() == [[1, 2], [3, 4]]
+    assert first[:].tolist() == [[1, 2], [3, 4]]
+    assert len(pickle.dumps(first)) < 500, "other processes get the path"
+    again = pickle.loads(pickle.dumps(first))  # noqa: S301  our own bytes
+    assert again[1].tolist() == [3, 4]
     assert len(list(cache.iterdir())) == 1
     cached_number_lists(path, (2,), cache)
     assert len(list(cache.iterdir())) == 1, "read back, not converted again"

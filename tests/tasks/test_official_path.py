@@ -69,7 +69,7 @@ def test_freihand_from_parameters(task, augment, freihand_tree, tmp_path, split)
     hands = predicted(task, data, augment)
     truth = read_truth(freihand_tree, tmp_path)
     if split == "val":
-        truth = tuple(np.asarray(data.labels[n])[data.ids] for n in ("xyz", "verts"))
+        truth = tuple(data.labels[n][data.ids] for n in ("xyz", "verts"))
     benchmark = benchmark_of("freihand", len(data))
     assert_perfect(written_and_scored(hands, benchmark, truth, tmp_path))
 

@@ -19,6 +19,7 @@ ENTRY = {
     "finetune": [],
     "eval": ["checkpoint=last.pt"],
     "synthesize": ["root=out"],
+    "doctor": [],
 }
 # What only the user knows.
 QUICK = ("experiment=quickstart", "experiment=cpu_")  # bring their own data
@@ -102,7 +103,8 @@ def experiments(entry: str) -> list[str]:
     return [e for e in options("experiment") if e.endswith(f"_{entry}")]
 
 
-CASES = [(entry, ()) for entry in ("pretrain", "finetune")] + [("eval", ("data=synthetic",))]
+CASES = [(entry, ()) for entry in ("pretrain", "finetune", "doctor")]
+CASES += [("eval", ("data=synthetic",))]
 CASES += [
     (use[0], (f"{group}={option}", *use[1]))
     for group, use in GROUPS.items()
@@ -141,7 +143,8 @@ def test_every_group_and_option_is_covered():
 
 @pytest.mark.parametrize("entry", list(ENTRY))
 def test_unknown_options_list_what_there_is(entry):
-    group, known = ("format", "ho3d_v2") if entry == "synthesize" else ("data", "synthetic")
+    others = {"synthesize": ("format", "ho3d_v2"), "doctor": ("hand", "standin")}
+    group, known = others.get(entry, ("data", "synthetic"))
     with pytest.raises(Exception, match="no_such") as caught:
         composed(entry, f"{group}=no_such")
     assert known in str(caught.value)

@@ -1,0 +1,161 @@
+"""FreiHAND: files and counts; `freihand_pictures` and `freihand_labels` look inside."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handmim.data.freihand import FIELDS
+from handmim.data.provenance import read_facts
+from handmim.doctor.camera import note_intrinsics
+from handmim.doctor.findings import Finding, Notes, shown
+from handmim.doctor.freihand_labels import SOURCE, Labels, note_fit, settled
+from handmim.doctor.freihand_pictures import check_masks, check_sizes, count_pictures
+from handmim.doctor.rendered import usable_hand
+from handmim.doctor.sampling import JsonEntries, missing_of, spread
+from handmim.hand.arrays import HandArrays
+from handmim.hand.model import HandModel
+
+EVAL_SOURCE = "unpack FreiHAND_pub_v2_eval.zip beside it"
+COUNTS = {"training": 32560, "evaluation": 3960}
+GIVEN = {"training": tuple(FIELDS), "evaluation": ("K", "scale")}
+TRUTH = ("xyz", "verts")
+SIDE_PX = 224
+
+
+def examine_freihand(root: Path, hand: HandArrays | None, num_checked: int) -> list[Finding]:
+    """Findings on the unpacked dataset.
+
+    Args:
+        root: folder with training/ and training_K.json.
+        hand: model of the annotations; None where it could not be read.
+        num_checked: samples and pictures looked at closely, of each part.
+    """
+    notes = Notes()
+    if not _layout(notes, root):
+        return notes.findings
+    facts: dict[str, Any] | None = None
+    with notes.guard("freihand-facts", "synthesize the set again"):
+        facts = read_facts(root)
+    model = usable_hand(notes, "freihand", root, hand)
+    for part in COUNTS:
+        if (root / f"{part}_K.json").is_file():
+            with notes.guard(f"freihand-{part}", SOURCE):
+                _examine_part(notes, root, part, facts, model, num_checked)
+    return notes.findings
+
+
+def _layout(notes: Notes, root: Path) -> bool:
+    wanted = [f"{part}/rgb" for part in COUNTS]
+    wanted += [f"{part}_{name}.json" for part, names in GIVEN.items() for name in names]
+    missing = missing_of(root, wanted)
+    nested = [p.parent for p in root.glob("*/training_K.json")] if root.is_dir() else []
+    vital = [name for name in missing if name.startswith("training")]
+    text = f"missing: {shown(missing, 8)}" if missing else "every folder and list is there"
+    fix = f"name the inner folder: freihand={nested[0]}" if nested else SOURCE
+    notes.judge(
+        not missing, "freihand-layout", f"{root}: {text}", fix, bad="error" if vital else "warning"
+    )
+    return (root / "training_K.json").is_file() or (root / "evaluation_K.json").is_file()
+
+
+def _examine_part(
+    notes: Notes,
+    root: Path,
+    part: str,
+    facts: dict[str, Any] | None,
+    model: HandModel | None,
+    num_checked: int,
+) -> None:
+    lists = _open_lists(notes, root, part)
+    if not lists:
+        return
+    lengths = {name: len(entries) for name, entries in lists.items()}
+    notes.judge(
+        len(set(lengths.values())) == 1 and min(lengths.values()) > 0,
+        "freihand-lists",
+        f"{part}: entries {', '.join(f'{k} {n}' for k, n in lengths.items())}",
+        f"the lists of one part belong together: {SOURCE}",
+    )
+    if not min(lengths.values()):
+        return
+    num = max(lengths.values())
+    _counts(notes, part, num, facts)
+    ids = spread(min(lengths.values()), num_checked)
+    side_px = int(facts["scene"]["image_px"]) if facts else SIDE_PX
+    if (root / part / "rgb").is_dir():
+        with notes.guard("freihand-pictures", SOURCE):
+            count_pictures(notes, root, part, num)
+        with notes.guard("freihand-size", SOURCE):
+            check_sizes(notes, root, part, ids, num, side_px)
+    if part == "evaluation":
+        _truth(notes, lists)
+    read = {name: _read(notes, entries, ids, FIELDS[name]) for name, entries in lists.items()}
+    labels = {name: values for name, values in read.items() if values is not None}
+    if labels:
+        _labels(notes, root, part, ids, labels, model, side_px)
+
+
+def _open_lists(notes: Notes, root: Path, part: str) -> dict[str, JsonEntries]:
+    lists = {}
+    for name in FIELDS:
+        path = root / f"{part}_{name}.json"
+        if path.is_file():
+            with notes.guard("freihand-json", SOURCE):
+                lists[name] = JsonEntries(path)
+    return lists
+
+
+def _read(
+    notes: Notes, entries: JsonEntries, ids: NDArray[np.int64], shape: tuple[int, ...]
+) -> NDArray[np.float64] | None:
+    with notes.guard("freihand-json", SOURCE):
+        return entries.read(ids, shape)
+    return None
+
+
+def _counts(notes: Notes, part: str, num: int, facts: dict[str, Any] | None) -> None:
+    wanted = COUNTS[part]
+    whose = "FreiHAND has"
+    if facts:
+        wanted, whose = facts["num" if part == "training" else "num_eval"], "it was rendered with"
+    notes.judge(
+        num == wanted,
+        "freihand-counts",
+        f"{part}: {num} samples" + ("" if num == wanted else f", {whose} {wanted}"),
+        f"{SOURCE}, unless a part is meant",
+        bad="warning",
+    )
+
+
+def _truth(notes: Notes, lists: Mapping[str, JsonEntries]) -> None:
+    missing = [f"evaluation_{name}.json" for name in TRUTH if name not in lists]
+    text = "the truth of the evaluation is there: scores are computed here"
+    if missing:
+        text = f"no {' and '.join(missing)}: predictions can be submitted, not scored "
+        text += f"({EVAL_SOURCE})"
+    notes.judge(len(missing) != 1, "freihand-truth", text, EVAL_SOURCE, bad="warning")
+
+
+def _labels(
+    notes: Notes,
+    root: Path,
+    part: str,
+    ids: NDArray[np.int64],
+    raw: Labels,
+    model: HandModel | None,
+    side_px: int,
+) -> None:
+    """Geometry of the labels looked at; a wrong K is told once, not as every figure it spoils."""
+    labels, kept = settled(notes, part, raw)
+    k_good = "K" in labels and note_intrinsics(
+        notes, "freihand", labels["K"], (side_px, side_px), f"{part}_K.json"
+    )
+    # Pictures of another size are told already.
+    if k_good and "xyz" in labels and not notes.failed("freihand-size"):
+        with notes.guard("freihand-mask", SOURCE):
+            k_good = check_masks(notes, root, part, ids[kept], labels["xyz"], labels["K"])
+    with notes.guard("freihand-residual", SOURCE):
+        note_fit(notes, part, labels, model, trust_K=k_good)

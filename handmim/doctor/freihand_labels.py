@@ -1,0 +1,180 @@
+"""Whether FreiHAND's labels agree with each other, with the hand model and with the conventions."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from handmim.data.provenance import LARGEST_RESIDUAL_M, reposed_error_m
+from handmim.doctor.findings import Notes
+from handmim.doctor.joints import (
+    METRES,
+    finite,
+    note_bones,
+    settle_axes,
+    settle_order,
+    settle_unit,
+)
+from handmim.hand.conventions import freihand_hand, regressed_joints
+from handmim.hand.model import HandModel
+from handmim.hand.skeleton import FINGERTIP_VERTS, ROOT_JOINT
+
+Array = NDArray[np.float64]
+Labels = Mapping[str, Array]
+
+SOURCE = "unpack FreiHAND_pub_v2.zip again"
+USUAL_RESIDUAL_M = 0.002  # version 2's own is 0.6 mm in the mean, up to 6
+USUAL_JOINTS_M = 0.001
+LARGEST_JOINTS_M = 0.005
+LARGEST_SCALE_ERROR = 0.02  # relative
+
+
+def settled(notes: Notes, part: str, raw: Labels) -> tuple[dict[str, Array], NDArray[np.bool_]]:
+    """Labels in metres, canonical order and OpenCV axes, and which samples were kept.
+
+    Args:
+        notes: where faults are noted.
+        part: training or evaluation.
+        raw: by name of the list, [n, ...] each.
+    """
+    num = len(next(iter(raw.values()))) if raw else 0
+    kept = np.ones(num, bool)
+    for name, values in raw.items():
+        kept &= finite(notes, "freihand", values, f"{part}_{name}.json")
+    labels = {name: values[kept] for name, values in raw.items()}
+    for name in ("xyz", "verts"):
+        if name in labels:
+            with notes.guard(f"freihand-{name}", SOURCE):
+                labels[name] = _settle(notes, f"{part}_{name}.json", labels[name], name == "xyz")
+        if notes.failed(f"freihand-{name}"):
+            labels.pop(name, None)
+    if "scale" in labels and "xyz" in labels:
+        _scale(notes, part, labels["scale"], labels["xyz"])
+    return labels, kept
+
+
+def _settle(notes: Notes, where: str, points: Array, are_joints: bool) -> Array:
+    points = settle_unit(notes, "freihand", points, where)
+    if are_joints:
+        points = settle_order(notes, "freihand", points, "canonical", where)
+        note_bones(notes, "freihand", points, where)
+    return settle_axes(notes, "freihand", points, 1, where)
+
+
+def _scale(notes: Notes, part: str, scale: Array, xyz_m: Array) -> None:
+    ratio = scale / np.linalg.norm(xyz_m[:, ROOT_JOINT] - xyz_m[:, ROOT_JOINT + 1], axis=1)
+    middle = float(np.median(ratio))
+    unit = next((u for u, m in METRES.items() if abs(middle * m - 1) < 0.1), "m")
+    where = f"{part}_scale.json"
+    if unit != "m":
+        fix = f"metres are wanted: multiply {where} by {METRES[unit]:g}, or {SOURCE}"
+        notes.error("freihand-unit", f"{where} is in {unit}", fix)
+    off = float(np.quantile(np.abs(ratio * METRES[unit] - 1), 0.9))
+    notes.judge(
+        off <= LARGEST_SCALE_ERROR,
+        "freihand-scale",
+        f"{where} is within {off:.1%} of the length from joint 9 to 10 in nine of ten samples",
+        f"{where} and {part}_xyz.json do not belong together: {SOURCE}",
+    )
+
+
+def note_fit(
+    notes: Notes, part: str, labels: Labels, model: HandModel | None, trust_K: bool
+) -> None:
+    """Pose the hand by the MANO vectors and compare; regress joints from vertices and compare.
+
+    Args:
+        notes: where findings go.
+        part: training or evaluation.
+        labels: as `settled` gives them.
+        model: the hand; None leaves everything out.
+        trust_K: False when K is known to be wrong: where hands stand then says nothing new.
+    """
+    if model is None or "verts" not in labels:
+        return
+    arrays, verts = model.arrays, labels["verts"]
+    joints_error_m = None
+    if "xyz" in labels:
+        joints = regressed_joints(verts, arrays.J_regressor, FINGERTIP_VERTS["freihand"])
+        error = np.linalg.norm(joints - labels["xyz"], axis=2).mean(axis=1)
+        joints_error_m = float(np.median(error))
+    if (
+        "mano" in labels
+        and "K" in labels
+        and not _poses(notes, part, labels, model, trust_K, joints_error_m)
+    ):
+        return  # another hand's regressor says nothing about joints
+    if joints_error_m is not None:
+        bad = joints_error_m > LARGEST_JOINTS_M
+        notes.judge(
+            joints_error_m <= USUAL_JOINTS_M,
+            "freihand-joints",
+            f"{part}: joints regressed from the vertices are {joints_error_m * 1e3:.2f} mm off the "
+            f"given ones (median of {len(verts)})",
+            f"{part}_xyz.json and {part}_verts.json do not belong together, or the hand model is "
+            f"not theirs: hand=mano hand.path=MANO_RIGHT.pkl, {SOURCE}",
+            bad="error" if bad else "warning",
+        )
+
+
+def _poses(
+    notes: Notes,
+    part: str,
+    labels: Labels,
+    model: HandModel,
+    trust_K: bool,
+    joints_error_m: float | None,
+) -> bool:
+    """Note the residual in mm; False when it is too large."""
+    hands = [
+        freihand_hand(vector, K, model.arrays.hands_mean)
+        for vector, K in zip(labels["mano"], labels["K"], strict=True)
+    ]
+    rotmats, betas, root_cam_m = (np.stack(parts) for parts in zip(*hands, strict=True))
+    verts = labels["verts"]
+    residuals_m = reposed_error_m(model, rotmats, betas, verts)
+    residual_m = float(np.median(residuals_m))
+    good = residual_m <= LARGEST_RESIDUAL_M
+    together = joints_error_m is not None and joints_error_m <= USUAL_JOINTS_M
+    if good:
+        fix = "MANO v1.2 and FreiHAND version 2 give below 2 mm: another version of either?"
+    elif together:
+        fix = f"vertices and joints agree, {part}_mano.json is of other samples or another "
+        fix += f"version: {SOURCE}"
+    else:
+        fix = f"hand=mano hand.path=MANO_RIGHT.pkl; if that is chosen, {SOURCE}"
+    notes.judge(
+        residual_m <= USUAL_RESIDUAL_M,
+        "freihand-residual",
+        f"{part}: posing {model.name} by the MANO vectors misses the given vertices by "
+        f"{residual_m * 1e3:.2f} mm (median of {len(verts)}, worst {residuals_m.max() * 1e3:.2f})",
+        fix,
+        bad="warning" if good else "error",
+    )
+    if good and trust_K:
+        _places(notes, part, model, rotmats, betas, root_cam_m, verts)
+    return good
+
+
+def _places(
+    notes: Notes,
+    part: str,
+    model: HandModel,
+    rotmats: Array,
+    betas: Array,
+    root_cam_m: Array,
+    verts_cam_m: Array,
+) -> None:
+    with torch.no_grad():
+        posed = model(torch.from_numpy(rotmats), torch.from_numpy(betas)).verts_m.double().numpy()
+    joints = regressed_joints(posed, model.arrays.J_regressor, FINGERTIP_VERTS["freihand"])
+    placed = posed + (root_cam_m - joints[:, ROOT_JOINT])[:, None]
+    off_m = float(np.median(np.linalg.norm(placed - verts_cam_m, axis=2).mean(axis=1)))
+    notes.judge(
+        off_m <= LARGEST_RESIDUAL_M,
+        "freihand-placement",
+        f"{part}: hands placed by root, scale and K are {off_m * 1e3:.2f} mm off the given "
+        f"vertices (median of {len(verts_cam_m)})",
+        f"{part}_mano.json and {part}_K.json do not belong together: {SOURCE}",
+    )

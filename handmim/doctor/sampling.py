@@ -1,0 +1,93 @@
+"""Looking at a few entries of something large without reading all of it."""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+PIECE_BYTES = 1 << 25
+OPEN, CLOSE = 0x5B, 0x5D  # [ and ]
+
+
+def spread(num: int, most: int) -> NDArray[np.int64]:
+    """At most `most` of the places 0 .. num - 1: evenly spread, the first and the last included."""
+    if num <= most:
+        return np.arange(num)
+    return np.unique(np.linspace(0, num - 1, most).round().astype(np.int64))
+
+
+def file_names(folder: Path) -> list[str]:
+    """Names of the files in a folder, in no order; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if not entry.is_dir()]
+
+
+def missing_of(root: Path, wanted: list[str]) -> list[str]:
+    """Those of the wanted files (names with a suffix) and folders that are not below `root`."""
+    there = {n: (root / n).is_file() if Path(n).suffix else (root / n).is_dir() for n in wanted}
+    return [name for name, found in there.items() if not found]
+
+
+class JsonEntries:
+    """A JSON list whose entries are read one by one.
+
+    The file is gone through once by its brackets (seconds per GB); only wanted entries are parsed.
+
+    Args:
+        path: file with a list of lists, or of plain numbers.
+    Raises: FileNotFoundError; ValueError for a file that is cut off or holds something else.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        starts, stops, depth, offset = [], [], 0, 0
+        with path.open("rb") as file:
+            if not file.read(64).lstrip().startswith(b"["):
+                raise ValueError(f"{path.name} does not begin like a JSON list")
+            file.seek(0)
+            while block := file.read(PIECE_BYTES):
+                raw = np.frombuffer(block, np.uint8)
+                places = np.flatnonzero((raw == OPEN) | (raw == CLOSE))
+                steps = np.where(raw[places] == OPEN, 1, -1)
+                after = depth + np.cumsum(steps)
+                starts.append(offset + places[(after == 2) & (steps == 1)])
+                stops.append(offset + places[(after == 1) & (steps == -1)] + 1)
+                depth = int(after[-1]) if len(after) else depth
+                offset += len(block)
+        if depth != 0:
+            raise ValueError(f"{path.name} is cut off: {depth} brackets are still open at its end")
+        self.starts, self.stops = np.concatenate(starts), np.concatenate(stops)
+        # Plain numbers have no brackets of their own, and such files are small.
+        self.plain = None if len(self.starts) else json.loads(path.read_bytes())
+
+    def __len__(self) -> int:
+        return len(self.starts) if self.plain is None else len(self.plain)
+
+    def read(self, places: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+        """Entries as [n, *shape], whatever their nesting.
+
+        Raises: ValueError for an entry with another count of numbers.
+        """
+        if self.plain is not None:
+            found = [self.plain[i] for i in places]
+        else:
+            with self.path.open("rb") as file:
+                found = [self._entry(file, int(i)) for i in places]
+        rows = [np.asarray(value, np.float64).ravel() for value in found]
+        for place, row in zip(places, rows, strict=True):
+            if row.size != math.prod(shape):
+                raise ValueError(
+                    f"entry {place} of {self.path.name} holds {row.size} numbers, wanted "
+                    f"{math.prod(shape)}"
+                )
+        return np.array(rows).reshape(-1, *shape)
+
+    def _entry(self, file: BinaryIO, place: int) -> Any:
+        file.seek(int(self.starts[place]))
+        return json.loads(file.read(int(self.stops[place] - self.starts[place])))

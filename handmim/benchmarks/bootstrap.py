@@ -57,8 +57,8 @@ def per_joint_mm(
     Args:
         pred_joints_m, gt_joints_m: [n, J, 3] metres, same order and axes.
         joint_names: J names in that order, as `Benchmark.joint_names`.
-    Returns: by joint name, `mpjpe_mm` of absolute coordinates and `pa_mpjpe_mm` after similarity
-        alignment of the sample; their means over joints are the official figures x 10.
+    Returns: by joint name, `abs_mm` of absolute coordinates and `pa_mm` after similarity alignment
+        of the sample; their means over joints are the official figures x 10.
     Raises: ValueError as `as_pair` does.
     """
     pair = as_pair("joints", pred_joints_m, gt_joints_m, len(joint_names))
@@ -66,6 +66,6 @@ def per_joint_mm(
     raw = point_errors_m(pred, gt).mean(dim=0) * 1e3
     aligned = point_errors_m(similarity_align(pred, gt), gt).mean(dim=0) * 1e3
     return {
-        name: {"mpjpe_mm": float(raw[i]), "pa_mpjpe_mm": float(aligned[i])}
+        name: {"abs_mm": float(raw[i]), "pa_mm": float(aligned[i])}
         for i, name in enumerate(joint_names)
     }

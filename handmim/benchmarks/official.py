@@ -28,23 +28,23 @@ AXES = {"opencv": (1.0, 1.0, 1.0), "opengl": (1.0, -1.0, -1.0)}
 
 F_NAMES = ("f_score_5", "f_al_score_5", "f_score_15", "f_al_score_15")
 MM_NAMES = {
-    "xyz_mean3d": "mpjpe_mm",
+    "xyz_mean3d": "abs_mpjpe_mm",
     "xyz_al_mean3d": "pa_mpjpe_mm",
     "xyz_procrustes_al_mean3d": "pa_mpjpe_mm",
     "xyz_scale_trans_al_mean3d": "st_mpjpe_mm",
-    "mesh_mean3d": "mpvpe_mm",
+    "mesh_mean3d": "abs_mpvpe_mm",
     "mesh_al_mean3d": "pa_mpvpe_mm",
 }
 SHARE_NAMES = {
-    "xyz_auc3d": "auc_joints",
+    "xyz_auc3d": "abs_auc_joints",
     "xyz_al_auc3d": "pa_auc_joints",
     "xyz_procrustes_al_auc3d": "pa_auc_joints",
     "xyz_scale_trans_al_auc3d": "st_auc_joints",
-    "mesh_auc3d": "auc_verts",
+    "mesh_auc3d": "abs_auc_verts",
     "mesh_al_auc3d": "pa_auc_verts",
-    "f_score_5": "f5",
+    "f_score_5": "abs_f5",
     "f_al_score_5": "pa_f5",
-    "f_score_15": "f15",
+    "f_score_15": "abs_f15",
     "f_al_score_15": "pa_f15",
 }
 
@@ -187,8 +187,8 @@ def derived_mm(scores: Mapping[str, float]) -> Scores:
     """Official figures under the names that papers and our other reports use.
 
     Lengths become millimetres (official: centimetres); AUC and F stay shares of 1. `pa_` is after
-    similarity alignment, `st_` after HO-3D's scale and translation; the rest is of absolute
-    camera coordinates, so `mpjpe_mm` is not the root-relative figure of that name.
+    similarity alignment, `st_` after HO-3D's scale and translation, `abs_` in absolute camera
+    coordinates, which is not the root-relative error that `mpjpe_mm` stands for elsewhere.
 
     Raises: ValueError for names that are no official figures.
     """

@@ -14,6 +14,7 @@ from handmim.benchmarks.freihand import FREIHAND
 from handmim.benchmarks.ho3d import HO3D_V2, HO3D_V3
 from handmim.benchmarks.official import Benchmark, derived_mm, mean_scores
 from handmim.benchmarks.submission import read_submission, write_submission
+from handmim.hand.skeleton import JOINT_NAMES, ROOT_JOINT
 from handmim.tasks.camera_hands import CameraHands
 from handmim.utils.run import Run
 
@@ -71,11 +72,24 @@ def score_report(
     ends = [derived_mm({name: ends[i] for name, ends in intervals.items()}) for i in (0, 1)]
     return {
         **derived_mm(official),
+        **root_relative_mm(benchmark, pred, truth),
         "num_samples": len(pred[0]),
         "benchmark": benchmark.name,
         "official": official,
         "interval_95": {name: [low, ends[1][name]] for name, low in ends[0].items()},
         "per_joint": per_joint_mm(pred[0], truth[0], benchmark.joint_names),
+    }
+
+
+def root_relative_mm(
+    benchmark: Benchmark, pred: tuple[Points, Points], truth: tuple[Points, Points]
+) -> dict[str, float]:
+    """MPJPE and MPVPE with the middle knuckle on the truth's, as our other reports give them."""
+    root = benchmark.joint_names.index(JOINT_NAMES[ROOT_JOINT])
+    shift = truth[0][:, [root]] - pred[0][:, [root]]
+    return {
+        name: float(np.linalg.norm(pred[i] + shift - truth[i], axis=2).mean()) * 1e3
+        for i, name in enumerate(("mpjpe_mm", "mpvpe_mm"))
     }
 
 

@@ -229,9 +229,31 @@ def test_every_setting_that_decides_the_result_is_compared(key, free, tmp_path):
 
 
 def test_only_our_own_parts_are_built_from_a_checkpoint():
-    check_targets({"task": {"_target_": "handmim.tasks.finetune.HandRegressionTask"}})
-    with pytest.raises(ValueError, match=r"os\.system"):
-        check_targets({"task": {"losses": [{"_target_": "os.system"}]}})
+    for good in (
+        "handmim.tasks.finetune.HandRegressionTask",
+        "handmim.hand.model.HandModel.from_file",
+        "handmim.hand.adapters.SmplxHand.from_file",
+        "handmim.engine.schedule.Schedule",
+        "torch.optim.AdamW",
+    ):
+        check_targets({"task": {"part": {"_target_": good}}})
+    for bad in (
+        "os.system",
+        "handmim.utils.run.subprocess.getoutput",
+        "handmim.utils.run.shutil.rmtree",
+        "handmim.data.crops.os.system",
+        "handmim.data.crops.Path",
+        "handmim.data.loader.np.load",
+        "handmim.data.crops.read_rgb",
+        "handmim.engine.checkpoint.save_checkpoint",
+        "handmim.synthesis.runner.synthesize",
+        "handmim.models.nothing.Here",
+        "torch.optim.torch.load",
+    ):
+        with pytest.raises(ValueError, match="refused"):
+            check_targets({"task": {"losses": [{"_target_": bad}]}})
+    with pytest.raises(ValueError, match="refused"):
+        check_targets({"task": "${oc.create:'{_target_: os.system}'}"})
 
 
 def test_folder_that_holds_a_run_is_protected(tmp_path):

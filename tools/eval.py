@@ -48,8 +48,7 @@ def from_model(cfg: DictConfig) -> None:
     saved = load_trained(cfg.checkpoint)
     trained = OmegaConf.create(saved["config"])
     OmegaConf.set_struct(cfg, False)  # its own words are checked by now
-    if cfg.hand.path is None:
-        cfg.hand = trained.hand
+    cfg.hand = {**trained.hand, **{k: v for k, v in cfg.hand.items() if v is not None}}
     if cfg.get("data") is None:
         cfg.data = trained.data
         set_everywhere(cfg.data, "hand_path", cfg.hand.path)
@@ -59,12 +58,13 @@ def from_model(cfg: DictConfig) -> None:
     with run.fabric.rank_zero_first():
         dataset = instantiate(cfg.data.get("test") or cfg.data.val)
     hand = task.head.hand
-    check_hands(saved["meta"]["hand_sha256"], hand.sha256, getattr(dataset, "hand_sha256", None))
+    check_hands(hand.sha256, saved["meta"]["hand_sha256"], cfg.checkpoint)
+    check_hands(hand.sha256, getattr(dataset, "hand_sha256", None), "the data")
     task.load_state_dict(saved["task"])
     task.to(run.device)
     predict, augment = PREDICTORS[cfg.predictor](task), instantiate(trained.augment)
     how = {"num_pictures": cfg.num_pictures, "faces": hand.faces, "batch_size": cfg.batch_size}
-    how["autocast"] = run.fabric.autocast
+    how |= {"autocast": run.fabric.autocast, "num_workers": cfg.num_workers}
     if cfg.data.get("benchmark") is None:
         report, sheet = score(predict, dataset, augment, run.device, **how)
     else:

@@ -11,8 +11,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from handmim.data.loader import collate_hands, label_subset
+from handmim.engine.checkpoint import find_checkpoint
 from handmim.engine.loop import Trainer
-from handmim.tasks.evaluate import EvalHook
+from handmim.tasks.evaluate import EvalHook, check_hands
 from handmim.tasks.finetune import start_from_labels
 from handmim.utils.run import Run
 
@@ -30,14 +31,18 @@ def main(cfg: DictConfig) -> None:
         task.backbone.load_exported(cfg.init_from)
     with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet
         train, val = instantiate(cfg.data.train), instantiate(cfg.data.val)
+    for name, part in (("data.train", train), ("data.val", val)):
+        check_hands(task.head.hand.sha256, getattr(part, "hand_sha256", None), name)
     train = label_subset(train, cfg.num_labels, cfg.seed)
     augment = instantiate(cfg.augment)
     recipe = instantiate(cfg.optim)
-    start_from_labels(task, train, augment, run.device)
+    workers = cfg.trainer.num_workers
+    if find_checkpoint(run.dir, cfg.resume) is None:  # else its state holds them already
+        start_from_labels(task, train, augment, run.device, num_workers=workers)
     hand = {"hand": task.head.hand.name, "hand_sha256": task.head.hand.sha256}
 
     trainer = Trainer(**cfg.trainer)
-    hooks = [EvalHook(val, augment, cfg.eval_every)]
+    hooks = [EvalHook(val, augment, cfg.eval_every, num_workers=workers)]
     result = trainer.fit(
         run, task, train, collate_hands, augment, recipe, hooks=hooks, resume=cfg.resume, meta=hand
     )

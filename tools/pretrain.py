@@ -37,9 +37,9 @@ def main(cfg: DictConfig) -> None:
         hooks = [instantiate(cfg.probe.hook)] if cfg.probe.hook is not None else []
 
     trainer = Trainer(**cfg.trainer)
-    result = trainer.fit(
-        run, task, dataset, collate_crops, make_views, recipe, hooks=hooks, resume=cfg.resume
-    )
+    how = {"hooks": hooks, "resume": cfg.resume}
+    how["meta"] = {"hand_sha256": getattr(dataset, "hand_sha256", None)}  # of rendered hands
+    result = trainer.fit(run, task, dataset, collate_crops, make_views, recipe, **how)
     if run.is_main:
         path = run.dir / "backbone.safetensors"
         task.export_backbone.export(path, {"step": str(result.step), "seed": str(cfg.seed)})

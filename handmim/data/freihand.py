@@ -30,7 +30,6 @@ VERSIONS = ("gs", "hom", "sample", "auto")
 CHECKED = 4  # samples that are posed again to see whether the hand model is the right one
 FIELDS: dict[str, tuple[int, ...]] = {
     "K": (3, 3),
-    "scale": (),
     "xyz": (21, 3),
     "verts": (NUM_VERTS, 3),
     "mano": (61,),
@@ -96,7 +95,7 @@ class FreiHand(Dataset[HandSample]):
         self.hand_name, self.hand_sha256 = arrays.name, arrays.sha256
         self.hands_mean = arrays.hands_mean
         check_made_with(self.root, arrays)
-        self.labels = self._read_labels(Path(cache_dir) / "freihand")
+        self.labels = self._read_labels(Path(cache_dir))
         self.num_unique = len(self.labels["K"])
         if "mano" in self.labels and "verts" in self.labels:
             self._check_hand(HandModel(arrays))
@@ -115,7 +114,9 @@ class FreiHand(Dataset[HandSample]):
             path = self.root / f"{self.folder}_{name}.json"
             # The truth of the evaluation came later; without it one can still predict and submit.
             if path.is_file() or self.folder == "training" or name == "K":
-                labels[name] = cached_number_lists(path, shape, cache)
+                # Figures are computed in float64: the truth keeps all its digits.
+                dtype = "float64" if self.folder == "evaluation" else "float32"
+                labels[name] = cached_number_lists(path, shape, cache, dtype)
         counts = {name: len(values) for name, values in labels.items()}
         if len(set(counts.values())) != 1:
             raise ValueError(
@@ -136,6 +137,10 @@ class FreiHand(Dataset[HandSample]):
 
     def _mano(self, item: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         return self.labels["mano"][item], self.labels["K"][item]
+
+    def label_of(self, index: int) -> int:
+        """The hand a picture shows: pictures of one hand share one label."""
+        return int(self.ids[index]) % self.num_unique
 
     def __len__(self) -> int:
         return len(self.ids)

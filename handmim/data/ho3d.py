@@ -60,7 +60,11 @@ def read_frames(path: Path) -> list[str]:
 
 
 def split_takes(frames: list[str], split: str, val_fraction: float, seed: int) -> list[str]:
-    """Frames of a training split; the takes in "val" hold about `val_fraction` of the frames."""
+    """Frames of a training split.
+
+    Takes are drawn at random for "val" as long as that brings its share of the frames nearer to
+    `val_fraction`; one at least is held back, and one at least is not.
+    """
     if not 0.0 <= val_fraction < 1.0:
         raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction} (data.val_fraction)")
     if split == "all":
@@ -73,7 +77,6 @@ def split_takes(frames: list[str], split: str, val_fraction: float, seed: int) -
     held: set[str] = set()
     budget = val_fraction * len(frames)
     for i in np.random.default_rng([seed, len(takes)]).permutation(len(takes)):
-        # Nearest to the wanted share, but one take at least stays on either side.
         have = sum(counts[t] for t in held)
         nearer = abs(have + counts[takes[i]] - budget) < abs(have - budget)
         first = not held and val_fraction > 0
@@ -90,7 +93,7 @@ class Ho3d(Dataset[HandSample]):
         hand_path: hand model of the annotations (poses are absolute, betas are this model's).
         split: "train" and "val" share train.txt, cut by take; "all" is both; "evaluation" is the
             official one, with vertices where the released truth is beside it.
-        val_fraction: share of the frames in "val", as near as whole takes allow.
+        val_fraction: share of the frames in "val", about: takes are kept whole.
         seed: of that cut.
         image_px: side of the stored crop.
         crop_scale: side of the crop relative to the hand's box.
@@ -125,7 +128,7 @@ class Ho3d(Dataset[HandSample]):
         self.verts: StoredArray | None = None
         if split == "evaluation":
             self.frames = frames
-            self._read_truth(Path(cache_dir) / "ho3d")
+            self._read_truth(Path(cache_dir))
         else:
             self.frames = split_takes(frames, split, val_fraction, seed)
         if not self.frames:

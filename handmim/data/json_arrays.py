@@ -23,7 +23,7 @@ BLANK = bytes.maketrans(b"[]\n\r\t", b"     ")
 
 
 class StoredArray:
-    """A float32 array on disk, read by memory map; other processes get its path, not its content.
+    """An array on disk, read by memory map; other processes get its path, not its content.
 
     Args:
         path: .npy file.
@@ -31,13 +31,13 @@ class StoredArray:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._map: NDArray[np.float32] | None = None
+        self._map: NDArray[np.floating] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "_map": None}
 
     @property
-    def values(self) -> NDArray[np.float32]:
+    def values(self) -> NDArray[np.floating]:
         """The memory map."""
         if self._map is None:
             self._map = np.load(self.path, mmap_mode="r")
@@ -99,30 +99,36 @@ def _numbers(text: bytes, path: Path) -> NDArray[np.float64]:
             raise ValueError(f"{path.name} is not a JSON list of numbers: {error}") from error
 
 
-def cached_number_lists(path: Path, item_shape: tuple[int, ...], cache_dir: Path) -> StoredArray:
-    """`read_number_lists` as float32 on disk, converted when the file is new or changed.
+def cached_number_lists(
+    path: Path, item_shape: tuple[int, ...], cache_dir: Path, dtype: str = "float32"
+) -> StoredArray:
+    """`read_number_lists` as an array on disk, converted when the file is new or changed.
 
     Args:
         path: JSON file.
         item_shape: shape of one entry.
-        cache_dir: where the converted array is kept.
+        cache_dir: whose folder labels/ keeps the converted array.
+        dtype: of the stored numbers; scores want float64.
+    Raises: FileNotFoundError; ValueError for other content; OSError when the cache cannot be
+        written.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     facts: list[Any] = [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
-    digest = hashlib.sha256(repr([*facts, item_shape]).encode()).hexdigest()
-    target = cache_dir / f"{path.stem}-{digest[:12]}.npy"
+    digest = hashlib.sha256(repr([*facts, item_shape, dtype]).encode()).hexdigest()
+    target = cache_dir / "labels" / f"{path.stem}-{digest[:12]}.npy"
     if not target.is_file():
         log.info("converting %s (%.0f MB) once", path.name, path.stat().st_size / 1e6)
-        values = read_number_lists(path, item_shape).astype(np.float32)
+        values = read_number_lists(path, item_shape).astype(dtype)
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            partial = target.with_name(f".{target.name}.{os.getpid()}")
+            target.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
                 np.save(file, values)
             partial.replace(target)
         except OSError as error:
-            raise PermissionError(
-                f"cannot write the cache {target}: {error} (data.cache_dir)"
-            ) from error
+            error.add_note(f"while writing the cache {target} (data.cache_dir)")
+            raise
+        finally:
+            partial.unlink(missing_ok=True)
     return StoredArray(target)

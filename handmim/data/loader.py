@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from handmim.contracts import CropBatch, CropSample, HandBatch, HandSample
 from handmim.data.samples import mirror_sample
@@ -54,22 +54,50 @@ def collate_hands(samples: Sequence[HandSample]) -> HandBatch:
 
 
 def label_subset(dataset: Dataset[HandSample], num: int | None, seed: int) -> Dataset[HandSample]:
-    """A random subset of `num` samples that depends on (num of the dataset, seed) only; None keeps
-    all.
+    """The samples of `num` random labels, which depend on (labels of the dataset, seed) only.
 
-    Subsets of one seed are nested: the first 50 of 100 are the 50.
+    A dataset in which several samples share a label (four backgrounds of one hand, repeated draws
+    of a mix) says so by `label_of(index)`; all samples of a chosen label are kept. Subsets of one
+    seed are nested: the first 50 of 100 are the 50.
+
+    Args:
+        dataset: labelled samples.
+        num: labels; None keeps all.
+        seed: of the choice.
+    Raises: ValueError when there are not that many.
     """
-    total = len(dataset)  # type: ignore[arg-type]
-    if num is None or num == total:
+    if num is None:
+        return dataset
+    size = len(dataset)  # type: ignore[arg-type]
+    label_of = getattr(dataset, "label_of", None)
+    labels = list(range(size)) if label_of is None else [label_of(i) for i in range(size)]
+    distinct = list(dict.fromkeys(labels))
+    total = len(distinct)
+    if num == total:
         return dataset
     if not 0 < num < total:
         raise ValueError(f"num_labels must be in 1..{total}, got {num} (num_labels)")
-    order = np.random.default_rng([seed, total]).permutation(total)
-    return Subset(dataset, order[:num].tolist())
+    order = np.random.default_rng([seed, total]).permutation(total)[:num]
+    if label_of is None:
+        return Subset(dataset, order.tolist())
+    chosen = {distinct[i] for i in order}
+    return Subset(dataset, [i for i, label in enumerate(labels) if label in chosen])
 
 
-def batches(dataset: Dataset[HandSample], batch_size: int) -> Iterator[HandBatch]:
-    """All samples in order, the last batch may be short; for evaluation and probing."""
-    total = len(dataset)  # type: ignore[arg-type]
-    for start in range(0, total, batch_size):
-        yield collate_hands([dataset[i] for i in range(start, min(start + batch_size, total))])
+def batches(
+    dataset: Dataset[HandSample], batch_size: int, num_workers: int = 0
+) -> Iterator[HandBatch]:
+    """All samples in order, the last batch may be short; for evaluation and probing.
+
+    Args:
+        dataset: labelled samples.
+        batch_size: samples at a time.
+        num_workers: processes that load; 0 loads in this one.
+    """
+    yield from DataLoader(
+        dataset,
+        batch_size=batch_size,
+        collate_fn=collate_hands,
+        num_workers=num_workers,
+        generator=torch.Generator(),  # else it would draw from the global one
+    )

@@ -1,7 +1,7 @@
 """Several labelled sources as one, in given shares."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -59,6 +59,12 @@ class MixedHands(Dataset[HandSample]):
         place = int(np.searchsorted(self._ends, index, side="right"))
         start = int(self._ends[place - 1]) if place else 0
         return self._names[place], (index - start) % self._sizes[place]
+
+    def label_of(self, index: int) -> tuple[str, Hashable]:
+        """Source and label that sample `index` draws."""
+        name, own = self.locate(index)
+        of_own = getattr(self.sets[name], "label_of", None)
+        return name, own if of_own is None else of_own(own)
 
     def __len__(self) -> int:
         return int(self._ends[-1])

@@ -28,7 +28,8 @@ def hand_sample(
     rotmats: Array | None = None,
     betas: Array | None = None,
 ) -> HandSample:
-    """A sample of whatever is labelled; everything else is zero with its flag off.
+    """A sample of whatever is labelled; everything else is zero with its flag off, whatever stood
+    there.
 
     Args:
         image: [S, S, 3] crop.
@@ -58,6 +59,11 @@ def hand_sample(
             )
         return np.asarray(value, np.float32)
 
+    def seen(points: Array | None, valid: NDArray[np.bool_] | None) -> Array | None:
+        if points is None or valid is None:
+            return points
+        return np.where(np.asarray(valid, bool)[:, None], points, 0.0)
+
     def flags(points: Array | None, valid: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
         if points is None:
             return np.zeros(NUM_JOINTS, bool)
@@ -70,9 +76,9 @@ def hand_sample(
         joint_rule=joint_rule,
         K_crop_px=label("K_crop_px", K_crop_px, (3, 3)),
         has_K=K_crop_px is not None,
-        kp2d_crop_px=label("kp2d_crop_px", kp2d_crop_px, (NUM_JOINTS, 2)),
+        kp2d_crop_px=label("kp2d_crop_px", seen(kp2d_crop_px, kp2d_valid), (NUM_JOINTS, 2)),
         kp2d_valid=flags(kp2d_crop_px, kp2d_valid),
-        joints_cam_m=label("joints_cam_m", joints_cam_m, (NUM_JOINTS, 3)),
+        joints_cam_m=label("joints_cam_m", seen(joints_cam_m, joints_valid), (NUM_JOINTS, 3)),
         joints_valid=flags(joints_cam_m, joints_valid),
         verts_cam_m=label("verts_cam_m", verts_cam_m, (NUM_VERTS, 3)),
         has_verts=verts_cam_m is not None,

@@ -9,7 +9,7 @@ from handmim.data.json_arrays import StoredArray, cached_number_lists
 from handmim.hand.files import NUM_VERTS
 
 SHAPES: dict[str, tuple[int, ...]] = {"xyz": (21, 3), "verts": (NUM_VERTS, 3)}
-Truth = tuple[NDArray[np.float32], NDArray[np.float32]]
+Truth = tuple[NDArray[np.floating], NDArray[np.floating]]
 
 
 def stored_truth(root: str | Path, cache_dir: str | Path) -> tuple[StoredArray, StoredArray] | None:
@@ -24,7 +24,9 @@ def stored_truth(root: str | Path, cache_dir: str | Path) -> tuple[StoredArray, 
     paths = {name: Path(root) / f"evaluation_{name}.json" for name in SHAPES}
     if not all(path.is_file() for path in paths.values()):
         return None
-    joints, verts = (cached_number_lists(paths[n], SHAPES[n], Path(cache_dir)) for n in SHAPES)
+    joints, verts = (
+        cached_number_lists(paths[n], SHAPES[n], Path(cache_dir), "float64") for n in SHAPES
+    )
     if len(joints) != len(verts):
         raise ValueError(
             f"{root}: evaluation_xyz.json has {len(joints)} entries, evaluation_verts.json "

@@ -47,7 +47,7 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     return state
 
 
-# What configs build: constructors of parts, none of which runs or writes what a config says.
+# What configs build: constructors of parts. They write nowhere but below a data.cache_dir.
 BUILT_FROM = (
     "handmim.models.", "handmim.losses.", "handmim.tasks.", "handmim.data.", "handmim.hand.model.",
     "handmim.hand.adapters.", "handmim.engine.schedule.", "handmim.engine.optim.", "torch.optim.",
@@ -109,7 +109,11 @@ FREE_TRAINER = (
     "picture_every",
     "stop_after",
 )
-FREE_DATA = ("cache_dir", "num_workers", "num_val")
+# Files may have moved: their content is compared by hashes and counts.
+FREE_DATA = (
+    "cache_dir", "num_workers", "num_val", "root", "annotations", "hand_path", "val", "test",
+    "benchmark", "placement",
+)  # fmt: skip
 
 
 def flatten(config: Any, path: str = "") -> dict[str, Any]:
@@ -133,7 +137,9 @@ def _decides(path: str) -> bool:
     if parts[0] == "trainer":
         return parts[1] not in FREE_TRAINER
     if parts[0] == "data":
-        return not set(parts) & set(FREE_DATA) and parts[1] != "val"
+        return not set(parts) & set(FREE_DATA)
+    if path.endswith("hand.path"):
+        return False
     return parts[0] not in FREE
 
 

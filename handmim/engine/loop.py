@@ -152,7 +152,8 @@ class Trainer:
             recipe: optimizer and its schedules.
             hooks: run now and then, on all processes.
             resume: "never", "auto" or a checkpoint.
-            meta: plain facts kept in every checkpoint.
+            meta: plain facts kept in every checkpoint; those named ..._sha256 must be the same for
+                a run to go on.
         Returns: FitResult; `interrupted` when a signal or `stop_after` ended it early.
         Raises: FloatingPointError before an update with a loss that is not finite; the batch is
             kept on disk.
@@ -165,6 +166,8 @@ class Trainer:
             "world_size": run.world_size,
             "num_samples": len(dataset),  # type: ignore[arg-type]
         }
+        # A file may move, its content may not change.
+        identity |= {k: v for k, v in (meta or {}).items() if k.endswith("_sha256")}
         step = 0
         optimizer = recipe.build(task.to(run.device), task.lr_scales())  # type: ignore[operator]
         source = find_checkpoint(run.dir, resume)

@@ -78,6 +78,7 @@ def predict_camera_hands(
     num_pictures: int = 0,
     faces: NDArray[np.int32] | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    num_workers: int = 0,
 ) -> CameraHands:
     """Joints and vertices of every sample in order.
 
@@ -91,6 +92,7 @@ def predict_camera_hands(
         num_pictures: samples drawn beside their truth.
         faces: of the hand model, for the pictures.
         autocast: precision of `predict`.
+        num_workers: loader processes.
     Raises: ValueError for another placement, or samples that lack what it needs.
     """
     if placement not in PLACEMENTS:
@@ -99,7 +101,7 @@ def predict_camera_hands(
         )
     total = len(dataset)  # type: ignore[arg-type]
     joints, verts, sheet = [], [], None
-    for stored in batches(dataset, batch_size):
+    for stored in batches(dataset, batch_size, num_workers):
         batch = augment.evaluate(stored.moved(device))
         with autocast():
             state = predict(batch)

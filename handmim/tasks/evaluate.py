@@ -39,6 +39,7 @@ def score(
     num_pictures: int = 0,
     faces: NDArray[np.int32] | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    num_workers: int = 0,
 ) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
     """Root-relative and aligned figures of a predictor over a whole set, each over the samples that
     are labelled for it.
@@ -53,6 +54,7 @@ def score(
         num_pictures: samples drawn beside their truth.
         faces: of the hand model, for the pictures.
         autocast: precision of `predict`, for example `fabric.autocast`.
+        num_workers: loader processes.
     Returns: figures with their units in the names and the counts behind them; the sheet of pictures
         or None.
     Raises: ValueError when nothing is labelled.
@@ -60,7 +62,7 @@ def score(
     # Every process scores the whole set, so there is nothing to gather.
     metrics = HandMetrics(root_joint=ROOT_JOINT, sync_on_compute=False)
     sheet, seen, total = None, [], 0
-    for stored in batches(dataset, batch_size):
+    for stored in batches(dataset, batch_size, num_workers):
         batch = augment.evaluate(stored.moved(device))
         with autocast():
             state = predict(batch)
@@ -107,24 +109,19 @@ def load_trained(path: str | Path) -> dict[str, Any]:
     return saved
 
 
-def check_hands(trained: str, built: str, scored: str | None) -> None:
+def check_hands(model: str, data: str | None, where: str) -> None:
     """Refuse to mix hand models, whose vertices and betas mean different things.
 
     Args:
-        trained: sha256 of the hand that the checkpoint was trained with.
-        built: of the one its config points to now.
-        scored: of the one that the data was made with; None when the data has no such thing.
-    Raises: ValueError naming the two that differ.
+        model: sha256 of the hand of the model.
+        data: of the hand that labels or weights were made with; None when they know none.
+        where: these are, for the message.
+    Raises: ValueError naming the two.
     """
-    if trained != built:
+    if data is not None and data != model:
         raise ValueError(
-            f"the checkpoint was trained with hand model {trained[:12]}, its hand.path now holds "
-            f"{built[:12]}: restore that file"
-        )
-    if scored is not None and scored != trained:
-        raise ValueError(
-            f"the checkpoint was trained with hand model {trained[:12]}, the data is of "
-            f"{scored[:12]}: their vertices do not correspond (hand.path, data)"
+            f"{where} was made with hand model {data[:12]}, the model's hand is {model[:12]}: "
+            "their vertices and betas do not correspond (hand.path, data)"
         )
 
 
@@ -201,6 +198,7 @@ class EvalHook:
         augment: its evaluation crop is used.
         every: steps between evaluations; None for the last step only.
         batch_size: samples at a time.
+        num_workers: loader processes.
     """
 
     at_start = False
@@ -211,9 +209,10 @@ class EvalHook:
         augment: HandAugment,
         every: int | None = None,
         batch_size: int = 64,
+        num_workers: int = 0,
     ) -> None:
         self.dataset, self.augment, self.every = dataset, augment, every
-        self.batch_size = batch_size
+        self.batch_size, self.num_workers = batch_size, num_workers
 
     def __call__(self, task: nn.Module, info: StepInfo, run: Run) -> dict[str, float]:
         """Figures as `val/<name>`."""
@@ -225,6 +224,7 @@ class EvalHook:
             run.device,
             self.batch_size,
             autocast=run.fabric.autocast,
+            num_workers=self.num_workers,
         )
         shown = {"mpjpe_mm": "MPJPE", "pa_mpjpe_mm": "PA-MPJPE", "pa_mpvpe_mm": "PA-MPVPE"}
         words = [f"{text} {figures[k]:.2f} mm" for k, text in shown.items() if k in figures]

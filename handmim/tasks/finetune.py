@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from handmim.contracts import HandBatch, HandOutputs, HandSample, StepInfo, StepResult
 from handmim.data.augment import HandAugment
@@ -102,6 +102,7 @@ def start_from_labels(
     augment: HandAugment,
     device: torch.device,
     max_pictures: int = 2048,
+    num_workers: int = 0,
 ) -> None:
     """Give the head what it measures from: the mean hand, and the mean and deviation of the class
     token.
@@ -111,19 +112,22 @@ def start_from_labels(
         dataset: labelled training crops.
         augment: whose evaluation crop is used.
         device: where class tokens are computed.
-        max_pictures: for their statistics.
+        max_pictures: of a larger set so many are looked at, the same ones every time.
+        num_workers: loader processes.
     """
-    task.head.set_mean_hand(*mean_hand(dataset, augment, task.head.scale0_per_m, task.head.hand))
+    total = len(dataset)  # type: ignore[arg-type]
+    if total > max_pictures:
+        order = np.random.default_rng(total).permutation(total)[:max_pictures]
+        dataset = Subset(dataset, np.sort(order).tolist())
+    scale0, hand = task.head.scale0_per_m, task.head.hand
+    task.head.set_mean_hand(*mean_hand(dataset, augment, scale0, hand, num_workers=num_workers))
     if not task.head.standardise_cls:
         return
     training = task.training
-    backbone, cls, seen = task.backbone.to(device).eval(), [], 0
-    for stored in batches(dataset, 64):
+    backbone, cls = task.backbone.to(device).eval(), []
+    for stored in batches(dataset, 64, num_workers):
         image = augment.evaluate(stored.moved(device)).image
         cls.append(backbone(image).cls.float().cpu())
-        seen += len(image)
-        if seen >= max_pictures:
-            break
     tokens = torch.cat(cls)
     task.head.set_cls_statistics(tokens.mean(dim=0), tokens.std(dim=0, correction=0))
     task.train(training)
@@ -136,6 +140,7 @@ def mean_hand(
     scale0_per_m: float,
     hand: HandLayer,
     batch_size: int = 256,
+    num_workers: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Chordal mean rotations and mean camera of the labelled samples.
 
@@ -149,6 +154,7 @@ def mean_hand(
         scale0_per_m: of the head's camera.
         hand: the model.
         batch_size: samples read at a time.
+        num_workers: loader processes.
     Returns: rotations [16, 3, 3] and camera [3].
     Raises: ValueError when no sample has MANO parameters or all joints in 3D or 2D.
     """
@@ -156,7 +162,7 @@ def mean_hand(
     rest = hand(mean_pose[None], mean_pose.new_zeros(1, hand.num_betas)).joints_m.cpu()
     mean_pose = mean_pose.cpu()
     turns, fingers, cams = [], [], []
-    for stored in batches(dataset, batch_size):
+    for stored in batches(dataset, batch_size, num_workers):
         batch = augment.evaluate(stored)
         in_3d, in_2d = batch.joints_valid.all(dim=1), batch.kp2d_valid.all(dim=1)
         mano, by_3d = batch.has_mano, in_3d & ~batch.has_mano

@@ -21,6 +21,7 @@ from handmim.utils.run import Run
 log = logging.getLogger(__name__)
 
 BENCHMARKS = {b.name: b for b in (FREIHAND, HO3D_V2, HO3D_V3)}
+UNSCORABLE = ("shape", "count", "not-finite")
 Points = NDArray[np.floating]
 
 
@@ -44,16 +45,17 @@ def benchmark_of(name: str, num_samples: int) -> Benchmark:
 
 
 def checked(joints: Points, verts: Points, benchmark: Benchmark, what: str) -> list[dict[str, str]]:
-    """Findings of `check_submission`, logged; errors are refused.
+    """Findings of `check_submission`, logged.
 
-    Raises: ValueError with every error.
+    Raises: ValueError for those that nothing could be scored with: `UNSCORABLE`.
     """
     findings = check_submission(joints, verts, benchmark)
     for finding in findings:
-        log.warning("%s: %s: %s", what, finding.name, finding.text)
-    errors = [f"{f.name}: {f.text}" for f in findings if f.level == "error"]
-    if errors:
-        raise ValueError(f"{what} is not a {benchmark.name} submission. " + " ".join(errors))
+        level = logging.ERROR if finding.level == "error" else logging.WARNING
+        log.log(level, "%s: %s: %s", what, finding.name, finding.text)
+    fatal = [f"{f.name}: {f.text}" for f in findings if f.name in UNSCORABLE]
+    if fatal:
+        raise ValueError(f"{what} cannot be scored as {benchmark.name}. " + " ".join(fatal))
     return [dataclasses.asdict(f) for f in findings]
 
 
@@ -103,16 +105,17 @@ def submit(
         name: of the benchmark.
         hands: predictions.
         truth: joints and vertices in the benchmark's own form, or None.
-    Raises: ValueError when the prediction would be refused: nothing is written then.
+    Raises: ValueError for predictions that are not finite; what else is odd about them is logged
+        and reported.
     Returns: the figures; without truth only what was written; nothing on other processes.
     """
     if not run.is_main:
         return {}
     benchmark = benchmark_of(name, len(hands.joints_cam_m))
     form = benchmark.canonical_to_benchmark(hands.joints_cam_m, hands.verts_cam_m)
-    findings = checked(*form, benchmark, "the prediction")
     path = write_submission(run.dir, *form)
     written = read_submission(path)  # what is scored is what would be sent
+    findings = checked(*written, benchmark, path.name)
     report: dict[str, Any] = {"benchmark": name, "num_samples": len(written[0])}
     if truth is None:
         log.info("no truth of the evaluation here: submit %s", path)
@@ -128,7 +131,7 @@ def score_file(path: str | Path, name: str, truth: tuple[Points, Points]) -> dic
         path: file.
         name: of the benchmark.
         truth: joints and vertices in the benchmark's own form.
-    Raises: ValueError when it is none, or has an error by `check_submission`.
+    Raises: ValueError when it is none; what else is odd about it is logged and reported.
     """
     benchmark = benchmark_of(name, len(truth[0]))
     pred = read_submission(Path(path))

@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 
@@ -51,3 +52,15 @@ def test_beyond_the_picture_it_is_reflected_and_bad_boxes_are_refused():
             crop_map(np.array(box, float), 1.0, 16)
     tiny = crop_map(np.array([5, 5, 5, 5.0]), 1.5, 16)
     assert tiny[0, 0] == 4.0  # one point still is a crop of 4 px
+
+
+def test_the_part_of_a_large_picture_gives_the_same_crop():
+    # Far from the border only the part is resampled; a border within reach forbids it: both agree.
+    rng = np.random.default_rng(1)
+    small = cv2.resize(rng.integers(0, 255, (12, 16, 3), dtype=np.uint8), (640, 480))
+    wide = cv2.copyMakeBorder(small, 200, 200, 200, 200, cv2.BORDER_REFLECT)
+    box = np.array([5.0, 10.0, 300.0, 250.0])
+    whole = cut(small, crop_map(box, 1.2, 96), 96)
+    part = cut(wide, crop_map(box + 200, 1.2, 96), 96)
+    assert np.abs(whole.astype(int) - part).max() <= 3
+    assert np.abs(whole.astype(int) - part).mean() < 0.5

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from handmim.data.freihand import VERSIONS, FreiHand, split_samples
-from handmim.data.loader import collate_hands
+from handmim.data.loader import collate_hands, label_subset
 from handmim.data.truth import read_truth
 from handmim.geometry.camera import project, px_from_ndc
+from handmim.hand.files import save_npz
 from handmim.hand.rules import JointRules
 from handmim.synthesis.mano import mirrored
 
@@ -72,6 +73,9 @@ def test_a_hand_never_straddles_the_split_and_versions_share_labels(load):
     for other in pictures[1:]:
         np.testing.assert_array_equal(other.verts_cam_m, pictures[0].verts_cam_m)
         assert (other.image != pictures[0].image).any()
+    few = label_subset(train, 3, seed=0)
+    assert len(few) == 12, "three hands before four backgrounds each"
+    assert len({int(train.ids[i]) % 24 for i in few.indices}) == 3
     for version in VERSIONS:
         only = load(versions=(version,))
         assert {int(i) // 24 for i in only.ids} == {VERSIONS.index(version)}
@@ -137,9 +141,12 @@ def test_a_missing_picture_is_named(load, copy, freihand_tree):
         data[3]
 
 
-def test_a_left_hand_is_no_hand_of_freihand(freihand_tree, hand_arrays, tmp_path):
-    from handmim.hand.files import save_npz
-
-    save_npz(tmp_path / "MANO_LEFT.npz", mirrored(hand_arrays))
+def test_a_left_hand_is_no_hand_of_freihand(freihand_tree, hand_arrays, copy, tmp_path):
+    left = tmp_path / "MANO_LEFT.npz"
+    save_npz(left, mirrored(hand_arrays))
     with pytest.raises(ValueError, match="rendered from hand"):
-        FreiHand(freihand_tree, tmp_path / "MANO_LEFT.npz", cache_dir=tmp_path)
+        FreiHand(freihand_tree, left, cache_dir=tmp_path)
+    root = copy()
+    (root / "handmim.json").unlink()
+    with pytest.raises(ValueError, match="misses the given vertices"):
+        FreiHand(root, left, cache_dir=tmp_path)

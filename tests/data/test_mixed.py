@@ -2,6 +2,7 @@ from collections import Counter
 
 import pytest
 
+from handmim.data.loader import label_subset
 from handmim.data.mixed import MixedHands
 
 
@@ -47,3 +48,16 @@ def test_wrong_weights_and_mixed_hands_are_refused():
     with pytest.raises(ValueError, match="different hand models"):
         MixedHands({"a": Numbers(3, "x"), "b": Numbers(2, "y")})
     assert MixedHands({"a": Numbers(3, "x"), "b": Numbers(2)}).hand_sha256 == "x"
+
+
+def test_labels_are_counted_once_however_often_they_are_drawn():
+    mixed = MixedHands({"a": Numbers(100), "b": Numbers(10)}, {"a": 1, "b": 1})
+    some = label_subset(mixed, 44, seed=0)
+    drawn = [mixed.locate(i) for i in some.indices]
+    assert len(set(drawn)) == 44
+    assert len(drawn) > 44, "all draws of a chosen label stay"
+    fewer = label_subset(mixed, 20, seed=0)
+    assert {mixed.locate(i) for i in fewer.indices} <= set(drawn)
+    assert label_subset(mixed, 110, seed=0) is mixed
+    with pytest.raises(ValueError, match=r"1\.\.110, got 111"):
+        label_subset(mixed, 111, seed=0)

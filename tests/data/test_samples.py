@@ -85,3 +85,19 @@ def test_bad_labels_are_refused_by_name():
         hand_sample(image, "x", K_crop_px=np.zeros((2, 3)))
     with pytest.raises(ValueError, match="none of"):
         hand_sample(image, "x", joint_rule="coco")
+
+
+def test_what_a_flag_hides_may_be_anything():
+    joints = np.full((21, 3), np.nan)
+    joints[:5] = 0.1
+    valid = np.arange(21) < 5
+    kp = np.where(valid[:, None], 3.0, np.inf)[:, [0, 0]]
+    sample = hand_sample(
+        np.zeros((8, 8, 3), np.uint8), "x", joints_cam_m=joints, joints_valid=valid,
+        kp2d_crop_px=kp, kp2d_valid=valid,
+    )  # fmt: skip
+    assert np.isfinite(sample.joints_cam_m).all()
+    assert np.isfinite(sample.kp2d_crop_px).all()
+    assert (sample.joints_cam_m[:5] == np.float32(0.1)).all()
+    assert (sample.joints_cam_m[5:] == 0).all()
+    assert sample.joints_valid.sum() == 5

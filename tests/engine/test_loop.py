@@ -75,14 +75,20 @@ def recipe() -> OptimRecipe:
 
 
 def fit(
-    folder: Path, *, resume: str = "never", stop_after: int | None = None, make=ToyTask, **kwargs
+    folder: Path,
+    *,
+    resume: str = "never",
+    stop_after: int | None = None,
+    make=ToyTask,
+    meta=None,
+    **kwargs,
 ):
     run = Run.start("toy", folder, 0, {"x": 1}, accelerator="cpu", resume=resume)
     task = make()
     TASKS.append(task)
     settings = {"max_steps": 10, "batch_size": 4, "log_every": 2, "stop_after": stop_after} | kwargs
     trainer = Trainer(**settings)
-    result = trainer.fit(run, task, DATA, collate, prepare, recipe(), resume=resume)
+    result = trainer.fit(run, task, DATA, collate, prepare, recipe(), resume=resume, meta=meta)
     return task, result
 
 
@@ -199,7 +205,9 @@ def test_resume_refuses_other_settings(tmp_path):
     [
         ("optim.lr.start", False),
         ("task.losses.a.weight", False),
-        ("data.train.root", False),
+        ("data.train.split", False),
+        ("data.image_px", False),
+        ("hand.left_shapedirs", False),
         ("machine.precision", False),
         ("seed", False),
         ("trainer.max_steps", False),
@@ -210,6 +218,12 @@ def test_resume_refuses_other_settings(tmp_path):
         ("probe.every", True),
         ("data.num_workers", True),
         ("data.val.num", True),
+        # moved files: counts and hashes are compared instead
+        ("data.train.root", True),
+        ("data.train.hand_path", True),
+        ("hand.path", True),
+        ("task.head.hand.path", True),
+        ("data.test.split", True),
     ],
 )
 def test_every_setting_that_decides_the_result_is_compared(key, free, tmp_path):
@@ -226,6 +240,13 @@ def test_every_setting_that_decides_the_result_is_compared(key, free, tmp_path):
         check_same_run(saved, {}, nested(2), tmp_path)
     with pytest.raises(ValueError, match=f"{key}: 1 there, None here"):
         check_same_run(saved, {}, {}, tmp_path)
+
+
+def test_content_named_by_a_hash_must_be_the_same(tmp_path):
+    fit(tmp_path, stop_after=3, meta={"hand": "a", "hand_sha256": "1" * 64})
+    fit(tmp_path, resume="auto", stop_after=1, meta={"hand": "b", "hand_sha256": "1" * 64})
+    with pytest.raises(ValueError, match=r"hand_sha256: 1+ there, 2+ here"):
+        fit(tmp_path, resume="auto", meta={"hand": "a", "hand_sha256": "2" * 64})
 
 
 def test_only_our_own_parts_are_built_from_a_checkpoint():

@@ -198,10 +198,17 @@ def test_the_hand_of_a_checkpoint_cannot_be_swapped(
     same = f"hand.path={freihand_tree / 'mano' / 'MANO_RIGHT.pkl'}"
     call(place, "eval.py", *words, same)
     call(place, "eval.py", *words, same, "hand=smplx", "overwrite=true")
+    moved = [w for w in words if w != "hand=mano"]
+    call(place, "eval.py", *moved, same, "overwrite=true")
     other = place / "other.npz"
     save_npz(other, replace(hand_arrays, v_template=hand_arrays.v_template * 1.01))
     text = call(place, "eval.py", *words, f"hand.path={other}", "overwrite=true", fails=True)
     assert "was rendered from hand" in text
+    train = ["experiment=cpu_finetune", "data=freihand", f"data.root={freihand_tree}", *TINY]
+    train += [f"hand.path={other}", "data.train.hand_path=standin", "data.val.hand_path=standin"]
+    train += [f"paths.run_root={place / 'runs'}", f"paths.data_dir={place / 'data'}"]
+    text = call(place, "finetune.py", *train, "data.val_fraction=0.2", "name=no", fails=True)
+    assert "data.train was made with hand model" in text
 
 
 def test_two_sources_train_together(place, freihand_tree, ho3d_v3_tree):

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 FACTS = "handmim.json"  # written last: a set that has it is whole
 SETTINGS = "settings.json"  # facts of an unfinished set, in PARTS
-LAYOUT_VERSION = 1  # raise it when the files of the same settings change
+LAYOUT_VERSION = 2  # raise it when the files of the same settings change
 MANO_FILE = "mano/MANO_RIGHT.pkl"
 LAYOUTS: Mapping[str, type[Any]] = {
     "freihand": FreiHandLayout,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,7 @@ class Ho3dLayout:
 
     version: ClassVar[int]
     rgb_suffix: ClassVar[str]
+    meta_protocol: ClassVar[Literal[0, 2]]
     side_multiple = 8  # pictures are 4:3, the middle three quarters of a square
 
     def __init__(self, num: int, num_eval: int) -> None:
@@ -134,7 +135,8 @@ class Ho3dLayout:
             box = self._box(shot.verts_cam_m, meta["camMat"], size, height)
             meta |= {"handJoints3D": joints[0], "handBoundingBox": box}
         partial = root / PARTS / f"{part}-{index}.pkl"  # where leftovers of a crash are swept up
-        dump(meta if known else meta | {k: None for k in UNKNOWN if k in meta}, partial)
+        meta = meta if known else meta | {k: None for k in UNKNOWN if k in meta}
+        dump(meta, partial, self.meta_protocol)
         partial.replace(meta_file)
         return {} if part == "train" else {"xyz": joints, "verts": verts}
 
@@ -186,15 +188,15 @@ class Ho3dLayout:
 
 
 class Ho3dV2Layout(Ho3dLayout):
-    """Version 2: png pictures."""
+    """Version 2: png pictures, and metas in text."""
 
-    version, rgb_suffix = 2, ".png"
+    version, rgb_suffix, meta_protocol = 2, ".png", 0
 
 
 class Ho3dV3Layout(Ho3dLayout):
     """Version 3: jpg pictures, and how each vertex touches the object."""
 
-    version, rgb_suffix = 3, ".jpg"
+    version, rgb_suffix, meta_protocol = 3, ".jpg", 2
 
     def _hand_fields(self, shot: Shot, w: World, joints: Array) -> dict[str, Any]:
         near = contact(w)

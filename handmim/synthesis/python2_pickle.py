@@ -8,7 +8,7 @@ import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,8 +26,10 @@ class Foreign:
 class _Writer:
     """Protocol 2 into `out`; objects met twice are written once and referred to."""
 
+    start = b"\x80\x02"
+
     def __init__(self) -> None:
-        self.out = bytearray(b"\x80\x02")
+        self.out = bytearray(self.start)
         self.places: dict[int, tuple[int, Any]] = {}  # by id; holds the object so that ids last
         self.globals: dict[tuple[str, str], int] = {}
         self.num_places = 0
@@ -93,17 +95,37 @@ class _Writer:
         self._tuple((1, array.shape, array.dtype, bool(fortran), content))
         self.out += b"b"
 
+    def _constant(self, value: bool | None) -> None:
+        self.out += {None: b"N", True: b"\x88", False: b"\x89"}[value]
+
+    def _float(self, number: float) -> None:
+        self.out += b"G" + struct.pack(">d", number)
+
+    def _items(self, value: list[Any] | dict[Any, Any]) -> None:
+        """A list or dict: made empty, placed for those inside that refer to it, then filled."""
+        self.out += b"]" if isinstance(value, list) else b"}"
+        self.places[id(value)] = (self._put(), value)
+        self.out += b"("
+        for item in value if isinstance(value, list) else value.items():
+            for part in (item,) if isinstance(value, list) else item:
+                self.write(part)
+        self.out += b"e" if isinstance(value, list) else b"u"
+
+    def _new(self, module: str, name: str) -> None:
+        self._global(module, name)
+        self.out += b")\x81"
+
     def write(self, value: Any) -> None:
         """Append one object.
 
         Raises: TypeError for what is none of plain values, containers, arrays and `Foreign`.
         """
         if value is None or isinstance(value, bool):
-            self.out += {None: b"N", True: b"\x88", False: b"\x89"}[value]
+            self._constant(value)
         elif isinstance(value, int):
             self._int(value)
         elif type(value) is float:
-            self.out += b"G" + struct.pack(">d", value)
+            self._float(value)
         elif value is _NDARRAY:
             self._global("numpy", "ndarray")
         elif id(value) in self.places:
@@ -111,16 +133,9 @@ class _Writer:
         elif type(value) is tuple:
             self._tuple(value)
         elif isinstance(value, (list, dict)):
-            self.out += b"]" if isinstance(value, list) else b"}"
-            self.places[id(value)] = (self._put(), value)
-            self.out += b"("
-            for item in value if isinstance(value, list) else value.items():
-                for part in (item,) if isinstance(value, list) else item:
-                    self.write(part)
-            self.out += b"e" if isinstance(value, list) else b"u"
+            self._items(value)
         elif isinstance(value, Foreign):
-            self._global(value.module, value.name)
-            self.out += b")\x81"
+            self._new(value.module, value.name)
             self.places[id(value)] = (self._put(), value)
             self.write(value.state)
             self.out += b"b"
@@ -143,19 +158,73 @@ class _Writer:
             raise TypeError(f"{type(value).__name__} is not written as Python 2 had it")
 
 
+class _TextWriter(_Writer):
+    """Protocol 0, which Python 2 took unless told otherwise: a line each, strings as it shows them,
+    which is as Python 3 shows bytes."""
+
+    start = b""
+
+    def _line(self, text: str) -> None:
+        self.out += text.encode("ascii") + b"\n"
+
+    def _put(self) -> int:
+        place, self.num_places = self.num_places, self.num_places + 1
+        self._line(f"p{place}")
+        return place
+
+    def _get(self, place: int) -> None:
+        self._line(f"g{place}")
+
+    def _tuple(self, items: tuple[Any, ...]) -> None:
+        self.out += b"("
+        for item in items:
+            self.write(item)
+        self.out += b"t"
+        if items:
+            self._put()
+
+    def _string(self, content: bytes) -> None:
+        self._line(f"S{repr(content)[1:]}")
+
+    def _int(self, number: int) -> None:
+        self._line(f"I{number}" if -(2**63) <= number < 2**63 else f"L{number}L")
+
+    def _constant(self, value: bool | None) -> None:
+        self.out += {None: b"N", True: b"I01\n", False: b"I00\n"}[value]
+
+    def _float(self, number: float) -> None:
+        self._line(f"F{number!r}")
+
+    def _items(self, value: list[Any] | dict[Any, Any]) -> None:
+        self.out += b"(l" if isinstance(value, list) else b"(d"
+        self.places[id(value)] = (self._put(), value)
+        for item in value if isinstance(value, list) else value.items():
+            for part in (item,) if isinstance(value, list) else item:
+                self.write(part)
+            self.out += b"a" if isinstance(value, list) else b"s"
+
+    def _new(self, module: str, name: str) -> None:
+        self._global("copy_reg", "_reconstructor")
+        self.out += b"("
+        self._global(module, name)
+        self._global("__builtin__", "object")
+        self.out += b"NtR"
+
+
 _NDARRAY = object()
 
 
-def dump(obj: Any, path: str | Path) -> None:
-    """Write a pickle of protocol 2 as Python 2 did; the file is there as a whole or not at all.
+def dump(obj: Any, path: str | Path, protocol: Literal[0, 2] = 2) -> None:
+    """Write a pickle as Python 2 did; the file is there as a whole or not at all.
 
     Args:
         obj: plain values, lists, tuples, dicts, sets of strings, numpy arrays and scalars, and
             `Foreign` objects. Text becomes strings of bytes by Latin-1.
         path: target.
+        protocol: 0, text, which Python 2 took unless told otherwise, or 2.
     Raises: TypeError for anything else.
     """
-    writer = _Writer()
+    writer = _Writer() if protocol else _TextWriter()
     writer.write(obj)
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}")

@@ -1,30 +1,29 @@
 """Read pickles of plain data and arrays without running anything they ask for.
 
 A pickle is a small program that may call whatever it names. Here a name leads to an inert stand-in
-or nowhere: nothing is imported, and numpy's own unpickling code is not used either. Arrays are
-recorded as they are written (type, shape, bytes) and built by us once everything has been read.
+or nowhere, and what it may make is in proportion to the file.
 """
 
 import io
-import math
 import pickle
-import pickletools
-import re
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 
-# Numbers, bytes, text and plain objects; no records, no dates.
-_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c(8|16)|[SU][1-9][0-9]*|O8?")
-_NAMED = frozenset(["GLOBAL", "INST"])
-_NUMBERED = frozenset(["EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID"])
-_PLACED = frozenset(["PUT", "BINPUT", "LONG_BINPUT"])
-_TUPLES = frozenset(["TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"])
-_MAX_TUPLES = 50_000  # tuples may hold tuples: their hash would exhaust the stack, unlike ours
+from handmim.utils.pickle_content import (
+    SLOT,
+    Array,
+    Dtype,
+    Maker,
+    Record,
+    UnsafePickleError,
+    real_dtype,
+)
+
+__all__ = ["Record", "UnsafePickleError", "load_pickle"]
 
 DAMAGE = (
     pickle.UnpicklingError, EOFError, IndexError, KeyError, AttributeError, TypeError, ValueError,
@@ -32,206 +31,110 @@ DAMAGE = (
 )  # fmt: skip
 
 
-class UnsafePickleError(ValueError):
-    """The file asks for more than data; nothing of it was executed."""
+class _File(io.BytesIO):
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(size)
+        if not line.endswith(b"\n"):
+            raise EOFError("a line is cut short")
+        return line
 
 
-class Record:
-    """Inert stand-in for an object of a foreign class: what the pickle says of it, and no more.
+class _Reader(pickle._Unpickler):
+    """Python's own reader in Python: the one in C hashes keys before anybody can look at them.
 
-    A subclass per foreign class tells them apart.
-
-    Attributes:
-        args: what the class would have been called with.
-        state: what the object would have been restored from, None if nothing.
+    Args:
+        data: the pickle.
+        allowed: further classes by module and name.
+        maker: makes the content.
     """
 
-    args: tuple[Any, ...]
-    state: Any
-    __hash__ = None  # type: ignore[assignment]  # never a key: its state changes after it is made
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+    stack: list[Any]
+    memo: dict[int, Any]
+    _unframer: Any
+    read: Callable[[int], bytes]
+    pop_mark: Callable[[], list[Any]]
 
-    def __new__(cls, *args: Any) -> "Record":
-        """Made by any of the ways in which pickles make objects."""
-        record = super().__new__(cls)
-        record.args, record.state = args, None
-        return record
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _Array(Record):
-    """A numpy array as written: state (version, shape, dtype, is Fortran order, content), args
-    nothing or the order of its axes."""
-
-
-class _Dtype(Record):
-    """A numpy dtype as written: args (code, align, copy), state (version, byte order, ...)."""
-
-
-class _Call:
-    """A function of ours that a pickle may call and cannot alter."""
-
-    __slots__ = ("_function",)
-    _function: Callable[..., Any]
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        object.__setattr__(self, "_function", function)
-
-    def __call__(self, *args: Any) -> Any:
-        return self._function(*args)
-
-    def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise UnsafePickleError(f"wants to alter {name}")
-
-    def __setstate__(self, state: Any) -> NoReturn:
-        raise UnsafePickleError("wants to alter a function")
-
-
-def _raw(content: Any) -> bytes:
-    """Bytes of an array; Python 2 wrote them as a string."""
-    if isinstance(content, str):
-        return content.encode("latin1")
-    if isinstance(content, (bytes, bytearray)):
-        return bytes(content)
-    raise ValueError(f"array content is {type(content).__name__}, wanted bytes")
-
-
-def _real_dtype(record: Any) -> np.dtype[Any]:
-    if not isinstance(record, _Dtype) or not record.args:
-        raise ValueError(f"array type is {type(record).__name__}, wanted a numpy dtype")
-    code, state = record.args[0], record.state
-    if not isinstance(code, str) or not _DTYPE.fullmatch(code):
-        raise ValueError(f"arrays of type {code!r} are not read")
-    if state is None:
-        return np.dtype(code)
-    if not isinstance(state, tuple) or len(state) < 5 or any(s is not None for s in state[2:5]):
-        raise ValueError(f"arrays of type {code!r} with fields are not read")
-    if state[1] not in ("<", ">", "|", "="):
-        raise ValueError(f"byte order {state[1]!r} is not one")
-    return np.dtype(code).newbyteorder(state[1])
-
-
-def _build_array(dtype: Any, shape: Any, fortran: Any, content: Any) -> NDArray[Any]:
-    """Array of the recorded parts, which must fit each other; memory is taken for content only."""
-    real = _real_dtype(dtype)
-    if not isinstance(shape, tuple) or any(type(n) is not int or n < 0 for n in shape):
-        raise ValueError(f"array shape is {shape!r}")
-    order: Literal["F", "C"] = "F" if fortran else "C"
-    count = math.prod(shape)
-    if real.hasobject:
-        if not isinstance(content, list) or len(content) != count:
-            raise ValueError(f"array of shape {shape} does not hold {count} objects")
-        flat = np.empty(count, dtype=object)
-        for i, item in enumerate(content):
-            flat[i] = item
-        return flat.reshape(shape, order=order)
-    raw = _raw(content)
-    if len(raw) != count * real.itemsize:
-        raise ValueError(
-            f"array of shape {shape} and type {real} holds {len(raw)} bytes,"
-            f" wanted {count * real.itemsize}"
-        )
-    if count == 0:
-        return np.zeros(shape, dtype=real)
-    return np.frombuffer(raw, dtype=real).reshape(shape, order=order).copy(order="K")
-
-
-def _reconstruct(kind: Any, shape: Any, code: Any) -> Record:
-    if kind is not _Array:
-        raise UnsafePickleError("wants numpy to build something other than an array")
-    return _Array()
-
-
-def _from_buffer(buffer: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> Record:
-    array = _Array() if axes is None else _Array(axes)
-    array.state = (1, shape, dtype, order == "F", buffer)
-    return array
-
-
-def _scalar(dtype: Any, content: Any) -> Any:
-    return _build_array(dtype, (1,), False, content)[0]
-
-
-def _reconstructor(kind: Any, base: Any, state: Any) -> Record:
-    if not (isinstance(kind, type) and issubclass(kind, Record)) or base is not object or state:
-        raise UnsafePickleError(f"wants to rebuild {kind!r} from {base!r}")
-    return kind()
-
-
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise UnsafePickleError(f"wants to encode by {encoding!r}")
-    return text.encode("latin1")
-
-
-def _bytes(*args: Any) -> bytes:
-    if args:
-        raise UnsafePickleError("wants to convert to bytes")
-    return b""
-
-
-def _bytearray(content: Any = b"", *encoding: Any) -> bytearray:
-    if isinstance(content, str):
-        return bytearray(_encode(content, *encoding))
-    return bytearray(_raw(content))
-
-
-def _names() -> dict[tuple[str, str], Any]:
-    names: dict[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): _Array,
-        ("numpy", "dtype"): _Dtype,
-        ("_codecs", "encode"): _Call(_encode),
-    }
-    for core in ("numpy.core", "numpy._core"):
-        names[f"{core}.multiarray", "_reconstruct"] = _Call(_reconstruct)
-        names[f"{core}.multiarray", "scalar"] = _Call(_scalar)
-        names[f"{core}.numeric", "_frombuffer"] = _Call(_from_buffer)
-    for module in ("__builtin__", "builtins"):
-        # Built-in types cannot be altered, and these do nothing but hold what they are given.
-        for kind in (object, set, frozenset, complex):
-            names[module, kind.__name__] = kind
-        names[module, "bytes"], names[module, "bytearray"] = _Call(_bytes), _Call(_bytearray)
-    for module in ("copy_reg", "copyreg"):
-        names[module, "_reconstructor"] = _Call(_reconstructor)
-    return names
-
-
-_NAMES = _names()
-
-
-class _Reader(pickle.Unpickler):
-    def __init__(self, data: bytes, names: Mapping[tuple[str, str], Any]) -> None:
-        super().__init__(io.BytesIO(data), fix_imports=False, encoding="latin1")
-        self.names = names
+    def __init__(
+        self, data: bytes, allowed: Mapping[tuple[str, str], type[Record]], maker: Maker
+    ) -> None:
+        super().__init__(_File(data), fix_imports=False, encoding="latin1")
+        self.num_bytes, self.allowed, self.maker = len(data), allowed, maker
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.names:
-            raise UnsafePickleError(f"asks for {module}.{name}")
-        return self.names[module, name]
+        found = self.allowed.get((module, name))
+        return self.maker.find(module, name) if found is None else found
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        raise UnsafePickleError("asks for an object by number (PERSID)")
+
+    def get_extension(self, code: int) -> NoReturn:
+        raise UnsafePickleError(f"asks for an object by number (EXT {code})")
+
+    def _load_buffer(self) -> NoReturn:
+        raise UnsafePickleError("asks for content from outside the file")
+
+    def _load_frame(self) -> None:
+        (size,) = struct.unpack("<Q", self.read(8))
+        self._fits(size)
+        self._unframer.load_frame(size)
+
+    def _load_bytearray(self) -> None:
+        (size,) = struct.unpack("<Q", self.read(8))
+        self._fits(size)  # room is made before it is read
+        self.stack.append(bytearray(self.read(size)))
+
+    def _fits(self, size: int) -> None:
+        if size > self.num_bytes:
+            raise ValueError(f"{size} bytes or objects in {self.num_bytes} bytes")
+
+    def load(self) -> Any:
+        result = super().load()
+        # Those who read it next, by pickle's reader in C, would reserve room for that many.
+        self._fits(max(self.memo, default=0))
+        return result
+
+    def _put_items(self, items: list[Any]) -> None:
+        target = self.stack[-1]
+        if type(target) is not dict or len(items) % 2:
+            raise ValueError(f"{len(items)} keys and values for a {type(target).__name__}")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[self.maker.key(key)] = value
+
+    def _load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._put_items([key, value])
+
+    def _load_setitems(self) -> None:
+        self._put_items(self.pop_mark())
+
+    def _load_dict(self) -> None:
+        items = self.pop_mark()
+        self.stack.append({})
+        self._put_items(items)
+
+    def _load_additems(self) -> None:
+        items, target = self.pop_mark(), self.stack[-1]
+        if type(target) is not set:
+            raise ValueError(f"members for a {type(target).__name__}")
+        target.update(self.maker.set(items))
+
+    def _load_frozenset(self) -> None:
+        items = self.pop_mark()
+        self.stack.append(self.maker.frozenset(items))
+
+    for _code in (pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):
+        dispatch[_code[0]] = _load_buffer
+    dispatch[pickle.FRAME[0]] = _load_frame
+    dispatch[pickle.BYTEARRAY8[0]] = _load_bytearray
+    dispatch[pickle.SETITEM[0]] = _load_setitem
+    dispatch[pickle.SETITEMS[0]] = _load_setitems
+    dispatch[pickle.DICT[0]] = _load_dict
+    dispatch[pickle.ADDITEMS[0]] = _load_additems
+    dispatch[pickle.FROZENSET[0]] = _load_frozenset
 
 
-def _scan(data: bytes, names: Mapping[tuple[str, str], Any]) -> None:
-    """Go over the opcodes first: what is refused or damaged shows before anything is built."""
-    num_tuples = 0
-    for opcode, arg, _ in pickletools.genops(data):
-        if opcode.name in _NAMED:
-            module, _, name = str(arg).partition(" ")
-            if (module, name) not in names:
-                raise UnsafePickleError(f"asks for {module}.{name}")
-        elif opcode.name in _NUMBERED:
-            raise UnsafePickleError(f"asks for an object by number ({opcode.name})")
-        elif opcode.name in _PLACED:
-            # The reader would reserve room for that many objects.
-            if int(arg or 0) > len(data):
-                raise ValueError(f"object number {arg} in {len(data)} bytes")
-        elif opcode.name in _TUPLES:
-            num_tuples += 1
-    if num_tuples > _MAX_TUPLES:
-        raise ValueError(f"{num_tuples} tuples")
-
-
-def _settle(value: Any, done: dict[int, tuple[Any, Any]]) -> Any:
+def _settle(value: Any, maker: Maker, done: dict[int, tuple[Any, Any]]) -> Any:
     """Replace recorded arrays and dtypes by real ones, anywhere; containers keep their identity.
 
     `done` holds the originals too, so that no new object takes over the id of a freed one.
@@ -240,29 +143,58 @@ def _settle(value: Any, done: dict[int, tuple[Any, Any]]) -> Any:
         return value
     if id(value) in done:
         return done[id(value)][1]
-    if isinstance(value, _Dtype):
-        result: Any = _real_dtype(value)
-    elif isinstance(value, _Array):
+    if isinstance(value, Dtype):
+        result: Any = real_dtype(value)
+    elif isinstance(value, Array):
         state = value.state
         if not isinstance(state, tuple) or len(state) != 5:
             raise ValueError("an array without content")
         _, shape, dtype, fortran, content = state
-        result = _build_array(dtype, shape, fortran, _settle(content, done))
+        result = maker.array(dtype, shape, fortran, _settle(content, maker, done))
         result = result.transpose(value.args[0]) if value.args else result
     elif isinstance(value, tuple):
-        result = tuple(_settle(item, done) for item in value)
+        result = tuple(_settle(item, maker, done) for item in value)
     else:
         result = value
         done[id(value)] = (value, result)
         if isinstance(value, Record):
-            value.args, value.state = _settle(value.args, done), _settle(value.state, done)
+            value.args = _settle(value.args, maker, done)
+            value.state = _settle(value.state, maker, done)
         elif isinstance(value, dict):
             for key, item in value.items():
-                value[key] = _settle(item, done)
+                value[key] = _settle(item, maker, done)
         else:
-            value[:] = [_settle(item, done) for item in value]
+            value[:] = [_settle(item, maker, done) for item in value]
     done[id(value)] = (value, result)
     return result
+
+
+def _weigh(value: Any, maker: Maker, done: dict[int, int]) -> int:
+    """Bytes of the content when written out, where what is referred to twice stands twice.
+
+    A list of a few lists of each other would be endless to whoever makes an array of it.
+    """
+    if isinstance(value, (str, bytes, bytearray)):
+        return SLOT + len(value)
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return SLOT + value.nbytes
+    if not isinstance(value, (list, tuple, dict, np.ndarray, Record)):
+        return SLOT
+    if id(value) in done:
+        return done[id(value)]
+    done[id(value)] = weight = SLOT  # for those inside that hold it
+    parts: Any = value
+    if isinstance(value, dict):
+        parts = value.values()
+    elif isinstance(value, np.ndarray):
+        parts = value.ravel()
+    elif isinstance(value, Record):
+        parts = (value.args, value.state)
+    for part in parts:
+        weight += _weigh(part, maker, done)
+    maker.check(weight)
+    done[id(value)] = weight
+    return weight
 
 
 def load_pickle(
@@ -275,13 +207,16 @@ def load_pickle(
         allowed: further classes by exact (module, name), each with the `Record` that stands for it.
     Returns: the data; objects of `allowed` classes as records.
     Raises: UnsafePickleError (a ValueError) naming what the file asks for beyond that, before any
-        of it has run; ValueError for a file that is no pickle, cut short or damaged; OSError.
+        of it has run: classes and functions, far more content than the file has bytes, keys that
+        are more than plain values and flat tuples of them; ValueError for a file that is no
+        pickle, cut short or damaged; OSError.
     """
     data = Path(path).read_bytes()
-    names = {**_NAMES, **(allowed or {})}
+    maker = Maker(len(data))
     try:
-        _scan(data, names)
-        return _settle(_Reader(data, names).load(), {})
+        settled = _settle(_Reader(data, allowed or {}, maker).load(), maker, {})
+        _weigh(settled, maker, {})
+        return settled
     except UnsafePickleError as error:
         raise UnsafePickleError(
             f"{path} {error}: refused, nothing in the file was executed. Wanted are plain values"

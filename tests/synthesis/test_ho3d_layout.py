@@ -1,4 +1,5 @@
 import json
+import pickle
 
 import cv2
 import numpy as np
@@ -55,6 +56,21 @@ def listed(root):
 def project(points_opengl, K):
     seen = (points_opengl * FLIP) @ K.T
     return seen[:, :2] / seen[:, 2:]
+
+
+def test_metas_are_what_python_2_wrote_in_both_its_ways(ho3d_root, is_v3):
+    metas = [p for part in ("train", "evaluation") for p in (ho3d_root / part).glob("*/meta/*.pkl")]
+    assert len(metas) > NUM + NUM_EVAL
+    for path in metas:
+        raw, got = path.read_bytes(), load_pickle(path)
+        assert raw.startswith(b"\x80\x02" if is_v3 else b"(dp0\n")
+        plain = pickle.loads(raw, encoding="latin1")  # noqa: S301  as others read the dataset
+        assert got.keys() == plain.keys()
+        for key, value in plain.items():
+            assert type(got[key]) is type(value), key
+            np.testing.assert_array_equal(got[key], value)
+            if isinstance(value, np.ndarray):
+                assert (got[key].dtype, got[key].shape) == (value.dtype, value.shape), key
 
 
 def test_names_of_takes_and_cameras():

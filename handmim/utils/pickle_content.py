@@ -1,0 +1,276 @@
+"""What a pickle may ask for: inert stand-ins for classes, and content in proportion to its size.
+
+Nothing is imported and numpy's own unpickling code is not used. Arrays are recorded as they are
+written (type, shape, bytes) and built by us once everything has been read.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Numbers, bytes, text and plain objects; no records, no dates.
+_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c(8|16)|[SU][1-9][0-9]*|O8?")
+_MAX_ARGS = 8
+_MAX_AXES = 32
+# Bytes of content per byte of file, and beside that. What a file holds once it may ask for once, in
+# a few steps; objects referred to again and again would make gigabytes of kilobytes.
+_CONTENT_PER_BYTE, _CONTENT_FREE = 8, 16_000_000
+SLOT = 8  # bytes of a place in a container
+_MEMBER = 32  # and of one in a set
+
+
+class UnsafePickleError(ValueError):
+    """The file asks for more than data; nothing of it was executed."""
+
+
+class Record:
+    """Inert stand-in for an object of a foreign class: what the pickle says of it, and no more.
+
+    A subclass per foreign class tells them apart.
+
+    Attributes:
+        args: what the class would have been called with.
+        state: what the object would have been restored from, None if nothing.
+    """
+
+    args: tuple[Any, ...]
+    state: Any
+    __hash__ = None  # type: ignore[assignment]  # never a key: its state changes after it is made
+
+    def __new__(cls, *args: Any) -> "Record":
+        """Made by any of the ways in which pickles make objects."""
+        if len(args) > _MAX_ARGS:
+            raise ValueError(f"an object made of {len(args)} parts")
+        record = super().__new__(cls)
+        record.args, record.state = args, None
+        return record
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class Array(Record):
+    """A numpy array as written: state (version, shape, dtype, is Fortran order, content), args
+    nothing or the order of its axes."""
+
+
+class Dtype(Record):
+    """A numpy dtype as written: args (code, align, copy), state (version, byte order, ...)."""
+
+
+class _Call:
+    """A function of ours that a pickle may call and cannot alter."""
+
+    __slots__ = ("_function",)
+    _function: Callable[..., Any]
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        object.__setattr__(self, "_function", function)
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise UnsafePickleError(f"wants to alter {name}")
+
+    def __setstate__(self, state: Any) -> NoReturn:
+        raise UnsafePickleError("wants to alter a function")
+
+
+def _said(value: Any) -> str:
+    """A value in a message; containers may be endless when written out."""
+    if isinstance(value, (str, bytes)):
+        return repr(value[:40])
+    return repr(value) if isinstance(value, (bool, float)) else type(value).__name__
+
+
+def real_dtype(record: Any) -> np.dtype[Any]:
+    """numpy's dtype as recorded.
+
+    Raises: ValueError: none, or one of other than plain values.
+    """
+    if not isinstance(record, Dtype) or not record.args:
+        raise ValueError(f"array type is {type(record).__name__}, wanted a numpy dtype")
+    code, state = record.args[0], record.state
+    if not isinstance(code, str) or not _DTYPE.fullmatch(code):
+        raise ValueError(f"arrays of type {_said(code)} are not read")
+    if state is None:
+        return np.dtype(code)
+    if not isinstance(state, tuple) or len(state) < 5 or any(s is not None for s in state[2:5]):
+        raise ValueError(f"arrays of type {code!r} with fields are not read")
+    if state[1] not in ("<", ">", "|", "="):
+        raise ValueError(f"byte order {_said(state[1])} is not one")
+    return np.dtype(code).newbyteorder(state[1])
+
+
+class Maker:
+    """Makes the content that a pickle asks for, in proportion to the file and no more.
+
+    Args:
+        file_size: bytes.
+    """
+
+    def __init__(self, file_size: int) -> None:
+        self.file_size = file_size
+        self.limit, self.spent = _CONTENT_PER_BYTE * file_size + _CONTENT_FREE, 0
+
+    def spend(self, num_bytes: int) -> None:
+        """Count bytes that are about to be made, or gone over.
+
+        Raises: UnsafePickleError: more than the file may ask for.
+        """
+        self.spent += num_bytes
+        self.check(self.spent)
+
+    def check(self, num_bytes: int) -> None:
+        """Whether content of so many bytes fits.
+
+        Raises: UnsafePickleError: more than the file may ask for.
+        """
+        if num_bytes > self.limit:
+            raise UnsafePickleError(
+                f"asks for more than {self.limit} bytes of content in a file of {self.file_size}"
+            )
+
+    def key(self, key: Any) -> Any:
+        """A key of a dict or member of a set, before it is hashed."""
+        if isinstance(key, tuple):
+            self.spend(SLOT * len(key))
+            for item in key:
+                if isinstance(item, tuple):
+                    raise UnsafePickleError("uses a tuple inside a tuple as a key")
+                self.key(item)
+        elif isinstance(key, (str, bytes)):
+            self.spend(len(key))
+        elif isinstance(key, int):
+            self.spend(key.bit_length() // 8)
+        elif key is not None and not isinstance(key, (float, complex, np.number, np.bool_)):
+            raise UnsafePickleError(f"uses a {type(key).__name__} as a key")
+        return key
+
+    def raw(self, content: Any) -> bytes:
+        """Bytes of an array; Python 2 wrote them as a string."""
+        if not isinstance(content, (str, bytes, bytearray)):
+            raise ValueError(f"array content is {type(content).__name__}, wanted bytes")
+        self.spend(len(content))
+        return content.encode("latin1") if isinstance(content, str) else bytes(content)
+
+    def array(self, dtype: Any, shape: Any, fortran: Any, content: Any) -> NDArray[Any]:
+        """Array of the recorded parts, which must fit each other."""
+        real = real_dtype(dtype)
+        if not isinstance(shape, tuple) or len(shape) > _MAX_AXES:
+            raise ValueError(f"array shape is {_said(shape)}, wanted {_MAX_AXES} axes at most")
+        if any(type(n) is not int or not 0 <= n < 2**63 for n in shape):
+            raise ValueError("array shape is of anything but lengths")
+        order: Literal["F", "C"] = "F" if fortran else "C"
+        count = math.prod(shape)
+        if real.hasobject:
+            if not isinstance(content, list) or len(content) != count:
+                raise ValueError(f"array of shape {shape} does not hold {count} objects")
+            self.spend(SLOT * count)
+            flat = np.empty(count, dtype=object)
+            for i, item in enumerate(content):
+                flat[i] = item
+            return flat.reshape(shape, order=order)
+        raw = self.raw(content)
+        if len(raw) != count * real.itemsize:
+            raise ValueError(
+                f"array of shape {shape} and type {real} holds {len(raw)} bytes,"
+                f" wanted {count * real.itemsize}"
+            )
+        if count == 0:
+            return np.zeros(shape, dtype=real)
+        return np.frombuffer(raw, dtype=real).reshape(shape, order=order).copy(order="K")
+
+    def reconstruct(self, kind: Any, shape: Any, code: Any) -> Record:
+        """An array yet to be filled."""
+        if kind is not Array:
+            raise UnsafePickleError("wants numpy to build something other than an array")
+        return Array()
+
+    def from_buffer(self, buffer: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> Any:
+        """An array as protocol 5 writes it."""
+        array = Array() if axes is None else Array(axes)
+        array.state = (1, shape, dtype, order == "F", buffer)
+        return array
+
+    def reconstructor(self, kind: Any, base: Any, state: Any) -> Record:
+        """An object yet to be filled, in protocols 0 and 1."""
+        if not (isinstance(kind, type) and issubclass(kind, Record)) or base is not object or state:
+            raise UnsafePickleError(f"wants to rebuild {_said(kind)} from {_said(base)}")
+        return kind()
+
+    def scalar(self, dtype: Any, content: Any) -> Any:
+        """numpy's scalar of that type."""
+        return self.array(dtype, (1,), False, content)[0]
+
+    def encode(self, text: Any, encoding: Any = "latin1") -> bytes:
+        """How Python 3 writes bytes for Python 2."""
+        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+            raise UnsafePickleError(f"wants to encode by {_said(encoding)}")
+        return self.raw(text)
+
+    def complex(self, real: Any, imag: Any) -> complex:
+        """Of numbers; text would have to be read."""
+        if not isinstance(real, (int, float)) or not isinstance(imag, (int, float)):
+            raise UnsafePickleError("wants to convert to a complex number")
+        return complex(real, imag)
+
+    def bytes(self, *args: Any) -> bytes:
+        """How Python 3 writes no bytes for Python 2."""
+        if args:
+            raise UnsafePickleError("wants to convert to bytes")
+        return b""
+
+    def bytearray(self, content: Any = b"", encoding: Any = "latin1") -> bytearray:
+        """Of bytes, or of text as in `encode`."""
+        is_text = isinstance(content, str)
+        return bytearray(self.encode(content, encoding) if is_text else self.raw(content))
+
+    def set(self, members: Any = ()) -> set[Any]:
+        """Of a list."""
+        if not isinstance(members, (list, tuple)):
+            raise UnsafePickleError(f"wants to convert a {type(members).__name__} to a set")
+        self.spend(_MEMBER * len(members))
+        return {self.key(member) for member in members}
+
+    def frozenset(self, members: Any = ()) -> frozenset[Any]:
+        """Of a list."""
+        return frozenset(self.set(members))
+
+    def find(self, module: str, name: str) -> Any:
+        """What a pickle may name.
+
+        Raises: UnsafePickleError: nothing of that name.
+        """
+        found = _NAMES.get((module, name))
+        if found is None:
+            raise UnsafePickleError(f"asks for {module}.{name}")
+        return found if isinstance(found, type) else _Call(found.__get__(self))
+
+
+def _names() -> dict[tuple[str, str], Any]:
+    """Stand-in classes and functions of a maker, by module and name."""
+    names: dict[tuple[str, str], Any] = {
+        ("numpy", "ndarray"): Array,
+        ("numpy", "dtype"): Dtype,
+        ("_codecs", "encode"): Maker.encode,
+    }
+    for core in ("numpy.core", "numpy._core"):
+        names[f"{core}.multiarray", "_reconstruct"] = Maker.reconstruct
+        names[f"{core}.multiarray", "scalar"] = Maker.scalar
+        names[f"{core}.numeric", "_frombuffer"] = Maker.from_buffer
+    for module in ("__builtin__", "builtins"):
+        names[module, "object"] = object  # cannot be altered, and does nothing
+        for name in ("set", "frozenset", "complex", "bytes", "bytearray"):
+            names[module, name] = getattr(Maker, name)
+    for module in ("copy_reg", "copyreg"):
+        names[module, "_reconstructor"] = Maker.reconstructor
+    return names
+
+
+_NAMES = _names()

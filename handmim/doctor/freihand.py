@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.data.freihand import FIELDS
+from handmim.data.freihand import FIELDS as READ
 from handmim.data.provenance import read_facts
 from handmim.doctor.camera import note_intrinsics
 from handmim.doctor.findings import Finding, Notes, shown
@@ -20,6 +20,7 @@ from handmim.hand.model import HandModel
 
 EVAL_SOURCE = "unpack FreiHAND_pub_v2_eval.zip beside it"
 COUNTS = {"training": 32560, "evaluation": 3960}
+FIELDS: dict[str, tuple[int, ...]] = {**READ, "scale": ()}  # the reader has no use for scale
 GIVEN = {"training": tuple(FIELDS), "evaluation": ("K", "scale")}
 TRUTH = ("xyz", "verts")
 SIDE_PX = 224

@@ -24,7 +24,7 @@ def main(cfg: DictConfig) -> None:
     try:
         root = instantiate(cfg.dataset)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; the same command goes on after the finished blocks", file=sys.stderr)
         sys.exit(130)
     print(root)
 

@@ -106,7 +106,7 @@ class FreiHand(Dataset[HandSample]):
             places = [VERSIONS.index(v) for v in versions]
             self.ids = np.concatenate([samples + self.num_unique * p for p in places])
         if not len(self.ids):
-            raise ValueError(f"split {split} of {root} is empty (val_fraction={val_fraction})")
+            raise ValueError(f"split {split} of {root} is empty (data.val_fraction={val_fraction})")
 
     def _read_labels(self, cache: Path) -> dict[str, StoredArray]:
         labels: dict[str, StoredArray] = {}

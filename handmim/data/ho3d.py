@@ -134,7 +134,7 @@ class Ho3d(Dataset[HandSample]):
         if not self.frames:
             raise ValueError(
                 f"split {split} of {root} is empty: its takes cannot be cut by "
-                f"val_fraction={val_fraction}"
+                f"data.val_fraction={val_fraction}"
             )
         self._told_unlabelled = False
         if split != "evaluation":

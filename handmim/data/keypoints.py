@@ -70,7 +70,8 @@ class KeypointPhotos(Dataset[HandSample]):
         ]
         if absent:
             raise FileNotFoundError(
-                f"{len(absent)} annotated pictures are not in {root}: {absent[:5]}"
+                f"{len(absent)} annotated pictures are not in {root}: {absent[:5]} (file_name is "
+                "relative to data.root)"
             )
         groups = {key: str(image.get(split_by, key)) for key, image in images.items()}
         chosen = self._groups_of(split, sorted(set(groups.values())), val_fraction, seed)

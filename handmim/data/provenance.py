@@ -12,6 +12,7 @@ from handmim.hand.arrays import HandArrays
 from handmim.hand.model import HandLayer
 
 FACTS = "handmim.json"  # written beside every dataset that this project renders
+UNFINISHED = ".parts"  # there while such a dataset is being rendered
 # FreiHAND's own vertices are up to 6 mm off its MANO vectors; another hand model is off by
 # centimetres.
 LARGEST_RESIDUAL_M = 0.012
@@ -26,9 +27,13 @@ def read_facts(root: Path) -> dict[str, Any] | None:
 def check_made_with(root: Path, arrays: HandArrays) -> None:
     """Refuse labels that were rendered from another hand.
 
-    Raises: ValueError naming both hands.
+    Raises: ValueError naming both hands, or for a dataset that is still being rendered.
     """
     facts = read_facts(root)
+    if facts is None and (root / UNFINISHED).is_dir():
+        raise ValueError(
+            f"{root} is not rendered to its end: call the same tools/synthesize.py again"
+        )
     if facts is not None and facts["hand_sha256"] != arrays.sha256:
         raise ValueError(
             f"{root} was rendered from hand {facts['hand']} ({facts['hand_sha256'][:12]}), the "

@@ -116,6 +116,14 @@ def test_vertices_of_another_hand_are_refused_without_provenance(load, copy):
         load(root)
 
 
+def test_a_tree_that_is_still_being_rendered_is_refused(load, copy):
+    root = copy()
+    (root / ".parts").mkdir()
+    (root / "handmim.json").unlink()
+    with pytest.raises(ValueError, match=r"not rendered to its end.*tools/synthesize\.py again"):
+        load(root)
+
+
 def test_mistakes_are_named(load, copy, tmp_path):
     for changes, message in (
         ({"split": "test"}, "split must be one of"),

@@ -8,7 +8,13 @@ import torch
 from numpy.typing import NDArray
 
 from handmim.benchmarks.official import NUM_VERTS, Benchmark, Points, as_numpy, not_finite
-from handmim.hand.skeleton import BONES, FINGERTIP_VERTS, NUM_JOINTS, SKELETONS
+from handmim.hand.skeleton import (
+    BONES,
+    FINGERTIP_VERTS,
+    FOREIGN_ORDERS,
+    NUM_JOINTS,
+    SKELETONS,
+)
 from handmim.metrics.fscore import nearest_distances_m
 
 
@@ -21,17 +27,7 @@ class Finding:
     text: str  # what came, what is wanted, how to mend it
 
 
-# canonical[i] = theirs[order[i]] of joint orders that predictions are met in.
-KNOWN_ORDERS = {
-    "freihand": SKELETONS["freihand"],
-    "ho3d": SKELETONS["ho3d"],
-    # as HO-3D, but tips index, middle, ring, little, thumb
-    "mobrecon_mano": (0, 13, 14, 15, 20, 1, 2, 3, 16, 4, 5, 6, 17, 10, 11, 12, 18, 7, 8, 9, 19),
-    # all first joints from thumb to little, all second ones, ...
-    "ait": (0, *(1 + 5 * k + finger for finger in range(5) for k in range(4))),
-    # tip to base, the wrist last
-    "interhand": (20, *(4 * finger + 3 - k for finger in range(5) for k in range(4))),
-}
+KNOWN_ORDERS = {name: SKELETONS[name] for name in ("freihand", *FOREIGN_ORDERS)}
 # Lengths of BONES of an average hand in mm; only their proportions are used.
 BONE_MM = np.array([
     34, 44, 33, 27,  94, 38, 24, 22,  92, 43, 27, 24,  85, 41, 26, 23,  82, 32, 20, 20,

@@ -16,17 +16,16 @@ from handmim.contracts import HandSample
 from handmim.data.cropping import carry_intrinsics, carry_points, crop_map, cut
 from handmim.data.crops import read_rgb
 from handmim.data.json_arrays import StoredArray, cached_number_lists
+from handmim.data.layouts import VERSIONS
 from handmim.data.provenance import check_made_with, check_reposed
 from handmim.data.samples import hand_sample
 from handmim.hand.arrays import NUM_VERTS, load_hand_arrays
-from handmim.hand.conventions import freihand_hand
+from handmim.hand.conventions import freihand_hand, project_px
 from handmim.hand.model import HandModel
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "all", "evaluation")
-# Order in which the backgrounds follow each other: image id = sample + number of samples * place.
-VERSIONS = ("gs", "hom", "sample", "auto")
 CHECKED = 4  # samples that are posed again to see whether the hand model is the right one
 FIELDS: dict[str, tuple[int, ...]] = {
     "K": (3, 3),
@@ -158,8 +157,7 @@ class FreiHand(Dataset[HandSample]):
         K = label["K"]
         joints, kp2d = label.get("xyz"), None
         if joints is not None:
-            seen = joints @ K.T
-            kp2d = carry_points(crop_from_img, seen[:, :2] / seen[:, 2:])
+            kp2d = carry_points(crop_from_img, project_px(joints, K))
         rotmats = betas = None
         if "mano" in label:
             rotmats, betas, _ = freihand_hand(*self._mano(item), self.hands_mean)

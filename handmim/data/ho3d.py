@@ -6,7 +6,6 @@ rotations and a mesh. A hand's box is its joints in the picture (training) or `h
 """
 
 import logging
-import re
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,12 @@ from handmim.contracts import HandSample
 from handmim.data.cropping import box_of_points, carry_intrinsics, carry_points, crop_map, cut
 from handmim.data.crops import read_rgb
 from handmim.data.json_arrays import StoredArray
+from handmim.data.layouts import take_of
 from handmim.data.provenance import LARGEST_RESIDUAL_M, check_made_with
 from handmim.data.samples import hand_sample
 from handmim.data.truth import stored_truth
 from handmim.hand.arrays import load_hand_arrays
-from handmim.hand.conventions import OPENCV_FROM_OPENGL, ho3d_hand, rest_wrist
+from handmim.hand.conventions import OPENCV_FROM_OPENGL, ho3d_hand, project_px, rest_wrist
 from handmim.hand.model import HandModel
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D, FINGERTIP_VERTS
 from handmim.utils.unpickle import load_pickle
@@ -33,13 +33,6 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "all", "evaluation")
 PICTURES = (".png", ".jpg")  # v2 and v3; looked for in this order, as the official reader does
 CHECKED = 20  # frames among which a labelled one is posed again
-
-
-def take_of(sequence: str) -> str:
-    """The take a sequence belongs to: of two final digits the second is the camera (ABF10, ABF14
-    -> ABF1)."""
-    match = re.match(r"^(.*\d)\d$", sequence)
-    return match.group(1) if match else sequence
 
 
 def read_frames(path: Path) -> list[str]:
@@ -224,8 +217,7 @@ class Ho3d(Dataset[HandSample]):
             rotmats, betas, joints, verts = self._labels(meta)
         kp2d = None
         if joints is not None and K is not None and (valid is None or valid.all()):
-            seen = joints @ K.T
-            kp2d = seen[:, :2] / seen[:, 2:]
+            kp2d = project_px(joints, K)
         box: NDArray[np.floating]
         if meta.get("handBoundingBox") is not None:
             box = np.asarray(meta["handBoundingBox"], np.float64)

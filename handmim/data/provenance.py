@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from handmim.data.layouts import FACTS, PARTS
 from handmim.hand.arrays import HandArrays
 from handmim.hand.model import HandLayer
 
-FACTS = "handmim.json"  # written beside every dataset that this project renders
-UNFINISHED = ".parts"  # there while such a dataset is being rendered
 # FreiHAND's own vertices are up to 6 mm off its MANO vectors; another hand model is off by
 # centimetres.
 LARGEST_RESIDUAL_M = 0.012
@@ -30,7 +29,7 @@ def check_made_with(root: Path, arrays: HandArrays) -> None:
     Raises: ValueError naming both hands, or for a dataset that is still being rendered.
     """
     facts = read_facts(root)
-    if facts is None and (root / UNFINISHED).is_dir():
+    if facts is None and (root / PARTS).is_dir():
         raise ValueError(
             f"{root} is not rendered to its end: call the same tools/synthesize.py again"
         )

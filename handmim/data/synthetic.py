@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from handmim.contracts import HandSample
 from handmim.data.samples import hand_sample
 from handmim.hand.arrays import load_hand_arrays
+from handmim.hand.conventions import project_px
 from handmim.render.cache import FIELDS, render_split
 from handmim.render.scene import RENDERER_VERSION, SceneSettings
 
@@ -90,12 +91,11 @@ class SyntheticHands(Dataset[HandSample]):
             names = ("image", *FIELDS)
             self._maps = {n: np.load(self.folder / f"{n}.npy", mmap_mode="r") for n in names}
         m = {name: np.array(values[index]) for name, values in self._maps.items()}
-        homogeneous = m["joints_cam_m"] @ m["K_px"].T
         return hand_sample(
             m["image"],
             f"{self.split}/{index}",
             K_crop_px=m["K_px"],
-            kp2d_crop_px=homogeneous[:, :2] / homogeneous[:, 2:],
+            kp2d_crop_px=project_px(m["joints_cam_m"], m["K_px"]),
             joints_cam_m=m["joints_cam_m"],
             verts_cam_m=m["verts_cam_m"],
             rotmats=m["rotmats"],

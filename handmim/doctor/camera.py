@@ -12,12 +12,6 @@ FOCAL = (0.3, 20.0)  # in longer sides of the picture; crops have long ones
 SQUARE = 1.2  # largest ratio of the two focal lengths
 
 
-def project(points_cam_m: Array, K_px: Array) -> Array:
-    """[n, P, 3] metres, OpenCV axes, and [n, 3, 3] -> [n, P, 2] px."""
-    seen = points_cam_m @ K_px.transpose(0, 2, 1)
-    return np.asarray(seen[..., :2] / seen[..., 2:], np.float64)
-
-
 def plausible(K_px: Array, width_px: int, height_px: int) -> NDArray[np.bool_]:
     """Which of [n, 3, 3] intrinsics a camera of such pictures can have: [n]."""
     fx, fy = K_px[:, 0, 0], K_px[:, 1, 1]
@@ -49,7 +43,9 @@ def note_intrinsics(
     return bool(good.all())
 
 
-def shares_in_masks(points_px: Array, masks: list[NDArray[np.bool_]]) -> tuple[float, float]:
+def shares_in_masks(
+    points_px: NDArray[np.floating], masks: list[NDArray[np.bool_]]
+) -> tuple[float, float]:
     """Shares of points that fall on masks.
 
     Args:

@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.data.crops import read_rgb
-from handmim.data.freihand import VERSIONS
-from handmim.doctor.camera import project, shares_in_masks
+from handmim.data.layouts import VERSIONS
+from handmim.doctor.camera import shares_in_masks
 from handmim.doctor.findings import Notes, shown
 from handmim.doctor.freihand_labels import SOURCE
 from handmim.doctor.sampling import file_names
+from handmim.hand.conventions import project_px
 
 MASKED = 128  # masks are lossy JPEG
 SHARE_GOOD, SHARE_BAD, LEAST_LEAD = 0.8, 0.6, 0.1
@@ -107,7 +108,7 @@ def check_masks(
             masks.append(cv2.extractChannel(mask, 0) > MASKED)
     if not rows:
         return True
-    own, others = shares_in_masks(project(xyz_cam_m[rows], K_px[rows]), masks)
+    own, others = shares_in_masks(project_px(xyz_cam_m[rows], K_px[rows]), masks)
     good = own >= SHARE_BAD and (len(rows) == 1 or own - others >= LEAST_LEAD)
     text = f"{part}: {own:.0%} of the joints fall on their hand's mask by K"
     text += f" ({others:.0%} on other hands' masks, {len(rows)} pictures)"

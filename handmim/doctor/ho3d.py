@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from handmim.data.crops import read_rgb
-from handmim.data.ho3d import PICTURES, read_frames, take_of
+from handmim.data.ho3d import PICTURES, read_frames
+from handmim.data.layouts import take_of
 from handmim.data.provenance import read_facts
 from handmim.doctor.findings import Finding, Notes, shown
 from handmim.doctor.ho3d_evaluation import check_evaluation, check_truth

@@ -5,12 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from handmim.data.truth import SHAPES
-from handmim.doctor.camera import project
 from handmim.doctor.findings import Notes
 from handmim.doctor.ho3d_labels import OPENGL, SEEN, Metas, cameras, stacked
 from handmim.doctor.joints import settle_axes, settle_order, settle_unit
 from handmim.doctor.sampling import JsonEntries
-from handmim.hand.conventions import OPENCV_FROM_OPENGL
+from handmim.hand.conventions import OPENCV_FROM_OPENGL, project_px
 
 LARGEST_MISS_M = 0.01  # truth against the given wrist
 BOX_SLACK = 0.2  # of the box's side, by which a wrist may be outside of it
@@ -52,7 +51,7 @@ def check_evaluation(
         return
     wrists = np.stack([np.asarray(m["handJoints3D"], np.float64).ravel()[:3] for m in given])
     wrists = settle_axes(notes, prefix, wrists[:, None], OPENGL, "the given wrist")
-    px = project(wrists @ OPENCV_FROM_OPENGL, K)[:, 0]
+    px = project_px(wrists @ OPENCV_FROM_OPENGL, K)[:, 0]
     slack = BOX_SLACK * (boxes[:, 1] - boxes[:, 0])
     within = ((px >= boxes[:, 0] - slack) & (px <= boxes[:, 1] + slack)).all(axis=1)
     notes.judge(

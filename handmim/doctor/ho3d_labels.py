@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from handmim.data.provenance import LARGEST_RESIDUAL_M
-from handmim.doctor.camera import note_intrinsics, project
+from handmim.doctor.camera import note_intrinsics
 from handmim.doctor.findings import Notes, shown
 from handmim.doctor.joints import (
     finite,
@@ -17,7 +17,7 @@ from handmim.doctor.joints import (
     settle_order,
     settle_unit,
 )
-from handmim.hand.conventions import OPENCV_FROM_OPENGL, rotvec_to_matrix
+from handmim.hand.conventions import OPENCV_FROM_OPENGL, project_px, rotvec_to_matrix
 from handmim.hand.model import HandModel
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D, FINGERTIP_VERTS
 
@@ -77,7 +77,7 @@ def check_training(
     shown_metas = [m for m, k in zip(known, kept, strict=True) if k]
     K = cameras(notes, prefix, shown_metas, size_px, "train: camMat", source)
     if K is not None:
-        px = project(joints @ OPENCV_FROM_OPENGL, K)
+        px = project_px(joints @ OPENCV_FROM_OPENGL, K)
         inside = ((px >= 0) & (px <= size_px)).all(axis=2)
         notes.judge(
             float(inside.mean()) >= SEEN,

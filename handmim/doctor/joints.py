@@ -4,27 +4,17 @@ A fault that is recognised is reported and then mended in what is handed on, so 
 not show up again under other names.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 from numpy.typing import NDArray
 
 from handmim.doctor.findings import Notes
 from handmim.hand.conventions import OPENCV_FROM_OPENGL
-from handmim.hand.skeleton import BONES, CANONICAL_FROM_HO3D, NUM_JOINTS
+from handmim.hand.skeleton import BONES, FOREIGN_ORDERS, SKELETONS
 
 Array = NDArray[np.float64]
 
-# canonical[i] = theirs[order[i]], told apart by the length of the skeleton they give.
-ORDERS: Mapping[str, tuple[int, ...]] = {
-    "canonical": tuple(range(NUM_JOINTS)),  # FreiHAND, OpenPose, COCO
-    "ho3d": CANONICAL_FROM_HO3D,
-    "mano, tips in its own order": (
-        0, 13, 14, 15, 20, 1, 2, 3, 16, 4, 5, 6, 17, 10, 11, 12, 19, 7, 8, 9, 18,
-    ),
-    "level by level": (0, *(1 + 5 * level + finger for finger in range(5) for level in range(4))),
-    "tip to base, wrist last": (20, *(4 * finger + 3 - i for finger in range(5) for i in range(4))),
-}  # fmt: skip
+# Told apart by the length of the skeleton they give; in a picture nothing else is left of bones.
+ORDERS = {name: SKELETONS[name] for name in ("canonical", *FOREIGN_ORDERS)}
 METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001}
 DIAGONAL_M = (0.05, 0.4)  # of the box around a hand
 BONE_M = (0.005, 0.12)

@@ -107,6 +107,18 @@ def pose_coefficients(
     return np.linalg.lstsq(arrays.hands_components[:num_pca_comps].T, pose.T, rcond=None)[0].T
 
 
+def project_px(points_cam_m: Array, K_px: Array) -> Array:
+    """Pinhole projection, as `geometry.camera.project` does it on tensors.
+
+    Args:
+        points_cam_m: [..., P, 3] OpenCV camera.
+        K_px: [..., 3, 3].
+    Returns: [..., P, 2] pixels.
+    """
+    seen = points_cam_m @ np.swapaxes(K_px, -1, -2)
+    return seen[..., :2] / seen[..., 2:]
+
+
 def regressed_joints(verts_m: Array, J_regressor: Array, tip_verts: Sequence[int]) -> Array:
     """The 21 joints of posed vertices by regressor and fingertip vertices, in canonical order.
 

@@ -39,7 +39,15 @@ SKELETONS: Mapping[str, tuple[int, ...]] = {
     "coco": tuple(range(NUM_JOINTS)),
     "ho3d": CANONICAL_FROM_HO3D,
     "mano": CANONICAL_FROM_CHAIN_AND_TIPS,
+    # MobRecon's "MANO order": as HO-3D, but tips index, middle, ring, little, thumb
+    "mobrecon": (0, 13, 14, 15, 20, 1, 2, 3, 16, 4, 5, 6, 17, 10, 11, 12, 18, 7, 8, 9, 19),
+    # PeCLR: all knuckles from thumb to little, then all second joints, ...
+    "ait": (0, *(1 + 5 * level + finger for finger in range(5) for level in range(4))),
+    # InterHand: tip to base, the wrist last
+    "interhand": (20, *(4 * finger + 3 - i for finger in range(5) for i in range(4))),
 }
+# Orders that labels and predictions are mistaken for.
+FOREIGN_ORDERS = ("ho3d", "mobrecon", "ait", "interhand")
 
 # Vertices that stand for the fingertips (thumb .. little) differ between sources: never mix them.
 FINGERTIP_VERTS = {

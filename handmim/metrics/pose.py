@@ -27,6 +27,11 @@ def point_errors_m(pred_m: Tensor, gt_m: Tensor) -> Tensor:
     return (pred_m - gt_m).norm(dim=-1)
 
 
+def crop_share_errors(pred_ndc: Tensor, gt_ndc: Tensor) -> Tensor:
+    """Distances in the picture as shares of the crop's side: two [B, P, 2] in ndc -> [B, P]."""
+    return (pred_ndc - gt_ndc).norm(dim=-1) / 2  # ndc spans 2 per side
+
+
 def sample_auc(errors_m: Tensor) -> Tensor:
     """Area under the share of hits over 100 thresholds, evenly from 0 to 50 mm inclusive.
 

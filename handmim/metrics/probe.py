@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from handmim.geometry.align import similarity_align
-from handmim.metrics.pose import point_errors_m
+from handmim.metrics.pose import crop_share_errors, point_errors_m
 
 LAMBDAS = tuple(10.0 ** (k / 2) for k in range(9))  # 1 .. 1e4
 
@@ -72,8 +72,7 @@ def joint_probe(
         under 10 % of the side), mpjpe_mm, pa_mpjpe_mm.
     """
     kp2d, _ = ridge_probe(train_x, train_kp2d_ndc.flatten(1), test_x)
-    # ndc spans 2 per side
-    err2d = point_errors_m(kp2d.unflatten(1, (-1, 2)), test_kp2d_ndc.double()) / 2
+    err2d = crop_share_errors(kp2d.unflatten(1, (-1, 2)), test_kp2d_ndc.double())
     figures = {
         "err2d_percent": float(err2d.mean()) * 100,
         "pck10": float((err2d < 0.1).double().mean()),

@@ -16,7 +16,6 @@ from handmim.render.background import BackdropBank
 from handmim.render.lens import Lens, tame_exposure
 from handmim.render.objects import (
     HeldObject,
-    depth_inside_m,
     muted,
     painted,
     place_off_palm,
@@ -37,21 +36,6 @@ POSE_BLOCK = 256
 # Camera from model axes (fingers up): the back of the hand, or the palm, towards the camera.
 R_CAM_FROM_DORSAL = np.array([[0.0, 0, -1], [1, 0, 0], [0, -1, 0]])
 R_CAM_FROM_PALMAR = np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
-
-__all__ = [
-    "POSE_BLOCK",
-    "RENDERER_VERSION",
-    "SPLITS",
-    "Given",
-    "RenderedHand",
-    "SceneRenderer",
-    "SceneSettings",
-    "Staged",
-    "depth_inside_m",
-    "random_orientation",
-    "superquadric",
-    "tame_exposure",
-]
 
 
 @dataclass(frozen=True)
@@ -211,11 +195,9 @@ class SceneRenderer:
     def render(self, index: int) -> RenderedHand:
         """Photograph `index`."""
         rng = np.random.default_rng(np.random.SeedSequence([*self.stream, index]))
-        rotmats = np.concatenate([self._orientation(rng)[None], self.fingers(index)])
+        turn = random_orientation(self.settings, rng)
+        rotmats = np.concatenate([turn[None], self.fingers(index)])
         return self.draw(rotmats, sample_betas(1, 10, rng)[0], rng)
-
-    def _orientation(self, rng: RNG) -> Array:
-        return random_orientation(self.settings, rng)
 
     def draw(self, rotmats: Array, betas: Array, rng: RNG) -> RenderedHand:
         """A photograph of the given hand; everything else is random.

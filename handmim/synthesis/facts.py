@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from handmim.data.layouts import FACTS, PARTS
 from handmim.hand.arrays import HandArrays
 from handmim.render.scene import RENDERER_VERSION, SceneSettings
 from handmim.synthesis.folder import FolderLayout
 from handmim.synthesis.freihand import FreiHandLayout
 from handmim.synthesis.ho3d import Ho3dV2Layout, Ho3dV3Layout
-from handmim.synthesis.layout import PARTS, Layout, write_text
+from handmim.synthesis.layout import Layout, write_text
 
 log = logging.getLogger(__name__)
 
-FACTS = "handmim.json"  # written last: a set that has it is whole
 SETTINGS = "settings.json"  # facts of an unfinished set, in PARTS
 LAYOUT_VERSION = 2  # raise it when the files of the same settings change
 MANO_FILE = "mano/MANO_RIGHT.pkl"

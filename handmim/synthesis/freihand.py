@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from handmim.data.layouts import VERSIONS
 from handmim.hand.conventions import freihand_vector, regressed_joints
 from handmim.hand.poses import sample_betas
 from handmim.hand.skeleton import FINGERTIP_VERTS, ROOT_JOINT
@@ -22,8 +23,6 @@ from handmim.synthesis.layout import (
 )
 from handmim.synthesis.studio import Studio
 
-# Green screen, homogenised, two automatic recolourings: image id = sample + num * place here.
-VERSIONS = ("gs", "hom", "sample", "auto")
 SPLITS = {"training": "train", "evaluation": "test"}
 LISTS = {"K": None, "mano": None, "scale": METRE_DIGITS, "verts": METRE_DIGITS, "xyz": METRE_DIGITS}
 HAND, BACKDROP = 0, 1  # purposes of randomness

@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.hand.conventions import OPENCV_FROM_OPENGL, ho3d_pose, matrix_to_rotvec
+from handmim.data.layouts import PARTS
+from handmim.hand.conventions import OPENCV_FROM_OPENGL, ho3d_pose, matrix_to_rotvec, project_px
 from handmim.hand.skeleton import FINGERTIP_VERTS, HO3D_FROM_CANONICAL
 from handmim.synthesis.layout import (
     METRE_DIGITS,
-    PARTS,
     Labels,
     entries,
     json_list,
@@ -166,8 +166,7 @@ class Ho3dLayout:
 
     @staticmethod
     def _box(verts_cam_m: Array, K_px: Array, width: int, height: int) -> list[int]:
-        px = verts_cam_m @ K_px.T
-        px = px[:, :2] / px[:, 2:]
+        px = project_px(verts_cam_m, K_px)
         low = np.clip(np.floor(px.min(axis=0)), 0, [width, height]).astype(int)
         high = np.clip(np.ceil(px.max(axis=0)), 0, [width, height]).astype(int)
         return [int(x) for x in (*low, *high)]

@@ -14,7 +14,6 @@ from handmim.synthesis.studio import Studio
 
 Labels = dict[str, NDArray[Any]]
 JPEG_QUALITY = 95
-PARTS = ".parts"  # below the root until the set is whole: labels of finished blocks, leftovers
 METRE_DIGITS = 8  # of coordinates in JSON files: 10 nanometres
 
 

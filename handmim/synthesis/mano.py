@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.hand.arrays import HandArrays
+from handmim.hand.conventions import MIRROR
 from handmim.hand.files import NO_PARENT
 from handmim.synthesis.python2_pickle import Foreign, dump
 
-_SIGNS = np.array([-1.0, 1.0, 1.0])  # mirrored in x
+_SIGNS = np.diag(MIRROR)
 _NUM_DIRECTIONS = 20  # that MANO's file holds; its model uses half
 
 

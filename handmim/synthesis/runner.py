@@ -18,18 +18,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from handmim.data.layouts import FACTS, PARTS
 from handmim.hand.arrays import HandArrays, load_hand_arrays, resolve_hand_path
 from handmim.render.scene import SceneSettings
 from handmim.render.workers import run_workers
 from handmim.synthesis.facts import (
-    FACTS,
     MANO_FILE,
     Order,
     claim,
     order_from_facts,
     own_files,
 )
-from handmim.synthesis.layout import PARTS, Labels, Layout, write_text
+from handmim.synthesis.layout import Labels, Layout, write_text
 from handmim.synthesis.mano import forge_mano_pickle
 from handmim.synthesis.progress import Report, progress
 from handmim.synthesis.studio import Studio

@@ -1,11 +1,11 @@
 """Takes of a hand with an object, seen by one or several cameras at once, as HO-3D was filmed."""
 
-import re
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from handmim.data.layouts import take_of
 from handmim.hand.poses import rodrigues, sample_betas
 from handmim.render.objects import (
     HeldObject,
@@ -37,11 +37,11 @@ class Sequence(NamedTuple):
 
 def sequences(names: tuple[str, ...]) -> tuple[Sequence, ...]:
     """ABF10 .. ABF14 are one take of five cameras; MC1 is a take of its own."""
-    out = []
-    for name in names:
-        several = re.fullmatch(r"([A-Za-z]+\d)(\d)", name)
-        out.append(Sequence(name, *((several[1], int(several[2])) if several else (name, 0))))
-    return tuple(out)
+    takes = [take_of(name) for name in names]
+    return tuple(
+        Sequence(name, take, int(name[-1]) if take != name else 0)
+        for name, take in zip(names, takes, strict=True)
+    )
 
 
 class World(NamedTuple):

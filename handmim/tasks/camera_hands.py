@@ -13,9 +13,9 @@ from torch.utils.data import Dataset
 
 from handmim.contracts import HandBatch, HandSample, HandState
 from handmim.data.augment import HandAugment
-from handmim.data.loader import batches
 from handmim.geometry.camera import px_from_ndc, solve_translation
 from handmim.hand.conventions import MIRROR
+from handmim.tasks.evaluate import Predictor, predictions
 from handmim.tasks.finetune_pictures import draw_predictions
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def place(state: HandState, batch: HandBatch, placement: str) -> tuple[Tensor, T
 
 @torch.no_grad()
 def predict_camera_hands(
-    predict: Callable[[HandBatch], HandState],
+    predict: Predictor,
     dataset: Dataset[HandSample],
     augment: HandAugment,
     device: torch.device,
@@ -101,10 +101,8 @@ def predict_camera_hands(
         )
     total = len(dataset)  # type: ignore[arg-type]
     joints, verts, sheet = [], [], None
-    for stored in batches(dataset, batch_size, num_workers):
-        batch = augment.evaluate(stored.moved(device))
-        with autocast():
-            state = predict(batch)
+    how = (augment, device, batch_size, autocast, num_workers)
+    for batch, state in predictions(predict, dataset, *how):
         if sheet is None and num_pictures and faces is not None:
             sheet = draw_predictions(batch, state, faces, num_pictures)
         placed = place(state, batch, placement)

@@ -1,7 +1,7 @@
 """Scoring a regression task on a labelled set; the mean hand is scored by the same path."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from handmim.engine.checkpoint import check_targets, load_checkpoint
 from handmim.geometry.align import root_align
 from handmim.geometry.camera import fit_weak, project_weak
 from handmim.hand.skeleton import ROOT_JOINT
-from handmim.metrics.pose import HandMetrics
+from handmim.metrics.pose import HandMetrics, crop_share_errors
 from handmim.tasks.finetune import HandRegressionTask
 from handmim.tasks.finetune_pictures import draw_predictions
 from handmim.utils.run import Run
@@ -27,6 +27,34 @@ from handmim.utils.run import Run
 log = logging.getLogger(__name__)
 
 Predictor = Callable[[HandBatch], HandState]
+
+
+@torch.no_grad()
+def predictions(
+    predict: Predictor,
+    dataset: Dataset[HandSample],
+    augment: HandAugment,
+    device: torch.device,
+    batch_size: int,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    num_workers: int,
+) -> Iterator[tuple[HandBatch, HandState]]:
+    """Evaluation crops of a whole set in order, on the device, and what is made of them.
+
+    Args:
+        predict: augmented batch -> estimate in the samples' joint rule.
+        dataset: crops.
+        augment: its evaluation crop is used.
+        device: where `predict` runs.
+        batch_size: samples at a time.
+        autocast: precision of `predict`, for example `fabric.autocast`.
+        num_workers: loader processes.
+    """
+    for stored in batches(dataset, batch_size, num_workers):
+        batch = augment.evaluate(stored.moved(device))
+        with autocast():
+            state = predict(batch)
+        yield batch, state
 
 
 @torch.no_grad()
@@ -62,10 +90,8 @@ def score(
     # Every process scores the whole set, so there is nothing to gather.
     metrics = HandMetrics(root_joint=ROOT_JOINT, sync_on_compute=False)
     sheet, seen, total = None, [], 0
-    for stored in batches(dataset, batch_size, num_workers):
-        batch = augment.evaluate(stored.moved(device))
-        with autocast():
-            state = predict(batch)
+    how = (augment, device, batch_size, autocast, num_workers)
+    for batch, state in predictions(predict, dataset, *how):
         if sheet is None and num_pictures and faces is not None:
             sheet = draw_predictions(batch, state, faces, num_pictures)
         total += len(batch.image)
@@ -91,8 +117,7 @@ def score(
 def errors_2d(state: HandState, batch: HandBatch) -> Tensor:
     """Mean distance of projected to labelled joints, as a share of the crop's side, of the samples
     that have any: [k]."""
-    # ndc spans 2 per side
-    distance = (state.joints_crop_ndc.float() - batch.kp2d_crop_ndc).norm(dim=-1) / 2
+    distance = crop_share_errors(state.joints_crop_ndc.float(), batch.kp2d_crop_ndc)
     count = batch.kp2d_valid.sum(dim=1)
     return ((distance * batch.kp2d_valid).sum(dim=1) / count.clamp(min=1))[count > 0]
 

@@ -70,7 +70,7 @@ def test_known_orders_are_permutations_and_mean_what_they_say():
     assert places == {
         "freihand": (0, 8, 4),
         "ho3d": (0, 17, 16),
-        "mobrecon_mano": (0, 16, 20),
+        "mobrecon": (0, 16, 20),
         "ait": (0, 17, 16),
         "interhand": (20, 4, 0),
     }

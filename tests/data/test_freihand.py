@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.data.freihand import VERSIONS, FreiHand, split_samples
+from handmim.data.freihand import FreiHand, split_samples
+from handmim.data.layouts import VERSIONS
 from handmim.data.loader import collate_hands, label_subset
 from handmim.data.truth import read_truth
 from handmim.geometry.camera import project, px_from_ndc

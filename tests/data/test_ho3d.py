@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.data.ho3d import Ho3d, read_frames, split_takes, take_of
+from handmim.data.ho3d import Ho3d, read_frames, split_takes
+from handmim.data.layouts import take_of
 from handmim.data.loader import collate_hands
 from handmim.data.truth import read_truth
 from handmim.geometry.camera import project, px_from_ndc

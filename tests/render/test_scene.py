@@ -3,14 +3,9 @@ import pytest
 import torch
 
 from handmim.hand.poses import PoseSampler, sample_betas
-from handmim.render.scene import (
-    RenderedHand,
-    SceneRenderer,
-    SceneSettings,
-    depth_inside_m,
-    superquadric,
-    tame_exposure,
-)
+from handmim.render.lens import tame_exposure
+from handmim.render.objects import depth_inside_m, superquadric
+from handmim.render.scene import RenderedHand, SceneRenderer, SceneSettings, random_orientation
 
 STUDIO = {"view": "cone", "background": "studio", "objects": 0.0, "occluders": 0.0}
 
@@ -75,9 +70,8 @@ def test_vertices_project_into_the_mask_and_fill_it(plain, hand_arrays):
 
 
 def test_joints_of_a_flat_hand_lie_on_the_hand(plain):
-    rest = np.concatenate(
-        [plain._orientation(np.random.default_rng(0))[None], np.tile(np.eye(3), (15, 1, 1))]
-    )
+    turn = random_orientation(plain.settings, np.random.default_rng(0))
+    rest = np.concatenate([turn[None], np.tile(np.eye(3), (15, 1, 1))])
     r = plain.draw(rest, np.zeros(10), np.random.default_rng(0))
     px = r.joints_cam_m @ r.K_px.T
     cell = np.floor(px[:, :2] / px[:, 2:]).astype(int)

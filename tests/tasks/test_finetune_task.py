@@ -1,4 +1,3 @@
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -20,6 +19,7 @@ from handmim.models.heads.pymaf import PyMafHead
 from handmim.models.vit import ViT
 from handmim.tasks.evaluate import mean_hand_predictor, model_predictor, score
 from handmim.tasks.finetune import HandRegressionTask, mean_hand, start_from_labels
+from tests.tasks.relabelled import Relabelled
 
 SCENE = {"image_px": 40, "view": "cone", "background": "studio", "objects": 0.0, "occluders": 0.0}
 
@@ -90,19 +90,6 @@ def test_class_tokens_are_measured_on_the_training_pictures(make, hands, augment
         task.head.cls_std, cls.std(dim=0, correction=0).clamp(min=1e-2), atol=1e-5, rtol=1e-4
     )
     assert task.training
-
-
-class Relabelled:
-    """A set with some labels taken away."""
-
-    def __init__(self, dataset, **changes):
-        self.dataset, self.changes = dataset, changes
-
-    def __len__(self):
-        return len(self.dataset)
-
-    def __getitem__(self, i):
-        return replace(self.dataset[i], **self.changes)
 
 
 def test_joints_alone_place_the_mean_hand_too(hands, augment, hand):

@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -9,22 +7,10 @@ from handmim.data.augment import HandAugment
 from handmim.data.synthetic import SyntheticHands
 from handmim.tasks.probing import ProbeHook
 from handmim.utils.run import Run
+from tests.tasks.relabelled import Relabelled
 from tests.tasks.test_pretrain_task import make_task
 
 SCENE = {"image_px": 40, "view": "cone", "background": "studio", "objects": 0.0, "occluders": 0.0}
-
-
-class Edited:
-    """A dataset with some labels taken away."""
-
-    def __init__(self, base, **change):
-        self.base, self.change = base, change
-
-    def __len__(self):
-        return len(self.base)
-
-    def __getitem__(self, index):
-        return replace(self.base[index], **self.change)
 
 
 @pytest.fixture(scope="module")
@@ -60,13 +46,13 @@ def test_figures_in_2d_and_3d(probe, hands):
 
 
 def test_photos_without_3d_are_probed_in_2d(probe, hands):
-    flat = [Edited(h, joints_valid=np.zeros(21, bool)) for h in hands]
+    flat = [Relabelled(h, joints_valid=np.zeros(21, bool)) for h in hands]
     figures = probe(*flat)
     assert "probe/err2d_percent" in figures
     assert "probe/mpjpe_mm" not in figures
 
 
 def test_too_few_whole_samples_are_refused_with_their_number(probe, hands):
-    torn = Edited(hands[0], kp2d_valid=np.arange(21) != 4)
+    torn = Relabelled(hands[0], kp2d_valid=np.arange(21) != 4)
     with pytest.raises(ValueError, match="only 0 of 12 samples have all 21 joints in 2D"):
         probe(torn, hands[1])

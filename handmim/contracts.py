@@ -1,8 +1,8 @@
 """What the parts hand to each other: samples, batches, outputs, the Task protocol. No maths.
 
-Letters used everywhere: B batch, G views, N patches, D width, P prototypes, K pseudo-keypoints,
-J=21 joints, V=778 vertices, T refinement steps, h w token grid, H W pixels, M masked patches in the
-whole batch.
+Letters used everywhere: B batch, G views, L local crops, N patches, D width, P prototypes, K
+pseudo-keypoints of d = 2 or 3 numbers, J=21 joints, V=778 vertices, T refinement steps, h w token
+grid, H W pixels, M masked patches in the whole batch.
 
 Frames: `cam` OpenCV camera (x right, y down, z forward), `root` camera axes with the root joint at
 the origin, `crop` pixels of the square crop, `ndc` the crop as [-1, 1]^2 (left edge -1, right edge
@@ -29,6 +29,9 @@ class CropSample:
 
     image: NDArray[np.uint8]  # [S, S, 3] RGB
     sample_id: str
+    # [S, S, 3] another photo of exactly this hand in this place (FreiHAND's other backgrounds)
+    partner: NDArray[np.uint8] | None = None
+    group: str | None = None  # samples of one group show nearly the same hand
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,24 @@ class CropBatch(NamedTuple):
     """Unlabeled crops as the loader collates them, before views are made on the device."""
 
     image: Tensor  # [B, 3, S, S] uint8
+    partner: Tensor | None = None  # [B, 3, S, S] uint8, the same hand in the same place again
+    group: Tensor | None = None  # [B] int64; equal numbers show nearly the same hand
 
 
 class PretrainBatch(NamedTuple):
-    """Two (or more) views of every source crop with their exact geometry."""
+    """Two (or more) views of every source crop with their exact geometry.
+
+    A point p of a view lies at source_from_view (p + d(p)) of the source crop, d the smooth field
+    that `displacement_ndc` spans (geometry.warp); without one d = 0.
+    """
 
     views: Tensor  # [B, G, 3, H, W] in [0, 1], after colour augmentation
     source_from_view: Tensor  # [B, G, 2, 3] fp32, view ndc -> source ndc
     is_masked: Tensor  # [B, G, N] bool, True = hidden from the student
+    displacement_ndc: Tensor | None = None  # [B, G, 2, c, c] control values of the known warp
+    clean_views: Tensor | None = None  # [B, G, 3, H, W] the views before colour augmentation
+    local_views: Tensor | None = None  # [B, L, 3, h, w] small crops for the class losses
+    group: Tensor | None = None  # [B] int64; equal numbers are no negatives of each other
 
 
 class HandBatch(NamedTuple):
@@ -98,8 +111,9 @@ class Tokens(NamedTuple):
     """What a backbone returns: the class token and the patch tokens in row-major grid order."""
 
     cls: Tensor  # [B, D]
-    patches: Tensor  # [B, N, D]
+    patches: Tensor  # [B, N, D], the visible ones only where hidden ones were dropped
     grid_hw: tuple[int, int]  # N = h * w
+    taps: tuple[Tensor, ...] = ()  # patch tokens of the blocks that were asked for, normed
 
 
 class PatchTargets(NamedTuple):
@@ -111,8 +125,15 @@ class PatchTargets(NamedTuple):
     num_views: int  # B * G, masked or not
 
 
+class ClassTargets(NamedTuple):
+    """Class tokens of all views: student logits against teacher probabilities of other views."""
+
+    student_logits: Tensor  # [B, G + L, P]: the G views, then L local crops
+    teacher_probs: Tensor  # [B, G, P]
+
+
 class PixelTargets(NamedTuple):
-    """Masked patches only: predicted and true pixels."""
+    """Chosen (masked) patches only: predicted and true pixels."""
 
     pred: Tensor  # [M, p*p*3]
     target: Tensor  # [M, p*p*3] in [0, 1]
@@ -123,14 +144,24 @@ class PixelTargets(NamedTuple):
 class PretrainOutputs(NamedTuple):
     """Everything the pretraining losses look at. A part whose head is not configured is None."""
 
+    cls: Tensor | None = None  # [B, G, D] the student's class tokens
     patches: PatchTargets | None = None
+    classes: ClassTargets | None = None
     pixels: PixelTargets | None = None
-    keypoints_ndc: Tensor | None = None  # [B, G, K, 2] student, in each view's ndc
-    # [B, G, K, 2] the side that is matched (EMA teacher or student)
+    keypoints_ndc: Tensor | None = None  # [B, G, K, d] student, in each view's ndc (z: view scale)
+    # [B, G, K, d] the side that is matched (EMA teacher or student)
     target_keypoints_ndc: Tensor | None = None
+    class_keypoints_ndc: Tensor | None = None  # [B, G, K, d] the class token's guess of the points
+    keypoint_classes: ClassTargets | None = None  # prototypes of aligned point shapes
     # [B, G, 2, 3] predicted map of the next view's ndc -> this view's ndc
     pred_affine: Tensor | None = None
+    pred_displacement: Tensor | None = None  # [B, G, 2, c, c] predicted warp of each view
     thumbnail: Tensor | None = None  # [B, G, t, t] small grey picture redrawn from the class token
+    point_thumbnail: Tensor | None = None  # [B, G, t, t] the same from the pseudo-keypoints
+    class_hog: Tensor | None = None  # [B, G, bins, s, s] oriented gradients told by the class token
+    point_hog: Tensor | None = None  # [B, G, bins, s, s] the same told by the pseudo-keypoints
+    patch_hog: Tensor | None = None  # [B, G, bins, h c, w c] told by each patch token for itself
+    dense: Tensor | None = None  # [B, G, N, E] patch embeddings of unit length
 
 
 class HandState(NamedTuple):
@@ -172,6 +203,10 @@ class Task(Protocol):
 
     def __call__(self, batch: Any, info: StepInfo) -> StepResult:
         """Losses of one batch."""
+        ...
+
+    def before_update(self, info: StepInfo) -> None:
+        """Runs between backward and optimizer: what is frozen for now loses its gradient."""
         ...
 
     def after_step(self, info: StepInfo) -> dict[str, float]:

@@ -20,6 +20,7 @@ ENTRY = {
     "eval": ["checkpoint=last.pt"],
     "synthesize": ["root=out"],
     "doctor": [],
+    "ablate": ["table=objectives"],
 }
 # What only the user knows.
 QUICK = ("experiment=quickstart", "experiment=cpu_")  # bring their own data
@@ -36,6 +37,8 @@ NEEDED = {
     "experiment=cpu_pretrain": ["data.root=crops"],
     "experiment=cpu_keypoints_finetune": ["data.root=x", "data.annotations=y"],
     "probe=keypoints": ["probe.root=x", "probe.annotations=y"],
+    "setting=photos": ["setting.root=x", "setting.annotations=y"],
+    "method=supervised-init": ["init=x"],
 }
 # Which entry point uses a group, and with which other overrides.
 GROUPS = {
@@ -44,6 +47,15 @@ GROUPS = {
     "data": ("pretrain", []),
     "probe": ("pretrain", ["data=synthetic"]),
     "views": ("pretrain", []),
+    "keypoint_head": ("pretrain", []),
+    "keypoint_disc": ("pretrain", []),
+    "keypoint_predictor": ("pretrain", []),
+    "pixel_head": ("pretrain", []),
+    "alarms": ("pretrain", []),
+    "method": ("pretrain", []),
+    "table": ("ablate", []),
+    "setting": ("ablate", ["table=objectives"]),
+    "budget": ("ablate", ["table=objectives"]),
     "task": None,
     "loss": None,
     "optim": None,
@@ -56,7 +68,11 @@ GROUPS = {
     "scene": None,
     "experiment": None,
 }
-PRETRAIN_LOSSES = ("patch_distill", "keypoint_align", "pixel_recon", "view_affine", "class_recon")
+PRETRAIN_LOSSES = (
+    "patch_distill", "class_distill", "koleo", "keypoint_align", "keypoint_agree", "peclr",
+    "latent_equivariance", "pixel_recon", "view_affine", "view_flow", "class_recon", "point_recon",
+    "class_hog", "point_hog", "patch_hog", "dense_match",
+)  # fmt: skip
 
 
 def composed(name: str, *overrides: str) -> DictConfig:
@@ -100,7 +116,8 @@ def check_targets(cfg: DictConfig) -> int:
 
 
 def experiments(entry: str) -> list[str]:
-    return [e for e in options("experiment") if e.endswith(f"_{entry}")]
+    more = {"finetune": {"cpu_direct_keypoints"}}.get(entry, set())
+    return [e for e in options("experiment") if e.endswith(f"_{entry}") or e in more]
 
 
 CASES = [(entry, ()) for entry in ("pretrain", "finetune", "doctor")]
@@ -138,7 +155,8 @@ def test_every_group_and_option_is_covered():
     named = {e for entry in ("pretrain", "finetune") for e in experiments(entry)}
     assert named | {"cpu_base"} == set(options("experiment"))  # the base is covered by its heirs
     finetune = composed("finetune")
-    assert set(options("loss")) == {*PRETRAIN_LOSSES, *finetune.task.losses, "prior"}
+    others = {*finetune.task.losses, "prior", "direct_keypoints"}
+    assert set(options("loss")) == {*PRETRAIN_LOSSES, *others}
 
 
 @pytest.mark.parametrize("entry", list(ENTRY))
@@ -164,14 +182,17 @@ def test_pretraining_tasks_are_built_with_one_head_per_loss(overrides):
     instantiate(cfg.optim)
 
 
+DIRECT = {"task": "keypoints", "head": "direct", "loss": "[direct_keypoints]"}
+
+
 @pytest.mark.parametrize("head", options("head"))
 def test_regression_tasks_are_built(head):
-    cfg = composed(
-        "finetune", "backbone=vit_nano_p8", f"head={head}", f"paths.data_dir={REPO / 'data'}"
-    )
+    chosen = DIRECT if head == "direct" else {"head": head}
+    words = [f"{group}={option}" for group, option in chosen.items()]
+    cfg = composed("finetune", "backbone=vit_nano_p8", *words, f"paths.data_dir={REPO / 'data'}")
     task = instantiate(cfg.task)
     assert isinstance(task, Task)
-    assert task.head.num_steps == 3
+    assert (task.hand is None) is (head == "direct")
     instantiate(cfg.augment)
     instantiate(cfg.optim)
 

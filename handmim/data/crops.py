@@ -17,6 +17,7 @@ from handmim.render.background import PHOTO_SUFFIXES
 log = logging.getLogger(__name__)
 
 FITS = ("contain", "cover")
+GROUPINGS = ("none", "folder")
 SHOWN = 10  # unreadable files named in one log line
 
 
@@ -100,14 +101,27 @@ class CropFolder(Dataset[CropSample]):
         fit: "contain" (nothing is lost, borders are reflected) or "cover" (centre square).
         verify: decode every file once at the start, so that unreadable ones are known, named and
             left out.
+        group_by: "folder" when pictures of one folder show nearly the same hand (frames of a
+            video), so that they are no negatives of each other; "none" otherwise.
     Raises: ValueError when nothing readable is found.
     """
 
     def __init__(
-        self, root: str | Path, *, image_px: int = 256, fit: str = "contain", verify: bool = True
+        self,
+        root: str | Path,
+        *,
+        image_px: int = 256,
+        fit: str = "contain",
+        verify: bool = True,
+        group_by: str = "none",
     ) -> None:
         if fit not in FITS:
             raise ValueError(f"fit must be one of {FITS}, got {fit!r} (data.train.fit)")
+        if group_by not in GROUPINGS:
+            raise ValueError(
+                f"group_by must be one of {GROUPINGS}, got {group_by!r} (data.train.group_by)"
+            )
+        self.group_by = group_by
         self.root, self.image_px, self.fit = Path(root), image_px, fit
         found = list_pictures(self.root)
         self.unreadable = self._find_unreadable(found) if verify else []
@@ -138,4 +152,8 @@ class CropFolder(Dataset[CropSample]):
                 f"{self.root / name} cannot be read (any more); data.train.verify=true finds "
                 "such files"
             )
-        return CropSample(image=square(image, self.image_px, self.fit), sample_id=name)
+        return CropSample(
+            image=square(image, self.image_px, self.fit),
+            sample_id=name,
+            group=Path(name).parent.as_posix() if self.group_by == "folder" else None,
+        )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from handmim.contracts import HandSample
+from handmim.contracts import CropSample, HandSample
 from handmim.data.cropping import carry_intrinsics, carry_points, crop_map, cut
 from handmim.data.crops import read_rgb
 from handmim.data.json_arrays import StoredArray, cached_number_lists
@@ -46,8 +46,8 @@ def split_samples(num: int, split: str, val_fraction: float, seed: int) -> NDArr
     return np.sort(order[:num_val] if split == "val" else order[num_val:])
 
 
-class FreiHand(Dataset[HandSample]):
-    """Labelled crops of one split.
+class FreiHand(Dataset[HandSample | CropSample]):
+    """Labelled crops of one split, or its pictures in pairs of one hand.
 
     Args:
         root: folder that holds training/ and training_K.json.
@@ -60,6 +60,8 @@ class FreiHand(Dataset[HandSample]):
         image_px: side of the stored crop.
         crop_scale: side of the crop relative to the picture.
         cache_dir: where the large JSON files are kept as arrays.
+        partners: give unlabelled crops for pretraining instead, each with the same hand before
+            another of `versions` as its partner and the hand as its group.
     Raises: FileNotFoundError naming what is missing; ValueError for settings, counts or a hand
         model that do not fit.
     """
@@ -76,12 +78,19 @@ class FreiHand(Dataset[HandSample]):
         image_px: int = 224,
         crop_scale: float = 1.0,
         cache_dir: str | Path = "data/cache",
+        partners: bool = False,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"split must be one of {SPLITS}, got {split!r} (data.*.split)")
         unknown = sorted(set(versions) - set(VERSIONS))
         if unknown or not versions:
             raise ValueError(f"versions are {VERSIONS}, got {list(versions)} (data.versions)")
+        if partners and (split == "evaluation" or len(set(versions)) < 2):
+            raise ValueError(
+                f"partners are training pictures of two versions or more, got split {split}, "
+                f"versions {list(versions)} (data.partners, data.versions)"
+            )
+        self.partners, self.versions = partners, versions
         self.root, self.split, self.image_px = Path(root), split, image_px
         self.crop_scale = crop_scale
         self.folder = "evaluation" if split == "evaluation" else "training"
@@ -144,15 +153,30 @@ class FreiHand(Dataset[HandSample]):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, index: int) -> HandSample:
-        image_id = int(self.ids[index])
-        item = image_id % self.num_unique
+    def _crop(self, image_id: int) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
+        """Stored crop [S, S, 3] of a picture, and crop_from_img."""
         path = self.root / self.folder / "rgb" / f"{image_id:08d}.jpg"
         picture = read_rgb(path)
         if picture is None:
             raise FileNotFoundError(f"{path} is missing or damaged: unpack FreiHAND again")
         height, width = picture.shape[:2]
         crop_from_img = crop_map(np.array([0, 0, width, height]), self.crop_scale, self.image_px)
+        return cut(picture, crop_from_img, self.image_px), crop_from_img
+
+    def _partner_of(self, image_id: int) -> int:
+        """The same hand before another background, always the same one for a picture."""
+        place, item = divmod(image_id, self.num_unique)
+        others = [p for p in map(VERSIONS.index, self.versions) if p != place]
+        return item + self.num_unique * int(np.random.default_rng(image_id).choice(others))
+
+    def __getitem__(self, index: int) -> HandSample | CropSample:
+        image_id = int(self.ids[index])
+        item = image_id % self.num_unique
+        image, crop_from_img = self._crop(image_id)
+        sample_id = f"{self.folder}/{image_id:08d}"
+        if self.partners:
+            partner, _ = self._crop(self._partner_of(image_id))
+            return CropSample(image, sample_id, partner=partner, group=f"freihand {item}")
         label = {name: values[item] for name, values in self.labels.items()}
         K = label["K"]
         joints, kp2d = label.get("xyz"), None
@@ -162,8 +186,8 @@ class FreiHand(Dataset[HandSample]):
         if "mano" in label:
             rotmats, betas, _ = freihand_hand(*self._mano(item), self.hands_mean)
         return hand_sample(
-            cut(picture, crop_from_img, self.image_px),
-            f"{self.folder}/{image_id:08d}",
+            image,
+            sample_id,
             joint_rule="freihand",
             K_crop_px=carry_intrinsics(crop_from_img, K),
             kp2d_crop_px=kp2d,

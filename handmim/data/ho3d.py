@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from handmim.contracts import HandSample
+from handmim.contracts import CropSample, HandSample
 from handmim.data.cropping import box_of_points, carry_intrinsics, carry_points, crop_map, cut
 from handmim.data.crops import read_rgb
 from handmim.data.json_arrays import StoredArray
@@ -78,8 +78,8 @@ def split_takes(frames: list[str], split: str, val_fraction: float, seed: int) -
     return [f for f in frames if (take_of(f.split("/")[0]) in held) == (split == "val")]
 
 
-class Ho3d(Dataset[HandSample]):
-    """Labelled crops of one split.
+class Ho3d(Dataset[HandSample | CropSample]):
+    """Labelled crops of one split, or its pictures grouped by take.
 
     Args:
         root: folder that holds train/, evaluation/, train.txt and evaluation.txt.
@@ -91,6 +91,8 @@ class Ho3d(Dataset[HandSample]):
         image_px: side of the stored crop.
         crop_scale: side of the crop relative to the hand's box.
         cache_dir: where the large JSON files are kept as arrays.
+        grouped: give unlabelled crops for pretraining instead; a take, seen by all of its cameras,
+            is one group.
     Raises: FileNotFoundError naming what is missing; ValueError for settings or a hand model that
         do not fit.
     """
@@ -106,11 +108,12 @@ class Ho3d(Dataset[HandSample]):
         image_px: int = 224,
         crop_scale: float = 1.6,
         cache_dir: str | Path = "data/cache",
+        grouped: bool = False,
     ) -> None:
         if split not in SPLITS:
             raise ValueError(f"split must be one of {SPLITS}, got {split!r} (data.*.split)")
         self.root, self.split, self.image_px = Path(root), split, image_px
-        self.crop_scale = crop_scale
+        self.crop_scale, self.grouped = crop_scale, grouped
         self.folder = "evaluation" if split == "evaluation" else "train"
         arrays = load_hand_arrays(hand_path)
         check_made_with(self.root, arrays)
@@ -198,7 +201,7 @@ class Ho3d(Dataset[HandSample]):
     def __len__(self) -> int:
         return len(self.frames)
 
-    def __getitem__(self, index: int) -> HandSample:
+    def __getitem__(self, index: int) -> HandSample | CropSample:
         frame = self.frames[index]
         picture, meta = self._picture(frame), self._meta(frame)
         height, width = picture.shape[:2]
@@ -226,9 +229,12 @@ class Ho3d(Dataset[HandSample]):
         else:
             box = np.array([0, 0, width, height], np.float64)
         crop_from_img = crop_map(box, self.crop_scale, self.image_px)
+        image, sample_id = cut(picture, crop_from_img, self.image_px), f"{self.folder}/{frame}"
+        if self.grouped:
+            return CropSample(image, sample_id, group=f"ho3d {take_of(frame.split('/')[0])}")
         return hand_sample(
-            cut(picture, crop_from_img, self.image_px),
-            f"{self.folder}/{frame}",
+            image,
+            sample_id,
             joint_rule="ho3d",
             K_crop_px=None if K is None else carry_intrinsics(crop_from_img, K),
             kp2d_crop_px=None if kp2d is None else carry_points(crop_from_img, kp2d),

@@ -1,9 +1,11 @@
 """Samples to batches. Nothing is augmented here: that happens batch by batch on the device."""
 
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
@@ -13,28 +15,55 @@ from handmim.geometry.camera import ndc_from_px
 from handmim.hand.skeleton import RULE_NAMES
 
 
-def _images(samples: Sequence[CropSample | HandSample]) -> Tensor:
-    sides = {s.image.shape for s in samples}
+def _stacked(pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
+    sides = {picture.shape for picture in pictures}
     if len(sides) != 1:
         raise ValueError(
             f"crops of one batch must share one size, got {sorted(sides)} (data.image_px)"
         )
-    return torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+
+
+def group_number(group: str) -> int:
+    """A group's name as a number that fits int64 and is the same in every process and run."""
+    return int.from_bytes(blake2b(group.encode(), digest_size=8).digest(), "big", signed=True)
 
 
 def collate_crops(samples: Sequence[CropSample | HandSample]) -> CropBatch:
-    """Pictures only: labels, where a dataset has them, are dropped."""
-    return CropBatch(image=_images(samples))
+    """Pictures only: labels, where a dataset has them, are dropped.
+
+    Partners are kept where every sample has one. Where any sample has a group, those without one
+    are groups of their own.
+    """
+    crops = [s if isinstance(s, CropSample) else CropSample(s.image, s.sample_id) for s in samples]
+    partners = [s.partner for s in crops if s.partner is not None]
+    group: Tensor | None = None
+    if any(s.group is not None for s in crops):
+        names = [f"alone {s.sample_id}" if s.group is None else f"group {s.group}" for s in crops]
+        group = torch.tensor([group_number(name) for name in names])
+    return CropBatch(
+        image=_stacked([s.image for s in crops]),
+        partner=_stacked(partners) if len(partners) == len(crops) else None,
+        group=group,
+    )
 
 
 def collate_hands(samples: Sequence[HandSample]) -> HandBatch:
-    """Pictures and labels of the stored crops as right hands, 2D joints in ndc."""
+    """Pictures and labels of the stored crops as right hands, 2D joints in ndc.
+
+    Raises: ValueError for samples without labels.
+    """
+    if not all(isinstance(s, HandSample) for s in samples):
+        raise ValueError(
+            "labels are wanted but the data gives unlabelled crops: data.partners=false, "
+            "data.grouped=false (they are for pretraining)"
+        )
     right = [s if s.is_right else mirror_sample(s) for s in samples]
 
     def stack(name: str) -> Tensor:
         return torch.from_numpy(np.stack([np.asarray(getattr(s, name)) for s in right]))
 
-    image = _images(right)
+    image = _stacked([s.image for s in right])
     return HandBatch(
         image=image,
         was_left=torch.tensor([not s.is_right for s in samples]),

@@ -9,7 +9,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from handmim.contracts import StepInfo
+from handmim.engine.schedule import Schedule, as_schedule
+
 SHAPES = ("block", "random")
+MASKED_VIEWS = ("all", "one")
+CENTRE_STD = 0.15  # of the centres of hand-centred blocks, in sides of the picture
+
+
+def _corner(side: int, block: int, rng: np.random.Generator) -> int:
+    """First row or column of a block whose centre lies around the middle and which fits."""
+    centre = side * (0.5 + CENTRE_STD * rng.standard_normal())
+    return min(max(round(centre - block / 2), 0), side - block)
 
 
 def block_mask(
@@ -19,6 +30,8 @@ def block_mask(
     *,
     min_aspect: float = 0.3,
     min_block: int | None = None,
+    centre_bias: float = 0.0,
+    exact: bool = False,
 ) -> NDArray[np.bool_]:
     """Hide rectangles until about `num_masked` patches are gone (Bao et al. 2022, BEiT, arXiv
     2106.08254).
@@ -29,6 +42,8 @@ def block_mask(
         rng: source of randomness.
         min_aspect: aspect ratios are log-uniform in [min_aspect, 1 / min_aspect].
         min_block: least patches in a block, default (shorter side // 3)^2.
+        centre_bias: share of the blocks that lie around the picture's middle instead of anywhere.
+        exact: hide single patches for what the blocks leave.
     Returns: [h, w] bool; at least one patch hidden when num_masked > 0.
     """
     h, w = grid_hw
@@ -45,7 +60,10 @@ def block_mask(
             bh, bw = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if not (1 <= bh <= h and 1 <= bw <= w):
                 continue
-            top, left = rng.integers(0, h - bh + 1), rng.integers(0, w - bw + 1)
+            if centre_bias > 0 and rng.random() < centre_bias:
+                top, left = _corner(h, bh, rng), _corner(w, bw, rng)
+            else:
+                top, left = int(rng.integers(0, h - bh + 1)), int(rng.integers(0, w - bw + 1))
             block = mask[top : top + bh, left : left + bw]
             new = block.size - int(block.sum())
             if 0 < new <= num_masked - hidden:
@@ -54,18 +72,20 @@ def block_mask(
                 break
         else:
             break
-    if hidden == 0:
-        mask.flat[rng.integers(h * w)] = True
+    missing = num_masked - hidden if exact else int(hidden == 0)
+    if missing:
+        mask.flat[rng.permutation(np.flatnonzero(~mask))[:missing]] = True
     return mask
 
 
-def random_mask(
-    grid_hw: tuple[int, int], num_masked: int, rng: np.random.Generator
+def random_masks(
+    num_patches: int, num_masked: NDArray[np.int64], rng: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """Hide exactly `num_masked` patches, anywhere: [h, w] bool."""
-    mask = np.zeros(grid_hw[0] * grid_hw[1], dtype=bool)
-    mask[rng.permutation(mask.size)[:num_masked]] = True
-    return mask.reshape(grid_hw)
+    """Hide exactly `num_masked` [n] patches, anywhere: [n, num_patches] bool."""
+    order = rng.random((len(num_masked), num_patches)).argsort(axis=1)
+    masks = np.empty(order.shape, dtype=bool)
+    np.put_along_axis(masks, order, np.arange(num_patches) < num_masked[:, None], axis=1)
+    return masks
 
 
 class MaskSampler:
@@ -76,43 +96,108 @@ class MaskSampler:
 
     Args:
         shape: "block" or "random".
-        ratio: lowest and highest share of hidden patches in a masked view.
-        masked_share: share of the views that get a mask at all.
+        ratio: lowest and highest share of hidden patches in a masked view; the highest may be a
+            `Schedule`, for a curriculum.
+        masked_share: share of the views that get a mask at all; of the samples where
+            `masked_views` is "one".
+        masked_views: "all" views may be masked, whatever happens to the others of their sample, or
+            exactly "one" of a chosen sample, so that another view shows what it hides.
+        centre_bias: share of the blocks that lie around the picture's middle, where the hand is.
+        exact_count: every masked view of a batch hides the same number of patches, as dropping
+            them from the encoder wants; one ratio is drawn per batch.
+    Raises: ValueError for settings that do not fit.
     """
 
     def __init__(
         self,
         *,
         shape: str = "block",
-        ratio: Sequence[float] = (0.1, 0.5),
+        ratio: Sequence[float | Schedule] = (0.1, 0.5),
         masked_share: float = 0.5,
+        masked_views: str = "all",
+        centre_bias: float = 0.0,
+        exact_count: bool = False,
     ) -> None:
         if shape not in SHAPES:
             raise ValueError(
                 f"mask shape must be one of {SHAPES}, got {shape!r} (views.masks.shape)"
             )
-        low, high = ratio
-        if not 0.0 <= low <= high < 1.0:
-            raise ValueError(f"need 0 <= low <= high < 1, got ratio={ratio} (views.masks.ratio)")
-        if not 0.0 <= masked_share <= 1.0:
+        if masked_views not in MASKED_VIEWS:
             raise ValueError(
-                f"masked_share is a share, got {masked_share} (views.masks.masked_share)"
+                f"masked_views must be one of {MASKED_VIEWS}, got {masked_views!r} "
+                "(views.masks.masked_views)"
             )
-        self.shape, self.ratio, self.masked_share = shape, (low, high), masked_share
+        low, high = ratio
+        if isinstance(low, Schedule):
+            raise ValueError("only the highest ratio may be a schedule (views.masks.ratio)")
+        self.low, self.high = low, as_schedule(high)
+        for end in (self.high.start, self.high.start if self.high.end is None else self.high.end):
+            if not 0.0 <= low <= end < 1.0:
+                raise ValueError(
+                    f"need 0 <= low <= high < 1, got ratio={list(ratio)} (views.masks.ratio)"
+                )
+        for name, share in (("masked_share", masked_share), ("centre_bias", centre_bias)):
+            if not 0.0 <= share <= 1.0:
+                raise ValueError(f"{name} is a share, got {share} (views.masks.{name})")
+        if centre_bias > 0 and shape != "block":
+            raise ValueError(
+                f"centre_bias places blocks, got shape={shape!r} (views.masks.centre_bias=0 or "
+                "views.masks.shape=block)"
+            )
+        self.shape, self.masked_share, self.masked_views = shape, masked_share, masked_views
+        self.centre_bias, self.exact_count = centre_bias, exact_count
 
     def __call__(
-        self, num_views: int, grid_hw: tuple[int, int], generator: torch.Generator
+        self,
+        shape: tuple[int, int],
+        grid_hw: tuple[int, int],
+        generator: torch.Generator,
+        info: StepInfo,
     ) -> Tensor:
-        """[num_views, N] bool on the CPU, N = h * w row by row."""
-        seed = int(torch.randint(2**62, (), generator=generator))
-        rng = np.random.default_rng(seed)
+        """Masks of a batch.
+
+        Args:
+            shape: samples B and views of each G.
+            grid_hw: patches per column and row.
+            generator: source of randomness.
+            info: where training stands, for the curriculum.
+        Returns: [B, G, N] bool on the CPU, N = h * w row by row.
+        """
+        rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         num_patches = grid_hw[0] * grid_hw[1]
-        num_masked_views = round(num_views * self.masked_share)
-        masks = np.zeros((num_views, num_patches), dtype=bool)
-        draw = block_mask if self.shape == "block" else random_mask
-        low, high = self.ratio
-        for i, view in enumerate(rng.permutation(num_views)[:num_masked_views]):
-            ratio = low + (high - low) * (i + rng.random()) / num_masked_views
-            count = max(1, round(ratio * num_patches))
-            masks[view] = draw(grid_hw, count, rng).reshape(-1)
-        return torch.from_numpy(masks)
+        masks = np.zeros((shape[0] * shape[1], num_patches), dtype=bool)
+        chosen = self._chosen(shape, rng)
+        if len(chosen):
+            masks[chosen] = self._drawn(len(chosen), grid_hw, rng, info)
+        return torch.from_numpy(masks).unflatten(0, shape)
+
+    def _chosen(self, shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Which of the B * G views are masked, in random order."""
+        num_samples, num_views = shape
+        if self.masked_views == "all":
+            num = round(num_samples * num_views * self.masked_share)
+            return rng.permutation(num_samples * num_views)[:num]
+        samples = rng.permutation(num_samples)[: round(num_samples * self.masked_share)]
+        turn = (np.arange(len(samples)) + rng.integers(num_views)) % num_views
+        return samples * num_views + turn
+
+    def _drawn(
+        self, num: int, grid_hw: tuple[int, int], rng: np.random.Generator, info: StepInfo
+    ) -> NDArray[np.bool_]:
+        """[num, N] masks with stratified ratios."""
+        num_patches = grid_hw[0] * grid_hw[1]
+        high = max(self.low, self.high(info.step, info.total_steps))  # it may warm up from below
+        strata = np.arange(num)
+        within = rng.random(1 if self.exact_count else num)
+        ratios = self.low + (high - self.low) * (
+            np.full(num, within[0]) if self.exact_count else (strata + within) / num
+        )
+        counts = np.rint(ratios * num_patches).astype(np.int64)
+        counts = counts.clip(1, max(1, num_patches - 1))  # something is hidden, something is left
+        if self.shape == "random":
+            return random_masks(num_patches, counts, rng)
+        blocks = [
+            block_mask(grid_hw, count, rng, centre_bias=self.centre_bias, exact=self.exact_count)
+            for count in counts.tolist()
+        ]
+        return np.stack(blocks).reshape(num, num_patches)

@@ -4,14 +4,15 @@ Everything random is a function of (seed, step), and so are schedules and data o
 and resumed run equals an uninterrupted one.
 """
 
+import json
 import logging
-import signal
 import time
 from collections.abc import Callable, Sequence
-from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,6 +27,7 @@ from handmim.engine.checkpoint import (
 from handmim.engine.log import ProgressLine, RunLog
 from handmim.engine.optim import OptimRecipe
 from handmim.engine.sampler import StepSampler
+from handmim.engine.signals import StopSignals
 from handmim.utils.run import Run
 from handmim.utils.seed import step_generator, step_seed
 
@@ -34,14 +36,34 @@ log = logging.getLogger(__name__)
 Prepare = Callable[[Any, torch.Generator, StepInfo], Any]
 
 
+class StopRun(Exception):  # noqa: N818  it ends a run as a signal does, nothing is broken
+    """Raised by a hook for which the run is not worth going on; the loop saves and ends.
+
+    Args:
+        reason: one line for the log and run.json.
+        scalars: what the hook would have returned.
+    """
+
+    def __init__(self, reason: str, scalars: dict[str, float] | None = None) -> None:
+        super().__init__(reason)
+        self.scalars = scalars or {}
+
+
 class Hook(Protocol):
-    """Something to do now and then: probing, validating."""
+    """Something to do now and then: probing, validating.
+
+    Where it has a method `pictures(task, run) -> {name: [H, W, 3] uint8}`, that is asked whenever
+    the task is.
+    """
 
     every: int | None  # steps; None = only at the end
     at_start: bool  # also before the first step
 
     def __call__(self, task: nn.Module, info: StepInfo, run: Run) -> dict[str, float]:
-        """Scalars to log."""
+        """Scalars to log.
+
+        Raises: StopRun to end the run.
+        """
         ...
 
 
@@ -53,32 +75,7 @@ class FitResult(NamedTuple):
     images_per_s: float
     interrupted: bool
     scalars: dict[str, float]
-
-
-class _StopSignals:
-    """Remember SIGINT, SIGTERM and SIGUSR1 so that the loop can stop between two steps."""
-
-    NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
-
-    def __init__(self) -> None:
-        self.received: str | None = None
-        self._before: dict[int, Any] = {}
-
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
-
-    def __enter__(self) -> "_StopSignals":
-        for name in self.NAMES:
-            number = getattr(signal, name)
-            try:
-                self._before[number] = signal.signal(number, self._remember)
-            except ValueError:  # not the main thread: nothing to catch here
-                break
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
+    reason: str | None = None  # why a hook stopped it
 
 
 def _quiet_worker(worker_id: int) -> None:
@@ -154,7 +151,7 @@ class Trainer:
             resume: "never", "auto" or a checkpoint.
             meta: plain facts kept in every checkpoint; those named ..._sha256 must be the same for
                 a run to go on.
-        Returns: FitResult; `interrupted` when a signal or `stop_after` ended it early.
+        Returns: FitResult; `interrupted` when a signal, `stop_after` or a hook ended it early.
         Raises: FloatingPointError before an update with a loss that is not finite; the batch is
             kept on disk.
         """
@@ -207,15 +204,14 @@ class Trainer:
         counts: dict[str, int] = {}
         scalars: dict[str, float] = {}
         line = ProgressLine(run.is_main, step, self.max_steps, self.batch_size, self.log_every)
-        with _StopSignals() as signals, line:
+        with StopSignals() as signals, line:
+            reason: str | None = None
             if step == 0:
-                first: dict[str, Any] = {}
-                for hook in hooks:
-                    if hook.at_start:
-                        first |= self._call(hook, task, StepInfo(0, self.max_steps), run)
+                at_start = [hook for hook in hooks if hook.at_start]
+                first, reason = self._call(at_start, task, StepInfo(0, self.max_steps), run)
                 run_log.scalars(0, first)
             task.train()
-            for loaded in loader:
+            for loaded in loader if reason is None else ():
                 info = StepInfo(step, self.max_steps)
                 batch, result, extra = self._step(
                     run, wrapped, optimizer, recipe, loaded, prepare, info
@@ -227,10 +223,8 @@ class Trainer:
                 step += 1
                 last = step == self.max_steps
                 due = step % self.log_every == 0 or last
-                hooked: dict[str, float] = {}
-                for hook in hooks:
-                    if last or (hook.every and step % hook.every == 0):
-                        hooked |= self._call(hook, task, StepInfo(step, self.max_steps), run)
+                now = [hook for hook in hooks if last or (hook.every and step % hook.every == 0)]
+                hooked, reason = self._call(now, task, StepInfo(step, self.max_steps), run)
                 if due:
                     scalars = {k: float(v) / counts[k] for k, v in sums.items()}
                     scalars |= {k: float(v) for k, v in extra.items()}
@@ -242,23 +236,26 @@ class Trainer:
                 if run.is_main and (
                     last or (self.picture_every and step % self.picture_every == 0)
                 ):
-                    run_log.pictures(step, task.pictures(batch))  # type: ignore[operator]
+                    run_log.pictures(step, self._pictures(task, batch, hooks, run))
                 stop = self._agree(run, signals.received is not None, step)
-                stop |= step - first_step == self.stop_after
+                stop |= step - first_step == self.stop_after or reason is not None
                 keep = bool(self.keep_every and step % self.keep_every == 0)
                 if last or stop or keep or (self.save_every and step % self.save_every == 0):
                     save(step)
                     saved_at = step
                 if stop and not last:
-                    why = signals.received or "stop_after"
+                    why = reason or signals.received or "stop_after"
                     log.warning("%s: stopped after step %d, go on with resume=auto", why, step)
                     break
         if saved_at != step:
             save(step)
+        if reason is not None:
+            self._record_stop(run, step, reason)
         run_log.close()
         seconds = time.perf_counter() - began
         fabric.barrier()
-        return FitResult(step, seconds, line.images_per_s(step), step < self.max_steps, scalars)
+        rate, early = line.images_per_s(step), step < self.max_steps
+        return FitResult(step, seconds, rate, early, scalars, reason)
 
     def _loader(
         self, run: Run, dataset: Dataset[Any], collate: Callable[[list[Any]], Any], step: int
@@ -305,14 +302,13 @@ class Trainer:
         if check and self._any_rank(run, not bool(result.loss.isfinite())):
             self._refuse(run, batch, result, info, "loss")
         run.fabric.backward(result.loss)
-        if recipe.clip_norm is not None:
-            norm = run.fabric.clip_gradients(
-                wrapped, optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False
-            )
+        wrapped.module.before_update(info)  # type: ignore[operator, union-attr]
+        norm = recipe.clip(run.fabric, wrapped, optimizer)
+        if norm is not None:
             extra["gradient_norm"] = norm
             # fp16's scaler skips such steps itself; anywhere else one would poison every weight.
             scaled = run.config.get("machine", {}).get("precision") == "16-mixed"
-            if check and not scaled and not bool(torch.as_tensor(norm).isfinite()):
+            if check and not scaled and not bool(norm.isfinite()):
                 self._refuse(run, batch, result, info, "gradient norm")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -346,10 +342,45 @@ class Trainer:
             "32-true"
         )
 
-    def _call(self, hook: Hook, task: nn.Module, info: StepInfo, run: Run) -> dict[str, float]:
-        """Run a hook in eval mode without gradients, then go back to training."""
+    def _call(
+        self, hooks: Sequence[Hook], task: nn.Module, info: StepInfo, run: Run
+    ) -> tuple[dict[str, float], str | None]:
+        """Run hooks in eval mode without gradients, then go back to training.
+
+        Returns: their scalars, and why the run should stop: the same on all processes.
+        """
+        scalars: dict[str, float] = {}
+        reason: str | None = None
+        if not hooks:
+            return scalars, reason
         task.eval()
         with torch.no_grad():
-            scalars = hook(task, info, run)
+            for hook in hooks:
+                try:
+                    scalars |= hook(task, info, run)
+                except StopRun as stop:
+                    scalars |= stop.scalars
+                    reason = reason or str(stop)
         task.train()
-        return scalars
+        if self._any_rank(run, reason is not None):
+            reason = reason or "stopped by a hook of another process"
+        return scalars, reason
+
+    def _pictures(
+        self, task: nn.Module, batch: Any, hooks: Sequence[Hook], run: Run
+    ) -> dict[str, NDArray[np.uint8]]:
+        """Those of the task, and of every hook that has some."""
+        pictures = dict(task.pictures(batch))  # type: ignore[operator]
+        task.eval()
+        for hook in hooks:
+            if hasattr(hook, "pictures"):
+                pictures |= hook.pictures(task, run)
+        task.train()
+        return pictures
+
+    @staticmethod
+    def _record_stop(run: Run, step: int, reason: str) -> None:
+        """Why it ended, beside how it began."""
+        if run.is_main:
+            facts = json.loads((run.dir / "run.json").read_text())
+            run.write_json("run.json", facts | {"stopped": {"step": step, "reason": reason}})

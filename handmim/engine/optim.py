@@ -2,11 +2,13 @@
 clipping."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from handmim.engine.schedule import Schedule, as_schedule
@@ -14,6 +16,7 @@ from handmim.engine.schedule import Schedule, as_schedule
 log = logging.getLogger(__name__)
 
 NO_DECAY_SUFFIXES = ("pos_embed", "cls_token", "mask_token")
+CLIPS = ("global", "per_tensor")
 
 
 def param_groups(module: nn.Module, lr_scales: dict[str, float]) -> list[dict[str, Any]]:
@@ -45,6 +48,14 @@ def scaled_lr(lr: float, batch_size: int, reference_batch: int | None) -> float:
     return lr if reference_batch is None else lr * batch_size / reference_batch
 
 
+@torch.no_grad()
+def clip_per_tensor(params: Iterable[Tensor], max_norm: float) -> None:
+    """Shorten the gradient of every parameter that is longer than `max_norm`, each for itself."""
+    for param in params:
+        if param.grad is not None:
+            param.grad.mul_((max_norm / (param.grad.norm() + 1e-6)).clamp(max=1.0))
+
+
 @dataclass(frozen=True)
 class OptimRecipe:
     """How parameters are optimised.
@@ -53,8 +64,11 @@ class OptimRecipe:
         make: optimizer constructor that takes parameter groups and `lr`.
         lr: learning rate, at `lr_reference_batch` samples per step if that is given.
         weight_decay: constant or schedule.
-        clip_norm: largest global gradient norm; None leaves gradients alone.
+        clip_norm: largest gradient norm; None leaves gradients alone.
         lr_reference_batch: scale lr linearly with the global batch relative to this.
+        clip_by: the norm is that of all gradients together ("global") or of each parameter tensor
+            for itself ("per_tensor", as in iBOT).
+    Raises: ValueError for an unknown `clip_by`.
     """
 
     make: Callable[..., Optimizer]
@@ -62,10 +76,15 @@ class OptimRecipe:
     weight_decay: float | Schedule = 0.05
     clip_norm: float | None = None
     lr_reference_batch: int | None = None
+    clip_by: str = "global"
     _lr: Schedule = field(init=False, repr=False)
     _weight_decay: Schedule = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.clip_by not in CLIPS:
+            raise ValueError(
+                f"clip_by must be one of {CLIPS}, got {self.clip_by!r} (optim.clip_by)"
+            )
         object.__setattr__(self, "_lr", as_schedule(self.lr))
         object.__setattr__(self, "_weight_decay", as_schedule(self.weight_decay))
 
@@ -87,9 +106,26 @@ class OptimRecipe:
             group["weight_decay"] = decay if group["decays"] else 0.0
         return {"schedule/lr": lr, "schedule/weight_decay": decay}
 
+    def clip(self, fabric: Fabric, module: nn.Module, optimizer: Optimizer) -> Tensor | None:
+        """Clip this step's gradients.
+
+        Returns: their global norm before clipping; None without clipping.
+        """
+        if self.clip_norm is None:
+            return None
+        per_tensor = self.clip_by == "per_tensor"
+        # Fabric unscales and measures; with an infinite limit it shortens nothing.
+        limit = float("inf") if per_tensor else self.clip_norm
+        norm = fabric.clip_gradients(module, optimizer, max_norm=limit, error_if_nonfinite=False)
+        if per_tensor:
+            clip_per_tensor(
+                (p for g in optimizer.param_groups for p in g["params"]), self.clip_norm
+            )
+        return torch.as_tensor(norm)
+
     def describe(self, batch_size: int) -> str:
         """One line for the log, with both rates when they differ."""
         peak = self._lr.start
         scaled = scaled_lr(peak, batch_size, self.lr_reference_batch)
         how = f" ({peak:g} x {batch_size}/{self.lr_reference_batch})" if scaled != peak else ""
-        return f"peak learning rate {scaled:g}{how}, clip {self.clip_norm}"
+        return f"peak learning rate {scaled:g}{how}, clip {self.clip_norm} ({self.clip_by})"

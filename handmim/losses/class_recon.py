@@ -41,6 +41,8 @@ class Term(nn.Module):
         beta, edge_beta: where smooth L1 turns linear on values and on differences.
     """
 
+    needs = ("thumbnail",)
+
     def __init__(self, *, beta: float = 0.3, edge_beta: float = 0.1) -> None:
         super().__init__()
         self.beta, self.edge_beta = beta, edge_beta

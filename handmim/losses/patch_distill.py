@@ -15,15 +15,15 @@ def masked_patch_ce(
     """Mean cross-entropy per masked patch, averaged in each view first, then over all views.
 
     Args:
-        student_logits: [M, P] of the masked patches of all views.
-        teacher_probs: [M, P], rows sum to 1.
+        student_logits: [M, P] of the masked patches of all views, in full precision.
+        teacher_probs: [M, P] likewise, rows sum to 1.
         weight: [M], 1 / (masked patches of that view).
         num_views: views in the batch, also those without a mask: they count as 0.
         temp: student temperature.
-    Returns: scalar, fp32 even under autocast; 0 with its graph intact when nothing is masked.
+    Returns: scalar; 0 with its graph intact when nothing is masked.
     """
-    log_p = F.log_softmax(student_logits.float() / temp, dim=-1)
-    ce = -(teacher_probs.float() * log_p).sum(dim=-1)  # [M]
+    log_p = F.log_softmax(student_logits / temp, dim=-1)
+    ce = -(teacher_probs * log_p).sum(dim=-1)  # [M]
     return (ce * weight).sum() / num_views
 
 
@@ -33,6 +33,8 @@ class Term(nn.Module):
     Args:
         student_temp: softmax temperature of the student.
     """
+
+    needs = ("patches",)
 
     def __init__(self, *, student_temp: float = 0.1) -> None:
         super().__init__()

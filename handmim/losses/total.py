@@ -37,6 +37,9 @@ class LossSum(nn.Module):
             raise ValueError("no loss term is configured (loss=[...])")
         self.terms = nn.ModuleDict({name: part.term for name, part in parts.items()})
         self.weights = {name: as_schedule(part.weight) for name, part in parts.items()}
+        # Fields of the outputs that some term looks at, where terms say so.
+        needs = [getattr(term, "needs", ()) for term in self.terms.values()]
+        self.needs = frozenset(field for fields in needs for field in fields)
 
     def forward(self, out: Any, batch: Any, info: StepInfo) -> tuple[Tensor, dict[str, Tensor]]:
         """Total and the unweighted terms `loss/<name>`; a term of weight 0 counts 0 times, so that

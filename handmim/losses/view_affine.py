@@ -22,6 +22,8 @@ class Term(nn.Module):
         beta: where smooth L1 turns linear (ndc and its ratios).
     """
 
+    needs = ("pred_affine",)
+
     def __init__(self, *, beta: float = 0.1) -> None:
         super().__init__()
         self.beta = beta

@@ -4,66 +4,88 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+OVER = ("masked", "all")
 
-def sinkhorn_knopp(logits: Tensor, temp: float, num_iters: int = 3, *, sync: bool = True) -> Tensor:
-    """Soft assignment in which every prototype gets an equal share of the batch (SwAV, DINOv2),
-    fp32.
 
-    Args:
-        logits: [M, P].
-        temp: softmax temperature.
-        num_iters: row and column normalisations.
-        sync: the rows of all ranks count together; every rank has to call then.
-    Returns: [M, P], rows sum to 1.
-    """
-    scaled = logits.float() / temp
-    top = scaled.amax() if scaled.numel() else scaled.new_zeros(())
-    num_rows = scaled.new_tensor(float(len(scaled)))
-    sync = sync and dist.is_available() and dist.is_initialized()
+def _is_spread_out() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _logsumexp_of_columns(x: Tensor, sync: bool) -> Tensor:
+    """log sum exp over the rows [M, P] of all processes: [P]; -inf when there are none."""
+    top = x.amax(dim=0) if len(x) else x.new_full((x.shape[1],), -torch.inf)
     if sync:
         dist.all_reduce(top, op=dist.ReduceOp.MAX)
-        dist.all_reduce(num_rows)
-    q = (scaled - top).exp()  # [M, P]
+    total = (x - top).exp().sum(dim=0)
+    if sync:
+        dist.all_reduce(total)
+    return top + total.log()
+
+
+def sinkhorn_knopp(logits: Tensor, temp: float, num_iters: int = 3, *, sync: bool = True) -> Tensor:
+    """Soft assignment in which every prototype gets an equal share of the batch (SwAV, DINOv2).
+
+    Columns and rows of exp(logits / temp) are normalised in turn, in logarithms: prototypes that no
+    row is near to neither underflow nor take a floor.
+
+    Args:
+        logits: [M, P] in full precision.
+        temp: softmax temperature.
+        num_iters: column and row normalisations.
+        sync: the rows of all processes count together; every process has to call then.
+    Returns: [M, P], rows sum to 1.
+    """
+    log_q = logits / temp
+    sync = sync and _is_spread_out()
     for _ in range(num_iters):
-        column = q.sum(dim=0)
-        if sync:
-            dist.all_reduce(column)
-        q = q / column.clamp(min=1e-12) / q.shape[1]
-        q = q / q.sum(dim=1, keepdim=True).clamp(min=1e-12) / num_rows.clamp(min=1.0)
-    return q * num_rows
+        log_q = log_q - _logsumexp_of_columns(log_q, sync)
+        log_q = log_q.log_softmax(dim=1)
+    return log_q.exp()
 
 
 class Centering(nn.Module):
     """Teacher probabilities softmax((logits - centre) / temp); the centre follows the mean logit.
 
-    Scoring changes nothing: the centre moves only in `update`, which the task calls after scoring.
+    Scoring changes nothing: the centre moves only in `follow`, which comes after scoring, so that a
+    step's targets are centred by what earlier steps saw (as in DINO and iBOT).
 
     Args:
         num_prototypes: P.
         momentum: of the centre.
+        over: the patches whose mean logit is followed: "masked" ones (DINOv2) or "all" (iBOT); read
+            by `tasks.distillation`. A centre of class tokens follows all of them anyway.
+    Raises: ValueError for values out of range.
     """
 
     centre: Tensor
 
-    def __init__(self, num_prototypes: int, momentum: float = 0.9) -> None:
+    def __init__(self, num_prototypes: int, momentum: float = 0.9, over: str = "masked") -> None:
         super().__init__()
-        self.momentum = momentum
+        if not 0.0 <= momentum <= 1.0:
+            raise ValueError(f"a momentum lies in [0, 1], got {momentum} (task.centering.momentum)")
+        if over not in OVER:
+            raise ValueError(f"over must be one of {OVER}, got {over!r} (task.centering.over)")
+        self.momentum, self.over = momentum, over
         self.register_buffer("centre", torch.zeros(num_prototypes))
 
     def forward(self, logits: Tensor, temp: float) -> Tensor:
-        """[M, P] logits to [M, P] probabilities, fp32."""
-        return ((logits.float() - self.centre) / temp).softmax(dim=-1)
+        """[M, P] logits, in full precision, to [M, P] probabilities."""
+        return ((logits - self.centre) / temp).softmax(dim=-1)
 
     @torch.no_grad()
-    def update(self, logits: Tensor) -> None:
-        """Move the centre towards the mean over rows, of all ranks."""
-        total = torch.cat(
-            [logits.float().sum(dim=0), logits.new_tensor([float(len(logits))]).float()]
-        )
-        if dist.is_available() and dist.is_initialized():
+    def follow(self, mean_logits: Tensor, count: int) -> None:
+        """Move the centre towards the mean logit of the tokens of all processes.
+
+        Args:
+            mean_logits: [P] of this process; whatever it holds where count is 0.
+            count: tokens it is the mean of. Where all processes have none, nothing moves.
+        """
+        own = mean_logits.to(self.centre.dtype) if count else torch.zeros_like(self.centre)
+        total = torch.cat([own * count, own.new_tensor([float(count)])])
+        if _is_spread_out():
             dist.all_reduce(total)
-        seen = total[-1] > 0  # a batch without masked patches says nothing
-        self.centre.lerp_(total[:-1] / total[-1].clamp(min=1.0), (1.0 - self.momentum) * seen)
+        mean, seen = total[:-1] / total[-1].clamp(min=1.0), (total[-1] > 0).to(total.dtype)
+        self.centre.lerp_(mean, (1.0 - self.momentum) * seen)
 
 
 class Sinkhorn(nn.Module):
@@ -72,15 +94,20 @@ class Sinkhorn(nn.Module):
     Args:
         num_prototypes: P, unused but part of the common constructor.
         num_iters: Sinkhorn-Knopp iterations.
+    Raises: ValueError for less than one iteration.
     """
+
+    over = "masked"
 
     def __init__(self, num_prototypes: int, num_iters: int = 3) -> None:
         super().__init__()
+        if num_iters < 1:
+            raise ValueError(f"num_iters must be >= 1, got {num_iters} (task.centering.num_iters)")
         self.num_prototypes, self.num_iters = num_prototypes, num_iters
 
     def forward(self, logits: Tensor, temp: float) -> Tensor:
-        """[M, P] logits to [M, P] probabilities, fp32; in eval mode one rank may call alone."""
+        """[M, P] logits to [M, P] probabilities; in eval mode one process may call alone."""
         return sinkhorn_knopp(logits, temp, self.num_iters, sync=self.training)
 
-    def update(self, logits: Tensor) -> None:
+    def follow(self, mean_logits: Tensor, count: int) -> None:
         """Nothing to follow."""

@@ -6,21 +6,18 @@ not.
 """
 
 import json
-import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import safe_open
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from handmim.contracts import Tokens
-
-log = logging.getLogger(__name__)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -44,7 +41,8 @@ class ViT(nn.Module):
 
     Args:
         arch: any timm name of a plain `vit_*` with a class token.
-        img_px, patch_px: input side and patch side in pixels.
+        img_px, patch_px: input side and patch side in pixels; the side sets the grid of learned
+            positions, other sides are taken too.
         drop_path_rate: stochastic depth.
         pixel_norm: "imagenet" constants or "per_image" standardisation; travels with exported
             weights.
@@ -70,11 +68,11 @@ class ViT(nn.Module):
         if img_px % patch_px:
             raise ValueError(
                 f"img_px must be a multiple of patch_px, got {img_px} and {patch_px} "
-                "(configs/backbone)"
+                "(task.backbone)"
             )
         if pixel_norm not in PIXEL_NORMS:
             raise ValueError(
-                f"pixel_norm must be one of {PIXEL_NORMS}, got {pixel_norm!r} (configs/backbone)"
+                f"pixel_norm must be one of {PIXEL_NORMS}, got {pixel_norm!r} (task.backbone)"
             )
         self.timm_name = arch
         self.timm_args: dict[str, Any] = {
@@ -92,13 +90,13 @@ class ViT(nn.Module):
             or self.net.pos_embed is None
             or self.net.num_prefix_tokens != 1
         ):
-            raise ValueError(
-                f"{arch} is not a plain ViT with one class token (configs/backbone: arch)"
-            )
+            raise ValueError(f"{arch} is not a plain ViT with one class token (task.backbone.arch)")
+        self.net.patch_embed.strict_img_size = False  # local crops are smaller
         self.embed_dim: int = self.net.embed_dim
         self.grid_hw: tuple[int, int] = tuple(self.net.patch_embed.grid_size)
         self.num_patches = self.grid_hw[0] * self.grid_hw[1]
         self.depth = len(self.net.blocks)
+        self.num_heads: int = self.net.blocks[0].attn.num_heads
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
         nn.init.normal_(self.mask_token, std=0.02)
         self.register_buffer(
@@ -114,30 +112,65 @@ class ViT(nn.Module):
             return standardise_per_image(image)
         return (image - self.pixel_mean) / self.pixel_std
 
-    def forward(self, image: Tensor, is_masked: Tensor | None = None) -> Tokens:
+    def grid_of(self, image: Tensor) -> tuple[int, int]:
+        """Rows and columns of patches in [B, 3, H, W].
+
+        Raises: ValueError when patches do not fill the picture.
+        """
+        height, width = image.shape[-2:]
+        if height % self.patch_px or width % self.patch_px or not min(height, width):
+            raise ValueError(
+                f"sides of pictures must be multiples of {self.patch_px} px, got {height} x "
+                f"{width} (views.view_px, views.local_px, task.backbone.img_px)"
+            )
+        return height // self.patch_px, width // self.patch_px
+
+    def positions(self, grid_hw: tuple[int, int]) -> Tensor:
+        """[1, 1 + h*w, D] learned positions, resampled (bicubic, fp32) to another grid."""
+        if grid_hw == self.grid_hw:
+            return self.net.pos_embed
+        return resample_abs_pos_embed(self.net.pos_embed, list(grid_hw), list(self.grid_hw))
+
+    def forward(
+        self,
+        image: Tensor,
+        is_masked: Tensor | None = None,
+        *,
+        drop_masked: bool = False,
+        taps: Sequence[int] = (),
+    ) -> Tokens:
         """Encode pictures, some patches hidden.
 
         Args:
-            image: [B, 3, H, W] in [0, 1], H = W = img_px.
+            image: [B, 3, H, W] in [0, 1], sides multiples of patch_px.
             is_masked: [B, N] bool, True patches are replaced by the mask token before positions are
                 added.
-        Returns: Tokens after the final norm: cls [B, D], patches [B, N, D].
+            drop_masked: leave them out instead; as many in each row.
+            taps: blocks, counted from 1, whose patch tokens come back too.
+        Returns: Tokens after the final norm: cls [B, D], patches [B, N, D] (the visible ones alone,
+            in grid order, where hidden ones were dropped), taps the same of each block asked for.
         """
-        net = self.net
-        if image.shape[-2:] != (self.img_px, self.img_px):
+        net, grid_hw = self.net, self.grid_of(image)
+        if any(not 1 <= n <= self.depth for n in taps):
             raise ValueError(
-                f"backbone was built for {self.img_px} px, got {tuple(image.shape)} "
-                "(backbone.img_px)"
+                f"taps are blocks 1 to {self.depth}, got {tuple(taps)} "
+                "(task.heads.pixel.tap_layers)"
             )
         x = net.patch_embed(self.normalise(image))  # [B, N, D]
-        if is_masked is not None:
+        if is_masked is not None and not drop_masked:
             x = torch.where(is_masked.unsqueeze(-1), self.mask_token.to(x.dtype), x)
-        x = torch.cat([net.cls_token.expand(len(x), -1, -1), x], dim=1) + net.pos_embed
+        x = torch.cat([net.cls_token.expand(len(x), -1, -1), x], dim=1) + self.positions(grid_hw)
+        if is_masked is not None and drop_masked:
+            x = _visible(x, is_masked)
         x = net.norm_pre(net.pos_drop(x))
-        for block in net.blocks:
+        tapped: dict[int, Tensor] = {}
+        for number, block in enumerate(net.blocks, start=1):
             x = block(x)
+            if number in taps and number < self.depth:
+                tapped[number] = net.norm(x)[:, 1:]
         x = net.norm(x)
-        return Tokens(cls=x[:, 0], patches=x[:, 1:], grid_hw=self.grid_hw)
+        tapped[self.depth] = x[:, 1:]
+        return Tokens(x[:, 0], x[:, 1:], grid_hw, tuple(tapped[n] for n in taps))
 
     def layer_of(self, name: str) -> int:
         """Depth of a parameter for layer-wise learning rates: 0 for the embedding, depth + 1 for
@@ -151,12 +184,14 @@ class ViT(nn.Module):
 
         `timm.create_model(meta["timm_name"], **json.loads(meta["timm_args"]),
         checkpoint_path=path)` loads them; the mask token, which timm does not know, is left out.
-        The metadata also says how pixels are normalised.
+        The metadata also says how pixels are normalised. `initial_weights.load_initial` reads it
+        back.
         """
         meta = {
             "timm_name": self.timm_name,
             "timm_args": json.dumps(self.timm_args),
             "pixel_norm": self.pixel_norm,
+            "num_heads": str(self.num_heads),
             **(extra or {}),
         }
         weights = {k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
@@ -165,45 +200,21 @@ class ViT(nn.Module):
         partial.replace(path)
 
     def load_exported(self, path: str | Path) -> dict[str, str]:
-        """Load weights written by `export`; positions are resampled to another grid.
+        """`initial_weights.load_initial`, and the metadata of an export."""
+        from handmim.models.initial_weights import load_initial  # which builds on this module
 
-        Returns: the file's metadata.
-        Raises: FileNotFoundError; ValueError naming every key or shape that does not fit.
-        """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no backbone weights at {path} (init_from=FILE.safetensors)")
-        with safe_open(path, framework="pt") as file:
-            meta = dict(file.metadata() or {})
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a dict
-        norm = meta.get("pixel_norm", self.pixel_norm)
-        if norm != self.pixel_norm:
-            raise ValueError(
-                f"{path.name} was trained with pixel_norm={norm}, this backbone has "
-                f"{self.pixel_norm}"
-                " (backbone.pixel_norm)"
-            )
-        mine = self.net.state_dict()
-        position = weights.get("pos_embed")
-        if (
-            position is not None
-            and position.shape != mine["pos_embed"].shape
-            and position.shape[-1] == self.embed_dim
-        ):
-            weights["pos_embed"] = resample_abs_pos_embed(position, list(self.grid_hw))
-            log.info("position embedding resampled to %d x %d patches", *self.grid_hw)
-        wrong = sorted(set(mine) ^ set(weights)) + [
-            f"{k} {tuple(weights[k].shape)} (wanted {tuple(mine[k].shape)})"
-            for k in sorted(set(mine) & set(weights))
-            if weights[k].shape != mine[k].shape
-        ]
-        if wrong:
-            raise ValueError(
-                f"{path.name} ({meta.get('timm_name', 'no metadata')} "
-                f"{meta.get('timm_args', '')}) does not fit"
-                f" backbone {self.timm_name} {json.dumps(self.timm_args)}: {', '.join(wrong[:6])}"
-                f"{' ...' if len(wrong) > 6 else ''} (choose the same backbone=...)"
-            )
-        self.net.load_state_dict(weights)
-        log.info("loaded %d backbone tensors from %s", len(weights), path)
-        return meta
+        return load_initial(self, str(path)).meta
+
+
+def _visible(tokens: Tensor, is_masked: Tensor) -> Tensor:
+    """[B, 1 + N, D] and [B, N] bool to [B, 1 + visible, D]: the class token always stays."""
+    stays = ~F.pad(is_masked, (1, 0))
+    counts = stays.sum(dim=1)
+    low, high = torch.stack(torch.aminmax(counts)).tolist()
+    if low != high:
+        raise ValueError(
+            f"dropping hidden patches needs as many in every view, got views with {low - 1} to "
+            f"{high - 1} visible ones (views.masks: exact_count=true and masked_share=1.0, or "
+            "task.mask_mode=replace)"
+        )
+    return tokens[stays].view(len(tokens), high, -1)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,29 +16,31 @@ from handmim.contracts import HandBatch, HandSample, HandState, StepInfo
 from handmim.data.augment import HandAugment
 from handmim.data.loader import batches
 from handmim.engine.checkpoint import check_targets, load_checkpoint
-from handmim.geometry.align import root_align
-from handmim.geometry.camera import fit_weak, project_weak
 from handmim.hand.skeleton import ROOT_JOINT
+from handmim.losses.direct_keypoints import JointEstimate
 from handmim.metrics.pose import HandMetrics, crop_share_errors
-from handmim.tasks.finetune import HandRegressionTask
 from handmim.tasks.finetune_pictures import draw_predictions
+from handmim.tasks.regression import Estimate, RegressionTask
 from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)
 
-Predictor = Callable[[HandBatch], HandState]
+Predictor = Callable[[HandBatch], HandState]  # with a mesh, as benchmarks want it
+AnyEstimate = TypeVar("AnyEstimate", bound=Estimate)
+
+PCK_SHARE = 0.1  # of the crop's side: a 2D joint nearer than this is a hit
 
 
 @torch.no_grad()
 def predictions(
-    predict: Predictor,
+    predict: Callable[[HandBatch], AnyEstimate],
     dataset: Dataset[HandSample],
     augment: HandAugment,
     device: torch.device,
     batch_size: int,
     autocast: Callable[[], AbstractContextManager[Any]],
     num_workers: int,
-) -> Iterator[tuple[HandBatch, HandState]]:
+) -> Iterator[tuple[HandBatch, AnyEstimate]]:
     """Evaluation crops of a whole set in order, on the device, and what is made of them.
 
     Args:
@@ -59,7 +61,7 @@ def predictions(
 
 @torch.no_grad()
 def score(
-    predict: Predictor,
+    predict: Callable[[HandBatch], Estimate],
     dataset: Dataset[HandSample],
     augment: HandAugment,
     device: torch.device,
@@ -75,12 +77,13 @@ def score(
     Args:
         predict: augmented batch -> estimate.
         dataset: crops; samples with all joints in 3D count for joint figures, those of them with
-            vertices for mesh figures, those with any joint in the picture for the 2D error.
+            vertices for mesh figures where `predict` gives a mesh, those with any joint in the
+            picture for the 2D error.
         augment: its evaluation crop is used.
         device: where `predict` runs.
         batch_size: samples at a time.
         num_pictures: samples drawn beside their truth.
-        faces: of the hand model, for the pictures.
+        faces: of the hand model, for pictures with meshes; None draws joints alone.
         autocast: precision of `predict`, for example `fabric.autocast`.
         num_workers: loader processes.
     Returns: figures with their units in the names and the counts behind them; the sheet of pictures
@@ -92,34 +95,39 @@ def score(
     sheet, seen, total = None, [], 0
     how = (augment, device, batch_size, autocast, num_workers)
     for batch, state in predictions(predict, dataset, *how):
-        if sheet is None and num_pictures and faces is not None:
+        if sheet is None and num_pictures:
             sheet = draw_predictions(batch, state, faces, num_pictures)
         total += len(batch.image)
         seen.append(errors_2d(state, batch).cpu())
         whole = batch.joints_valid.all(dim=1)
         if bool(whole.any()):
+            verts = state.verts_root_m
+            has_verts = batch.has_verts & (verts is not None)
             metrics.update(
                 state.joints_root_m[whole].cpu(),
-                state.verts_root_m[whole].cpu(),
+                (batch.verts_cam_m if verts is None else verts)[whole].cpu(),
                 batch.joints_cam_m[whole].cpu(),
                 batch.verts_cam_m[whole].cpu(),
-                batch.has_verts[whole].cpu(),
+                has_verts[whole].cpu(),
             )
     in_2d = torch.cat(seen)
     figures = {k: float(v) for k, v in metrics.compute().items()} if len(metrics.joints) else {}
     if len(in_2d):
-        figures |= {"err2d_percent": float(in_2d.mean()) * 100, "num_2d": len(in_2d)}
+        error, hits = in_2d.mean(dim=0).tolist()
+        figures |= {"err2d_percent": error * 100, "pck10": hits, "num_2d": len(in_2d)}
     if not figures:
         raise ValueError(f"nothing of this set is labelled: {total} samples (data.val, data.test)")
     return figures, sheet
 
 
-def errors_2d(state: HandState, batch: HandBatch) -> Tensor:
-    """Mean distance of projected to labelled joints, as a share of the crop's side, of the samples
-    that have any: [k]."""
+def errors_2d(state: JointEstimate, batch: HandBatch) -> Tensor:
+    """Of the k samples that have any joint in the picture: mean distance of estimated to labelled
+    joints as a share of the crop's side, and share of joints nearer than `PCK_SHARE`: [k, 2]."""
     distance = crop_share_errors(state.joints_crop_ndc.float(), batch.kp2d_crop_ndc)
+    both = torch.stack([distance, (distance < PCK_SHARE).float()], dim=-1)
     count = batch.kp2d_valid.sum(dim=1)
-    return ((distance * batch.kp2d_valid).sum(dim=1) / count.clamp(min=1))[count > 0]
+    total = (both * batch.kp2d_valid[..., None]).sum(dim=1)
+    return (total / count.clamp(min=1)[:, None])[count > 0]
 
 
 def load_trained(path: str | Path) -> dict[str, Any]:
@@ -134,78 +142,38 @@ def load_trained(path: str | Path) -> dict[str, Any]:
     return saved
 
 
-def check_hands(model: str, data: str | None, where: str) -> None:
+def check_hands(model: str | None, data: str | None, where: str) -> None:
     """Refuse to mix hand models, whose vertices and betas mean different things.
 
     Args:
-        model: sha256 of the hand of the model.
+        model: sha256 of the hand of the model; None when it regresses bare joints.
         data: of the hand that labels or weights were made with; None when they know none.
         where: these are, for the message.
     Raises: ValueError naming the two.
     """
-    if data is not None and data != model:
+    if model is not None and data is not None and data != model:
         raise ValueError(
             f"{where} was made with hand model {data[:12]}, the model's hand is {model[:12]}: "
             "their vertices and betas do not correspond (hand.path, data)"
         )
 
 
-def model_predictor(task: HandRegressionTask) -> Predictor:
-    """The last refinement of a task in eval mode."""
-
-    def predict(batch: HandBatch) -> HandState:
-        return task.predict(batch.image, batch.joint_rule).steps[-1]
-
+def model_predictor(task: RegressionTask) -> Callable[[HandBatch], Any]:
+    """The answer of a task in eval mode."""
     task.eval()
-    return predict
+    return task.estimate
 
 
-def mean_hand_predictor(task: HandRegressionTask) -> Predictor:
-    """The hand that the head starts from, whatever the picture."""
-
-    def predict(batch: HandBatch) -> HandState:
-        state = task.head.decode(task.head.mean_state(len(batch.image)))
-        return task.joint_rules.state(state, batch.joint_rule, task.head.scale0_per_m)
-
+def mean_hand_predictor(task: RegressionTask) -> Callable[[HandBatch], Any]:
+    """What the head starts from, whatever the picture."""
     task.eval()
-    return predict
+    return task.mean_estimate
 
 
-def truth_predictor(task: HandRegressionTask) -> Predictor:
-    """The labels as a prediction: what it misses is lost on the way, not by a model.
-
-    Posed from MANO parameters where they are known, else the labelled mesh.
-    """
-    scale0 = task.head.scale0_per_m
-
-    def predict(batch: HandBatch) -> HandState:
-        if not bool((batch.has_mano | (batch.has_verts & batch.joints_valid.all(dim=1))).all()):
-            raise ValueError("predictor=truth needs labels, and this set has none")
-        root = batch.joints_cam_m[:, ROOT_JOINT, None]
-        labelled = batch.verts_cam_m - root, batch.joints_cam_m - root
-        mesh = task.head.hand(batch.rotmats, batch.betas)
-        own = root_align(mesh.verts_m, mesh.joints_m, ROOT_JOINT)
-        own_joints = root_align(mesh.joints_m, mesh.joints_m, ROOT_JOINT)
-        cam = fit_weak(own_joints, batch.kp2d_crop_ndc, scale0)
-        state = HandState(
-            rotmats=batch.rotmats,
-            betas=batch.betas,
-            cam=cam,
-            verts_root_m=own,
-            joints_root_m=own_joints,
-            verts_crop_ndc=project_weak(own, cam, scale0),
-            joints_crop_ndc=project_weak(own_joints, cam, scale0),
-        )
-        state = task.joint_rules.state(state, batch.joint_rule, scale0)
-        posed = batch.has_mano[:, None, None]
-        return state._replace(
-            verts_root_m=torch.where(posed, state.verts_root_m, labelled[0]),
-            joints_root_m=torch.where(posed, state.joints_root_m, labelled[1]),
-            joints_crop_ndc=batch.kp2d_crop_ndc,  # seen by the true camera, not a weak one
-        )
-
+def truth_predictor(task: RegressionTask) -> Callable[[HandBatch], Any]:
+    """The labels as a prediction: what it misses is lost on the way, not by a model."""
     task.eval()
-    return predict
+    return task.true_estimate
 
 
 PREDICTORS = {
@@ -241,7 +209,7 @@ class EvalHook:
 
     def __call__(self, task: nn.Module, info: StepInfo, run: Run) -> dict[str, float]:
         """Figures as `val/<name>`."""
-        assert isinstance(task, HandRegressionTask)
+        assert isinstance(task, RegressionTask)
         figures, _ = score(
             model_predictor(task),
             self.dataset,

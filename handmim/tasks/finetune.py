@@ -1,39 +1,38 @@
-"""Supervised regression of a hand: backbone, head, losses; and the mean hand every regression
-starts from."""
+"""Supervised regression of a hand model: its parameters, and the mean hand every regression starts
+from."""
 
 from collections.abc import Callable, Mapping
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from handmim.contracts import HandBatch, HandOutputs, HandSample, StepInfo, StepResult
+from handmim.contracts import HandBatch, HandOutputs, HandSample, HandState
 from handmim.data.augment import HandAugment
 from handmim.data.loader import batches
 from handmim.geometry.align import root_align
-from handmim.geometry.camera import fit_weak
+from handmim.geometry.camera import fit_weak, project_weak
 from handmim.geometry.rotation import chordal_mean, nearest_rotation, rotation_from_view
 from handmim.hand.model import HandLayer
 from handmim.hand.rules import JointRules
 from handmim.hand.skeleton import ROOT_JOINT
-from handmim.losses.total import LossSum, Weighted
+from handmim.losses.total import Weighted
 from handmim.models.heads.pymaf import PyMafHead
 from handmim.models.vit import ViT
-from handmim.tasks.finetune_pictures import draw_predictions
+from handmim.tasks.regression import RegressionTask, some_of
 
 
-class HandRegressionTask(nn.Module):
-    """Picture in, hand out.
+class HandRegressionTask(RegressionTask):
+    """Picture in, hand model out.
 
     Args:
         backbone: ViT; `init_from` fills it before training.
         head: constructor of the head, called with `dim=`.
         losses: weighted terms by name.
-        backbone_lr_scale: factor on the learning rate of the whole backbone.
-        layer_decay: further factor per layer below the top.
+        options: of every regression, see `RegressionTask`.
     """
+
+    head: PyMafHead
 
     def __init__(
         self,
@@ -43,14 +42,22 @@ class HandRegressionTask(nn.Module):
         *,
         backbone_lr_scale: float = 1.0,
         layer_decay: float = 1.0,
+        freeze_backbone: bool = False,
     ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.backbone.mask_token.requires_grad_(False)  # nothing is hidden any more
-        self.head = head(dim=backbone.embed_dim)
+        super().__init__(
+            backbone,
+            head,
+            losses,
+            backbone_lr_scale=backbone_lr_scale,
+            layer_decay=layer_decay,
+            freeze_backbone=freeze_backbone,
+        )
         self.joint_rules = JointRules(self.head.hand)
-        self.losses = LossSum(losses)
-        self.backbone_lr_scale, self.layer_decay = backbone_lr_scale, layer_decay
+
+    @property
+    def hand(self) -> HandLayer:
+        """The hand model that is regressed."""
+        return self.head.hand
 
     def predict(self, image: Tensor, joint_rule: Tensor | None = None) -> HandOutputs:
         """Pictures to all refinement steps.
@@ -59,78 +66,73 @@ class HandRegressionTask(nn.Module):
             image: [B, 3, H, W] in [0, 1].
             joint_rule: [B] whose joints are wanted; None takes the hand model's own.
         """
-        out = self.head(self.backbone(image))
+        out = self.head(self.tokens(image))
         if joint_rule is None:
             return out
         return self.joint_rules.outputs(out, joint_rule, self.head.scale0_per_m)
 
-    def forward(self, batch: HandBatch, info: StepInfo) -> StepResult:
-        """Losses of one augmented batch."""
-        out = self.predict(batch.image, batch.joint_rule)
-        loss, scalars = self.losses(out, batch, info)
-        return StepResult(loss=loss, scalars={"loss": loss.detach(), **scalars})
+    def outputs(self, batch: HandBatch) -> HandOutputs:
+        """All refinement steps in the samples' joint rules."""
+        return self.predict(batch.image, batch.joint_rule)
 
-    def after_step(self, info: StepInfo) -> dict[str, float]:
-        """Nothing follows the optimizer here."""
-        return {}
+    def mean_estimate(self, batch: HandBatch) -> HandState:
+        """The hand that the head starts from."""
+        state = self.head.decode(self.head.mean_state(len(batch.image)))
+        return self.joint_rules.state(state, batch.joint_rule, self.head.scale0_per_m)
 
-    def lr_scales(self) -> dict[str, float]:
-        """Lower rates for the backbone, falling towards its input."""
-        top = self.backbone.depth + 1
-        return {
-            f"backbone.{name}": self.backbone_lr_scale
-            * self.layer_decay ** (top - self.backbone.layer_of(name))
-            for name, _ in self.backbone.named_parameters()
-        }
+    def true_estimate(self, batch: HandBatch) -> HandState:
+        """The labels: posed from MANO parameters where they are known, else the labelled mesh."""
+        if not bool((batch.has_mano | (batch.has_verts & batch.joints_valid.all(dim=1))).all()):
+            raise ValueError("predictor=truth needs labels, and this set has none")
+        scale0 = self.head.scale0_per_m
+        root = batch.joints_cam_m[:, ROOT_JOINT, None]
+        labelled = batch.verts_cam_m - root, batch.joints_cam_m - root
+        mesh = self.hand(batch.rotmats, batch.betas)
+        own = root_align(mesh.verts_m, mesh.joints_m, ROOT_JOINT)
+        own_joints = root_align(mesh.joints_m, mesh.joints_m, ROOT_JOINT)
+        cam = fit_weak(own_joints, batch.kp2d_crop_ndc, scale0)
+        state = HandState(
+            rotmats=batch.rotmats,
+            betas=batch.betas,
+            cam=cam,
+            verts_root_m=own,
+            joints_root_m=own_joints,
+            verts_crop_ndc=project_weak(own, cam, scale0),
+            joints_crop_ndc=project_weak(own_joints, cam, scale0),
+        )
+        state = self.joint_rules.state(state, batch.joint_rule, scale0)
+        posed = batch.has_mano[:, None, None]
+        return state._replace(
+            verts_root_m=torch.where(posed, state.verts_root_m, labelled[0]),
+            joints_root_m=torch.where(posed, state.joints_root_m, labelled[1]),
+            joints_crop_ndc=batch.kp2d_crop_ndc,  # seen by the true camera, not a weak one
+        )
 
     @torch.no_grad()
-    def pictures(self, batch: HandBatch) -> dict[str, NDArray[np.uint8]]:
-        """Input, prediction and truth of the first samples."""
+    def start_from_labels(
+        self,
+        dataset: Dataset[HandSample],
+        augment: HandAugment,
+        device: torch.device,
+        max_pictures: int = 2048,
+        num_workers: int = 0,
+    ) -> None:
+        """The mean hand, and the mean and deviation of the class token."""
+        dataset = some_of(dataset, max_pictures)
+        mean = mean_hand(
+            dataset, augment, self.head.scale0_per_m, self.hand, num_workers=num_workers
+        )
+        self.head.set_mean_hand(*mean)
+        if not self.head.standardise_cls:
+            return
         training = self.training
-        self.eval()
-        try:
-            out = self.predict(batch.image[:8], batch.joint_rule[:8])
-        finally:
-            self.train(training)
-        return {"predictions": draw_predictions(batch, out.steps[-1], self.head.hand.faces)}
-
-
-@torch.no_grad()
-def start_from_labels(
-    task: HandRegressionTask,
-    dataset: Dataset[HandSample],
-    augment: HandAugment,
-    device: torch.device,
-    max_pictures: int = 2048,
-    num_workers: int = 0,
-) -> None:
-    """Give the head what it measures from: the mean hand, and the mean and deviation of the class
-    token.
-
-    Args:
-        task: with its backbone already initialised.
-        dataset: labelled training crops.
-        augment: whose evaluation crop is used.
-        device: where class tokens are computed.
-        max_pictures: of a larger set so many are looked at, the same ones every time.
-        num_workers: loader processes.
-    """
-    total = len(dataset)  # type: ignore[arg-type]
-    if total > max_pictures:
-        order = np.random.default_rng(total).permutation(total)[:max_pictures]
-        dataset = Subset(dataset, np.sort(order).tolist())
-    scale0, hand = task.head.scale0_per_m, task.head.hand
-    task.head.set_mean_hand(*mean_hand(dataset, augment, scale0, hand, num_workers=num_workers))
-    if not task.head.standardise_cls:
-        return
-    training = task.training
-    backbone, cls = task.backbone.to(device).eval(), []
-    for stored in batches(dataset, 64, num_workers):
-        image = augment.evaluate(stored.moved(device)).image
-        cls.append(backbone(image).cls.float().cpu())
-    tokens = torch.cat(cls)
-    task.head.set_cls_statistics(tokens.mean(dim=0), tokens.std(dim=0, correction=0))
-    task.train(training)
+        backbone, cls = self.backbone.to(device).eval(), []
+        for stored in batches(dataset, 64, num_workers):
+            image = augment.evaluate(stored.moved(device)).image
+            cls.append(backbone(image).cls.float().cpu())
+        tokens = torch.cat(cls)
+        self.head.set_cls_statistics(tokens.mean(dim=0), tokens.std(dim=0, correction=0))
+        self.train(training)
 
 
 @torch.no_grad()

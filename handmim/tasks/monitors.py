@@ -4,9 +4,12 @@ gradients."""
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from handmim.geometry.crop import transform_points
+from handmim.contracts import PretrainBatch
+from handmim.geometry.warp import to_source
+from handmim.losses.keypoints.regularisers import canonical_shapes
 
 
 def entropy_nats(probs: Tensor) -> Tensor:
@@ -27,36 +30,54 @@ def effective_rank(features: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def keypoint_monitors(points_ndc: Tensor, source_from_view: Tensor) -> dict[str, Tensor]:
+def keypoint_monitors(points_ndc: Tensor, batch: PretrainBatch) -> dict[str, Tensor]:
     """What the pseudo-keypoints do.
 
     Args:
-        points_ndc: [B, G, K, 2] in each view.
-        source_from_view: [B, G, 2, 3].
-    Returns: spread (std within a sample, ndc), disagreement |A_a k_a - A_b k_b| (source ndc),
-        retrieval (share of samples whose other view has the nearest mean-free shape in the batch).
+        points_ndc: [B, G, K, d] in each view.
+        batch: the views' geometry.
+    Returns: scalars under keypoints/.
+        spread_ndc: standard deviation within a sample; 0 when all are on one spot.
+        view_std_ndc: over the batch, in the view; 0 for a constant template in the view.
+        source_std_ndc: over the batch, in the source crop; 0 for a template fixed there.
+        articulation: over the batch, of shapes without position, size and orientation; 0 for a
+            rigid template, wherever it sits.
+        disagreement_ndc: distance of two views' points in the source crop.
+        retrieval: share of samples whose other view has the nearest mean-free shape in the batch.
+        cosine: mean over pairs of different samples between their mean-free shapes; near 1 when a
+            common template fills them.
     """
-    in_source = transform_points(source_from_view, points_ndc.float())
+    points = points_ndc.float()
+    maps = batch.source_from_view.float(), batch.displacement_ndc
+    in_source = to_source(points, *maps)
     a, b = in_source[:, 0], in_source[:, 1]
-    shapes = in_source - in_source.mean(dim=2, keepdim=True)
-    shapes = (shapes - shapes.mean(dim=(0, 1), keepdim=True)).flatten(2)
-    nearest = torch.cdist(shapes[:, 0], shapes[:, 1]).argmin(dim=1)
+    shapes = (in_source - in_source.mean(dim=2, keepdim=True)).flatten(2)
+    distinct = shapes - shapes.mean(dim=(0, 1), keepdim=True)
+    nearest = torch.cdist(distinct[:, 0], distinct[:, 1]).argmin(dim=1)
     same = nearest == torch.arange(len(nearest), device=nearest.device)
+    unit = F.normalize(shapes[:, 0], dim=-1)
+    pairs = max(len(unit) * (len(unit) - 1), 1)
+    cosine = (unit.sum(dim=0).square().sum() - unit.square().sum()) / pairs
+    q = canonical_shapes(in_source[:, 0])
     return {
-        "keypoints/spread_ndc": points_ndc.float().std(dim=2, correction=0).mean(),
+        "keypoints/spread_ndc": points.std(dim=2, correction=0).mean(),
+        "keypoints/view_std_ndc": points[:, 0].std(dim=0, correction=0).mean(),
+        "keypoints/source_std_ndc": a.std(dim=0, correction=0).mean(),
+        "keypoints/articulation": q.std(dim=0, correction=0).mean(),
         "keypoints/disagreement_ndc": (a - b).norm(dim=-1).mean(),
         "keypoints/retrieval": same.float().mean(),
+        "keypoints/cosine": cosine,
     }
 
 
 @torch.no_grad()
-def target_monitors(teacher_probs: Tensor) -> dict[str, Tensor]:
-    """Entropies of the patch targets as shares of log P.
+def target_monitors(teacher_probs: Tensor, prefix: str = "targets") -> dict[str, Tensor]:
+    """Entropies of prototype targets [M, P] as shares of log P, under a prefix.
 
     `mean` falls to 0 when one prototype takes all; `each` rises to 1 when targets turn uniform.
     """
     top = math.log(teacher_probs.shape[-1])
     return {
-        "targets/entropy_of_mean": entropy_nats(teacher_probs.mean(dim=0)) / top,
-        "targets/entropy_of_each": entropy_nats(teacher_probs).mean() / top,
+        f"{prefix}/entropy_of_mean": entropy_nats(teacher_probs.mean(dim=0)) / top,
+        f"{prefix}/entropy_of_each": entropy_nats(teacher_probs).mean() / top,
     }

@@ -1,11 +1,14 @@
-"""HandMIM pretraining: student and EMA teacher, three granularities, one loss sum.
+"""Self-supervised pretraining: a student, perhaps its EMA teacher, heads, one loss sum.
 
-The paper states the structure (teacher-student, pseudo-keypoint alignment on the class token,
-masked patch self-distillation, pixel reconstruction); how each part is formulated here is ours and
-every choice is a config value.
+HandMIM and the methods it is compared with are settings of this one task: which losses, which
+heads, what is hidden and how, who is exported. The paper states HandMIM's structure
+(teacher-student, pseudo-keypoint alignment on the class token, masked patch self-distillation,
+pixel reconstruction); how each part is formulated here is ours and every choice is a config value.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,26 +16,53 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from handmim.contracts import (
-    PatchTargets,
-    PixelTargets,
-    PretrainBatch,
-    PretrainOutputs,
-    StepInfo,
-    StepResult,
-    Tokens,
-)
+from handmim.contracts import PretrainBatch, PretrainOutputs, StepInfo, StepResult, Tokens
 from handmim.engine.schedule import Schedule, as_schedule
 from handmim.losses import pixel_recon
 from handmim.losses.total import LossSum, Weighted
-from handmim.models.heads.pixel import patchify
+from handmim.models.heads.pixel import tap_blocks
+from handmim.models.heads.projection import ProjectionHead
+from handmim.models.initial_weights import InitialWeights, load_initial
 from handmim.models.teacher import EmaTeacher
 from handmim.models.vit import ViT
 from handmim.tasks.monitors import keypoint_monitors, target_monitors
+from handmim.tasks.pretrain_outputs import MAKERS, Seen
 from handmim.tasks.pretrain_pictures import draw_pretraining
 
-HEADS = ("projection", "keypoint", "pixel", "affine", "thumbnail")
-KEYPOINT_TARGETS = ("ema", "student")
+# Heads the teacher owns a copy of, and heads that read pseudo-keypoints instead of tokens.
+FOLLOWED = ("projection", "class_projection", "keypoint", "keypoint_prototypes")
+READ_POINTS = ("keypoint_prototypes", "keypoint_predictor", "point_thumbnail", "point_hog")
+HEADS = {head for _, heads in MAKERS.values() for head in heads} | {
+    "class_projection",
+    "keypoint_predictor",
+}
+OF_TEACHER = ("patches", "classes", "keypoint_classes")  # fields whose targets are the teacher's
+CHOICES = {
+    "keypoint_target": ("ema", "student"),
+    "redraw_from": ("own", "other"),
+    "class_head": ("shared", "own"),
+    "mask_mode": ("replace", "drop"),
+    "export": ("teacher", "student"),
+}
+
+
+@dataclass(frozen=True)
+class PixelOptions:
+    """What is reconstructed, beside hidden patches of the augmented view.
+
+    Args:
+        clean_target: pixels before colour augmentation.
+        visible_share: this share of the visible patches too.
+    """
+
+    clean_target: bool = False
+    visible_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.visible_share <= 1.0:
+            raise ValueError(
+                f"visible_share is a share, got {self.visible_share} (task.pixel.visible_share)"
+            )
 
 
 class HandMimTask(nn.Module):
@@ -40,15 +70,27 @@ class HandMimTask(nn.Module):
 
     Args:
         backbone: the student's ViT; the teacher starts as its copy.
-        heads: constructors by name, called with `dim=`, and `patch_px=` for "pixel". Each loss
-            brings its own.
+        heads: constructors by name, called with the sizes they ask for (`dim=`, `patch_px=`,
+            `grid_hw=`, `num_keypoints=`, `num_dims=`). Each loss brings its own.
         losses: weighted terms by name.
+        centering: constructor of the target normaliser, called with `num_prototypes=`, once for
+            patches and once for class tokens.
         momentum: of the EMA teacher.
         teacher_temp: temperature of the patch targets.
-        centering: constructor of the target normaliser, called with `num_prototypes=`.
+        class_teacher_temp: of the class targets; None takes `teacher_temp`.
+        class_head: class tokens go through the patches' projection head ("shared") or through one
+            of their "own" of the same make.
         keypoint_target: points are matched with those of the "ema" teacher (no gradient) or of the
             "student" itself (gradient through both sides).
+        redraw_from: points that redraw a small picture of a view are its "own", or those of the
+            "other" view carried over by the known map.
+        mask_mode: hidden patches are "replace"d by the mask token or "drop"ped from the encoder.
+        pixel: `PixelOptions` or its fields.
         freeze_prototypes_steps: prototypes stay as initialised that long.
+        export: whose backbone is kept: "teacher" or "student".
+        layer_decay: factor on the backbone's learning rate per layer below the top.
+        patch_embed_lr_scale: further factor on that of the patch embedding.
+    Raises: ValueError for an unknown choice, head, or a loss without its head.
     """
 
     def __init__(
@@ -60,127 +102,201 @@ class HandMimTask(nn.Module):
         centering: Callable[..., nn.Module],
         momentum: float | Schedule = 0.996,
         teacher_temp: float | Schedule = 0.04,
+        class_teacher_temp: float | Schedule | None = None,
+        class_head: str = "shared",
         keypoint_target: str = "ema",
+        redraw_from: str = "own",
+        mask_mode: str = "replace",
+        pixel: PixelOptions | Mapping[str, Any] | None = None,
         freeze_prototypes_steps: int = 0,
+        export: str = "teacher",
+        layer_decay: float = 1.0,
+        patch_embed_lr_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        unknown = sorted(set(heads) - set(HEADS))
-        if unknown:
-            raise ValueError(f"unknown heads {unknown}, valid are {HEADS} (task.heads)")
-        if keypoint_target not in KEYPOINT_TARGETS:
-            raise ValueError(
-                f"keypoint_target must be one of {KEYPOINT_TARGETS}, got {keypoint_target!r}"
-                " (task.keypoint_target)"
-            )
-        built = {
-            name: make(dim=backbone.embed_dim, patch_px=backbone.patch_px)
-            if name == "pixel"
-            else make(dim=backbone.embed_dim)
-            for name, make in heads.items()
-        }
-        self.student = nn.ModuleDict({"backbone": backbone, **built})
-        followed = {"backbone": backbone} | {
-            k: v for k, v in built.items() if k in ("projection", "keypoint")
-        }
-        self.teacher = EmaTeacher(nn.ModuleDict(followed))
-        self.centering: Any = (
-            centering(num_prototypes=built["projection"].num_prototypes)
-            if "projection" in built
-            else None
-        )
-        self.patch_px = backbone.patch_px
+        self.keypoint_target, self.redraw_from = keypoint_target, redraw_from
+        self.class_head, self.mask_mode, self.export = class_head, mask_mode, export
+        for name, valid in CHOICES.items():
+            if getattr(self, name) not in valid:
+                raise ValueError(
+                    f"{name} must be one of {valid}, got {getattr(self, name)!r} (task.{name})"
+                )
         self.losses = LossSum(losses)
+        self.fields = tuple(f for f in MAKERS if f in self.losses.needs)
+        self.student = nn.ModuleDict({"backbone": backbone, **self._built(backbone, heads)})
+        self._check_heads()
+        self.needs_teacher = any(f in OF_TEACHER for f in self.fields) or (
+            keypoint_target == "ema" and "target_keypoints_ndc" in self.fields
+        )
+        self.teacher: EmaTeacher | None = None
+        if self.needs_teacher or export == "teacher":
+            followed = {k: v for k, v in self.student.items() if k in ("backbone", *FOLLOWED)}
+            self.teacher = EmaTeacher(nn.ModuleDict(followed))
+        self.centering = nn.ModuleDict()
+        for field in (f for f in OF_TEACHER if f in self.fields):
+            head: Any = self.student[
+                "keypoint_prototypes" if field == "keypoint_classes" else "projection"
+            ]
+            self.centering[field] = centering(num_prototypes=head.num_prototypes)
+        self.patch_px = backbone.patch_px
         self.momentum, self.teacher_temp = as_schedule(momentum), as_schedule(teacher_temp)
-        self.keypoint_target = keypoint_target
+        self.class_teacher_temp = (
+            self.teacher_temp if class_teacher_temp is None else as_schedule(class_teacher_temp)
+        )
+        self.pixel = pixel if isinstance(pixel, PixelOptions) else PixelOptions(**(pixel or {}))
         self.freeze_prototypes_steps = freeze_prototypes_steps
+        self.layer_decay, self.patch_embed_lr_scale = layer_decay, patch_embed_lr_scale
 
-    def _patch_targets(
-        self, student: Tokens, teacher: Tokens, is_masked: Tensor, info: StepInfo
-    ) -> PatchTargets:
-        """Logits and targets of the masked patches only; the centre moves with them."""
-        where = is_masked.flatten().nonzero().squeeze(1)  # [M]
-        head: nn.Module = self.student["projection"]
-        frozen = info.step < self.freeze_prototypes_steps
-        logits = head(student.patches.flatten(0, 1)[where], freeze_prototypes=frozen)
-        with torch.no_grad():
-            teacher_logits = self.teacher.net["projection"](teacher.patches.flatten(0, 1)[where])
-            assert self.centering is not None
-            temp = self.teacher_temp(info.step, info.total_steps)
-            probs = self.centering(teacher_logits, temp)
-            if self.training:
-                self.centering.update(teacher_logits)
-        return PatchTargets(logits, probs, _per_view_weight(is_masked)[where], len(is_masked))
+    def _built(
+        self, backbone: ViT, heads: Mapping[str, Callable[..., nn.Module]]
+    ) -> dict[str, nn.Module]:
+        """Heads by name, each called with those sizes that its constructor takes."""
+        unknown = sorted(set(heads) - HEADS)
+        if unknown:
+            raise ValueError(f"unknown heads {unknown}, valid are {sorted(HEADS)} (task.heads)")
+        sizes: dict[str, Any] = {
+            "dim": backbone.embed_dim,
+            "patch_px": backbone.patch_px,
+            "grid_hw": backbone.grid_hw,
+        }
+        made: dict[str, nn.Module] = {}
+        for name in sorted(heads, key=lambda n: n in READ_POINTS):  # points come before readers
+            given = dict(sizes)
+            if name in READ_POINTS:
+                if "keypoint" not in made:
+                    raise ValueError(f"the head {name!r} reads points: it needs the head 'keypoint'")
+                points: Any = made["keypoint"]
+                given = {"num_keypoints": points.num_keypoints, "num_dims": points.num_dims}
+                given["dim"] = points.num_keypoints * points.num_dims
+            taken = inspect.signature(heads[name]).parameters
+            made[name] = heads[name](**{k: v for k, v in given.items() if k in taken})
+        if self.class_head == "own" and "classes" in self.fields and "projection" in heads:
+            made["class_projection"] = heads["projection"](dim=backbone.embed_dim)
+        return {name: made[name] for name in (*heads, "class_projection") if name in made}
+
+    def _check_heads(self) -> None:
+        for field in self.fields:
+            for head in MAKERS[field][1]:
+                if head not in self.student:
+                    raise ValueError(f"a loss needs {field}, for which the head {head!r} is missing")
+        if self.mask_mode == "drop":
+            whole = {"patches", "dense", "patch_hog", "keypoints_ndc", "class_keypoints_ndc"} & set(self.fields)
+            if whole:
+                raise ValueError(
+                    "task.mask_mode=drop leaves no tokens at hidden patches, but a loss needs "
+                    f"{sorted(whole)}"
+                )
+
+    def load_initial(self, source: str) -> InitialWeights:
+        """Fill student and teacher backbones from weights: see `models.initial_weights`."""
+        backbone = self.student["backbone"]
+        assert isinstance(backbone, ViT)
+        report = load_initial(backbone, source)
+        if self.teacher is not None:
+            self.teacher.net["backbone"].load_state_dict(backbone.state_dict())
+        return report
+
+    def teacher_head(self, name: str) -> nn.Module:
+        """The teacher's copy of a head."""
+        assert self.teacher is not None
+        return self.teacher.net[name]
+
+    def prototypes_frozen(self, info: StepInfo) -> bool:
+        """Whether prototypes stay where they are in this step."""
+        return info.step < self.freeze_prototypes_steps
 
     def outputs(self, batch: PretrainBatch, info: StepInfo) -> tuple[PretrainOutputs, Tokens]:
         """All parts the losses look at, and the student's tokens [B*G, ...]."""
         views, is_masked = batch.views.flatten(0, 1), batch.is_masked.flatten(0, 1)
         shape = batch.views.shape[:2]
-        student = self.student["backbone"](views, is_masked)
-        out: dict[str, Any] = {}
-        needs_ema_points = "keypoint" in self.student and self.keypoint_target == "ema"
+        backbone: Any = self.student["backbone"]
+        taps: tuple[int, ...] = ()
+        if "pixels" in self.fields:
+            head: Any = self.student["pixel"]
+            taps = tap_blocks(head.tap_layers, backbone.depth)
+        drop = self.mask_mode == "drop"
+        student = backbone(views, is_masked, drop_masked=drop, taps=taps)
         teacher: Tokens | None = None
-        if "projection" in self.student or needs_ema_points:
+        if self.needs_teacher:
             with torch.no_grad():
-                teacher = self.teacher.net["backbone"](views)
-        if "projection" in self.student:
-            assert teacher is not None
-            out["patches"] = self._patch_targets(student, teacher, is_masked, info)
-        if "keypoint" in self.student:
-            points = self.student["keypoint"](student.cls).unflatten(0, shape)
-            out["keypoints_ndc"] = out["target_keypoints_ndc"] = points
-            if needs_ema_points:
-                assert teacher is not None
-                with torch.no_grad():
-                    target = self.teacher.net["keypoint"](teacher.cls).unflatten(0, shape)
-                out["target_keypoints_ndc"] = target
-        if "pixel" in self.student:
-            where = is_masked.flatten().nonzero().squeeze(1)
-            pred = self.student["pixel"](student.patches.flatten(0, 1)[where])
-            target = patchify(views, self.patch_px).flatten(0, 1)[where]
-            weight = _per_view_weight(is_masked)[where]
-            out["pixels"] = PixelTargets(pred, target, weight, len(is_masked))
-        cls = student.cls.unflatten(0, shape)
-        if "affine" in self.student:
-            out["pred_affine"] = self.student["affine"](cls, cls.roll(-1, dims=1))
-        if "thumbnail" in self.student:
-            out["thumbnail"] = self.student["thumbnail"](cls)
-        return PretrainOutputs(**out), student
+                teacher = self.teacher_head("backbone")(views)
+        local_cls: Tensor | None = None
+        if batch.local_views is not None and "classes" in self.fields:
+            local_cls = backbone(batch.local_views.flatten(0, 1)).cls
+            local_cls = local_cls.unflatten(0, batch.local_views.shape[:2])
+        points: Tensor | None = None
+        if any("keypoint" in MAKERS[f][1] for f in self.fields):
+            points = self.student["keypoint"](student).unflatten(0, shape)
+        seen = Seen(batch, info, student, teacher, local_cls, points)
+        made = {field: MAKERS[field][0](self, seen) for field in self.fields}
+        return PretrainOutputs(**made), student
 
     def forward(self, batch: PretrainBatch, info: StepInfo) -> StepResult:
         """Losses and monitors of one batch."""
         out, student = self.outputs(batch, info)
         loss, scalars = self.losses(out, batch, info)
         if out.keypoints_ndc is not None:
-            scalars |= keypoint_monitors(out.keypoints_ndc.detach(), batch.source_from_view)
+            scalars |= keypoint_monitors(out.keypoints_ndc.detach(), batch)
         if out.patches is not None and len(out.patches.teacher_probs):
             scalars |= target_monitors(out.patches.teacher_probs)
+        if out.classes is not None:
+            probs = out.classes.teacher_probs.flatten(0, 1)
+            scalars |= target_monitors(probs, prefix="class_targets")
         cls = student.cls.detach().float()
         scalars["features/cls_std"] = cls.std(dim=0).mean()
         return StepResult(loss=loss, scalars={"loss": loss.detach(), **scalars})
 
+    def before_update(self, info: StepInfo) -> None:
+        """Frozen prototypes are left alone: no update, no decay, no moments."""
+        if self.prototypes_frozen(info):
+            for head in self.student.values():
+                if isinstance(head, ProjectionHead):
+                    head.forget_prototype_gradients()
+
     @torch.no_grad()
     def after_step(self, info: StepInfo) -> dict[str, float]:
         """Teacher follows the student."""
+        if self.teacher is None:
+            return {}
         momentum = self.momentum(info.step, info.total_steps)
         followed = nn.ModuleDict({name: self.student[name] for name in self.teacher.net})
         self.teacher.update(followed, momentum)
         return {"schedule/momentum": momentum}
 
     def lr_scales(self) -> dict[str, float]:
-        """All parameters learn at the same rate."""
-        return {}
+        """Lower rates towards the backbone's input; all 1 by default."""
+        backbone: Any = self.student["backbone"]
+        top = backbone.depth + 1
+        return {
+            f"student.backbone.{name}": self.layer_decay ** (top - backbone.layer_of(name))
+            * (self.patch_embed_lr_scale if name.startswith("net.patch_embed.") else 1.0)
+            for name, _ in backbone.named_parameters()
+        }
+
+    @property
+    def exported(self) -> nn.ModuleDict:
+        """Backbone and heads worth keeping: the teacher's, or the student's."""
+        if self.export == "student":
+            return self.student
+        assert self.teacher is not None
+        return self.teacher.net
 
     @property
     def export_backbone(self) -> ViT:
-        """The backbone worth keeping: the teacher's."""
-        backbone = self.teacher.net["backbone"]
+        """The backbone worth keeping."""
+        backbone = self.exported["backbone"]
         assert isinstance(backbone, ViT)
         return backbone
 
     @torch.no_grad()
     def features(self, image: Tensor) -> Tokens:
-        """Teacher tokens of whole pictures [B, 3, H, W] in [0, 1]; for probes."""
+        """Tokens of whole pictures [B, 3, H, W] in [0, 1] from the exported side; for probes."""
         return self.export_backbone(image)
+
+    @torch.no_grad()
+    def keypoints(self, tokens: Tokens) -> Tensor | None:
+        """[B, K, d] pseudo-keypoints of `features`, ndc; None when the task has none."""
+        return self.exported["keypoint"](tokens) if "keypoint" in self.exported else None
 
     @torch.no_grad()
     def pictures(self, batch: PretrainBatch) -> dict[str, NDArray[np.uint8]]:
@@ -194,9 +310,3 @@ class HandMimTask(nn.Module):
         pixel = [t for t in self.losses.terms.values() if isinstance(t, pixel_recon.Term)]
         min_var = pixel[0].min_var if pixel and pixel[0].per_patch_norm else None
         return draw_pretraining(batch, out, self.patch_px, min_var=min_var)
-
-
-def _per_view_weight(is_masked: Tensor) -> Tensor:
-    """[B*G, N] bool to [B*G*N] weights 1 / (masked patches of the view)."""
-    per_view = is_masked.sum(dim=1, keepdim=True).clamp(min=1)
-    return (1.0 / per_view.float()).expand_as(is_masked).flatten()

@@ -1,26 +1,49 @@
-"""Frozen-feature probe during pretraining: are joints linearly readable from the class token, in
+"""Frozen-feature probes during pretraining: what do the features know of the hand's pose, in
 millimetres?"""
 
 import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 from handmim.contracts import HandSample, StepInfo
 from handmim.data.augment import HandAugment
 from handmim.data.loader import batches
 from handmim.hand.skeleton import ROOT_JOINT
-from handmim.metrics.probe import joint_probe
+from handmim.metrics.probe import MIN_TRAIN, Poses, joint_probe, mean_pose
+from handmim.metrics.retrieval import class_accuracy, nearest, retrieval_figures
+from handmim.tasks.feature_pictures import draw_neighbours, draw_pictures_with_points
 from handmim.tasks.monitors import effective_rank
 from handmim.tasks.pretrain import HandMimTask
 from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)
 
+FEATURES = ("cls", "cls_patch", "points")
+MIN_TEST = 1
+SHOWN, SEARCHED, NEIGHBOURS_SHOWN = 6, 500, 5  # pictures
+
+
+class Probed(NamedTuple):
+    """What a labelled set is to the frozen network."""
+
+    features: dict[str, Tensor]  # [n, D] by name of FEATURES
+    poses: Poses
+    classes: Tensor | None  # [n] int64 of what hands show, where that is known of all
+
 
 class ProbeHook:
-    """Ridge regression from teacher class tokens to 2D and 3D joints, in closed form.
+    """Closed-form figures of frozen features on a small labelled split, without training anything.
+
+    For each kind of features a ridge regression to 2D and 3D joints: `cls` the class token,
+    `cls_patch` class token and mean patch token, `points` the pseudo-keypoints' coordinates alone.
+    For class tokens also the mean pose of nearest neighbours, and their vote where a dataset knows
+    what its hands show (`class_of(index)`). The mean hand is scored for comparison.
 
     Args:
         train_set, test_set: labelled crops; split so that nothing of the test set is in the train
@@ -28,10 +51,12 @@ class ProbeHook:
         augment: its evaluation crop is used.
         every: steps between probes.
         batch_size: samples at a time.
+        features: which of `FEATURES`; points only where the task has them.
+        neighbours: numbers of nearest neighbours; none to leave retrieval out.
+    Raises: ValueError for unknown features.
     """
 
     at_start = True
-    MIN_TRAIN, MIN_TEST = 10, 1
 
     def __init__(
         self,
@@ -40,48 +65,131 @@ class ProbeHook:
         augment: HandAugment,
         every: int | None = None,
         batch_size: int = 128,
+        features: Sequence[str] = FEATURES,
+        neighbours: Sequence[int] = (1, 10),
     ) -> None:
+        unknown = sorted(set(features) - set(FEATURES))
+        if unknown or not features:
+            raise ValueError(f"features must be some of {FEATURES}, got {unknown} (probe.features)")
         self.every, self.batch_size = every, batch_size
         self.augment = augment
         self.train_set, self.test_set = train_set, test_set
+        self.features, self.neighbours = tuple(features), tuple(neighbours)
         self._told: list[Dataset[HandSample]] = []
 
-    def _features(
+    def _embed(self, task: HandMimTask, image: Tensor) -> dict[str, Tensor]:
+        tokens = task.features(image)
+        points = task.keypoints(tokens) if "points" in self.features else None
+        found = {
+            "cls": tokens.cls,
+            "cls_patch": torch.cat([tokens.cls, tokens.patches.mean(dim=1)], dim=1),
+        }
+        if points is not None:
+            found["points"] = points.flatten(1)
+        return {name: x.float().cpu() for name, x in found.items()}
+
+    def _probed(
         self, task: HandMimTask, dataset: Dataset[HandSample], device: torch.device
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Class tokens, 2D joints, and 3D joints where every kept sample has them."""
-        cls, kp2d, joints, total, all_3d = [], [], [], 0, True
+    ) -> Probed:
+        """Features and labels of every sample whose 21 joints are all known in 2D; 3D joints where
+        all of those have them."""
+        embedded: dict[str, list[Tensor]] = {}
+        kp2d, joints, kept, total, all_3d = [], [], [], 0, True
         for stored in batches(dataset, self.batch_size):
             batch = self.augment.evaluate(stored.moved(device))
             whole = batch.kp2d_valid.all(dim=1)
+            kept.append(whole.nonzero().squeeze(1).cpu() + total)
             total += len(whole)
             all_3d &= bool(batch.joints_valid[whole].all())
-            cls.append(task.features(batch.image[whole]).cls.float().cpu())
+            for name, x in self._embed(task, batch.image[whole]).items():
+                embedded.setdefault(name, []).append(x)
             kp2d.append(batch.kp2d_crop_ndc[whole].cpu())
             joints_cam_m = batch.joints_cam_m[whole]
             joints.append((joints_cam_m - joints_cam_m[:, ROOT_JOINT, None]).cpu())
-        tokens = torch.cat(cls)
-        if len(tokens) < total and dataset not in self._told:
-            log.info("probe: %d of %d samples have all 21 joints in 2D", len(tokens), total)
+        where = torch.cat(kept)
+        if len(where) < total and dataset not in self._told:
+            log.info("probe: %d of %d samples have all 21 joints in 2D", len(where), total)
             self._told.append(dataset)
-        wanted = self.MIN_TRAIN if dataset is self.train_set else self.MIN_TEST
-        if len(tokens) < wanted:
+        wanted = MIN_TRAIN if dataset is self.train_set else MIN_TEST
+        if len(where) < wanted:
             raise ValueError(
-                f"only {len(tokens)} of {total} samples have all 21 joints in 2D, the probe needs "
+                f"only {len(where)} of {total} samples have all 21 joints in 2D, the probe needs "
                 f"{wanted} (probe.annotations)"
             )
-        return tokens, torch.cat(kp2d), torch.cat(joints) if all_3d else None
+        poses = Poses(torch.cat(kp2d), torch.cat(joints) if all_3d else None)
+        features = {name: torch.cat(parts) for name, parts in embedded.items()}
+        return Probed(features, poses, self._classes(dataset, where))
+
+    @staticmethod
+    def _classes(dataset: Any, where: Tensor) -> Tensor | None:
+        class_of = getattr(dataset, "class_of", None)
+        if class_of is None:
+            return None
+        found = [class_of(i) for i in where.tolist()]
+        return None if None in found else torch.tensor(found)
 
     def __call__(self, task: nn.Module, info: StepInfo, run: Run) -> dict[str, float]:
-        """Figures as `probe/<name>`; 3D ones where both sets have 3D joints."""
+        """Figures as `probe/<name>` (class token), `probe/<features>/<name>`, `probe/mean_pose/..`
+        and `probe/knn<k>/..`; 3D ones where both sets have 3D joints."""
         assert isinstance(task, HandMimTask)
-        train = self._features(task, self.train_set, run.device)
-        test = self._features(task, self.test_set, run.device)
-        figures = joint_probe(*train, *test)
-        in_3d = ""
-        if "mpjpe_mm" in figures:
-            in_3d = ", MPJPE {mpjpe_mm:.2f} mm, PA-MPJPE {pa_mpjpe_mm:.2f} mm".format(**figures)
-        err2d = figures["err2d_percent"]
-        log.info("step %d: probe 2D error %.2f %% of the crop%s", info.step, err2d, in_3d)
-        scalars = {f"probe/{name}": value for name, value in figures.items()}
-        return scalars | {"features/cls_rank": float(effective_rank(test[0]))}
+        train = self._probed(task, self.train_set, run.device)
+        test = self._probed(task, self.test_set, run.device)
+        found = {"mean_pose": mean_pose(train.poses, test.poses)}
+        for name in self.features:
+            if name in train.features:
+                x, z = train.features[name], test.features[name]
+                found[name] = joint_probe(x, train.poses, z, test.poses)
+        if self.neighbours:
+            found |= self._retrieval(train, test)
+        log.info("step %d: probe, 2D error %s", info.step, self._in_words(found))
+        scalars = {
+            f"probe/{key}" if name == "cls" else f"probe/{name}/{key}": value
+            for name, figures in found.items()
+            for key, value in figures.items()
+        }
+        return scalars | {"features/cls_rank": float(effective_rank(test.features["cls"]))}
+
+    @staticmethod
+    def _in_words(found: dict[str, dict[str, float]]) -> str:
+        """2D error in per cent of the crop and, in 3D, PA-MPJPE."""
+        parts = []
+        for name, figures in found.items():
+            aligned = figures.get("pa_mpjpe_mm")
+            in_3d = "" if aligned is None else f" ({aligned:.1f} mm)"
+            parts.append(f"{name} {figures['err2d_percent']:.2f} %{in_3d}")
+        return ", ".join(parts)
+
+    def _retrieval(self, train: Probed, test: Probed) -> dict[str, dict[str, float]]:
+        """Figures of the class token's nearest neighbours by number of neighbours."""
+        order = nearest(test.features["cls"], train.features["cls"], max(self.neighbours))
+        found = {}
+        for k in self.neighbours:
+            figures = retrieval_figures(order[:, :k], train.poses, test.poses)
+            if train.classes is not None and test.classes is not None:
+                accuracy = class_accuracy(order[:, :k], train.classes, test.classes)
+                figures["class_accuracy"] = accuracy
+            found[f"knn{k}"] = figures
+        return found
+
+    @torch.no_grad()
+    def pictures(self, task: nn.Module, run: Run) -> dict[str, NDArray[np.uint8]]:
+        """`probe_neighbours`: test crops and the train crops nearest by class token;
+        `probe_keypoints`: their pseudo-keypoints, where the task has them."""
+        assert isinstance(task, HandMimTask)
+        query = self._crops(self.test_set, SHOWN, run.device)
+        base = self._crops(self.train_set, SEARCHED, run.device)
+        tokens = task.features(query)
+        parts = [task.features(chunk).cls for chunk in base.split(self.batch_size)]
+        k = min(NEIGHBOURS_SHOWN, len(base))
+        order = nearest(tokens.cls, torch.cat(parts), k).cpu()
+        sheets = {"probe_neighbours": draw_neighbours(query.cpu(), base.cpu(), order)}
+        points = task.keypoints(tokens)
+        if points is not None:
+            sheets["probe_keypoints"] = draw_pictures_with_points(query.cpu(), points.cpu())
+        return sheets
+
+    def _crops(self, dataset: Any, num: int, device: torch.device) -> Tensor:
+        """[num, 3, H, W] model inputs of evenly spaced samples."""
+        places = np.linspace(0, len(dataset) - 1, min(num, len(dataset))).round().astype(int)
+        shown = batches(Subset(dataset, places.tolist()), self.batch_size)
+        return torch.cat([self.augment.evaluate(b.moved(device)).image for b in shown])

@@ -4,8 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
+from handmim.contracts import CropSample
 from handmim.data.crops import CropFolder, list_pictures, read_rgb, square
-from handmim.data.loader import collate_crops
+from handmim.data.loader import collate_crops, group_number
 
 
 def paint(path, height=40, width=30, colour=(10, 60, 200)):
@@ -88,3 +89,42 @@ def test_contain_shows_both_ends_and_cover_the_middle_only():
     assert (middle[..., 1] == 255).all()
     with pytest.raises(ValueError, match=r"data\.train\.fit"):
         CropFolder(".", fit="stretch")
+
+
+def test_pictures_of_one_folder_may_be_one_group(tmp_path):
+    for name in ("a/1.png", "a/2.png", "b/1.png", "top.png"):
+        paint(tmp_path / name)
+    alone = CropFolder(tmp_path, image_px=16)
+    assert collate_crops([alone[i] for i in range(4)]).group is None
+    data = CropFolder(tmp_path, image_px=16, group_by="folder")
+    group = collate_crops([data[i] for i in range(4)]).group
+    assert group.tolist() == [group_number(f"group {g}") for g in ("a", "a", "b", ".")]
+    assert len(set(group.tolist())) == 3
+    with pytest.raises(ValueError, match=r"data\.train\.group_by"):
+        CropFolder(tmp_path, group_by="video")
+
+
+def test_numbers_of_groups_never_change_and_fit_int64():
+    numbers = [group_number(name) for name in map(str, range(2000))]
+    assert len(set(numbers)) == 2000
+    assert -(2**63) <= min(numbers) < 0 < max(numbers) < 2**63
+    assert group_number("a") == 4681665781835383343
+
+
+def crop(name, value=0, partner=None, group=None):
+    image = np.full((8, 8, 3), value, np.uint8)
+    other = None if partner is None else np.full((8, 8, 3), partner, np.uint8)
+    return CropSample(image, name, partner=other, group=group)
+
+
+def test_partners_are_kept_where_all_have_one_and_groups_where_any_has():
+    both = collate_crops([crop("a", 1, 2, "g"), crop("b", 3, 4, "g")])
+    assert both.partner.shape == both.image.shape
+    assert both.image[:, 0, 0, 0].tolist() == [1, 3]
+    assert both.partner[:, 0, 0, 0].tolist() == [2, 4]
+    assert both.group[0] == both.group[1]
+    assert both.group.dtype.is_signed
+    mixed = collate_crops([crop("a", 1, 2, "g"), crop("g"), crop("b"), crop("b")])
+    assert mixed.partner is None
+    assert len(set(mixed.group.tolist())) == 3, "one picture drawn twice is a group"
+    assert collate_crops([crop("a"), crop("b")]).group is None

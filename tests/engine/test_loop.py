@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,8 @@ from handmim.engine.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from handmim.engine.loop import Trainer
-from handmim.engine.optim import OptimRecipe, param_groups, scaled_lr
+from handmim.engine.loop import StopRun, Trainer
+from handmim.engine.optim import OptimRecipe, clip_per_tensor, param_groups, scaled_lr
 from handmim.engine.sampler import StepSampler
 from handmim.engine.schedule import Schedule, as_schedule
 from handmim.utils.run import Run, replaced_folder
@@ -45,6 +46,9 @@ class ToyTask(nn.Module):
         if info.step == self.poison_step:
             loss = loss * float("nan")
         return StepResult(loss, {"loss": loss.detach()})
+
+    def before_update(self, info: StepInfo) -> None:
+        pass
 
     def after_step(self, info: StepInfo) -> dict[str, float]:
         self.ema.lerp_(self.linear.weight.detach(), 0.5)
@@ -81,6 +85,7 @@ def fit(
     stop_after: int | None = None,
     make=ToyTask,
     meta=None,
+    hooks=(),
     **kwargs,
 ):
     run = Run.start("toy", folder, 0, {"x": 1}, accelerator="cpu", resume=resume)
@@ -88,7 +93,8 @@ def fit(
     TASKS.append(task)
     settings = {"max_steps": 10, "batch_size": 4, "log_every": 2, "stop_after": stop_after} | kwargs
     trainer = Trainer(**settings)
-    result = trainer.fit(run, task, DATA, collate, prepare, recipe(), resume=resume, meta=meta)
+    how = {"resume": resume, "meta": meta, "hooks": hooks}
+    result = trainer.fit(run, task, DATA, collate, prepare, recipe(), **how)
     return task, result
 
 
@@ -191,6 +197,61 @@ def test_hooks_run_when_due_without_gradients(tmp_path):
     assert hook.calls == [(step, False, False) for step in (0, 4, 8, 10)]
     probed = {row["step"]: row["probe/x"] for row in rows(tmp_path) if "probe/x" in row}
     assert probed == {0: 0.0, 4: 4.0, 8: 8.0, 10: 10.0}
+    assert task.training
+
+
+class Stopping:
+    every, at_start = 3, True
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def __call__(self, task, info, run):
+        if info.step == self.at:
+            raise StopRun("the points are dead", {"alarms/x": 1.0})
+        return {"alarms/x": 0.0}
+
+
+def test_a_hook_stops_the_run_which_keeps_its_reason_and_can_go_on(tmp_path):
+    _, result = fit(tmp_path, hooks=[Stopping(at=6)])
+    assert (result.step, result.interrupted, result.reason) == (6, True, "the points are dead")
+    stopped = json.loads((tmp_path / "run.json").read_text())["stopped"]
+    assert stopped == {"step": 6, "reason": "the points are dead"}
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 6
+    assert {r["step"]: r["alarms/x"] for r in rows(tmp_path) if "alarms/x" in r} == {
+        0: 0.0,
+        3: 0.0,
+        6: 1.0,
+    }
+    assert "the points are dead: stopped after step 6" in (tmp_path / "log.txt").read_text()
+    parts, result = fit(tmp_path, resume="auto")
+    assert (result.interrupted, result.reason) == (False, None)
+    whole, _ = fit(tmp_path.parent / "whole")
+    assert torch.equal(whole.linear.weight, parts.linear.weight)
+    assert "stopped" not in json.loads((tmp_path / "run.json").read_text())
+
+
+@pytest.mark.parametrize(("at", "early"), [(0, True), (10, False)])
+def test_a_run_may_be_stopped_before_its_first_and_after_its_last_step(at, early, tmp_path):
+    _, result = fit(tmp_path, hooks=[Stopping(at)])
+    assert (result.step, result.interrupted, result.reason) == (at, early, "the points are dead")
+    assert json.loads((tmp_path / "run.json").read_text())["stopped"]["step"] == at
+
+
+def test_hooks_draw_beside_the_task(tmp_path):
+    class Drawing:
+        every, at_start = None, False
+
+        def __call__(self, task, info, run):
+            return {}
+
+        def pictures(self, task, run):
+            assert not task.training
+            return {"grey": np.full((4, 4, 3), 128, np.uint8)}
+
+    task, _ = fit(tmp_path, hooks=[Drawing(), Stopping(99)], picture_every=4)
+    drawn = sorted(p.name for p in (tmp_path / "pictures").iterdir())
+    assert drawn == [f"step_{step:07d}_grey.png" for step in (4, 8, 10)]
     assert task.training
 
 
@@ -370,3 +431,35 @@ def test_rates_follow_schedule_and_factor():
         (0.025, 0.0),
         (0.05, 0.2),
     ]
+
+
+def test_clipping_per_tensor_leaves_short_gradients_alone():
+    a, b, idle = (nn.Parameter(torch.zeros(2)) for _ in range(3))
+    a.grad, b.grad = torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4])
+    clip_per_tensor([a, b, idle], 1.0)
+    torch.testing.assert_close(a.grad, torch.tensor([0.6, 0.8]))
+    torch.testing.assert_close(b.grad, torch.tensor([0.3, 0.4]))
+    assert idle.grad is None
+
+
+@pytest.mark.parametrize("clip_by", ["global", "per_tensor"])
+def test_both_ways_of_clipping_report_the_norm_before_it(clip_by, tmp_path):
+    run = Run.start("toy", tmp_path, 0, {}, accelerator="cpu")
+    r = OptimRecipe(partial(torch.optim.SGD), 1.0, clip_norm=1.0, clip_by=clip_by)
+    task = ToyTask()
+    module, optimizer = run.fabric.setup(task, r.build(task, {}))
+    weight, bias = task.linear.weight, task.linear.bias
+    weight.grad, bias.grad = torch.tensor([[0.0, 0.0, 12.0]]), torch.tensor([5.0])
+    assert r.clip(run.fabric, module, optimizer) == pytest.approx(13.0)
+    lengths = {"global": (12 / 13, 5 / 13), "per_tensor": (1.0, 1.0)}[clip_by]
+    assert (weight.grad.norm().item(), bias.grad.item()) == pytest.approx(lengths, rel=1e-4)
+
+
+def test_without_a_limit_nothing_is_clipped(tmp_path):
+    run = Run.start("toy", tmp_path, 0, {}, accelerator="cpu")
+    task = ToyTask()
+    r = OptimRecipe(partial(torch.optim.SGD), 1.0)
+    module, optimizer = run.fabric.setup(task, r.build(task, {}))
+    assert r.clip(run.fabric, module, optimizer) is None
+    with pytest.raises(ValueError, match=r"clip_by.*optim\.clip_by"):
+        OptimRecipe(partial(torch.optim.SGD), 1.0, clip_by="tensor")

@@ -5,7 +5,7 @@ import torch
 
 from handmim.contracts import PixelTargets, PretrainBatch, PretrainOutputs, StepInfo
 from handmim.geometry.crop import compose, invert, similarity, transform_points
-from handmim.losses import class_recon, keypoint_align, patch_distill, pixel_recon, view_affine
+from handmim.losses import class_recon, patch_distill, pixel_recon, view_affine
 from handmim.losses.total import LossSum, Weighted
 
 
@@ -76,108 +76,6 @@ def test_pixel_mse_matches_hand_value():
     )
     loss = pixel_recon.Term(per_patch_norm=False)(out, batch)
     assert loss.item() == pytest.approx(2.75)
-
-
-@pytest.mark.parametrize("frame", ["view", "source"])
-def test_true_points_of_two_views_cost_nothing(frame: str):
-    source_from_view = maps(8)
-    points = points_seen(source_from_view)
-    loss = keypoint_align.aligned_regression(
-        points, points, source_from_view, frame=frame, beta_ndc=0.05
-    )
-    assert loss.item() < 1e-5
-
-
-@pytest.mark.parametrize("frame", ["view", "source"])
-def test_constant_points_are_punished_and_shrinking_does_not_help(frame: str):
-    source_from_view = maps(8)
-    constant = torch.tensor([[-0.5, 0.0], [0.5, 0.1], [0.0, 0.6]]).expand(8, 2, 3, 2)
-    cost = keypoint_align.aligned_regression(
-        constant, constant, source_from_view, frame=frame, beta_ndc=0.05
-    )
-    half = keypoint_align.aligned_regression(
-        constant / 2, constant / 2, source_from_view, frame=frame, beta_ndc=0.025
-    )
-    assert cost > 0.1
-    assert half > 0.6 * cost  # division by the spread: half the cloud is not half the cost
-
-
-def test_regression_matches_hand_value():
-    # Identity maps; points of view a at distance d=(0.3, 0) from view b. Smooth L1 with beta 0.1:
-    # (0.3 - 0.05) on x,
-    # 0 on y: mean 0.125. Spread of the target: points (0,0),(1,0),(0,1): std per axis sqrt(2)/3.
-    eye = torch.eye(2, 3).expand(1, 2, 2, 3)
-    base = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    points = torch.stack([base + torch.tensor([0.3, 0.0]), base])[None]
-    loss = keypoint_align.aligned_regression(points, points, eye, frame="view", beta_ndc=0.1)
-    assert loss.item() == pytest.approx(0.125 / (math.sqrt(2) / 3), rel=1e-5)
-
-
-def test_carried_points_outside_the_view_are_left_out():
-    eye = torch.eye(2, 3).expand(1, 2, 2, 3)
-    points = torch.zeros(1, 2, 3, 2)
-    points[:, 1, 0] = 1.6
-    loss = keypoint_align.aligned_regression(
-        points[:, :1].expand(1, 2, 3, 2), points, eye, frame="view", beta_ndc=0.05
-    )
-    assert loss.item() == 0.0
-
-
-def test_contrast_prefers_matching_samples():
-    source_from_view = maps(16)
-    points = points_seen(source_from_view)
-    right = keypoint_align.aligned_nce(points, points, source_from_view, temp=0.1)
-    wrong = keypoint_align.aligned_nce(
-        points, points.roll(1, 0), source_from_view.clone(), temp=0.1
-    )
-    assert right < 0.2 < math.log(16) < wrong
-
-
-def test_contrast_is_log_batch_when_all_samples_look_alike():
-    # One template for everybody: the mean-free shapes vanish, nothing can be told apart.
-    eye = torch.eye(2, 3).expand(4, 2, 2, 3)
-    points = torch.rand(1, 1, 6, 2).expand(4, 2, 6, 2)
-    loss = keypoint_align.aligned_nce(points, points, eye, temp=0.1)
-    assert loss.item() == pytest.approx(math.log(4), rel=1e-3)
-
-
-def test_spread_and_repulsion_match_hand_values():
-    bunched = torch.zeros(2, 3, 2)
-    assert keypoint_align.spread_hinge(bunched, 0.25).item() == pytest.approx(0.25**2, rel=1e-2)
-    assert keypoint_align.repulsion(bunched, 0.08).item() == pytest.approx(0.08**2, rel=1e-3)
-    apart = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
-    assert keypoint_align.spread_hinge(apart, 0.25).item() == 0.0
-    assert keypoint_align.repulsion(apart, 0.08).item() == 0.0
-
-
-def test_canonical_shapes_forget_similarity_and_keep_articulation():
-    g = torch.Generator().manual_seed(0)
-    base = torch.rand(6, 2, generator=g)
-    turned = transform_points(maps(32)[:, 0], base.expand(32, 6, 2))
-    q = keypoint_align.canonical_shapes(turned)
-    assert q.std(dim=0).max() < 1e-3
-    bent = turned + 0.2 * torch.randn(32, 6, 2, generator=g)
-    assert keypoint_align.canonical_shapes(bent).std(dim=0).mean() > 0.1
-
-
-def test_rigid_template_is_punished_and_articulated_points_are_not():
-    g = torch.Generator().manual_seed(0)
-    base = torch.rand(6, 2, generator=g)
-    rigid = transform_points(maps(64)[:, 0], base.expand(64, 6, 2))
-    free = torch.rand(64, 6, 2, generator=g)
-    cost = lambda p: keypoint_align.articulation_variance(p, 0.15, 0.0).item()  # noqa: E731
-    assert cost(rigid) > 0.02
-    assert cost(free) < 0.1 * cost(rigid)
-
-
-def test_gradients_are_finite_for_collapsed_points():
-    points = torch.zeros(4, 2, 6, 2, requires_grad=True)
-    batch = PretrainBatch(
-        torch.zeros(4, 2, 3, 8, 8), maps(4), torch.zeros(4, 2, 1, dtype=torch.bool)
-    )
-    out = PretrainOutputs(keypoints_ndc=points, target_keypoints_ndc=points)
-    keypoint_align.Term()(out, batch).backward()
-    assert points.grad.isfinite().all()
 
 
 def test_relative_affine_maps_points_between_views():

@@ -1,4 +1,5 @@
 import pytest
+import torch
 from torch import nn
 
 from handmim.models.teacher import EmaTeacher
@@ -12,6 +13,28 @@ def test_update_is_an_exponential_mean():
     teacher.update(student, momentum=0.9)
     teacher.update(student, momentum=0.9)
     assert teacher.net.weight.item() == pytest.approx(1 - 0.9**2)  # 0 -> 0.1 -> 0.19
+
+
+def test_small_steps_are_not_rounded_away():
+    student = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(student.weight, 1.0)
+    teacher = EmaTeacher(student)
+    nn.init.constant_(student.weight, 1.01)
+    for _ in range(1000):
+        teacher.update(student, momentum=0.9995)
+    want = 1.01 - 0.01 * 0.9995**1000
+    assert teacher.net.weight.item() == pytest.approx(want, abs=2e-5)
+
+
+def test_momentum_1_stands_still_and_0_copies():
+    student = nn.Linear(3, 2)
+    teacher = EmaTeacher(student)
+    old = teacher.net.weight.clone()
+    nn.init.normal_(student.weight)
+    teacher.update(student, momentum=1.0)
+    assert torch.equal(teacher.net.weight, old)
+    teacher.update(student, momentum=0.0)
+    assert torch.equal(teacher.net.weight, student.weight)
 
 
 def test_teacher_stays_in_eval_and_gets_no_gradient():

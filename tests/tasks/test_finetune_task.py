@@ -18,7 +18,7 @@ from handmim.losses.verts import Verts
 from handmim.models.heads.pymaf import PyMafHead
 from handmim.models.vit import ViT
 from handmim.tasks.evaluate import mean_hand_predictor, model_predictor, score
-from handmim.tasks.finetune import HandRegressionTask, mean_hand, start_from_labels
+from handmim.tasks.finetune import HandRegressionTask, mean_hand
 from tests.tasks.relabelled import Relabelled
 
 SCENE = {"image_px": 40, "view": "cone", "background": "studio", "objects": 0.0, "occluders": 0.0}
@@ -82,7 +82,7 @@ def test_mean_hand_is_the_chordal_mean_and_the_mean_camera(hands, augment, hand)
 def test_class_tokens_are_measured_on_the_training_pictures(make, hands, augment):
     task = make()
     task.head.standardise_cls = True
-    start_from_labels(task, hands, augment, torch.device("cpu"))
+    task.start_from_labels(hands, augment, torch.device("cpu"))
     with torch.no_grad():
         cls = task.backbone(augment.evaluate(whole_batch(hands)).image).cls
     torch.testing.assert_close(task.head.cls_mean, cls.mean(dim=0), atol=1e-5, rtol=1e-4)
@@ -182,7 +182,7 @@ def test_only_what_is_labelled_is_scored(make, hands, augment):
     whole, _ = score(mean_hand_predictor(task), hands, augment, torch.device("cpu"))
     flat = Relabelled(hands, has_mano=False, has_verts=False, joints_valid=no)
     figures, _ = score(mean_hand_predictor(task), flat, augment, torch.device("cpu"))
-    assert set(figures) == {"err2d_percent", "num_2d"}
+    assert set(figures) == {"err2d_percent", "pck10", "num_2d"}
     assert figures["err2d_percent"] == pytest.approx(whole["err2d_percent"])
     half = [flat[0], hands[1], hands[2]]
     figures, _ = score(mean_hand_predictor(task), half, augment, torch.device("cpu"))
@@ -207,3 +207,13 @@ def test_pictures_show_prediction_and_truth(make, hands, augment):
     drawn = task.pictures(augment.evaluate(whole_batch(hands)))
     assert drawn["predictions"].std() > 5
     assert task.training
+
+
+def test_a_frozen_backbone_gets_no_gradient(make, hands, augment):
+    task = make(freeze_backbone=True).train()
+    assert not task.backbone.training
+    batch = augment.evaluate(whole_batch(hands))
+    task(batch, StepInfo(0, 10)).loss.backward()
+    assert all(p.grad is None for p in task.backbone.parameters())
+    assert any(p.grad is not None for p in task.head.parameters())
+    assert task.hand_facts() == {"hand": task.hand.name, "hand_sha256": task.hand.sha256}

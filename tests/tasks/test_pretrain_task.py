@@ -3,56 +3,81 @@ from functools import partial
 import pytest
 import torch
 
-from handmim.contracts import CropBatch, StepInfo
+from handmim.contracts import CropBatch, PretrainBatch, StepInfo
 from handmim.data.colour import ColourJitter
 from handmim.data.masking import MaskSampler
 from handmim.data.views import ViewMaker
 from handmim.engine.schedule import Schedule
-from handmim.losses import class_recon, keypoint_align, patch_distill, pixel_recon, view_affine
+from handmim.losses import (
+    class_distill,
+    class_recon,
+    dense_match,
+    hog,
+    keypoint_align,
+    koleo,
+    latent_equivariance,
+    patch_distill,
+    pixel_recon,
+    point_recon,
+    view_affine,
+    view_flow,
+)
 from handmim.losses.total import Weighted
 from handmim.models.centering import Centering, Sinkhorn
-from handmim.models.heads.keypoint import AffineHead, KeypointHead, ThumbnailHead
-from handmim.models.heads.pixel import PixelHead
+from handmim.models.heads.hog import HogHead, PatchHogHead
+from handmim.models.heads.keypoint import KeypointHead, KeypointPredictor
+from handmim.models.heads.pixel import PixelDecoder, PixelHead
 from handmim.models.heads.projection import ProjectionHead
+from handmim.models.heads.token import AffineHead, DenseHead, DisplacementHead, ThumbnailHead
+from handmim.models.initial_weights import load_initial
 from handmim.models.vit import ViT
 from handmim.tasks.monitors import effective_rank, keypoint_monitors, target_monitors
 from handmim.tasks.pretrain import HandMimTask
 
-TERMS = {
-    "patch_distill": partial(patch_distill.Term),
-    "keypoint_align": partial(keypoint_align.Term),
-    "pixel_recon": partial(pixel_recon.Term),
-    "view_affine": partial(view_affine.Term),
-    "class_recon": partial(class_recon.Term),
+POINTS = partial(KeypointHead, num_keypoints=6, hidden_dim=16, num_hidden=1)
+PROTOTYPES = partial(ProjectionHead, num_prototypes=16, hidden_dim=16, bottleneck_dim=8)
+# Every loss with the heads it brings.
+PARTS = {
+    "patch_distill": (patch_distill.Term, {"projection": PROTOTYPES}),
+    "class_distill": (class_distill.Term, {"projection": PROTOTYPES}),
+    "koleo": (koleo.Term, {}),
+    "keypoint_align": (keypoint_align.Term, {"keypoint": POINTS}),
+    "pixel_recon": (pixel_recon.Term, {"pixel": PixelHead}),
+    "view_affine": (view_affine.Term, {"affine": AffineHead}),
+    "view_flow": (view_flow.Term, {"displacement": partial(DisplacementHead, warp_grid=4)}),
+    "class_recon": (class_recon.Term, {"thumbnail": ThumbnailHead}),
+    "point_recon": (point_recon.Term, {"keypoint": POINTS, "point_thumbnail": ThumbnailHead}),
+    "class_hog": (partial(hog.Term, source="class"), {"class_hog": partial(HogHead, cells=4)}),
+    "point_hog": (
+        partial(hog.Term, source="points"),
+        {"keypoint": POINTS, "point_hog": partial(HogHead, cells=4)},
+    ),
+    "patch_hog": (partial(hog.Term, source="patches"), {"patch_hog": PatchHogHead}),
+    "dense_match": (dense_match.Term, {"dense": DenseHead}),
+    "latent_equivariance": (latent_equivariance.Term, {}),
 }
-HEADS = {
-    "projection": partial(ProjectionHead, num_prototypes=16, hidden_dim=16, bottleneck_dim=8),
-    "keypoint": partial(KeypointHead, num_keypoints=6, hidden_dim=16, num_hidden=1),
-    "pixel": PixelHead,
-    "affine": AffineHead,
-    "thumbnail": ThumbnailHead,
-}
-OF = dict(zip(TERMS, HEADS, strict=True))
+HANDMIM = ("patch_distill", "keypoint_align", "pixel_recon", "view_affine", "class_recon")
 
 
-def make_task(losses=tuple(TERMS), **kwargs) -> HandMimTask:
+def make_task(losses=HANDMIM, extra=None, terms=None, **kwargs) -> HandMimTask:
     torch.manual_seed(0)
     size = {"embed_dim": 24, "depth": 2, "num_heads": 2}
     backbone = ViT("vit_tiny_patch16_224", img_px=32, patch_px=8, size=size)
-    heads = {OF[name]: HEADS[OF[name]] for name in losses}
-    terms = {name: Weighted(TERMS[name]()) for name in losses}
+    heads = {k: v for name in losses for k, v in PARTS[name][1].items()} | (extra or {})
+    chosen = {name: Weighted((terms or {}).get(name, PARTS[name][0])()) for name in losses}
     settings = {"centering": Centering, "momentum": Schedule(0.9, 1.0)} | kwargs
-    return HandMimTask(backbone, heads, terms, **settings)
+    return HandMimTask(backbone, heads, chosen, **settings)
 
 
-def make_batch(seed: int = 0, share: float = 1.0):
+def make_batch(seed: int = 0, share: float = 1.0, masks=None, **views):
     g = torch.Generator().manual_seed(seed)
     crops = CropBatch(torch.randint(0, 256, (4, 3, 40, 40), generator=g, dtype=torch.uint8))
     maker = ViewMaker(
         view_px=32,
         patch_px=8,
-        masks=MaskSampler(ratio=(0.3, 0.5), masked_share=share),
+        masks=masks or MaskSampler(ratio=(0.3, 0.5), masked_share=share),
         colour=ColourJitter(),
+        **views,
     )
     return maker(crops, g, StepInfo(0, 10))
 
@@ -72,10 +97,10 @@ def test_one_step_trains_every_student_part_and_no_teacher_part():
         assert torch.isfinite(torch.as_tensor(result.scalars[key])), key
 
 
-@pytest.mark.parametrize("name", list(TERMS))
+@pytest.mark.parametrize("name", list(PARTS))
 def test_each_loss_runs_alone_with_its_own_head(name):
     task = make_task((name,))
-    result = task(make_batch(), StepInfo(0, 10))
+    result = task(make_batch(warp_ndc=0.05), StepInfo(0, 10))
     assert torch.isfinite(result.loss)
     result.loss.backward()
     assert any(
@@ -95,7 +120,8 @@ def test_teacher_sees_whole_views_and_student_only_unmasked_patches():
         ]
         teacher_logits = task.teacher.net["projection"](whole)
         temp = task.teacher_temp(0, 10)
-        torch.testing.assert_close(out.patches.teacher_probs, task.centering(teacher_logits, temp))
+        probs = task.centering["patches"](teacher_logits, temp)
+        torch.testing.assert_close(out.patches.teacher_probs, probs)
         torch.testing.assert_close(out.patches.student_logits, task.student["projection"](seen))
 
 
@@ -145,11 +171,11 @@ def test_a_batch_without_masks_still_has_a_loss(centering):
 
 def test_evaluation_pictures_leave_the_task_in_training_and_the_centre_alone():
     task = make_task()
-    before = task.centering.centre.clone()
+    before = task.centering["patches"].centre.clone()
     drawn = task.pictures(make_batch())
     assert {"views", "keypoints", "thumbnails"} <= set(drawn)
     assert task.training
-    assert torch.equal(task.centering.centre, before)
+    assert torch.equal(task.centering["patches"].centre, before)
     assert all(p.dtype.name == "uint8" and p.std() > 5 for p in drawn.values())
 
 
@@ -161,14 +187,14 @@ def test_exported_backbone_is_the_teachers(tmp_path):
     path = tmp_path / "b.safetensors"
     task.export_backbone.export(path, {})
     fresh = make_task().student["backbone"]
-    fresh.load_exported(path)
+    load_initial(fresh, str(path))
     image = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(fresh.eval()(image).cls, task.features(image).cls)
 
 
 def test_unknown_heads_are_named():
     with pytest.raises(ValueError, match="unknown heads"):
-        HandMimTask(make_task().student["backbone"], {"points": PixelHead}, {}, centering=Centering)
+        make_task(("pixel_recon",), extra={"points": PixelHead})
 
 
 def test_monitors_tell_collapse_from_health():
@@ -179,6 +205,7 @@ def test_monitors_tell_collapse_from_health():
         < 1.1
     )
     eye = torch.eye(2, 3).expand(5, 2, 2, 3)
+    eye = PretrainBatch(torch.zeros(5, 2, 3, 8, 8), eye, torch.zeros(5, 2, 1, dtype=torch.bool))
     points = torch.rand(5, 1, 6, 2, generator=g).expand(5, 2, 6, 2)
     alive = keypoint_monitors(points, eye)
     assert alive["keypoints/disagreement_ndc"] < 1e-6

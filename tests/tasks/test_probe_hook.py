@@ -1,9 +1,13 @@
+import json
+
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from handmim.contracts import StepInfo
 from handmim.data.augment import HandAugment
+from handmim.data.keypoints import KeypointPhotos
 from handmim.data.synthetic import SyntheticHands
 from handmim.tasks.probing import ProbeHook
 from handmim.utils.run import Run
@@ -22,27 +26,83 @@ def hands(tmp_path_factory, hand_path):
 
 
 @pytest.fixture
-def probe(tmp_path):
-    run = Run.start("probe", tmp_path, 0, {}, accelerator="cpu")
+def run(tmp_path):
+    return Run.start("probe", tmp_path, 0, {}, accelerator="cpu")
 
-    def call(train, test):
-        hook = ProbeHook(train, test, HandAugment(img_px=32))
-        task = make_task().eval()
+
+@pytest.fixture
+def probe(run):
+    def call(train, test, task=None, **kwargs):
+        hook = ProbeHook(train, test, HandAugment(img_px=32), **kwargs)
+        task = task or make_task().eval()
         with torch.no_grad():
             return hook(task, StepInfo(0, 1), run)
 
     return call
 
 
-def test_figures_in_2d_and_3d(probe, hands):
+RIDGE = {"err2d_percent", "pck10", "mpjpe_mm", "pa_mpjpe_mm"}
+KNN = {"err2d_percent", "pck10", "pa_mpjpe_mm"}
+
+
+def test_figures_in_2d_and_3d_of_all_features(probe, hands):
     figures = probe(*hands)
-    assert {
-        "probe/err2d_percent",
-        "probe/mpjpe_mm",
-        "probe/pa_mpjpe_mm",
-        "features/cls_rank",
-    } <= set(figures)
+    expected = {f"probe/{name}" for name in RIDGE} | {"features/cls_rank"}
+    for part in ("cls_patch", "points", "mean_pose"):
+        expected |= {f"probe/{part}/{name}" for name in RIDGE}
+    for part in ("knn1", "knn10"):
+        expected |= {f"probe/{part}/{name}" for name in KNN}
+    assert set(figures) == expected
+    assert all(np.isfinite(v) for v in figures.values())
     assert 0 < figures["probe/err2d_percent"] < 50
+
+
+def test_features_and_neighbours_are_chosen_and_points_may_be_missing(probe, hands):
+    figures = probe(*hands, task=make_task(("pixel_recon",)).eval(), neighbours=())
+    parts = {k.split("/")[1] for k in figures if k.startswith("probe/")} - RIDGE
+    assert parts == {"cls_patch", "mean_pose"}
+    few = probe(*hands, features=["points"], neighbours=[3])
+    parts = {k.split("/")[1] for k in few if k.startswith("probe/")}
+    assert parts == {"points", "mean_pose", "knn3"}
+    with pytest.raises(ValueError, match=r"probe\.features"):
+        probe(*hands, features=["tokens"])
+    with pytest.raises(ValueError, match=r"20 neighbours from 12"):
+        probe(*hands, neighbours=[20])
+
+
+class Sorted(Relabelled):
+    """Two classes by turns."""
+
+    def class_of(self, index):
+        return index % 2
+
+
+def test_the_vote_is_counted_where_classes_exist(probe, hands):
+    figures = probe(*(Sorted(h) for h in hands))
+    assert 0 <= figures["probe/knn10/class_accuracy"] <= 1
+    same = probe(Sorted(hands[0]), Sorted(hands[0]))
+    assert same["probe/knn1/class_accuracy"] == 1.0, "every crop is its own nearest neighbour"
+    assert same["probe/knn1/pa_mpjpe_mm"] == pytest.approx(0.0, abs=1e-3)
+    assert "probe/knn10/class_accuracy" not in probe(Sorted(hands[0]), hands[1])
+
+
+def test_annotated_photos_know_their_class_where_there_are_several(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((8, 8, 3), np.uint8))
+    notes = [{"image_id": 1, "keypoints": [1.0, 2.0, 2] * 21, "category_id": c} for c in (4, 7)]
+    path = tmp_path / "notes.json"
+    for chosen, classes in ((notes, [4, 7]), (notes[:1], [None])):
+        images = [{"id": 1, "file_name": "a.png"}]
+        path.write_text(json.dumps({"images": images, "annotations": chosen}))
+        photos = KeypointPhotos(tmp_path, path, split="all")
+        assert [photos.class_of(i) for i in range(len(photos))] == classes
+
+
+def test_pictures_of_neighbours_and_points(run, hands):
+    hook = ProbeHook(*hands, HandAugment(img_px=32))
+    sheets = hook.pictures(make_task().eval(), run)
+    assert set(sheets) == {"probe_neighbours", "probe_keypoints"}
+    assert all(p.dtype.name == "uint8" and p.std() > 5 for p in sheets.values())
+    assert set(hook.pictures(make_task(("pixel_recon",)).eval(), run)) == {"probe_neighbours"}
 
 
 def test_photos_without_3d_are_probed_in_2d(probe, hands):

@@ -19,7 +19,7 @@ REPO = Path(__file__).parents[2]
 METRICS = {
     "pa_mpjpe_mm", "pa_mpvpe_mm", "mpjpe_mm", "mpvpe_mm", "pa_f5", "pa_f15", "f5", "f15",
     "pa_auc_joints", "pa_auc_verts", "auc_joints", "auc_verts", "num_samples", "num_meshes",
-    "err2d_percent", "num_2d",
+    "err2d_percent", "num_2d", "pck10",
 }  # fmt: skip
 TINY = ["machine.accelerator=cpu", "machine.num_threads=1", "trainer.num_workers=0"]
 PRETRAIN = [
@@ -256,6 +256,19 @@ def test_photos_with_joints_but_no_meshes(place):
     assert metrics["num_samples"] == 4
 
 
+def test_a_share_of_the_labels_and_a_supervised_start(place, pretrained):
+    words = ["experiment=cpu_direct_keypoints", "data=synthetic", *TINY, *small_data(place)]
+    words += ["trainer.max_steps=3", "trainer.batch_size=4", "label_fraction=0.25"]
+    init = f"init_from={pretrained / 'backbone.safetensors'}"
+    text = call(place, "finetune.py", *words, init, "name=share")
+    assert "4 samples" in text  # a quarter of 16
+    again = f"init_from={place / 'runs' / 'share' / 'backbone.safetensors'}"
+    text = call(place, "finetune.py", *words, again, "name=on_top")
+    assert "loaded" in text
+    text = call(place, "finetune.py", *words, "num_labels=4", "name=no", fails=True)
+    assert "not both" in text
+
+
 def test_a_pretraining_checkpoint_cannot_be_scored(place, pretrained):
     words = [f"checkpoint={pretrained / 'last.pt'}", *TINY[:2], "name=no"]
     assert "fine-tune it first" in call(place, "eval.py", *words, fails=True)
@@ -293,6 +306,58 @@ def test_unlabeled_folder_end_to_end_with_a_bad_file(place):
     text = call(place, "pretrain.py", *words, "name=none", fails=True)
     assert "picture below" in text
     assert "data.root=DIR" in text
+
+
+ABLATE = [
+    "table=objectives",
+    "budget=smoke",
+    "seeds=1",
+    "rows=[random,class_recon]",
+    "machine.accelerator=cpu",
+    "machine.num_threads=1",
+    'pretrain=["probe.hook.train_set.num=16","data.num_val=8","data.num_train=16",'
+    '"data.num_workers=0","data.scene.image_px=48"]',
+    'finetune=["data.num_val=8","data.num_train=16","data.num_workers=0","data.scene.image_px=48"]',
+]
+
+
+def test_an_ablation_says_what_it_would_run_and_what_it_does_not_know(place):
+    words = [*ABLATE, f"paths.data_dir={place / 'data'}", f"paths.run_root={place / 'abl'}"]
+    text = call(place, "ablate.py", *words, "dry_run=true")
+    assert "class_recon/0" in text
+    assert "pretrain 4, finetune_50 3, finetune_100 3" in text
+    assert "2 of 2 cells to run, 16 steps" in text
+    assert not (place / "abl").exists()
+    words[3] = "rows=[nope]"
+    text = call(place, "ablate.py", *words, fails=True)
+    assert "no rows ['nope'] in this table, it has ['random'" in text
+    text = call(place, "ablate.py", "table=nope", fails=True)
+    assert "objectives" in text
+
+
+@pytest.mark.slow
+def test_an_ablation_fills_its_table_and_runs_nothing_twice(place):
+    words = [*ABLATE, f"paths.data_dir={place / 'data'}", f"paths.run_root={place / 'abl'}"]
+    text = call(place, "ablate.py", *words, f"out={place / 'docs'}")
+    folder = place / "abl" / "ablations" / "objectives-renders-smoke"
+    cells = json.loads((folder / "cells.json").read_text())
+    assert {cell["row"] for cell in cells} == {"random", "class_recon"}
+    keys = {"probe/err2d_percent", "finetune_50/mpjpe_mm", "finetune_100/pa_mpjpe_mm"}
+    assert all(keys <= set(cell["figures"]) for cell in cells)
+    assert all(cell["stages"]["probe"]["threads"] == 1 for cell in cells)
+    assert "| random init | 1 |" in text
+    names = {p.name for p in (place / "docs").iterdir()}
+    assert names == {f"objectives-renders-smoke.{end}" for end in ("md", "csv", "png", "json")}
+    written = (folder / "random" / "seed_0" / "cell.json").stat().st_mtime_ns
+    call(place, "ablate.py", *words, "jobs=2")
+    assert (folder / "random" / "seed_0" / "cell.json").stat().st_mtime_ns == written
+    # The same rows in processes of their own, with nothing left but the stages: none runs again.
+    stages = sorted((place / "abl" / "ablations" / "stages").glob("*/stage.json"))
+    assert len(stages) == 1 + 2 + 4
+    call(place, "ablate.py", *words, "jobs=2", "name=again")
+    assert sorted((place / "abl" / "ablations" / "stages").glob("*/stage.json")) == stages
+    again = json.loads((place / "abl" / "ablations" / "again" / "cells.json").read_text())
+    assert [cell["figures"] for cell in again] == [cell["figures"] for cell in cells]
 
 
 @pytest.mark.slow

@@ -1,31 +1,40 @@
-"""Pseudo-keypoints and view geometry read off the class token."""
+"""Pseudo-keypoints: read off the class token, or found among the patch tokens.
+
+Every head is called with a backbone's tokens, and says by `num_keypoints` and `num_dims` what it
+makes. Points have d = 2 numbers in the view's ndc, or 3: z is a depth in the view's own size.
+"""
+
+import math
 
 import torch
 from torch import Tensor, nn
 
+from handmim.contracts import Tokens
+from handmim.models.heads.mlp import mlp
 
-def _mlp(dim_in: int, hidden_dim: int, dim_out: int, num_hidden: int) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.LayerNorm(dim_in)]
-    for i in range(num_hidden):
-        layers += [nn.Linear(dim_in if i == 0 else hidden_dim, hidden_dim), nn.GELU()]
-    layers.append(nn.Linear(hidden_dim if num_hidden else dim_in, dim_out))
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-    return nn.Sequential(*layers)
+
+def check_points(num_keypoints: int, num_dims: int) -> None:
+    """Refuse what is no shape. Raises: ValueError."""
+    if num_keypoints < 3:
+        raise ValueError(
+            f"num_keypoints must be >= 3 for a shape, got {num_keypoints} "
+            "(task.heads.keypoint.num_keypoints)"
+        )
+    if num_dims not in (2, 3):
+        raise ValueError(
+            f"points have num_dims 2 or 3, got {num_dims} (task.heads.keypoint.num_dims)"
+        )
 
 
 class KeypointHead(nn.Module):
-    """K pseudo-keypoints in the view's ndc, bounded to 1.5 so that they may leave the picture a
-    little.
+    """K points from the class token, bounded so that they may leave the picture a little.
 
     Points start spread out (random output biases), and no BatchNorm is used since masked and whole
     views share the head.
 
     Args:
         dim: width of the class token.
-        num_keypoints: K.
+        num_keypoints, num_dims: K and d.
         hidden_dim, num_hidden: MLP sizes.
         bound_ndc: largest coordinate.
         init_spread: output biases are drawn from U(-init_spread, init_spread).
@@ -36,64 +45,187 @@ class KeypointHead(nn.Module):
         dim: int,
         *,
         num_keypoints: int = 21,
+        num_dims: int = 2,
         hidden_dim: int = 1024,
         num_hidden: int = 2,
         bound_ndc: float = 1.5,
         init_spread: float = 0.6,
     ) -> None:
         super().__init__()
-        if num_keypoints < 3:
-            raise ValueError(
-                f"num_keypoints must be >= 3 for a shape, got {num_keypoints} "
-                "(configs/loss/keypoint_align.yaml)"
-            )
-        self.num_keypoints, self.bound_ndc = num_keypoints, bound_ndc
-        self.mlp = _mlp(dim, hidden_dim, num_keypoints * 2, num_hidden)
+        check_points(num_keypoints, num_dims)
+        self.num_keypoints, self.num_dims, self.bound_ndc = num_keypoints, num_dims, bound_ndc
+        self.mlp = mlp(dim, hidden_dim, num_keypoints * num_dims, num_hidden)
         last = self.mlp[-1]
         assert isinstance(last, nn.Linear)
         nn.init.uniform_(last.bias, -init_spread, init_spread)
 
-    def forward(self, cls: Tensor) -> Tensor:
-        """[..., D] class tokens to [..., K, 2] points in ndc, fp32."""
-        raw = self.mlp(cls).float().unflatten(-1, (self.num_keypoints, 2))
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Tokens of [V, D] to [V, K, d] points in ndc, fp32."""
+        raw = self.mlp(tokens.cls).float().unflatten(-1, (self.num_keypoints, self.num_dims))
         return self.bound_ndc * torch.tanh(raw)
 
 
-class AffineHead(nn.Module):
-    """The known affine map between two views, regressed from both class tokens.
+class SoftArgmaxKeypoints(nn.Module):
+    """K points as expected positions of heat maps over the patch tokens, which ties them to visible
+    content.
+
+    Each patch offers refine x refine keys, one per cell; each point asks with a learned query, to
+    which the class token adds its own. Heat maps are the softmax of query . key and of a learned
+    Gaussian prior, which keeps points apart before they know anything. Depth, where points have
+    one, comes from the class token.
+
+    Args:
+        dim: width of the tokens.
+        grid_hw: patches per column and row.
+        num_keypoints, num_dims: K and d.
+        refine: cells per side of a patch.
+        key_dim: width of queries and keys.
+        temp: softmax temperature of the heat maps.
+        class_query: the class token has a say in where to look; False leaves learned queries.
+        hidden_dim, num_hidden: sizes of the class token's MLP.
+        prior_ndc: width of the Gaussians at the start; None for no prior.
+        init_spread: their centres are drawn from U(-init_spread, init_spread).
+        bound_ndc: largest depth.
+    """
+
+    cells_ndc: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        grid_hw: tuple[int, int],
+        num_keypoints: int = 21,
+        num_dims: int = 2,
+        refine: int = 3,
+        key_dim: int = 64,
+        temp: float = 1.0,
+        class_query: bool = True,
+        hidden_dim: int = 256,
+        num_hidden: int = 1,
+        prior_ndc: float | None = 0.5,
+        init_spread: float = 0.6,
+        bound_ndc: float = 1.5,
+    ) -> None:
+        super().__init__()
+        check_points(num_keypoints, num_dims)
+        if refine < 1 or temp <= 0 or (prior_ndc is not None and prior_ndc <= 0):
+            raise ValueError(
+                "refine must be >= 1, temp and prior_ndc > 0 (prior_ndc may be null), got "
+                f"{refine}, {temp}, {prior_ndc} (task.heads.keypoint)"
+            )
+        self.num_keypoints, self.num_dims, self.bound_ndc = num_keypoints, num_dims, bound_ndc
+        self.refine, self.key_dim, self.grid_hw = refine, key_dim, grid_hw
+        self.scale = 1.0 / (temp * math.sqrt(key_dim))
+        self.keys = mlp(dim, 0, refine * refine * key_dim, 0)
+        self.queries = nn.Parameter(torch.randn(num_keypoints, key_dim))
+        num_depths = num_keypoints * (num_dims - 2)
+        self.of_class: nn.Sequential | None = None
+        if class_query or num_depths:
+            width = key_dim * class_query + num_depths
+            self.of_class = mlp(dim, hidden_dim, width, num_hidden)
+        self.class_query = class_query
+        self.prior_centres: nn.Parameter | None = None
+        if prior_ndc is not None:
+            centres = torch.empty(num_keypoints, 2).uniform_(-init_spread, init_spread)
+            self.prior_centres = nn.Parameter(centres)
+            self.prior_log_width = nn.Parameter(torch.full((num_keypoints,), math.log(prior_ndc)))
+        self.register_buffer("cells_ndc", self._cells(), persistent=False)
+
+    def _cells(self) -> Tensor:
+        """[N * refine^2, 2] centres of all cells, patch by patch, row by row within a patch."""
+        h, w = self.grid_hw
+        r = self.refine
+        y = (torch.arange(h * r, dtype=torch.float32) + 0.5) / (h * r) * 2 - 1
+        x = (torch.arange(w * r, dtype=torch.float32) + 0.5) / (w * r) * 2 - 1
+        grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)  # [h r, w r, 2]
+        return grid.reshape(h, r, w, r, 2).transpose(1, 2).reshape(-1, 2)
+
+    def heat_maps(self, tokens: Tokens) -> Tensor:
+        """[V, K, N * refine^2] shares of each point in the order of `cells_ndc`, fp32.
+
+        Raises: ValueError when tokens were dropped or the picture has another size.
+        """
+        v, n = tokens.patches.shape[:2]
+        if n != self.grid_hw[0] * self.grid_hw[1]:
+            raise ValueError(
+                f"points are sought on a grid of {self.grid_hw} patches, got {n} "
+                "(task.heads.keypoint; backbone.image_px, task.mask_mode)"
+            )
+        keys = self.keys(tokens.patches).reshape(v, n * self.refine**2, self.key_dim)
+        queries = self.queries.expand(v, -1, -1)
+        if self.class_query:
+            assert self.of_class is not None
+            queries = queries + self.of_class(tokens.cls)[:, None, : self.key_dim]
+        logits = (queries.to(keys.dtype) @ keys.transpose(1, 2)).float() * self.scale
+        if self.prior_centres is not None:
+            gap = (self.prior_centres[:, None] - self.cells_ndc).square().sum(dim=-1)
+            logits = logits - 0.5 * gap / (2.0 * self.prior_log_width).exp()[:, None]
+        return logits.softmax(dim=-1)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Tokens of [V, ...] to [V, K, d] points in ndc, fp32."""
+        heat = self.heat_maps(tokens)
+        # Written out: autocast would place points to 1e-2 only.
+        places = torch.stack([(heat * axis).sum(dim=-1) for axis in self.cells_ndc.T], dim=-1)
+        if self.num_dims == 2:
+            return places
+        assert self.of_class is not None
+        raw = self.of_class(tokens.cls).float()[:, -self.num_keypoints :]
+        return torch.cat([places, self.bound_ndc * torch.tanh(raw)[..., None]], dim=-1)
+
+
+class LatentPoints(nn.Module):
+    """PeCLR's projection: the class token as K unbounded points of a latent plane.
+
+    Batch statistics as there; every view has to be seen the same way (nothing masked).
 
     Args:
         dim: width of the class token.
+        num_keypoints: K.
         hidden_dim, num_hidden: MLP sizes.
     """
 
-    def __init__(self, dim: int, *, hidden_dim: int = 256, num_hidden: int = 1) -> None:
+    num_dims = 2
+
+    def __init__(
+        self, dim: int, *, num_keypoints: int = 64, hidden_dim: int = 512, num_hidden: int = 1
+    ) -> None:
         super().__init__()
-        self.mlp = _mlp(2 * dim, hidden_dim, 6, num_hidden)
-        self.register_buffer("identity", torch.eye(2, 3), persistent=False)
+        check_points(num_keypoints, self.num_dims)
+        self.num_keypoints = num_keypoints
+        layers: list[nn.Module] = []
+        for _ in range(num_hidden):
+            layers += [nn.Linear(dim, hidden_dim), nn.BatchNorm1d(hidden_dim), nn.ReLU()]
+            dim = hidden_dim
+        self.project = nn.Sequential(*layers, nn.Linear(dim, num_keypoints * 2))
 
-    def forward(self, cls_a: Tensor, cls_b: Tensor) -> Tensor:
-        """[..., D] tokens of views a and b to [..., 2, 3], an estimate of a_from_b in ndc, fp32."""
-        delta = self.mlp(torch.cat([cls_a, cls_b], dim=-1)).float().unflatten(-1, (2, 3))
-        return self.identity + delta
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Tokens of [V, D] to [V, K, 2] latents, fp32."""
+        return self.project(tokens.cls).float().unflatten(-1, (self.num_keypoints, 2))
 
 
-class ThumbnailHead(nn.Module):
-    """A small grey picture of the view, redrawn from the class token alone.
+class KeypointPredictor(nn.Module):
+    """A residual guess of the other side's points, for the side that is trained against them.
+
+    Starts as the identity.
 
     Args:
-        dim: width of the class token.
-        thumb_px: side of the picture.
+        num_keypoints, num_dims: K and d.
         hidden_dim, num_hidden: MLP sizes.
     """
 
     def __init__(
-        self, dim: int, *, thumb_px: int = 24, hidden_dim: int = 256, num_hidden: int = 1
+        self, num_keypoints: int, num_dims: int, *, hidden_dim: int = 256, num_hidden: int = 1
     ) -> None:
         super().__init__()
-        self.thumb_px = thumb_px
-        self.mlp = _mlp(dim, hidden_dim, thumb_px * thumb_px, num_hidden)
+        self.mlp = mlp(num_keypoints * num_dims, hidden_dim, num_keypoints * num_dims, num_hidden)
+        last = self.mlp[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
 
-    def forward(self, cls: Tensor) -> Tensor:
-        """[..., D] class tokens to [..., t, t] standardised grey values, fp32."""
-        return self.mlp(cls).float().unflatten(-1, (self.thumb_px, self.thumb_px))
+    def forward(self, points: Tensor) -> Tensor:
+        """[..., K, d] to [..., K, d], fp32."""
+        return points.float() + self.mlp(points.flatten(-2)).float().unflatten(
+            -1, points.shape[-2:]
+        )

@@ -1,0 +1,99 @@
+"""Running one cell, and writing down what came of it."""
+
+import json
+import logging
+import platform
+import time
+import traceback
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from handmim.ablation.plan import CELL, ERROR, Cell
+from handmim.ablation.store import locked
+from handmim.utils.run import git_state, write_atomic
+
+log = logging.getLogger(__name__)
+
+
+class Runs(Protocol):
+    """What makes the stages of a cell: `Stages`, or a stand-in."""
+
+    def run(self, cell: Cell) -> dict[str, dict[str, Any]]:
+        """Records by stage name, each with figures, seconds and more."""
+        ...
+
+
+def run_cell(cell: Cell, runs: Runs, overwrite: bool = False) -> dict[str, Any]:
+    """Run a cell unless it is finished; what it says is in <folder>/cell.json.
+
+    Args:
+        cell: of a plan.
+        runs: its stages.
+        overwrite: run again what was finished for another definition, or under other defaults.
+    Returns: the content of cell.json.
+    Raises: ValueError for a stale cell; whatever the stages raise, written to error.txt as well.
+    """
+    with locked(cell.folder):
+        state = cell.state
+        if state == "finished" and not (overwrite and cell.is_outdated):
+            log.info("%s: finished before, not run again", cell.name)
+            done = cell.read()
+            assert done is not None
+            return done
+        if state == "stale" and not overwrite:
+            raise ValueError(stale_message([cell]))
+        (cell.folder / CELL).unlink(missing_ok=True)
+        error = cell.folder / ERROR
+        error.unlink(missing_ok=True)
+        try:
+            records = runs.run(cell)
+        except Exception:
+            write_atomic(error, traceback.format_exc())
+            raise
+        content = content_of(cell, records)
+        write_atomic(cell.folder / CELL, json.dumps(content, indent=1) + "\n")
+    return content
+
+
+def content_of(cell: Cell, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Everything that a table, or a reader who doubts it, may want of a cell."""
+    figures = {
+        f"{stage}/{key}": value
+        for stage, record in records.items()
+        for key, value in record["figures"].items()
+    }
+    for clock in ("seconds", "cpu_seconds"):
+        figures |= {f"{clock}/{stage}": record[clock] for stage, record in records.items()}
+        figures[f"{clock}/total"] = sum(record[clock] for record in records.values())
+    return {
+        "row": cell.row.name,
+        "label": cell.row.label,
+        "seed": cell.seed,
+        "fingerprint": cell.fingerprint,
+        "config_sha": cell.config_sha,
+        "figures": figures,
+        "steps": cell.steps,
+        "stages": {stage: _facts(record) for stage, record in records.items()},
+        "overrides": cell.overrides,
+        **git_state(Path(__file__).parent),
+        "host": platform.node(),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _facts(record: dict[str, Any]) -> dict[str, Any]:
+    return {k: record.get(k) for k in ("folder", "threads", "git_sha", "git_dirty")}
+
+
+def stale_message(cells: list[Cell], shown: int = 6) -> str:
+    """What is stale, since when it differs, and the ways out."""
+    lines = [f"  {cell.name}: {'; '.join(cell.differences()[:shown])}" for cell in cells]
+    return (
+        f"{len(cells)} finished cells were made for another definition than today's (- then, + now)"
+        ":\n" + "\n".join(lines) + "\nmake them again (overwrite=true), restore the definition, or "
+        "give the new one another name (name=...)"
+    )

@@ -1,0 +1,144 @@
+"""The three stages of a cell: pretraining, frozen probes, fine-tunes with shares of the labels."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from handmim.ablation.overrides import decisive
+from handmim.ablation.plan import Cell, Compose
+from handmim.ablation.store import StageStore
+from handmim.ablation.table import fraction_name
+from handmim.contracts import StepInfo
+from handmim.engine.checkpoint import LAST, load_checkpoint
+from handmim.engine.loop import FitResult
+from handmim.pipelines.finetune import finetune
+from handmim.pipelines.pretrain import BACKBONE, pretrain
+from handmim.pipelines.start import start_run
+from handmim.reports.html import read_scalars
+from handmim.tasks.pretrain import HandMimTask
+from handmim.utils.config import drop_unbuilt
+from handmim.utils.seed import seed_everything
+
+SHOWN = ("loss", "features", "keypoints", "targets", "speed", "health", "alarms")
+
+
+class Stages:
+    """Stages through the pipelines, kept in a store.
+
+    Args:
+        compose: (config name, overrides) -> config.
+        store: of finished stages.
+    """
+
+    def __init__(self, compose: Compose, store: StageStore) -> None:
+        self.compose, self.store = compose, store
+
+    def run(self, cell: Cell) -> dict[str, dict[str, Any]]:
+        """Records by stage name: pretrain, probe, finetune_<per cent of the labels>.
+
+        Raises: KeyboardInterrupt when a signal ended training early; what was done is kept.
+        """
+        row, seed = cell.row, cell.seed
+        records: dict[str, dict[str, Any]] = {}
+        weights, start = None, f"random {seed}"
+        if row.is_pretrained:
+            records["pretrain"] = self._pretrain(list(row.pretrain), seed)
+            folder = self.store.root / records["pretrain"]["folder"]
+            weights, start = folder / BACKBONE, folder.name
+        elif row.init_from is not None:
+            weights = Path(row.init_from)
+            if not weights.is_file():
+                raise FileNotFoundError(f"no weights at {weights} (row {row.name}: init_from)")
+            start = hashlib.sha256(weights.read_bytes()).hexdigest()
+        records["probe"] = self._probe(list(row.pretrain), seed, weights, start)
+        for share in (float(f) for f in cell.overrides["fractions"]):
+            words = [*row.finetune, f"label_fraction={share}"]
+            records[fraction_name(share)] = self._finetune(words, seed, weights, start)
+        return records
+
+    def _config(self, name: str, words: list[str], seed: int, folder: Path) -> DictConfig:
+        """Composed again with a place to run in; a stage that was interrupted goes on."""
+        place = [f"paths.run_root='{folder.parent}'", f"name='{folder.name}'", "resume=auto"]
+        return self.compose(name, [*words, f"seed={seed}", *place])
+
+    def _pretrain(self, words: list[str], seed: int) -> dict[str, Any]:
+        # No label is looked at while pretraining.
+        words = [w for w in words if not w.startswith(("probe=", "probe."))] + ["probe=none"]
+        definition = decisive(self.compose("pretrain", [*words, f"seed={seed}"]))
+
+        def work(folder: Path) -> dict[str, float]:
+            made = pretrain(self._config("pretrain", words, seed, folder))
+            _check_whole(made.result, folder)
+            last = read_scalars(folder / "scalars.jsonl")[-1:]
+            return {k: v for row in last for k, v in row.items() if _is_figure(k)}
+
+        return self.store.get("pretrain", definition, work)
+
+    def _probe(
+        self, words: list[str], seed: int, weights: Path | None, start: str
+    ) -> dict[str, Any]:
+        cfg = self.compose("pretrain", [*words, f"seed={seed}"])
+        plain = decisive(cfg)
+        definition = {k: plain.get(k) for k in ("probe", "task", "precision")} | {"start": start}
+
+        def work(folder: Path) -> dict[str, float]:
+            if cfg.probe.hook is None:
+                raise ValueError("cells are probed on labelled sets (setting.probe: [probe=...])")
+            run = start_run(self._config("pretrain", words, seed, folder), resume="auto")
+            task = restored(cfg, seed, weights).to(run.device)
+            with torch.no_grad():
+                figures = instantiate(cfg.probe.hook)(task, StepInfo(0, 1), run)
+            return {key.removeprefix("probe/"): value for key, value in figures.items()}
+
+        return self.store.get("probe", definition, work)
+
+    def _finetune(
+        self, words: list[str], seed: int, weights: Path | None, start: str
+    ) -> dict[str, Any]:
+        definition = decisive(self.compose("finetune", [*words, f"seed={seed}"])) | {"start": start}
+        init = "init_from=null" if weights is None else f"init_from='{weights.absolute()}'"
+
+        def work(folder: Path) -> dict[str, float]:
+            made = finetune(self._config("finetune", [*words, init], seed, folder))
+            _check_whole(made.result, folder)
+            return made.metrics | {"num_labels": made.num_labels}
+
+        return self.store.get("finetune", definition, work)
+
+
+def _is_figure(key: str) -> bool:
+    return key.split("/")[0] in SHOWN
+
+
+def _check_whole(result: FitResult, folder: Path) -> None:
+    """A signal ends the cell, resumable; a hook that gave the run up makes it a failed one."""
+    if result.reason is not None:
+        raise RuntimeError(f"{folder.name} was given up at step {result.step}: {result.reason}")
+    if result.interrupted:
+        raise KeyboardInterrupt(f"{folder.name} stopped at step {result.step}")
+
+
+def restored(cfg: DictConfig, seed: int, weights: Path | None) -> HandMimTask:
+    """A pretraining task as it was left, or as it begins.
+
+    Args:
+        cfg: as composed for it.
+        seed: of initial weights.
+        weights: exported backbone, beside the last checkpoint where there was training; None for
+            random weights.
+    """
+    cfg = cfg.copy()
+    drop_unbuilt(cfg.task.losses)
+    drop_unbuilt(cfg.task.heads)
+    seed_everything(seed)
+    task = instantiate(cfg.task)
+    last = None if weights is None else weights.parent / LAST
+    if last is not None and last.is_file():
+        task.load_state_dict(load_checkpoint(last)["task"])
+    elif weights is not None:
+        task.export_backbone.load_exported(weights)
+    return task.eval()

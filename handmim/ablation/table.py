@@ -1,0 +1,159 @@
+"""What a table asks: rows (variants), columns (figures), and how its cells are made."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from handmim.ablation.overrides import joined
+
+ROW_NAME = re.compile(r"[a-z0-9_]+")
+ROW_KEYS = {"label", "pretrain", "finetune", "init_from"}
+TABLE_KEYS = {"title", "question", "pretrain", "finetune", "fractions", "columns", "rows"}
+BETTER = ("lower", "higher", None)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A figure of the cells: where it stands and how it is shown."""
+
+    key: str  # as in cell.json, for example finetune_5/mpjpe_mm
+    label: str
+    decimals: int = 2
+    better: str | None = "lower"  # lower | higher | None: neither
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A variant.
+
+    Attributes:
+        name: also of its folder.
+        label: in the table.
+        pretrain: complete overrides of configs/pretrain.yaml.
+        finetune: complete overrides of configs/finetune.yaml, without labels and start.
+        is_pretrained: False starts from `init_from`, or from random weights.
+        init_from: backbone weights of a row that is not pretrained.
+    """
+
+    name: str
+    label: str
+    pretrain: tuple[str, ...]
+    finetune: tuple[str, ...]
+    is_pretrained: bool = True
+    init_from: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows and columns, and the label shares of the fine-tunes (empty: probes only)."""
+
+    name: str
+    title: str
+    question: str
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    fractions: tuple[float, ...]
+    seeds: tuple[int, ...]
+
+
+def read_table(cfg: DictConfig) -> Table:
+    """The table of a composed configs/ablate.yaml, all words checked.
+
+    Overrides are joined from the general to the particular: setting, budget, table, the
+    user's, row.
+
+    Raises: ValueError naming the key and what is valid.
+    """
+    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(plain, dict)
+    table, setting, budget = plain["table"], plain["setting"], plain["budget"]
+    _check_keys(table, TABLE_KEYS, "table")
+    if not table.get("rows"):
+        raise ValueError("the table has no rows (configs/table: rows)")
+    pretrain, finetune = (
+        [setting[k], budget[k], table.get(k), plain[k]] for k in ("pretrain", "finetune")
+    )
+    pretrain.insert(1, setting["probe"])
+    machine = [f"machine.{k}={_word(v)}" for k, v in plain["machine"].items()]
+    paths = [f"paths.data_dir='{plain['paths']['data_dir']}'"]
+    rows = []
+    for name, row in table["rows"].items():
+        if not ROW_NAME.fullmatch(name):
+            raise ValueError(f"row names are of a-z, 0-9 and _, got {name!r} (table.rows)")
+        _check_keys(row, ROW_KEYS, f"table.rows.{name}")
+        own = row.get("pretrain", [])
+        if own is not None and row.get("init_from") is not None:
+            raise ValueError(
+                f"row {name} is pretrained and has init_from: give pretrain: null, or pretrain "
+                f"from those weights with pretrain: [init=...] (table.rows.{name})"
+            )
+        rows.append(
+            Row(
+                name,
+                row.get("label") or name.replace("_", " "),
+                joined(*(words or [] for words in (*pretrain, own)), machine, paths),
+                joined(*(w or [] for w in (*finetune, row.get("finetune"))), machine, paths),
+                own is not None,
+                row.get("init_from"),
+            )
+        )
+    columns = plain["columns"] | (table.get("columns") or {})
+    return Table(
+        name=plain["name"],
+        title=table["title"],
+        question=table["question"],
+        rows=_chosen(rows, plain["rows"]),
+        columns=tuple(_column(key, c) for key, c in columns.items() if c is not None),
+        fractions=_fractions(table.get("fractions", budget["fractions"])),
+        seeds=_seeds(plain["seeds"]),
+    )
+
+
+def fraction_name(fraction: float) -> str:
+    """Label share in stage names and column keys: 0.05 is finetune_5."""
+    return f"finetune_{100 * fraction:g}"
+
+
+def _check_keys(node: Any, valid: set[str], where: str) -> None:
+    unknown = sorted(set(node or {}) - valid)
+    if node is None or unknown:
+        raise ValueError(f"{where} has keys {unknown}, valid are {sorted(valid)} ({where})")
+
+
+def _word(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _column(key: str, values: dict[str, Any]) -> Column:
+    _check_keys(values, {"label", "decimals", "better"}, f"columns.{key}")
+    column = Column(key, **values)
+    if column.better not in BETTER:
+        raise ValueError(f"better must be one of {BETTER}, got {column.better!r} (columns.{key})")
+    return column
+
+
+def _chosen(rows: Sequence[Row], names: list[str] | None) -> tuple[Row, ...]:
+    known = [row.name for row in rows]
+    wanted = known if names is None else names
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise ValueError(f"no rows {unknown} in this table, it has {known} (rows=[...])")
+    return tuple(row for row in rows if row.name in wanted)
+
+
+def _fractions(values: list[float]) -> tuple[float, ...]:
+    if any(not 0 < f <= 1 for f in values) or len(set(values)) < len(values):
+        raise ValueError(f"label shares must be distinct and in (0, 1], got {values} (fractions)")
+    return tuple(values)
+
+
+def _seeds(seeds: int | list[int]) -> tuple[int, ...]:
+    """3 is 0, 1, 2."""
+    if isinstance(seeds, int):
+        seeds = list(range(seeds))
+    if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(s, int) for s in seeds):
+        raise ValueError(f"seeds must be a number >= 1 or distinct numbers, got {seeds} (seeds=3)")
+    return tuple(seeds)

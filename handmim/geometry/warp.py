@@ -1,0 +1,206 @@
+"""Smooth non-rigid warps on top of affine views; carrying points between a view and its source.
+
+A warp moves a point p of a view to p + d(p). d is a uniform cubic B-spline over c x c control
+values, spread evenly on [-1, 1]^2 (a spline follows its control values, it does not pass through
+them: at the nodes inside, a field of independent values has half their spread). Beyond the grid the
+border values repeat, so d is twice continuously differentiable everywhere and constant far away.
+Pixels and points are carried by the same field, products are written out (see geometry.crop).
+"""
+
+import torch
+from torch import Tensor
+
+from handmim.geometry.crop import invert, transform_points
+
+# Steepest field that `bounded` lets through: p -> p + d(p) then is one-to-one, and q - d(p) a
+# contraction in p that halves its error about every seventh step at worst.
+STEEPEST = 0.9
+ITERATIONS = 6  # of the contraction; the Newton steps that follow square what is left
+NEWTON_STEPS = 3
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _folded(at_nodes: Tensor) -> Tensor:
+    """[..., c + 4] of nodes -2 .. c + 1 to [..., c]: nodes outside repeat the border's value."""
+    first = at_nodes[..., :3].sum(dim=-1, keepdim=True)
+    last = at_nodes[..., -3:].sum(dim=-1, keepdim=True)
+    return torch.cat([first, at_nodes[..., 3:-3], last], dim=-1)
+
+
+def _from_nodes(t: Tensor, c: int) -> Tensor:
+    """[..., c + 4] distance, in nodes and with its sign, of coordinates [...] from each node."""
+    nodes = torch.arange(-2, c + 2, device=t.device, dtype=t.dtype)
+    return ((t + 1) * ((c - 1) / 2)).clamp(-1, c).unsqueeze(-1) - nodes
+
+
+def _weights(t: Tensor, c: int) -> Tensor:
+    """[..., c] weights of the control values along one axis; they sum to 1."""
+    a = _from_nodes(t, c).abs()
+    return _folded(((2 - a).clamp(min=0) ** 3 - 4 * (1 - a).clamp(min=0) ** 3) / 6)
+
+
+def _slopes(t: Tensor, c: int) -> Tensor:
+    """[..., c] derivatives of `_weights` by the coordinate."""
+    s = _from_nodes(t, c)
+    a = s.abs()
+    by_node = s.sign() * (2 * (1 - a).clamp(min=0) ** 2 - (2 - a).clamp(min=0) ** 2 / 2)
+    return _folded(by_node * ((c - 1) / 2))
+
+
+def _blend(control: Tensor, along_x: Tensor, along_y: Tensor) -> Tensor:
+    """Values [..., 2, c, c] weighed by [..., P, c] of columns and of rows: [..., P, 2]."""
+    rows = (control.unsqueeze(-4) * along_x[..., None, None, :]).sum(dim=-1)
+    return (rows * along_y.unsqueeze(-2)).sum(dim=-1)
+
+
+def displacement(points: Tensor, control: Tensor) -> Tensor:
+    """The field at points.
+
+    Args:
+        points: [..., P, 2] ndc.
+        control: [..., 2, c, c] displacements in ndc, x then y; rows go down, columns right.
+    Returns: [..., P, 2] ndc, at least fp32; differentiable in both.
+    """
+    points, control = _precise(points), _precise(control)
+    c = control.shape[-1]
+    return _blend(control, _weights(points[..., 0], c), _weights(points[..., 1], c))
+
+
+def bounded(control: Tensor, steepest: float = STEEPEST) -> Tensor:
+    """Flatten fields that are too steep to be one-to-one; others stay as they are.
+
+    Along an axis the slope of d is a mean of neighbours' differences per node spacing, so their
+    largest bounds it; the bound on |d(p) - d(q)| / |p - q| in the maximum norm is the sum over both
+    axes. Where it exceeds `steepest` < 1 the whole field is scaled down to it.
+
+    Args:
+        control: [..., 2, c, c].
+        steepest: largest bound.
+    """
+    per_ndc = (control.shape[-1] - 1) / 2
+    across = control.diff(dim=-1).abs().flatten(-2).amax(dim=-1)
+    down = control.diff(dim=-2).abs().flatten(-2).amax(dim=-1)
+    bound = ((across + down) * per_ndc).amax(dim=-1)
+    return control * (steepest / bound.clamp(min=steepest))[..., None, None, None]
+
+
+def pixels_in_source(
+    source_from_view: Tensor, side_px: int, displacement_ndc: Tensor | None = None
+) -> Tensor:
+    """Where the pixel centres of square views lie in their source: `to_source` of a whole grid.
+
+    Args:
+        source_from_view: [..., 2, 3].
+        side_px: side of the views.
+        displacement_ndc: [..., 2, c, c] or None for affine views.
+    Returns: [..., side_px, side_px, 2] ndc, as `grid_sample` wants it.
+    """
+    A = _precise(source_from_view)
+    t = (torch.arange(side_px, device=A.device, dtype=A.dtype) + 0.5) * (2 / side_px) - 1
+    x, y, offset = (A[..., column, None] for column in range(3))
+    grid = (t * y + offset)[..., :, None] + (t * x)[..., None, :]  # [..., 2, S, S]
+    if displacement_ndc is not None:
+        # The field is linear in its control values: turned into the source's frame first, it only
+        # has to be added. Node by node, for a sum over an axis of its own would hold c fields.
+        control = _precise(displacement_ndc).unsqueeze(-4)
+        control = (A[..., :2, None, None] * control).sum(dim=-3)
+        weights = _weights(t, control.shape[-1])  # [S, c], of rows and of columns alike
+        rows = (control.unsqueeze(-2) * weights).sum(dim=-1)  # [..., 2, c, S]
+        for node in range(control.shape[-1]):
+            grid.addcmul_(weights[:, node, None], rows[..., node, None, :])
+    return grid.movedim(-3, -1)
+
+
+def unwarp(points: Tensor, control: Tensor) -> Tensor:
+    """Where points came from: the p with p + d(p) = q.
+
+    The contraction p <- q - d(p) comes close wherever the field's steepness bound is below 1
+    (`bounded`), Newton's method ends it. The last step alone carries gradients, and by the
+    implicit function theorem they are those of the exact inverse.
+
+    Args:
+        points: [..., P, 2] q.
+        control: [..., 2, c, c].
+    Returns: [..., P, 2] p.
+    """
+    q, control = _precise(points), _precise(control)
+    with torch.no_grad():
+        p = q.detach()
+        for _ in range(ITERATIONS):
+            p = q - displacement(p, control)
+        for _ in range(NEWTON_STEPS - 1):
+            p = _newton_step(p, q, control)
+    return _newton_step(p, q, control)
+
+
+def _newton_step(p: Tensor, q: Tensor, control: Tensor) -> Tensor:
+    """p - (1 + d'(p))^-1 (p + d(p) - q)."""
+    c = control.shape[-1]
+    along_x, along_y = (_weights(p[..., axis], c) for axis in (0, 1))
+    fixed = control.detach()
+    by_x = _blend(fixed, _slopes(p[..., 0], c), along_y)
+    by_y = _blend(fixed, along_x, _slopes(p[..., 1], c))
+    zero = torch.zeros_like(p[..., 0])
+    residual = p + _blend(control, along_x, along_y) - q
+    jacobian = torch.stack([by_x, by_y, torch.stack([zero, zero], dim=-1)], dim=-1)
+    jacobian = jacobian + torch.eye(2, 3, device=p.device, dtype=p.dtype)
+    return p - transform_points(invert(jacobian), residual.unsqueeze(-2)).squeeze(-2)
+
+
+def _scale(source_from_view: Tensor) -> Tensor:
+    """[...] square root of the area that a unit square of the view covers in the source."""
+    A = source_from_view
+    return (A[..., 0, 0] * A[..., 1, 1] - A[..., 0, 1] * A[..., 1, 0]).abs().sqrt()
+
+
+def _map_and_scale(source_from_view: Tensor, with_scale: bool) -> tuple[Tensor, Tensor]:
+    A = _precise(source_from_view)
+    scale = _scale(A)
+    if with_scale:
+        return A, scale
+    return torch.cat([A[..., :2] / scale[..., None, None], A[..., 2:]], dim=-1), scale / scale
+
+
+def to_source(
+    points: Tensor,
+    source_from_view: Tensor,
+    displacement_ndc: Tensor | None = None,
+    *,
+    with_scale: bool = True,
+) -> Tensor:
+    """Carry points of views to the source crop that the views of a sample share.
+
+    Args:
+        points: [..., K, d], d = 2, or 3 with a relative depth in units of the view, which scales
+            with the view (weak perspective) and does not mind turning, shifting, warping.
+        source_from_view: [..., 2, 3].
+        displacement_ndc: [..., 2, c, c] the views' warps; None where they have none.
+        with_scale: False leaves the views' scale out of the map.
+    Returns: [..., K, d], at least fp32 whatever autocast says.
+    """
+    points = _precise(points)
+    A, scale = _map_and_scale(source_from_view, with_scale)
+    xy = points[..., :2]
+    if displacement_ndc is not None:
+        xy = xy + displacement(xy, displacement_ndc)
+    xy = transform_points(A, xy)
+    return torch.cat([xy, points[..., 2:] * scale[..., None, None]], dim=-1)
+
+
+def from_source(
+    points: Tensor,
+    source_from_view: Tensor,
+    displacement_ndc: Tensor | None = None,
+    *,
+    with_scale: bool = True,
+) -> Tensor:
+    """The inverse of `to_source`, same arguments; `unwarp` says which warps it can undo."""
+    points = _precise(points)
+    A, scale = _map_and_scale(source_from_view, with_scale)
+    xy = transform_points(invert(A), points[..., :2])
+    if displacement_ndc is not None:
+        xy = unwarp(xy, displacement_ndc)
+    return torch.cat([xy, points[..., 2:] / scale[..., None, None]], dim=-1)

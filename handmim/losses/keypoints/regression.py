@@ -1,0 +1,125 @@
+"""Points of one view must lie where the known map carries those of another."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from handmim.geometry.warp import from_source, to_source
+from handmim.losses.keypoints.ranks import mean_over_ranks
+
+KINDS = ("smooth_l1", "l2", "cosine")
+FRAMES = ("view", "source")
+PAIRS = ("cross", "cross+same")
+
+
+def point_spread(points: Tensor) -> Tensor:
+    """Mean over samples and axes of the standard deviation over points: [..., K, d] -> scalar."""
+    return (points.var(dim=-2, correction=0) + 1e-8).sqrt().mean()
+
+
+class Sigma(nn.Module):
+    """The spread that divides the regression and so makes it blind to shrinking.
+
+    Args:
+        floor_ndc: never below this.
+        detach: no gradient through it.
+        momentum: of a moving average over batches, kept in the buffer `average` (0 before the first
+            batch); None takes the batch's own spread.
+    Raises: ValueError for a momentum outside [0, 1) or one with a gradient.
+    """
+
+    average: Tensor
+
+    def __init__(
+        self, *, floor_ndc: float = 0.05, detach: bool = True, momentum: float | None = None
+    ) -> None:
+        super().__init__()
+        if momentum is not None and not 0.0 <= momentum < 1.0:
+            raise ValueError(
+                f"sigma_momentum must be null or in [0, 1), got {momentum} "
+                "(configs/loss/keypoint_align.yaml)"
+            )
+        if momentum is not None and not detach:
+            raise ValueError(
+                "detach_sigma=false wants the batch's own spread: a moving average has no gradient "
+                f"(sigma_momentum={momentum}, configs/loss/keypoint_align.yaml)"
+            )
+        self.floor_ndc, self.detach, self.momentum = floor_ndc, detach, momentum
+        self.register_buffer("average", torch.zeros(()), persistent=momentum is not None)
+
+    def forward(self, target_points: Tensor) -> Tensor:
+        """Scalar from [..., K, d]; the average moves in training mode only."""
+        spread = point_spread(target_points)
+        if self.momentum is not None:
+            if self.training:
+                now = mean_over_ranks(spread)
+                is_first = self.average == 0
+                self.average.lerp_(now, torch.where(is_first, 1.0, 1.0 - self.momentum))
+            # Nothing seen yet outside training: this batch is all there is.
+            spread = torch.where(self.average > 0, self.average, spread.detach()).clone()
+        spread = spread.clamp(min=self.floor_ndc)
+        return spread.detach() if self.detach else spread
+
+
+def aligned_regression(
+    points: Tensor,
+    target_points: Tensor,
+    source_from_view: Tensor,
+    displacement_ndc: Tensor | None = None,
+    *,
+    sigma: Tensor | float,
+    kind: str = "smooth_l1",
+    frame: str = "view",
+    pairs: str = "cross",
+    beta_ndc: float = 0.05,
+    limit_ndc: float | None = 1.5,
+    invert_scale: bool = True,
+) -> Tensor:
+    """Distance between each view's points and the carried points of another view.
+
+    Args:
+        points: [B, G, K, d] in their own view's ndc, d = 2 or 3.
+        target_points: [B, G, K, d], the same views seen by the side that is matched.
+        source_from_view: [B, G, 2, 3].
+        displacement_ndc: [B, G, 2, c, c] of warped views.
+        sigma: spread that divides the distance, twice for "l2".
+        kind: "smooth_l1" | "l2" (squares) | "cosine" (1 - cosine of all coordinates of a sample
+            about the picture's centre; needs no sigma).
+        frame: compare in the "view" of `points`, or carry both to the "source" crop.
+        pairs: ordered pairs of different views, or also a view with itself, which says something
+            where the target is another network or sees unmasked patches ("cross+same").
+        beta_ndc: where smooth L1 turns linear.
+        limit_ndc: points carried beyond this do not count ("view" frame; None counts all).
+        invert_scale: False leaves the views' sizes in, as PeCLR does.
+    Returns: scalar, mean over pairs and over all coordinates that count.
+    """
+    maps = source_from_view.float(), displacement_ndc
+    in_source = to_source(target_points, *maps, with_scale=invert_scale)
+    mine = points if frame == "view" else to_source(points, *maps, with_scale=invert_scale)
+    costs = []
+    for shift in range(0 if pairs == "cross+same" else 1, points.shape[1]):
+        other = in_source.roll(-shift, dims=1)
+        if frame == "view":
+            same = shift == 0
+            other = target_points if same else from_source(other, *maps, with_scale=invert_scale)
+        counts = torch.ones_like(other[..., :1], dtype=torch.bool)
+        if frame == "view" and limit_ndc is not None:
+            counts = (other.detach()[..., :2].abs() <= limit_ndc).all(dim=-1, keepdim=True)
+        costs.append(_distance(mine, other, counts, kind, beta_ndc, sigma))
+    return torch.stack(costs).mean()
+
+
+def _distance(
+    mine: Tensor, other: Tensor, counts: Tensor, kind: str, beta: float, sigma: Tensor | float
+) -> Tensor:
+    """Mean over what counts: [B, G, K, d] twice, [B, G, K, 1] -> scalar."""
+    if kind == "cosine":
+        a, b = (torch.where(counts, x, 0.0).flatten(-2) for x in (mine, other))
+        is_seen = counts.any(dim=-2).squeeze(-1)
+        cosine = F.cosine_similarity(a, b, dim=-1, eps=1e-6)
+        return ((1.0 - cosine) * is_seen).sum() / is_seen.sum().clamp(min=1)
+    if kind == "smooth_l1":
+        error = F.smooth_l1_loss(mine, other, beta=beta, reduction="none") / sigma
+    else:
+        error = (mine - other).square() / sigma**2
+    return torch.where(counts, error, 0.0).sum() / (mine.shape[-1] * counts.sum()).clamp(min=1)

@@ -1,0 +1,45 @@
+"""Class tokens keep apart: the entropy of their directions, estimated by nearest neighbours.
+
+Kozachenko & Leonenko 1987; as a regulariser Sablayrolles et al. 2019 (arXiv 1806.03198) and DINOv2
+(Oquab et al. 2023, arXiv 2304.07193).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from handmim.contracts import PretrainBatch, PretrainOutputs
+
+
+def koleo(tokens: Tensor, eps: float = 1e-8) -> Tensor:
+    """Minus the mean log distance to the nearest neighbour, directions alone.
+
+    Args:
+        tokens: [n, D].
+        eps: added to distances.
+    Returns: scalar, fp32 even under autocast; 0 with its graph intact for a single token.
+    """
+    with torch.autocast(tokens.device.type, enabled=False):
+        x = F.normalize(tokens.float(), dim=-1)
+        if len(x) < 2:
+            return 0.0 * x.sum()
+        with torch.no_grad():
+            cosine = x @ x.T
+            cosine.fill_diagonal_(-torch.inf)
+            nearest = cosine.argmax(dim=1)
+        return -((x - x[nearest]).norm(dim=-1) + eps).log().mean()
+
+
+class Term(nn.Module):
+    """`koleo` of the student's class tokens, for each of the views, added up as DINOv2 does: two
+    views of one crop shall not keep apart.
+
+    Neighbours are looked for among the crops of this process.
+    """
+
+    needs = ("cls",)
+
+    def forward(self, out: PretrainOutputs, batch: PretrainBatch) -> Tensor:
+        """Scalar loss."""
+        assert out.cls is not None, "koleo needs class tokens"
+        return torch.stack([koleo(view) for view in out.cls.unbind(dim=1)]).sum()

@@ -1,0 +1,1 @@
+"""What the entry points do, callable: one function per tool, from composed config to result."""

@@ -1,0 +1,66 @@
+"""Pretraining from its composed config to the exported backbone."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import nn
+
+from handmim.data.loader import collate_crops
+from handmim.engine.loop import FitResult, Trainer
+from handmim.pipelines.start import start_run
+from handmim.utils.config import drop_unbuilt
+from handmim.utils.run import Run
+
+BACKBONE = "backbone.safetensors"
+
+
+class Pretrained(NamedTuple):
+    """What pretraining leaves behind."""
+
+    run_dir: Path
+    backbone: Path  # weights of the side that is kept (task.export)
+    result: FitResult
+
+
+def pretrain(cfg: DictConfig) -> Pretrained:
+    """Assemble, train, export.
+
+    Args:
+        cfg: composed from configs/pretrain.yaml; trainer.max_steps=0 exports the initial weights.
+    """
+    drop_unbuilt(cfg.task.losses)
+    drop_unbuilt(cfg.task.heads)
+    run = start_run(cfg, resume=cfg.resume)
+    task = instantiate(cfg.task)
+    if cfg.init is not None:
+        task.load_initial(cfg.init)
+    result = _train(cfg, run, task) if cfg.trainer.max_steps else FitResult(0, 0.0, 0.0, False, {})
+    path = run.dir / BACKBONE
+    if run.is_main:
+        task.export_backbone.export(path, {"step": str(result.step), "seed": str(cfg.seed)})
+        run.log.info("exported backbone: %s (loads with timm.create_model)", path)
+    return Pretrained(run.dir, path, result)
+
+
+def _train(cfg: DictConfig, run: Run, task: nn.Module) -> FitResult:
+    with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet
+        dataset = instantiate(cfg.data.train)
+        probe = None if cfg.probe.hook is None else instantiate(cfg.probe.hook)
+    make_views = instantiate(cfg.views)
+    recipe = instantiate(cfg.optim)
+    hooks = [] if probe is None else [probe]
+    if cfg.alarms.hook is not None:
+        hooks.append(instantiate(cfg.alarms.hook)(dataset, make_views))
+    return Trainer(**cfg.trainer).fit(
+        run,
+        task,
+        dataset,
+        collate_crops,
+        make_views,
+        recipe,
+        hooks=hooks,
+        resume=cfg.resume,
+        meta={"hand_sha256": getattr(dataset, "hand_sha256", None)},  # of rendered hands
+    )

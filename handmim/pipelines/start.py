@@ -1,0 +1,21 @@
+"""How every pipeline opens its run."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from handmim.utils.run import Run
+
+
+def start_run(cfg: DictConfig, *, resume: str = "never") -> Run:
+    """The run of a composed config, recorded with what it was asked for.
+
+    Args:
+        cfg: with name, seed, overwrite, paths.run_root and machine.
+        resume: never, auto or a checkpoint.
+    Raises: omegaconf's MissingMandatoryValue naming what only the user knows.
+    """
+    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    folder = Path(cfg.paths.run_root) / cfg.name
+    flags = {"resume": resume, "overwrite": cfg.overwrite}
+    return Run.start(cfg.name, folder, cfg.seed, config, **cfg.machine, **flags)

@@ -1,0 +1,96 @@
+"""Supervised regression of 21 joints without a hand model, from photos that have keypoints but no
+meshes; also the quickest fair comparison of backbones."""
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from handmim.contracts import HandBatch, HandSample
+from handmim.data.augment import HandAugment
+from handmim.data.loader import batches
+from handmim.hand.skeleton import ROOT_JOINT
+from handmim.models.heads.direct import DirectHead, KeypointOutputs, KeypointState
+from handmim.tasks.regression import RegressionTask, some_of
+
+
+class KeypointRegressionTask(RegressionTask):
+    """Picture in, root-relative joints in metres and their places in the picture out.
+
+    Without a mesh, joints cannot be carried from one definition to another: the task learns that of
+    its training labels, and a mix of sources teaches it something between theirs.
+    """
+
+    head: DirectHead
+
+    @property
+    def hand(self) -> None:
+        """There is no hand model."""
+        return
+
+    def outputs(self, batch: HandBatch) -> KeypointOutputs:
+        """The mean of the training labels, then the answer."""
+        return self.head(self.tokens(batch.image))
+
+    def mean_estimate(self, batch: HandBatch) -> KeypointState:
+        """The mean of the training labels, for every picture."""
+        return self.head.mean_state(len(batch.image))
+
+    def true_estimate(self, batch: HandBatch) -> KeypointState:
+        """The labelled joints."""
+        labelled = batch.joints_valid.any(dim=1) | batch.kp2d_valid.any(dim=1)
+        if not bool(labelled.all()):
+            raise ValueError("predictor=truth needs labels, and this set has none")
+        root = batch.joints_cam_m[:, ROOT_JOINT, None]
+        return KeypointState(batch.joints_cam_m - root, batch.kp2d_crop_ndc)
+
+    def start_from_labels(
+        self,
+        dataset: Dataset[HandSample],
+        augment: HandAugment,
+        device: torch.device,
+        max_pictures: int = 2048,
+        num_workers: int = 0,
+    ) -> None:
+        """The mean joints."""
+        mean = mean_joints(some_of(dataset, max_pictures), augment, num_workers=num_workers)
+        self.head.set_mean_joints(*mean)
+
+
+def _mean(total: Tensor, count: Tensor) -> Tensor:
+    return (total / count.clamp(min=1)[:, None]).float()
+
+
+@torch.no_grad()
+def mean_joints(
+    dataset: Dataset[HandSample],
+    augment: HandAugment,
+    batch_size: int = 256,
+    num_workers: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Mean of the labels, joint by joint over the samples that have it; 0 where none has.
+
+    Args:
+        dataset: labelled crops.
+        augment: whose evaluation crop defines the ndc.
+        batch_size: samples read at a time.
+        num_workers: loader processes.
+    Returns: [21, 3] root-relative metres and [21, 2] crop ndc.
+    Raises: ValueError when no sample has a joint, or joints in 3D always lack the root.
+    """
+    sums: list[tuple[Tensor, Tensor]] = []
+    for stored in batches(dataset, batch_size, num_workers):
+        batch = augment.evaluate(stored)
+        root = batch.joints_cam_m[:, ROOT_JOINT, None]
+        in_3d = batch.joints_valid & batch.joints_valid[:, ROOT_JOINT, None]
+        labels = torch.cat([batch.joints_cam_m - root, batch.kp2d_crop_ndc], dim=-1).double()
+        valid = torch.stack([in_3d, batch.kp2d_valid], dim=-1)
+        spread = valid.repeat_interleave(torch.tensor([3, 2]), dim=-1)
+        sums.append((torch.where(spread, labels, 0.0).sum(dim=0), valid.sum(dim=0)))
+    total = torch.stack([s for s, _ in sums]).sum(dim=0)
+    count = torch.stack([c for _, c in sums]).sum(dim=0)
+    if not int(count.sum()):
+        raise ValueError(
+            "no training sample has a joint in the picture, or joints in 3D with the root: the "
+            "mean joints are undefined (data)"
+        )
+    return _mean(total[:, :3], count[:, 0]), _mean(total[:, 3:], count[:, 1])

@@ -1,0 +1,177 @@
+"""What all supervised regressions share: backbone, head, losses, and the few questions that
+training and scoring ask."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
+
+from handmim.contracts import HandBatch, HandSample, StepInfo, StepResult, Tokens
+from handmim.data.augment import HandAugment
+from handmim.hand.model import HandLayer
+from handmim.losses.direct_keypoints import JointEstimate, JointOutputs
+from handmim.losses.total import LossSum, Weighted
+from handmim.models.vit import ViT
+from handmim.tasks.finetune_pictures import draw_predictions
+
+PICTURES = 8
+
+
+class Estimate(JointEstimate, Protocol):
+    """One estimate of a hand: its joints, and its mesh where there is one."""
+
+    @property
+    def verts_root_m(self) -> Tensor | None:
+        """[B, V, 3] metres, camera axes, root joint at the origin."""
+
+
+class RegressionTask(nn.Module, ABC):
+    """Picture in, joints out, with or without a mesh.
+
+    Args:
+        backbone: ViT; `init_from` fills it before training.
+        head: constructor of the head, called with `dim=`.
+        losses: weighted terms by name.
+        backbone_lr_scale: factor on the learning rate of the whole backbone.
+        layer_decay: further factor per layer below the top.
+        freeze_backbone: train the head alone, on the backbone as it came.
+    """
+
+    def __init__(
+        self,
+        backbone: ViT,
+        head: Callable[..., nn.Module],
+        losses: Mapping[str, Weighted],
+        *,
+        backbone_lr_scale: float = 1.0,
+        layer_decay: float = 1.0,
+        freeze_backbone: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.backbone.mask_token.requires_grad_(False)  # nothing is hidden any more
+        self.head = head(dim=backbone.embed_dim)
+        self.losses = LossSum(losses)
+        self.backbone_lr_scale, self.layer_decay = backbone_lr_scale, layer_decay
+        self.freeze_backbone = freeze_backbone
+        if freeze_backbone:
+            self.backbone.requires_grad_(False)
+
+    @property
+    @abstractmethod
+    def hand(self) -> HandLayer | None:
+        """The hand model that is regressed; None for bare joints."""
+
+    @abstractmethod
+    def outputs(self, batch: HandBatch) -> JointOutputs:
+        """Augmented pictures to the start and all refinements, joints in the samples' rules."""
+
+    @abstractmethod
+    def mean_estimate(self, batch: HandBatch) -> Estimate:
+        """What is said of every picture before looking at it."""
+
+    @abstractmethod
+    def true_estimate(self, batch: HandBatch) -> Estimate:
+        """The labels in the form of an answer.
+
+        Raises: ValueError where they do not suffice.
+        """
+
+    @abstractmethod
+    def start_from_labels(
+        self,
+        dataset: Dataset[HandSample],
+        augment: HandAugment,
+        device: torch.device,
+        max_pictures: int = 2048,
+        num_workers: int = 0,
+    ) -> None:
+        """Give the head what it measures from; the backbone is initialised already.
+
+        Args:
+            dataset: labelled training crops.
+            augment: whose evaluation crop is used.
+            device: where pictures are looked at.
+            max_pictures: of a larger set so many are looked at, the same ones every time.
+            num_workers: loader processes.
+        """
+
+    def estimate(self, batch: HandBatch) -> Estimate:
+        """The answer for augmented pictures."""
+        answer: Any = self.outputs(batch).steps[-1]
+        return answer
+
+    def tokens(self, image: Tensor) -> Tokens:
+        """[B, 3, H, W] in [0, 1] through the backbone, without its gradient when it is frozen."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
+            return self.backbone(image)
+
+    def train(self, mode: bool = True) -> "RegressionTask":
+        """As every module; a frozen backbone stays as in evaluation."""
+        super().train(mode)
+        if self.freeze_backbone:
+            self.backbone.eval()
+        return self
+
+    def forward(self, batch: HandBatch, info: StepInfo) -> StepResult:
+        """Losses of one augmented batch."""
+        loss, scalars = self.losses(self.outputs(batch), batch, info)
+        return StepResult(loss=loss, scalars={"loss": loss.detach(), **scalars})
+
+    def before_update(self, info: StepInfo) -> None:
+        """Nothing is frozen for a while here."""
+
+    def after_step(self, info: StepInfo) -> dict[str, float]:
+        """Nothing follows the optimizer here."""
+        return {}
+
+    def lr_scales(self) -> dict[str, float]:
+        """Lower rates for the backbone, falling towards its input."""
+        top = self.backbone.depth + 1
+        return {
+            f"backbone.{name}": self.backbone_lr_scale
+            * self.layer_decay ** (top - self.backbone.layer_of(name))
+            for name, _ in self.backbone.named_parameters()
+        }
+
+    @torch.no_grad()
+    def pictures(self, batch: HandBatch) -> dict[str, NDArray[np.uint8]]:
+        """Input, prediction and truth of the first samples."""
+        training = self.training
+        self.eval()
+        first = HandBatch(*(field[:PICTURES] for field in batch))
+        try:
+            estimate = self.estimate(first)
+        finally:
+            self.train(training)
+        return {"predictions": draw_predictions(first, estimate, self.faces, PICTURES)}
+
+    @property
+    def faces(self) -> NDArray[np.int32] | None:
+        """[F, 3] of the mesh, where there is one."""
+        return None if self.hand is None else self.hand.faces
+
+    @property
+    def hand_sha256(self) -> str | None:
+        """Of the hand model whose vertices and betas are meant, where there is one."""
+        return None if self.hand is None else self.hand.sha256
+
+    def hand_facts(self) -> dict[str, str]:
+        """What a checkpoint remembers of the hand model."""
+        if self.hand is None:
+            return {}
+        return {"hand": self.hand.name, "hand_sha256": self.hand.sha256}
+
+
+def some_of(dataset: Dataset[HandSample], max_pictures: int) -> Dataset[HandSample]:
+    """At most so many samples of a set, spread over it, the same ones every time."""
+    total = len(dataset)  # type: ignore[arg-type]
+    if total <= max_pictures:
+        return dataset
+    order = np.random.default_rng(total).permutation(total)[:max_pictures]
+    return Subset(dataset, np.sort(order).tolist())

@@ -1,0 +1,62 @@
+import pytest
+
+from handmim.ablation.overrides import decisive, digest, joined
+from handmim.ablation.table import fraction_name, read_table
+from tests.ablation.conftest import ablate_config, small
+
+
+def test_the_last_word_on_a_key_counts_and_keeps_its_place():
+    words = joined(["a=1", "loss=[x]"], ["+a=2", "b=3"], ["~b"])
+    assert words == ("loss=[x]", "+a=2", "~b")
+
+
+def test_what_decides_a_result_leaves_out_names_places_and_cadence():
+    one, two = small(3), small(3)
+    one.name, one.paths = "a", {"run_root": "here"}
+    two.name, two.paths = "b", {"run_root": "there"}
+    two.trainer.log_every = 7
+    assert digest(decisive(one)) == digest(decisive(two))
+    two.machine.precision = "bf16-mixed"
+    assert digest(decisive(one)) != digest(decisive(two))
+    assert digest(decisive(one)) != digest(decisive(small(4)))
+
+
+def test_rows_join_setting_budget_table_and_their_own_words():
+    change = {"table": {"pretrain": ["trainer.max_steps=20"], "finetune": ["lr=2"]}}
+    table = read_table(ablate_config(**change))
+    random, patch = table.rows
+    assert not random.is_pretrained
+    assert patch.is_pretrained
+    assert patch.label == "patch"
+    assert {"data=a", "probe=a", "trainer.max_steps=20", "loss=[patch]"} <= set(patch.pretrain)
+    assert "trainer.max_steps=10" not in patch.pretrain
+    assert {"data=a", "lr=2", "wd=1"} <= set(patch.finetune)
+    assert table.seeds == (0, 1)
+    assert table.fractions == (0.05, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rows": ["patch", "nope"]}, r"no rows \['nope'\].*\['random', 'patch'\]"),
+        ({"seeds": 0}, "seeds must be"),
+        ({"seeds": [1, 1]}, "seeds must be"),
+        ({"table": {"rows": {"patch": {"lable": "x"}}}}, "lable.*valid are"),
+        ({"table": {"rows": {"Patch!": {"label": "x"}}}}, "row names"),
+        ({"table": {"rows": {"patch": {"init_from": "f"}}}}, "is pretrained and has init_from"),
+        ({"table": {"fractions": [0.0]}}, "label shares"),
+        ({"columns": {"x": {"label": "x", "better": "more"}}}, "better must be one of"),
+        ({"table": {"extra": 1}}, "extra"),
+    ],
+)
+def test_wrong_words_are_named_with_the_valid_ones(changes, said):
+    with pytest.raises(ValueError, match=said):
+        read_table(ablate_config(**changes))
+
+
+def test_chosen_rows_and_seeds():
+    table = read_table(ablate_config(rows=["patch"], seeds=[7]))
+    assert [row.name for row in table.rows] == ["patch"]
+    assert table.seeds == (7,)
+    assert fraction_name(0.05) == "finetune_5"
+    assert fraction_name(0.125) == "finetune_12.5"

@@ -1,0 +1,58 @@
+"""The tables that come with the project: read, and every row of them built."""
+
+from pathlib import Path
+
+import pytest
+from hydra.utils import instantiate
+
+from handmim.ablation.plan import plan
+from handmim.ablation.table import read_table
+from handmim.utils.config import drop_unbuilt
+from tests.ablation.conftest import REPO
+
+TABLES = sorted(p.stem for p in (REPO / "configs" / "table").glob("*.yaml"))
+SETTINGS = {"renders": [], "photos": ["setting.root=a b", "setting.annotations=c=d.json"]}
+
+
+def table_of(compose, name, setting="renders"):
+    words = [f"table={name}", "name=t", f"setting={setting}", "budget=smoke"]
+    words += [f"{key}='{value}'" for key, value in (w.split("=", 1) for w in SETTINGS[setting])]
+    return read_table(compose("ablate", words))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_are_read_and_their_rows_differ(name, hydra_configs):
+    table = table_of(hydra_configs, name)
+    assert len({row.label for row in table.rows}) == len(table.rows) > 2
+    told = {(row.pretrain, row.finetune, row.is_pretrained) for row in table.rows}
+    assert len(told) == len(table.rows)
+    assert table.title
+    assert table.question.endswith("?") or "." in table.question
+
+
+def test_every_setting_is_tried():
+    assert {p.stem for p in (REPO / "configs" / "setting").glob("*.yaml")} == set(SETTINGS)
+
+
+def test_photos_may_lie_in_any_folder(hydra_configs):
+    table = table_of(hydra_configs, "controls", "photos")
+    (cell, *_) = plan(table, Path("x"), hydra_configs)
+    assert cell.steps == {"finetune_50": 3, "finetune_100": 3}
+    cfg = hydra_configs("finetune", list(cell.row.finetune))
+    assert cfg.data.root == "a b"
+    assert cfg.data.annotations == "c=d.json"
+    assert hydra_configs("pretrain", list(cell.row.pretrain)).probe.root == "a b"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TABLES)
+def test_every_row_builds_its_task(name, hydra_configs):
+    table = table_of(hydra_configs, name)
+    plan(table, Path("x"), hydra_configs)
+    for row in table.rows:
+        cfg = hydra_configs("pretrain", list(row.pretrain))
+        drop_unbuilt(cfg.task.losses)
+        drop_unbuilt(cfg.task.heads)
+        task = instantiate(cfg.task)
+        assert set(task.losses.terms) == set(cfg.task.losses), row.name
+        instantiate(cfg.views)

@@ -1,0 +1,109 @@
+import math
+
+import pytest
+import torch
+
+from handmim.contracts import PretrainBatch, PretrainOutputs
+from handmim.losses.hog import Term, oriented_gradients
+from handmim.models.heads.hog import HogHead, PatchHogHead
+
+
+def stripes(angle_rad: float, side: int = 48) -> torch.Tensor:
+    """[1, 3, side, side] waves whose gradient points along the angle."""
+    c = torch.arange(side, dtype=torch.float32)
+    y, x = torch.meshgrid(c, c, indexing="ij")
+    wave = torch.sin((x * math.cos(angle_rad) + y * math.sin(angle_rad)) * 0.9) * 0.4 + 0.5
+    return wave.expand(1, 3, side, side)
+
+
+def batch_of(views: torch.Tensor, is_masked: torch.Tensor) -> PretrainBatch:
+    eye = torch.eye(2, 3).expand(*views.shape[:2], 2, 3)
+    return PretrainBatch(views, eye, is_masked)
+
+
+@pytest.mark.parametrize("k", range(9))
+def test_an_edge_falls_into_the_bin_of_its_orientation(k):
+    hog = oriented_gradients(stripes(k * math.pi / 9), 6)
+    assert hog.shape == (1, 9, 6, 6)
+    assert (hog[0].mean(dim=(1, 2)).argmax()) == k
+
+
+def test_orientation_between_two_bins_is_shared_and_its_opposite_is_the_same():
+    hog = oriented_gradients(stripes(2.5 * math.pi / 9), 6)[0, :, 2, 2]
+    torch.testing.assert_close(hog[2], hog[3], rtol=0.05, atol=0.05)
+    turned = oriented_gradients(stripes(2.5 * math.pi / 9 + math.pi), 6)[0, :, 2, 2]
+    torch.testing.assert_close(hog, turned, rtol=0.05, atol=0.05)
+
+
+def test_light_and_contrast_hardly_matter_and_contours_do():
+    g = torch.Generator().manual_seed(0)
+    image = torch.rand(4, 3, 6, 6, generator=g)
+    image = torch.nn.functional.interpolate(image, size=(48, 48), mode="bicubic").clamp(0, 1)
+    other = oriented_gradients(image.flip(0), 6)
+    hog, dim = oriented_gradients(image, 6), oriented_gradients(0.5 * image + 0.2, 6)
+    assert (hog - dim).abs().mean() < 0.2 * (hog - other).abs().mean()
+    flat = oriented_gradients(torch.full((1, 3, 48, 48), 0.3), 6)
+    assert flat.abs().max() == 0
+
+
+def test_cells_look_at_their_own_place_at_any_picture_size():
+    image = torch.full((1, 3, 96, 96), 0.5)
+    image[..., 20:26, 66:70] = 1.0  # row 1, column 4 of 6 cells of 16 pixels
+    hog = oriented_gradients(image, 6)[0].sum(dim=0)
+    assert hog.argmax() == 1 * 6 + 4
+    assert (hog > 0).sum() <= 4
+
+
+def test_head_of_patches_puts_cells_where_they_belong():
+    head = PatchHogHead(4, (2, 3), bins=1, per_patch=2)
+    with torch.no_grad():
+        head.project[-1].weight.zero_()
+        head.project[-1].bias.copy_(torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    out = head(torch.randn(5, 2, 6, 4))
+    assert out.shape == (5, 2, 1, 4, 6)
+    tile = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).repeat(2, 3)
+    torch.testing.assert_close(out[0, 0, 0], tile)
+    # A patch's token changes its own cells only.
+    tokens = torch.randn(1, 6, 4)
+    head = PatchHogHead(4, (2, 3), bins=2, per_patch=1)
+    moved = tokens.clone()
+    moved[0, 4] = torch.randn(4)
+    changed = (head(tokens) - head(moved)).abs().sum(dim=1)[0] > 0
+    assert changed.nonzero().tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("source", ["class", "points", "patches"])
+def test_true_gradients_cost_nothing(source):
+    views = torch.rand(2, 2, 3, 48, 48)
+    target = oriented_gradients(views.flatten(0, 1), 6).unflatten(0, (2, 2))
+    term = Term(source=source)
+    batch = batch_of(views, torch.zeros(2, 2, 36, dtype=torch.bool))
+    assert term(PretrainOutputs(**{term.needs[0]: target}), batch) == 0
+    assert term(PretrainOutputs(**{term.needs[0]: target + 1}), batch) == pytest.approx(0.5)
+
+
+def test_where_picks_patches():
+    views = torch.rand(1, 2, 3, 48, 48)
+    is_masked = torch.zeros(1, 2, 9, dtype=torch.bool)
+    is_masked[0, 0, 4] = True  # one 2 x 2 block of cells
+    target = oriented_gradients(views.flatten(0, 1), 6).unflatten(0, (1, 2))
+    off = target.clone()
+    off[0, 0, :, 2:4, 2:4] += 1
+    out, batch = PretrainOutputs(patch_hog=off), batch_of(views, is_masked)
+    assert Term(source="patches", where="masked")(out, batch) == pytest.approx(0.5)
+    assert Term(source="patches", where="visible")(out, batch) == 0
+    none = batch_of(views, torch.zeros_like(is_masked))
+    assert Term(source="patches", where="masked")(out, none) == 0
+
+
+def test_bad_choices_are_named():
+    with pytest.raises(ValueError, match="source must be one of"):
+        Term(source="token")
+    with pytest.raises(ValueError, match="is a choice of patches"):
+        Term(source="class", where="masked")
+
+
+def test_head_of_a_vector():
+    out = HogHead(12, cells=5, bins=7)(torch.randn(2, 3, 12))
+    assert out.shape == (2, 3, 7, 5, 5)
+    assert out.dtype == torch.float32

@@ -1,0 +1,194 @@
+"""The collapses of regression, reached by training, and left again with the default terms."""
+
+import copy
+
+import pytest
+import torch
+
+from handmim.geometry.warp import from_source
+from handmim.losses.keypoint_align import REGULARISERS, Term
+from handmim.losses.keypoints import regularisers
+from handmim.tasks.monitors import keypoint_monitors
+from tests.losses.keypoint_cases import (
+    Hands,
+    Reader,
+    batch_of,
+    outputs_of,
+    random_maps,
+    some_hands,
+    train,
+)
+
+# What a network sees of its view, how it then collapses, and what tells.
+COLLAPSES = {
+    "place": ("spread_ndc", 0.2),  # all points on the one spot that can be tracked
+    "border": ("source_std_ndc", 0.1),  # a template fixed to the source picture
+    "frame": ("articulation", 0.1),  # a rigid template locked to the hand
+}
+
+
+def measured(net: Reader) -> tuple[Hands, torch.Tensor, dict[str, float]]:
+    hands = some_hands(b=64, seed=7)
+    points = net(hands)
+    found = keypoint_monitors(points.detach(), hands.batch)
+    return hands, points, {name.split("/")[1]: value.item() for name, value in found.items()}
+
+
+def regression_of(net: Reader) -> float:
+    hands, points, _ = measured(net)
+    return Term().part("reg", outputs_of(points), hands.batch).item()
+
+
+@pytest.fixture(scope="module")
+def collapsed() -> dict[str, Reader]:
+    """Networks that read one cue, trained by regression alone."""
+    nets = {}
+    for cue in (*COLLAPSES, "nothing"):
+        nets[cue] = Reader(cue)
+        nets[cue].of_joints.requires_grad_(False)
+        train(nets[cue], Term(parts="reg"), steps=150)
+    return nets
+
+
+def opened(net: Reader) -> Reader:
+    """The same network, a breath away from collapse, and able to see the joints from now on."""
+    net = copy.deepcopy(net)
+    noise = torch.randn(net.of_joints.shape, generator=torch.Generator().manual_seed(5))
+    net.of_joints.requires_grad_(True).data.add_(1e-3 * noise)
+    return net
+
+
+def test_points_fixed_in_the_view_cannot_satisfy_regression(collapsed):
+    assert regression_of(collapsed["nothing"]) > 0.5
+
+
+@pytest.mark.parametrize("cue", COLLAPSES)
+def test_regression_alone_is_satisfied_by_a_collapse(collapsed, cue):
+    _, _, found = measured(collapsed[cue])
+    assert regression_of(collapsed[cue]) < 1e-3
+    assert found["disagreement_ndc"] < 1e-3
+    assert found[COLLAPSES[cue][0]] < 1e-2
+
+
+def test_the_collapses_are_three_different_ones(collapsed):
+    place, border, frame = (measured(collapsed[cue])[2] for cue in COLLAPSES)
+    assert place["source_std_ndc"] > 0.05  # the spot is where the hand is
+    assert border["spread_ndc"] > 0.2  # a whole template, the same for every hand
+    assert border["cosine"] > 0.99
+    assert frame["spread_ndc"] > 0.2  # one template that goes with the hand: only
+    assert frame["source_std_ndc"] > 0.1  # articulation tells
+    assert frame["retrieval"] > 0.9
+
+
+@pytest.mark.parametrize("cue", COLLAPSES)
+def test_regression_alone_stays_collapsed_even_when_joints_are_seen(collapsed, cue):
+    net = opened(collapsed[cue])
+    train(net, Term(parts="reg"), steps=60, lr=0.02)
+    name, alive = COLLAPSES[cue]
+    assert measured(net)[2][name] < alive / 2
+
+
+@pytest.mark.parametrize("cue", COLLAPSES)
+def test_default_terms_punish_each_collapse_and_lead_out_of_it(collapsed, cue):
+    net = opened(collapsed[cue])
+    hands, points, _ = measured(net)
+    term = Term()
+    against = {
+        "place": ("spread", "repulsion"),
+        "border": ("disc", "variance"),
+        "frame": ("variance",),
+    }
+    healthy = outputs_of(hands.joints)
+    for name in against[cue]:
+        cost = term.part(name, outputs_of(points), hands.batch)
+        assert cost > 4e-3
+        assert cost > 2 * term.part(name, healthy, hands.batch)
+    total = term(outputs_of(points), hands.batch)
+    total.backward()
+    assert net.of_joints.grad.abs().max() > 1e-2
+    train(net, Term(), steps=150, lr=0.02)
+    name, alive = COLLAPSES[cue]
+    found = measured(net)[2]
+    assert found[name] > alive
+    assert found["disagreement_ndc"] < 0.5 * found["source_std_ndc"]
+    assert found["retrieval"] > 0.2  # of 64 samples; by chance 0.016
+
+
+@pytest.mark.parametrize("d", [2, 3])
+@pytest.mark.parametrize("options", [{}, {"embed": "canonical"}, {"detach_sigma": False}])
+@pytest.mark.parametrize("kind", ["smooth_l1", "l2", "cosine"])
+def test_gradients_are_finite_where_points_have_collapsed(d, options, kind):
+    one_spot = torch.zeros(4, 2, 6, d)
+    fixed = torch.rand(6, d).expand(4, 2, 6, d).clone()
+    for points in (one_spot, fixed):
+        points = points.requires_grad_()
+        loss = Term(kind=kind, **options)(outputs_of(points), batch_of(random_maps(4, 2)))
+        loss.backward()
+        assert loss.isfinite()
+        assert points.grad.isfinite().all()
+
+
+def test_spread_and_repulsion_match_hand_values():
+    bunched = torch.zeros(2, 3, 2)
+    assert regularisers.spread_hinge(bunched, 0.25).item() == pytest.approx(0.25**2, rel=1e-2)
+    assert regularisers.repulsion(bunched, 0.08).item() == pytest.approx(0.08**2, rel=1e-3)
+    apart = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
+    assert regularisers.spread_hinge(apart, 0.25).item() == 0.0
+    assert regularisers.repulsion(apart, 0.08).item() == 0.0
+    # one of three pairs at distance .03: (.08 - .03)^2 / 3
+    near = torch.tensor([[[0.0, 0.0], [0.03, 0.0], [0.0, 1.0]]])
+    assert regularisers.repulsion(near, 0.08).item() == pytest.approx(0.0025 / 3, rel=1e-3)
+
+
+@pytest.mark.parametrize("d", [2, 3])
+def test_canonical_shapes_forget_similarity_and_keep_articulation(d):
+    g = torch.Generator().manual_seed(0)
+    base = torch.rand(6, d, generator=g)
+    maps = random_maps(32)
+    linear = maps[..., :2]
+    plane = base[:, :2] @ linear.mT + maps[..., None, :, 2]
+    depth = base[:, 2:] * linear.det().sqrt()[:, None, None] + 0.3
+    turned = torch.cat([plane, depth], dim=-1)
+    q = regularisers.canonical_shapes(turned)
+    assert q.shape == (32, 6 * d)
+    assert q.std(dim=0).max() < 1e-3
+    bent = turned + 0.2 * torch.randn(32, 6, d, generator=g)
+    assert regularisers.canonical_shapes(bent).std(dim=0).mean() > 0.1
+
+
+def test_the_mean_shape_does_not_face_by_chance():
+    # Two batches of one hand, turned anew: a chance orientation would turn every shape with it.
+    base = torch.rand(6, 2, generator=torch.Generator().manual_seed(1))
+    q = [
+        regularisers.canonical_shapes(base @ random_maps(16, seed=s)[..., :2].mT)[0] for s in (0, 1)
+    ]
+    torch.testing.assert_close(q[0], q[1], atol=1e-3, rtol=0)
+
+
+def test_variance_wants_every_coordinate_to_vary_and_none_twice():
+    g = torch.Generator().manual_seed(0)
+    free = torch.rand(256, 6, 2, generator=g)
+    rigid = free[0] @ random_maps(256)[..., :2].mT
+    hinge = lambda p: regularisers.articulation_variance(p, 0.15, 0.0).item()  # noqa: E731
+    assert hinge(rigid) == pytest.approx(0.15**2, rel=1e-2)
+    assert hinge(free) < 0.01 * hinge(rigid)
+    # Only one way to bend: all coordinates vary together, which the covariance punishes.
+    one_way = free[0] + torch.randn(256, 1, 1, generator=g) * 0.3 * torch.randn(6, 2, generator=g)
+    both = lambda p: regularisers.articulation_variance(p, 0.0, 1.0).item()  # noqa: E731
+    assert both(one_way) > 2 * both(free)
+    assert regularisers.articulation_variance(free[:1], 0.15, 0.01).item() == 0.0
+
+
+def test_known_warps_do_not_pass_for_articulation():
+    warp = 0.1 * torch.randn(64, 2, 2, 4, 4, generator=torch.Generator().manual_seed(3))
+    batch = batch_of(random_maps(64, 2, general=True), warp)
+    template = (torch.rand(6, 2) - 0.5).expand(64, 2, 6, 2)
+    points = from_source(template, batch.source_from_view, warp)
+    cost = Term().part("variance", outputs_of(points), batch)
+    assert cost.item() == pytest.approx(0.15**2, rel=1e-2)
+    assert regularisers.articulation_variance(points.flatten(0, 1), 0.15, 0.0) < 0.9 * cost
+
+
+def test_every_regulariser_has_a_weight():
+    term = Term(parts="regularised")
+    assert tuple(term.weights) == ("reg", *REGULARISERS)

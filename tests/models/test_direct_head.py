@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from handmim.contracts import Tokens
+from handmim.models.heads.direct import DirectHead
+
+
+def tokens(b=3, d=8, n=4, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return Tokens(torch.randn(b, d, generator=g), torch.randn(b, n, d, generator=g), (2, 2))
+
+
+def test_before_training_the_answer_is_nearly_the_mean():
+    head = DirectHead(8)
+    mean_3d = torch.randn(21, 3) * 0.05
+    mean_3d -= mean_3d[9].clone()
+    mean_2d = torch.randn(21, 2)
+    head.set_mean_joints(mean_3d, mean_2d)
+    start, answer = head(tokens()).steps
+    torch.testing.assert_close(start.joints_root_m[1], mean_3d)
+    torch.testing.assert_close(start.joints_crop_ndc[2], mean_2d)
+    assert (answer.joints_root_m - start.joints_root_m).abs().max() < 5e-3
+    assert (answer.joints_crop_ndc - start.joints_crop_ndc).abs().max() < 5e-2
+    assert answer.verts_root_m is None
+
+
+def test_outputs_are_in_units_and_relative_to_the_root():
+    head = DirectHead(8, unit_m=0.1)
+    with torch.no_grad():
+        head.out.weight.zero_()
+        head.out.bias.zero_()
+        head.out.bias.view(21, 5)[4] = torch.tensor([1.0, 2.0, 3.0, 0.5, -0.5])
+        head.out.bias.view(21, 5)[9, 2] = 1.0  # moving the root moves every other joint back
+    answer = head(tokens(b=1)).steps[-1]
+    torch.testing.assert_close(answer.joints_root_m[0, 4], torch.tensor([0.1, 0.2, 0.2]))
+    torch.testing.assert_close(answer.joints_root_m[0, 0], torch.tensor([0.0, 0.0, -0.1]))
+    assert answer.joints_root_m[0, 9].abs().max() == 0
+    torch.testing.assert_close(answer.joints_crop_ndc[0, 4], torch.tensor([0.5, -0.5]))
+
+
+@pytest.mark.parametrize(("features", "sees_patches"), [("cls", False), ("cls_patch", True)])
+def test_features_are_those_that_were_asked_for(features, sees_patches):
+    head = DirectHead(8, features=features, hidden_dim=6)
+    seen = tokens()
+    other = seen._replace(patches=seen.patches + torch.randn(1, 1, 8))
+    a, b = (head(t).steps[-1].joints_root_m for t in (seen, other))
+    assert torch.equal(a, b) is not sees_patches
+    turned = seen._replace(patches=seen.patches.flip(1))  # only their mean is looked at
+    torch.testing.assert_close(head(turned).steps[-1].joints_root_m, a)
+    moved = seen._replace(cls=tokens(seed=1).cls)
+    assert not torch.equal(head(moved).steps[-1].joints_root_m, a)
+
+
+def test_the_mean_belongs_to_the_weights():
+    head = DirectHead(8)
+    head.set_mean_joints(torch.full((21, 3), 0.02), torch.full((21, 2), 0.3))
+    other = DirectHead(8)
+    other.load_state_dict(head.state_dict())
+    assert float(other.mean_joints_crop_ndc[0, 0]) == pytest.approx(0.3)
+    assert float(other.mean_joints_root_m[0, 0]) == pytest.approx(0.02)
+
+
+def test_dropout_is_only_in_training():
+    head = DirectHead(8, dropout=0.5)
+    seen = tokens()
+    assert not torch.equal(head(seen).steps[-1][0], head(seen).steps[-1][0])
+    head.eval()
+    assert torch.equal(head(seen).steps[-1][0], head(seen).steps[-1][0])
+
+
+def test_wrong_settings_say_where():
+    with pytest.raises(ValueError, match=r"cls_patch.*configs/head/direct\.yaml"):
+        DirectHead(8, features="patch")
+    with pytest.raises(ValueError, match="unit_m must be > 0"):
+        DirectHead(8, unit_m=0.0)

@@ -1,0 +1,285 @@
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch.utils.data import Dataset
+
+from handmim.contracts import CropSample, StepInfo
+from handmim.data.colour import ColourJitter
+from handmim.data.masking import MaskSampler
+from handmim.data.views import ViewMaker
+from handmim.engine.loop import StopRun
+from handmim.geometry.crop import similarity, transform_points
+from handmim.geometry.warp import from_source
+from handmim.tasks.alarms import CollapseAlarms
+from handmim.utils.run import Run
+from tests.tasks.test_pretrain_task import HANDMIM, make_task
+
+CONFIG = yaml.safe_load(
+    (Path(__file__).parents[2] / "configs" / "alarms" / "default.yaml").read_text()
+)
+NUM, K = 24, 6
+INFO = StepInfo(20, 100)
+
+
+class Crops(Dataset):
+    """Blobs of random place, size and colour: crops that differ."""
+
+    def __len__(self):
+        return NUM
+
+    def __getitem__(self, index):
+        g = torch.Generator().manual_seed(index)
+        x, y, r, *rgb = torch.rand(6, generator=g).tolist()
+        axis = torch.arange(40) / 40
+        inside = (axis[:, None] - y).square() + (axis[None] - x).square() < (0.1 + 0.3 * r) ** 2
+        colour = torch.tensor(rgb) * 255
+        image = torch.where(inside[..., None], colour, 255 - colour).to(torch.uint8)
+        return CropSample(image.numpy(), str(index))
+
+
+MAKER = ViewMaker(
+    view_px=32,
+    patch_px=8,
+    masks=MaskSampler(ratio=(0.3, 0.5), masked_share=1.0),
+    colour=ColourJitter(),
+)
+
+
+def alarms(**kwargs) -> CollapseAlarms:
+    settings = {"every": 10, "num": NUM, "batch_size": 12} | kwargs
+    return CollapseAlarms(Crops(), MAKER, CONFIG["thresholds"], **settings)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return Run.start("alarms", tmp_path_factory.mktemp("alarms"), 0, {}, accelerator="cpu")
+
+
+def plant_logits(task, field, change):
+    """What the teacher's head says, before it is centred and sharpened."""
+    normaliser = task.centering[field]
+    normaliser.register_forward_pre_hook(lambda m, args: (change(args[0]), *args[1:]))
+
+
+def plant_cls(task, change):
+    """What the student's backbone says."""
+    task.student["backbone"].register_forward_hook(
+        lambda m, args, out: out._replace(cls=change(out.cls))
+    )
+
+
+def plant_points(task, make):
+    """Points [B, G, K, 2] as a function of the batch; complete collapses."""
+    outputs = task.outputs
+
+    def planted(batch, info):
+        out, tokens = outputs(batch, info)
+        own = out.keypoints_ndc  # whose gradient goes on
+        return out._replace(keypoints_ndc=make(batch) + own - own.detach()), tokens
+
+    task.outputs = planted
+
+
+def healthy_points(batch):
+    """A template that bends differently in every crop, and moves with it."""
+    return carried(batch, bend=0.3)
+
+
+def carried(batch, bend):
+    """A template under a random similarity per crop, perhaps bent, seen from each view."""
+    b = len(batch.views)
+    g = torch.Generator().manual_seed(1)
+    template = torch.rand(K, 2, generator=g) - 0.5
+    shapes = template + bend * torch.randn(b, K, 2, generator=g)
+    u = torch.rand(b, 4, generator=g) - 0.5
+    hand = similarity(1 + 0.5 * u[:, 0], 2 * u[:, 1], 0.4 * u[:, 2:])
+    in_source = transform_points(hand, shapes)[:, None].expand(-1, batch.views.shape[1], -1, -1)
+    return from_source(in_source, batch.source_from_view)
+
+
+def constant(batch):
+    template = torch.rand(K, 2, generator=torch.Generator().manual_seed(1)) - 0.5
+    return template.expand(*batch.views.shape[:2], K, 2)
+
+
+def fixed_in_source(batch):
+    return from_source(constant(batch), batch.source_from_view)
+
+
+def one_spot(batch):
+    return healthy_points(batch).mean(dim=2, keepdim=True).expand(-1, -1, K, -1)
+
+
+def one_column(logits):
+    out = torch.zeros_like(logits)
+    out[..., 3] = 50.0
+    return out
+
+
+def on_a_line(cls):
+    along = cls.sum(dim=1, keepdim=True)
+    return 3 + along / along.std() * torch.arange(cls.shape[1]).float().cos()
+
+
+PLANTS = {
+    "targets_uniform": lambda task: plant_logits(task, "patches", torch.zeros_like),
+    "targets_one_prototype": lambda task: plant_logits(task, "patches", one_column),
+    "class_targets_uniform": lambda task: plant_logits(task, "classes", torch.zeros_like),
+    "class_targets_one_prototype": lambda task: plant_logits(task, "classes", one_column),
+    "features_constant": lambda task: plant_cls(task, lambda c: 0 * c),
+    "features_rank_low": lambda task: plant_cls(task, on_a_line),
+    "keypoints_bunched": lambda task: plant_points(task, one_spot),
+    "keypoints_constant_template": lambda task: plant_points(task, constant),
+    "keypoints_fixed_in_source": lambda task: plant_points(task, fixed_in_source),
+    "keypoints_rigid": lambda task: plant_points(task, lambda b: carried(b, bend=0.0)),
+}
+# What a collapse cannot help showing besides: one spot and one template have no articulation,
+# constant features no rank. What it does to the gradients of terms is their own affair.
+COMES_WITH = {
+    "features_constant": {"features_rank_low"},
+    "keypoints_bunched": {"keypoints_rigid"},
+    "keypoints_constant_template": {"keypoints_rigid"},
+    "keypoints_fixed_in_source": {"keypoints_rigid"},
+}
+
+
+def fresh():
+    """A fresh network whose points are healthy: its own are a constant template, for which there
+    are grace steps."""
+    task = make_task().eval()
+    plant_points(task, healthy_points)
+    return task
+
+
+def ringing(scalars) -> set[str]:
+    return {k.removeprefix("alarms/") for k, v in scalars.items() if k[:7] == "alarms/" and v}
+
+
+@pytest.fixture
+def said():
+    """Warnings of the alarms, whatever other loggers do."""
+    messages: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record):
+            messages.append(record.getMessage())
+
+    ear, logger = Ear(logging.WARNING), logging.getLogger("handmim.tasks.alarms")
+    logger.addHandler(ear)
+    yield messages
+    logger.removeHandler(ear)
+
+
+@torch.no_grad()
+def test_a_fresh_task_reports_nothing(run, said):
+    scalars = alarms()(fresh(), INFO, run)
+    assert ringing(scalars) == set()
+    assert said == []
+    silent = {n for n, t in CONFIG["thresholds"].items() if t is not None}
+    watched = {k.removeprefix("alarms/").split("/")[0] for k in scalars if k.startswith("alarms/")}
+    # the others belong to parts that this task does not have
+    assert silent - watched == {
+        f"{part}_targets_{kind}"
+        for part in ("class", "keypoint")
+        for kind in ("uniform", "one_prototype")
+    }
+    assert scalars["health/features/rank"] > 2
+    shares = [v for k, v in scalars.items() if k.endswith("/share")]
+    assert sum(shares) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", list(PLANTS))
+@torch.no_grad()
+def test_each_collapse_is_reported_by_its_name(name, run, said):
+    losses = (*HANDMIM, "class_distill") if name.startswith("class") else HANDMIM
+    task = make_task(losses).eval()
+    if not name.startswith("keypoints"):
+        plant_points(task, healthy_points)
+    PLANTS[name](task)
+    found = {n for n in ringing(alarms()(task, INFO, run)) if not n.startswith("term_")}
+    assert found - COMES_WITH.get(name, set()) == {name}
+    mine = [message for message in said if f"ALARM {name}:" in message]
+    assert len(mine) == 1
+    assert "step 20" in mine[0]
+    assert f"the threshold {CONFIG['thresholds'][name]:.3g}; " in mine[0]
+
+
+@torch.no_grad()
+def test_a_standing_alarm_is_told_once_and_its_end_too(run, said):
+    hook, broken, healthy = alarms(), fresh(), fresh()
+    PLANTS["features_constant"](broken)
+    for task in (broken, broken, healthy, broken):
+        hook(task, INFO, run)
+    assert sum("ALARM features_constant:" in message for message in said) == 2
+
+
+@pytest.mark.parametrize(
+    ("weight", "name"), [(1e-9, "term_dead/pixel_recon"), (1e9, "term_drowns/pixel_recon")]
+)
+@torch.no_grad()
+def test_terms_that_die_or_drown_the_others_are_named(weight, name, run):
+    task = fresh()
+    task.losses.weights["pixel_recon"] = lambda step, total: weight
+    found = ringing(alarms()(task, INFO, run))
+    assert name in found
+    if weight < 1:
+        assert found == {name}
+    task.losses.weights["pixel_recon"] = lambda step, total: 0.0
+    assert not any("pixel_recon" in k for k in alarms()(task, INFO, run))
+
+
+@torch.no_grad()
+def test_looking_changes_nothing_and_sees_the_same(run):
+    task = fresh()
+    before = {k: v.clone() for k, v in task.state_dict().items()}
+    state = torch.random.get_rng_state()
+    hook = alarms()
+    first, second = hook(task, INFO, run), hook(task, INFO, run)
+    assert first == second
+    assert all(torch.equal(v, before[k]) for k, v in task.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(p.grad is None for p in task.parameters())
+    # in one go or in parts
+    whole = alarms(batch_size=NUM)(task, INFO, run)
+    for key in ("health/features/rank", "health/targets/entropy_of_mean"):
+        assert whole[key] == pytest.approx(first[key], rel=1e-4)
+
+
+@torch.no_grad()
+def test_nothing_is_said_in_grace_and_deadly_alarms_stop_the_run(run):
+    task = fresh()
+    PLANTS["keypoints_bunched"](task)
+    hook = alarms(grace_steps=15, deadly=["keypoints_bunched"], stop_after=2)
+    early = hook(task, StepInfo(14, 100), run)
+    assert not any(k.startswith("alarms/") for k in early)
+    assert "health/keypoints/spread_ndc" in early
+    hook(task, StepInfo(15, 100), run)
+    with pytest.raises(StopRun, match=r"keypoints_bunched stood for 2 checks") as stop:
+        hook(task, StepInfo(16, 100), run)
+    assert stop.value.scalars["alarms/keypoints_bunched"] == 1.0
+    # an alarm that is not deadly never stops, nor does one that goes away in between
+    alarms(deadly=["features_constant"], stop_after=1)(task, INFO, run)
+    hook = alarms(deadly=["keypoints_bunched"], stop_after=2)
+    for planted in (task, fresh(), task):
+        hook(planted, INFO, run)
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match=r"unknown alarms \['hands_cold'\].*alarms\.thresholds"):
+        CollapseAlarms(Crops(), MAKER, {"hands_cold": 1.0})
+    with pytest.raises(ValueError, match=r"alarms\.deadly"):
+        alarms(deadly=["hands_cold"])
+    with pytest.raises(ValueError, match=r"alarms\.num"):
+        alarms(num=1)
+
+
+@torch.no_grad()
+def test_pictures_show_the_same_crops_every_time(run):
+    task, hook = make_task().eval(), alarms()
+    first, second = hook.pictures(task, run), hook.pictures(task, run)
+    assert set(first) == {"patch_tokens", "crop_keypoints"}
+    assert all((first[k] == second[k]).all() for k in first)
+    assert all(p.dtype.name == "uint8" and p.std() > 5 for p in first.values())

@@ -1,0 +1,20 @@
+"""One cell of an ablation table; tools/ablate.py starts it, alone or by Hydra's multirun.
+
+python tools/ablate_cell.py table=objectives cell=patch/0
+python tools/ablate_cell.py --multirun table=objectives cell=patch/0,pixel/0 hydra/launcher=joblib
+"""
+
+import hydra
+from omegaconf import DictConfig
+
+from handmim.ablation.one_cell import run_one_cell
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="ablate")
+def main(cfg: DictConfig) -> None:
+    """Pretrain, probe, fine-tune, write cell.json."""
+    run_one_cell(cfg, hydra.compose)
+
+
+if __name__ == "__main__":
+    main()

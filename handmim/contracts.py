@@ -14,6 +14,7 @@ Batches are NamedTuples: immutable, and collate, pinning, device moves and preci
 walk them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -161,6 +162,8 @@ class PretrainOutputs(NamedTuple):
     class_hog: Tensor | None = None  # [B, G, bins, s, s] oriented gradients told by the class token
     point_hog: Tensor | None = None  # [B, G, bins, s, s] the same told by the pseudo-keypoints
     patch_hog: Tensor | None = None  # [B, G, bins, h c, w c] told by each patch token for itself
+    # by (bins, cells): [B*G, bins, cells, cells] true oriented gradients of the views
+    hog_targets: Mapping[tuple[int, int], Tensor] | None = None
     dense: Tensor | None = None  # [B, G, N, E] patch embeddings of unit length
 
 

@@ -15,6 +15,7 @@ from handmim.ablation.table import fraction_name
 from handmim.contracts import StepInfo
 from handmim.engine.checkpoint import LAST, load_checkpoint
 from handmim.engine.loop import FitResult
+from handmim.models.initial_weights import load_initial
 from handmim.pipelines.finetune import finetune
 from handmim.pipelines.pretrain import BACKBONE, pretrain
 from handmim.pipelines.start import start_run
@@ -140,5 +141,5 @@ def restored(cfg: DictConfig, seed: int, weights: Path | None) -> HandMimTask:
     if last is not None and last.is_file():
         task.load_state_dict(load_checkpoint(last)["task"])
     elif weights is not None:
-        task.export_backbone.load_exported(weights)
+        load_initial(task.export_backbone, str(weights))
     return task.eval()

@@ -69,6 +69,8 @@ def read_table(cfg: DictConfig) -> Table:
     """
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(plain, dict)
+    if "table" not in plain:
+        raise ValueError("choose a table: table=NAME (python tools/ablate.py --help lists them)")
     table, setting, budget = plain["table"], plain["setting"], plain["budget"]
     _check_keys(table, TABLE_KEYS, "table")
     if not table.get("rows"):

@@ -43,8 +43,9 @@ def oriented_gradients(image: Tensor, cells: int, bins: int = 9) -> Tensor:
     magnitude = strength.gather(1, channel).sqrt()
     place = torch.atan2(dy, dx).remainder(math.pi) * (bins / math.pi)  # 0 .. bins, cyclic
     centre = torch.arange(bins, device=x.device, dtype=x.dtype).view(1, -1, 1, 1)
-    gap = ((place - centre + bins / 2).remainder(bins) - bins / 2).abs()
-    histogram = F.avg_pool2d((1 - gap).clamp(min=0) * magnitude, CELL_PX)  # linear in the angle
+    gap = (place - centre).abs_()
+    share = torch.minimum(gap, bins - gap).neg_().add_(1).clamp_(min=0)  # linear in the angle
+    histogram = F.avg_pool2d(share.mul_(magnitude), CELL_PX)
     energy = F.pad(histogram.square().sum(dim=1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     contrast = F.avg_pool2d(energy, 3, stride=1).sqrt()
     return (histogram / (contrast + FLOOR)).clamp(max=CEILING) / SCALE
@@ -67,16 +68,17 @@ class Term(nn.Module):
             raise ValueError(f"where must be one of {WHERE}, got {where!r} (configs/loss)")
         if where != "all" and source != "patches":
             raise ValueError(f"where={where} is a choice of patches, the source is {source!r}")
-        self.needs = ({"class": "class_hog", "points": "point_hog", "patches": "patch_hog"}[source],)
+        field = {"class": "class_hog", "points": "point_hog", "patches": "patch_hog"}[source]
+        self.needs = (field, "hog_targets")
         self.source, self.where, self.beta = source, where, beta
 
     def forward(self, out: PretrainOutputs, batch: PretrainBatch) -> Tensor:
         """Scalar loss; 0 when no patch counts."""
         pred = getattr(out, self.needs[0])
         assert pred is not None, f"{self.needs[0]} needs its head"
+        assert out.hog_targets is not None
         bins, cells = pred.shape[2], pred.shape[-1]
-        with torch.no_grad():
-            target = oriented_gradients(batch.views.flatten(0, 1), cells, bins).view_as(pred)
+        target = out.hog_targets[bins, cells].view_as(pred)
         error = F.smooth_l1_loss(pred.float(), target, beta=self.beta, reduction="none")
         if self.where == "all":
             return error.mean()

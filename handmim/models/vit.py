@@ -199,12 +199,6 @@ class ViT(nn.Module):
         save_file(weights, partial, metadata=meta)
         partial.replace(path)
 
-    def load_exported(self, path: str | Path) -> dict[str, str]:
-        """`initial_weights.load_initial`, and the metadata of an export."""
-        from handmim.models.initial_weights import load_initial  # which builds on this module
-
-        return load_initial(self, str(path)).meta
-
 
 def _visible(tokens: Tensor, is_masked: Tensor) -> Tensor:
     """[B, 1 + N, D] and [B, N] bool to [B, 1 + visible, D]: the class token always stays."""

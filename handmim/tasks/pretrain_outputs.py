@@ -19,12 +19,16 @@ from handmim.contracts import (
     Tokens,
 )
 from handmim.geometry.warp import from_source, to_source
+from handmim.losses.hog import oriented_gradients
 from handmim.losses.keypoints.contrast import aligned_shapes
 from handmim.models.heads.pixel import patchify
 from handmim.tasks.distillation import class_targets, patch_targets
 
 if TYPE_CHECKING:
     from handmim.tasks.pretrain import HandMimTask
+
+
+HOG_HEADS = ("class_hog", "point_hog", "patch_hog")
 
 
 class Seen(NamedTuple):
@@ -186,6 +190,15 @@ def _patch_hog(task: "HandMimTask", seen: Seen) -> Tensor:
     return task.student["patch_hog"](seen.student.patches).unflatten(0, seen.shape)
 
 
+def _hog_targets(task: "HandMimTask", seen: Seen) -> dict[tuple[int, int], Tensor]:
+    """Computed once, however many heads tell them."""
+    heads: list[Any] = [task.student[name] for name in HOG_HEADS if name in task.student]
+    sizes = {(head.bins, head.cells) for head in heads}
+    views = seen.batch.views.flatten(0, 1)
+    with torch.no_grad():
+        return {(bins, cells): oriented_gradients(views, cells, bins) for bins, cells in sizes}
+
+
 def _dense(task: "HandMimTask", seen: Seen) -> Tensor:
     return task.student["dense"](seen.student.patches).unflatten(0, seen.shape)
 
@@ -207,5 +220,6 @@ MAKERS: dict[str, tuple[Callable[["HandMimTask", Seen], Any], tuple[str, ...]]] 
     "class_hog": (_class_hog, ("class_hog",)),
     "point_hog": (_point_hog, ("keypoint", "point_hog")),
     "patch_hog": (_patch_hog, ("patch_hog",)),
+    "hog_targets": (_hog_targets, ()),
     "dense": (_dense, ("dense",)),
 }

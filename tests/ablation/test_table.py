@@ -54,6 +54,13 @@ def test_wrong_words_are_named_with_the_valid_ones(changes, said):
         read_table(ablate_config(**changes))
 
 
+def test_without_a_table_it_says_where_they_are_listed():
+    cfg = ablate_config()
+    del cfg.table
+    with pytest.raises(ValueError, match=r"table=NAME.*--help"):
+        read_table(cfg)
+
+
 def test_chosen_rows_and_seeds():
     table = read_table(ablate_config(rows=["patch"], seeds=[7]))
     assert [row.name for row in table.rows] == ["patch"]

@@ -16,6 +16,13 @@ def stripes(angle_rad: float, side: int = 48) -> torch.Tensor:
     return wave.expand(1, 3, side, side)
 
 
+def told(source: str, hog: torch.Tensor, target: torch.Tensor) -> PretrainOutputs:
+    """Outputs in which `source` tells `hog` where `target` is true, both [B, G, bins, s, s]."""
+    field = Term(source=source).needs[0]
+    bins, cells = target.shape[2], target.shape[-1]
+    return PretrainOutputs(**{field: hog}, hog_targets={(bins, cells): target.flatten(0, 1)})
+
+
 def batch_of(views: torch.Tensor, is_masked: torch.Tensor) -> PretrainBatch:
     eye = torch.eye(2, 3).expand(*views.shape[:2], 2, 3)
     return PretrainBatch(views, eye, is_masked)
@@ -55,21 +62,21 @@ def test_cells_look_at_their_own_place_at_any_picture_size():
 
 
 def test_head_of_patches_puts_cells_where_they_belong():
-    head = PatchHogHead(4, (2, 3), bins=1, per_patch=2)
+    head = PatchHogHead(4, (3, 3), bins=1, per_patch=2)
     with torch.no_grad():
         head.project[-1].weight.zero_()
         head.project[-1].bias.copy_(torch.tensor([0.0, 1.0, 2.0, 3.0]))
-    out = head(torch.randn(5, 2, 6, 4))
-    assert out.shape == (5, 2, 1, 4, 6)
-    tile = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).repeat(2, 3)
+    out = head(torch.randn(5, 2, 9, 4))
+    assert out.shape == (5, 2, 1, 6, 6)
+    tile = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).repeat(3, 3)
     torch.testing.assert_close(out[0, 0, 0], tile)
     # A patch's token changes its own cells only.
-    tokens = torch.randn(1, 6, 4)
-    head = PatchHogHead(4, (2, 3), bins=2, per_patch=1)
+    tokens = torch.randn(1, 9, 4)
+    head = PatchHogHead(4, (3, 3), bins=2, per_patch=1)
     moved = tokens.clone()
-    moved[0, 4] = torch.randn(4)
+    moved[0, 5] = torch.randn(4)
     changed = (head(tokens) - head(moved)).abs().sum(dim=1)[0] > 0
-    assert changed.nonzero().tolist() == [[1, 1]]
+    assert changed.nonzero().tolist() == [[1, 2]]
 
 
 @pytest.mark.parametrize("source", ["class", "points", "patches"])
@@ -78,8 +85,8 @@ def test_true_gradients_cost_nothing(source):
     target = oriented_gradients(views.flatten(0, 1), 6).unflatten(0, (2, 2))
     term = Term(source=source)
     batch = batch_of(views, torch.zeros(2, 2, 36, dtype=torch.bool))
-    assert term(PretrainOutputs(**{term.needs[0]: target}), batch) == 0
-    assert term(PretrainOutputs(**{term.needs[0]: target + 1}), batch) == pytest.approx(0.5)
+    assert term(told(source, target, target), batch) == 0
+    assert term(told(source, target + 1, target), batch) == pytest.approx(0.5)
 
 
 def test_where_picks_patches():
@@ -89,7 +96,7 @@ def test_where_picks_patches():
     target = oriented_gradients(views.flatten(0, 1), 6).unflatten(0, (1, 2))
     off = target.clone()
     off[0, 0, :, 2:4, 2:4] += 1
-    out, batch = PretrainOutputs(patch_hog=off), batch_of(views, is_masked)
+    out, batch = told("patches", off, target), batch_of(views, is_masked)
     assert Term(source="patches", where="masked")(out, batch) == pytest.approx(0.5)
     assert Term(source="patches", where="visible")(out, batch) == 0
     none = batch_of(views, torch.zeros_like(is_masked))

@@ -93,11 +93,11 @@ def test_pretraining_leaves_everything_that_a_run_needs(pretrained):
     assert "max_steps: 4" in (pretrained / "config.yaml").read_text()
     assert "seed: 0" in (pretrained / "config.yaml").read_text()
     logged = {key for row in scalars(pretrained) for key in row}
-    for key in ("patch_distill", "keypoint_align", "pixel_recon", "view_affine", "class_recon"):
+    for key in ("patch_distill", "keypoint_align", "pixel_recon", "view_affine", "class_hog"):
         assert f"loss/{key}" in logged
     assert {"keypoints/spread_ndc", "targets/entropy_of_mean", "features/cls_std"} <= logged
     assert list((pretrained / "tensorboard").glob("events*"))
-    for name in ("views", "keypoints", "thumbnails"):
+    for name in ("views", "keypoints", "crop_keypoints", "patch_tokens"):
         picture = cv2.imread(str(pretrained / "pictures" / f"step_0000004_{name}.png"))
         assert picture is not None
         assert picture.std() > 10
@@ -264,7 +264,7 @@ def test_a_share_of_the_labels_and_a_supervised_start(place, pretrained):
     assert "4 samples" in text  # a quarter of 16
     again = f"init_from={place / 'runs' / 'share' / 'backbone.safetensors'}"
     text = call(place, "finetune.py", *words, again, "name=on_top")
-    assert "loaded" in text
+    assert "left random  mask_token" in text
     text = call(place, "finetune.py", *words, "num_labels=4", "name=no", fails=True)
     assert "not both" in text
 
@@ -333,6 +333,9 @@ def test_an_ablation_says_what_it_would_run_and_what_it_does_not_know(place):
     assert "no rows ['nope'] in this table, it has ['random'" in text
     text = call(place, "ablate.py", "table=nope", fails=True)
     assert "objectives" in text
+    text = call(place, "ablate.py", "--help")
+    assert "table: articulation, controls" in text
+    assert "finished cells are kept" in text
 
 
 @pytest.mark.slow

@@ -19,12 +19,12 @@ class HogHead(nn.Module):
         self, dim: int, *, cells: int, bins: int = 9, hidden_dim: int = 256, num_hidden: int = 1
     ) -> None:
         super().__init__()
-        self.shape = (bins, cells, cells)
+        self.bins, self.cells = bins, cells
         self.mlp = mlp(dim, hidden_dim, bins * cells * cells, num_hidden)
 
     def forward(self, vector: Tensor) -> Tensor:
         """[..., D] to [..., bins, s, s], fp32."""
-        return self.mlp(vector).float().unflatten(-1, self.shape)
+        return self.mlp(vector).float().unflatten(-1, (self.bins, self.cells, self.cells))
 
 
 class PatchHogHead(nn.Module):
@@ -41,7 +41,10 @@ class PatchHogHead(nn.Module):
         self, dim: int, grid_hw: tuple[int, int], *, bins: int = 9, per_patch: int = 1
     ) -> None:
         super().__init__()
+        if grid_hw[0] != grid_hw[1]:
+            raise ValueError(f"patch_hog wants a square grid of patches, got {grid_hw}")
         self.grid_hw, self.bins, self.per_patch = grid_hw, bins, per_patch
+        self.cells = grid_hw[0] * per_patch
         self.project = mlp(dim, 0, bins * per_patch * per_patch, 0)
 
     def forward(self, patches: Tensor) -> Tensor:

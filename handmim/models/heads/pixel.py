@@ -86,7 +86,8 @@ class PixelDecoder(nn.Module):
         dim: width of the tokens.
         patch_px: patch side.
         grid_hw: patch grid, of which it knows fixed sine-cosine positions.
-        depth, width, num_heads, mlp_ratio: of its transformer.
+        depth, width, num_heads, mlp_ratio: of its transformer; None is as wide as the tokens, and a
+            head per 32 channels.
         tap_layers: as in `PixelHead`.
     """
 
@@ -99,14 +100,16 @@ class PixelDecoder(nn.Module):
         grid_hw: tuple[int, int],
         *,
         depth: int = 2,
-        width: int = 384,
-        num_heads: int = 6,
+        width: int | None = None,
+        num_heads: int | None = None,
         mlp_ratio: float = 4.0,
         tap_layers: Sequence[float] = (1.0,),
     ) -> None:
         super().__init__()
         if depth < 1:
             raise ValueError(f"depth must be >= 1, got {depth} (task.heads.pixel.depth)")
+        width = dim if width is None else width
+        num_heads = max(1, width // 32) if num_heads is None else num_heads
         if width < 8 or width % 4 or num_heads < 1 or width % num_heads:
             raise ValueError(
                 f"width must be a multiple of 4 (at least 8) and of num_heads, got {width} and "

@@ -4,6 +4,7 @@ python tools/pretrain.py data=folder data.root=DIR                  # your crops
 python tools/pretrain.py experiment=cpu_pretrain data.root=DIR      # the same on a CPU, minutes
 python tools/pretrain.py experiment=quickstart_pretrain             # rendered hands, a CPU, minutes
 python tools/pretrain.py 'loss=[patch_distill,keypoint_align]' ...  # an ablation is one override
+python tools/pretrain.py method=ibot ...                            # or dino, mae, simmim, peclr
 """
 
 import hydra
@@ -14,8 +15,10 @@ from handmim.pipelines.pretrain import pretrain
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="pretrain")
 def main(cfg: DictConfig) -> None:
-    """Assemble, train, export."""
-    pretrain(cfg)
+    """Assemble, train, export; a run that an alarm stopped ends with its reason."""
+    reason = pretrain(cfg).result.reason
+    if reason is not None:
+        raise SystemExit(f"stopped: {reason}")
 
 
 if __name__ == "__main__":

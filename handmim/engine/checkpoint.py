@@ -99,7 +99,17 @@ def find_checkpoint(run_dir: Path, resume: str) -> Path | None:
 
 
 # What may differ between the two halves of a run: names, places, machines, how often to look.
-FREE = ("name", "resume", "overwrite", "paths", "machine", "probe", "alarms", "eval_every", "num_pictures")
+FREE = (
+    "name",
+    "resume",
+    "overwrite",
+    "paths",
+    "machine",
+    "probe",
+    "alarms",
+    "eval_every",
+    "num_pictures",
+)
 FREE_TRAINER = (
     "check_finite_every",
     "num_workers",

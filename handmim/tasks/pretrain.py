@@ -6,7 +6,6 @@ heads, what is hidden and how, who is exported. The paper states HandMIM's struc
 pixel reconstruction); how each part is formulated here is ours and every choice is a config value.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,16 +25,10 @@ from handmim.models.initial_weights import InitialWeights, load_initial
 from handmim.models.teacher import EmaTeacher
 from handmim.models.vit import ViT
 from handmim.tasks.monitors import keypoint_monitors, target_monitors
+from handmim.tasks.pretrain_heads import FOLLOWED, build_heads, check_heads
 from handmim.tasks.pretrain_outputs import MAKERS, Seen
 from handmim.tasks.pretrain_pictures import draw_pretraining
 
-# Heads the teacher owns a copy of, and heads that read pseudo-keypoints instead of tokens.
-FOLLOWED = ("projection", "class_projection", "keypoint", "keypoint_prototypes")
-READ_POINTS = ("keypoint_prototypes", "keypoint_predictor", "point_thumbnail", "point_hog")
-HEADS = {head for _, heads in MAKERS.values() for head in heads} | {
-    "class_projection",
-    "keypoint_predictor",
-}
 OF_TEACHER = ("patches", "classes", "keypoint_classes")  # fields whose targets are the teacher's
 CHOICES = {
     "keypoint_target": ("ema", "student"),
@@ -123,8 +116,9 @@ class HandMimTask(nn.Module):
                 )
         self.losses = LossSum(losses)
         self.fields = tuple(f for f in MAKERS if f in self.losses.needs)
-        self.student = nn.ModuleDict({"backbone": backbone, **self._built(backbone, heads)})
-        self._check_heads()
+        built = build_heads(backbone, heads, self.fields, class_head=class_head)
+        check_heads(built, self.fields, mask_mode=mask_mode)
+        self.student = nn.ModuleDict({"backbone": backbone, **built})
         self.needs_teacher = any(f in OF_TEACHER for f in self.fields) or (
             keypoint_target == "ema" and "target_keypoints_ndc" in self.fields
         )
@@ -146,46 +140,6 @@ class HandMimTask(nn.Module):
         self.pixel = pixel if isinstance(pixel, PixelOptions) else PixelOptions(**(pixel or {}))
         self.freeze_prototypes_steps = freeze_prototypes_steps
         self.layer_decay, self.patch_embed_lr_scale = layer_decay, patch_embed_lr_scale
-
-    def _built(
-        self, backbone: ViT, heads: Mapping[str, Callable[..., nn.Module]]
-    ) -> dict[str, nn.Module]:
-        """Heads by name, each called with those sizes that its constructor takes."""
-        unknown = sorted(set(heads) - HEADS)
-        if unknown:
-            raise ValueError(f"unknown heads {unknown}, valid are {sorted(HEADS)} (task.heads)")
-        sizes: dict[str, Any] = {
-            "dim": backbone.embed_dim,
-            "patch_px": backbone.patch_px,
-            "grid_hw": backbone.grid_hw,
-        }
-        made: dict[str, nn.Module] = {}
-        for name in sorted(heads, key=lambda n: n in READ_POINTS):  # points come before readers
-            given = dict(sizes)
-            if name in READ_POINTS:
-                if "keypoint" not in made:
-                    raise ValueError(f"the head {name!r} reads points: it needs the head 'keypoint'")
-                points: Any = made["keypoint"]
-                given = {"num_keypoints": points.num_keypoints, "num_dims": points.num_dims}
-                given["dim"] = points.num_keypoints * points.num_dims
-            taken = inspect.signature(heads[name]).parameters
-            made[name] = heads[name](**{k: v for k, v in given.items() if k in taken})
-        if self.class_head == "own" and "classes" in self.fields and "projection" in heads:
-            made["class_projection"] = heads["projection"](dim=backbone.embed_dim)
-        return {name: made[name] for name in (*heads, "class_projection") if name in made}
-
-    def _check_heads(self) -> None:
-        for field in self.fields:
-            for head in MAKERS[field][1]:
-                if head not in self.student:
-                    raise ValueError(f"a loss needs {field}, for which the head {head!r} is missing")
-        if self.mask_mode == "drop":
-            whole = {"patches", "dense", "patch_hog", "keypoints_ndc", "class_keypoints_ndc"} & set(self.fields)
-            if whole:
-                raise ValueError(
-                    "task.mask_mode=drop leaves no tokens at hidden patches, but a loss needs "
-                    f"{sorted(whole)}"
-                )
 
     def load_initial(self, source: str) -> InitialWeights:
         """Fill student and teacher backbones from weights: see `models.initial_weights`."""

@@ -25,8 +25,8 @@ from handmim.losses import (
 from handmim.losses.total import Weighted
 from handmim.models.centering import Centering, Sinkhorn
 from handmim.models.heads.hog import HogHead, PatchHogHead
-from handmim.models.heads.keypoint import KeypointHead, KeypointPredictor
-from handmim.models.heads.pixel import PixelDecoder, PixelHead
+from handmim.models.heads.keypoint import KeypointHead
+from handmim.models.heads.pixel import PixelHead
 from handmim.models.heads.projection import ProjectionHead
 from handmim.models.heads.token import AffineHead, DenseHead, DisplacementHead, ThumbnailHead
 from handmim.models.initial_weights import load_initial

@@ -1,0 +1,67 @@
+"""What plain pictures and oriented gradients tell of a hand by themselves, to choose targets by.
+
+python tools/probe_targets.py probe=synthetic
+python tools/probe_targets.py probe=keypoints probe.root=DIR probe.annotations=FILE.json
+
+The first principal components of a target are the features of the probe that pretraining uses:
+ridge regression to the joints.
+"""
+
+import hydra
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from handmim.contracts import HandSample
+from handmim.data.loader import batches
+from handmim.hand.skeleton import ROOT_JOINT
+from handmim.losses.class_recon import grey_thumbnails
+from handmim.losses.hog import oriented_gradients
+from handmim.metrics.probe import Poses, joint_probe, mean_pose
+from handmim.reports.table import print_metrics
+
+TARGETS = {
+    "grey 24 x 24": lambda image: grey_thumbnails(image[:, None], 24).flatten(1),
+    "oriented gradients, 6 x 6 cells": lambda image: oriented_gradients(image, 6).flatten(1),
+}
+COMPONENTS = (32, 64, 128)
+COLUMNS = (("err2d_percent", "2D %"), ("mpjpe_mm", "MPJPE mm"), ("pa_mpjpe_mm", "PA-MPJPE mm"))
+
+
+def crops_and_poses(dataset: Dataset[HandSample], augment: object) -> tuple[Tensor, Poses]:
+    """Pictures and joints of all samples that are labelled in 2D and 3D."""
+    images, kp2d, joints = [], [], []
+    for stored in batches(dataset, 256):
+        batch = augment.evaluate(stored)
+        whole = batch.kp2d_valid.all(dim=1) & batch.joints_valid.all(dim=1)
+        images.append(batch.image[whole])
+        kp2d.append(batch.kp2d_crop_ndc[whole])
+        joints_m = batch.joints_cam_m[whole]
+        joints.append(joints_m - joints_m[:, ROOT_JOINT, None])
+    return torch.cat(images), Poses(torch.cat(kp2d), torch.cat(joints))
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="pretrain")
+def main(cfg: DictConfig) -> None:
+    """Print one row per target and number of components."""
+    hook = cfg.probe.hook
+    if hook is None:
+        raise SystemExit("choose labelled crops: probe=synthetic or probe=keypoints")
+    augment = instantiate(hook.augment)
+    train_image, train = crops_and_poses(instantiate(hook.train_set), augment)
+    test_image, test = crops_and_poses(instantiate(hook.test_set), augment)
+    rows = {"mean pose": mean_pose(train, test)}
+    for name, target in TARGETS.items():
+        x, z = target(train_image), target(test_image)
+        mean = x.mean(dim=0)
+        basis = torch.linalg.svd(x - mean, full_matrices=False).Vh
+        for num in COMPONENTS:
+            features = [(part - mean) @ basis[:num].T for part in (x, z)]
+            rows[f"{name}, {num} numbers"] = joint_probe(features[0], train, features[1], test)
+    print_metrics(rows, COLUMNS)
+
+
+if __name__ == "__main__":
+    main()

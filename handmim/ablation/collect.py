@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 import shutil
 import statistics
 from collections.abc import Sequence
@@ -186,7 +187,8 @@ def collect(table: Table, cells: Sequence[Cell], folder: Path) -> list[Line]:
 
 
 def publish(name: str, folder: Path, out: Path) -> list[Path]:
-    """Copy a table's files, named after the table, into a folder of several.
+    """Copy a table's files, named after the table and without this machine's paths, into a folder
+    of several.
 
     Args:
         name: of the table.
@@ -196,5 +198,14 @@ def publish(name: str, folder: Path, out: Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     targets = [out / f"{name}{Path(file).suffix}" for file in FILES]
     for file, target in zip(FILES, targets, strict=True):
-        shutil.copyfile(folder / file, target)
+        if target.suffix == ".json":
+            write_atomic(target, without_places((folder / file).read_text()))
+        else:
+            shutil.copyfile(folder / file, target)
     return targets
+
+
+def without_places(text: str) -> str:
+    """Cells as others may read them: absolute paths keep their last part, hosts go."""
+    text = re.sub(r"""(?<=['"=])/(?:[^/'"\s]+/)+""", ".../", text)
+    return re.sub(r"""\n *"host": "[^"]*",?""", "", text)

@@ -9,7 +9,7 @@ import cv2
 import pytest
 
 from handmim.ablation.cell import run_cell
-from handmim.ablation.collect import FILES
+from handmim.ablation.collect import FILES, without_places
 from handmim.ablation.runner import dry_run_lines, failure_lines, run_table
 from tests.ablation import conftest
 from tests.ablation.conftest import FakeRuns, planned
@@ -148,3 +148,18 @@ def test_copies_are_named_after_the_table(tmp_path):
     run_table(table, cells, tmp_path / "runs", launcher(FakeRuns()), out=tmp_path / "docs")
     names = sorted(p.name for p in (tmp_path / "docs").iterdir())
     assert names == [f"objectives-test.{end}" for end in ("csv", "json", "md", "png")]
+
+
+def test_published_cells_name_no_places_of_this_machine():
+    cell = {
+        "overrides": ["data.root='/home/me/photos/images'", "probe.root=/data/x/y", "optim.lr=1/2"],
+        "host": "box",
+        "figures": {"probe/err2d_percent": 6.0},
+    }
+    text = without_places(json.dumps([cell], indent=1))
+    assert json.loads(text) == [
+        {
+            "overrides": ["data.root='.../images'", "probe.root=.../y", "optim.lr=1/2"],
+            "figures": {"probe/err2d_percent": 6.0},
+        }
+    ]

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from handmim.contracts import PretrainBatch, PretrainOutputs
 from handmim.geometry.warp import to_source
-from handmim.losses.keypoints.contrast import EMBEDS, aligned_nce, cross_view_ce
+from handmim.losses.class_distill import cross_view_ce
+from handmim.losses.keypoints.contrast import EMBEDS, aligned_nce
 from handmim.losses.keypoints.regression import FRAMES, KINDS, PAIRS, Sigma, aligned_regression
 from handmim.losses.keypoints.regularisers import articulation_variance, repulsion, spread_hinge
 

@@ -1,10 +1,10 @@
-"""Telling samples apart by the shape of their aligned points: NT-Xent, or prototypes."""
+"""Telling samples apart by the shape of their aligned points."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from handmim.contracts import ClassTargets, PretrainBatch
+from handmim.contracts import PretrainBatch
 from handmim.geometry.warp import to_source
 from handmim.losses.keypoints.ranks import gathered, mean_over_ranks
 from handmim.losses.keypoints.regularisers import canonical_shapes, mean_shape, unit_shapes
@@ -127,21 +127,3 @@ def nt_xent(
             label = (own + first) * len(views) + views.index(t)
             total, count = total + F.cross_entropy(logits, label), count + 1
     return total / count
-
-
-def cross_view_ce(classes: ClassTargets, temp: float) -> Tensor:
-    """Cross-entropy of each view's prototypes with the teacher's in the other views.
-
-    Args:
-        classes: of aligned shapes, both sides [B, G, P].
-        temp: of the student's softmax.
-    Returns: scalar, mean over ordered pairs of different views and samples.
-    """
-    log_probs = (classes.student_logits.float() / temp).log_softmax(dim=-1)
-    target = classes.teacher_probs.detach().float()
-    num_views = target.shape[1]
-    costs = [
-        -(target.roll(-shift, dims=1) * log_probs).sum(dim=-1).mean()
-        for shift in range(1, num_views)
-    ]
-    return torch.stack(costs).mean()

@@ -49,6 +49,7 @@ GROUPS = {
     "keypoint_disc": ("pretrain", []),
     "keypoint_predictor": ("pretrain", []),
     "pixel_head": ("pretrain", []),
+    "point_hog_head": ("pretrain", ["loss=[keypoint_align,point_hog]"]),
     "alarms": ("pretrain", []),
     "method": ("pretrain", []),
     "table": None,  # these three: tests/ablation

@@ -75,8 +75,8 @@ class HandMimTask(nn.Module):
             of their "own" of the same make.
         keypoint_target: points are matched with those of the "ema" teacher (no gradient) or of the
             "student" itself (gradient through both sides).
-        redraw_from: points that redraw a small picture of a view are its "own", or those of the
-            "other" view carried over by the known map.
+        redraw_from: points that redraw a view or tell its contours are its "own", or those of the
+            "other" view carried over by the known map, where only what moves like a place helps.
         mask_mode: hidden patches are "replace"d by the mask token or "drop"ped from the encoder.
         pixel: `PixelOptions` or its fields.
         freeze_prototypes_steps: prototypes stay as initialised that long.

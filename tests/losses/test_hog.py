@@ -5,7 +5,7 @@ import torch
 
 from handmim.contracts import PretrainBatch, PretrainOutputs
 from handmim.losses.hog import Term, oriented_gradients
-from handmim.models.heads.hog import HogHead, PatchHogHead
+from handmim.models.heads.hog import HogHead, PatchHogHead, PointHogHead
 
 
 def stripes(angle_rad: float, side: int = 48) -> torch.Tensor:
@@ -114,3 +114,35 @@ def test_head_of_a_vector():
     out = HogHead(12, cells=5, bins=7)(torch.randn(2, 3, 12))
     assert out.shape == (2, 3, 7, 5, 5)
     assert out.dtype == torch.float32
+
+
+def test_drawn_points_tell_contours_around_their_own_place():
+    torch.manual_seed(0)
+    head = PointHogHead(3, cells=8, hidden_dim=16)
+    points = torch.tensor([[[-0.5, -0.25], [0.0, 0.25], [0.25, 0.0]]])
+    told_here = head(points.flatten(1))
+    assert told_here.shape == (1, 9, 8, 8)
+    assert told_here.dtype == torch.float32
+    # A cell is 0.25 ndc: points one cell to the right, contours one cell to the right.
+    moved = head((points + torch.tensor([0.25, 0.0])).flatten(1))
+    torch.testing.assert_close(moved[..., 2:7, 2:7], told_here[..., 2:7, 1:6], atol=5e-4, rtol=0)
+    # The first point moves, and three cells further nothing is told otherwise.
+    points[:, 0] += 0.05
+    change = (head(points.flatten(1)) - told_here).abs().amax(dim=(0, 1))
+    assert change[:, 6:].max() < 1e-3 < change[2:4, 1:3].min()
+
+
+def test_drawn_points_get_a_gradient_and_ignore_depth():
+    torch.manual_seed(0)
+    head = PointHogHead(4, cells=6)
+    points = (torch.rand(2, 3, 4, 3) - 0.5).requires_grad_()
+    head(points.flatten(2)).square().sum().backward()
+    assert points.grad is not None
+    assert (points.grad[..., :2].abs() > 0).all()
+    assert (points.grad[..., 2] == 0).all()
+
+
+@pytest.mark.parametrize("wrong", [{"fine": 0}, {"sigma_cells": 0.0}])
+def test_drawing_nothing_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"task\.heads\.point_hog"):
+        PointHogHead(4, cells=6, **wrong)

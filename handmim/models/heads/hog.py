@@ -1,5 +1,6 @@
-"""Oriented gradients told by one vector for the whole view, or by every patch token for itself."""
+"""Oriented gradients told by one vector for the whole view, by points, or by every patch token."""
 
+import torch
 from torch import Tensor, nn
 
 from handmim.models.heads.mlp import mlp
@@ -54,3 +55,74 @@ class PatchHogHead(nn.Module):
         x = x.unflatten(-4, (h, w))  # [..., h, w, bins, c, c]
         x = x.movedim(-3, -5).movedim(-2, -3)  # [..., bins, h, c, w, c]
         return x.flatten(-4, -3).flatten(-2, -1)
+
+
+class PointHogHead(nn.Module):
+    """Histograms of a whole view from its pseudo-keypoints, each drawn as a Gaussian where it lies.
+
+    Convolutions look at the drawn maps, so a point tells the contours around its own place: a code
+    that hides the pose in coordinates elsewhere has no reader. Drawing landmarks for a decoder is
+    known from Jakab et al. (2018, arXiv 1806.07823), whose decoder redraws the picture and sees
+    another one for its looks; contours need no looks.
+
+    Args:
+        num_keypoints: K.
+        cells: s, cells per side.
+        bins: orientations.
+        fine: drawn pixels per side of a cell.
+        sigma_cells: width of a Gaussian in cells.
+        hidden_dim: channels.
+        num_hidden: 3 x 3 convolutions between cells; each lets a point tell one cell further.
+    Raises: ValueError for sizes that draw nothing.
+    """
+
+    centres_ndc: Tensor
+
+    def __init__(
+        self,
+        num_keypoints: int,
+        *,
+        cells: int,
+        bins: int = 9,
+        fine: int = 2,
+        sigma_cells: float = 0.75,
+        hidden_dim: int = 64,
+        num_hidden: int = 1,
+    ) -> None:
+        super().__init__()
+        if fine < 1 or sigma_cells <= 0:
+            raise ValueError(
+                f"fine must be >= 1 and sigma_cells > 0, got {fine}, {sigma_cells} "
+                "(task.heads.point_hog)"
+            )
+        self.num_keypoints, self.bins, self.cells = num_keypoints, bins, cells
+        self.sharpness = 0.5 / (2.0 * sigma_cells / cells) ** 2
+        side = cells * fine
+        centres = (torch.arange(side, dtype=torch.float32) + 0.5) / side * 2 - 1
+        self.register_buffer("centres_ndc", centres, persistent=False)
+        layers: list[nn.Module] = [
+            nn.Conv2d(num_keypoints, hidden_dim, fine + 2, stride=fine, padding=1),
+            nn.GELU(),
+        ]
+        for _ in range(num_hidden):
+            layers += [nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1), nn.GELU()]
+        layers.append(nn.Conv2d(hidden_dim, bins, 1))
+        self.net = nn.Sequential(*layers)
+
+    def drawn(self, points_ndc: Tensor) -> Tensor:
+        """[V, K, d] to [V, K, s fine, s fine] Gaussians of height 1; depth is not drawn, fp32."""
+        x, y = (
+            (-self.sharpness * (points_ndc[..., axis, None].float() - self.centres_ndc).square())
+            .exp()
+            .flatten(0, 1)
+            for axis in (0, 1)
+        )
+        return (y[:, :, None] * x[:, None, :]).unflatten(0, points_ndc.shape[:2])
+
+    def forward(self, points: Tensor) -> Tensor:
+        """[..., K * d] to [..., bins, s, s], fp32."""
+        lead = points.shape[:-1]
+        maps = self.drawn(
+            points.reshape(-1, self.num_keypoints, points.shape[-1] // self.num_keypoints)
+        )
+        return self.net(maps).float().reshape(*lead, self.bins, self.cells, self.cells)

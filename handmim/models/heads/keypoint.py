@@ -99,7 +99,7 @@ class SoftArgmaxKeypoints(nn.Module):
         num_dims: int = 2,
         refine: int = 3,
         key_dim: int = 64,
-        temp: float = 1.0,
+        temp: float = 0.3,
         class_query: bool = True,
         hidden_dim: int = 256,
         num_hidden: int = 1,

@@ -38,9 +38,8 @@ def oriented_gradients(image: Tensor, cells: int, bins: int = 9) -> Tensor:
     dx = F.pad(x[..., 2:] - x[..., :-2], (1, 1, 0, 0))
     dy = F.pad(x[..., 2:, :] - x[..., :-2, :], (0, 0, 1, 1))
     strength = dx.square() + dy.square()
-    channel = strength.argmax(dim=1, keepdim=True)  # the colour that changes most
-    dx, dy = dx.gather(1, channel), dy.gather(1, channel)
-    magnitude = strength.gather(1, channel).sqrt()
+    strongest, dx, dy = _where_strongest(strength, dx, dy)  # of the colour that changes most
+    magnitude = strongest.sqrt()
     place = torch.atan2(dy, dx).remainder(math.pi) * (bins / math.pi)  # 0 .. bins, cyclic
     centre = torch.arange(bins, device=x.device, dtype=x.dtype).view(1, -1, 1, 1)
     gap = (place - centre).abs_()
@@ -49,6 +48,21 @@ def oriented_gradients(image: Tensor, cells: int, bins: int = 9) -> Tensor:
     energy = F.pad(histogram.square().sum(dim=1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     contrast = F.avg_pool2d(energy, 3, stride=1).sqrt()
     return (histogram / (contrast + FLOOR)).clamp(max=CEILING) / SCALE
+
+
+def _where_strongest(strength: Tensor, *fields: Tensor) -> tuple[Tensor, ...]:
+    """[M, C, H, W] at the channel of largest strength, first of equals: [M, 1, H, W] of each.
+
+    Compared channel by channel: argmax over a strided dimension is slow on a CPU.
+    """
+    best = [x[:, :1] for x in (strength, *fields)]
+    for c in range(1, strength.shape[1]):
+        is_stronger = strength[:, c : c + 1] > best[0]
+        best = [
+            torch.where(is_stronger, x[:, c : c + 1], b)
+            for x, b in zip((strength, *fields), best, strict=True)
+        ]
+    return tuple(best)
 
 
 class Term(nn.Module):

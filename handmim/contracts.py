@@ -150,6 +150,7 @@ class PretrainOutputs(NamedTuple):
     classes: ClassTargets | None = None
     pixels: PixelTargets | None = None
     keypoints_ndc: Tensor | None = None  # [B, G, K, d] student, in each view's ndc (z: view scale)
+    predicted_keypoints_ndc: Tensor | None = None  # the same, or a predictor's guess of the target
     # [B, G, K, d] the side that is matched (EMA teacher or student)
     target_keypoints_ndc: Tensor | None = None
     class_keypoints_ndc: Tensor | None = None  # [B, G, K, d] the class token's guess of the points

@@ -224,3 +224,22 @@ def test_rendered_sets_have_their_datasets_picture_size_in_any_scene():
         assert cfg.scene.image_px == side
         assert cfg.dataset.format == name
     assert composed("synthesize", "format=ho3d_v2", "scene=studio").scene.image_px == 640
+
+
+@pytest.mark.parametrize(
+    "size", [(), ("experiment=cpu_base",), ("experiment=quickstart_pretrain",)]
+)
+def test_laptop_sizes_leave_methods_what_they_are(size):
+    for method in ("mae", "simmim"):
+        assert composed("pretrain", f"method={method}", *size).views.colour.apply_prob == 0.0
+    as_it_is = composed("pretrain", "method=supervised-init", *size, "trainer.max_steps=9")
+    assert not as_it_is.train
+    assert composed("pretrain", "method=handmim", *size).train
+
+
+def test_probe_and_data_hold_back_the_same_subjects():
+    words = ["data=keypoints", "data.root=x", "data.annotations=y", "probe=keypoints"]
+    cfg = composed("pretrain", *words)
+    for key in ("val_fraction", "split_by"):
+        assert cfg.probe[key] == cfg.data[key]
+        assert {cfg.probe.hook[part][key] for part in ("train_set", "test_set")} == {cfg.data[key]}

@@ -1,6 +1,6 @@
 """What plain pictures and oriented gradients tell of a hand by themselves, to choose targets by.
 
-python tools/probe_targets.py probe=synthetic
+python tools/probe_targets.py data=synthetic probe=synthetic
 python tools/probe_targets.py probe=keypoints probe.root=DIR probe.annotations=FILE.json
 
 The first principal components of a target are the features of the probe that pretraining uses:
@@ -48,7 +48,9 @@ def main(cfg: DictConfig) -> None:
     """Print one row per target and number of components."""
     hook = cfg.probe.hook
     if hook is None:
-        raise SystemExit("choose labelled crops: probe=synthetic or probe=keypoints")
+        raise SystemExit(
+            "choose labelled crops: probe=keypoints, or data=synthetic probe=synthetic"
+        )
     augment = instantiate(hook.augment)
     train_image, train = crops_and_poses(instantiate(hook.train_set), augment)
     test_image, test = crops_and_poses(instantiate(hook.test_set), augment)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 _LUMA = (0.299, 0.587, 0.114)
 _YIQ_FROM_RGB = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+_RGB_FROM_YIQ = torch.linalg.inv(torch.tensor(_YIQ_FROM_RGB)).tolist()
 
 
 def colour_matrices(
@@ -36,7 +37,7 @@ def colour_matrices(
     turn = torch.zeros(b, 3, 3, dtype=mean_luma.dtype, device=mean_luma.device)
     turn[:, 0, 0] = 1
     turn[:, 1, 1], turn[:, 1, 2], turn[:, 2, 1], turn[:, 2, 2] = cos, -sin, sin, cos
-    hue = torch.linalg.inv(yiq) @ turn @ yiq
+    hue = mean_luma.new_tensor(_RGB_FROM_YIQ) @ turn @ yiq
     chroma = hue @ saturate  # grey is a fixed point, so the constant below passes unchanged
     linear = chroma * (brightness * contrast)[:, None, None]
     constant = (1 - contrast) * brightness * mean_luma
@@ -44,10 +45,11 @@ def colour_matrices(
 
 
 def gaussian_blur(image: Tensor, sigma_px: Tensor) -> Tensor:
-    """Blur every picture by its own sigma: [B, C, H, W] and [B] pixels; sigma 0 leaves it as it
-    is."""
+    """Blur every picture by its own sigma: [B, C, H, W] and [B] pixels, best on the CPU, which the
+    width of the kernel is read from; sigma 0 leaves a picture as it is."""
     b, c = image.shape[:2]
     radius = max(1, math.ceil(2.5 * float(sigma_px.max())))
+    sigma_px = sigma_px.to(image.device)
     offset = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
     kernel = torch.exp(-0.5 * (offset / sigma_px.clamp(min=1e-3)[:, None]) ** 2)
     kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(c, dim=0)  # [B*C, 2r+1]
@@ -65,6 +67,7 @@ class ColourJitter:
         hue_deg: rotation of the chroma plane is drawn from +- this.
         jitter_prob, grey_prob, blur_prob, solarise_prob: how often each applies.
         blur_sigma_px: highest blur, in pixels of the view.
+        apply_prob: share of pictures that are changed at all.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class ColourJitter:
         blur_prob: float = 0.1,
         blur_sigma_px: float = 2.0,
         solarise_prob: float = 0.0,
+        apply_prob: float = 1.0,
     ) -> None:
         for name, value in (("brightness", brightness), ("contrast", contrast)):
             if not 0.0 <= value <= 1.0:
@@ -87,11 +91,20 @@ class ColourJitter:
         self.hue_rad = math.radians(hue_deg)
         self.jitter_prob, self.grey_prob = jitter_prob, grey_prob
         self.blur_prob, self.blur_sigma_px = blur_prob, blur_sigma_px
-        self.solarise_prob = solarise_prob
+        self.solarise_prob, self.apply_prob = solarise_prob, apply_prob
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """[B, 3, H, W] in [0, 1] to the same; randomness is drawn on the CPU whatever the
         device."""
+        if self.apply_prob >= 1.0:
+            return self._changed(image, generator)
+        is_chosen = torch.rand(len(image), generator=generator) < self.apply_prob
+        if not is_chosen.any():
+            return image
+        where = is_chosen.nonzero().squeeze(1).to(image.device)
+        return image.index_copy(0, where, self._changed(image[where], generator))
+
+    def _changed(self, image: Tensor, generator: torch.Generator) -> Tensor:
         b, device = len(image), image.device
         u = torch.rand(b, 9, generator=generator)
         on = (u[:, 0] < self.jitter_prob).float()
@@ -111,8 +124,9 @@ class ColourJitter:
         if self.blur_prob > 0:
             blurred = (u[:, 6] < self.blur_prob).nonzero().squeeze(1)
             if len(blurred):
-                sigma = (0.1 + u[blurred, 7] * (self.blur_sigma_px - 0.1)).to(device)
-                image[blurred.to(device)] = gaussian_blur(image[blurred.to(device)], sigma)
+                sigma = 0.1 + u[blurred, 7] * (self.blur_sigma_px - 0.1)
+                blurred = blurred.to(device)
+                image[blurred] = gaussian_blur(image[blurred], sigma)
         if self.solarise_prob > 0:
             solarised = (u[:, 8] < self.solarise_prob).to(device)[:, None, None, None]
             image = torch.where(solarised & (image > 0.5), 1 - image, image)

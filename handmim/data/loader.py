@@ -30,12 +30,13 @@ def group_number(group: str) -> int:
 
 
 def collate_crops(samples: Sequence[CropSample | HandSample]) -> CropBatch:
-    """Pictures only: labels, where a dataset has them, are dropped.
+    """Pictures only: labels, where a dataset has them, are dropped. Hands that are known to be left
+    are mirrored, as everywhere.
 
     Partners are kept where every sample has one. Where any sample has a group, those without one
     are groups of their own.
     """
-    crops = [s if isinstance(s, CropSample) else CropSample(s.image, s.sample_id) for s in samples]
+    crops = [s if isinstance(s, CropSample) else _right_crop(s) for s in samples]
     partners = [s.partner for s in crops if s.partner is not None]
     group: Tensor | None = None
     if any(s.group is not None for s in crops):
@@ -46,6 +47,11 @@ def collate_crops(samples: Sequence[CropSample | HandSample]) -> CropBatch:
         partner=_stacked(partners) if len(partners) == len(crops) else None,
         group=group,
     )
+
+
+def _right_crop(sample: HandSample) -> CropSample:
+    image = sample.image if sample.is_right else sample.image[:, ::-1]
+    return CropSample(np.ascontiguousarray(image), sample.sample_id)
 
 
 def collate_hands(samples: Sequence[HandSample]) -> HandBatch:

@@ -49,9 +49,9 @@ def dense_match(
         for t in range(num_views):
             if t == u:
                 continue
-            similarity = (
-                embeddings[:, u].float() @ embeddings[:, t].float().transpose(1, 2)
-            ) / temp
+            with torch.autocast(embeddings.device.type, enabled=False):
+                similarity = embeddings[:, u].float() @ embeddings[:, t].float().transpose(1, 2)
+                similarity = similarity / temp
             gap = (places[:, u, :, None] - places[:, t, None]).square().sum(dim=-1)  # [B, N, N]
             gap = gap / patch_ndc[:, t, None, None].square()
             target = (-gap / (2 * sigma**2)).softmax(dim=-1)

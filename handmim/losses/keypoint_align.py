@@ -113,7 +113,11 @@ class Term(nn.Module):
         self.weights = {name: weights[name] for name in PARTS[parts] if weights[name]}
         if not self.weights:
             raise ValueError(f"parts={parts} has no part with a weight ({CONFIG})")
-        self.needs: tuple[str, ...] = ("keypoints_ndc", "target_keypoints_ndc")
+        self.needs: tuple[str, ...] = (
+            "keypoints_ndc",
+            "predicted_keypoints_ndc",
+            "target_keypoints_ndc",
+        )
         if disc == "proto" and "disc" in self.weights:
             self.needs = (*self.needs, "keypoint_classes")
 
@@ -122,9 +126,12 @@ class Term(nn.Module):
         assert out.keypoints_ndc is not None, "keypoint_align needs the keypoint head"
         assert out.target_keypoints_ndc is not None
         points, target = out.keypoints_ndc.float(), out.target_keypoints_ndc.float()
+        guess = points
+        if out.predicted_keypoints_ndc is not None:
+            guess = out.predicted_keypoints_ndc.float()
         if name == "reg":
             return aligned_regression(
-                points,
+                guess,
                 target,
                 batch.source_from_view,
                 batch.displacement_ndc,
@@ -141,7 +148,7 @@ class Term(nn.Module):
             return cross_view_ce(out.keypoint_classes, self.proto_temp)
         if name == "disc":
             return aligned_nce(
-                points,
+                guess,
                 target,
                 batch,
                 temp=self.nce_temp,

@@ -28,7 +28,7 @@ def pretrain(cfg: DictConfig) -> Pretrained:
     """Assemble, train, export.
 
     Args:
-        cfg: composed from configs/pretrain.yaml; trainer.max_steps=0 exports the initial weights.
+        cfg: composed from configs/pretrain.yaml; train=false exports the initial weights.
     """
     drop_unbuilt(cfg.task.losses)
     drop_unbuilt(cfg.task.heads)
@@ -36,7 +36,7 @@ def pretrain(cfg: DictConfig) -> Pretrained:
     task = instantiate(cfg.task)
     if cfg.init is not None:
         task.load_initial(cfg.init)
-    result = _train(cfg, run, task) if cfg.trainer.max_steps else FitResult(0, 0.0, 0.0, False, {})
+    result = _train(cfg, run, task) if cfg.train else FitResult(0, 0.0, 0.0, False, {})
     path = run.dir / BACKBONE
     if run.is_main:
         task.export_backbone.export(path, {"step": str(result.step), "seed": str(cfg.seed)})

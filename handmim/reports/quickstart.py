@@ -103,7 +103,14 @@ def write_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
             " carried to b by the known map. Equal colours should meet.",
         ),
         figure(latest(folder / "pretrain", "views"), "Views, what the student saw, reconstruction"),
-        figure(latest(folder / "pretrain", "thumbnails"), "What the class token redraws"),
+        figure(
+            latest(folder / "pretrain", "probe_neighbours"),
+            "Held-out pictures and their nearest neighbours by frozen class token",
+        ),
+        figure(
+            latest(folder / "pretrain", "patch_tokens"),
+            "First three principal components of the patch tokens as colours",
+        ),
     ]
     path = folder / "report.html"
     write_atomic(path, page("handmim quickstart", body))

@@ -17,7 +17,7 @@ HEADS = {head for _, heads in MAKERS.values() for head in heads} | {
     "keypoint_predictor",
 }
 # Fields that read the token of every patch.
-WHOLE = ("patches", "dense", "patch_hog", "keypoints_ndc", "class_keypoints_ndc")
+WHOLE = ("patches", "dense", "patch_hog")
 
 
 def build_heads(
@@ -59,9 +59,13 @@ def build_heads(
     return {name: made[name] for name in (*heads, "class_projection") if name in made}
 
 
-def check_heads(heads: Collection[str], fields: Collection[str], *, mask_mode: str) -> None:
+def check_heads(heads: Mapping[str, nn.Module], fields: Collection[str], *, mask_mode: str) -> None:
     """Refuse losses whose heads or tokens are missing.
 
+    Args:
+        heads: as built; one that looks at every patch says so by `reads_patches`.
+        fields: of `PretrainOutputs` that are wanted.
+        mask_mode: of `HandMimTask`.
     Raises: ValueError naming the field and what it lacks.
     """
     for field in fields:
@@ -70,7 +74,12 @@ def check_heads(heads: Collection[str], fields: Collection[str], *, mask_mode: s
                 raise ValueError(
                     f"a loss needs {field}, for which the head {head!r} is missing (task.heads)"
                 )
-    whole = sorted(set(WHOLE) & set(fields))
+    whole = sorted(
+        field
+        for field in fields
+        if field in WHOLE
+        or any(getattr(heads[head], "reads_patches", False) for head in MAKERS[field][1])
+    )
     if mask_mode == "drop" and whole:
         raise ValueError(
             "task.mask_mode=drop leaves no tokens at hidden patches, but a loss needs "

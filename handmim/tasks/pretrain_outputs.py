@@ -117,9 +117,14 @@ def _pixels(task: "HandMimTask", seen: Seen) -> PixelTargets:
 
 def _keypoints(task: "HandMimTask", seen: Seen) -> Tensor:
     assert seen.points is not None
-    if "keypoint_predictor" in task.student:
-        return task.student["keypoint_predictor"](seen.points)
     return seen.points
+
+
+def _predicted_keypoints(task: "HandMimTask", seen: Seen) -> Tensor:
+    points = _keypoints(task, seen)
+    if "keypoint_predictor" in task.student:
+        return task.student["keypoint_predictor"](points)
+    return points
 
 
 def _target_keypoints(task: "HandMimTask", seen: Seen) -> Tensor:
@@ -137,7 +142,7 @@ def _class_keypoints(task: "HandMimTask", seen: Seen) -> Tensor:
 
 def _keypoint_classes(task: "HandMimTask", seen: Seen) -> ClassTargets:
     """Aligned shapes of the points as prototypes: another view's shape is the target."""
-    points, target = _keypoints(task, seen), _target_keypoints(task, seen)
+    points, target = _predicted_keypoints(task, seen), _target_keypoints(task, seen)
     term: Any = task.losses.terms["keypoint_align"]
     how = {"embed": term.embed, "invert_scale": term.invert_scale}
     return class_targets(
@@ -210,6 +215,7 @@ MAKERS: dict[str, tuple[Callable[["HandMimTask", Seen], Any], tuple[str, ...]]] 
     "classes": (_classes, ("projection",)),
     "pixels": (_pixels, ("pixel",)),
     "keypoints_ndc": (_keypoints, ("keypoint",)),
+    "predicted_keypoints_ndc": (_predicted_keypoints, ("keypoint",)),
     "target_keypoints_ndc": (_target_keypoints, ("keypoint",)),
     "class_keypoints_ndc": (_class_keypoints, ("class_keypoint",)),
     "keypoint_classes": (_keypoint_classes, ("keypoint", "keypoint_prototypes")),

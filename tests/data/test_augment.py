@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -86,6 +88,13 @@ def test_collate_keeps_order_and_drops_labels_when_asked():
     assert torch.equal(crops.image, batch.image)
     with pytest.raises(ValueError, match="one size"):
         collate_crops([sample(0), sample(1, side=16)])
+
+
+def test_left_hands_are_mirrored_with_and_without_labels():
+    left = dataclasses.replace(sample(0), is_right=False)
+    crops, hands = collate_crops([left, sample(1)]), collate_hands([left, sample(1)])
+    assert torch.equal(crops.image, hands.image)
+    assert torch.equal(crops.image[0], collate_crops([sample(0)]).image[0].flip(-1))
 
 
 def test_label_subsets_are_nested_and_seeded():

@@ -327,3 +327,11 @@ def test_solarise_inverts_what_is_bright():
     image = torch.tensor([0.2, 0.9]).view(1, 1, 1, 2).expand(1, 3, 2, 2).clone()
     out = jitter(image, torch.Generator().manual_seed(0))
     torch.testing.assert_close(out[0, 0, 0], torch.tensor([0.2, 0.1]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_colours_change_in_the_given_share_of_pictures(share):
+    jitter = ColourJitter(jitter_prob=1.0, grey_prob=0.0, blur_prob=0.0, apply_prob=share)
+    image = torch.rand(400, 3, 6, 6, generator=seeded())
+    is_changed = (jitter(image, seeded()) != image).flatten(1).any(dim=1)
+    assert is_changed.float().mean().item() == pytest.approx(share, abs=0.08)

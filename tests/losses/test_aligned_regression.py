@@ -98,17 +98,31 @@ def test_cosine_matches_hand_value():
     assert loss.item() == pytest.approx(0.5, rel=1e-5)
 
 
-def test_carried_points_outside_the_view_are_left_out_or_not():
+@pytest.mark.parametrize("frame", FRAMES)
+def test_carried_points_outside_the_view_are_left_out_or_not(frame):
     points = torch.zeros(1, 2, 3, 2)
     points[:, 1, 0] = 1.6
     mine = torch.zeros(1, 2, 3, 2)
     batch = batch_of(EYE)
-    assert cost(mine, batch, target=points).item() == 0.0
-    assert cost(mine, batch, target=points, limit_ndc=None) > 0.0
-    assert cost(mine, batch, target=points, frame="source") > 0.0
+    assert cost(mine, batch, target=points, frame=frame).item() == 0.0
+    assert cost(mine, batch, target=points, limit_ndc=None, frame=frame) > 0.0
     depth = torch.zeros(1, 2, 3, 3)
     depth[..., 2] = 1.6  # a depth is no place outside the picture
-    assert cost(torch.zeros(1, 2, 3, 3), batch, target=depth) > 0.0
+    assert cost(torch.zeros(1, 2, 3, 3), batch, target=depth, frame=frame) > 0.0
+
+
+@pytest.mark.parametrize("frame", FRAMES)
+def test_what_counts_is_where_the_other_view_puts_a_point_in_this_one(frame):
+    # View b shows half the width of view a. The point at 0.8 of b is at 0.4 of a; the one at 0.8 of
+    # a is at 1.6 of b, which b cannot show.
+    maps = EYE.clone()
+    maps[:, 1] *= 0.5
+    batch = batch_of(maps)
+    mine, target = torch.zeros(1, 2, 3, 2), torch.zeros(1, 2, 3, 2)
+    target[:, 0, 0, 0] = 0.8
+    assert cost(mine, batch, target=target, frame=frame, limit_ndc=1.0).item() == 0.0
+    assert cost(mine, batch, target=target, frame=frame, limit_ndc=2.0) > 0.0
+    assert cost(mine, batch, target=target.flip(1), frame=frame, limit_ndc=1.0) > 0.0
 
 
 def test_everything_outside_costs_nothing_and_has_a_finite_gradient():

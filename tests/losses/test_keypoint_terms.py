@@ -34,8 +34,19 @@ def test_parts_choose_what_counts():
     assert no_disc.item() == pytest.approx(Term(parts="regularised")(out, hands.batch).item())
 
 
+def test_a_predictor_is_matched_and_the_points_themselves_are_kept_from_collapse():
+    hands = some_hands()
+    bunched = torch.zeros_like(hands.joints)
+    out = outputs_of(bunched, target=hands.joints)
+    guessed = out._replace(predicted_keypoints_ndc=hands.joints)
+    for name in ("spread", "repulsion", "variance"):
+        assert Term().part(name, guessed, hands.batch) == Term().part(name, out, hands.batch) > 0
+    assert Term().part("reg", guessed, hands.batch) < 1e-5 < Term().part("reg", out, hands.batch)
+    assert Term().part("disc", guessed, hands.batch) < Term().part("disc", out, hands.batch)
+
+
 def test_prototypes_are_asked_for_only_where_they_count():
-    points = ("keypoints_ndc", "target_keypoints_ndc")
+    points = ("keypoints_ndc", "predicted_keypoints_ndc", "target_keypoints_ndc")
     assert Term().needs == points
     assert Term(disc="proto").needs == (*points, "keypoint_classes")
     assert Term(disc="proto", parts="reg").needs == points

@@ -109,12 +109,17 @@ def test_missing_patches_are_an_error():
 
 
 def test_points_keep_their_precision_under_autocast():
-    head, seen = soft_argmax(temp=4.0), tokens(2, 16)
+    # Sharp heat maps: logits of about +-60. Linear layers round what goes in, the product must not
+    # round what comes out.
+    head = soft_argmax(temp=0.1)
+    with torch.no_grad():
+        head.queries.mul_(4.0)
+    seen = tokens(64, 16)
     plain = head(seen)
     with torch.autocast("cpu", torch.bfloat16):
         cast = head(seen)
     assert cast.dtype == torch.float32
-    assert (cast - plain).abs().max() < 0.02
+    assert (cast - plain).abs().mean() < 0.006
 
 
 def test_latent_points_are_unbounded():

@@ -397,7 +397,8 @@ def test_quickstart_runs_every_stage_and_reports(place):
         assert row["seed"] == 3
     assert rows[0]["total_seconds"] > rows[2]["seconds"] > rows[1]["seconds"] > 0
     page = (place / "runs" / "qs" / "report.html").read_text()
-    assert page.count("data:image/") >= 4
+    assert page.count("data:image/") >= 6
+    assert "no picture" not in page
     assert "http" not in page.replace("http-equiv", "")
     assert "not at equal total compute" in text
     assert f"{rows[2]['mpjpe_mm']:.2f}" in page

@@ -89,7 +89,8 @@ def aligned_regression(
         pairs: ordered pairs of different views, or also a view with itself, which says something
             where the target is another network or sees unmasked patches ("cross+same").
         beta_ndc: where smooth L1 turns linear.
-        limit_ndc: points carried beyond this do not count ("view" frame; None counts all).
+        limit_ndc: a point that another view puts beyond this in the view of `points` does not
+            count, whatever the frame; None counts all.
         invert_scale: False leaves the views' sizes in, as PeCLR does.
     Returns: scalar, mean over pairs and over all coordinates that count.
     """
@@ -99,12 +100,13 @@ def aligned_regression(
     costs = []
     for shift in range(0 if pairs == "cross+same" else 1, points.shape[1]):
         other = in_source.roll(-shift, dims=1)
-        if frame == "view":
-            same = shift == 0
-            other = target_points if same else from_source(other, *maps, with_scale=invert_scale)
+        in_view = target_points
+        if shift and (frame == "view" or limit_ndc is not None):
+            in_view = from_source(other, *maps, with_scale=invert_scale)
         counts = torch.ones_like(other[..., :1], dtype=torch.bool)
-        if frame == "view" and limit_ndc is not None:
-            counts = (other.detach()[..., :2].abs() <= limit_ndc).all(dim=-1, keepdim=True)
+        if limit_ndc is not None:
+            counts = (in_view.detach()[..., :2].abs() <= limit_ndc).all(dim=-1, keepdim=True)
+        other = in_view if frame == "view" else other
         costs.append(_distance(mine, other, counts, kind, beta_ndc, sigma))
     return torch.stack(costs).mean()
 

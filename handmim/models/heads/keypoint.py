@@ -18,11 +18,12 @@ def check_points(num_keypoints: int, num_dims: int) -> None:
     if num_keypoints < 3:
         raise ValueError(
             f"num_keypoints must be >= 3 for a shape, got {num_keypoints} "
-            "(task.heads.keypoint.num_keypoints)"
+            "(task.heads.keypoint.num_keypoints, task.heads.class_keypoint.num_keypoints)"
         )
     if num_dims not in (2, 3):
         raise ValueError(
-            f"points have num_dims 2 or 3, got {num_dims} (task.heads.keypoint.num_dims)"
+            f"points have num_dims 2 or 3, got {num_dims} "
+            "(task.heads.keypoint.num_dims, task.heads.class_keypoint.num_dims)"
         )
 
 
@@ -89,6 +90,7 @@ class SoftArgmaxKeypoints(nn.Module):
     """
 
     cells_ndc: Tensor
+    reads_patches = True
 
     def __init__(
         self,
@@ -150,14 +152,16 @@ class SoftArgmaxKeypoints(nn.Module):
         if n != self.grid_hw[0] * self.grid_hw[1]:
             raise ValueError(
                 f"points are sought on a grid of {self.grid_hw} patches, got {n} "
-                "(task.heads.keypoint; backbone.image_px, task.mask_mode)"
+                "(task.heads.keypoint; task.backbone.img_px, task.mask_mode)"
             )
         keys = self.keys(tokens.patches).reshape(v, n * self.refine**2, self.key_dim)
         queries = self.queries.expand(v, -1, -1)
         if self.class_query:
             assert self.of_class is not None
             queries = queries + self.of_class(tokens.cls)[:, None, : self.key_dim]
-        logits = (queries.to(keys.dtype) @ keys.transpose(1, 2)).float() * self.scale
+        # Sharp maps have logits beyond 50, which half precision rounds by a quarter.
+        with torch.autocast(keys.device.type, enabled=False):
+            logits = queries.float() @ keys.float().transpose(1, 2) * self.scale
         if self.prior_centres is not None:
             gap = (self.prior_centres[:, None] - self.cells_ndc).square().sum(dim=-1)
             logits = logits - 0.5 * gap / (2.0 * self.prior_log_width).exp()[:, None]

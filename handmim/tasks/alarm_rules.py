@@ -56,7 +56,9 @@ RULES: dict[str, Rule] = {
         f"raise {POINTS}.variance_weight or views.warp_ndc, or add class_recon to loss=[...]",
     ),
     "keypoints_unmatched": Rule(
-        "keypoints/retrieval", False, "raise the weight of a term that compares crops (nce, proto)"
+        "keypoints/retrieval",
+        False,
+        f"raise {POINTS}.disc_weight (keypoint_disc=nce|proto), or add point_hog to loss=[...]",
     ),
 }
 TERM_RULES: dict[str, Rule] = {

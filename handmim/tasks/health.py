@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from handmim.contracts import PretrainBatch, PretrainOutputs, StepInfo
-from handmim.tasks.monitors import effective_rank, entropy_nats, keypoint_monitors
+from handmim.losses import patch_distill
+from handmim.tasks.monitors import effective_rank, entropy_nats, keypoint_monitors, kl_nats
 from handmim.tasks.pretrain import HandMimTask
 
 # Fields of the outputs with prototype targets, and what their figures are called.
@@ -21,11 +22,13 @@ TARGETS = {
 
 
 class _Entropies:
-    """Entropies of probabilities that come in parts, as shares of log P."""
+    """Entropies of targets that come in parts, as shares of log P, and how far the student is from
+    them."""
 
     def __init__(self) -> None:
         self.probs: Tensor | None = None
         self.each, self.num = 0.0, 0
+        self.kl: float | None = None
 
     def add(self, probs: Tensor) -> None:
         """[n, P] more."""
@@ -34,17 +37,43 @@ class _Entropies:
         self.each += float(entropy_nats(probs).sum())
         self.num += len(probs)
 
+    def add_kl(self, kl: Tensor) -> None:
+        """[n] divergences from the same targets."""
+        self.kl = (self.kl or 0.0) + float(kl.double().sum())
+
     def figures(self, prefix: str) -> dict[str, float]:
-        """entropy_of_mean, entropy_of_each, and used: prototypes that count, as a share of P."""
+        """entropy_of_mean, entropy_of_each, and used: prototypes that count, as a share of P;
+        where divergences were added, those of `_kl_figures`."""
         if self.probs is None or not self.num:
             return {}
         top = float(np.log(len(self.probs)))
         of_mean = float(entropy_nats(self.probs / self.num))
-        return {
+        of_each = self.each / self.num
+        figures = {
             f"{prefix}/entropy_of_mean": of_mean / top,
-            f"{prefix}/entropy_of_each": self.each / self.num / top,
+            f"{prefix}/entropy_of_each": of_each / top,
             f"{prefix}/used": float(np.exp(of_mean)) / len(self.probs),
         }
+        if self.kl is not None:
+            figures |= _kl_figures(prefix, self.kl / self.num, of_mean - of_each, top)
+        return figures
+
+
+def _kl_figures(prefix: str, kl: float, constant_kl: float, top: float) -> dict[str, float]:
+    """What distillation has taught, without the targets' own entropy.
+
+    kl_nats, kl_share (of log P): mean divergence of the student from its targets. constant_kl_nats:
+    that of the best constant answer, the mean target, which is all that there is to tell: near 0
+    the targets are alike, and distillation has nothing to teach. kl_of_constant: the ratio. 0 the
+    student tells every target; 1 it tells no more than a constant does, distillation idles; above 1
+    it is worse than that, as a fresh student is.
+    """
+    return {
+        f"{prefix}/kl_nats": kl,
+        f"{prefix}/kl_share": kl / top,
+        f"{prefix}/constant_kl_nats": constant_kl,
+        f"{prefix}/kl_of_constant": kl / max(constant_kl, 1e-9),
+    }
 
 
 def term_gradients(
@@ -102,7 +131,8 @@ def measure(
 ) -> dict[str, float]:
     """All figures; those of parts that the task does not have are absent.
 
-    targets/.., class_targets/.., keypoint_targets/.. entropies of prototype targets; features/..
+    targets/.., class_targets/.., keypoint_targets/.. entropies of prototype targets, and for masked
+    patches the student's divergence from them (`_kl_figures` says how to read it); features/..
     of the student's class tokens in the first view; keypoints/.. as `monitors.keypoint_monitors`;
     gradient/<term>/.. of every loss term where the student's backbone ends (of whole views, not of
     local crops).
@@ -119,6 +149,9 @@ def measure(
     figures: dict[str, float] = {}
     device = batch.views.device
     targets = {name: _Entropies() for name in TARGETS}
+    patch_term = next(
+        (t for t in task.losses.terms.values() if isinstance(t, patch_distill.Term)), None
+    )
     # Whatever draws from the global generator draws the same at every check.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -137,6 +170,9 @@ def measure(
                 found = getattr(out, name)
                 if found is not None:
                     entropies.add(found.teacher_probs.flatten(0, -2))
+            if out.patches is not None and patch_term is not None:
+                told = out.patches.teacher_probs, out.patches.student_logits.detach()
+                targets["patches"].add_kl(kl_nats(*told, patch_term.student_temp))
     figures |= _feature_figures(torch.cat(cls).float())
     for name, entropies in targets.items():
         figures |= entropies.figures(TARGETS[name])

@@ -20,13 +20,33 @@ def entropy_nats(probs: Tensor) -> Tensor:
 
 def effective_rank(features: Tensor) -> Tensor:
     """exp(entropy of the normalised singular values) of centred features [n, D]: 1 collapsed ..
-    min(n-1, D).
+    min(n-1, D); nan where some feature is not finite.
 
     Roy & Vetterli 2007, EUSIPCO.
     """
     x = features.float() - features.float().mean(dim=0)
+    if not x.isfinite().all():  # of which svd only says that it does not converge
+        return x.new_tensor(math.nan)
     s = torch.linalg.svdvals(x)
     return entropy_nats(s / s.sum().clamp(min=1e-12)).exp()
+
+
+def kl_nats(teacher_probs: Tensor, student_logits: Tensor, student_temp: float) -> Tensor:
+    """Kullback-Leibler divergence from what the student says to its targets: the cross-entropy
+    without the targets' own entropy, which no student can lower; [..., P] twice -> [...]."""
+    p, log_q = teacher_probs.float(), (student_logits.float() / student_temp).log_softmax(dim=-1)
+    return (p * (p.clamp(min=1e-12).log() - log_q)).sum(dim=-1)
+
+
+def agreed_deviation(a: Tensor, b: Tensor) -> Tensor:
+    """How far samples differ in what both of their views say, [n, E] of either view -> scalar.
+
+    The root of the mean covariance between the views over samples, 0 where that is negative.
+    Each view's own noise drops out but for chance: independent noise of deviation s everywhere
+    reads 0 or about s (n E)^(-1/4). Views that agree exactly read their root mean square deviation.
+    """
+    covariance = ((a - a.mean(dim=0)) * (b - b.mean(dim=0))).mean()
+    return covariance.clamp(min=0).sqrt()
 
 
 @torch.no_grad()
@@ -39,9 +59,10 @@ def keypoint_monitors(points_ndc: Tensor, batch: PretrainBatch) -> dict[str, Ten
     Returns: scalars under keypoints/.
         spread_ndc: standard deviation within a sample; 0 when all are on one spot.
         view_std_ndc: over the batch, in the view; 0 for a constant template in the view.
-        source_std_ndc: over the batch, in the source crop; 0 for a template fixed there.
-        articulation: over the batch, of shapes without position, size and orientation; 0 for a
-            rigid template, wherever it sits.
+        source_std_ndc: over the batch, in the source crop, of what the first two views agree on
+            (`agreed_deviation`); 0 for a template fixed there, and for points that follow nothing.
+        articulation: the same of shapes without position, size and orientation, in shares of the
+            shape's size; 0 for a rigid template, wherever it sits and however noisy it is.
         disagreement_ndc: distance of two views' points in the source crop.
         retrieval: share of samples whose other view has the nearest mean-free shape in the batch.
         cosine: mean over pairs of different samples between their mean-free shapes; near 1 when a
@@ -58,12 +79,12 @@ def keypoint_monitors(points_ndc: Tensor, batch: PretrainBatch) -> dict[str, Ten
     unit = F.normalize(shapes[:, 0], dim=-1)
     pairs = max(len(unit) * (len(unit) - 1), 1)
     cosine = (unit.sum(dim=0).square().sum() - unit.square().sum()) / pairs
-    q = canonical_shapes(in_source[:, 0])
+    q = canonical_shapes(in_source[:, :2])
     return {
         "keypoints/spread_ndc": points.std(dim=2, correction=0).mean(),
         "keypoints/view_std_ndc": points[:, 0].std(dim=0, correction=0).mean(),
-        "keypoints/source_std_ndc": a.std(dim=0, correction=0).mean(),
-        "keypoints/articulation": q.std(dim=0, correction=0).mean(),
+        "keypoints/source_std_ndc": agreed_deviation(a, b),
+        "keypoints/articulation": agreed_deviation(q[:, 0], q[:, 1]),
         "keypoints/disagreement_ndc": (a - b).norm(dim=-1).mean(),
         "keypoints/retrieval": same.float().mean(),
         "keypoints/cosine": cosine,

@@ -1,4 +1,5 @@
 import logging
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from handmim.data.views import ViewMaker
 from handmim.engine.loop import StopRun
 from handmim.geometry.crop import similarity, transform_points
 from handmim.geometry.warp import from_source
+from handmim.models.heads.keypoint import SoftArgmaxKeypoints
 from handmim.tasks.alarms import CollapseAlarms
 from handmim.utils.run import Run
 from tests.tasks.test_pretrain_task import HANDMIM, make_task
@@ -21,6 +23,7 @@ CONFIG = yaml.safe_load(
     (Path(__file__).parents[2] / "configs" / "alarms" / "default.yaml").read_text()
 )
 NUM, K = 24, 6
+NOISE = 0.12  # ndc, of points in a view; about that of an untrained head
 INFO = StepInfo(20, 100)
 
 
@@ -88,8 +91,9 @@ def healthy_points(batch):
     return carried(batch, bend=0.3)
 
 
-def carried(batch, bend):
-    """A template under a random similarity per crop, perhaps bent, seen from each view."""
+def carried(batch, bend, noise=0.0):
+    """A template under a random similarity per crop, perhaps bent, seen from each view, perhaps
+    with noise of each view's own."""
     b = len(batch.views)
     g = torch.Generator().manual_seed(1)
     template = torch.rand(K, 2, generator=g) - 0.5
@@ -97,12 +101,15 @@ def carried(batch, bend):
     u = torch.rand(b, 4, generator=g) - 0.5
     hand = similarity(1 + 0.5 * u[:, 0], 2 * u[:, 1], 0.4 * u[:, 2:])
     in_source = transform_points(hand, shapes)[:, None].expand(-1, batch.views.shape[1], -1, -1)
-    return from_source(in_source, batch.source_from_view)
+    exact = from_source(in_source, batch.source_from_view)
+    return exact + noise * torch.randn(exact.shape, generator=g)
 
 
-def constant(batch):
-    template = torch.rand(K, 2, generator=torch.Generator().manual_seed(1)) - 0.5
-    return template.expand(*batch.views.shape[:2], K, 2)
+def constant(batch, noise=0.0):
+    g = torch.Generator().manual_seed(1)
+    template = torch.rand(K, 2, generator=g) - 0.5
+    shape = (*batch.views.shape[:2], K, 2)
+    return template + noise * torch.randn(shape, generator=g)
 
 
 def fixed_in_source(batch):
@@ -135,14 +142,23 @@ PLANTS = {
     "keypoints_constant_template": lambda task: plant_points(task, constant),
     "keypoints_fixed_in_source": lambda task: plant_points(task, fixed_in_source),
     "keypoints_rigid": lambda task: plant_points(task, lambda b: carried(b, bend=0.0)),
+    # what an untrained head finds: places that each view draws for itself
+    "keypoints_unmatched": lambda task: plant_points(task, lambda b: constant(b, NOISE)),
 }
-# What a collapse cannot help showing besides: one spot and one template have no articulation,
-# constant features no rank. What it does to the gradients of terms is their own affair.
+# What a collapse cannot help showing besides: one spot and one template have no articulation and
+# match any crop, what stands still in the view or is drawn in each view follows nothing in the
+# source, constant features have no rank. What it does to the gradients of terms is their own
+# affair.
 COMES_WITH = {
     "features_constant": {"features_rank_low"},
-    "keypoints_bunched": {"keypoints_rigid"},
-    "keypoints_constant_template": {"keypoints_rigid"},
-    "keypoints_fixed_in_source": {"keypoints_rigid"},
+    "keypoints_bunched": {"keypoints_rigid", "keypoints_unmatched"},
+    "keypoints_constant_template": {
+        "keypoints_fixed_in_source",
+        "keypoints_rigid",
+        "keypoints_unmatched",
+    },
+    "keypoints_fixed_in_source": {"keypoints_rigid", "keypoints_unmatched"},
+    "keypoints_unmatched": {"keypoints_fixed_in_source", "keypoints_rigid"},
 }
 
 
@@ -205,6 +221,50 @@ def test_each_collapse_is_reported_by_its_name(name, run, said):
     assert len(mine) == 1
     assert "step 20" in mine[0]
     assert f"the threshold {CONFIG['thresholds'][name]:.3g}; " in mine[0]
+
+
+def heard(run, points) -> tuple[set[str], dict[str, float]]:
+    """Which alarms of points ring, and the figures of points."""
+    task = make_task().eval()
+    plant_points(task, points)
+    scalars = alarms()(task, INFO, run)
+    figures = {k.split("/")[-1]: v for k, v in scalars.items() if "/keypoints/" in k}
+    return {name for name in ringing(scalars) if name.startswith("keypoints")}, figures
+
+
+@torch.no_grad()
+def test_noise_of_each_view_does_not_pass_for_articulation(run):
+    rings, _ = heard(run, lambda b: carried(b, bend=0.0, noise=NOISE))
+    assert rings == {"keypoints_rigid"}
+    rings, blind = heard(run, lambda b: constant(b, NOISE))
+    assert "keypoints_unmatched" in rings
+    assert blind["view_std_ndc"] > 0.1  # which looks alive
+    rings, _ = heard(run, lambda b: carried(b, bend=0.3, noise=NOISE))
+    assert rings == set()
+
+
+@torch.no_grad()
+def test_figures_of_points_that_are_not_numbers_ring(run):
+    rings, _ = heard(run, lambda b: healthy_points(b) * float("nan"))
+    assert {"keypoints_rigid", "keypoints_fixed_in_source", "keypoints_bunched"} <= rings
+
+
+@torch.no_grad()
+def test_a_fresh_head_that_seeks_points_among_patches_rings_after_grace_only(run):
+    seeking = partial(SoftArgmaxKeypoints, num_keypoints=K)
+    task = make_task(extra={"keypoint": seeking}).eval()
+    hook = alarms(grace_steps=15)
+    assert ringing(hook(task, StepInfo(14, 100), run)) == set()
+    rings = ringing(hook(task, StepInfo(15, 100), run))
+    assert rings & {"keypoints_rigid", "keypoints_unmatched"}
+
+
+@torch.no_grad()
+def test_features_that_are_not_numbers_ring_instead_of_failing(run, said):
+    task = fresh()
+    plant_cls(task, lambda cls: cls * float("nan"))
+    assert {"features_constant", "features_rank_low"} <= ringing(alarms()(task, INFO, run))
+    assert any("features/rank is nan" in message for message in said)
 
 
 @torch.no_grad()

@@ -15,7 +15,6 @@ from handmim.ablation.runner import (
     failure_lines,
     read_plan,
     run_table,
-    table_folder,
 )
 
 CELL_TOOL = Path(__file__).parent / "ablate_cell.py"
@@ -26,9 +25,9 @@ INTERRUPTED = 130
 def main(cfg: DictConfig) -> None:
     """Plan, run what is missing, write the table, name what failed."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    table, cells = read_plan(cfg, hydra.compose)
+    plan = read_plan(cfg, hydra.compose)
     if cfg.dry_run:
-        print("\n".join(dry_run_lines(cells)))
+        print("\n".join(dry_run_lines(plan.chosen(), cfg.overwrite)))
         return
     said = HydraConfig.get().overrides
     words = list(said.task)
@@ -37,10 +36,10 @@ def main(cfg: DictConfig) -> None:
     else:
         words += [word for word in said.hydra if not word.startswith("hydra.mode=")]
         launch = partial(multirun, CELL_TOOL, words)
-    folder, out = table_folder(cfg), None if cfg.out is None else Path(cfg.out)
+    folder, out = plan.folder, None if cfg.out is None else Path(cfg.out)
     try:
         with terminated_as_interrupt():
-            failed = run_table(table, cells, folder, launch, cfg.overwrite, out)
+            failed = run_table(plan, launch, cfg.overwrite, out)
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on. So far: {folder / 'table.md'}")
         sys.exit(INTERRUPTED)

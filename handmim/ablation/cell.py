@@ -1,18 +1,17 @@
 """Running one cell, and writing down what came of it."""
 
-import json
 import logging
 import platform
 import time
 import traceback
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
+from handmim.ablation.files import json_text
 from handmim.ablation.plan import CELL, ERROR, Cell
-from handmim.ablation.store import locked
-from handmim.utils.run import git_state, write_atomic
+from handmim.ablation.store import code_state, figures_of, locked
+from handmim.utils.run import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +34,14 @@ def run_cell(cell: Cell, runs: Runs, overwrite: bool = False) -> dict[str, Any]:
     Returns: the content of cell.json.
     Raises: ValueError for a stale cell; whatever the stages raise, written to error.txt as well.
     """
+    code = code_state()
     with locked(cell.folder):
-        state = cell.state
-        if state == "finished" and not (overwrite and cell.is_outdated):
+        if not cell.needs_run(overwrite):
             log.info("%s: finished before, not run again", cell.name)
             done = cell.read()
             assert done is not None
             return done
-        if state == "stale" and not overwrite:
+        if cell.state == "stale" and not overwrite:
             raise ValueError(stale_message([cell]))
         (cell.folder / CELL).unlink(missing_ok=True)
         error = cell.folder / ERROR
@@ -52,32 +51,32 @@ def run_cell(cell: Cell, runs: Runs, overwrite: bool = False) -> dict[str, Any]:
         except Exception:
             write_atomic(error, traceback.format_exc())
             raise
-        content = content_of(cell, records)
-        write_atomic(cell.folder / CELL, json.dumps(content, indent=1) + "\n")
+        content = content_of(cell, records, code)
+        write_atomic(cell.folder / CELL, json_text(content))
     return content
 
 
-def content_of(cell: Cell, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Everything that a table, or a reader who doubts it, may want of a cell."""
-    figures = {
-        f"{stage}/{key}": value
-        for stage, record in records.items()
-        for key, value in record["figures"].items()
-    }
-    for clock in ("seconds", "cpu_seconds"):
-        figures |= {f"{clock}/{stage}": record[clock] for stage, record in records.items()}
-        figures[f"{clock}/total"] = sum(record[clock] for record in records.values())
+def content_of(
+    cell: Cell, records: dict[str, dict[str, Any]], code: dict[str, Any]
+) -> dict[str, Any]:
+    """Everything that a table, or a reader who doubts it, may want of a cell.
+
+    Args:
+        cell: what was asked for.
+        records: of its stages.
+        code: git state of the process that collected them.
+    """
     return {
         "row": cell.row.name,
         "label": cell.row.label,
         "seed": cell.seed,
         "fingerprint": cell.fingerprint,
         "config_sha": cell.config_sha,
-        "figures": figures,
+        "figures": figures_of(records),
         "steps": cell.steps,
         "stages": {stage: _facts(record) for stage, record in records.items()},
         "overrides": cell.overrides,
-        **git_state(Path(__file__).parent),
+        **code,
         "host": platform.node(),
         "machine": platform.machine(),
         "torch": torch.__version__,
@@ -86,7 +85,7 @@ def content_of(cell: Cell, records: dict[str, dict[str, Any]]) -> dict[str, Any]
 
 
 def _facts(record: dict[str, Any]) -> dict[str, Any]:
-    return {k: record.get(k) for k in ("folder", "threads", "git_sha", "git_dirty")}
+    return {k: record.get(k) for k in ("folder", "threads", "git_sha", "git_dirty", "commits")}
 
 
 def stale_message(cells: list[Cell], shown: int = 6) -> str:

@@ -33,11 +33,11 @@ def multirun(
     """
     names = ",".join(cell.name for cell in cells)
     process = _start([*_command(script), "--multirun", f"cell={names}", *words], None)
-    left = list(cells)
+    left, before = list(cells), {cell.name: _written(cell) for cell in cells}
     try:
         while process.poll() is None:
             time.sleep(POLL_S)
-            for cell in [c for c in left if (c.folder / CELL).is_file()]:
+            for cell in [c for c in left if _written(c) not in (None, before[c.name])]:
                 left.remove(cell)
                 finished(cell)
     finally:
@@ -77,6 +77,12 @@ def local_pool(
                 finished(cell)
     finally:
         _end(list(running))
+
+
+def _written(cell: Cell) -> int | None:
+    """When cell.json was written, in nanoseconds; None while there is none."""
+    path = cell.folder / CELL
+    return path.stat().st_mtime_ns if path.is_file() else None
 
 
 def _command(script: Path) -> list[str]:

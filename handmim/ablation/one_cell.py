@@ -1,15 +1,13 @@
 """One cell of a composed configs/ablate.yaml, in the process that runs it."""
 
 from dataclasses import replace
-from pathlib import Path
 
 from omegaconf import DictConfig
 
 from handmim.ablation.cell import run_cell
 from handmim.ablation.plan import Compose, plan
-from handmim.ablation.runner import table_folder
+from handmim.ablation.runner import stage_store, table_folder
 from handmim.ablation.stages import Stages
-from handmim.ablation.store import StageStore
 from handmim.ablation.table import read_table
 
 
@@ -28,6 +26,7 @@ def run_one_cell(cfg: DictConfig, compose: Compose) -> None:
             f"no cell {cfg.cell!r} in this table, it has {sorted(cells)} (cell=ROW/SEED)"
         )
     row, seed = cells[cfg.cell]
-    (cell,) = plan(replace(table, rows=(row,), seeds=(seed,)), table_folder(cfg), compose)
-    store = StageStore(Path(cfg.paths.run_root) / "ablations" / "stages")
+    alone = replace(table, rows=(row,), chosen=(row.name,), seeds=(seed,))
+    store = stage_store(cfg)
+    (cell,) = plan(alone, table_folder(cfg), compose, store).chosen()
     run_cell(cell, Stages(compose, store), cfg.overwrite)

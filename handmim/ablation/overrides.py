@@ -15,6 +15,7 @@ FREE_LEAVES = (
     "cache_dir", "num_workers", "log_every", "save_every", "keep_every", "picture_every",
     "check_finite_every", "stop_after",
 )  # fmt: skip
+PROBED = ("probe", "task", "precision")  # parts of a pretraining config that decide its probe
 
 
 def key_of(override: str) -> str:

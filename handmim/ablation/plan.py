@@ -1,19 +1,22 @@
 """The cells of a table, what has become of them, and what remains to be run."""
 
-import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from handmim.ablation.overrides import decides, decisive, digest
+from handmim.ablation.files import read_json
+from handmim.ablation.overrides import PROBED, decides, decisive, digest
+from handmim.ablation.store import StageStore, figures_of
 from handmim.ablation.table import Row, Table, fraction_name
 
 Compose = Callable[[str, list[str]], DictConfig]
 CELL, ERROR = "cell.json", "error.txt"
 STATES = ("finished", "failed", "stale", "open")
+SEED_FOLDER = re.compile(r"seed_(-?\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +27,7 @@ class Cell:
         row: the variant.
         seed: of pretraining, of the choice of labels and of fine-tuning.
         folder: takes cell.json, or error.txt.
+        store: of the stages it is made of.
         overrides: all that was asked for and decides the figures, by stage.
         config_sha: of the composed configs behind it.
         steps: optimizer steps by stage.
@@ -32,6 +36,7 @@ class Cell:
     row: Row
     seed: int
     folder: Path
+    store: StageStore
     overrides: dict[str, list[str]]
     config_sha: str
     steps: dict[str, int]
@@ -49,7 +54,7 @@ class Cell:
     def read(self) -> dict[str, Any] | None:
         """The finished cell as written, whatever it was made for; None before."""
         path = self.folder / CELL
-        return json.loads(path.read_text()) if path.is_file() else None
+        return read_json(path) if path.is_file() else None
 
     def differences(self) -> list[str]:
         """What a finished cell was made with and is no longer asked for, and the reverse."""
@@ -71,14 +76,87 @@ class Cell:
 
     @property
     def state(self) -> str:
-        """One of STATES; an error counts until the cell is finished."""
-        if (self.folder / CELL).is_file():
-            return "stale" if self.differences() else "finished"
+        """One of STATES. Finished is what was made with these overrides while its stages are there
+        and hold what it says; an error counts until then."""
+        done = self.read()
+        if done is not None and self.differences():
+            return "stale"
+        if done is not None and self._is_held(done):
+            return "finished"
         return "failed" if (self.folder / ERROR).is_file() else "open"
 
+    def _is_held(self, done: dict[str, Any]) -> bool:
+        """Whether every stage of a cell as written is finished, with the figures written there."""
+        records = {}
+        for stage, facts in done["stages"].items():
+            record = self.store.finished(facts["folder"])
+            if record is None:
+                return False
+            records[stage] = record
+        return figures_of(records) == done["figures"]
 
-def plan(table: Table, folder: Path, compose: Compose) -> list[Cell]:
-    """All cells of a table, seed by seed, so that early cells already make a whole table.
+    def needs_run(self, overwrite: bool) -> bool:
+        """Whether there is anything to do.
+
+        Args:
+            overwrite: what was made for another definition or under other defaults is made again.
+        """
+        return self.state != "finished" or (overwrite and self.is_outdated)
+
+
+class Part(NamedTuple):
+    """What a row's cells share, whatever the seed: fields of `Cell`."""
+
+    overrides: dict[str, list[str]]
+    config_sha: str
+    steps: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The cells of a table.
+
+    Attributes:
+        table: as read.
+        folder: of the table.
+        store: of stages.
+        parts: by row.
+    """
+
+    table: Table
+    folder: Path
+    store: StageStore
+    parts: Mapping[str, Part]
+
+    def _cell(self, row: Row, seed: int) -> Cell:
+        where = self.folder / row.name / f"seed_{seed}"
+        return Cell(row, seed, where, self.store, *self.parts[row.name])
+
+    def chosen(self) -> list[Cell]:
+        """Cells to be run, seed by seed, so that early cells already make a whole table."""
+        rows = [row for row in self.table.rows if row.name in self.table.chosen]
+        return [self._cell(row, seed) for seed in self.table.seeds for row in rows]
+
+    def shown(self) -> list[Cell]:
+        """The chosen cells and whatever else of the table is finished now, seed by seed."""
+        chosen = {(cell.row.name, cell.seed) for cell in self.chosen()}
+        cells = []
+        for row in self.table.rows:
+            seeds = {seed for name, seed in chosen if name == row.name}
+            for seed in sorted(seeds | _seeds_of(self.folder / row.name)):
+                cell = self._cell(row, seed)
+                if seed in seeds or cell.state == "finished":
+                    cells.append(cell)
+        return sorted(cells, key=lambda cell: cell.seed)
+
+
+def _seeds_of(folder: Path) -> set[int]:
+    found = (SEED_FOLDER.fullmatch(path.parent.name) for path in folder.glob(f"*/{CELL}"))
+    return {int(match[1]) for match in found if match}
+
+
+def plan(table: Table, folder: Path, compose: Compose, store: StageStore) -> Plan:
+    """All cells of a table.
 
     Every config is composed before anything runs: a misspelt override is known at once.
 
@@ -86,6 +164,7 @@ def plan(table: Table, folder: Path, compose: Compose) -> list[Cell]:
         table: as read.
         folder: of the table.
         compose: (config name, overrides) -> config.
+        store: of stages.
     Raises: ValueError naming the row whose overrides do not compose.
     """
     known: dict[tuple[str, ...], DictConfig] = {}  # most rows share one of their two configs
@@ -97,29 +176,21 @@ def plan(table: Table, folder: Path, compose: Compose) -> list[Cell]:
         return known[key]
 
     parts = {row.name: _composed(table, row, once) for row in table.rows}
-    cells = []
-    for seed in table.seeds:
-        for row in table.rows:
-            overrides, config_sha, steps = parts[row.name]
-            where = folder / row.name / f"seed_{seed}"
-            cells.append(Cell(row, seed, where, overrides, config_sha, steps))
-    return cells
+    return Plan(table, folder, store, parts)
 
 
-def _composed(
-    table: Table, row: Row, compose: Compose
-) -> tuple[dict[str, list[str]], str, dict[str, int]]:
+def _composed(table: Table, row: Row, compose: Compose) -> Part:
     asked = {"pretrain": list(row.pretrain), "finetune": list(row.finetune)}
     configs = {stage: _compose_row(row, stage, words, compose) for stage, words in asked.items()}
     overrides = {stage: [w for w in words if decides(w)] for stage, words in asked.items()}
     content = {stage: decisive(cfg) for stage, cfg in configs.items()}
-    if not row.is_pretrained:  # only backbone, data and probe are taken from its config
+    if not row.is_pretrained:  # nothing else is taken from its config
         overrides["start"] = [row.init_from or "random"]
-        content["pretrain"] = {k: content["pretrain"].get(k) for k in ("probe", "data")}
+        content["pretrain"] = {k: content["pretrain"].get(k) for k in PROBED}
     steps = {"pretrain": configs["pretrain"].trainer.max_steps} if row.is_pretrained else {}
     steps |= {fraction_name(f): configs["finetune"].trainer.max_steps for f in table.fractions}
     overrides["fractions"] = [str(f) for f in table.fractions]
-    return overrides, digest(content), steps
+    return Part(overrides, digest(content), steps)
 
 
 def _compose_row(row: Row, stage: str, words: list[str], compose: Compose) -> DictConfig:

@@ -7,9 +7,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from handmim.ablation.cell import stale_message
-from handmim.ablation.collect import collect, publish
-from handmim.ablation.plan import ERROR, Cell, Compose, plan
-from handmim.ablation.table import Table, read_table
+from handmim.ablation.collect import collect
+from handmim.ablation.plan import ERROR, Cell, Compose, Plan, plan
+from handmim.ablation.publish import publish
+from handmim.ablation.store import StageStore
+from handmim.ablation.table import read_table
 
 log = logging.getLogger(__name__)
 
@@ -22,67 +24,74 @@ def table_folder(cfg: DictConfig) -> Path:
     return Path(cfg.paths.run_root).absolute() / "ablations" / cfg.name
 
 
-def read_plan(cfg: DictConfig, compose: Compose) -> tuple[Table, list[Cell]]:
+def stage_store(cfg: DictConfig) -> StageStore:
+    """<run_root>/ablations/stages: of all tables."""
+    return StageStore(Path(cfg.paths.run_root) / "ablations" / "stages")
+
+
+def read_plan(cfg: DictConfig, compose: Compose) -> Plan:
     """The table and all its cells, every override tried."""
-    table = read_table(cfg)
-    return table, plan(table, table_folder(cfg), compose)
+    return plan(read_table(cfg), table_folder(cfg), compose, stage_store(cfg))
 
 
 def run_table(
-    table: Table,
-    cells: Sequence[Cell],
-    folder: Path,
-    launch: Launch,
-    overwrite: bool = False,
-    out: Path | None = None,
+    plan: Plan, launch: Launch, overwrite: bool = False, out: Path | None = None
 ) -> list[Cell]:
-    """Run what is not finished; the table is written before, in between and after.
+    """Run what is chosen and not finished; the table is written before, in between and after.
 
     Args:
-        table: rows and columns.
-        cells: of the plan.
-        folder: of the table.
+        plan: of the table.
         launch: runs cells; one that fails does not stop the others.
         overwrite: run stale and outdated cells again.
         out: folder that takes copies of the table's files; None for none.
     Returns: cells that failed.
     Raises: ValueError when there are stale cells and nothing is said of them.
     """
-    states = {cell.name: cell.state for cell in cells}
-    stale = [cell for cell in cells if states[cell.name] == "stale"]
-    collect(table, cells, folder)
+    cells = plan.chosen()
+    collect(plan)
+    stale = [cell for cell in cells if cell.state == "stale"]
     if stale and not overwrite:
         raise ValueError(stale_message(stale))
-    todo = [c for c in cells if states[c.name] != "finished" or (overwrite and c.is_outdated)]
-    log.info("%s: %d of %d cells are finished", table.name, len(cells) - len(todo), len(cells))
+    todo = [cell for cell in cells if cell.needs_run(overwrite)]
+    done = len(cells) - len(todo)
+    log.info("%s: %d of %d cells are finished", plan.table.name, done, len(cells))
     try:
         if todo:
-            launch(todo, lambda cell: _tell(table, cells, folder, cell))
+            launch(todo, lambda cell: _tell(plan, cell))
     finally:
-        collect(table, cells, folder)
+        collect(plan)
         if out is not None:
-            publish(table.name, folder, out)
-    return [cell for cell in todo if cell.state != "finished"]
+            publish(plan.table.name, plan.folder, out)
+    return [cell for cell in todo if cell.needs_run(overwrite)]
 
 
-def _tell(table: Table, cells: Sequence[Cell], folder: Path, cell: Cell) -> None:
+def _tell(plan: Plan, cell: Cell) -> None:
     log.info("%s: %s", cell.name, cell.state)
-    collect(table, cells, folder)
+    collect(plan)
 
 
-def dry_run_lines(cells: Sequence[Cell]) -> list[str]:
-    """Each cell with its state and its optimizer steps by stage."""
+def dry_run_lines(cells: Sequence[Cell], overwrite: bool = False) -> list[str]:
+    """What `run_table` would do: each cell with its state and its optimizer steps by stage.
+
+    Args:
+        cells: that are chosen.
+        overwrite: as `run_table` takes it.
+    """
     lines = []
     for cell in cells:
         steps = ", ".join(f"{stage} {n}" for stage, n in cell.steps.items())
-        lines.append(
-            f"{cell.name:32s} {cell.state:9s} {sum(cell.steps.values()):8d} steps: {steps}"
-        )
-    left = [cell for cell in cells if cell.state != "finished"]
+        state = cell.state
+        if state == "finished" and cell.is_outdated:
+            state = "outdated"
+        lines.append(f"{cell.name:32s} {state:9s} {sum(cell.steps.values()):8d} steps: {steps}")
+    stale = [cell for cell in cells if cell.state == "stale"]
+    if stale and not overwrite:
+        return [*lines, "nothing would run:", stale_message(stale)]
+    left = [cell for cell in cells if cell.needs_run(overwrite)]
     total = sum(sum(cell.steps.values()) for cell in left)
     lines.append(
         f"{len(left)} of {len(cells)} cells to run, {total} steps; stages that other cells or "
-        "tables share are run once"
+        "tables share, or that are finished, are not run again"
     )
     return lines
 

@@ -1,14 +1,14 @@
 """The three stages of a cell: pretraining, frozen probes, fine-tunes with shares of the labels."""
 
-import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from handmim.ablation.overrides import decisive
+from handmim.ablation.files import content_sha
+from handmim.ablation.overrides import PROBED, decisive
 from handmim.ablation.plan import Cell, Compose
 from handmim.ablation.store import StageStore
 from handmim.ablation.table import fraction_name
@@ -24,7 +24,28 @@ from handmim.tasks.pretrain import HandMimTask
 from handmim.utils.config import drop_unbuilt
 from handmim.utils.seed import seed_everything
 
+POINTS = "points"  # a feature of probes: what the keypoint head finds
 SHOWN = ("loss", "features", "keypoints", "targets", "speed", "health", "alarms")
+
+
+class Start(NamedTuple):
+    """What probes and fine-tunes of a cell begin with.
+
+    Attributes:
+        name: in their definitions.
+        weights: backbone; None for random weights.
+        is_own: whether a pretraining stage of the store made it and left its heads beside it; else
+            what lies beside it is not looked at.
+    """
+
+    name: str
+    weights: Path | None = None
+    is_own: bool = True
+
+    @property
+    def files(self) -> list[Path]:
+        """What the stages that begin with it depend on."""
+        return [] if self.weights is None else [self.weights]
 
 
 class Stages:
@@ -45,20 +66,20 @@ class Stages:
         """
         row, seed = cell.row, cell.seed
         records: dict[str, dict[str, Any]] = {}
-        weights, start = None, f"random {seed}"
+        start = Start(f"random {seed}")
         if row.is_pretrained:
             records["pretrain"] = self._pretrain(list(row.pretrain), seed)
             folder = self.store.root / records["pretrain"]["folder"]
-            weights, start = folder / BACKBONE, folder.name
+            start = Start(folder.name, folder / BACKBONE)
         elif row.init_from is not None:
-            weights = Path(row.init_from)
+            weights = Path(row.init_from).absolute()
             if not weights.is_file():
                 raise FileNotFoundError(f"no weights at {weights} (row {row.name}: init_from)")
-            start = hashlib.sha256(weights.read_bytes()).hexdigest()
-        records["probe"] = self._probe(list(row.pretrain), seed, weights, start)
+            start = Start(content_sha(weights), weights, is_own=False)
+        records["probe"] = self._probe(list(row.pretrain), seed, start)
         for share in (float(f) for f in cell.overrides["fractions"]):
             words = [*row.finetune, f"label_fraction={share}"]
-            records[fraction_name(share)] = self._finetune(words, seed, weights, start)
+            records[fraction_name(share)] = self._finetune(words, seed, start)
         return records
 
     def _config(self, name: str, words: list[str], seed: int, folder: Path) -> DictConfig:
@@ -79,36 +100,39 @@ class Stages:
 
         return self.store.get("pretrain", definition, work)
 
-    def _probe(
-        self, words: list[str], seed: int, weights: Path | None, start: str
-    ) -> dict[str, Any]:
+    def _probe(self, words: list[str], seed: int, start: Start) -> dict[str, Any]:
         cfg = self.compose("pretrain", [*words, f"seed={seed}"])
+        if cfg.probe.hook is None:
+            raise ValueError("cells are probed on labelled sets (setting.probe: [probe=...])")
+        drawn = {}
+        if not start.is_own:  # heads are drawn by the seed; no keypoint head is trained
+            kept = ",".join(f for f in cfg.probe.features if f != POINTS)
+            words = [*words, f"probe.features=[{kept}]"]
+            cfg = self.compose("pretrain", [*words, f"seed={seed}"])
+            drawn = {"seed": seed}
         plain = decisive(cfg)
-        definition = {k: plain.get(k) for k in ("probe", "task", "precision")} | {"start": start}
+        definition = {k: plain.get(k) for k in PROBED} | {"start": start.name} | drawn
 
         def work(folder: Path) -> dict[str, float]:
-            if cfg.probe.hook is None:
-                raise ValueError("cells are probed on labelled sets (setting.probe: [probe=...])")
             run = start_run(self._config("pretrain", words, seed, folder), resume="auto")
-            task = restored(cfg, seed, weights).to(run.device)
+            task = restored(cfg, seed, start).to(run.device)
             with torch.no_grad():
                 figures = instantiate(cfg.probe.hook)(task, StepInfo(0, 1), run)
             return {key.removeprefix("probe/"): value for key, value in figures.items()}
 
-        return self.store.get("probe", definition, work)
+        return self.store.get("probe", definition, work, start.files)
 
-    def _finetune(
-        self, words: list[str], seed: int, weights: Path | None, start: str
-    ) -> dict[str, Any]:
-        definition = decisive(self.compose("finetune", [*words, f"seed={seed}"])) | {"start": start}
-        init = "init_from=null" if weights is None else f"init_from='{weights.absolute()}'"
+    def _finetune(self, words: list[str], seed: int, start: Start) -> dict[str, Any]:
+        plain = decisive(self.compose("finetune", [*words, f"seed={seed}"]))
+        definition = plain | {"start": start.name}
+        init = "init_from=null" if start.weights is None else f"init_from='{start.weights}'"
 
         def work(folder: Path) -> dict[str, float]:
             made = finetune(self._config("finetune", [*words, init], seed, folder))
             _check_whole(made.result, folder)
             return made.metrics | {"num_labels": made.num_labels}
 
-        return self.store.get("finetune", definition, work)
+        return self.store.get("finetune", definition, work, start.files)
 
 
 def _is_figure(key: str) -> bool:
@@ -123,23 +147,24 @@ def _check_whole(result: FitResult, folder: Path) -> None:
         raise KeyboardInterrupt(f"{folder.name} stopped at step {result.step}")
 
 
-def restored(cfg: DictConfig, seed: int, weights: Path | None) -> HandMimTask:
+def restored(cfg: DictConfig, seed: int, start: Start) -> HandMimTask:
     """A pretraining task as it was left, or as it begins.
 
     Args:
         cfg: as composed for it.
         seed: of initial weights.
-        weights: exported backbone, beside the last checkpoint where there was training; None for
-            random weights.
+        start: a last checkpoint of the store, else a backbone alone, else random weights.
     """
     cfg = cfg.copy()
     drop_unbuilt(cfg.task.losses)
     drop_unbuilt(cfg.task.heads)
     seed_everything(seed)
     task = instantiate(cfg.task)
-    last = None if weights is None else weights.parent / LAST
-    if last is not None and last.is_file():
+    if start.weights is None:
+        return task.eval()
+    last = start.weights.parent / LAST
+    if start.is_own and last.is_file():
         task.load_state_dict(load_checkpoint(last)["task"])
-    elif weights is not None:
-        load_initial(task.export_backbone, str(weights))
+    else:
+        load_initial(task.export_backbone, str(start.weights))
     return task.eval()

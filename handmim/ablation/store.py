@@ -1,24 +1,46 @@
 """Finished stages, kept by what they were made of: no table runs again what another has run."""
 
 import fcntl
-import json
 import logging
 import os
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from handmim.ablation.files import content_sha, files_named, json_text, read_json
 from handmim.ablation.overrides import digest
-from handmim.utils.run import git_state, write_atomic
+from handmim.utils.run import git_state, replaced_folder, write_atomic
 
 log = logging.getLogger(__name__)
 
 STAGE, CLOCK, LOCK = "stage.json", "clock.json", ".lock"
 Work = Callable[[Path], dict[str, float]]
+
+
+@cache
+def code_state() -> dict[str, Any]:
+    """Git state as this process first asked for it, before any work: the code that it has loaded
+    stays that, whatever is committed meanwhile."""
+    return git_state(Path(__file__).parent)
+
+
+def figures_of(records: Mapping[str, dict[str, Any]]) -> dict[str, float | None]:
+    """Figures of several stages as a cell names them, seconds included."""
+    figures = {
+        f"{stage}/{key}": value
+        for stage, record in records.items()
+        for key, value in record["figures"].items()
+    }
+    for clock in ("seconds", "cpu_seconds"):
+        figures |= {f"{clock}/{stage}": record[clock] for stage, record in records.items()}
+        figures[f"{clock}/total"] = sum(record[clock] for record in records.values())
+    return figures
 
 
 class StageStore:
@@ -35,34 +57,70 @@ class StageStore:
         """Where a stage is, or will be."""
         return self.root / f"{kind}-{digest(definition)}"
 
-    def get(self, kind: str, definition: Any, work: Work) -> dict[str, Any]:
+    def finished(self, name: str) -> dict[str, Any] | None:
+        """The record of the stage in a folder of the store.
+
+        Returns: None when it is not finished, or an input file has another content by now. A file
+            that is no longer there has not changed; a stage without `inputs` counts as it is.
+        """
+        path = self.root / name / STAGE
+        record = read_json(path) if path.is_file() else None
+        return record if record is not None and self._is_current(record.get("inputs")) else None
+
+    def get(
+        self, kind: str, definition: Any, work: Work, inputs: Sequence[Path] = ()
+    ) -> dict[str, Any]:
         """The record of a stage, run first when nobody has finished it.
+
+        What was made or begun from other contents of the same files is put aside, and deleted once
+        the stage is finished anew.
 
         Args:
             kind: of the stage, begins the folder's name.
-            definition: plain containers: everything that decides the figures.
+            definition: plain containers: every setting that decides the figures.
             work: (folder) -> figures; may have been interrupted before.
-        Returns: figures, folder, seconds (wall and CPU, over all attempts), threads, git state.
+            inputs: files that decide the figures, beside those that the definition names.
+        Returns: figures, folder, seconds (wall and CPU, over all attempts), threads, git state, the
+            commits of all attempts, digests of the input files.
         """
+        code = code_state()
         folder = self.folder(kind, definition)
         with locked(folder):
-            done = folder / STAGE
-            if done.is_file():
+            record = self.finished(folder.name)
+            if record is not None:
                 log.info("%s: finished before, not run again", folder.name)
-                return json.loads(done.read_text())
-            with _clock(folder / CLOCK) as seconds:
+                return record
+            if (folder / STAGE).is_file() or not self._is_current(_begun(folder).get("inputs")):
+                log.info("%s: its input files have changed, begun anew", folder.name)
+                _put_aside(folder)
+            contents = self._contents([*files_named(definition), *inputs])
+            with _attempt(folder, code, contents) as so_far:
                 figures = work(folder)
             record = {
                 "kind": kind,
                 "folder": folder.name,
                 "figures": figures,
-                **seconds(),
+                **so_far(),
                 "threads": torch.get_num_threads(),
-                **git_state(Path(__file__).parent),
+                **code,
                 "definition": definition,
             }
-            write_atomic(done, json.dumps(record, indent=1) + "\n")
+            write_atomic(folder / STAGE, json_text(record))
+            shutil.rmtree(replaced_folder(folder), ignore_errors=True)
             return record
+
+    def _contents(self, files: Sequence[Path]) -> dict[str, str]:
+        """Digests by path, which is relative to the root for files of the store."""
+        return {
+            str(f.relative_to(self.root) if f.is_relative_to(self.root) else f): content_sha(f)
+            for f in files
+        }
+
+    def _is_current(self, inputs: Mapping[str, str] | None) -> bool:
+        return all(
+            not (self.root / name).is_file() or content_sha(self.root / name) == sha
+            for name, sha in (inputs or {}).items()
+        )
 
 
 @contextmanager
@@ -82,21 +140,41 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def _begun(folder: Path) -> dict[str, Any]:
+    """What earlier attempts at a stage left: seconds, commits, inputs; empty before the first."""
+    path = folder / CLOCK
+    return read_json(path) if path.is_file() else {}
+
+
+def _put_aside(folder: Path) -> None:
+    """Empty a stage's folder but for its lock, which is held."""
+    aside = replaced_folder(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    for path in list(folder.iterdir()):
+        if path.name != LOCK:
+            path.rename(aside / path.name)
+
+
 @contextmanager
-def _clock(path: Path) -> Iterator[Callable[[], dict[str, float]]]:
-    """Seconds of all attempts, except those that were killed outright."""
-    before = (
-        json.loads(path.read_text()) if path.is_file() else {"seconds": 0.0, "cpu_seconds": 0.0}
-    )
+def _attempt(
+    folder: Path, code: dict[str, Any], inputs: dict[str, str]
+) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Seconds of all attempts, except those that were killed outright; commits of all of them."""
+    before: dict[str, Any] = {"seconds": 0.0, "cpu_seconds": 0.0, "commits": []} | _begun(folder)
+    commits = [*(c for c in before["commits"] if c != code), code]
     began, cpu_began = time.perf_counter(), time.process_time()
 
-    def now() -> dict[str, float]:
+    def now() -> dict[str, Any]:
         return {
             "seconds": before["seconds"] + time.perf_counter() - began,
             "cpu_seconds": before["cpu_seconds"] + time.process_time() - cpu_began,
+            "commits": commits,
+            "inputs": inputs,
         }
 
+    write_atomic(folder / CLOCK, json_text(now()))
     try:
         yield now
     finally:
-        write_atomic(path, json.dumps(now()))
+        write_atomic(folder / CLOCK, json_text(now()))

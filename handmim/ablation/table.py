@@ -48,7 +48,17 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows and columns, and the label shares of the fine-tunes (empty: probes only)."""
+    """Rows and columns, and what of them is to be run.
+
+    Attributes:
+        name: of its folder and its published files.
+        title, question: as shown.
+        rows: all variants.
+        columns: all figures.
+        fractions: label shares of the fine-tunes; none for probes only.
+        chosen: names of the rows to be run.
+        seeds: to be run.
+    """
 
     name: str
     title: str
@@ -56,6 +66,7 @@ class Table:
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
     fractions: tuple[float, ...]
+    chosen: tuple[str, ...]
     seeds: tuple[int, ...]
 
 
@@ -63,7 +74,7 @@ def read_table(cfg: DictConfig) -> Table:
     """The table of a composed configs/ablate.yaml, all words checked.
 
     Overrides are joined from the general to the particular: setting, budget, table, the
-    user's, row.
+    user's, row. Machine settings come last; one that is null leaves an experiment's own.
 
     Raises: ValueError naming the key and what is valid.
     """
@@ -79,7 +90,7 @@ def read_table(cfg: DictConfig) -> Table:
         [setting[k], budget[k], table.get(k), plain[k]] for k in ("pretrain", "finetune")
     )
     pretrain.insert(1, setting["probe"])
-    machine = [f"machine.{k}={_word(v)}" for k, v in plain["machine"].items()]
+    machine = [f"machine.{k}={v}" for k, v in plain["machine"].items() if v is not None]
     paths = [f"paths.data_dir='{plain['paths']['data_dir']}'"]
     rows = []
     for name, row in table["rows"].items():
@@ -107,9 +118,10 @@ def read_table(cfg: DictConfig) -> Table:
         name=plain["name"],
         title=table["title"],
         question=table["question"],
-        rows=_chosen(rows, plain["rows"]),
+        rows=tuple(rows),
         columns=tuple(_column(key, c) for key, c in columns.items() if c is not None),
         fractions=_fractions(table.get("fractions", budget["fractions"])),
+        chosen=_chosen(rows, plain["rows"]),
         seeds=_seeds(plain["seeds"]),
     )
 
@@ -125,10 +137,6 @@ def _check_keys(node: Any, valid: set[str], where: str) -> None:
         raise ValueError(f"{where} has keys {unknown}, valid are {sorted(valid)} ({where})")
 
 
-def _word(value: Any) -> str:
-    return "null" if value is None else str(value)
-
-
 def _column(key: str, values: dict[str, Any]) -> Column:
     _check_keys(values, {"label", "decimals", "better"}, f"columns.{key}")
     column = Column(key, **values)
@@ -137,13 +145,16 @@ def _column(key: str, values: dict[str, Any]) -> Column:
     return column
 
 
-def _chosen(rows: Sequence[Row], names: list[str] | None) -> tuple[Row, ...]:
+def _chosen(rows: Sequence[Row], names: str | list[str] | None) -> tuple[str, ...]:
+    """Names of rows; one alone may come without a list."""
     known = [row.name for row in rows]
-    wanted = known if names is None else names
+    wanted = known if names is None else [names] if isinstance(names, str) else names
     unknown = [name for name in wanted if name not in known]
     if unknown:
         raise ValueError(f"no rows {unknown} in this table, it has {known} (rows=[...])")
-    return tuple(row for row in rows if row.name in wanted)
+    if not wanted:
+        raise ValueError(f"rows=[] leaves nothing to run, choose of {known} or null for all (rows)")
+    return tuple(name for name in known if name in wanted)
 
 
 def _fractions(values: list[float]) -> tuple[float, ...]:

@@ -24,11 +24,16 @@ import handmim
 from handmim.utils.seed import seed_everything
 
 RESUME_WORDS = ("never", "auto")
+CODE_FOLDERS = ("handmim/", "configs/", "tools/")
 RESULTS = ("last.pt", "scalars.jsonl", "metrics.json")
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """Commit and dirtiness of the checkout that holds `folder`; None outside git."""
+    """Commit of the checkout that holds `folder`, and whether it has local changes; None outside
+    git.
+
+    Untracked files count where code and configs lie, since they may be what runs.
+    """
 
     def git(*words: str) -> str | None:
         try:
@@ -39,11 +44,18 @@ def git_state(folder: Path) -> dict[str, Any]:
             return None
         return done.stdout.strip() if done.returncode == 0 else None
 
-    status = git("status", "--porcelain", "--untracked-files=no")
+    status = git("status", "--porcelain", "-z", "--untracked-files=normal")
+    entries = [] if status is None else status.strip("\0").split("\0")
     return {
         "git_sha": git("rev-parse", "HEAD"),
-        "git_dirty": None if status is None else bool(status),
+        "git_dirty": None if status is None else any(_is_change(entry) for entry in entries),
     }
+
+
+def _is_change(entry: str) -> bool:
+    """Whether an entry of git's short status may change what runs."""
+    is_untracked, path = entry.startswith("?? "), entry[3:]
+    return path.startswith(CODE_FOLDERS) if is_untracked else bool(entry)
 
 
 def write_atomic(path: Path, text: str) -> None:

@@ -4,8 +4,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from handmim.ablation.plan import Cell, plan
-from handmim.ablation.table import Table, read_table
+from handmim.ablation.files import json_text
+from handmim.ablation.plan import Cell, Plan, plan
+from handmim.ablation.store import STAGE, StageStore
+from handmim.ablation.table import read_table
 
 REPO = Path(__file__).parents[2]
 PRETRAIN_STEPS = 10
@@ -65,16 +67,31 @@ def ablate_config(**changes) -> DictConfig:
     return OmegaConf.merge(content, changes)
 
 
-def planned(folder: Path, **changes) -> tuple[Table, list[Cell]]:
+def planned(folder: Path, **changes) -> Plan:
+    """Of the table above; stages lie beside its cells."""
     table = read_table(ablate_config(**changes))
-    return table, plan(table, folder, fake_compose)
+    return plan(table, folder, fake_compose, StageStore(folder / "stages"))
 
 
 class FakeRuns:
-    """Stages whose figures follow from row and seed; raises after a number of cells."""
+    """Stages whose figures follow from row and seed.
 
-    def __init__(self, dies_after: int | None = None, broken: tuple[str, ...] = ()) -> None:
+    Args:
+        dies_after: raises after that many cells.
+        broken: cells that fail.
+        figures: of single cells, in place of their own.
+        **facts: further entries of every record.
+    """
+
+    def __init__(
+        self,
+        dies_after: int | None = None,
+        broken: tuple[str, ...] = (),
+        figures: dict[str, dict[str, float]] | None = None,
+        **facts,
+    ) -> None:
         self.dies_after, self.broken, self.ran = dies_after, broken, []
+        self.figures, self.facts = figures or {}, facts
 
     def run(self, cell: Cell) -> dict:
         if self.dies_after is not None and len(self.ran) == self.dies_after:
@@ -83,15 +100,22 @@ class FakeRuns:
             raise FloatingPointError("the loss is not finite at step 7")
         self.ran.append(cell.name)
         value = 10.0 + 5.0 * (cell.row.name == "random") + cell.seed
-        shared = {
+        probe = self.figures.get(cell.name, {"cls/mpjpe_mm": value})
+        made = {"probe": probe, "finetune_5": {"pck10": 1.0 / value}}
+        return {stage: self._kept(cell, stage, figures) for stage, figures in made.items()}
+
+    def _kept(self, cell: Cell, stage: str, figures: dict[str, float]) -> dict:
+        folder = cell.store.root / f"{stage}-{cell.row.name}-{cell.seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {
+            "figures": figures,
             "seconds": 2.0,
             "cpu_seconds": 1.5,
             "threads": 1,
-            "folder": "x",
+            "folder": folder.name,
             "git_sha": "0123456789abcdef",
             "git_dirty": False,
+            **self.facts,
         }
-        return {
-            "probe": {"figures": {"cls/mpjpe_mm": value}, **shared},
-            "finetune_5": {"figures": {"pck10": 1.0 / value}, **shared},
-        }
+        (folder / STAGE).write_text(json_text(record))
+        return record

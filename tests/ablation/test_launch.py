@@ -35,6 +35,8 @@ for name in names.split(","):
     row, seed = name.split("/")
     folder = root / row / f"seed_{seed}"
     folder.mkdir(parents=True, exist_ok=True)
+    if "slow" in words:
+        time.sleep(1)
     (folder / "cell.json").write_text(json.dumps({"name": name}))
     print("made", name)
 """
@@ -52,7 +54,7 @@ def calls(folder):
 
 
 def test_a_multirun_is_one_process_for_all_cells(tmp_path, script):
-    _, cells = planned(tmp_path)
+    cells = planned(tmp_path).chosen()
     told = []
     multirun(script, ["table=t", "hydra/launcher=joblib"], cells, told.append)
     (call,) = calls(tmp_path)
@@ -62,8 +64,17 @@ def test_a_multirun_is_one_process_for_all_cells(tmp_path, script):
     assert all((c.folder / "cell.json").is_file() for c in cells)
 
 
+def test_a_cell_that_is_made_again_is_told_of_once_it_is_written_again(tmp_path, script):
+    cell = planned(tmp_path).chosen()[0]
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "cell.json").write_text("before")
+    told = []
+    multirun(script, ["slow"], [cell], lambda c: told.append((c.folder / "cell.json").read_text()))
+    assert "before" not in told
+
+
 def test_a_pool_gives_each_cell_a_process_with_one_thread_and_a_log(tmp_path, script):
-    _, cells = planned(tmp_path)
+    cells = planned(tmp_path).chosen()
     told = []
     local_pool(script, ["table=t"], cells, finished=told.append, jobs=2)
     assert sorted(c.name for c in told) == sorted(c.name for c in cells)
@@ -73,7 +84,7 @@ def test_a_pool_gives_each_cell_a_process_with_one_thread_and_a_log(tmp_path, sc
 
 
 def test_a_process_that_was_killed_is_a_failed_cell_and_the_others_go_on(tmp_path, script):
-    _, cells = planned(tmp_path)
+    cells = planned(tmp_path).chosen()
     local_pool(script, ["die"], cells, finished=lambda cell: None, jobs=1)
     assert cells[0].state == "failed"
     assert "exit code -9" in (cells[0].folder / "error.txt").read_text()
@@ -82,7 +93,7 @@ def test_a_process_that_was_killed_is_a_failed_cell_and_the_others_go_on(tmp_pat
 
 @pytest.mark.parametrize("launch", ["pool", "multirun"])
 def test_stopping_asks_cells_to_stop_and_waits_for_them(tmp_path, script, launch):
-    _, cells = planned(tmp_path)
+    cells = planned(tmp_path).chosen()
 
     def stop_when_it_waits():
         while not (tmp_path / "waits").exists():

@@ -39,7 +39,10 @@ def test_rows_join_setting_budget_table_and_their_own_words():
     ("changes", "said"),
     [
         ({"rows": ["patch", "nope"]}, r"no rows \['nope'\].*\['random', 'patch'\]"),
+        ({"rows": []}, r"rows=\[\].*\['random', 'patch'\]"),
+        ({"rows": "nope"}, r"no rows \['nope'\]"),
         ({"seeds": 0}, "seeds must be"),
+        ({"seeds": []}, "seeds must be"),
         ({"seeds": [1, 1]}, "seeds must be"),
         ({"table": {"rows": {"patch": {"lable": "x"}}}}, "lable.*valid are"),
         ({"table": {"rows": {"Patch!": {"label": "x"}}}}, "row names"),
@@ -61,9 +64,20 @@ def test_without_a_table_it_says_where_they_are_listed():
         read_table(cfg)
 
 
-def test_chosen_rows_and_seeds():
-    table = read_table(ablate_config(rows=["patch"], seeds=[7]))
-    assert [row.name for row in table.rows] == ["patch"]
+@pytest.mark.parametrize("rows", ["patch", ["patch"]])
+def test_chosen_rows_and_seeds_leave_the_table_whole(rows):
+    table = read_table(ablate_config(rows=rows, seeds=[7]))
+    assert table.chosen == ("patch",)
     assert table.seeds == (7,)
+    assert [row.name for row in table.rows] == ["random", "patch"]
     assert fraction_name(0.05) == "finetune_5"
     assert fraction_name(0.125) == "finetune_12.5"
+
+
+def test_machine_settings_that_are_not_given_leave_an_experiment_its_own():
+    change = {"machine": {"num_threads": None, "precision": "32-true"}}
+    row = read_table(ablate_config(**change)).rows[0]
+    assert "machine.precision=32-true" in row.pretrain
+    assert not any("num_threads" in word for word in (*row.pretrain, *row.finetune))
+    row = read_table(ablate_config(machine={"num_threads": 3})).rows[0]
+    assert row.pretrain[-2] == row.finetune[-2] == "machine.num_threads=3"

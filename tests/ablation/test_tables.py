@@ -6,12 +6,17 @@ import pytest
 from hydra.utils import instantiate
 
 from handmim.ablation.plan import plan
+from handmim.ablation.store import StageStore
 from handmim.ablation.table import read_table
 from handmim.utils.config import drop_unbuilt
 from tests.ablation.conftest import REPO
 
 TABLES = sorted(p.stem for p in (REPO / "configs" / "table").glob("*.yaml"))
-SETTINGS = {"renders": [], "photos": ["setting.root=a b", "setting.annotations=c=d.json"]}
+SETTINGS = {
+    "renders": [],
+    "renders_large": [],
+    "photos": ["setting.root=a b", "setting.annotations=c=d.json"],
+}
 
 
 def table_of(compose, name, setting="renders"):
@@ -36,7 +41,7 @@ def test_every_setting_is_tried():
 
 def test_photos_may_lie_in_any_folder(hydra_configs):
     table = table_of(hydra_configs, "controls", "photos")
-    (cell, *_) = plan(table, Path("x"), hydra_configs)
+    (cell, *_) = plan(table, Path("x"), hydra_configs, StageStore(Path("x"))).chosen()
     assert cell.steps == {"finetune_50": 3, "finetune_100": 3}
     cfg = hydra_configs("finetune", list(cell.row.finetune))
     assert cfg.data.root == "a b"
@@ -48,7 +53,7 @@ def test_photos_may_lie_in_any_folder(hydra_configs):
 @pytest.mark.parametrize("name", TABLES)
 def test_every_row_builds_its_task(name, hydra_configs):
     table = table_of(hydra_configs, name)
-    plan(table, Path("x"), hydra_configs)
+    plan(table, Path("x"), hydra_configs, StageStore(Path("x")))
     for row in table.rows:
         cfg = hydra_configs("pretrain", list(row.pretrain))
         drop_unbuilt(cfg.task.losses)

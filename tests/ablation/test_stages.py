@@ -1,0 +1,92 @@
+"""What the stages of a cell are defined by and begin with; nothing is trained."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from handmim.ablation.files import content_sha
+from handmim.ablation.plan import Cell
+from handmim.ablation.stages import Stages, Start, restored
+from handmim.ablation.store import StageStore
+from handmim.ablation.table import Row
+from handmim.engine.checkpoint import save_checkpoint
+
+WORDS = ("experiment=cpu_base", "data=synthetic", "probe=synthetic")
+
+
+class Asked(StageStore):
+    """Notes what is asked of it and runs nothing."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.definitions: dict[str, Any] = {}
+        self.inputs: dict[str, list[Path]] = {}
+
+    def get(self, kind, definition, work, inputs=()):
+        self.definitions[kind], self.inputs[kind] = definition, list(inputs)
+        return {"folder": self.folder(kind, definition).name}
+
+
+def asked(compose, folder, *, seed=0, **start) -> Asked:
+    store = Asked(folder / "stages")
+    row = Row("r", "r", WORDS, ("experiment=cpu_direct_keypoints",), **start)
+    Stages(compose, store).run(
+        Cell(row, seed, folder, store, {"fractions": ["0.5"]}, "sha", {"finetune_50": 3})
+    )
+    return store
+
+
+@pytest.fixture
+def weights(tmp_path):
+    path = tmp_path / "backbone.safetensors"
+    path.write_bytes(b"one")
+    return path
+
+
+def test_later_stages_depend_on_the_backbone_they_start_from(tmp_path, hydra_configs, weights):
+    made = asked(hydra_configs, tmp_path)
+    name = made.folder("pretrain", made.definitions["pretrain"]).name
+    assert made.inputs["pretrain"] == []
+    for kind in ("probe", "finetune"):
+        assert made.definitions[kind]["start"] == name
+        assert made.inputs[kind] == [made.root / name / "backbone.safetensors"]
+    given = asked(hydra_configs, tmp_path, is_pretrained=False, init_from=str(weights))
+    for kind in ("probe", "finetune"):
+        assert given.definitions[kind]["start"] == content_sha(weights)
+        assert given.inputs[kind] == [weights]
+    random = asked(hydra_configs, tmp_path, is_pretrained=False)
+    assert random.inputs == {"probe": [], "finetune": []}
+
+
+def test_probes_of_given_weights_know_the_seed_and_leave_untrained_points_out(
+    tmp_path, hydra_configs, weights
+):
+    given = {"is_pretrained": False, "init_from": str(weights)}
+    one, two = (asked(hydra_configs, tmp_path, seed=s, **given).definitions for s in (0, 1))
+    assert one["probe"] != two["probe"]
+    assert one["probe"]["probe"]["hook"]["features"] == ["cls", "cls_patch"]
+    for start in ({"is_pretrained": True}, {"is_pretrained": False}):
+        probe = asked(hydra_configs, tmp_path, **start).definitions["probe"]
+        assert set(probe) == {"probe", "task", "precision", "start"}
+        assert "points" in probe["probe"]["hook"]["features"]
+
+
+def test_weights_that_are_not_there_are_named(tmp_path, hydra_configs):
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*nope.*row r: init_from"):
+        asked(hydra_configs, tmp_path, is_pretrained=False, init_from="nope")
+
+
+def test_a_checkpoint_beside_weights_is_only_read_in_the_store(tmp_path, hydra_configs):
+    cfg = hydra_configs("pretrain", list(WORDS))
+    first = restored(cfg, 0, Start("random 0"))
+    path = tmp_path / "backbone.safetensors"
+    first.export_backbone.export(path, {})
+    save_checkpoint(tmp_path / "last.pt", {"task": {"of": {"another": "kind"}}})
+    task = restored(cfg, 1, Start("sha", path, is_own=False))
+    mine, theirs = (t.export_backbone.net.state_dict() for t in (task, first))
+    assert all(torch.equal(mine[k], theirs[k]) for k in theirs)
+    save_checkpoint(tmp_path / "last.pt", {"task": first.state_dict()})
+    mine = restored(cfg, 1, Start("pretrain-x", path)).state_dict()
+    assert all(torch.equal(mine[k], v) for k, v in first.state_dict().items())

@@ -19,8 +19,8 @@ SETTINGS = {
 }
 
 
-def table_of(compose, name, setting="renders"):
-    words = [f"table={name}", "name=t", f"setting={setting}", "budget=smoke"]
+def table_of(compose, name, setting="renders", budget="smoke"):
+    words = [f"table={name}", "name=t", f"setting={setting}", f"budget={budget}"]
     words += [f"{key}='{value}'" for key, value in (w.split("=", 1) for w in SETTINGS[setting])]
     return read_table(compose("ablate", words))
 
@@ -37,6 +37,20 @@ def test_tables_are_read_and_their_rows_differ(name, hydra_configs):
 
 def test_every_setting_is_tried():
     assert {p.stem for p in (REPO / "configs" / "setting").glob("*.yaml")} == set(SETTINGS)
+
+
+@pytest.mark.parametrize("budget", sorted(p.stem for p in (REPO / "configs/budget").glob("*.yaml")))
+def test_every_budget_composes_at_one_size(budget, hydra_configs):
+    table = table_of(hydra_configs, "controls", budget=budget)
+    cells = plan(table, Path("x"), hydra_configs, StageStore(Path("x"))).chosen()
+    by_row = {cell.row.name: cell for cell in cells}
+    long, short = by_row["handmim_long"], by_row["handmim"]
+    assert all(long.steps[k] > v for k, v in short.steps.items() if k != "pretrain")
+    sizes = [
+        hydra_configs(stage, list(words)).task.backbone
+        for stage, words in (("pretrain", short.row.pretrain), ("finetune", short.row.finetune))
+    ]
+    assert (sizes[0].arch, sizes[0].img_px) == (sizes[1].arch, sizes[1].img_px)
 
 
 def test_photos_may_lie_in_any_folder(hydra_configs):

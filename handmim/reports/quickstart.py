@@ -23,11 +23,9 @@ LABELS = {
 LIMIT = (
     "Both models saw the same labels for the same number of fine-tuning steps. What this "
     "shows is a head start at equal fine-tuning steps, not at equal total compute: at this "
-    "size, the seconds of pretraining spent on longer supervised training would help more. It "
-    "is a statement about the class token, on which the quickstart's small head leans: a "
-    "wider head, which looks at the whole picture (head=pymaf_small), learns faster from "
-    "scratch than from this pretraining. Pictures are rendered from a stand-in hand: no "
-    "figure here compares with FreiHAND or HO-3D results."
+    "size, the seconds of pretraining spent on longer supervised training would help more. "
+    "Pictures are rendered from a stand-in hand: no figure here compares with FreiHAND or "
+    "HO-3D results."
 )
 
 

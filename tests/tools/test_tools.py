@@ -54,7 +54,7 @@ def small_data(folder: Path) -> list[str]:
 
 def call(folder: Path, script: str, *words: str, fails: bool = False) -> str:
     command = [sys.executable, str(REPO / "tools" / script), *words]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
     text = done.stdout + done.stderr
     assert (done.returncode != 0) is fails, text[-3000:]
     return text

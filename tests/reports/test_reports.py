@@ -105,6 +105,7 @@ def test_the_report_has_every_part(tmp_path):
                 str(folder / "pictures" / f"step_{step:07d}_views.png"),
                 np.zeros((8, 8, 3), np.uint8),
             )
+    (tmp_path / "pretrain" / "pictures" / "step_0000010_probe_views.png").touch()
     assert latest(tmp_path / "pretrain", "views").name == "step_0000010_views.png"
     keys = ("mpjpe_mm", "pa_mpjpe_mm", "pa_mpvpe_mm", "pa_f5", "pa_f15", "seconds")
     rows = [

@@ -11,8 +11,8 @@ COLUMNS = (
     ("mpjpe_mm", "MPJPE mm"),
     ("pa_mpjpe_mm", "PA-MPJPE mm"),
     ("pa_mpvpe_mm", "PA-MPVPE mm"),
-    ("pa_f5", "F@5"),
-    ("pa_f15", "F@15"),
+    ("pa_f5", "PA-F@5"),
+    ("pa_f15", "PA-F@15"),
     ("seconds", "seconds"),
 )
 LABELS = {
@@ -22,8 +22,8 @@ LABELS = {
 }
 LIMIT = (
     "Both models saw the same labels for the same number of fine-tuning steps. What this "
-    "shows is a head start at equal fine-tuning steps, not at equal total compute: at this "
-    "size, the seconds of pretraining spent on longer supervised training would help more. "
+    "shows is a head start at equal fine-tuning steps, not at equal total compute: the seconds "
+    "of pretraining spent on longer supervised training may help as much or more. "
     "Pictures are rendered from a stand-in hand: no figure here compares with FreiHAND or "
     "HO-3D results."
 )

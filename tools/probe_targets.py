@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from handmim.contracts import HandSample
-from handmim.data.loader import batches
-from handmim.hand.skeleton import ROOT_JOINT
+from handmim.data.augment import HandAugment
 from handmim.losses.class_recon import grey_thumbnails
 from handmim.losses.hog import oriented_gradients
 from handmim.metrics.probe import Poses, joint_probe, mean_pose
 from handmim.reports.table import print_metrics
+from handmim.tasks.probing import whole_hands
 
 TARGETS = {
     "grey 24 x 24": lambda image: grey_thumbnails(image[:, None], 24).flatten(1),
@@ -30,17 +30,13 @@ COMPONENTS = (32, 64, 128)
 COLUMNS = (("err2d_percent", "2D %"), ("mpjpe_mm", "MPJPE mm"), ("pa_mpjpe_mm", "PA-MPJPE mm"))
 
 
-def crops_and_poses(dataset: Dataset[HandSample], augment: object) -> tuple[Tensor, Poses]:
-    """Pictures and joints of all samples that are labelled in 2D and 3D."""
-    images, kp2d, joints = [], [], []
-    for stored in batches(dataset, 256):
-        batch = augment.evaluate(stored)
-        whole = batch.kp2d_valid.all(dim=1) & batch.joints_valid.all(dim=1)
-        images.append(batch.image[whole])
-        kp2d.append(batch.kp2d_crop_ndc[whole])
-        joints_m = batch.joints_cam_m[whole]
-        joints.append(joints_m - joints_m[:, ROOT_JOINT, None])
-    return torch.cat(images), Poses(torch.cat(kp2d), torch.cat(joints))
+def crops_and_poses(dataset: Dataset[HandSample], augment: HandAugment) -> tuple[Tensor, Poses]:
+    """Pictures and joints of all samples that the probe would use."""
+    parts = list(whole_hands(dataset, augment, 256))
+    joints_root_m = torch.cat([p.joints_root_m for p in parts])
+    all_3d = all(p.all_3d for p in parts)
+    poses = Poses(torch.cat([p.kp2d_crop_ndc for p in parts]), joints_root_m if all_3d else None)
+    return torch.cat([p.image for p in parts]), poses
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="pretrain")
@@ -48,8 +44,9 @@ def main(cfg: DictConfig) -> None:
     """Print one row per target and number of components."""
     hook = cfg.probe.hook
     if hook is None:
-        raise SystemExit(
-            "choose labelled crops: probe=keypoints, or data=synthetic probe=synthetic"
+        raise ValueError(
+            "labelled crops are wanted, got probe=none: probe=keypoints, or data=synthetic "
+            "probe=synthetic"
         )
     augment = instantiate(hook.augment)
     train_image, train = crops_and_poses(instantiate(hook.train_set), augment)

@@ -124,11 +124,10 @@ class Term(nn.Module):
     def part(self, name: str, out: PretrainOutputs, batch: PretrainBatch) -> Tensor:
         """One part without its weight, scalar."""
         assert out.keypoints_ndc is not None, "keypoint_align needs the keypoint head"
+        assert out.predicted_keypoints_ndc is not None
         assert out.target_keypoints_ndc is not None
         points, target = out.keypoints_ndc.float(), out.target_keypoints_ndc.float()
-        guess = points
-        if out.predicted_keypoints_ndc is not None:
-            guess = out.predicted_keypoints_ndc.float()
+        guess = out.predicted_keypoints_ndc.float()
         if name == "reg":
             return aligned_regression(
                 guess,

@@ -28,12 +28,11 @@ LIMIT = (
     "HO-3D results."
 )
 
-STEP_DIGITS = 7  # in the names of pictures
-
 
 def latest(folder: Path, name: str) -> Path:
     """The last picture of that name which a run drew."""
-    found = sorted((folder / "pictures").glob(f"step_{'[0-9]' * STEP_DIGITS}_{name}.png"))
+    drawn = (folder / "pictures").glob(f"step_*_{name}.png")
+    found = sorted(p for p in drawn if p.stem.split("_", 2)[2] == name)
     return found[-1] if found else folder / "pictures" / f"{name}.png"
 
 

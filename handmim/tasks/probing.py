@@ -2,7 +2,7 @@
 millimetres?"""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +35,36 @@ class Probed(NamedTuple):
     features: dict[str, Tensor]  # [n, D] by name of FEATURES
     poses: Poses
     classes: Tensor | None  # [n] int64 of what hands show, where that is known of all
+
+
+class WholeHands(NamedTuple):
+    """The samples of a batch whose 21 joints are all known in 2D."""
+
+    is_whole: Tensor  # [B] bool, of the batch
+    image: Tensor  # [n, 3, H, W] in [0, 1], as are the rest: of these n alone
+    kp2d_crop_ndc: Tensor  # [n, 21, 2]
+    joints_root_m: Tensor  # [n, 21, 3] camera axes, origin at the root joint
+    all_3d: bool  # whether all of them have 3D joints
+
+
+def whole_hands(
+    dataset: Dataset[HandSample],
+    augment: HandAugment,
+    batch_size: int,
+    device: torch.device | None = None,
+) -> Iterator[WholeHands]:
+    """A labelled set batch by batch in its evaluation crop, as far as it is labelled."""
+    for stored in batches(dataset, batch_size):
+        batch = augment.evaluate(stored if device is None else stored.moved(device))
+        is_whole = batch.kp2d_valid.all(dim=1)
+        joints_cam_m = batch.joints_cam_m[is_whole]
+        yield WholeHands(
+            is_whole,
+            batch.image[is_whole],
+            batch.kp2d_crop_ndc[is_whole],
+            joints_cam_m - joints_cam_m[:, ROOT_JOINT, None],
+            bool(batch.joints_valid[is_whole].all()),
+        )
 
 
 class ProbeHook:
@@ -95,17 +125,14 @@ class ProbeHook:
         all of those have them."""
         embedded: dict[str, list[Tensor]] = {}
         kp2d, joints, kept, total, all_3d = [], [], [], 0, True
-        for stored in batches(dataset, self.batch_size):
-            batch = self.augment.evaluate(stored.moved(device))
-            whole = batch.kp2d_valid.all(dim=1)
-            kept.append(whole.nonzero().squeeze(1).cpu() + total)
-            total += len(whole)
-            all_3d &= bool(batch.joints_valid[whole].all())
-            for name, x in self._embed(task, batch.image[whole]).items():
+        for hands in whole_hands(dataset, self.augment, self.batch_size, device):
+            kept.append(hands.is_whole.nonzero().squeeze(1).cpu() + total)
+            total += len(hands.is_whole)
+            all_3d &= hands.all_3d
+            for name, x in self._embed(task, hands.image).items():
                 embedded.setdefault(name, []).append(x)
-            kp2d.append(batch.kp2d_crop_ndc[whole].cpu())
-            joints_cam_m = batch.joints_cam_m[whole]
-            joints.append((joints_cam_m - joints_cam_m[:, ROOT_JOINT, None]).cpu())
+            kp2d.append(hands.kp2d_crop_ndc.cpu())
+            joints.append(hands.joints_root_m.cpu())
         where = torch.cat(kept)
         if len(where) < total and dataset not in self._told:
             log.info("probe: %d of %d samples have all 21 joints in 2D", len(where), total)

@@ -33,7 +33,9 @@ def batch_of(maps: Tensor, displacement: Tensor | None = None, group=None) -> Pr
 
 def outputs_of(points: Tensor, target: Tensor | None = None) -> PretrainOutputs:
     target = points if target is None else target
-    return PretrainOutputs(keypoints_ndc=points, target_keypoints_ndc=target)
+    return PretrainOutputs(
+        keypoints_ndc=points, predicted_keypoints_ndc=points, target_keypoints_ndc=target
+    )
 
 
 def seen_points(batch: PretrainBatch, k: int = 6, d: int = 2, seed: int = 1) -> Tensor:

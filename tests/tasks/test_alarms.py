@@ -81,7 +81,8 @@ def plant_points(task, make):
     def planted(batch, info):
         out, tokens = outputs(batch, info)
         own = out.keypoints_ndc  # whose gradient goes on
-        return out._replace(keypoints_ndc=make(batch) + own - own.detach()), tokens
+        points = make(batch) + own - own.detach()
+        return out._replace(keypoints_ndc=points, predicted_keypoints_ndc=points), tokens
 
     task.outputs = planted
 

@@ -100,7 +100,7 @@ def assert_same(mine: dict, theirs: dict, atol: float) -> None:
         torch.testing.assert_close(mine[name], theirs[name], atol=atol, rtol=0, msg=name)
 
 
-def compare(over="all", masked=True, num_local=0, knobs=KNOBS, **kwargs) -> HandMimTask:
+def assert_equals_ibot(over="all", masked=True, num_local=0, knobs=KNOBS, **kwargs) -> HandMimTask:
     """Three steps of both; the task as it is then."""
     task = make_task(over, **kwargs)
     vit = task.student["backbone"]
@@ -133,7 +133,7 @@ def compare(over="all", masked=True, num_local=0, knobs=KNOBS, **kwargs) -> Hand
 @pytest.mark.parametrize("over", ["all", "masked"])
 @pytest.mark.parametrize("class_head", ["shared", "own"])
 def test_three_steps_equal_ibot_over_all_tokens(over, class_head):
-    task = compare(over, class_head=class_head)
+    task = assert_equals_ibot(over, class_head=class_head)
     assert ("class_projection" in task.student) is (class_head == "own")
     assert all(m.centre.abs().max() > 1e-3 for m in task.centering.values())
     apart = (task.centering["classes"].centre - task.centering["patches"].centre).abs()
@@ -141,17 +141,17 @@ def test_three_steps_equal_ibot_over_all_tokens(over, class_head):
 
 
 def test_local_crops_predict_every_view():
-    compare(num_local=2)
+    assert_equals_ibot(num_local=2)
 
 
 def test_class_targets_may_have_their_own_temperature():
     knobs = [reference.Knobs(**{**k.__dict__, "class_temp": 0.04}) for k in KNOBS]
-    compare(class_teacher_temp=0.04, knobs=knobs)
+    assert_equals_ibot(class_teacher_temp=0.04, knobs=knobs)
 
 
 @pytest.mark.parametrize(("over", "moves"), [("all", True), ("masked", False)])
 def test_nothing_masked_moves_only_a_centre_over_all_patches(over, moves):
-    task = compare(over, masked=False)
+    task = assert_equals_ibot(over, masked=False)
     assert bool(task.centering["patches"].centre.abs().max() > 0) is moves
 
 

@@ -363,6 +363,16 @@ def test_an_ablation_fills_its_table_and_runs_nothing_twice(place):
     assert [cell["figures"] for cell in again] == [cell["figures"] for cell in cells]
 
 
+def test_targets_are_probed_by_themselves(place):
+    few = [f"probe.hook.{part}_set.num=40" for part in ("train", "test")]
+    words = ["data=synthetic", "probe=synthetic", "experiment=cpu_base", *small_data(place), *few]
+    text = call(place, "probe_targets.py", *words)
+    for name in ("mean pose", "grey 24 x 24, 32 numbers", "oriented gradients, 6 x 6 cells, 128"):
+        assert name in text
+    wrong = call(place, "probe_targets.py", "data.root=x", fails=True)
+    assert "got probe=none" in wrong
+
+
 @pytest.mark.slow
 def test_two_processes_train_together(place):
     two = [*TINY, *small_data(place), "machine.devices=2", "machine.strategy=ddp"]

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from handmim.geometry.camera import ndc_from_px
 from handmim.models.heads.mlp import mlp
 
 
@@ -97,9 +98,8 @@ class PointHogHead(nn.Module):
             )
         self.num_keypoints, self.bins, self.cells = num_keypoints, bins, cells
         self.sharpness = 0.5 / (2.0 * sigma_cells / cells) ** 2
-        side = cells * fine
-        centres = (torch.arange(side, dtype=torch.float32) + 0.5) / side * 2 - 1
-        self.register_buffer("centres_ndc", centres, persistent=False)
+        centres_ndc = ndc_from_px(torch.arange(cells * fine) + 0.5, cells * fine)
+        self.register_buffer("centres_ndc", centres_ndc, persistent=False)
         layers: list[nn.Module] = [
             nn.Conv2d(num_keypoints, hidden_dim, fine + 2, stride=fine, padding=1),
             nn.GELU(),
@@ -111,18 +111,11 @@ class PointHogHead(nn.Module):
 
     def drawn(self, points_ndc: Tensor) -> Tensor:
         """[V, K, d] to [V, K, s fine, s fine] Gaussians of height 1; depth is not drawn, fp32."""
-        x, y = (
-            (-self.sharpness * (points_ndc[..., axis, None].float() - self.centres_ndc).square())
-            .exp()
-            .flatten(0, 1)
-            for axis in (0, 1)
-        )
-        return (y[:, :, None] * x[:, None, :]).unflatten(0, points_ndc.shape[:2])
+        gap = points_ndc[..., :2, None].float() - self.centres_ndc  # [V, K, 2, s fine]
+        x, y = (-self.sharpness * gap.square()).exp().unbind(dim=2)
+        return y[..., :, None] * x[..., None, :]
 
     def forward(self, points: Tensor) -> Tensor:
-        """[..., K * d] to [..., bins, s, s], fp32."""
-        lead = points.shape[:-1]
-        maps = self.drawn(
-            points.reshape(-1, self.num_keypoints, points.shape[-1] // self.num_keypoints)
-        )
-        return self.net(maps).float().reshape(*lead, self.bins, self.cells, self.cells)
+        """[..., K * d] in ndc to [..., bins, s, s], fp32."""
+        views = points.unflatten(-1, (self.num_keypoints, -1)).flatten(0, -3)
+        return self.net(self.drawn(views)).float().unflatten(0, points.shape[:-1])

@@ -7,12 +7,12 @@ python tools/ablate_cell.py --multirun table=objectives cell=patch/0,pixel/0 hyd
 import hydra
 from omegaconf import DictConfig
 
-from handmim.ablation.one_cell import run_one_cell
-
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="ablate")
 def main(cfg: DictConfig) -> None:
     """Pretrain, probe, fine-tune, write cell.json."""
+    from handmim.ablation.one_cell import run_one_cell
+
     run_one_cell(cfg, hydra.compose)
 
 

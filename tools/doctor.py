@@ -15,15 +15,15 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from handmim.doctor.examination import examine
-from handmim.doctor.report import findings_table, totals, write_findings
-
 PARTS = ("freihand", "ho3d_v2", "ho3d_v3", "keypoints", "crops")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="doctor")
 def main(cfg: DictConfig) -> None:
     """Examine, print, and perhaps write."""
+    from handmim.doctor.examination import examine
+    from handmim.doctor.report import findings_table, totals, write_findings
+
     plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     console = Console()
     # A pipe is not a narrow terminal.

@@ -12,12 +12,12 @@ figure where the truth is beside the dataset.
 import hydra
 from omegaconf import DictConfig
 
-from handmim.pipelines.evaluate import evaluate
-
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="eval")
 def main(cfg: DictConfig) -> None:
     """Score, write, print."""
+    from handmim.pipelines.evaluate import evaluate
+
     evaluate(cfg)
 
 

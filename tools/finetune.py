@@ -7,12 +7,12 @@ python tools/finetune.py experiment=quickstart_finetune init_from=null     # fro
 import hydra
 from omegaconf import DictConfig
 
-from handmim.pipelines.finetune import finetune
-
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="finetune")
 def main(cfg: DictConfig) -> None:
     """Assemble, start at the mean hand of the labels, train, validate."""
+    from handmim.pipelines.finetune import finetune
+
     finetune(cfg)
 
 

@@ -10,12 +10,12 @@ python tools/pretrain.py method=ibot ...                            # or dino, m
 import hydra
 from omegaconf import DictConfig
 
-from handmim.pipelines.pretrain import pretrain
-
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="pretrain")
 def main(cfg: DictConfig) -> None:
     """Assemble, train, export; a run that an alarm stopped ends with its reason."""
+    from handmim.pipelines.pretrain import pretrain
+
     reason = pretrain(cfg).result.reason
     if reason is not None:
         raise SystemExit(f"stopped: {reason}")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from handmim.reports.quickstart import COLUMNS, LABELS, LIMIT, write_report
 from handmim.reports.table import print_metrics
-from handmim.utils.run import write_atomic
+from handmim.utils.files import write_atomic
 
 TOOLS = Path(__file__).parent
 

@@ -4,14 +4,13 @@ import logging
 import platform
 import time
 import traceback
+from importlib.metadata import version
 from typing import Any, Protocol
-
-import torch
 
 from handmim.ablation.files import json_text
 from handmim.ablation.plan import CELL, ERROR, Cell
 from handmim.ablation.store import code_state, figures_of, locked
-from handmim.utils.run import write_atomic
+from handmim.utils.files import write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +78,7 @@ def content_of(
         **code,
         "host": platform.node(),
         "machine": platform.machine(),
-        "torch": torch.__version__,
+        "torch": version("torch"),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

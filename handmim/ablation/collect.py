@@ -13,7 +13,7 @@ from handmim.ablation.markdown import facts_of, markdown
 from handmim.ablation.plan import Plan
 from handmim.ablation.plot import dot_plot
 from handmim.ablation.table import Table
-from handmim.utils.run import write_atomic
+from handmim.utils.files import write_atomic
 
 
 def as_csv(table: Table, lines: Sequence[Line]) -> str:

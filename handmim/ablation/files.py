@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from handmim.engine.checkpoint import flatten
+from handmim.utils.config import flatten
 
 
 def json_text(plain: Any) -> str:

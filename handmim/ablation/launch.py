@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from handmim.ablation.plan import CELL, ERROR, Cell
-from handmim.utils.run import write_atomic
+from handmim.utils.files import write_atomic
 
 log = logging.getLogger(__name__)
 

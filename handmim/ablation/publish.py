@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from handmim.ablation.files import json_text, read_json
-from handmim.utils.run import write_atomic
+from handmim.utils.files import write_atomic
 
 FILES = ("table.md", "table.csv", "plot.png", "cells.json")
 START = "start"  # its words are weights, not overrides

@@ -11,11 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from handmim.ablation.files import content_sha, files_named, json_text, read_json
 from handmim.ablation.overrides import digest
-from handmim.utils.run import git_state, replaced_folder, write_atomic
+from handmim.utils.files import replaced_folder, write_atomic
+from handmim.utils.git import git_state
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +100,7 @@ class StageStore:
                 "folder": folder.name,
                 "figures": figures,
                 **so_far(),
-                "threads": torch.get_num_threads(),
+                "threads": _torch_threads(),
                 **code,
                 "definition": definition,
             }
@@ -138,6 +137,12 @@ def locked(folder: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _torch_threads() -> int:
+    import torch  # only what runs a stage needs it: plans and tables answer without that wait
+
+    return torch.get_num_threads()
 
 
 def _begun(folder: Path) -> dict[str, Any]:

@@ -4,11 +4,12 @@ import importlib
 import logging
 import os
 import pickle
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from handmim.utils.config import flatten
 
 log = logging.getLogger(__name__)
 
@@ -124,20 +125,6 @@ FREE_DATA = (
     "cache_dir", "num_workers", "num_val", "root", "annotations", "hand_path", "val", "test",
     "benchmark", "placement",
 )  # fmt: skip
-
-
-def flatten(config: Any, path: str = "") -> dict[str, Any]:
-    """Leaves of nested plain containers by dotted path."""
-    items: Iterable[tuple[Any, Any]]
-    if isinstance(config, dict) and config:
-        items = config.items()
-    elif isinstance(config, (list, tuple)) and config:
-        items = enumerate(config)
-    else:
-        return {path: config}
-    return {
-        k: v for key, value in items for k, v in flatten(value, f"{path}.{key}".lstrip(".")).items()
-    }
 
 
 def _decides(path: str) -> bool:

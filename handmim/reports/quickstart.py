@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from handmim.reports.html import curves, figure, page, read_scalars, series, table
-from handmim.utils.run import write_atomic
+from handmim.utils.files import write_atomic
 
 COLUMNS = (
     ("mpjpe_mm", "MPJPE mm"),

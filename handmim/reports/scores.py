@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from handmim.reports.table import print_metrics
-from handmim.utils.run import Run, write_atomic
+from handmim.utils.files import write_atomic
+from handmim.utils.run import Run
 
 
 def official_lines(report: dict[str, Any]) -> str:

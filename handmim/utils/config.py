@@ -1,5 +1,6 @@
 """Small helpers for composed configs."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from omegaconf import DictConfig, open_dict
@@ -26,3 +27,17 @@ def set_everywhere(node: DictConfig, key: str, value: Any) -> None:
             node[name] = value
         elif isinstance(child, DictConfig):
             set_everywhere(child, key, value)
+
+
+def flatten(config: Any, path: str = "") -> dict[str, Any]:
+    """Leaves of nested plain containers by dotted path."""
+    items: Iterable[tuple[Any, Any]]
+    if isinstance(config, dict) and config:
+        items = config.items()
+    elif isinstance(config, (list, tuple)) and config:
+        items = enumerate(config)
+    else:
+        return {path: config}
+    return {
+        k: v for key, value in items for k, v in flatten(value, f"{path}.{key}".lstrip(".")).items()
+    }

@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 import socket
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -21,53 +20,12 @@ from lightning.fabric import Fabric
 from rich.logging import RichHandler
 
 import handmim
+from handmim.utils.files import replaced_folder, write_atomic
+from handmim.utils.git import git_state
 from handmim.utils.seed import seed_everything
 
 RESUME_WORDS = ("never", "auto")
-CODE_FOLDERS = ("handmim/", "configs/", "tools/")
 RESULTS = ("last.pt", "scalars.jsonl", "metrics.json")
-
-
-def git_state(folder: Path) -> dict[str, Any]:
-    """Commit of the checkout that holds `folder`, and whether it has local changes; None outside
-    git.
-
-    Untracked files count where code and configs lie, since they may be what runs.
-    """
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=20
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    status = git("status", "--porcelain", "-z", "--untracked-files=normal")
-    entries = [] if status is None else status.strip("\0").split("\0")
-    return {
-        "git_sha": git("rev-parse", "HEAD"),
-        "git_dirty": None if status is None else any(_is_change(entry) for entry in entries),
-    }
-
-
-def _is_change(entry: str) -> bool:
-    """Whether an entry of git's short status may change what runs."""
-    is_untracked, path = entry.startswith("?? "), entry[3:]
-    return path.startswith(CODE_FOLDERS) if is_untracked else bool(entry)
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that readers see the old or the new one, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(path)
-
-
-def replaced_folder(folder: Path) -> Path:
-    """Where an overwritten run waits until the new one has its first result."""
-    return folder.with_name(f".{folder.name}.replaced")
 
 
 def prepare_folder(folder: Path, resume: str, overwrite: bool) -> None:

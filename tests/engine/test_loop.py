@@ -21,7 +21,8 @@ from handmim.engine.loop import StopRun, Trainer
 from handmim.engine.optim import OptimRecipe, clip_per_tensor, param_groups, scaled_lr
 from handmim.engine.sampler import StepSampler
 from handmim.engine.schedule import Schedule, as_schedule
-from handmim.utils.run import Run, replaced_folder
+from handmim.utils.files import replaced_folder
+from handmim.utils.run import Run
 
 
 class ToyBatch(NamedTuple):

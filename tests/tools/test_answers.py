@@ -1,0 +1,43 @@
+"""What the entry points say before they start: at once, without waiting for torch to load."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).parents[2] / "tools"
+# The script as its own process would run it, then whether torch was loaded.
+SCRIPT = """
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print("torch loaded:", "torch" in sys.modules)
+"""
+
+
+def answer(script: str, *words: str) -> str:
+    command = [sys.executable, "-c", SCRIPT, str(TOOLS / script), *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "expected"),
+    [
+        ("pretrain.py", ["--help"], "method: dino, handmim"),
+        ("pretrain.py", ["method=handmin"], "Could not find 'method/handmin'"),
+        ("finetune.py", ["trainer.max_step=3"], "Key 'max_step' is not in struct"),
+        ("eval.py", ["data=freihand3"], "Could not find 'data/freihand3'"),
+        ("doctor.py", ["freihnad=DIR"], "Key 'freihnad' is not in struct"),
+        ("ablate.py", ["table=objectives", "dry_run=true", "rows=[random]"], "3 of 3 cells to run"),
+        ("ablate.py", ["table=objectives", "rows=[nope]"], "no rows ['nope'] in this table"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value.endswith(".py") else "",
+)
+def test_help_typos_and_plans_answer_without_torch(script, words, expected):
+    text = answer(script, *words)
+    assert expected in text
+    assert "torch loaded: False" in text

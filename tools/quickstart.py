@@ -1,8 +1,6 @@
-"""The whole chain on the embedded default: render, pretrain, fine-tune twice, score, compare,
-report.
+"""The whole chain on the embedded default: render, pretrain, fine-tune twice, score, report.
 
-python tools/quickstart.py [--seed 0] [--name quickstart] [key=value overrides for pretraining and
-fine-tuning]
+python tools/quickstart.py [--seed 0] [--name quickstart] [key=value overrides for all stages]
 """
 
 import argparse

@@ -13,20 +13,15 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from handmim.contracts import StepInfo, StepResult
-from handmim.engine.checkpoint import (
-    LAST,
-    check_same_run,
-    find_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
-from handmim.engine.log import ProgressLine, RunLog
+from handmim.engine.checkpoint import save_checkpoint
+from handmim.engine.log import ProgressLine, RunLog, RunningMeans
 from handmim.engine.optim import OptimRecipe
 from handmim.engine.sampler import StepSampler
+from handmim.engine.saving import Saver, falls_on, restore
 from handmim.engine.signals import StopSignals
 from handmim.utils.run import Run
 from handmim.utils.seed import step_generator, step_seed
@@ -155,28 +150,10 @@ class Trainer:
         Raises: FloatingPointError before an update with a loss that is not finite; the batch is
             kept on disk.
         """
-        fabric = run.fabric
-        identity = {
-            "seed": run.seed,
-            "max_steps": self.max_steps,
-            "batch_size": self.batch_size,
-            "world_size": run.world_size,
-            "num_samples": len(dataset),  # type: ignore[arg-type]
-        }
-        # A file may move, its content may not change.
-        identity |= {k: v for k, v in (meta or {}).items() if k.endswith("_sha256")}
-        step = 0
+        identity = self._identity(run, dataset, meta or {})
         optimizer = recipe.build(task.to(run.device), task.lr_scales())  # type: ignore[operator]
-        source = find_checkpoint(run.dir, resume)
-        if source is not None:
-            state = load_checkpoint(source, map_location=run.device)
-            check_same_run(state, identity, run.config, source)
-            task.load_state_dict(state["task"])
-            optimizer.load_state_dict(state["optimizer"])
-            fabric.strategy.precision.load_state_dict(state["precision"])
-            step = state["step"]
-            log.info("resumed %s at step %d of %d", source, step, self.max_steps)
-        wrapped, optimizer = fabric.setup(task, optimizer)
+        step = first_step = restore(run, task, optimizer, identity, resume)
+        wrapped, optimizer = run.fabric.setup(task, optimizer)
         loader = self._loader(run, dataset, collate, step)
         log.info(
             "%d samples, %d steps of %d, %s; %.2f M trainable parameters",
@@ -186,26 +163,13 @@ class Trainer:
             recipe.describe(self.batch_size),
             sum(p.numel() for p in task.parameters() if p.requires_grad) / 1e6,
         )
+        every = {"save_every": self.save_every, "keep_every": self.keep_every}
+        saver = Saver(run, task, optimizer, identity, meta or {}, **every)
         run_log = RunLog(run.dir if run.is_main else None, first_step=step)
-        config = {"identity": identity, "meta": meta or {}, "config": run.config}
-
-        def save(step: int) -> None:
-            if run.is_main:
-                state = {"step": step, "task": task.state_dict(), **config}
-                state["optimizer"] = optimizer.state_dict()
-                state["precision"] = fabric.strategy.precision.state_dict()
-                save_checkpoint(run.dir / LAST, state)
-                run.discard_replaced()
-                if self.keep_every and step % self.keep_every == 0:
-                    save_checkpoint(run.dir / f"step_{step:07d}.pt", state)
-
-        began, first_step, saved_at = time.perf_counter(), step, step
-        sums: dict[str, Tensor] = {}
-        counts: dict[str, int] = {}
-        scalars: dict[str, float] = {}
         line = ProgressLine(run.is_main, step, self.max_steps, self.batch_size, self.log_every)
+        means, scalars, reason = RunningMeans(), dict[str, float](), None
+        began = time.perf_counter()
         with StopSignals() as signals, line:
-            reason: str | None = None
             if step == 0:
                 at_start = [hook for hook in hooks if hook.at_start]
                 first, reason = self._call(at_start, task, StepInfo(0, self.max_steps), run)
@@ -217,45 +181,45 @@ class Trainer:
                     run, wrapped, optimizer, recipe, loaded, prepare, info
                 )
                 extra |= task.after_step(info)  # type: ignore[operator]
-                for name, value in result.scalars.items():
-                    sums[name] = sums.get(name, 0.0) + value.detach()
-                    counts[name] = counts.get(name, 0) + 1
+                means.add(result.scalars)
                 step += 1
                 last = step == self.max_steps
-                due = step % self.log_every == 0 or last
-                now = [hook for hook in hooks if last or (hook.every and step % hook.every == 0)]
+                now = [hook for hook in hooks if last or falls_on(step, hook.every)]
                 hooked, reason = self._call(now, task, StepInfo(step, self.max_steps), run)
-                if due:
-                    scalars = {k: float(v) / counts[k] for k, v in sums.items()}
-                    scalars |= {k: float(v) for k, v in extra.items()}
+                is_logged = last or falls_on(step, self.log_every)
+                if is_logged:
+                    scalars = means.take() | {k: float(v) for k, v in extra.items()}
                     scalars["speed/images_per_s"] = line.images_per_s(step)
-                    sums, counts = {}, {}
-                if due or hooked:
-                    run_log.scalars(step, (scalars if due else {}) | hooked)
-                line.update(step, scalars["loss"] if due else None)
-                if run.is_main and (
-                    last or (self.picture_every and step % self.picture_every == 0)
-                ):
+                run_log.scalars(step, (scalars if is_logged else {}) | hooked)
+                line.update(step, scalars["loss"] if is_logged else None)
+                if run.is_main and (last or falls_on(step, self.picture_every)):
                     run_log.pictures(step, self._pictures(task, batch, hooks, run))
                 stop = self._agree(run, signals.received is not None, step)
                 stop |= step - first_step == self.stop_after or reason is not None
-                keep = bool(self.keep_every and step % self.keep_every == 0)
-                if last or stop or keep or (self.save_every and step % self.save_every == 0):
-                    save(step)
-                    saved_at = step
+                if last or stop or saver.is_due(step):
+                    saver.save(step)
                 if stop and not last:
                     why = reason or signals.received or "stop_after"
                     log.warning("%s: stopped after step %d, go on with resume=auto", why, step)
                     break
-        if saved_at != step:
-            save(step)
         if reason is not None:
             self._record_stop(run, step, reason)
         run_log.close()
         seconds = time.perf_counter() - began
-        fabric.barrier()
+        run.fabric.barrier()
         rate, early = line.images_per_s(step), step < self.max_steps
         return FitResult(step, seconds, rate, early, scalars, reason)
+
+    def _identity(self, run: Run, dataset: Dataset[Any], meta: dict[str, Any]) -> dict[str, Any]:
+        """What has to be the same for a run to go on. A file may move, its content not change."""
+        return {
+            "seed": run.seed,
+            "max_steps": self.max_steps,
+            "batch_size": self.batch_size,
+            "world_size": run.world_size,
+            "num_samples": len(dataset),  # type: ignore[arg-type]
+            **{k: v for k, v in meta.items() if k.endswith("_sha256")},
+        }
 
     def _loader(
         self, run: Run, dataset: Dataset[Any], collate: Callable[[list[Any]], Any], step: int

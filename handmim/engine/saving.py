@@ -1,0 +1,95 @@
+"""A training run on disk: saved while it goes, restored when it goes on."""
+
+import logging
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from handmim.engine.checkpoint import (
+    LAST,
+    check_same_run,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from handmim.utils.run import Run
+
+log = logging.getLogger(__name__)
+
+
+def restore(
+    run: Run, task: nn.Module, optimizer: Optimizer, identity: dict[str, Any], resume: str
+) -> int:
+    """Put task, optimizer and precision where a checkpoint left them.
+
+    Args:
+        run: devices, folder and config.
+        task, optimizer: as built, before Fabric wraps them; changed in place.
+        identity: what has to be the same for a run to go on: see `check_same_run`.
+        resume: "never", "auto" or a checkpoint.
+    Returns: finished steps, 0 for a new run.
+    Raises: FileNotFoundError, or ValueError for a damaged checkpoint or one of another run.
+    """
+    source = find_checkpoint(run.dir, resume)
+    if source is None:
+        return 0
+    state = load_checkpoint(source, map_location=run.device)
+    check_same_run(state, identity, run.config, source)
+    task.load_state_dict(state["task"])
+    optimizer.load_state_dict(state["optimizer"])
+    run.fabric.strategy.precision.load_state_dict(state["precision"])
+    step: int = state["step"]
+    log.info("resumed %s at step %d of %d", source, step, identity["max_steps"])
+    return step
+
+
+class Saver:
+    """Writes last.pt, and numbered copies that stay; the main process does.
+
+    Args:
+        run: devices, folder and config.
+        task: the module that is trained.
+        optimizer: as Fabric wrapped it.
+        identity, meta: facts kept in every checkpoint.
+        save_every, keep_every: steps between checkpoints, and between copies; None for none.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        task: nn.Module,
+        optimizer: Any,
+        identity: dict[str, Any],
+        meta: dict[str, Any],
+        *,
+        save_every: int | None,
+        keep_every: int | None,
+    ) -> None:
+        self.run, self.task, self.optimizer = run, task, optimizer
+        self.facts = {"identity": identity, "meta": meta, "config": run.config}
+        self.save_every, self.keep_every = save_every, keep_every
+
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint or a copy falls on a step."""
+        return falls_on(step, self.save_every) or falls_on(step, self.keep_every)
+
+    def save(self, step: int) -> None:
+        """Write the state after `step` steps, and a copy where one falls due."""
+        if self.run.is_main:
+            state = {
+                "step": step,
+                "task": self.task.state_dict(),
+                **self.facts,
+                "optimizer": self.optimizer.state_dict(),
+                "precision": self.run.fabric.strategy.precision.state_dict(),
+            }
+            save_checkpoint(self.run.dir / LAST, state)
+            self.run.discard_replaced()
+            if falls_on(step, self.keep_every):
+                save_checkpoint(self.run.dir / f"step_{step:07d}.pt", state)
+
+
+def falls_on(step: int, every: int | None) -> bool:
+    """Whether something that is done every so many steps is done now; None is never."""
+    return bool(every) and step % every == 0  # type: ignore[operator]

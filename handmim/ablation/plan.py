@@ -15,6 +15,7 @@ from handmim.ablation.table import Row, Table, fraction_name
 
 Compose = Callable[[str, list[str]], DictConfig]
 CELL, ERROR = "cell.json", "error.txt"
+CONFIGS = ("pretrain", "finetune")  # what the words of a row compose
 STATES = ("finished", "failed", "stale", "open")
 SEED_FOLDER = re.compile(r"seed_(-?\d+)")
 
@@ -57,9 +58,12 @@ class Cell:
         return read_json(path) if path.is_file() else None
 
     def differences(self) -> list[str]:
-        """What a finished cell was made with and is no longer asked for, and the reverse."""
+        """What a finished cell was made with and is no longer asked for, and the reverse.
+
+        None where other words compose to the very configs that it was made of.
+        """
         done = self.read()
-        if done is None:
+        if done is None or self._means_the_same(done):
             return []
         found = []
         for stage in sorted(set(done["overrides"]) | set(self.overrides)):
@@ -67,6 +71,13 @@ class Cell:
             found += [f"{stage}: -{word}" for word in sorted(there - here)]
             found += [f"{stage}: +{word}" for word in sorted(here - there)]
         return found
+
+    def _means_the_same(self, done: dict[str, Any]) -> bool:
+        beside = [
+            {k: words for k, words in overrides.items() if k not in CONFIGS}
+            for overrides in (done["overrides"], self.overrides)
+        ]
+        return done["config_sha"] == self.config_sha and beside[0] == beside[1]
 
     @property
     def is_outdated(self) -> bool:

@@ -113,14 +113,15 @@ def read_table(cfg: DictConfig) -> Table:
                 row.get("init_from"),
             )
         )
-    columns = plain["columns"] | (table.get("columns") or {})
+    fractions = _fractions(table.get("fractions", budget["fractions"]))
+    columns = _by_fraction(plain["columns"] | (table.get("columns") or {}), fractions)
     return Table(
         name=plain["name"],
         title=table["title"],
         question=table["question"],
         rows=tuple(rows),
         columns=tuple(_column(key, c) for key, c in columns.items() if c is not None),
-        fractions=_fractions(table.get("fractions", budget["fractions"])),
+        fractions=fractions,
         chosen=_chosen(rows, plain["rows"]),
         seeds=_seeds(plain["seeds"]),
     )
@@ -128,7 +129,24 @@ def read_table(cfg: DictConfig) -> Table:
 
 def fraction_name(fraction: float) -> str:
     """Label share in stage names and column keys: 0.05 is finetune_5."""
-    return f"finetune_{100 * fraction:g}"
+    return f"finetune_{_percent(fraction)}"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:g}"
+
+
+def _by_fraction(columns: dict[str, Any], fractions: Sequence[float]) -> dict[str, Any]:
+    """Columns in which a star stands for each share of the labels, written out: key and label."""
+    written: dict[str, Any] = {}
+    for key, column in columns.items():
+        if "*" not in key:
+            written[key] = column
+            continue
+        for percent in map(_percent, fractions):
+            label = {} if column is None else {"label": column["label"].replace("*", percent)}
+            written[key.replace("*", percent)] = None if column is None else {**column, **label}
+    return written
 
 
 def _check_keys(node: Any, valid: set[str], where: str) -> None:

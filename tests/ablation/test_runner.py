@@ -99,6 +99,20 @@ def test_finished_cells_of_another_definition_are_refused_until_told(tmp_path):
     assert runs.ran == ["patch/0", "patch/1"]
 
 
+@pytest.mark.parametrize(
+    ("change", "state"),
+    [
+        ({"finetune": ["wd=1", "same=1"]}, "finished"),
+        ({"finetune": ["wd=1", "lr=2"]}, "stale"),
+        ({"table": {"fractions": [0.05]}}, "stale"),
+        ({"table": {"rows": {"random": {"init_from": "x.safetensors"}}}}, "stale"),
+    ],
+)
+def test_words_that_compose_to_the_same_configs_are_the_same_experiment(tmp_path, change, state):
+    run_table(planned(tmp_path), launcher(FakeRuns()))
+    assert planned(tmp_path, **change).chosen()[0].state == state
+
+
 def test_where_and_on_what_a_cell_is_run_is_not_another_experiment(tmp_path):
     plan = planned(tmp_path)
     run_table(plan, launcher(FakeRuns()))

@@ -74,6 +74,20 @@ def test_chosen_rows_and_seeds_leave_the_table_whole(rows):
     assert fraction_name(0.125) == "finetune_12.5"
 
 
+def test_a_star_stands_for_each_share_of_the_labels():
+    columns = {
+        "finetune_*/mm": {"label": "* % labels", "decimals": 1},
+        "finetune_*/pck": None,
+        "finetune_100/mm": None,
+    }
+    table = read_table(ablate_config(columns=columns, table={"fractions": [0.05, 0.125, 1.0]}))
+    found = {c.key: (c.label, c.decimals) for c in table.columns if c.key.endswith("/mm")}
+    assert found["finetune_5/mm"] == ("5 % labels", 1)
+    assert found["finetune_12.5/mm"] == ("12.5 % labels", 1)
+    assert "finetune_100/mm" not in found
+    assert not any("*" in c.key or c.key.endswith("/pck") for c in table.columns)
+
+
 def test_machine_settings_that_are_not_given_leave_an_experiment_its_own():
     change = {"machine": {"num_threads": None, "precision": "32-true"}}
     row = read_table(ablate_config(**change)).rows[0]

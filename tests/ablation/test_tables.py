@@ -46,11 +46,21 @@ def test_every_budget_composes_at_one_size(budget, hydra_configs):
     by_row = {cell.row.name: cell for cell in cells}
     long, short = by_row["handmim_long"], by_row["handmim"]
     assert all(long.steps[k] > v for k, v in short.steps.items() if k != "pretrain")
-    sizes = [
-        hydra_configs(stage, list(words)).task.backbone
+    keys = {column.key for column in table.columns}
+    assert {f"{name}/mpjpe_mm" for name in short.steps if name != "pretrain"} <= keys
+    made = [
+        hydra_configs(stage, list(words))
         for stage, words in (("pretrain", short.row.pretrain), ("finetune", short.row.finetune))
     ]
-    assert (sizes[0].arch, sizes[0].img_px) == (sizes[1].arch, sizes[1].img_px)
+    assert len({(cfg.task.backbone.arch, cfg.task.backbone.img_px) for cfg in made}) == 1
+    precision = "bf16-mixed" if budget == "gpu" else "32-true"
+    assert [cfg.machine.precision for cfg in made] == [precision] * 2
+
+
+def test_precision_that_is_said_for_all_wins_over_the_budget(hydra_configs):
+    words = ["table=controls", "name=t", "budget=gpu", "machine.precision=16-mixed"]
+    row = read_table(hydra_configs("ablate", words)).rows[0]
+    assert hydra_configs("finetune", list(row.finetune)).machine.precision == "16-mixed"
 
 
 def test_photos_may_lie_in_any_folder(hydra_configs):

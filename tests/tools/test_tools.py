@@ -21,6 +21,7 @@ METRICS = {
     "pa_auc_joints", "pa_auc_verts", "auc_joints", "auc_verts", "num_samples", "num_meshes",
     "err2d_percent", "num_2d", "pck10",
 }  # fmt: skip
+METHODS_MEASURED = ("mae", "handmim")
 TINY = ["machine.accelerator=cpu", "machine.num_threads=1", "trainer.num_workers=0"]
 PRETRAIN = [
     "experiment=quickstart_pretrain",
@@ -414,3 +415,11 @@ def test_quickstart_runs_every_stage_and_reports(place):
     assert "http" not in page.replace("http-equiv", "")
     assert "not at equal total compute" in text
     assert f"{rows[2]['mpjpe_mm']:.2f}" in page
+
+
+def test_methods_are_measured_by_the_first(place):
+    words = ["experiment=cpu_base", "trainer.batch_size=2", *TINY]
+    text = call(place, "benchmark_methods.py", "--steps=1", "--methods=mae,handmim", *words)
+    (mae,), (handmim,) = ([r for r in text.splitlines() if f" {m} " in r] for m in METHODS_MEASURED)
+    assert "1.00" in mae
+    assert float(handmim.split("│")[3]) > 1.0

@@ -1,0 +1,44 @@
+"""A pretraining step by itself, without data, hooks, log and files: to be measured."""
+
+from collections.abc import Callable
+
+import torch
+from hydra.utils import instantiate
+from lightning.fabric import Fabric
+from omegaconf import DictConfig
+
+from handmim.contracts import CropBatch, StepInfo
+from handmim.utils.config import drop_unbuilt
+from handmim.utils.seed import step_generator
+
+CROP_PER_VIEW = 9 / 7  # side of the stored crops: 288 px for views of 224
+
+
+def bare_step(cfg: DictConfig, fabric: Fabric) -> tuple[Callable[[int], None], float]:
+    """One update: views, both networks, losses, backward, optimizer, EMA; pictures are noise.
+
+    Args:
+        cfg: composed from configs/pretrain.yaml.
+        fabric: device and precision.
+    Returns: the update, by number of the step; and its trainable parameters in millions.
+    """
+    drop_unbuilt(cfg.task.losses)
+    drop_unbuilt(cfg.task.heads)
+    task = instantiate(cfg.task).to(fabric.device)
+    views, recipe = instantiate(cfg.views), instantiate(cfg.optim)
+    wrapped, optimizer = fabric.setup(task, recipe.build(task, task.lr_scales()))
+    side = round(cfg.task.backbone.img_px * CROP_PER_VIEW)
+    shape = (cfg.trainer.batch_size, 3, side, side)
+    crops = CropBatch(torch.randint(0, 256, shape, dtype=torch.uint8).to(fabric.device))
+
+    def step(number: int) -> None:
+        info = StepInfo(number, cfg.trainer.max_steps)
+        result = wrapped(views(crops, step_generator(0, "prepare", number, 0), info), info)
+        fabric.backward(result.loss)
+        task.before_update(info)
+        recipe.clip(fabric, wrapped, optimizer)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        task.after_step(info)
+
+    return step, sum(p.numel() for p in task.parameters() if p.requires_grad) / 1e6

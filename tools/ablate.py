@@ -34,8 +34,6 @@ def main(cfg: DictConfig) -> None:
     if cfg.jobs > 1:
         launch = partial(local_pool, CELL_TOOL, words, jobs=cfg.jobs)
     else:
-        # Hydra's own files, a launcher's logs among them, lie with the table; the user's word wins.
-        words += [f"hydra.sweep.dir='{plan.folder}'"]
         words += [word for word in said.hydra if not word.startswith("hydra.mode=")]
         launch = partial(multirun, CELL_TOOL, words)
     folder, out = plan.folder, None if cfg.out is None else Path(cfg.out)

@@ -1,22 +1,20 @@
 """Cost of a pretraining step by method, relative to the first one; random pictures, no data.
 
-python tools/benchmark_methods.py experiment=cpu_base machine.num_threads=1
-python tools/benchmark_methods.py --steps 5 backbone=vit_small_p16 trainer.batch_size=4 machine.precision=bf16-mixed
-python tools/benchmark_methods.py --steps 30 machine.precision=bf16-mixed     # a GPU, ViT-B/16, batch 256
-"""  # noqa: E501
+python tools/benchmark_methods.py experiment=cpu_base
+python tools/benchmark_methods.py --steps 5 backbone=vit_small_p16 trainer.batch_size=2
+python tools/benchmark_methods.py --steps 30 machine.precision=bf16-mixed    # a GPU, ViT-B/16
+
+On a CPU with one thread, by process time; else by wall time.
+"""
 
 import argparse
 import statistics
 import time
 from pathlib import Path
 
-import torch
 from hydra import compose, initialize_config_dir
-from lightning.fabric import Fabric
 from rich.console import Console
 from rich.table import Table
-
-from handmim.pipelines.bare_step import bare_step
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 METHODS = "handmim,handmim-plain,ibot,dino,peclr,simmim,mae"
@@ -28,29 +26,35 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="of configs/pretrain.yaml, for all methods")
     parser.add_argument("--methods", default=METHODS, help="commas between; first: the measure")
     parser.add_argument("--steps", type=int, default=15, help="of each, after one to warm up")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
+    if args.steps < 1:
+        parser.error(f"--steps must be >= 1, got {args.steps}")
     names = args.methods.split(",")
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         configs = {m: compose("pretrain", [f"method={m}", *args.overrides]) for m in names}
+
+    import torch
+    from lightning.fabric import Fabric
+
+    from handmim.pipelines.bare_step import bare_step
+
     machine = configs[names[0]].machine
-    if machine.num_threads is not None:
-        torch.set_num_threads(machine.num_threads)
     fabric = Fabric(accelerator=machine.accelerator, devices=1, precision=machine.precision)
-    on_gpu = fabric.device.type == "cuda"
-    clock = time.perf_counter if on_gpu else time.process_time
+    on_cpu = fabric.device.type == "cpu"
+    torch.set_num_threads(1)  # threads that wait for each other would count as work
+    clock = time.process_time if on_cpu else time.perf_counter
     steps = {name: bare_step(cfg, fabric) for name, cfg in configs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(args.steps + 1):
         for name in names:
             began = clock()
             steps[name][0](number)
-            if on_gpu:
-                torch.cuda.synchronize()
+            if not on_cpu:
+                torch.accelerator.synchronize()
             seconds[name].append(clock() - began)
     base = statistics.median(seconds[names[0]][1:])
-    table = Table(
-        "method", "median ms" if on_gpu else "median CPU-ms", "relative", "range", "M par."
-    )
+    unit = "median CPU-ms" if on_cpu else "median ms"
+    table = Table("method", unit, "relative", "range", "M parameters")
     for name in names:
         times = sorted(s / base for s in seconds[name][1:])
         ratio = statistics.median(times)

@@ -1,6 +1,8 @@
 """The whole chain on the embedded default: render, pretrain, fine-tune twice, score, report.
 
-python tools/quickstart.py [--seed 0] [--name quickstart] [key=value overrides for all stages]
+python tools/quickstart.py [--seed 0] [--name quickstart] [key=value ...]
+
+Overrides are for pretraining and both fine-tunes.
 """
 
 import argparse

@@ -4,7 +4,6 @@ import logging
 import platform
 import time
 import traceback
-from importlib.metadata import version
 from typing import Any, Protocol
 
 from handmim.ablation.files import json_text
@@ -65,11 +64,12 @@ def content_of(
         records: of its stages.
         code: git state of the process that collected them.
     """
+    import torch  # runs the cell, so it is there; plans and tables do without
+
     return {
         "row": cell.row.name,
         "label": cell.row.label,
         "seed": cell.seed,
-        "fingerprint": cell.fingerprint,
         "config_sha": cell.config_sha,
         "figures": figures_of(records),
         "steps": cell.steps,
@@ -78,7 +78,7 @@ def content_of(
         **code,
         "host": platform.node(),
         "machine": platform.machine(),
-        "torch": version("torch"),
+        "torch": torch.__version__,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

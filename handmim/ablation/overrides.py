@@ -15,6 +15,7 @@ FREE_LEAVES = (
     "cache_dir", "num_workers", "log_every", "save_every", "keep_every", "picture_every",
     "check_finite_every", "stop_after",
 )  # fmt: skip
+USUAL_PRECISION = "32-true"
 PROBED = ("probe", "task", "precision")  # parts of a pretraining config that decide its probe
 
 
@@ -36,9 +37,13 @@ def joined(*lists: Iterable[str]) -> tuple[str, ...]:
 
 
 def decides(override: str) -> bool:
-    """Whether an override changes results, rather than places and speed."""
-    key = key_of(override)
-    return key == "machine.precision" or key.split(".")[0] not in FREE
+    """Whether an override changes results, rather than places and speed.
+
+    The usual precision does not, said or not.
+    """
+    if key_of(override) == "machine.precision":
+        return override != f"machine.precision={USUAL_PRECISION}"
+    return key_of(override).split(".")[0] not in FREE
 
 
 def digest(plain: Any) -> str:

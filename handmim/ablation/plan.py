@@ -47,11 +47,6 @@ class Cell:
         """As `cell=` takes it."""
         return f"{self.row.name}/{self.seed}"
 
-    @property
-    def fingerprint(self) -> str:
-        """Of the overrides: another fingerprint is another experiment."""
-        return digest({k: sorted(v) for k, v in self.overrides.items()})
-
     def read(self) -> dict[str, Any] | None:
         """The finished cell as written, whatever it was made for; None before."""
         path = self.folder / CELL
@@ -67,7 +62,8 @@ class Cell:
             return []
         found = []
         for stage in sorted(set(done["overrides"]) | set(self.overrides)):
-            there, here = set(done["overrides"].get(stage, [])), set(self.overrides.get(stage, []))
+            words = (sides.get(stage, []) for sides in (done["overrides"], self.overrides))
+            there, here = ({word for word in side if decides(word)} for side in words)
             found += [f"{stage}: -{word}" for word in sorted(there - here)]
             found += [f"{stage}: +{word}" for word in sorted(here - there)]
         return found
@@ -87,8 +83,8 @@ class Cell:
 
     @property
     def state(self) -> str:
-        """One of STATES. Finished is what was made with these overrides while its stages are there
-        and hold what it says; an error counts until then."""
+        """One of STATES. Stale is what has `differences`; finished is any other cell while its
+        stages are there and hold what it says; an error counts until then."""
         done = self.read()
         if done is not None and self.differences():
             return "stale"

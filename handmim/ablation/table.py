@@ -137,15 +137,28 @@ def _percent(fraction: float) -> str:
 
 
 def _by_fraction(columns: dict[str, Any], fractions: Sequence[float]) -> dict[str, Any]:
-    """Columns in which a star stands for each share of the labels, written out: key and label."""
+    """Columns in which a star stands for each share of the labels, written out: key and label.
+
+    What is said of one share changes what its star says, in whatever order; null takes a column
+    away.
+
+    Raises: ValueError naming a column that is no mapping, or one with a star and no label.
+    """
     written: dict[str, Any] = {}
     for key, column in columns.items():
+        if not isinstance(column, (dict, type(None))):
+            raise ValueError(f"a column is a mapping or null, got {column!r} (columns.{key})")
         if "*" not in key:
-            written[key] = column
+            written.setdefault(key, {})
             continue
+        if column is not None and "label" not in column:
+            raise ValueError(f"a column needs a label, got {column} (columns.{key})")
         for percent in map(_percent, fractions):
             label = {} if column is None else {"label": column["label"].replace("*", percent)}
             written[key.replace("*", percent)] = None if column is None else {**column, **label}
+    for key, column in columns.items():
+        if "*" not in key:
+            written[key] = None if column is None else {**(written[key] or {}), **column}
     return written
 
 
@@ -157,6 +170,8 @@ def _check_keys(node: Any, valid: set[str], where: str) -> None:
 
 def _column(key: str, values: dict[str, Any]) -> Column:
     _check_keys(values, {"label", "decimals", "better"}, f"columns.{key}")
+    if "label" not in values:
+        raise ValueError(f"a column needs a label, got {values} (columns.{key})")
     column = Column(key, **values)
     if column.better not in BETTER:
         raise ValueError(f"better must be one of {BETTER}, got {column.better!r} (columns.{key})")

@@ -9,19 +9,21 @@ from omegaconf import DictConfig
 
 from handmim.contracts import CropBatch, StepInfo
 from handmim.utils.config import drop_unbuilt
-from handmim.utils.seed import step_generator
+from handmim.utils.seed import seed_everything, step_generator
 
 CROP_PER_VIEW = 9 / 7  # side of the stored crops: 288 px for views of 224
 
 
 def bare_step(cfg: DictConfig, fabric: Fabric) -> tuple[Callable[[int], None], float]:
-    """One update: views, both networks, losses, backward, optimizer, EMA; pictures are noise.
+    """One update: views, networks, losses, backward, optimizer, EMA; pictures are noise.
 
     Args:
         cfg: composed from configs/pretrain.yaml.
         fabric: device and precision.
-    Returns: the update, by number of the step; and its trainable parameters in millions.
+    Returns: the update, by number of the step, which raises FloatingPointError for a loss that is
+        not finite; and trainable parameters in millions.
     """
+    seed_everything(cfg.seed)
     drop_unbuilt(cfg.task.losses)
     drop_unbuilt(cfg.task.heads)
     task = instantiate(cfg.task).to(fabric.device)
@@ -33,7 +35,10 @@ def bare_step(cfg: DictConfig, fabric: Fabric) -> tuple[Callable[[int], None], f
 
     def step(number: int) -> None:
         info = StepInfo(number, cfg.trainer.max_steps)
+        recipe.apply(optimizer, number, cfg.trainer.max_steps, cfg.trainer.batch_size)
         result = wrapped(views(crops, step_generator(0, "prepare", number, 0), info), info)
+        if not bool(result.loss.isfinite()):
+            raise FloatingPointError(f"the loss is not finite at step {number} (optim.lr.start)")
         fabric.backward(result.loss)
         task.before_update(info)
         recipe.clip(fabric, wrapped, optimizer)

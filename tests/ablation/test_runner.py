@@ -113,6 +113,18 @@ def test_words_that_compose_to_the_same_configs_are_the_same_experiment(tmp_path
     assert planned(tmp_path, **change).chosen()[0].state == state
 
 
+def test_the_usual_precision_said_or_not_is_the_same_under_other_defaults_too(
+    tmp_path, monkeypatch
+):
+    run_table(planned(tmp_path, machine={"precision": "32-true"}), launcher(FakeRuns()))
+    monkeypatch.setattr(conftest, "PRETRAIN_STEPS", 11)
+    cells = planned(tmp_path).chosen()
+    assert {cell.state for cell in cells} == {"finished"}
+    assert any(cell.is_outdated for cell in cells)
+    changed = planned(tmp_path, machine={"precision": "bf16-mixed"}).chosen()
+    assert {cell.state for cell in changed} == {"stale"}
+
+
 def test_where_and_on_what_a_cell_is_run_is_not_another_experiment(tmp_path):
     plan = planned(tmp_path)
     run_table(plan, launcher(FakeRuns()))

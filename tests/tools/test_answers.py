@@ -18,9 +18,9 @@ finally:
 """
 
 
-def answer(script: str, *words: str) -> str:
+def answer(folder: Path, script: str, *words: str) -> str:
     command = [sys.executable, "-c", SCRIPT, str(TOOLS / script), *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     return done.stdout + done.stderr
 
 
@@ -31,13 +31,15 @@ def answer(script: str, *words: str) -> str:
         ("pretrain.py", ["method=handmin"], "Could not find 'method/handmin'"),
         ("finetune.py", ["trainer.max_step=3"], "Key 'max_step' is not in struct"),
         ("eval.py", ["data=freihand3"], "Could not find 'data/freihand3'"),
+        ("benchmark_methods.py", ["--help"], "relative to the first one"),
+        ("benchmark_methods.py", ["a=1", "--steps=0", "b=2"], "--steps must be >= 1, got 0"),
         ("doctor.py", ["freihnad=DIR"], "Key 'freihnad' is not in struct"),
         ("ablate.py", ["table=objectives", "dry_run=true", "rows=[random]"], "3 of 3 cells to run"),
         ("ablate.py", ["table=objectives", "rows=[nope]"], "no rows ['nope'] in this table"),
     ],
     ids=lambda value: value if isinstance(value, str) and value.endswith(".py") else "",
 )
-def test_help_typos_and_plans_answer_without_torch(script, words, expected):
-    text = answer(script, *words)
+def test_help_typos_and_plans_answer_without_torch(tmp_path, script, words, expected):
+    text = answer(tmp_path, script, *words)
     assert expected in text
     assert "torch loaded: False" in text

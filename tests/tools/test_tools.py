@@ -350,7 +350,7 @@ def test_an_ablation_fills_its_table_and_runs_nothing_twice(place):
     assert all(keys <= set(cell["figures"]) for cell in cells)
     assert all(cell["stages"]["probe"]["threads"] == 1 for cell in cells)
     assert "| random init | 1 |" in text
-    assert (folder / "multirun.yaml").is_file()
+    assert (folder.parent / "multirun.yaml").is_file()
     assert not (place / "multirun.yaml").exists()
     names = {p.name for p in (place / "docs").iterdir()}
     assert names == {f"objectives-renders-smoke.{end}" for end in ("md", "csv", "png", "json")}

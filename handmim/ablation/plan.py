@@ -55,7 +55,7 @@ class Cell:
     def differences(self) -> list[str]:
         """What a finished cell was made with and is no longer asked for, and the reverse.
 
-        None where other words compose to the very configs that it was made of.
+        Empty where other words compose to the very configs that it was made of.
         """
         done = self.read()
         if done is None or self._means_the_same(done):

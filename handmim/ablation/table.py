@@ -146,13 +146,13 @@ def _by_fraction(columns: dict[str, Any], fractions: Sequence[float]) -> dict[st
     """
     written: dict[str, Any] = {}
     for key, column in columns.items():
-        if not isinstance(column, (dict, type(None))):
+        if column is not None and not isinstance(column, dict):
             raise ValueError(f"a column is a mapping or null, got {column!r} (columns.{key})")
         if "*" not in key:
             written.setdefault(key, {})
             continue
-        if column is not None and "label" not in column:
-            raise ValueError(f"a column needs a label, got {column} (columns.{key})")
+        if column is not None:
+            _check_labelled(key, column)
         for percent in map(_percent, fractions):
             label = {} if column is None else {"label": column["label"].replace("*", percent)}
             written[key.replace("*", percent)] = None if column is None else {**column, **label}
@@ -160,6 +160,11 @@ def _by_fraction(columns: dict[str, Any], fractions: Sequence[float]) -> dict[st
         if "*" not in key:
             written[key] = None if column is None else {**(written[key] or {}), **column}
     return written
+
+
+def _check_labelled(key: str, column: dict[str, Any]) -> None:
+    if "label" not in column:
+        raise ValueError(f"a column needs a label, got {column} (columns.{key})")
 
 
 def _check_keys(node: Any, valid: set[str], where: str) -> None:
@@ -170,8 +175,7 @@ def _check_keys(node: Any, valid: set[str], where: str) -> None:
 
 def _column(key: str, values: dict[str, Any]) -> Column:
     _check_keys(values, {"label", "decimals", "better"}, f"columns.{key}")
-    if "label" not in values:
-        raise ValueError(f"a column needs a label, got {values} (columns.{key})")
+    _check_labelled(key, values)
     column = Column(key, **values)
     if column.better not in BETTER:
         raise ValueError(f"better must be one of {BETTER}, got {column.better!r} (columns.{key})")

@@ -25,6 +25,11 @@ def ndc_from_px(points_px: Tensor, size_px: int) -> Tensor:
     return points_px * (2.0 / size_px) - 1.0
 
 
+def cell_centres_ndc(num: int, device: torch.device | None = None) -> Tensor:
+    """[num] ndc of the centres of `num` equal cells along a side: pixels, patches."""
+    return ndc_from_px(torch.arange(num, device=device) + 0.5, num)
+
+
 def px_from_ndc(points_ndc: Tensor, size_px: int) -> Tensor:
     """[-1, 1]^2 to pixels of a square image of `size_px`; any shape."""
     return (points_ndc + 1.0) * (size_px / 2.0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from handmim.contracts import PretrainBatch, PretrainOutputs
-from handmim.geometry.camera import ndc_from_px
+from handmim.geometry.camera import cell_centres_ndc
 from handmim.geometry.warp import to_source
 
 
@@ -18,7 +18,7 @@ def patch_centres(num_patches: int, device: torch.device | None = None) -> Tenso
     side = round(num_patches**0.5)
     if side * side != num_patches:
         raise ValueError(f"dense_match wants a square grid of patches, got {num_patches}")
-    c = ndc_from_px(torch.arange(side, device=device) + 0.5, side)
+    c = cell_centres_ndc(side, device)
     y, x = torch.meshgrid(c, c, indexing="ij")
     return torch.stack([x, y], dim=-1).flatten(0, 1)
 

@@ -5,6 +5,7 @@ import torch
 
 from handmim.geometry.align import root_align, similarity_align
 from handmim.geometry.camera import (
+    cell_centres_ndc,
     fit_weak,
     ndc_from_px,
     project,
@@ -129,6 +130,7 @@ def test_pixel_convention():
     torch.testing.assert_close(
         ndc_from_px(torch.tensor([0.0, 0.5, 4.0]), 4), torch.tensor([-1.0, -0.75, 1.0])
     )
+    torch.testing.assert_close(cell_centres_ndc(4), torch.tensor([-0.75, -0.25, 0.25, 0.75]))
 
 
 def test_pinhole_hand_value():

@@ -1,9 +1,8 @@
 """Oriented gradients told by one vector for the whole view, by points, or by every patch token."""
 
-import torch
 from torch import Tensor, nn
 
-from handmim.geometry.camera import ndc_from_px
+from handmim.geometry.camera import cell_centres_ndc
 from handmim.models.heads.mlp import mlp
 
 
@@ -98,7 +97,7 @@ class PointHogHead(nn.Module):
             )
         self.num_keypoints, self.bins, self.cells = num_keypoints, bins, cells
         self.sharpness = 0.5 / (2.0 * sigma_cells / cells) ** 2
-        centres_ndc = ndc_from_px(torch.arange(cells * fine) + 0.5, cells * fine)
+        centres_ndc = cell_centres_ndc(cells * fine)
         self.register_buffer("centres_ndc", centres_ndc, persistent=False)
         layers: list[nn.Module] = [
             nn.Conv2d(num_keypoints, hidden_dim, fine + 2, stride=fine, padding=1),

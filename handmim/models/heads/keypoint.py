@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from handmim.contracts import Tokens
-from handmim.geometry.camera import ndc_from_px
+from handmim.geometry.camera import cell_centres_ndc
 from handmim.models.heads.mlp import mlp
 
 
@@ -139,7 +139,7 @@ class SoftArgmaxKeypoints(nn.Module):
         """[N * refine^2, 2] centres of all cells, patch by patch, row by row within a patch."""
         h, w = self.grid_hw
         r = self.refine
-        y, x = (ndc_from_px(torch.arange(n * r) + 0.5, n * r) for n in (h, w))
+        y, x = (cell_centres_ndc(n * r) for n in (h, w))
         grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)  # [h r, w r, 2]
         return grid.reshape(h, r, w, r, 2).transpose(1, 2).reshape(-1, 2)
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from handmim.contracts import HandOutputs, HandState, Tokens
-from handmim.geometry.camera import project_weak
+from handmim.geometry.camera import cell_centres_ndc, project_weak
 from handmim.geometry.rotation import matrix_to_rot6d, rot6d_to_matrix
 from handmim.hand.model import HandLayer
 from handmim.hand.skeleton import ROOT_JOINT
@@ -172,7 +172,7 @@ class PyMafHead(nn.Module):
             for n, c in zip(counts, cls_dims, strict=True)
         )
         self.cls_proj = nn.Linear(dim, cls_dim) if cls_at != "none" else None
-        side = (torch.arange(grid_side) + 0.5) * (2.0 / grid_side) - 1.0
+        side = cell_centres_ndc(grid_side)
         grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).reshape(-1, 2)
         self.register_buffer("grid_ndc", grid, persistent=False)
         vert_idx = farthest_points(hand.arrays.v_template, num_points)

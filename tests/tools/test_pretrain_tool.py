@@ -1,0 +1,113 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from tests.tools.calls import FINETUNE, PRETRAIN, TINY, call, scalars, small_data
+
+
+def test_pretraining_leaves_everything_that_a_run_needs(pretrained):
+    facts = json.loads((pretrained / "run.json").read_text())
+    assert {"git_sha", "git_dirty"} <= set(facts)
+    assert "max_steps: 4" in (pretrained / "config.yaml").read_text()
+    assert "seed: 0" in (pretrained / "config.yaml").read_text()
+    logged = {key for row in scalars(pretrained) for key in row}
+    for key in ("patch_distill", "keypoint_align", "pixel_recon", "view_affine", "class_hog"):
+        assert f"loss/{key}" in logged
+    assert {"keypoints/spread_ndc", "targets/entropy_of_mean", "features/cls_std"} <= logged
+    assert list((pretrained / "tensorboard").glob("events*"))
+    for name in ("views", "keypoints", "crop_keypoints", "patch_tokens"):
+        picture = cv2.imread(str(pretrained / "pictures" / f"step_0000004_{name}.png"))
+        assert picture is not None
+        assert picture.std() > 10
+    with safe_open(str(pretrained / "backbone.safetensors"), "pt") as file:
+        assert file.metadata()["seed"] == "0"
+        assert file.metadata()["step"] == "4"
+
+
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(place, pretrained):
+    words = [*PRETRAIN, *TINY, *small_data(place), "probe=none", "trainer.picture_every=4"]
+    call(place, "pretrain.py", *words, "name=halves", "trainer.stop_after=2")
+    with safe_open(str(place / "runs" / "halves" / "backbone.safetensors"), "pt") as file:
+        assert file.metadata()["step"] == "2"
+    call(place, "pretrain.py", *words, "name=halves", "resume=auto")
+    whole = torch.load(pretrained / "last.pt", weights_only=True)
+    theirs = torch.load(place / "runs" / "halves" / "last.pt", weights_only=True)
+    assert set(theirs["task"]) == set(whole["task"])
+    assert all(torch.equal(theirs["task"][k], whole["task"][k]) for k in whole["task"])
+
+
+def test_a_finished_run_is_protected_and_ways_out_are_named(place, pretrained):
+    words = [*PRETRAIN, *TINY, *small_data(place), "probe=none", "name=pre"]
+    text = call(place, "pretrain.py", *words, fails=True)
+    for way in ("resume=auto", "name=", "overwrite=true"):
+        assert way in text
+
+
+def test_unlabeled_folder_end_to_end_with_a_bad_file(place):
+    crops = place / "crops"
+    (crops / "sub").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        cv2.imwrite(
+            str(crops / "sub" / f"{i}.png"), rng.integers(0, 255, (50, 40, 3), dtype=np.uint8)
+        )
+    (crops / "torn.jpg").write_bytes(b"\xff\xd8\xff")
+    words = [
+        "backbone=vit_nano_p8",
+        "data=folder",
+        f"data.root={crops}",
+        "data.image_px=64",
+        "trainer.max_steps=2",
+    ]
+    words += [
+        "trainer.batch_size=4",
+        "loss=[patch_distill,keypoint_align,pixel_recon]",
+        *TINY,
+        "name=crops",
+    ]
+    words += ["task.heads.projection.num_prototypes=32", "task.heads.projection.hidden_dim=32"]
+    text = call(place, "pretrain.py", *words, f"paths.run_root={place / 'runs'}")
+    assert "skipped 1 unreadable of 7 pictures: torn.jpg" in text
+    assert (place / "runs" / "crops" / "backbone.safetensors").is_file()
+    empty = place / "empty"
+    empty.mkdir()
+    words = [w if not w.startswith("data.root") else f"data.root={empty}" for w in words]
+    text = call(place, "pretrain.py", *words, "name=none", fails=True)
+    assert "picture below" in text
+    assert "data.root=DIR" in text
+
+
+def test_targets_are_probed_by_themselves(place):
+    few = [f"probe.hook.{part}_set.num=40" for part in ("train", "test")]
+    words = ["data=synthetic", "probe=synthetic", "experiment=cpu_base", *small_data(place), *few]
+    text = call(place, "probe_targets.py", *words)
+    for name in ("mean pose", "grey 24 x 24, 32 numbers", "oriented gradients, 6 x 6 cells, 128"):
+        assert name in text
+    wrong = call(place, "probe_targets.py", "data.root=x", fails=True)
+    assert "got probe=none" in wrong
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(place):
+    two = [*TINY, *small_data(place), "machine.devices=2", "machine.strategy=ddp"]
+    # Prototypes that are frozen at first must not stop the others.
+    call(
+        place,
+        "pretrain.py",
+        *PRETRAIN,
+        *two,
+        "probe=none",
+        "name=ddp",
+        "task.freeze_prototypes_steps=2",
+    )
+    facts = json.loads((place / "runs" / "ddp" / "run.json").read_text())
+    assert facts["world_size"] == 2
+    assert (place / "runs" / "ddp" / "backbone.safetensors").is_file()
+    call(place, "finetune.py", *FINETUNE, *two, "name=ddp_ft", "eval_every=4")
+    last = [r for r in scalars(place / "runs" / "ddp_ft") if "val/mpjpe_mm" in r][-1]
+    assert last["step"] == 4
+    assert last["val/num_samples"] == 8, "two processes do not count samples twice"

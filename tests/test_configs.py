@@ -1,6 +1,7 @@
 """Every yaml composes, and each part takes exactly the values that its yaml gives."""
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from handmim.contracts import Task
+from handmim.pipelines.pretrain import pretrain
 from handmim.utils.config import drop_unbuilt
 
 REPO = Path(__file__).parent.parent
@@ -66,6 +68,7 @@ GROUPS = {
     "format": ("synthesize", []),
     "scene": None,
     "experiment": None,
+    "hydra": None,
 }
 PRETRAIN_LOSSES = (
     "patch_distill", "class_distill", "koleo", "keypoint_align", "keypoint_agree", "peclr",
@@ -235,6 +238,26 @@ def test_laptop_sizes_leave_methods_what_they_are(size):
     as_it_is = composed("pretrain", "method=supervised-init", *size, "trainer.max_steps=9")
     assert not as_it_is.train
     assert composed("pretrain", "method=handmim", *size).train
+
+
+@pytest.mark.parametrize("entry", sorted(p.stem for p in CONFIGS.glob("*.yaml")))
+def test_help_names_the_groups_and_experiments_of_its_tool(entry):
+    written = OmegaConf.load(CONFIGS / f"{entry}.yaml")
+    groups = {k for node in written.defaults if node != "_self_" for k in node if "hydra" not in k}
+    header = written.hydra.help.header
+    named = header.split("Groups of this tool: ")[1]
+    assert groups <= set(re.findall(r"[a-z_]+", named))
+    for name in re.findall(r"(?:quickstart|cpu)_\w+", header):
+        assert name in options("experiment")
+
+
+def test_a_supervised_start_without_weights_is_refused(tmp_path):
+    words = ["method=supervised-init", f"paths.run_root={tmp_path}"]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose("pretrain", overrides=[*words, "experiment=quickstart_pretrain"])
+    with pytest.raises(ValueError, match=r"init=FILE or init=timm:NAME"):
+        pretrain(cfg)
+    assert not list(tmp_path.iterdir())
 
 
 def test_probe_and_data_hold_back_the_same_subjects():

@@ -9,11 +9,12 @@ Nothing is written unless report=FILE.json. The exit status is 1 when there is a
 """
 
 import sys
-from typing import Any
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
+
+from handmim.utils.config import resolved
 
 PARTS = ("freihand", "ho3d_v2", "ho3d_v3", "keypoints", "crops")
 
@@ -24,7 +25,7 @@ def main(cfg: DictConfig) -> None:
     from handmim.doctor.examination import examine
     from handmim.doctor.report import findings_table, totals, write_findings
 
-    plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    plain = resolved(cfg)
     console = Console()
     # A pipe is not a narrow terminal.
     console = console if console.is_terminal else Console(width=120)

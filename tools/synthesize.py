@@ -13,13 +13,15 @@ import sys
 
 import hydra
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+
+from handmim.utils.config import resolved
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="synthesize")
 def main(cfg: DictConfig) -> None:
     """Write the dataset."""
-    OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    resolved(cfg)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         root = instantiate(cfg.dataset)

@@ -5,7 +5,9 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+
+from handmim.utils.config import resolved
 
 # Where things are, how they are watched and how fast they run: results are the same.
 FREE = (
@@ -55,10 +57,9 @@ def digest(plain: Any) -> str:
 def decisive(cfg: DictConfig) -> Any:
     """The part of a composed config that decides the result, resolved, as plain containers.
 
-    Raises: omegaconf's MissingMandatoryValue naming what only the user knows.
+    Raises: ValueError naming what only the user knows.
     """
-    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert isinstance(plain, dict)
+    plain = resolved(cfg)
     kept = {k: v for k, v in plain.items() if k not in FREE}
     precision = plain.get("machine", {}).get("precision")
     return _without(kept, FREE_LEAVES) | {"precision": precision}

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from handmim.ablation.overrides import joined
+from handmim.utils.config import resolved
 
 ROW_NAME = re.compile(r"[a-z0-9_]+")
 ROW_KEYS = {"label", "pretrain", "finetune", "init_from"}
@@ -78,8 +79,7 @@ def read_table(cfg: DictConfig) -> Table:
 
     Raises: ValueError naming the key and what is valid.
     """
-    plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert isinstance(plain, dict)
+    plain = resolved(cfg)
     if "table" not in plain:
         raise ValueError("choose a table: table=NAME (python tools/ablate.py --help lists them)")
     table, setting, budget = plain["table"], plain["setting"], plain["budget"]

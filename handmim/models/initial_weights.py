@@ -91,12 +91,12 @@ def load_initial(backbone: ViT, source: str | None) -> InitialWeights:
     if source is None:
         return InitialWeights("random", missing=(*mine, "mask_token"))
     file = read_vit(source)
-    _check_pixels(backbone, file)
     weights = dict(file.weights)
     folded = _fold_layer_scale(weights, mine)
     if backbone.pixel_norm == "imagenet":
         folded += _fold_pixel_constants(weights, file)
     _check_size(backbone, weights, file)
+    _check_pixels(backbone, file)
     resampled = _resample(backbone, weights, file.source)
     _check_shapes(mine, weights, file.source)
     matched = [name for name in mine if name in weights]
@@ -131,13 +131,28 @@ def _check_pixels(backbone: ViT, file: ViTFile) -> None:
         )
 
 
+def _public_heads(width: int) -> int | None:
+    """Heads of the public ViTs of a width, None where none is known: 64 channels each, ViT-H 80."""
+    if width == 1280:
+        return 16
+    return width // 64 if width % 64 == 0 else None
+
+
 def _warnings(backbone: ViT, file: ViTFile) -> tuple[str, ...]:
+    found = []
     if file.pixel_norm is None and backbone.pixel_norm != "imagenet":
-        return (
+        found.append(
             f"public weights expect pixels normalised by constants, this backbone has pixel_norm="
-            f"{backbone.pixel_norm} (task.backbone.pixel_norm=imagenet)",
+            f"{backbone.pixel_norm} (task.backbone.pixel_norm=imagenet)"
         )
-    return ()
+    usual = _public_heads(backbone.embed_dim)
+    if file.num_heads is None and usual not in (None, backbone.num_heads):
+        found.append(
+            f"the file does not say how many heads its attention has; public ViTs of width "
+            f"{backbone.embed_dim} have {usual}, this backbone has {backbone.num_heads} "
+            f"(task.backbone.size.num_heads={usual})"
+        )
+    return tuple(found)
 
 
 def _fold_layer_scale(weights: dict[str, Tensor], mine: dict[str, Any]) -> list[str]:
@@ -216,12 +231,21 @@ def _check_size(backbone: ViT, weights: dict[str, Tensor], file: ViTFile) -> Non
     if not wrong:
         return
     fitting = BACKBONES.get((width, depth))
-    advice = f"backbone={fitting}" if fitting else "give task.backbone.size its numbers"
+    advice = f"backbone={fitting}" if fitting else _size_words(width, depth, weights, file)
     raise ValueError(
         f"{file.source} holds a ViT of width {width} and depth {depth} ({advice}), this backbone "
         f"has width {backbone.embed_dim} and depth {backbone.depth}; what differs: "
         f"{', '.join(wrong[:4])}{f' and {len(wrong) - 4} more' if len(wrong) > 4 else ''}"
     )
+
+
+def _size_words(width: int, depth: int, weights: dict[str, Tensor], file: ViTFile) -> str:
+    """Overrides that give a backbone the size of a file, as far as it tells."""
+    size: dict[str, Any] = {"embed_dim": width, "depth": depth}
+    size["num_heads"] = file.num_heads or _public_heads(width)
+    if "blocks.0.mlp.fc1.weight" in weights:
+        size["mlp_ratio"] = len(weights["blocks.0.mlp.fc1.weight"]) / width
+    return " ".join(f"++task.backbone.size.{k}={v:g}" for k, v in size.items() if v is not None)
 
 
 def _differs(name: str, mine: dict[str, Any], theirs: dict[str, Tensor]) -> str:

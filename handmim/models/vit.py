@@ -13,7 +13,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
@@ -195,8 +195,9 @@ class ViT(nn.Module):
             **(extra or {}),
         }
         weights = {k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
+        # Not save_file: its files are readable by their owner only, whatever the umask.
         partial = path.with_suffix(".partial")
-        save_file(weights, partial, metadata=meta)
+        partial.write_bytes(save(weights, metadata=meta))
         partial.replace(path)
 
 

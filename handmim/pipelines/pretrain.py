@@ -29,9 +29,14 @@ def pretrain(cfg: DictConfig) -> Pretrained:
 
     Args:
         cfg: composed from configs/pretrain.yaml; train=false exports the initial weights.
+    Raises: ValueError for a config that lacks what only the user knows; see `init` and `data`.
     """
     drop_unbuilt(cfg.task.losses)
     drop_unbuilt(cfg.task.heads)
+    if cfg.init == "":
+        raise ValueError(
+            "this method begins from weights that you have: init=FILE or init=timm:NAME (init)"
+        )
     run = start_run(cfg, resume=cfg.resume)
     task = instantiate(cfg.task)
     if cfg.init is not None:

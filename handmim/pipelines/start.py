@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from handmim.utils.config import resolved
 from handmim.utils.run import Run
 
 
@@ -13,9 +14,9 @@ def start_run(cfg: DictConfig, *, resume: str = "never") -> Run:
     Args:
         cfg: with name, seed, overwrite, paths.run_root and machine.
         resume: never, auto or a checkpoint.
-    Raises: omegaconf's MissingMandatoryValue naming what only the user knows.
+    Raises: ValueError naming what only the user knows.
     """
-    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    config = resolved(cfg)
     folder = Path(cfg.paths.run_root) / cfg.name
     flags = {"resume": resume, "overwrite": cfg.overwrite}
     return Run.start(cfg.name, folder, cfg.seed, config, **cfg.machine, **flags)

@@ -3,7 +3,23 @@
 from collections.abc import Iterable
 from typing import Any
 
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """A composed config as plain containers, interpolations filled in.
+
+    Raises: ValueError naming every value that only the user knows ("???") and has not given.
+    """
+    leaves = flatten(OmegaConf.to_container(cfg))
+    missing = [key for key, value in leaves.items() if value == "???"]
+    if missing:
+        raise ValueError(
+            f"{', '.join(missing)} must be given, there is no default: "
+            f"{' '.join(f'{key}=...' for key in missing)} (see --help, --cfg job)"
+        )
+    plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    return plain
 
 
 def drop_unbuilt(parts: DictConfig) -> None:

@@ -209,6 +209,37 @@ def test_public_weights_under_other_pixels_are_warned_of(tmp_path: Path):
     assert "warning " in report.table()
 
 
+def test_heads_that_a_public_file_does_not_tell_are_warned_of(tmp_path: Path):
+    size = {"embed_dim": 64, "depth": 2, "num_heads": 1}
+    torch.save(theirs(**size).state_dict(), tmp_path / "a.pth")
+    (warning,) = load_initial(ours(size=size | {"num_heads": 4}), str(tmp_path / "a.pth")).warnings
+    assert "width 64 have 1, this backbone has 4 (task.backbone.size.num_heads=1)" in warning
+    assert load_initial(ours(size=size), str(tmp_path / "a.pth")).warnings == ()
+
+
+def test_a_file_of_another_size_names_the_overrides_that_fit(tmp_path: Path):
+    size = {"embed_dim": 64, "depth": 3, "mlp_ratio": 2.0}
+    torch.save(theirs(**size).state_dict(), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="width 64 and depth 3") as raised:
+        load_initial(ours(), str(tmp_path / "a.pth"))
+    words = re.findall(r"\+\+task\.backbone\.size\.(\w+)=([\d.]+)", str(raised.value))
+    assert words == [("embed_dim", "64"), ("depth", "3"), ("num_heads", "1"), ("mlp_ratio", "2")]
+    named = {key: float(value) if key == "mlp_ratio" else int(value) for key, value in words}
+    assert load_initial(ours(size=named), str(tmp_path / "a.pth")).missing == ("mask_token",)
+    # The size comes first: the pixels of a ViT that cannot fit are beside the point.
+    ours(size=named).export(tmp_path / "b.safetensors")
+    with pytest.raises(ValueError, match="holds a ViT of width 64"):
+        load_initial(ours(pixel_norm="per_image"), str(tmp_path / "b.safetensors"))
+
+
+def test_an_export_is_as_open_as_the_umask_leaves_it(tmp_path: Path):
+    (tmp_path / "plain.txt").write_text("")
+    ours().export(tmp_path / "backbone.safetensors")
+    modes = {p.name: p.stat().st_mode for p in tmp_path.iterdir()}
+    assert modes["backbone.safetensors"] == modes["plain.txt"]
+    assert len(modes) == 2
+
+
 def test_our_own_files_say_what_they_are(tmp_path: Path):
     path = tmp_path / "backbone.safetensors"
     vit = ours()

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from handmim.contracts import Task
 from handmim.pipelines.pretrain import pretrain
+from handmim.reports.quickstart import LOSSES
 from handmim.utils.config import drop_unbuilt
 
 REPO = Path(__file__).parent.parent
@@ -249,6 +250,10 @@ def test_help_names_the_groups_and_experiments_of_its_tool(entry):
     assert groups <= set(re.findall(r"[a-z_]+", named))
     for name in re.findall(r"(?:quickstart|cpu)_\w+", header):
         assert name in options("experiment")
+
+
+def test_the_report_has_a_word_for_each_loss_of_the_default():
+    assert set(LOSSES) == set(composed("pretrain", "method=handmim").task.losses)
 
 
 def test_a_supervised_start_without_weights_is_refused(tmp_path):

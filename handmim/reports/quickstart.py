@@ -20,6 +20,20 @@ LABELS = {
     "scratch": "from scratch",
     "handmim": "HandMIM-pretrained",
 }
+SECONDS = (
+    "Seconds count start-up, validations and, where pictures were not rendered before, rendering; "
+    "HandMIM's row holds its pretraining with probes, too."
+)
+LOSSES = {  # what a curve is of, for losses of method=handmim; others keep their names
+    "patch_distill": "hidden patches as the teacher sees them",
+    "keypoint_align": "pseudo-keypoints of two views meet",
+    "keypoint_agree": "class token names the pseudo-keypoints",
+    "pixel_recon": "hidden pixels redrawn",
+    "view_affine": "class tokens tell the map between views",
+    "class_hog": "class token tells contours",
+    "point_hog": "points tell the other view's contours",
+    "patch_hog": "patches tell contours",
+}
 LIMIT = (
     "Both models saw the same labels for the same number of fine-tuning steps. What this "
     "shows is a head start at equal fine-tuning steps, not at equal total compute: the seconds "
@@ -27,6 +41,11 @@ LIMIT = (
     "Pictures are rendered from a stand-in hand: no figure here compares with FreiHAND or "
     "HO-3D results."
 )
+
+
+def _loss_title(key: str) -> str:
+    name = key.removeprefix("loss/")
+    return LOSSES.get(name, name)
 
 
 def latest(folder: Path, name: str) -> Path:
@@ -66,8 +85,8 @@ def write_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     body = [
         table(["", *(heading for _, heading in COLUMNS)], cells, best),
         f"<p>Seed {rows[0]['seed']}, {rows[0]['total_seconds']:.0f} s in all. MPJPE is relative "
-        "to the middle"
-        " knuckle; PA figures are after similarity alignment, joints and vertices separately.</p>",
+        "to the middle knuckle; PA figures are after similarity alignment, joints and vertices "
+        f"separately. {SECONDS}</p>",
         f'<p class="note">{LIMIT}</p>',
         "<h2>Fine-tuning</h2>",
         curves(
@@ -83,14 +102,19 @@ def write_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         ),
         figure(folder / "eval_scratch" / "predictions.png", "From scratch, the same pictures"),
         "<h2>Pretraining</h2>",
+        "<p>Losses and the probe's errors should fall, and two views should disagree less about "
+        "the points. The spread of the points and the entropy of the teacher's mean target (1: it "
+        "uses all prototypes alike, 0: one) should stay away from 0.</p>",
         curves(
             {
-                **{key.removeprefix("loss/"): {key: series(pre, key)} for key in losses},
+                **{_loss_title(key): {key: series(pre, key)} for key in losses},
                 "probe: 2D error, % of the crop": {"probe": series(pre, "probe/err2d_percent")},
                 "probe: MPJPE, mm": {"probe": series(pre, "probe/mpjpe_mm")},
-                "points: spread, ndc": {"spread": series(pre, "keypoints/spread_ndc")},
-                "points: disagreement, ndc": {"gap": series(pre, "keypoints/disagreement_ndc")},
-                "entropy of mean target / log P": {
+                "points: spread, half crops": {"spread": series(pre, "keypoints/spread_ndc")},
+                "points: gap between views, half crops": {
+                    "gap": series(pre, "keypoints/disagreement_ndc")
+                },
+                "entropy of the mean target, share": {
                     "entropy": series(pre, "targets/entropy_of_mean")
                 },
             }

@@ -26,7 +26,7 @@ def metrics_table(
     """A row per predictor; millimetres with two decimals, shares with three, missing figures as a
     dash."""
     table = Table(title=title, title_justify="left")
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for _, heading in columns:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, figures in rows.items():

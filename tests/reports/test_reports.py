@@ -96,7 +96,13 @@ def test_the_report_has_every_part(tmp_path):
         folder = tmp_path / stage
         (folder / "pictures").mkdir(parents=True)
         lines = [
-            {"step": s, "loss": 5.0 - s, "loss/x": 1.0 / (s + 1), "val/mpjpe_mm": 30.0 - s}
+            {
+                "step": s,
+                "loss": 5.0 - s,
+                "loss/x": 1.0 / (s + 1),
+                "loss/class_hog": 1.0 / (s + 1),
+                "val/mpjpe_mm": 30.0 - s,
+            }
             for s in range(3)
         ]
         (folder / "scalars.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
@@ -117,6 +123,8 @@ def test_the_report_has_every_part(tmp_path):
     assert seen["svg"] >= 2
     assert seen["figure"] >= 5
     assert "head start" in text
+    assert ">class token tells contours<" in text
+    assert ">x<" in text
     assert "18.00" in text
     assert read_scalars(tmp_path / "nothing.jsonl") == []
 

@@ -1,4 +1,5 @@
 import json
+import re
 
 from tests.tools.calls import METRICS, TINY, call, small_data
 
@@ -18,5 +19,6 @@ def test_quickstart_runs_every_stage_and_reports(place):
     assert page.count("data:image/") >= 6
     assert "no picture" not in page
     assert "http" not in page.replace("http-equiv", "")
+    assert re.findall(r"\[(\d) of 6\]", text) == list("123456")
     assert "not at equal total compute" in text
     assert f"{rows[2]['mpjpe_mm']:.2f}" in page

@@ -247,7 +247,7 @@ def test_help_names_the_groups_and_experiments_of_its_tool(entry):
     groups = {k for node in written.defaults if node != "_self_" for k in node if "hydra" not in k}
     header = written.hydra.help.header
     named = header.split("Groups of this tool: ")[1]
-    assert groups <= set(re.findall(r"[a-z_]+", named))
+    assert groups == set(re.split(r"[.(]", named)[0].split())
     for name in re.findall(r"(?:quickstart|cpu)_\w+", header):
         assert name in options("experiment")
 
@@ -260,7 +260,7 @@ def test_a_supervised_start_without_weights_is_refused(tmp_path):
     words = ["method=supervised-init", f"paths.run_root={tmp_path}"]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose("pretrain", overrides=[*words, "experiment=quickstart_pretrain"])
-    with pytest.raises(ValueError, match=r"init=FILE or init=timm:NAME"):
+    with pytest.raises(ValueError, match=r"^init must be given: init=\.\.\."):
         pretrain(cfg)
     assert not list(tmp_path.iterdir())
 

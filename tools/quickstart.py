@@ -10,7 +10,6 @@ import json
 import subprocess
 import sys
 import time
-from itertools import count
 from pathlib import Path
 
 from handmim.reports.quickstart import COLUMNS, LABELS, LIMIT, SECONDS, write_report
@@ -21,14 +20,11 @@ TOOLS = Path(__file__).parent
 NUM_STAGES = 6
 
 
-STAGES = count(1)
-
-
-def stage(script: str, *overrides: str) -> float:
+def stage(number: int, script: str, *overrides: str) -> float:
     """Run one of the tools as a user would; returns its seconds."""
     command = [sys.executable, str(TOOLS / script), *overrides, "overwrite=true"]
     text = f"$ python tools/{script} {' '.join(command[2:])}"
-    print(f"\n[{next(STAGES)} of {NUM_STAGES}] {text}", flush=True)
+    print(f"\n[{number} of {NUM_STAGES}] {text}", flush=True)
     began = time.perf_counter()
     subprocess.run(command, check=True)
     return time.perf_counter() - began
@@ -46,15 +42,15 @@ def main() -> None:
     root = Path(roots[-1] if roots else "runs")
     folder = root / name
     machine = [o for o in args.overrides if o.startswith(("machine.", "paths.run_root="))]
-    print("render, pretrain, fine-tune twice, score: 8 to 16 minutes on two CPU cores")
+    print("render, pretrain, fine-tune twice, score: by default 8 to 16 minutes on two CPU cores")
     began = time.perf_counter()
     seconds = {}
     experiment = "experiment=quickstart_pretrain"
-    pretrain = stage("pretrain.py", experiment, f"name={name}/pretrain", *common)
+    pretrain = stage(1, "pretrain.py", experiment, f"name={name}/pretrain", *common)
     recipe = ["experiment=quickstart_finetune", *common]
-    seconds["scratch"] = stage("finetune.py", *recipe, f"name={name}/scratch")
+    seconds["scratch"] = stage(2, "finetune.py", *recipe, f"name={name}/scratch")
     init = f"init_from={folder / 'pretrain' / 'backbone.safetensors'}"
-    seconds["handmim"] = pretrain + stage("finetune.py", *recipe, f"name={name}/handmim", init)
+    seconds["handmim"] = pretrain + stage(3, "finetune.py", *recipe, f"name={name}/handmim", init)
     rows = []
     for row, source, predictor in (
         ("mean_hand", "scratch", "mean_hand"),
@@ -63,7 +59,7 @@ def main() -> None:
     ):
         checkpoint = f"checkpoint={folder / source / 'last.pt'}"
         words = [f"name={name}/eval_{row}", f"predictor={predictor}", "machine.num_threads=1"]
-        stage("eval.py", checkpoint, *words, *machine)
+        stage(4 + len(rows), "eval.py", checkpoint, *words, *machine)
         figures = json.loads((folder / f"eval_{row}" / "metrics.json").read_text())
         rows.append({"name": row, "seconds": seconds.get(row, 0.0), **figures})
     total = time.perf_counter() - began

@@ -12,6 +12,7 @@ from handmim.ablation.files import read_json
 from handmim.ablation.overrides import PROBED, decides, decisive, digest
 from handmim.ablation.store import StageStore, figures_of
 from handmim.ablation.table import Row, Table, fraction_name
+from handmim.utils.config import resolved
 
 Compose = Callable[[str, list[str]], DictConfig]
 CELL, ERROR = "cell.json", "error.txt"
@@ -202,6 +203,11 @@ def _composed(table: Table, row: Row, compose: Compose) -> Part:
 
 def _compose_row(row: Row, stage: str, words: list[str], compose: Compose) -> DictConfig:
     try:
-        return compose(stage, words)
+        cfg = compose(stage, words)
+        resolved(cfg)
+        return cfg
     except Exception as error:  # hydra's and omegaconf's have no common base
-        raise ValueError(f"row {row.name} does not compose for {stage}: {error}") from error
+        raise ValueError(
+            f"row {row.name} does not compose for {stage}: {error} (words for all rows: "
+            f"'{stage}=[...]')"
+        ) from error

@@ -132,10 +132,13 @@ def _check_pixels(backbone: ViT, file: ViTFile) -> None:
 
 
 def _public_heads(width: int) -> int | None:
-    """Heads of the public ViTs of a width, None where none is known: 64 channels each, ViT-H 80."""
-    if width == 1280:
+    """Heads of timm's plain ViTs of a width: 64 channels each up to ViT-L, 16 heads in ViT-H, g, G.
+
+    None where widths do not tell.
+    """
+    if width in (1280, 1408, 1664):
         return 16
-    return width // 64 if width % 64 == 0 else None
+    return width // 64 if width <= 1024 and width % 64 == 0 else None
 
 
 def _warnings(backbone: ViT, file: ViTFile) -> tuple[str, ...]:
@@ -146,11 +149,12 @@ def _warnings(backbone: ViT, file: ViTFile) -> tuple[str, ...]:
             f"{backbone.pixel_norm} (task.backbone.pixel_norm=imagenet)"
         )
     usual = _public_heads(backbone.embed_dim)
-    if file.num_heads is None and usual not in (None, backbone.num_heads):
+    is_ours = file.pixel_norm is not None
+    if not is_ours and file.num_heads is None and usual not in (None, backbone.num_heads):
         found.append(
             f"the file does not say how many heads its attention has; public ViTs of width "
             f"{backbone.embed_dim} have {usual}, this backbone has {backbone.num_heads} "
-            f"(task.backbone.size.num_heads={usual})"
+            f"(++task.backbone.size.num_heads={usual})"
         )
     return tuple(found)
 
@@ -230,22 +234,35 @@ def _check_size(backbone: ViT, weights: dict[str, Tensor], file: ViTFile) -> Non
     wrong = [w for w in wrong if w]
     if not wrong:
         return
-    fitting = BACKBONES.get((width, depth))
-    advice = f"backbone={fitting}" if fitting else _size_words(width, depth, weights, file)
+    words = _size_words(backbone, weights, file)
     raise ValueError(
-        f"{file.source} holds a ViT of width {width} and depth {depth} ({advice}), this backbone "
-        f"has width {backbone.embed_dim} and depth {backbone.depth}; what differs: "
+        f"{file.source} holds a ViT of width {width} and depth {depth}, this backbone has width "
+        f"{backbone.embed_dim} and depth {backbone.depth}{f'; give {words}' if words else ''}; "
+        "what differs: "
         f"{', '.join(wrong[:4])}{f' and {len(wrong) - 4} more' if len(wrong) > 4 else ''}"
     )
 
 
-def _size_words(width: int, depth: int, weights: dict[str, Tensor], file: ViTFile) -> str:
-    """Overrides that give a backbone the size of a file, as far as it tells."""
-    size: dict[str, Any] = {"embed_dim": width, "depth": depth}
-    size["num_heads"] = file.num_heads or _public_heads(width)
-    if "blocks.0.mlp.fc1.weight" in weights:
-        size["mlp_ratio"] = len(weights["blocks.0.mlp.fc1.weight"]) / width
-    return " ".join(f"++task.backbone.size.{k}={v:g}" for k, v in size.items() if v is not None)
+def _size_words(backbone: ViT, weights: dict[str, Tensor], file: ViTFile) -> str:
+    """Overrides that give a backbone the size of a file, as far as it tells; empty where they would
+    change nothing."""
+    width, depth = len(weights["patch_embed.proj.weight"]), _depth(weights)
+    mine = (backbone.embed_dim, backbone.depth)
+    fitting = BACKBONES.get((width, depth))
+    if fitting is not None and mine != (width, depth):
+        return f"backbone={fitting}"
+    size: dict[str, Any] = {}
+    if mine != (width, depth):
+        size = {"embed_dim": width, "depth": depth, "num_heads": _public_heads(width)}
+    if file.num_heads not in (None, backbone.num_heads):
+        size["num_heads"] = file.num_heads
+    fc1 = "blocks.0.mlp.fc1.weight"
+    hidden = len(weights[fc1]) if fc1 in weights else None
+    if hidden is not None and hidden != len(backbone.net.state_dict()[fc1]):
+        ratio = hidden / width
+        # timm cuts width times ratio down to a whole number.
+        size["mlp_ratio"] = ratio if int(width * ratio) == hidden else math.nextafter(ratio, hidden)
+    return " ".join(f"++task.backbone.size.{k}={v}" for k, v in size.items() if v is not None)
 
 
 def _differs(name: str, mine: dict[str, Any], theirs: dict[str, Tensor]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
+from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
@@ -195,9 +195,11 @@ class ViT(nn.Module):
             **(extra or {}),
         }
         weights = {k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
-        # Not save_file: its files are readable by their owner only, whatever the umask.
         partial = path.with_suffix(".partial")
-        partial.write_bytes(save(weights, metadata=meta))
+        partial.touch()
+        mode = partial.stat().st_mode
+        save_file(weights, partial, metadata=meta)
+        partial.chmod(mode)  # safetensors lets nobody but the owner read, whatever the umask
         partial.replace(path)
 
 

@@ -64,8 +64,8 @@ def read_vit(source: str) -> ViTFile:
     if not source.startswith(TIMM):
         return _found(source, *_tensors(Path(source)))
     path, card = cached_timm(source.removeprefix(TIMM))
-    tensors, _, _ = _tensors(path)
-    return _found(source, tensors, {}, None, tuple(card.mean), tuple(card.std))
+    tensors, _ = _tensors(path)
+    return _found(source, tensors, {}, tuple(card.mean), tuple(card.std))
 
 
 def cached_timm(name: str) -> tuple[Path, Any]:
@@ -90,15 +90,15 @@ def cached_timm(name: str) -> tuple[Path, Any]:
     )
 
 
-def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str | None]:
-    """Dotted names to tensors, metadata, and the pixel_norm of a training checkpoint of ours."""
+def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Dotted names to tensors, and what the file says of the ViT itself."""
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path} (init=, init_from=)")
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
                 names = file.keys()
-                return {k: file.get_tensor(k) for k in names}, dict(file.metadata() or {}), None
+                return {k: file.get_tensor(k) for k in names}, dict(file.metadata() or {})
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
     try:
@@ -115,10 +115,18 @@ def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str | None]
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is damaged or holds no weights: {error}") from error
-    config: Any = state.get("config") if isinstance(state, Mapping) else None
-    for key in ("task", "backbone", "pixel_norm"):
-        config = config.get(key) if isinstance(config, Mapping) else None
-    return tensors, {}, config if isinstance(config, str) else None
+    said = {
+        "pixel_norm": _value(state, "config", "task", "backbone", "pixel_norm"),
+        "num_heads": _value(state, "config", "task", "backbone", "size", "num_heads"),
+    }
+    return tensors, {key: str(value) for key, value in said.items() if value is not None}
+
+
+def _value(node: Any, *keys: str) -> Any:
+    """What lies below nested keys; None where one is missing."""
+    for key in keys:
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
 
 
 def _flat(state: Any, name: str) -> Iterator[tuple[str, Tensor]]:
@@ -134,7 +142,6 @@ def _found(
     source: str,
     tensors: Mapping[str, Tensor],
     meta: dict[str, str],
-    pixel_norm: str | None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
 ) -> ViTFile:
@@ -174,7 +181,7 @@ def _found(
         weights=weights,
         mask_token=mask_token,
         unused=unused,
-        pixel_norm=meta.get("pixel_norm", pixel_norm),
+        pixel_norm=meta.get("pixel_norm"),
         num_heads=None if heads is None else int(heads),
         mean=mean,
         std=std,

@@ -29,18 +29,16 @@ def pretrain(cfg: DictConfig) -> Pretrained:
 
     Args:
         cfg: composed from configs/pretrain.yaml; train=false exports the initial weights.
-    Raises: ValueError for a config that lacks what only the user knows; see `init` and `data`.
+    Raises: ValueError for a config that lacks what only the user knows.
     """
     drop_unbuilt(cfg.task.losses)
     drop_unbuilt(cfg.task.heads)
-    if cfg.init == "":
-        raise ValueError(
-            "this method begins from weights that you have: init=FILE or init=timm:NAME (init)"
-        )
     run = start_run(cfg, resume=cfg.resume)
     task = instantiate(cfg.task)
     if cfg.init is not None:
         task.load_initial(cfg.init)
+    elif not cfg.train:
+        run.log.warning("train=false and init=null: random weights are exported")
     result = _train(cfg, run, task) if cfg.train else FitResult(0, 0.0, 0.0, False, {})
     path = run.dir / BACKBONE
     if run.is_main:

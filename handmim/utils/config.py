@@ -9,13 +9,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 def resolved(cfg: DictConfig) -> dict[str, Any]:
     """A composed config as plain containers, interpolations filled in.
 
-    Raises: ValueError naming every value that only the user knows ("???") and has not given.
+    Raises: ValueError naming every value that only the user knows and has not given: "???", or ""
+        where that would not replace a default.
     """
     leaves = flatten(OmegaConf.to_container(cfg))
-    missing = [key for key, value in leaves.items() if value == "???"]
+    missing = [key for key, value in leaves.items() if value in ("???", "")]
     if missing:
         raise ValueError(
-            f"{', '.join(missing)} must be given, there is no default: "
+            f"{', '.join(missing)} must be given: "
             f"{' '.join(f'{key}=...' for key in missing)} (see --help, --cfg job)"
         )
     plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)

@@ -18,6 +18,12 @@ from handmim.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT
 from tests.models.vit_files import FILES, HAS_MASK_TOKEN, SIZE, noise, ours, renamed, theirs
 
 
+def size_words(text: str) -> dict[str, float]:
+    """Overrides of the size that an error names, as numbers."""
+    words = re.findall(r"\+\+task\.backbone\.size\.(\w+)=([\d.e-]+)", text)
+    return {key: float(v) if key == "mlp_ratio" else int(v) for key, v in words}
+
+
 def assert_same_features(vit: ViT, net: Any, **tolerance: float) -> None:
     image = torch.rand(2, 3, vit.img_px, vit.img_px)
     tokens = vit(image)
@@ -138,11 +144,13 @@ def test_nothing_is_downloaded(tmp_path: Path, monkeypatch: Any):
 def test_another_size_is_named_with_the_backbone_that_fits(tmp_path: Path):
     path = tmp_path / "a.pth"
     torch.save(theirs(depth=3, embed_dim=96).state_dict(), path)
-    with pytest.raises(ValueError, match=r"backbone=vit_nano_p8.*width 24 and depth 2.*width 96"):
+    with pytest.raises(
+        ValueError, match=r"width 24 and depth 2; give backbone=vit_nano_p8; .*: width 96 "
+    ):
         load_initial(ours(), str(path))
     for depth in (1, 3):  # more blocks than ours are no better than fewer
         torch.save(theirs(depth=depth).state_dict(), path)
-        with pytest.raises(ValueError, match=rf"depth {depth} .*blocks\.\d\.attn"):
+        with pytest.raises(ValueError, match=rf"depth {depth}, .*blocks\.\d\.attn"):
             load_initial(ours(), str(path))
     weights = theirs().state_dict()
     del weights["blocks.1.attn.qkv.bias"]
@@ -213,7 +221,7 @@ def test_heads_that_a_public_file_does_not_tell_are_warned_of(tmp_path: Path):
     size = {"embed_dim": 64, "depth": 2, "num_heads": 1}
     torch.save(theirs(**size).state_dict(), tmp_path / "a.pth")
     (warning,) = load_initial(ours(size=size | {"num_heads": 4}), str(tmp_path / "a.pth")).warnings
-    assert "width 64 have 1, this backbone has 4 (task.backbone.size.num_heads=1)" in warning
+    assert "width 64 have 1, this backbone has 4 (++task.backbone.size.num_heads=1)" in warning
     assert load_initial(ours(size=size), str(tmp_path / "a.pth")).warnings == ()
 
 
@@ -222,14 +230,44 @@ def test_a_file_of_another_size_names_the_overrides_that_fit(tmp_path: Path):
     torch.save(theirs(**size).state_dict(), tmp_path / "a.pth")
     with pytest.raises(ValueError, match="width 64 and depth 3") as raised:
         load_initial(ours(), str(tmp_path / "a.pth"))
-    words = re.findall(r"\+\+task\.backbone\.size\.(\w+)=([\d.]+)", str(raised.value))
-    assert words == [("embed_dim", "64"), ("depth", "3"), ("num_heads", "1"), ("mlp_ratio", "2")]
-    named = {key: float(value) if key == "mlp_ratio" else int(value) for key, value in words}
+    named = size_words(str(raised.value))
+    assert named == {"embed_dim": 64, "depth": 3, "num_heads": 1, "mlp_ratio": 2.0}
     assert load_initial(ours(size=named), str(tmp_path / "a.pth")).missing == ("mask_token",)
     # The size comes first: the pixels of a ViT that cannot fit are beside the point.
     ours(size=named).export(tmp_path / "b.safetensors")
     with pytest.raises(ValueError, match="holds a ViT of width 64"):
         load_initial(ours(pixel_norm="per_image"), str(tmp_path / "b.safetensors"))
+
+
+@pytest.mark.parametrize(("width", "hidden"), [(24, 71), (144, 538), (104, 272), (192, 1120)])
+def test_a_ratio_that_is_no_short_decimal_is_named_exactly(tmp_path: Path, width, hidden):
+    size = {"embed_dim": width, "depth": 2, "num_heads": 2, "mlp_ratio": (hidden + 0.5) / width}
+    net = theirs(**size)
+    assert len(net.state_dict()["blocks.0.mlp.fc1.bias"]) == hidden
+    torch.save(net.state_dict(), tmp_path / "a.pth")
+    mine = SIZE | {"embed_dim": width}
+    with pytest.raises(ValueError, match="what differs") as raised:
+        load_initial(ours(size=mine), str(tmp_path / "a.pth"))
+    named = size_words(str(raised.value))
+    assert set(named) == {"mlp_ratio"}, "nothing but the ratio differs"
+    load_initial(ours(size=mine | named), str(tmp_path / "a.pth"))
+
+
+def test_tensors_that_no_size_explains_get_no_advice(tmp_path: Path):
+    torch.save(theirs(qk_norm=True).state_dict(), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r"k_norm\.bias is too much") as raised:
+        load_initial(ours(), str(tmp_path / "a.pth"))
+    assert "give" not in str(raised.value)
+
+
+def test_our_checkpoints_tell_their_heads(tmp_path: Path):
+    size = {"embed_dim": 64, "depth": 2, "num_heads": 4}
+    backbone = {"pixel_norm": "imagenet", "size": size}
+    state = {"task": renamed(ours(size=size).net.state_dict(), "student.backbone.net.")}
+    torch.save(state | {"config": {"task": {"backbone": backbone}}}, tmp_path / "last.pt")
+    assert load_initial(ours(size=size), str(tmp_path / "last.pt")).warnings == ()
+    with pytest.raises(ValueError, match=r"give \+\+task.backbone.size.num_heads=4; .*4 heads"):
+        load_initial(ours(size=size | {"num_heads": 1}), str(tmp_path / "last.pt"))
 
 
 def test_an_export_is_as_open_as_the_umask_leaves_it(tmp_path: Path):

@@ -35,6 +35,11 @@ def answer(folder: Path, script: str, *words: str) -> str:
         ("benchmark_methods.py", ["a=1", "--steps=0", "b=2"], "--steps must be >= 1, got 0"),
         ("doctor.py", ["freihnad=DIR"], "Key 'freihnad' is not in struct"),
         ("ablate.py", ["table=objectives", "dry_run=true", "rows=[random]"], "3 of 3 cells to run"),
+        (
+            "ablate.py",
+            ["table=rivals", "dry_run=true", 'pretrain=["method=supervised-init","data=folder"]'],
+            "row random does not compose for pretrain: init, data.root must be given",
+        ),
         ("ablate.py", ["table=objectives", "rows=[nope]"], "no rows ['nope'] in this table"),
     ],
     ids=lambda value: value if isinstance(value, str) and value.endswith(".py") else "",

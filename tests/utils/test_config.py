@@ -8,7 +8,7 @@ def test_everything_that_only_the_user_knows_is_named_at_once():
     cfg = OmegaConf.create(
         {
             "data": {"root": "???", "train": {"root": "${data.root}"}},
-            "probe": {"root": "???"},
+            "probe": {"root": ""},
             "n": 1,
         }
     )

@@ -25,11 +25,11 @@ SECONDS = (
     "HandMIM's row holds its pretraining with probes, too."
 )
 LOSSES = {  # what a curve is of, for losses of method=handmim; others keep their names
-    "patch_distill": "hidden patches as the teacher sees them",
+    "patch_distill": "hidden patches like the teacher",
     "keypoint_align": "pseudo-keypoints of two views meet",
-    "keypoint_agree": "class token names the pseudo-keypoints",
+    "keypoint_agree": "class token names the points",
     "pixel_recon": "hidden pixels redrawn",
-    "view_affine": "class tokens tell the map between views",
+    "view_affine": "class tokens tell the map of views",
     "class_hog": "class token tells contours",
     "point_hog": "points tell the other view's contours",
     "patch_hog": "patches tell contours",

@@ -12,7 +12,6 @@ from handmim.ablation.files import read_json
 from handmim.ablation.overrides import PROBED, decides, decisive, digest
 from handmim.ablation.store import StageStore, figures_of
 from handmim.ablation.table import Row, Table, fraction_name
-from handmim.utils.config import resolved
 
 Compose = Callable[[str, list[str]], DictConfig]
 CELL, ERROR = "cell.json", "error.txt"
@@ -189,9 +188,10 @@ def plan(table: Table, folder: Path, compose: Compose, store: StageStore) -> Pla
 
 def _composed(table: Table, row: Row, compose: Compose) -> Part:
     asked = {"pretrain": list(row.pretrain), "finetune": list(row.finetune)}
-    configs = {stage: _compose_row(row, stage, words, compose) for stage, words in asked.items()}
+    made = {stage: _compose_row(row, stage, words, compose) for stage, words in asked.items()}
+    configs = {stage: cfg for stage, (cfg, _) in made.items()}
     overrides = {stage: [w for w in words if decides(w)] for stage, words in asked.items()}
-    content = {stage: decisive(cfg) for stage, cfg in configs.items()}
+    content = {stage: plain for stage, (_, plain) in made.items()}
     if not row.is_pretrained:  # nothing else is taken from its config
         overrides["start"] = [row.init_from or "random"]
         content["pretrain"] = {k: content["pretrain"].get(k) for k in PROBED}
@@ -201,11 +201,13 @@ def _composed(table: Table, row: Row, compose: Compose) -> Part:
     return Part(overrides, digest(content), steps)
 
 
-def _compose_row(row: Row, stage: str, words: list[str], compose: Compose) -> DictConfig:
+def _compose_row(
+    row: Row, stage: str, words: list[str], compose: Compose
+) -> tuple[DictConfig, dict[str, Any]]:
+    """A row's config of one stage, and the part of it that decides the result."""
     try:
         cfg = compose(stage, words)
-        resolved(cfg)
-        return cfg
+        return cfg, decisive(cfg)
     except Exception as error:  # hydra's and omegaconf's have no common base
         raise ValueError(
             f"row {row.name} does not compose for {stage}: {error} (words for all rows: "

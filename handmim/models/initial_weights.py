@@ -258,7 +258,7 @@ def _size_words(backbone: ViT, weights: dict[str, Tensor], file: ViTFile) -> str
         size["num_heads"] = file.num_heads
     fc1 = "blocks.0.mlp.fc1.weight"
     hidden = len(weights[fc1]) if fc1 in weights else None
-    if hidden is not None and hidden != len(backbone.net.state_dict()[fc1]):
+    if hidden is not None and (mine[0], len(backbone.net.state_dict()[fc1])) != (width, hidden):
         ratio = hidden / width
         # timm cuts width times ratio down to a whole number.
         size["mlp_ratio"] = ratio if int(width * ratio) == hidden else math.nextafter(ratio, hidden)

@@ -253,6 +253,14 @@ def test_a_ratio_that_is_no_short_decimal_is_named_exactly(tmp_path: Path, width
     load_initial(ours(size=mine | named), str(tmp_path / "a.pth"))
 
 
+def test_another_width_names_the_ratio_though_as_many_units_are_hidden(tmp_path: Path):
+    size = {"embed_dim": 64, "depth": 2, "mlp_ratio": 1.5, "num_heads": 1}  # 96 as in 24 x 4
+    torch.save(theirs(**size).state_dict(), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="what differs") as raised:
+        load_initial(ours(), str(tmp_path / "a.pth"))
+    assert size_words(str(raised.value)) == size
+
+
 def test_tensors_that_no_size_explains_get_no_advice(tmp_path: Path):
     torch.save(theirs(qk_norm=True).state_dict(), tmp_path / "a.pth")
     with pytest.raises(ValueError, match=r"k_norm\.bias is too much") as raised:

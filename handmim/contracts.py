@@ -103,9 +103,22 @@ class HandBatch(NamedTuple):
     betas: Tensor  # [B, 10]
     has_mano: Tensor  # [B] bool
 
+    @property
+    def lens(self) -> "Lens":
+        """What is known of the camera behind these crops."""
+        return Lens(self.K_crop_px, self.has_K, self.image.shape[-1])
+
     def moved(self, device: torch.device) -> "HandBatch":
         """The same batch on a device."""
         return HandBatch(*(field.to(device) for field in self))
+
+
+class Lens(NamedTuple):
+    """Intrinsics of crops, where they are known."""
+
+    K_crop_px: Tensor  # [B, 3, 3]
+    has_K: Tensor  # [B] bool
+    img_px: int  # side of the crops that K speaks of
 
 
 class Tokens(NamedTuple):
@@ -178,12 +191,19 @@ class HandState(NamedTuple):
     joints_root_m: Tensor  # [B, 21, 3]
     verts_crop_ndc: Tensor  # [B, V, 2]
     joints_crop_ndc: Tensor  # [B, 21, 2]
+    # Where the root joint stands before the camera: [B, 3], in metres where is_metric [B] bool is
+    # on (the crop's intrinsics are known), zero elsewhere. None where a head does not say it.
+    transl_cam_m: Tensor | None = None
+    is_metric: Tensor | None = None
 
 
 class HandOutputs(NamedTuple):
-    """All refinement steps, first the mean hand that the head starts from, last the answer."""
+    """All refinement steps, first the mean hand that the head starts from, last the answer; and
+    what a head was asked to draw beside it."""
 
     steps: tuple[HandState, ...]  # T + 1
+    heatmaps: Tensor | None = None  # [B, 21, h, w] of the joints in the crop
+    silhouette: Tensor | None = None  # [B, h, w] logits of the hand's pixels
 
 
 class StepInfo(NamedTuple):

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmim.contracts import HandOutputs, HandState
-from handmim.geometry.camera import project_weak
+from handmim.contracts import HandOutputs, HandState, Lens
+from handmim.hand.crop_camera import CropCamera
 from handmim.hand.model import HandLayer
 from handmim.hand.skeleton import CHAIN_FROM_CANONICAL, JOINT_RULES, ROOT_JOINT
 
@@ -52,31 +52,41 @@ class JointRules(nn.Module):
         tips = verts_m[samples, self.tip_verts[rule]]  # [B, 5, 3]
         return torch.cat([chain, tips], dim=1)[:, self.hand.order21]
 
-    def state(self, state: HandState, rule: Tensor, scale0_per_m: float) -> HandState:
+    def state(
+        self, state: HandState, rule: Tensor, camera: CropCamera, lens: Lens | None = None
+    ) -> HandState:
         """An estimate whose joints follow the hand model's own rule, in the samples' rules.
 
-        The root moves with its definition, and the weak-perspective camera with the root, so that
-        every vertex keeps its place in the picture.
+        The root moves with its definition, and camera and place with the root, so that every
+        vertex keeps its place in the picture.
 
         Args:
             state: as heads give it.
             rule: [B] int64.
-            scale0_per_m: of its camera.
+            camera: that it is seen by.
+            lens: of the crops.
         """
         with torch.autocast(rule.device.type, enabled=False):
             verts = state.verts_root_m.float()
             own_joints = state.joints_root_m.float()
             joints = self.joints(verts, own_joints[:, self.chain_order], rule)
-            root = joints[:, ROOT_JOINT, None]
-            shift = F.pad(root[:, 0, :2], (1, 0))
-            cam = state.cam.float() + shift
+            root = joints[:, ROOT_JOINT]
+            joints = joints - root[:, None]
+            cam = state.cam.float() + F.pad(root[:, :2], (1, 0))
+            transl = state.transl_cam_m
+            if transl is not None and state.is_metric is not None:
+                transl = torch.where(state.is_metric[:, None], transl + root, 0.0)
             return state._replace(
                 cam=cam,
-                verts_root_m=verts - root,
-                joints_root_m=joints - root,
-                joints_crop_ndc=project_weak(joints - root, cam, scale0_per_m),
+                verts_root_m=verts - root[:, None],
+                joints_root_m=joints,
+                joints_crop_ndc=camera.see(joints, cam, transl, lens),
+                transl_cam_m=transl,
             )
 
-    def outputs(self, out: HandOutputs, rule: Tensor, scale0_per_m: float) -> HandOutputs:
+    def outputs(
+        self, out: HandOutputs, rule: Tensor, camera: CropCamera, lens: Lens | None = None
+    ) -> HandOutputs:
         """`state` on every refinement step."""
-        return HandOutputs(tuple(self.state(s, rule, scale0_per_m) for s in out.steps))
+        steps = tuple(self.state(s, rule, camera, lens) for s in out.steps)
+        return out._replace(steps=steps)

@@ -37,8 +37,9 @@ def place(state: HandState, batch: HandBatch, placement: str) -> tuple[Tensor, T
     Args:
         state: root-relative estimate and where its joints are seen.
         batch: upright evaluation crops; left hands are mirrored back.
-        placement: "predicted" solves the translation from the estimate's own projection and K;
-            "given_wrist" takes the labelled wrist, as HO-3D's evaluation provides it.
+        placement: "predicted" takes the place that the estimate says, or else solves it from the
+            estimate's own projection and K; "given_wrist" takes the labelled wrist, as HO-3D's
+            evaluation provides it.
     Returns: [B, 21, 3] and [B, V, 3] metres, OpenCV camera, float64.
     Raises: ValueError where K, or the wrist, is not known.
     """
@@ -58,6 +59,9 @@ def place(state: HandState, batch: HandBatch, placement: str) -> tuple[Tensor, T
             )
         seen_px = px_from_ndc(state.joints_crop_ndc.double(), batch.image.shape[-1])
         transl = solve_translation(joints, seen_px, batch.K_crop_px)
+        if state.transl_cam_m is not None and state.is_metric is not None:
+            said = state.transl_cam_m.double()
+            transl = torch.where(state.is_metric[:, None], said, transl)
     back = torch.where(
         batch.was_left[:, None, None],
         torch.from_numpy(MIRROR).to(joints),

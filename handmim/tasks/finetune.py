@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from handmim.contracts import HandBatch, HandOutputs, HandSample, HandState
+from handmim.contracts import HandBatch, HandOutputs, HandSample, HandState, Lens
 from handmim.data.augment import HandAugment
 from handmim.data.loader import batches
 from handmim.geometry.align import root_align
@@ -17,7 +17,7 @@ from handmim.hand.model import HandLayer
 from handmim.hand.rules import JointRules
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.losses.total import Weighted
-from handmim.models.heads.pymaf import PyMafHead
+from handmim.models.heads.hand_head import HandHead
 from handmim.models.vit import ViT
 from handmim.tasks.regression import RegressionTask, some_of
 
@@ -32,12 +32,12 @@ class HandRegressionTask(RegressionTask):
         options: of every regression, see `RegressionTask`.
     """
 
-    head: PyMafHead
+    head: HandHead
 
     def __init__(
         self,
         backbone: ViT,
-        head: Callable[..., PyMafHead],
+        head: Callable[..., HandHead],
         losses: Mapping[str, Weighted],
         *,
         backbone_lr_scale: float = 1.0,
@@ -59,32 +59,36 @@ class HandRegressionTask(RegressionTask):
         """The hand model that is regressed."""
         return self.head.hand
 
-    def predict(self, image: Tensor, joint_rule: Tensor | None = None) -> HandOutputs:
+    def predict(
+        self, image: Tensor, joint_rule: Tensor | None = None, lens: Lens | None = None
+    ) -> HandOutputs:
         """Pictures to all refinement steps.
 
         Args:
             image: [B, 3, H, W] in [0, 1].
             joint_rule: [B] whose joints are wanted; None takes the hand model's own.
+            lens: of the pictures; None where nothing is known of the camera.
         """
-        out = self.head(self.tokens(image))
+        out: HandOutputs = self.head(self.tokens(image, self.head.tapped_blocks), lens)
         if joint_rule is None:
             return out
-        return self.joint_rules.outputs(out, joint_rule, self.head.scale0_per_m)
+        return self.joint_rules.outputs(out, joint_rule, self.head.camera, lens)
 
     def outputs(self, batch: HandBatch) -> HandOutputs:
         """All refinement steps in the samples' joint rules."""
-        return self.predict(batch.image, batch.joint_rule)
+        return self.predict(batch.image, batch.joint_rule, batch.lens)
 
     def mean_estimate(self, batch: HandBatch) -> HandState:
         """The hand that the head starts from."""
-        state = self.head.decode(self.head.mean_state(len(batch.image)))
-        return self.joint_rules.state(state, batch.joint_rule, self.head.scale0_per_m)
+        state = self.head.decode(self.head.mean_state(len(batch.image)), batch.lens)
+        return self.joint_rules.state(state, batch.joint_rule, self.head.camera, batch.lens)
 
     def true_estimate(self, batch: HandBatch) -> HandState:
         """The labels: posed from MANO parameters where they are known, else the labelled mesh."""
         if not bool((batch.has_mano | (batch.has_verts & batch.joints_valid.all(dim=1))).all()):
             raise ValueError("predictor=truth needs labels, and this set has none")
-        scale0 = self.head.scale0_per_m
+        camera = self.head.camera
+        scale0 = camera.scale0_per_m
         root = batch.joints_cam_m[:, ROOT_JOINT, None]
         labelled = batch.verts_cam_m - root, batch.joints_cam_m - root
         mesh = self.hand(batch.rotmats, batch.betas)
@@ -100,12 +104,15 @@ class HandRegressionTask(RegressionTask):
             verts_crop_ndc=project_weak(own, cam, scale0),
             joints_crop_ndc=project_weak(own_joints, cam, scale0),
         )
-        state = self.joint_rules.state(state, batch.joint_rule, scale0)
+        state = self.joint_rules.state(state, batch.joint_rule, camera)
         posed = batch.has_mano[:, None, None]
+        placed = batch.has_K & batch.joints_valid[:, ROOT_JOINT]
         return state._replace(
             verts_root_m=torch.where(posed, state.verts_root_m, labelled[0]),
             joints_root_m=torch.where(posed, state.joints_root_m, labelled[1]),
             joints_crop_ndc=batch.kp2d_crop_ndc,  # seen by the true camera, not a weak one
+            transl_cam_m=torch.where(placed[:, None], root[:, 0], 0.0),
+            is_metric=placed,
         )
 
     @torch.no_grad()
@@ -120,7 +127,7 @@ class HandRegressionTask(RegressionTask):
         """The mean hand, and the mean and deviation of the class token."""
         dataset = some_of(dataset, max_pictures)
         mean = mean_hand(
-            dataset, augment, self.head.scale0_per_m, self.hand, num_workers=num_workers
+            dataset, augment, self.head.camera.scale0_per_m, self.hand, num_workers=num_workers
         )
         self.head.set_mean_hand(*mean)
         if not self.head.standardise_cls:

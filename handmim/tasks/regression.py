@@ -2,7 +2,7 @@
 training and scoring ask."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -106,10 +106,15 @@ class RegressionTask(nn.Module, ABC):
         answer: Any = self.outputs(batch).steps[-1]
         return answer
 
-    def tokens(self, image: Tensor) -> Tokens:
-        """[B, 3, H, W] in [0, 1] through the backbone, without its gradient when it is frozen."""
+    def tokens(self, image: Tensor, taps: Sequence[int] = ()) -> Tokens:
+        """Pictures through the backbone, without its gradient when it is frozen.
+
+        Args:
+            image: [B, 3, H, W] in [0, 1].
+            taps: blocks whose patch tokens are wanted too.
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
-            return self.backbone(image)
+            return self.backbone(image, taps=taps)
 
     def train(self, mode: bool = True) -> "RegressionTask":
         """As every module; a frozen backbone stays as in evaluation."""

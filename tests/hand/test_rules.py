@@ -5,6 +5,7 @@ import torch
 from handmim.contracts import HandOutputs, HandState
 from handmim.geometry.camera import project_weak
 from handmim.hand.conventions import regressed_joints, rotvec_to_matrix
+from handmim.hand.crop_camera import CropCamera
 from handmim.hand.rules import JointRules
 from handmim.hand.skeleton import FINGERTIP_VERTS, RULE_NAMES
 
@@ -49,11 +50,11 @@ def test_a_rule_moves_joints_and_root_but_no_vertex_in_the_picture(hand, posed):
         rotmats, betas, cam, verts, joints,
         project_weak(verts, cam, scale0), project_weak(joints, cam, scale0),
     )  # fmt: skip
-    layer = JointRules(hand)
-    same = layer.state(state, rules(*["model"] * 4), scale0)
-    for a, b in zip(same, state, strict=True):
+    layer, camera = JointRules(hand), CropCamera("weak", scale0)
+    same = layer.state(state, rules(*["model"] * 4), camera)
+    for a, b in zip(same[:7], state[:7], strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
-    (other,) = layer.outputs(HandOutputs((state,)), rules(*["freihand"] * 4), scale0).steps
+    (other,) = layer.outputs(HandOutputs((state,)), rules(*["freihand"] * 4), camera).steps
     assert other.joints_root_m[:, 9].abs().max() < 1e-7
     # the same vertices in the same place of the picture, seen from the new root
     again = project_weak(other.verts_root_m, other.cam, scale0)

@@ -132,14 +132,18 @@ def test_farthest_points_spread_over_the_hand(hand_arrays):
     assert (chosen[:10] == again).all()
 
 
+def token_map(t: Tokens) -> torch.Tensor:
+    return t.patches.transpose(1, 2).unflatten(2, t.grid_hw)
+
+
 def test_pyramid_doubles_and_keeps_places():
     torch.manual_seed(0)
-    maps = LightPyramid(12, channels=8, num_levels=3)(tokens())
+    maps = LightPyramid(12, channels=8, num_levels=3)(token_map(tokens()))
     assert [tuple(m.shape) for m in maps] == [(2, 8, 4, 4), (2, 8, 8, 8), (2, 8, 16, 16)]
     first = LightPyramid(12, channels=8, num_levels=1)
     t = tokens(1)
     other = t._replace(patches=t.patches.clone())
     other.patches[0, 6] += 5.0  # row 1, column 2 of the 4 x 4 grid
-    (a,), (b,) = first(t), first(other)
+    (a,), (b,) = first(token_map(t)), first(token_map(other))
     change = (a - b).abs().sum(dim=(0, 1))
     assert change.argmax().item() == 6

@@ -1,0 +1,114 @@
+"""How a regressed hand is seen in its crop.
+
+Every head regresses (log(s / s0), tx, ty) of a weak-perspective camera. Taken as it is, size and
+distance of the hand cannot be told apart and depth stays unknown. Where the intrinsics of the crop
+are known, the same three numbers fix where the hand stands: the pinhole camera whose first-order
+picture of the root joint is that of the weak one. Only then is depth metric, as far as the size of
+the hand is.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from handmim.contracts import Lens
+from handmim.geometry.camera import ndc_from_px, project, project_weak, px_from_ndc
+from handmim.geometry.crop import invert, transform_points
+
+CAMERAS = ("weak", "pinhole")
+MIN_DEPTH_M = 0.02  # nearer points have no picture; early guesses may stand behind the camera
+
+
+def focal_px(K_px: Tensor) -> Tensor:
+    """[..., 3, 3] intrinsics to [...]: geometric mean of both focal lengths, whatever rotation and
+    skew a turned crop has put into K."""
+    a, b, c, d = K_px[..., :2, :2].flatten(-2).unbind(-1)
+    return (a * d - b * c).abs().sqrt()
+
+
+def stand(cam: Tensor, lens: Lens, scale0_per_m: float) -> Tensor:
+    """Place of the root joint from a weak-perspective camera and true intrinsics.
+
+    s ndc units per metre are s S / 2 pixels per metre, and a pinhole shows f / Z of them: Z = 2 f /
+    (s S). The root is seen at s (tx, ty).
+
+    Args:
+        cam: [B, 3] (log(s / s0), tx_m, ty_m).
+        lens: of the crops; samples without K get numbers that mean nothing.
+        scale0_per_m: s0.
+    Returns: [B, 3] metres, OpenCV camera.
+    """
+    K = _usable(lens)
+    scale = scale0_per_m * cam[:, 0].exp()
+    depth = 2.0 * focal_px(K) / (scale * lens.img_px)
+    seen_px = px_from_ndc(scale[:, None] * cam[:, 1:], lens.img_px)
+    # The upper rows of K map (X / Z, Y / Z) to pixels.
+    ray = transform_points(invert(K[:, :2]), seen_px[:, None]).squeeze(1)
+    return depth[:, None] * torch.cat([ray, torch.ones_like(depth)[:, None]], dim=1)
+
+
+def _usable(lens: Lens) -> Tensor:
+    """K in fp32, with something invertible where it is not known."""
+    eye = torch.eye(3, device=lens.K_crop_px.device)
+    return torch.where(lens.has_K[:, None, None], lens.K_crop_px.float(), eye)
+
+
+@dataclass(frozen=True, slots=True)
+class CropCamera:
+    """The camera that a head's answers are seen by.
+
+    Args:
+        kind: "weak" (weak perspective everywhere) or "pinhole" (the crop's intrinsics where they
+            are known, weak perspective elsewhere).
+        scale0_per_m: s0, ndc units per metre of a typical hand.
+    Raises: ValueError for another kind, or a scale that is not positive.
+    """
+
+    kind: str = "weak"
+    scale0_per_m: float = 8.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in CAMERAS:
+            raise ValueError(f"camera must be one of {CAMERAS}, got {self.kind!r} (head.camera)")
+        if self.scale0_per_m <= 0:
+            raise ValueError(
+                f"scale0_per_m must be > 0, got {self.scale0_per_m} (head.scale0_per_m)"
+            )
+
+    def place(self, cam: Tensor, lens: Lens | None) -> tuple[Tensor | None, Tensor | None]:
+        """Where the root joint stands, and for which samples that is metric.
+
+        Args:
+            cam: [B, 3].
+            lens: of the crops; None where nothing is known of them.
+        Returns: [B, 3] metres (zero where not metric) and [B] bool; None twice by a weak camera.
+        """
+        if self.kind == "weak":
+            return None, None
+        if lens is None:
+            return cam.new_zeros(len(cam), 3), torch.zeros(
+                len(cam), dtype=torch.bool, device=cam.device
+            )
+        transl = stand(cam, lens, self.scale0_per_m)
+        return torch.where(lens.has_K[:, None], transl, 0.0), lens.has_K
+
+    def see(
+        self, points_root_m: Tensor, cam: Tensor, transl_cam_m: Tensor | None, lens: Lens | None
+    ) -> Tensor:
+        """Points of the hand in the crop.
+
+        Args:
+            points_root_m: [B, P, 3] camera axes, root joint at the origin.
+            cam: [B, 3].
+            transl_cam_m: [B, 3] as `place` gives it.
+            lens: of the crops.
+        Returns: [B, P, 2] ndc.
+        """
+        weak = project_weak(points_root_m, cam, self.scale0_per_m)
+        if transl_cam_m is None or lens is None:
+            return weak
+        points = points_root_m + transl_cam_m[:, None]
+        points = torch.cat([points[..., :2], points[..., 2:].clamp(min=MIN_DEPTH_M)], dim=-1)
+        pinhole = ndc_from_px(project(points, _usable(lens)), lens.img_px)
+        return torch.where(lens.has_K[:, None, None], pinhole, weak)

@@ -1,0 +1,181 @@
+"""What all heads share that regress a hand model: where they start, what their numbers mean, how
+the hand is seen."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from handmim.contracts import HandOutputs, HandState, Lens, Tokens
+from handmim.geometry.rotation import matrix_to_rot6d, rot6d_to_matrix
+from handmim.hand.crop_camera import CropCamera
+from handmim.hand.model import HandLayer
+from handmim.hand.skeleton import ROOT_JOINT
+
+NUM_ROT6D, NUM_CAM = 96, 3
+
+
+class HandHead(nn.Module, ABC):
+    """Tokens in, a hand model's parameters out, as a list of ever better estimates.
+
+    State: 16 rotations in 6D, betas, camera (log(s / s0), tx, ty). Answers are updates of the mean
+    hand of the training labels, which `set_mean_hand` gives.
+
+    Args:
+        dim: width of the backbone's tokens.
+        hand: the hand model that turns parameters into vertices and joints.
+        camera: "weak" or "pinhole", see `CropCamera`.
+        scale0_per_m: s0, ndc units per metre of a typical hand.
+        standardise_cls: see the class token channel by channel relative to its mean and deviation
+            over training pictures (`set_cls_statistics`). Most of a pretrained class token is the
+            same for every picture.
+    Raises: ValueError for a left hand.
+    """
+
+    mean_rot6d: Tensor
+    mean_cam: Tensor
+    cls_mean: Tensor
+    cls_std: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        hand: HandLayer,
+        *,
+        camera: str = "weak",
+        scale0_per_m: float = 8.0,
+        standardise_cls: bool = False,
+    ) -> None:
+        super().__init__()
+        if hand.side != "right":
+            raise ValueError(
+                "the head regresses right hands (left ones are mirrored before and after), got the "
+                f"{hand.side} hand {hand.name} (hand.path)"
+            )
+        self.hand, self.num_betas = hand, hand.num_betas
+        self.camera = CropCamera(camera, scale0_per_m)
+        self.standardise_cls = standardise_cls
+        self.state_dim = NUM_ROT6D + self.num_betas + NUM_CAM
+        # Learned from the training labels, so they belong to the weights.
+        self.register_buffer("mean_rot6d", matrix_to_rot6d(hand.mean_rotmats.float()))
+        self.register_buffer("mean_cam", torch.zeros(NUM_CAM))
+        self.register_buffer("cls_mean", torch.zeros(dim))
+        self.register_buffer("cls_std", torch.ones(dim))
+
+    @property
+    def tapped_blocks(self) -> tuple[int, ...]:
+        """Blocks of the backbone, counted from 1, whose patch tokens the head wants beside the last
+        ones (`Tokens.taps`)."""
+        return ()
+
+    @torch.no_grad()
+    def set_mean_hand(self, rotmats: Tensor, cam: Tensor) -> None:
+        """Set where refinement starts: [16, 3, 3] rotations and [3] camera; betas start at 0."""
+        self.mean_rot6d.copy_(matrix_to_rot6d(rotmats))
+        self.mean_cam.copy_(cam)
+
+    @torch.no_grad()
+    def set_cls_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Set what class tokens are measured against, [D] each; deviations are floored at 1e-2."""
+        self.cls_mean.copy_(mean)
+        self.cls_std.copy_(std.clamp(min=1e-2))
+
+    def seen_cls(self, tokens: Tokens) -> Tensor:
+        """[B, D] the class token as the head is to see it."""
+        if not self.standardise_cls:
+            return tokens.cls
+        return (tokens.cls - self.cls_mean) / self.cls_std
+
+    def mean_state(self, batch_size: int) -> Tensor:
+        """[B, S] the state every refinement starts from."""
+        start = torch.cat(
+            [self.mean_rot6d.flatten(), self.mean_cam.new_zeros(self.num_betas), self.mean_cam]
+        )
+        return start.expand(batch_size, -1)
+
+    def decode(self, state: Tensor, lens: Lens | None = None) -> HandState:
+        """[B, S] state to rotations, mesh and projections; fp32 whatever the autocast state.
+
+        Args:
+            state: as `mean_state` and updates make it.
+            lens: of the crops; None where nothing is known of the camera.
+        """
+        with torch.autocast(state.device.type, enabled=False):
+            rot6d, betas, cam = state.float().split([NUM_ROT6D, self.num_betas, NUM_CAM], dim=1)
+            rotmats = rot6d_to_matrix(rot6d.unflatten(1, (16, 6)))
+            mesh = self.hand(rotmats, betas)
+            root = mesh.joints_m[:, ROOT_JOINT, None]
+            verts, joints = mesh.verts_m - root, mesh.joints_m - root
+            transl, is_metric = self.camera.place(cam, lens)
+            return HandState(
+                rotmats=rotmats,
+                betas=betas,
+                cam=cam,
+                verts_root_m=verts,
+                joints_root_m=joints,
+                verts_crop_ndc=self.camera.see(verts, cam, transl, lens),
+                joints_crop_ndc=self.camera.see(joints, cam, transl, lens),
+                transl_cam_m=transl,
+                is_metric=is_metric,
+            )
+
+    @abstractmethod
+    def forward(self, tokens: Tokens, lens: Lens | None = None) -> HandOutputs:
+        """Tokens of one batch to the mean hand and the estimates after it.
+
+        Args:
+            tokens: of the backbone, with `tapped_blocks`.
+            lens: of the crops; needed for metric depth alone.
+        """
+
+
+class StateUpdate(nn.Module):
+    """Features and the current state to an additive update; near zero before training.
+
+    Args:
+        feature_dim: width of the features; 0 sees the state alone.
+        state_dim: numbers of the state.
+        hidden_dim: width of both hidden layers.
+        dropout: after each of them.
+        activation: "gelu", or "none" as in PyMAF and HMR.
+    """
+
+    def __init__(
+        self,
+        feature_dim: int,
+        state_dim: int,
+        hidden_dim: int,
+        dropout: float,
+        activation: str = "gelu",
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(
+                f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r} "
+                "(head.activation)"
+            )
+        act = ACTIVATIONS[activation]
+        self.body = nn.Sequential(
+            nn.Linear(feature_dim + state_dim, hidden_dim),
+            act(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden_dim, hidden_dim),
+            act(),
+            nn.Dropout(dropout),
+        )
+        self.out = small_linear(hidden_dim, state_dim)
+
+    def forward(self, features: Tensor, state: Tensor) -> Tensor:
+        """[B, C] features and [B, S] state to [B, S] updates."""
+        return self.out(self.body(torch.cat([features, state], dim=-1)))
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "none": nn.Identity}
+
+
+def small_linear(dim: int, state_dim: int) -> nn.Linear:
+    """A last layer whose updates are near zero before training (Xavier with gain 0.01, as HMR)."""
+    layer = nn.Linear(dim, state_dim)
+    nn.init.xavier_uniform_(layer.weight, gain=0.01)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -14,8 +14,8 @@ def _norm(kind: str, channels: int) -> nn.Module:
 
 
 class LightPyramid(nn.Module):
-    """Maps of h, 2h, 4h, ...: 1x1 convolution, then bilinear and separable 3x3, at a fraction of what
-    deconvolutions cost.
+    """Maps of h, 2h, 4h, ...: 1x1 convolution, then bilinear and separable 3x3; far cheaper than
+    deconvolutions.
 
     Args:
         dim: width of the token map.

@@ -3,11 +3,13 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
-from handmim.contracts import Tokens
+from handmim.contracts import Lens, Tokens
 from handmim.geometry.camera import project_weak
-from handmim.models.heads.pymaf import PyMafHead, farthest_points
-from handmim.models.pyramid import LightPyramid
+from handmim.models.heads.pymaf import PointMlp, PyMafHead, farthest_points
+from handmim.models.pyramid import PYRAMIDS, LightPyramid
+from handmim.models.vit import ViT
 
 SMALL = {
     "channels": 8,
@@ -147,3 +149,92 @@ def test_pyramid_doubles_and_keeps_places():
     (a,), (b,) = first(token_map(t)), first(token_map(other))
     change = (a - b).abs().sum(dim=(0, 1))
     assert change.argmax().item() == 6
+
+
+VARIANTS = {
+    "deconv": {"pyramid": "deconv", "norm": "batch"},
+    "deconv_group": {"pyramid": "deconv"},
+    "max": {"pool": "max"},
+    "attention": {"attention": True},
+    "no_activation": {"activation": "none"},
+    "no_joints": {"append_joints": False},
+    "one_step": {"num_steps": 1},
+    "four_steps": {"num_steps": 4},
+    "taps": {"taps": (1, 2)},
+    "all_points": {"num_points": 778},
+    "pinhole": {"camera": "pinhole"},
+    "drawing": {"heatmaps": True, "silhouette": True},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_refines_and_trains_all_its_parts(make, name):
+    head = make(**VARIANTS[name])
+    t = tokens()
+    t = t._replace(taps=tuple(t.patches + i for i in range(len(head.tapped_blocks))))
+    lens = Lens(torch.eye(3).expand(2, 3, 3) * 300, torch.tensor([True, False]), 32)
+    out = head(t, lens)
+    assert len(out.steps) == head.num_steps + 1
+    assert out.steps[-1].verts_root_m.shape == (2, 778, 3)
+    loss = sum((s.verts_root_m**2).sum() + (s.verts_crop_ndc**2).sum() for s in out.steps[1:])
+    for drawn in (out.heatmaps, out.silhouette):
+        assert (drawn is not None) is (name == "drawing")
+        loss = loss if drawn is None else loss + (drawn**2).sum()
+    loss.backward()
+    idle = [n for n, p in head.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert idle == []
+
+
+def test_without_detaching_later_steps_train_earlier_ones(make):
+    head = make(detach=False)
+    head(tokens()).steps[-1].joints_root_m.sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in head.regressors[0].out.parameters())
+
+
+def test_attention_lets_a_mesh_point_see_the_others(make):
+    head = make(attention=True)
+    torch.manual_seed(1)
+    points, grid = torch.randn(1, 5, 8), torch.randn(1, 9, 8)
+    other = grid.clone()
+    other[0, 3] = torch.randn(8)
+    change = (head.attentions[0](points, grid) - head.attentions[0](points, other)).abs()
+    assert (change.sum(dim=-1) > 0).all()
+
+
+def test_max_pooling_forgets_the_order_of_points():
+    torch.manual_seed(0)
+    mlp = PointMlp((8, 6, 4), "max")
+    x = torch.randn(2, 7, 8)
+    assert mlp(x).shape == (2, 4)
+    torch.testing.assert_close(mlp(x.flip(1)), mlp(x))
+    with pytest.raises(ValueError, match=r"head\.pool"):
+        PointMlp((8, 4), "mean")
+
+
+def test_maps_have_the_resolutions_of_pymaf():
+    """ViT tokens of 224 px and 16 px patches: 14, 28, 56, by both pyramids."""
+    x = torch.randn(1, 12, 14, 14)
+    for make_pyramid in PYRAMIDS.values():
+        maps = make_pyramid(12, channels=4, num_levels=3, norm="group")(x)
+        assert [tuple(m.shape) for m in maps] == [(1, 4, s, s) for s in (14, 28, 56)]
+    with pytest.raises(ValueError, match=r"head\.norm"):
+        LightPyramid(12, norm="layer")
+
+
+def test_the_default_pyramid_costs_at_most_a_tenth_of_the_backbone(hand):
+    """Multiply-adds at ViT-S/16, 224 px: pyramid, samples, point MLPs and updates."""
+    backbone = ViT("vit_small_patch16_224", img_px=224, patch_px=16)
+    head = PyMafHead(384, hand)
+    picture = torch.rand(1, 3, 224, 224)
+
+    def flops(work) -> int:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            work()
+        return counter.get_total_flops()
+
+    with torch.no_grad():
+        seen = backbone(picture)
+    body, whole = flops(lambda: backbone(picture)), flops(lambda: head(seen))
+    assert 0.01 * body < whole <= 0.10 * body
+    heavy = PyMafHead(384, hand, pyramid="deconv", channels=256)
+    assert flops(lambda: heavy(seen)) > 0.25 * body

@@ -1,0 +1,141 @@
+"""MANO parameters read off by queries that attend to all tokens (a transformer decoder as in
+HaMeR, Pavlakos et al. 2024, arXiv 2312.05251).
+
+Where a token lies is known from the token itself: the backbone adds learned positions to its
+patches, so none are added here, and any grid will do. Otherwise than in HaMeR, the class token is
+looked at beside the patches, and queries are told the current state beside what they have learned.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from handmim.contracts import HandOutputs, Lens, Tokens
+from handmim.hand.model import HandLayer
+from handmim.models.heads.hand_head import HandHead, small_linear
+
+
+class DecoderLayer(nn.Module):
+    """Queries look at each other, at the tokens, and think; each part normalises what it reads.
+
+    Args:
+        width, num_heads: of both attentions.
+        mlp_ratio: hidden width of the MLP, in widths.
+        dropout: of attention weights and of what each part adds.
+        among_queries: False leaves the self-attention out.
+    """
+
+    def __init__(
+        self, width: int, num_heads: int, mlp_ratio: float, dropout: float, *, among_queries: bool
+    ) -> None:
+        super().__init__()
+        hidden = round(width * mlp_ratio)
+        self.own_norm = nn.LayerNorm(width) if among_queries else None
+        self.own = _attention(width, num_heads, dropout) if among_queries else None
+        self.cross_norm = nn.LayerNorm(width)
+        self.cross = _attention(width, num_heads, dropout)
+        self.mlp = nn.Sequential(
+            nn.LayerNorm(width),
+            nn.Linear(width, hidden),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, width),
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, queries: Tensor, context: Tensor) -> Tensor:
+        """[B, Q, W] queries and [B, N, W] tokens to [B, Q, W]."""
+        if self.own is not None and self.own_norm is not None:
+            x = self.own_norm(queries)
+            queries = queries + self.dropout(self.own(x, x, x, need_weights=False)[0])
+        x = self.cross_norm(queries)
+        queries = queries + self.dropout(self.cross(x, context, context, need_weights=False)[0])
+        thought: Tensor = self.dropout(self.mlp(queries))
+        return queries + thought
+
+
+def _attention(width: int, num_heads: int, dropout: float) -> nn.MultiheadAttention:
+    return nn.MultiheadAttention(width, num_heads, dropout=dropout, batch_first=True)
+
+
+class DecoderHead(HandHead):
+    """Refine MANO parameters by queries that attend to class token and patch tokens.
+
+    Args:
+        dim, hand, camera, scale0_per_m, standardise_cls: see `HandHead`.
+        num_queries: learned queries; all of them see the current state, and the update is read
+            off all of them together.
+        num_layers: decoder layers.
+        width, num_heads, mlp_ratio, dropout: see `DecoderLayer`.
+        num_steps: how often the whole decoder is applied, its answer fed back with its gradient; 1
+            as in HaMeR.
+        supervise_layers: read an estimate off after every layer, with one readout for all.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hand: HandLayer,
+        *,
+        camera: str = "weak",
+        scale0_per_m: float = 8.0,
+        num_queries: int = 1,
+        num_layers: int = 6,
+        width: int = 512,
+        num_heads: int = 8,
+        mlp_ratio: float = 2.0,
+        dropout: float = 0.1,
+        num_steps: int = 1,
+        supervise_layers: bool = False,
+        standardise_cls: bool = False,
+    ) -> None:
+        for name, number in (
+            ("num_queries", num_queries),
+            ("num_layers", num_layers),
+            ("num_steps", num_steps),
+        ):
+            if number < 1:
+                raise ValueError(f"{name} must be >= 1, got {number} (head.{name})")
+        if num_heads < 1 or width % num_heads:
+            raise ValueError(
+                f"width must be a multiple of num_heads, got {width} and {num_heads} (head.width, "
+                "head.num_heads)"
+            )
+        super().__init__(
+            dim,
+            hand,
+            camera=camera,
+            scale0_per_m=scale0_per_m,
+            standardise_cls=standardise_cls,
+        )
+        self.num_steps, self.supervise_layers = num_steps, supervise_layers
+        self.queries = nn.Parameter(torch.randn(num_queries, width) * 0.02)
+        self.embed_state = nn.Linear(self.state_dim, width)
+        self.embed_tokens = nn.Sequential(nn.Linear(dim, width), nn.LayerNorm(width))
+        self.layers = nn.ModuleList(
+            DecoderLayer(width, num_heads, mlp_ratio, dropout, among_queries=num_queries > 1)
+            for _ in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.out = small_linear(num_queries * width, self.state_dim)
+
+    def _updates(self, state: Tensor, context: Tensor) -> list[Tensor]:
+        """[B, S] state and [B, N, W] tokens to [B, S] updates: after every layer, or the last."""
+        x = self.queries + self.embed_state(state)[:, None]
+        updates = []
+        for i, layer in enumerate(self.layers):
+            x = layer(x, context)
+            if self.supervise_layers or i == len(self.layers) - 1:
+                updates.append(self.out(self.norm(x).flatten(1)))
+        return updates
+
+    def forward(self, tokens: Tokens, lens: Lens | None = None) -> HandOutputs:
+        """Tokens of one batch to the mean hand and the estimates after it."""
+        seen = torch.cat([self.seen_cls(tokens)[:, None], tokens.patches], dim=1)
+        context = self.embed_tokens(seen)
+        state = self.mean_state(len(seen))
+        steps = [self.decode(state, lens)]
+        for _ in range(self.num_steps):
+            states = [state + update for update in self._updates(state, context)]
+            steps += [self.decode(s, lens) for s in states]
+            state = states[-1]
+        return HandOutputs(tuple(steps))

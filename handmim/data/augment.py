@@ -10,6 +10,7 @@ from torch import Tensor
 
 from handmim.contracts import HandBatch, StepInfo
 from handmim.data.colour import ColourJitter
+from handmim.data.occlusion import HandCutOut, OccluderPaste
 from handmim.data.views import sample_views
 from handmim.geometry.crop import homogeneous, invert, px_from_px, similarity, transform_points
 from handmim.geometry.rotation import rotation_about_z
@@ -56,6 +57,8 @@ class HandAugment:
         rotation_prob: share of samples that are rotated.
         shift_ndc: crop centre moves by +- this.
         colour: photometric augmentation, or None.
+        cut_out: rectangles erased last, or None; training only.
+        occluder: objects before the hand, lit and blurred with it, or None; training only.
     """
 
     def __init__(
@@ -67,6 +70,8 @@ class HandAugment:
         rotation_prob: float = 1.0,
         shift_ndc: float = 0.08,
         colour: ColourJitter | None = None,
+        cut_out: HandCutOut | None = None,
+        occluder: OccluderPaste | None = None,
     ) -> None:
         low, high = scale
         if not 0.0 < low <= high:
@@ -74,6 +79,7 @@ class HandAugment:
         self.img_px, self.scale = img_px, (low, high)
         self.rotation_deg, self.rotation_prob = rotation_deg, rotation_prob
         self.shift_ndc, self.colour = shift_ndc, colour
+        self.cut_out, self.occluder = cut_out, occluder
 
     def _apply(
         self, batch: HandBatch, scale: Tensor, angle_rad: Tensor, shift: Tensor
@@ -98,12 +104,17 @@ class HandAugment:
         turned = (u[:, 4] + 1) / 2 < self.rotation_prob
         angle = u[:, 1] * math.radians(self.rotation_deg) * turned
         out = self._apply(batch, scale, angle, u[:, 2:4] * self.shift_ndc)
-        if self.colour is None:
-            return out
-        return out._replace(image=self.colour(out.image, generator))
+        image, kp2d = out.image, (out.kp2d_crop_ndc, out.kp2d_valid)
+        if self.occluder is not None:
+            image = self.occluder(image, *kp2d, generator)
+        if self.colour is not None:
+            image = self.colour(image, generator)
+        if self.cut_out is not None:
+            image = self.cut_out(image, *kp2d, generator)
+        return out._replace(image=image)
 
     def evaluate(self, batch: HandBatch) -> HandBatch:
-        """The fixed crop of evaluation: mean scale, upright, centred, untouched colours."""
+        """The fixed crop of evaluation: mean scale, upright, centred, untouched pixels."""
         b = len(batch.image)
         low, high = self.scale
         scale = torch.full((b,), math.sqrt(low * high))

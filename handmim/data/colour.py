@@ -1,4 +1,5 @@
-"""Photometric augmentation of a batch as one colour matrix per picture, plus blur and solarisation.
+"""Photometric augmentation of a batch as one colour matrix per picture, plus blur, solarisation and
+noise.
 
 Brightness, contrast, saturation, hue and grey are affine in RGB, so they are composed into one 3 x
 4 map per picture and applied at once. Hue is a rotation in the chroma plane (YIQ), not a shift of
@@ -67,6 +68,8 @@ class ColourJitter:
         hue_deg: rotation of the chroma plane is drawn from +- this.
         jitter_prob, grey_prob, blur_prob, solarise_prob: how often each applies.
         blur_sigma_px: highest blur, in pixels of the view.
+        noise_prob: how often each value gets its own Gaussian noise, last of all.
+        noise_std: its highest deviation; each picture's is drawn from 0 to this.
         apply_prob: share of pictures that are changed at all.
     """
 
@@ -83,15 +86,24 @@ class ColourJitter:
         blur_sigma_px: float = 2.0,
         solarise_prob: float = 0.0,
         apply_prob: float = 1.0,
+        noise_prob: float = 0.0,
+        noise_std: float = 0.05,
     ) -> None:
         for name, value in (("brightness", brightness), ("contrast", contrast)):
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name} must be in [0, 1], got {value} (views.colour.{name})")
+        if not 0.0 <= noise_prob <= 1.0:
+            raise ValueError(f"noise_prob is a share, got {noise_prob} (colour.noise_prob)")
+        if noise_std <= 0:
+            raise ValueError(
+                f"noise_std must be > 0, got {noise_std} (colour.noise_std; noise_prob=0 is none)"
+            )
         self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
         self.hue_rad = math.radians(hue_deg)
         self.jitter_prob, self.grey_prob = jitter_prob, grey_prob
         self.blur_prob, self.blur_sigma_px = blur_prob, blur_sigma_px
         self.solarise_prob, self.apply_prob = solarise_prob, apply_prob
+        self.noise_prob, self.noise_std = noise_prob, noise_std
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """[B, 3, H, W] in [0, 1] to the same; randomness is drawn on the CPU whatever the
@@ -130,4 +142,12 @@ class ColourJitter:
         if self.solarise_prob > 0:
             solarised = (u[:, 8] < self.solarise_prob).to(device)[:, None, None, None]
             image = torch.where(solarised & (image > 0.5), 1 - image, image)
-        return image
+        return image if self.noise_prob == 0 else self._noisy(image, generator)
+
+    def _noisy(self, image: Tensor, generator: torch.Generator) -> Tensor:
+        u = torch.rand(len(image), 2, generator=generator)
+        rows = (u[:, 0] < self.noise_prob).nonzero().squeeze(1)
+        noise = torch.randn(len(rows), *image.shape[1:], generator=generator)
+        noise *= (self.noise_std * u[rows, 1])[:, None, None, None]
+        rows = rows.to(image.device)
+        return image.index_copy(0, rows, (image[rows] + noise.to(image)).clamp(0, 1))

@@ -13,7 +13,8 @@ from handmim.geometry.crop import similarity, transform_points
 
 SIDES = 16  # of every shape: enough for a smooth ellipse; four of them make a bar
 OFF_CENTRE = 0.6  # the joint lies within this share of the shape's half axes
-IRREGULAR = 0.3  # sides of polygons lie nearer or farther than an ellipse's by up to this
+# Sides of polygons lie so many times as far off as an ellipse's: about the same area on average.
+IRREGULAR = (0.8, 1.4)
 
 
 def log_uniform(u: Tensor, low: float, high: float) -> Tensor:
@@ -38,8 +39,9 @@ def draw_sides(u: Tensor, irregular: Tensor, area: tuple[float, float]) -> tuple
     own = torch.stack([angle.cos(), angle.sin()], dim=1)  # [SIDES, 2] along the shape's own axes
     along = axes[:, None] * own
     support = torch.where(is_bar[:, None], along.abs().sum(dim=-1), along.norm(dim=-1))
-    bumps = 1 + IRREGULAR * (2 * irregular - 1)
-    support = torch.where((kind == 1)[:, None], support * bumps, support)
+    low, high = IRREGULAR
+    polygon = support * (low + (high - low) * irregular)
+    support = torch.where((kind == 1)[:, None], polygon, support)
     place = 2 * math.pi * u[:, 5]
     joint = torch.stack([place.cos(), place.sin()], dim=1) * OFF_CENTRE * u[:, 4:5].sqrt()
     reach = support - (along * joint[:, None]).sum(dim=-1)

@@ -6,7 +6,9 @@ import torch
 
 from handmim.contracts import CropSample, HandBatch, HandSample, StepInfo
 from handmim.data.augment import HandAugment, transform_labels
+from handmim.data.colour import ColourJitter
 from handmim.data.loader import batches, collate_crops, collate_hands, label_subset
+from handmim.data.occlusion import HandCutOut, OccluderPaste
 from handmim.data.samples import hand_sample
 from handmim.geometry.camera import ndc_from_px, project, px_from_ndc
 from handmim.geometry.crop import similarity
@@ -126,3 +128,31 @@ def test_large_crops_are_averaged_not_skipped_through():
     small = batch._replace(image=torch.zeros(1, 3, 192, 192, dtype=torch.uint8))
     same = HandAugment(img_px=160, scale=(1.0, 1.0)).evaluate(small)
     torch.testing.assert_close(same.kp2d_crop_ndc, out.kp2d_crop_ndc)
+
+
+COVERING = {"cut_out": HandCutOut(prob=1.0), "occluder": OccluderPaste(prob=1.0)}
+
+
+def test_what_covers_hands_changes_training_pictures_only():
+    batch = make_batch()
+    plain, covered = HandAugment(img_px=48), HandAugment(img_px=48, **COVERING)
+    seeded = lambda: torch.Generator().manual_seed(0)  # noqa: E731
+    a, b = plain(batch, seeded(), INFO), covered(batch, seeded(), INFO)
+    assert (a.image != b.image).any(dim=1).flatten(1).any(dim=1).all()
+    for name in HandBatch._fields:
+        if name != "image":
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+    a, b = plain.evaluate(batch), covered.evaluate(batch)
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_objects_are_lit_with_the_scene_and_cut_outs_come_last():
+    grey = ColourJitter(grey_prob=1.0, jitter_prob=0.0, blur_prob=0.0)
+
+    def is_colourless(**parts):
+        augment = HandAugment(img_px=24, colour=grey, **parts)
+        image = augment(make_batch(), torch.Generator().manual_seed(0), INFO).image
+        return bool((image - image[:, :1]).abs().max() < 1e-5)
+
+    assert is_colourless(occluder=OccluderPaste(prob=1.0, texture="noise"))
+    assert not is_colourless(cut_out=HandCutOut(prob=1.0, fill="noise"))

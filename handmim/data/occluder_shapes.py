@@ -50,29 +50,34 @@ def draw_sides(u: Tensor, irregular: Tensor, area: tuple[float, float]) -> tuple
 
 
 def shrinking(
-    offsets_ndc: Tensor, is_seen: Tensor, normals: Tensor, reach: Tensor, max_joints: float
+    offsets_ndc: Tensor,
+    is_seen: Tensor,
+    normals: Tensor,
+    reach: Tensor,
+    max_joints: float,
+    spare_ndc: float,
 ) -> Tensor:
     """How far shapes shrink towards the joint they cover so as not to cover too many.
 
-    A convex shape that shrinks towards a point inside it sheds joints one by one: joint j leaves at
-    the factor g_j = max_k n_k . offset_j / reach_k. Of m seen joints k = floor(max_joints m) may be
-    covered, so the factor is the (k + 1)-th smallest g, or 1 where that is less of a change. k = 0
-    leaves nothing of the shape.
+    A convex shape that shrinks towards a point inside it sheds joints one by one: joint j is
+    farther than `spare_ndc` from it below the factor g_j = max_k (n_k . offset_j - spare) /
+    reach_k. Of m seen joints floor(max_joints m) may be nearer, so the factor is the next smallest
+    g, or 1 where that is less of a change, or 0 where there is no such shape.
 
     Args:
         offsets_ndc: [n, 21, 2] joints from the one that is covered.
         is_seen: [n, 21] bool, the joints that count; where there is none nothing shrinks.
         normals, reach: [n, SIDES, 2] and [n, SIDES], see `draw_sides`.
         max_joints: share of the seen joints that may be covered.
+        spare_ndc: distance from the shape at which a joint counts as free.
     Returns: [n] in [0, 1].
     """
     along = (offsets_ndc.unsqueeze(2) * normals.unsqueeze(1)).sum(dim=-1)  # [n, 21, SIDES]
-    leaves_at = (along / reach[:, None]).amax(dim=-1)
-    ranked = leaves_at.masked_fill(~is_seen, math.inf).sort(dim=1).values
+    free_below = ((along - spare_ndc) / reach[:, None]).amax(dim=-1)
+    ranked = free_below.masked_fill(~is_seen, math.inf).sort(dim=1).values
     ranked = torch.cat([ranked, torch.full_like(ranked[:, :1], math.inf)], dim=1)
     allowed = (is_seen.sum(dim=1) * max_joints + 1e-4).long()
-    # a thousandth less: the joint at the border is free whatever the rounding
-    return (0.999 * ranked.gather(1, allowed[:, None]).squeeze(1)).clamp(max=1.0)
+    return ranked.gather(1, allowed[:, None]).squeeze(1).clamp(0, 1)
 
 
 def cover(
@@ -90,8 +95,10 @@ def cover(
     at = cell_centres_ndc(side_px, reach.device)
     reach = reach + (normals * joint_ndc[:, None]).sum(dim=-1)  # from the crop's centre
     depth = torch.full((len(reach), side_px, side_px), math.inf, device=reach.device)
+    here = torch.empty_like(depth)
     for side in range(SIDES):
         normal = normals[:, side, :, None]
         down = reach[:, side, None] - normal[:, 1] * at  # [n, H]
-        depth = torch.minimum(depth, down[:, :, None] - (normal[:, 0] * at)[:, None])
-    return (depth * (side_px / (2 * soft_px))).clamp(0, 1).unsqueeze(1)
+        torch.sub(down[:, :, None], (normal[:, 0] * at)[:, None], out=here)
+        torch.minimum(depth, here, out=depth)
+    return depth.mul_(side_px / (2 * soft_px)).clamp_(0, 1).unsqueeze(1)

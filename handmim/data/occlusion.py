@@ -133,8 +133,8 @@ class OccluderPaste:
     """An opaque object before the hand: an ellipse, an irregular polygon or a bar in any direction.
 
     The shape covers a random joint, which lies anywhere in its inner part, and shrinks towards it
-    until it covers no more joints than allowed (`shrinking`). Only labelled joints in the picture
-    count; where there is none the shape lies about the crop's centre as it is.
+    until it covers, to the pixel, no more joints than allowed (`shrinking`). Only labelled joints
+    in the picture count; where there is none the shape lies about the crop's centre as it is.
 
     Args:
         prob: share of samples.
@@ -194,11 +194,13 @@ class OccluderPaste:
         is_seen = in_picture(kp2d, kp2d_valid[rows])
         joint = pick_joint(kp2d, is_seen, u[:, 1])
         normals, reach = draw_sides(u[:, 2:8], irregular, self.area)
-        factor = shrinking(kp2d - joint[:, None], is_seen, normals, reach, self.max_joints)
-        alpha = cover(image.shape[-1], joint, normals, reach * factor[:, None], self.border_px)
+        side, offsets = image.shape[-1], kp2d - joint[:, None]
+        spare = 1.5 / side  # 0.75 px: the pixel of a free joint stays as it is
+        factor = shrinking(offsets, is_seen, normals, reach, self.max_joints, spare)
+        alpha = cover(side, joint, normals, reach * factor[:, None], self.border_px)
         # A part of the source about a third to two thirds as wide, turned by anything.
         part = similarity(0.35 + 0.3 * u[:, 8], 2 * math.pi * u[:, 9], u[:, 10:] - 0.5)
-        texture = sample_views(source, part[:, None], image.shape[-1]).squeeze(1)
+        texture = sample_views(source, part[:, None], side).squeeze(1)
         return image.index_copy(0, rows, torch.lerp(image[rows], texture, alpha))
 
     def _source(self, image: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:

@@ -64,6 +64,7 @@ GROUPS = {
     "trainer": None,
     "head": ("finetune", []),
     "augment": ("finetune", []),
+    "tta": ("eval", ["data=synthetic"]),
     "hand": ("finetune", []),
     "runtime": ("finetune", []),
     "format": ("synthesize", []),

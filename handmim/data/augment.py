@@ -115,7 +115,11 @@ class HandAugment:
 
     def evaluate(self, batch: HandBatch) -> HandBatch:
         """The fixed crop of evaluation: mean scale, upright, centred, untouched pixels."""
+        return self.evaluate_at(batch, 0.0, 1.0)
+
+    def evaluate_at(self, batch: HandBatch, angle_rad: float, scale: float) -> HandBatch:
+        """The crop of evaluation turned about its centre, its side `scale` times as long."""
         b = len(batch.image)
         low, high = self.scale
-        scale = torch.full((b,), math.sqrt(low * high))
-        return self._apply(batch, scale, torch.zeros(b), torch.zeros(b, 2))
+        side = torch.full((b,), math.sqrt(low * high) * scale)
+        return self._apply(batch, side, torch.full((b,), angle_rad), torch.zeros(b, 2))

@@ -1,17 +1,22 @@
-"""Scoring a fine-tuned checkpoint, or an existing submission file."""
+"""Scoring fine-tuned checkpoints, or an existing submission file."""
 
+import copy
 from typing import Any
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from handmim.data.truth import find_truth, read_truth
+from handmim.pipelines.several import check_comparable, expanded
 from handmim.pipelines.start import start_run
-from handmim.reports.scores import write_report
+from handmim.reports.averages import write_averages
+from handmim.reports.scores import TIME, TTA, write_report
 from handmim.tasks.camera_hands import predict_camera_hands
 from handmim.tasks.evaluate import PREDICTORS, check_hands, load_trained, score
 from handmim.tasks.official import score_file, submit
-from handmim.utils.config import set_everywhere
+from handmim.utils.config import resolved, set_everywhere
+from handmim.utils.run import Run
+from handmim.utils.stopwatch import Stopwatch
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -19,18 +24,30 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
     Args:
         cfg: composed from configs/eval.yaml.
-    Returns: flat figures, with the official ones under "official" where there are any.
+    Returns: flat figures, with the official ones under "official" where there are any and those of
+        test-time augmentation under "tta"; of several checkpoints their `summary`.
     Raises: ValueError unless exactly one of checkpoint and predictions is given.
     """
     if (cfg.checkpoint is None) == (cfg.predictions is None):
         raise ValueError("give either checkpoint=FILE.pt or predictions=pred.json")
-    return evaluate_model(cfg) if cfg.predictions is None else evaluate_file(cfg)
+    if cfg.predictions is not None:
+        return evaluate_file(cfg)
+    if cfg.predictor not in PREDICTORS:
+        raise ValueError(f"predictor must be one of {sorted(PREDICTORS)}, got {cfg.predictor!r}")
+    given = [cfg.checkpoint] if isinstance(cfg.checkpoint, str) else list(cfg.checkpoint)
+    paths = expanded(given)
+    if len(paths) > 1:
+        return evaluate_several(cfg, paths)
+    cfg.checkpoint = paths[0]
+    return evaluate_model(cfg)
 
 
 def evaluate_file(cfg: DictConfig) -> dict[str, Any]:
     """Score a submission file."""
     if cfg.get("data") is None or cfg.data.get("benchmark") is None:
         raise ValueError("predictions= needs the benchmark: data=freihand data.root=DIR, ...")
+    if cfg.tta.views is not None:
+        raise ValueError("a submission file holds one answer: tta needs a checkpoint (tta=none)")
     run = start_run(cfg)
     truth = read_truth(cfg.data.root, cfg.data.cache_dir)
     report = score_file(cfg.predictions, cfg.data.benchmark, truth)
@@ -38,20 +55,44 @@ def evaluate_file(cfg: DictConfig) -> dict[str, Any]:
     return report
 
 
-def evaluate_model(cfg: DictConfig) -> dict[str, Any]:
-    """Rebuild the model from its checkpoint and score it."""
-    if cfg.predictor not in PREDICTORS:
-        raise ValueError(f"predictor must be one of {sorted(PREDICTORS)}, got {cfg.predictor!r}")
+def evaluate_several(cfg: DictConfig, paths: list[str]) -> dict[str, Any]:
+    """Score each checkpoint as by itself, below one folder; then a table of all and their mean.
+
+    Args:
+        cfg: composed from configs/eval.yaml.
+        paths: of the checkpoints.
+    Raises: ValueError, before anything is scored, for checkpoints that cannot be averaged.
+    """
+    facts = check_comparable(paths, cfg.get("data"))
+    run, reports = start_run(cfg), []
+    for number, path in enumerate(paths, start=1):
+        part = copy.deepcopy(cfg)
+        part.checkpoint = path
+        reports.append(evaluate_model(part, (run, str(number))))
+    return write_averages(run, facts, reports)
+
+
+def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> dict[str, Any]:
+    """Rebuild a model from its checkpoint and score it.
+
+    Args:
+        cfg: composed from configs/eval.yaml, with one checkpoint; completed from it in place.
+        part_of: a run, and the name of the folder below it that takes the results; None starts a
+            run.
+    """
+    tta = None if cfg.tta.views is None else instantiate(cfg.tta.views)
     saved = load_trained(cfg.checkpoint)
     trained = OmegaConf.create(saved["config"])
     OmegaConf.set_struct(cfg, False)  # its own words are checked by now
+    whose_hand = "given" if cfg.hand.get("path") is not None else "the checkpoint's own (hand.path)"
     cfg.hand = {**trained.hand, **{k: v for k, v in cfg.hand.items() if v is not None}}
     if cfg.get("data") is None:
         cfg.data = trained.data
         set_everywhere(cfg.data, "hand_path", cfg.hand.path)
     if "hand" in trained.task.head:  # bare joints have none
         trained.task.head.hand = cfg.hand
-    run = start_run(cfg)
+    run = start_run(cfg) if part_of is None else part_of[0].below(part_of[1], resolved(cfg))
+    run.log.info("hand model: %s, %s", cfg.hand.path, whose_hand)
     task = instantiate(trained.task)
     with run.fabric.rank_zero_first():
         dataset = instantiate(cfg.data.get("test") or cfg.data.val)
@@ -60,14 +101,24 @@ def evaluate_model(cfg: DictConfig) -> dict[str, Any]:
     task.load_state_dict(saved["task"])
     task.to(run.device)
     predict, augment = PREDICTORS[cfg.predictor](task), instantiate(trained.augment)
-    how = {"num_pictures": cfg.num_pictures, "faces": task.faces, "batch_size": cfg.batch_size}
-    how |= {"autocast": run.fabric.autocast, "num_workers": cfg.num_workers}
-    if cfg.data.get("benchmark") is None or task.faces is None:  # submissions need meshes
-        report, sheet = score(predict, dataset, augment, run.device, **how)
-    else:
-        how["placement"] = cfg.data.placement
+    how = {"faces": task.faces, "batch_size": cfg.batch_size, "num_workers": cfg.num_workers}
+    how |= {"autocast": run.fabric.autocast}
+
+    def scored(folder: str, **more: Any) -> tuple[dict[str, Any], Any]:
+        if cfg.data.get("benchmark") is None or task.faces is None:  # submissions need meshes
+            return score(predict, dataset, augment, run.device, **how, **more)
+        more["placement"] = cfg.data.placement
+        hands = predict_camera_hands(predict, dataset, augment, run.device, **how, **more)
         truth = find_truth(cfg.data.root, cfg.data.cache_dir)
-        hands = predict_camera_hands(predict, dataset, augment, run.device, **how)
-        report, sheet = submit(run, cfg.data.benchmark, hands, truth), hands.sheet
+        return submit(run, cfg.data.benchmark, hands, truth, folder), hands.sheet
+
+    watch = Stopwatch(run.device)
+    report, sheet = scored(".", num_pictures=cfg.num_pictures, stopwatch=watch)
+    if tta is not None:
+        report[TIME] = watch.seconds_per_item * 1e3
+        watch = Stopwatch(run.device)
+        block = scored(TTA, tta=tta, stopwatch=watch)[0]
+        block |= {"num_looks": len(tta.views), TIME: watch.seconds_per_item * 1e3}
+        report[TTA] = block
     write_report(run, f"{cfg.predictor} of {cfg.checkpoint}", report, sheet)
     return report

@@ -18,24 +18,27 @@ COLUMNS = (
 )
 
 
+def shown(key: str, value: float | None) -> str:
+    """A figure as tables show it: millimetres and milliseconds with two decimals, seconds with one,
+    shares with three; a dash where it is missing."""
+    if value is None or value != value:
+        return "-"
+    digits = 2 if key.endswith("_mm") or key.startswith("ms_") else 1 if key == "seconds" else 3
+    return f"{value:.{digits}f}"
+
+
 def metrics_table(
     rows: Mapping[str, Mapping[str, float]],
     columns: Sequence[tuple[str, str]] = COLUMNS,
     title: str | None = None,
 ) -> Table:
-    """A row per predictor; millimetres with two decimals, shares with three, missing figures as a
-    dash."""
+    """A row per predictor, figures as `shown`."""
     table = Table(title=title, title_justify="left")
     table.add_column("", overflow="fold")
     for _, heading in columns:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, figures in rows.items():
-        cells = []
-        for key, _ in columns:
-            value = figures.get(key)
-            digits = 2 if key.endswith("_mm") else 1 if key == "seconds" else 3
-            cells.append("-" if value is None or value != value else f"{value:.{digits}f}")
-        table.add_row(name, *cells)
+        table.add_row(name, *(shown(key, figures.get(key)) for key, _ in columns))
     return table
 
 

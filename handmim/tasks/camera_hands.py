@@ -17,6 +17,8 @@ from handmim.geometry.camera import px_from_ndc, solve_translation
 from handmim.hand.conventions import MIRROR
 from handmim.tasks.evaluate import Predictor, predictions
 from handmim.tasks.finetune_pictures import draw_predictions
+from handmim.tasks.tta import TurnedViews
+from handmim.utils.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +85,8 @@ def predict_camera_hands(
     faces: NDArray[np.int32] | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     num_workers: int = 0,
+    tta: TurnedViews | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> CameraHands:
     """Joints and vertices of every sample in order.
 
@@ -97,6 +101,8 @@ def predict_camera_hands(
         faces: of the hand model, for the pictures.
         autocast: precision of `predict`.
         num_workers: loader processes.
+        tta: several looks at every picture; None looks once.
+        stopwatch: times the predictions.
     Raises: ValueError for another placement, or samples that lack what it needs.
     """
     if placement not in PLACEMENTS:
@@ -105,7 +111,7 @@ def predict_camera_hands(
         )
     total = len(dataset)  # type: ignore[arg-type]
     joints, verts, sheet = [], [], None
-    how = (augment, device, batch_size, autocast, num_workers)
+    how = (augment, device, batch_size, autocast, num_workers, tta, stopwatch)
     for batch, state in predictions(predict, dataset, *how):
         if sheet is None and num_pictures and faces is not None:
             sheet = draw_predictions(batch, state, faces, num_pictures)

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +21,13 @@ from handmim.losses.direct_keypoints import JointEstimate
 from handmim.metrics.pose import HandMetrics, crop_share_errors
 from handmim.tasks.finetune_pictures import draw_predictions
 from handmim.tasks.regression import Estimate, RegressionTask
+from handmim.tasks.tta import AnyEstimate, TurnedViews
 from handmim.utils.run import Run
+from handmim.utils.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)
 
 Predictor = Callable[[HandBatch], HandState]  # with a mesh, as benchmarks want it
-AnyEstimate = TypeVar("AnyEstimate", bound=Estimate)
 
 PCK_SHARE = 0.1  # of the crop's side: a 2D joint nearer than this is a hit
 
@@ -40,6 +41,8 @@ def predictions(
     batch_size: int,
     autocast: Callable[[], AbstractContextManager[Any]],
     num_workers: int,
+    tta: TurnedViews | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> Iterator[tuple[HandBatch, AnyEstimate]]:
     """Evaluation crops of a whole set in order, on the device, and what is made of them.
 
@@ -51,11 +54,19 @@ def predictions(
         batch_size: samples at a time.
         autocast: precision of `predict`, for example `fabric.autocast`.
         num_workers: loader processes.
+        tta: several looks at every picture; None looks once.
+        stopwatch: times crops and predictions, without reading and moving pictures.
     """
-    for stored in batches(dataset, batch_size, num_workers):
-        batch = augment.evaluate(stored.moved(device))
+
+    def answer(batch: HandBatch) -> AnyEstimate:
         with autocast():
-            state = predict(batch)
+            return predict(batch)
+
+    for stored_on_cpu in batches(dataset, batch_size, num_workers):
+        stored = stored_on_cpu.moved(device)
+        with nullcontext() if stopwatch is None else stopwatch.lap(len(stored.image)):
+            batch = augment.evaluate(stored)
+            state = answer(batch) if tta is None else tta(answer, stored, augment)
         yield batch, state
 
 
@@ -70,6 +81,8 @@ def score(
     faces: NDArray[np.int32] | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     num_workers: int = 0,
+    tta: TurnedViews | None = None,
+    stopwatch: Stopwatch | None = None,
 ) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
     """Root-relative and aligned figures of a predictor over a whole set, each over the samples that
     are labelled for it.
@@ -86,6 +99,8 @@ def score(
         faces: of the hand model, for pictures with meshes; None draws joints alone.
         autocast: precision of `predict`, for example `fabric.autocast`.
         num_workers: loader processes.
+        tta: several looks at every picture; None looks once.
+        stopwatch: times the predictions.
     Returns: figures with their units in the names and the counts behind them; the sheet of pictures
         or None.
     Raises: ValueError when nothing is labelled.
@@ -93,7 +108,7 @@ def score(
     # Every process scores the whole set, so there is nothing to gather.
     metrics = HandMetrics(root_joint=ROOT_JOINT, sync_on_compute=False)
     sheet, seen, total = None, [], 0
-    how = (augment, device, batch_size, autocast, num_workers)
+    how = (augment, device, batch_size, autocast, num_workers, tta, stopwatch)
     for batch, state in predictions(predict, dataset, *how):
         if sheet is None and num_pictures:
             sheet = draw_predictions(batch, state, faces, num_pictures)

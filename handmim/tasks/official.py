@@ -96,7 +96,11 @@ def root_relative_mm(
 
 
 def submit(
-    run: Run, name: str, hands: CameraHands, truth: tuple[Points, Points] | None
+    run: Run,
+    name: str,
+    hands: CameraHands,
+    truth: tuple[Points, Points] | None,
+    folder: str = ".",
 ) -> dict[str, Any]:
     """Write pred.json and its zip, check them, and score what was written where the truth is known.
 
@@ -105,6 +109,7 @@ def submit(
         name: of the benchmark.
         hands: predictions.
         truth: joints and vertices in the benchmark's own form, or None.
+        folder: of the files, below that of the run.
     Raises: ValueError for predictions that are not finite; what else is odd about them is logged
         and reported.
     Returns: the figures; without truth only what was written; nothing on other processes.
@@ -113,15 +118,16 @@ def submit(
         return {}
     benchmark = benchmark_of(name, len(hands.joints_cam_m))
     form = benchmark.canonical_to_benchmark(hands.joints_cam_m, hands.verts_cam_m)
-    path = write_submission(run.dir, *form)
+    path = write_submission(run.dir / folder, *form)
     written = read_submission(path)  # what is scored is what would be sent
-    findings = checked(*written, benchmark, path.name)
+    name_of_file = str(path.relative_to(run.dir))
+    findings = checked(*written, benchmark, name_of_file)
     report: dict[str, Any] = {"benchmark": name, "num_samples": len(written[0])}
     if truth is None:
         log.info("no truth of the evaluation here: submit %s", path)
     else:
         report = score_report(benchmark, written, truth)
-    return report | {"findings": findings, "submission": path.name}
+    return report | {"findings": findings, "submission": name_of_file}
 
 
 def score_file(path: str | Path, name: str, truth: tuple[Points, Points]) -> dict[str, Any]:

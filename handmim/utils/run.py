@@ -8,7 +8,7 @@ import shutil
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +151,20 @@ class Run:
                 folder,
             )
         return run
+
+    def below(self, name: str, config: Any) -> "Run":
+        """A part of this run in a folder of its own below: same machine, same log.
+
+        Args:
+            name: of the folder.
+            config: resolved plain containers, written to its config.yaml.
+        """
+        folder = self.dir / name
+        part = replace(self, name=f"{self.name}/{name}", dir=folder, config=config)
+        if self.is_main:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        return part
 
     def discard_replaced(self) -> None:
         """Delete the run that this one overwrites; called once there is a first result."""

@@ -58,6 +58,10 @@ def _mean(values: Tensor) -> Tensor:
     return values.mean(dim=0)
 
 
+def _all(values: Tensor) -> Tensor:
+    return values.all(dim=0)
+
+
 class Rule(NamedTuple):
     """What becomes of one field of an estimate."""
 
@@ -73,17 +77,20 @@ RULES = {
     "joints_root_m": Rule(_turned),
     "verts_crop_ndc": Rule(_moved),
     "joints_crop_ndc": Rule(_moved),
+    "transl_cam_m": Rule(_turned),
+    "is_metric": Rule(_as_it_is, _all),
 }
 
 
-def _fields(estimate: Any) -> tuple[str, ...]:
+def _told(estimate: Any) -> list[str]:
+    """Names of the fields that say something."""
     unknown = sorted(set(estimate._fields) - set(RULES))
     if unknown:
         raise ValueError(
             f"{type(estimate).__name__} has {unknown}, and nothing says how they turn with the "
             f"crop; known are {sorted(RULES)} (handmim.tasks.tta.RULES, tta=none)"
         )
-    return tuple(estimate._fields)
+    return [name for name in estimate._fields if getattr(estimate, name) is not None]
 
 
 def carried_back(estimate: AnyEstimate, angle_rad: float, scale: float) -> AnyEstimate:
@@ -96,8 +103,9 @@ def carried_back(estimate: AnyEstimate, angle_rad: float, scale: float) -> AnyEs
     """
     turn = Turn.of(angle_rad, scale, estimate.joints_root_m.device)
     plain: Any = estimate
-    changed = {n: RULES[n].back(getattr(plain, n), turn) for n in _fields(plain)}
-    back: AnyEstimate = plain._replace(**changed)
+    back: AnyEstimate = plain._replace(
+        **{name: RULES[name].back(getattr(plain, name), turn) for name in _told(plain)}
+    )
     return back
 
 
@@ -114,8 +122,10 @@ def mean_of(estimates: Sequence[AnyEstimate]) -> AnyEstimate:
     first: Any = estimates[0]
     if len(estimates) == 1:
         return estimates[0]
-    stacked = {n: torch.stack([getattr(e, n) for e in estimates]) for n in _fields(first)}
-    mean: AnyEstimate = first._replace(**{n: RULES[n].mean(v) for n, v in stacked.items()})
+    stacked = {name: torch.stack([getattr(e, name) for e in estimates]) for name in _told(first)}
+    mean: AnyEstimate = first._replace(
+        **{name: RULES[name].mean(values) for name, values in stacked.items()}
+    )
     return mean
 
 

@@ -1,0 +1,281 @@
+"""What turned crops say is carried back exactly, then averaged."""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from handmim.contracts import HandState
+from handmim.data.augment import HandAugment
+from handmim.data.freihand import FreiHand
+from handmim.data.loader import collate_hands
+from handmim.data.samples import mirror_sample
+from handmim.geometry.camera import ndc_from_px, project, project_weak, px_from_ndc
+from handmim.geometry.rotation import chordal_mean
+from handmim.losses.joints import Joints3D
+from handmim.losses.total import Weighted
+from handmim.models.heads.direct import DirectHead
+from handmim.models.heads.pymaf import PyMafHead
+from handmim.models.vit import ViT
+from handmim.tasks.camera_hands import place, predict_camera_hands
+from handmim.tasks.evaluate import model_predictor, score, truth_predictor
+from handmim.tasks.finetune import HandRegressionTask
+from handmim.tasks.keypoint_regression import KeypointRegressionTask
+from handmim.tasks.tta import RULES, TurnedViews, carried_back, mean_of
+from handmim.utils.stopwatch import Stopwatch
+
+CPU = torch.device("cpu")
+ANGLES = [-40.0, -20.0, 0.0, 20.0, 40.0]
+MANY = TurnedViews(angles_deg=ANGLES, scales=[0.9, 1.0, 1.1])
+# mean cosine of the five angles: (1 + 2 cos 20 + 2 cos 40) / 5
+MEAN_COS = (1 + 2 * 0.9396926 + 2 * 0.7660444) / 5
+IMG_PX = 48
+
+
+def backbone() -> ViT:
+    size = {"embed_dim": 24, "depth": 1, "num_heads": 2}
+    return ViT("vit_tiny_patch16_224", img_px=IMG_PX, patch_px=8, pixel_norm="per_image", size=size)
+
+
+def mesh_task(hand, camera="weak"):
+    torch.manual_seed(0)
+    head = partial(
+        PyMafHead, hand=hand, channels=8, grid_side=2, num_points=4, point_dims=(8,), cls_dim=8,
+        camera=camera,
+    )  # fmt: skip
+    task = HandRegressionTask(backbone(), head, {"joints3d": Weighted(Joints3D(root_joint=9))})
+    for regressor in task.head.regressors:  # an untrained head would say the same of every crop
+        torch.nn.init.normal_(regressor.out.weight, std=0.1)
+    return task
+
+
+def joint_task():
+    torch.manual_seed(0)
+    losses = {"joints3d": Weighted(Joints3D(root_joint=9))}
+    task = KeypointRegressionTask(backbone(), DirectHead, losses)
+    torch.nn.init.normal_(task.head.out.weight, std=0.1)
+    return task
+
+
+@pytest.fixture(params=["weak", "pinhole", "joints"])
+def task(request, hand):
+    return joint_task() if request.param == "joints" else mesh_task(hand, request.param)
+
+
+@pytest.fixture(scope="module")
+def augment():
+    return HandAugment(img_px=IMG_PX, scale=(0.75, 1.0))
+
+
+@pytest.fixture(scope="module")
+def photos(freihand_tree, tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+    data = FreiHand(freihand_tree, "standin", split="evaluation", image_px=64, cache_dir=cache)
+    return [data[i] for i in range(len(data))]
+
+
+@pytest.fixture(scope="module")
+def stored(photos):
+    return collate_hands(photos)
+
+
+def told(estimate) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in estimate._asdict().items() if v is not None}
+
+
+def test_every_field_of_a_hand_has_a_rule(stored, augment):
+    class Odd(NamedTuple):
+        joints_root_m: torch.Tensor
+        depth_m: torch.Tensor
+
+    assert set(HandState._fields) == set(RULES)
+    with pytest.raises(ValueError, match=r"Odd has \['depth_m'\], and nothing says how they turn"):
+        carried_back(Odd(torch.ones(1, 21, 3), torch.ones(1)), 0.0, 1.0)
+    with pytest.raises(ValueError, match="need at least one angle"):
+        TurnedViews(angles_deg=[])
+    with pytest.raises(ValueError, match=r"scales > 0, got .* scales=\[0\.0\] \(tta\.views\)"):
+        TurnedViews(angles_deg=[0.0], scales=[0.0])
+    assert len(MANY.views) == 15
+
+
+def test_labels_of_turned_crops_are_those_of_the_plain_one(task, stored, augment):
+    predict = truth_predictor(task)
+    plain = predict(augment.evaluate(stored))
+    for views in (MANY, TurnedViews(angles_deg=[180.0]), TurnedViews(angles_deg=[90, -5.0])):
+        mean = views(predict, stored, augment)
+        for name, value in told(plain).items():
+            if name == "is_metric":
+                assert bool(getattr(mean, name).all())
+                continue
+            off = (getattr(mean, name) - value).abs().max()
+            # metres and rotations; ndc of a crop of 48 px
+            assert off < (0.01 * 2 / IMG_PX if "ndc" in name else 1e-5), (name, off)
+
+
+def test_what_is_carried_back_is_seen_where_it_was(hand, stored, augment):
+    # Both cameras: the estimate of a turned crop lands in the plain crop on the same content.
+    task = mesh_task(hand, "pinhole")
+    angle, scale = math.radians(33), 1.2
+    turned = augment.evaluate_at(stored, angle, scale)
+    plain = augment.evaluate(stored)
+    with torch.no_grad():
+        back = carried_back(model_predictor(task)(turned), angle, scale)
+    again = task.hand(back.rotmats, back.betas).verts_m
+    between = (again - back.verts_root_m)[:, 1:] - (again - back.verts_root_m)[:, :1]
+    assert between.abs().max() < 1e-5
+    seen_px = project(back.joints_root_m + back.transl_cam_m[:, None], plain.K_crop_px)
+    torch.testing.assert_close(
+        ndc_from_px(seen_px, IMG_PX), back.joints_crop_ndc, atol=1e-4, rtol=1e-4
+    )
+    camera = task.head.camera
+    weak = mesh_task(hand)
+    with torch.no_grad():
+        back = carried_back(model_predictor(weak)(turned), angle, scale)
+    seen = project_weak(back.joints_root_m, back.cam, camera.scale0_per_m)
+    torch.testing.assert_close(seen, back.joints_crop_ndc, atol=1e-5, rtol=1e-5)
+    # From the picture of the turned crop: its middle is that of the plain one, 33 degrees turned.
+    assert turned.kp2d_crop_ndc.abs().max() < plain.kp2d_crop_ndc.abs().max() * 1.3
+    radius = [b.kp2d_crop_ndc.norm(dim=-1) for b in (turned, plain)]
+    torch.testing.assert_close(radius[0] * scale, radius[1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_bias_in_the_crops_frame_shrinks_by_the_mean_cosine(hand, stored, augment):
+    task = mesh_task(hand)
+    off_m, off_ndc = torch.tensor([0.02, -0.01, 0.03]), torch.tensor([0.1, 0.05])
+    off_cam = torch.tensor([0.2, 0.01, -0.03])
+
+    def biased(batch):
+        truth = task.true_estimate(batch)
+        return truth._replace(
+            verts_root_m=truth.verts_root_m + off_m,
+            joints_crop_ndc=truth.joints_crop_ndc + off_ndc,
+            cam=truth.cam + off_cam,
+            transl_cam_m=truth.transl_cam_m + off_m,
+        )
+
+    truth = task.true_estimate(augment.evaluate(stored))
+    # Sines of symmetric angles cancel: what lies in the picture's plane shrinks, depth stays.
+    shrunk_m = off_m * torch.tensor([MEAN_COS, MEAN_COS, 1.0])
+    for scales, mean_scale in (([1.0], 1.0), ([0.8, 1.0, 1.5], 1.1)):
+        mean = TurnedViews(angles_deg=ANGLES, scales=scales)(biased, stored, augment)
+        for name, wanted in (
+            ("verts_root_m", shrunk_m),
+            ("transl_cam_m", shrunk_m),
+            ("joints_crop_ndc", off_ndc * MEAN_COS * mean_scale),
+            ("cam", off_cam * torch.tensor([1.0, MEAN_COS, MEAN_COS])),
+        ):
+            off = getattr(mean, name) - getattr(truth, name)
+            torch.testing.assert_close(off, wanted.expand_as(off), atol=1e-5, rtol=1e-4)
+
+
+def test_rotations_are_averaged_chordally_and_metric_means_all(hand, stored, augment):
+    task = mesh_task(hand, "pinhole")
+    with torch.no_grad():
+        predict = model_predictor(task)
+        views = [augment.evaluate_at(stored, *view) for view in MANY.views[:3]]
+        backs = [carried_back(predict(b), *v) for b, v in zip(views, MANY.views, strict=False)]
+    backs[1] = backs[1]._replace(is_metric=torch.arange(len(stored.image)) > 0)
+    mean = mean_of(backs)
+    torch.testing.assert_close(mean.rotmats, chordal_mean(torch.stack([b.rotmats for b in backs])))
+    assert (mean.rotmats.det() - 1).abs().max() < 1e-5
+    assert mean.is_metric.tolist() == [False] + [True] * (len(stored.image) - 1)
+
+
+def test_one_plain_look_is_the_plain_answer_exactly(task, stored, augment):
+    predict = model_predictor(task)
+    with torch.no_grad():
+        plain = predict(augment.evaluate(stored))
+        same = TurnedViews(angles_deg=[0.0])(predict, stored, augment)
+    assert told(plain).keys() == told(same).keys()
+    assert all(torch.equal(value, getattr(same, name)) for name, value in told(plain).items())
+
+
+def test_the_order_of_views_does_not_matter_and_views_do(task, stored, augment):
+    predict = model_predictor(task)
+    with torch.no_grad():
+        plain = predict(augment.evaluate(stored))
+        a = TurnedViews(angles_deg=ANGLES)(predict, stored, augment)
+        b = TurnedViews(angles_deg=ANGLES[::-1])(predict, stored, augment)
+        c = TurnedViews(angles_deg=[20.0, 0.0, -40.0, 40.0, -20.0])(predict, stored, augment)
+    for name, value in told(a).items():
+        torch.testing.assert_close(value, getattr(b, name), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(value, getattr(c, name), atol=1e-5, rtol=1e-5)
+    assert (a.joints_root_m - plain.joints_root_m).abs().max() > 1e-4
+    assert a.joints_root_m[:, 9].abs().max() < 1e-6, "the root stays the origin"
+
+
+def test_figures_and_submissions_of_the_truth_stay_perfect(hand, photos, augment):
+    task, watch = mesh_task(hand), Stopwatch(CPU)
+    how = {"tta": MANY, "stopwatch": watch}
+    figures, _ = score(truth_predictor(task), photos, augment, CPU, 3, **how)
+    assert figures["mpvpe_mm"] < 0.01
+    assert figures["err2d_percent"] < 0.02
+    assert [num for _, num in watch.laps] == [3, 3, 2]
+    hands = predict_camera_hands(truth_predictor(task), photos, augment, CPU, 3, tta=MANY)
+    for name in ("joints_cam_m", "verts_cam_m"):
+        wanted = np.stack([getattr(p, name) for p in photos])
+        assert np.abs(getattr(hands, name) - wanted).max() < 5e-5
+
+
+@pytest.mark.parametrize("tta", [None, TurnedViews(angles_deg=[-20, 35])], ids=["plain", "tta"])
+def test_a_left_hand_is_its_mirrored_right_hand_to_the_end(task, photos, augment, tta):
+    # An off-centre camera, and right hands between the left ones.
+    K = photos[0].K_crop_px + np.float32([[0, 0, 9], [0, 0, -4], [0, 0, 0]])
+    right = [p.__class__(**{**p.__dict__, "K_crop_px": K}) for p in photos]
+    left = [mirror_sample(p) if i % 2 else p for i, p in enumerate(right)]
+    assert [p.is_right for p in left] == [True, False] * 4
+    predict = model_predictor(task)
+    a, b = (score(predict, hands, augment, CPU, 3, tta=tta)[0] for hands in (right, left))
+    assert a.keys() == b.keys()
+    assert a == pytest.approx(b, rel=1e-4)
+    assert a["err2d_percent"] > 1
+    if task.hand is None:
+        return
+    hands, mirrored = (
+        predict_camera_hands(predict, h, augment, CPU, 3, tta=tta) for h in (right, left)
+    )
+    sign = np.where(np.arange(8) % 2 == 0, 1, -1)[:, None]
+    for name in ("joints_cam_m", "verts_cam_m"):
+        wanted = getattr(hands, name).copy()
+        wanted[..., 0] *= sign
+        np.testing.assert_allclose(getattr(mirrored, name), wanted, atol=2e-5)
+
+
+def test_placed_left_hands_are_seen_in_their_own_picture(hand, photos, augment):
+    left = [mirror_sample(p) for p in photos]
+    for camera in ("weak", "pinhole"):
+        task = mesh_task(hand, camera)
+        batch = augment.evaluate(collate_hands(left))
+        truth = truth_predictor(task)(batch)
+        joints, verts = place(truth, batch, "predicted")
+        np.testing.assert_allclose(joints, [s.joints_cam_m for s in left], atol=2e-5)
+        np.testing.assert_allclose(verts, [s.verts_cam_m for s in left], atol=2e-5)
+        with torch.no_grad():
+            state = model_predictor(task)(batch)
+        placed, _ = place(state, batch, "predicted")
+        # The unmirrored stored crop of 64 px, its own K; the evaluation crop is sqrt(0.75) of it.
+        seen_px = project(placed, torch.from_numpy(np.stack([s.K_crop_px for s in left])).double())
+        said_px = px_from_ndc(state.joints_crop_ndc * math.sqrt(0.75), 64)
+        said_px[..., 0] = 64 - said_px[..., 0]
+        if camera == "pinhole":  # exact; a weak camera's nearest pinhole is not
+            torch.testing.assert_close(seen_px, said_px.double(), atol=0.02, rtol=1e-3)
+        centre = (seen_px - said_px).mean(dim=1).norm(dim=-1)
+        assert centre.max() < 1.0
+    wrist, _ = place(state, batch, "given_wrist")
+    np.testing.assert_allclose(wrist[:, 0], [s.joints_cam_m[0] for s in left], atol=1e-6)
+
+
+def test_the_first_batch_warms_up():
+    watch = Stopwatch(CPU)
+    with pytest.raises(ValueError, match="nothing was timed"):
+        _ = watch.seconds_per_item
+    watch.laps = [(8.0, 4)]
+    assert watch.seconds_per_item == 2.0
+    watch.laps += [(2.0, 4), (1.0, 2)]
+    assert watch.seconds_per_item == 0.5
+    with watch.lap(1):
+        pass
+    assert 0 <= watch.laps[-1][0] < 1.0

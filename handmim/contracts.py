@@ -50,6 +50,7 @@ class HandSample:
     has_K: bool
     kp2d_crop_px: NDArray[np.float32]  # [21, 2]
     kp2d_valid: NDArray[np.bool_]  # [21]
+    kp2d_conf: NDArray[np.float32]  # [21] in [0, 1]: 0 where invalid, 1 where none is given
     joints_cam_m: NDArray[np.float32]  # [21, 3]; only the differences count when has_K is off
     joints_valid: NDArray[np.bool_]  # [21]
     verts_cam_m: NDArray[np.float32]  # [V, 3]
@@ -95,6 +96,7 @@ class HandBatch(NamedTuple):
     has_K: Tensor  # [B] bool
     kp2d_crop_ndc: Tensor  # [B, 21, 2]
     kp2d_valid: Tensor  # [B, 21] bool
+    kp2d_conf: Tensor  # [B, 21] in [0, 1], 0 where invalid
     joints_cam_m: Tensor  # [B, 21, 3]
     joints_valid: Tensor  # [B, 21] bool
     verts_cam_m: Tensor  # [B, V, 3]

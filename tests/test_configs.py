@@ -77,6 +77,9 @@ PRETRAIN_LOSSES = (
     "latent_equivariance", "pixel_recon", "view_affine", "view_flow", "class_recon", "point_recon",
     "class_hog", "point_hog", "patch_hog", "dense_match",
 )  # fmt: skip
+MORE_HAND_LOSSES = (
+    "prior", "direct_keypoints", "joints3d_abs", "edges", "heatmaps", "silhouette",
+)  # fmt: skip
 
 
 def composed(name: str, *overrides: str) -> DictConfig:
@@ -142,6 +145,7 @@ CASES += [
 ]
 WITH = {"keypoint_agree": "keypoint_align,"}  # reads another loss's settings
 CASES += [("pretrain", (f"loss=[{WITH.get(name, '')}{name}]",)) for name in PRETRAIN_LOSSES]
+CASES += [("finetune", (f"loss=[{name}]",)) for name in MORE_HAND_LOSSES]
 
 
 @pytest.mark.parametrize(
@@ -160,7 +164,7 @@ def test_every_group_and_option_is_covered():
     named = {e for entry in ("pretrain", "finetune") for e in experiments(entry)}
     assert named | {"cpu_base"} == set(options("experiment"))  # the base is covered by its heirs
     finetune = composed("finetune")
-    others = {*finetune.task.losses, "prior", "direct_keypoints"}
+    others = {*finetune.task.losses, *MORE_HAND_LOSSES}
     assert set(options("loss")) == {*PRETRAIN_LOSSES, *others}
 
 

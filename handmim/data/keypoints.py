@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from handmim.contracts import HandSample
@@ -16,6 +17,27 @@ from handmim.hand.skeleton import NUM_JOINTS
 SPLITS = ("train", "val", "all")
 
 
+def keypoint_scores(note: dict[str, Any]) -> NDArray[np.float64] | None:
+    """[21] confidences in [0, 1] of an annotation's 2D keypoints; None where it gives none.
+
+    Raises: ValueError for anything else.
+    """
+    scores = note.get("keypoint_scores")
+    if scores is None:
+        return None
+    try:
+        values = np.asarray(scores, np.float64)
+    except (TypeError, ValueError):
+        values = np.empty(0)
+    if values.shape != (NUM_JOINTS,) or not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(
+            f"annotation {note.get('id', note['image_id'])}: keypoint_scores must be {NUM_JOINTS} "
+            f"numbers in [0, 1], got {str(scores)[:80]} (data/README.md; leave the field out where "
+            "confidences are not known)"
+        )
+    return values
+
+
 class KeypointPhotos(Dataset[HandSample]):
     """Square crops about the keypoints, in canonical order (wrist, thumb .. little).
 
@@ -25,6 +47,7 @@ class KeypointPhotos(Dataset[HandSample]):
     - `keypoints_3d`: 21 x 3 metres, x right, y down, z away from the camera, any origin; or 21 x 4
       with a visibility;
     - `K`: 3 x 3 intrinsics in px, when the 3D points are in camera coordinates;
+    - `keypoint_scores`: 21 confidences of the 2D keypoints in [0, 1], as detectors give them;
     - `handedness`: right unless it begins with an l;
     - `category_id`: what the hand shows, where there are several categories.
 
@@ -88,6 +111,7 @@ class KeypointPhotos(Dataset[HandSample]):
                     f"annotation {note.get('id', note['image_id'])} of {path.name} has"
                     f" {len(note['keypoints']) / 3:g} keypoints, wanted {NUM_JOINTS}"
                 )
+            keypoint_scores(note)
             if groups[image["id"]] in chosen:
                 self.items.append((image, note))
         self._has_classes = len({note.get("category_id") for note in content["annotations"]}) > 1
@@ -143,6 +167,7 @@ class KeypointPhotos(Dataset[HandSample]):
             K_crop_px=None if K is None else carry_intrinsics(crop_from_img, np.asarray(K)),
             kp2d_crop_px=carry_points(crop_from_img, kp_px),
             kp2d_valid=valid,
+            kp2d_conf=keypoint_scores(note),
             # joints that are hidden in the picture keep their 3D label
             joints_cam_m=joints,
             joints_valid=joints_valid,

@@ -78,6 +78,7 @@ def collate_hands(samples: Sequence[HandSample]) -> HandBatch:
         has_K=stack("has_K"),
         kp2d_crop_ndc=ndc_from_px(stack("kp2d_crop_px"), image.shape[-1]),
         kp2d_valid=stack("kp2d_valid"),
+        kp2d_conf=stack("kp2d_conf"),
         joints_cam_m=stack("joints_cam_m"),
         joints_valid=stack("joints_valid"),
         verts_cam_m=stack("verts_cam_m"),

@@ -22,6 +22,7 @@ def hand_sample(
     K_crop_px: Array | None = None,
     kp2d_crop_px: Array | None = None,
     kp2d_valid: NDArray[np.bool_] | None = None,
+    kp2d_conf: Array | None = None,
     joints_cam_m: Array | None = None,
     joints_valid: NDArray[np.bool_] | None = None,
     verts_cam_m: Array | None = None,
@@ -39,10 +40,11 @@ def hand_sample(
         K_crop_px: [3, 3].
         kp2d_crop_px, joints_cam_m: [21, 2] and [21, 3].
         kp2d_valid, joints_valid: [21]; all joints when left out.
+        kp2d_conf: [21] confidence in [0, 1] of the 2D joints; 1 when left out.
         verts_cam_m: [V, 3].
         rotmats, betas: [16, 3, 3] and [10], both or neither.
-    Raises: ValueError for half of the MANO parameters, an unknown rule, or labels that are not
-        finite.
+    Raises: ValueError for half of the MANO parameters, an unknown rule, labels that are not finite,
+        or confidences outside [0, 1].
     """
     if (rotmats is None) != (betas is None):
         raise ValueError(f"{sample_id}: MANO parameters are rotations and betas, got one of them")
@@ -69,6 +71,7 @@ def hand_sample(
             return np.zeros(NUM_JOINTS, bool)
         return np.ones(NUM_JOINTS, bool) if valid is None else np.asarray(valid, bool)
 
+    kp2d_seen = flags(kp2d_crop_px, kp2d_valid)
     return HandSample(
         image=image,
         sample_id=sample_id,
@@ -77,7 +80,8 @@ def hand_sample(
         K_crop_px=label("K_crop_px", K_crop_px, (3, 3)),
         has_K=K_crop_px is not None,
         kp2d_crop_px=label("kp2d_crop_px", seen(kp2d_crop_px, kp2d_valid), (NUM_JOINTS, 2)),
-        kp2d_valid=flags(kp2d_crop_px, kp2d_valid),
+        kp2d_valid=kp2d_seen,
+        kp2d_conf=_confidences(sample_id, kp2d_conf, kp2d_seen),
         joints_cam_m=label("joints_cam_m", seen(joints_cam_m, joints_valid), (NUM_JOINTS, 3)),
         joints_valid=flags(joints_cam_m, joints_valid),
         verts_cam_m=label("verts_cam_m", verts_cam_m, (NUM_VERTS, 3)),
@@ -88,6 +92,22 @@ def hand_sample(
         betas=label("betas", betas, (10,)),
         has_mano=rotmats is not None,
     )
+
+
+def _confidences(
+    sample_id: str, conf: Array | None, valid: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """[21] as given, 1 where nothing is, 0 for joints that are not labelled."""
+    if conf is None:
+        return valid.astype(np.float32)
+    if np.shape(conf) != (NUM_JOINTS,):
+        raise ValueError(f"{sample_id}: kp2d_conf must be ({NUM_JOINTS},), got {np.shape(conf)}")
+    known = np.where(valid, conf, 0.0)
+    if not ((known >= 0) & (known <= 1)).all():
+        raise ValueError(
+            f"{sample_id}: kp2d_conf must be in [0, 1], got {known.min():g} to {known.max():g}"
+        )
+    return known.astype(np.float32)
 
 
 def mirror_sample(sample: HandSample) -> HandSample:

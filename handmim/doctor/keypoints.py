@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.data.crops import read_rgb
+from handmim.data.keypoints import keypoint_scores
 from handmim.doctor.findings import Finding, Notes, shown
 from handmim.doctor.joints import finite, note_bones, settle_order, settle_unit
 from handmim.doctor.sampling import spread
@@ -56,6 +57,7 @@ def examine_keypoints(root: Path, annotations: Path, num_checked: int) -> list[F
             _two_d(notes, labels, chosen, sizes)
         with notes.guard("keypoints-3d", FORM):
             _three_d(notes, whole, num_checked)
+        _scores(notes, labels)
     return notes.findings
 
 
@@ -156,6 +158,27 @@ def _three_d(notes: Notes, labels: list[Note], num_checked: int) -> None:
     note_bones(notes, "keypoints", joints, where)
     if not notes.failed("keypoints-order"):
         _axes(notes, joints, flat[kept])
+
+
+def _scores(notes: Notes, labels: list[Note]) -> None:
+    """Confidences of the 2D keypoints, where annotations give any."""
+    have, bad = [], []
+    for note in labels:
+        try:
+            scores = keypoint_scores(note)
+        except ValueError:
+            bad.append(str(note.get("id", note["image_id"])))
+            continue
+        have += [] if scores is None else [scores]
+    if have or bad:
+        mean = f", {np.mean(have):.2f} on average" if have else ""
+        text = f"{len(have)} of {len(labels)} hands have confidences of their keypoints{mean}"
+        notes.judge(
+            not bad,
+            "keypoints-scores",
+            text + (f"; {len(bad)} others are no such: {shown(bad)}" if bad else ""),
+            f"keypoint_scores are {NUM_JOINTS} numbers in [0, 1]: {FORM}",
+        )
 
 
 def _axes(notes: Notes, joints_m: Array, keypoints: Array) -> None:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handmim.contracts import HandBatch
+from handmim.losses.joints import root_relative
+from handmim.losses.reduction import blanked, over_points
 
 
 class JointEstimate(Protocol):
@@ -34,19 +36,15 @@ class JointOutputs(Protocol):
         """T + 1 estimates."""
 
 
-def masked_smooth_l1(pred: Tensor, target: Tensor, valid: Tensor, beta: float) -> Tensor:
-    """Mean smooth L1 over the labelled points of a sample, then over the batch, samples without any
-    counting 0 (the reduction of `losses.joints`).
+def smooth_l1(pred: Tensor, target: Tensor, beta: float) -> Tensor:
+    """Mean smooth L1 over the coordinates of every point.
 
     Args:
         pred, target: [B, P, C], any unit.
-        valid: [B, P] bool.
         beta: below it an error e counts e^2 / (2 beta), above it e - beta / 2; unit of the input.
-    Returns: scalar in the unit of the input.
+    Returns: [B, P] in the unit of the input.
     """
-    error = F.smooth_l1_loss(pred.float(), target.float(), reduction="none", beta=beta).mean(dim=-1)
-    error = torch.where(valid, error, 0.0)
-    return (error.sum(dim=1) / valid.sum(dim=1).clamp(min=1)).mean()
+    return F.smooth_l1_loss(pred.float(), target, reduction="none", beta=beta).mean(dim=-1)
 
 
 class SmoothJoints3D(nn.Module):
@@ -68,19 +66,17 @@ class SmoothJoints3D(nn.Module):
         self.root_joint, self.unit_m, self.beta = root_joint, unit_m, beta
 
     def forward(self, out: JointOutputs, batch: HandBatch) -> Tensor:
-        """Scalar, units of `unit_m`."""
-        root = batch.joints_cam_m[:, self.root_joint, None]
-        target = (batch.joints_cam_m - root) / self.unit_m
-        valid = batch.joints_valid & batch.joints_valid[:, self.root_joint, None]
-        terms = [
-            masked_smooth_l1(step.joints_root_m / self.unit_m, target, valid, self.beta)
+        """[T] units of `unit_m`."""
+        target, valid = root_relative(batch, self.root_joint)
+        errors = [
+            smooth_l1(step.joints_root_m / self.unit_m, target / self.unit_m, self.beta)
             for step in out.steps[1:]
         ]
-        return torch.stack(terms).mean()
+        return torch.stack([over_points(error, valid) for error in errors])
 
 
 class SmoothJoints2D(nn.Module):
-    """Smooth L1 on the joints' places in the picture, crop ndc.
+    """Smooth L1 on the joints' places in the picture, crop ndc, each weighted by its confidence.
 
     Args:
         beta: in ndc.
@@ -93,9 +89,8 @@ class SmoothJoints2D(nn.Module):
         self.beta = beta
 
     def forward(self, out: JointOutputs, batch: HandBatch) -> Tensor:
-        """Scalar, ndc."""
-        terms = [
-            masked_smooth_l1(step.joints_crop_ndc, batch.kp2d_crop_ndc, batch.kp2d_valid, self.beta)
-            for step in out.steps[1:]
-        ]
-        return torch.stack(terms).mean()
+        """[T] ndc."""
+        valid, conf = batch.kp2d_valid, batch.kp2d_conf
+        target = blanked(batch.kp2d_crop_ndc, valid)
+        errors = [smooth_l1(s.joints_crop_ndc, target, self.beta) for s in out.steps[1:]]
+        return torch.stack([over_points(error, valid, conf) for error in errors])

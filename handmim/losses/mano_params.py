@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from handmim.contracts import HandBatch, HandOutputs
+from handmim.losses.reduction import blanked, over_samples
 
 
 class Rotations(nn.Module):
@@ -13,19 +14,17 @@ class Rotations(nn.Module):
     """
 
     def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
-        """Scalar."""
-        has_mano = batch.has_mano.float()
-        steps = out.steps[1:]
-        error = torch.stack([(s.rotmats - batch.rotmats).square().sum(dim=(-1, -2)) for s in steps])
-        return (error.mean(dim=-1) * has_mano).mean()
+        """[T] without unit."""
+        target = blanked(batch.rotmats, batch.has_mano)
+        errors = [(s.rotmats - target).square().sum(dim=(-1, -2)) for s in out.steps[1:]]
+        return torch.stack([over_samples(error.mean(dim=1), batch.has_mano) for error in errors])
 
 
 class Betas(nn.Module):
     """Mean squared error of the shape coefficients."""
 
     def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
-        """Scalar."""
-        has_mano = batch.has_mano.float()
-        steps = out.steps[1:]
-        error = torch.stack([(s.betas - batch.betas).square().mean(dim=1) for s in steps])
-        return (error * has_mano).mean()
+        """[T] without unit."""
+        target = blanked(batch.betas, batch.has_mano)
+        errors = [(s.betas - target).square().mean(dim=1) for s in out.steps[1:]]
+        return torch.stack([over_samples(error, batch.has_mano) for error in errors])

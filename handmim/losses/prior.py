@@ -4,13 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from handmim.contracts import HandBatch, HandOutputs
+from handmim.losses.reduction import over_samples
 
 
 class Prior(nn.Module):
     """Squared distance of the fingers from the mean hand and of the shape from the average one.
 
-    Counts for samples without MANO parameters only: joints alone do not fix twists and shape. Same
-    reduction as the other regression losses.
+    Counts for samples without MANO parameters only: joints alone do not fix twists and shape.
 
     Args:
         betas_weight: of the shape coefficients' mean square against the rotations' mean squared
@@ -22,11 +22,11 @@ class Prior(nn.Module):
         self.betas_weight = betas_weight
 
     def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
-        """Scalar."""
-        free = (~batch.has_mano).float()
+        """[T] without unit."""
         mean_fingers = out.steps[0].rotmats[:, 1:].detach()
         terms = []
         for step in out.steps[1:]:
             turn = (step.rotmats[:, 1:] - mean_fingers).square().sum(dim=(-1, -2)).mean(dim=1)
-            terms.append(turn + self.betas_weight * step.betas.square().mean(dim=1))
-        return (torch.stack(terms) * free).mean()
+            error = turn + self.betas_weight * step.betas.square().mean(dim=1)
+            terms.append(over_samples(error, ~batch.has_mano))
+        return torch.stack(terms)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from handmim.contracts import StepInfo
 from handmim.engine.schedule import Schedule, as_schedule
+from handmim.losses.reduction import StepWeights, check_step_weights, over_steps
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Weighted:
     """A loss term and its weight over training.
 
     Args:
-        term: module with `forward(out, batch) -> scalar`.
+        term: module with `forward(out, batch) -> scalar`, or one number per refinement step, [T].
         weight: constant, or a schedule of the step.
     """
 
@@ -29,10 +30,14 @@ class LossSum(nn.Module):
 
     Args:
         parts: terms by name, in the order in which they are logged.
+        step_weights: how terms that score every refinement step are averaged over steps, see
+            `losses.reduction.over_steps`.
     """
 
-    def __init__(self, parts: Mapping[str, Weighted]) -> None:
+    def __init__(self, parts: Mapping[str, Weighted], step_weights: StepWeights = None) -> None:
         super().__init__()
+        check_step_weights(step_weights)
+        self.step_weights = step_weights
         if not parts:
             raise ValueError("no loss term is configured (loss=[...])")
         self.terms = nn.ModuleDict({name: part.term for name, part in parts.items()})
@@ -49,6 +54,8 @@ class LossSum(nn.Module):
         for name, term in self.terms.items():
             weight = self.weights[name](info.step, info.total_steps)
             value = term(out, batch)
+            if value.ndim == 1:
+                value = over_steps(value, self.step_weights)
             scalars[f"loss/{name}"] = value.detach()
             total = weight * value if total is None else total + weight * value
         if not torch.is_tensor(total):

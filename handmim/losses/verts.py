@@ -4,10 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from handmim.contracts import HandBatch, HandOutputs
+from handmim.losses.reduction import blanked, over_samples
 
 
 class Verts(nn.Module):
-    """L1 on root-relative vertices in metres; same reduction as the joint losses.
+    """L1 on root-relative vertices in metres; needs a labelled root.
 
     Args:
         root_joint: index of the root in the 21 joints.
@@ -18,11 +19,8 @@ class Verts(nn.Module):
         self.root_joint = root_joint
 
     def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
-        """Scalar, metres."""
-        target = batch.verts_cam_m - batch.joints_cam_m[:, self.root_joint, None]
-        counts = (batch.has_verts & batch.joints_valid[:, self.root_joint]).float()
-        steps = out.steps[1:]
-        error = torch.stack(
-            [(s.verts_root_m.float() - target).abs().mean(dim=(1, 2)) for s in steps]
-        )
-        return (error * counts).mean()
+        """[T] metres."""
+        known = batch.has_verts & batch.joints_valid[:, self.root_joint]
+        target = blanked(batch.verts_cam_m - batch.joints_cam_m[:, self.root_joint, None], known)
+        errors = [(s.verts_root_m.float() - target).abs().mean(dim=(1, 2)) for s in out.steps[1:]]
+        return torch.stack([over_samples(error, known) for error in errors])

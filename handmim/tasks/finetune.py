@@ -16,6 +16,7 @@ from handmim.geometry.rotation import chordal_mean, nearest_rotation, rotation_f
 from handmim.hand.model import HandLayer
 from handmim.hand.rules import JointRules
 from handmim.hand.skeleton import ROOT_JOINT
+from handmim.losses.reduction import StepWeights
 from handmim.losses.total import Weighted
 from handmim.models.heads.hand_head import HandHead
 from handmim.models.vit import ViT
@@ -43,6 +44,7 @@ class HandRegressionTask(RegressionTask):
         backbone_lr_scale: float = 1.0,
         layer_decay: float = 1.0,
         freeze_backbone: bool = False,
+        step_weights: StepWeights = None,
     ) -> None:
         super().__init__(
             backbone,
@@ -51,6 +53,7 @@ class HandRegressionTask(RegressionTask):
             backbone_lr_scale=backbone_lr_scale,
             layer_decay=layer_decay,
             freeze_backbone=freeze_backbone,
+            step_weights=step_weights,
         )
         self.joint_rules = JointRules(self.head.hand)
 

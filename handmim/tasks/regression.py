@@ -15,6 +15,7 @@ from handmim.contracts import HandBatch, HandSample, StepInfo, StepResult, Token
 from handmim.data.augment import HandAugment
 from handmim.hand.model import HandLayer
 from handmim.losses.direct_keypoints import JointEstimate, JointOutputs
+from handmim.losses.reduction import StepWeights
 from handmim.losses.total import LossSum, Weighted
 from handmim.models.vit import ViT
 from handmim.tasks.finetune_pictures import draw_predictions
@@ -40,6 +41,8 @@ class RegressionTask(nn.Module, ABC):
         backbone_lr_scale: factor on the learning rate of the whole backbone.
         layer_decay: further factor per layer below the top.
         freeze_backbone: train the head alone, on the backbone as it came.
+        step_weights: of refinement steps in every loss that scores them: None (equal), one number
+            each, or "last".
     """
 
     def __init__(
@@ -51,12 +54,13 @@ class RegressionTask(nn.Module, ABC):
         backbone_lr_scale: float = 1.0,
         layer_decay: float = 1.0,
         freeze_backbone: bool = False,
+        step_weights: StepWeights = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.backbone.mask_token.requires_grad_(False)  # nothing is hidden any more
         self.head = head(dim=backbone.embed_dim)
-        self.losses = LossSum(losses)
+        self.losses = LossSum(losses, step_weights)
         self.backbone_lr_scale, self.layer_decay = backbone_lr_scale, layer_decay
         self.freeze_backbone = freeze_backbone
         if freeze_backbone:

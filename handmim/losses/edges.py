@@ -1,0 +1,55 @@
+"""Edge lengths of the regressed mesh."""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from handmim.contracts import HandBatch, HandOutputs
+from handmim.losses.reduction import blanked, over_samples
+
+
+class Triangles(Protocol):
+    """What a hand model has of a mesh."""
+
+    @property
+    def faces(self) -> NDArray[np.int32]:
+        """[F, 3] vertex indices."""
+
+
+def unique_edges(faces: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Every edge of a mesh once: [F, 3] to [E, 2], lower vertex first, sorted."""
+    pairs = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    return np.unique(np.sort(pairs, axis=1), axis=0).astype(np.int64)
+
+
+def edge_lengths(verts: Tensor, edges: Tensor) -> Tensor:
+    """[B, V, 3] and [E, 2] to [B, E], in the unit of the vertices."""
+    first, second = verts[:, edges[:, 0]], verts[:, edges[:, 1]]
+    return torch.linalg.vector_norm(first - second, dim=-1)
+
+
+class Edges(nn.Module):
+    """L1 on edge lengths against the labelled mesh, metres; needs no root.
+
+    Args:
+        hand: the hand model whose triangles connect the vertices.
+    """
+
+    edges: Tensor
+
+    def __init__(self, hand: Triangles) -> None:
+        super().__init__()
+        edges = torch.from_numpy(unique_edges(hand.faces))
+        self.register_buffer("edges", edges, persistent=False)
+
+    def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
+        """[T] metres."""
+        target = edge_lengths(blanked(batch.verts_cam_m, batch.has_verts), self.edges)
+        errors = [
+            (edge_lengths(s.verts_root_m.float(), self.edges) - target).abs().mean(dim=1)
+            for s in out.steps[1:]
+        ]
+        return torch.stack([over_samples(error, batch.has_verts) for error in errors])

@@ -88,6 +88,32 @@ def test_invisible_joints_are_flagged_and_2d_only_works(photos):
     assert np.isfinite(sample.kp2d_crop_px).all()
 
 
+def test_scores_of_keypoints_become_confidences(photos):
+    root, path, content = photos
+    scores = np.linspace(0, 1, 21)
+    first, second = content["annotations"][:2]
+    first["keypoint_scores"] = scores.tolist()
+    first["keypoints"][3 * 20 + 2] = 0
+    second["keypoint_scores"] = None
+    path.write_text(json.dumps(content))
+    data = KeypointPhotos(root, path, split="all")
+    np.testing.assert_allclose(
+        data[0].kp2d_conf, np.where(np.arange(21) < 20, scores, 0.0), atol=1e-7
+    )
+    assert (data[1].kp2d_conf == 1).all()
+
+
+@pytest.mark.parametrize(
+    "scores", [[0.5] * 20, [1.2] * 21, ["a"] * 21, [[0.5]] * 21, 0.5, [-1] * 21, [None] * 21]
+)
+def test_scores_of_another_form_are_refused(photos, scores):
+    root, path, content = photos
+    content["annotations"][3]["keypoint_scores"] = scores
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"annotation 3: keypoint_scores must be 21 numbers"):
+        KeypointPhotos(root, path, split="val")
+
+
 def test_other_files_are_refused_by_name(photos):
     root, path, content = photos
     with pytest.raises(FileNotFoundError, match=r"annotations=FILE\.json"):

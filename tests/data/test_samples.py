@@ -87,6 +87,27 @@ def test_bad_labels_are_refused_by_name():
         hand_sample(image, "x", joint_rule="coco")
 
 
+def test_confidence_is_one_where_nothing_is_said_and_zero_where_nothing_is_seen(labelled):
+    image, kp = np.zeros((8, 8, 3), np.uint8), np.ones((21, 2))
+    assert labelled.kp2d_conf.dtype == np.float32
+    assert (labelled.kp2d_conf == 1).all()
+    assert (hand_sample(image, "x", kp2d_conf=np.ones(21)).kp2d_conf == 0).all()
+    valid = np.arange(21) < 5
+    silent = hand_sample(image, "x", kp2d_crop_px=kp, kp2d_valid=valid)
+    np.testing.assert_array_equal(silent.kp2d_conf, valid)
+    told = np.where(valid, np.linspace(0, 1, 21), np.nan)
+    sample = hand_sample(image, "x", kp2d_crop_px=kp, kp2d_valid=valid, kp2d_conf=told)
+    np.testing.assert_allclose(sample.kp2d_conf, np.where(valid, told, 0.0), atol=1e-7)
+    batch = collate_hands([sample, mirror_sample(sample)])
+    for conf in batch.kp2d_conf:
+        assert torch.equal(conf, torch.from_numpy(sample.kp2d_conf))
+    for bad in (1.5, -0.1, np.nan):
+        with pytest.raises(ValueError, match=r"s/7: kp2d_conf must be in \[0, 1\]"):
+            hand_sample(image, "s/7", kp2d_crop_px=kp, kp2d_conf=np.full(21, bad))
+    with pytest.raises(ValueError, match=r"kp2d_conf must be \(21,\), got \(1,\)"):
+        hand_sample(image, "x", kp2d_crop_px=kp, kp2d_conf=np.ones(1))
+
+
 def test_what_a_flag_hides_may_be_anything():
     joints = np.full((21, 3), np.nan)
     joints[:5] = 0.1

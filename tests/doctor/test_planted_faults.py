@@ -423,6 +423,17 @@ def test_sound_photos_have_no_faults(sound_keypoints):
     assert "6 pictures" in findings[0].text
 
 
+def test_scores_of_photos_are_told(tmp_path, sound_keypoints):
+    root = shutil.copytree(sound_keypoints, tmp_path / "root")
+    told = examine_keypoints(root / "images", root / "labels.json", 64)
+    assert "keypoints-scores" not in {f.name for f in told}
+    labels(lambda note: note.update(keypoint_scores=[0.25] * 21))(root)
+    told = examine_keypoints(root / "images", root / "labels.json", 64)
+    assert not problems(told), told
+    (line,) = (f.text for f in told if f.name == "keypoints-scores")
+    assert "0.25 on average" in line
+
+
 def labels(change, key="annotations"):
     def plant(root):
         path = root / "labels.json"
@@ -459,6 +470,8 @@ def in_another_order(note):
         (labels(lambda image: image.update(width=640), "images"), ("error", "size")),
         (labels(lambda image: image.pop("subject"), "images"), ("warning", "subjects")),
         (labels(lambda note: note.update(image_id=99)), ("error", "file")),
+        (labels(lambda note: note.update(keypoint_scores=[75.0] * 21)), ("error", "scores")),
+        (labels(lambda note: note.update(keypoint_scores=[0.5] * 20)), ("error", "scores")),
         (lambda r: (r / "labels.json").write_text("{"), ("error", "file")),
     ],
 )

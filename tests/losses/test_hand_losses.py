@@ -1,122 +1,101 @@
-import math
+"""Values of the regression losses, derived by hand; laws are in test_hand_loss_laws.py."""
 
+import math
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
-from handmim.contracts import HandBatch, HandOutputs, HandState
+from handmim.contracts import HandOutputs
 from handmim.geometry.rotation import axis_angle_to_matrix
-from handmim.losses.joints import Joints2D, Joints3D
+from handmim.losses.direct_keypoints import SmoothJoints2D, SmoothJoints3D
+from handmim.losses.edges import Edges, unique_edges
+from handmim.losses.joints import Joints2D, Joints3D, Joints3DAbs
 from handmim.losses.mano_params import Betas, Rotations
 from handmim.losses.prior import Prior
+from handmim.losses.reduction import over_steps
+from handmim.losses.total import LossSum, Weighted
 from handmim.losses.verts import Verts
+from handmim.models.heads.direct import KeypointOutputs, KeypointState
+from tests.losses.hand_cases import TERMS, random_batch, random_outputs, rows, truth_as_state
 
-TERMS = [Joints3D(root_joint=9), Joints2D(), Verts(root_joint=9), Rotations(), Betas()]
-
-
-def random_batch(b: int, seed: int = 0) -> HandBatch:
-    g = torch.Generator().manual_seed(seed)
-    ones = torch.ones(b, dtype=torch.bool)
-    return HandBatch(
-        image=torch.zeros(b, 3, 8, 8),
-        was_left=~ones,
-        joint_rule=torch.zeros(b, dtype=torch.long),
-        K_crop_px=torch.eye(3).expand(b, 3, 3),
-        has_K=ones,
-        kp2d_crop_ndc=torch.randn(b, 21, 2, generator=g),
-        kp2d_valid=ones[:, None].expand(b, 21),
-        joints_cam_m=torch.randn(b, 21, 3, generator=g),
-        joints_valid=ones[:, None].expand(b, 21),
-        verts_cam_m=torch.randn(b, 30, 3, generator=g),
-        has_verts=ones,
-        rotmats=axis_angle_to_matrix(torch.randn(b, 16, 3, generator=g)),
-        betas=torch.randn(b, 10, generator=g),
-        has_mano=ones,
-    )
+INFO = SimpleNamespace(step=0, total_steps=10)
 
 
-def truth_as_state(batch: HandBatch) -> HandState:
-    root = batch.joints_cam_m[:, 9, None]
-    return HandState(
-        rotmats=batch.rotmats.clone(),
-        betas=batch.betas.clone(),
-        cam=torch.zeros(len(batch.betas), 3),
-        verts_root_m=batch.verts_cam_m - root,
-        joints_root_m=batch.joints_cam_m - root,
-        verts_crop_ndc=torch.zeros(len(batch.betas), 30, 2),
-        joints_crop_ndc=batch.kp2d_crop_ndc.clone(),
-    )
+def off_by(batch, **shifts):
+    """A start that is far off, then the truth moved by so much, twice."""
+    state = truth_as_state(batch)
+    off = state._replace(**{name: getattr(state, name) + shift for name, shift in shifts.items()})
+    return HandOutputs((off._replace(betas=off.betas + 100.0), off, off))
 
 
-def outputs(state: HandState) -> HandOutputs:
-    wrong_start = HandState(*(field + 100.0 for field in state[:7]))
-    return HandOutputs(steps=(wrong_start, state, state))
+@pytest.mark.parametrize(
+    ("term", "shifts", "wanted"),
+    [
+        # 3 mm along one of three axes
+        (Joints3D(root_joint=9), {"joints_root_m": torch.tensor([0.003, 0.0, 0.0])}, 0.001),
+        (Joints2D(), {"joints_crop_ndc": torch.tensor([0.1, -0.3])}, 0.2),
+        (Verts(root_joint=9), {"verts_root_m": -0.002}, 0.002),
+        (Betas(), {"betas": 0.5}, 0.25),
+        # the root 6 cm too far away; the same error twice in opposite directions is none
+        (Joints3DAbs(), {"transl_cam_m": torch.tensor([0.0, 0.0, 0.06])}, 0.02),
+        (Joints3DAbs(), {"transl_cam_m": 0.1, "joints_root_m": -0.1}, 0.0),
+        # 20 mm are 0.2 units: 0.2 - 0.05; 5 mm are 0.05: 0.05^2 / 0.2
+        (SmoothJoints3D(root_joint=9), {"joints_root_m": 0.02}, 0.15),
+        (SmoothJoints3D(root_joint=9), {"joints_root_m": 0.005}, 0.0125),
+        (SmoothJoints2D(), {"joints_crop_ndc": torch.tensor([0.05, 0.2])}, (0.0125 + 0.15) / 2),
+    ],
+)
+def test_values_by_hand(term, shifts, wanted):
+    batch = random_batch(2)
+    batch = batch._replace(joints_cam_m=batch.joints_cam_m / 10, verts_cam_m=batch.verts_cam_m / 10)
+    assert term(off_by(batch, **shifts), batch).tolist() == pytest.approx([wanted] * 2, abs=1e-6)
 
 
-@pytest.mark.parametrize("term", TERMS, ids=lambda t: type(t).__name__)
-def test_truth_costs_nothing_and_the_mean_hand_is_not_scored(term):
-    batch = random_batch(3)
-    assert term(outputs(truth_as_state(batch)), batch).item() == pytest.approx(0.0, abs=1e-7)
-
-
-def test_hand_values():
+def test_a_rotation_off_by_an_angle():
     batch = random_batch(2)
     state = truth_as_state(batch)
-    off = state._replace(
-        joints_root_m=state.joints_root_m + torch.tensor([0.003, 0.0, 0.0]),
-        joints_crop_ndc=state.joints_crop_ndc + torch.tensor([0.1, 0.3]),
-        verts_root_m=state.verts_root_m - 0.002,
-        betas=state.betas + 0.5,
-        rotmats=state.rotmats @ axis_angle_to_matrix(torch.tensor([0.0, 0.0, math.pi / 3])),
-    )
-    out = outputs(off)
-    assert Joints3D(root_joint=9)(out, batch).item() == pytest.approx(
-        0.001, rel=1e-3
-    )  # mean of (3, 0, 0) mm
-    assert Joints2D()(out, batch).item() == pytest.approx(0.2, rel=1e-4)
-    assert Verts(root_joint=9)(out, batch).item() == pytest.approx(0.002, rel=1e-3)
-    assert Betas()(out, batch).item() == pytest.approx(0.25, rel=1e-4)
-    assert Rotations()(out, batch).item() == pytest.approx(
-        4 * (1 - math.cos(math.pi / 3)), rel=1e-4
-    )
+    turn = axis_angle_to_matrix(torch.tensor([0.0, 0.0, math.pi / 3]))
+    out = HandOutputs((state, state._replace(rotmats=state.rotmats @ turn)))
+    assert Rotations()(out, batch).item() == pytest.approx(4 * (1 - 0.5), rel=1e-5)
 
 
-@pytest.mark.parametrize("term", TERMS, ids=lambda t: type(t).__name__)
-def test_mixed_batch_is_the_mean_of_its_parts(term):
-    whole, bare = random_batch(2, seed=1), random_batch(2, seed=2)
-    off = torch.zeros(2, dtype=torch.bool)
-    bare = bare._replace(
-        kp2d_valid=off[:, None].expand(2, 21), joints_valid=off[:, None].expand(2, 21),
-        has_verts=off, has_mano=off,
-    )  # fmt: skip
-    both = HandBatch(*(torch.cat(pair) for pair in zip(whole, bare, strict=True)))
-    state = truth_as_state(random_batch(4, seed=3))
-    half = lambda s, i: HandState(*(field[i] for field in s[:7]))  # noqa: E731
-    joint = term(outputs(state), both)
-    first = term(outputs(half(state, slice(0, 2))), whole)
-    second = term(outputs(half(state, slice(2, 4))), bare)
-    assert second.item() == 0.0
-    assert joint.item() == pytest.approx(0.5 * first.item(), rel=1e-5)
-
-
-def test_2d_only_sample_reaches_nothing_but_the_2d_term():
-    batch = random_batch(1)
-    off = torch.zeros(1, dtype=torch.bool)
-    batch = batch._replace(joints_valid=off[:, None].expand(1, 21), has_verts=off, has_mano=off)
-    state = truth_as_state(random_batch(1, seed=5))
-    costs = {type(t).__name__: t(outputs(state), batch).item() for t in TERMS}
-    assert costs.pop("Joints2D") > 0.1
-    assert set(costs.values()) == {0.0}
-
-
-def test_joint_without_label_does_not_count():
-    batch = random_batch(1)
-    valid = batch.joints_valid.clone()
-    valid[0, 3] = False
+def test_edges_of_a_square_of_two_triangles():
+    square = SimpleNamespace(faces=np.array([[0, 1, 2], [2, 1, 3]], np.int32))
+    assert unique_edges(square.faces).tolist() == [[0, 1], [0, 2], [1, 2], [1, 3], [2, 3]]
+    batch, term = random_batch(1), Edges(square)
+    verts = torch.tensor([[[0.0, 0, 0], [3, 0, 0], [0, 4, 0], [3, 4, 0]]])
+    batch = batch._replace(verts_cam_m=verts + 7.0)
     state = truth_as_state(batch)
-    joints = state.joints_root_m.clone()
-    joints[0, 3] += 10.0
-    out = outputs(state._replace(joints_root_m=joints))
-    assert Joints3D(root_joint=9)(out, batch._replace(joints_valid=valid)).item() < 1e-6
+    # twice as wide: 3 -> 6 twice, 4 stays twice, 5 -> sqrt(52) once; moved and turned for nothing
+    wide = (verts * torch.tensor([2.0, 1.0, 1.0]) + 1.0).flip(-1)
+    out = HandOutputs((state, state._replace(verts_root_m=wide)))
+    assert term(out, batch).item() == pytest.approx((3 + 3 + math.sqrt(52) - 5) / 5, rel=1e-5)
+    assert not term.state_dict()
+
+
+def test_edges_of_the_hand_are_counted_once(hand):
+    assert len(unique_edges(hand.faces)) == 2315  # data/README.md
+    assert not list(Edges(hand).parameters())
+
+
+def test_joints_count_alike_and_confidence_only_shrinks():
+    batch = random_batch(1)
+    state = truth_as_state(batch)
+    joints = state.joints_crop_ndc.clone()
+    joints[0, :3] += 0.3
+    joints[0, 20] += 9.0
+    out = HandOutputs((state, state._replace(joints_crop_ndc=joints)))
+    valid = (torch.arange(21) < 6)[None]
+    conf = torch.ones(1, 21)
+    conf[0, 1], conf[0, 2] = 0.5, 0.0
+    seen = batch._replace(kp2d_valid=valid)
+    assert Joints2D()(out, seen).item() == pytest.approx(3 * 0.3 / 6, rel=1e-5)
+    seen = seen._replace(kp2d_conf=conf)
+    assert Joints2D()(out, seen).item() == pytest.approx(1.5 * 0.3 / 6, rel=1e-5)
+    smooth = SmoothJoints2D(beta=0.1)(out, seen).item()
+    assert smooth == pytest.approx(1.5 * 0.25 / 6, rel=1e-5)
 
 
 def test_the_prior_pulls_only_hands_without_parameters():
@@ -137,3 +116,91 @@ def test_the_prior_pulls_only_hands_without_parameters():
     wrist[:, 0] = torch.eye(3)
     out = HandOutputs((mean, same._replace(rotmats=wrist)))
     assert Prior()(out, free).item() == pytest.approx(0.0, abs=1e-7)
+
+
+# ---------------------------------------------------------------- before the camera
+
+
+def test_absolute_joints_want_a_head_that_places_hands():
+    batch = random_batch(2)
+    state = truth_as_state(batch)
+    never = state._replace(is_metric=torch.tensor([False, False]))
+    with pytest.raises(ValueError, match=r"head\.camera=pinhole"):
+        Joints3DAbs()(HandOutputs((never, never)), batch)
+    silent = state._replace(transl_cam_m=None, is_metric=None)
+    with pytest.raises(ValueError, match=r"head\.camera=pinhole"):
+        Joints3DAbs()(HandOutputs((silent, silent)), batch)
+    bare = KeypointState(state.joints_root_m, state.joints_crop_ndc)
+    with pytest.raises(ValueError, match=r"head\.camera=pinhole"):
+        Joints3DAbs()(KeypointOutputs((bare, bare)), batch)
+
+
+def test_absolute_joints_wait_for_intrinsics():
+    batch, term = random_batch(2), Joints3DAbs()
+    off = torch.tensor([False, False])
+    state = truth_as_state(batch)
+    without = batch._replace(has_K=off)
+    nothing = term(HandOutputs((state, state._replace(is_metric=off))), without)
+    assert nothing.item() == 0.0  # says nothing of the head: there was no K
+    away = state._replace(transl_cam_m=state.transl_cam_m + 0.3)
+    assert term(HandOutputs((state, away)), batch).item() == pytest.approx(0.3, rel=1e-4)
+    # from here on it is known to place hands; a batch without any is no fault
+    assert term(HandOutputs((state, away._replace(is_metric=off))), batch).item() == 0.0
+    first = away._replace(is_metric=torch.tensor([True, False]))
+    assert term(HandOutputs((state, first)), batch).item() == pytest.approx(0.15, rel=1e-4)
+
+
+# ---------------------------------------------------------------- refinement steps
+
+
+def test_steps_are_weighted_to_a_mean_of_one():
+    values = torch.tensor([3.0, 6.0, 12.0])
+    assert over_steps(values).item() == 7.0
+    assert over_steps(values, "last").item() == 12.0
+    assert over_steps(values, [2.0, 2.0, 2.0]).item() == pytest.approx(7.0)
+    assert over_steps(values, [0.5, 0.75, 1.0]).item() == pytest.approx(18 / 2.25)
+    assert over_steps(values, [5.0, 7.5, 10.0]).item() == pytest.approx(18 / 2.25)
+    with pytest.raises(ValueError, match=r"2 weights \[1.0, 2.0\] for 3 .*task\.step_weights"):
+        over_steps(values, [1.0, 2.0])
+
+
+@pytest.mark.parametrize("weights", ["first", [], [0.0, 0.0], [1.0, -1.0], [math.nan, 1.0]])
+def test_weights_of_no_use_are_refused_at_once(weights):
+    with pytest.raises(ValueError, match=r"task\.step_weights"):
+        LossSum({"betas": Weighted(Betas())}, weights)
+
+
+def test_the_sum_weighs_the_steps_of_every_term_alike():
+    batch = random_batch(2)
+    out = random_outputs(batch, num_steps=3)
+    parts = {name: Weighted(term, 2.0) for name, term in TERMS.items()}
+    equal, by_name = LossSum(parts)(out, batch, INFO)
+    last, last_by_name = LossSum(parts, "last")(out, batch, INFO)
+    rising, _ = LossSum(parts, [1, 2, 3])(out, batch, INFO)
+    per_step = [0.0, 0.0, 0.0]
+    for name, term in TERMS.items():
+        value = term(out, batch)
+        assert value.shape == (() if name in ("heatmaps", "silhouette") else (3,))
+        for t, v in enumerate(value.expand(3)):
+            per_step[t] += 2 * float(v)
+        assert by_name[f"loss/{name}"] == pytest.approx(float(value.mean()), rel=1e-5)
+        final = value if value.ndim == 0 else value[-1]
+        assert last_by_name[f"loss/{name}"] == pytest.approx(float(final), rel=1e-5)
+    assert equal.item() == pytest.approx(sum(per_step) / 3, rel=1e-5)
+    assert last.item() == pytest.approx(per_step[2], rel=1e-5)
+    wanted = (per_step[0] + 2 * per_step[1] + 3 * per_step[2]) / 6
+    assert rising.item() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_only_the_last_step_learns_under_last():
+    batch = random_batch(2)
+    out = random_outputs(batch)
+    betas = [s.betas.clone().requires_grad_() for s in out.steps]
+    steps = tuple(s._replace(betas=x) for s, x in zip(out.steps, betas, strict=True))
+    total, _ = LossSum({"betas": Weighted(Betas())}, "last")(HandOutputs(steps), batch, INFO)
+    total.backward()
+    assert betas[0].grad is None
+    assert betas[1].grad.abs().max() == 0.0  # in the graph all the same
+    assert betas[2].grad.abs().max() > 0.0
+    one = rows(out, slice(0, 1))
+    assert Betas()(one, rows(batch, slice(0, 1))).shape == (2,)

@@ -51,8 +51,8 @@ class Heatmaps(nn.Module):
         maps = getattr(out, "heatmaps", None)  # heads of bare joints have no such field
         if maps is None:
             raise ValueError(
-                "loss heatmaps wants a map per joint and the head draws none: switch them on in "
-                "head.aux, or leave heatmaps out of loss=[...]"
+                "loss heatmaps wants a map per joint and the head draws none: "
+                "task.head.heatmaps=true, or leave heatmaps out of loss=[...]"
             )
         valid = batch.kp2d_valid
         points = blanked(batch.kp2d_crop_ndc, valid)

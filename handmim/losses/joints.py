@@ -74,7 +74,7 @@ class Joints3DAbs(nn.Module):
 
 NOT_METRIC = (
     "joints3d_abs scores hands in metres before the camera, and this head does not place them: "
-    "head.camera=pinhole, or leave joints3d_abs out of loss=[...]"
+    "task.head.camera=pinhole, or leave joints3d_abs out of loss=[...]"
 )
 
 

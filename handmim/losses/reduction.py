@@ -83,6 +83,6 @@ def over_steps(values: Tensor, weights: StepWeights = None) -> Tensor:
     if len(weights) != len(values):
         raise ValueError(
             f"got {len(weights)} weights {list(weights)} for {len(values)} refinement steps "
-            "(task.step_weights, head.num_steps)"
+            "(task.step_weights, task.head.num_steps)"
         )
     return (values * values.new_tensor(weights)).sum() / sum(weights)

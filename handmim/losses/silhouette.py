@@ -58,8 +58,8 @@ class Silhouette(nn.Module):
         logits = getattr(out, "silhouette", None)  # heads of bare joints have no such field
         if logits is None:
             raise ValueError(
-                "loss silhouette wants a map of the hand and the head draws none: switch it on in "
-                "head.aux, or leave silhouette out of loss=[...]"
+                "loss silhouette wants a map of the hand and the head draws none: "
+                "task.head.silhouette=true, or leave silhouette out of loss=[...]"
             )
         known = batch.has_verts & batch.has_K
         target = hand_masks(

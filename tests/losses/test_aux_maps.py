@@ -111,9 +111,10 @@ def test_a_head_that_draws_no_maps_is_named():
     state = truth_as_state(batch)
     bare = KeypointState(state.joints_root_m, state.joints_crop_ndc)
     for out in (HandOutputs((state, state)), KeypointOutputs((bare, bare))):
-        for term in (Heatmaps(), Silhouette(MESH)):
-            with pytest.raises(ValueError, match=r"head\.aux"):
-                term(out, batch)
+        with pytest.raises(ValueError, match=r"head\.heatmaps=true"):
+            Heatmaps()(out, batch)
+        with pytest.raises(ValueError, match=r"head\.silhouette=true"):
+            Silhouette(MESH)(out, batch)
 
 
 def test_maps_are_drawn_as_asked():
@@ -125,8 +126,8 @@ def test_maps_are_drawn_as_asked():
     assert sum(p.numel() for p in both.parameters()) == 22 * 9
     # 1x1: a cell is told by its own features
     again = both(features[:, :, 2:3, 3:4])
-    torch.testing.assert_close(again.heatmaps[..., 0, 0], heatmaps[..., 2, 3])
-    torch.testing.assert_close(again.silhouette[:, 0, 0], silhouette[:, 2, 3])
-    assert AuxMaps(8, heatmaps=True)(features).silhouette is None
-    assert AuxMaps(8, silhouette=True)(features).heatmaps is None
-    assert not AuxMaps(8).state_dict()
+    torch.testing.assert_close(again[0][..., 0, 0], heatmaps[..., 2, 3])
+    torch.testing.assert_close(again[1][:, 0, 0], silhouette[:, 2, 3])
+    assert AuxMaps(8, heatmaps=True, silhouette=False)(features)[1] is None
+    assert AuxMaps(8, heatmaps=False, silhouette=True)(features)[0] is None
+    assert not AuxMaps(8, heatmaps=False, silhouette=False).state_dict()

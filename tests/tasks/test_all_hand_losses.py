@@ -1,0 +1,95 @@
+"""Every regression loss at once, built from its yaml, on rendered hands through the real head."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from handmim.contracts import HandBatch, StepInfo
+from handmim.data.augment import HandAugment
+from handmim.data.loader import collate_hands
+from handmim.data.synthetic import SyntheticHands
+from handmim.losses.silhouette import hand_masks
+
+REPO = Path(__file__).parents[2]
+SCENE = {"image_px": 40, "view": "cone", "background": "studio", "objects": 0.0, "occluders": 0.0}
+PLAIN = "joints3d,joints2d,verts,rotations,betas,prior,edges,direct_keypoints"
+EVERY = f"loss=[{PLAIN},joints3d_abs,heatmaps,silhouette]"
+DRAWN = ("task.head.heatmaps=true", "task.head.silhouette=true")
+INFO = StepInfo(0, 10)
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory, hand_path) -> HandBatch:
+    """Eight augmented pictures of 32 px."""
+    folder = tmp_path_factory.mktemp("c")
+    hands = SyntheticHands(hand_path, "train", 8, folder, SCENE, num_workers=0)
+    augment = HandAugment(img_px=32, scale=(0.6, 1.0), rotation_deg=40.0)
+    stored = collate_hands([hands[i] for i in range(8)])
+    return augment(stored, torch.Generator().manual_seed(0), INFO)
+
+
+def build(*words: str):
+    torch.manual_seed(0)
+    small = ("backbone=vit_nano_p8", "task.backbone.img_px=32")
+    small += ("head=pymaf_small", "task.head.num_steps=2")
+    with initialize_config_dir(str(REPO / "configs"), version_base="1.3"):
+        paths = f"paths.data_dir={REPO / 'data'}"
+        return instantiate(compose("finetune", overrides=[*small, *words, paths]).task)
+
+
+def test_all_of_them_train_and_each_is_reported(batch):
+    task = build(EVERY, *DRAWN, "task.head.camera=pinhole")
+    result = task(batch, INFO)
+    result.loss.backward()
+    names = {n.removeprefix("loss/") for n in result.scalars if n != "loss"}
+    singles = set(EVERY[6:-1].split(",")) - {"direct_keypoints"}
+    assert names == singles | {"direct3d", "direct2d"}
+    assert all(torch.isfinite(v) for v in result.scalars.values())
+    assert result.scalars["loss/prior"] == 0.0  # all have MANO parameters
+    assert all(v > 0 for n, v in result.scalars.items() if n != "loss/prior")
+    assert 0.5 < result.scalars["loss/silhouette"] < 1.0  # nothing is known yet: about ln 2
+    named = {n: p for n, p in task.named_parameters() if p.requires_grad}
+    assert not [n for n, p in named.items() if p.grad is None]
+    assert not [n for n in task.state_dict() if n.startswith("losses")]
+
+
+def test_what_a_head_does_not_give_is_asked_for(batch):
+    with pytest.raises(ValueError, match=r"head\.camera=pinhole"):
+        build("loss=[joints3d_abs]")(batch, INFO)
+    with pytest.raises(ValueError, match=r"head\.heatmaps=true"):
+        build("loss=[heatmaps]", "task.head.silhouette=true")(batch, INFO)
+    with pytest.raises(ValueError, match=r"head\.silhouette=true"):
+        build("loss=[silhouette]", "task.head.heatmaps=true")(batch, INFO)
+
+
+def test_steps_are_weighted_by_the_task(batch):
+    found = {}
+    for words in ("null", "last", "[1.0,1.0]", "[1.0,0.0]", "[0.5,1.0]"):
+        found[words] = build(f"task.step_weights={words}").eval()(batch, INFO).loss.item()
+    first, last = found["[1.0,0.0]"], found["last"]
+    assert found["null"] == pytest.approx((first + last) / 2, rel=1e-5)
+    assert found["[1.0,1.0]"] == pytest.approx(found["null"], rel=1e-5)
+    assert found["[0.5,1.0]"] == pytest.approx((first + 2 * last) / 3, rel=1e-5)
+    assert first != last
+    with pytest.raises(ValueError, match=r"3 weights .* for 2 refinement steps"):
+        build("task.step_weights=[1.0,1.0,1.0]")(batch, INFO)
+    with pytest.raises(Exception, match=r"task\.step_weights"):
+        build("task.step_weights=best")
+
+
+def test_the_mask_follows_the_augmented_picture(batch, hand):
+    faces = torch.from_numpy(hand.faces).long()
+    wanted = hand_masks(batch.verts_cam_m, batch.K_crop_px, faces, 32, (32, 32))
+    with torch.autocast("cpu", torch.bfloat16):  # training in half precision draws the same truth
+        masks = hand_masks(batch.verts_cam_m, batch.K_crop_px, faces, 32, (32, 32))
+    assert torch.equal(masks, wanted)
+    column, row = ((batch.kp2d_crop_ndc + 1) * 16).floor().long().unbind(-1)
+    is_inside = (batch.kp2d_crop_ndc.abs() < 1).all(dim=-1)
+    picture = torch.arange(8)[:, None].expand(8, 21)
+    hit = masks[picture, row.clamp(0, 31), column.clamp(0, 31)][is_inside]
+    assert is_inside.float().mean() > 0.8
+    assert hit.float().mean() > 0.9  # a fingertip may lie on the rim
+    assert masks.float().mean() < 0.5

@@ -1,7 +1,8 @@
-"""One cell of an ablation table; tools/ablate.py starts it, alone or by Hydra's multirun.
+"""One cell of a table; tools/ablate.py and its kin start it, alone or by Hydra's multirun.
 
 python tools/ablate_cell.py table=objectives cell=patch/0
 python tools/ablate_cell.py --multirun table=objectives cell=patch/0,pixel/0 hydra/launcher=joblib
+python tools/ablate_cell.py --config-name=label_efficiency 'inits=[random,mae]' cell=mae/0
 """
 
 import hydra

@@ -21,12 +21,15 @@ ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPEN
 
 
 def multirun(
-    script: Path, words: Sequence[str], cells: Sequence[Cell], finished: Callable[[Cell], None]
+    script: Sequence[str],
+    words: Sequence[str],
+    cells: Sequence[Cell],
+    finished: Callable[[Cell], None],
 ) -> None:
     """All cells as one Hydra multirun, so that `hydra/launcher=...` decides where they run.
 
     Args:
-        script: the entry point of one cell.
+        script: the entry point of one cell, and its options.
         words: the user's own overrides, launcher included.
         cells: to be run.
         finished: told of every cell that ended, soon after.
@@ -45,7 +48,7 @@ def multirun(
 
 
 def local_pool(
-    script: Path,
+    script: Sequence[str],
     words: Sequence[str],
     cells: Sequence[Cell],
     finished: Callable[[Cell], None],
@@ -55,7 +58,7 @@ def local_pool(
     """One process per cell, `jobs` at a time, with one torch thread each; output goes to log.txt.
 
     Args:
-        script: the entry point of one cell.
+        script: the entry point of one cell, and its options.
         words: the user's own overrides.
         cells: to be run, in this order.
         finished: told of every cell that ended.
@@ -85,8 +88,8 @@ def _written(cell: Cell) -> int | None:
     return path.stat().st_mtime_ns if path.is_file() else None
 
 
-def _command(script: Path) -> list[str]:
-    return [sys.executable, str(script)]
+def _command(script: Sequence[str]) -> list[str]:
+    return [sys.executable, *script]
 
 
 def _note_crash(cell: Cell, code: int) -> None:

@@ -1,7 +1,7 @@
 """Finished cells as the lines of a table: figures by row and column, over seeds."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from handmim.ablation.plan import Cell
@@ -12,6 +12,7 @@ class Entry(NamedTuple):
     """One place of the table: the figure of every finished seed that has it."""
 
     values: tuple[float, ...]
+    seeds: tuple[int, ...] = ()  # of the values
 
     @property
     def mean(self) -> float | None:
@@ -51,13 +52,29 @@ def lines_of(table: Table, cells: Sequence[Cell]) -> list[Line]:
             continue
         states = {cell.seed: cell.state for cell in mine}
         done = [cell.read() for cell in mine if states[cell.seed] == "finished"]
-        figures = [content["figures"] for content in done if content is not None]
-        entries = {
-            c.key: Entry(tuple(f[c.key] for f in figures if f.get(c.key) is not None))
-            for c in table.columns
-        }
+        figures = {content["seed"]: content["figures"] for content in done if content is not None}
+        entries = {c.key: _entry(figures, c.key) for c in table.columns}
         lines.append(Line(row.name, row.label, entries, states))
     return lines
+
+
+def _entry(figures: Mapping[int, Mapping[str, float | None]], key: str) -> Entry:
+    known = {seed: value for seed, of in figures.items() if (value := of.get(key)) is not None}
+    return Entry(tuple(known.values()), tuple(known))
+
+
+def changes(line: Line, base: Line, column: Column) -> Entry:
+    """Per cent by which a figure differs from that of another row, for every seed that both have.
+
+    Values are compared seed by seed: one seed gives both rows the same labels. A figure of the
+    other row that is zero has no share to differ by.
+    """
+    mine, theirs = (
+        dict(zip(entry.seeds, entry.values, strict=True))
+        for entry in (line.entries[column.key], base.entries[column.key])
+    )
+    shared = {s: 100 * (v / theirs[s] - 1) for s, v in mine.items() if theirs.get(s)}
+    return Entry(tuple(shared.values()), tuple(shared))
 
 
 def best_rows(lines: Sequence[Line], column: Column) -> set[str]:

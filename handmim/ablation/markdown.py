@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from handmim.ablation.lines import Line, best_rows, used_columns
+from handmim.ablation.lines import Entry, Line, best_rows, changes, used_columns
 from handmim.ablation.plan import Cell
 from handmim.ablation.table import Column, Table
 
@@ -32,17 +32,45 @@ def markdown(table: Table, lines: Sequence[Line], facts: str) -> str:
             for text, c in zip(cells, columns, strict=True)
         ]
         rows.append([line.label, _seeds_text(line), *cells])
-    body = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     higher = ", ".join(c.label for c in columns if c.better == "higher")
     reading = "Lower is better" + f", except for {higher}" * bool(higher)
     if any(line.is_short(c) for line in lines for c in columns):
         reading += ". A number in brackets counts the seeds that have the figure, where not all do"
     return (
-        f"# {table.title}\n\n{table.question}\n\n{body}\n\n"
+        f"# {table.title}\n\n{table.question}\n\n{_rows_text(rows)}\n\n"
         "Mean ± sample standard deviation over seeds (a seed is its own pretraining, choice of "
         "labels and fine-tuning); bold is the best mean of the rows with the most values, which a "
-        f"spread of the same size may contradict. {reading}.\n\n{facts}\n"
+        f"spread of the same size may contradict. {reading}.\n\n"
+        f"{_against_baseline(table, lines, columns)}{facts}\n"
     )
+
+
+def _against_baseline(table: Table, lines: Sequence[Line], columns: Sequence[Column]) -> str:
+    """How far every row is from the one it is measured by; nothing before there is any such."""
+    base = next((line for line in lines if line.name == table.baseline), None)
+    shown_columns = [c for c in columns if c.better is not None]
+    others = [line for line in lines if line is not base]
+    if base is None or not any(changes(o, base, c).values for o in others for c in shown_columns):
+        return ""
+    rows = [["", *(c.label for c in shown_columns)], ["---", *("---:" for _ in shown_columns)]]
+    for line in others:
+        rows.append([line.label, *(_change_text(changes(line, base, c)) for c in shown_columns)])
+    return (
+        f"## Against {base.label}\n\n{_rows_text(rows)}\n\n"
+        f"Per cent of the figure of {base.label}, mean ± sample standard deviation of the changes "
+        "of single seeds, over the seeds that both rows have. Of a figure where lower is better, a "
+        "minus is a gain.\n\n"
+    )
+
+
+def _change_text(entry: Entry) -> str:
+    if entry.mean is None:
+        return "-"
+    return f"{entry.mean:+.1f} %" + (f" ± {entry.spread:.1f}" if entry.spread is not None else "")
+
+
+def _rows_text(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _seeds_text(line: Line) -> str:

@@ -1,4 +1,4 @@
-"""One cell of a composed configs/ablate.yaml, in the process that runs it."""
+"""One cell of a composed config of tables, in the process that runs it."""
 
 from dataclasses import replace
 
@@ -6,20 +6,19 @@ from omegaconf import DictConfig
 
 from handmim.ablation.cell import run_cell
 from handmim.ablation.plan import Compose, plan
-from handmim.ablation.runner import stage_store, table_folder
+from handmim.ablation.runner import asked_table, stage_store, table_folder
 from handmim.ablation.stages import Stages
-from handmim.ablation.table import read_table
 
 
 def run_one_cell(cfg: DictConfig, compose: Compose) -> None:
     """Run the cell `cell=ROW/SEED` of a table.
 
     Args:
-        cfg: composed from configs/ablate.yaml.
+        cfg: composed from configs/ablate.yaml or configs/label_efficiency.yaml.
         compose: (config name, overrides) -> config.
     Raises: ValueError for a name that is not of the table; what fails in the cell.
     """
-    table = read_table(cfg)
+    table = asked_table(cfg)
     cells = {f"{row.name}/{seed}": (row, seed) for row in table.rows for seed in table.seeds}
     if cfg.cell not in cells:
         raise ValueError(

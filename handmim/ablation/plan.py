@@ -195,7 +195,8 @@ def _composed(table: Table, row: Row, compose: Compose) -> Part:
     if not row.is_pretrained:  # nothing else is taken from its config
         overrides["start"] = [row.init_from or "random"]
         content["pretrain"] = {k: content["pretrain"].get(k) for k in PROBED}
-    steps = {"pretrain": configs["pretrain"].trainer.max_steps} if row.is_pretrained else {}
+    trains = row.is_pretrained and configs["pretrain"].get("train", True)
+    steps = {"pretrain": configs["pretrain"].trainer.max_steps} if trains else {}
     steps |= {fraction_name(f): configs["finetune"].trainer.max_steps for f in table.fractions}
     overrides["fractions"] = [str(f) for f in table.fractions]
     return Part(overrides, digest(content), steps)

@@ -9,6 +9,7 @@ from handmim.ablation.files import json_text, read_json
 from handmim.utils.files import write_atomic
 
 FILES = ("table.md", "table.csv", "plot.png", "cells.json")
+CURVE = "curve.png"  # of tables that ask for curves
 START = "start"  # its words are weights, not overrides
 PLACE = r"(?:(?:[A-Za-z]:)?[/\\]|~)"  # begins an absolute path, a drive's path, a home
 # What a value consists of: quoted text, paths, and what stands between brackets, commas, equals.
@@ -25,16 +26,18 @@ def publish(name: str, folder: Path, out: Path) -> list[Path]:
     Args:
         name: of the table.
         folder: its own.
-        out: takes <name>.md, .csv, .png and .json.
+        out: takes <name>.md, .csv, .png and .json, and <name>-curve.png where there is one.
     """
     out.mkdir(parents=True, exist_ok=True)
-    targets = [out / f"{name}{Path(file).suffix}" for file in FILES]
-    for file, target in zip(FILES, targets, strict=True):
+    targets = {file: out / f"{name}{Path(file).suffix}" for file in FILES}
+    if (folder / CURVE).is_file():
+        targets[CURVE] = out / f"{name}-{CURVE}"
+    for file, target in targets.items():
         if target.suffix == ".json":
             write_atomic(target, json_text(without_places(read_json(folder / file))))
         else:
             shutil.copyfile(folder / file, target)
-    return targets
+    return list(targets.values())
 
 
 def without_places(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:

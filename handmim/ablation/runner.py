@@ -1,4 +1,4 @@
-"""From a composed configs/ablate.yaml to a finished table."""
+"""From a composed config of tables (configs/ablate.yaml, ...) to a finished table."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -8,10 +8,11 @@ from omegaconf import DictConfig
 
 from handmim.ablation.cell import stale_message
 from handmim.ablation.collect import collect
+from handmim.ablation.inits import with_inits
 from handmim.ablation.plan import ERROR, Cell, Compose, Plan, plan
 from handmim.ablation.publish import publish
 from handmim.ablation.store import StageStore
-from handmim.ablation.table import read_table
+from handmim.ablation.table import Table, read_table
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +30,14 @@ def stage_store(cfg: DictConfig) -> StageStore:
     return StageStore(Path(cfg.paths.run_root) / "ablations" / "stages")
 
 
+def asked_table(cfg: DictConfig) -> Table:
+    """The table of a config, with rows of its own or one for each of its `inits`."""
+    return read_table(with_inits(cfg) if "inits" in cfg else cfg)
+
+
 def read_plan(cfg: DictConfig, compose: Compose) -> Plan:
     """The table and all its cells, every override tried."""
-    return plan(read_table(cfg), table_folder(cfg), compose, stage_store(cfg))
+    return plan(asked_table(cfg), table_folder(cfg), compose, stage_store(cfg))
 
 
 def run_table(

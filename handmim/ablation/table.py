@@ -12,7 +12,10 @@ from handmim.utils.config import resolved
 
 ROW_NAME = re.compile(r"[a-z0-9_]+")
 ROW_KEYS = {"label", "pretrain", "finetune", "init_from"}
-TABLE_KEYS = {"title", "question", "pretrain", "finetune", "fractions", "columns", "rows"}
+TABLE_KEYS = {
+    "title", "question", "pretrain", "finetune", "fractions", "columns", "rows", "baseline",
+    "curves",
+}  # fmt: skip
 BETTER = ("lower", "higher", None)
 
 
@@ -59,6 +62,9 @@ class Table:
         fractions: label shares of the fine-tunes; none for probes only.
         chosen: names of the rows to be run.
         seeds: to be run.
+        baseline: name of the row that changes are told against; None tells none.
+        curves: figures of fine-tunes that are drawn against the number of labels, each with its
+            label, unit included.
     """
 
     name: str
@@ -69,10 +75,12 @@ class Table:
     fractions: tuple[float, ...]
     chosen: tuple[str, ...]
     seeds: tuple[int, ...]
+    baseline: str | None = None
+    curves: tuple[tuple[str, str], ...] = ()
 
 
 def read_table(cfg: DictConfig) -> Table:
-    """The table of a composed configs/ablate.yaml, all words checked.
+    """The table of a composed config of tables (configs/ablate.yaml), all words checked.
 
     Overrides are joined from the general to the particular: setting, budget, table, the
     user's, row. Machine settings come last; one that is null leaves an experiment's own.
@@ -124,6 +132,8 @@ def read_table(cfg: DictConfig) -> Table:
         fractions=fractions,
         chosen=_chosen(rows, plain["rows"]),
         seeds=_seeds(plain["seeds"]),
+        baseline=_baseline(rows, table.get("baseline")),
+        curves=tuple((table.get("curves") or {}).items()),
     )
 
 
@@ -180,6 +190,13 @@ def _column(key: str, values: dict[str, Any]) -> Column:
     if column.better not in BETTER:
         raise ValueError(f"better must be one of {BETTER}, got {column.better!r} (columns.{key})")
     return column
+
+
+def _baseline(rows: Sequence[Row], name: str | None) -> str | None:
+    known = [row.name for row in rows]
+    if name is not None and name not in known:
+        raise ValueError(f"no row {name!r} in this table, it has {known} (table.baseline)")
+    return name
 
 
 def _chosen(rows: Sequence[Row], names: str | list[str] | None) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ def calls(folder):
 def test_a_multirun_is_one_process_for_all_cells(tmp_path, script):
     cells = planned(tmp_path).chosen()
     told = []
-    multirun(script, ["table=t", "hydra/launcher=joblib"], cells, told.append)
+    multirun([str(script)], ["table=t", "hydra/launcher=joblib"], cells, told.append)
     (call,) = calls(tmp_path)
     names = ",".join(c.name for c in cells)
     assert call["words"] == ["--multirun", f"cell={names}", "table=t", "hydra/launcher=joblib"]
@@ -69,14 +69,16 @@ def test_a_cell_that_is_made_again_is_told_of_once_it_is_written_again(tmp_path,
     cell.folder.mkdir(parents=True)
     (cell.folder / "cell.json").write_text("before")
     told = []
-    multirun(script, ["slow"], [cell], lambda c: told.append((c.folder / "cell.json").read_text()))
+    multirun(
+        [str(script)], ["slow"], [cell], lambda c: told.append((c.folder / "cell.json").read_text())
+    )
     assert "before" not in told
 
 
 def test_a_pool_gives_each_cell_a_process_with_one_thread_and_a_log(tmp_path, script):
     cells = planned(tmp_path).chosen()
     told = []
-    local_pool(script, ["table=t"], cells, finished=told.append, jobs=2)
+    local_pool([str(script)], ["table=t"], cells, finished=told.append, jobs=2)
     assert sorted(c.name for c in told) == sorted(c.name for c in cells)
     assert {c["threads"] for c in calls(tmp_path)} == {"1"}
     assert all("machine.num_threads=1" in c["words"] for c in calls(tmp_path))
@@ -85,7 +87,7 @@ def test_a_pool_gives_each_cell_a_process_with_one_thread_and_a_log(tmp_path, sc
 
 def test_a_process_that_was_killed_is_a_failed_cell_and_the_others_go_on(tmp_path, script):
     cells = planned(tmp_path).chosen()
-    local_pool(script, ["die"], cells, finished=lambda cell: None, jobs=1)
+    local_pool([str(script)], ["die"], cells, finished=lambda cell: None, jobs=1)
     assert cells[0].state == "failed"
     assert "exit code -9" in (cells[0].folder / "error.txt").read_text()
     assert (cells[3].folder / "cell.json").is_file()
@@ -103,6 +105,6 @@ def test_stopping_asks_cells_to_stop_and_waits_for_them(tmp_path, script, launch
     threading.Thread(target=stop_when_it_waits, daemon=True).start()
     run = partial(local_pool, jobs=1) if launch == "pool" else multirun
     with pytest.raises(KeyboardInterrupt), terminated_as_interrupt():
-        run(script, ["wait"], cells, finished=lambda cell: None)
+        run([str(script)], ["wait"], cells, finished=lambda cell: None)
     assert (tmp_path / "asked").read_text() == "to stop"
     assert len(calls(tmp_path)) == 1

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from handmim.ablation.plot import DOT, _ticks, dot_plot
+from handmim.ablation.canvas import axis_ticks
+from handmim.ablation.plot import DOT, dot_plot
 
 
 def dots(picture):
@@ -33,6 +34,6 @@ def test_panels_go_on_in_further_lines():
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (11.9351, 11.9366), (-3.0, 250.0)])
 def test_ticks_are_few_round_and_inside(low, high):
-    ticks = _ticks(low, high)
+    ticks = axis_ticks(low, high)
     assert 2 <= len(ticks) <= 6
     assert all(low - 1e-9 <= t <= high + 1e-9 for t in ticks)

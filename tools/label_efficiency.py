@@ -1,4 +1,4 @@
-"""Draw the error against the number of labels, for several starts: python tools/label_efficiency.py --help"""
+"""Draw the error against the number of labels: python tools/label_efficiency.py --help"""
 
 import logging
 import sys

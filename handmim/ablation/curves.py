@@ -28,6 +28,7 @@ TITLE_PX, LEGEND_PX, HEAD_PX, BOTTOM_PX, MARGIN_PX, SMALL = 34, 22, 30, 46, 14, 
 PER_LINE = 4  # panels
 BAND_OPACITY = 0.16
 AXIS = "labels (log scale)"
+READING = "dots: seeds; bands: mean ± sample sd"
 # RGB, told apart with any kind of sight; rows beyond them begin anew
 COLOURS: tuple[Colour, ...] = (
     (110, 104, 100), (209, 98, 43), (31, 111, 180), (46, 139, 87), (165, 80, 160),
@@ -86,11 +87,14 @@ def curve_plot(title: str, curves: Curves) -> NDArray[np.uint8]:
     rows = list(dict.fromkeys(row for panel in curves.values() for row in panel))
     colours = {row: COLOURS[i % len(COLOURS)] for i, row in enumerate(rows)}
     panel_px, line_px = LEFT_PX + PLOT_W_PX + GAP_PX, HEAD_PX + PLOT_H_PX + BOTTOM_PX
-    width = max(min(len(curves), PER_LINE) * panel_px, text_width(title, 1.3) + 2 * MARGIN_PX)
+    reading_px = MARGIN_PX + text_width(title, 1.3) + GAP_PX
+    whole_px = reading_px + text_width(READING, SMALL) + MARGIN_PX
+    width = max(min(len(curves), PER_LINE) * panel_px, whole_px)
     legend = _placed(rows, width)
     top = TITLE_PX + LEGEND_PX * (1 + max((y for _, y in legend.values()), default=0))
     canvas = Canvas(width, top + line_px * math.ceil(len(curves) / PER_LINE))
     canvas.text(MARGIN_PX, 22, title, scale=1.3)
+    canvas.text(reading_px, 22, READING, GREY, SMALL)
     for row, (x, line) in legend.items():
         y = TITLE_PX + LEGEND_PX * line + 10
         canvas.line((x, y), (x + 18, y), colours[row], 2)
@@ -124,7 +128,11 @@ def _draw_panel(
     colours: Mapping[str, Colour],
 ) -> None:
     right, bottom = left + PLOT_W_PX, top + PLOT_H_PX
+    scale = min(1.0, (right - left) / text_width(label))
+    canvas.text(left, top - 10, label, scale=scale)
     spots = [spot for row in panel.values() for spot in row]
+    if not spots:
+        return
     nums = sorted({spot.num_labels for spot in spots})
     low, high = axis_range([v for s in spots for v in (*s.values, *mean_bar(s.values))])
     first, last = axis_range([math.log10(num) for num in nums])
@@ -133,9 +141,7 @@ def _draw_panel(
         x = left + (math.log10(num) - first) / (last - first) * PLOT_W_PX
         return x, bottom - (value - low) / (high - low) * PLOT_H_PX
 
-    scale = min(1.0, (right - left) / text_width(label))
-    canvas.text(left, top - 10, label, scale=scale)
-    for tick in axis_ticks(low, high, 5):
+    for tick in axis_ticks(low, high, 6):
         y = place(nums[0], tick)[1]
         canvas.line((left, y), (right, y), LIGHT, 1)
         words = f"{tick:.6g}"

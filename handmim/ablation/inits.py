@@ -17,7 +17,7 @@ FILE = re.compile(r"[/\\]|\.(safetensors|pth?|bin)$")
 
 
 def with_inits(cfg: DictConfig) -> DictConfig:
-    """A config of tables whose `table` has a row for each of `inits`, and the shares of `fractions`.
+    """A config of tables whose `table` has a row for each of `inits` and the shares `fractions`.
 
     Args:
         cfg: composed from configs/label_efficiency.yaml; it stays as it is.

@@ -46,6 +46,12 @@ def split_samples(num: int, split: str, val_fraction: float, seed: int) -> NDArr
     return np.sort(order[:num_val] if split == "val" else order[num_val:])
 
 
+def source_text(split: str, val_fraction: float, seed: int) -> str:
+    """A split in words, for files of label ids."""
+    cut_how = f", val_fraction {val_fraction:g}, split seed {seed}"
+    return f"FreiHAND, part {split}" + cut_how * (split in ("train", "val"))
+
+
 class FreiHand(Dataset[HandSample | CropSample]):
     """Labelled crops of one split, or its pictures in pairs of one hand.
 
@@ -93,6 +99,7 @@ class FreiHand(Dataset[HandSample | CropSample]):
         self.partners, self.versions = partners, versions
         self.root, self.split, self.image_px = Path(root), split, image_px
         self.crop_scale = crop_scale
+        self.source = source_text(split, val_fraction, seed)
         self.folder = "evaluation" if split == "evaluation" else "training"
         if not (self.root / self.folder / "rgb").is_dir():
             raise FileNotFoundError(
@@ -149,6 +156,10 @@ class FreiHand(Dataset[HandSample | CropSample]):
     def label_of(self, index: int) -> int:
         """The hand a picture shows: pictures of one hand share one label."""
         return int(self.ids[index]) % self.num_unique
+
+    def label_id(self, index: int) -> str:
+        """Its number among the unique samples, as FreiHAND's JSON files have them from 0 on."""
+        return str(self.label_of(index))
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -119,6 +119,9 @@ class Ho3d(Dataset[HandSample | CropSample]):
         check_made_with(self.root, arrays)
         self.hand_name, self.hand_sha256 = arrays.name, arrays.sha256
         self.hand = HandModel(arrays)
+        self.source = f"HO-3D ({self.root.name}), part {split}"
+        if split in ("train", "val"):
+            self.source += f", val_fraction {val_fraction:g}, split seed {seed}"
         frames = read_frames(self.root / f"{self.folder}.txt")
         self.xyz: StoredArray | None = None
         self.verts: StoredArray | None = None
@@ -197,6 +200,10 @@ class Ho3d(Dataset[HandSample | CropSample]):
             )
         joints = self._opencv(meta["handJoints3D"])[list(CANONICAL_FROM_HO3D)]
         return rotmats, betas, joints, mesh.verts_m[0].numpy()
+
+    def label_id(self, index: int) -> str:
+        """Sequence and frame, as train.txt has them."""
+        return self.frames[index]
 
     def __len__(self) -> int:
         return len(self.frames)

@@ -1,6 +1,8 @@
 """Photos with 21 hand keypoints in a COCO-style JSON file, 2D with or without 3D."""
 
 import json
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,16 @@ def keypoint_scores(note: dict[str, Any]) -> NDArray[np.float64] | None:
             "confidences are not known)"
         )
     return values
+
+
+def _numbered(names: Iterable[str]) -> list[str]:
+    """Names told apart: the second of one name is name#2."""
+    count: Counter[str] = Counter()
+    told = []
+    for name in names:
+        count[name] += 1
+        told.append(name if count[name] == 1 else f"{name}#{count[name]}")
+    return told
 
 
 class KeypointPhotos(Dataset[HandSample]):
@@ -114,6 +126,10 @@ class KeypointPhotos(Dataset[HandSample]):
             keypoint_scores(note)
             if groups[image["id"]] in chosen:
                 self.items.append((image, note))
+        self._label_ids = _numbered(image["file_name"] for image, _ in self.items)
+        self.source = f"{path.name}, part {split}"
+        if split != "all":
+            self.source += f", val_fraction {val_fraction:g} by {split_by}, split seed {seed}"
         self._has_classes = len({note.get("category_id") for note in content["annotations"]}) > 1
         if not self.items:
             raise ValueError(f"split {split} of {path.name} is empty (val_fraction={val_fraction})")
@@ -140,6 +156,10 @@ class KeypointPhotos(Dataset[HandSample]):
     def class_of(self, index: int) -> int | None:
         """The annotation's `category_id`; None in a file that does not tell several apart."""
         return self.items[index][1].get("category_id") if self._has_classes else None
+
+    def label_id(self, index: int) -> str:
+        """The picture's file name; with #2, #3 for its further hands, in the file's order."""
+        return self._label_ids[index]
 
     def _cut(self, index: int) -> HandSample:
         image_note, note = self.items[index]

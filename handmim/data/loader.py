@@ -89,6 +89,21 @@ def collate_hands(samples: Sequence[HandSample]) -> HandBatch:
     )
 
 
+def drawn_labels(total: int, num: int, seed: int) -> NDArray[np.int64]:
+    """Places of `num` of `total` labels in the order of the draw; fewer are the first of more."""
+    return np.random.default_rng([seed, total]).permutation(total)[:num]
+
+
+def share_of_labels(total: int, fraction: float) -> int:
+    """How many labels a share is: one at least.
+
+    Raises: ValueError for a share outside (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"label_fraction must be in (0, 1], got {fraction} (label_fraction)")
+    return max(1, round(fraction * total))
+
+
 def label_subset(dataset: Dataset[HandSample], num: int | None, seed: int) -> Dataset[HandSample]:
     """The samples of `num` random labels, which depend on (labels of the dataset, seed) only.
 
@@ -113,7 +128,7 @@ def label_subset(dataset: Dataset[HandSample], num: int | None, seed: int) -> Da
         return dataset
     if not 0 < num < total:
         raise ValueError(f"num_labels must be in 1..{total}, got {num} (num_labels)")
-    order = np.random.default_rng([seed, total]).permutation(total)[:num]
+    order = drawn_labels(total, num, seed)
     if label_of is None:
         return Subset(dataset, order.tolist())
     chosen = {distinct[i] for i in order}

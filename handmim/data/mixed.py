@@ -7,6 +7,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from handmim.contracts import HandSample
+from handmim.data.label_ids import id_of, source_of
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,16 @@ class MixedHands(Dataset[HandSample]):
         name, own = self.locate(index)
         of_own = getattr(self.sets[name], "label_of", None)
         return name, own if of_own is None else of_own(own)
+
+    def label_id(self, index: int) -> str:
+        """Source and the source's own id of the label that sample `index` draws."""
+        name, own = self.locate(index)
+        return f"{name}:{id_of(self.sets[name], own)}"
+
+    @property
+    def source(self) -> str:
+        """All sources, by name."""
+        return "; ".join(f"{name}: {source_of(part)}" for name, part in self.sets.items())
 
     def __len__(self) -> int:
         return int(self._ends[-1])

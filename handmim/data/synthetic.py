@@ -69,6 +69,7 @@ class SyntheticHands(Dataset[HandSample]):
             folder = base / f"{split}-{num}"
             render_split(folder, Path(hand_path), settings, seed, split, num, num_workers)
         self.folder = folder
+        self.source = f"{base.name}, part {split}, the first {num}"
         self._maps: dict[str, NDArray[Any]] = {}
 
     @staticmethod
@@ -77,6 +78,10 @@ class SyntheticHands(Dataset[HandSample]):
         have = [p for p in base.glob(f"{split}-*") if (p / "meta.json").is_file()]
         enough = [p for p in have if int(p.name.split("-")[1]) >= num]
         return min(enough, key=lambda p: int(p.name.split("-")[1]), default=None)
+
+    def label_id(self, index: int) -> str:
+        """Part and number of a picture."""
+        return f"{self.split}/{index}"
 
     def __len__(self) -> int:
         return self.num
@@ -93,7 +98,7 @@ class SyntheticHands(Dataset[HandSample]):
         m = {name: np.array(values[index]) for name, values in self._maps.items()}
         return hand_sample(
             m["image"],
-            f"{self.split}/{index}",
+            self.label_id(index),
             K_crop_px=m["K_px"],
             kp2d_crop_px=project_px(m["joints_cam_m"], m["K_px"]),
             joints_cam_m=m["joints_cam_m"],

@@ -5,13 +5,12 @@ from typing import NamedTuple
 
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from torch.utils.data import Dataset
 
-from handmim.contracts import HandSample
-from handmim.data.loader import collate_hands, label_subset
+from handmim.data.loader import collate_hands
 from handmim.engine.checkpoint import find_checkpoint
 from handmim.engine.loop import FitResult, Trainer
 from handmim.models.initial_weights import load_initial
+from handmim.pipelines.labels import choose_labels
 from handmim.pipelines.start import start_run
 from handmim.reports.html import read_scalars
 from handmim.tasks.evaluate import EvalHook, check_hands
@@ -34,7 +33,7 @@ def finetune(cfg: DictConfig) -> Finetuned:
 
     Args:
         cfg: composed from configs/finetune.yaml.
-    Raises: ValueError when both num_labels and label_fraction are given.
+    Raises: ValueError when more than one of num_labels, label_fraction and label_ids is given.
     """
     run = start_run(cfg, resume=cfg.resume)
     task = instantiate(cfg.task)
@@ -43,8 +42,12 @@ def finetune(cfg: DictConfig) -> Finetuned:
         train, val = instantiate(cfg.data.train), instantiate(cfg.data.val)
     for name, part in (("data.train", train), ("data.val", val)):
         check_hands(task.hand_sha256, getattr(part, "hand_sha256", None), name)
-    num_labels = labels_to_keep(train, cfg.num_labels, cfg.label_fraction)
-    train = label_subset(train, num_labels, cfg.seed)
+    chosen = choose_labels(
+        train, num=cfg.num_labels, fraction=cfg.label_fraction, file=cfg.label_ids, seed=cfg.seed
+    )
+    train = chosen.samples
+    if run.is_main:
+        chosen.write(run.dir)
     augment = instantiate(cfg.augment)
     recipe = instantiate(cfg.optim)
     workers = cfg.trainer.num_workers
@@ -67,32 +70,7 @@ def finetune(cfg: DictConfig) -> Finetuned:
         task.backbone.export(path, {"step": str(result.step), "seed": str(cfg.seed)})
         if not result.interrupted:
             run.log.info("score it: python tools/eval.py checkpoint=%s", run.dir / "last.pt")
-    return Finetuned(run.dir, path, result, last_validation(run.dir), num_labels)
-
-
-def count_labels(dataset: Dataset[HandSample]) -> int:
-    """Distinct labels of a set; several samples may share one (see `label_subset`)."""
-    size = len(dataset)  # type: ignore[arg-type]
-    label_of = getattr(dataset, "label_of", None)
-    return size if label_of is None else len({label_of(i) for i in range(size)})
-
-
-def labels_to_keep(dataset: Dataset[HandSample], num: int | None, fraction: float | None) -> int:
-    """Number of labels that training may see.
-
-    Args:
-        dataset: labelled samples.
-        num: so many; None for all.
-        fraction: or this share of them, at least one; None for all.
-    Raises: ValueError when both are given, or a share outside (0, 1].
-    """
-    if fraction is None:
-        return count_labels(dataset) if num is None else num
-    if num is not None:
-        raise ValueError(f"give num_labels={num} or label_fraction={fraction}, not both")
-    if not 0 < fraction <= 1:
-        raise ValueError(f"label_fraction must be in (0, 1], got {fraction} (label_fraction)")
-    return max(1, round(fraction * count_labels(dataset)))
+    return Finetuned(run.dir, path, result, last_validation(run.dir), chosen.num)
 
 
 def last_validation(run_dir: Path) -> dict[str, float]:

@@ -1,0 +1,72 @@
+"""Which labels a fine-tuning run may see."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from torch.utils.data import Dataset, Subset
+
+from handmim.contracts import HandSample
+from handmim.data.label_ids import read_ids, subset_of_ids, write_ids
+from handmim.data.loader import label_subset, share_of_labels
+
+LABELS = "labels.txt"
+
+
+class ChosenLabels(NamedTuple):
+    """What is left of a labelled set.
+
+    Attributes:
+        samples: all samples of the chosen labels.
+        num: labels.
+        choice: how they were chosen, in words.
+    """
+
+    samples: Dataset[HandSample]
+    num: int
+    choice: str
+
+    def write(self, folder: Path) -> None:
+        """Name the labels in <folder>/labels.txt, where they are not all of the set."""
+        if isinstance(self.samples, Subset):
+            write_ids(folder / LABELS, self.samples, self.choice)
+
+
+def choose_labels(
+    dataset: Dataset[HandSample],
+    *,
+    num: int | None = None,
+    fraction: float | None = None,
+    file: str | None = None,
+    seed: int = 0,
+) -> ChosenLabels:
+    """A random subset of the labels, or the very ones that a file names, or all.
+
+    Args:
+        dataset: labelled samples.
+        num: so many labels; None for all.
+        fraction: or this share of them, at least one; None for all.
+        file: or those whose ids it lists; None for all.
+        seed: of random choices.
+    Raises: ValueError when more than one is given, a share outside (0, 1], more labels than there
+        are, or ids that are not in the set; FileNotFoundError.
+    """
+    asked = {"num_labels": num, "label_fraction": fraction, "label_ids": file}
+    given = {key: value for key, value in asked.items() if value is not None}
+    if len(given) > 1:
+        said = ", ".join(f"{key}={value}" for key, value in given.items())
+        raise ValueError(f"give one of {', '.join(asked)}, got {said}")
+    if file is not None:
+        ids = read_ids(file)
+        return ChosenLabels(subset_of_ids(dataset, ids), len(ids), f"as in {Path(file).name}")
+    total = count_labels(dataset)
+    if fraction is not None:
+        num = share_of_labels(total, fraction)
+    samples = label_subset(dataset, num, seed)
+    return ChosenLabels(samples, total if num is None else num, f"seed {seed}")
+
+
+def count_labels(dataset: Dataset[HandSample]) -> int:
+    """Distinct labels of a set; several samples may share one (see `label_subset`)."""
+    size = len(dataset)  # type: ignore[arg-type]
+    label_of = getattr(dataset, "label_of", None)
+    return size if label_of is None else len({label_of(i) for i in range(size)})

@@ -1,0 +1,21 @@
+"""Write the published subsets of FreiHAND's labels (no dataset is needed; the same bytes always).
+
+python tools/label_splits.py [--out data/splits]
+"""
+
+import argparse
+from pathlib import Path
+
+from handmim.data.freihand_splits import write_splits
+
+
+def main() -> None:
+    """Draw, write, say where."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path("data/splits"))
+    for path in write_splits(parser.parse_args().out):
+        print(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 from handmim.contracts import HandBatch, HandSample
 from handmim.data.augment import HandAugment
 from handmim.data.loader import batches
+from handmim.geometry.camera import fit_weak
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.models.heads.direct import DirectHead, KeypointOutputs, KeypointState
 from handmim.tasks.regression import RegressionTask, some_of
@@ -51,9 +52,11 @@ class KeypointRegressionTask(RegressionTask):
         max_pictures: int = 2048,
         num_workers: int = 0,
     ) -> None:
-        """The mean joints."""
-        mean = mean_joints(some_of(dataset, max_pictures), augment, num_workers=num_workers)
-        self.head.set_mean_joints(*mean)
+        """The mean joints, and where the head wants it the mean scale."""
+        dataset = some_of(dataset, max_pictures)
+        self.head.set_mean_joints(*mean_joints(dataset, augment, num_workers=num_workers))
+        if self.head.coords == "25d":
+            self.head.set_mean_scale(mean_scale(dataset, augment, num_workers=num_workers))
 
 
 def _mean(total: Tensor, count: Tensor) -> Tensor:
@@ -94,3 +97,32 @@ def mean_joints(
             "mean joints are undefined (data)"
         )
     return _mean(total[:, :3], count[:, 0]), _mean(total[:, 3:], count[:, 1])
+
+
+@torch.no_grad()
+def mean_scale(
+    dataset: Dataset[HandSample],
+    augment: HandAugment,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    scale0_per_m: float = 8.0,
+) -> float:
+    """Geometric mean of the hands' sizes in the picture, over samples with all joints in 3D and 2D.
+
+    Args:
+        dataset: labelled crops.
+        augment: whose evaluation crop defines the ndc.
+        batch_size: samples read at a time.
+        num_workers: loader processes.
+        scale0_per_m: the answer where no sample has all joints.
+    Returns: ndc units per metre of the least-squares weak-perspective camera.
+    """
+    logs = []
+    for stored in batches(dataset, batch_size, num_workers):
+        batch = augment.evaluate(stored)
+        whole = batch.joints_valid.all(dim=1) & batch.kp2d_valid.all(dim=1)
+        joints = batch.joints_cam_m[whole]
+        root = joints[:, ROOT_JOINT, None]
+        logs.append(fit_weak(joints - root, batch.kp2d_crop_ndc[whole], scale0_per_m)[:, 0])
+    found = torch.cat(logs)
+    return scale0_per_m * (float(found.mean().exp()) if len(found) else 1.0)

@@ -1,8 +1,11 @@
+import math
+
 import pytest
 import torch
 
 from handmim.contracts import Tokens
-from handmim.models.heads.direct import DirectHead
+from handmim.geometry.camera import fit_weak, project_weak
+from handmim.models.heads.direct import DirectHead, lift_25d
 
 
 def tokens(b=3, d=8, n=4, seed=0):
@@ -73,3 +76,71 @@ def test_wrong_settings_say_where():
         DirectHead(8, features="patch")
     with pytest.raises(ValueError, match="unit_m must be > 0"):
         DirectHead(8, unit_m=0.0)
+    with pytest.raises(ValueError, match=r"25d.*configs/head/direct\.yaml"):
+        DirectHead(8, coords="2d")
+    with pytest.raises(ValueError, match="scale_ndc_per_m must be > 0"):
+        DirectHead(8, coords="25d").set_mean_scale(0.0)
+
+
+def test_the_default_has_the_weights_and_answers_it_always_had():
+    torch.manual_seed(0)
+    head = DirectHead(8)
+    shapes = {name: tuple(v.shape) for name, v in head.state_dict().items()}
+    assert shapes == {
+        "body.0.weight": (16,),
+        "body.0.bias": (16,),
+        "out.weight": (105, 16),
+        "out.bias": (105,),
+        "mean_joints_root_m": (21, 3),
+        "mean_joints_crop_ndc": (21, 2),
+    }
+    t = tokens()
+    seen = torch.cat([t.cls, t.patches.mean(dim=1)], dim=-1)
+    delta = head.out(torch.nn.functional.layer_norm(seen, (16,))).unflatten(1, (21, 5))
+    answer = head(t).steps[-1]
+    expected = 0.1 * (delta[..., :3] - delta[:, 9:10, :3])
+    torch.testing.assert_close(answer.joints_root_m, expected)
+    torch.testing.assert_close(answer.joints_crop_ndc, delta[..., 3:])
+
+
+def test_25d_agrees_with_itself_in_the_picture():
+    head = DirectHead(8, coords="25d")
+    head.set_mean_joints(torch.randn(21, 3) * 0.05, torch.randn(21, 2) * 0.3)
+    head.set_mean_scale(6.0)
+    torch.nn.init.normal_(head.out.weight, std=0.2)
+    answer = head(tokens()).steps[-1]
+    assert answer.joints_root_m[:, 9].abs().max() == 0
+    # Some weak-perspective camera per picture shows the joints exactly where they are said to be.
+    cam = fit_weak(answer.joints_root_m, answer.joints_crop_ndc, 6.0)
+    seen = project_weak(answer.joints_root_m, cam, 6.0)
+    torch.testing.assert_close(seen, answer.joints_crop_ndc, atol=1e-5, rtol=1e-5)
+    assert cam[:, 0].std() > 1e-2, "each picture has a scale of its own"
+
+
+def test_25d_by_hand():
+    head = DirectHead(8, coords="25d", unit_m=0.1)
+    mean_2d, mean_3d = torch.zeros(21, 2), torch.zeros(21, 3)
+    mean_2d[4], mean_3d[4] = torch.tensor([0.4, -0.2]), torch.tensor([9.0, 9.0, 0.03])
+    head.set_mean_joints(mean_3d, mean_2d)
+    head.set_mean_scale(5.0)
+    with torch.no_grad():
+        head.out.weight.zero_()
+        head.out.bias[-1] = math.log(2.0)
+        head.out.bias[:-1].view(21, 3)[4] = torch.tensor([0.2, 0.1, 0.0])
+        head.out.bias[:-1].view(21, 3)[9] = torch.tensor([0.1, 0.0, 0.1])
+    start, answer = head(tokens(b=1)).steps
+    # 10 ndc per metre: (0.4 + 0.1 - 0) / 10, (-0.2 - 0.1) / 10, 0.03 + 0.2 * 0.1 - 0.1 * 0.1
+    torch.testing.assert_close(answer.joints_root_m[0, 4], torch.tensor([0.05, -0.03, 0.04]))
+    torch.testing.assert_close(answer.joints_crop_ndc[0, 4], torch.tensor([0.5, -0.2]))
+    torch.testing.assert_close(start.joints_root_m[0], mean_3d)
+
+
+def test_25d_of_a_far_hand_is_the_hand():
+    """Weak perspective is the limit of a pinhole: from 100 m labels lift back to themselves."""
+    joints = torch.randn(2, 21, 3, generator=torch.Generator().manual_seed(0)) * 0.05
+    cam_m = joints + torch.tensor([0.0, 0.0, 100.0])
+    lifted = lift_25d(
+        800.0 * cam_m[..., :2] / cam_m[..., 2:], joints[..., 2], torch.full((2,), 8.0)
+    )
+    expected = joints - joints[:, 9, None]
+    torch.testing.assert_close(lifted.joints_root_m, expected, atol=3e-4, rtol=0)

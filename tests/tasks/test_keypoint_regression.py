@@ -11,13 +11,14 @@ from handmim.data.augment import HandAugment
 from handmim.data.keypoints import KeypointPhotos
 from handmim.data.loader import collate_hands
 from handmim.data.samples import hand_sample, mirror_sample
+from handmim.geometry.camera import fit_weak
 from handmim.losses.direct_keypoints import SmoothJoints2D, SmoothJoints3D
 from handmim.losses.joints import Joints2D, Joints3D
 from handmim.losses.total import Weighted
 from handmim.models.heads.direct import DirectHead, KeypointOutputs, KeypointState
 from handmim.models.vit import ViT
 from handmim.tasks.evaluate import PREDICTORS, score
-from handmim.tasks.keypoint_regression import KeypointRegressionTask, mean_joints
+from handmim.tasks.keypoint_regression import KeypointRegressionTask, mean_joints, mean_scale
 from tests.tasks.relabelled import Relabelled
 
 CPU = torch.device("cpu")
@@ -51,7 +52,7 @@ def augment():
     return HandAugment(img_px=32, scale=(0.95, 1.05), rotation_deg=10.0)
 
 
-def build(losses=None, dim=24, **options) -> KeypointRegressionTask:
+def build(losses=None, dim=24, head=None, **options) -> KeypointRegressionTask:
     torch.manual_seed(0)
     size = {"embed_dim": dim, "depth": 1, "num_heads": 2}
     backbone = ViT("vit_tiny_patch16_224", img_px=32, patch_px=8, pixel_norm="per_image", size=size)
@@ -59,7 +60,9 @@ def build(losses=None, dim=24, **options) -> KeypointRegressionTask:
         "direct3d": Weighted(SmoothJoints3D(root_joint=9)),
         "direct2d": Weighted(SmoothJoints2D()),
     }
-    return KeypointRegressionTask(backbone, partial(DirectHead), losses or own, **options)
+    return KeypointRegressionTask(
+        backbone, partial(DirectHead, **(head or {})), losses or own, **options
+    )
 
 
 def whole_batch(photos) -> HandBatch:
@@ -129,14 +132,30 @@ def test_the_mean_is_joint_by_joint_over_what_is_labelled(photos, augment):
         mean_joints(Relabelled(photos, joints_valid=NONE, kp2d_valid=NONE), augment)
 
 
+def test_the_mean_scale_is_that_of_the_pictures(photos, augment):
+    batch = augment.evaluate(whole_batch(photos))
+    root = batch.joints_cam_m[:, 9, None]
+    logs = fit_weak(batch.joints_cam_m - root, batch.kp2d_crop_ndc, 1.0)[:, 0]
+    assert mean_scale(photos, augment, batch_size=5) == pytest.approx(float(logs.mean().exp()))
+    some = [Relabelled(photos, kp2d_valid=NONE)[0], *photos[1:]]
+    expected = float(logs[1:].mean().exp())
+    assert mean_scale(some, augment) == pytest.approx(expected, rel=1e-5)
+    flat = Relabelled(photos, joints_valid=NONE)
+    assert mean_scale(flat, augment, scale0_per_m=7.0) == 7.0
+    task = build(head={"coords": "25d"})
+    task.start_from_labels(photos, augment, CPU)
+    assert float(task.head.mean_scale_ndc_per_m) == pytest.approx(float(logs.mean().exp()))
+
+
 def test_left_hands_are_mirrored_on_the_way_in(photos, augment):
     left = [mirror_sample(p) for p in photos]
     for a, b in zip(mean_joints(left, augment), mean_joints(photos, augment), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-def test_it_learns_and_is_scored_without_a_mesh(photos, augment):
-    task = build()
+@pytest.mark.parametrize("coords", ["3d", "25d"])
+def test_it_learns_and_is_scored_without_a_mesh(photos, augment, coords):
+    task = build(head={"coords": coords})
     assert isinstance(task, Task)
     task.start_from_labels(photos, augment, CPU)
     before, _ = score(PREDICTORS["mean_hand"](task), photos, augment, CPU, 5)

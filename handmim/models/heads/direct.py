@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from handmim.contracts import Tokens
 from handmim.hand.skeleton import NUM_JOINTS, ROOT_JOINT
+from handmim.models.heads.token_features import feature_dim, token_features
 
-FEATURES = ("cls", "cls_patch")
+COORDS = ("3d", "25d")
 INIT_STD = 1e-3
 
 
@@ -31,6 +32,22 @@ class KeypointOutputs(NamedTuple):
     steps: tuple[KeypointState, KeypointState]
 
 
+def lift_25d(
+    joints_crop_ndc: Tensor, depths_root_m: Tensor, scale_ndc_per_m: Tensor
+) -> KeypointState:
+    """Joints in the picture and their depths to joints in metres, seen by weak perspective.
+
+    Args:
+        joints_crop_ndc: [B, 21, 2].
+        depths_root_m: [B, 21] relative to any origin.
+        scale_ndc_per_m: [B], > 0.
+    Returns: joints of which x_ndc - x_root_ndc = scale x_root_m, and so y.
+    """
+    xy = joints_crop_ndc / scale_ndc_per_m[:, None, None]
+    joints = torch.cat([xy, depths_root_m[..., None]], dim=-1)
+    return KeypointState(joints - joints[:, ROOT_JOINT, None], joints_crop_ndc)
+
+
 class DirectHead(nn.Module):
     """Normalised token features to what 21 joints differ from their mean by.
 
@@ -40,10 +57,14 @@ class DirectHead(nn.Module):
         hidden_dim: width of a hidden layer; None leaves the head linear.
         dropout: before the last layer.
         unit_m: metres per unit of the 3D outputs; 0.1 makes them the size of the 2D ones.
+        coords: "3d" says joints in metres and joints in the picture apart. "25d" (Iqbal et al.
+            2018, arXiv 1804.09534) says joints in the picture, their depths and one log scale;
+            metres follow by weak perspective (`lift_25d`), so both always agree.
     """
 
     mean_joints_root_m: Tensor
     mean_joints_crop_ndc: Tensor
+    mean_scale_ndc_per_m: Tensor
 
     def __init__(
         self,
@@ -53,32 +74,46 @@ class DirectHead(nn.Module):
         hidden_dim: int | None = None,
         dropout: float = 0.0,
         unit_m: float = 0.1,
+        coords: str = "3d",
     ) -> None:
         super().__init__()
-        if features not in FEATURES:
-            raise ValueError(
-                f"features must be one of {FEATURES}, got {features!r} (configs/head/direct.yaml)"
-            )
         if unit_m <= 0:
             raise ValueError(f"unit_m must be > 0, got {unit_m} (configs/head/direct.yaml)")
-        self.features, self.unit_m = features, unit_m
-        width = dim * (2 if features == "cls_patch" else 1)
+        if coords not in COORDS:
+            raise ValueError(
+                f"coords must be one of {COORDS}, got {coords!r} (configs/head/direct.yaml)"
+            )
+        self.features, self.unit_m, self.coords = features, unit_m, coords
+        width = feature_dim(features, dim)
         layers: list[nn.Module] = [nn.LayerNorm(width)]
         if hidden_dim is not None:
             layers += [nn.Linear(width, hidden_dim), nn.GELU()]
         self.body = nn.Sequential(*layers, nn.Dropout(dropout))
-        self.out = nn.Linear(width if hidden_dim is None else hidden_dim, NUM_JOINTS * 5)
+        num_out = NUM_JOINTS * 5 if coords == "3d" else NUM_JOINTS * 3 + 1
+        self.out = nn.Linear(width if hidden_dim is None else hidden_dim, num_out)
         nn.init.normal_(self.out.weight, std=INIT_STD)
         nn.init.zeros_(self.out.bias)
         # Learned from the training labels, so they belong to the weights.
         self.register_buffer("mean_joints_root_m", torch.zeros(NUM_JOINTS, 3))
         self.register_buffer("mean_joints_crop_ndc", torch.zeros(NUM_JOINTS, 2))
+        if coords == "25d":
+            self.register_buffer("mean_scale_ndc_per_m", torch.tensor(8.0))
 
     @torch.no_grad()
     def set_mean_joints(self, joints_root_m: Tensor, joints_crop_ndc: Tensor) -> None:
         """Set what answers are measured from: [21, 3] metres and [21, 2] crop ndc."""
         self.mean_joints_root_m.copy_(joints_root_m)
         self.mean_joints_crop_ndc.copy_(joints_crop_ndc)
+
+    @torch.no_grad()
+    def set_mean_scale(self, scale_ndc_per_m: float) -> None:
+        """Set the scale that coords=25d measures from: ndc units per metre of a typical hand.
+
+        Raises: ValueError when it is not positive.
+        """
+        if not scale_ndc_per_m > 0:
+            raise ValueError(f"scale_ndc_per_m must be > 0, got {scale_ndc_per_m}")
+        self.mean_scale_ndc_per_m.fill_(scale_ndc_per_m)
 
     def mean_state(self, batch_size: int) -> KeypointState:
         """The same mean for every picture."""
@@ -89,16 +124,25 @@ class DirectHead(nn.Module):
 
     def forward(self, tokens: Tokens) -> KeypointOutputs:
         """Tokens of one batch to the mean and the answer; fp32 from the last layer on."""
-        seen = tokens.cls
-        if self.features == "cls_patch":
-            seen = torch.cat([seen, tokens.patches.mean(dim=1)], dim=-1)
-        features = self.body(seen)
+        features = self.body(token_features(tokens.cls, tokens.patches, self.features))
         with torch.autocast(features.device.type, enabled=False):
-            delta = self.out(features.float()).unflatten(1, (NUM_JOINTS, 5))
+            delta = self.out(features.float())
             mean = self.mean_state(len(delta))
-            joints = mean.joints_root_m + delta[..., :3] * self.unit_m
-            answer = KeypointState(
-                joints_root_m=joints - joints[:, ROOT_JOINT, None],
-                joints_crop_ndc=mean.joints_crop_ndc + delta[..., 3:],
-            )
+            answer = self._in_3d(mean, delta) if self.coords == "3d" else self._in_25d(mean, delta)
         return KeypointOutputs((mean, answer))
+
+    def _in_3d(self, mean: KeypointState, delta: Tensor) -> KeypointState:
+        """[B, 105]: joint by joint three numbers in metres, two in the picture."""
+        delta = delta.unflatten(1, (NUM_JOINTS, 5))
+        joints = mean.joints_root_m + delta[..., :3] * self.unit_m
+        return KeypointState(
+            joints_root_m=joints - joints[:, ROOT_JOINT, None],
+            joints_crop_ndc=mean.joints_crop_ndc + delta[..., 3:],
+        )
+
+    def _in_25d(self, mean: KeypointState, delta: Tensor) -> KeypointState:
+        """[B, 64]: joint by joint depth and two numbers in the picture; last the log scale."""
+        scale = self.mean_scale_ndc_per_m * delta[:, -1].exp()
+        delta = delta[:, :-1].unflatten(1, (NUM_JOINTS, 3))
+        depths = mean.joints_root_m[..., 2] + delta[..., 0] * self.unit_m
+        return lift_25d(mean.joints_crop_ndc + delta[..., 1:], depths, scale)

@@ -1,13 +1,12 @@
 """Pixels, points, camera and hand ride one map: laws of the labelled augmentation."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from handmim.contracts import HandBatch, HandSample, StepInfo
+from handmim.contracts import HandBatch, HandSample, HandState, StepInfo
 from handmim.data.augment import HandAugment, transform_labels
 from handmim.data.loader import collate_hands
 from handmim.data.samples import hand_sample, mirror_sample
@@ -119,12 +118,22 @@ def test_predictions_for_left_hands_land_on_the_original_when_mirrored_back(labe
     # The truth as a prediction for upright crops, which are always those of right hands.
     out = HandAugment(img_px=48, scale=(0.7, 0.9)).evaluate(collate_hands(labelled))
     root = out.joints_cam_m[:, :1]
-    answer = SimpleNamespace(
-        joints_root_m=out.joints_cam_m - root,
+    unsaid = HandState(
+        rotmats=out.rotmats,
+        betas=out.betas,
+        cam=torch.zeros(len(root), 3),
         verts_root_m=out.verts_cam_m - root,
+        joints_root_m=out.joints_cam_m - root,
+        verts_crop_ndc=ndc_from_px(project(out.verts_cam_m, out.K_crop_px), 48),
         joints_crop_ndc=out.kp2d_crop_ndc,
     )
-    for placement, metres in (("given_wrist", 1e-6), ("predicted", 1e-4)):
+    said = unsaid._replace(transl_cam_m=root[:, 0], is_metric=out.has_K)
+    answers = (
+        (unsaid, "given_wrist", 1e-6),
+        (unsaid, "predicted", 1e-4),
+        (said, "predicted", 1e-6),
+    )
+    for answer, placement, metres in answers:
         joints, verts = place(answer, out, placement)
         for i, one in enumerate(labelled):
             np.testing.assert_allclose(joints[i], one.joints_cam_m, atol=metres)

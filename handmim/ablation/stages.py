@@ -126,9 +126,10 @@ class Stages:
         plain = decisive(self.compose("finetune", [*words, f"seed={seed}"]))
         definition = plain | {"start": start.name}
         init = "init_from=null" if start.weights is None else f"init_from='{start.weights}'"
+        words = [*words, init, "trainer.keep_best=null"]  # figures are those of the last validation
 
         def work(folder: Path) -> dict[str, float]:
-            made = finetune(self._config("finetune", [*words, init], seed, folder))
+            made = finetune(self._config("finetune", words, seed, folder))
             _check_whole(made.result, folder)
             return made.metrics | {"num_labels": made.num_labels}
 

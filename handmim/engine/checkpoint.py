@@ -14,7 +14,7 @@ from handmim.utils.config import flatten
 log = logging.getLogger(__name__)
 
 FORMAT = 2  # 2: hands are identified by their arrays, config has a `hand` node
-LAST = "last.pt"
+LAST, BEST = "last.pt", "best.pt"
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -119,6 +119,8 @@ FREE_TRAINER = (
     "keep_every",
     "picture_every",
     "stop_after",
+    "keep_best",
+    "stop_patience",
 )
 # Files may have moved: their content is compared by hashes and counts.
 FREE_DATA = (

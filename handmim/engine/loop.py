@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from handmim.contracts import StepInfo, StepResult
+from handmim.engine.best import Best, BestFigure, BestRule
 from handmim.engine.checkpoint import save_checkpoint
 from handmim.engine.log import ProgressLine, RunLog, RunningMeans
 from handmim.engine.optim import OptimRecipe
@@ -70,7 +71,8 @@ class FitResult(NamedTuple):
     images_per_s: float
     interrupted: bool
     scalars: dict[str, float]
-    reason: str | None = None  # why a hook stopped it
+    reason: str | None = None  # why a hook, or a figure that did not improve, stopped it
+    best: BestFigure | None = None  # what best.pt was kept for
 
 
 def _quiet_worker(worker_id: int) -> None:
@@ -92,6 +94,9 @@ class Trainer:
         check_finite_every: steps between checks of loss and gradient norm; a check waits for the
             device.
         stop_after: stop, resumable, after this many steps of this process.
+        keep_best: validation figure whose best checkpoint is kept, see `BestRule`; a checkpoint is
+            written whenever it improves.
+        stop_patience: validations in a row without an improvement before the run stops, resumable.
     """
 
     def __init__(
@@ -106,6 +111,8 @@ class Trainer:
         picture_every: int | None = None,
         check_finite_every: int = 1,
         stop_after: int | None = None,
+        keep_best: str | None = None,
+        stop_patience: int | None = None,
     ) -> None:
         for name, value in (
             ("max_steps", max_steps),
@@ -118,7 +125,7 @@ class Trainer:
         self.max_steps, self.batch_size, self.num_workers = max_steps, batch_size, num_workers
         self.log_every, self.save_every, self.keep_every = log_every, save_every, keep_every
         self.picture_every, self.check_finite_every = picture_every, check_finite_every
-        self.stop_after = stop_after
+        self.stop_after, self.best_rule = stop_after, BestRule(keep_best, stop_patience)
 
     def fit(
         self,
@@ -146,13 +153,15 @@ class Trainer:
             resume: "never", "auto" or a checkpoint.
             meta: plain facts kept in every checkpoint; those named ..._sha256 must be the same for
                 a run to go on.
-        Returns: FitResult; `interrupted` when a signal, `stop_after` or a hook ended it early.
+        Returns: FitResult; `interrupted` when a signal, `stop_after`, a hook or `stop_patience`
+            ended it early.
         Raises: FloatingPointError before an update with a loss that is not finite; the batch is
             kept on disk.
         """
         identity = self._identity(run, dataset, meta or {})
         optimizer = recipe.build(task.to(run.device), task.lr_scales())  # type: ignore[operator]
-        step = first_step = restore(run, task, optimizer, identity, resume)
+        best = Best(self.best_rule)
+        step = first_step = restore(run, task, optimizer, best, identity, resume)
         wrapped, optimizer = run.fabric.setup(task, optimizer)
         loader = self._loader(run, dataset, collate, step)
         log.info(
@@ -164,7 +173,7 @@ class Trainer:
             sum(p.numel() for p in task.parameters() if p.requires_grad) / 1e6,
         )
         every = {"save_every": self.save_every, "keep_every": self.keep_every}
-        saver = Saver(run, task, optimizer, identity, meta or {}, **every)
+        saver = Saver(run, task, optimizer, best, identity, meta or {}, **every)
         run_log = RunLog(run.dir if run.is_main else None, first_step=step)
         line = ProgressLine(run.is_main, step, self.max_steps, self.batch_size, self.log_every)
         means, scalars, reason = RunningMeans(), dict[str, float](), None
@@ -186,6 +195,9 @@ class Trainer:
                 last = step == self.max_steps
                 now = [hook for hook in hooks if last or falls_on(step, hook.every)]
                 hooked, reason = self._call(now, task, StepInfo(step, self.max_steps), run)
+                is_best = best.see(step, hooked)
+                if hooked and not last:
+                    reason = self._common(run, reason or best.reason)
                 is_logged = last or falls_on(step, self.log_every)
                 if is_logged:
                     scalars = means.take() | {k: float(v) for k, v in extra.items()}
@@ -196,19 +208,22 @@ class Trainer:
                     run_log.pictures(step, self._pictures(task, batch, hooks, run))
                 stop = self._agree(run, signals.received is not None, step)
                 stop |= step - first_step == self.stop_after or reason is not None
-                if last or stop or saver.is_due(step):
-                    saver.save(step)
+                if last or stop or is_best or saver.is_due(step):
+                    saver.save(step, is_best)
                 if stop and not last:
                     why = reason or signals.received or "stop_after"
                     log.warning("%s: stopped after step %d, go on with resume=auto", why, step)
                     break
         if reason is not None:
-            self._record_stop(run, step, reason)
+            self._record(run, "stopped", {"step": step, "reason": reason})
+        if best.figure is not None:
+            log.info("best %s: %.4g after step %d", *best.figure)
+            self._record(run, "best", best.figure._asdict())
         run_log.close()
         seconds = time.perf_counter() - began
         run.fabric.barrier()
         rate, early = line.images_per_s(step), step < self.max_steps
-        return FitResult(step, seconds, rate, early, scalars, reason)
+        return FitResult(step, seconds, rate, early, scalars, reason, best.figure)
 
     def _identity(self, run: Run, dataset: Dataset[Any], meta: dict[str, Any]) -> dict[str, Any]:
         """What has to be the same for a run to go on. A file may move, its content not change."""
@@ -326,9 +341,13 @@ class Trainer:
                     scalars |= stop.scalars
                     reason = reason or str(stop)
         task.train()
+        return scalars, self._common(run, reason)
+
+    def _common(self, run: Run, reason: str | None) -> str | None:
+        """A reason to stop where any process has one; all of them have to ask."""
         if self._any_rank(run, reason is not None):
-            reason = reason or "stopped by a hook of another process"
-        return scalars, reason
+            return reason or "stopped by another process"
+        return None
 
     def _pictures(
         self, task: nn.Module, batch: Any, hooks: Sequence[Hook], run: Run
@@ -343,8 +362,8 @@ class Trainer:
         return pictures
 
     @staticmethod
-    def _record_stop(run: Run, step: int, reason: str) -> None:
-        """Why it ended, beside how it began."""
+    def _record(run: Run, name: str, what: dict[str, Any]) -> None:
+        """How it ended, beside how it began."""
         if run.is_main:
             facts = json.loads((run.dir / "run.json").read_text())
-            run.write_json("run.json", facts | {"stopped": {"step": step, "reason": reason}})
+            run.write_json("run.json", facts | {name: what})

@@ -6,7 +6,9 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from handmim.engine.best import Best
 from handmim.engine.checkpoint import (
+    BEST,
     LAST,
     check_same_run,
     find_checkpoint,
@@ -19,38 +21,52 @@ log = logging.getLogger(__name__)
 
 
 def restore(
-    run: Run, task: nn.Module, optimizer: Optimizer, identity: dict[str, Any], resume: str
+    run: Run,
+    task: nn.Module,
+    optimizer: Optimizer,
+    best: Best,
+    identity: dict[str, Any],
+    resume: str,
 ) -> int:
-    """Put task, optimizer and precision where a checkpoint left them.
+    """Put task, optimizer, precision and the best figure where a checkpoint left them.
 
     Args:
         run: devices, folder and config.
         task, optimizer: as built, before Fabric wraps them; changed in place.
+        best: filled too; what is not in the folder is not the best.
         identity: what has to be the same for a run to go on: see `check_same_run`.
         resume: "never", "auto" or a checkpoint.
     Returns: finished steps, 0 for a new run.
     Raises: FileNotFoundError, or ValueError for a damaged checkpoint or one of another run.
     """
     source = find_checkpoint(run.dir, resume)
+    kept = run.dir / BEST
     if source is None:
+        if run.is_main:
+            kept.unlink(missing_ok=True)  # of a start that came to no checkpoint of its own
         return 0
     state = load_checkpoint(source, map_location=run.device)
     check_same_run(state, identity, run.config, source)
     task.load_state_dict(state["task"])
     optimizer.load_state_dict(state["optimizer"])
     run.fabric.strategy.precision.load_state_dict(state["precision"])
+    if "best" in state:
+        best.load_state_dict(state["best"])
+    if not kept.is_file():
+        best.forget()
     step: int = state["step"]
     log.info("resumed %s at step %d of %d", source, step, identity["max_steps"])
     return step
 
 
 class Saver:
-    """Writes last.pt, and numbered copies that stay; the main process does.
+    """Writes last.pt, best.pt, and numbered copies that stay; the main process does.
 
     Args:
         run: devices, folder and config.
         task: the module that is trained.
         optimizer: as Fabric wrapped it.
+        best: what every checkpoint remembers of the best one.
         identity, meta: facts kept in every checkpoint.
         save_every, keep_every: steps between checkpoints, and between copies; None for none.
     """
@@ -60,13 +76,14 @@ class Saver:
         run: Run,
         task: nn.Module,
         optimizer: Any,
+        best: Best,
         identity: dict[str, Any],
         meta: dict[str, Any],
         *,
         save_every: int | None,
         keep_every: int | None,
     ) -> None:
-        self.run, self.task, self.optimizer = run, task, optimizer
+        self.run, self.task, self.optimizer, self.best = run, task, optimizer, best
         self.facts = {"identity": identity, "meta": meta, "config": run.config}
         self.save_every, self.keep_every = save_every, keep_every
 
@@ -74,8 +91,9 @@ class Saver:
         """Whether a checkpoint or a copy falls on a step."""
         return falls_on(step, self.save_every) or falls_on(step, self.keep_every)
 
-    def save(self, step: int) -> None:
-        """Write the state after `step` steps, and a copy where one falls due."""
+    def save(self, step: int, is_best: bool = False) -> None:
+        """Write the state after `step` steps, first as best.pt where it is the best, and a copy
+        where one falls due."""
         if self.run.is_main:
             state = {
                 "step": step,
@@ -83,7 +101,10 @@ class Saver:
                 **self.facts,
                 "optimizer": self.optimizer.state_dict(),
                 "precision": self.run.fabric.strategy.precision.state_dict(),
+                "best": self.best.state_dict(),
             }
+            if is_best:
+                save_checkpoint(self.run.dir / BEST, state)
             save_checkpoint(self.run.dir / LAST, state)
             self.run.discard_replaced()
             if falls_on(step, self.keep_every):

@@ -60,6 +60,12 @@ def test_later_stages_depend_on_the_backbone_they_start_from(tmp_path, hydra_con
     assert random.inputs == {"probe": [], "finetune": []}
 
 
+def test_how_checkpoints_are_kept_decides_no_figure(tmp_path, hydra_configs):
+    trainer = asked(hydra_configs, tmp_path).definitions["finetune"]["trainer"]
+    assert "max_steps" in trainer
+    assert not {"keep_best", "stop_patience", "save_every"} & set(trainer)
+
+
 def test_probes_of_given_weights_know_the_seed_and_leave_untrained_points_out(
     tmp_path, hydra_configs, weights
 ):

@@ -1,6 +1,7 @@
 """The EMA teacher: a frozen copy that follows the student by name."""
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -11,11 +12,13 @@ class EmaTeacher(nn.Module):
 
     Args:
         student: modules to copy; parameters and buffers are paired by name.
+        shared: modules among them that hold constants alone: the teacher uses them uncopied.
     """
 
-    def __init__(self, student: nn.ModuleDict) -> None:
+    def __init__(self, student: nn.ModuleDict, shared: Iterable[nn.Module] = ()) -> None:
         super().__init__()
-        self.net: nn.ModuleDict = copy.deepcopy(student).requires_grad_(False).eval()
+        copied: nn.ModuleDict = copy.deepcopy(student, {id(module): module for module in shared})
+        self.net = copied.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "EmaTeacher":
         """Stay in eval mode whatever the parent does: dropout must never reach a target."""
@@ -36,4 +39,5 @@ class EmaTeacher(nn.Module):
         torch._foreach_lerp_([mine[n] for n in names], [theirs[n] for n in names], 1.0 - momentum)
         buffers = dict(student.named_buffers())
         for name, buffer in self.net.named_buffers():
-            buffer.copy_(buffers[name])
+            if buffer is not buffers[name]:
+                buffer.copy_(buffers[name])

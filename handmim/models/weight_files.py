@@ -190,7 +190,8 @@ def _found(
 
 
 def _rank(prefix: str) -> tuple[bool, bool, int]:
-    return "student" in prefix, not ("teacher" in prefix or "ema" in prefix), len(prefix)
+    is_mean = any(word in prefix for word in ("teacher", "ema", "averaged"))
+    return "student" in prefix, not is_mean, len(prefix)
 
 
 def _is_vit(name: str) -> bool:

@@ -7,7 +7,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from handmim.data.loader import collate_hands
-from handmim.engine.checkpoint import find_checkpoint
+from handmim.engine.checkpoint import BEST, LAST, find_checkpoint
 from handmim.engine.loop import FitResult, Trainer
 from handmim.models.initial_weights import load_initial
 from handmim.pipelines.labels import choose_labels
@@ -26,6 +26,7 @@ class Finetuned(NamedTuple):
     result: FitResult
     metrics: dict[str, float]  # of the last validation
     num_labels: int
+    best_metrics: dict[str, float]  # of the validation that best.pt was kept for, where it was
 
 
 def finetune(cfg: DictConfig) -> Finetuned:
@@ -67,16 +68,24 @@ def finetune(cfg: DictConfig) -> Finetuned:
     )
     path = run.dir / BACKBONE
     if run.is_main:
-        task.backbone.export(path, {"step": str(result.step), "seed": str(cfg.seed)})
-        if not result.interrupted:
-            run.log.info("score it: python tools/eval.py checkpoint=%s", run.dir / "last.pt")
-    return Finetuned(run.dir, path, result, last_validation(run.dir), chosen.num)
+        task.export_backbone.export(path, {"step": str(result.step), "seed": str(cfg.seed)})
+        if not result.interrupted or result.reason is not None:
+            scored = run.dir / (LAST if result.best is None else BEST)
+            run.log.info("score it: python tools/eval.py checkpoint=%s", scored)
+    best = {} if result.best is None else validation_at(run.dir, result.best.step)
+    return Finetuned(run.dir, path, result, last_validation(run.dir), chosen.num, best)
 
 
 def last_validation(run_dir: Path) -> dict[str, float]:
     """Figures of the last validation that a run logged, without their `val/`; none gives none."""
     rows = [row for row in read_scalars(run_dir / "scalars.jsonl") if _figures(row)]
     return _figures(rows[-1]) if rows else {}
+
+
+def validation_at(run_dir: Path, step: int) -> dict[str, float]:
+    """Figures of the validation that a run logged after so many steps, without their `val/`."""
+    rows = [row for row in read_scalars(run_dir / "scalars.jsonl") if row["step"] == step]
+    return {name: value for row in rows for name, value in _figures(row).items()}
 
 
 def _figures(row: dict[str, float]) -> dict[str, float]:

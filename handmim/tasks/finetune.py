@@ -2,6 +2,7 @@
 from."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from handmim.losses.reduction import StepWeights
 from handmim.losses.total import Weighted
 from handmim.models.heads.hand_head import HandHead
 from handmim.models.vit import ViT
-from handmim.tasks.regression import RegressionTask, some_of
+from handmim.tasks.regression import RegressionTask
 
 
 class HandRegressionTask(RegressionTask):
@@ -43,8 +44,9 @@ class HandRegressionTask(RegressionTask):
         *,
         backbone_lr_scale: float = 1.0,
         layer_decay: float = 1.0,
-        freeze_backbone: bool = False,
         step_weights: StepWeights = None,
+        trained_blocks: int | None = None,
+        average: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
             backbone,
@@ -52,8 +54,9 @@ class HandRegressionTask(RegressionTask):
             losses,
             backbone_lr_scale=backbone_lr_scale,
             layer_decay=layer_decay,
-            freeze_backbone=freeze_backbone,
             step_weights=step_weights,
+            trained_blocks=trained_blocks,
+            average=average,
         )
         self.joint_rules = JointRules(self.head.hand)
 
@@ -72,7 +75,8 @@ class HandRegressionTask(RegressionTask):
             joint_rule: [B] whose joints are wanted; None takes the hand model's own.
             lens: of the pictures; None where nothing is known of the camera.
         """
-        out: HandOutputs = self.head(self.tokens(image, self.head.tapped_blocks), lens)
+        head: HandHead = self._answering("head")
+        out: HandOutputs = head(self.tokens(image, head.tapped_blocks), lens)
         if joint_rule is None:
             return out
         return self.joint_rules.outputs(out, joint_rule, self.head.camera, lens)
@@ -119,16 +123,14 @@ class HandRegressionTask(RegressionTask):
         )
 
     @torch.no_grad()
-    def start_from_labels(
+    def measure_labels(
         self,
         dataset: Dataset[HandSample],
         augment: HandAugment,
         device: torch.device,
-        max_pictures: int = 2048,
-        num_workers: int = 0,
+        num_workers: int,
     ) -> None:
         """The mean hand, and the mean and deviation of the class token."""
-        dataset = some_of(dataset, max_pictures)
         mean = mean_hand(
             dataset, augment, self.head.camera.scale0_per_m, self.hand, num_workers=num_workers
         )

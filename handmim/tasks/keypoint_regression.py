@@ -11,7 +11,7 @@ from handmim.data.loader import batches
 from handmim.geometry.camera import fit_weak
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.models.heads.direct import DirectHead, KeypointOutputs, KeypointState
-from handmim.tasks.regression import RegressionTask, some_of
+from handmim.tasks.regression import RegressionTask
 
 
 class KeypointRegressionTask(RegressionTask):
@@ -30,7 +30,8 @@ class KeypointRegressionTask(RegressionTask):
 
     def outputs(self, batch: HandBatch) -> KeypointOutputs:
         """The mean of the training labels, then the answer."""
-        return self.head(self.tokens(batch.image))
+        head: DirectHead = self._answering("head")
+        return head(self.tokens(batch.image))
 
     def mean_estimate(self, batch: HandBatch) -> KeypointState:
         """The mean of the training labels, for every picture."""
@@ -44,16 +45,14 @@ class KeypointRegressionTask(RegressionTask):
         root = batch.joints_cam_m[:, ROOT_JOINT, None]
         return KeypointState(batch.joints_cam_m - root, batch.kp2d_crop_ndc)
 
-    def start_from_labels(
+    def measure_labels(
         self,
         dataset: Dataset[HandSample],
         augment: HandAugment,
         device: torch.device,
-        max_pictures: int = 2048,
-        num_workers: int = 0,
+        num_workers: int,
     ) -> None:
         """The mean joints, and where the head wants it the mean scale."""
-        dataset = some_of(dataset, max_pictures)
         self.head.set_mean_joints(*mean_joints(dataset, augment, num_workers=num_workers))
         if self.head.coords == "25d":
             self.head.set_mean_scale(mean_scale(dataset, augment, num_workers=num_workers))

@@ -17,6 +17,9 @@ from handmim.hand.model import HandLayer
 from handmim.losses.direct_keypoints import JointEstimate, JointOutputs
 from handmim.losses.reduction import StepWeights
 from handmim.losses.total import LossSum, Weighted
+from handmim.models.averaging import averaging_of
+from handmim.models.freezing import freeze_below
+from handmim.models.teacher import EmaTeacher
 from handmim.models.vit import ViT
 from handmim.tasks.finetune_pictures import draw_predictions
 
@@ -34,15 +37,19 @@ class Estimate(JointEstimate, Protocol):
 class RegressionTask(nn.Module, ABC):
     """Picture in, joints out, with or without a mesh.
 
+    With `average`, the moving average of the weights answers in eval mode and is exported; training
+    looks at the live ones.
+
     Args:
         backbone: ViT; `init_from` fills it before training.
         head: constructor of the head, called with `dim=`.
         losses: weighted terms by name.
         backbone_lr_scale: factor on the learning rate of the whole backbone.
         layer_decay: further factor per layer below the top.
-        freeze_backbone: train the head alone, on the backbone as it came.
         step_weights: of refinement steps in every loss that scores them: None (equal), one number
             each, or "last".
+        trained_blocks: of the backbone, see `freeze_below`; None for all of it, 0 for none.
+        average: settings of `Averaging`; None keeps no average.
     """
 
     def __init__(
@@ -53,8 +60,9 @@ class RegressionTask(nn.Module, ABC):
         *,
         backbone_lr_scale: float = 1.0,
         layer_decay: float = 1.0,
-        freeze_backbone: bool = False,
         step_weights: StepWeights = None,
+        trained_blocks: int | None = None,
+        average: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -62,9 +70,36 @@ class RegressionTask(nn.Module, ABC):
         self.head = head(dim=backbone.embed_dim)
         self.losses = LossSum(losses, step_weights)
         self.backbone_lr_scale, self.layer_decay = backbone_lr_scale, layer_decay
-        self.freeze_backbone = freeze_backbone
-        if freeze_backbone:
-            self.backbone.requires_grad_(False)
+        self._frozen = freeze_below(backbone, trained_blocks)
+        self.averaging = averaging_of(average)
+        self.averaged: EmaTeacher | None = None
+        if self.averaging is not None:
+            constant = self._frozen if self.hand is None else (self.hand, *self._frozen)
+            self.averaged = EmaTeacher(self._followed(), shared=constant)
+
+    def _followed(self) -> nn.ModuleDict:
+        """What is averaged."""
+        return nn.ModuleDict({"backbone": self.backbone, "head": self.head})
+
+    def _answering(self, name: str) -> Any:
+        """The part, "backbone" or "head", that answers: live or averaged."""
+        if self.training or self.averaged is None:
+            return getattr(self, name)
+        return self.averaged.net[name]
+
+    @property
+    def answering_backbone(self) -> ViT:
+        """The live backbone in training mode; its average, where one is kept, in eval mode."""
+        backbone: ViT = self._answering("backbone")
+        return backbone
+
+    @property
+    def export_backbone(self) -> ViT:
+        """The backbone worth keeping: the averaged one where there is one."""
+        if self.averaged is None:
+            return self.backbone
+        kept: Any = self.averaged.net["backbone"]
+        return kept
 
     @property
     @abstractmethod
@@ -87,6 +122,15 @@ class RegressionTask(nn.Module, ABC):
         """
 
     @abstractmethod
+    def measure_labels(
+        self,
+        dataset: Dataset[HandSample],
+        augment: HandAugment,
+        device: torch.device,
+        num_workers: int,
+    ) -> None:
+        """Give the head what it measures from; arguments as `start_from_labels`."""
+
     def start_from_labels(
         self,
         dataset: Dataset[HandSample],
@@ -95,7 +139,8 @@ class RegressionTask(nn.Module, ABC):
         max_pictures: int = 2048,
         num_workers: int = 0,
     ) -> None:
-        """Give the head what it measures from; the backbone is initialised already.
+        """Give the head what it measures from, the backbone being initialised already; averaged
+        weights start here.
 
         Args:
             dataset: labelled training crops.
@@ -104,6 +149,9 @@ class RegressionTask(nn.Module, ABC):
             max_pictures: of a larger set so many are looked at, the same ones every time.
             num_workers: loader processes.
         """
+        self.measure_labels(some_of(dataset, max_pictures), augment, device, num_workers)
+        if self.averaged is not None:
+            self.averaged.net.load_state_dict(self._followed().state_dict())
 
     def estimate(self, batch: HandBatch) -> Estimate:
         """The answer for augmented pictures."""
@@ -111,20 +159,19 @@ class RegressionTask(nn.Module, ABC):
         return answer
 
     def tokens(self, image: Tensor, taps: Sequence[int] = ()) -> Tokens:
-        """Pictures through the backbone, without its gradient when it is frozen.
+        """Pictures through the backbone.
 
         Args:
             image: [B, 3, H, W] in [0, 1].
             taps: blocks whose patch tokens are wanted too.
         """
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_backbone):
-            return self.backbone(image, taps=taps)
+        return self.answering_backbone(image, taps=taps)
 
     def train(self, mode: bool = True) -> "RegressionTask":
-        """As every module; a frozen backbone stays as in evaluation."""
+        """As every module; what is frozen stays as in evaluation."""
         super().train(mode)
-        if self.freeze_backbone:
-            self.backbone.eval()
+        for module in self._frozen:
+            module.eval()
         return self
 
     def forward(self, batch: HandBatch, info: StepInfo) -> StepResult:
@@ -136,8 +183,12 @@ class RegressionTask(nn.Module, ABC):
         """Nothing is frozen for a while here."""
 
     def after_step(self, info: StepInfo) -> dict[str, float]:
-        """Nothing follows the optimizer here."""
-        return {}
+        """The average follows the optimizer, where one is kept."""
+        if self.averaging is None or self.averaged is None:
+            return {}
+        decay = self.averaging(info.step)
+        self.averaged.update(self._followed(), decay)
+        return {"schedule/average_decay": decay}
 
     def lr_scales(self) -> dict[str, float]:
         """Lower rates for the backbone, falling towards its input."""

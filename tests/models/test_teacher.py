@@ -52,6 +52,18 @@ def test_buffers_are_copied():
     assert teacher.net.running_mean.tolist() == [3.0, 3.0]
 
 
+def test_shared_modules_are_the_same_and_stand_still():
+    student = nn.ModuleDict({"norm": nn.BatchNorm1d(2), "linear": nn.Linear(2, 2)})
+    teacher = EmaTeacher(student, shared=[student["norm"]])
+    assert teacher.net["norm"] is student["norm"]
+    assert teacher.net["linear"] is not student["linear"]
+    old = teacher.net["linear"].weight.clone()
+    nn.init.ones_(student["linear"].weight)
+    teacher.update(student, momentum=0.5)
+    assert student["norm"].weight.tolist() == [1.0, 1.0]
+    torch.testing.assert_close(teacher.net["linear"].weight, 0.5 * old + 0.5)
+
+
 def test_different_modules_are_refused():
     teacher = EmaTeacher(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="bias"):

@@ -5,23 +5,14 @@ import pytest
 import torch
 
 from handmim.contracts import HandBatch, StepInfo
-from handmim.data.augment import HandAugment
-from handmim.data.colour import ColourJitter
 from handmim.data.loader import collate_hands
 from handmim.data.synthetic import SyntheticHands
 from handmim.geometry.camera import fit_weak
 from handmim.geometry.rotation import chordal_mean
-from handmim.losses.joints import Joints2D, Joints3D
-from handmim.losses.mano_params import Betas, Rotations
-from handmim.losses.total import Weighted
-from handmim.losses.verts import Verts
-from handmim.models.heads.pymaf import PyMafHead
-from handmim.models.vit import ViT
 from handmim.tasks.evaluate import mean_hand_predictor, model_predictor, score
-from handmim.tasks.finetune import HandRegressionTask, mean_hand
+from handmim.tasks.finetune import mean_hand
 from tests.tasks.relabelled import Relabelled
-
-SCENE = {"image_px": 40, "view": "cone", "background": "studio", "objects": 0.0, "occluders": 0.0}
+from tests.tasks.small_tasks import SCENE, small_augment, small_hand_task
 
 
 @pytest.fixture(scope="module")
@@ -33,38 +24,12 @@ def hands(tmp_path_factory, hand_path):
 
 @pytest.fixture(scope="module")
 def augment():
-    return HandAugment(img_px=32, scale=(0.9, 1.0), rotation_deg=20.0, colour=ColourJitter())
+    return small_augment()
 
 
 @pytest.fixture
 def make(hand):
-    def build(**kwargs) -> HandRegressionTask:
-        torch.manual_seed(0)
-        size = {"embed_dim": 24, "depth": 2, "num_heads": 2}
-        backbone = ViT(
-            "vit_tiny_patch16_224", img_px=32, patch_px=8, pixel_norm="per_image", size=size
-        )
-        head = partial(
-            PyMafHead,
-            hand=hand,
-            channels=16,
-            grid_side=4,
-            num_points=16,
-            point_dims=(16, 8),
-            hidden_dim=64,
-            dropout=0.0,
-            cls_dim=24,
-        )
-        losses = {
-            "joints3d": Weighted(Joints3D(root_joint=9), 100.0),
-            "verts": Weighted(Verts(root_joint=9), 100.0),
-            "joints2d": Weighted(Joints2D(), 5.0),
-            "rotations": Weighted(Rotations(), 2.0),
-            "betas": Weighted(Betas(), 0.1),
-        }
-        return HandRegressionTask(backbone, head, losses, **kwargs)
-
-    return build
+    return partial(small_hand_task, hand)
 
 
 def whole_batch(hands) -> HandBatch:
@@ -209,11 +174,6 @@ def test_pictures_show_prediction_and_truth(make, hands, augment):
     assert task.training
 
 
-def test_a_frozen_backbone_gets_no_gradient(make, hands, augment):
-    task = make(freeze_backbone=True).train()
-    assert not task.backbone.training
-    batch = augment.evaluate(whole_batch(hands))
-    task(batch, StepInfo(0, 10)).loss.backward()
-    assert all(p.grad is None for p in task.backbone.parameters())
-    assert any(p.grad is not None for p in task.head.parameters())
+def test_checkpoints_remember_the_hand(make):
+    task = make()
     assert task.hand_facts() == {"hand": task.hand.name, "hand_sha256": task.hand.sha256}

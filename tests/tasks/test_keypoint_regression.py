@@ -202,7 +202,7 @@ def test_2d_figures_by_hand(photos, augment):
 
 
 def test_a_frozen_backbone_stays_as_it_came(photos, augment):
-    task = build(freeze_backbone=True).train()
+    task = build(trained_blocks=0).train()
     assert not task.backbone.training
     assert task.head.training
     batch = augment.evaluate(whole_batch(photos))

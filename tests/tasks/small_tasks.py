@@ -1,0 +1,56 @@
+"""A regression of the stand-in hand by a ViT of a few thousand weights."""
+
+from functools import partial
+
+import torch
+
+from handmim.data.augment import HandAugment
+from handmim.data.colour import ColourJitter
+from handmim.hand.model import HandLayer
+from handmim.losses.joints import Joints2D, Joints3D
+from handmim.losses.mano_params import Betas, Rotations
+from handmim.losses.total import Weighted
+from handmim.losses.verts import Verts
+from handmim.models.heads.pymaf import PyMafHead
+from handmim.models.vit import ViT
+from handmim.tasks.finetune import HandRegressionTask
+
+SCENE = {"image_px": 40, "view": "cone", "background": "studio", "objects": 0.0, "occluders": 0.0}
+
+
+def small_hand_task(
+    hand: HandLayer, *, depth: int = 2, drop_path_rate: float = 0.0, **options
+) -> HandRegressionTask:
+    torch.manual_seed(0)
+    size = {"embed_dim": 24, "depth": depth, "num_heads": 2}
+    backbone = ViT(
+        "vit_tiny_patch16_224",
+        img_px=32,
+        patch_px=8,
+        pixel_norm="per_image",
+        drop_path_rate=drop_path_rate,
+        size=size,
+    )
+    head = partial(
+        PyMafHead,
+        hand=hand,
+        channels=16,
+        grid_side=4,
+        num_points=16,
+        point_dims=(16, 8),
+        hidden_dim=64,
+        dropout=0.0,
+        cls_dim=24,
+    )
+    losses = {
+        "joints3d": Weighted(Joints3D(root_joint=9), 100.0),
+        "verts": Weighted(Verts(root_joint=9), 100.0),
+        "joints2d": Weighted(Joints2D(), 5.0),
+        "rotations": Weighted(Rotations(), 2.0),
+        "betas": Weighted(Betas(), 0.1),
+    }
+    return HandRegressionTask(backbone, head, losses, **options)
+
+
+def small_augment() -> HandAugment:
+    return HandAugment(img_px=32, scale=(0.9, 1.0), rotation_deg=20.0, colour=ColourJitter())

@@ -54,7 +54,9 @@ def choose_labels(
     given = {key: value for key, value in asked.items() if value is not None}
     if len(given) > 1:
         said = ", ".join(f"{key}={value}" for key, value in given.items())
-        raise ValueError(f"give one of {', '.join(asked)}, got {said}")
+        raise ValueError(
+            f"give one of {', '.join(asked)}, not both: got {said} (KEY=null takes one back)"
+        )
     if file is not None:
         ids = read_ids(file)
         return ChosenLabels(subset_of_ids(dataset, ids), len(ids), f"as in {Path(file).name}")

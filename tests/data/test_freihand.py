@@ -71,6 +71,8 @@ def test_a_hand_never_straddles_the_split_and_versions_share_labels(load):
     assert [p.sample_id for p in pictures] == [
         f"training/{int(train.ids[0]) + 24 * v:08d}" for v in range(4)
     ]
+    assert {train.label_id(i) for i in same} == {str(int(train.ids[0]) % 24)}
+    assert train.source == "FreiHAND, part train, val_fraction 0.25, split seed 0"
     for other in pictures[1:]:
         np.testing.assert_array_equal(other.verts_cam_m, pictures[0].verts_cam_m)
         assert (other.image != pictures[0].image).any()

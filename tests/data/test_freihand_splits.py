@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +55,7 @@ def test_smaller_shares_are_part_of_larger_ones_and_seeds_differ():
     for seed in SEEDS:
         parts = [set(read_ids(SPLITS / file_name(percent, seed))) for percent in PERCENTS]
         assert [len(part) for part in parts] == [319, 1595, 3191, 7977]
-        assert all(small < large for small, large in zip(parts, parts[1:], strict=False))
+        assert all(small < large for small, large in pairwise(parts))
     one, two = (set(read_ids(SPLITS / file_name(25, seed))) for seed in (0, 1))
     # by chance a quarter of a quarter
     assert len(one & two) == pytest.approx(7977 / 4, rel=0.05)

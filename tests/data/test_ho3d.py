@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from handmim.data.ho3d import Ho3d, read_frames, split_takes
+from handmim.data.label_ids import label_ids
 from handmim.data.layouts import take_of
 from handmim.data.loader import collate_hands
 from handmim.data.truth import read_truth
@@ -73,6 +74,13 @@ def test_takes_never_straddle_the_split(tree, tmp_path):
     assert not takes["train"] & takes["val"]
     assert sorted(parts["train"] + parts["val"]) == sorted(parts["all"])
     assert parts["all"] == read_frames(tree / "train.txt")
+
+
+def test_labels_are_named_as_the_lists_of_frames_name_them(tree, tmp_path):
+    data = load(tree, tmp_path, split="train")
+    assert set(label_ids(data)) < set((tree / "train.txt").read_text().split())
+    assert data.source.startswith(f"HO-3D ({tree.name}), part train, val_fraction ")
+    assert load(tree, tmp_path, split="all").source == f"HO-3D ({tree.name}), part all"
 
 
 def test_cameras_of_a_take_share_its_name():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from handmim.data.keypoints import KeypointPhotos
+from handmim.data.label_ids import label_ids
 from handmim.data.loader import collate_hands
 from handmim.geometry.camera import px_from_ndc
 
@@ -62,6 +63,18 @@ def test_left_hands_stay_left_and_batches_mirror_them(photos):
     np.testing.assert_allclose(kp[:, 0], 96 - right.kp2d_crop_px[:, 0], atol=1e-3)
     np.testing.assert_allclose(batch.joints_cam_m[0], right.joints_cam_m * [-1, 1, 1])
     np.testing.assert_array_equal(batch.image[0].permute(1, 2, 0), right.image[:, ::-1])
+
+
+def test_labels_are_named_by_file_and_by_hand_where_a_picture_has_several(photos):
+    root, path, content = photos
+    content["annotations"].insert(1, {**content["annotations"][3]})
+    path.write_text(json.dumps(content))
+    data = KeypointPhotos(root, path, split="all")
+    assert [data.label_id(i) for i in range(5)] == ["0.png", "3.png", "1.png", "2.png", "3.png#2"]
+    assert len(set(label_ids(data))) == len(data) == 17
+    assert data.source == "notes.json, part all"
+    train = KeypointPhotos(root, path, split="train")
+    assert train.source == ("notes.json, part train, val_fraction 0.3 by subject, split seed 0")
 
 
 def test_subjects_never_straddle_the_split(photos):

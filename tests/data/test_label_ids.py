@@ -77,7 +77,9 @@ def test_all_ids_are_the_set_itself():
 
 
 def test_ids_of_another_set_are_named():
-    with pytest.raises(ValueError, match=r"1 of 2 ids are not among the 10 labels of plain set") as e:
+    with pytest.raises(
+        ValueError, match=r"1 of 2 ids are not among the 10 labels of plain set"
+    ) as e:
         subset_of_ids(Plain(), ["seq/01", "seq/10"])
     assert "['seq/10']" in str(e.value)
 
@@ -95,5 +97,7 @@ def test_a_file_is_believed_only_as_it_was_written(tmp_path):
     path.write_text("# nothing\n")
     with pytest.raises(ValueError, match="0 ids"):
         read_ids(path)
-    with pytest.raises(FileNotFoundError, match=r"no file of label ids at .*nope \(label_ids=FILE\)"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no file of label ids at .*nope \(label_ids=FILE\)"
+    ):
         read_ids(tmp_path / "nope")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from handmim.data import synthetic
+from handmim.data.label_ids import label_ids
 from handmim.data.loader import batches, collate_hands, label_subset
 from handmim.data.synthetic import SyntheticHands, cache_name
 from handmim.render import cache
@@ -138,6 +139,8 @@ def test_batches_and_nested_label_subsets(make):
     assert [len(b.betas) for b in batches(data, 4)] == [4, 2]
     whole = collate_hands([data[i] for i in range(6)])
     assert (whole.kp2d_crop_ndc.abs() < 1.2).all()
+    assert label_ids(data) == [data[i].sample_id for i in range(6)]
+    assert "part train" in data.source or "part val" in data.source
     two, four = label_subset(data, 2, seed=3), label_subset(data, 4, seed=3)
     assert two.indices == four.indices[:2]
     assert label_subset(data, 4, seed=4).indices != four.indices

@@ -27,6 +27,27 @@ def test_finetuning_starts_from_the_backbone_and_validates(tuned):
     assert saved["meta"]["hand"] == "standin_right"
 
 
+def test_the_labels_that_were_seen_are_listed_and_train_the_same_again(place, tuned, pretrained):
+    text = (tuned / "labels.txt").read_text()
+    assert text.startswith("# 8 of 16 labels of synthetic-48px-")
+    assert "; seed 0\n" in text
+    words = [w for w in FINETUNE if not w.startswith("num_labels")]
+    words += [*TINY, *small_data(place), f"init_from={pretrained / 'backbone.safetensors'}"]
+    words += [
+        "name=ft_listed",
+        "eval_every=2",
+        f"label_ids={tuned / 'labels.txt'}",
+        "num_labels=null",
+    ]
+    call(place, "finetune.py", *words)
+    assert _figures(place / "runs" / "ft_listed") == _figures(tuned)
+
+
+def _figures(run):
+    kept = ("loss", "val/")
+    return [{k: v for k, v in row.items() if k.startswith(kept)} for row in scalars(run)]
+
+
 def test_scores_are_written_with_all_keys(place, tuned):
     words = [f"checkpoint={tuned / 'last.pt'}", *TINY[:2], f"paths.run_root={place / 'runs'}"]
     text = call(place, "eval.py", *words, "name=ev")

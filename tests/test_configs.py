@@ -33,11 +33,18 @@ NEEDED = {
     "data=ho3d_v3": ["data.root=x"],
     "data=freihand_ho3d": ["data.freihand.root=x", "data.ho3d.root=x"],
     "data=keypoints": ["data.root=x", "data.annotations=y"],
+    "data=sim_to_real": ["data.root=x", "data.annotations=y"],
     "hand=mano": ["hand.path=x"],
     "hand=smplx": ["hand.path=x"],
     "hand=manopth": ["hand.path=x"],
     "experiment=cpu_pretrain": ["data.root=crops"],
     "experiment=cpu_keypoints_finetune": ["data.root=x", "data.annotations=y"],
+    **{
+        f"experiment={data}_{size}": ["data.root=x", "hand.path=x", "init_from=x"]
+        for data in ("freihand", "ho3dv2", "ho3dv3")
+        for size in ("vits", "vitb")
+    },
+    **{f"experiment={data}_cpu": ["data.root=x"] for data in ("freihand", "ho3dv2", "ho3dv3")},
     "probe=keypoints": ["probe.root=x", "probe.annotations=y"],
     "method=supervised-init": ["init=x"],
 }
@@ -123,8 +130,13 @@ def check_targets(cfg: DictConfig) -> int:
 
 
 def experiments(entry: str) -> list[str]:
-    more = {"finetune": {"cpu_direct_keypoints"}}.get(entry, set())
-    return [e for e in options("experiment") if e.endswith(f"_{entry}") or e in more]
+    """Those of an entry point by name; rows on real data and their twins are fine-tunings."""
+    real = ("freihand_", "ho3dv2_", "ho3dv3_", "cpu_direct_keypoints")
+    return [
+        e
+        for e in options("experiment")
+        if e.endswith(f"_{entry}") or (entry == "finetune" and e.startswith(real))
+    ]
 
 
 CASES = [(entry, ()) for entry in ("pretrain", "finetune", "doctor")]
@@ -162,7 +174,8 @@ def test_configs_compose_and_fit_what_they_configure(entry, overrides):
 def test_every_group_and_option_is_covered():
     assert {p.name for p in CONFIGS.iterdir() if p.is_dir()} == set(GROUPS)
     named = {e for entry in ("pretrain", "finetune") for e in experiments(entry)}
-    assert named | {"cpu_base"} == set(options("experiment"))  # the base is covered by its heirs
+    bases = {"cpu_base", "real_base"}  # covered by their heirs
+    assert named | bases == set(options("experiment"))
     finetune = composed("finetune")
     others = {*finetune.task.losses, *MORE_HAND_LOSSES}
     assert set(options("loss")) == {*PRETRAIN_LOSSES, *others}

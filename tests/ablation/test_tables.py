@@ -16,6 +16,7 @@ SETTINGS = {
     "renders": [],
     "renders_large": [],
     "photos": ["setting.root=a b", "setting.annotations=c=d.json"],
+    "sim_to_real": ["setting.root=a b", "setting.annotations=c=d.json"],
 }
 
 

@@ -75,7 +75,8 @@ def markdown(title: str, made: Mapping[str, Any]) -> str:
     body = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
     return (
         f"# {title}\n\n{body}\n\nThe last line of a block is the mean and the sample standard "
-        "deviation over the checkpoints, of one hand model, network and crop on the same data.\n"
+        "deviation over the checkpoints, which have one hand model, network and crop, and were "
+        "scored on the same data.\n"
     )
 
 
@@ -99,7 +100,7 @@ def write_averages(
     for name in blocks(made["mean"]):
         suffix = f", {TTA}" * bool(name)
         for number, (fact, report) in enumerate(zip(facts, reports, strict=True), start=1):
-            label = f"{number}: {fact.path}, seed {fact.seed}, step {fact.step}{suffix}"
+            label = f"{number}: {fact.name}, seed {fact.seed}, step {fact.step}{suffix}"
             rows[label] = blocks(dict(report))[name]
         for what in ("mean", "std"):
             rows[f"{what} of {len(facts)}{suffix}"] = blocks(made[what])[name]

@@ -19,7 +19,12 @@ SCENE = {"image_px": 40, "view": "cone", "background": "studio", "objects": 0.0,
 
 
 def small_hand_task(
-    hand: HandLayer, *, depth: int = 2, drop_path_rate: float = 0.0, **options
+    hand: HandLayer,
+    *,
+    depth: int = 2,
+    drop_path_rate: float = 0.0,
+    camera: str = "weak",
+    **options,
 ) -> HandRegressionTask:
     torch.manual_seed(0)
     size = {"embed_dim": 24, "depth": depth, "num_heads": 2}
@@ -34,6 +39,7 @@ def small_hand_task(
     head = partial(
         PyMafHead,
         hand=hand,
+        camera=camera,
         channels=16,
         grid_side=4,
         num_points=16,

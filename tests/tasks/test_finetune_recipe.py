@@ -12,7 +12,6 @@ from handmim.data.loader import collate_hands
 from handmim.data.synthetic import SyntheticHands
 from handmim.engine.loop import Trainer
 from handmim.engine.optim import OptimRecipe
-from handmim.geometry.camera import project_weak
 from handmim.tasks.evaluate import EvalHook
 from handmim.utils.run import Run
 from tests.tasks.small_tasks import SCENE, small_augment, small_hand_task
@@ -74,20 +73,23 @@ def test_average_and_trained_blocks_reach_the_task():
     assert all(p.requires_grad for p in plain.backbone.net.parameters())
 
 
-def test_the_hand_stays_in_fp32_under_bf16(hand, hands):
-    task = small_hand_task(hand).train()
+@pytest.mark.parametrize("camera", ["weak", "pinhole"])
+def test_the_hand_stays_in_fp32_under_bf16(hand, hands, camera):
+    task = small_hand_task(hand, camera=camera).train()
     batch = small_augment().evaluate(collate_hands([hands[i] for i in range(4)]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert (batch.image.flatten(1) @ batch.image.flatten(1).T).dtype == torch.bfloat16
-        steps = task.predict(batch.image).steps
+        steps = task.predict(batch.image, lens=batch.lens).steps
     for state in steps:
         floating = [f for f in state if f is not None and f.is_floating_point()]
         assert {f.dtype for f in floating} == {torch.float32}
         mesh = hand(state.rotmats, state.betas)
         root = mesh.joints_m[:, 9, None]
         torch.testing.assert_close(state.verts_root_m, mesh.verts_m - root, atol=1e-6, rtol=0)
-        seen = project_weak(state.verts_root_m, state.cam, task.head.camera.scale0_per_m)
-        torch.testing.assert_close(state.verts_crop_ndc, seen, atol=1e-6, rtol=0)
+        place, is_metric = task.head.camera.place(state.cam, batch.lens)
+        assert (is_metric is None) is (camera == "weak")
+        seen = task.head.camera.see(state.verts_root_m, state.cam, place, batch.lens)
+        torch.testing.assert_close(state.verts_crop_ndc, seen, atol=1e-5, rtol=0)
         gram = state.rotmats.transpose(-1, -2) @ state.rotmats
         torch.testing.assert_close(gram, torch.eye(3).expand_as(gram), atol=1e-5, rtol=0)
 

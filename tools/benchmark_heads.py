@@ -2,7 +2,7 @@
 
 python tools/benchmark_heads.py backbone=vit_small_p16
 python tools/benchmark_heads.py --heads pymaf_small,plain_small --batch 24 backbone=vit_nano_p8
-python tools/benchmark_heads.py --batch 64 backbone=vit_small_p16 machine.accelerator=cuda    # a GPU
+python tools/benchmark_heads.py --batch 64 backbone=vit_small_p16 machine.accelerator=cuda # a GPU
 
 On a CPU with one thread, by process time; else by wall time.
 """

@@ -79,7 +79,7 @@ def mpvpe_mm(batch: HandBatch, answer: HandState) -> float:
 
 
 def test_eight_pictures_are_learned_quickly(cache):
-    batch, answer = learned_by_heart(composed(cache, 8, "iterative_small"), 40)
+    batch, answer = learned_by_heart(composed(cache, 8, "iterative_small"), 60)
     assert mpvpe_mm(batch, answer) < 5.0
 
 

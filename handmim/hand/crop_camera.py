@@ -90,7 +90,8 @@ class CropCamera:
             return cam.new_zeros(len(cam), 3), torch.zeros(
                 len(cam), dtype=torch.bool, device=cam.device
             )
-        transl = stand(cam, lens, self.scale0_per_m)
+        # What is not known must not reach gradients either.
+        transl = stand(torch.where(lens.has_K[:, None], cam, 0.0), lens, self.scale0_per_m)
         return torch.where(lens.has_K[:, None], transl, 0.0), lens.has_K
 
     def see(

@@ -35,6 +35,8 @@ class Heatmaps(nn.Module):
         sigma_cells: deviation of the joints' Gaussians, in cells of the map.
     """
 
+    needs = ("heatmaps",)
+
     def __init__(self, *, sigma_cells: float = 2.0) -> None:
         super().__init__()
         if sigma_cells <= 0:

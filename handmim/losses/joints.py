@@ -45,14 +45,10 @@ class Joints3DAbs(nn.Module):
     batch without any costs nothing.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._placed = False  # whether an estimate in metres was ever seen
-
     def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
         """[T] metres.
 
-        Raises: ValueError when the head places no hand in metres though intrinsics are known.
+        Raises: ValueError when the head never places a hand in metres.
         """
         terms = []
         valid = batch.joints_valid & batch.has_K[:, None]
@@ -63,10 +59,6 @@ class Joints3DAbs(nn.Module):
             is_metric = getattr(step, "is_metric", None)
             if transl_cam_m is None or is_metric is None:
                 raise ValueError(NOT_METRIC)
-            if not self._placed:
-                self._placed = bool(is_metric.any())
-                if not self._placed and bool(batch.has_K.any()):
-                    raise ValueError(NOT_METRIC)
             joints_cam_m = step.joints_root_m.float() + transl_cam_m[:, None]
             terms.append(over_points(l1(joints_cam_m, target), valid & is_metric[:, None]))
         return torch.stack(terms)

@@ -43,6 +43,7 @@ class Silhouette(nn.Module):
         hand: the hand model whose triangles connect the vertices.
     """
 
+    needs = ("silhouette",)
     faces: Tensor
 
     def __init__(self, hand: Triangles) -> None:

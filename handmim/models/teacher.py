@@ -26,7 +26,10 @@ class EmaTeacher(nn.Module):
 
     @torch.no_grad()
     def update(self, student: nn.ModuleDict, momentum: float) -> None:
-        """teacher <- momentum * teacher + (1 - momentum) * student, buffers copied.
+        """teacher <- momentum * teacher + (1 - momentum) * student.
+
+        Buffers are copied: running statistics of batch norm, where there is any, stay those of the
+        student's own activations.
 
         Raises: ValueError when the two modules do not have the same parameters.
         """

@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 
 # Places and processes: they change no figure.
 FREE = ("cache_dir", "num_workers", "hand_path")
+# Settings of networks that training alone looks at.
+FREE_OF_NETWORKS = ("drop_path_rate", "dropout", "detach", "heatmaps", "silhouette")
 
 
 def expanded(given: Sequence[str]) -> list[str]:
@@ -87,4 +89,8 @@ def what_is_scored(saved: Mapping[str, Any], data: DictConfig | None) -> dict[st
             "placement": chosen.get("placement"),
         },
     }
-    return {k: v for k, v in flatten(shared).items() if k.split(".")[-1] not in FREE}
+    return {
+        k: v
+        for k, v in flatten(shared).items()
+        if k.split(".")[-1] not in (*FREE, *FREE_OF_NETWORKS)
+    }

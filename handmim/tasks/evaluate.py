@@ -64,10 +64,14 @@ def predictions(
 
     for stored_on_cpu in batches(dataset, batch_size, num_workers):
         stored = stored_on_cpu.moved(device)
+        batch: HandBatch | None = None
         with nullcontext() if stopwatch is None else stopwatch.lap(len(stored.image)):
-            batch = augment.evaluate(stored)
-            state = answer(batch) if tta is None else tta(answer, stored, augment)
-        yield batch, state
+            if tta is None:
+                batch = augment.evaluate(stored)
+                state = answer(batch)
+            else:
+                state = tta(answer, stored, augment)
+        yield augment.evaluate(stored) if batch is None else batch, state
 
 
 @torch.no_grad()

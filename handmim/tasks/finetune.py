@@ -59,6 +59,32 @@ class HandRegressionTask(RegressionTask):
             average=average,
         )
         self.joint_rules = JointRules(self.head.hand)
+        self._check_head(step_weights)
+
+    def _check_head(self, step_weights: StepWeights) -> None:
+        """Refuse what would leave parts of the head without a gradient, or fail after minutes.
+
+        Raises: ValueError naming the keys.
+        """
+        head, depth = self.head, self.backbone.depth
+        if any(not 1 <= block <= depth for block in head.tapped_blocks):
+            raise ValueError(
+                f"the head taps blocks {list(head.tapped_blocks)} of a backbone that has 1 to "
+                f"{depth} (task.head.taps)"
+            )
+        unread = sorted(head.drawn - self.losses.needs)
+        if unread:
+            raise ValueError(
+                f"the head draws {unread} and no loss looks at them: loss=[...,{unread[0]}], or "
+                f"task.head.{unread[0]}=false"
+            )
+        zeros = step_weights == "last" or (step_weights is not None and 0 in step_weights)
+        if zeros and head.steps_train_alone:
+            raise ValueError(
+                f"step_weights={step_weights} would leave steps of this head without any gradient, "
+                "for each trains by its own estimate alone: task.head.detach=false, or weights "
+                "above 0 (task.step_weights)"
+            )
 
     @property
     def hand(self) -> HandLayer:

@@ -93,7 +93,9 @@ def test_depth_is_metric_only_where_the_intrinsics_are_known():
 
 
 def test_unknown_intrinsics_leave_clean_gradients():
-    cam = cams().requires_grad_()
+    cam = cams()
+    cam[3:, 0] = -95.0  # a scale that underflows
+    cam.requires_grad_()
     points = torch.randn(6, 4, 3, requires_grad=True)
     mixed = lens()._replace(has_K=torch.arange(6) < 3)
     mixed.K_crop_px[3:] = 0.0

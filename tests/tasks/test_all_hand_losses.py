@@ -60,15 +60,29 @@ def test_what_a_head_does_not_give_is_asked_for(batch):
     with pytest.raises(ValueError, match=r"head\.camera=pinhole"):
         build("loss=[joints3d_abs]")(batch, INFO)
     with pytest.raises(ValueError, match=r"head\.heatmaps=true"):
-        build("loss=[heatmaps]", "task.head.silhouette=true")(batch, INFO)
+        build("loss=[heatmaps]")(batch, INFO)
     with pytest.raises(ValueError, match=r"head\.silhouette=true"):
-        build("loss=[silhouette]", "task.head.heatmaps=true")(batch, INFO)
+        build("loss=[silhouette]")(batch, INFO)
+
+
+def test_a_head_that_could_not_train_whole_is_refused():
+    cases = {
+        r"draws \['silhouette'\] and no loss": ["task.head.silhouette=true"],
+        r"taps blocks \[9\] .*task\.head\.taps": ["task.head.taps=[9]"],
+        r"without any gradient.*task\.head\.detach=false": ["task.step_weights=last"],
+        r"task\.step_weights": ["task.step_weights=[0.0,1.0]"],
+    }
+    for message, words in cases.items():
+        with pytest.raises(Exception, match=message):
+            build(*words)
+    build("task.step_weights=last", "head=iterative_small")  # one update, shared by all steps
 
 
 def test_steps_are_weighted_by_the_task(batch):
     found = {}
     for words in ("null", "last", "[1.0,1.0]", "[1.0,0.0]", "[0.5,1.0]"):
-        found[words] = build(f"task.step_weights={words}").eval()(batch, INFO).loss.item()
+        task = build(f"task.step_weights={words}", "task.head.detach=false")
+        found[words] = task.eval()(batch, INFO).loss.item()
     first, last = found["[1.0,0.0]"], found["last"]
     assert found["null"] == pytest.approx((first + last) / 2, rel=1e-5)
     assert found["[1.0,1.0]"] == pytest.approx(found["null"], rel=1e-5)
@@ -78,6 +92,14 @@ def test_steps_are_weighted_by_the_task(batch):
         build("task.step_weights=[1.0,1.0,1.0]")(batch, INFO)
     with pytest.raises(Exception, match=r"task\.step_weights"):
         build("task.step_weights=best")
+
+
+@pytest.mark.parametrize("words", [(), ("task.step_weights=[0.2,1.0]",)])
+def test_every_refinement_has_a_gradient_whatever_its_weight(batch, words):
+    task = build(*words)
+    task(batch, INFO).loss.backward()
+    sums = [sum(float(p.grad.abs().sum()) for p in r.parameters()) for r in task.head.regressors]
+    assert all(total > 0 for total in sums)
 
 
 def test_the_mask_follows_the_augmented_picture(batch, hand):

@@ -68,6 +68,16 @@ class HandHead(nn.Module, ABC):
         ones (`Tokens.taps`)."""
         return ()
 
+    @property
+    def steps_train_alone(self) -> bool:
+        """Whether a step has weights that nothing but its own estimate trains."""
+        return False
+
+    @property
+    def drawn(self) -> frozenset[str]:
+        """Fields of the outputs that the head draws for auxiliary losses."""
+        return frozenset()
+
     @torch.no_grad()
     def set_mean_hand(self, rotmats: Tensor, cam: Tensor) -> None:
         """Set where refinement starts: [16, 3, 3] rotations and [3] camera; betas start at 0."""

@@ -110,6 +110,7 @@ FREE = (
     "alarms",
     "eval_every",
     "num_pictures",
+    "label_ids",  # a file: its ids are compared by their hash
 )
 FREE_TRAINER = (
     "check_finite_every",

@@ -47,12 +47,14 @@ def finetune(cfg: DictConfig) -> Finetuned:
         train, num=cfg.num_labels, fraction=cfg.label_fraction, file=cfg.label_ids, seed=cfg.seed
     )
     train = chosen.samples
-    if run.is_main:
+    source = find_checkpoint(run.dir, cfg.resume)
+    # A run that goes on has its list, and whether it may go on is not known yet.
+    if run.is_main and (source is None or source.parent.resolve() != run.dir.resolve()):
         chosen.write(run.dir)
     augment = instantiate(cfg.augment)
     recipe = instantiate(cfg.optim)
     workers = cfg.trainer.num_workers
-    if find_checkpoint(run.dir, cfg.resume) is None:  # else its state holds them already
+    if source is None:  # else its state holds them already
         task.start_from_labels(train, augment, run.device, num_workers=workers)
 
     result = Trainer(**cfg.trainer).fit(
@@ -64,7 +66,7 @@ def finetune(cfg: DictConfig) -> Finetuned:
         recipe,
         hooks=[EvalHook(val, augment, cfg.eval_every, num_workers=workers)],
         resume=cfg.resume,
-        meta=task.hand_facts(),
+        meta=task.hand_facts() | chosen.facts,
     )
     path = run.dir / BACKBONE
     if run.is_main:

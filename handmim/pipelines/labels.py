@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch.utils.data import Dataset, Subset
 
 from handmim.contracts import HandSample
-from handmim.data.label_ids import read_ids, subset_of_ids, write_ids
+from handmim.data.label_ids import label_ids, lines_sha256, read_ids, subset_of_ids, write_ids
 from handmim.data.loader import label_subset, share_of_labels
 
 LABELS = "labels.txt"
@@ -25,10 +25,21 @@ class ChosenLabels(NamedTuple):
     num: int
     choice: str
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a checkpoint remembers of the choice: the digest that labels.txt gives of its ids;
+        nothing of all labels."""
+        if not isinstance(self.samples, Subset):
+            return {}
+        return {"labels_sha256": lines_sha256(label_ids(self.samples))}
+
     def write(self, folder: Path) -> None:
-        """Name the labels in <folder>/labels.txt, where they are not all of the set."""
+        """Name the labels in <folder>/labels.txt where they are not all of the set; else there is
+        no such file afterwards."""
         if isinstance(self.samples, Subset):
             write_ids(folder / LABELS, self.samples, self.choice)
+        else:
+            (folder / LABELS).unlink(missing_ok=True)
 
 
 def choose_labels(

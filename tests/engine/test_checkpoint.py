@@ -36,6 +36,8 @@ def test_resume_refuses_other_settings(tmp_path):
         ("task.average.decay", False),
         ("task.trained_blocks", False),
         ("name", True),
+        ("label_ids", True),
+        ("num_labels", False),
         ("paths.run_root", True),
         ("probe.every", True),
         ("data.num_workers", True),

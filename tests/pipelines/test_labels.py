@@ -27,6 +27,10 @@ def test_all_labels_are_not_listed(tmp_path):
         assert chosen.num == 10
         chosen.write(tmp_path)
     assert not list(tmp_path.iterdir())
+    assert choose_labels(data).facts == {}
+    (tmp_path / "labels.txt").write_text("of a start that failed")
+    choose_labels(data).write(tmp_path)
+    assert not list(tmp_path.iterdir())
     assert choose_labels(data, fraction=1e-6).num == 1
 
 

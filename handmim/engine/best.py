@@ -92,6 +92,17 @@ def _is_count(name: str) -> bool:
     return name.removeprefix(VALIDATION).split("_")[0] == COUNT
 
 
+def counts_of(scalars: Mapping[str, float]) -> dict[str, int]:
+    """How many samples a validation's figures are over: its `val/num_...`."""
+    return {n: int(v) for n, v in scalars.items() if n.startswith(VALIDATION) and _is_count(n)}
+
+
+def _in_words(metric: str, counts: Mapping[str, int]) -> str:
+    """A figure and what it is over: "val/f5 of num_samples 8"."""
+    over = ", ".join(f"{n.removeprefix(VALIDATION)} {num}" for n, num in sorted(counts.items()))
+    return f"{metric} of {over}" if over else metric
+
+
 class Best:
     """What a run remembers of its best validation.
 
@@ -100,17 +111,22 @@ class Best:
 
     Attributes:
         figure: the best so far; None before there is one.
+        counts: samples of the validation that gave it; None where a checkpoint does not know.
         reason: why the run should stop after the validation just seen; None to go on.
     """
 
     def __init__(self, rule: BestRule) -> None:
         self.rule = rule
         self.figure: BestFigure | None = None
+        self.counts: dict[str, int] | None = None
         self.reason: str | None = None
         self._waited = 0  # validations without an improvement
 
     def see(self, step: int, scalars: Mapping[str, float]) -> bool:
         """Look at what hooks gave after `step` steps.
+
+        Another figure than before, or one over another number of samples, cannot be compared with
+        the best so far: it begins anew.
 
         Returns: whether this is the best validation so far; the first one is, and one that is not
             finite or only as good never.
@@ -119,12 +135,16 @@ class Best:
         self.reason, metric = None, self.rule.choose(scalars)
         if metric is None:
             return False
-        if self.figure is not None and self.figure.metric != metric:
-            log.warning("%s is what counts from now on, not %s", metric, self.figure.metric)
-            self.figure, self._waited = None, 0
+        counts = counts_of(scalars)
+        if self.figure is not None:
+            before = self.figure.metric, counts if self.counts is None else self.counts
+            if before != (metric, counts):
+                now = _in_words(metric, counts)
+                log.warning("%s is what counts from now on, not %s", now, _in_words(*before))
+                self.figure, self._waited = None, 0
         value = float(scalars[metric])
         if self._improves(metric, value):
-            self.figure, self._waited = BestFigure(metric, value, step), 0
+            self.figure, self.counts, self._waited = BestFigure(metric, value, step), counts, 0
             return True
         self._waited += 1
         patience = self.rule.stop_patience
@@ -143,12 +163,13 @@ class Best:
     def state_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
         figure = None if self.figure is None else self.figure._asdict()
-        return {"figure": figure, "waited": self._waited}
+        return {"figure": figure, "counts": self.counts, "waited": self._waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         figure = state["figure"]
         self.figure = None if figure is None else BestFigure(**figure)
+        self.counts = state.get("counts")
         self._waited = state["waited"]
 
     def forget(self) -> None:

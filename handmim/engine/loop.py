@@ -96,7 +96,8 @@ class Trainer:
         stop_after: stop, resumable, after this many steps of this process.
         keep_best: validation figure whose best checkpoint is kept, see `BestRule`; a checkpoint is
             written whenever it improves.
-        stop_patience: validations in a row without an improvement before the run stops, resumable.
+        stop_patience: validations in a row without an improvement before the run stops, resumable;
+            the main process counts them for all.
     """
 
     def __init__(
@@ -156,7 +157,8 @@ class Trainer:
         Returns: FitResult; `interrupted` when a signal, `stop_after`, a hook or `stop_patience`
             ended it early.
         Raises: FloatingPointError before an update with a loss that is not finite; the batch is
-            kept on disk.
+            kept on disk. ValueError for a validation without the figure that `keep_best` names;
+            the run is saved first.
         """
         identity = self._identity(run, dataset, meta or {})
         optimizer = recipe.build(task.to(run.device), task.lr_scales())  # type: ignore[operator]
@@ -195,9 +197,6 @@ class Trainer:
                 last = step == self.max_steps
                 now = [hook for hook in hooks if last or falls_on(step, hook.every)]
                 hooked, reason = self._call(now, task, StepInfo(step, self.max_steps), run)
-                is_best = best.see(step, hooked)
-                if hooked and not last:
-                    reason = self._common(run, reason or best.reason)
                 is_logged = last or falls_on(step, self.log_every)
                 if is_logged:
                     scalars = means.take() | {k: float(v) for k, v in extra.items()}
@@ -206,6 +205,9 @@ class Trainer:
                 line.update(step, scalars["loss"] if is_logged else None)
                 if run.is_main and (last or falls_on(step, self.picture_every)):
                     run_log.pictures(step, self._pictures(task, batch, hooks, run))
+                is_best = self._see(best, step, hooked, saver)
+                if now and not last and reason is None:  # None on all processes or on none
+                    reason = run.fabric.broadcast(best.reason)
                 stop = self._agree(run, signals.received is not None, step)
                 stop |= step - first_step == self.stop_after or reason is not None
                 if last or stop or is_best or saver.is_due(step):
@@ -348,6 +350,16 @@ class Trainer:
         if self._any_rank(run, reason is not None):
             return reason or "stopped by another process"
         return None
+
+    @staticmethod
+    def _see(best: Best, step: int, hooked: dict[str, float], saver: Saver) -> bool:
+        """Whether this is the best validation so far; a figure that is missing loses no steps."""
+        try:
+            return best.see(step, hooked)
+        except ValueError:
+            saver.save(step)
+            log.warning("stopped after step %d, go on with resume=auto", step)
+            raise
 
     def _pictures(
         self, task: nn.Module, batch: Any, hooks: Sequence[Hook], run: Run

@@ -1,12 +1,13 @@
 """A training run on disk: saved while it goes, restored when it goes on."""
 
 import logging
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from handmim.engine.best import Best
+from handmim.engine.best import Best, BestFigure
 from handmim.engine.checkpoint import (
     BEST,
     LAST,
@@ -33,7 +34,7 @@ def restore(
     Args:
         run: devices, folder and config.
         task, optimizer: as built, before Fabric wraps them; changed in place.
-        best: filled too; what is not in the folder is not the best.
+        best: filled too; forgotten unless the folder's best.pt is what it was kept for.
         identity: what has to be the same for a run to go on: see `check_same_run`.
         resume: "never", "auto" or a checkpoint.
     Returns: finished steps, 0 for a new run.
@@ -52,11 +53,22 @@ def restore(
     run.fabric.strategy.precision.load_state_dict(state["precision"])
     if "best" in state:
         best.load_state_dict(state["best"])
-    if not kept.is_file():
+    if best.figure is not None and best.figure != _figure_of(kept):
+        log.warning("%s is not the best that %s remembers: it begins anew", kept, source)
         best.forget()
     step: int = state["step"]
     log.info("resumed %s at step %d of %d", source, step, identity["max_steps"])
     return step
+
+
+def _figure_of(path: Path) -> BestFigure | None:
+    """What a best.pt was kept for by its own account; None where it is not there, not whole or
+    older than such accounts."""
+    try:
+        figure = load_checkpoint(path).get("best", {}).get("figure")
+    except (FileNotFoundError, ValueError):
+        return None
+    return None if figure is None else BestFigure(**figure)
 
 
 class Saver:

@@ -1,8 +1,11 @@
 import json
+import logging
 import math
+import shutil
 
 import pytest
 import torch
+from lightning.fabric import Fabric
 
 from handmim.engine.best import Best, BestRule, is_higher_better
 from handmim.engine.checkpoint import load_checkpoint
@@ -88,16 +91,42 @@ def test_another_figure_than_before_begins_anew():
     assert best.reason is None
 
 
+def test_another_number_of_samples_than_before_begins_anew(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("handmim"), "propagate", True)  # a run's log is its own
+    rule = BestRule("auto", stop_patience=2)
+    best = Best(rule)
+    best.see(1, {MM: 3.0, "val/num_samples": 8.0, "val/num_2d": 9})
+    best.see(2, {MM: 4.0, "val/num_samples": 8.0, "val/num_2d": 9})
+    again = Best(rule)
+    again.load_state_dict(best.state_dict())
+    assert not caplog.records
+    assert again.see(3, {MM: 5.0, "val/num_samples": 4.0, "val/num_2d": 9})
+    assert again.figure == (MM, 5.0, 3)
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert f"{MM} of num_2d 9, num_samples 4 is what counts from now on" in said
+    assert f"not {MM} of num_2d 9, num_samples 8" in said
+    assert not again.see(4, {MM: 6.0, "val/num_samples": 4.0, "val/num_2d": 9})
+    assert again.reason is None
+
+
+def test_a_checkpoint_that_knows_no_number_of_samples_goes_on():
+    best = Best(BestRule("auto"))
+    figure = {"metric": MM, "value": 3.0, "step": 2}
+    best.load_state_dict({"figure": figure, "waited": 1})
+    assert not best.see(4, {MM: 4.0, "val/num_samples": 8.0})
+    assert best.figure == (MM, 3.0, 2)
+
+
 class Scripted:
     """A validation every two steps that reads its figures from a list."""
 
     every, at_start = 2, False
 
-    def __init__(self, *values: float, metric: str = MM) -> None:
-        self.values, self.metric = values, metric
+    def __init__(self, *values: float, metric: str = MM, num: float = 1.0) -> None:
+        self.values, self.metric, self.num = values, metric, num
 
     def __call__(self, task, info, run):
-        return {self.metric: self.values[info.step // 2 - 1], "val/num_samples": 1.0}
+        return {self.metric: self.values[info.step // 2 - 1], "val/num_samples": self.num}
 
 
 VALUES = (5.0, 3.0, 4.0, 3.5, 2.0)  # after 2, 4, 6, 8, 10 steps
@@ -108,8 +137,9 @@ def test_best_pt_holds_the_best_step_and_last_pt_the_last(tmp_path):
     best, last = (load_checkpoint(tmp_path / name) for name in ("best.pt", "last.pt"))
     assert (best["step"], last["step"]) == (4, 10)
     figure = {"metric": MM, "value": 3.0, "step": 4}
-    assert last["best"] == {"figure": figure, "waited": 3}
-    assert best["best"] == {"figure": figure, "waited": 0}
+    counts = {"val/num_samples": 1}
+    assert last["best"] == {"figure": figure, "counts": counts, "waited": 3}
+    assert best["best"] == {"figure": figure, "counts": counts, "waited": 0}
     assert json.loads((tmp_path / "run.json").read_text())["best"] == figure
     assert result.best == (MM, 3.0, 4)
     assert (result.interrupted, result.reason) == (False, None)
@@ -177,9 +207,63 @@ def test_a_best_that_is_not_in_the_folder_is_not_remembered(tmp_path):
     assert not (tmp_path / "c" / "best.pt").exists()
 
 
+def test_a_resumed_run_with_another_validation_set_has_a_best_of_its_own(tmp_path):
+    fit(tmp_path, hooks=[Scripted(*VALUES)], keep_best="auto", stop_after=5)
+    hook = Scripted(0.0, 0.0, 9.0, 8.0, 8.5, num=2.0)
+    _, result = fit(tmp_path, hooks=[hook], keep_best="auto", resume="auto")
+    assert result.best == (MM, 8.0, 8)
+    assert load_checkpoint(tmp_path / "best.pt")["step"] == 8
+
+
+def test_going_on_from_an_older_checkpoint_forgets_a_best_that_came_later(tmp_path):
+    hook = Scripted(3.0, 2.0, 1.0, 4.0, 5.0)
+    fit(tmp_path, hooks=[hook], keep_best="auto", keep_every=4)
+    assert load_checkpoint(tmp_path / "best.pt")["step"] == 6
+    other = Scripted(0.0, 0.0, 7.0, 6.0, 8.0)
+    older = str(tmp_path / "step_0000004.pt")  # remembers 2.0 after step 4, which is overwritten
+    _, result = fit(tmp_path, hooks=[other], keep_best="auto", resume=older)
+    assert result.best == (MM, 6.0, 8)
+    assert load_checkpoint(tmp_path / "best.pt")["step"] == 8
+
+
+@pytest.mark.parametrize("left", ["ahead", "of another value", "torn"])
+def test_a_best_pt_that_is_not_the_remembered_one_is_forgotten(tmp_path, left):
+    how = {"keep_best": "auto"}
+    fit(tmp_path / "a", hooks=[Scripted(3.0, 4.0, 5.0, 5.0, 5.0)], stop_after=4, **how)
+    if left == "torn":
+        torn = tmp_path / "a" / "best.pt"
+        torn.write_bytes(torn.read_bytes()[:-200])
+    else:  # killed between best.pt and last.pt; or another run's of the same step
+        ahead = left == "ahead"
+        values = (3.0, 4.0, 1.0) if ahead else (1.0, 2.0, 2.0)
+        fit(tmp_path / "b", hooks=[Scripted(*values)], stop_after=6, **how)
+        shutil.copy(tmp_path / "b" / "best.pt", tmp_path / "a" / "best.pt")
+    _, result = fit(tmp_path / "a", hooks=[Scripted(0, 0, 7.0, 6.0, 8.0)], resume="auto", **how)
+    assert result.best == (MM, 6.0, 8)
+    assert load_checkpoint(tmp_path / "a" / "best.pt")["step"] == 8
+
+
 def test_an_unknown_figure_ends_training_at_the_first_validation(tmp_path):
+    hook = Scripted(*VALUES)
     with pytest.raises(ValueError, match=rf"no val/f5, it has {MM}"):
-        fit(tmp_path, hooks=[Scripted(*VALUES)], keep_best="val/f5")
+        fit(tmp_path, hooks=[hook], keep_best="val/f5")
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 2
+    assert rows(tmp_path)[-1][MM] == 5.0
+    assert "step 2, go on with resume=auto" in (tmp_path / "log.txt").read_text()
+    _, result = fit(tmp_path, hooks=[hook], keep_best=MM, resume="auto")
+    assert (result.step, result.best) == (10, (MM, 2.0, 10))
+
+
+def test_the_main_process_alone_loses_patience(tmp_path, monkeypatch):
+    said = "the main process is tired of waiting"
+    how = {"keep_best": "auto", "stop_patience": 2}
+    waiting, improving = Scripted(3.0, 4.0, 5.0, 6.0, 7.0), Scripted(5.0, 4.0, 3.0, 2.0, 1.0)
+    monkeypatch.setattr(Fabric, "broadcast", lambda self, told, src=0: said)
+    _, result = fit(tmp_path / "a", hooks=[improving], **how)
+    assert (result.step, result.reason) == (2, said)
+    monkeypatch.setattr(Fabric, "broadcast", lambda self, told, src=0: None)
+    _, result = fit(tmp_path / "b", hooks=[waiting], **how)
+    assert (result.step, result.reason) == (10, None)
 
 
 def test_patience_stops_the_run_which_can_go_on_with_more(tmp_path):

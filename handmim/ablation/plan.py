@@ -12,6 +12,7 @@ from handmim.ablation.files import read_json
 from handmim.ablation.overrides import PROBED, decides, decisive, digest
 from handmim.ablation.store import StageStore, figures_of
 from handmim.ablation.table import Row, Table, fraction_name
+from handmim.engine.best import BestRule
 
 Compose = Callable[[str, list[str]], DictConfig]
 CELL, ERROR = "cell.json", "error.txt"
@@ -208,9 +209,24 @@ def _compose_row(
     """A row's config of one stage, and the part of it that decides the result."""
     try:
         cfg = compose(stage, words)
+        _check_trainer(cfg.trainer)
         return cfg, decisive(cfg)
     except Exception as error:  # hydra's and omegaconf's have no common base
         raise ValueError(
             f"row {row.name} does not compose for {stage}: {error} (words for all rows: "
             f"'{stage}=[...]')"
         ) from error
+
+
+def _check_trainer(trainer: DictConfig) -> None:
+    """Refuse what would end a stage early or at its first validation.
+
+    Raises: ValueError naming the key.
+    """
+    patience = trainer.get("stop_patience")
+    if patience is not None:
+        raise ValueError(
+            f"stop_patience={patience}, but a table gives every cell its whole length: "
+            "trainer.stop_patience=null"
+        )
+    BestRule(trainer.get("keep_best"))

@@ -126,7 +126,8 @@ class Stages:
         plain = decisive(self.compose("finetune", [*words, f"seed={seed}"]))
         definition = plain | {"start": start.name}
         init = "init_from=null" if start.weights is None else f"init_from='{start.weights}'"
-        words = [*words, init, "trainer.keep_best=null"]  # figures are those of the last validation
+        # Figures are those of the last validation; best.pt is kept where it is asked for.
+        words = ["trainer.keep_best=null", *words, init]
 
         def work(folder: Path) -> dict[str, float]:
             made = finetune(self._config("finetune", words, seed, folder))

@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 import torch
 
+from handmim.ablation import stages
 from handmim.ablation.files import content_sha
 from handmim.ablation.plan import Cell
 from handmim.ablation.stages import Stages, Start, restored
 from handmim.ablation.store import StageStore
 from handmim.ablation.table import Row
 from handmim.engine.checkpoint import save_checkpoint
+from handmim.engine.loop import FitResult
+from handmim.pipelines.finetune import Finetuned
 
 WORDS = ("experiment=cpu_base", "data=synthetic", "probe=synthetic")
 
@@ -23,15 +26,17 @@ class Asked(StageStore):
         super().__init__(root)
         self.definitions: dict[str, Any] = {}
         self.inputs: dict[str, list[Path]] = {}
+        self.works: dict[str, Any] = {}
 
     def get(self, kind, definition, work, inputs=()):
         self.definitions[kind], self.inputs[kind] = definition, list(inputs)
+        self.works[kind] = work
         return {"folder": self.folder(kind, definition).name}
 
 
-def asked(compose, folder, *, seed=0, **start) -> Asked:
+def asked(compose, folder, *words, seed=0, **start) -> Asked:
     store = Asked(folder / "stages")
-    row = Row("r", "r", WORDS, ("experiment=cpu_direct_keypoints",), **start)
+    row = Row("r", "r", WORDS, ("experiment=cpu_direct_keypoints", *words), **start)
     Stages(compose, store).run(
         Cell(row, seed, folder, store, {"fractions": ["0.5"]}, "sha", {"finetune_50": 3})
     )
@@ -64,6 +69,23 @@ def test_how_checkpoints_are_kept_decides_no_figure(tmp_path, hydra_configs):
     trainer = asked(hydra_configs, tmp_path).definitions["finetune"]["trainer"]
     assert "max_steps" in trainer
     assert not {"keep_best", "stop_patience", "save_every"} & set(trainer)
+
+
+@pytest.mark.parametrize("said", [None, "auto", "val/mpjpe_mm"])
+def test_a_table_keeps_no_best_unless_it_is_asked_to(tmp_path, hydra_configs, said, monkeypatch):
+    words = [] if said is None else [f"trainer.keep_best={said}"]
+    made, plain = (asked(hydra_configs, tmp_path, *w) for w in (words, []))
+    assert made.definitions == plain.definitions
+    ran = []
+
+    def finetuned(cfg):
+        ran.append(cfg)
+        result = FitResult(3, 1.0, 1.0, False, {})
+        return Finetuned(tmp_path, tmp_path, result, {"mm": 1.0}, 5, {"mm": 0.5})
+
+    monkeypatch.setattr(stages, "finetune", finetuned)
+    assert made.works["finetune"](tmp_path / "it") == {"mm": 1.0, "num_labels": 5}
+    assert ran[0].trainer.keep_best == said
 
 
 def test_probes_of_given_weights_know_the_seed_and_leave_untrained_points_out(

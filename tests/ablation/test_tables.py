@@ -64,6 +64,22 @@ def test_precision_that_is_said_for_all_wins_over_the_budget(hydra_configs):
     assert hydra_configs("finetune", list(row.finetune)).machine.precision == "16-mixed"
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("trainer.stop_patience=5", r"stop_patience=5.*every cell its whole length.*null"),
+        ("trainer.keep_best=pa_mpvpe_mm", r"validation figure such as .*'pa_mpvpe_mm'"),
+    ],
+)
+def test_what_would_end_a_fine_tune_of_a_table_is_refused_before_anything_runs(
+    word, said, hydra_configs
+):
+    words = ["table=controls", "name=t", f"finetune=['{word}']"]
+    table = read_table(hydra_configs("ablate", words))
+    with pytest.raises(ValueError, match=rf"row \w+ .*finetune: .*{said}"):
+        plan(table, Path("x"), hydra_configs, StageStore(Path("x")))
+
+
 def test_photos_may_lie_in_any_folder(hydra_configs):
     table = table_of(hydra_configs, "controls", "photos")
     (cell, *_) = plan(table, Path("x"), hydra_configs, StageStore(Path("x"))).chosen()

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from handmim.contracts import Task
 from handmim.pipelines.pretrain import pretrain
 from handmim.reports.quickstart import LOSSES
-from handmim.utils.config import drop_unbuilt
+from handmim.utils.config import drop_unbuilt, resolved
 
 REPO = Path(__file__).parent.parent
 CONFIGS = REPO / "configs"
@@ -291,3 +291,13 @@ def test_probe_and_data_hold_back_the_same_subjects():
     for key in ("val_fraction", "split_by"):
         assert cfg.probe[key] == cfg.data[key]
         assert {cfg.probe.hook[part][key] for part in ("train_set", "test_set")} == {cfg.data[key]}
+
+
+def test_rows_on_real_data_ask_for_a_backbone_and_take_none():
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose("finetune", overrides=["experiment=freihand_vits"])
+        with pytest.raises(ValueError, match=r"hand\.path.*must be given") as refused:
+            resolved(cfg)
+        assert all(key in str(refused.value) for key in ("init_from", "data.root", "hand.path"))
+        words = ["experiment=freihand_vits", "data.root=x", "hand.path=x", "init_from=null"]
+        assert resolved(compose("finetune", overrides=words))["init_from"] is None

@@ -121,7 +121,10 @@ class FreiHand(Dataset[HandSample | CropSample]):
             places = [VERSIONS.index(v) for v in versions]
             self.ids = np.concatenate([samples + self.num_unique * p for p in places])
         if not len(self.ids):
-            raise ValueError(f"split {split} of {root} is empty (data.val_fraction={val_fraction})")
+            raise ValueError(
+                f"split {split} of {root} is empty: its share must hold a sample "
+                f"(data.val_fraction={val_fraction})"
+            )
 
     def _read_labels(self, cache: Path) -> dict[str, StoredArray]:
         labels: dict[str, StoredArray] = {}

@@ -150,7 +150,8 @@ class Best:
         patience = self.rule.stop_patience
         if patience is not None and self._waited >= patience:
             self.reason = (
-                f"{metric} did not improve in {self._waited} validations (trainer.stop_patience)"
+                f"{metric} did not improve in {self._waited} validations (a larger "
+                "trainer.stop_patience goes on)"
             )
         return False
 

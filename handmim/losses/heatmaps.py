@@ -54,7 +54,8 @@ class Heatmaps(nn.Module):
         if maps is None:
             raise ValueError(
                 "loss heatmaps wants a map per joint and the head draws none: "
-                "task.head.heatmaps=true, or leave heatmaps out of loss=[...]"
+                "task.head.heatmaps=true (heads of the kind of pymaf), or leave heatmaps out of "
+                "loss=[...]"
             )
         valid = batch.kp2d_valid
         points = blanked(batch.kp2d_crop_ndc, valid)

@@ -60,7 +60,8 @@ class Silhouette(nn.Module):
         if logits is None:
             raise ValueError(
                 "loss silhouette wants a map of the hand and the head draws none: "
-                "task.head.silhouette=true, or leave silhouette out of loss=[...]"
+                "task.head.silhouette=true (heads of the kind of pymaf), or leave silhouette out "
+                "of loss=[...]"
             )
         known = batch.has_verts & batch.has_K
         target = hand_masks(

@@ -28,13 +28,15 @@ class Averaging:
         return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
 
 
-def averaging_of(settings: Mapping[str, Any] | None) -> Averaging | None:
-    """Settings as a config gives them; None averages nothing.
+def averaging_of(settings: Mapping[str, Any] | float | None) -> Averaging | None:
+    """Settings as a config gives them, or the decay alone; None averages nothing.
 
     Raises: ValueError for a setting that does not exist, and as `Averaging`.
     """
     if settings is None:
         return None
+    if isinstance(settings, (int, float)):
+        return Averaging(settings)
     known = {f.name for f in fields(Averaging)}
     unknown = sorted(set(settings) - known)
     if unknown:

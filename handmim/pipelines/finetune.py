@@ -39,6 +39,7 @@ def finetune(cfg: DictConfig) -> Finetuned:
     run = start_run(cfg, resume=cfg.resume)
     task = instantiate(cfg.task)
     load_initial(task.backbone, cfg.init_from)
+    run.log.info("backbone: %s", cfg.init_from or "random weights (init_from=null)")
     with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet
         train, val = instantiate(cfg.data.train), instantiate(cfg.data.val)
     for name, part in (("data.train", train), ("data.val", val)):

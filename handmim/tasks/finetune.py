@@ -46,7 +46,7 @@ class HandRegressionTask(RegressionTask):
         layer_decay: float = 1.0,
         step_weights: StepWeights = None,
         trained_blocks: int | None = None,
-        average: Mapping[str, Any] | None = None,
+        average: Mapping[str, Any] | float | None = None,
     ) -> None:
         super().__init__(
             backbone,
@@ -58,6 +58,11 @@ class HandRegressionTask(RegressionTask):
             trained_blocks=trained_blocks,
             average=average,
         )
+        if not isinstance(self.head, HandHead):
+            raise ValueError(
+                f"{type(self.head).__name__} regresses no hand model: a head of the kind of pymaf, "
+                "or task=keypoints loss=[direct_keypoints] (head)"
+            )
         self.joint_rules = JointRules(self.head.hand)
         self._check_head(step_weights)
 

@@ -62,7 +62,7 @@ class RegressionTask(nn.Module, ABC):
         layer_decay: float = 1.0,
         step_weights: StepWeights = None,
         trained_blocks: int | None = None,
-        average: Mapping[str, Any] | None = None,
+        average: Mapping[str, Any] | float | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone

@@ -34,7 +34,8 @@ def batch(tmp_path_factory, hand_path) -> HandBatch:
 def build(*words: str):
     torch.manual_seed(0)
     small = ("backbone=vit_nano_p8", "task.backbone.img_px=32")
-    small += ("head=pymaf_small", "task.head.num_steps=2")
+    if "head=direct" not in words:
+        small += ("head=pymaf_small", "task.head.num_steps=2")
     with initialize_config_dir(str(REPO / "configs"), version_base="1.3"):
         paths = f"paths.data_dir={REPO / 'data'}"
         return instantiate(compose("finetune", overrides=[*small, *words, paths]).task)
@@ -71,6 +72,7 @@ def test_a_head_that_could_not_train_whole_is_refused():
         r"taps blocks \[9\] .*task\.head\.taps": ["task.head.taps=[9]"],
         r"without any gradient.*task\.head\.detach=false": ["task.step_weights=last"],
         r"task\.step_weights": ["task.step_weights=[0.0,1.0]"],
+        r"DirectHead regresses no hand model": ["head=direct"],
     }
     for message, words in cases.items():
         with pytest.raises(Exception, match=message):

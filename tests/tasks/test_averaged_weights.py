@@ -62,6 +62,7 @@ def test_decay_warms_up_by_hand():
     assert averaging(44_989) < 0.9998 == averaging(44_991) == averaging(10**9)
     assert [Averaging(0.9998, warmup=False)(n) for n in (0, 7)] == [0.9998, 0.9998]
     assert averaging_of(None) is None
+    assert averaging_of(0.9) == Averaging(decay=0.9, warmup=True)
     assert averaging_of({}) == Averaging(decay=0.9998, warmup=True)
 
 

@@ -102,7 +102,7 @@ def test_another_number_of_samples_than_before_begins_anew(caplog, monkeypatch):
     assert not caplog.records
     assert again.see(3, {MM: 5.0, "val/num_samples": 4.0, "val/num_2d": 9})
     assert again.figure == (MM, 5.0, 3)
-    (said,) = (record.getMessage() for record in caplog.records)
+    (said,) = {record.getMessage() for record in caplog.records}
     assert f"{MM} of num_2d 9, num_samples 4 is what counts from now on" in said
     assert f"not {MM} of num_2d 9, num_samples 8" in said
     assert not again.see(4, {MM: 6.0, "val/num_samples": 4.0, "val/num_2d": 9})

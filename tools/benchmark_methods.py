@@ -9,7 +9,6 @@ On a CPU with one thread, by process time; else by wall time.
 
 import argparse
 import statistics
-import time
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -37,20 +36,19 @@ def main() -> None:
     from lightning.fabric import Fabric
 
     from handmim.pipelines.bare_step import bare_step
+    from handmim.utils.stopwatch import work_clock
 
     machine = configs[names[0]].machine
     fabric = Fabric(accelerator=machine.accelerator, devices=1, precision=machine.precision)
     on_cpu = fabric.device.type == "cpu"
     torch.set_num_threads(1)  # threads that wait for each other would count as work
-    clock = time.process_time if on_cpu else time.perf_counter
+    clock = work_clock(fabric.device)
     steps = {name: bare_step(cfg, fabric) for name, cfg in configs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(args.steps + 1):
         for name in names:
             began = clock()
             steps[name][0](number)
-            if not on_cpu:
-                torch.accelerator.synchronize()
             seconds[name].append(clock() - began)
     base = statistics.median(seconds[names[0]][1:])
     unit = "median CPU-ms" if on_cpu else "median ms"

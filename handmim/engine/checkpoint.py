@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from handmim.utils.config import flatten
+from handmim.utils.config import differences, flatten
 
 log = logging.getLogger(__name__)
 
@@ -159,12 +159,7 @@ def check_same_run(
     there, here = dict(saved["identity"]), dict(identity)
     there |= {k: v for k, v in flatten(saved["config"]).items() if _decides(k)}
     here |= {k: v for k, v in flatten(config).items() if _decides(k)}
-    differing = [
-        f"{key}: {there.get(key)} there, {here.get(key)} here"
-        for key in sorted(set(there) | set(here))
-        if there.get(key) != here.get(key)
-    ]
-    if differing:
+    if differing := differences(there, here):
         raise ValueError(
             f"{path} cannot be resumed exactly ({'; '.join(differing)}): restore these settings, "
             "or start another run from its weights (name=..., init_from=...)"

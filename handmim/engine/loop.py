@@ -4,7 +4,6 @@ Everything random is a function of (seed, step), and so are schedules and data o
 and resumed run equals an uninterrupted one.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -205,7 +204,7 @@ class Trainer:
                 line.update(step, scalars["loss"] if is_logged else None)
                 if run.is_main and (last or falls_on(step, self.picture_every)):
                     run_log.pictures(step, self._pictures(task, batch, hooks, run))
-                is_best = self._see(best, step, hooked, saver)
+                is_best = saver.see(step, hooked)
                 if now and not last and reason is None:  # None on all processes or on none
                     reason = run.fabric.broadcast(best.reason)
                 stop = self._agree(run, signals.received is not None, step)
@@ -217,10 +216,10 @@ class Trainer:
                     log.warning("%s: stopped after step %d, go on with resume=auto", why, step)
                     break
         if reason is not None:
-            self._record(run, "stopped", {"step": step, "reason": reason})
+            run.record("stopped", {"step": step, "reason": reason})
         if best.figure is not None:
             log.info("best %s: %.4g after step %d", *best.figure)
-            self._record(run, "best", best.figure._asdict())
+            run.record("best", best.figure._asdict())
         run_log.close()
         seconds = time.perf_counter() - began
         run.fabric.barrier()
@@ -351,16 +350,6 @@ class Trainer:
             return reason or "stopped by another process"
         return None
 
-    @staticmethod
-    def _see(best: Best, step: int, hooked: dict[str, float], saver: Saver) -> bool:
-        """Whether this is the best validation so far; a figure that is missing loses no steps."""
-        try:
-            return best.see(step, hooked)
-        except ValueError:
-            saver.save(step)
-            log.warning("stopped after step %d, go on with resume=auto", step)
-            raise
-
     def _pictures(
         self, task: nn.Module, batch: Any, hooks: Sequence[Hook], run: Run
     ) -> dict[str, NDArray[np.uint8]]:
@@ -372,10 +361,3 @@ class Trainer:
                 pictures |= hook.pictures(task, run)
         task.train()
         return pictures
-
-    @staticmethod
-    def _record(run: Run, name: str, what: dict[str, Any]) -> None:
-        """How it ended, beside how it began."""
-        if run.is_main:
-            facts = json.loads((run.dir / "run.json").read_text())
-            run.write_json("run.json", facts | {name: what})

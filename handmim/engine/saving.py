@@ -1,6 +1,7 @@
 """A training run on disk: saved while it goes, restored when it goes on."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,18 @@ class Saver:
     def is_due(self, step: int) -> bool:
         """Whether a checkpoint or a copy falls on a step."""
         return falls_on(step, self.save_every) or falls_on(step, self.keep_every)
+
+    def see(self, step: int, scalars: Mapping[str, float]) -> bool:
+        """Whether what hooks gave after `step` steps is the best validation so far.
+
+        Raises: ValueError as `Best.see`, after the run was saved: no steps are lost.
+        """
+        try:
+            return self.best.see(step, scalars)
+        except ValueError:
+            self.save(step)
+            log.warning("stopped after step %d, go on with resume=auto", step)
+            raise
 
     def save(self, step: int, is_best: bool = False) -> None:
         """Write the state after `step` steps, first as best.pt where it is the best, and a copy

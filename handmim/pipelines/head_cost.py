@@ -1,6 +1,5 @@
 """What a regression head costs beside the backbone it sits on: parameters, operations, time."""
 
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from handmim.contracts import Lens, Tokens
 from handmim.tasks.finetune import HandRegressionTask
 from handmim.utils.config import drop_unbuilt
+from handmim.utils.stopwatch import work_clock
 
 
 class HeadCost(NamedTuple):
@@ -43,7 +43,7 @@ def head_cost(cfg: DictConfig, batch_size: int, turns: int, device: torch.device
     focal = torch.diag(torch.tensor([2.0 * side, 2.0 * side, 1.0], device=device))
     known = torch.ones(batch_size, dtype=torch.bool, device=device)
     lens = Lens(focal.expand(batch_size, 3, 3), known, side)
-    clock = _clock(device)
+    clock = work_clock(device)
     ratios = []
     for _ in range(turns + 1):
         began = clock()
@@ -61,18 +61,6 @@ def head_cost(cfg: DictConfig, batch_size: int, turns: int, device: torch.device
         head = _flops(lambda: task.head(tokens, one))
     parameters = sum(p.numel() for p in task.head.parameters())
     return HeadCost(parameters, head, body, ratios[1:])
-
-
-def _clock(device: torch.device) -> Callable[[], float]:
-    """Seconds, once the device has done what it was asked."""
-    if device.type == "cpu":
-        return time.process_time
-
-    def waited() -> float:
-        torch.accelerator.synchronize()
-        return time.perf_counter()
-
-    return waited
 
 
 def _squares(parts: list[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from handmim.reports.averages import CheckpointFacts
 from handmim.tasks.evaluate import load_trained
-from handmim.utils.config import flatten
+from handmim.utils.config import differences, flatten
 
 log = logging.getLogger(__name__)
 
@@ -58,15 +58,12 @@ def check_comparable(paths: Sequence[str], data: DictConfig | None) -> list[Chec
         facts.append(CheckpointFacts(path, config["name"], config["seed"], saved["step"]))
         own = what_is_scored(saved, data)
         first = first or own
-        differing = [
-            f"{key}: {first.get(key)} there, {own.get(key)} here"
-            for key in sorted(set(first) | set(own))
-            if first.get(key) != own.get(key)
-        ]
-        if differing:
+        if differing := differences(first, own):
+            same_data = ", or on the same data (data=...)"
+            is_data_alone = all(words.startswith("data.") for words in differing)
             raise ValueError(
                 f"{path} is not averaged with {paths[0]} ({'; '.join(differing)}): score them one "
-                "at a time (checkpoint=), or on the same data (data=...)"
+                f"at a time (checkpoint=){same_data * is_data_alone}"
             )
     seeds = [fact.seed for fact in facts]
     if len(set(seeds)) < len(seeds):

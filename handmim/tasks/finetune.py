@@ -118,8 +118,8 @@ class HandRegressionTask(RegressionTask):
 
     def mean_estimate(self, batch: HandBatch) -> HandState:
         """The hand that the head starts from."""
-        state = self.head.decode(self.head.mean_state(len(batch.image)), batch.lens)
-        return self.joint_rules.state(state, batch.joint_rule, self.head.camera, batch.lens)
+        mean = self.head.start(len(batch.image), batch.lens)[1]
+        return self.joint_rules.state(mean, batch.joint_rule, self.head.camera, batch.lens)
 
     def true_estimate(self, batch: HandBatch) -> HandState:
         """The labels: posed from MANO parameters where they are known, else the labelled mesh."""

@@ -1,6 +1,6 @@
 """Small helpers for composed configs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -44,6 +44,15 @@ def set_everywhere(node: DictConfig, key: str, value: Any) -> None:
             node[name] = value
         elif isinstance(child, DictConfig):
             set_everywhere(child, key, value)
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """In words, by key: what two flat mappings say differently, or one of them alone."""
+    return [
+        f"{key}: {there.get(key)} there, {here.get(key)} here"
+        for key in sorted({*there, *here})
+        if there.get(key) != here.get(key)
+    ]
 
 
 def flatten(config: Any, path: str = "") -> dict[str, Any]:

@@ -212,6 +212,12 @@ class Run:
         """True in the one process that writes."""
         return self.fabric.is_global_zero
 
+    def record(self, name: str, what: Any) -> None:
+        """Add a fact to run.json: how the run ended beside how it began; the main process does."""
+        if self.is_main:
+            facts = json.loads((self.dir / "run.json").read_text())
+            self.write_json("run.json", facts | {name: what})
+
     def write_json(self, name: str, obj: Any) -> Path:
         """Write a JSON file of the run folder whole or not at all; the main process does."""
         path = self.dir / name

@@ -1,10 +1,29 @@
-"""Time of repeated work on a device."""
+"""Time of work on a device."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+
+
+def wait_for(device: torch.device) -> None:
+    """Return once the device has done what it was asked."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def work_clock(device: torch.device) -> Callable[[], float]:
+    """A clock for comparing costs, in seconds: process time on a CPU, which other processes do not
+    lengthen, else wall time once the device is done."""
+    if device.type == "cpu":
+        return time.process_time
+
+    def waited() -> float:
+        wait_for(device)
+        return time.perf_counter()
+
+    return waited
 
 
 class Stopwatch:
@@ -21,10 +40,10 @@ class Stopwatch:
     @contextmanager
     def lap(self, num_items: int) -> Iterator[None]:
         """Time what happens inside as the work of one batch."""
-        self._wait()
+        wait_for(self.device)
         began = time.perf_counter()
         yield
-        self._wait()
+        wait_for(self.device)
         self.laps.append((time.perf_counter() - began, num_items))
 
     @property
@@ -37,7 +56,3 @@ class Stopwatch:
         if not laps:
             raise ValueError("nothing was timed")
         return sum(seconds for seconds, _ in laps) / sum(num for _, num in laps)
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)

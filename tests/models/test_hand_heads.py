@@ -14,22 +14,14 @@ from handmim.models.heads.iterative import IterativeHead
 from handmim.models.heads.plain import PlainHead
 from handmim.models.heads.pymaf import PyMafHead
 from handmim.synthesis.mano import mirrored
+from tests.models.head_cases import DIM, SMALL_PYMAF, tokens
 
-DIM, IMG_PX = 12, 64
+IMG_PX = 64
 DECODER = {"num_layers": 2, "width": 16, "num_heads": 2, "dropout": 0.0}
-PYMAF = {
-    "channels": 8,
-    "grid_side": 3,
-    "num_points": 11,
-    "point_dims": (6, 4),
-    "hidden_dim": 16,
-    "dropout": 0.0,
-    "cls_dim": 8,
-}
 SMALL = {"hidden_dim": 16, "dropout": 0.0}
 # name: constructor and the number of estimates, the mean hand among them
 HEADS = {
-    "pymaf": (partial(PyMafHead, **PYMAF), 4),
+    "pymaf": (partial(PyMafHead, **SMALL_PYMAF), 4),
     "iterative": (partial(IterativeHead, **SMALL), 4),
     "iterative_cls": (partial(IterativeHead, features="cls", num_steps=2, **SMALL), 3),
     "plain": (partial(PlainHead, **SMALL), 2),
@@ -42,12 +34,6 @@ HEADS = {
     ),
 }
 every_head = pytest.mark.parametrize("name", list(HEADS))
-
-
-def tokens(b: int = 2, grid: tuple[int, int] = (4, 4), seed: int = 0) -> Tokens:
-    g = torch.Generator().manual_seed(seed)
-    cls = torch.randn(b, DIM, generator=g)
-    return Tokens(cls, torch.randn(b, grid[0] * grid[1], DIM, generator=g), grid)
 
 
 def lens(b: int = 2) -> Lens:
@@ -82,6 +68,22 @@ def fields(out: HandOutputs) -> list[torch.Tensor]:
 
 def one(t: Tokens, i: int) -> Tokens:
     return Tokens(t.cls[i : i + 1], t.patches[i : i + 1], t.grid_hw)
+
+
+@pytest.mark.parametrize("camera", ["weak", "pinhole"])
+def test_the_mean_hand_is_posed_once_for_all_and_seen_by_each_camera(hand, camera, monkeypatch):
+    head = PlainHead(DIM, hand, camera=camera)
+    head.set_mean_hand(hand.mean_rotmats.float(), torch.tensor([0.1, -0.02, 0.03]))
+    state, mean = head.start(3, lens(3))
+    expected = head.decode(head.mean_state(3), lens(3))
+    torch.testing.assert_close(state, head.mean_state(3))
+    for name in mean._fields:
+        torch.testing.assert_close(getattr(mean, name), getattr(expected, name))
+    sizes = []
+    pose = head.hand.forward
+    monkeypatch.setattr(head.hand, "forward", lambda r, b: (sizes.append(len(r)), pose(r, b))[1])
+    head(tokens(3), lens(3))
+    assert sizes == [1, 3]
 
 
 @every_head

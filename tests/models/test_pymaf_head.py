@@ -10,31 +10,13 @@ from handmim.geometry.camera import cell_centres_ndc, project_weak
 from handmim.models.heads.pymaf import PointMlp, PyMafHead, farthest_points, sample_map
 from handmim.models.pyramid import PYRAMIDS, LightPyramid
 from handmim.models.vit import ViT
-
-SMALL = {
-    "channels": 8,
-    "grid_side": 3,
-    "num_points": 11,
-    "point_dims": (6, 4),
-    "hidden_dim": 16,
-    "dropout": 0.0,
-    "cls_dim": 8,
-}
-
-
-def tokens(b: int = 2, dim: int = 12, side: int = 4, seed: int = 0) -> Tokens:
-    g = torch.Generator().manual_seed(seed)
-    return Tokens(
-        torch.randn(b, dim, generator=g),
-        torch.randn(b, side * side, dim, generator=g),
-        (side, side),
-    )
+from tests.models.head_cases import DIM, SMALL_PYMAF, tokens
 
 
 @pytest.fixture
 def make(hand):
     torch.manual_seed(0)
-    return partial(PyMafHead, 12, hand, **SMALL)
+    return partial(PyMafHead, DIM, hand, **SMALL_PYMAF)
 
 
 def test_starts_at_the_mean_hand_and_hardly_leaves_it_before_training(make, hand):

@@ -132,8 +132,8 @@ class DecoderHead(HandHead):
         """Tokens of one batch to the mean hand and the estimates after it."""
         seen = torch.cat([self.seen_cls(tokens)[:, None], tokens.patches], dim=1)
         context = self.embed_tokens(seen)
-        state = self.mean_state(len(seen))
-        steps = [self.decode(state, lens)]
+        state, mean = self.start(len(seen), lens)
+        steps = [mean]
         for _ in range(self.num_steps):
             states = [state + update for update in self._updates(state, context)]
             steps += [self.decode(s, lens) for s in states]

@@ -103,6 +103,13 @@ class HandHead(nn.Module, ABC):
         )
         return start.expand(batch_size, -1)
 
+    def start(self, batch_size: int, lens: Lens | None = None) -> tuple[Tensor, HandState]:
+        """Where every refinement starts: the mean state of all samples, [B, S], and its hand, which
+        is posed once for all of them."""
+        state = self.mean_state(batch_size)
+        shared = [part.expand(batch_size, *part.shape[1:]) for part in self._posed(state[:1])]
+        return state, self._seen(*shared, lens=lens)
+
     def decode(self, state: Tensor, lens: Lens | None = None) -> HandState:
         """[B, S] state to rotations, mesh and projections; fp32 whatever the autocast state.
 
@@ -110,21 +117,38 @@ class HandHead(nn.Module, ABC):
             state: as `mean_state` and updates make it.
             lens: of the crops; None where nothing is known of the camera.
         """
+        return self._seen(*self._posed(state), lens=lens)
+
+    def _posed(self, state: Tensor) -> tuple[Tensor, ...]:
+        """Rotations, betas, camera, and vertices and joints relative to the root joint."""
         with torch.autocast(state.device.type, enabled=False):
             rot6d, betas, cam = state.float().split([NUM_ROT6D, self.num_betas, NUM_CAM], dim=1)
             rotmats = rot6d_to_matrix(rot6d.unflatten(1, (16, 6)))
             mesh = self.hand(rotmats, betas)
             root = mesh.joints_m[:, ROOT_JOINT, None]
-            verts, joints = mesh.verts_m - root, mesh.joints_m - root
+            return rotmats, betas, cam, mesh.verts_m - root, mesh.joints_m - root
+
+    def _seen(
+        self,
+        rotmats: Tensor,
+        betas: Tensor,
+        cam: Tensor,
+        verts_root_m: Tensor,
+        joints_root_m: Tensor,
+        *,
+        lens: Lens | None,
+    ) -> HandState:
+        """A posed hand with its places in the crop, and before the camera where that is known."""
+        with torch.autocast(cam.device.type, enabled=False):
             transl, is_metric = self.camera.place(cam, lens)
             return HandState(
                 rotmats=rotmats,
                 betas=betas,
                 cam=cam,
-                verts_root_m=verts,
-                joints_root_m=joints,
-                verts_crop_ndc=self.camera.see(verts, cam, transl, lens),
-                joints_crop_ndc=self.camera.see(joints, cam, transl, lens),
+                verts_root_m=verts_root_m,
+                joints_root_m=joints_root_m,
+                verts_crop_ndc=self.camera.see(verts_root_m, cam, transl, lens),
+                joints_crop_ndc=self.camera.see(joints_root_m, cam, transl, lens),
                 transl_cam_m=transl,
                 is_metric=is_metric,
             )
@@ -143,7 +167,7 @@ class StateUpdate(nn.Module):
     """Features and the current state to an additive update; near zero before training.
 
     Args:
-        feature_dim: width of the features; 0 sees the state alone.
+        feature_dim: width of the features.
         state_dim: numbers of the state.
         hidden_dim: width of both hidden layers.
         dropout: after each of them.

@@ -60,8 +60,8 @@ class IterativeHead(HandHead):
         seen: Tensor = self.norm(
             token_features(self.seen_cls(tokens), tokens.patches, self.features)
         )
-        state = self.mean_state(len(seen))
-        steps = [self.decode(state, lens)]
+        state, mean = self.start(len(seen), lens)
+        steps = [mean]
         for _ in range(self.num_steps):
             before = state.detach() if self.detach else state
             state = before + self.update(seen, before)

@@ -55,6 +55,6 @@ class PlainHead(HandHead):
     def forward(self, tokens: Tokens, lens: Lens | None = None) -> HandOutputs:
         """Tokens of one batch to the mean hand and the answer."""
         seen = token_features(self.seen_cls(tokens), tokens.patches, self.features)
-        mean = self.mean_state(len(seen))
+        state, mean = self.start(len(seen), lens)
         update: Tensor = self.out(self.body(seen))
-        return HandOutputs((self.decode(mean, lens), self.decode(mean + update, lens)))
+        return HandOutputs((mean, self.decode(state + update, lens)))

@@ -244,8 +244,8 @@ class PyMafHead(HandHead):
         patches = torch.cat([*tokens.taps, tokens.patches], dim=-1)
         maps = self.pyramid(patches.transpose(1, 2).unflatten(2, tokens.grid_hw))
         cls = None if self.cls_proj is None else self.cls_proj(self.seen_cls(tokens))
-        state = self.mean_state(len(tokens.cls))
-        steps = [self.decode(state, lens)]
+        state, mean = self.start(len(tokens.cls), lens)
+        steps = [mean]
         for t, regressor in enumerate(self.regressors):
             features = self._features(t, maps[t], steps[-1])
             if cls is not None and self._sees_cls(t):

@@ -23,6 +23,7 @@ ENTRY = {
     "eval": ["checkpoint=last.pt"],
     "synthesize": ["root=out"],
     "doctor": [],
+    "benchmark": [],
 }
 # What only the user knows.
 QUICK = ("experiment=quickstart", "experiment=cpu_")  # bring their own data
@@ -75,6 +76,7 @@ GROUPS = {
     "hand": ("finetune", []),
     "runtime": ("finetune", []),
     "format": ("synthesize", []),
+    "suite": ("benchmark", []),
     "scene": None,
     "experiment": None,
     "hydra": None,
@@ -183,7 +185,11 @@ def test_every_group_and_option_is_covered():
 
 @pytest.mark.parametrize("entry", list(ENTRY))
 def test_unknown_options_list_what_there_is(entry):
-    others = {"synthesize": ("format", "ho3d_v2"), "doctor": ("hand", "standin")}
+    others = {
+        "synthesize": ("format", "ho3d_v2"),
+        "doctor": ("hand", "standin"),
+        "benchmark": ("suite", "hand"),
+    }
     group, known = others.get(entry, ("data", "synthetic"))
     with pytest.raises(Exception, match="no_such") as caught:
         composed(entry, f"{group}=no_such")

@@ -82,6 +82,17 @@ class PretrainBatch(NamedTuple):
     clean_views: Tensor | None = None  # [B, G, 3, H, W] the views before colour augmentation
     local_views: Tensor | None = None  # [B, L, 3, h, w] small crops for the class losses
     group: Tensor | None = None  # [B] int64; equal numbers are no negatives of each other
+    hidden: Tensor | None = None  # [M] int64 places of True in is_masked.flatten(), where known
+
+    @property
+    def hidden_places(self) -> Tensor:
+        """[M] int64 places of the masked patches in `is_masked.flatten()`, rising.
+
+        Drawn masks bring them along: to look for them would wait for the device.
+        """
+        if self.hidden is not None:
+            return self.hidden
+        return self.is_masked.flatten().nonzero().squeeze(1)
 
 
 class HandBatch(NamedTuple):

@@ -188,6 +188,7 @@ class ViewMaker:
             clean_views=clean if self.keep_clean else None,
             local_views=local_views,
             group=batch.group,
+            hidden=is_masked.flatten().nonzero().squeeze(1).to(device),
         )
 
     def _cut(

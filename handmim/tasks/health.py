@@ -183,5 +183,6 @@ def measure(
 
 
 def _rows(batch: PretrainBatch, start: int, stop: int) -> PretrainBatch:
-    kept = {k: None if x is None else x[start:stop] for k, x in batch._asdict().items()}
+    rows = batch._replace(hidden=None)
+    kept = {k: None if x is None else x[start:stop] for k, x in rows._asdict().items()}
     return PretrainBatch(**kept)  # type: ignore[arg-type]

@@ -46,8 +46,9 @@ def sinkhorn_knopp(logits: Tensor, temp: float, num_iters: int = 3, *, sync: boo
 class Centering(nn.Module):
     """Teacher probabilities softmax((logits - centre) / temp); the centre follows the mean logit.
 
-    Scoring changes nothing: the centre moves only in `follow`, which comes after scoring, so that a
-    step's targets are centred by what earlier steps saw (as in DINO and iBOT).
+    Scoring changes nothing, and `follow` only takes note: the centre moves in `move`, once when a
+    step is over, however many parts its batch came in. So a step's targets are centred by what
+    earlier steps saw (as in DINO and iBOT).
 
     Args:
         num_prototypes: P.
@@ -67,6 +68,9 @@ class Centering(nn.Module):
             raise ValueError(f"over must be one of {OVER}, got {over!r} (task.centering.over)")
         self.momentum, self.over = momentum, over
         self.register_buffer("centre", torch.zeros(num_prototypes))
+        # Sums of logits since the centre last moved, then their number. No buffer: distributed
+        # training would overwrite it with the first process's.
+        self._noted: Tensor | None = None
 
     def forward(self, logits: Tensor, temp: float) -> Tensor:
         """[M, P] logits, in full precision, to [M, P] probabilities."""
@@ -74,18 +78,28 @@ class Centering(nn.Module):
 
     @torch.no_grad()
     def follow(self, mean_logits: Tensor, count: int) -> None:
-        """Move the centre towards the mean logit of the tokens of all processes.
+        """Take note of tokens that the centre will follow.
 
         Args:
             mean_logits: [P] of this process; whatever it holds where count is 0.
-            count: tokens it is the mean of. Where all processes have none, nothing moves.
+            count: tokens it is the mean of.
         """
-        own = mean_logits.to(self.centre.dtype) if count else torch.zeros_like(self.centre)
-        total = torch.cat([own * count, own.new_tensor([float(count)])])
+        if count:
+            own = mean_logits.to(self.centre.dtype) * count
+            total = torch.cat([own, own.new_tensor([float(count)])])
+            self._noted = total if self._noted is None else self._noted + total
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """Move the centre towards the mean logit of what was noted on all processes, which all of
+        them have to ask for; where all of them have none, nothing moves."""
+        total, self._noted = self._noted, None
         if _is_spread_out():
+            total = self.centre.new_zeros(len(self.centre) + 1) if total is None else total
             dist.all_reduce(total)
-        mean, seen = total[:-1] / total[-1].clamp(min=1.0), (total[-1] > 0).to(total.dtype)
-        self.centre.lerp_(mean, (1.0 - self.momentum) * seen)
+        if total is not None:
+            seen = (total[-1] > 0).to(total.dtype)
+            self.centre.lerp_(total[:-1] / total[-1].clamp(min=1.0), (1.0 - self.momentum) * seen)
 
 
 class Sinkhorn(nn.Module):
@@ -111,3 +125,6 @@ class Sinkhorn(nn.Module):
 
     def follow(self, mean_logits: Tensor, count: int) -> None:
         """Nothing to follow."""
+
+    def move(self) -> None:
+        """Nothing to move."""

@@ -2,8 +2,12 @@
 
 The cross-entropies are in `losses.patch_distill` and `losses.class_distill`. Heads run on class
 tokens and masked patches only, which gives what running them on all tokens and masking the loss
-would give. Targets are centred by what earlier steps saw; then the centre moves (DINO, iBOT).
+would give; tokens that share a head go through it together. Targets are centred by what earlier
+steps saw; the centre moves when the step is over (DINO, iBOT).
 """
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,68 +17,78 @@ from handmim.models.centering import Centering, Sinkhorn
 from handmim.models.heads.projection import ProjectionHead
 
 
-def patch_targets(
+class Pair(NamedTuple):
+    """Tokens of one kind before a prototype head, or what became of them."""
+
+    student: Tensor  # [..., D], then logits [..., P]
+    teacher: Tensor  # [..., D], then [..., bottleneck] of unit length
+
+
+def project(
     student_head: nn.Module,
     teacher_head: nn.Module,
+    pairs: Sequence[Pair],
+    *,
+    freeze_prototypes: bool,
+) -> list[Pair]:
+    """Logits of the student and bottlenecks of the teacher, each network's head called once.
+
+    One call costs less than several: gradients of its weights are made once, not made and added.
+
+    Args:
+        student_head, teacher_head: `ProjectionHead`s.
+        pairs: tokens; kinds may differ in number and shape.
+        freeze_prototypes: the student's prototypes get a gradient of 0.
+    """
+    head, teacher = _head(student_head), _head(teacher_head)
+    logits = _together([p.student for p in pairs], lambda x: head(x, freeze_prototypes))
+    with torch.no_grad():
+        z = _together([p.teacher for p in pairs], teacher.embed)
+    return [Pair(*parts) for parts in zip(logits, z, strict=True)]
+
+
+def patch_targets(
+    pair: Pair,
+    teacher_head: nn.Module,
     centering: nn.Module,
-    student_patches: Tensor,
-    teacher_patches: Tensor,
     is_masked: Tensor,
+    places: Tensor,
     temp: float,
     *,
     update: bool,
-    freeze_prototypes: bool,
 ) -> PatchTargets:
     """Masked patches of all views: what the student guesses, what the teacher sees there.
 
     Args:
-        student_head, teacher_head: `ProjectionHead`s.
+        pair: logits of the student [M, P]; bottlenecks of the teacher at the masked patches,
+            [M, ..], or at all of them [V * N, ..] where the centre follows all.
+        teacher_head: `ProjectionHead` of the bottlenecks.
         centering: `Centering` or `Sinkhorn` of the patches.
-        student_patches: [V, N, D] with masked patches hidden.
-        teacher_patches: [V, N, D] of the whole views.
         is_masked: [V, N] bool.
+        places: [M] of the masked ones in V * N.
         temp: of the targets.
-        update: the centre follows this batch afterwards; all processes have to say the same.
-        freeze_prototypes: the student's prototypes get a gradient of 0.
+        update: the centre follows this batch; all processes have to say the same.
     """
-    where = is_masked.flatten().nonzero().squeeze(1)  # [M] in V * N
-    head = _head(student_head)
-    logits = head(student_patches.flatten(0, 1)[where], freeze_prototypes)
-    everything = update and _normaliser(centering).over == "all"
-    tokens = teacher_patches.flatten(0, 1)
-    with torch.no_grad():
-        z = _head(teacher_head).embed(tokens if everything else tokens[where])
-    probs = _targets(teacher_head, centering, z, temp, where if everything else None, update=update)
+    where = places if len(pair.teacher) == is_masked.numel() else None
+    probs = _targets(teacher_head, centering, pair.teacher, temp, where, update=update)
     per_view = is_masked.sum(dim=1, keepdim=True).clamp(min=1)
-    weight = (1.0 / per_view.float()).expand_as(is_masked).flatten()[where]
-    return PatchTargets(logits, probs, weight, len(is_masked))
+    weight = (1.0 / per_view.float()).expand_as(is_masked).flatten()[places]
+    return PatchTargets(pair.student, probs, weight, len(is_masked))
 
 
 def class_targets(
-    student_head: nn.Module,
-    teacher_head: nn.Module,
-    centering: nn.Module,
-    student_cls: Tensor,
-    teacher_cls: Tensor,
-    temp: float,
-    *,
-    update: bool,
-    freeze_prototypes: bool,
+    pair: Pair, teacher_head: nn.Module, centering: nn.Module, temp: float, *, update: bool
 ) -> ClassTargets:
     """Class tokens of all views, and of the student's local crops.
 
     Args:
-        student_head, teacher_head: `ProjectionHead`s.
-        centering: `Centering` or `Sinkhorn` of the class tokens.
-        student_cls: [B, G + L, D], the G views first.
-        teacher_cls: [B, G, D].
-        temp, update, freeze_prototypes: as in `patch_targets`.
+        pair: logits of the student [B, G + L, P], the G views first; bottlenecks of the teacher
+            [B, G, ..].
+        teacher_head, centering, temp, update: as in `patch_targets`.
     """
-    logits = _head(student_head)(student_cls, freeze_prototypes)
-    with torch.no_grad():
-        z = _head(teacher_head).embed(teacher_cls.flatten(0, 1))
-    probs = _targets(teacher_head, centering, z, temp, None, update=update)
-    return ClassTargets(logits, probs.unflatten(0, teacher_cls.shape[:2]))
+    z = pair.teacher
+    probs = _targets(teacher_head, centering, z.flatten(0, 1), temp, None, update=update)
+    return ClassTargets(pair.student, probs.unflatten(0, z.shape[:2]))
 
 
 @torch.no_grad()
@@ -88,12 +102,22 @@ def _targets(
     update: bool,
 ) -> Tensor:
     """Probabilities of the chosen rows of z [n, bottleneck] (None = all), by the centre as it was;
-    all rows then move it."""
+    all rows count for the next one."""
     head, normaliser = _head(teacher_head), _normaliser(centering)
     probs = normaliser(head.logits(z if where is None else z[where]), temp)
     if update:
         normaliser.follow(head.logits(z.mean(dim=0)), len(z))
     return probs
+
+
+def _together(parts: Sequence[Tensor], call: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    """Call once on the rows of all parts [..., D]: [..., out] of each."""
+    if len(parts) == 1:
+        return [call(parts[0])]
+    sizes = [part.shape[:-1] for part in parts]
+    rows = call(torch.cat([part.flatten(0, -2) for part in parts]))
+    split = rows.split([size.numel() for size in sizes])
+    return [part.unflatten(0, size) for part, size in zip(split, sizes, strict=True)]
 
 
 # Module dictionaries forget what is in them.

@@ -26,7 +26,7 @@ from handmim.models.teacher import EmaTeacher
 from handmim.models.vit import ViT
 from handmim.tasks.monitors import keypoint_monitors, target_monitors
 from handmim.tasks.pretrain_heads import FOLLOWED, build_heads, check_heads
-from handmim.tasks.pretrain_outputs import MAKERS, Seen
+from handmim.tasks.pretrain_outputs import MAKERS, Seen, projected
 from handmim.tasks.pretrain_pictures import draw_pretraining
 
 OF_TEACHER = ("patches", "classes", "keypoint_classes")  # fields whose targets are the teacher's
@@ -172,7 +172,7 @@ class HandMimTask(nn.Module):
         student = backbone(views, is_masked, drop_masked=drop, taps=taps)
         teacher: Tokens | None = None
         if self.needs_teacher:
-            with torch.no_grad():
+            with torch.inference_mode():
                 teacher = self.teacher_head("backbone")(views)
         local_cls: Tensor | None = None
         if batch.local_views is not None and "classes" in self.fields:
@@ -182,6 +182,7 @@ class HandMimTask(nn.Module):
         if any("keypoint" in MAKERS[f][1] for f in self.fields):
             points = self.student["keypoint"](student).unflatten(0, shape)
         seen = Seen(batch, info, student, teacher, local_cls, points)
+        seen = seen._replace(projected=projected(self, seen))
         made = {field: MAKERS[field][0](self, seen) for field in self.fields}
         return PretrainOutputs(**made), student
 
@@ -209,7 +210,9 @@ class HandMimTask(nn.Module):
 
     @torch.no_grad()
     def after_step(self, info: StepInfo) -> dict[str, float]:
-        """Teacher follows the student."""
+        """Teacher follows the student, centres what the teacher said."""
+        for centering in self.centering.values():
+            centering.move()  # type: ignore[operator]
         if self.teacher is None:
             return {}
         momentum = self.momentum(info.step, info.total_steps)

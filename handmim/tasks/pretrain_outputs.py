@@ -4,7 +4,8 @@ A loss term names the fields it `needs`; only those are made. Each function says
 the task's heads it uses.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from handmim.geometry.warp import from_source, to_source
 from handmim.losses.hog import oriented_gradients
 from handmim.losses.keypoints.contrast import aligned_shapes
 from handmim.models.heads.pixel import patchify
-from handmim.tasks.distillation import class_targets, patch_targets
+from handmim.tasks.distillation import Pair, class_targets, patch_targets, project
 
 if TYPE_CHECKING:
     from handmim.tasks.pretrain import HandMimTask
@@ -40,6 +41,7 @@ class Seen(NamedTuple):
     teacher: Tokens | None  # of all views, whole; None when no field needs it
     local_cls: Tensor | None  # [B, L, D] of the student
     points: Tensor | None  # [B, G, K, d] the student's pseudo-keypoints
+    projected: Mapping[str, Pair] = MappingProxyType({})  # tokens after prototype heads, by field
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -58,34 +60,63 @@ class Seen(NamedTuple):
         return self.student.cls.unflatten(0, self.shape)
 
 
+def projected(task: "HandMimTask", seen: Seen) -> dict[str, Pair]:
+    """Masked patches and class tokens after their prototype heads, by field.
+
+    The teacher's patches are all of them where the centre follows all.
+    """
+    if seen.teacher is None:
+        return {}
+    kinds: dict[str, Pair] = {}
+    if "patches" in task.fields:
+        places = seen.batch.hidden_places
+        everything = task.training and getattr(task.centering["patches"], "over", "") == "all"
+        teacher = seen.teacher.patches.flatten(0, 1)
+        student = seen.student.patches.flatten(0, 1)[places]
+        kinds["patches"] = Pair(student, teacher if everything else teacher[places])
+    if "classes" in task.fields:
+        cls = seen.cls if seen.local_cls is None else torch.cat([seen.cls, seen.local_cls], dim=1)
+        kinds["classes"] = Pair(cls, seen.teacher.cls.unflatten(0, seen.shape))
+    own = "class_projection" in task.student
+    groups = [[name] for name in kinds] if own else [list(kinds)] if kinds else []
+    done: dict[str, Pair] = {}
+    for group in groups:
+        head = head_of(task, group[0])
+        pairs = project(
+            task.student[head],
+            task.teacher_head(head),
+            [kinds[name] for name in group],
+            freeze_prototypes=task.prototypes_frozen(seen.info),
+        )
+        done |= dict(zip(group, pairs, strict=True))
+    return done
+
+
+def head_of(task: "HandMimTask", field: str) -> str:
+    """Name of the prototype head that a field's tokens go through."""
+    own = field == "classes" and "class_projection" in task.student
+    return "class_projection" if own else "projection"
+
+
 def _patches(task: "HandMimTask", seen: Seen) -> PatchTargets:
-    assert seen.teacher is not None
     return patch_targets(
-        task.student["projection"],
+        seen.projected["patches"],
         task.teacher_head("projection"),
         task.centering["patches"],
-        seen.student.patches,
-        seen.teacher.patches,
         seen.is_masked,
+        seen.batch.hidden_places,
         task.teacher_temp(*seen.info),
         update=task.training,
-        freeze_prototypes=task.prototypes_frozen(seen.info),
     )
 
 
 def _classes(task: "HandMimTask", seen: Seen) -> ClassTargets:
-    assert seen.teacher is not None
-    cls = seen.cls if seen.local_cls is None else torch.cat([seen.cls, seen.local_cls], dim=1)
-    head = "class_projection" if "class_projection" in task.student else "projection"
     return class_targets(
-        task.student[head],
-        task.teacher_head(head),
+        seen.projected["classes"],
+        task.teacher_head(head_of(task, "classes")),
         task.centering["classes"],
-        cls,
-        seen.teacher.cls.unflatten(0, seen.shape),
         task.class_teacher_temp(*seen.info),
         update=task.training,
-        freeze_prototypes=task.prototypes_frozen(seen.info),
     )
 
 
@@ -107,8 +138,10 @@ def _pixels(task: "HandMimTask", seen: Seen) -> PixelTargets:
     tokens = seen.student.patches
     if seen.student.taps:
         tokens = torch.stack(seen.student.taps).mean(dim=0)
-    pred = head(tokens, is_wanted, is_masked if task.mask_mode == "drop" else None)
-    where = is_wanted.flatten().nonzero().squeeze(1)
+    where = batch.hidden_places
+    if is_wanted is not is_masked:
+        where = is_wanted.flatten().nonzero().squeeze(1)  # waits for the device
+    pred = head(tokens, where, is_masked if task.mask_mode == "drop" else None)
     target = patchify(source.flatten(0, 1), task.patch_px).flatten(0, 1)[where]
     per_view = is_wanted.sum(dim=1, keepdim=True).clamp(min=1)
     weight = (1.0 / per_view.float()).expand_as(is_wanted).flatten()[where]
@@ -145,15 +178,23 @@ def _keypoint_classes(task: "HandMimTask", seen: Seen) -> ClassTargets:
     points, target = _predicted_keypoints(task, seen), _target_keypoints(task, seen)
     term: Any = task.losses.terms["keypoint_align"]
     how = {"embed": term.embed, "invert_scale": term.invert_scale}
-    return class_targets(
+    (pair,) = project(
         task.student["keypoint_prototypes"],
         task.teacher_head("keypoint_prototypes"),
+        [
+            Pair(
+                aligned_shapes(points, seen.batch, **how),
+                aligned_shapes(target.detach(), seen.batch, **how),
+            )
+        ],
+        freeze_prototypes=task.prototypes_frozen(seen.info),
+    )
+    return class_targets(
+        pair,
+        task.teacher_head("keypoint_prototypes"),
         task.centering["keypoint_classes"],
-        aligned_shapes(points, seen.batch, **how),
-        aligned_shapes(target.detach(), seen.batch, **how),
         task.class_teacher_temp(*seen.info),
         update=task.training,
-        freeze_prototypes=task.prototypes_frozen(seen.info),
     )
 
 

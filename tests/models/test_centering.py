@@ -28,15 +28,32 @@ def test_centre_follows_the_mean_and_only_when_told():
     centering(logits, temp=1.0)
     assert centering.centre.tolist() == [0.0, 0.0]
     centering.follow(logits.mean(dim=0), 2)
+    assert centering.centre.tolist() == [0.0, 0.0]
+    centering.move()
     torch.testing.assert_close(centering.centre, torch.tensor([0.2, 0.4]))
     centering.follow(logits.mean(dim=0), 7)  # one process: the number of tokens says nothing
+    centering.move()
     torch.testing.assert_close(centering.centre, torch.tensor([0.38, 0.76]))
+    centering.move()  # nothing was noted since
+    torch.testing.assert_close(centering.centre, torch.tensor([0.38, 0.76]))
+
+
+def test_parts_of_a_step_count_by_their_tokens():
+    whole, parts = Centering(4), Centering(4)
+    whole.follow(LOGITS.mean(dim=0), 9)
+    for part in (LOGITS[:2], LOGITS[2:2], LOGITS[2:]):
+        parts.follow(part.mean(dim=0), len(part))
+    whole.move()
+    parts.move()
+    torch.testing.assert_close(parts.centre, whole.centre)
 
 
 def test_centre_stays_where_there_was_nothing_to_see():
     centering = Centering(2, momentum=0.0)
     centering.follow(torch.tensor([1.0, 2.0]), 3)
+    centering.move()
     centering.follow(torch.zeros(0, 2).mean(dim=0), 0)  # the mean of nothing is nan
+    centering.move()
     assert centering.centre.tolist() == [1.0, 2.0]
 
 
@@ -119,6 +136,7 @@ def on_rank(rank: int, port: int, results) -> None:
     for share in SHARES:
         own, centering = LOGITS[share[rank]], Centering(4)
         centering.follow(own.mean(dim=0), len(own))
+        centering.move()
         found.append((centering.centre.tolist(), Sinkhorn(4)(own, 0.1).tolist()))
     alone = Sinkhorn(4).eval()(LOGITS[:3], 0.1).tolist() if rank == 0 else None
     results.put((rank, found, alone))

@@ -16,6 +16,13 @@ def masks(num_views: int, num_hidden: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(num_views, 16, generator=g).argsort(dim=1) < num_hidden
 
 
+def places(mask: torch.Tensor) -> torch.Tensor:
+    return mask.flatten().nonzero().squeeze(1)
+
+
+EVERYWHERE = places(torch.ones(3, 16, dtype=torch.bool))
+
+
 def test_patchify_orders_patches_by_row_and_inverts():
     image = torch.arange(2 * 3 * 8 * 12, dtype=torch.float32).reshape(2, 3, 8, 12)
     patches = patchify(image, 4)
@@ -29,13 +36,13 @@ def test_patchify_orders_patches_by_row_and_inverts():
 def test_answers_come_in_row_major_order_of_what_is_wanted(head):
     patches, is_wanted = torch.randn(3, 16, 24), masks(3, 6)
     is_wanted[1] = False  # a view without a mask
-    out = head(patches, is_wanted)
-    everything = head(patches, torch.ones(3, 16, dtype=torch.bool)).view(3, 16, 192)
+    out = head(patches, places(is_wanted))
+    everything = head(patches, EVERYWHERE).view(3, 16, 192)
     assert out.shape == (12, 192)
     rows = [(v, n) for v in range(3) for n in range(16) if is_wanted[v, n]]
     for got, (v, n) in zip(out, rows, strict=True):
         torch.testing.assert_close(got, everything[v, n])
-    assert head(patches, torch.zeros(3, 16, dtype=torch.bool)).shape == (0, 192)
+    assert head(patches, EVERYWHERE[:0]).shape == (0, 192)
 
 
 def test_masked_autoencoder_equals_the_plain_computation():
@@ -45,7 +52,7 @@ def test_masked_autoencoder_equals_the_plain_computation():
     vit = ViT("vit_tiny_patch16_224", img_px=32, patch_px=8, size=size).eval()
     head, net = decoder(), vit.net
     image, is_masked = torch.rand(3, 3, 32, 32), masks(3, 12)
-    out = head(vit(image, is_masked, drop_masked=True).patches, is_masked, is_masked)
+    out = head(vit(image, is_masked, drop_masked=True).patches, places(is_masked), is_masked)
     plain = []
     for view, hidden in zip(image, is_masked, strict=True):
         x = net.patch_embed(vit.normalise(view[None]))[0] + net.pos_embed[0, 1:]
@@ -65,7 +72,7 @@ def test_every_parameter_of_the_masked_autoencoder_learns():
     vit = ViT("vit_tiny_patch16_224", img_px=32, patch_px=8, size=size)
     head, is_masked = decoder(), masks(2, 12)
     tokens = vit(torch.rand(2, 3, 32, 32), is_masked, drop_masked=True)
-    head(tokens.patches, is_masked, is_masked).square().sum().backward()
+    head(tokens.patches, places(is_masked), is_masked).square().sum().backward()
     assert head.mask_token.grad.abs().max() > 0
     assert all(p.grad is not None for p in head.parameters())
     assert vit.mask_token.grad is None  # nothing of the encoder's is replaced
@@ -73,7 +80,7 @@ def test_every_parameter_of_the_masked_autoencoder_learns():
 
 def test_decoder_tells_places_of_equal_tokens_apart():
     patches = torch.ones(1, 16, 24)
-    out = decoder()(patches, torch.ones(1, 16, dtype=torch.bool))
+    out = decoder()(patches, EVERYWHERE[:16])
     assert torch.pdist(out).min() > 1e-3
     assert "positions" not in decoder().state_dict()
 

@@ -61,10 +61,8 @@ class PixelHead(nn.Module):
         nn.init.xavier_uniform_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(
-        self, patches: Tensor, is_wanted: Tensor, is_dropped: Tensor | None = None
-    ) -> Tensor:
-        """[V, N, D] tokens and [V, N] bool to [M, p*p*3], wanted patches in row-major order.
+    def forward(self, patches: Tensor, wanted: Tensor, is_dropped: Tensor | None = None) -> Tensor:
+        """[V, N, D] tokens and [M] places in V * N to [M, p*p*3].
 
         Raises: ValueError when hidden patches were dropped: each answer is read off its own token.
         """
@@ -73,7 +71,7 @@ class PixelHead(nn.Module):
                 "the linear pixel head needs a token at every hidden patch: choose "
                 "pixel_head=decoder, or task.mask_mode=replace"
             )
-        return self.out(self.norm(patches[is_wanted]))
+        return self.out(self.norm(patches.flatten(0, 1)[wanted]))
 
 
 class PixelDecoder(nn.Module):
@@ -131,14 +129,12 @@ class PixelDecoder(nn.Module):
                 nn.init.zeros_(module.bias)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(
-        self, patches: Tensor, is_wanted: Tensor, is_dropped: Tensor | None = None
-    ) -> Tensor:
-        """Tokens to [M, p*p*3], wanted patches in row-major order.
+    def forward(self, patches: Tensor, wanted: Tensor, is_dropped: Tensor | None = None) -> Tensor:
+        """Tokens to [M, p*p*3].
 
         Args:
             patches: [V, N, D], or [V, N_visible, D] where hidden ones were dropped.
-            is_wanted: [V, N] bool.
+            wanted: [M] places in V * N.
             is_dropped: [V, N] bool, patches that have no token.
         """
         x = self.embed(patches)
@@ -147,4 +143,4 @@ class PixelDecoder(nn.Module):
             whole[~is_dropped] = x.flatten(0, 1)
             x = whole
         x = self.blocks(x + self.positions)
-        return self.out(self.norm(x[is_wanted]))
+        return self.out(self.norm(x.flatten(0, 1)[wanted]))

@@ -1,0 +1,1 @@
+"""Plain ways to do the same work, written out for comparison."""

@@ -138,9 +138,12 @@ class Tokens(NamedTuple):
     """What a backbone returns: the class token and the patch tokens in row-major grid order."""
 
     cls: Tensor  # [B, D]
-    patches: Tensor  # [B, N, D], the visible ones only where hidden ones were dropped
+    # [B, N, D], the visible ones only where hidden ones were dropped; [M, D] where only some places
+    # were asked for
+    patches: Tensor
     grid_hw: tuple[int, int]  # N = h * w
     taps: tuple[Tensor, ...] = ()  # patch tokens of the blocks that were asked for, normed
+    local_cls: Tensor | None = None  # [b, D] class tokens of local crops that went along
 
 
 class PatchTargets(NamedTuple):

@@ -6,18 +6,28 @@ not.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from handmim.contracts import Tokens
+from handmim.models.encoder import (
+    ATTENTIONS,
+    Sizes,
+    is_plain,
+    pack,
+    rows_of,
+    run_block,
+    unpack,
+    visible,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -48,6 +58,10 @@ class ViT(nn.Module):
             weights.
         size: further timm arguments that set the architecture (embed_dim, depth, num_heads,
             mlp_ratio).
+        attention: one of `encoder.ATTENTIONS`.
+        recompute_blocks: this many blocks, from the first on, keep no activations for the backward
+            pass and run twice instead (Chen et al. 2016, arXiv 1604.06174).
+    Raises: ValueError for settings that do not fit.
     """
 
     net: Any  # timm's VisionTransformer, whose attributes are untyped
@@ -63,8 +77,14 @@ class ViT(nn.Module):
         drop_path_rate: float = 0.0,
         pixel_norm: str = "imagenet",
         size: Mapping[str, Any] | None = None,
+        attention: str = "auto",
+        recompute_blocks: int = 0,
     ) -> None:
         super().__init__()
+        if attention not in ATTENTIONS:
+            raise ValueError(
+                f"attention must be one of {ATTENTIONS}, got {attention!r} (task.backbone)"
+            )
         if img_px % patch_px:
             raise ValueError(
                 f"img_px must be a multiple of patch_px, got {img_px} and {patch_px} "
@@ -89,6 +109,7 @@ class ViT(nn.Module):
             self.net.cls_token is None
             or self.net.pos_embed is None
             or self.net.num_prefix_tokens != 1
+            or not all(is_plain(block) for block in self.net.blocks)
         ):
             raise ValueError(f"{arch} is not a plain ViT with one class token (task.backbone.arch)")
         self.net.patch_embed.strict_img_size = False  # local crops are smaller
@@ -96,6 +117,13 @@ class ViT(nn.Module):
         self.grid_hw: tuple[int, int] = tuple(self.net.patch_embed.grid_size)
         self.num_patches = self.grid_hw[0] * self.grid_hw[1]
         self.depth = len(self.net.blocks)
+        if not 0 <= recompute_blocks <= self.depth:
+            raise ValueError(
+                f"recompute_blocks must be 0 to {self.depth}, got {recompute_blocks} "
+                "(task.backbone.recompute_blocks)"
+            )
+        self.attention, self.recompute_blocks = attention, recompute_blocks
+        self._run_block: Callable[..., Tensor] = run_block
         self.num_heads: int = self.net.blocks[0].attn.num_heads
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
         nn.init.normal_(self.mask_token, std=0.02)
@@ -138,6 +166,8 @@ class ViT(nn.Module):
         *,
         drop_masked: bool = False,
         taps: Sequence[int] = (),
+        places: Tensor | None = None,
+        local: Tensor | None = None,
     ) -> Tokens:
         """Encode pictures, some patches hidden.
 
@@ -147,30 +177,69 @@ class ViT(nn.Module):
                 added.
             drop_masked: leave them out instead; as many in each row.
             taps: blocks, counted from 1, whose patch tokens come back too.
+            places: [M] places in B * N: the last block finishes these patches alone.
+            local: [b, 3, h, w] smaller pictures that go along, for their class tokens.
         Returns: Tokens after the final norm: cls [B, D], patches [B, N, D] (the visible ones alone,
-            in grid order, where hidden ones were dropped), taps the same of each block asked for.
+            in grid order, where hidden ones were dropped; [M, D] where places were given), taps the
+            same of each block asked for, local_cls [b, D].
+        Raises: ValueError for taps that there are not, or places beside taps or dropped patches.
         """
-        net, grid_hw = self.net, self.grid_of(image)
         if any(not 1 <= n <= self.depth for n in taps):
             raise ValueError(
                 f"taps are blocks 1 to {self.depth}, got {tuple(taps)} "
                 "(task.heads.pixel.tap_layers)"
             )
+        if places is not None and (taps or drop_masked):
+            raise ValueError("places are of whole pictures without taps")
+        batches = [self._embedded(image, is_masked, drop_masked)]
+        if local is not None:
+            batches.append(self._embedded(local))
+        rows, sizes = pack(batches)
+        keep = None if places is None else rows_of(places, sizes)
+        rows, tapped = self._encoded(rows, sizes, taps, keep)
+        norm, grid_hw = self.net.norm, self.grid_of(image)
+        if places is not None:
+            counts = [len(image), len(places), 0 if local is None else len(local)]
+            cls, patches, local_cls = norm(rows).split(counts)
+            return Tokens(cls, patches, grid_hw, (), None if local is None else local_cls)
+        whole, *others = unpack(norm(rows), sizes)
+        kept = tuple(unpack(norm(tap), sizes)[0][:, 1:] for tap in tapped)
+        return Tokens(whole[:, 0], whole[:, 1:], grid_hw, kept, others[0][:, 0] if others else None)
+
+    def compile_blocks(self) -> None:
+        """Let torch.compile fuse each block; the first steps wait for it."""
+        self._run_block = torch.compile(run_block, dynamic=False)
+
+    def _embedded(
+        self, image: Tensor, is_masked: Tensor | None = None, drop_masked: bool = False
+    ) -> Tensor:
+        """[B, T, D] tokens with positions, class token first, before the first block."""
+        net, grid_hw = self.net, self.grid_of(image)
         x = net.patch_embed(self.normalise(image))  # [B, N, D]
         if is_masked is not None and not drop_masked:
             x = torch.where(is_masked.unsqueeze(-1), self.mask_token.to(x.dtype), x)
         x = torch.cat([net.cls_token.expand(len(x), -1, -1), x], dim=1) + self.positions(grid_hw)
         if is_masked is not None and drop_masked:
-            x = _visible(x, is_masked)
-        x = net.norm_pre(net.pos_drop(x))
-        tapped: dict[int, Tensor] = {}
-        for number, block in enumerate(net.blocks, start=1):
-            x = block(x)
-            if number in taps and number < self.depth:
-                tapped[number] = net.norm(x)[:, 1:]
-        x = net.norm(x)
-        tapped[self.depth] = x[:, 1:]
-        return Tokens(x[:, 0], x[:, 1:], grid_hw, tuple(tapped[n] for n in taps))
+            x = visible(x, is_masked)
+        return net.norm_pre(net.pos_drop(x))
+
+    def _encoded(
+        self, x: Tensor, sizes: Sizes, taps: Sequence[int], keep: Tensor | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Packed rows after all blocks, `keep` of them where given, and after each tapped block."""
+        after: dict[int, Tensor] = {}
+        for number, block in enumerate(self.net.blocks, start=1):
+            if number == self.depth and keep is not None:
+                x = run_block(block, x, sizes, self.attention, keep)
+            elif number <= self.recompute_blocks and torch.is_grad_enabled():
+                x = checkpoint(
+                    self._run_block, block, x, sizes, self.attention, use_reentrant=False
+                )
+            else:
+                x = self._run_block(block, x, sizes, self.attention)
+            if number in taps:
+                after[number] = x
+        return x, [after[n] for n in taps]
 
     def layer_of(self, name: str) -> int:
         """Depth of a parameter for layer-wise learning rates: 0 for the embedding, depth + 1 for
@@ -201,17 +270,3 @@ class ViT(nn.Module):
         save_file(weights, partial, metadata=meta)
         partial.chmod(mode)  # safetensors lets nobody but the owner read, whatever the umask
         partial.replace(path)
-
-
-def _visible(tokens: Tensor, is_masked: Tensor) -> Tensor:
-    """[B, 1 + N, D] and [B, N] bool to [B, 1 + visible, D]: the class token always stays."""
-    stays = ~F.pad(is_masked, (1, 0))
-    counts = stays.sum(dim=1)
-    low, high = torch.stack(torch.aminmax(counts)).tolist()
-    if low != high:
-        raise ValueError(
-            f"dropping hidden patches needs as many in every view, got views with {low - 1} to "
-            f"{high - 1} visible ones (views.masks: exact_count=true and masked_share=1.0, or "
-            "task.mask_mode=replace)"
-        )
-    return tokens[stays].view(len(tokens), high, -1)

@@ -25,7 +25,7 @@ from handmim.models.initial_weights import InitialWeights, load_initial
 from handmim.models.teacher import EmaTeacher
 from handmim.models.vit import ViT
 from handmim.tasks.monitors import keypoint_monitors, target_monitors
-from handmim.tasks.pretrain_heads import FOLLOWED, build_heads, check_heads
+from handmim.tasks.pretrain_heads import FOLLOWED, build_heads, check_heads, read_whole
 from handmim.tasks.pretrain_outputs import MAKERS, Seen, projected
 from handmim.tasks.pretrain_pictures import draw_pretraining
 
@@ -118,6 +118,9 @@ class HandMimTask(nn.Module):
         self.fields = tuple(f for f in MAKERS if f in self.losses.needs)
         built = build_heads(backbone, heads, self.fields, class_head=class_head)
         check_heads(built, self.fields, mask_mode=mask_mode)
+        # Then the last block need not finish the other patches.
+        whole = "pixels" in self.fields or bool(read_whole(built, self.fields))
+        self.reads_hidden_alone = mask_mode == "replace" and not whole
         self.student = nn.ModuleDict({"backbone": backbone, **built})
         self.needs_teacher = any(f in OF_TEACHER for f in self.fields) or (
             keypoint_target == "ema" and "target_keypoints_ndc" in self.fields
@@ -169,19 +172,23 @@ class HandMimTask(nn.Module):
             head: Any = self.student["pixel"]
             taps = tap_blocks(head.tap_layers, backbone.depth)
         drop = self.mask_mode == "drop"
-        student = backbone(views, is_masked, drop_masked=drop, taps=taps)
+        local = batch.local_views if "classes" in self.fields else None
+        student = backbone(
+            views,
+            is_masked,
+            drop_masked=drop,
+            taps=taps,
+            places=batch.hidden_places if self.training and self.reads_hidden_alone else None,
+            local=None if local is None else local.flatten(0, 1),
+        )
         teacher: Tokens | None = None
         if self.needs_teacher:
             with torch.inference_mode():
                 teacher = self.teacher_head("backbone")(views)
-        local_cls: Tensor | None = None
-        if batch.local_views is not None and "classes" in self.fields:
-            local_cls = backbone(batch.local_views.flatten(0, 1)).cls
-            local_cls = local_cls.unflatten(0, batch.local_views.shape[:2])
         points: Tensor | None = None
         if any("keypoint" in MAKERS[f][1] for f in self.fields):
             points = self.student["keypoint"](student).unflatten(0, shape)
-        seen = Seen(batch, info, student, teacher, local_cls, points)
+        seen = Seen(batch, info, student, teacher, points)
         seen = seen._replace(projected=projected(self, seen))
         made = {field: MAKERS[field][0](self, seen) for field in self.fields}
         return PretrainOutputs(**made), student

@@ -16,8 +16,8 @@ HEADS = {head for _, heads in MAKERS.values() for head in heads} | {
     "class_projection",
     "keypoint_predictor",
 }
-# Fields that read the token of every patch.
-WHOLE = ("patches", "dense", "patch_hog")
+# Fields that read the token of every patch ("patches" reads those of hidden ones).
+WHOLE = ("dense", "patch_hog")
 
 
 def build_heads(
@@ -74,14 +74,20 @@ def check_heads(heads: Mapping[str, nn.Module], fields: Collection[str], *, mask
                 raise ValueError(
                     f"a loss needs {field}, for which the head {head!r} is missing (task.heads)"
                 )
-    whole = sorted(
-        field
-        for field in fields
-        if field in WHOLE
-        or any(getattr(heads[head], "reads_patches", False) for head in MAKERS[field][1])
-    )
+    whole = sorted(read_whole(heads, fields) + [f for f in fields if f == "patches"])
     if mask_mode == "drop" and whole:
         raise ValueError(
             "task.mask_mode=drop leaves no tokens at hidden patches, but a loss needs "
             f"{', '.join(whole)}"
         )
+
+
+def read_whole(heads: Mapping[str, nn.Module], fields: Collection[str]) -> list[str]:
+    """Fields, without "pixels", that read the tokens of patches whether hidden or not, by
+    themselves or by their heads."""
+    return [
+        field
+        for field in fields
+        if field in WHOLE
+        or any(getattr(heads[head], "reads_patches", False) for head in MAKERS[field][1])
+    ]

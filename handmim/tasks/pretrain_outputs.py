@@ -39,7 +39,6 @@ class Seen(NamedTuple):
     info: StepInfo
     student: Tokens  # of all views, [B*G, ...]
     teacher: Tokens | None  # of all views, whole; None when no field needs it
-    local_cls: Tensor | None  # [B, L, D] of the student
     points: Tensor | None  # [B, G, K, d] the student's pseudo-keypoints
     projected: Mapping[str, Pair] = MappingProxyType({})  # tokens after prototype heads, by field
 
@@ -59,6 +58,20 @@ class Seen(NamedTuple):
         """[B, G, D] class tokens of the student."""
         return self.student.cls.unflatten(0, self.shape)
 
+    @property
+    def all_cls(self) -> Tensor:
+        """[B, G + L, D] the same, then those of its local crops."""
+        local = self.student.local_cls
+        if local is None:
+            return self.cls
+        return torch.cat([self.cls, local.unflatten(0, (self.shape[0], -1))], dim=1)
+
+    @property
+    def hidden_patches(self) -> Tensor:
+        """[M, D] the student's tokens at hidden patches."""
+        patches = self.student.patches
+        return patches if patches.ndim == 2 else patches.flatten(0, 1)[self.batch.hidden_places]
+
 
 def projected(task: "HandMimTask", seen: Seen) -> dict[str, Pair]:
     """Masked patches and class tokens after their prototype heads, by field.
@@ -72,11 +85,9 @@ def projected(task: "HandMimTask", seen: Seen) -> dict[str, Pair]:
         places = seen.batch.hidden_places
         everything = task.training and getattr(task.centering["patches"], "over", "") == "all"
         teacher = seen.teacher.patches.flatten(0, 1)
-        student = seen.student.patches.flatten(0, 1)[places]
-        kinds["patches"] = Pair(student, teacher if everything else teacher[places])
+        kinds["patches"] = Pair(seen.hidden_patches, teacher if everything else teacher[places])
     if "classes" in task.fields:
-        cls = seen.cls if seen.local_cls is None else torch.cat([seen.cls, seen.local_cls], dim=1)
-        kinds["classes"] = Pair(cls, seen.teacher.cls.unflatten(0, seen.shape))
+        kinds["classes"] = Pair(seen.all_cls, seen.teacher.cls.unflatten(0, seen.shape))
     own = "class_projection" in task.student
     groups = [[name] for name in kinds] if own else [list(kinds)] if kinds else []
     done: dict[str, Pair] = {}

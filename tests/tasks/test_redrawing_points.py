@@ -57,7 +57,7 @@ def batch_with(*kinds: str) -> PretrainBatch:
 def redrawing(batch: PretrainBatch, points: torch.Tensor, redraw_from: str) -> torch.Tensor:
     """[B, G, K, d] as the heads that redraw get them."""
     nothing = Tokens(torch.zeros(B * G, 1), torch.zeros(B * G, 1, 1), (1, 1))
-    seen = Seen(batch, StepInfo(0, 1), nothing, None, None, points)
+    seen = Seen(batch, StepInfo(0, 1), nothing, None, points)
     task = SimpleNamespace(redraw_from=redraw_from)
     return _redrawing_points(task, seen).unflatten(2, points.shape[2:])
 

@@ -114,7 +114,7 @@ def test_activations_of_what_is_frozen_are_not_kept(hand, batch, k):
 
     after = []
     for block in task.backbone.net.blocks:
-        block.register_forward_hook(lambda *_: after.append(kept[0]))
+        block.mlp.register_forward_hook(lambda *_: after.append(kept[0]))
     with saved_tensors_hooks(count, lambda tensor: tensor):
         task.tokens(batch.image)
     assert [n > 0 for n in after] == [i >= DEPTH - k for i in range(DEPTH)]

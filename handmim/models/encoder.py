@@ -1,0 +1,126 @@
+"""A ViT's blocks over several batches of sequences at once, with no more work than is asked for.
+
+timm's modules and weights, called our own way. Sequences of different lengths (whole views, local
+crops) lie one after another, so that all but attention is one call for all of them (DINOv2, Oquab
+et al. 2023, arXiv 2304.07193, packs them too). In the last block, rows that nobody asks for take
+part as keys and values alone. Both give what timm's own forward gives.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.layers.attention import Attention
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+ATTENTIONS = ("auto", "fused", "written_out")
+
+Sizes = tuple[tuple[int, int], ...]  # (sequences, tokens of each), by batch
+
+
+def is_plain(block: nn.Module) -> bool:
+    """Whether a block is timm's plain one, which `run_block` takes apart."""
+    attn: Any = getattr(block, "attn", None)
+    return type(block) is Block and type(attn) is Attention and getattr(attn, "gate", None) is None
+
+
+def pack(batches: Sequence[Tensor]) -> tuple[Tensor, Sizes]:
+    """Batches [B, T, D] of sequences to rows [R, D] one after another, and their sizes."""
+    sizes = tuple((b.shape[0], b.shape[1]) for b in batches)
+    rows = [b.flatten(0, 1) for b in batches]
+    return rows[0] if len(rows) == 1 else torch.cat(rows), sizes
+
+
+def unpack(rows: Tensor, sizes: Sizes) -> list[Tensor]:
+    """The inverse of `pack`."""
+    parts = rows.split([b * t for b, t in sizes])
+    return [part.unflatten(0, size) for part, size in zip(parts, sizes, strict=True)]
+
+
+def rows_of(places: Tensor, sizes: Sizes) -> Tensor:
+    """Rows of packed views' class tokens, of patches at `places` [M] in B * N, then of the class
+    tokens of the batches behind the first."""
+    first, cls = 0, []
+    for num, length in sizes:
+        cls.append(torch.arange(num, device=places.device) * length + first)
+        first += num * length
+    tokens = sizes[0][1]
+    patches = places // (tokens - 1) * tokens + 1 + places % (tokens - 1)
+    return torch.cat([cls[0], patches, *cls[1:]])
+
+
+def visible(tokens: Tensor, is_masked: Tensor) -> Tensor:
+    """[B, 1 + N, D] and [B, N] bool to [B, 1 + visible, D]: the class token always stays."""
+    stays = ~F.pad(is_masked, (1, 0))
+    counts = stays.sum(dim=1)
+    low, high = torch.stack(torch.aminmax(counts)).tolist()
+    if low != high:
+        raise ValueError(
+            f"dropping hidden patches needs as many in every view, got views with {low - 1} to "
+            f"{high - 1} visible ones (views.masks: exact_count=true and masked_share=1.0, or "
+            "task.mask_mode=replace)"
+        )
+    return tokens[stays].view(len(tokens), high, -1)
+
+
+def attend(attn: Attention, qkv: Tensor, attention: str = "auto") -> Tensor:
+    """Multi-head self-attention of sequences, before the output projection.
+
+    Args:
+        attn: holds heads, scale and norms.
+        qkv: [B, T, 3 D].
+        attention: "fused" calls torch's kernel, "written_out" multiplies, softens and multiplies;
+            "auto" writes it out in bfloat16 on a CPU, where the kernel's backward is the slower.
+    Returns: [B, T, D].
+    """
+    q, k, v = qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k = attn.q_norm(q), attn.k_norm(k)
+    written = attention == "written_out"
+    if attention == "auto":
+        written = q.device.type == "cpu" and q.dtype == torch.bfloat16
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    if written:
+        weights = ((q * attn.scale) @ k.transpose(-2, -1)).softmax(dim=-1)
+        mixed = F.dropout(weights, dropout) @ v
+    else:
+        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=attn.scale)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def run_block(
+    block: Any, x: Tensor, sizes: Sizes, attention: str = "auto", keep: Tensor | None = None
+) -> Tensor:
+    """One transformer block on packed rows.
+
+    Args:
+        block: one that `is_plain`.
+        x: [R, D].
+        sizes: of the packed batches.
+        attention: as in `attend`.
+        keep: [K] rows that are wanted; None = all.
+    Returns: [R, D], or [K, D] in the order of `keep`.
+    """
+    attn = block.attn
+    each = unpack(attn.qkv(block.norm1(x)), sizes)
+    mixed, _ = pack([attend(attn, qkv, attention) for qkv in each])
+    # One draw per sequence, as timm's own forward draws it. None where nothing is dropped.
+    shares = [_shares(drop, x, sizes) for drop in (block.drop_path1, block.drop_path2)]
+    if keep is not None:
+        x, mixed = x[keep], mixed[keep]
+        shares = [None if s is None else s[keep] for s in shares]
+    x = _added(x, block.ls1(attn.proj_drop(attn.proj(attn.norm(mixed)))), shares[0])
+    return _added(x, block.ls2(block.mlp(block.norm2(x))), shares[1])
+
+
+def _shares(drop_path: nn.Module, x: Tensor, sizes: Sizes) -> Tensor | None:
+    """[R, 1] factors on the rows of a branch under stochastic depth."""
+    if isinstance(drop_path, nn.Identity) or not drop_path.training:
+        return None
+    each = [drop_path(x.new_ones(b, 1, 1)).expand(b, t, 1) for b, t in sizes]
+    return pack(each)[0]
+
+
+def _added(x: Tensor, branch: Tensor, shares: Tensor | None) -> Tensor:
+    return x + branch if shares is None else torch.addcmul(x, branch, shares)

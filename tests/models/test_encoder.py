@@ -1,0 +1,162 @@
+"""Packing, pruning, recomputing and writing attention out change nothing of what a ViT says."""
+
+import pytest
+import torch
+
+from handmim.models.vit import ViT
+
+SIZE = {"embed_dim": 24, "depth": 3, "num_heads": 2}
+WAYS = {"plain": {}, "layer scale": {"init_values": 0.3}, "qk norm": {"qk_norm": True}}
+SIDE, PATCH = 32, 8
+
+
+def vit(drop_path_rate: float = 0.0, size=SIZE, **kwargs) -> ViT:
+    torch.manual_seed(0)
+    net = ViT(
+        "vit_tiny_patch16_224",
+        img_px=SIDE,
+        patch_px=PATCH,
+        drop_path_rate=drop_path_rate,
+        size=size,
+        **kwargs,
+    )
+    with torch.no_grad():  # biases, layer scales and the mask token start too small to be seen
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return net.double()
+
+
+def pictures(num: int = 4, side: int = SIDE, seed: int = 0) -> torch.Tensor:
+    g = torch.Generator().manual_seed(seed)
+    return torch.rand(num, 3, side, side, generator=g, dtype=torch.float64)
+
+
+def mask(num: int = 4) -> torch.Tensor:
+    """One view has no mask, one is hidden whole."""
+    g = torch.Generator().manual_seed(1)
+    counts = torch.tensor([3, 0, 16, 7])[:num, None]
+    return torch.rand(num, 16, generator=g).argsort(-1) < counts
+
+
+def timm_forward(net: ViT, image: torch.Tensor, is_masked: torch.Tensor) -> torch.Tensor:
+    """timm's own blocks, one after another."""
+    x = net._embedded(image, is_masked)
+    for block in net.net.blocks:
+        x = block(x)
+    return net.net.norm(x)
+
+
+@pytest.mark.parametrize("attention", ["auto", "fused", "written_out"])
+@pytest.mark.parametrize("way", list(WAYS))
+def test_tokens_are_those_of_timms_own_forward(way, attention):
+    net = vit(size=SIZE | WAYS[way], attention=attention)
+    tokens, expected = net(pictures(), mask()), timm_forward(net, pictures(), mask())
+    torch.testing.assert_close(torch.cat([tokens.cls[:, None], tokens.patches], 1), expected)
+
+
+def test_paths_drop_as_timm_drops_them():
+    net = vit(drop_path_rate=0.6).train()
+    torch.manual_seed(5)
+    expected = timm_forward(net, pictures(), mask())
+    torch.manual_seed(5)
+    tokens = net(pictures(), mask())
+    torch.testing.assert_close(torch.cat([tokens.cls[:, None], tokens.patches], 1), expected)
+
+
+@pytest.mark.parametrize("drop_path_rate", [0.0, 0.6])
+@pytest.mark.parametrize("size", [SIZE, SIZE | {"init_values": 0.3}])
+def test_places_alone_are_the_same_places_of_all(size, drop_path_rate):
+    net, places = vit(drop_path_rate, size).train(), mask().flatten().nonzero().squeeze(1)
+    outs, grads = [], []
+    for chosen in (None, places):
+        net.zero_grad(set_to_none=True)
+        torch.manual_seed(5)
+        tokens = net(pictures(), mask(), places=chosen)
+        patches = tokens.patches.flatten(0, 1)[places] if chosen is None else tokens.patches
+        (tokens.cls.square().sum() + patches.pow(3).sum()).backward()
+        outs.append((tokens.cls, patches))
+        grads.append({k: p.grad for k, p in net.named_parameters()})
+    torch.testing.assert_close(outs[0], outs[1])
+    torch.testing.assert_close(grads[0], grads[1])
+
+
+@pytest.mark.parametrize("places", [None, mask().flatten().nonzero().squeeze(1)])
+def test_local_crops_that_go_along_are_as_if_alone(places):
+    net, local = vit(), pictures(5, SIDE // 2, seed=2)
+    packed = net(pictures(), mask(), places=places, local=local)
+    alone = net(pictures(), mask(), places=places)
+    torch.testing.assert_close(packed.cls, alone.cls)
+    torch.testing.assert_close(packed.patches, alone.patches)
+    torch.testing.assert_close(packed.local_cls, net(local).cls)
+    assert alone.local_cls is None
+
+
+@pytest.mark.parametrize("drop_path_rate", [0.0, 0.5])
+def test_recomputed_blocks_give_the_same_gradients_from_less_memory(drop_path_rate):
+    saved, grads = [], []
+    for blocks in (0, 2, 3):
+        net, kept = vit(drop_path_rate, recompute_blocks=blocks).train(), []
+        torch.manual_seed(5)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x
+        ):
+            tokens = net(pictures(), mask())
+        (tokens.cls.square().sum() + tokens.patches.square().sum()).backward()
+        saved.append(sum(kept))
+        grads.append({k: p.grad for k, p in net.named_parameters()})
+    assert saved[0] > 1.5 * saved[1] > 1.5 * 1.2 * saved[2]
+    for other in grads[1:]:
+        torch.testing.assert_close(grads[0], other)
+
+
+def test_taps_are_of_the_views_when_crops_go_along():
+    net = vit()
+    tokens = net(pictures(), taps=(1, 3), local=pictures(2, SIDE // 2))
+    for tap, expected in zip(tokens.taps, net(pictures(), taps=(1, 3)).taps, strict=True):
+        torch.testing.assert_close(tap, expected)
+
+
+def test_blocks_of_another_kind_are_refused():
+    with pytest.raises(ValueError, match="vit_small_patch16_18x2_224 is not a plain ViT"):
+        ViT("vit_small_patch16_18x2_224", img_px=SIDE, patch_px=PATCH, size=SIZE)
+
+
+def test_settings_are_checked():
+    with pytest.raises(ValueError, match=r"fused.*got 'flash'"):
+        vit(attention="flash")
+    for blocks in (-1, 4):
+        with pytest.raises(ValueError, match=rf"0 to 3, got {blocks}"):
+            vit(recompute_blocks=blocks)
+    with pytest.raises(ValueError, match="without taps"):
+        vit()(pictures(), mask(), taps=(1,), places=torch.zeros(1, dtype=torch.int64))
+
+
+def test_bfloat16_on_a_cpu_writes_attention_out(monkeypatch):
+    calls = []
+    fused = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *args, **kwargs: calls.append(1) or fused(*args, **kwargs),
+    )
+    net = vit().float()
+    for is_mixed, num in ((False, 3), (True, 0)):
+        calls.clear()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_mixed):
+            net(pictures().float())
+        assert len(calls) == num
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+def test_compiled_blocks_say_the_same():
+    net = vit(0.0).float().train()
+    expected, local = net(pictures().float(), mask()), pictures(2, SIDE // 2).float()
+    expected_local = net(local).cls
+    net.compile_blocks()
+    for _ in range(2):
+        tokens = net(pictures().float(), mask(), local=local)
+        torch.testing.assert_close(tokens.patches, expected.patches, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(tokens.local_cls, expected_local, atol=1e-5, rtol=1e-5)
+    tokens.patches.square().mean().backward()
+    assert net.net.blocks[0].attn.qkv.weight.grad.isfinite().all()

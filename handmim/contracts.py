@@ -83,6 +83,7 @@ class PretrainBatch(NamedTuple):
     local_views: Tensor | None = None  # [B, L, 3, h, w] small crops for the class losses
     group: Tensor | None = None  # [B] int64; equal numbers are no negatives of each other
     hidden: Tensor | None = None  # [M] int64 places of True in is_masked.flatten(), where known
+    num_hidden: tuple[int, ...] | None = None  # of each sample, B numbers on the host, likewise
 
     @property
     def hidden_places(self) -> Tensor:
@@ -93,6 +94,24 @@ class PretrainBatch(NamedTuple):
         if self.hidden is not None:
             return self.hidden
         return self.is_masked.flatten().nonzero().squeeze(1)
+
+    @property
+    def num_samples(self) -> int:
+        """B."""
+        return len(self.views)
+
+    def part(self, start: int, stop: int) -> "PretrainBatch":
+        """Samples from start to stop, which may lie behind the last."""
+        fields: dict[str, Any] = {
+            name: field[start:stop]
+            for name, field in self._asdict().items()
+            if field is not None and name != "hidden"
+        }
+        if self.hidden is not None and self.num_hidden is not None:
+            first, num = sum(self.num_hidden[:start]), sum(self.num_hidden[start:stop])
+            per_sample = self.is_masked[0].numel()
+            fields["hidden"] = self.hidden[first : first + num] - start * per_sample
+        return PretrainBatch(**fields)
 
 
 class HandBatch(NamedTuple):
@@ -120,6 +139,15 @@ class HandBatch(NamedTuple):
     def lens(self) -> "Lens":
         """What is known of the camera behind these crops."""
         return Lens(self.K_crop_px, self.has_K, self.image.shape[-1])
+
+    @property
+    def num_samples(self) -> int:
+        """B."""
+        return len(self.image)
+
+    def part(self, start: int, stop: int) -> "HandBatch":
+        """Samples from start to stop, which may lie behind the last."""
+        return HandBatch(*(field[start:stop] for field in self))
 
     def moved(self, device: torch.device) -> "HandBatch":
         """The same batch on a device."""

@@ -189,6 +189,7 @@ class ViewMaker:
             local_views=local_views,
             group=batch.group,
             hidden=is_masked.flatten().nonzero().squeeze(1).to(device),
+            num_hidden=tuple(is_masked.flatten(1).sum(dim=1).tolist()),
         )
 
     def _cut(

@@ -18,11 +18,13 @@ from torch.utils.data import DataLoader, Dataset
 from handmim.contracts import StepInfo, StepResult
 from handmim.engine.best import Best, BestFigure, BestRule
 from handmim.engine.checkpoint import save_checkpoint
+from handmim.engine.finite import FiniteWatch
 from handmim.engine.log import ProgressLine, RunLog, RunningMeans
 from handmim.engine.optim import OptimRecipe
 from handmim.engine.sampler import StepSampler
 from handmim.engine.saving import Saver, falls_on, restore
 from handmim.engine.signals import StopSignals
+from handmim.engine.update import Updater
 from handmim.utils.run import Run
 from handmim.utils.seed import step_generator, step_seed
 
@@ -90,8 +92,10 @@ class Trainer:
         save_every: steps between checkpoints; None saves at the end only.
         keep_every: steps between numbered copies that stay; None keeps the last only.
         picture_every: steps between pictures; None draws at the end only.
-        check_finite_every: steps between checks of loss and gradient norm; a check waits for the
-            device.
+        check_finite_every: steps between checks of loss and gradient norm before the update, which
+            wait for the device; None checks every step on a CPU, none elsewhere. What happens
+            between is seen when losses are logged, and before anything is saved.
+        accumulate: parts that each process works its batch off in, see `update.Updater`.
         stop_after: stop, resumable, after this many steps of this process.
         keep_best: validation figure whose best checkpoint is kept, see `BestRule`; a checkpoint is
             written whenever it improves.
@@ -109,7 +113,8 @@ class Trainer:
         save_every: int | None = None,
         keep_every: int | None = None,
         picture_every: int | None = None,
-        check_finite_every: int = 1,
+        check_finite_every: int | None = None,
+        accumulate: int = 1,
         stop_after: int | None = None,
         keep_best: str | None = None,
         stop_patience: int | None = None,
@@ -119,13 +124,15 @@ class Trainer:
             ("batch_size", batch_size),
             ("log_every", log_every),
             ("check_finite_every", check_finite_every),
+            ("accumulate", accumulate),
         ):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value} (trainer.{name})")
         self.max_steps, self.batch_size, self.num_workers = max_steps, batch_size, num_workers
         self.log_every, self.save_every, self.keep_every = log_every, save_every, keep_every
         self.picture_every, self.check_finite_every = picture_every, check_finite_every
-        self.stop_after, self.best_rule = stop_after, BestRule(keep_best, stop_patience)
+        self.accumulate, self.stop_after = accumulate, stop_after
+        self.best_rule = BestRule(keep_best, stop_patience)
 
     def fit(
         self,
@@ -160,10 +167,14 @@ class Trainer:
             the run is saved first.
         """
         identity = self._identity(run, dataset, meta or {})
-        optimizer = recipe.build(task.to(run.device), task.lr_scales())  # type: ignore[operator]
+        scales = task.lr_scales()  # type: ignore[operator]
+        optimizer = recipe.build(task.to(run.device), scales, run.precision)
         best = Best(self.best_rule)
         step = first_step = restore(run, task, optimizer, best, identity, resume)
         wrapped, optimizer = run.fabric.setup(task, optimizer)
+        how = {"batch_size": self.batch_size, "accumulate": self.accumulate}
+        updater = Updater(run.fabric, wrapped, optimizer, recipe, **how)
+        watch = FiniteWatch(run.device)
         loader = self._loader(run, dataset, collate, step)
         log.info(
             "%d samples, %d steps of %d, %s; %.2f M trainable parameters",
@@ -187,16 +198,16 @@ class Trainer:
             task.train()
             for loaded in loader if reason is None else ():
                 info = StepInfo(step, self.max_steps)
-                batch, result, extra = self._step(
-                    run, wrapped, optimizer, recipe, loaded, prepare, info
-                )
+                batch, result, extra = self._step(run, updater, watch, loaded, prepare, info)
                 extra |= task.after_step(info)  # type: ignore[operator]
                 means.add(result.scalars)
                 step += 1
                 last = step == self.max_steps
                 now = [hook for hook in hooks if last or falls_on(step, hook.every)]
-                hooked, reason = self._call(now, task, StepInfo(step, self.max_steps), run)
                 is_logged = last or falls_on(step, self.log_every)
+                if is_logged or now or saver.is_due(step):
+                    self._check_seen(run, watch)
+                hooked, reason = self._call(now, task, StepInfo(step, self.max_steps), run)
                 if is_logged:
                     scalars = means.take() | {k: float(v) for k, v in extra.items()}
                     scalars["speed/images_per_s"] = line.images_per_s(step)
@@ -210,6 +221,8 @@ class Trainer:
                 stop = self._agree(run, signals.received is not None, step)
                 stop |= step - first_step == self.stop_after or reason is not None
                 if last or stop or is_best or saver.is_due(step):
+                    if run.world_size == 1:  # else nothing is saved at other steps
+                        self._check_seen(run, watch)
                     saver.save(step, is_best)
                 if stop and not last:
                     why = reason or signals.received or "stop_after"
@@ -261,38 +274,49 @@ class Trainer:
     def _step(
         self,
         run: Run,
-        wrapped: nn.Module,
-        optimizer: Any,
-        recipe: OptimRecipe,
+        updater: Updater,
+        watch: FiniteWatch,
         loaded: Any,
         prepare: Prepare,
         info: StepInfo,
     ) -> tuple[Any, StepResult, dict[str, Any]]:
         """One update: device, augmentation, loss, backward, clip, optimizer."""
-        extra: dict[str, Any] = dict(
-            recipe.apply(optimizer, info.step, info.total_steps, self.batch_size)
-        )
+        extra: dict[str, Any] = dict(updater.schedule(info))
         # Dropout and stochastic depth have no generator argument: the global one is set by step
         # instead.
         torch.manual_seed(step_seed(run.seed, "step", info.step, run.rank))
         generator = step_generator(run.seed, "prepare", info.step, run.rank)
         batch = prepare(run.fabric.to_device(loaded), generator, info)
-        result: StepResult = wrapped(batch, info)
-        check = info.step % self.check_finite_every == 0
-        if check and self._any_rank(run, not bool(result.loss.isfinite())):
-            self._refuse(run, batch, result, info, "loss")
-        run.fabric.backward(result.loss)
-        wrapped.module.before_update(info)  # type: ignore[operator, union-attr]
-        norm = recipe.clip(run.fabric, wrapped, optimizer)
+        result = updater.backward(batch, info)
+        norm = updater.clip()
         if norm is not None:
             extra["gradient_norm"] = norm
-            # fp16's scaler skips such steps itself; anywhere else one would poison every weight.
-            scaled = run.config.get("machine", {}).get("precision") == "16-mixed"
-            if check and not scaled and not bool(norm.isfinite()):
+        # fp16's scaler skips steps with such gradients itself; anywhere else one would poison every
+        # weight.
+        counted = None if run.precision == "16-mixed" else norm
+        every = self.check_finite_every or (1 if run.device.type == "cpu" else None)
+        if falls_on(info.step, every):
+            if self._any_rank(run, not bool(result.loss.isfinite())):
+                self._refuse(run, batch, result, info, "loss")
+            if counted is not None and not bool(counted.isfinite()):
                 self._refuse(run, batch, result, info, "gradient norm")
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        else:
+            watch.see(info.step, result.loss, counted)
+        updater.update()
         return batch, result, extra
+
+    def _check_seen(self, run: Run, watch: FiniteWatch) -> None:
+        """End a run that went wrong between checks, before anything of it is saved."""
+        if self._any_rank(run, watch.first_bad is not None):
+            where = (
+                "on another process" if watch.first_bad is None else f"at step {watch.first_bad}"
+            )
+            raise FloatingPointError(
+                f"the loss or its gradient was not finite {where}, and the weights are lost since: "
+                f"go on from the last checkpoint of {run.dir} with resume=auto, with a lower "
+                "optim.lr.start or precision 32-true; trainer.check_finite_every=1 stops before "
+                "such an update and keeps the batch"
+            )
 
     @staticmethod
     def _any_rank(run: Run, flag: bool) -> bool:

@@ -1,6 +1,7 @@
 """Optimizer recipe: parameter groups, learning-rate and weight-decay schedules, gradient
 clipping."""
 
+import inspect
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -51,9 +52,10 @@ def scaled_lr(lr: float, batch_size: int, reference_batch: int | None) -> float:
 @torch.no_grad()
 def clip_per_tensor(params: Iterable[Tensor], max_norm: float) -> None:
     """Shorten the gradient of every parameter that is longer than `max_norm`, each for itself."""
-    for param in params:
-        if param.grad is not None:
-            param.grad.mul_((max_norm / (param.grad.norm() + 1e-6)).clamp(max=1.0))
+    grads = [param.grad for param in params if param.grad is not None]
+    if grads:
+        factors = (max_norm / (torch.stack(torch._foreach_norm(grads)) + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(grads, factors.unbind())
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,9 @@ class OptimRecipe:
         lr_reference_batch: scale lr linearly with the global batch relative to this.
         clip_by: the norm is that of all gradients together ("global") or of each parameter tensor
             for itself ("per_tensor", as in iBOT).
+        fused: the optimizer's one-kernel form, the same up to rounding; None takes it wherever
+            there is one and gradients come unscaled (a fused step unscales fp16's by itself, which
+            leaves nothing to clip).
     Raises: ValueError for an unknown `clip_by`.
     """
 
@@ -77,6 +82,7 @@ class OptimRecipe:
     clip_norm: float | None = None
     lr_reference_batch: int | None = None
     clip_by: str = "global"
+    fused: bool | None = None
     _lr: Schedule = field(init=False, repr=False)
     _weight_decay: Schedule = field(init=False, repr=False)
 
@@ -88,9 +94,20 @@ class OptimRecipe:
         object.__setattr__(self, "_lr", as_schedule(self.lr))
         object.__setattr__(self, "_weight_decay", as_schedule(self.weight_decay))
 
-    def build(self, module: nn.Module, lr_scales: dict[str, float]) -> Optimizer:
-        """Optimizer over all trainable parameters; rates are set by `apply` before every step."""
-        return self.make(param_groups(module, lr_scales), lr=self._lr.start)
+    def build(
+        self, module: nn.Module, lr_scales: dict[str, float], precision: str = "32-true"
+    ) -> Optimizer:
+        """Optimizer over all trainable parameters; rates are set by `apply` before every step.
+
+        Args:
+            module: whose parameters.
+            lr_scales: factors on the learning rate by parameter name; those left out count 1.
+            precision: Fabric's, which decides about `fused`.
+        """
+        has_fused = "fused" in inspect.signature(self.make).parameters
+        fused = has_fused and precision != "16-mixed" if self.fused is None else self.fused
+        how = {"fused": True} if fused else {}
+        return self.make(param_groups(module, lr_scales), lr=self._lr.start, **how)
 
     def apply(
         self, optimizer: Optimizer, step: int, total_steps: int, batch_size: int

@@ -6,6 +6,7 @@ Caron et al. 2021 (DINO, arXiv 2104.14294); the class term of iBOT (arXiv 2111.0
 from torch import Tensor, nn
 
 from handmim.contracts import ClassTargets, PretrainBatch, PretrainOutputs
+from handmim.losses.soft_cross_entropy import soft_cross_entropy
 
 
 def cross_view_ce(classes: ClassTargets, temp: float) -> Tensor:
@@ -18,9 +19,8 @@ def cross_view_ce(classes: ClassTargets, temp: float) -> Tensor:
     Returns: scalar, mean over the G (G + L - 1) pairs and over samples.
     Raises: ValueError for a single view without local crops.
     """
-    log_p = (classes.student_logits / temp).log_softmax(dim=-1)
-    target = classes.teacher_probs
-    num_seen, num_views = log_p.shape[1], target.shape[1]
+    logits, target = classes.student_logits, classes.teacher_probs
+    num_seen, num_views = logits.shape[1], target.shape[1]
     if num_seen < 2:
         raise ValueError(
             "class distillation wants another view to predict: views.num_views >= 2 or "
@@ -28,7 +28,7 @@ def cross_view_ce(classes: ClassTargets, temp: float) -> Tensor:
         )
     others = target.sum(dim=1, keepdim=True).repeat(1, num_seen, 1)
     others[:, :num_views] -= target
-    ce = -(others * log_p).sum(dim=(1, 2))  # [B], over all pairs
+    ce = soft_cross_entropy(logits, others, temp).sum(dim=1)  # [B], over all pairs
     return ce.mean() / (num_views * (num_seen - 1))
 
 

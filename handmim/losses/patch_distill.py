@@ -3,10 +3,10 @@
 Zhou et al. 2022 (iBOT, arXiv 2111.07832), gathered over masked positions only as in DINOv2.
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handmim.contracts import PretrainBatch, PretrainOutputs
+from handmim.losses.soft_cross_entropy import soft_cross_entropy
 
 
 def masked_patch_ce(
@@ -22,8 +22,7 @@ def masked_patch_ce(
         temp: student temperature.
     Returns: scalar; 0 with its graph intact when nothing is masked.
     """
-    log_p = F.log_softmax(student_logits / temp, dim=-1)
-    ce = -(teacher_probs * log_p).sum(dim=-1)  # [M]
+    ce = soft_cross_entropy(student_logits, teacher_probs, temp)  # [M]
     return (ce * weight).sum() / num_views
 
 

@@ -74,7 +74,7 @@ class Centering(nn.Module):
 
     def forward(self, logits: Tensor, temp: float) -> Tensor:
         """[M, P] logits, in full precision, to [M, P] probabilities."""
-        return ((logits - self.centre) / temp).softmax(dim=-1)
+        return (logits - self.centre).div_(temp).softmax(dim=-1)
 
     @torch.no_grad()
     def follow(self, mean_logits: Tensor, count: int) -> None:

@@ -8,6 +8,7 @@ from lightning.fabric import Fabric
 from omegaconf import DictConfig
 
 from handmim.contracts import CropBatch, StepInfo
+from handmim.engine.update import Updater
 from handmim.utils.config import drop_unbuilt
 from handmim.utils.seed import seed_everything, step_generator
 
@@ -28,22 +29,21 @@ def bare_step(cfg: DictConfig, fabric: Fabric) -> tuple[Callable[[int], None], f
     drop_unbuilt(cfg.task.heads)
     task = instantiate(cfg.task).to(fabric.device)
     views, recipe = instantiate(cfg.views), instantiate(cfg.optim)
-    wrapped, optimizer = fabric.setup(task, recipe.build(task, task.lr_scales()))
+    optimizer = recipe.build(task, task.lr_scales(), cfg.machine.precision)
+    wrapped, optimizer = fabric.setup(task, optimizer)
+    updater = Updater(fabric, wrapped, optimizer, recipe, batch_size=cfg.trainer.batch_size)
     side = round(cfg.task.backbone.img_px * CROP_PER_VIEW)
     shape = (cfg.trainer.batch_size, 3, side, side)
     crops = CropBatch(torch.randint(0, 256, shape, dtype=torch.uint8).to(fabric.device))
 
     def step(number: int) -> None:
         info = StepInfo(number, cfg.trainer.max_steps)
-        recipe.apply(optimizer, number, cfg.trainer.max_steps, cfg.trainer.batch_size)
-        result = wrapped(views(crops, step_generator(0, "prepare", number, 0), info), info)
+        updater.schedule(info)
+        result = updater.backward(views(crops, step_generator(0, "prepare", number, 0), info), info)
         if not bool(result.loss.isfinite()):
             raise FloatingPointError(f"the loss is not finite at step {number} (optim.lr.start)")
-        fabric.backward(result.loss)
-        task.before_update(info)
-        recipe.clip(fabric, wrapped, optimizer)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        updater.clip()
+        updater.update()
         task.after_step(info)
 
     return step, sum(p.numel() for p in task.parameters() if p.requires_grad) / 1e6

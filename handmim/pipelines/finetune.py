@@ -11,7 +11,7 @@ from handmim.engine.checkpoint import BEST, LAST, find_checkpoint
 from handmim.engine.loop import FitResult, Trainer
 from handmim.models.initial_weights import load_initial
 from handmim.pipelines.labels import choose_labels
-from handmim.pipelines.start import start_run
+from handmim.pipelines.start import compile_backbones, start_run
 from handmim.reports.html import read_scalars
 from handmim.tasks.evaluate import EvalHook, check_hands
 
@@ -38,6 +38,7 @@ def finetune(cfg: DictConfig) -> Finetuned:
     """
     run = start_run(cfg, resume=cfg.resume)
     task = instantiate(cfg.task)
+    compile_backbones(run, task)
     load_initial(task.backbone, cfg.init_from)
     run.log.info("backbone: %s", cfg.init_from or "random weights (init_from=null)")
     with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet

@@ -9,7 +9,7 @@ from torch import nn
 
 from handmim.data.loader import collate_crops
 from handmim.engine.loop import FitResult, Trainer
-from handmim.pipelines.start import start_run
+from handmim.pipelines.start import compile_backbones, start_run
 from handmim.utils.config import drop_unbuilt
 from handmim.utils.run import Run
 
@@ -35,6 +35,7 @@ def pretrain(cfg: DictConfig) -> Pretrained:
     drop_unbuilt(cfg.task.heads)
     run = start_run(cfg, resume=cfg.resume)
     task = instantiate(cfg.task)
+    compile_backbones(run, task)
     if cfg.init is not None:
         task.load_initial(cfg.init)
     elif not cfg.train:

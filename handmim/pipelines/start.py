@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from omegaconf import DictConfig
+from torch import nn
 
+from handmim.models.vit import ViT
 from handmim.utils.config import resolved
 from handmim.utils.run import Run
 
@@ -20,3 +22,11 @@ def start_run(cfg: DictConfig, *, resume: str = "never") -> Run:
     folder = Path(cfg.paths.run_root) / cfg.name
     flags = {"resume": resume, "overwrite": cfg.overwrite}
     return Run.start(cfg.name, folder, cfg.seed, config, **cfg.machine, **flags)
+
+
+def compile_backbones(run: Run, task: nn.Module) -> None:
+    """Where the run asks for it, let torch.compile fuse the blocks of every backbone of a task."""
+    if run.compile:
+        for module in task.modules():
+            if isinstance(module, ViT):
+                module.compile_blocks()

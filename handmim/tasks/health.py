@@ -156,7 +156,7 @@ def measure(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for start in range(0, len(batch.views), batch_size):
-            part = _rows(batch, start, start + batch_size)
+            part = batch.part(start, start + batch_size)
             with torch.set_grad_enabled(start == 0):
                 out, tokens = task.outputs(part, info)
                 if start == 0:
@@ -180,9 +180,3 @@ def measure(
         monitors = keypoint_monitors(torch.cat(points), batch)
         figures |= {name: float(value) for name, value in monitors.items()}
     return figures
-
-
-def _rows(batch: PretrainBatch, start: int, stop: int) -> PretrainBatch:
-    rows = batch._replace(hidden=None)
-    kept = {k: None if x is None else x[start:stop] for k, x in rows._asdict().items()}
-    return PretrainBatch(**kept)  # type: ignore[arg-type]

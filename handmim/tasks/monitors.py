@@ -14,8 +14,7 @@ from handmim.losses.keypoints.regularisers import canonical_shapes
 
 def entropy_nats(probs: Tensor) -> Tensor:
     """Shannon entropy over the last axis: [..., P] -> [...]."""
-    p = probs.float()
-    return -(p * p.clamp(min=1e-12).log()).sum(dim=-1)
+    return torch.special.entr(probs.float()).sum(dim=-1)
 
 
 def effective_rank(features: Tensor) -> Tensor:

@@ -90,6 +90,8 @@ class Run:
     config: dict[str, Any]
     fabric: Fabric
     log: logging.Logger
+    precision: str = "32-true"  # as Fabric names it
+    compile: bool = False  # let torch.compile fuse what can be
 
     @classmethod
     def start(
@@ -105,6 +107,7 @@ class Run:
         strategy: str = "auto",
         precision: str = "32-true",
         num_threads: int | None = None,
+        compile: bool = False,
         resume: str = "never",
         overwrite: bool = False,
     ) -> "Run":
@@ -117,6 +120,7 @@ class Run:
             config: resolved plain containers, written to config.yaml.
             accelerator, devices, num_nodes, strategy, precision: as Lightning Fabric takes them.
             num_threads: torch threads of this process; None keeps torch's choice.
+            compile: for those who build networks: they may let torch.compile fuse them.
             resume: "never", "auto" or a checkpoint; "never" refuses a folder that holds a run.
             overwrite: replace an earlier run of that folder, kept aside until the first result.
         """
@@ -135,7 +139,8 @@ class Run:
             prepare_folder(folder, resume, overwrite)
         fabric.barrier()
         start_log(folder if fabric.is_global_zero else None)
-        run = cls(name, folder, seed, config, fabric, logging.getLogger("handmim.run"))
+        logger = logging.getLogger("handmim.run")
+        run = cls(name, folder, seed, config, fabric, logger, precision, compile)
         seed_everything(seed)
         if run.is_main:
             write_atomic(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))

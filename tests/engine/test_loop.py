@@ -80,6 +80,33 @@ def test_nonfinite_loss_stops_before_the_update_and_keeps_the_batch(tmp_path):
     assert kept["batch"]["x"].shape == (4, 3)
 
 
+@pytest.mark.parametrize("due", ["logged", "saved", "stopped", "hook"])
+def test_what_goes_wrong_between_checks_is_seen_before_anything_is_saved(tmp_path, due):
+    """Checked at steps 0 and 100; poisoned at the third, noticed after the next that is due."""
+
+    class Hook:
+        every, at_start = 4, False
+
+        def __call__(self, task, info, run):
+            raise AssertionError("looked at lost weights")
+
+    how = {
+        "logged": {"log_every": 4},
+        "saved": {"save_every": 4},
+        "stopped": {"stop_after": 4},
+        "hook": {"hooks": [Hook()]},
+    }[due]
+    quiet = {"max_steps": 8, "log_every": 50, "check_finite_every": 100}
+    fit(tmp_path, **quiet, stop_after=1)
+    before = load_checkpoint(tmp_path / "last.pt")
+    if due == "stopped":
+        how = {"stop_after": 3}
+    with pytest.raises(FloatingPointError, match=r"finite at step 2.*check_finite_every=1"):
+        fit(tmp_path, resume="auto", make=partial(ToyTask, poison_step=2), **(quiet | how))
+    after = load_checkpoint(tmp_path / "last.pt")
+    assert after["step"] == before["step"] == 1
+
+
 def test_a_nonfinite_gradient_of_a_finite_loss_is_refused_too(tmp_path):
     class Sharp(ToyTask):
         def forward(self, batch, info):

@@ -19,6 +19,13 @@ class ToyBatch(NamedTuple):
     x: Tensor
     noise: Tensor
 
+    @property
+    def num_samples(self) -> int:
+        return len(self.x)
+
+    def part(self, start: int, stop: int) -> "ToyBatch":
+        return ToyBatch(self.x[start:stop], self.noise[start:stop])
+
 
 class ToyTask(nn.Module):
     """One linear layer with dropout; a buffer counts the steps as an EMA would."""

@@ -19,10 +19,35 @@ from handmim.models.vit import ViT
 NO_DECAY = ("pos_embed", "cls_token", "mask_token")
 
 
-def written_out_attention(backbone: ViT) -> None:
-    """Let a timm ViT multiply, soften and multiply again instead of calling a fused kernel."""
-    for block in backbone.net.blocks:
-        block.attn.fused_attn = False
+def plain_tokens(backbone: ViT, views: Tensor, hidden: Tensor | None) -> Tensor:
+    """[V, 1 + N, D] tokens of a timm ViT, its blocks written out."""
+    net = backbone.net
+    x = net.patch_embed(backbone.normalise(views))
+    if hidden is not None:
+        x = torch.where(hidden.unsqueeze(-1), backbone.mask_token.to(x.dtype), x)
+    x = torch.cat([net.cls_token.expand(len(x), -1, -1), x], dim=1) + net.pos_embed
+    for block in net.blocks:
+        x = x + plain_drop_path(block.drop_path1, plain_attention(block.attn, block.norm1(x)))
+        x = x + plain_drop_path(block.drop_path2, block.mlp(block.norm2(x)))
+    return net.norm(x)
+
+
+def plain_attention(attn: Any, x: Tensor) -> Tensor:
+    """[V, T, D] to the same: multiply, soften, multiply, project."""
+    v, t, d = x.shape
+    qkv = attn.qkv(x).reshape(v, t, 3, attn.num_heads, d // attn.num_heads).permute(2, 0, 3, 1, 4)
+    weights = (qkv[0] @ qkv[1].transpose(-2, -1)) * attn.scale
+    mixed = weights.softmax(dim=-1) @ qkv[2]
+    return attn.proj(mixed.transpose(1, 2).reshape(v, t, d))
+
+
+def plain_drop_path(module: Any, x: Tensor) -> Tensor:
+    """Branches of some samples left out, the others scaled up."""
+    rate = getattr(module, "drop_prob", 0.0)
+    if not module.training or not rate:
+        return x
+    kept = torch.rand(len(x), 1, 1, device=x.device) >= rate
+    return x.div(1 - rate) * kept
 
 
 class PlainStep:
@@ -52,9 +77,6 @@ class PlainStep:
         modules = nn.ModuleDict({"backbone": backbone, "projection": head})
         self.student, self.teacher = copy.deepcopy(modules).train(), copy.deepcopy(modules).eval()
         self.teacher.requires_grad_(False)
-        for net in (self.student, self.teacher):
-            plain: Any = net["backbone"]
-            written_out_attention(plain)
         self.momentum, self.clip_norm = momentum, clip_norm
         self.student_temp, self.teacher_temp = student_temp, teacher_temp
         self.centre_momentum = centre_momentum
@@ -125,6 +147,6 @@ class PlainStep:
     @staticmethod
     def _logits(net: nn.ModuleDict, views: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
         """[V, P] of class tokens and [V, N, P] of all patches, in full precision."""
-        tokens = net["backbone"](views, hidden)
-        logits = net["projection"](torch.cat([tokens.cls[:, None], tokens.patches], dim=1))
+        backbone: Any = net["backbone"]
+        logits = net["projection"](plain_tokens(backbone, views, hidden))
         return logits[:, 0], logits[:, 1:]

@@ -1,0 +1,127 @@
+from functools import partial
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+from handmim.contracts import StepInfo
+from handmim.engine.finite import FiniteWatch
+from handmim.engine.optim import OptimRecipe, clip_per_tensor
+from handmim.engine.update import Updater
+from tests.engine.toy import ToyBatch, ToyTask, fit, recipe
+
+CPU = torch.device("cpu")
+
+
+def updater(accumulate: int, batch_size: int = 6) -> tuple[ToyTask, Updater]:
+    torch.manual_seed(0)
+    task, how = ToyTask(), recipe()
+    task.dropout.p = 0.0  # draws differ with the parts
+    fabric = Fabric(accelerator="cpu")
+    wrapped, optimizer = fabric.setup(task, how.build(task, task.lr_scales()))
+    sizes = {"batch_size": batch_size, "accumulate": accumulate}
+    return task, Updater(fabric, wrapped, optimizer, how, **sizes)
+
+
+def batch(num: int = 6) -> ToyBatch:
+    g = torch.Generator().manual_seed(1)
+    return ToyBatch(torch.rand(num, 3, generator=g), torch.zeros(num, 3))
+
+
+@pytest.mark.parametrize("parts", [2, 3, 6])
+def test_parts_give_the_gradients_and_losses_of_the_whole(parts):
+    found = []
+    for accumulate in (1, parts):
+        task, steps = updater(accumulate)
+        result = steps.backward(batch(), StepInfo(0, 5))
+        found.append((result.loss.detach(), result.scalars["loss"], task.linear.weight.grad))
+        assert len(task.seen) == accumulate
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match=r"6 samples.*into 4 parts \(trainer\.accumulate"):
+        updater(4)[1].backward(batch(), StepInfo(0, 5))
+
+
+def test_a_step_in_parts_is_one_step_of_everything(tmp_path):
+    """Schedules, averages and hooks count steps, not parts."""
+
+    class Steady(ToyTask):
+        def __init__(self):
+            super().__init__()
+            self.dropout.p, self.updates = 0.0, 0
+
+        def after_step(self, info):
+            self.updates += 1
+            return super().after_step(info)
+
+    whole, _ = fit(tmp_path / "whole", make=Steady)
+    parts, result = fit(tmp_path / "parts", make=Steady, accumulate=2)
+    assert result.step == parts.updates == 10
+    assert len(parts.seen) == 2 * len(whole.seen)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(value, parts.state_dict()[name])
+
+
+def test_the_first_bad_step_is_remembered():
+    watch = FiniteWatch(CPU)
+    assert watch.first_bad is None
+    good, bad = torch.tensor(1.0), torch.tensor(float("nan"))
+    watch.see(3, good, None)
+    assert watch.first_bad is None
+    watch.see(4, good, torch.tensor(float("inf")))
+    watch.see(5, bad, good)
+    watch.see(6, good)
+    assert watch.first_bad == 4
+    watch.see(0)  # nothing to see
+    assert watch.first_bad == 4
+
+
+@pytest.mark.parametrize(
+    ("fused", "precision", "expected"),
+    [
+        (None, "32-true", True),
+        (None, "bf16-mixed", True),
+        (None, "16-mixed", None),
+        (False, "32-true", None),
+        (True, "16-mixed", True),
+    ],
+)
+def test_the_fused_form_is_taken_where_gradients_come_unscaled(fused, precision, expected):
+    how = OptimRecipe(torch.optim.AdamW, lr=0.1, fused=fused)
+    optimizer = how.build(nn.Linear(2, 2), {}, precision)
+    assert all(group["fused"] is expected for group in optimizer.param_groups)
+
+
+def test_optimizers_without_a_fused_form_are_left_as_they_are():
+    how = OptimRecipe(partial(torch.optim.Adadelta, rho=0.5), lr=0.1)
+    assert "fused" not in how.build(nn.Linear(2, 2), {}).param_groups[0]
+
+
+def test_fused_steps_equal_the_loop():
+    weights = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        layer = nn.Linear(5, 3).double()
+        how = OptimRecipe(torch.optim.AdamW, lr=0.1, weight_decay=0.1, fused=fused)
+        optimizer = how.build(layer, {"weight": 0.5})
+        for step in range(4):
+            how.apply(optimizer, step, 4, 1)
+            layer(torch.ones(2, 5, dtype=torch.float64)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        weights.append(layer.weight.detach())
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-12, atol=0)
+
+
+def test_tensors_are_clipped_each_for_itself():
+    grads = [torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4]), None]
+    params = [nn.Parameter(torch.zeros(2)) for _ in grads]
+    for param, grad in zip(params, grads, strict=True):
+        param.grad = None if grad is None else grad.clone()
+    clip_per_tensor(params, 1.0)
+    torch.testing.assert_close(params[0].grad, torch.tensor([0.6, 0.8]))
+    torch.testing.assert_close(params[1].grad, grads[1])
+    assert params[2].grad is None

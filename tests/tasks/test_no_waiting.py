@@ -1,0 +1,74 @@
+"""A training step never asks the device for a number: the whole of it runs on the meta device, where
+there are shapes and no numbers, and whatever would wait raises."""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from handmim.contracts import CropBatch, StepInfo
+from handmim.engine.finite import FiniteWatch
+from handmim.engine.log import RunningMeans
+from handmim.engine.optim import clip_per_tensor
+from handmim.utils.config import drop_unbuilt
+from handmim.utils.seed import step_generator
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+META = torch.device("meta")
+WAYS = {
+    "handmim": [],
+    "handmim-plain": [],
+    "ibot": ["views.num_local=2", "views.local_px=24", "optim.clip_by=per_tensor"],
+    "dino": [],
+    "simmim": [],
+    "peclr": [],
+}
+
+
+def built(method: str, words: list[str]):
+    quick = [
+        "backbone=vit_nano_p8",
+        "data=folder",
+        "data.root=x",
+        "task.backbone.drop_path_rate=0.1",
+    ]
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose("pretrain", [f"method={method}", *quick, *words])
+    drop_unbuilt(cfg.task.losses)
+    drop_unbuilt(cfg.task.heads)
+    return instantiate(cfg.task), instantiate(cfg.views), instantiate(cfg.optim)
+
+
+@pytest.mark.parametrize("method", list(WAYS))
+def test_views_losses_gradients_teacher_and_logging_wait_for_nothing(method, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # has no meta device
+    task, views, recipe = built(method, WAYS[method])
+    task = task.to(META).train()
+    crops = CropBatch(torch.zeros(4, 3, 64, 64, dtype=torch.uint8, device=META))
+    means, watch = RunningMeans(), FiniteWatch(META)
+    for step in range(2):
+        info = StepInfo(step, 10)
+        batch = views(crops, step_generator(0, "prepare", step, 0), info)
+        assert batch.views.device == META
+        result = task(batch, info)
+        result.loss.backward()
+        task.before_update(info)
+        params = [p for p in task.parameters() if p.grad is not None]
+        if recipe.clip_by == "per_tensor":
+            clip_per_tensor(params, 3.0)
+        else:
+            torch.nn.utils.clip_grad_norm_(params, 3.0, error_if_nonfinite=False)
+        watch.see(step, result.loss)
+        task.after_step(info)
+        means.add(result.scalars)
+    assert {"loss"} <= set(means._sums)
+
+
+def test_the_meta_device_does_raise_where_something_waits():
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        bool(torch.zeros((), device=META) > 0)
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        torch.zeros(4, device=META).nonzero()

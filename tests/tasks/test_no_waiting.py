@@ -1,5 +1,5 @@
-"""A training step never asks the device for a number: the whole of it runs on the meta device, where
-there are shapes and no numbers, and whatever would wait raises."""
+"""A training step never asks the device for a number: the whole of it runs on the meta device,
+where there are shapes and no numbers, and whatever would wait raises."""
 
 from contextlib import nullcontext
 from pathlib import Path

@@ -2,14 +2,23 @@
 
 python tools/benchmark.py suite=hand
 python tools/benchmark.py suite=all json=speed.json
+
+What a run will take before it starts, time and memory, from a few steps at small batches:
+
+python tools/benchmark.py --estimate pretrain backbone=vit_small_p16 data=synthetic
+python tools/benchmark.py --estimate finetune experiment=quickstart_finetune
 """
 
+import argparse
+import sys
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
 from handmim.utils.config import resolved
+
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="benchmark")
@@ -36,5 +45,24 @@ def main(cfg: DictConfig) -> None:
         write_rows(Path(plain["json"]), rows, machine_facts(bench.device))
 
 
+def estimate(words: list[str]) -> None:
+    """Print what a config of pretrain.py or finetune.py will take on this machine."""
+    parser = argparse.ArgumentParser(description="what a run will take before it starts")
+    parser.add_argument("--estimate", choices=("pretrain", "finetune"), required=True)
+    parser.add_argument("overrides", nargs="*", help="the words of that tool")
+    args = parser.parse_intermixed_args(words)
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = hydra.compose(args.estimate, args.overrides)
+
+    from rich.console import Console
+
+    from handmim.speed.estimate import estimate, estimate_table
+
+    Console().print(estimate_table(estimate(cfg)))
+
+
 if __name__ == "__main__":
-    main()
+    if any(word.startswith("--estimate") for word in sys.argv[1:]):
+        estimate(sys.argv[1:])
+    else:
+        main()

@@ -1,14 +1,17 @@
-"""A pretraining step by itself, without data, hooks, log and files: to be measured."""
+"""A training step by itself, without data, hooks, log and files: to be measured."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from lightning.fabric import Fabric
 from omegaconf import DictConfig
 
-from handmim.contracts import CropBatch, StepInfo
+from handmim.contracts import CropBatch, HandBatch, StepInfo
 from handmim.engine.update import Updater
+from handmim.hand.arrays import NUM_VERTS
+from handmim.models.vit import ViT
 from handmim.utils.config import drop_unbuilt
 from handmim.utils.seed import seed_everything, step_generator
 
@@ -16,30 +19,40 @@ CROP_PER_VIEW = 9 / 7  # side of the stored crops: 288 px for views of 224
 
 
 def bare_step(cfg: DictConfig, fabric: Fabric) -> tuple[Callable[[int], None], float]:
-    """One update: views, networks, losses, backward, optimizer, EMA; pictures are noise.
+    """One update: augmentation, networks, losses, backward, optimizer, averages; pictures are
+    noise.
 
     Args:
-        cfg: composed from configs/pretrain.yaml.
+        cfg: composed from configs/pretrain.yaml or configs/finetune.yaml.
         fabric: device and precision.
     Returns: the update, by number of the step, which raises FloatingPointError for a loss that is
         not finite; and trainable parameters in millions.
     """
     seed_everything(cfg.seed)
     drop_unbuilt(cfg.task.losses)
-    drop_unbuilt(cfg.task.heads)
+    if "heads" in cfg.task:
+        drop_unbuilt(cfg.task.heads)
     task = instantiate(cfg.task).to(fabric.device)
-    views, recipe = instantiate(cfg.views), instantiate(cfg.optim)
+    if cfg.machine.compile:
+        for module in task.modules():
+            if isinstance(module, ViT):
+                module.compile_blocks()
+    prepare = instantiate(cfg.views if "views" in cfg else cfg.augment)
+    recipe = instantiate(cfg.optim)
     optimizer = recipe.build(task, task.lr_scales(), cfg.machine.precision)
     wrapped, optimizer = fabric.setup(task, optimizer)
-    updater = Updater(fabric, wrapped, optimizer, recipe, batch_size=cfg.trainer.batch_size)
+    sizes = {"batch_size": cfg.trainer.batch_size, "accumulate": cfg.trainer.accumulate}
+    updater = Updater(fabric, wrapped, optimizer, recipe, **sizes)
     side = round(cfg.task.backbone.img_px * CROP_PER_VIEW)
-    shape = (cfg.trainer.batch_size, 3, side, side)
-    crops = CropBatch(torch.randint(0, 256, shape, dtype=torch.uint8).to(fabric.device))
+    image = torch.randint(0, 256, (cfg.trainer.batch_size, 3, side, side), dtype=torch.uint8)
+    noise: Any = CropBatch(image) if "views" in cfg else noise_hands(image)
+    batch = fabric.to_device(noise)
 
     def step(number: int) -> None:
         info = StepInfo(number, cfg.trainer.max_steps)
         updater.schedule(info)
-        result = updater.backward(views(crops, step_generator(0, "prepare", number, 0), info), info)
+        made = prepare(batch, step_generator(0, "prepare", number, 0), info)
+        result = updater.backward(made, info)
         if not bool(result.loss.isfinite()):
             raise FloatingPointError(f"the loss is not finite at step {number} (optim.lr.start)")
         updater.clip()
@@ -47,3 +60,30 @@ def bare_step(cfg: DictConfig, fabric: Fabric) -> tuple[Callable[[int], None], f
         task.after_step(info)
 
     return step, sum(p.numel() for p in task.parameters() if p.requires_grad) / 1e6
+
+
+def noise_hands(image: torch.Tensor) -> HandBatch:
+    """[B, 3, S, S] uint8 pictures with labels of every kind: flat hands before the camera."""
+    b, side = len(image), image.shape[-1]
+    yes = torch.ones(b, dtype=torch.bool)
+    K = torch.tensor([[2.0 * side, 0.0, side / 2], [0.0, 2.0 * side, side / 2], [0.0, 0.0, 1.0]])
+    points = 0.05 * torch.randn(b, 21 + NUM_VERTS, 3) + torch.tensor([0.0, 0.0, 0.6])
+    joints, verts = points.split([21, NUM_VERTS], dim=1)
+    seen = yes[:, None].expand(b, 21)
+    return HandBatch(
+        image=image,
+        was_left=~yes,
+        joint_rule=torch.zeros(b, dtype=torch.int64),
+        K_crop_px=K.expand(b, 3, 3),
+        has_K=yes,
+        kp2d_crop_ndc=4.0 * joints[..., :2] / joints[..., 2:],
+        kp2d_valid=seen,
+        kp2d_conf=seen.float(),
+        joints_cam_m=joints,
+        joints_valid=seen,
+        verts_cam_m=verts,
+        has_verts=yes,
+        rotmats=torch.eye(3).expand(b, 16, 3, 3),
+        betas=torch.zeros(b, 10),
+        has_mano=yes,
+    )

@@ -36,6 +36,7 @@ def answer(folder: Path, script: str, *words: str) -> str:
         ("benchmark_heads.py", ["--help"], "beside their backbone"),
         ("benchmark_heads.py", ["a=1", "--batch=0", "b=2"], "--batch must be >= 1, got 0"),
         ("benchmark.py", ["--help"], "suite: all"),
+        ("benchmark.py", ["--estimate", "pertrain"], "invalid choice: 'pertrain'"),
         ("benchmark.py", ["suite=hnad"], "Could not find 'suite/hnad'"),
         ("doctor.py", ["freihnad=DIR"], "Key 'freihnad' is not in struct"),
         ("ablate.py", ["table=objectives", "dry_run=true", "rows=[random]"], "3 of 3 cells to run"),

@@ -6,7 +6,7 @@ et al. 2023, arXiv 2304.07193, packs them too). In the last block, rows that nob
 part as keys and values alone. Both give what timm's own forward gives.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -103,24 +103,48 @@ def run_block(
     Returns: [R, D], or [K, D] in the order of `keep`.
     """
     attn = block.attn
-    each = unpack(attn.qkv(block.norm1(x)), sizes)
-    mixed, _ = pack([attend(attn, qkv, attention) for qkv in each])
-    # One draw per sequence, as timm's own forward draws it. None where nothing is dropped.
-    shares = [_shares(drop, x, sizes) for drop in (block.drop_path1, block.drop_path2)]
-    if keep is not None:
-        x, mixed = x[keep], mixed[keep]
-        shares = [None if s is None else s[keep] for s in shares]
-    x = _added(x, block.ls1(attn.proj_drop(attn.proj(attn.norm(mixed)))), shares[0])
-    return _added(x, block.ls2(block.mlp(block.norm2(x))), shares[1])
+
+    def mixed(x: Tensor, sizes: Sizes) -> Tensor:
+        each = unpack(attn.qkv(block.norm1(x)), sizes)
+        return attn.norm(pack([attend(attn, qkv, attention) for qkv in each])[0])
+
+    def attended(x: Tensor) -> Tensor:
+        return block.ls1(attn.proj_drop(attn.proj(x)))
+
+    def fed_forward(x: Tensor, sizes: Sizes) -> Tensor:
+        return block.ls2(block.mlp(block.norm2(x)))
+
+    if keep is None:
+        x = _added(block.drop_path1, x, sizes, lambda x, sizes: attended(mixed(x, sizes)))
+        return _added(block.drop_path2, x, sizes, fed_forward)
+    first, second = (_shares(drop, x, sizes)[keep] for drop in (block.drop_path1, block.drop_path2))
+    x, values = x[keep], mixed(x, sizes)[keep]
+    x = x + attended(values) * first
+    return x + fed_forward(x, sizes) * second
 
 
-def _shares(drop_path: nn.Module, x: Tensor, sizes: Sizes) -> Tensor | None:
-    """[R, 1] factors on the rows of a branch under stochastic depth."""
+def _added(
+    drop_path: nn.Module, x: Tensor, sizes: Sizes, branch: Callable[[Tensor, Sizes], Tensor]
+) -> Tensor:
+    """Rows [R, D] and a branch of them, under stochastic depth.
+
+    On a CPU a branch is not computed for sequences that it is dropped for; elsewhere it is
+    multiplied by 0, which keeps shapes fixed and waits for nothing.
+    """
     if isinstance(drop_path, nn.Identity) or not drop_path.training:
-        return None
+        return x + branch(x, sizes)
+    shares = _shares(drop_path, x, sizes)
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or bool(shares.all()):
+        return x + branch(x, sizes) * shares
+    rows = shares.squeeze(1).nonzero().squeeze(1)
+    num_kept = [int(part[:, 0].count_nonzero()) for part in unpack(shares, sizes)]
+    kept = tuple((num, t) for num, (_, t) in zip(num_kept, sizes, strict=True))
+    part = branch(x[rows], kept) * shares[rows]
+    return x.index_add(0, rows, part.to(x.dtype))
+
+
+def _shares(drop_path: nn.Module, x: Tensor, sizes: Sizes) -> Tensor:
+    """[R, 1] factors on the rows of a branch under stochastic depth: one draw per sequence, as
+    timm's own forward draws it."""
     each = [drop_path(x.new_ones(b, 1, 1)).expand(b, t, 1) for b, t in sizes]
     return pack(each)[0]
-
-
-def _added(x: Tensor, branch: Tensor, shares: Tensor | None) -> Tensor:
-    return x + branch if shares is None else torch.addcmul(x, branch, shares)

@@ -14,7 +14,8 @@ from handmim.losses.keypoints.regularisers import canonical_shapes
 
 def entropy_nats(probs: Tensor) -> Tensor:
     """Shannon entropy over the last axis: [..., P] -> [...]."""
-    return torch.special.entr(probs.float()).sum(dim=-1)
+    p = probs.float()
+    return -p.clamp(min=1e-12).log_().mul_(p).sum(dim=-1)
 
 
 def effective_rank(features: Tensor) -> Tensor:

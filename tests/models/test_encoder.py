@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from handmim.contracts import Tokens
 from handmim.models.vit import ViT
 
 SIZE = {"embed_dim": 24, "depth": 3, "num_heads": 2}
@@ -38,6 +39,10 @@ def mask(num: int = 4) -> torch.Tensor:
     return torch.rand(num, 16, generator=g).argsort(-1) < counts
 
 
+def whole(tokens: Tokens) -> torch.Tensor:
+    return torch.cat([tokens.cls[:, None], tokens.patches], dim=1)
+
+
 def timm_forward(net: ViT, image: torch.Tensor, is_masked: torch.Tensor) -> torch.Tensor:
     """timm's own blocks, one after another."""
     x = net._embedded(image, is_masked)
@@ -51,16 +56,26 @@ def timm_forward(net: ViT, image: torch.Tensor, is_masked: torch.Tensor) -> torc
 def test_tokens_are_those_of_timms_own_forward(way, attention):
     net = vit(size=SIZE | WAYS[way], attention=attention)
     tokens, expected = net(pictures(), mask()), timm_forward(net, pictures(), mask())
-    torch.testing.assert_close(torch.cat([tokens.cls[:, None], tokens.patches], 1), expected)
+    torch.testing.assert_close(whole(tokens), expected)
 
 
-def test_paths_drop_as_timm_drops_them():
-    net = vit(drop_path_rate=0.6).train()
-    torch.manual_seed(5)
-    expected = timm_forward(net, pictures(), mask())
-    torch.manual_seed(5)
-    tokens = net(pictures(), mask())
-    torch.testing.assert_close(torch.cat([tokens.cls[:, None], tokens.patches], 1), expected)
+@pytest.mark.parametrize("rate", [0.2, 0.9])  # now and then a branch is dropped for all
+@pytest.mark.parametrize("num_local", [0, 3])
+def test_paths_drop_as_timm_drops_them(rate, num_local):
+    net = vit(drop_path_rate=rate).train()
+    found = []
+    for forward in (timm_forward, lambda net, *args: whole(net(*args))):
+        net.zero_grad(set_to_none=True)
+        torch.manual_seed(5)
+        out = forward(net, pictures(), mask())
+        out.pow(3).sum().backward()
+        found.append((out, {k: p.grad for k, p in net.named_parameters()}))
+    torch.testing.assert_close(found[0], found[1])
+    if num_local:
+        torch.manual_seed(5)
+        tokens = net(pictures(), mask(), local=pictures(num_local, SIDE // 2))
+        assert whole(tokens).isfinite().all()
+        assert tokens.local_cls.shape == (num_local, 24)
 
 
 @pytest.mark.parametrize("drop_path_rate", [0.0, 0.6])

@@ -198,15 +198,17 @@ class HandModel(HandLayer):
         shift = torch.baddbmm(joints, turns, joints, alpha=-1)
         turn_about = torch.cat([turns, shift], dim=2)
         turn_about = torch.cat([turn_about, self.last_row.expand(b * 16, 1, 4)], dim=1)
-        turn_about = turn_about.view(b, 16, 4, 4)
-        wrist, fingers = turn_about[:, :1], turn_about[:, 1:].unflatten(1, (5, 3))
-        levels = [wrist @ fingers[:, :, 0]]
-        for level in (1, 2):
-            levels.append(levels[-1] @ fingers[:, :, level])
-        transforms = torch.cat([wrist, torch.stack(levels, dim=2).flatten(1, 2)], dim=1)[:, :, :3]
+        wrist, fingers = turn_about.view(b, 16, 4, 4).split((1, 15), dim=1)
+        # Joints of one depth below the wrist, of all fingers at once.
+        first, *others = fingers.view(b, 5, 3, 16).permute(2, 0, 1, 3).reshape(3, b * 5, 4, 4)
+        levels = [torch.bmm(wrist.expand(b, 5, 4, 4).reshape(b * 5, 4, 4), first)]
+        for along_finger in others:
+            levels.append(torch.bmm(levels[-1], along_finger))
+        posed_fingers = torch.stack(levels, dim=1).view(b, 15, 4, 4)
+        transforms = torch.cat([wrist, posed_fingers], dim=1)[:, :, :3]
 
-        flat = transforms.reshape(b * 16, 3, 4)
-        chain = torch.baddbmm(flat[..., 3:], flat[..., :3], joints).view(b, 16, 3)
+        turn, shift = transforms.reshape(b * 16, 3, 4).split((3, 1), dim=2)
+        chain = torch.baddbmm(shift, turn, joints).view(b, 16, 3)
         verts, tips = BlendSkinning.apply(
             betas,
             rotmats[:, 1:].flatten(1),

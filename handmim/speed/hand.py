@@ -14,7 +14,7 @@ from handmim.hand.model import HandModel
 from handmim.speed.race import Bench, Row, compared
 
 Layer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-CALLS_OF_A_ROUND = 64  # hands; one call of few is too short for a clock
+HANDS_OF_A_ROUND = 64  # one call with few is too short for a clock
 
 
 def plain_smplx(arrays: HandArrays) -> nn.Module:
@@ -80,7 +80,7 @@ def measure(
 
     for size, promise in zip(batch_sizes, asked, strict=True):
         pose, betas = poses(size, bench.device)
-        times = max(CALLS_OF_A_ROUND // size, 1)
+        times = max(HANDS_OF_A_ROUND // size, 1)
         layers: dict[str, Layer] = {"smplx": smplx, "handmim": handmim}
         seconds = bench.race(
             {name: forward_backward(layer, pose, betas, times) for name, layer in layers.items()}

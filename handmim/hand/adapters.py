@@ -6,6 +6,7 @@ Both are optional and licensed separately; `HandModel` needs neither.
 import contextlib
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,32 @@ def _leave_out_of_checkpoints(layer: nn.Module) -> nn.Module:
     return layer
 
 
+def smplx_data(arrays: HandArrays) -> Any:
+    """Arrays as smplx's layers take them (`data_struct`).
+
+    Raises: ImportError naming the package when smplx is missing.
+    """
+    try:
+        import smplx
+    except ImportError as error:
+        raise ImportError(
+            "hand=smplx wants the smplx package (pip install smplx); hand=mano reads the same"
+            " files without it"
+        ) from error
+    kintree = np.stack([[NO_PARENT, *arrays.parents[1:]], np.arange(len(arrays.parents))])
+    return smplx.utils.Struct(
+        v_template=arrays.v_template,
+        f=arrays.faces,
+        shapedirs=arrays.shapedirs,
+        posedirs=arrays.posedirs,
+        J_regressor=arrays.J_regressor,
+        weights=arrays.weights,
+        kintree_table=kintree,
+        hands_mean=arrays.hands_mean,
+        hands_components=arrays.hands_components,
+    )
+
+
 class SmplxHand(HandLayer):
     """`smplx.MANOLayer` on arrays that we have read, so that neither chumpy nor its pickles matter.
 
@@ -41,26 +68,9 @@ class SmplxHand(HandLayer):
 
     def __init__(self, arrays: HandArrays) -> None:
         super().__init__(arrays)
-        try:
-            import smplx
-            from smplx.utils import Struct
-        except ImportError as error:
-            raise ImportError(
-                "hand=smplx wants the smplx package (pip install smplx); hand=mano reads the same"
-                " files without it"
-            ) from error
-        kintree = np.stack([[NO_PARENT, *arrays.parents[1:]], np.arange(len(arrays.parents))])
-        data = Struct(
-            v_template=arrays.v_template,
-            f=arrays.faces,
-            shapedirs=arrays.shapedirs,
-            posedirs=arrays.posedirs,
-            J_regressor=arrays.J_regressor,
-            weights=arrays.weights,
-            kintree_table=kintree,
-            hands_mean=arrays.hands_mean,
-            hands_components=arrays.hands_components,
-        )
+        data = smplx_data(arrays)  # first, for it says what to install
+        import smplx
+
         with contextlib.redirect_stdout(io.StringIO()):  # it remarks on ten betas
             layer = smplx.MANOLayer(
                 model_path="",
@@ -71,9 +81,9 @@ class SmplxHand(HandLayer):
             )
         self.layer = _leave_out_of_checkpoints(layer)
 
-    def _pose(self, rotmats: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
+    def _pose(self, rotmats: Tensor, betas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         out = self.layer(global_orient=rotmats[:, :1], hand_pose=rotmats[:, 1:], betas=betas)
-        return out.vertices, out.joints
+        return out.vertices, out.joints, out.vertices[:, self.tip_ids]
 
 
 class ManopthHand(HandLayer):
@@ -136,7 +146,8 @@ class ManopthHand(HandLayer):
             )
         return cls(arrays, path.parent)
 
-    def _pose(self, rotmats: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
+    def _pose(self, rotmats: Tensor, betas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # OpenPose order is our canonical one; their fingertips are left out, ours are vertices.
         verts_mm, joints_mm = self.layer(matrix_to_axis_angle(rotmats).flatten(1), betas)[:2]
-        return verts_mm * _MM, joints_mm[:, CHAIN_FROM_CANONICAL] * _MM
+        verts, joints = verts_mm * _MM, joints_mm[:, CHAIN_FROM_CANONICAL] * _MM
+        return verts, joints, verts[:, self.tip_ids]

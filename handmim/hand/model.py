@@ -17,11 +17,7 @@ from torch import Tensor, nn
 from handmim.geometry.rotation import axis_angle_to_matrix, rot6d_to_matrix
 from handmim.hand.arrays import HandArrays, Side, load_hand_arrays
 from handmim.hand.skeleton import CANONICAL_FROM_CHAIN_AND_TIPS
-
-# Chain joints by depth below the wrist; MANO numbers each finger's joints in a row.
-_LEVELS = ((1, 4, 7, 10, 13), (2, 5, 8, 11, 14), (3, 6, 9, 12, 15))
-# Back from (wrist, level 1, level 2, level 3) to chain order.
-_CHAIN_FROM_LEVELS = tuple(int(i) for i in np.argsort((0, *_LEVELS[0], *_LEVELS[1], *_LEVELS[2])))
+from handmim.hand.skinning import BlendSkinning
 
 _Layer = TypeVar("_Layer", bound="HandLayer")
 
@@ -132,21 +128,21 @@ class HandLayer(nn.Module, ABC):
             rotmats = pose_to_matrices(pose.to(dtype))
             if len(rotmats) != len(betas):
                 raise ValueError(f"got {len(rotmats)} poses and {len(betas)} betas")
-            verts_m, chain_m = self._pose(rotmats, betas.to(dtype))
+            verts_m, chain_m, tips_m = self._pose(rotmats, betas.to(dtype))
             if transl_m is not None:
                 if transl_m.shape != (len(betas), 3):
                     raise ValueError(
                         f"transl_m must be [{len(betas)}, 3], got {tuple(transl_m.shape)}"
                     )
                 shift = transl_m.to(dtype).unsqueeze(1)
-                verts_m, chain_m = verts_m + shift, chain_m + shift
-            joints = torch.cat([chain_m, verts_m[:, self.tip_ids]], dim=1)[:, self.order21]
+                verts_m, chain_m, tips_m = verts_m + shift, chain_m + shift, tips_m + shift
+            joints = torch.cat([chain_m, tips_m], dim=1).index_select(1, self.order21)
         return HandMesh(verts_m=verts_m, joints_m=joints, chain_joints_m=chain_m)
 
     @abstractmethod
-    def _pose(self, rotmats: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
-        """Untranslated mesh and chain: [B, 16, 3, 3] and [B, num_betas] to [B, V, 3] and
-        [B, 16, 3] metres."""
+    def _pose(self, rotmats: Tensor, betas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Untranslated mesh, chain and fingertips: [B, 16, 3, 3] and [B, num_betas] to [B, V, 3],
+        [B, 16, 3] and [B, 5, 3] metres."""
 
     def regress_chain(self, verts_m: Tensor) -> Tensor:
         """The 16 chain joints from posed vertices by the joint regressor, as FreiHAND's annotations
@@ -164,6 +160,8 @@ class HandModel(HandLayer):
 
     Args:
         arrays: checked model arrays.
+        chunk_size: hands skinned at a time on a CPU, as many as its cache holds; other devices take
+            all at once.
     """
 
     template: Tensor
@@ -171,41 +169,54 @@ class HandModel(HandLayer):
     joint_template: Tensor
     joint_shapedirs: Tensor
     skin_weights: Tensor
+    last_row: Tensor
 
-    def __init__(self, arrays: HandArrays) -> None:
+    def __init__(self, arrays: HandArrays, chunk_size: int = 32) -> None:
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size must be >= 1, got {chunk_size}")
         super().__init__(arrays)
+        self.chunk_size = chunk_size
         num_betas, num_verts = arrays.shapedirs.shape[2], len(arrays.v_template)
         joint_shapedirs = np.einsum("jv,vck->kjc", arrays.J_regressor, arrays.shapedirs)
         dirs = np.concatenate([arrays.shapedirs, arrays.posedirs], axis=2)  # [V, 3, 145]
         blendshapes = dirs.transpose(2, 1, 0).reshape(num_betas + 135, 3 * num_verts)
-        self._keep("template", arrays.v_template.T.reshape(-1))  # [3V], x of all vertices first
+        # Pose blendshapes multiply R - I; their part of I is in the template.
+        still = np.tile(np.eye(3).reshape(-1), 15) @ blendshapes[num_betas:]
+        self._keep("template", arrays.v_template.T.reshape(-1) - still)  # [3V], x of all first
         self._keep("blendshapes", blendshapes)
-        self._keep("joint_template", arrays.J_regressor @ arrays.v_template)  # [16, 3]
+        joint_template = arrays.J_regressor @ arrays.v_template
+        self._keep("joint_template", joint_template.reshape(48))
         self._keep("joint_shapedirs", joint_shapedirs.reshape(num_betas, 48))
         self._keep("skin_weights", arrays.weights.T)  # [16, V]
+        self._keep("last_row", np.array([[[0.0, 0.0, 0.0, 1.0]]]))
 
-    def _pose(self, rotmats: Tensor, betas: Tensor) -> tuple[Tensor, Tensor]:
+    def _pose(self, rotmats: Tensor, betas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         b = len(rotmats)
-        eye = torch.eye(3, dtype=rotmats.dtype, device=rotmats.device)
-        coefficients = torch.cat([betas, (rotmats[:, 1:] - eye).flatten(1)], dim=1)
-        rest = torch.addmm(self.template, coefficients, self.blendshapes).view(
-            b, 3, -1
-        )  # [B, 3, V]
-        rest_joints = self.joint_template + (betas @ self.joint_shapedirs).view(b, 16, 3)
+        turns = rotmats.reshape(b * 16, 3, 3)
+        joints = torch.addmm(self.joint_template, betas, self.joint_shapedirs).view(b * 16, 3, 1)
+        # Every joint's turn about its place at rest; along the chain they multiply.
+        shift = torch.baddbmm(joints, turns, joints, alpha=-1)
+        turn_about = torch.cat([turns, shift], dim=2)
+        turn_about = torch.cat([turn_about, self.last_row.expand(b * 16, 1, 4)], dim=1)
+        wrist, fingers = turn_about.view(b, 16, 4, 4).split((1, 15), dim=1)
+        # Joints of one depth below the wrist, of all fingers at once.
+        first, *others = fingers.view(b, 5, 3, 16).permute(2, 0, 1, 3).reshape(3, b * 5, 4, 4)
+        levels = [torch.bmm(wrist.expand(b, 5, 4, 4).reshape(b * 5, 4, 4), first)]
+        for along_finger in others:
+            levels.append(torch.bmm(levels[-1], along_finger))
+        posed_fingers = torch.stack(levels, dim=1).view(b, 15, 4, 4)
+        transforms = torch.cat([wrist, posed_fingers], dim=1)[:, :, :3]
 
-        rotations, places = [rotmats[:, :1]], [rest_joints[:, :1]]
-        parent = [0]
-        for level in _LEVELS:
-            offset = (rest_joints[:, level] - rest_joints[:, parent]).unsqueeze(-1)
-            places.append(places[-1] + (rotations[-1] @ offset).squeeze(-1))
-            rotations.append(rotations[-1] @ rotmats[:, level])
-            parent = list(level)
-        turn = torch.cat(rotations, dim=1)[:, _CHAIN_FROM_LEVELS]  # [B, 16, 3, 3] world rotations
-        chain = torch.cat(places, dim=1)[:, _CHAIN_FROM_LEVELS]  # [B, 16, 3]
-        shift = chain - (turn @ rest_joints.unsqueeze(-1)).squeeze(-1)
-
-        transforms = torch.cat([turn, shift.unsqueeze(-1)], dim=-1)  # [B, 16, 3, 4]
-        blended = transforms.flatten(2).transpose(1, 2) @ self.skin_weights  # [B, 12, V]
-        blended = blended.view(b, 3, 4, -1)
-        verts = (blended[:, :, :3] * rest.unsqueeze(1)).sum(dim=2) + blended[:, :, 3]  # [B, 3, V]
-        return verts.transpose(1, 2), chain
+        turn, shift = transforms.reshape(b * 16, 3, 4).split((3, 1), dim=2)
+        chain = torch.baddbmm(shift, turn, joints).view(b, 16, 3)
+        verts, tips = BlendSkinning.apply(
+            betas,
+            rotmats[:, 1:].flatten(1),
+            transforms,
+            self.template,
+            self.blendshapes,
+            self.skin_weights,
+            self.tip_ids,
+            self.chunk_size if rotmats.device.type == "cpu" else max(b, 1),
+        )
+        return verts.transpose(1, 2), chain, tips.transpose(1, 2)

@@ -57,6 +57,7 @@ class Row:
         gflop: floating-point operations of a round, a multiply-add counts two.
         ceiling_share: their rate as a share of the device's measured rate of matrix products.
         error: largest difference from the reference's answer, in `error_unit`.
+        note: what else is to be said.
     """
 
     suite: str
@@ -75,6 +76,7 @@ class Row:
     ceiling_share: float | None = None
     error: float | None = None
     error_unit: str = ""
+    note: str = ""
 
     def plain(self) -> dict[str, Any]:
         """What is known, for JSON."""

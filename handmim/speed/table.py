@@ -56,6 +56,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "GFLOP": lambda row: shown(row.gflop, 1),
     "of peak": lambda row: shown(row.ceiling_share),
     "off by": lambda row: "" if row.error is None else f"{row.error:.1g} {row.error_unit}".strip(),
+    "note": lambda row: row.note,
 }
 _HOW = (
     "speed: median of the reference / median; range: of the rounds' own ratios; MiB: peak above "

@@ -33,8 +33,6 @@ def answer(folder: Path, script: str, *words: str) -> str:
         ("eval.py", ["data=freihand3"], "Could not find 'data/freihand3'"),
         ("benchmark_methods.py", ["--help"], "relative to the first one"),
         ("benchmark_methods.py", ["a=1", "--steps=0", "b=2"], "--steps must be >= 1, got 0"),
-        ("benchmark_heads.py", ["--help"], "beside their backbone"),
-        ("benchmark_heads.py", ["a=1", "--batch=0", "b=2"], "--batch must be >= 1, got 0"),
         ("benchmark.py", ["--help"], "suite: all"),
         ("benchmark.py", ["--estimate", "pertrain"], "invalid choice: 'pertrain'"),
         ("benchmark.py", ["suite=hnad"], "Could not find 'suite/hnad'"),

@@ -24,6 +24,7 @@ from handmim.hand.model import HandLayer
 from handmim.models.heads.aux_maps import AuxMaps
 from handmim.models.heads.hand_head import HandHead, StateUpdate
 from handmim.models.pyramid import PYRAMIDS
+from handmim.models.sampling import sample_map
 
 CLS_AT = ("none", "first", "all")
 POOLS = ("flatten", "max")
@@ -255,11 +256,3 @@ class PyMafHead(HandHead):
             steps.append(self.decode(state, lens))
         heatmaps, silhouette = self.aux(maps[-1])
         return HandOutputs(tuple(steps), heatmaps, silhouette)
-
-
-def sample_map(feature_map: Tensor, points_ndc: Tensor) -> Tensor:
-    """Bilinear samples, zero outside: [B, C, h, w] at [B, P, 2] to [B, P, C]."""
-    # In bf16 a place would be a twentieth of a fine map's cell off.
-    points = points_ndc.float().unsqueeze(2)
-    sampled = F.grid_sample(feature_map.float(), points, align_corners=False)  # [B, C, P, 1]
-    return sampled.squeeze(-1).transpose(1, 2)

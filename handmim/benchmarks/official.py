@@ -13,8 +13,9 @@ from torch import Tensor
 from handmim.geometry.align import similarity_align
 from handmim.hand.files import NUM_VERTS
 from handmim.hand.skeleton import JOINT_NAMES, NUM_JOINTS, joint_order
-from handmim.metrics.fscore import f_scores
-from handmim.metrics.pose import F_THRESHOLDS_M, point_errors_m, sample_auc
+from handmim.metrics.auc import sample_auc
+from handmim.metrics.mesh import mesh_errors
+from handmim.metrics.pose import F_THRESHOLDS_M, point_errors_m
 
 Points = NDArray[np.floating] | Tensor
 AnyPoints = TypeVar("AnyPoints", NDArray[np.floating], Tensor)
@@ -135,28 +136,25 @@ def per_sample_errors(
     if len(joints[0]) != len(verts[0]):
         raise ValueError(f"{len(joints[0])} samples of joints and {len(verts[0])} of vertices")
     n = len(joints[0])
-    shapes = [(n, NUM_JOINTS)] * 2 + [(n,)] * 4 + [(n, len(F_THRESHOLDS_M))] * 2
-    errors = SampleErrors(*(np.empty(shape) for shape in shapes))
+    pj, gj = (torch.from_numpy(np.array(points, np.float64)) for points in joints)
+    means, aucs = np.empty((2, n)), np.empty((2, n))
+    f = np.empty((2, n, len(F_THRESHOLDS_M)))
     for start in range(0, n, CHUNK):
         rows = slice(start, start + CHUNK)
-        piece = [torch.from_numpy(np.array(a[rows], np.float64)) for a in (*joints, *verts)]
-        for column, values in zip(errors, _errors(*piece), strict=True):
-            column[rows] = values.numpy()
-    return errors
-
-
-def _errors(pj: Tensor, gj: Tensor, pv: Tensor, gv: Tensor) -> tuple[Tensor, ...]:
-    aligned = similarity_align(pv, gv)
-    verts, verts_al = point_errors_m(pv, gv), point_errors_m(aligned, gv)
-    return (
-        point_errors_m(pj, gj),
-        point_errors_m(similarity_align(pj, gj), gj),
-        verts.mean(dim=1),
-        verts_al.mean(dim=1),
-        sample_auc(verts),
-        sample_auc(verts_al),
-        f_scores(pv, gv, F_THRESHOLDS_M),
-        f_scores(aligned, gv, F_THRESHOLDS_M),
+        part = mesh_errors(verts[0][rows], verts[1][rows], F_THRESHOLDS_M)
+        for i, errors_m in enumerate((part.verts_m, part.verts_al_m)):
+            means[i, rows] = errors_m.mean(axis=1)
+            aucs[i, rows] = sample_auc(torch.from_numpy(errors_m)).numpy()
+        f[0, rows], f[1, rows] = part.f, part.f_al
+    return SampleErrors(
+        joints_m=point_errors_m(pj, gj).numpy(),
+        joints_al_m=point_errors_m(similarity_align(pj, gj), gj).numpy(),
+        verts_m=means[0],
+        verts_al_m=means[1],
+        verts_auc=aucs[0],
+        verts_al_auc=aucs[1],
+        f=f[0],
+        f_al=f[1],
     )
 
 

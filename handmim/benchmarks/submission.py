@@ -4,10 +4,9 @@ import itertools
 import json
 import os
 import re
-import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
 from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
@@ -21,6 +20,7 @@ from handmim.benchmarks.official import (
     as_points,
 )
 from handmim.hand.skeleton import NUM_JOINTS
+from handmim.utils.json_numbers import parse_numbers, rows_text
 
 MEMBER = "pred.json"
 PIECE_BYTES = 1 << 22
@@ -28,7 +28,6 @@ PIECE_BYTES = 1 << 22
 LONGEST_ENTRY_BYTES = 1 << 24
 ENTRY_END = re.compile(rb"\]\s*\]")
 NOT_SPACE = re.compile(rb"\s*(\S)")
-BLANK_BRACKETS = bytes.maketrans(b"[]", b"  ")
 # What numbers are made of, NaN and Infinity included: the rest is an entry's structure.
 NUMBER_BYTES = b"0123456789+-.eENaInfity \t\r\n"
 
@@ -77,10 +76,9 @@ def write_submission(
 
 def _submission_text(*arrays: NDArray[np.floating]) -> Iterator[bytes]:
     for k, array in enumerate(arrays):
-        form = "[" + ",".join(["[%.7f,%.7f,%.7f]"] * array.shape[1]) + "]"
         for i, points in enumerate(array):
-            start = ("[[", "],[")[k] if i == 0 else ","
-            yield (start + form % tuple(points.ravel().tolist())).encode()
+            yield (b"[[", b"],[")[k] if i == 0 else b","
+            yield rows_text(points)
     yield b"]]"
 
 
@@ -130,17 +128,14 @@ class _PredictionFile:
         first = self.next_byte()
         if first != b"[":
             self.fail(f"starts with {first.decode('latin-1')!r}")
-        with warnings.catch_warnings():
-            # numpy stops at what it cannot read and says so by a warning only.
-            warnings.simplefilter("error", DeprecationWarning)
-            joints = list(self.entries("joints", NUM_JOINTS))
-            if self.next_byte() != b",":
-                self.fail("holds one list")
-            verts = np.empty((len(joints), NUM_VERTS, 3))
-            count = 0
-            for count, points in enumerate(self.entries("vertices", NUM_VERTS), start=1):
-                if count <= len(joints):
-                    verts[count - 1] = points
+        joints = list(self.entries("joints", NUM_JOINTS))
+        if self.next_byte() != b",":
+            self.fail("holds one list")
+        verts = np.empty((len(joints), NUM_VERTS, 3))
+        count = 0
+        for count, points in enumerate(self.entries("vertices", NUM_VERTS), start=1):
+            if count <= len(joints):
+                verts[count - 1] = points
         end = self.next_byte()
         if end != b"]" or self.next_byte():
             self.fail("holds more than two lists" if end == b"," else "goes on after two lists")
@@ -156,10 +151,8 @@ class _PredictionFile:
             entry = self.entry()
             values = np.zeros(0)
             if entry.translate(None, NUMBER_BYTES) == structure:
-                try:
-                    values = np.fromstring(entry.translate(BLANK_BRACKETS), sep=",")
-                except (DeprecationWarning, ValueError):
-                    values = np.zeros(0)
+                with suppress(ValueError):
+                    values = parse_numbers(entry)
             if len(values) != 3 * num_points:
                 found = self.describe(entry, num_points)
                 self.fail(f"has {found} as entry {index} of the {what}, wanted {num_points} points")

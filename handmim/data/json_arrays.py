@@ -1,25 +1,26 @@
 """Nested lists of numbers in JSON files as arrays, parsed once.
 
 FreiHAND's vertices are 1.5 GB of text: Python lists of them would take several times that. Here the
-text is read in pieces, brackets are blanked, and the numbers go straight into an array, which is
-kept as .npy in a cache folder and read back by memory map.
+text is read in pieces and the numbers go straight into an array, which is kept as .npy in a cache
+folder and read back by memory map.
 """
 
 import hashlib
 import logging
 import math
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from handmim.utils.json_numbers import parse_numbers
+
 log = logging.getLogger(__name__)
 
 PIECE_BYTES = 1 << 25
-BLANK = bytes.maketrans(b"[]\n\r\t", b"     ")
+BETWEEN_NUMBERS = b"[], \n\r\t"
 
 
 class StoredArray:
@@ -71,12 +72,12 @@ def read_number_lists(path: Path, item_shape: tuple[int, ...]) -> NDArray[np.flo
         file.seek(0)
         while True:
             block = file.read(PIECE_BYTES)
-            text = rest + block.translate(BLANK)
+            text = rest + block
             if block:  # a number may go on in the next piece
                 cut = text.rfind(b",") + 1
                 text, rest = text[:cut], text[cut:]
-            if text.strip(b" ,"):
-                pieces.append(_numbers(text.rstrip(b" ,"), path))
+            if text.strip(BETWEEN_NUMBERS):
+                pieces.append(_numbers(text.rstrip(BETWEEN_NUMBERS), path))
             if not block:
                 break
     numbers = np.concatenate(pieces) if pieces else np.zeros(0)
@@ -90,13 +91,10 @@ def read_number_lists(path: Path, item_shape: tuple[int, ...]) -> NDArray[np.flo
 
 
 def _numbers(text: bytes, path: Path) -> NDArray[np.float64]:
-    with warnings.catch_warnings():
-        # numpy stops at what it cannot read and says so by a warning only.
-        warnings.simplefilter("error", DeprecationWarning)
-        try:
-            return np.fromstring(text, dtype=np.float64, sep=",")
-        except (DeprecationWarning, ValueError) as error:
-            raise ValueError(f"{path.name} is not a JSON list of numbers: {error}") from error
+    try:
+        return parse_numbers(text)
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not a JSON list of numbers: {error}") from error
 
 
 def cached_number_lists(

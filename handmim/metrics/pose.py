@@ -1,16 +1,14 @@
 """Pose and mesh errors as the FreiHAND and HO-3D evaluators define them, batched; metres in,
 millimetres out."""
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from handmim.geometry.align import root_align, similarity_align
-from handmim.metrics.fscore import f_scores
+from handmim.metrics.auc import pck_auc
+from handmim.metrics.mesh import mesh_errors
 
-AUC_MAX_M = 0.05
-AUC_STEPS = 100
 F_THRESHOLDS_M = (0.005, 0.015)
 
 KEYS = (
@@ -30,30 +28,6 @@ def point_errors_m(pred_m: Tensor, gt_m: Tensor) -> Tensor:
 def crop_share_errors(pred_ndc: Tensor, gt_ndc: Tensor) -> Tensor:
     """Distances in the picture as shares of the crop's side: two [B, P, 2] in ndc -> [B, P]."""
     return (pred_ndc - gt_ndc).norm(dim=-1) / 2  # ndc spans 2 per side
-
-
-def sample_auc(errors_m: Tensor) -> Tensor:
-    """Area under the share of hits over 100 thresholds, evenly from 0 to 50 mm inclusive.
-
-    A hit is `<=`; trapezoids, divided by 50 mm. The area is a mean over points, and that of a set
-    the mean over its samples. A perfect score is 1, but an exact fit that leaves 1e-17 misses the
-    threshold 0 and scores 1 - 1/198.
-
-    Args:
-        errors_m: [n, P] metres.
-    Returns: [n] float64.
-    """
-    thresholds = torch.from_numpy(np.linspace(0.0, AUC_MAX_M, AUC_STEPS))
-    # areas[i] is what a point adds whose error is a hit from threshold i on; areas[100] never is
-    hits = torch.ones(AUC_STEPS + 1, AUC_STEPS, dtype=torch.float64).triu()
-    areas = torch.trapezoid(hits, thresholds, dim=1) / AUC_MAX_M
-    thresholds, areas = thresholds.to(errors_m.device), areas.to(errors_m.device)
-    return areas[torch.searchsorted(thresholds, errors_m.double().contiguous())].mean(dim=1)
-
-
-def pck_auc(errors_m: Tensor) -> Tensor:
-    """`sample_auc` of a whole set: [n, P] metres -> scalar."""
-    return sample_auc(errors_m).mean()
 
 
 class HandMetrics(Metric):
@@ -114,11 +88,13 @@ class HandMetrics(Metric):
             pred_verts, gt_verts = pred_verts[has_verts], gt_verts[has_verts]
         if not len(gt_verts):
             return
-        verts_pa = similarity_align(pred_verts, gt_verts)
-        self.verts.append(point_errors_m(pred_verts, gt_verts))
-        self.verts_pa.append(point_errors_m(verts_pa, gt_verts))
-        self.f.append(f_scores(pred_verts, gt_verts, F_THRESHOLDS_M))
-        self.f_pa.append(f_scores(verts_pa, gt_verts, F_THRESHOLDS_M))
+        pair = pred_verts.cpu().numpy(), gt_verts.cpu().numpy()
+        for state, values in zip(
+            (self.verts, self.verts_pa, self.f, self.f_pa),
+            mesh_errors(*pair, F_THRESHOLDS_M),
+            strict=True,
+        ):
+            state.append(torch.from_numpy(values).to(gt_verts.device))
 
     def per_sample(self) -> dict[str, Tensor]:
         """Errors before any mean: joints, joints_pa [n, J] and, of samples with known vertices,

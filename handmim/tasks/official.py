@@ -12,7 +12,7 @@ from handmim.benchmarks.bootstrap import bootstrap_intervals, per_joint_mm
 from handmim.benchmarks.checks import check_submission
 from handmim.benchmarks.freihand import FREIHAND
 from handmim.benchmarks.ho3d import HO3D_V2, HO3D_V3
-from handmim.benchmarks.official import Benchmark, derived_mm, mean_scores
+from handmim.benchmarks.official import CHUNK, Benchmark, derived_mm, mean_scores
 from handmim.benchmarks.submission import read_submission, write_submission
 from handmim.hand.skeleton import JOINT_NAMES, ROOT_JOINT
 from handmim.tasks.camera_hands import CameraHands
@@ -89,10 +89,14 @@ def root_relative_mm(
     """MPJPE and MPVPE with the middle knuckle on the truth's, as our other reports give them."""
     root = benchmark.joint_names.index(JOINT_NAMES[ROOT_JOINT])
     shift = truth[0][:, [root]] - pred[0][:, [root]]
-    return {
-        name: float(np.linalg.norm(pred[i] + shift - truth[i], axis=2).mean()) * 1e3
-        for i, name in enumerate(("mpjpe_mm", "mpvpe_mm"))
-    }
+
+    def error_mm(i: int) -> float:
+        """Mean over all points, in pieces that stay in a core's cache."""
+        pieces = [slice(k, k + CHUNK) for k in range(0, len(shift), CHUNK)]
+        totals = [np.linalg.norm(pred[i][p] + shift[p] - truth[i][p], axis=2).sum() for p in pieces]
+        return float(np.sum(totals)) / (len(pred[i]) * pred[i].shape[1]) * 1e3
+
+    return {"mpjpe_mm": error_mm(0), "mpvpe_mm": error_mm(1)}
 
 
 def submit(

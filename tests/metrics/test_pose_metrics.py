@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from handmim.metrics.auc import pck_auc, sample_auc
 from handmim.metrics.fscore import _largest_hit_m2, f_scores, nearest_distances_m
-from handmim.metrics.pose import KEYS, VERT_KEYS, HandMetrics, pck_auc, sample_auc
+from handmim.metrics.pose import KEYS, VERT_KEYS, HandMetrics
 
 _PATH = Path(__file__).parent.parent / "golden" / "reference_metrics.py"
 _SPEC = importlib.util.spec_from_file_location("reference_metrics", _PATH)

@@ -8,12 +8,17 @@ import pytest
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from handmim.contracts import CropBatch, PretrainBatch, StepInfo
+from handmim.contracts import CropBatch, CropSample, PretrainBatch, StepInfo
 from handmim.data.colour import ColourJitter
+from handmim.data.loader import collate_crops
 from handmim.data.masking import MaskSampler
 from handmim.data.view_plans import PlannedCrops
 from handmim.data.views import ViewMaker
+from handmim.engine.feed import Feed
+from handmim.engine.sampler import StepSampler
+from handmim.utils.run import Run
 
 INFO = StepInfo(0, 1)
 CPU = torch.device("cpu")
@@ -158,3 +163,33 @@ def test_plans_travel_between_devices():
     assert there.crop_from_view.device.type == "meta"
     assert there.colours[0].noise.device.type == there.local_colours.lift.device.type == "meta"
     assert there.colours[0].blur_radius == plan.colours[0].blur_radius
+
+
+class Pictures(Dataset):
+    def __init__(self) -> None:
+        self.image = crops(6).image.permute(0, 2, 3, 1).numpy()
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, index: int) -> CropSample:
+        return CropSample(self.image[index], str(index), partner=self.image[-1 - index])
+
+
+@pytest.mark.parametrize("place", ["cpu", "device"])
+def test_views_do_not_depend_on_the_number_of_workers(tmp_path, place: str):
+    make = maker(BUSY, augment_on=place, partner_prob=0.5, num_local=2, local_px=16)
+    run = Run.start("x", tmp_path, 0, {}, accelerator="cpu")
+    made = []
+    for num_workers in (0, 2):
+        steps = StepSampler(6, 4, 0, start_step=3, end_step=6)
+        feed = Feed(
+            run, Pictures(), collate_crops, make, steps, total_steps=9, num_workers=num_workers
+        )
+        g = torch.Generator()
+        made.append([make(batch, g, StepInfo(0, 9)) for batch in feed])
+    for one, other in zip(*made, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert torch.equal(a, b) if isinstance(a, Tensor) else a == b
+    assert len(made[0]) == 3
+    assert not torch.equal(made[0][0].is_masked, made[0][1].is_masked)

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from handmim.contracts import CropSample
+from handmim.data.decode import FITS, read_rgb
 from handmim.render.background import PHOTO_SUFFIXES
 
 log = logging.getLogger(__name__)
 
-FITS = ("contain", "cover")
 GROUPINGS = ("none", "folder")
 SHOWN = 10  # unreadable files named in one log line
 
@@ -49,22 +49,6 @@ def list_pictures(root: Path) -> list[str]:
             f"no {'/'.join(s[1:] for s in PHOTO_SUFFIXES)} picture below {root} (data.root=DIR)"
         )
     return names
-
-
-def read_rgb(path: Path) -> NDArray[np.uint8] | None:
-    """[H, W, 3] RGB uint8 with EXIF rotation applied, whatever the file holds; None when
-    unreadable."""
-    try:
-        raw = np.fromfile(path, dtype=np.uint8)
-    except OSError:
-        return None
-    if not len(raw):
-        return None
-    try:
-        image = cv2.imdecode(raw, cv2.IMREAD_COLOR)
-    except cv2.error:
-        return None
-    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def square(image: NDArray[np.uint8], side: int, fit: str) -> NDArray[np.uint8]:
@@ -146,7 +130,7 @@ class CropFolder(Dataset[CropSample]):
 
     def __getitem__(self, index: int) -> CropSample:
         name = self.names[index]
-        image = read_rgb(self.root / name)
+        image = read_rgb(self.root / name, self.image_px, self.fit)
         if image is None:
             raise ValueError(
                 f"{self.root / name} cannot be read (any more); data.train.verify=true finds "

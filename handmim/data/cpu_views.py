@@ -72,9 +72,9 @@ def as_float(batch: PretrainBatch) -> PretrainBatch:
     """The same batch with its uint8 pictures in [0, 1]."""
     clean, local = batch.clean_views, batch.local_views
     return batch._replace(
-        views=batch.views / 255,
-        clean_views=None if clean is None else clean / 255,
-        local_views=None if local is None else local / 255,
+        views=batch.views.float().div_(255.0),
+        clean_views=None if clean is None else clean.float().div_(255.0),
+        local_views=None if local is None else local.float().div_(255.0),
     )
 
 
@@ -88,7 +88,8 @@ def cut(
     """Resample pictures, once each: turn, scale, shift, mirror, warp.
 
     Args:
-        sources: B V square pictures of one size.
+        sources: B V square pictures of one size, with a fourth channel: OpenCV warps four at once
+            more than twice as quickly as three.
         crop_from_view: [B, V, 2, 3] ndc.
         side_px: side of the views.
         displacement_ndc: [B, V, 2, c, c] or None.
@@ -98,20 +99,23 @@ def cut(
     b, num = crop_from_view.shape[:2]
     out = np.empty((b, num, side_px, side_px, 3), np.uint8)
     flat = out.reshape(b * num, side_px, side_px, 3)
+    four = np.empty((side_px, side_px, 4), np.uint8)
     side, border = sources[0].shape[0], BORDERS[padding]
     if displacement_ndc is not None:
         places = pixels_in_source(crop_from_view, side_px, displacement_ndc).flatten(0, 1)
         xy = ((places + 1) * (side / 2) - 0.5).numpy()
         for source, view, at in zip(sources, flat, xy, strict=True):
             x, y = np.ascontiguousarray(at[..., 0]), np.ascontiguousarray(at[..., 1])
-            cv2.remap(source, x, y, cv2.INTER_LINEAR, dst=view, borderMode=border)
+            cv2.remap(source, x, y, cv2.INTER_LINEAR, dst=four, borderMode=border)
+            cv2.cvtColor(four, cv2.COLOR_RGBA2RGB, dst=view)
         return out
     maps = px_from_px(crop_from_view.double(), side, side_px)
     maps[..., 2] += (maps[..., :2].sum(dim=-1) - 1) / 2  # OpenCV counts from a pixel's centre
     how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     size = side_px, side_px
     for source, view, m in zip(sources, flat, maps.flatten(0, 1).numpy(), strict=True):
-        cv2.warpAffine(source, m, size, dst=view, flags=how, borderMode=border)
+        cv2.warpAffine(source, m, size, dst=four, flags=how, borderMode=border)
+        cv2.cvtColor(four, cv2.COLOR_RGBA2RGB, dst=view)
     return out
 
 
@@ -143,8 +147,9 @@ def colour(views: list[Pictures], plan: ColourPlan | None) -> None:
 
 
 def _pictures(image: Tensor) -> list[Pictures]:
-    """[B, 3, S, S] as pictures, copied where the memory is another."""
-    return list(np.ascontiguousarray(image.permute(0, 2, 3, 1).numpy()))
+    """[B, 3, S, S] as pictures with a fourth channel."""
+    stack = np.ascontiguousarray(image.permute(0, 2, 3, 1).numpy())
+    return [cv2.cvtColor(picture, cv2.COLOR_RGB2RGBA) for picture in stack]
 
 
 def _channels_first(pictures: Pictures) -> Tensor:

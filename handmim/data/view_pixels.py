@@ -38,7 +38,7 @@ def sample_views(
 def torch_views(crops: CropBatch, plan: ViewPlan, frame: ViewFrame) -> PretrainBatch:
     """Views of crops by a plan on the same device, float in [0, 1]; nothing waits for the
     device."""
-    image = crops.image / 255
+    image = crops.image.float().div_(255.0)
     clean = _cut(image, crops.partner, plan, frame)
     local_views: Tensor | None = None
     if plan.crop_from_local is not None:
@@ -65,7 +65,7 @@ def _cut(image: Tensor, partner: Tensor | None, plan: ViewPlan, frame: ViewFrame
     maps, warps = plan.crop_from_view, plan.displacement_ndc
     if plan.from_partner is None or partner is None:
         return sample_views(image, maps, frame.view_px, warps, padding=frame.padding)
-    other = torch.where(plan.from_partner[:, None, None, None], partner / 255, image)
+    other = torch.where(plan.from_partner[:, None, None, None], partner.float().div_(255.0), image)
     parts = [
         sample_views(
             source,

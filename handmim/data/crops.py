@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -76,6 +76,25 @@ def square(image: NDArray[np.uint8], side: int, fit: str) -> NDArray[np.uint8]:
     return cv2.copyMakeBorder(image, *pads, cv2.BORDER_REFLECT)
 
 
+def check_grouping(group_by: str) -> None:
+    """Raises: ValueError for a grouping that there is not."""
+    if group_by not in GROUPINGS:
+        raise ValueError(
+            f"group_by must be one of {GROUPINGS}, got {group_by!r} (data.train.group_by)"
+        )
+
+
+def group_of(name: str, group_by: str) -> str | None:
+    """Group of a picture, by its relative path."""
+    return Path(name).parent.as_posix() if group_by == "folder" else None
+
+
+def named_unreadable(names: Sequence[str], total: int) -> str:
+    """A log line on pictures that are left out."""
+    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return f"skipped {len(names)} unreadable of {total} pictures: {shown}"
+
+
 class CropFolder(Dataset[CropSample]):
     """Every readable jpg, png and webp below a folder, as square crops.
 
@@ -101,10 +120,7 @@ class CropFolder(Dataset[CropSample]):
     ) -> None:
         if fit not in FITS:
             raise ValueError(f"fit must be one of {FITS}, got {fit!r} (data.train.fit)")
-        if group_by not in GROUPINGS:
-            raise ValueError(
-                f"group_by must be one of {GROUPINGS}, got {group_by!r} (data.train.group_by)"
-            )
+        check_grouping(group_by)
         self.group_by = group_by
         self.root, self.image_px, self.fit = Path(root), image_px, fit
         found = list_pictures(self.root)
@@ -112,8 +128,7 @@ class CropFolder(Dataset[CropSample]):
         bad = set(self.unreadable)
         self.names = [name for name in found if name not in bad]
         if bad:
-            shown = ", ".join(self.unreadable[:SHOWN]) + (", ..." if len(bad) > SHOWN else "")
-            log.warning("skipped %d unreadable of %d pictures: %s", len(bad), len(found), shown)
+            log.warning(named_unreadable(self.unreadable, len(found)))
         if not self.names:
             raise ValueError(
                 f"none of the {len(found)} pictures below {root} can be read (data.root)"
@@ -139,5 +154,5 @@ class CropFolder(Dataset[CropSample]):
         return CropSample(
             image=square(image, self.image_px, self.fit),
             sample_id=name,
-            group=Path(name).parent.as_posix() if self.group_by == "folder" else None,
+            group=group_of(name, self.group_by),
         )

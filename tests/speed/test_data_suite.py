@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from handmim.speed.pictures import write_jpegs
 from handmim.speed.race import Bench
 from handmim.speed.references.pil_views import PilViews, colours
 
-HAND = "data/standin_right.npz"
+HAND = Path(__file__).parents[2] / "data" / "standin_right.npz"
 CPU = torch.device("cpu")
 
 

@@ -11,13 +11,13 @@ from typing import Any, Protocol, TypeVar
 
 import cv2
 import torch
+from lightning.fabric import Fabric
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from handmim.contracts import StepInfo
 from handmim.engine.sampler import StepSampler
-from handmim.utils.run import Run
 from handmim.utils.seed import step_generator
 
 Batch = TypeVar("Batch")
@@ -91,34 +91,36 @@ class Feed:
     `host_part`, where it has one (`HostPrepare`), goes.
 
     Args:
-        run: device, seed and rank.
+        fabric: device and rank.
         dataset: map-style samples.
         collate: samples -> batch.
         prepare: of the training loop.
         steps: which samples make up which step.
+        seed: of the run, for `host_part`.
         total_steps: of the run.
         num_workers: processes that load; 0 loads in this one.
     """
 
     def __init__(
         self,
-        run: Run,
+        fabric: Fabric,
         dataset: Dataset[Any],
         collate: Callable[[list[Any]], Any],
         prepare: Prepare,
         steps: StepSampler,
         *,
+        seed: int,
         total_steps: int,
         num_workers: int = 0,
     ) -> None:
-        self.run = run
+        self.fabric, self.device = fabric, fabric.device
         host_part = getattr(prepare, "host_part", None)
         batches = StepBatches(
             dataset,
             collate,
-            None if host_part is None else host_part(run.device),
-            seed=run.seed,
-            rank=run.rank,
+            None if host_part is None else host_part(self.device),
+            seed=seed,
+            rank=fabric.global_rank,
             total_steps=total_steps,
         )
         self.loader = DataLoader(
@@ -128,14 +130,14 @@ class Feed:
             collate_fn=_as_it_is,
             num_workers=num_workers,
             worker_init_fn=_quiet_worker,
-            pin_memory=run.device.type == "cuda",
+            pin_memory=self.device.type == "cuda",
         )
         self.waited_s = 0.0  # for the loader so far
 
     def __iter__(self) -> Iterator[Any]:
-        if self.run.device.type == "cuda":
+        if self.device.type == "cuda":
             return self._ahead()
-        return (self.run.fabric.to_device(batch) for batch in self._loaded())
+        return (self.fabric.to_device(batch) for batch in self._loaded())
 
     def _loaded(self) -> Iterator[Any]:
         batches = iter(self.loader)
@@ -151,19 +153,19 @@ class Feed:
 
     def _ahead(self) -> Iterator[Any]:
         """The next batch is copied, on a stream of its own, while the device works on this one."""
-        copying = torch.cuda.Stream(self.run.device)
+        copying = torch.cuda.Stream(self.device)
         moved: Any = None
         for batch in self._loaded():
             before = moved
             with torch.cuda.stream(copying):
-                moved = self.run.fabric.to_device(batch), copying.record_event()
+                moved = self.fabric.to_device(batch), copying.record_event()
             if before is not None:
                 yield self._arrived(*before)
         if moved is not None:
             yield self._arrived(*moved)
 
     def _arrived(self, batch: Batch, event: torch.cuda.Event) -> Batch:
-        stream = torch.cuda.current_stream(self.run.device)
+        stream = torch.cuda.current_stream(self.device)
         stream.wait_event(event)
         # Its memory must not be given to the next copy before this stream is done with it.
         apply_to_collection(batch, Tensor, lambda tensor: tensor.record_stream(stream))

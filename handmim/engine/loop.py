@@ -264,7 +264,7 @@ class Trainer:
             world_size=run.world_size,
         )
         how = {"total_steps": self.max_steps, "num_workers": self.num_workers}
-        return Feed(run, dataset, collate, prepare, steps, **how)
+        return Feed(run.fabric, dataset, collate, prepare, steps, seed=run.seed, **how)
 
     def _step(
         self,

@@ -11,14 +11,17 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from handmim.contracts import PretrainBatch, StepInfo
+from handmim.contracts import CropSample, PretrainBatch, StepInfo
 from handmim.data.colour import ColourJitter
 from handmim.data.cpu_views import as_float
 from handmim.data.crops import CropFolder
 from handmim.data.decode import decode_rgb, turbo
 from handmim.data.loader import collate_crops
 from handmim.data.masking import MaskSampler
+from handmim.data.packed import CODINGS, PackedCrops
+from handmim.data.packing import pack_crops
 from handmim.data.views import ViewMaker
 from handmim.speed.pictures import write_jpegs
 from handmim.speed.race import Bench, Row, compared
@@ -48,16 +51,15 @@ def like_ibot(view_px: int, *, turned: bool = False, coloured: bool = True) -> V
 
 
 def views_of(
-    paths: Sequence[Path], crop_px: int, make: ViewMaker, *, as_floats: bool = False
+    crops: Dataset[CropSample], make: ViewMaker, *, as_floats: bool = False
 ) -> Callable[[], PretrainBatch]:
-    """Work: files to a batch of views."""
-    crops = CropFolder(paths[0].parent, image_px=crop_px, verify=False)
+    """Work: stored pictures to a batch of views."""
     number = iter(range(10**9))
+    places = range(len(crops))  # type: ignore[arg-type]
 
     def work() -> PretrainBatch:
-        samples = [crops[i] for i in range(len(paths))]
         generator = torch.Generator().manual_seed(next(number))
-        batch = make.on_host(collate_crops(samples), generator, INFO)
+        batch = make.on_host(collate_crops([crops[i] for i in places]), generator, INFO)
         return as_float(batch) if as_floats else batch
 
     return work
@@ -122,12 +124,17 @@ def measure(
             how: dict[str, Any] = {"items": num, "unit": "pictures", "asked": asked}
             yield compared("data", f"decode {told}", seconds, "PIL", **how)
             plain = like_ibot(view_px)
+            crops = CropFolder(folder, image_px=crop_px, verify=False)
             works: dict[str, Callable[[], object]] = {
                 PIL: pil_views(paths, view_px),
-                FLOAT: views_of(paths, crop_px, plain, as_floats=True),
-                UINT8: views_of(paths, crop_px, plain),
-                TURNED: views_of(paths, crop_px, like_ibot(view_px, turned=True)),
-                WARP: views_of(paths, crop_px, like_ibot(view_px, coloured=False)),
+                FLOAT: views_of(crops, plain, as_floats=True),
+                UINT8: views_of(crops, plain),
+                TURNED: views_of(crops, like_ibot(view_px, turned=True)),
+                WARP: views_of(crops, like_ibot(view_px, coloured=False)),
             }
+            for coding in CODINGS:
+                file = Path(place) / f"{name}.{coding}"
+                pack_crops(folder, file, image_px=crop_px, coding=coding)
+                works[f"{UINT8}, packed as {coding}"] = views_of(PackedCrops(file), plain)
             seconds = bench.race(works)
             yield compared("data", f"two views of {told}", seconds, PIL, **how)

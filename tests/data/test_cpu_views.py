@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from lightning.fabric import Fabric
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -18,7 +19,6 @@ from handmim.data.view_plans import PlannedCrops
 from handmim.data.views import ViewMaker
 from handmim.engine.feed import Feed
 from handmim.engine.sampler import StepSampler
-from handmim.utils.run import Run
 
 INFO = StepInfo(0, 1)
 CPU = torch.device("cpu")
@@ -177,14 +177,21 @@ class Pictures(Dataset):
 
 
 @pytest.mark.parametrize("place", ["cpu", "device"])
-def test_views_do_not_depend_on_the_number_of_workers(tmp_path, place: str):
+def test_views_do_not_depend_on_the_number_of_workers(place: str):
     make = maker(BUSY, augment_on=place, partner_prob=0.5, num_local=2, local_px=16)
-    run = Run.start("x", tmp_path, 0, {}, accelerator="cpu")
+    fabric = Fabric(accelerator="cpu", devices=1)
     made = []
     for num_workers in (0, 2):
         steps = StepSampler(6, 4, 0, start_step=3, end_step=6)
         feed = Feed(
-            run, Pictures(), collate_crops, make, steps, total_steps=9, num_workers=num_workers
+            fabric,
+            Pictures(),
+            collate_crops,
+            make,
+            steps,
+            seed=0,
+            total_steps=9,
+            num_workers=num_workers,
         )
         g = torch.Generator()
         made.append([make(batch, g, StepInfo(0, 9)) for batch in feed])

@@ -33,7 +33,18 @@ def feed(run, prepare, *, num_workers=0, start=0, world_size=1, rank=0) -> list[
     steps = StepSampler(
         len(DATA), 4, run.seed, start_step=start, end_step=10, rank=rank, world_size=world_size
     )
-    return list(Feed(run, DATA, collate, prepare, steps, total_steps=10, num_workers=num_workers))
+    return list(
+        Feed(
+            run.fabric,
+            DATA,
+            collate,
+            prepare,
+            steps,
+            seed=run.seed,
+            total_steps=10,
+            num_workers=num_workers,
+        )
+    )
 
 
 @pytest.fixture
@@ -88,8 +99,8 @@ def test_training_prepares_on_the_host_and_resumes_exactly(tmp_path, num_workers
 
 
 def test_waiting_for_batches_is_counted(run):
-    made = Feed(run, DATA, collate, prepare, StepSampler(11, 4, 0, start_step=0, end_step=2),
-                total_steps=2)  # fmt: skip
+    made = Feed(run.fabric, DATA, collate, prepare, StepSampler(11, 4, 0, start_step=0, end_step=2),
+                seed=0, total_steps=2)  # fmt: skip
     assert made.waited_s == 0
     assert len(list(made)) == 2
     assert made.waited_s > 0

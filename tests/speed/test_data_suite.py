@@ -9,6 +9,7 @@ from scipy.stats import wasserstein_distance
 
 from handmim.data.colour import ColourJitter
 from handmim.data.cpu_views import colour
+from handmim.data.crops import CropFolder
 from handmim.speed.data import FLOAT, PIL, TURNED, UINT8, WARP, like_ibot, measure, views_of
 from handmim.speed.pictures import write_jpegs
 from handmim.speed.race import Bench
@@ -28,8 +29,9 @@ def test_rows_of_every_kind_of_file():
     for decoded, viewed in (cases[:2], cases[2:]):
         assert decoded[0].variant == "PIL"
         assert "OpenCV" in {row.variant for row in decoded}
-        assert [row.variant for row in viewed] == [PIL, FLOAT, UINT8, TURNED, WARP]
-        assert [row.asked for row in viewed] == [None, None, 7.0, None, None]
+        packed = [f"{UINT8}, packed as {coding}" for coding in ("jpeg", "raw")]
+        assert [row.variant for row in viewed] == [PIL, FLOAT, UINT8, TURNED, WARP, *packed]
+        assert [row.asked for row in viewed[:4]] == [None, None, 7.0, None]
         assert all(row.unit == "pictures" for row in decoded + viewed)
     assert "48x48" in cases[0][0].case
     assert "96x64" in cases[3][0].case
@@ -52,7 +54,8 @@ def test_reference_and_ours_give_two_views_each(files):
     assert first.shape == second.shape == (3, 32, 32)
     assert -2.2 < first.min() < first.max() < 2.7
     assert not torch.equal(first, second)
-    work = views_of(files, 64, like_ibot(32), as_floats=True)
+    crops = CropFolder(files[0].parent, image_px=64)
+    work = views_of(crops, like_ibot(32), as_floats=True)
     made, again = work(), work()
     assert made.views.shape == (3, 2, 3, 32, 32)
     assert made.views.is_floating_point()

@@ -127,7 +127,7 @@ def colour(views: list[Pictures], plan: ColourPlan | None) -> None:
         views = [views[i] for i in plan.rows.tolist()]
     linear, lift = plan.linear.numpy(), plan.lift.tolist()
     for view, m, raised in zip(views, linear, lift, strict=True):
-        if raised == 0 and np.allclose(m, _SAME, atol=1e-6):
+        if raised == 0 and np.abs(m - _SAME).max() < 1e-6:
             continue
         constant = np.full((3, 1), raised * np.dot(LUMA, cv2.mean(view)[:3]), np.float32)
         cv2.transform(view, np.hstack([m, constant]), dst=view)

@@ -96,8 +96,8 @@ def test_both_makers_make_the_same_pixels(case: str):
             # Colours are stretched at most (1.4 brightness x 1.4 contrast) about twofold after
             # the first rounding, and turned in hue; kernels of blurs round to 1/256 or so.
             assert apart.mean() < 0.45
-            assert apart.quantile(0.999) < 2.5
-            assert apart.max() < 6
+            assert apart.quantile(0.999) < 4  # OpenCV 4: 5 bits of weights; 5: 1.4
+            assert apart.max() < 8
 
 
 def test_geometry_alone_is_one_rounding_off():

@@ -111,8 +111,10 @@ def test_files_cut_short_end_as_with_opencv(codec, share):
     expected = None if not raw else by_opencv(raw)
     found = decode_rgb(raw)
     assert (found is None) == (expected is None)
-    if found is not None:
-        np.testing.assert_array_equal(found, expected)
+    if found is not None:  # what is missing may be anything
+        rows = int(200 * share * 0.7) // 16 * 16
+        np.testing.assert_array_equal(found[:rows], expected[:rows])
+        assert found.shape == expected.shape
 
 
 def test_noise_is_no_picture(codec):

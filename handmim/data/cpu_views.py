@@ -71,7 +71,9 @@ def cpu_views(crops: CropBatch, plan: ViewPlan, frame: ViewFrame) -> PretrainBat
 def as_float(batch: PretrainBatch) -> PretrainBatch:
     """The same batch with its uint8 pictures in [0, 1]."""
     clean, local = batch.clean_views, batch.local_views
+    counts = batch.num_hidden
     return batch._replace(
+        num_hidden=None if counts is None else tuple(counts),  # pinning makes it a list
         views=batch.views.float().div_(255.0),
         clean_views=None if clean is None else clean.float().div_(255.0),
         local_views=None if local is None else local.float().div_(255.0),

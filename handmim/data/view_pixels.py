@@ -56,7 +56,7 @@ def torch_views(crops: CropBatch, plan: ViewPlan, frame: ViewFrame) -> PretrainB
         local_views=local_views,
         group=crops.group,
         hidden=plan.hidden,
-        num_hidden=plan.num_hidden,
+        num_hidden=tuple(plan.num_hidden),  # pinning makes it a list
     )
 
 

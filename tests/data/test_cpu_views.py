@@ -155,14 +155,18 @@ def test_memory_order_of_crops_does_not_matter():
     assert torch.equal(batch.image, crops().image), "crops stay as they are"
 
 
-def test_plans_travel_between_devices():
-    batch = crops(4)
-    make = maker(ColourJitter(noise_prob=0.5), num_local=2, local_px=16, warp_ndc=0.1)
-    plan = make.draw(batch, torch.Generator().manual_seed(0), INFO)
-    there = move_data_to_device(plan, torch.device("meta"))
-    assert there.crop_from_view.device.type == "meta"
-    assert there.colours[0].noise.device.type == there.local_colours.lift.device.type == "meta"
-    assert there.colours[0].blur_radius == plan.colours[0].blur_radius
+@pytest.mark.parametrize("settings", [{}, {"warp_ndc": 0.1, "partner_prob": 0.5}])
+def test_pixels_are_made_without_asking_the_device_for_a_number(settings):
+    # On the meta device there are none, and whatever would wait for one raises.
+    colour = ColourJitter(noise_prob=0.5, blur_prob=0.5, solarise_prob=0.5, apply_prob=0.7)
+    make = maker(colour, num_local=2, local_px=16, colour_later=BUSY, keep_clean=True, **settings)
+    planned = make.planned(crops(4), torch.Generator().manual_seed(0), INFO)
+    there = move_data_to_device(planned, torch.device("meta"))
+    assert there.plan.colours[0].blur_radius == planned.plan.colours[0].blur_radius
+    views = make(there, torch.Generator(), INFO)
+    assert views.views.device.type == views.local_views.device.type == "meta"
+    assert views.views.shape == views.clean_views.shape == (4, 2, 3, 48, 48)
+    assert views.num_hidden == planned.plan.num_hidden
 
 
 class Pictures(Dataset):

@@ -11,7 +11,7 @@ from torch import Tensor
 from handmim.contracts import HandBatch, StepInfo
 from handmim.data.colour import ColourJitter
 from handmim.data.occlusion import HandCutOut, OccluderPaste
-from handmim.data.views import sample_views
+from handmim.data.view_pixels import sample_views
 from handmim.geometry.crop import homogeneous, invert, px_from_px, similarity, transform_points
 from handmim.geometry.rotation import rotation_about_z
 

@@ -3,54 +3,93 @@ noise.
 
 Brightness, contrast, saturation, hue and grey are affine in RGB, so they are composed into one 3 x
 4 map per picture and applied at once. Hue is a rotation in the chroma plane (YIQ), not a shift of
-HSV angles.
+HSV angles. What is drawn (`ColourPlan`) and what it does to pixels are apart, so that others may
+make the same pixels another way.
 """
 
 import math
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-_LUMA = (0.299, 0.587, 0.114)
+LUMA = (0.299, 0.587, 0.114)
 _YIQ_FROM_RGB = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 _RGB_FROM_YIQ = torch.linalg.inv(torch.tensor(_YIQ_FROM_RGB)).tolist()
+
+
+class ColourPlan(NamedTuple):
+    """All that was drawn for the colours of P pictures, of which n change; None is "for none".
+
+    No field has to be read on the host to be used on a device.
+    """
+
+    rows: Tensor | None  # [n] int64 those that change; None is all P in their order
+    linear: Tensor  # [n, 3, 3] rgb' = linear rgb + lift * mean luma of the picture
+    lift: Tensor  # [n]
+    blur_rows: Tensor | None  # [m] int64 of the n: those that are blurred
+    blur_sigma_px: Tensor | None  # [m]
+    blur_radius: int  # of the kernels, in pixels
+    is_solarised: Tensor | None  # [n] bool
+    noise_rows: Tensor | None  # [k] int64 of the n: those that get noise
+    noise: Tensor | None  # [k, 3, H, W]
+
+
+@lru_cache
+def _luma(device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(LUMA, dtype=dtype, device=device)  # kept: copying it would wait
+
+
+def colour_maps(
+    brightness: Tensor, contrast: Tensor, saturation: Tensor, hue_rad: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compose the jitters, in this order, into rgb' = linear rgb + lift * mean luma.
+
+    Args:
+        brightness, contrast, saturation: [B] factors, 1 = unchanged.
+        hue_rad: [B] rotation of the chroma plane.
+    Returns: [B, 3, 3] and [B].
+    """
+    b = len(brightness)
+    eye = torch.eye(3, dtype=brightness.dtype, device=brightness.device).expand(b, 3, 3)
+    grey = brightness.new_tensor(LUMA).expand(3, 3)
+    saturate = saturation[:, None, None] * eye + (1 - saturation)[:, None, None] * grey
+    yiq = brightness.new_tensor(_YIQ_FROM_RGB)
+    cos, sin = hue_rad.cos(), hue_rad.sin()
+    turn = torch.zeros(b, 3, 3, dtype=brightness.dtype, device=brightness.device)
+    turn[:, 0, 0] = 1
+    turn[:, 1, 1], turn[:, 1, 2], turn[:, 2, 1], turn[:, 2, 2] = cos, -sin, sin, cos
+    hue = brightness.new_tensor(_RGB_FROM_YIQ) @ turn @ yiq
+    chroma = hue @ saturate  # grey is a fixed point, so the lift below passes unchanged
+    return chroma * (brightness * contrast)[:, None, None], (1 - contrast) * brightness
 
 
 def colour_matrices(
     brightness: Tensor, contrast: Tensor, saturation: Tensor, hue_rad: Tensor, mean_luma: Tensor
 ) -> Tensor:
-    """Compose the jitters, in this order, into rgb' = M[:, :3] rgb + M[:, 3].
-
-    Args:
-        brightness, contrast, saturation: [B] factors, 1 = unchanged.
-        hue_rad: [B] rotation of the chroma plane.
-        mean_luma: [B] mean luma of each picture, the pivot of contrast.
-    Returns: [B, 3, 4].
-    """
-    b = len(brightness)
-    luma = mean_luma.new_tensor(_LUMA)
-    eye = torch.eye(3, dtype=mean_luma.dtype, device=mean_luma.device).expand(b, 3, 3)
-    grey = luma.expand(3, 3)
-    saturate = saturation[:, None, None] * eye + (1 - saturation)[:, None, None] * grey
-    yiq = mean_luma.new_tensor(_YIQ_FROM_RGB)
-    cos, sin = hue_rad.cos(), hue_rad.sin()
-    turn = torch.zeros(b, 3, 3, dtype=mean_luma.dtype, device=mean_luma.device)
-    turn[:, 0, 0] = 1
-    turn[:, 1, 1], turn[:, 1, 2], turn[:, 2, 1], turn[:, 2, 2] = cos, -sin, sin, cos
-    hue = mean_luma.new_tensor(_RGB_FROM_YIQ) @ turn @ yiq
-    chroma = hue @ saturate  # grey is a fixed point, so the constant below passes unchanged
-    linear = chroma * (brightness * contrast)[:, None, None]
-    constant = (1 - contrast) * brightness * mean_luma
-    return torch.cat([linear, constant[:, None, None].expand(b, 3, 1)], dim=-1)
+    """`colour_maps` of pictures whose [B] mean luma, the pivot of contrast, is known: rgb' =
+    M[:, :3] rgb + M[:, 3], [B, 3, 4]."""
+    return _pivoted(*colour_maps(brightness, contrast, saturation, hue_rad), mean_luma)
 
 
-def gaussian_blur(image: Tensor, sigma_px: Tensor) -> Tensor:
-    """Blur every picture by its own sigma: [B, C, H, W] and [B] pixels, best on the CPU, which the
-    width of the kernel is read from; sigma 0 leaves a picture as it is."""
+def _pivoted(linear: Tensor, lift: Tensor, mean_luma: Tensor) -> Tensor:
+    constant = lift * mean_luma
+    return torch.cat([linear, constant[:, None, None].expand(len(lift), 3, 1)], dim=-1)
+
+
+def blur_radius(sigma_px: Tensor) -> int:
+    """Pixels from the middle of a kernel to its end, wide enough for all of these [B] sigmas."""
+    return max(1, math.ceil(2.5 * float(sigma_px.max())))
+
+
+def gaussian_blur(image: Tensor, sigma_px: Tensor, radius: int | None = None) -> Tensor:
+    """Blur every picture by its own sigma: [B, C, H, W] and [B] pixels; sigma 0 leaves a picture as
+    it is. Without `radius` the width of the kernels is read from the sigmas."""
     b, c = image.shape[:2]
-    radius = max(1, math.ceil(2.5 * float(sigma_px.max())))
-    sigma_px = sigma_px.to(image.device)
+    radius = blur_radius(sigma_px) if radius is None else radius
     offset = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
     kernel = torch.exp(-0.5 * (offset / sigma_px.clamp(min=1e-3)[:, None]) ** 2)
     kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(c, dim=0)  # [B*C, 2r+1]
@@ -105,49 +144,81 @@ class ColourJitter:
         self.solarise_prob, self.apply_prob = solarise_prob, apply_prob
         self.noise_prob, self.noise_std = noise_prob, noise_std
 
+    def draw(
+        self, num: int, size_hw: tuple[int, int], generator: torch.Generator
+    ) -> ColourPlan | None:
+        """What happens to `num` pictures of one size; None where nothing does."""
+        rows: Tensor | None = None
+        if self.apply_prob < 1.0:
+            rows = (torch.rand(num, generator=generator) < self.apply_prob).nonzero().squeeze(1)
+            num = len(rows)
+            if not num:
+                return None
+        u = torch.rand(num, 9, generator=generator)
+        on = (u[:, 0] < self.jitter_prob).float()
+        factor = lambda column, width: 1 + on * width * (2 * u[:, column] - 1)  # noqa: E731
+        linear, lift = colour_maps(
+            factor(1, self.brightness),
+            factor(2, self.contrast),
+            factor(3, self.saturation) * (u[:, 5] >= self.grey_prob),
+            on * self.hue_rad * (2 * u[:, 4] - 1),
+        )
+        blurred = (u[:, 6] < self.blur_prob).nonzero().squeeze(1)
+        sigma = 0.1 + u[blurred, 7] * (self.blur_sigma_px - 0.1)
+        is_blurred = len(blurred) > 0
+        noise_rows, noise = self._drawn_noise(num, size_hw, generator)
+        return ColourPlan(
+            rows=rows,
+            linear=linear,
+            lift=lift,
+            blur_rows=blurred if is_blurred else None,
+            blur_sigma_px=sigma if is_blurred else None,
+            blur_radius=blur_radius(sigma) if is_blurred else 0,
+            is_solarised=u[:, 8] < self.solarise_prob if self.solarise_prob > 0 else None,
+            noise_rows=noise_rows,
+            noise=noise,
+        )
+
+    def _drawn_noise(
+        self, num: int, size_hw: tuple[int, int], generator: torch.Generator
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if self.noise_prob == 0:
+            return None, None
+        u = torch.rand(num, 2, generator=generator)
+        rows = (u[:, 0] < self.noise_prob).nonzero().squeeze(1)
+        noise = torch.randn(len(rows), 3, *size_hw, generator=generator)
+        return rows, noise * (self.noise_std * u[rows, 1])[:, None, None, None]
+
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """[B, 3, H, W] in [0, 1] to the same; randomness is drawn on the CPU whatever the
         device."""
-        if self.apply_prob >= 1.0:
-            return self._changed(image, generator)
-        is_chosen = torch.rand(len(image), generator=generator) < self.apply_prob
-        if not is_chosen.any():
-            return image
-        where = is_chosen.nonzero().squeeze(1).to(image.device)
-        return image.index_copy(0, where, self._changed(image[where], generator))
+        height, width = image.shape[-2:]
+        plan = self.draw(len(image), (height, width), generator)
+        return coloured(image, move_data_to_device(plan, image.device))
 
-    def _changed(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        b, device = len(image), image.device
-        u = torch.rand(b, 9, generator=generator)
-        on = (u[:, 0] < self.jitter_prob).float()
-        factor = lambda column, width: 1 + on * width * (2 * u[:, column] - 1)  # noqa: E731
-        saturation = factor(3, self.saturation) * (u[:, 5] >= self.grey_prob)
-        hue = on * self.hue_rad * (2 * u[:, 4] - 1)
-        luma = (image.mean(dim=(-2, -1)) * image.new_tensor(_LUMA)).sum(dim=1)
-        matrix = colour_matrices(
-            factor(1, self.brightness).to(device),
-            factor(2, self.contrast).to(device),
-            saturation.to(device),
-            hue.to(device),
-            luma,
-        )
-        flat = torch.baddbmm(matrix[:, :, 3:], matrix[:, :, :3], image.flatten(2))
-        image = flat.clamp_(0, 1).reshape(image.shape)
-        if self.blur_prob > 0:
-            blurred = (u[:, 6] < self.blur_prob).nonzero().squeeze(1)
-            if len(blurred):
-                sigma = 0.1 + u[blurred, 7] * (self.blur_sigma_px - 0.1)
-                blurred = blurred.to(device)
-                image[blurred] = gaussian_blur(image[blurred], sigma)
-        if self.solarise_prob > 0:
-            solarised = (u[:, 8] < self.solarise_prob).to(device)[:, None, None, None]
-            image = torch.where(solarised & (image > 0.5), 1 - image, image)
-        return image if self.noise_prob == 0 else self._noisy(image, generator)
 
-    def _noisy(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        u = torch.rand(len(image), 2, generator=generator)
-        rows = (u[:, 0] < self.noise_prob).nonzero().squeeze(1)
-        noise = torch.randn(len(rows), *image.shape[1:], generator=generator)
-        noise *= (self.noise_std * u[rows, 1])[:, None, None, None]
-        rows = rows.to(image.device)
-        return image.index_copy(0, rows, (image[rows] + noise.to(image)).clamp(0, 1))
+def coloured(image: Tensor, plan: ColourPlan | None) -> Tensor:
+    """[P, 3, H, W] in [0, 1] as the plan, on the same device, says; the picture that comes in stays
+    as it is."""
+    if plan is None:
+        return image
+    if plan.rows is None:
+        return _changed(image, plan)
+    return image.index_copy(0, plan.rows, _changed(image[plan.rows], plan))
+
+
+def _changed(image: Tensor, plan: ColourPlan) -> Tensor:
+    luma = (image.mean(dim=(-2, -1)) * _luma(image.device, image.dtype)).sum(dim=1)
+    matrix = _pivoted(plan.linear, plan.lift, luma)
+    flat = torch.baddbmm(matrix[:, :, 3:], matrix[:, :, :3], image.flatten(2))
+    image = flat.clamp_(0, 1).reshape(image.shape)
+    if plan.blur_rows is not None and plan.blur_sigma_px is not None:
+        blurred = gaussian_blur(image[plan.blur_rows], plan.blur_sigma_px, plan.blur_radius)
+        image[plan.blur_rows] = blurred
+    if plan.is_solarised is not None:
+        solarised = plan.is_solarised[:, None, None, None]
+        image = torch.where(solarised & (image > 0.5), 1 - image, image)
+    if plan.noise_rows is not None and plan.noise is not None:
+        noisy = (image[plan.noise_rows] + plan.noise).clamp(0, 1)
+        image = image.index_copy(0, plan.noise_rows, noisy)
+    return image

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from handmim.contracts import CropSample
+from handmim.data.decode import FITS, read_rgb
 from handmim.render.background import PHOTO_SUFFIXES
 
 log = logging.getLogger(__name__)
 
-FITS = ("contain", "cover")
 GROUPINGS = ("none", "folder")
 SHOWN = 10  # unreadable files named in one log line
 
@@ -51,22 +51,6 @@ def list_pictures(root: Path) -> list[str]:
     return names
 
 
-def read_rgb(path: Path) -> NDArray[np.uint8] | None:
-    """[H, W, 3] RGB uint8 with EXIF rotation applied, whatever the file holds; None when
-    unreadable."""
-    try:
-        raw = np.fromfile(path, dtype=np.uint8)
-    except OSError:
-        return None
-    if not len(raw):
-        return None
-    try:
-        image = cv2.imdecode(raw, cv2.IMREAD_COLOR)
-    except cv2.error:
-        return None
-    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
 def square(image: NDArray[np.uint8], side: int, fit: str) -> NDArray[np.uint8]:
     """A picture as [side, side, 3].
 
@@ -90,6 +74,25 @@ def square(image: NDArray[np.uint8], side: int, fit: str) -> NDArray[np.uint8]:
         return image
     pads = down // 2, down - down // 2, right // 2, right - right // 2
     return cv2.copyMakeBorder(image, *pads, cv2.BORDER_REFLECT)
+
+
+def check_grouping(group_by: str) -> None:
+    """Raises: ValueError for a grouping that there is not."""
+    if group_by not in GROUPINGS:
+        raise ValueError(
+            f"group_by must be one of {GROUPINGS}, got {group_by!r} (data.train.group_by)"
+        )
+
+
+def group_of(name: str, group_by: str) -> str | None:
+    """Group of a picture, by its relative path."""
+    return Path(name).parent.as_posix() if group_by == "folder" else None
+
+
+def named_unreadable(names: Sequence[str], total: int) -> str:
+    """A log line on pictures that are left out."""
+    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return f"skipped {len(names)} unreadable of {total} pictures: {shown}"
 
 
 class CropFolder(Dataset[CropSample]):
@@ -117,10 +120,7 @@ class CropFolder(Dataset[CropSample]):
     ) -> None:
         if fit not in FITS:
             raise ValueError(f"fit must be one of {FITS}, got {fit!r} (data.train.fit)")
-        if group_by not in GROUPINGS:
-            raise ValueError(
-                f"group_by must be one of {GROUPINGS}, got {group_by!r} (data.train.group_by)"
-            )
+        check_grouping(group_by)
         self.group_by = group_by
         self.root, self.image_px, self.fit = Path(root), image_px, fit
         found = list_pictures(self.root)
@@ -128,8 +128,7 @@ class CropFolder(Dataset[CropSample]):
         bad = set(self.unreadable)
         self.names = [name for name in found if name not in bad]
         if bad:
-            shown = ", ".join(self.unreadable[:SHOWN]) + (", ..." if len(bad) > SHOWN else "")
-            log.warning("skipped %d unreadable of %d pictures: %s", len(bad), len(found), shown)
+            log.warning(named_unreadable(self.unreadable, len(found)))
         if not self.names:
             raise ValueError(
                 f"none of the {len(found)} pictures below {root} can be read (data.root)"
@@ -146,7 +145,7 @@ class CropFolder(Dataset[CropSample]):
 
     def __getitem__(self, index: int) -> CropSample:
         name = self.names[index]
-        image = read_rgb(self.root / name)
+        image = read_rgb(self.root / name, self.image_px, self.fit)
         if image is None:
             raise ValueError(
                 f"{self.root / name} cannot be read (any more); data.train.verify=true finds "
@@ -155,5 +154,5 @@ class CropFolder(Dataset[CropSample]):
         return CropSample(
             image=square(image, self.image_px, self.fit),
             sample_id=name,
-            group=Path(name).parent.as_posix() if self.group_by == "folder" else None,
+            group=group_of(name, self.group_by),
         )

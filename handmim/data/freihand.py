@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from handmim.contracts import CropSample, HandSample
 from handmim.data.cropping import carry_intrinsics, carry_points, crop_map, cut
-from handmim.data.crops import read_rgb
+from handmim.data.decode import read_rgb
 from handmim.data.json_arrays import StoredArray, cached_number_lists
 from handmim.data.layouts import VERSIONS
 from handmim.data.provenance import check_made_with, check_reposed

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from handmim.contracts import CropSample, HandSample
 from handmim.data.cropping import box_of_points, carry_intrinsics, carry_points, crop_map, cut
-from handmim.data.crops import read_rgb
+from handmim.data.decode import read_rgb
 from handmim.data.json_arrays import StoredArray
 from handmim.data.layouts import take_of
 from handmim.data.provenance import LARGEST_RESIDUAL_M, check_made_with

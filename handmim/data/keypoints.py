@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from handmim.contracts import HandSample
 from handmim.data.cropping import box_of_points, carry_intrinsics, carry_points, crop_map, cut
-from handmim.data.crops import read_rgb
+from handmim.data.decode import read_rgb
 from handmim.data.samples import hand_sample
 from handmim.hand.skeleton import NUM_JOINTS
 

@@ -1,4 +1,4 @@
-"""Samples to batches. Nothing is augmented here: that happens batch by batch on the device."""
+"""Samples to batches. Nothing is augmented here: that happens batch by batch, later."""
 
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
@@ -21,7 +21,7 @@ def _stacked(pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
         raise ValueError(
             f"crops of one batch must share one size, got {sorted(sides)} (data.image_px)"
         )
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)  # channels last in memory
 
 
 def group_number(group: str) -> int:

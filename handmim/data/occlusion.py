@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from handmim.data.occluder_shapes import SIDES, cover, draw_sides, log_uniform, shrinking
-from handmim.data.views import sample_views
+from handmim.data.view_pixels import sample_views
 from handmim.geometry.camera import cell_centres_ndc
 from handmim.geometry.crop import similarity
 

@@ -1,4 +1,5 @@
-"""Views of an unlabeled crop with exact geometry, made for a whole batch at once on the device.
+"""Views of an unlabeled crop with exact geometry: drawn for a whole batch, then made of pixels by
+torch on the device or by OpenCV on the host.
 
 Every view is one resampling of the stored crop by an affine map and, where asked for, a smooth
 warp. A hidden similarity turns the crop first and is the same for all views of a sample: it is
@@ -6,46 +7,23 @@ never told to the network, so that borders and framing give no cue for the map i
 Pixels and points share the same maps and fields.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from handmim.contracts import CropBatch, PretrainBatch, StepInfo
-from handmim.data.colour import ColourJitter
+from handmim.data.colour import ColourJitter, ColourPlan
+from handmim.data.cpu_views import as_float, cpu_views
 from handmim.data.masking import MaskSampler
 from handmim.data.view_maps import draw_hidden, draw_views, draw_warps
+from handmim.data.view_pixels import torch_views
+from handmim.data.view_plans import PADDINGS, PlannedCrops, ViewFrame, ViewPlan
 from handmim.geometry.crop import compose
-from handmim.geometry.warp import pixels_in_source
 
-PADDINGS = ("reflection", "zeros", "border")
-
-
-def sample_views(
-    image: Tensor,
-    source_from_view: Tensor,
-    view_px: int,
-    displacement_ndc: Tensor | None = None,
-    *,
-    padding: str = "reflection",
-) -> Tensor:
-    """Cut views out of crops.
-
-    Args:
-        image: [B, 3, S, S], any range.
-        source_from_view: [B, G, 2, 3] view ndc -> crop ndc.
-        view_px: side of the views.
-        displacement_ndc: [B, G, 2, c, c] warps of the views, None for affine ones.
-        padding: how the crop is continued, one of `PADDINGS`.
-    Returns: [B, G, 3, view_px, view_px]; bilinear.
-    """
-    b, num_views = source_from_view.shape[:2]
-    places = pixels_in_source(source_from_view, view_px, displacement_ndc).to(image.dtype)
-    source = image if num_views == 1 else image.repeat_interleave(num_views, dim=0)
-    views = F.grid_sample(source, places.flatten(0, 1), padding_mode=padding, align_corners=False)
-    return views.unflatten(0, (b, num_views))
+PLACES = ("auto", "cpu", "device")
 
 
 class ViewMaker:
@@ -73,6 +51,9 @@ class ViewMaker:
         keep_clean: also keep the views as they are before colour augmentation.
         num_local, local_px, local_scale, local_shift_ndc: small crops for the class losses: how
             many, their side, and `scale` and `shift_ndc` of their own. They are never warped.
+        augment_on: who makes pixels: OpenCV on the "cpu", in the processes that load where there
+            are some, torch on the training "device", or "auto": the one that is at home there.
+            Both do the same up to rounding.
     Raises: ValueError for settings that do not fit.
     """
 
@@ -104,6 +85,7 @@ class ViewMaker:
         local_px: int = 96,
         local_scale: Sequence[float] = (0.2, 0.55),
         local_shift_ndc: float = 0.4,
+        augment_on: str = "auto",
     ) -> None:
         shares = {
             "full_rotation_prob": full_rotation_prob,
@@ -135,9 +117,14 @@ class ViewMaker:
             raise ValueError(f"warp_grid must be >= 2, got {warp_grid} (views.warp_grid)")
         if padding not in PADDINGS:
             raise ValueError(f"padding must be one of {PADDINGS}, got {padding!r} (views.padding)")
-        self.view_px, self.grid_hw = view_px, (view_px // patch_px, view_px // patch_px)
+        if augment_on not in PLACES:
+            raise ValueError(
+                f"augment_on must be one of {PLACES}, got {augment_on!r} (views.augment_on)"
+            )
+        self.augment_on, self.frame = augment_on, ViewFrame(view_px, local_px, padding, keep_clean)
+        self.grid_hw = view_px // patch_px, view_px // patch_px
         self.masks, self.colour, self.colour_later = masks, colour, colour_later
-        self.num_views, self.num_local, self.local_px = num_views, num_local, local_px
+        self.num_views, self.num_local = num_views, num_local
         turns: dict[str, Any] = {
             "rotation_deg": rotation_deg,
             "full_rotation_prob": full_rotation_prob,
@@ -153,83 +140,95 @@ class ViewMaker:
             "shift_ndc": hidden_shift_ndc,
         }
         self.warp_ndc, self.warp_grid = warp_ndc, warp_grid
-        self.partner_prob, self.padding, self.keep_clean = partner_prob, padding, keep_clean
+        self.partner_prob = partner_prob
 
-    def __call__(
-        self, batch: CropBatch, generator: torch.Generator, info: StepInfo
-    ) -> PretrainBatch:
-        """Make views on the batch's device; all randomness comes from the CPU generator.
+    def draw(self, crops: CropBatch, generator: torch.Generator, info: StepInfo) -> ViewPlan:
+        """All that is random about a batch's views, on the CPU.
 
         Raises: ValueError when partners are wanted and the data has none.
         """
-        b, device = len(batch.image), batch.image.device
+        b = len(crops.image)
         shape = b, self.num_views
         source_from_view = draw_views(shape, generator, **self.geometry)
-        crop_from_source = draw_hidden(b, generator, **self.hidden)
+        crop_from_source = draw_hidden(b, generator, **self.hidden)[:, None]
         is_masked = self.masks(shape, self.grid_hw, generator, info)
         warps: Tensor | None = None
         if self.warp_ndc > 0:
             warps = draw_warps(shape, generator, std_ndc=self.warp_ndc, grid=self.warp_grid)
-            warps = warps.to(device)
-        maps = compose(crop_from_source[:, None], source_from_view).to(device)
-        image = batch.image.float().div_(255.0)
-        clean = self._cut(image, batch.partner, maps, warps, generator)
-        local_views: Tensor | None = None
+        from_partner: Tensor | None = None
+        if self.partner_prob > 0:
+            if crops.partner is None:
+                raise ValueError(
+                    "views of partners are wanted but the data has none: views.partner_prob=0, or "
+                    "data=freihand data.partners=true"
+                )
+            from_partner = torch.rand(b, generator=generator) < self.partner_prob
+        crop_from_local: Tensor | None = None
+        local_colours: ColourPlan | None = None
         if self.num_local:
             local = draw_views((b, self.num_local), generator, **self.local_geometry)
-            maps = compose(crop_from_source[:, None], local).to(device)
-            local_views = sample_views(image, maps, self.local_px, padding=self.padding)
-            local_views = _coloured(local_views, self.colour, generator)
-        return PretrainBatch(
-            views=self._colour(clean, generator),
-            source_from_view=source_from_view.to(device),
-            is_masked=is_masked.to(device),
+            crop_from_local = compose(crop_from_source, local)
+            local_colours = self._colours(b * self.num_local, generator, self.frame.local_px)
+        return ViewPlan(
+            source_from_view=source_from_view,
+            crop_from_view=compose(crop_from_source, source_from_view),
+            is_masked=is_masked,
+            hidden=is_masked.flatten().nonzero().squeeze(1),
             displacement_ndc=warps,
-            clean_views=clean if self.keep_clean else None,
-            local_views=local_views,
-            group=batch.group,
-            hidden=is_masked.flatten().nonzero().squeeze(1).to(device),
             num_hidden=tuple(is_masked.flatten(1).sum(dim=1).tolist()),
+            from_partner=from_partner,
+            colours=self._view_colours(b, generator),
+            crop_from_local=crop_from_local,
+            local_colours=local_colours,
         )
 
-    def _cut(
-        self,
-        image: Tensor,
-        partner: Tensor | None,
-        maps: Tensor,
-        warps: Tensor | None,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """[B, G, 3, H, W] without colour augmentation; the later ones of some from partners."""
-        if self.partner_prob == 0:
-            return sample_views(image, maps, self.view_px, warps, padding=self.padding)
-        if partner is None:
-            raise ValueError(
-                "views of partners are wanted but the data has none: views.partner_prob=0, or "
-                "data=freihand data.partners=true"
-            )
-        chosen = torch.rand(len(image), generator=generator) < self.partner_prob
-        other = torch.where(
-            chosen.to(image.device)[:, None, None, None], partner.float().div_(255.0), image
-        )
-        parts = [
-            sample_views(
-                source,
-                maps[:, part],
-                self.view_px,
-                None if warps is None else warps[:, part],
-                padding=self.padding,
-            )
-            for source, part in ((image, slice(0, 1)), (other, slice(1, None)))
-        ]
-        return torch.cat(parts, dim=1)
+    def _colours(self, num: int, generator: torch.Generator, px: int) -> ColourPlan | None:
+        return self.colour.draw(num, (px, px), generator)
 
-    def _colour(self, views: Tensor, generator: torch.Generator) -> Tensor:
+    def _view_colours(self, b: int, generator: torch.Generator) -> tuple[ColourPlan | None, ...]:
+        px = self.frame.view_px
         if self.colour_later is None:
-            return _coloured(views, self.colour, generator)
-        first = _coloured(views[:, :1], self.colour, generator)
-        return torch.cat([first, _coloured(views[:, 1:], self.colour_later, generator)], dim=1)
+            return (self._colours(b * self.num_views, generator, px),)
+        first = self._colours(b, generator, px)
+        return first, self.colour_later.draw(b * (self.num_views - 1), (px, px), generator)
 
+    def host_part(self, device: torch.device) -> Callable[..., PlannedCrops | PretrainBatch]:
+        """What can be done to collated crops before they go to a device, by processes that load:
+        views as uint8 where OpenCV makes them, else the plan of views."""
+        on_cpu = self.augment_on == "cpu" or (self.augment_on == "auto" and device.type == "cpu")
+        return self.on_host if on_cpu else self.planned
 
-def _coloured(views: Tensor, colour: ColourJitter, generator: torch.Generator) -> Tensor:
-    return colour(views.flatten(0, 1), generator).unflatten(0, views.shape[:2])
+    def planned(self, crops: CropBatch, generator: torch.Generator, info: StepInfo) -> PlannedCrops:
+        """Crops with the plan of their views."""
+        return PlannedCrops(crops, self.draw(crops, generator, info))
+
+    def on_host(
+        self, crops: CropBatch, generator: torch.Generator, info: StepInfo
+    ) -> PretrainBatch:
+        """Views of crops on the CPU, as uint8: `__call__` makes them float."""
+        return cpu_views(crops, self.draw(crops, generator, info), self.frame)
+
+    def __call__(
+        self,
+        batch: CropBatch | PlannedCrops | PretrainBatch,
+        generator: torch.Generator,
+        info: StepInfo,
+    ) -> PretrainBatch:
+        """Views as float in [0, 1] on the batch's device.
+
+        Args:
+            batch: crops, or what `host_part` made of them.
+            generator: on the CPU; the views of crops depend on nothing else.
+            info: where training stands.
+        Raises: ValueError when partners are wanted and the data has none.
+        """
+        if isinstance(batch, CropBatch):
+            there = batch.image.device
+            if there.type == "cpu":
+                batch = self.host_part(there)(batch, generator, info)
+            else:
+                plan = move_data_to_device(self.draw(batch, generator, info), there)
+                batch = PlannedCrops(batch, plan)
+        if isinstance(batch, PlannedCrops):
+            return torch_views(batch.crops, batch.plan, self.frame)
+        return as_float(batch)

@@ -5,7 +5,8 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
-from handmim.data.crops import list_pictures, read_rgb
+from handmim.data.crops import list_pictures
+from handmim.data.decode import read_rgb
 from handmim.doctor.findings import Finding, Notes, shown
 from handmim.doctor.sampling import spread
 

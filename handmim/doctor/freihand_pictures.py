@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.data.crops import read_rgb
+from handmim.data.decode import read_rgb
 from handmim.data.layouts import VERSIONS
 from handmim.doctor.camera import shares_in_masks
 from handmim.doctor.findings import Notes, shown

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from handmim.data.crops import read_rgb
+from handmim.data.decode import read_rgb
 from handmim.data.ho3d import PICTURES, read_frames
 from handmim.data.layouts import take_of
 from handmim.data.provenance import read_facts

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.data.crops import read_rgb
+from handmim.data.decode import read_rgb
 from handmim.data.keypoints import keypoint_scores
 from handmim.doctor.findings import Finding, Notes, shown
 from handmim.doctor.joints import finite, note_bones, settle_order, settle_unit

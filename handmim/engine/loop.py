@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from handmim.contracts import StepInfo, StepResult
 from handmim.engine.best import Best, BestFigure, BestRule
 from handmim.engine.checkpoint import save_checkpoint
+from handmim.engine.feed import Feed, Prepare
 from handmim.engine.finite import FiniteWatch
 from handmim.engine.log import ProgressLine, RunLog, RunningMeans
 from handmim.engine.optim import OptimRecipe
@@ -29,8 +30,6 @@ from handmim.utils.run import Run
 from handmim.utils.seed import step_generator, step_seed
 
 log = logging.getLogger(__name__)
-
-Prepare = Callable[[Any, torch.Generator, StepInfo], Any]
 
 
 class StopRun(Exception):  # noqa: N818  it ends a run as a signal does, nothing is broken
@@ -74,10 +73,6 @@ class FitResult(NamedTuple):
     scalars: dict[str, float]
     reason: str | None = None  # why a hook, or a figure that did not improve, stopped it
     best: BestFigure | None = None  # what best.pt was kept for
-
-
-def _quiet_worker(worker_id: int) -> None:
-    torch.set_num_threads(1)
 
 
 class Trainer:
@@ -154,7 +149,8 @@ class Trainer:
             task: module whose forward is one training step (contracts.Task).
             dataset: map-style samples.
             collate: samples -> batch.
-            prepare: batch on the device -> augmented batch; draws from the generator only.
+            prepare: batch on the device -> augmented batch; draws from the generator only. What
+                it can do before is its `host_part` (`feed.HostPrepare`).
             recipe: optimizer and its schedules.
             hooks: run now and then, on all processes.
             resume: "never", "auto" or a checkpoint.
@@ -175,7 +171,7 @@ class Trainer:
         how = {"batch_size": self.batch_size, "accumulate": self.accumulate}
         updater = Updater(run.fabric, wrapped, optimizer, recipe, **how)
         watch = FiniteWatch(run.device)
-        loader = self._loader(run, dataset, collate, step)
+        feed = self._feed(run, dataset, collate, prepare, step)
         log.info(
             "%d samples, %d steps of %d, %s; %.2f M trainable parameters",
             identity["num_samples"],
@@ -196,7 +192,7 @@ class Trainer:
                 first, reason = self._call(at_start, task, StepInfo(0, self.max_steps), run)
                 run_log.scalars(0, first)
             task.train()
-            for loaded in loader if reason is None else ():
+            for loaded in feed if reason is None else ():
                 info = StepInfo(step, self.max_steps)
                 batch, result, extra = self._step(run, updater, watch, loaded, prepare, info)
                 extra |= task.after_step(info)  # type: ignore[operator]
@@ -250,10 +246,15 @@ class Trainer:
             **{k: v for k, v in meta.items() if k.endswith("_sha256")},
         }
 
-    def _loader(
-        self, run: Run, dataset: Dataset[Any], collate: Callable[[list[Any]], Any], step: int
-    ) -> DataLoader[Any]:
-        sampler = StepSampler(
+    def _feed(
+        self,
+        run: Run,
+        dataset: Dataset[Any],
+        collate: Callable[[list[Any]], Any],
+        prepare: Prepare,
+        step: int,
+    ) -> Feed:
+        steps = StepSampler(
             len(dataset),  # type: ignore[arg-type]
             self.batch_size,
             run.seed,
@@ -262,14 +263,8 @@ class Trainer:
             rank=run.rank,
             world_size=run.world_size,
         )
-        return DataLoader(
-            dataset,
-            batch_sampler=sampler,
-            collate_fn=collate,
-            num_workers=self.num_workers,
-            worker_init_fn=_quiet_worker,
-            pin_memory=run.device.type == "cuda",
-        )
+        how = {"total_steps": self.max_steps, "num_workers": self.num_workers}
+        return Feed(run.fabric, dataset, collate, prepare, steps, seed=run.seed, **how)
 
     def _step(
         self,
@@ -280,13 +275,13 @@ class Trainer:
         prepare: Prepare,
         info: StepInfo,
     ) -> tuple[Any, StepResult, dict[str, Any]]:
-        """One update: device, augmentation, loss, backward, clip, optimizer."""
+        """One update: augmentation, loss, backward, clip, optimizer."""
         extra: dict[str, Any] = dict(updater.schedule(info))
         # Dropout and stochastic depth have no generator argument: the global one is set by step
         # instead.
         torch.manual_seed(step_seed(run.seed, "step", info.step, run.rank))
         generator = step_generator(run.seed, "prepare", info.step, run.rank)
-        batch = prepare(run.fabric.to_device(loaded), generator, info)
+        batch = prepare(loaded, generator, info)
         result = updater.backward(batch, info)
         norm = updater.clip()
         if norm is not None:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from handmim.contracts import CropSample
-from handmim.data.crops import CropFolder, list_pictures, read_rgb, square
+from handmim.data.crops import CropFolder, list_pictures, square
+from handmim.data.decode import read_rgb
 from handmim.data.loader import collate_crops, group_number
 
 

@@ -8,7 +8,8 @@ from handmim.contracts import CropBatch, PretrainBatch, StepInfo
 from handmim.data.colour import ColourJitter, colour_matrices, gaussian_blur
 from handmim.data.masking import MaskSampler
 from handmim.data.view_maps import draw_hidden, draw_views, draw_warps
-from handmim.data.views import ViewMaker, sample_views
+from handmim.data.view_pixels import sample_views
+from handmim.data.views import ViewMaker
 from handmim.geometry.crop import compose, transform_points
 from handmim.geometry.warp import from_source, to_source
 
@@ -29,7 +30,9 @@ def still() -> ColourJitter:
 
 
 def maker(**kwargs: object) -> ViewMaker:
+    # pixels of the plain maker, which are not rounded; tests/data/test_cpu_views.py compares
     settings = {"view_px": 32, "patch_px": 8, "masks": MaskSampler(), "colour": still()}
+    settings["augment_on"] = "device"
     return ViewMaker(**(settings | kwargs))
 
 
@@ -269,6 +272,7 @@ def test_later_views_may_have_colours_of_their_own():
         ("warp_ndc", -0.1),
         ("warp_grid", 1),
         ("padding", "mirror"),
+        ("augment_on", "gpu"),
         ("num_local", -1),
         ("view_px", 30),
     ],

@@ -89,6 +89,22 @@ def attend(attn: Attention, qkv: Tensor, attention: str = "auto") -> Tensor:
     return mixed.transpose(1, 2).flatten(2)
 
 
+def mixed_values(block: Any, x: Tensor, sizes: Sizes, attention: str) -> Tensor:
+    """The attention branch of packed rows [R, D] up to where heads meet: [R, D]."""
+    each = unpack(block.attn.qkv(block.norm1(x)), sizes)
+    return block.attn.norm(pack([attend(block.attn, qkv, attention) for qkv in each])[0])
+
+
+def attended(block: Any, values: Tensor) -> Tensor:
+    """The rest of the attention branch: [..., D] to the same."""
+    return block.ls1(block.attn.proj_drop(block.attn.proj(values)))
+
+
+def fed_forward(block: Any, x: Tensor) -> Tensor:
+    """The branch of the two-layer network: [..., D] to the same."""
+    return block.ls2(block.mlp(block.norm2(x)))
+
+
 def run_block(
     block: Any, x: Tensor, sizes: Sizes, attention: str = "auto", keep: Tensor | None = None
 ) -> Tensor:
@@ -102,25 +118,55 @@ def run_block(
         keep: [K] rows that are wanted; None = all.
     Returns: [R, D], or [K, D] in the order of `keep`.
     """
-    attn = block.attn
+    if keep is not None:
+        first, second = shares_of(block, x, sizes)
+        values, x = mixed_values(block, x, sizes, attention)[keep], x[keep]
+        x = _scaled(x, attended(block, values), None if first is None else first[keep])
+        return _scaled(x, fed_forward(block, x), None if second is None else second[keep])
 
-    def mixed(x: Tensor, sizes: Sizes) -> Tensor:
-        each = unpack(attn.qkv(block.norm1(x)), sizes)
-        return attn.norm(pack([attend(attn, qkv, attention) for qkv in each])[0])
+    def attend_all(x: Tensor, sizes: Sizes) -> Tensor:
+        return attended(block, mixed_values(block, x, sizes, attention))
 
-    def attended(x: Tensor) -> Tensor:
-        return block.ls1(attn.proj_drop(attn.proj(x)))
+    x = _added(block.drop_path1, x, sizes, attend_all)
+    return _added(block.drop_path2, x, sizes, lambda x, _: fed_forward(block, x))
 
-    def fed_forward(x: Tensor, sizes: Sizes) -> Tensor:
-        return block.ls2(block.mlp(block.norm2(x)))
 
-    if keep is None:
-        x = _added(block.drop_path1, x, sizes, lambda x, sizes: attended(mixed(x, sizes)))
-        return _added(block.drop_path2, x, sizes, fed_forward)
-    first, second = (_shares(drop, x, sizes)[keep] for drop in (block.drop_path1, block.drop_path2))
-    x, values = x[keep], mixed(x, sizes)[keep]
-    x = x + attended(values) * first
-    return x + fed_forward(x, sizes) * second
+def whole_block(
+    block: Any,
+    x: Tensor,
+    sizes: Sizes,
+    attention: str,
+    first: Tensor | None,
+    second: Tensor | None,
+) -> Tensor:
+    """`run_block` on all rows with draws made outside: the same code for every block, as a compiler
+    wants it.
+
+    Args:
+        block, x, sizes, attention: as in `run_block`.
+        first, second: of `shares_of`.
+    """
+    values = mixed_values(block, x, sizes, attention)
+    x = _scaled(x, attended(block, values), first)
+    return _scaled(x, fed_forward(block, x), second)
+
+
+def shares_of(block: Any, x: Tensor, sizes: Sizes) -> tuple[Tensor | None, Tensor | None]:
+    """[R, 1] factors on both branches under stochastic depth: one draw per sequence, as timm's own
+    forward draws it; None where nothing is dropped."""
+    first, second = (_shares(drop, x, sizes) for drop in (block.drop_path1, block.drop_path2))
+    return first, second
+
+
+def _shares(drop_path: nn.Module, x: Tensor, sizes: Sizes) -> Tensor | None:
+    if isinstance(drop_path, nn.Identity) or not drop_path.training:
+        return None
+    each = [drop_path(x.new_ones(b, 1, 1)).expand(b, t, 1) for b, t in sizes]
+    return pack(each)[0]
+
+
+def _scaled(x: Tensor, branch: Tensor, shares: Tensor | None) -> Tensor:
+    return x + branch if shares is None else x + branch * shares
 
 
 def _added(
@@ -131,20 +177,11 @@ def _added(
     On a CPU a branch is not computed for sequences that it is dropped for; elsewhere it is
     multiplied by 0, which keeps shapes fixed and waits for nothing.
     """
-    if isinstance(drop_path, nn.Identity) or not drop_path.training:
-        return x + branch(x, sizes)
     shares = _shares(drop_path, x, sizes)
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or bool(shares.all()):
-        return x + branch(x, sizes) * shares
+    if shares is None or x.device.type != "cpu" or bool(shares.all()):
+        return _scaled(x, branch(x, sizes), shares)
     rows = shares.squeeze(1).nonzero().squeeze(1)
     num_kept = [int(part[:, 0].count_nonzero()) for part in unpack(shares, sizes)]
     kept = tuple((num, t) for num, (_, t) in zip(num_kept, sizes, strict=True))
     part = branch(x[rows], kept) * shares[rows]
     return x.index_add(0, rows, part.to(x.dtype))
-
-
-def _shares(drop_path: nn.Module, x: Tensor, sizes: Sizes) -> Tensor:
-    """[R, 1] factors on the rows of a branch under stochastic depth: one draw per sequence, as
-    timm's own forward draws it."""
-    each = [drop_path(x.new_ones(b, 1, 1)).expand(b, t, 1) for b, t in sizes]
-    return pack(each)[0]

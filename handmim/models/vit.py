@@ -25,8 +25,10 @@ from handmim.models.encoder import (
     pack,
     rows_of,
     run_block,
+    shares_of,
     unpack,
     visible,
+    whole_block,
 )
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -123,7 +125,7 @@ class ViT(nn.Module):
                 "(task.backbone.recompute_blocks)"
             )
         self.attention, self.recompute_blocks = attention, recompute_blocks
-        self._run_block: Callable[..., Tensor] = run_block
+        self._compiled: Callable[..., Tensor] | None = None
         self.num_heads: int = self.net.blocks[0].attn.num_heads
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
         nn.init.normal_(self.mask_token, std=0.02)
@@ -208,7 +210,7 @@ class ViT(nn.Module):
 
     def compile_blocks(self) -> None:
         """Let torch.compile fuse each block; the first steps wait for it."""
-        self._run_block = torch.compile(run_block, dynamic=False)
+        self._compiled = torch.compile(whole_block, dynamic=False)
 
     def _embedded(
         self, image: Tensor, is_masked: Tensor | None = None, drop_masked: bool = False
@@ -232,14 +234,17 @@ class ViT(nn.Module):
             if number == self.depth and keep is not None:
                 x = run_block(block, x, sizes, self.attention, keep)
             elif number <= self.recompute_blocks and torch.is_grad_enabled():
-                x = checkpoint(
-                    self._run_block, block, x, sizes, self.attention, use_reentrant=False
-                )
+                x = checkpoint(self._one_block, block, x, sizes, use_reentrant=False)
             else:
-                x = self._run_block(block, x, sizes, self.attention)
+                x = self._one_block(block, x, sizes)
             if number in taps:
                 after[number] = x
         return x, [after[n] for n in taps]
+
+    def _one_block(self, block: Any, x: Tensor, sizes: Sizes) -> Tensor:
+        if self._compiled is None:
+            return run_block(block, x, sizes, self.attention)
+        return self._compiled(block, x, sizes, self.attention, *shares_of(block, x, sizes))
 
     def layer_of(self, name: str) -> int:
         """Depth of a parameter for layer-wise learning rates: 0 for the embedding, depth + 1 for

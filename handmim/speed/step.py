@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from handmim.speed.memory import peak_mib
 from handmim.speed.race import Bench, Row, compared
 from handmim.speed.references.plain_step import PlainStep
 from handmim.tasks.pretrain import HandMimTask
+from handmim.utils.files import write_atomic
 
 LR, DECAY, MOMENTUM, CLIP, TEMP = 1e-4, 0.04, 0.9995, 3.0, 0.04
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
@@ -144,6 +146,18 @@ def loss_gap(
     return max(abs(float(a["loss"]) - float(b["loss"])) for a, b in pairs)
 
 
+def write_profile(step: Step, folder: Path) -> None:
+    """Profile one step: a trace with every call, and a table by kernel."""
+    folder.mkdir(parents=True, exist_ok=True)
+    step()
+    with torch.profiler.profile(profile_memory=True) as found:  # of all devices that there are
+        step()
+    found.export_chrome_trace(str(folder / "trace.json"))
+    by_time = f"self_{'cuda' if torch.cuda.is_available() else 'cpu'}_time_total"
+    table = found.key_averages().table(sort_by=by_time, row_limit=40, max_name_column_width=60)
+    write_atomic(folder / "kernels.txt", table + "\n")
+
+
 def measure(
     bench: Bench,
     *,
@@ -159,6 +173,7 @@ def measure(
     variants: Mapping[str, Mapping[str, Any]],
     plain: Sequence[str],
     asked: Mapping[str, float],
+    profile: str | None = None,
 ) -> Iterator[list[Row]]:
     """Speed at one batch size, memory at another; a variant may have no measured memory.
 
@@ -173,6 +188,8 @@ def measure(
         variants: arguments of `our_step` by name.
         plain: precisions of the plain step; the first is the reference.
         asked: promised speedups by variant.
+        profile: folder for a profile of a step of the last variant: trace.json (for
+            chrome://tracing or perfetto.dev) and kernels.txt; None for none.
     """
     sizes = {
         "arch": arch,
@@ -200,6 +217,8 @@ def measure(
             rate = flops / sorted(seconds[name])[len(seconds[name]) // 2]
             share = rate / rates[how.get("precision", "32-true")]
             more[name] = {"gflop": flops / 1e9, "ceiling_share": share}
+    if profile is not None:
+        write_profile(steps[next(reversed(steps))], Path(profile))
     steps.clear()
     if not num_local:
         ours = next(iter(variants))

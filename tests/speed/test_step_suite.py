@@ -39,7 +39,7 @@ def test_noise_has_masks_and_local_crops():
 
 
 @pytest.mark.parametrize("num_local", [0, 1])
-def test_rows(num_local):
+def test_rows(num_local, tmp_path):
     found = list(
         measure(
             Bench(CPU, rounds=1),
@@ -51,6 +51,7 @@ def test_rows(num_local):
             variants={"ours": {}, "recomputed": {"recompute_blocks": 12}},
             plain=["32-true"],
             asked={"ours": 1.0},
+            profile=str(tmp_path / "profile") if num_local else None,
         )
     )
     (rows,) = found
@@ -60,6 +61,9 @@ def test_rows(num_local):
     )
     by_name = {row.variant: row for row in rows}
     assert by_name["recomputed"].gflop > 1.05 * by_name["ours"].gflop
+    if num_local:
+        assert "aten::addmm" in (tmp_path / "profile" / "kernels.txt").read_text()
+        assert (tmp_path / "profile" / "trace.json").stat().st_size > 1000
     if not num_local:
         assert by_name["plain 32-true"].gflop > 1.05 * by_name["ours"].gflop
         assert by_name["ours"].error < 1e-5

@@ -41,7 +41,8 @@ class SyntheticHands(Dataset[HandSample]):
             on.
         scene: `SceneSettings` or its fields.
         seed: of the whole set.
-        num_workers: processes that render when the cache lacks the pictures; 0 renders in this one.
+        num_workers: processes that render when the cache lacks the pictures; None takes every core,
+            0 renders in this one.
     Raises: ValueError for a bad number, split or scene.
     """
 
@@ -54,11 +55,11 @@ class SyntheticHands(Dataset[HandSample]):
         scene: SceneSettings | Mapping[str, Any],
         *,
         seed: int = 0,
-        num_workers: int = 2,
+        num_workers: int | None = None,
     ) -> None:
         if num < 1:
             raise ValueError(f"num must be >= 1, got {num} (data.num_{split})")
-        if num_workers < 0:
+        if num_workers is not None and num_workers < 0:
             raise ValueError(f"num_workers must be >= 0, got {num_workers} (data.num_workers)")
         settings = scene if isinstance(scene, SceneSettings) else SceneSettings(**scene)
         arrays = load_hand_arrays(hand_path)

@@ -2,6 +2,7 @@
 user's photos."""
 
 import logging
+import math
 from pathlib import Path
 
 import cv2
@@ -51,37 +52,38 @@ def room(rng: np.random.Generator, size: int) -> Picture:
     off."""
     saturation = rng.uniform(0.15, 0.8)
 
-    def material() -> NDArray[np.floating]:
+    def material() -> NDArray[np.float32]:
         colour = MATERIALS[rng.integers(len(MATERIALS))] * rng.uniform(0.6, 1.15)
         grey = colour.mean()
-        return np.clip(grey + (colour - grey) * saturation + rng.normal(0, 0.012, 3), 0.02, 1)
+        muted = grey + (colour - grey) * saturation + rng.normal(0, 0.012, 3)
+        return np.clip(muted, 0.02, 1).astype(np.float32)
 
     image = np.empty((size, size, 3), np.float32)
     image[:] = material()
     image *= 1 + 0.03 * rng.random() * _grain(rng, size, 1.0)
-    y, x = (np.mgrid[:size, :size] / size).astype(np.float32)
+    x = np.arange(size, dtype=np.float32) / size
+    y = x[:, None]
     if rng.random() < 0.6:  # a table or floor below a slanted edge, with grain along it
         edge = rng.uniform(0.35, 0.95) + rng.uniform(-0.3, 0.3) * (x - 0.5)
         below = (np.clip((y - edge) * size / rng.uniform(2, 12), 0, 1))[..., None]
         wood = material() * (1 + rng.uniform(0.02, 0.1) * _grain(rng, size, rng.choice([1.0, 8.0])))
-        image = image * (1 - below) + wood.astype(np.float32) * below
+        image += (wood - image) * below
     for _ in range(rng.integers(0, 6)):  # furniture, books, a window: soft boxes and discs
-        colour = [float(c) for c in material()]
-        layer, centre = image.copy(), rng.integers(0, size, 2)
+        colour, centre = [float(c) for c in material()], rng.integers(0, size, 2)
         if rng.random() < 0.65:
             box = cv2.boxPoints(
                 (centre.astype(float), rng.uniform(0.08, 0.6, 2) * size, float(rng.normal(0, 8)))
             )
-            cv2.fillConvexPoly(layer, box.astype(np.int32), colour, cv2.LINE_AA)
+            cv2.fillConvexPoly(image, box.astype(np.int32), colour, cv2.LINE_AA)
         else:
             radius = int(rng.uniform(0.03, 0.2) * size)
-            cv2.circle(layer, [int(c) for c in centre], radius, colour, -1, cv2.LINE_AA)
-        image = layer
+            cv2.circle(image, [int(c) for c in centre], radius, colour, -1, cv2.LINE_AA)
     image = cv2.GaussianBlur(image, (0, 0), float(rng.choice([1.5, 4.0, 9.0]) * size / 320))
-    angle = rng.uniform(0, 2 * np.pi)
-    falloff = 1 + rng.uniform(0, 0.45) * ((np.cos(angle) * x + np.sin(angle) * y)[..., None] - 0.5)
-    image = image * falloff * rng.uniform(0.7, 1.1)
-    return np.clip(image + 0.004 * _grain(rng, size, 1.0), 0, 1).astype(np.float32)
+    angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.45)
+    falloff = 1 + strength * (math.cos(angle) * x + math.sin(angle) * y - 0.5)
+    image *= (falloff * rng.uniform(0.7, 1.1))[..., None]
+    image += 0.004 * _grain(rng, size, 1.0)
+    return np.clip(image, 0, 1, out=image)
 
 
 def load_photos(folder: str | Path, size: int, limit: int = 500) -> list[Picture]:
@@ -156,6 +158,8 @@ class BackdropBank:
         k = int(rng.integers(side // 2, side + 1))
         y, x = rng.integers(0, side - k + 1, 2)
         cut = cv2.resize(picture[y : y + k, x : x + k], (size, size), interpolation=cv2.INTER_AREA)
-        cut = cut[:, ::-1] if rng.random() < 0.5 else cut
-        cast = rng.uniform(-0.03, 0.03, 3)
-        return np.clip(cut * rng.uniform(0.7, 1.15) + cast, 0, 1).astype(np.float32)
+        rows = (cv2.flip(cut, 1) if rng.random() < 0.5 else cut).reshape(size, 3 * size)
+        cast = rng.uniform(-0.03, 0.03, 3).astype(np.float32)
+        rows *= np.float32(rng.uniform(0.7, 1.15))
+        rows += np.tile(cast, size)
+        return np.clip(rows, 0, 1, out=rows).reshape(size, size, 3)

@@ -1,5 +1,5 @@
 """Rendering a whole split to disk by several processes. Run as `python -m handmim.render.cache
-JOB.json WORKER`."""
+JOB.json`."""
 
 import contextlib
 import json
@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from handmim.hand.arrays import load_hand_arrays, resolve_hand_path
 from handmim.render.scene import POSE_BLOCK, RENDERER_VERSION, SceneRenderer, SceneSettings
-from handmim.render.workers import JOB, LoggedProgress, run_workers
+from handmim.render.workers import JOB, LoggedProgress, cores, run_workers
 
 log = logging.getLogger(__name__)
 
@@ -29,39 +30,50 @@ FIELDS: dict[str, tuple[tuple[int, ...], str]] = {
     "betas": ((10,), "float32"),
     "transl_m": ((3,), "float32"),
 }
-DONE = ".done-"
+TAKEN, DONE = ".taken-", ".done-"
 
 
-def render_blocks(job: Mapping[str, Any], folder: Path, worker: int) -> None:
-    """Render every `num_workers`-th block of pictures into the open arrays of `folder`.
+def _take(folder: Path, start: int) -> bool:
+    """Whether a block is left to this process; nobody else will get it then."""
+    try:
+        (folder / f"{TAKEN}{start}").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def render_blocks(job: Mapping[str, Any], folder: Path) -> None:
+    """Render blocks of pictures that no other process has taken into the open arrays of `folder`,
+    until none is left.
 
     Args:
-        job: hand_path, scene, seed, split, num, num_workers.
+        job: hand_path, scene, seed, split, num.
         folder: holds one .npy per field.
-        worker: 0 .. num_workers - 1.
     """
     cv2.setNumThreads(1)
     scene = SceneSettings(**job["scene"])
     renderer = SceneRenderer(load_hand_arrays(job["hand_path"]), scene, job["seed"], job["split"])
     maps = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("image", *FIELDS)}
-    step = POSE_BLOCK * max(1, job["num_workers"])
-    for start in range(worker * POSE_BLOCK, job["num"], step):
+    plain = {name: np.asarray(array) for name, array in maps.items()}  # quicker to write to
+    for start in range(0, job["num"], POSE_BLOCK):
+        if not _take(folder, start):
+            continue
         for i in range(start, min(start + POSE_BLOCK, job["num"])):
             hand = renderer.render(i)
-            for name, array in maps.items():
+            for name, array in plain.items():
                 array[i] = getattr(hand, name)
         (folder / f"{DONE}{start}").touch()
     for array in maps.values():
         array.flush()
 
 
-def _run_workers(job: Mapping[str, Any], folder: Path) -> None:
+def _run_workers(job: Mapping[str, Any], folder: Path, num_workers: int) -> None:
     progress = LoggedProgress(log.info, job["num"])
 
     def finished() -> int:
         return min(POSE_BLOCK * len(list(folder.glob(f"{DONE}*"))), job["num"])
 
-    run_workers(__name__, job, folder, job["num_workers"], lambda: progress(finished))
+    run_workers(__name__, job, folder, num_workers, lambda: progress(finished))
 
 
 def render_split(
@@ -71,7 +83,7 @@ def render_split(
     seed: int,
     split: str,
     num: int,
-    num_workers: int,
+    num_workers: int | None,
 ) -> None:
     """Render pictures 0 .. num - 1 of a split into `target`, which appears whole or not at all.
 
@@ -80,7 +92,7 @@ def render_split(
         hand_path: hand model file.
         settings: the scene.
         seed, split, num: which pictures.
-        num_workers: processes; 0 renders in this one.
+        num_workers: processes; None takes every core, 0 renders in this one.
     Raises: PermissionError when the folder cannot be made; RuntimeError when a worker fails.
     """
     try:
@@ -99,18 +111,22 @@ def render_split(
         "scene": settings.plain(),
         "seed": seed,
     }
-    job |= {"split": split, "num": num, "num_workers": num_workers}
+    job |= {"split": split, "num": num}
+    num_workers = min(cores() if num_workers is None else num_workers, -(-num // POSE_BLOCK))
     try:
         side = settings.image_px
         for name, (shape, dtype) in {"image": ((side, side, 3), "uint8"), **FIELDS}.items():
             path = partial / f"{name}.npy"
             np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (num, *shape)).flush()
         if num_workers:
-            # One picture here compiles the kernels before several processes would at the same time.
-            SceneRenderer(arrays, settings, seed, split).render(0)
-            _run_workers(job, partial)
+            # One picture here compiles the kernels before several processes would at the same time,
+            # and refuses bad settings; rooms take long to paint and cannot fail.
+            rooms = settings.background == "room"
+            trial = replace(settings, background="studio") if rooms else settings
+            SceneRenderer(arrays, trial, seed, split).render(0)
+            _run_workers(job, partial, num_workers)
         else:
-            render_blocks(job, partial, 0)
+            render_blocks(job, partial)
         meta = {"hand": arrays.name, "hand_sha256": arrays.sha256, "split": split, "num": num}
         meta |= {"seed": seed, "renderer": RENDERER_VERSION, "scene": settings.plain()}
         (partial / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
@@ -126,4 +142,4 @@ def render_split(
 
 if __name__ == "__main__":
     job_path = Path(sys.argv[1])
-    render_blocks(json.loads(job_path.read_text()), job_path.parent, int(sys.argv[2]))
+    render_blocks(json.loads(job_path.read_text()), job_path.parent)

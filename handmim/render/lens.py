@@ -1,6 +1,7 @@
 """From a painted hand to a photograph: exposure, foreground, defocus or motion blur, gamma, sensor
 noise."""
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -8,24 +9,60 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.render.background import BackdropBank
+from handmim.render.compiled import compiled
 
 Array = NDArray[np.floating]
 RNG = np.random.Generator
 
+KNEE = 0.8  # highlights above it are rolled off below white
 
-def tame_exposure(image: Array, mask: NDArray[np.bool_], luma: Sequence[float]) -> Array:
-    """Bring the hand's mean luma into range and roll highlights off below white, so that nothing
-    blows out."""
-    gain = 1.0
-    if mask.any():
-        mean = float(image[mask].mean())
-        gain = min(max(mean, luma[0]), luma[1]) / max(mean, 1e-6)
-    image = (image * np.float32(gain)).astype(np.float32)
-    knee = 0.8
-    bright = image > knee
-    over = (image[bright] - knee) / (1 - knee)
-    image[bright] = knee + (1 - knee) * 0.96 * (1 - np.exp(-over))
+
+@compiled
+def _compose(painted, covered, hand, backdrop, darkest, brightest, image):  # type: ignore[no-untyped-def]
+    total, num = 0.0, 0
+    for n in range(len(hand)):
+        if hand[n]:
+            total += painted[n, 0] + painted[n, 1] + painted[n, 2]
+            num += 3
+    mean = total / max(num, 1)
+    gain = np.float32(min(max(mean, darkest), brightest) / max(mean, 1e-6) if num else 1.0)
+    for n in range(len(covered)):
+        for k in range(3):
+            x = gain * (painted[n, k] if covered[n] else backdrop[n, k])
+            if x > KNEE:
+                x = KNEE + (1 - KNEE) * 0.96 * (1 - math.exp((KNEE - x) / (1 - KNEE)))
+            image[n, k] = x
+
+
+def compose(
+    painted: Array,
+    covered: NDArray[np.bool_],
+    hand: NDArray[np.bool_],
+    backdrop: Array,
+    luma: Sequence[float],
+) -> NDArray[np.float32]:
+    """What is painted before its backdrop, so exposed that the hand's mean luma is in range and
+    nothing blows out.
+
+    Args:
+        painted, backdrop: [H, W, 3] float32.
+        covered, hand: [H, W] where the painting hides the backdrop, and where it shows the hand.
+        luma: lowest and highest mean of the hand.
+    Returns: [H, W, 3] below 1.
+    """
+    image = np.empty(painted.shape, np.float32)
+    front, back, flat = (a.reshape(-1, 3) for a in (painted, backdrop, image))
+    _compose(front, covered.ravel(), hand.ravel(), back, luma[0], luma[1], flat)
     return image
+
+
+@compiled
+def _sense(image, grain, noise, pixels):  # type: ignore[no-untyped-def]
+    """Add `noise` times `grain` to an image in [0, 1] and round to bytes: all flat."""
+    noise, white, half = np.float32(noise), np.float32(255), np.float32(0.5)
+    for n in range(len(image)):
+        x = (image[n] + noise * grain[n]) * white + half
+        pixels[n] = np.uint8(min(max(x, half), white + half))
 
 
 class Lens:
@@ -58,27 +95,45 @@ class Lens:
         strip = max(1 << 20, 4 * 3 * size**2)
         self.grain = np.random.default_rng(2).standard_normal(strip, dtype=np.float32)
 
-    def __call__(self, rng: RNG, image: Array, mask: Array) -> tuple[Array, Array]:
-        """Picture and visible share of the hand: [S, S, 3] and [S, S] in, the same out."""
+    def __call__(self, rng: RNG, image: Array, mask: Array) -> NDArray[np.uint8]:
+        """The photograph: [S, S, 3] RGB.
+
+        Args:
+            rng: source of what happens.
+            image: [S, S, 3] float32 in [0, 1]; may be used up.
+            mask: [S, S] float32 share of the hand; what hides it is taken off in place.
+        """
         size = self.size
         if self.soften:
             image = cv2.GaussianBlur(image, (3, 3), 0.45)
         if rng.random() < self.occluders:
-            spots = rng.integers(size // 6, 5 * size // 6, 2) + rng.normal(0, size / 9, (6, 2))
-            cut = np.zeros((size, size), np.float32)
-            cv2.fillConvexPoly(cut, cv2.convexHull(spots.astype(np.int32)), 1.0, cv2.LINE_AA)
-            cover = self.backdrops.crop(rng, size)
-            image = image * (1 - cut[..., None]) + cover * cut[..., None]
-            mask = mask * (1 - cut)
+            self._occlude(rng, image, mask)
         lens = rng.random()
         if lens < self.blur:
             image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.4, 1.6) * size / 224))
         elif lens < self.blur + self.motion_blur:
             image = cv2.filter2D(image, -1, self._motion_kernel(rng, size))
-        image = cv2.pow(np.clip(image, 0, 1), float(rng.uniform(0.85, 1.15)))
+        image = cv2.pow(np.clip(image, 0, 1, out=image), float(rng.uniform(0.85, 1.15)))
         start = int(rng.integers(len(self.grain) - image.size))
-        grain = self.grain[start : start + image.size].reshape(image.shape)
-        return image + np.float32(rng.uniform(0, self.noise)) * grain, mask
+        grain = self.grain[start : start + image.size]
+        pixels = np.empty(image.shape, np.uint8)
+        _sense(image.ravel(), grain, rng.uniform(0, self.noise), pixels.reshape(-1))
+        return pixels
+
+    def _occlude(self, rng: RNG, image: Array, mask: Array) -> None:
+        """Put a random polygon before picture and hand."""
+        size = self.size
+        spots = rng.integers(size // 6, 5 * size // 6, 2) + rng.normal(0, size / 9, (6, 2))
+        hull = cv2.convexHull(spots.astype(np.int32))
+        share = np.zeros((size, size), np.float32)
+        cv2.fillConvexPoly(share, hull, 1.0, cv2.LINE_AA)
+        cover = self.backdrops.crop(rng, size)
+        left, top, width, height = cv2.boundingRect(hull)
+        # Smooth edges reach a little further.
+        part = slice(max(top - 2, 0), top + height + 2), slice(max(left - 2, 0), left + width + 2)
+        mask[part] *= 1 - share[part]
+        alpha = share[part][..., None]
+        image[part] += (cover[part] - image[part]) * alpha
 
     @staticmethod
     def _motion_kernel(rng: RNG, size: int) -> NDArray[np.float32]:

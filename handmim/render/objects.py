@@ -1,11 +1,14 @@
 """Things for a hand to hold: superquadrics, placed off the palm where the hand does not enter
 them."""
 
+import math
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from handmim.render.compiled import compiled
 from handmim.render.rasterizer import unit
 
 Array = NDArray[np.floating]
@@ -49,26 +52,31 @@ def random_rotation(rng: RNG) -> Array:
     )
 
 
-def superquadric(rng: RNG) -> Solid:
-    """A random box, cylinder, ball or something between."""
-    exponents, radii = rng.choice([0.15, 0.5, 1.0], 2), rng.uniform(0.016, 0.048, 3)
+@cache
+def _sphere() -> tuple[tuple[Array, Array, Array, Array], NDArray[np.int32]]:
+    """Cosines and sines of a globe's longitudes and latitudes, [12, 18] each, and its faces."""
     around, up = 18, 12
     u, v = np.meshgrid(
         np.arange(around) * 2 * np.pi / around, np.linspace(-np.pi / 2, np.pi / 2, up)
     )
+    a = np.arange(around * (up - 1))
+    b = a - a % around + (a + 1) % around
+    faces = np.vstack([np.stack([a, b, b + around], 1), np.stack([a, b + around, a + around], 1)])
+    return (np.cos(u), np.sin(u), np.cos(v), np.sin(v)), faces.astype(np.int32)
+
+
+def superquadric(rng: RNG) -> Solid:
+    """A random box, cylinder, ball or something between."""
+    exponents, radii = rng.choice([0.15, 0.5, 1.0], 2), rng.uniform(0.016, 0.048, 3)
+    (cos_u, sin_u, cos_v, sin_v), faces = _sphere()
 
     def power(w: Array, e: float) -> Array:
         return np.sign(w) * np.abs(w) ** e
 
     e1, e2 = exponents
-    ring = power(np.cos(v), e1)
-    points = np.stack(
-        [ring * power(np.cos(u), e2), ring * power(np.sin(u), e2), power(np.sin(v), e1)], axis=-1
-    ).reshape(-1, 3)
-    a = np.arange(around * (up - 1))
-    b = a - a % around + (a + 1) % around
-    faces = np.vstack([np.stack([a, b, b + around], 1), np.stack([a, b + around, a + around], 1)])
-    return Solid(points * radii, faces.astype(np.int32), radii, exponents)
+    ring = power(cos_v, e1)
+    points = np.stack([ring * power(cos_u, e2), ring * power(sin_u, e2), power(sin_v, e1)], axis=-1)
+    return Solid(points.reshape(-1, 3) * radii, faces, radii, exponents)
 
 
 def size_at(points: Array, radii: Array, exponents: Array) -> Array:
@@ -85,6 +93,32 @@ def depth_inside_m(points: Array, radii: Array, exponents: Array) -> float:
     value = size_at(points, radii, exponents)
     depth = np.linalg.norm(points, axis=1) * (1 / value - 1)
     return float(np.max(depth))
+
+
+@compiled
+def enters(verts, place, turn, radii, exponents, depth_m):  # type: ignore[no-untyped-def]
+    """Whether any of `verts` lies at least as deep as `depth_m` inside a superquadric: what
+    `depth_inside_m` says of them, but only until the first one does.
+
+    Args:
+        verts: [n, 3].
+        place, turn: [3] and [3, 3] of the superquadric, in the frame of `verts`.
+        radii, exponents: [3] and [2], as of `Solid`.
+        depth_m: above 0.
+    """
+    e1, e2 = exponents[0], exponents[1]
+    for n in range(len(verts)):
+        x, y, z = verts[n, 0] - place[0], verts[n, 1] - place[1], verts[n, 2] - place[2]
+        a = abs(x * turn[0, 0] + y * turn[1, 0] + z * turn[2, 0]) / radii[0]
+        b = abs(x * turn[0, 1] + y * turn[1, 1] + z * turn[2, 1]) / radii[1]
+        c = abs(x * turn[0, 2] + y * turn[1, 2] + z * turn[2, 2]) / radii[2]
+        if a > 1 or b > 1 or c > 1:  # outside of its box
+            continue
+        a, b, c = a + 1e-9, b + 1e-9, c + 1e-9
+        size = ((a ** (2 / e2) + b ** (2 / e2)) ** (e2 / e1) + c ** (2 / e1)) ** (e1 / 2)
+        if math.sqrt(x * x + y * y + z * z) * (1 / size - 1) >= depth_m:
+            return True
+    return False
 
 
 def place_off_palm(
@@ -105,7 +139,7 @@ def place_off_palm(
     place = joints[[0, 5, 9, 17]].mean(axis=0) * 0.5 + joints[9] * 0.5
     place = place + palm * gap_m
     for _ in range(max_steps):
-        if depth_inside_m((verts - place) @ turn, solid.radii, solid.exponents) < ENTERS_M:
+        if not enters(verts, place, turn, solid.radii, solid.exponents, ENTERS_M):
             return place
         place = place + palm * 0.006
     return None

@@ -4,52 +4,79 @@ the tests."""
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from handmim.render.compiled import compiled
 
-@njit(cache=True, fastmath=True, nogil=True)
-def rasterise(x_px, y_px, inv_z, faces, inv_depth, face_id, bary):  # type: ignore[no-untyped-def]
+
+@compiled
+def rasterise(x_px, y_px, inv_z, faces, facing, inv_depth, face_id):  # type: ignore[no-untyped-def]
     """Nearest face of every pixel.
 
     Args:
         x_px, y_px, inv_z: [V] projected vertices and 1 / depth; the first pixel's centre is (0.5,
             0.5).
         faces: [F, 3].
+        facing: 1 or -1 draws only faces with that sign of their area in the picture (y down): all
+            that can be seen of closed surfaces. 0 draws every face.
         inv_depth: [H, W] out, 0 where nothing is seen.
         face_id: [H, W] int32 out, -1 where nothing is seen.
-        bary: [H, W, 2] out, perspective-correct weights of the second and third corner.
     """
     height, width = face_id.shape
     inv_depth[:] = 0.0
     face_id[:] = -1
     for t in range(faces.shape[0]):
         a, b, c = faces[t, 0], faces[t, 1], faces[t, 2]
-        if inv_z[a] <= 0 or inv_z[b] <= 0 or inv_z[c] <= 0:
-            continue
         x0, y0, x1, y1, x2, y2 = x_px[a], y_px[a], x_px[b], y_px[b], x_px[c], y_px[c]
         area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
-        if abs(area) < 1e-9:
+        if area * facing < 0 or abs(area) < 1e-9:
             continue
-        k = 1.0 / area
+        qa, qb, qc = inv_z[a], inv_z[b], inv_z[c]
+        if qa <= 0 or qb <= 0 or qc <= 0:
+            continue
         left = max(0, math.ceil(min(x0, x1, x2) - 0.5))
         right = min(width - 1, math.floor(max(x0, x1, x2) - 0.5))
         top = max(0, math.ceil(min(y0, y1, y2) - 0.5))
         low = min(height - 1, math.floor(max(y0, y1, y2) - 0.5))
-        for i in range(int(top), int(low) + 1):
-            for j in range(int(left), int(right) + 1):
-                px, py = j + 0.5, i + 0.5
-                w1 = ((px - x0) * (y2 - y0) - (x2 - x0) * (py - y0)) * k
-                w2 = ((x1 - x0) * (py - y0) - (px - x0) * (y1 - y0)) * k
-                w0 = 1 - w1 - w2
-                if w1 < 0 or w2 < 0 or w0 < 0:
-                    continue
-                q = w0 * inv_z[a] + w1 * inv_z[b] + w2 * inv_z[c]
-                if q > inv_depth[i, j]:
-                    inv_depth[i, j] = q
-                    face_id[i, j] = t
-                    bary[i, j, 0] = w1 * inv_z[b] / q
-                    bary[i, j, 1] = w2 * inv_z[c] / q
+        # Weights of the corners, and 1 / depth, at the leftmost centre and per step to the right.
+        k = 1.0 / area
+        b_right, c_right = (y2 - y0) * k, (y0 - y1) * k
+        a_right = -b_right - c_right
+        q_right = a_right * qa + b_right * qb + c_right * qc
+        dx = left + 0.5 - x0
+        for i in range(top, low + 1):
+            dy = i + 0.5 - y0
+            wb, wc = (dx * (y2 - y0) - (x2 - x0) * dy) * k, ((x1 - x0) * dy - dx * (y1 - y0)) * k
+            wa = 1 - wb - wc
+            q = wa * qa + wb * qb + wc * qc
+            first, last = 0.0, float(right - left)
+            for w, w_right in ((wa, a_right), (wb, b_right), (wc, c_right)):
+                if w_right > 0:
+                    first = max(first, -w / w_right)
+                elif w_right < 0:
+                    last = min(last, -w / w_right)
+                elif w < 0:
+                    last = -1.0
+            for n in range(math.ceil(first), math.floor(last) + 1):
+                j, here = left + n, q + n * q_right
+                nearer = here > inv_depth[i, j]
+                inv_depth[i, j] = here if nearer else inv_depth[i, j]
+                face_id[i, j] = t if nearer else face_id[i, j]
+
+
+@compiled
+def corner_weights(px, py, q, a, b, c, x_px, y_px, inv_z):  # type: ignore[no-untyped-def]
+    """Perspective-correct weights of a face's second and third corner at a point of the picture.
+
+    Args:
+        px, py, q: the point and its 1 / depth.
+        a, b, c: the corners.
+        x_px, y_px, inv_z: [V] as `rasterise` takes them.
+    """
+    ux, uy, vx, vy = x_px[b] - x_px[a], y_px[b] - y_px[a], x_px[c] - x_px[a], y_px[c] - y_px[a]
+    dx, dy = px - x_px[a], py - y_px[a]
+    k = 1.0 / ((ux * vy - vx * uy) * q)
+    return (dx * vy - vx * dy) * k * inv_z[b], (ux * dy - dx * uy) * k * inv_z[c]
 
 
 def rasterise_reference(
@@ -83,7 +110,7 @@ def rasterise_reference(
     return inv_depth, face_id, bary
 
 
-@njit(cache=True, fastmath=True, nogil=True)
+@compiled
 def vertex_normals(verts, faces, normals):  # type: ignore[no-untyped-def]
     """Area-weighted vertex normals, not yet of unit length: [V, 3], [F, 3] -> [V, 3] out."""
     normals[:] = 0.0

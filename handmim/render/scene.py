@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.hand.arrays import HandArrays
-from handmim.hand.poses import PoseSampler, rodrigues, sample_betas
+from handmim.hand.poses import PoseSampler, sample_betas, turns_about_axes
 from handmim.render.background import BackdropBank
-from handmim.render.lens import Lens, tame_exposure
+from handmim.render.lens import Lens, compose
+from handmim.render.lighting import ShadowMap, random_lights
 from handmim.render.objects import (
     HeldObject,
     muted,
@@ -22,14 +23,15 @@ from handmim.render.objects import (
     random_rotation,
     superquadric,
 )
-from handmim.render.rasterizer import rasterise, unit, vertex_normals
-from handmim.render.shading import SKIN_TONES, shade
+from handmim.render.rasterizer import rasterise, vertex_normals
+from handmim.render.shading import shade
+from handmim.render.skin import SKIN_TONES
 from handmim.render.surface import HandSurface
 
 Array = NDArray[np.floating]
 RNG = np.random.Generator
 
-RENDERER_VERSION = 3  # part of every cache's name: raise it when pictures change
+RENDERER_VERSION = 4  # part of every cache's name: raise it when pictures change
 SPLITS = ("train", "val", "test")
 POSE_BLOCK = 256
 
@@ -109,9 +111,10 @@ def random_orientation(settings: SceneSettings, rng: RNG) -> Array:
         return random_rotation(rng)
     side = settings.sides[int(rng.integers(len(settings.sides)))]
     base = R_CAM_FROM_DORSAL if side == "dorsal" else R_CAM_FROM_PALMAR
-    about = np.radians(rng.uniform(-1, 1, 3) * settings.cone_deg)
-    turn = rodrigues(np.diag(about)[[2, 1, 0]])  # about z, y, x
-    return turn[0] @ turn[1] @ turn[2] @ base
+    about_x, about_y, about_z = turns_about_axes(
+        np.radians(rng.uniform(-1, 1, 3) * settings.cone_deg)
+    )
+    return about_z @ about_y @ about_x @ base
 
 
 class Given(NamedTuple):
@@ -148,8 +151,6 @@ class SceneRenderer:
         split: "train", "val" or "test": disjoint draws of poses, shapes and everything else.
     """
 
-    SHADOW_PX = 128
-
     def __init__(
         self, arrays: HandArrays, settings: SceneSettings, seed: int = 0, split: str = "train"
     ) -> None:
@@ -163,7 +164,7 @@ class SceneRenderer:
             np.random.default_rng(np.random.SeedSequence([*self.stream, 2**31])),
             photos_dir=settings.photos_dir,
         )
-        self.table = np.random.default_rng(1).uniform(-1, 1, 4096)
+        self.table = np.random.default_rng(1).uniform(-1, 1, 4096).astype(np.float32)
         self.lens = Lens(
             settings.image_px,
             soften=settings.supersample == 1,
@@ -174,13 +175,10 @@ class SceneRenderer:
             backdrops=self.backdrops,
         )
         side = settings.image_px * settings.supersample
-        self._buffers = self._make_buffers(side)
-        self._shadow = self._make_buffers(self.SHADOW_PX)
+        self._inv_depth = np.zeros((side, side))
+        self._face_id = np.zeros((side, side), np.int32)
+        self._shadow = ShadowMap()
         self._pose_block = lru_cache(maxsize=4)(self._draw_pose_block)
-
-    @staticmethod
-    def _make_buffers(side: int) -> tuple[Array, NDArray[np.int32], Array]:
-        return np.zeros((side, side)), np.zeros((side, side), np.int32), np.zeros((side, side, 2))
 
     def _draw_pose_block(self, block: int) -> Array:
         # Poses are accepted or refused in batches: much cheaper than one by one, and still a
@@ -218,10 +216,13 @@ class SceneRenderer:
             return given.focal_px, given.transl_m
         s = self.settings
         focal = rng.uniform(s.focal[0], s.focal[1]) * s.image_px
-        centre = (verts.max(axis=0) + verts.min(axis=0)) / 2
-        extent = np.abs(verts - centre)[:, :2].max()
+        columns = np.ascontiguousarray(verts.T)
+        low, high = columns.min(axis=1), columns.max(axis=1)
+        centre = (high + low) / 2
+        extent = np.maximum(high - centre, centre - low)[:2].max()
         depth = focal * extent / (s.image_px / 2 * rng.uniform(s.fill[0], s.fill[1]))
-        return focal, np.r_[rng.uniform(-s.offset, s.offset, 2) * extent, depth] - centre
+        x, y = rng.uniform(-s.offset, s.offset, 2) * extent
+        return focal, np.array([x, y, depth]) - centre
 
     def stage(self, rotmats: Array, betas: Array, rng: RNG, given: Given | None = None) -> Staged:
         """The given hand under random light, by a random camera, with all that goes with it.
@@ -265,16 +266,26 @@ class SceneRenderer:
         if bare:  # no seam where the forearm continues the skin
             arm_ring = len(verts) + np.arange(16)
             normals[surface.ring] = normals[arm_ring] = normals[surface.ring] + normals[arm_ring]
+        lengths = np.sqrt(np.einsum("vk,vk->v", normals, normals)) + 1e-12
+        corners = np.empty((len(all_verts), 9))
+        corners[:, :3], corners[:, 3:6], corners[:, 6:] = normals / lengths[:, None], rest, albedo
 
         inv_z = 1 / all_verts[:, 2]
-        x_px = (focal * all_verts[:, 0] * inv_z + size / 2) * s.supersample
-        y_px = (focal * all_verts[:, 1] * inv_z + size / 2) * s.supersample
-        inv_depth, face_id, bary = self._buffers
-        rasterise(x_px, y_px, inv_z, faces, inv_depth, face_id, bary)
+        focal_px, centre_px = focal * s.supersample, size / 2 * s.supersample
+        x_px, y_px = (focal_px * all_verts[:, k] * inv_z + centre_px for k in (0, 1))
+        inv_depth, face_id = self._inv_depth, self._face_id
+        rasterise(x_px, y_px, inv_z, faces, 0, inv_depth, face_id)
         backdrop = self.backdrops.crop(place, size)
         image = np.zeros((*face_id.shape, 3), np.float32)
-        self._shade(place, image, faces, all_verts, unit(normals), albedo, rest, bone, tone)
+        lights = random_lights(place)
+        to_shadow = self._shadow.draw(lights.lamps[0], all_verts, faces)
         covered = face_id >= 0
+        shade(
+            np.flatnonzero(covered), face_id, inv_depth, x_px, y_px, inv_z, faces.view(np.uint32),
+            corners, centre_px, focal_px, bone, surface.frame, surface.lines, self._nail(tone),
+            *lights, self._shadow.inv_depth, to_shadow, self.table, self._look(place),
+            image.reshape(-1, 3),
+        )  # fmt: skip
         hand = covered & (face_id < len(surface.arrays.faces))
         seen = (image, covered, hand, inv_depth.astype(np.float32))
         return Staged(*seen, backdrop, K, verts, joints, transl)
@@ -293,15 +304,13 @@ class SceneRenderer:
         s = self.settings
         size, big = s.image_px, s.image_px * s.supersample
         behind = cv2.resize(backdrop, (big, big)) if s.supersample > 1 else backdrop
-        image: Array = np.where(staged.covered[..., None], staged.painted, behind)
-        image = tame_exposure(image, staged.hand, s.hand_luma)
+        image: Array = compose(staged.painted, staged.covered, staged.hand, behind, s.hand_luma)
         mask: Array = staged.hand.astype(np.float32)
         if s.supersample > 1:
             image, mask = (
                 cv2.resize(a, (size, size), interpolation=cv2.INTER_AREA) for a in (image, mask)
             )
-        image, mask = self.lens(rng, image, mask)
-        return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8), mask > 0.5
+        return self.lens(rng, image, mask), mask > 0.5
 
     @staticmethod
     def _tone(rng: RNG) -> Array:
@@ -319,39 +328,14 @@ class SceneRenderer:
             return None
         return HeldObject(solid.points @ turn.T + place, solid.faces, painted(solid, rng))
 
-    def _shade(
-        self, rng: RNG, image: Array, faces: NDArray[np.int32], verts: Array, normals: Array,
-        albedo: Array, rest: Array, bone: NDArray[np.int32], tone: Array,
-    ) -> None:  # fmt: skip
-        """Random lights and skin; paints `image` in place."""
-        lights: Array = rng.normal(0, 1, (2, 3))
-        lights[:, 2] = -np.abs(lights[:, 2]) - 0.3
-        lights = unit(lights)
-        tints = 1 + rng.normal(0, 0.08, (2, 3))
-        light_rgb = np.array([[rng.uniform(0.35, 1.0)], [rng.uniform(0.1, 0.4)]]) * tints
-        sky = rng.uniform(0.25, 0.6) * (1 + rng.normal(0, 0.07, 3))
-        ground = sky * rng.uniform(0.35, 0.9)
-        up = unit(np.array([0, -1, 0.0]) + rng.normal(0, 0.4, 3))
-        side = unit(np.cross(lights[0], [0, 1, 0.1]))
-        rows = np.stack([side, np.cross(lights[0], side), -lights[0]])
-        q = verts @ rows.T
-        offset = -q.min(axis=0) + [0, 0, 1]
-        scale = (self.SHADOW_PX - 1) / max(np.ptp(q[:, 0]), np.ptp(q[:, 1]))
-        shadow, shadow_face, shadow_bary = self._shadow
-        x_px, y_px = (q[:, 0] + offset[0]) * scale, (q[:, 1] + offset[1]) * scale
-        rasterise(x_px, y_px, 1 / (q[:, 2] + offset[2]), faces, shadow, shadow_face, shadow_bary)
-        nail = np.clip(
-            tone * 0.55 + np.array([0.40, 0.30, 0.28]) * (0.45 + 0.55 * tone.mean()), 0, 1
-        )
-        look = np.array(
-            [
-                rng.uniform(0, 50), rng.uniform(120, 300), rng.uniform(0.02, 0.07),
-                rng.uniform(0.03, 0.2), rng.uniform(8, 40), rng.uniform(0.2, 1.3),
-            ]
-        )  # fmt: skip
-        _, face_id, bary = self._buffers
-        shade(
-            face_id, bary, faces, verts, normals, albedo, rest, bone, self.surface.frame, nail,
-            image, lights, light_rgb, up, sky, ground, self.table, look, self.surface.lines,
-            shadow, rows, offset, scale,
-        )  # fmt: skip
+    @staticmethod
+    def _nail(tone: Array) -> Array:
+        share = 0.45 + 0.55 * tone.mean()
+        return np.clip(tone * 0.55 + np.array([0.40, 0.30, 0.28]) * share, 0, 1)
+
+    @staticmethod
+    def _look(rng: RNG) -> Array:
+        """Random noise seed, frequency (1/m) and amount, gloss, its sharpness, creases."""
+        low = np.array([0, 120, 0.02, 0.03, 8, 0.2])
+        high = np.array([50, 300, 0.07, 0.2, 40, 1.3])
+        return low + (high - low) * rng.random(6)

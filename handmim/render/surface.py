@@ -59,7 +59,9 @@ class HandSurface:
             self.frame[j, 4, :2] = np.linalg.norm(end - joints[j]), breadth_mm / 2e3
         segments = [np.hstack([line[:-1], line[1:]]) for line in map(np.array, PALM_LINES_MM)]
         wrist_xz = joints[0, [0, 2, 0, 2]]
-        self.lines = wrist_xz + np.vstack(segments) * 1e-3 * [-1, 1, -1, 1]
+        ends = wrist_xz + np.vstack(segments) * 1e-3 * [-1, 1, -1, 1]
+        way = ends[:, 2:] - ends[:, :2]
+        self.lines = np.column_stack([ends[:, :2], way, 1 / (way**2).sum(axis=1)])
         normals: Array = np.zeros_like(verts)
         vertex_normals(verts, arrays.faces, normals)
         normals = unit(normals)
@@ -68,9 +70,11 @@ class HandSurface:
             d = np.linalg.norm(verts[:, None] - points, axis=2).min(axis=1)
             return np.exp(-((d / reach_m) ** 2))[:, None]
 
-        self.palmar = np.clip(0.2 - 1.5 * normals[:, 1:2], 0, 1)
-        self.tipness = near(verts[self.tip_ids], 0.014)
-        self.knuckle = near(self.joints[1:], 0.012) * np.clip(normals[:, 1:2], 0, 1)
+        palmar = np.clip(0.2 - 1.5 * normals[:, 1:2], 0, 1)
+        knuckle = near(self.joints[1:], 0.012) * np.clip(normals[:, 1:2], 0, 1)
+        self._paler = palmar * np.array([0.10, 0.07, 0.07])
+        self._redder = 1 + near(verts[self.tip_ids], 0.014) * np.array([0.03, -0.09, -0.06])
+        self._redder *= 1 - knuckle * np.array([0.03, 0.10, 0.10])
         arm = [verts[self.ring] + [0.03 * k, 0, 0] for k in range(ARM_RINGS)]
         self.rest = np.vstack([verts, *arm])
 
@@ -116,6 +120,4 @@ class HandSurface:
 
     def colours(self, tone: Array) -> Array:
         """[V, 3] skin: paler in the palm, redder at fingertips and knuckles."""
-        palm = 1 + self.palmar * np.array([0.10, 0.07, 0.07]) * (1.6 - tone.mean())
-        tips = 1 + self.tipness * np.array([0.03, -0.09, -0.06])
-        return tone * palm * tips * (1 - self.knuckle * np.array([0.03, 0.10, 0.10]))
+        return tone * (1 + self._paler * (1.6 - tone.mean())) * self._redder

@@ -51,6 +51,7 @@ class Row:
         low, high: lowest and highest of the rounds' own ratios to the reference.
         asked: speedup that is promised.
         per_s: items per second of the median round.
+        asked_per_s: rate that is promised.
         unit: of the items.
         peak_mib: memory above what stood before the first round.
         memory_share: that, relative to the reference's.
@@ -69,6 +70,7 @@ class Row:
     high: float | None = None
     asked: float | None = None
     per_s: float | None = None
+    asked_per_s: float | None = None
     unit: str = ""
     peak_mib: float | None = None
     memory_share: float | None = None

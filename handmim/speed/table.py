@@ -41,8 +41,17 @@ def rows_table(rows: Sequence[Row]) -> Table:
 
 
 def _speed(row: Row) -> str:
-    late = None not in (row.asked, row.speedup) and row.speedup < row.asked  # type: ignore[operator]
-    return f"[red]{shown(row.speedup)}[/red]" if late else shown(row.speedup)
+    return _red(shown(row.speedup), row.speedup, row.asked)
+
+
+def _rate(row: Row) -> str:
+    text = "" if row.per_s is None else f"{row.per_s:.0f} {row.unit}".strip()
+    return _red(text, row.per_s, row.asked_per_s)
+
+
+def _red(text: str, have: float | None, asked: float | None) -> str:
+    """A figure that falls short of what is promised stands out."""
+    return f"[red]{text}[/red]" if None not in (have, asked) and have < asked else text  # type: ignore[operator]
 
 
 _COLUMNS: dict[str, Callable[[Row], str]] = {
@@ -50,7 +59,8 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "speed": _speed,
     "range": lambda row: "" if row.low is None else f"{row.low:.2f}-{row.high:.2f}",
     "asked": lambda row: shown(row.asked),
-    "per second": lambda row: "" if row.per_s is None else f"{row.per_s:.0f} {row.unit}".strip(),
+    "per second": _rate,
+    "asked /s": lambda row: shown(row.asked_per_s, 0),
     "MiB": lambda row: shown(row.peak_mib, 0),
     "of its MiB": lambda row: shown(row.memory_share),
     "GFLOP": lambda row: shown(row.gflop, 1),

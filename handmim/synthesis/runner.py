@@ -21,7 +21,7 @@ import numpy as np
 from handmim.data.layouts import FACTS, PARTS
 from handmim.hand.arrays import HandArrays, load_hand_arrays, resolve_hand_path
 from handmim.render.scene import SceneSettings
-from handmim.render.workers import run_workers
+from handmim.render.workers import cores, run_workers
 from handmim.synthesis.facts import (
     MANO_FILE,
     Order,
@@ -153,7 +153,7 @@ def synthesize(
     root = Path(root)
     settings = scene if isinstance(scene, SceneSettings) else SceneSettings(**scene)
     order = Order(format, num, num_eval, seed, settings, forge_mano)
-    num_workers = (os.cpu_count() or 1) if num_workers is None else num_workers
+    num_workers = cores() if num_workers is None else num_workers
     if num_workers < 0:
         raise ValueError(f"num_workers must be >= 0, got {num_workers} (num_workers=)")
     arrays = load_hand_arrays(hand_path)

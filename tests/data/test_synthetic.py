@@ -104,10 +104,36 @@ def test_worker_processes_draw_the_same_pictures(make, tmp_path):
     assert np.array_equal(alone, several)
 
 
+def test_blocks_that_another_process_has_taken_are_left_to_it(make, monkeypatch):
+    def busy(job, folder, num_workers):
+        (folder / f"{cache.TAKEN}2").touch()
+        cache.render_blocks(job, folder)
+
+    monkeypatch.setattr(cache, "POSE_BLOCK", 2)
+    data = make()
+    whole = np.load(data.folder / "image.npy")
+    shutil.rmtree(data.folder)
+    monkeypatch.setattr(cache, "_run_workers", busy)
+    partly = np.load(make(num_workers=2).folder / "image.npy")
+    drawn = partly.any(axis=(1, 2, 3))
+    assert drawn.tolist() == [True, True, False, False, True, True]
+    assert np.array_equal(partly[drawn], whole[drawn])
+
+
+def test_no_more_processes_than_blocks_and_by_default_every_core(make, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cache, "_run_workers", lambda job, folder, num: asked.append(num))
+    monkeypatch.setattr(cache, "POSE_BLOCK", 2)
+    monkeypatch.setattr(cache, "cores", lambda: 3)
+    make(num=9, num_workers=None)
+    make(num=10, num_workers=8)
+    assert asked == [3, 5]
+
+
 def test_a_failing_worker_process_is_reported_with_its_words(make, tmp_path, monkeypatch):
-    def broken(job, folder):
+    def broken(job, folder, num_workers):
         job = {**job, "split": "nowhere"}
-        run_workers(job, folder)
+        run_workers(job, folder, num_workers)
 
     run_workers = cache._run_workers
     monkeypatch.setattr(cache, "_run_workers", broken)

@@ -93,9 +93,8 @@ def test_masks_are_those_of_the_renderer(rendered, hand_arrays):
     for r, mask in zip(rendered, masks, strict=True):
         seen = r.verts_cam_m.astype(np.float64) @ r.K_px.T.astype(np.float64)
         x, y = (np.ascontiguousarray(seen[:, k] / seen[:, 2]) for k in (0, 1))
-        depth, bary = np.zeros((SIDE, SIDE)), np.zeros((SIDE, SIDE, 2))
-        face_id = np.zeros((SIDE, SIDE), np.int32)
-        rasterise(x, y, 1 / seen[:, 2], hand_arrays.faces, depth, face_id, bary)
+        depth, face_id = np.zeros((SIDE, SIDE)), np.zeros((SIDE, SIDE), np.int32)
+        rasterise(x, y, 1 / seen[:, 2], hand_arrays.faces, 0, depth, face_id)
         mesh = face_id >= 0
         assert (mesh & mask).sum() / (mesh | mask).sum() > 0.995
         # and of the picture, whose forearm goes on behind the wrist

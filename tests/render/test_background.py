@@ -38,3 +38,19 @@ def test_folders_without_photos_are_refused(tmp_path):
         load_photos(tmp_path, 48)
     with pytest.raises(ValueError, match=r"scene\.photos_dir"):
         BackdropBank("photos", np.random.default_rng(0))
+
+
+def test_crops_are_resized_mirrored_and_tinted_pieces():
+    bank = BackdropBank("room", np.random.default_rng(0), size=80, num=4)
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        picture = bank.pictures[rng.integers(4)]
+        k = int(rng.integers(40, 81))
+        y, x = rng.integers(0, 81 - k, 2)
+        piece = cv2.resize(picture[y : y + k, x : x + k], (50, 50), interpolation=cv2.INTER_AREA)
+        piece = piece[:, ::-1] if rng.random() < 0.5 else piece
+        cast = rng.uniform(-0.03, 0.03, 3)
+        wanted = np.clip(piece * rng.uniform(0.7, 1.15) + cast, 0, 1)
+        got = bank.crop(np.random.default_rng(seed), 50)
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, wanted, atol=1e-6)

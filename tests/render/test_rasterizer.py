@@ -1,7 +1,17 @@
 import numpy as np
 import pytest
 
-from handmim.render.rasterizer import rasterise, rasterise_reference, unit, vertex_normals
+from handmim.hand.poses import PoseSampler
+from handmim.render.lighting import ShadowMap
+from handmim.render.objects import superquadric
+from handmim.render.rasterizer import (
+    corner_weights,
+    rasterise,
+    rasterise_reference,
+    unit,
+    vertex_normals,
+)
+from handmim.render.surface import HandSurface
 
 
 def random_soup(seed: int, side: int = 40, faces: int = 60):
@@ -11,10 +21,13 @@ def random_soup(seed: int, side: int = 40, faces: int = 60):
     return xy[0], xy[1], inv_z, np.arange(3 * faces, dtype=np.int32).reshape(-1, 3), (side, side)
 
 
-def compiled(x, y, inv_z, faces, size_hw):
-    depth = np.zeros(size_hw)
-    face_id, bary = np.zeros(size_hw, np.int32), np.zeros((*size_hw, 2))
-    rasterise(x, y, inv_z, faces, depth, face_id, bary)
+def compiled(x, y, inv_z, faces, size_hw, facing=0):
+    depth, face_id = np.ones(size_hw), np.ones(size_hw, np.int32)  # of the last picture
+    rasterise(x, y, inv_z, faces, facing, depth, face_id)
+    bary = np.zeros((*size_hw, 2))
+    for i, j in zip(*np.nonzero(face_id >= 0), strict=True):
+        corners = faces[face_id[i, j]]
+        bary[i, j] = corner_weights(j + 0.5, i + 0.5, depth[i, j], *corners, x, y, inv_z)
     return depth, face_id, bary
 
 
@@ -28,6 +41,40 @@ def test_compiled_kernel_agrees_with_plain_numpy(seed):
     np.testing.assert_allclose(depth[same], ref_depth[same], atol=1e-9)
     seen = same & (face_id >= 0)
     np.testing.assert_allclose(bary[seen], ref_bary[seen], atol=1e-7)
+
+
+def test_faces_of_one_side_only():
+    x, y, inv_z, faces, size = random_soup(5)
+    ab, ac = faces[:, 1], faces[:, 2]
+    a = faces[:, 0]
+    area = (x[ab] - x[a]) * (y[ac] - y[a]) - (x[ac] - x[a]) * (y[ab] - y[a])
+    for facing in (1, -1):
+        kept = np.flatnonzero(area * facing > 0)
+        assert 10 < len(kept) < 50
+        depth, face_id, _ = compiled(x, y, inv_z, faces, size, facing)
+        ref_depth, ref_id, _ = rasterise_reference(x, y, inv_z, faces[kept], size)
+        same = np.where(ref_id >= 0, kept[ref_id], -1) == face_id
+        assert same.mean() > 0.998
+        np.testing.assert_allclose(depth[same], ref_depth[same], atol=1e-9)
+
+
+def test_of_closed_surfaces_one_side_is_enough(hand_arrays):
+    surface, rng = HandSurface(hand_arrays), np.random.default_rng(0)
+    one_side, every_face = ShadowMap(96), np.zeros((98, 98))
+    face_id = np.zeros((98, 98), np.int32)
+    for fingers in PoseSampler.from_arrays(hand_arrays).sample(8, rng):
+        verts, _ = surface.pose(np.concatenate([np.eye(3)[None], fingers]), np.zeros(10))
+        hand = np.vstack([verts, surface.arm(verts, np.array([1.0, 0, 0]))])
+        thing = superquadric(rng)
+        points = np.vstack([hand, thing.points - np.array([0, 0.08, 0])])
+        faces = np.vstack([surface.faces, thing.faces + len(hand)])
+        lamp = unit(rng.normal(size=3))
+        to_map = one_side.draw(lamp, points, faces)
+        x_px, y_px, depth = to_map @ np.vstack([points.T, np.ones(len(points))])
+        assert np.ptp(depth) == pytest.approx(np.ptp(points @ lamp))
+        rasterise(x_px, y_px, 1 / depth, faces, 0, every_face, face_id)
+        assert (every_face > 0).mean() > 0.1
+        assert (np.abs(one_side.inv_depth - every_face) > 1e-9).mean() < 1e-4
 
 
 def test_nearest_face_wins_and_depth_is_perspective_correct():

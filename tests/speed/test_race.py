@@ -80,3 +80,18 @@ def test_operations_and_their_rate():
     a, b = torch.randn(8, 16), torch.randn(16, 32)
     assert flops_of(lambda: a @ b) == 2 * 8 * 16 * 32
     assert matmul_flops_per_s(CPU, torch.float32, rounds=2) > 1e8
+
+
+def test_what_falls_short_of_a_promise_is_red():
+    rows = [
+        Row("s", "c", "a", per_s=90, unit="x", asked_per_s=100, speedup=3, asked=2.5),
+        Row("s", "c", "b", per_s=110, unit="x", asked_per_s=100, speedup=2, asked=2.5),
+    ]
+    console = Console(width=120, file=io.StringIO(), force_terminal=True)
+    console.print(rows_table(rows))
+    first, second = [line for line in console.file.getvalue().split("\n") if " x" in line]
+    red = "\x1b[31m"
+    assert red + "90 x" in first
+    assert red + "3.00" not in first
+    assert red + "110 x" not in second
+    assert red + "2.00" in second

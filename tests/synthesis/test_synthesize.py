@@ -55,7 +55,7 @@ def test_facts_name_hand_and_settings_and_every_file(whole, format, hand_arrays)
     assert facts["hand_sha256"] == hand_arrays.sha256
     assert facts["format"] == format
     assert (facts["num"], facts["num_eval"], facts["seed"]) == (*SIZES[format], 0)
-    assert facts["renderer"] == 3
+    assert facts["renderer"] == 4
     assert facts["scene"]["image_px"] == 32
     order = Order(format, *SIZES[format], 0, SceneSettings(image_px=32), False)
     assert {"handmim.json", *own_files(order)} == set(tree(root))

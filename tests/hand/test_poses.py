@@ -1,0 +1,44 @@
+import numpy as np
+
+from handmim.hand.clearance import least_gaps_m
+from handmim.hand.poses import chain, rodrigues, turns_about_axes
+from handmim.hand.skeleton import CHAIN_PARENTS
+
+
+def test_turns_about_axes_are_rotations_to_the_last_bit():
+    rng = np.random.default_rng(0)
+    for angles in (*rng.uniform(-np.pi, np.pi, (50, 3)), np.zeros(3)):
+        assert np.array_equal(turns_about_axes(angles), rodrigues(np.diag(angles)))
+
+
+def test_digits_move_together_as_joint_by_joint():
+    rng = np.random.default_rng(1)
+    for num in (1, 5):
+        rotmats = rodrigues(rng.normal(0, 1, (num, 16, 3)))
+        joints = rng.normal(0, 0.1, (num, 16, 3))
+        for rest in (joints, joints[0]):
+            world, posed = chain(rotmats, rest)
+            rest = np.broadcast_to(rest, (num, 16, 3))
+            for n in range(num):
+                turn, place = [rotmats[n, 0]], [rest[n, 0]]
+                for j in range(1, 16):
+                    p = CHAIN_PARENTS[j]
+                    turn.append(turn[p] @ rotmats[n, j])
+                    place.append(place[p] + turn[p] @ (rest[n, j] - rest[n, p]))
+                np.testing.assert_allclose(world[n], turn, atol=1e-14)
+                np.testing.assert_allclose(posed[n], place, atol=1e-14)
+
+
+def test_least_gaps_are_those_of_all_pairs():
+    rng = np.random.default_rng(2)
+    beads, heel = rng.normal(0, 1, (6, 3, 4, 3)), rng.normal(0, 1, (6, 5, 3))
+    radii = rng.uniform(0.05, 0.2, (3, 4))
+    for n, got in enumerate(least_gaps_m(beads, radii, heel, 0.1, tips=2)):
+        gaps = []
+        for a in range(3):
+            for b in range(a):
+                d = np.linalg.norm(beads[n, a][:, None] - beads[n, b], axis=2)
+                gaps.append((d - radii[a][:, None] - radii[b]).min())
+            d = np.linalg.norm(beads[n, a, 2:, None] - heel[n], axis=2)
+            gaps.append((d - radii[a, 2:, None] - 0.1).min())
+        assert abs(got - min(gaps)) < 1e-12

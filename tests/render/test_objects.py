@@ -1,0 +1,17 @@
+import numpy as np
+import pytest
+
+from handmim.render.objects import depth_inside_m, enters, random_rotation, superquadric
+
+
+@pytest.mark.parametrize("depth_m", [0.001, 0.003, 0.01])
+def test_entering_is_being_deep_inside(depth_m):
+    rng, answers = np.random.default_rng(0), []
+    for _ in range(200):
+        solid, turn, place = superquadric(rng), random_rotation(rng), rng.normal(0, 0.02, 3)
+        points = rng.normal(0, 0.05, (12, 3))
+        inside_m = depth_inside_m((points - place) @ turn, solid.radii, solid.exponents)
+        got = enters(points, place, turn, solid.radii, solid.exponents, depth_m)
+        assert got == (inside_m >= depth_m)
+        answers.append(got)
+    assert 0.1 < np.mean(answers) < 0.9

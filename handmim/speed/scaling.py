@@ -50,11 +50,9 @@ def measure(
                 "peak_mib": peak_mib(make, bench.device, sizes, batch, device=bench.device),
             }
         seconds, num = bench.race(steps), base["batch_size"]
-        per_crop = {
-            label: [
-                s / (value if name == "batch_size" else base["batch_size"]) for s in seconds[label]
-            ]
-            for label, value in zip(steps, values, strict=True)
-        }
+        per_crop = {}
+        for value, (label, times) in zip(values, seconds.items(), strict=True):
+            crops = value if name == "batch_size" else num
+            per_crop[label] = [s / crops for s in times]
         first = str(values[0])
         yield compared("scaling", f"{name}, per crop", per_crop, first, unit="crops", more=more)

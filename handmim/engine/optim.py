@@ -50,12 +50,18 @@ def scaled_lr(lr: float, batch_size: int, reference_batch: int | None) -> float:
 
 
 @torch.no_grad()
-def clip_per_tensor(params: Iterable[Tensor], max_norm: float) -> None:
-    """Shorten the gradient of every parameter that is longer than `max_norm`, each for itself."""
+def clip_per_tensor(params: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Shorten the gradient of every parameter that is longer than `max_norm`, each for itself.
+
+    Returns: the norm of all together before that.
+    """
     grads = [param.grad for param in params if param.grad is not None]
-    if grads:
-        factors = (max_norm / (torch.stack(torch._foreach_norm(grads)) + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(grads, factors.unbind())
+    if not grads:
+        return torch.zeros(())
+    norms = torch.stack(torch._foreach_norm(grads))
+    factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(grads, factors.unbind())
+    return norms.norm()
 
 
 @dataclass(frozen=True)
@@ -130,15 +136,19 @@ class OptimRecipe:
         """
         if self.clip_norm is None:
             return None
-        per_tensor = self.clip_by == "per_tensor"
-        # Fabric unscales and measures; with an infinite limit it shortens nothing.
-        limit = float("inf") if per_tensor else self.clip_norm
-        norm = fabric.clip_gradients(module, optimizer, max_norm=limit, error_if_nonfinite=False)
-        if per_tensor:
-            clip_per_tensor(
-                (p for g in optimizer.param_groups for p in g["params"]), self.clip_norm
+        if self.clip_by == "global":
+            norm = fabric.clip_gradients(
+                module, optimizer, max_norm=self.clip_norm, error_if_nonfinite=False
             )
-        return torch.as_tensor(norm)
+            return torch.as_tensor(norm)
+        if fabric._precision.precision == "16-mixed":
+            # Only Fabric can unscale; with an infinite limit it shortens nothing.
+            fabric.clip_gradients(
+                module, optimizer, max_norm=float("inf"), error_if_nonfinite=False
+            )
+        return clip_per_tensor(
+            (p for g in optimizer.param_groups for p in g["params"]), self.clip_norm
+        )
 
     def describe(self, batch_size: int) -> str:
         """One line for the log, with both rates when they differ."""

@@ -82,8 +82,12 @@ def attend(attn: Attention, qkv: Tensor, attention: str = "auto") -> Tensor:
         written = q.device.type == "cpu" and q.dtype == torch.bfloat16
     dropout = attn.attn_drop.p if attn.training else 0.0
     if written:
-        weights = ((q * attn.scale) @ k.transpose(-2, -1)).softmax(dim=-1)
-        mixed = F.dropout(weights, dropout) @ v
+        b, heads, t = q.shape[:3]
+        q, k, v = (x.reshape(b * heads, t, -1) for x in (q, k, v))
+        nothing = q.new_zeros(()).expand(b * heads, t, t)  # of which beta=0 reads nothing
+        weights = torch.baddbmm(nothing, q, k.transpose(1, 2), beta=0, alpha=attn.scale)
+        weights = F.dropout(weights.softmax(dim=-1), dropout)
+        mixed = (weights @ v).unflatten(0, (b, heads))
     else:
         mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=attn.scale)
     return mixed.transpose(1, 2).flatten(2)

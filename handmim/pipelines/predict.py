@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handmim.data.augment import HandAugment, cropped_intrinsics
-from handmim.geometry.camera import px_from_ndc
-from handmim.geometry.crop import invert, transform_points
+from handmim.geometry.crop import invert
 from handmim.hand.conventions import mirror_intrinsics, mirror_points, mirror_rotmats
 from handmim.pipelines.trained import build_trained, hand_of
 from handmim.tasks.camera_hands import predicted_place
@@ -189,37 +188,27 @@ class HandPredictor:
         self, state: Any, K_crop: Tensor, has_K: Tensor, is_left: NDArray[np.bool_], side_px: int
     ) -> HandPredictions:
         """An estimate of right hands in the given crops and before the camera, left hands mirrored
-        back."""
-        left = is_left[:, None, None]
-
-        def own_side(points_m: Tensor | None) -> Any:
-            if points_m is None:
-                return None
-            points = points_m.numpy()
-            return np.where(left, mirror_points(points).astype(points.dtype), points)
-
-        def seen_px(points_ndc: Tensor | None) -> Any:
-            if points_ndc is None:
-                return None
-            in_source = transform_points(self.network.source_from_crop, points_ndc)
-            points = px_from_ndc(in_source, side_px).numpy()
-            points[is_left, :, 0] = side_px - points[is_left, :, 0]
-            return points
-
-        rotmats, betas = getattr(state, "rotmats", None), getattr(state, "betas", None)
-        if rotmats is not None:
-            turned = mirror_rotmats(rotmats.numpy()).astype(np.float32)
-            rotmats = np.where(left[..., None], turned, rotmats.numpy())
+        back; its arrays are written over."""
         transl = np.full((len(is_left), 3), np.nan)
         if bool(has_K.any()):
             known = type(state)(*(None if field is None else field[has_K] for field in state))
             transl[has_K.numpy()] = predicted_place(known, K_crop[has_K], self.img_px).numpy()
-        return HandPredictions(
-            joints_root_m=own_side(state.joints_root_m),
-            joints_crop_px=seen_px(state.joints_crop_ndc),
-            verts_root_m=own_side(state.verts_root_m),
-            verts_crop_px=seen_px(getattr(state, "verts_crop_ndc", None)),
-            rotmats=rotmats,
-            betas=None if betas is None else betas.numpy(),
-            transl_cam_m=np.where(is_left[:, None], mirror_points(transl), transl),
-        )
+
+        def array(name: str) -> Any:
+            value = getattr(state, name, None)
+            return None if value is None else value.numpy()
+
+        joints, joints_px = array("joints_root_m"), array("joints_crop_ndc")
+        verts, verts_px = array("verts_root_m"), array("verts_crop_ndc")
+        for points_px in (joints_px, verts_px):
+            if points_px is not None:  # both crops have the same centre
+                points_px *= self.network.scale * side_px / 2
+                points_px += side_px / 2
+                points_px[is_left, :, 0] = side_px - points_px[is_left, :, 0]
+        for points in (joints, verts, transl):
+            if points is not None:
+                points[is_left] = mirror_points(points[is_left])
+        rotmats = array("rotmats")
+        if rotmats is not None:
+            rotmats[is_left] = mirror_rotmats(rotmats[is_left])
+        return HandPredictions(joints, joints_px, verts, verts_px, rotmats, array("betas"), transl)

@@ -34,16 +34,30 @@ def transform_labels(
     """
     R = rotation_about_z(-angle_rad)  # [B, 3, 3]
     crop_from_source = invert(source_from_crop)
-    pixel_map = homogeneous(px_from_px(crop_from_source, image.shape[-1], batch.image.shape[-1]))
+    sides_px = image.shape[-1], batch.image.shape[-1]
     turned = (R @ batch.rotmats[:, 0]).unsqueeze(1)
     return batch._replace(
         image=image,
-        K_crop_px=pixel_map @ batch.K_crop_px @ R.transpose(1, 2),
+        K_crop_px=cropped_intrinsics(batch.K_crop_px, crop_from_source, *sides_px)
+        @ R.transpose(1, 2),
         kp2d_crop_ndc=transform_points(crop_from_source, batch.kp2d_crop_ndc),
         joints_cam_m=batch.joints_cam_m @ R.transpose(1, 2),
         verts_cam_m=batch.verts_cam_m @ R.transpose(1, 2),
         rotmats=torch.cat([turned, batch.rotmats[:, 1:]], dim=1),
     )
+
+
+def cropped_intrinsics(
+    K_source_px: Tensor, crop_from_source: Tensor, crop_px: int, source_px: int
+) -> Tensor:
+    """Intrinsics of a part of a picture that is not turned, or not yet.
+
+    Args:
+        K_source_px: [B, 3, 3] of the picture of side `source_px`.
+        crop_from_source: [B, 2, 3] ndc.
+        crop_px, source_px: sides.
+    """
+    return homogeneous(px_from_px(crop_from_source, crop_px, source_px)) @ K_source_px
 
 
 class HandAugment:
@@ -86,14 +100,24 @@ class HandAugment:
     ) -> HandBatch:
         device = batch.image.device
         source_from_crop = similarity(scale, angle_rad, shift).to(device)
-        source = batch.image.float() / 255.0
+        image = self.cut(batch.image, source_from_crop)
+        return transform_labels(batch, image, source_from_crop, angle_rad.to(device))
+
+    def cut(self, stored: Tensor, source_from_crop: Tensor) -> Tensor:
+        """The model's pictures out of stored crops.
+
+        Args:
+            stored: [B, 3, S, S] uint8.
+            source_from_crop: [B, 2, 3] new ndc -> stored ndc, on the pictures' device.
+        Returns: [B, 3, img_px, img_px] in [0, 1].
+        """
+        source = stored.float() / 255.0
         # Sampling reads four pixels: crops much larger than the input are shrunk by area before.
         stored_px = source.shape[-1]
         shrink = int(self.scale[0] * stored_px / self.img_px)
         if shrink > 1:
             source = F.interpolate(source, size=(stored_px // shrink,) * 2, mode="area")
-        image = sample_views(source, source_from_crop[:, None], self.img_px)
-        return transform_labels(batch, image.squeeze(1), source_from_crop, angle_rad.to(device))
+        return sample_views(source, source_from_crop[:, None], self.img_px).squeeze(1)
 
     def __call__(self, batch: HandBatch, generator: torch.Generator, info: StepInfo) -> HandBatch:
         """Random crop for training; all randomness comes from the CPU generator."""
@@ -120,6 +144,10 @@ class HandAugment:
     def evaluate_at(self, batch: HandBatch, angle_rad: float, scale: float) -> HandBatch:
         """The crop of evaluation turned about its centre, its side `scale` times as long."""
         b = len(batch.image)
-        low, high = self.scale
-        side = torch.full((b,), math.sqrt(low * high) * scale)
+        side = torch.full((b,), self.evaluation_scale * scale)
         return self._apply(batch, side, torch.full((b,), angle_rad), torch.zeros(b, 2))
+
+    @property
+    def evaluation_scale(self) -> float:
+        """Side of the evaluation crop relative to the stored one."""
+        return math.sqrt(self.scale[0] * self.scale[1])

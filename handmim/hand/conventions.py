@@ -213,8 +213,9 @@ def mirror_intrinsics(K_px: Array, width_px: float) -> Array:
     """Intrinsics of the mirrored picture: u' = width - u with the first pixel's centre at 0.5.
 
     Holds for mirrored points: focal lengths stay, the principal point moves to width - cx.
+    [..., 3, 3] -> [..., 3, 3].
     """
     mirrored = np.array(K_px, np.float64)
-    mirrored[0, 1] = -mirrored[0, 1]
-    mirrored[0, 2] = width_px - mirrored[0, 2]
+    mirrored[..., 0, 1] = -mirrored[..., 0, 1]
+    mirrored[..., 0, 2] = width_px - mirrored[..., 0, 2]
     return mirrored

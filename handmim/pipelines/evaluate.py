@@ -8,7 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from handmim.data.truth import find_truth, read_truth
 from handmim.pipelines.several import check_comparable, expanded
-from handmim.pipelines.start import start_run
+from handmim.pipelines.start import compile_backbones, start_run
+from handmim.pipelines.trained import build_trained, hand_of
 from handmim.reports.averages import write_averages
 from handmim.reports.scores import TIME, TTA, write_report
 from handmim.tasks.camera_hands import predict_camera_hands
@@ -85,22 +86,19 @@ def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> d
     trained = OmegaConf.create(saved["config"])
     OmegaConf.set_struct(cfg, False)  # its own words are checked by now
     whose_hand = "given" if cfg.hand.get("path") is not None else "the checkpoint's own (hand.path)"
-    cfg.hand = {**trained.hand, **{k: v for k, v in cfg.hand.items() if v is not None}}
+    cfg.hand = hand_of(saved, cfg.hand)
     if cfg.get("data") is None:
         cfg.data = trained.data
         set_everywhere(cfg.data, "hand_path", cfg.hand.path)
-    if "hand" in trained.task.head:  # bare joints have none
-        trained.task.head.hand = cfg.hand
     run = start_run(cfg) if part_of is None else part_of[0].below(part_of[1], resolved(cfg))
     run.log.info("hand model: %s, %s", cfg.hand.path, whose_hand)
-    task = instantiate(trained.task)
+    task, augment = build_trained(saved, cfg.hand, cfg.checkpoint)
+    compile_backbones(run, task)
     with run.fabric.rank_zero_first():
         dataset = instantiate(cfg.data.get("test") or cfg.data.val)
-    check_hands(task.hand_sha256, saved["meta"].get("hand_sha256"), cfg.checkpoint)
     check_hands(task.hand_sha256, getattr(dataset, "hand_sha256", None), "the data")
-    task.load_state_dict(saved["task"])
     task.to(run.device)
-    predict, augment = PREDICTORS[cfg.predictor](task), instantiate(trained.augment)
+    predict = PREDICTORS[cfg.predictor](task)
     how = {"faces": task.faces, "batch_size": cfg.batch_size, "num_workers": cfg.num_workers}
     how |= {"autocast": run.fabric.autocast}
 

@@ -15,6 +15,7 @@ from handmim.contracts import HandBatch, HandSample, HandState
 from handmim.data.augment import HandAugment
 from handmim.geometry.camera import px_from_ndc, solve_translation
 from handmim.hand.conventions import MIRROR
+from handmim.losses.direct_keypoints import JointEstimate
 from handmim.tasks.evaluate import Predictor, predictions
 from handmim.tasks.finetune_pictures import draw_predictions
 from handmim.tasks.tta import TurnedViews
@@ -31,6 +32,23 @@ class CameraHands(NamedTuple):
     joints_cam_m: NDArray[np.float64]  # [n, 21, 3]
     verts_cam_m: NDArray[np.float64]  # [n, V, 3]
     sheet: NDArray[np.uint8] | None  # pictures of the first samples
+
+
+def predicted_place(state: JointEstimate, K_crop_px: Tensor, img_px: int) -> Tensor:
+    """Where the root joint stands: as the estimate says, or else by its own projection and K.
+
+    Args:
+        state: root-relative estimate and where its joints are seen.
+        K_crop_px: [B, 3, 3] of the model's crops.
+        img_px: their side.
+    Returns: [B, 3] metres, OpenCV camera, float64.
+    """
+    seen_px = px_from_ndc(state.joints_crop_ndc.double(), img_px)
+    transl = solve_translation(state.joints_root_m.double(), seen_px, K_crop_px)
+    said, is_metric = (getattr(state, name, None) for name in ("transl_cam_m", "is_metric"))
+    if said is None or is_metric is None:
+        return transl
+    return torch.where(is_metric[:, None], said.double(), transl)
 
 
 def place(state: HandState, batch: HandBatch, placement: str) -> tuple[Tensor, Tensor]:
@@ -59,11 +77,7 @@ def place(state: HandState, batch: HandBatch, placement: str) -> tuple[Tensor, T
                 "hands can be placed before the camera only where K is known; this set has samples "
                 "without (data)"
             )
-        seen_px = px_from_ndc(state.joints_crop_ndc.double(), batch.image.shape[-1])
-        transl = solve_translation(joints, seen_px, batch.K_crop_px)
-        if state.transl_cam_m is not None and state.is_metric is not None:
-            said = state.transl_cam_m.double()
-            transl = torch.where(state.is_metric[:, None], said, transl)
+        transl = predicted_place(state, batch.K_crop_px, batch.image.shape[-1])
     back = torch.where(
         batch.was_left[:, None, None],
         torch.from_numpy(MIRROR).to(joints),

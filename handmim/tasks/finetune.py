@@ -112,6 +112,15 @@ class HandRegressionTask(RegressionTask):
             return out
         return self.joint_rules.outputs(out, joint_rule, self.head.camera, lens)
 
+    def answer(
+        self, image: Tensor, joint_rule: Tensor | None = None, lens: Lens | None = None
+    ) -> HandState:
+        """As the last step of `predict`, without bringing the others to the rule."""
+        state = self.predict(image, lens=lens).steps[-1]
+        if joint_rule is None:
+            return state
+        return self.joint_rules.state(state, joint_rule, self.head.camera, lens)
+
     def outputs(self, batch: HandBatch) -> HandOutputs:
         """All refinement steps in the samples' joint rules."""
         return self.predict(batch.image, batch.joint_rule, batch.lens)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from handmim.contracts import HandBatch, HandSample, StepInfo, StepResult, Tokens
+from handmim.contracts import HandBatch, HandSample, Lens, StepInfo, StepResult, Tokens
 from handmim.data.augment import HandAugment
 from handmim.hand.model import HandLayer
 from handmim.losses.direct_keypoints import JointEstimate, JointOutputs
@@ -153,10 +153,22 @@ class RegressionTask(nn.Module, ABC):
         if self.averaged is not None:
             self.averaged.net.load_state_dict(self._followed().state_dict())
 
+    @abstractmethod
+    def answer(
+        self, image: Tensor, joint_rule: Tensor | None = None, lens: Lens | None = None
+    ) -> Estimate:
+        """The last estimate for pictures, of which nothing else need be known.
+
+        Args:
+            image: [B, 3, H, W] in [0, 1].
+            joint_rule: [B] whose joints are wanted, where there is a mesh to take them from; None
+                takes the hand model's own.
+            lens: of the pictures; None where nothing is known of the camera.
+        """
+
     def estimate(self, batch: HandBatch) -> Estimate:
-        """The answer for augmented pictures."""
-        answer: Any = self.outputs(batch).steps[-1]
-        return answer
+        """The answer for augmented pictures in the samples' joint rules."""
+        return self.answer(batch.image, batch.joint_rule, batch.lens)
 
     def tokens(self, image: Tensor, taps: Sequence[int] = ()) -> Tokens:
         """Pictures through the backbone.

@@ -56,3 +56,45 @@ class Stopwatch:
         if not laps:
             raise ValueError("nothing was timed")
         return sum(seconds for seconds, _ in laps) / sum(num for _, num in laps)
+
+
+class Stages:
+    """Seconds of each stage of work that is done batch by batch, one stage after another.
+
+    Args:
+        device: whose queue is waited for at the end of each stage.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.watches: dict[str, Stopwatch] = {}
+        self._began = 0.0
+
+    def begin(self) -> None:
+        """A batch begins."""
+        wait_for(self.device)
+        self._began = time.perf_counter()
+
+    def done(self, stage: str, num_items: int) -> None:
+        """What happened since the last call was this stage of a batch."""
+        wait_for(self.device)
+        now = time.perf_counter()
+        watch = self.watches.setdefault(stage, Stopwatch(self.device))
+        watch.laps.append((now - self._began, num_items))
+        self._began = now
+
+    @property
+    def seconds_per_item(self) -> dict[str, float]:
+        """By stage, over all batches but the first, unless there is no other."""
+        return {stage: watch.seconds_per_item for stage, watch in self.watches.items()}
+
+    def __str__(self) -> str:
+        """A line per stage and one of all: milliseconds per item and share."""
+        seconds = self.seconds_per_item
+        total = sum(seconds.values())
+        width = max(map(len, [*seconds, "all"]))
+        lines = [
+            f"{stage:<{width}} {1e3 * each:9.3f} ms {each / total:6.1%}"
+            for stage, each in {**seconds, "all": total}.items()
+        ]
+        return "\n".join(lines)

@@ -199,3 +199,13 @@ def test_the_log_says_whose_hand_file_is_used(tuned, hand_path):
     scored(tuned, *words, f"hand.path={hand_path}")
     text = (tuned / "hand" / "log.txt").read_text()
     assert f"hand model: {hand_path}, given" in text
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own
+def test_a_compiled_model_scores_the_same(tuned):
+    words = [f"checkpoint={tuned}/seed0/last.pt", "overwrite=true"]
+    plain = scored(tuned, *words, "name=eager")
+    compiled = scored(tuned, *words, "name=compiled", "machine.compile=true")
+    assert compiled["official"] == pytest.approx(plain["official"], abs=1e-4)
+    assert "compile: true" in (tuned / "compiled" / "config.yaml").read_text()

@@ -1,0 +1,214 @@
+"""A trained model as a function of arrays: crops of hands in, 3D hands out."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from handmim.data.augment import HandAugment, cropped_intrinsics
+from handmim.geometry.crop import invert
+from handmim.hand.conventions import mirror_intrinsics, mirror_points, mirror_rotmats
+from handmim.pipelines.trained import build_trained, hand_of
+from handmim.tasks.camera_hands import predicted_place
+from handmim.tasks.crop_network import CropNetwork
+from handmim.tasks.evaluate import load_trained
+from handmim.tasks.regression import RegressionTask
+from handmim.utils.stopwatch import Stages
+
+
+class HandPredictions(NamedTuple):
+    """Hands of N crops: canonical joint order, OpenCV axes, left hands as left hands."""
+
+    joints_root_m: NDArray[np.float32]  # [N, 21, 3] metres from the middle knuckle
+    joints_crop_px: NDArray[np.float32]  # [N, 21, 2] in the crops that were given
+    verts_root_m: NDArray[np.float32] | None  # [N, V, 3]; None where bare joints are regressed
+    verts_crop_px: NDArray[np.float32] | None  # [N, V, 2]
+    rotmats: NDArray[np.float32] | None  # [N, 16, 3, 3] of the hand model, wrist first
+    betas: NDArray[np.float32] | None  # [N, 10]
+    # [N, 3] metres: added to what is relative to the root, it stands before the camera; NaN where
+    # the intrinsics are not known
+    transl_cam_m: NDArray[np.float64]
+
+
+class HandPredictor:
+    """Crops of hands through a trained model, batch by batch.
+
+    A crop is a square around a hand as the training set has them, of any side; the model looks at
+    the middle of it, as in evaluation. Left hands are mirrored before and after.
+
+    Example:
+        from pathlib import Path
+
+        import cv2
+        import numpy as np
+
+        from handmim.pipelines.predict import HandPredictor
+
+        predict = HandPredictor.from_checkpoint("runs/tuned/last.pt", device="cpu")
+        files = sorted(Path("hands").glob("*.jpg"))  # squares around right hands, all of one side
+        crops = np.stack([cv2.imread(str(file))[:, :, ::-1] for file in files])  # [N, S, S, 3] RGB
+        hands = predict(crops)
+        print(hands.verts_root_m.shape)  # [N, 778, 3] metres, relative to the middle knuckle
+
+    Args:
+        task: trained; it is moved and put in eval mode.
+        augment: whose evaluation crop is used.
+        batch_size: crops at a time. The last batch is filled up where shapes have to stay the same
+            (compile, cuda_graph).
+        device, precision, joint_rule, compile, cuda_graph: as `CropNetwork` takes them.
+    Raises: ValueError for unknown words and for what the device cannot do.
+    """
+
+    def __init__(
+        self,
+        task: RegressionTask,
+        augment: HandAugment,
+        device: str | torch.device = "cpu",
+        *,
+        precision: str = "32-true",
+        batch_size: int = 64,
+        joint_rule: str = "model",
+        compile: bool = False,
+        cuda_graph: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1, got {batch_size}")
+        self.batch_size, self.img_px = batch_size, augment.img_px
+        self.network = CropNetwork(
+            task,
+            augment,
+            device,
+            precision=precision,
+            joint_rule=joint_rule,
+            compile=compile,
+            cuda_graph=cuda_graph,
+        )
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str | Path, device: str | torch.device = "cpu", *, hand_path: str | None = None,
+        precision: str = "32-true", batch_size: int = 64, joint_rule: str = "model",
+        compile: bool = False, cuda_graph: bool = False,
+    ) -> "HandPredictor":  # fmt: skip
+        """From last.pt or best.pt of a fine-tuning; crops are cut as its evaluation cuts them.
+
+        Args:
+            path: of the checkpoint.
+            hand_path: of the hand model, where its file has moved.
+            device, precision, batch_size, joint_rule, compile, cuda_graph: as the class takes them.
+        Raises: FileNotFoundError; ValueError for another file, or another hand model.
+        """
+        saved = load_trained(path)
+        task, augment = build_trained(saved, hand_of(saved, {"path": hand_path}), str(path))
+        return cls(
+            task, augment, device, precision=precision, batch_size=batch_size,
+            joint_rule=joint_rule, compile=compile, cuda_graph=cuda_graph,
+        )  # fmt: skip
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self.network.device
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        crops: NDArray[np.uint8],
+        K_px: NDArray[np.floating] | None = None,
+        is_right: NDArray[np.bool_] | None = None,
+        stages: Stages | None = None,
+    ) -> HandPredictions:
+        """Hands of any number of crops.
+
+        Args:
+            crops: [N, S, S, 3] RGB, N >= 1.
+            K_px: [3, 3] or [N, 3, 3] intrinsics of the crops; those with a NaN are not known.
+            is_right: [N] bool; all are right hands when left out.
+            stages: takes the times of the stages, for which the device is waited for after each.
+        Raises: ValueError for other shapes or kinds.
+        """
+        if crops.ndim != 4 or crops.shape[1] != crops.shape[2] or crops.shape[3] != 3:
+            raise ValueError(f"crops must be [N, S, S, 3], got {crops.shape}")
+        if crops.dtype != np.uint8 or not len(crops):
+            raise ValueError(f"want at least one crop of uint8, got {len(crops)} of {crops.dtype}")
+        is_left = ~np.asarray(np.ones(len(crops), bool) if is_right is None else is_right, bool)
+        K = np.full((3, 3), np.nan) if K_px is None else np.asarray(K_px)
+        if is_left.shape != (len(crops),) or K.shape not in ((3, 3), (len(crops), 3, 3)):
+            raise ValueError(
+                f"{len(crops)} crops want K_px [3, 3] or [{len(crops)}, 3, 3] and is_right "
+                f"[{len(crops)}], got {K.shape} and {is_left.shape}"
+            )
+        K = np.broadcast_to(K, (len(crops), 3, 3))
+        pieces = [slice(i, i + self.batch_size) for i in range(0, len(crops), self.batch_size)]
+        parts = [self._batch(crops[p], K[p], is_left[p], stages) for p in pieces]
+        joined: list[Any] = [
+            None if column[0] is None else np.concatenate(column)
+            for column in zip(*parts, strict=True)
+        ]
+        return HandPredictions(*joined)
+
+    def _batch(
+        self,
+        crops: NDArray[np.uint8],
+        K_px: NDArray[np.floating],
+        is_left: NDArray[np.bool_],
+        stages: Stages | None,
+    ) -> HandPredictions:
+        num, side_px = crops.shape[:2]
+        if stages is not None:
+            stages.begin()
+        K_px = np.where(is_left[:, None, None], mirror_intrinsics(K_px, side_px), K_px)
+        has_K = torch.from_numpy(np.isfinite(K_px).all(axis=(1, 2)))
+        K = torch.from_numpy(np.nan_to_num(K_px).astype(np.float32))
+        crop_from_source = invert(self.network.source_from_crop)
+        K_crop = cropped_intrinsics(K, crop_from_source, self.img_px, side_px)
+        given = torch.from_numpy(np.ascontiguousarray(crops)), torch.from_numpy(is_left)
+        inputs = [self._filled(t).to(self.device) for t in (*given, K_crop, has_K)]
+        if stages is not None:
+            stages.done("upload", num)
+        with self.network.staged(stages, num):
+            state = self.network(*inputs)
+        on_host = type(state)(*(None if field is None else field[:num].cpu() for field in state))
+        hands = self._placed(on_host, K_crop, has_K, is_left, side_px)
+        if stages is not None:
+            stages.done("download", num)
+        return hands
+
+    def _filled(self, rows: Tensor) -> Tensor:
+        """Rows of a whole batch where shapes have to stay the same; the first is repeated."""
+        missing = self.batch_size - len(rows)
+        if not (missing and self.network.has_fixed_batches):
+            return rows
+        return torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])])
+
+    def _placed(
+        self, state: Any, K_crop: Tensor, has_K: Tensor, is_left: NDArray[np.bool_], side_px: int
+    ) -> HandPredictions:
+        """An estimate of right hands in the given crops and before the camera, left hands mirrored
+        back; its arrays are written over."""
+        transl = np.full((len(is_left), 3), np.nan)
+        if bool(has_K.any()):
+            known = type(state)(*(None if field is None else field[has_K] for field in state))
+            transl[has_K.numpy()] = predicted_place(known, K_crop[has_K], self.img_px).numpy()
+
+        def array(name: str) -> Any:
+            value = getattr(state, name, None)
+            return None if value is None else value.numpy()
+
+        joints, joints_px = array("joints_root_m"), array("joints_crop_ndc")
+        verts, verts_px = array("verts_root_m"), array("verts_crop_ndc")
+        for points_px in (joints_px, verts_px):
+            if points_px is not None:  # both crops have the same centre
+                points_px *= self.network.scale * side_px / 2
+                points_px += side_px / 2
+                points_px[is_left, :, 0] = side_px - points_px[is_left, :, 0]
+        for points in (joints, verts, transl):
+            if points is not None:
+                points[is_left] = mirror_points(points[is_left])
+        rotmats = array("rotmats")
+        if rotmats is not None:
+            rotmats[is_left] = mirror_rotmats(rotmats[is_left])
+        return HandPredictions(joints, joints_px, verts, verts_px, rotmats, array("betas"), transl)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from handmim.contracts import CropBatch, HandBatch, StepInfo
 from handmim.engine.update import Updater
 from handmim.hand.arrays import NUM_VERTS
-from handmim.models.vit import ViT
+from handmim.pipelines.start import compile_backbones
 from handmim.utils.config import drop_unbuilt
 from handmim.utils.seed import seed_everything, step_generator
 
@@ -34,9 +34,7 @@ def bare_step(cfg: DictConfig, fabric: Fabric) -> tuple[Callable[[int], None], f
         drop_unbuilt(cfg.task.heads)
     task = instantiate(cfg.task).to(fabric.device)
     if cfg.machine.compile:
-        for module in task.modules():
-            if isinstance(module, ViT):
-                module.compile_blocks()
+        compile_backbones(task)
     prepare = instantiate(cfg.views if "views" in cfg else cfg.augment)
     recipe = instantiate(cfg.optim)
     optimizer = recipe.build(task, task.lr_scales(), cfg.machine.precision)

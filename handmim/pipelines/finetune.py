@@ -38,7 +38,8 @@ def finetune(cfg: DictConfig) -> Finetuned:
     """
     run = start_run(cfg, resume=cfg.resume)
     task = instantiate(cfg.task)
-    compile_backbones(run, task)
+    if run.compile:
+        compile_backbones(task)
     load_initial(task.backbone, cfg.init_from)
     run.log.info("backbone: %s", cfg.init_from or "random weights (init_from=null)")
     with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet

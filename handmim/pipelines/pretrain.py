@@ -35,7 +35,8 @@ def pretrain(cfg: DictConfig) -> Pretrained:
     drop_unbuilt(cfg.task.heads)
     run = start_run(cfg, resume=cfg.resume)
     task = instantiate(cfg.task)
-    compile_backbones(run, task)
+    if run.compile:
+        compile_backbones(task)
     if cfg.init is not None:
         task.load_initial(cfg.init)
     elif not cfg.train:

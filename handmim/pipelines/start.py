@@ -24,9 +24,8 @@ def start_run(cfg: DictConfig, *, resume: str = "never") -> Run:
     return Run.start(cfg.name, folder, cfg.seed, config, **cfg.machine, **flags)
 
 
-def compile_backbones(run: Run, task: nn.Module) -> None:
-    """Where the run asks for it, let torch.compile fuse the blocks of every backbone of a task."""
-    if run.compile:
-        for module in task.modules():
-            if isinstance(module, ViT):
-                module.compile_blocks()
+def compile_backbones(task: nn.Module) -> None:
+    """Let torch.compile fuse the blocks of every backbone of a task."""
+    for module in task.modules():
+        if isinstance(module, ViT):
+            module.compile_blocks()

@@ -93,7 +93,8 @@ def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> d
     run = start_run(cfg) if part_of is None else part_of[0].below(part_of[1], resolved(cfg))
     run.log.info("hand model: %s, %s", cfg.hand.path, whose_hand)
     task, augment = build_trained(saved, cfg.hand, cfg.checkpoint)
-    compile_backbones(run, task)
+    if run.compile:
+        compile_backbones(task)
     with run.fabric.rank_zero_first():
         dataset = instantiate(cfg.data.get("test") or cfg.data.val)
     check_hands(task.hand_sha256, getattr(dataset, "hand_sha256", None), "the data")

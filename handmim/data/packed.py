@@ -56,9 +56,9 @@ def read_index(path: Path) -> dict[str, Any]:
                 f"{path} is of version {version}, this program reads {VERSION}: write it again "
                 "(tools/pack_crops.py)"
             )
-        file.seek(start)
-        index = file.read(length)
-    size = path.stat().st_size
+        size = path.stat().st_size
+        file.seek(min(start, size))
+        index = file.read() if size == start + length else b""
     if size != start + length or hashlib.sha256(index).digest() != digest:
         raise ValueError(
             f"{path} is damaged: {size} bytes and another index than its head tells of "

@@ -45,11 +45,17 @@ class Place(NamedTuple):
 def find_pictures(source: Path) -> list[Place]:
     """Pictures of a tree, or of a tar file or a folder of them, in a fixed order.
 
-    Raises: ValueError when there are none, or for a tar file that is compressed or broken.
+    Raises: ValueError when there are none, for a folder with both kinds, or for a tar file that is
+        compressed or broken.
     """
     tars = sorted(source.glob("*.tar")) if source.is_dir() else [source]
     if source.is_dir() and not tars:
         return [Place(name, source / name) for name in list_pictures(source)]
+    if source.is_dir() and _has_pictures(source):
+        raise ValueError(
+            f"{source} holds pictures beside {tars[0].name}: put the tar files in a folder of "
+            "their own, or unpack them"
+        )
     found: list[Place] = []
     for path in tars:
         try:
@@ -66,6 +72,13 @@ def find_pictures(source: Path) -> list[Place]:
     if not found:
         raise ValueError(f"no {'/'.join(s[1:] for s in PHOTO_SUFFIXES)} picture in {source}")
     return found
+
+
+def _has_pictures(folder: Path) -> bool:
+    try:
+        return bool(list_pictures(folder))
+    except ValueError:
+        return False
 
 
 def _coded(place: Place, image_px: int, fit: str, coding: str, quality: int) -> bytes | None:

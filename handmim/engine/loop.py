@@ -217,8 +217,7 @@ class Trainer:
                 stop = self._agree(run, signals.received is not None, step)
                 stop |= step - first_step == self.stop_after or reason is not None
                 if last or stop or is_best or saver.is_due(step):
-                    if run.world_size == 1:  # else nothing is saved at other steps
-                        self._check_seen(run, watch)
+                    self._check_seen(run, watch)
                     saver.save(step, is_best)
                 if stop and not last:
                     why = reason or signals.received or "stop_after"

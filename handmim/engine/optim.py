@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 NO_DECAY_SUFFIXES = ("pos_embed", "cls_token", "mask_token")
 CLIPS = ("global", "per_tensor")
+FORMS = {"fused", "foreach", "differentiable", "capturable"}  # of torch's optimizers
 
 
 def param_groups(module: nn.Module, lr_scales: dict[str, float]) -> list[dict[str, Any]]:
@@ -110,8 +111,10 @@ class OptimRecipe:
             lr_scales: factors on the learning rate by parameter name; those left out count 1.
             precision: Fabric's, which decides about `fused`.
         """
-        has_fused = "fused" in inspect.signature(self.make).parameters
-        fused = has_fused and precision != "16-mixed" if self.fused is None else self.fused
+        taken = inspect.signature(self.make).parameters
+        # A form that `make` has chosen by itself stays.
+        is_open = "fused" in taken and not FORMS & set(getattr(self.make, "keywords", ()))
+        fused = is_open and precision != "16-mixed" if self.fused is None else self.fused
         how = {"fused": True} if fused else {}
         return self.make(param_groups(module, lr_scales), lr=self._lr.start, **how)
 

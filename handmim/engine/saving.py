@@ -17,6 +17,7 @@ from handmim.engine.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from handmim.engine.optim import FORMS
 from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,10 @@ def restore(
     state = load_checkpoint(source, map_location=run.device)
     check_same_run(state, identity, run.config, source)
     task.load_state_dict(state["task"])
+    for saved, built in zip(
+        state["optimizer"]["param_groups"], optimizer.param_groups, strict=False
+    ):
+        saved |= {form: built[form] for form in FORMS if form in built}  # as this run chooses
     optimizer.load_state_dict(state["optimizer"])
     run.fabric.strategy.precision.load_state_dict(state["precision"])
     if "best" in state:

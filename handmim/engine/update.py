@@ -37,8 +37,10 @@ class Updater:
         recipe: its schedules and clipping.
         batch_size: samples of a step over all processes; learning rates scale with it.
         accumulate: parts that each process's batch is worked on in, one after another; their
-            gradients are averaged. Terms that compare the samples of a batch (Sinkhorn targets,
-            contrastive negatives, batch statistics) see one part at a time.
+            gradients are averaged. That is the whole batch's loss where it is a mean over samples.
+            Terms that compare samples (Sinkhorn targets, contrastive negatives, batch statistics)
+            see one part at a time, and means over what is counted in a batch, such as points that
+            are visible in both views, are means of the parts' means.
     """
 
     def __init__(
@@ -85,7 +87,7 @@ class Updater:
                 found = self.wrapped(batch.part(number * size, (number + 1) * size), info)
                 self.fabric.backward(found.loss / self.accumulate)
             results.append(StepResult(found.loss.detach(), found.scalars))
-        names = results[0].scalars
+        names = dict.fromkeys(name for r in results for name in r.scalars)
         scalars = {k: _mean([r.scalars[k] for r in results if k in r.scalars]) for k in names}
         return StepResult(_mean([r.loss for r in results]), scalars)
 

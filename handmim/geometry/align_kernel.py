@@ -4,7 +4,8 @@ a core's nearest cache: what `similarity_align` does on the CPU."""
 import math
 
 import numpy as np
-from numba import njit
+
+from handmim.utils.kernels import njit
 
 SWEEPS = 30  # of Jacobi rotations; far more than any matrix takes
 # Singular values below this share of the largest are rounding: their directions mean nothing.

@@ -3,8 +3,9 @@
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from handmim.utils.kernels import njit
 
 Array = NDArray[np.floating]
 

@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
+
+from handmim.utils.kernels import njit
 
 AUC_MAX_M = 0.05
 AUC_STEPS = 100

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from numpy.typing import NDArray
 
 from handmim.geometry.align import check_norms
 from handmim.geometry.align_kernel import align_sample
 from handmim.metrics.fscore import harmonic_means, squared_limits
 from handmim.metrics.near_points import add_hits, room_for, sort_truth
+from handmim.utils.kernels import njit
 
 Points = NDArray[np.floating]
 

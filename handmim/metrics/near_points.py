@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from handmim.utils.kernels import njit
 
 # Slabs that a cloud is sorted into along its widest axis: under a millimetre each on a hand.
 SLABS = 256

@@ -27,7 +27,7 @@ def sample_map(feature_map: Tensor, points_ndc: Tensor) -> Tensor:
         per_sample_weights=weight.flatten(0, 1),
         mode="sum",
     )
-    return sampled.view(b, -1, c)
+    return sampled.view(b, points.shape[1], c)
 
 
 def _corners(points_ndc: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
@@ -39,9 +39,10 @@ def _corners(points_ndc: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
     share = place - low
     cells = torch.stack([low, low + 1], dim=-1)  # [B, P, 2 (x, y), 2]
     weight = torch.stack([1 - share, share], dim=-1)
-    inside = (cells >= 0) & (cells < size.unsqueeze(-1))  # not where a place is no number
+    inside = (cells >= 0) & (cells < size.unsqueeze(-1))
     x, y = torch.where(inside, cells, 0.0).long().unbind(dim=2)
-    weight = torch.where(inside, weight, 0.0)
+    # A place that is no number, or infinite, has weights that are none, and stays to be seen.
+    weight = torch.where(inside | ~weight.isfinite(), weight, 0.0)
     wx, wy = weight.unbind(dim=2)
     idx = y.unsqueeze(-1) * w + x.unsqueeze(-2)
     return idx.flatten(2), (wy.unsqueeze(-1) * wx.unsqueeze(-2)).flatten(2)

@@ -209,8 +209,9 @@ class ViT(nn.Module):
         return Tokens(whole[:, 0], whole[:, 1:], grid_hw, kept, others[0][:, 0] if others else None)
 
     def compile_blocks(self) -> None:
-        """Let torch.compile fuse each block; the first steps wait for it."""
-        self._compiled = torch.compile(whole_block, dynamic=False)
+        """Let torch.compile fuse each block; the first steps wait for it, and the first batches of
+        other sizes."""
+        self._compiled = torch.compile(whole_block)
 
     def _embedded(
         self, image: Tensor, is_masked: Tensor | None = None, drop_masked: bool = False

@@ -1,6 +1,6 @@
 """How the renderer's kernels are compiled."""
 
-from numba import njit
+from handmim.utils.kernels import njit
 
 # Division by zero gives infinity, as in numpy: a test for it in every loop would keep compilers
 # from working on several pixels at once.

@@ -4,6 +4,7 @@ Time and memory of a step are close to straight lines of the batch size once it 
 are measured at two sizes, as large as a few seconds allow, and the lines are followed.
 """
 
+import gc
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -51,7 +52,11 @@ def estimate(cfg: DictConfig) -> Estimate:
     Raises: ValueError for a batch that does not divide.
     """
     trainer, machine = cfg.trainer, cfg.machine
-    processes = machine.num_nodes * (machine.devices if isinstance(machine.devices, int) else 1)
+    if not isinstance(machine.devices, int) or machine.devices < 1:
+        raise ValueError(
+            f"machine.devices must be a number of devices here, got {machine.devices!r}"
+        )
+    processes = machine.num_nodes * machine.devices
     part, rest = divmod(trainer.batch_size, processes * trainer.accumulate)
     if rest or not part:
         raise ValueError(
@@ -93,23 +98,32 @@ def _probed(cfg: DictConfig, part: int) -> tuple[tuple[Probe, ...], float, int]:
     content = OmegaConf.to_yaml(cfg)
     size, found = min(2, part), list[Probe]()
     fabric = Fabric(accelerator=cfg.machine.accelerator, devices=1, precision=cfg.machine.precision)
+    flops = 0
     while True:
-        step, parameters = bare_step(_small(content, size), fabric)
-        step(0)
-        watch = Stopwatch(fabric.device)
-        for number in range(STEPS):
-            with watch.lap(size):
-                step(number + 1)
-        seconds = size * watch.seconds_per_item
+        try:
+            seconds, parameters, flops = _timed(content, size, fabric)
+        except torch.OutOfMemoryError:
+            if not found:
+                raise
+            break
         found.append(Probe(size, seconds, 0.0))
-        is_last = size == part or seconds > ENOUGH_S
-        if is_last:
-            flops = flops_of(partial(step, STEPS + 1))
+        enough = ENOUGH_S if fabric.device.type == "cpu" else ENOUGH_S / 10
+        if size == part or seconds > enough:
             break
         size = min(2 * size, part)
-    chosen = [found[-1]] if len(found) == 1 else found[-2:]
-    probes = tuple(p._replace(mib=_mib(content, p.samples, fabric.device)) for p in chosen)
+    probes = tuple(p._replace(mib=_mib(content, p.samples, fabric.device)) for p in found[-2:])
     return probes, parameters, flops
+
+
+def _timed(content: str, samples: int, fabric: Fabric) -> tuple[float, float, int]:
+    """Seconds of a step, trainable parameters in millions, operations of a step."""
+    step, parameters = bare_step(_small(content, samples), fabric)
+    step(0)
+    watch = Stopwatch(fabric.device)
+    for number in range(STEPS):
+        with watch.lap(samples):
+            step(number + 1)
+    return samples * watch.seconds_per_item, parameters, flops_of(partial(step, STEPS + 1))
 
 
 def _small(content: str, samples: int) -> DictConfig:
@@ -122,6 +136,7 @@ def _small(content: str, samples: int) -> DictConfig:
 def _mib(content: str, samples: int, device: torch.device) -> float:
     """Peak of steps above a process that has loaded its libraries, the networks among it."""
     if device.type != "cpu":
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         work = _lazy_step(content, samples)
@@ -158,7 +173,7 @@ def estimate_table(found: Estimate) -> Table:
     table.add_row("peak memory of a process", f"{found.mib / 1024:.2f} GiB")
     sizes = " and ".join(str(probe.samples) for probe in found.probes)
     table.caption = (
-        f"measured at {sizes} samples; without loading data, probes and validation, which run "
-        "beside and between"
+        f"measured at {sizes} samples, views made within the step; without reading files, probes "
+        "and validation"
     )
     return table

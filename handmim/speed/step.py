@@ -136,12 +136,17 @@ def plain_step(
 
 
 def loss_gap(
-    device: torch.device, sizes: Mapping[str, Any], batch_args: Mapping[str, Any], steps: int = 3
+    device: torch.device,
+    sizes: Mapping[str, Any],
+    batch_args: Mapping[str, Any],
+    steps: int = 3,
+    **how: Any,
 ) -> float:
-    """Largest difference of the losses of both over some steps in single precision, no paths
-    dropped."""
+    """Largest difference of the losses of both over some steps, no paths dropped; `how` is that of
+    `our_step`, in whose precision both run."""
     sizes = {**sizes, "drop_path_rate": 0.0}
-    ours, plain = (make(device, sizes, batch_args) for make in (our_step, plain_step))
+    ours = our_step(device, sizes, batch_args, **how)
+    plain = plain_step(device, sizes, batch_args, how.get("precision", "32-true"))
     pairs = [(ours(), plain()) for _ in range(steps)]
     return max(abs(float(a["loss"]) - float(b["loss"])) for a, b in pairs)
 
@@ -222,13 +227,20 @@ def measure(
     steps.clear()
     if not num_local:
         ours = next(iter(variants))
-        gap = loss_gap(device, sizes, {**batch_args, "batch_size": min(batch_size, 2)})
+        few = {**batch_args, "batch_size": min(batch_size, 2)}
+        gap = loss_gap(device, sizes, few, **variants[ours])
         more.setdefault(ours, {}).update(error=gap, error_unit="loss")
     case = f"{arch}, {batch_size} crops, {view_px} px, K {num_prototypes}"
     case += f", {num_local} local crops" if num_local else ""
     yield compared(
         "step", case, seconds, reference, items=batch_size, unit="crops", asked=asked, more=more
     )
+    for precision in () if num_local else plain[1:]:  # against the plain step in this precision
+        own = [k for k, (_, how) in makers.items() if how.get("precision") == precision]
+        of_own = {name: seconds[name] for name in own}
+        yield compared(
+            "step", f"{case}, in {precision}", of_own, own[0], items=batch_size, unit="crops"
+        )
     if memory_batch_size:
         yield _memory(makers, sizes, {**batch_args, "batch_size": memory_batch_size}, device)
 

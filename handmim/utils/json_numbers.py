@@ -7,8 +7,9 @@ its rounding (Clinger 1990; Lemire 2021, arXiv 2101.11408). The few others are l
 """
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from handmim.utils.kernels import njit
 
 LOWEST, HIGHEST = -60, 20  # powers of ten in the table
 

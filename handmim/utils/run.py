@@ -140,7 +140,9 @@ class Run:
         fabric.barrier()
         start_log(folder if fabric.is_global_zero else None)
         logger = logging.getLogger("handmim.run")
-        run = cls(name, folder, seed, config, fabric, logger, precision, compile)
+        # What is in force: a CPU, for one, turns 16-mixed into bf16-mixed.
+        in_force = str(fabric._precision.precision)
+        run = cls(name, folder, seed, config, fabric, logger, in_force, compile)
         seed_everything(seed)
         if run.is_main:
             write_atomic(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))

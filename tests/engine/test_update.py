@@ -6,6 +6,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from handmim.contracts import StepInfo
+from handmim.engine.checkpoint import load_checkpoint
 from handmim.engine.finite import FiniteWatch
 from handmim.engine.optim import OptimRecipe, clip_per_tensor
 from handmim.engine.update import Updater
@@ -98,6 +99,26 @@ def test_the_fused_form_is_taken_where_gradients_come_unscaled(fused, precision,
 def test_optimizers_without_a_fused_form_are_left_as_they_are():
     how = OptimRecipe(partial(torch.optim.Adadelta, rho=0.5), lr=0.1)
     assert "fused" not in how.build(nn.Linear(2, 2), {}).param_groups[0]
+
+
+@pytest.mark.parametrize("form", [{"fused": False}, {"foreach": True}, {"differentiable": True}])
+def test_a_form_that_is_chosen_by_hand_stays(form):
+    how = OptimRecipe(partial(torch.optim.AdamW, **form), lr=0.1)
+    group = how.build(nn.Linear(2, 2), {}).param_groups[0]
+    assert not group["fused"]
+    assert all(group[name] is value for name, value in form.items())
+
+
+def test_a_checkpoint_of_another_form_goes_on_in_this_runs(tmp_path):
+    fit(tmp_path, stop_after=4)
+    path = tmp_path / "last.pt"
+    state = load_checkpoint(path)
+    for group in state["optimizer"]["param_groups"]:
+        assert group["fused"]
+        group["fused"] = None
+    torch.save(state, path)
+    fit(tmp_path, resume="auto")
+    assert all(group["fused"] for group in load_checkpoint(path)["optimizer"]["param_groups"])
 
 
 def test_fused_steps_equal_the_loop():

@@ -29,9 +29,13 @@ def test_equals_grid_sample_inside_and_outside(layout):
         torch.testing.assert_close(ours, theirs, atol=atol, rtol=1e-5)
 
 
-def test_places_that_are_no_numbers_see_nothing():
+def test_places_that_are_no_numbers_show():
     points = torch.tensor([[[torch.nan, 0.0], [torch.inf, torch.nan], [-torch.inf, 0.0]]])
-    assert torch.equal(sample_map(torch.ones(1, 2, 4, 4), points), torch.zeros(1, 3, 2))
+    assert sample_map(torch.ones(1, 2, 4, 4), points).isnan().all()
+
+
+def test_an_empty_batch_has_no_samples():
+    assert sample_map(torch.ones(0, 2, 4, 4), torch.zeros(0, 3, 2)).shape == (0, 3, 2)
 
 
 def test_the_gradient_lies_in_memory_as_the_map():

@@ -181,7 +181,9 @@ def _added(
     multiplied by 0, which keeps shapes fixed and waits for nothing.
     """
     shares = _shares(drop_path, x, sizes)
-    if shares is None or x.device.type != "cpu" or bool(shares.all()):
+    if shares is None or x.device.type != "cpu":
+        return _scaled(x, branch(x, sizes), shares)
+    if bool(shares.all()) or not bool(shares.any()):  # of nothing, gradients would be none, not 0
         return _scaled(x, branch(x, sizes), shares)
     rows = shares.squeeze(1).nonzero().squeeze(1)
     num_kept = [int(part[:, 0].count_nonzero()) for part in unpack(shares, sizes)]

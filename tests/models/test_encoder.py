@@ -78,6 +78,20 @@ def test_paths_drop_as_timm_drops_them(rate, num_local):
         assert tokens.local_cls.shape == (num_local, 24)
 
 
+def test_a_branch_that_is_dropped_for_all_has_gradients_of_zero():
+    net, seen = vit(drop_path_rate=0.9).train(), set()
+    for seed in range(20):
+        found = []
+        for forward in (timm_forward, lambda net, *args: whole(net(*args))):
+            net.zero_grad(set_to_none=True)
+            torch.manual_seed(seed)
+            forward(net, pictures(1), mask(1)).pow(3).sum().backward()
+            found.append({k: p.grad for k, p in net.named_parameters()})
+        torch.testing.assert_close(found[0], found[1])
+        seen.add(bool(found[0]["net.blocks.2.mlp.fc1.weight"].any()))
+    assert seen == {True, False}
+
+
 @pytest.mark.parametrize("drop_path_rate", [0.0, 0.6])
 @pytest.mark.parametrize("size", [SIZE, SIZE | {"init_values": 0.3}])
 def test_places_alone_are_the_same_places_of_all(size, drop_path_rate):

@@ -51,3 +51,9 @@ def test_losses_do_not_see_models_and_data_does_not_either():
     for folder in ("losses", "data"):
         for path in (REPO / "handmim" / folder).glob("*.py"):
             assert not any(m.startswith("handmim.models") for m in imported_modules(path)), path
+
+
+def test_no_two_tests_share_a_name():
+    """pytest imports them by it."""
+    names = [path.name for path in (REPO / "tests").rglob("test_*.py")]
+    assert not {name for name in names if names.count(name) > 1}

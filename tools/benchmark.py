@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from handmim.utils.config import resolved
@@ -35,7 +36,12 @@ def main(cfg: DictConfig) -> None:
 
     torch.set_num_threads(plain["num_threads"])
     cv2.setNumThreads(plain["num_threads"])
-    bench = Bench(torch.device(plain["device"]), plain["rounds"])
+    device = torch.device(plain["device"])
+    if device.type == "cuda" and not torch.cuda.is_available():
+        sys.exit("device=cuda, but torch finds no GPU: device=cpu")
+    if plain["json"] is not None:
+        Path(plain["json"]).parent.mkdir(parents=True, exist_ok=True)
+    bench = Bench(device, plain["rounds"])
     rows = []
     for suite in instantiate(cfg.suites).values():
         for found in suite(bench):
@@ -51,14 +57,17 @@ def estimate(words: list[str]) -> None:
     parser.add_argument("--estimate", choices=("pretrain", "finetune"), required=True)
     parser.add_argument("overrides", nargs="*", help="the words of that tool")
     args = parser.parse_intermixed_args(words)
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = hydra.compose(args.estimate, args.overrides)
+    try:
+        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            cfg = hydra.compose(args.estimate, args.overrides)
 
-    from rich.console import Console
+        from rich.console import Console
 
-    from handmim.speed.estimate import estimate, estimate_table
+        from handmim.speed.estimate import estimate, estimate_table
 
-    Console().print(estimate_table(estimate(cfg)))
+        Console().print(estimate_table(estimate(cfg)))
+    except (HydraException, ValueError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

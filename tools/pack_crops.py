@@ -6,6 +6,7 @@ python tools/pretrain.py data=packed data.root=FILE
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 
 from rich.progress import Progress
@@ -16,33 +17,48 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("source", type=Path, help="folder of pictures or tar files, or a tar file")
     parser.add_argument("file", type=Path, help="to write")
-    parser.add_argument("--image-px", type=int, default=256, help="side of the crops")
-    parser.add_argument("--fit", default="contain", help="contain (borders reflected) | cover")
-    parser.add_argument("--coding", default="jpeg", help="jpeg | raw: quickest, ten times the size")
-    parser.add_argument("--quality", type=int, default=95, help="of JPEGs, 1 to 100")
+    px = "side of the crops, %(default)s; smaller pictures are enlarged"
+    parser.add_argument("--image-px", type=int, default=256, help=px)
+    fits = "%(default)s: borders are reflected; cover: the centre"
+    parser.add_argument("--fit", default="contain", choices=("contain", "cover"), help=fits)
+    codings = "%(default)s, or raw: quickest, ten times the size"
+    parser.add_argument("--coding", default="jpeg", choices=("jpeg", "raw"), help=codings)
+    parser.add_argument("--quality", type=int, default=95, help="of JPEGs, 1 to 100; %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
     asked = parser.parse_args()
 
     from handmim.data.packing import pack_crops
 
     logging.basicConfig(format="%(message)s")
-    with Progress() as shown:
-        task = shown.add_task("packing", total=None)
-        try:
-            unreadable = pack_crops(
-                asked.source,
-                asked.file,
-                image_px=asked.image_px,
-                fit=asked.fit,
-                coding=asked.coding,
-                quality=asked.quality,
-                overwrite=asked.overwrite,
-                progress=lambda done, total: shown.update(task, completed=done, total=total),
-            )
-        except (ValueError, OSError) as error:
-            parser.error(str(error))
+    shown = Progress(transient=True)
+    task, num = shown.add_task("packing", total=None), 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal num
+        num = total
+        shown.start()  # once there is something to show
+        shown.update(task, completed=done, total=total)
+
+    try:
+        unreadable = pack_crops(
+            asked.source,
+            asked.file,
+            image_px=asked.image_px,
+            fit=asked.fit,
+            coding=asked.coding,
+            quality=asked.quality,
+            overwrite=asked.overwrite,
+            progress=progress,
+        )
+    except (ValueError, OSError) as error:
+        shown.stop()
+        sys.exit(f"pack_crops.py: {error}")
+    shown.stop()
     size = asked.file.stat().st_size / 2**20
-    print(f"{asked.file}: {size:.1f} MiB, {len(unreadable)} pictures left out")
+    print(
+        f"{num - len(unreadable)} pictures of {asked.image_px} px, {size:.1f} MiB, "
+        f"{len(unreadable)} left out: data=packed data.root={asked.file}"
+    )
 
 
 if __name__ == "__main__":

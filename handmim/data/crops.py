@@ -28,7 +28,8 @@ def list_pictures(root: Path) -> list[str]:
     Raises: ValueError when there is no folder or no picture.
     """
     if not root.is_dir():
-        raise ValueError(f"no folder {root} (data.root=DIR)")
+        what = f"{root} is a file: data=packed?" if root.is_file() else f"no folder {root}"
+        raise ValueError(f"{what} (data.root=DIR)")
 
     def walk(folder: str, seen: frozenset[str]) -> Iterator[str]:
         real = os.path.realpath(folder)

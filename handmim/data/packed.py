@@ -43,7 +43,9 @@ def read_index(path: Path) -> dict[str, Any]:
     Raises: ValueError for anything that is no whole file of packed crops.
     """
     if not path.is_file():
-        raise ValueError(f"no file {path} (data.root=FILE, written by tools/pack_crops.py)")
+        is_folder = f"{path} is a folder: data=folder, or pack it first"
+        what = is_folder if path.is_dir() else f"no file {path}"
+        raise ValueError(f"{what} (data.root=FILE, written by tools/pack_crops.py)")
     with path.open("rb") as file:
         head = file.read(HEAD.size)
         if head[: len(MAGIC)] != MAGIC or len(head) < HEAD.size:

@@ -48,6 +48,8 @@ def find_pictures(source: Path) -> list[Place]:
     Raises: ValueError when there are none, for a folder with both kinds, or for a tar file that is
         compressed or broken.
     """
+    if not source.exists():
+        raise ValueError(f"no such file or folder: {source}")
     tars = sorted(source.glob("*.tar")) if source.is_dir() else [source]
     if source.is_dir() and not tars:
         return [Place(name, source / name) for name in list_pictures(source)]
@@ -67,7 +69,7 @@ def find_pictures(source: Path) -> list[Place]:
                 ]
         except (tarfile.TarError, OSError) as error:
             raise ValueError(
-                f"{path} is no uncompressed tar file and no folder: {error}"
+                f"{path} is no uncompressed tar file (gunzip it first?) and no folder: {error}"
             ) from error
     if not found:
         raise ValueError(f"no {'/'.join(s[1:] for s in PHOTO_SUFFIXES)} picture in {source}")

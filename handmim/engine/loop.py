@@ -163,6 +163,11 @@ class Trainer:
             the run is saved first.
         """
         identity = self._identity(run, dataset, meta or {})
+        if self.batch_size % (run.world_size * self.accumulate):
+            raise ValueError(
+                f"a batch of {self.batch_size} does not divide by {run.world_size} processes and "
+                f"{self.accumulate} parts (trainer.batch_size, trainer.accumulate)"
+            )
         scales = task.lr_scales()  # type: ignore[operator]
         optimizer = recipe.build(task.to(run.device), scales, run.precision)
         best = Best(self.best_rule)

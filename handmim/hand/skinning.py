@@ -15,7 +15,7 @@ class BlendSkinning(torch.autograd.Function):
 
     Unposed vertices and transforms are saved for the backward pass; the transforms blended for
     every vertex, three times as much, are made again. Both passes take a batch in chunks, since a
-    cache holds those. There is no second derivative.
+    cache holds those. There is no second derivative, and torch.func does not see through it.
 
     Args (of `apply`):
         betas: [B, S] coefficients of the first blendshapes.

@@ -101,6 +101,8 @@ class HandPredictor:
             device, precision, batch_size, joint_rule, compile, cuda_graph: as the class takes them.
         Raises: FileNotFoundError; ValueError for another file, or another hand model.
         """
+        if Path(path).is_dir():
+            raise FileNotFoundError(f"{path} is a folder: {Path(path) / 'last.pt'} or best.pt")
         saved = load_trained(path)
         task, augment = build_trained(saved, hand_of(saved, {"path": hand_path}), str(path))
         return cls(
@@ -130,11 +132,17 @@ class HandPredictor:
             stages: takes the times of the stages, for which the device is waited for after each.
         Raises: ValueError for other shapes or kinds.
         """
+        crops = np.asarray(crops)
         if crops.ndim != 4 or crops.shape[1] != crops.shape[2] or crops.shape[3] != 3:
             raise ValueError(f"crops must be [N, S, S, 3], got {crops.shape}")
         if crops.dtype != np.uint8 or not len(crops):
-            raise ValueError(f"want at least one crop of uint8, got {len(crops)} of {crops.dtype}")
-        is_left = ~np.asarray(np.ones(len(crops), bool) if is_right is None else is_right, bool)
+            raise ValueError(
+                f"want at least one crop of uint8 in 0..255, got {len(crops)} of {crops.dtype}"
+            )
+        right = np.ones(len(crops), bool) if is_right is None else np.asarray(is_right)
+        if right.dtype != bool:
+            raise ValueError(f"is_right must be [N] bool, got {right.dtype}")
+        is_left = ~right
         K = np.full((3, 3), np.nan) if K_px is None else np.asarray(K_px)
         if is_left.shape != (len(crops),) or K.shape not in ((3, 3), (len(crops), 3, 3)):
             raise ValueError(
@@ -142,6 +150,8 @@ class HandPredictor:
                 f"[{len(crops)}], got {K.shape} and {is_left.shape}"
             )
         K = np.broadcast_to(K, (len(crops), 3, 3))
+        if (K[:, [0, 1], [0, 1]] <= 0).any():
+            raise ValueError("focal lengths in K_px must be > 0 (NaN where they are not known)")
         pieces = [slice(i, i + self.batch_size) for i in range(0, len(crops), self.batch_size)]
         parts = [self._batch(crops[p], K[p], is_left[p], stages) for p in pieces]
         joined: list[Any] = [

@@ -39,7 +39,7 @@ class Estimate(NamedTuple):
     seconds: float  # of a step
     images_per_s: float  # of all processes, if they do not wait for each other
     hours: float  # of all steps
-    mib: float  # peak of a process
+    mib: float  # peak of a process above what it has once its libraries are loaded
     probes: tuple[Probe, ...]
 
 
@@ -81,10 +81,10 @@ def estimate(cfg: DictConfig) -> Estimate:
 
 def carried(probes: tuple[Probe, ...], samples: int) -> Probe:
     """A straight line through the first and the last probe, at another size; never below the
-    last where it falls."""
+    last where it falls. Of one probe, where more did not fit, a line from zero."""
     first, last = probes[0], probes[-1]
     if last.samples == first.samples:
-        return last
+        first = Probe(0, 0.0, 0.0)
     share = (samples - last.samples) / (last.samples - first.samples)
     seconds, mib = (
         b + max(b - a, 0.0) * share
@@ -108,7 +108,7 @@ def _probed(cfg: DictConfig, part: int) -> tuple[tuple[Probe, ...], float, int]:
             break
         found.append(Probe(size, seconds, 0.0))
         enough = ENOUGH_S if fabric.device.type == "cpu" else ENOUGH_S / 10
-        if size == part or seconds > enough:
+        if size == part or (len(found) > 1 and seconds > enough):  # a line wants two points
             break
         size = min(2 * size, part)
     probes = tuple(p._replace(mib=_mib(content, p.samples, fabric.device)) for p in found[-2:])
@@ -162,18 +162,27 @@ def _lazy_step(content: str, samples: int) -> Callable[[], None]:
     return work
 
 
+def duration(seconds: float) -> str:
+    """In the unit that suits it."""
+    for unit, length in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.3g} s"
+
+
 def estimate_table(found: Estimate) -> Table:
     """The estimate and what it rests on."""
     table = Table("", "", show_header=False, title="what a run will take on this machine")
     table.add_row("trainable parameters", f"{found.parameters:.2f} M")
     table.add_row("operations of a step", f"{found.gflop:.1f} GFLOP")
-    table.add_row("time of a step", f"{found.seconds:.3f} s")
-    table.add_row("images per second", f"{found.images_per_s:.0f}")
-    table.add_row("time of all steps", f"{found.hours:.2f} h")
-    table.add_row("peak memory of a process", f"{found.mib / 1024:.2f} GiB")
+    table.add_row("time of a step", duration(found.seconds))
+    table.add_row("images per second", f"{found.images_per_s:.3g}")
+    table.add_row("time of all steps", duration(3600 * found.hours))
+    table.add_row("peak memory above a bare process", f"{found.mib / 1024:.2f} GiB")
     sizes = " and ".join(str(probe.samples) for probe in found.probes)
     table.caption = (
-        f"measured at {sizes} samples, views made within the step; without reading files, probes "
-        "and validation"
+        f"measured at {sizes} samples, views made within the step; without reading files "
+        "(data.root is not looked at), alarms, probes and validation. A bare process takes about "
+        "1 GiB on a CPU"
     )
     return table

@@ -24,6 +24,10 @@ class Bench:
     device: torch.device
     rounds: int = 7
 
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise ValueError(f"rounds must be >= 1, got {self.rounds} (rounds)")
+
     def race(self, variants: Mapping[str, Work]) -> dict[str, list[float]]:
         """Seconds of every round by variant; odd rounds go backwards through them.
 

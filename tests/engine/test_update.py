@@ -46,6 +46,11 @@ def test_a_batch_that_does_not_divide_is_refused():
         updater(4)[1].backward(batch(), StepInfo(0, 5))
 
 
+def test_that_is_said_before_anything_is_trained(tmp_path):
+    with pytest.raises(ValueError, match=r"batch of 4 does not divide by 1 processes and 3 parts"):
+        fit(tmp_path, accumulate=3)
+
+
 def test_a_step_in_parts_is_one_step_of_everything(tmp_path):
     """Schedules, averages and hooks count steps, not parts."""
 

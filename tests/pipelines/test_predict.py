@@ -226,10 +226,12 @@ def test_what_cannot_be_is_refused(trained, crops, monkeypatch):
     for given, message in (
         ((crops[0],), r"crops must be \[N, S, S, 3\], got \(72, 72, 3\)"),
         ((crops[:, :50],), r"crops must be \[N, S, S, 3\]"),
-        ((crops.astype(np.float32),), "of uint8, got 11 of float32"),
+        ((crops.astype(np.float32),), "of uint8 in 0..255, got 11 of float32"),
         ((crops[:0],), "at least one crop"),
         ((crops, np.eye(3)[None]), r"want K_px \[3, 3\] or \[11, 3, 3\]"),
         ((crops, None, IS_RIGHT[:4]), r"is_right \[11\]"),
+        ((crops, None, np.array(["left"] * NUM)), r"is_right must be \[N\] bool, got <U4"),
+        ((crops, np.zeros((3, 3))), "focal lengths in K_px must be > 0"),
     ):
         with pytest.raises(ValueError, match=message):
             predictor(*given)

@@ -4,7 +4,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 
-from handmim.speed.estimate import Probe, carried, estimate, estimate_table
+from handmim.speed.estimate import Probe, carried, duration, estimate, estimate_table
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 QUICK = {"pretrain": "quickstart_pretrain", "finetune": "quickstart_finetune"}
@@ -20,8 +20,37 @@ def test_lines_are_followed():
     assert carried(probes, 16) == Probe(16, 2.5, 340.0)
     assert carried(probes, 8) == probes[1]
     assert carried(probes[:1], 4) == probes[0]
+    assert carried(probes[:1], 12) == Probe(12, 3.0, 300.0)  # one probe: from zero
     # noise may let a line fall; a larger batch costs no less
     assert carried((Probe(4, 1.5, 100.0), Probe(8, 1.4, 90.0)), 16) == Probe(16, 1.4, 90.0)
+
+
+def test_slow_steps_are_measured_at_two_sizes_all_the_same(monkeypatch):
+    sizes = []
+
+    def timed(content, samples, fabric):
+        sizes.append(samples)
+        return 3.0 * samples, 1.0, 10**9 * samples
+
+    monkeypatch.setattr("handmim.speed.estimate._timed", timed)
+    monkeypatch.setattr("handmim.speed.estimate._mib", lambda content, num, device: 9.0 * num)
+    found = estimate(composed("pretrain", "trainer.batch_size=64"))
+    assert sizes == [2, 4]
+    assert (found.seconds, found.mib, found.gflop) == (192.0, 576.0, 64.0)
+
+
+def test_devices_that_are_no_number_are_refused():
+    with pytest.raises(ValueError, match=r"a number of devices here, got -1"):
+        estimate(composed("pretrain", "machine.devices=-1"))
+
+
+def test_durations_have_their_unit():
+    assert [duration(s) for s in (0.1234, 90.0, 600.0, 7200.0)] == [
+        "0.123 s",
+        "90 s",
+        "10.0 min",
+        "2.0 h",
+    ]
 
 
 @pytest.mark.parametrize("entry", [pytest.param("pretrain", marks=pytest.mark.slow), "finetune"])

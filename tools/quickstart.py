@@ -42,7 +42,7 @@ def main() -> None:
     root = Path(roots[-1] if roots else "runs")
     folder = root / name
     machine = [o for o in args.overrides if o.startswith(("machine.", "paths.run_root="))]
-    print("render, pretrain, fine-tune twice, score: by default 8 to 16 minutes on two CPU cores")
+    print("render, pretrain, fine-tune twice, score: by default 5 to 12 minutes on two CPU cores")
     began = time.perf_counter()
     seconds = {}
     experiment = "experiment=quickstart_pretrain"

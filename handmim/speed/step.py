@@ -69,6 +69,7 @@ def our_step(
     batch_args: Mapping[str, Any],
     precision: str = "32-true",
     *,
+    over: str = "all",
     compiled: bool = False,
     **how: Any,
 ) -> Step:
@@ -79,6 +80,7 @@ def our_step(
         sizes: of `networks`.
         batch_args: of `noise_batch`.
         precision: Fabric's.
+        over: patches that the centre follows, "all" (iBOT) or "masked" (DINOv2).
         compiled: let torch.compile fuse blocks.
         how: further arguments of the ViT.
     """
@@ -91,7 +93,7 @@ def our_step(
             "patch_distill": Weighted(patch_distill.Term()),
             "class_distill": Weighted(class_distill.Term()),
         },
-        centering=partial(Centering, over="all"),
+        centering=partial(Centering, over=over),
         momentum=MOMENTUM,
         teacher_temp=TEMP,
     ).to(device)
@@ -120,6 +122,8 @@ def plain_step(
     sizes: Mapping[str, Any],
     batch_args: Mapping[str, Any],
     precision: str = "32-true",
+    *,
+    over: str = "all",
 ) -> Step:
     """The plain step on the same batch, from the same weights; arguments as `our_step`."""
     backbone, head = networks(**sizes)
@@ -130,6 +134,7 @@ def plain_step(
         **rates,
         teacher_temp=TEMP,
         precision=precision,
+        over=over,
     )
     batch = noise_batch(device=device, **batch_args)
     return lambda: plain(batch)
@@ -146,7 +151,8 @@ def loss_gap(
     `our_step`, in whose precision both run."""
     sizes = {**sizes, "drop_path_rate": 0.0}
     ours = our_step(device, sizes, batch_args, **how)
-    plain = plain_step(device, sizes, batch_args, how.get("precision", "32-true"))
+    same = {"over": how.get("over", "all")}
+    plain = plain_step(device, sizes, batch_args, how.get("precision", "32-true"), **same)
     pairs = [(ours(), plain()) for _ in range(steps)]
     return max(abs(float(a["loss"]) - float(b["loss"])) for a, b in pairs)
 
@@ -178,6 +184,7 @@ def measure(
     variants: Mapping[str, Mapping[str, Any]],
     plain: Sequence[str],
     asked: Mapping[str, float],
+    over: str = "all",
     profile: str | None = None,
 ) -> Iterator[list[Row]]:
     """Speed at one batch size, memory at another; a variant may have no measured memory.
@@ -193,6 +200,7 @@ def measure(
         variants: arguments of `our_step` by name.
         plain: precisions of the plain step; the first is the reference.
         asked: promised speedups by variant.
+        over: patches that the centre of all steps follows, "all" (iBOT) or "masked" (DINOv2).
         profile: folder for a profile of a step of the last variant: trace.json (for
             chrome://tracing or perfetto.dev) and kernels.txt; None for none.
     """
@@ -209,8 +217,10 @@ def measure(
     device = bench.device
     makers: dict[str, tuple[Callable[..., Step], dict[str, Any]]] = {}
     if not num_local:
-        makers = {f"plain {name}": (plain_step, {"precision": name}) for name in plain}
-    makers |= {name: (our_step, dict(how)) for name, how in variants.items()}
+        makers = {
+            f"plain {name}": (plain_step, {"precision": name, "over": over}) for name in plain
+        }
+    makers |= {name: (our_step, {"over": over, **how}) for name, how in variants.items()}
     steps = {name: make(device, sizes, batch_args, **how) for name, (make, how) in makers.items()}
     reference = next(iter(steps))
     rates = {p: matmul_flops_per_s(device, dtype) for p, dtype in DTYPES.items()}
@@ -228,9 +238,9 @@ def measure(
     if not num_local:
         ours = next(iter(variants))
         few = {**batch_args, "batch_size": min(batch_size, 2)}
-        gap = loss_gap(device, sizes, few, **variants[ours])
+        gap = loss_gap(device, sizes, few, **makers[ours][1])
         more.setdefault(ours, {}).update(error=gap, error_unit="loss")
-    case = f"{arch}, {batch_size} crops, {view_px} px, K {num_prototypes}"
+    case = f"{arch}, {batch_size} crops, {view_px} px, K {num_prototypes}, centre over {over}"
     case += f", {num_local} local crops" if num_local else ""
     yield compared(
         "step", case, seconds, reference, items=batch_size, unit="crops", asked=asked, more=more

@@ -153,6 +153,19 @@ class HandMimTask(nn.Module):
             self.teacher.net["backbone"].load_state_dict(backbone.state_dict())
         return report
 
+    @property
+    def _reads_whole_teacher(self) -> bool:
+        """Whether tokens of the teacher are read at patches that are not hidden: by a centre over
+        all of them, or by points that are sought among them."""
+        sought = self.keypoint_target == "ema" and any(
+            getattr(head, "reads_patches", False) for head in self.student.values()
+        )
+        return sought or any(
+            getattr(centering, "over", "") == "all"
+            for field, centering in self.centering.items()
+            if field == "patches"
+        )
+
     def teacher_head(self, name: str) -> nn.Module:
         """The teacher's copy of a head."""
         assert self.teacher is not None
@@ -183,8 +196,10 @@ class HandMimTask(nn.Module):
         )
         teacher: Tokens | None = None
         if self.needs_teacher:
+            hidden_alone = self.training and not self._reads_whole_teacher
+            places = batch.hidden_places if hidden_alone else None
             with torch.inference_mode():
-                teacher = self.teacher_head("backbone")(views)
+                teacher = self.teacher_head("backbone")(views, places=places)
         points: Tensor | None = None
         if any("keypoint" in MAKERS[f][1] for f in self.fields):
             points = self.student["keypoint"](student).unflatten(0, shape)

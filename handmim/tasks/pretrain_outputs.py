@@ -84,8 +84,10 @@ def projected(task: "HandMimTask", seen: Seen) -> dict[str, Pair]:
     if "patches" in task.fields:
         places = seen.batch.hidden_places
         everything = task.training and getattr(task.centering["patches"], "over", "") == "all"
-        teacher = seen.teacher.patches.flatten(0, 1)
-        kinds["patches"] = Pair(seen.hidden_patches, teacher if everything else teacher[places])
+        teacher = seen.teacher.patches
+        if teacher.ndim == 3:  # of all patches
+            teacher = teacher.flatten(0, 1) if everything else teacher.flatten(0, 1)[places]
+        kinds["patches"] = Pair(seen.hidden_patches, teacher)
     if "classes" in task.fields:
         kinds["classes"] = Pair(seen.all_cls, seen.teacher.cls.unflatten(0, seen.shape))
     own = "class_projection" in task.student

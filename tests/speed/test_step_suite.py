@@ -19,8 +19,9 @@ SIZES = {
 BATCH = {"batch_size": 2, "view_px": 64, "patch_px": 16}
 
 
-def test_losses_of_both_steps_agree_and_move():
-    assert loss_gap(CPU, SIZES, BATCH) < 1e-5
+@pytest.mark.parametrize("over", ["all", "masked"])
+def test_losses_of_both_steps_agree_and_move(over):
+    assert loss_gap(CPU, SIZES, BATCH, over=over) < 1e-5
     ours = our_step(CPU, SIZES, BATCH)
     losses = [float(ours()["loss"]) for _ in range(4)]
     assert all(a > b for a, b in pairwise(losses))

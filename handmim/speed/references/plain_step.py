@@ -58,6 +58,7 @@ class PlainStep:
         lr, weight_decay, momentum, clip_norm: constants.
         student_temp, teacher_temp, centre_momentum: of the losses.
         precision: "32-true" or "bf16-mixed".
+        over: the patches whose mean logit the centre follows, "all" (iBOT) or "masked" (DINOv2).
     """
 
     def __init__(
@@ -73,13 +74,14 @@ class PlainStep:
         teacher_temp: float = 0.04,
         centre_momentum: float = 0.9,
         precision: str = "32-true",
+        over: str = "all",
     ) -> None:
         modules = nn.ModuleDict({"backbone": backbone, "projection": head})
         self.student, self.teacher = copy.deepcopy(modules).train(), copy.deepcopy(modules).eval()
         self.teacher.requires_grad_(False)
         self.momentum, self.clip_norm = momentum, clip_norm
         self.student_temp, self.teacher_temp = student_temp, teacher_temp
-        self.centre_momentum = centre_momentum
+        self.centre_momentum, self.over = centre_momentum, over
         device = head.prototypes.device
         self.class_centre = torch.zeros(head.num_prototypes, device=device)
         self.patch_centre = torch.zeros(head.num_prototypes, device=device)
@@ -118,7 +120,8 @@ class PlainStep:
         with torch.no_grad():
             keep = self.centre_momentum
             self.class_centre = keep * self.class_centre + (1 - keep) * t_cls.mean(dim=0)
-            mean = t_patch.flatten(0, 1).mean(dim=0)
+            counted = t_patch[hidden] if self.over == "masked" else t_patch.flatten(0, 1)
+            mean = counted.mean(dim=0)
             self.patch_centre = keep * self.patch_centre + (1 - keep) * mean
         return class_loss / terms, patch_loss
 

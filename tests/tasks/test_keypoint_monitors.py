@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from handmim.tasks.monitors import keypoint_monitors
+from handmim.tasks.monitors import keypoint_monitors, target_monitors
 from tests.losses.keypoint_cases import batch_of, random_maps, seen_points
 
 
@@ -49,3 +49,11 @@ def test_cosine_and_disagreement_match_hand_values():
     one = of(points[:1], batch_of(torch.eye(2, 3).expand(1, 2, 2, 3)))
     assert one["retrieval"] == 1.0
     assert one["cosine"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_entropies_of_a_large_batch_look_at_rows_from_all_of_it():
+    """A half of uniform rows, a half of certain ones: 300 rows, of which 75 are looked at."""
+    probs = torch.cat([torch.full((150, 4), 0.25), torch.eye(4)[:1].expand(150, 4)])
+    found = target_monitors(probs)
+    assert found["targets/entropy_of_each"].item() == pytest.approx(0.5, abs=0.02)
+    assert target_monitors(probs[:3])["targets/entropy_of_each"].item() == pytest.approx(1.0)

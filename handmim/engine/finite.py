@@ -1,7 +1,14 @@
-"""Watching for losses and gradients that are not finite without waiting for the device."""
+"""Watching for losses and gradients that are not finite, without waiting for the device where that
+would cost."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from handmim.contracts import StepInfo, StepResult
+from handmim.engine.checkpoint import save_checkpoint
+from handmim.utils.run import Run
 
 
 class FiniteWatch:
@@ -26,3 +33,67 @@ class FiniteWatch:
         """The first step with a value that is not finite; None where there is none. Waits."""
         first = float(self._first)
         return None if first == float("inf") else int(first)
+
+
+class FiniteGuard:
+    """Ends a run whose loss or gradient is not finite: before the update at steps that are checked,
+    else before anything of it is logged or saved.
+
+    Args:
+        run: devices and folder.
+        every: steps between checks, which wait for the device; None checks every step on a CPU and
+            none elsewhere.
+    """
+
+    def __init__(self, run: Run, every: int | None) -> None:
+        self.run, self._watch = run, FiniteWatch(run.device)
+        self.every = every or (1 if run.device.type == "cpu" else None)
+
+    def before_update(
+        self, info: StepInfo, batch: Any, result: StepResult, norm: Tensor | None
+    ) -> None:
+        """Look at a step, or take note of it.
+
+        Args:
+            info: which step.
+            batch: that it worked on; it is kept on disk where the step is refused.
+            result: its losses.
+            norm: of its gradients; None where it is not known.
+        Raises: FloatingPointError, no update was made.
+        """
+        # fp16's scaler skips steps with such gradients itself; anywhere else one would poison every
+        # weight.
+        norm = None if self.run.precision == "16-mixed" else norm
+        if not self.every or info.step % self.every:
+            self._watch.see(info.step, result.loss, norm)
+            return
+        if self.run.any_rank(not bool(result.loss.isfinite())):
+            self._refuse(info, batch, result, "loss")
+        if norm is not None and not bool(norm.isfinite()):
+            self._refuse(info, batch, result, "gradient norm")
+
+    def check(self) -> None:
+        """Ask for what was noted; all processes have to.
+
+        Raises: FloatingPointError, the weights are lost.
+        """
+        step = self._watch.first_bad
+        if self.run.any_rank(step is not None):
+            where = "on another process" if step is None else f"at step {step}"
+            raise FloatingPointError(
+                f"the loss or its gradient was not finite {where}, and the weights are lost since: "
+                f"go on from the last checkpoint of {self.run.dir} with resume=auto, with a lower "
+                "optim.lr.start or precision 32-true; trainer.check_finite_every=1 stops before "
+                "such an update and keeps the batch"
+            )
+
+    def _refuse(self, info: StepInfo, batch: Any, result: StepResult, what: str) -> None:
+        path = self.run.dir / f"nonfinite_step_{info.step:07d}_rank{self.run.rank}.pt"
+        fields = batch._asdict() if hasattr(batch, "_asdict") else {"batch": batch}
+        save_checkpoint(path, {"step": info.step, "batch": fields})
+        bad = sorted(name for name, value in result.scalars.items() if not bool(value.isfinite()))
+        raise FloatingPointError(
+            f"the {what} is not finite at step {info.step} (bad: {', '.join(bad) or 'no scalar'}); "
+            f"no update was made, the batch is in {path}. Try a lower optim.lr.start, or precision "
+            "32-true"
+        )

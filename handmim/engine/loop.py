@@ -17,9 +17,8 @@ from torch.utils.data import Dataset
 
 from handmim.contracts import StepInfo, StepResult
 from handmim.engine.best import Best, BestFigure, BestRule
-from handmim.engine.checkpoint import save_checkpoint
 from handmim.engine.feed import Feed, Prepare
-from handmim.engine.finite import FiniteWatch
+from handmim.engine.finite import FiniteGuard
 from handmim.engine.log import ProgressLine, RunLog, RunningMeans
 from handmim.engine.optim import OptimRecipe
 from handmim.engine.sampler import StepSampler
@@ -87,9 +86,8 @@ class Trainer:
         save_every: steps between checkpoints; None saves at the end only.
         keep_every: steps between numbered copies that stay; None keeps the last only.
         picture_every: steps between pictures; None draws at the end only.
-        check_finite_every: steps between checks of loss and gradient norm before the update, which
-            wait for the device; None checks every step on a CPU, none elsewhere. What happens
-            between is seen when losses are logged, and before anything is saved.
+        check_finite_every: steps between checks of loss and gradient norm before the update, see
+            `finite.FiniteGuard`.
         accumulate: parts that each process works its batch off in, see `update.Updater`.
         stop_after: stop, resumable, after this many steps of this process.
         keep_best: validation figure whose best checkpoint is kept, see `BestRule`; a checkpoint is
@@ -175,7 +173,7 @@ class Trainer:
         wrapped, optimizer = run.fabric.setup(task, optimizer)
         how = {"batch_size": self.batch_size, "accumulate": self.accumulate}
         updater = Updater(run.fabric, wrapped, optimizer, recipe, **how)
-        watch = FiniteWatch(run.device)
+        guard = FiniteGuard(run, self.check_finite_every)
         feed = self._feed(run, dataset, collate, prepare, step)
         log.info(
             "%d samples, %d steps of %d, %s; %.2f M trainable parameters",
@@ -199,15 +197,15 @@ class Trainer:
             task.train()
             for loaded in feed if reason is None else ():
                 info = StepInfo(step, self.max_steps)
-                batch, result, extra = self._step(run, updater, watch, loaded, prepare, info)
+                batch, result, extra = self._step(run, updater, guard, loaded, prepare, info)
                 extra |= task.after_step(info)  # type: ignore[operator]
                 means.add(result.scalars)
                 step += 1
                 last = step == self.max_steps
                 now = [hook for hook in hooks if last or falls_on(step, hook.every)]
                 is_logged = last or falls_on(step, self.log_every)
-                if is_logged or now or saver.is_due(step):
-                    self._check_seen(run, watch)
+                if is_logged or now:
+                    guard.check()
                 hooked, reason = self._call(now, task, StepInfo(step, self.max_steps), run)
                 if is_logged:
                     scalars = means.take() | {k: float(v) for k, v in extra.items()}
@@ -222,7 +220,7 @@ class Trainer:
                 stop = self._agree(run, signals.received is not None, step)
                 stop |= step - first_step == self.stop_after or reason is not None
                 if last or stop or is_best or saver.is_due(step):
-                    self._check_seen(run, watch)
+                    guard.check()
                     saver.save(step, is_best)
                 if stop and not last:
                     why = reason or signals.received or "stop_after"
@@ -274,7 +272,7 @@ class Trainer:
         self,
         run: Run,
         updater: Updater,
-        watch: FiniteWatch,
+        guard: FiniteGuard,
         loaded: Any,
         prepare: Prepare,
         info: StepInfo,
@@ -290,60 +288,16 @@ class Trainer:
         norm = updater.clip()
         if norm is not None:
             extra["gradient_norm"] = norm
-        # fp16's scaler skips steps with such gradients itself; anywhere else one would poison every
-        # weight.
-        counted = None if run.precision == "16-mixed" else norm
-        every = self.check_finite_every or (1 if run.device.type == "cpu" else None)
-        if falls_on(info.step, every):
-            if self._any_rank(run, not bool(result.loss.isfinite())):
-                self._refuse(run, batch, result, info, "loss")
-            if counted is not None and not bool(counted.isfinite()):
-                self._refuse(run, batch, result, info, "gradient norm")
-        else:
-            watch.see(info.step, result.loss, counted)
+        guard.before_update(info, batch, result, norm)
         updater.update()
         return batch, result, extra
-
-    def _check_seen(self, run: Run, watch: FiniteWatch) -> None:
-        """End a run that went wrong between checks, before anything of it is saved."""
-        if self._any_rank(run, watch.first_bad is not None):
-            where = (
-                "on another process" if watch.first_bad is None else f"at step {watch.first_bad}"
-            )
-            raise FloatingPointError(
-                f"the loss or its gradient was not finite {where}, and the weights are lost since: "
-                f"go on from the last checkpoint of {run.dir} with resume=auto, with a lower "
-                "optim.lr.start or precision 32-true; trainer.check_finite_every=1 stops before "
-                "such an update and keeps the batch"
-            )
-
-    @staticmethod
-    def _any_rank(run: Run, flag: bool) -> bool:
-        """Whether the flag is up on any process; all of them have to ask."""
-        if run.world_size == 1:
-            return flag
-        up = torch.tensor(float(flag), device=run.device)
-        total = run.fabric.all_reduce(up, reduce_op="sum")
-        assert isinstance(total, torch.Tensor)
-        return bool(total > 0)
 
     def _agree(self, run: Run, wants_stop: bool, step: int) -> bool:
         """All processes stop after the same step, asked only where they wait for each other
         anyway."""
         if run.world_size == 1:
             return wants_stop
-        return step % self.log_every == 0 and self._any_rank(run, wants_stop)
-
-    def _refuse(self, run: Run, batch: Any, result: StepResult, info: StepInfo, what: str) -> None:
-        path = run.dir / f"nonfinite_step_{info.step:07d}_rank{run.rank}.pt"
-        fields = batch._asdict() if hasattr(batch, "_asdict") else {"batch": batch}
-        save_checkpoint(path, {"step": info.step, "batch": fields})
-        bad = sorted(name for name, value in result.scalars.items() if not bool(value.isfinite()))
-        raise FloatingPointError(
-            f"the {what} is not finite at step {info.step} (bad: {', '.join(bad) or 'no scalar'}); "
-            f"no update was made, the batch is in {path}. Try a lower optim.lr.start, or precision "
-            "32-true"
-        )
+        return step % self.log_every == 0 and run.any_rank(wants_stop)
 
     def _call(
         self, hooks: Sequence[Hook], task: nn.Module, info: StepInfo, run: Run
@@ -369,7 +323,7 @@ class Trainer:
 
     def _common(self, run: Run, reason: str | None) -> str | None:
         """A reason to stop where any process has one; all of them have to ask."""
-        if self._any_rank(run, reason is not None):
+        if run.any_rank(reason is not None):
             return reason or "stopped by another process"
         return None
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from handmim.engine.schedule import Schedule, as_schedule
+from handmim.utils.run import precision_in_force
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ class OptimRecipe:
                 module, optimizer, max_norm=self.clip_norm, error_if_nonfinite=False
             )
             return torch.as_tensor(norm)
-        if fabric._precision.precision == "16-mixed":
+        if precision_in_force(fabric) == "16-mixed":
             # Only Fabric can unscale; with an infinite limit it shortens nothing.
             fabric.clip_gradients(
                 module, optimizer, max_norm=float("inf"), error_if_nonfinite=False

@@ -11,8 +11,10 @@ from omegaconf import DictConfig
 from handmim.contracts import CropBatch, HandBatch, StepInfo
 from handmim.engine.update import Updater
 from handmim.hand.arrays import NUM_VERTS
+from handmim.hand.skeleton import NUM_JOINTS
 from handmim.pipelines.start import compile_backbones
 from handmim.utils.config import drop_unbuilt
+from handmim.utils.run import precision_in_force
 from handmim.utils.seed import seed_everything, step_generator
 
 CROP_PER_VIEW = 9 / 7  # side of the stored crops: 288 px for views of 224
@@ -37,7 +39,7 @@ def bare_step(cfg: DictConfig, fabric: Fabric) -> tuple[Callable[[int], None], f
         compile_backbones(task)
     prepare = instantiate(cfg.views if "views" in cfg else cfg.augment)
     recipe = instantiate(cfg.optim)
-    optimizer = recipe.build(task, task.lr_scales(), cfg.machine.precision)
+    optimizer = recipe.build(task, task.lr_scales(), precision_in_force(fabric))
     wrapped, optimizer = fabric.setup(task, optimizer)
     sizes = {"batch_size": cfg.trainer.batch_size, "accumulate": cfg.trainer.accumulate}
     updater = Updater(fabric, wrapped, optimizer, recipe, **sizes)
@@ -61,13 +63,13 @@ def bare_step(cfg: DictConfig, fabric: Fabric) -> tuple[Callable[[int], None], f
 
 
 def noise_hands(image: torch.Tensor) -> HandBatch:
-    """[B, 3, S, S] uint8 pictures with labels of every kind: flat hands before the camera."""
+    """[B, 3, S, S] uint8 pictures with labels of every kind, clouds of points before the camera."""
     b, side = len(image), image.shape[-1]
     yes = torch.ones(b, dtype=torch.bool)
     K = torch.tensor([[2.0 * side, 0.0, side / 2], [0.0, 2.0 * side, side / 2], [0.0, 0.0, 1.0]])
-    points = 0.05 * torch.randn(b, 21 + NUM_VERTS, 3) + torch.tensor([0.0, 0.0, 0.6])
-    joints, verts = points.split([21, NUM_VERTS], dim=1)
-    seen = yes[:, None].expand(b, 21)
+    points = 0.05 * torch.randn(b, NUM_JOINTS + NUM_VERTS, 3) + torch.tensor([0.0, 0.0, 0.6])
+    joints, verts = points.split([NUM_JOINTS, NUM_VERTS], dim=1)
+    seen = yes[:, None].expand(b, NUM_JOINTS)
     return HandBatch(
         image=image,
         was_left=~yes,

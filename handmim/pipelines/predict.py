@@ -8,14 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handmim.data.augment import HandAugment, cropped_intrinsics
+from handmim.data.augment import cropped_intrinsics
 from handmim.geometry.crop import invert
 from handmim.hand.conventions import mirror_intrinsics, mirror_points, mirror_rotmats
 from handmim.pipelines.trained import build_trained, hand_of
 from handmim.tasks.camera_hands import predicted_place
 from handmim.tasks.crop_network import CropNetwork
 from handmim.tasks.evaluate import load_trained
-from handmim.tasks.regression import RegressionTask
 from handmim.utils.stopwatch import Stages
 
 
@@ -54,38 +53,17 @@ class HandPredictor:
         print(hands.verts_root_m.shape)  # [N, 778, 3] metres, relative to the middle knuckle
 
     Args:
-        task: trained; it is moved and put in eval mode.
-        augment: whose evaluation crop is used.
+        network: the model and how it runs.
         batch_size: crops at a time. The last batch is filled up where shapes have to stay the same
             (compile, cuda_graph).
-        device, precision, joint_rule, compile, cuda_graph: as `CropNetwork` takes them.
-    Raises: ValueError for unknown words and for what the device cannot do.
+    Raises: ValueError for an empty batch.
     """
 
-    def __init__(
-        self,
-        task: RegressionTask,
-        augment: HandAugment,
-        device: str | torch.device = "cpu",
-        *,
-        precision: str = "32-true",
-        batch_size: int = 64,
-        joint_rule: str = "model",
-        compile: bool = False,
-        cuda_graph: bool = False,
-    ) -> None:
+    def __init__(self, network: CropNetwork, batch_size: int = 64) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {batch_size}")
-        self.batch_size, self.img_px = batch_size, augment.img_px
-        self.network = CropNetwork(
-            task,
-            augment,
-            device,
-            precision=precision,
-            joint_rule=joint_rule,
-            compile=compile,
-            cuda_graph=cuda_graph,
-        )
+        self.network, self.batch_size = network, batch_size
+        self.img_px = network.augment.img_px
 
     @classmethod
     def from_checkpoint(
@@ -98,17 +76,20 @@ class HandPredictor:
         Args:
             path: of the checkpoint.
             hand_path: of the hand model, where its file has moved.
-            device, precision, batch_size, joint_rule, compile, cuda_graph: as the class takes them.
-        Raises: FileNotFoundError; ValueError for another file, or another hand model.
+            batch_size: as the class takes it.
+            device, precision, joint_rule, compile, cuda_graph: as `CropNetwork` takes them.
+        Raises: FileNotFoundError; ValueError for another file, another hand model, unknown words,
+            and what the device cannot do.
         """
         if Path(path).is_dir():
             raise FileNotFoundError(f"{path} is a folder: {Path(path) / 'last.pt'} or best.pt")
         saved = load_trained(path)
         task, augment = build_trained(saved, hand_of(saved, {"path": hand_path}), str(path))
-        return cls(
-            task, augment, device, precision=precision, batch_size=batch_size,
-            joint_rule=joint_rule, compile=compile, cuda_graph=cuda_graph,
+        network = CropNetwork(
+            task, augment, device, precision=precision, joint_rule=joint_rule,
+            compile=compile, cuda_graph=cuda_graph,
         )  # fmt: skip
+        return cls(network, batch_size)
 
     @property
     def device(self) -> torch.device:

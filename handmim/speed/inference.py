@@ -20,7 +20,7 @@ from handmim.pipelines.predict import HandPredictor
 from handmim.speed.ceiling import flops_of, matmul_flops_per_s
 from handmim.speed.race import Bench, Row, compared
 from handmim.speed.references.plain_predictor import predict_one_by_one
-from handmim.tasks.crop_network import PRECISIONS
+from handmim.tasks.crop_network import PRECISIONS, CropNetwork
 from handmim.tasks.finetune import HandRegressionTask
 from handmim.utils.stopwatch import Stages
 
@@ -74,14 +74,14 @@ def measure(
         backbone, head: of the model.
         crop_px: side of the stored crops; the model looks at seven eighths of it.
         batch_sizes: crops at a time.
-        variants: arguments of `HandPredictor` by name.
+        variants: arguments of `CropNetwork` by name.
         asked: promised speedups by variant, at every batch size.
     """
     task, augment = model(backbone, head, 7 / 8)
     task = task.to(bench.device)
     crops = noise_crops(max(batch_sizes), crop_px)
     truth = np.stack([a["joints_root_m"] for a in predict_one_by_one(task, augment, crops)])
-    one = HandPredictor(task, augment, bench.device, batch_size=1)
+    one = HandPredictor(CropNetwork(task, augment, bench.device), batch_size=1)
     flops = flops_of(lambda: one(crops[:1]))
     rates = {
         how.get("precision", "32-true"): matmul_flops_per_s(
@@ -93,7 +93,9 @@ def measure(
         some = crops[:size]
         # each with a model of its own: compiling changes it
         predictors = {
-            name: HandPredictor(copy.deepcopy(task), augment, bench.device, batch_size=size, **how)
+            name: HandPredictor(
+                CropNetwork(copy.deepcopy(task), augment, bench.device, **how), batch_size=size
+            )
             for name, how in variants.items()
         }
         works: dict[str, Callable[[], object]] = {

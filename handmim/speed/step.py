@@ -1,5 +1,6 @@
 """The pretraining step against a plain one of the same mathematics."""
 
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from handmim.losses.total import Weighted
 from handmim.models.centering import Centering
 from handmim.models.heads.projection import ProjectionHead
 from handmim.models.vit import ViT
+from handmim.pipelines.start import compile_backbones
 from handmim.speed.ceiling import flops_of, matmul_flops_per_s
 from handmim.speed.memory import peak_mib
 from handmim.speed.race import Bench, Row, compared
@@ -98,8 +100,7 @@ def our_step(
         teacher_temp=TEMP,
     ).to(device)
     if compiled:
-        for net in (task.student, task.teacher.net):  # type: ignore[union-attr]
-            net["backbone"].compile_blocks()  # type: ignore[operator]
+        compile_backbones(task)
     recipe = OptimRecipe(torch.optim.AdamW, LR, DECAY, CLIP, clip_by="per_tensor")
     optimizer = recipe.build(task, {}, precision)
     wrapped, optimizer = fabric.setup(task, optimizer)
@@ -227,11 +228,10 @@ def measure(
     seconds = bench.race(steps)
     more: dict[str, dict[str, Any]] = {}
     for name, (_, how) in makers.items():
-        flops = None if how.get("compiled") else flops_of(steps[name])
-        if flops is not None:
-            rate = flops / sorted(seconds[name])[len(seconds[name]) // 2]
-            share = rate / rates[how.get("precision", "32-true")]
-            more[name] = {"gflop": flops / 1e9, "ceiling_share": share}
+        flops = flops_of(steps[name])
+        rate = flops / statistics.median(seconds[name])
+        share = rate / rates[how.get("precision", "32-true")]
+        more[name] = {"gflop": flops / 1e9, "ceiling_share": share}
     if profile is not None:
         write_profile(steps[next(reversed(steps))], Path(profile))
     steps.clear()

@@ -66,9 +66,7 @@ class CropNetwork:
         self.rule: Tensor | None = None
         if joint_rule != "model":
             self.rule = torch.tensor([RULE_NAMES.index(joint_rule)], device=self.device)
-        self.scale = (
-            augment.evaluation_scale
-        )  # of the model's crop, in the middle of the stored one
+        self.scale = augment.evaluation_scale  # of the model's crop in the stored one
         side = torch.tensor([self.scale])
         self.source_from_crop = similarity(side, torch.zeros(1), torch.zeros(1, 2))  # [1, 2, 3]
         self._map = self.source_from_crop.to(self.device)

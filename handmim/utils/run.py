@@ -80,6 +80,12 @@ def start_log(folder: Path | None) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
+def precision_in_force(fabric: Fabric) -> str:
+    """The precision that is worked in, "32-true" or such: a CPU, for one, turns 16-mixed into
+    bf16-mixed."""
+    return str(fabric._precision.precision)
+
+
 @dataclass
 class Run:
     """What every entry point needs: devices, folder, seed, log."""
@@ -90,7 +96,7 @@ class Run:
     config: dict[str, Any]
     fabric: Fabric
     log: logging.Logger
-    precision: str = "32-true"  # as Fabric names it
+    precision: str = "32-true"  # in force, as Fabric names it
     compile: bool = False  # let torch.compile fuse what can be
 
     @classmethod
@@ -140,8 +146,7 @@ class Run:
         fabric.barrier()
         start_log(folder if fabric.is_global_zero else None)
         logger = logging.getLogger("handmim.run")
-        # What is in force: a CPU, for one, turns 16-mixed into bf16-mixed.
-        in_force = str(fabric._precision.precision)
+        in_force = precision_in_force(fabric)
         run = cls(name, folder, seed, config, fabric, logger, in_force, compile)
         seed_everything(seed)
         if run.is_main:
@@ -218,6 +223,15 @@ class Run:
     def is_main(self) -> bool:
         """True in the one process that writes."""
         return self.fabric.is_global_zero
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether the flag is up on any process; all of them have to ask."""
+        if self.world_size == 1:
+            return flag
+        up = torch.tensor(float(flag), device=self.device)
+        total = self.fabric.all_reduce(up, reduce_op="sum")
+        assert isinstance(total, torch.Tensor)
+        return bool(total > 0)
 
     def record(self, name: str, what: Any) -> None:
         """Add a fact to run.json: how the run ended beside how it began; the main process does."""

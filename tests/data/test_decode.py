@@ -3,6 +3,8 @@ import struct
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
+from PIL import Image
 
 from handmim.data import decode
 from handmim.data.crops import CropFolder, square
@@ -38,10 +40,8 @@ def by_opencv(raw: bytes, flag=cv2.IMREAD_COLOR):
 
 @pytest.fixture(params=["turbo", "opencv"])
 def codec(request, monkeypatch):
-    if request.param == "turbo":
-        pytest.importorskip("simplejpeg")
-    else:
-        monkeypatch.setattr(decode, "turbo", lambda: None)
+    found = simplejpeg if request.param == "turbo" else None
+    monkeypatch.setattr(decode, "turbo", lambda: found)
     return request.param
 
 
@@ -93,11 +93,10 @@ def test_exif_rotation_is_applied(codec, order, orientation):
 def test_grey_and_cmyk_become_rgb(codec):
     grey = jpeg(picture(channels=1))
     assert (decode_rgb(grey) == by_opencv(grey)).all()
-    image_file = pytest.importorskip("PIL.Image")
     import io
 
     stream = io.BytesIO()
-    image_file.fromarray(picture(channels=4), "CMYK").save(stream, "JPEG")
+    Image.fromarray(picture(channels=4), "CMYK").save(stream, "JPEG")
     cmyk = stream.getvalue()
     assert jpeg_head(cmyk) == JpegHead(61, 95, 1)
     np.testing.assert_array_equal(decode_rgb(cmyk), by_opencv(cmyk))

@@ -1,4 +1,3 @@
-import pytest
 import torch
 
 from handmim.speed.hand import measure
@@ -6,7 +5,6 @@ from handmim.speed.race import Bench
 
 
 def test_answers_agree_with_smplx(hand_path):
-    pytest.importorskip("smplx")
     bench = Bench(torch.device("cpu"), rounds=1)
     cases = list(measure(bench, hand=str(hand_path), batch_sizes=[1, 3], asked=[1.0, 1.0]))
     assert [len(rows) for rows in cases] == [2, 2]

@@ -12,6 +12,7 @@ from handmim.pipelines.predict import HandPredictor
 from handmim.speed.inference import model, noise_crops, stage_shares
 from handmim.speed.race import Bench
 from handmim.speed.references.plain_predictor import predict_one_by_one
+from handmim.tasks.crop_network import CropNetwork
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SMALL = [
@@ -53,7 +54,7 @@ def test_the_plain_loop_says_what_the_predictor_says():
     task, augment = model(how["backbone"], how["head"], 7 / 8)
     crops = noise_crops(3, 56)
     plain = predict_one_by_one(task, augment, crops)
-    ours = HandPredictor(task, augment)(crops)
+    ours = HandPredictor(CropNetwork(task, augment))(crops)
     np.testing.assert_allclose(ours.verts_root_m, [a["verts_root_m"] for a in plain], atol=1e-6)
     assert ours.betas.std(axis=0).max() > 1e-6, "answers depend on the picture"
-    assert "backbone" in stage_shares(HandPredictor(task, augment), crops)
+    assert "backbone" in stage_shares(HandPredictor(CropNetwork(task, augment)), crops)

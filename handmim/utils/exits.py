@@ -1,0 +1,14 @@
+"""Exit codes of the entry points: a script can tell a finished run from one that was stopped."""
+
+import signal
+
+DONE = 0
+FAILED = 1  # an error in the program, or a run that collapse detection ended
+BAD_INPUT = 2  # a config value, a file or a folder that cannot be used; nothing was trained
+STOPPED = 75  # ended early on request (trainer.stop_after); resume=auto goes on
+STALLED = 74  # nothing moved within machine.stall_timeout_s
+
+
+def of_signal(name: str) -> int:
+    """Exit code of a run that a signal stopped, as shells give it: 143 for SIGTERM."""
+    return 128 + int(getattr(signal, name))

@@ -1,0 +1,68 @@
+"""JSON files of others: read whole, or refused with one sentence that names the file."""
+
+import gc
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+MAX_MB = 2048.0  # label files of the largest public hand sets are below 1.6 GB
+
+
+def read_json(path: str | Path, *, max_mb: float = MAX_MB, option: str = "") -> Any:
+    """Read a JSON file of any Unicode encoding, with or without a byte order mark.
+
+    Args:
+        path: the file.
+        max_mb: largest size in MB.
+        option: config key that names the file, for messages.
+    Raises: FileNotFoundError; ValueError for anything that is no JSON within these bounds. Both
+        name the file and the option.
+    """
+    path = Path(path)
+    where = f" ({option})" if option else ""
+    if not path.is_file():
+        reason = "is no regular file" if path.exists() else "does not exist"
+        raise FileNotFoundError(f"{path} {reason}{where}")
+    size_mb = path.stat().st_size / 1e6
+    if size_mb > max_mb:
+        raise ValueError(f"{path} has {size_mb:.0f} MB, the bound is {max_mb:g} MB{where}")
+    return parse_json(path.read_bytes(), f"{path}{where}")
+
+
+def parse_json(raw: bytes, name: str) -> Any:
+    """Parse JSON text.
+
+    Args:
+        raw: text in UTF-8, UTF-16 or UTF-32.
+        name: of its source, for messages.
+    Raises: ValueError for anything else, with line and column.
+    """
+    if not raw.strip():
+        raise ValueError(f"{name} is empty, JSON is required")
+    try:
+        with _no_collection():
+            return json.loads(raw)
+    except json.JSONDecodeError as error:
+        is_cut = error.pos >= len(error.doc.rstrip())
+        raise ValueError(
+            f"{name} {'is cut off' if is_cut else 'is no JSON'}: {error.msg} at line "
+            f"{error.lineno}, column {error.colno}"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is no JSON text: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{name} nests too deeply: no label file does") from error
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Millions of new lists let Python's collector look at all of them again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -29,10 +29,10 @@ def main(cfg: DictConfig) -> None:
 
     import cv2
     import torch
-    from hydra.utils import instantiate
 
     from handmim.speed.race import Bench
     from handmim.speed.table import machine_facts, print_rows, write_rows
+    from handmim.utils.build import build
 
     torch.set_num_threads(plain["num_threads"])
     cv2.setNumThreads(plain["num_threads"])
@@ -43,7 +43,7 @@ def main(cfg: DictConfig) -> None:
         Path(plain["json"]).parent.mkdir(parents=True, exist_ok=True)
     bench = Bench(device, plain["rounds"])
     rows = []
-    for suite in instantiate(cfg.suites).values():
+    for suite in build(cfg.suites).values():
         for found in suite(bench):
             print_rows(found)
             rows += found

@@ -9,7 +9,6 @@ ridge regression to the joints.
 
 import hydra
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -21,6 +20,7 @@ from handmim.losses.hog import oriented_gradients
 from handmim.metrics.probe import Poses, joint_probe, mean_pose
 from handmim.reports.table import print_metrics
 from handmim.tasks.probing import whole_hands
+from handmim.utils.build import build
 
 TARGETS = {
     "grey 24 x 24": lambda image: grey_thumbnails(image[:, None], 24).flatten(1),
@@ -48,9 +48,9 @@ def main(cfg: DictConfig) -> None:
             "labelled crops are wanted, got probe=none: probe=keypoints, or data=synthetic "
             "probe=synthetic"
         )
-    augment = instantiate(hook.augment)
-    train_image, train = crops_and_poses(instantiate(hook.train_set), augment)
-    test_image, test = crops_and_poses(instantiate(hook.test_set), augment)
+    augment = build(hook.augment)
+    train_image, train = crops_and_poses(build(hook.train_set), augment)
+    test_image, test = crops_and_poses(build(hook.test_set), augment)
     rows = {"mean pose": mean_pose(train, test)}
     for name, target in TARGETS.items():
         x, z = target(train_image), target(test_image)

@@ -12,9 +12,9 @@ import logging
 import sys
 
 import hydra
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
+from handmim.utils.build import build
 from handmim.utils.config import resolved
 
 
@@ -24,7 +24,7 @@ def main(cfg: DictConfig) -> None:
     resolved(cfg)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        root = instantiate(cfg.dataset)
+        root = build(cfg.dataset)
     except KeyboardInterrupt:
         print("stopped; the same command goes on after the finished blocks", file=sys.stderr)
         sys.exit(130)

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from handmim.ablation.files import content_sha
@@ -21,6 +20,7 @@ from handmim.pipelines.pretrain import BACKBONE, pretrain
 from handmim.pipelines.start import start_run
 from handmim.reports.html import read_scalars
 from handmim.tasks.pretrain import HandMimTask
+from handmim.utils.build import build
 from handmim.utils.config import drop_unbuilt
 from handmim.utils.seed import seed_everything
 
@@ -117,7 +117,7 @@ class Stages:
             run = start_run(self._config("pretrain", words, seed, folder), resume="auto")
             task = restored(cfg, seed, start).to(run.device)
             with torch.no_grad():
-                figures = instantiate(cfg.probe.hook)(task, StepInfo(0, 1), run)
+                figures = build(cfg.probe.hook)(task, StepInfo(0, 1), run)
             return {key.removeprefix("probe/"): value for key, value in figures.items()}
 
         return self.store.get("probe", definition, work, start.files)
@@ -161,7 +161,7 @@ def restored(cfg: DictConfig, seed: int, start: Start) -> HandMimTask:
     drop_unbuilt(cfg.task.losses)
     drop_unbuilt(cfg.task.heads)
     seed_everything(seed)
-    task = instantiate(cfg.task)
+    task = build(cfg.task)
     if start.weights is None:
         return task.eval()
     last = start.weights.parent / LAST

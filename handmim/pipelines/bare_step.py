@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning.fabric import Fabric
 from omegaconf import DictConfig
 
@@ -13,6 +12,7 @@ from handmim.engine.update import Updater
 from handmim.hand.arrays import NUM_VERTS
 from handmim.hand.skeleton import NUM_JOINTS
 from handmim.pipelines.start import compile_backbones
+from handmim.utils.build import build
 from handmim.utils.config import drop_unbuilt
 from handmim.utils.run import precision_in_force
 from handmim.utils.seed import seed_everything, step_generator
@@ -34,11 +34,11 @@ def bare_step(cfg: DictConfig, fabric: Fabric) -> tuple[Callable[[int], None], f
     drop_unbuilt(cfg.task.losses)
     if "heads" in cfg.task:
         drop_unbuilt(cfg.task.heads)
-    task = instantiate(cfg.task).to(fabric.device)
+    task = build(cfg.task).to(fabric.device)
     if cfg.machine.compile:
         compile_backbones(task)
-    prepare = instantiate(cfg.views if "views" in cfg else cfg.augment)
-    recipe = instantiate(cfg.optim)
+    prepare = build(cfg.views if "views" in cfg else cfg.augment)
+    recipe = build(cfg.optim)
     optimizer = recipe.build(task, task.lr_scales(), precision_in_force(fabric))
     wrapped, optimizer = fabric.setup(task, optimizer)
     sizes = {"batch_size": cfg.trainer.batch_size, "accumulate": cfg.trainer.accumulate}

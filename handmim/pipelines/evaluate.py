@@ -3,7 +3,6 @@
 import copy
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from handmim.data.truth import find_truth, read_truth
@@ -15,6 +14,7 @@ from handmim.reports.scores import TIME, TTA, write_report
 from handmim.tasks.camera_hands import predict_camera_hands
 from handmim.tasks.evaluate import PREDICTORS, check_hands, load_trained, score
 from handmim.tasks.official import score_file, submit
+from handmim.utils.build import build
 from handmim.utils.config import resolved, set_everywhere
 from handmim.utils.run import Run
 from handmim.utils.stopwatch import Stopwatch
@@ -81,7 +81,7 @@ def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> d
         part_of: a run, and the name of the folder below it that takes the results; None starts a
             run.
     """
-    tta = None if cfg.tta.views is None else instantiate(cfg.tta.views)
+    tta = None if cfg.tta.views is None else build(cfg.tta.views)
     saved = load_trained(cfg.checkpoint)
     trained = OmegaConf.create(saved["config"])
     OmegaConf.set_struct(cfg, False)  # its own words are checked by now
@@ -96,7 +96,7 @@ def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> d
     if run.compile:
         compile_backbones(task)
     with run.fabric.rank_zero_first():
-        dataset = instantiate(cfg.data.get("test") or cfg.data.val)
+        dataset = build(cfg.data.get("test") or cfg.data.val)
     check_hands(task.hand_sha256, getattr(dataset, "hand_sha256", None), "the data")
     task.to(run.device)
     predict = PREDICTORS[cfg.predictor](task)

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from handmim.data.loader import collate_hands
@@ -14,6 +13,7 @@ from handmim.pipelines.labels import choose_labels
 from handmim.pipelines.start import compile_backbones, start_run
 from handmim.reports.html import read_scalars
 from handmim.tasks.evaluate import EvalHook, check_hands
+from handmim.utils.build import build
 
 BACKBONE = "backbone.safetensors"
 
@@ -37,13 +37,13 @@ def finetune(cfg: DictConfig) -> Finetuned:
     Raises: ValueError when more than one of num_labels, label_fraction and label_ids is given.
     """
     run = start_run(cfg, resume=cfg.resume)
-    task = instantiate(cfg.task)
+    task = build(cfg.task)
     if run.compile:
         compile_backbones(task)
     load_initial(task.backbone, cfg.init_from)
     run.log.info("backbone: %s", cfg.init_from or "random weights (init_from=null)")
     with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet
-        train, val = instantiate(cfg.data.train), instantiate(cfg.data.val)
+        train, val = build(cfg.data.train), build(cfg.data.val)
     for name, part in (("data.train", train), ("data.val", val)):
         check_hands(task.hand_sha256, getattr(part, "hand_sha256", None), name)
     chosen = choose_labels(
@@ -54,8 +54,8 @@ def finetune(cfg: DictConfig) -> Finetuned:
     # A run that goes on has its list, and whether it may go on is not known yet.
     if run.is_main and (source is None or source.parent.resolve() != run.dir.resolve()):
         chosen.write(run.dir)
-    augment = instantiate(cfg.augment)
-    recipe = instantiate(cfg.optim)
+    augment = build(cfg.augment)
+    recipe = build(cfg.optim)
     workers = cfg.trainer.num_workers
     if source is None:  # else its state holds them already
         task.start_from_labels(train, augment, run.device, num_workers=workers)

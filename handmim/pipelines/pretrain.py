@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import nn
 
 from handmim.data.loader import collate_crops
 from handmim.engine.loop import FitResult, Trainer
 from handmim.pipelines.start import compile_backbones, start_run
+from handmim.utils.build import build
 from handmim.utils.config import drop_unbuilt
 from handmim.utils.run import Run
 
@@ -34,7 +34,7 @@ def pretrain(cfg: DictConfig) -> Pretrained:
     drop_unbuilt(cfg.task.losses)
     drop_unbuilt(cfg.task.heads)
     run = start_run(cfg, resume=cfg.resume)
-    task = instantiate(cfg.task)
+    task = build(cfg.task)
     if run.compile:
         compile_backbones(task)
     if cfg.init is not None:
@@ -51,13 +51,13 @@ def pretrain(cfg: DictConfig) -> Pretrained:
 
 def _train(cfg: DictConfig, run: Run, task: nn.Module) -> FitResult:
     with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet
-        dataset = instantiate(cfg.data.train)
-        probe = None if cfg.probe.hook is None else instantiate(cfg.probe.hook)
-    make_views = instantiate(cfg.views)
-    recipe = instantiate(cfg.optim)
+        dataset = build(cfg.data.train)
+        probe = None if cfg.probe.hook is None else build(cfg.probe.hook)
+    make_views = build(cfg.views)
+    recipe = build(cfg.optim)
     hooks = [] if probe is None else [probe]
     if cfg.alarms.hook is not None:
-        hooks.append(instantiate(cfg.alarms.hook)(dataset, make_views))
+        hooks.append(build(cfg.alarms.hook)(dataset, make_views))
     return Trainer(**cfg.trainer).fit(
         run,
         task,

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from handmim.data.augment import HandAugment
 from handmim.tasks.evaluate import check_hands
 from handmim.tasks.regression import RegressionTask
+from handmim.utils.build import build
 
 
 def hand_of(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def build_trained(
     config = OmegaConf.create(saved["config"])
     if "hand" in config.task.head:  # bare joints have none
         config.task.head.hand = hand
-    task: RegressionTask = instantiate(config.task)
+    task: RegressionTask = build(config.task)
     check_hands(task.hand_sha256, saved["meta"].get("hand_sha256"), path)
     task.load_state_dict(saved["task"])
-    return task, instantiate(config.augment)
+    return task, build(config.augment)

@@ -1,0 +1,49 @@
+"""Objects from composed configs, with errors that name the config key."""
+
+import re
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+TARGET = re.compile(r"target '([^']+)'")
+KEY = re.compile(r"full_key: (\S+)")
+
+
+def build(node: Any, *args: Any, **kwargs: Any) -> Any:
+    """Build what a config node describes (`hydra.utils.instantiate`).
+
+    Args:
+        node: config with `_target_`, or a mapping or list of such.
+        args, kwargs: further arguments of its target.
+    Returns: the object; None for a node that is null.
+    Raises: what the target raises, with a note that names the config key; ValueError for arguments
+        that the target does not take and for targets that cannot be imported.
+    """
+    try:
+        return instantiate(node, *args, **kwargs)
+    except InstantiationException as error:
+        failure = _failure(error)
+    raise failure
+
+
+def _failure(error: InstantiationException) -> BaseException:
+    """The target's own exception, or a sentence where the target was not entered."""
+    key, target = (found[1] if (found := p.search(str(error))) else "" for p in (KEY, TARGET))
+    where = f"{key or 'a part of the config'}{f' ({target})' if target else ''}"
+    cause = error.__cause__
+    if cause is None or isinstance(cause, ImportError):
+        reason = str(error).splitlines()[0] if cause is None else str(cause).splitlines()[0]
+        return ValueError(f"{where} cannot be built: {reason}")
+    if isinstance(cause, TypeError) and not _was_entered(cause):
+        said = str(cause).replace("__init__()", target.rsplit(".", 1)[-1])
+        refusal = ValueError(f"{where} cannot be built: {said}")
+        refusal.__cause__ = cause
+        return refusal
+    cause.add_note(f"while building {where}")
+    return cause
+
+
+def _was_entered(error: BaseException) -> bool:
+    """Whether the target's own code raised an error, rather than the call of it."""
+    return error.__traceback__ is not None and error.__traceback__.tb_next is not None

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-class UnreadableSample(ValueError):
+class UnreadableSample(ValueError):  # noqa: N818  named for what it stands for, as its kinds
     """A sample that cannot be read or used; training may take another one in its place.
 
     Args:

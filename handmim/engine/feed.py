@@ -21,8 +21,8 @@ from torch.utils.data import Dataset, Sampler
 from handmim.contracts import StepInfo, UnreadableSample
 from handmim.engine.ledger import Ledger
 from handmim.engine.sampler import StepSampler
-from handmim.engine.workers import Loaded, Loading, attempt
 from handmim.engine.watchdog import beat
+from handmim.engine.workers import Loaded, Loading, attempt
 from handmim.utils.seed import step_generator, step_seed
 
 log = logging.getLogger(__name__)
@@ -186,7 +186,7 @@ class Feed:
     def batch_of(self, step: int) -> Any:
         """The batch of a step, quickly where it is the one after the last that was asked for.
 
-        Raises: WorkerDied; ValueError when too many samples cannot be read; whatever dataset and
+        Raises: WorkerDiedError; ValueError when too many samples cannot be read; what dataset and
             collate raise.
         """
         if self._loading is None or step != self._next:

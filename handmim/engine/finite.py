@@ -41,7 +41,7 @@ class FiniteWatch:
         return int(first)
 
 
-class NotFinite(FloatingPointError):
+class NotFiniteError(FloatingPointError):
     """A loss or gradient is not finite.
 
     Args:
@@ -83,7 +83,7 @@ class FiniteGuard:
             batch: that it worked on; it is kept on disk where the step is refused.
             result: its losses.
             norm: of its gradients; None where it is not known.
-        Raises: NotFinite, no update was made.
+        Raises: NotFiniteError, no update was made.
         """
         # fp16's scaler skips steps with such gradients itself; anywhere else one would poison every
         # weight.
@@ -99,13 +99,13 @@ class FiniteGuard:
     def check(self) -> None:
         """Ask for what was noted; all processes have to.
 
-        Raises: NotFinite, the weights are lost.
+        Raises: NotFiniteError, the weights are lost.
         """
         step = self._watch.first_bad
         if not self.run.any_rank(step is not None):
             return
         where = "on another process" if step is None else f"at step {step}"
-        raise NotFinite(
+        raise NotFiniteError(
             self._watch.first_bad_of_all(self.run),
             f"the loss or its gradient was not finite {where}, and the weights are lost since: "
             f"go on from the last checkpoint of {self.run.dir} with resume=auto, with a lower "
@@ -127,7 +127,7 @@ class FiniteGuard:
         fields = batch._asdict() if hasattr(batch, "_asdict") else {"batch": batch}
         save_checkpoint(path, {"step": info.step, "batch": fields})
         bad = sorted(name for name, value in result.scalars.items() if not bool(value.isfinite()))
-        raise NotFinite(
+        raise NotFiniteError(
             info.step,
             f"the {what} is not finite at step {info.step} (bad: {', '.join(bad) or 'no scalar'}); "
             f"no update was made, the batch is in {path}",

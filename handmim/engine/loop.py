@@ -7,11 +7,8 @@ and resumed run equals an uninterrupted one.
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -19,7 +16,8 @@ from handmim.contracts import StepInfo
 from handmim.engine.best import Best, BestFigure, BestRule
 from handmim.engine.checkpoint import LAST
 from handmim.engine.feed import Feed, Prepare
-from handmim.engine.finite import FiniteGuard, NotFinite
+from handmim.engine.finite import FiniteGuard, NotFiniteError
+from handmim.engine.hooks import Hook, call_hooks, drawn
 from handmim.engine.ledger import Ledger
 from handmim.engine.log import ProgressLine, RunLog, RunningMeans
 from handmim.engine.optim import OptimRecipe
@@ -28,42 +26,11 @@ from handmim.engine.saving import Saver, falls_on, restore
 from handmim.engine.signals import StopSignals
 from handmim.engine.steps import POLICIES, REWIND, SKIP, STOP, Steps
 from handmim.engine.update import Updater
-from handmim.engine.watchdog import Watchdog, beat
+from handmim.engine.watchdog import Watchdog
 from handmim.engine.workers import start_server
 from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)
-
-
-class StopRun(Exception):  # noqa: N818  it ends a run as a signal does, nothing is broken
-    """Raised by a hook for which the run is not worth going on; the loop saves and ends.
-
-    Args:
-        reason: one line for the log and run.json.
-        scalars: what the hook would have returned.
-    """
-
-    def __init__(self, reason: str, scalars: dict[str, float] | None = None) -> None:
-        super().__init__(reason)
-        self.scalars = scalars or {}
-
-
-class Hook(Protocol):
-    """Something to do now and then: probing, validating.
-
-    Where it has a method `pictures(task, run) -> {name: [H, W, 3] uint8}`, that is asked whenever
-    the task is.
-    """
-
-    every: int | None  # steps; None = only at the end
-    at_start: bool  # also before the first step
-
-    def __call__(self, task: nn.Module, info: StepInfo, run: Run) -> dict[str, float]:
-        """Scalars to log.
-
-        Raises: StopRun to end the run.
-        """
-        ...
 
 
 class FitResult(NamedTuple):
@@ -174,9 +141,9 @@ class Trainer:
                 a run to go on.
         Returns: FitResult; `interrupted` when a signal, `stop_after`, a hook or `stop_patience`
             ended it early.
-        Raises: NotFinite, a FloatingPointError, for a loss that is not finite, and LoadingError for
-            a batch that cannot be loaded, as `Steps.take`. ValueError for a validation without the figure that `keep_best` names;
-            the run is saved first.
+        Raises: NotFiniteError for a loss that is not finite; LoadingError for a batch that cannot
+            be loaded, see `steps.Steps.take`; ValueError for a validation without the figure that
+            `keep_best` names. The run is saved first.
         """
         identity = self._identity(run, dataset, meta or {})
         if self.batch_size % (run.world_size * self.accumulate):
@@ -223,7 +190,7 @@ class Trainer:
                 saver.save(step)  # something to rewind to
             if step == 0:
                 at_start = [hook for hook in hooks if hook.at_start]
-                first, reason = self._call(at_start, task, StepInfo(0, self.max_steps), run)
+                first, reason = call_hooks(at_start, task, StepInfo(0, self.max_steps), run)
                 run_log.scalars(0, first)
             task.train()
             while step < self.max_steps and reason is None:
@@ -235,12 +202,12 @@ class Trainer:
                     is_logged = last or falls_on(step + 1, self.log_every)
                     if is_logged or now or saver.is_due(step + 1):
                         guard.check()
-                except NotFinite as error:
+                except NotFiniteError as error:
                     step = steps.rewind(error)
                     run_log, means = run_log.again(step), RunningMeans()
                     continue
                 step += 1
-                hooked, reason = self._call(now, task, StepInfo(step, self.max_steps), run)
+                hooked, reason = call_hooks(now, task, StepInfo(step, self.max_steps), run)
                 if is_logged:
                     extra = taken.extra if taken else {}
                     scalars = means.take() | {k: float(v) for k, v in extra.items()}
@@ -249,7 +216,7 @@ class Trainer:
                 run_log.scalars(step, (scalars if is_logged else {}) | hooked)
                 line.update(step, scalars.get("loss") if is_logged else None)
                 if run.is_main and taken and (last or falls_on(step, self.picture_every)):
-                    run_log.pictures(step, self._pictures(task, taken.batch, hooks, run))
+                    run_log.pictures(step, drawn(task, taken.batch, hooks, run))
                 is_best = saver.see(step, hooked)
                 if now and not last and reason is None:  # None on all processes or on none
                     reason = run.fabric.broadcast(best.reason)
@@ -311,44 +278,3 @@ class Trainer:
         if run.world_size == 1:
             return wants_stop
         return step % self.log_every == 0 and run.any_rank(wants_stop)
-
-    def _call(
-        self, hooks: Sequence[Hook], task: nn.Module, info: StepInfo, run: Run
-    ) -> tuple[dict[str, float], str | None]:
-        """Run hooks in eval mode without gradients, then go back to training.
-
-        Returns: their scalars, and why the run should stop: the same on all processes.
-        """
-        scalars: dict[str, float] = {}
-        reason: str | None = None
-        if not hooks:
-            return scalars, reason
-        task.eval()
-        with torch.no_grad():
-            for hook in hooks:
-                beat(f"{type(hook).__name__} after step", info.step)
-                try:
-                    scalars |= hook(task, info, run)
-                except StopRun as stop:
-                    scalars |= stop.scalars
-                    reason = reason or str(stop)
-        task.train()
-        return scalars, self._common(run, reason)
-
-    def _common(self, run: Run, reason: str | None) -> str | None:
-        """A reason to stop where any process has one; all of them have to ask."""
-        if run.any_rank(reason is not None):
-            return reason or "stopped by another process"
-        return None
-
-    def _pictures(
-        self, task: nn.Module, batch: Any, hooks: Sequence[Hook], run: Run
-    ) -> dict[str, NDArray[np.uint8]]:
-        """Those of the task, and of every hook that has some."""
-        pictures = dict(task.pictures(batch))  # type: ignore[operator]
-        task.eval()
-        for hook in hooks:
-            if hasattr(hook, "pictures"):
-                pictures |= hook.pictures(task, run)
-        task.train()
-        return pictures

@@ -4,15 +4,10 @@ Import it nowhere else: it allows every library one thread, and that has to be s
 imported. A thread that the server had started would be missing in its forks.
 """
 
+import importlib
 import os
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ[_name] = "1"
-
-import cv2
-import torch
-import torch.utils.data
-
-import handmim.engine.feed
-
-__all__ = ["cv2", "handmim", "torch"]
+for _name in ("cv2", "torch", "handmim.engine.feed"):
+    importlib.import_module(_name)

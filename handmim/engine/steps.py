@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from handmim.contracts import StepInfo, StepResult
 from handmim.engine.feed import Feed, Prepare
-from handmim.engine.finite import FiniteGuard, NotFinite
+from handmim.engine.finite import FiniteGuard, NotFiniteError
 from handmim.engine.ledger import Ledger
 from handmim.engine.saving import Saver
 from handmim.engine.update import Updater
@@ -72,8 +72,8 @@ class Steps:
     def take(self, info: StepInfo) -> Taken | None:
         """Make a step; None where it is skipped.
 
-        Raises: NotFinite where the policy does not go on; LoadingError, or at this process's first
-            step the error itself, for a batch that cannot be loaded. The run is saved before.
+        Raises: NotFiniteError where the policy does not go on; LoadingError for a batch that cannot
+            be loaded, at this process's first step the error itself. The run is saved before.
         """
         loaded = self._load(info.step)
         if info.step in self.ledger.skipped:
@@ -81,7 +81,7 @@ class Steps:
         before = self._state() if self.guard.checks(info.step) else {}
         try:
             return self._make(loaded, info)
-        except NotFinite as error:
+        except NotFiniteError as error:
             self._put_back(before)
             if self.policy == REWIND:
                 raise
@@ -91,12 +91,12 @@ class Steps:
                 return None
             raise self._stopped(error) from error
 
-    def _stopped(self, error: NotFinite) -> NotFinite:
+    def _stopped(self, error: NotFiniteError) -> NotFiniteError:
         self.saver.save(error.step)
         hint = "go on past it with resume=auto trainer.nonfinite=skip"
         if self.policy == SKIP:
             hint = f"{MOST_IN_A_ROW} steps before it were skipped in a row, so it is not the batch"
-        return NotFinite(
+        return NotFiniteError(
             error.step,
             f"{error}. The run is saved before this step: {hint}, or try a lower optim.lr.start, "
             "or precision 32-true",
@@ -143,11 +143,12 @@ class Steps:
             if name in before:
                 buffer.copy_(before[name])
         for module in self.task.modules():
-            if hasattr(module, "forget_step"):
-                module.forget_step()
+            forget: Any = getattr(module, "forget_step", None)
+            if forget is not None:
+                forget()
         self.updater.forget()
 
-    def rewind(self, error: NotFinite) -> int:
+    def rewind(self, error: NotFiniteError) -> int:
         """Put the run back to its last checkpoint, with the step of an error left out from then on.
 
         Returns: the step to go on with.

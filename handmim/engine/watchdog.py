@@ -95,7 +95,8 @@ class Watchdog:
         os._exit(STALLED)
 
     def _report(self, words: str) -> None:
-        print(words, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{words}\n")
+        sys.stderr.flush()
         faulthandler.dump_traceback()
         log.error(words)
         path = Path(self.run.dir / f"stalled_rank{self.run.rank}.txt")

@@ -8,6 +8,7 @@ no thread (`server_imports`); where there is no such server, each starts anew.
 
 import atexit
 import contextlib
+import copy
 import multiprocessing
 import os
 import pickle
@@ -19,6 +20,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
 import cv2
@@ -31,12 +33,12 @@ HELD_BACK = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 LEAVE_S, END_S = 1.0, 5.0
 
 
-class WorkerDied(RuntimeError):
+class WorkerDiedError(RuntimeError):
     """A loader worker ended by itself."""
 
 
-class _WorkerTraceback(Exception):  # noqa: N818  the cause of an error, with its stack as text
-    pass
+class _StackError(Exception):
+    """The cause of an error of another process: its stack, as text."""
 
 
 class Loaded(NamedTuple):
@@ -56,7 +58,7 @@ class Loaded(NamedTuple):
         if self.error is None:
             return self.batch
         if self.stack:
-            raise self.error from _WorkerTraceback(f"\n{self.stack}")
+            raise self.error from _StackError(f"\n{self.stack}")
         raise self.error
 
 
@@ -64,7 +66,7 @@ def attempt(make: Callable[[], Loaded]) -> Loaded:
     """What `make` gives, or its error: torch would raise a worker's again as many lines of text."""
     try:
         return make()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  `Loaded.unwrapped` raises it
         if get_worker_info() is None:
             return Loaded(None, error=error)
         return Loaded(None, error=_portable(error), stack=traceback.format_exc())
@@ -73,9 +75,10 @@ def attempt(make: Callable[[], Loaded]) -> Loaded:
 def _portable(error: Exception) -> Exception:
     """The error, or one of the same words where it cannot be sent."""
     try:
-        if type(pickle.loads(pickle.dumps(error))) is type(error):
+        ForkingPickler.dumps(error)
+        if type(copy.copy(error)) is type(error):  # it is made again from its arguments
             return error
-    except Exception:  # an error's constructor may raise anything
+    except (TypeError, ValueError, AttributeError, pickle.PicklingError):
         pass
     return RuntimeError(f"{type(error).__name__}: {error}")
 
@@ -100,11 +103,13 @@ def start_server() -> None:
     which other work goes on."""
     if METHOD != "forkserver":
         return
-    from multiprocessing import forkserver
+    from multiprocessing import forkserver, resource_tracker
 
     data = sorted(name for name in sys.modules if name.startswith("handmim.data."))
     context = multiprocessing.get_context(METHOD)
     context.set_forkserver_preload(["handmim.engine.server_imports", *data, "__main__"])
+    with _signals_held_back():
+        resource_tracker.ensure_running()  # lets some signals through again
     with _signals_held_back():
         forkserver.ensure_running()
 
@@ -169,7 +174,7 @@ class Loading:
     def __next__(self) -> Loaded:
         """The next item.
 
-        Raises: WorkerDied naming the process and how it ended.
+        Raises: WorkerDiedError naming the process and how it ended.
         """
         try:
             loaded: Loaded = next(self._batches[0])
@@ -177,7 +182,7 @@ class Loading:
             dead = [w for w in self._workers if w.exitcode]
             if not dead:
                 raise
-            raise WorkerDied(_how_it_ended(dead[0])) from error
+            raise WorkerDiedError(_how_it_ended(dead[0])) from error
         return loaded
 
     def __enter__(self) -> "Loading":
@@ -224,5 +229,5 @@ def _how_it_ended(worker: BaseProcess) -> str:
     return f"loader worker {worker.pid} was ended {how}{hint.get(how[3:], '')}"
 
 
-def _as_it_is(loaded: Loaded) -> Loaded:
+def _as_it_is(loaded: Any) -> Any:
     return loaded

@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from handmim.contracts import UnreadableSample
+
 Picture = NDArray[np.uint8]  # [H, W, 3] RGB
 
 FITS = ("contain", "cover")
@@ -28,6 +30,13 @@ REDUCED = {
 _ORIENTATION = 0x0112
 _APP1, _SCAN = 0xE1, 0xDA
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+
+
+class UnreadableImage(UnreadableSample):
+    """An image that cannot be read: its file, and why."""
+
+    def __str__(self) -> str:
+        return f"{self.path} cannot be read: {self.reason}" if self.reason else self.path
 
 
 @cache

@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import BatchSampler, Dataset, Subset
 
 from handmim.contracts import CropBatch, CropSample, HandBatch, HandSample
 from handmim.data.samples import mirror_sample
+from handmim.engine.watchdog import beat
+from handmim.engine.workers import Loaded, Loading, attempt
 from handmim.geometry.camera import ndc_from_px
 from handmim.hand.skeleton import RULE_NAMES
 
@@ -135,6 +137,16 @@ def label_subset(dataset: Dataset[HandSample], num: int | None, seed: int) -> Da
     return Subset(dataset, [i for i, label in enumerate(labels) if label in chosen])
 
 
+class _Collated(Dataset[Loaded]):
+    """Whole batches by the places of their samples."""
+
+    def __init__(self, dataset: Dataset[HandSample]) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, places: list[int]) -> Loaded:
+        return attempt(lambda: Loaded(collate_hands([self.dataset[place] for place in places])))
+
+
 def batches(
     dataset: Dataset[HandSample], batch_size: int, num_workers: int = 0
 ) -> Iterator[HandBatch]:
@@ -144,11 +156,13 @@ def batches(
         dataset: labelled samples.
         batch_size: samples at a time.
         num_workers: processes that load; 0 loads in this one.
+    Raises: UnreadableSample naming a sample that cannot be read: none is left out.
     """
-    yield from DataLoader(
-        dataset,
-        batch_size=batch_size,
-        collate_fn=collate_hands,
-        num_workers=num_workers,
-        generator=torch.Generator(),  # else it would draw from the global one
-    )
+    size = len(dataset)  # type: ignore[arg-type]
+    order = BatchSampler(range(size), batch_size, drop_last=False)
+    generator = torch.Generator()  # else it would draw from the global one
+    with Loading(_Collated(dataset), order, num_workers, generator=generator) as loading:
+        for number in range(len(order)):
+            beat("samples to evaluate, from number", number * batch_size)
+            yield next(loading).unwrapped()
+        beat("what is made of the samples")

@@ -114,6 +114,8 @@ FREE = (
 )
 FREE_TRAINER = (
     "check_finite_every",
+    "nonfinite",
+    "max_unreadable",
     "num_workers",
     "log_every",
     "save_every",

@@ -34,10 +34,30 @@ class FiniteWatch:
         first = float(self._first)
         return None if first == float("inf") else int(first)
 
+    def first_bad_of_all(self, run: Run) -> int:
+        """The first such step of all processes, one of which has one."""
+        first = run.fabric.all_reduce(self._first, reduce_op="min")
+        assert isinstance(first, Tensor)
+        return int(first)
+
+
+class NotFiniteError(FloatingPointError):
+    """A loss or gradient is not finite.
+
+    Args:
+        step: the first such step.
+        words: what happened and what to do.
+        was_updated: whether the weights were updated since, and are lost.
+    """
+
+    def __init__(self, step: int, words: str, *, was_updated: bool) -> None:
+        super().__init__(words)
+        self.step, self.was_updated = step, was_updated
+
 
 class FiniteGuard:
-    """Ends a run whose loss or gradient is not finite: before the update at steps that are checked,
-    else before anything of it is logged or saved.
+    """Finds losses and gradients that are not finite: before the update at steps that are checked,
+    else before anything of them is logged or saved.
 
     Args:
         run: devices and folder.
@@ -49,6 +69,10 @@ class FiniteGuard:
         self.run, self._watch = run, FiniteWatch(run.device)
         self.every = every or (1 if run.device.type == "cpu" else None)
 
+    def checks(self, step: int) -> bool:
+        """Whether a step is looked at before its update."""
+        return bool(self.every) and step % self.every == 0  # type: ignore[operator]
+
     def before_update(
         self, info: StepInfo, batch: Any, result: StepResult, norm: Tensor | None
     ) -> None:
@@ -59,12 +83,12 @@ class FiniteGuard:
             batch: that it worked on; it is kept on disk where the step is refused.
             result: its losses.
             norm: of its gradients; None where it is not known.
-        Raises: FloatingPointError, no update was made.
+        Raises: NotFiniteError, no update was made.
         """
         # fp16's scaler skips steps with such gradients itself; anywhere else one would poison every
         # weight.
         norm = None if self.run.precision == "16-mixed" else norm
-        if not self.every or info.step % self.every:
+        if not self.checks(info.step):
             self._watch.see(info.step, result.loss, norm)
             return
         if self.run.any_rank(not bool(result.loss.isfinite())):
@@ -75,25 +99,37 @@ class FiniteGuard:
     def check(self) -> None:
         """Ask for what was noted; all processes have to.
 
-        Raises: FloatingPointError, the weights are lost.
+        Raises: NotFiniteError, the weights are lost.
         """
         step = self._watch.first_bad
-        if self.run.any_rank(step is not None):
-            where = "on another process" if step is None else f"at step {step}"
-            raise FloatingPointError(
-                f"the loss or its gradient was not finite {where}, and the weights are lost since: "
-                f"go on from the last checkpoint of {self.run.dir} with resume=auto, with a lower "
-                "optim.lr.start or precision 32-true; trainer.check_finite_every=1 stops before "
-                "such an update and keeps the batch"
-            )
+        if not self.run.any_rank(step is not None):
+            return
+        where = "on another process" if step is None else f"at step {step}"
+        raise NotFiniteError(
+            self._watch.first_bad_of_all(self.run),
+            f"the loss or its gradient was not finite {where}, and the weights are lost since: "
+            f"go on from the last checkpoint of {self.run.dir} with resume=auto, with a lower "
+            "optim.lr.start or precision 32-true, or past the step with trainer.nonfinite=rewind; "
+            "trainer.check_finite_every=1 stops before such an update and keeps the batch",
+            was_updated=True,
+        )
+
+    def is_clean(self) -> bool:
+        """Whether nothing was noted in this process."""
+        return self._watch.first_bad is None
+
+    def forget(self) -> None:
+        """Begin anew: the weights were put back to before what was noted."""
+        self._watch = FiniteWatch(self.run.device)
 
     def _refuse(self, info: StepInfo, batch: Any, result: StepResult, what: str) -> None:
         path = self.run.dir / f"nonfinite_step_{info.step:07d}_rank{self.run.rank}.pt"
         fields = batch._asdict() if hasattr(batch, "_asdict") else {"batch": batch}
         save_checkpoint(path, {"step": info.step, "batch": fields})
         bad = sorted(name for name, value in result.scalars.items() if not bool(value.isfinite()))
-        raise FloatingPointError(
+        raise NotFiniteError(
+            info.step,
             f"the {what} is not finite at step {info.step} (bad: {', '.join(bad) or 'no scalar'}); "
-            f"no update was made, the batch is in {path}. Try a lower optim.lr.start, or precision "
-            "32-true"
+            f"no update was made, the batch is in {path}",
+            was_updated=False,
         )

@@ -71,6 +71,11 @@ class RunLog:
             self._tensorboard.add_image(name, picture, step, dataformats="HWC")
             cv2.imwrite(str(target / f"step_{step:07d}_{name}.png"), picture[:, :, ::-1])
 
+    def again(self, first_step: int) -> "RunLog":
+        """A log that goes on after `first_step`; what came later is dropped."""
+        self.close()
+        return RunLog(self.folder, first_step)
+
     def close(self) -> None:
         """Flush everything to disk."""
         if self._tensorboard is not None:

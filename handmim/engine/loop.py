@@ -7,59 +7,30 @@ and resumed run equals an uninterrupted one.
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Dataset
 
-from handmim.contracts import StepInfo, StepResult
+from handmim.contracts import StepInfo
 from handmim.engine.best import Best, BestFigure, BestRule
+from handmim.engine.checkpoint import LAST
 from handmim.engine.feed import Feed, Prepare
-from handmim.engine.finite import FiniteGuard
+from handmim.engine.finite import FiniteGuard, NotFiniteError
+from handmim.engine.hooks import Hook, call_hooks, drawn
+from handmim.engine.ledger import Ledger
 from handmim.engine.log import ProgressLine, RunLog, RunningMeans
 from handmim.engine.optim import OptimRecipe
 from handmim.engine.sampler import StepSampler
 from handmim.engine.saving import Saver, falls_on, restore
 from handmim.engine.signals import StopSignals
+from handmim.engine.steps import POLICIES, REWIND, SKIP, STOP, Steps
 from handmim.engine.update import Updater
+from handmim.engine.watchdog import Watchdog
+from handmim.engine.workers import start_server
 from handmim.utils.run import Run
-from handmim.utils.seed import step_generator, step_seed
 
 log = logging.getLogger(__name__)
-
-
-class StopRun(Exception):  # noqa: N818  it ends a run as a signal does, nothing is broken
-    """Raised by a hook for which the run is not worth going on; the loop saves and ends.
-
-    Args:
-        reason: one line for the log and run.json.
-        scalars: what the hook would have returned.
-    """
-
-    def __init__(self, reason: str, scalars: dict[str, float] | None = None) -> None:
-        super().__init__(reason)
-        self.scalars = scalars or {}
-
-
-class Hook(Protocol):
-    """Something to do now and then: probing, validating.
-
-    Where it has a method `pictures(task, run) -> {name: [H, W, 3] uint8}`, that is asked whenever
-    the task is.
-    """
-
-    every: int | None  # steps; None = only at the end
-    at_start: bool  # also before the first step
-
-    def __call__(self, task: nn.Module, info: StepInfo, run: Run) -> dict[str, float]:
-        """Scalars to log.
-
-        Raises: StopRun to end the run.
-        """
-        ...
 
 
 class FitResult(NamedTuple):
@@ -88,6 +59,9 @@ class Trainer:
         picture_every: steps between pictures; None draws at the end only.
         check_finite_every: steps between checks of loss and gradient norm before the update, see
             `finite.FiniteGuard`.
+        nonfinite: what to do about a step whose loss or gradient is not finite, see `steps.Steps`:
+            "stop", "skip" (every step is checked) or "rewind".
+        max_unreadable: share of the samples that others may stand in for, see `feed.Feed`.
         accumulate: parts that each process works its batch off in, see `update.Updater`.
         stop_after: stop, resumable, after this many steps of this process.
         keep_best: validation figure whose best checkpoint is kept, see `BestRule`; a checkpoint is
@@ -107,6 +81,8 @@ class Trainer:
         keep_every: int | None = None,
         picture_every: int | None = None,
         check_finite_every: int | None = None,
+        nonfinite: str = STOP,
+        max_unreadable: float = 0.01,
         accumulate: int = 1,
         stop_after: int | None = None,
         keep_best: str | None = None,
@@ -121,6 +97,15 @@ class Trainer:
         ):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value} (trainer.{name})")
+        if nonfinite not in POLICIES:
+            raise ValueError(
+                f"nonfinite must be one of {POLICIES}, got {nonfinite!r} (trainer.nonfinite)"
+            )
+        if not 0 <= max_unreadable <= 1:
+            raise ValueError(
+                f"max_unreadable is a share, got {max_unreadable} (trainer.max_unreadable)"
+            )
+        self.nonfinite, self.max_unreadable = nonfinite, max_unreadable
         self.max_steps, self.batch_size, self.num_workers = max_steps, batch_size, num_workers
         self.log_every, self.save_every, self.keep_every = log_every, save_every, keep_every
         self.picture_every, self.check_finite_every = picture_every, check_finite_every
@@ -156,9 +141,9 @@ class Trainer:
                 a run to go on.
         Returns: FitResult; `interrupted` when a signal, `stop_after`, a hook or `stop_patience`
             ended it early.
-        Raises: FloatingPointError before an update with a loss that is not finite; the batch is
-            kept on disk. ValueError for a validation without the figure that `keep_best` names;
-            the run is saved first.
+        Raises: NotFiniteError for a loss that is not finite; LoadingError for a batch that cannot
+            be loaded, see `steps.Steps.take`; ValueError for a validation without the figure that
+            `keep_best` names. The run is saved first.
         """
         identity = self._identity(run, dataset, meta or {})
         if self.batch_size % (run.world_size * self.accumulate):
@@ -166,15 +151,17 @@ class Trainer:
                 f"a batch of {self.batch_size} does not divide by {run.world_size} processes and "
                 f"{self.accumulate} parts (trainer.batch_size, trainer.accumulate)"
             )
+        if self.num_workers:
+            start_server()
         scales = task.lr_scales()  # type: ignore[operator]
         optimizer = recipe.build(task.to(run.device), scales, run.precision)
-        best = Best(self.best_rule)
-        step = first_step = restore(run, task, optimizer, best, identity, resume)
+        best, ledger = Best(self.best_rule), Ledger()
+        step = first_step = restore(run, task, optimizer, best, ledger, identity, resume)
         wrapped, optimizer = run.fabric.setup(task, optimizer)
         how = {"batch_size": self.batch_size, "accumulate": self.accumulate}
         updater = Updater(run.fabric, wrapped, optimizer, recipe, **how)
-        guard = FiniteGuard(run, self.check_finite_every)
-        feed = self._feed(run, dataset, collate, prepare, step)
+        # Before a step is skipped it has to be looked at.
+        guard = FiniteGuard(run, 1 if self.nonfinite == SKIP else self.check_finite_every)
         log.info(
             "%d samples, %d steps of %d, %s; %.2f M trainable parameters",
             identity["num_samples"],
@@ -184,36 +171,52 @@ class Trainer:
             sum(p.numel() for p in task.parameters() if p.requires_grad) / 1e6,
         )
         every = {"save_every": self.save_every, "keep_every": self.keep_every}
-        saver = Saver(run, task, optimizer, best, identity, meta or {}, **every)
+        saver = Saver(run, task, optimizer, best, ledger, identity, meta or {}, **every)
         run_log = RunLog(run.dir if run.is_main else None, first_step=step)
         line = ProgressLine(run.is_main, step, self.max_steps, self.batch_size, self.log_every)
         means, scalars, reason = RunningMeans(), dict[str, float](), None
         began = time.perf_counter()
-        with StopSignals() as signals, line:
+        with (
+            Watchdog(run),
+            StopSignals() as signals,
+            line,
+            self._feed(run, dataset, collate, prepare, ledger) as feed,
+        ):
+            steps = Steps(
+                run, task, feed, updater, guard, prepare, saver, ledger,
+                policy=self.nonfinite, first_step=step,
+            )  # fmt: skip
+            if self.nonfinite == REWIND and not (run.dir / LAST).is_file():
+                saver.save(step)  # something to rewind to
             if step == 0:
                 at_start = [hook for hook in hooks if hook.at_start]
-                first, reason = self._call(at_start, task, StepInfo(0, self.max_steps), run)
+                first, reason = call_hooks(at_start, task, StepInfo(0, self.max_steps), run)
                 run_log.scalars(0, first)
             task.train()
-            for loaded in feed if reason is None else ():
-                info = StepInfo(step, self.max_steps)
-                batch, result, extra = self._step(run, updater, guard, loaded, prepare, info)
-                extra |= task.after_step(info)  # type: ignore[operator]
-                means.add(result.scalars)
+            while step < self.max_steps and reason is None:
+                try:
+                    taken = steps.take(StepInfo(step, self.max_steps))
+                    means.add(taken.result.scalars if taken else {})
+                    last = step + 1 == self.max_steps
+                    now = [hook for hook in hooks if last or falls_on(step + 1, hook.every)]
+                    is_logged = last or falls_on(step + 1, self.log_every)
+                    if is_logged or now or saver.is_due(step + 1):
+                        guard.check()
+                except NotFiniteError as error:
+                    step = steps.rewind(error)
+                    run_log, means = run_log.again(step), RunningMeans()
+                    continue
                 step += 1
-                last = step == self.max_steps
-                now = [hook for hook in hooks if last or falls_on(step, hook.every)]
-                is_logged = last or falls_on(step, self.log_every)
-                if is_logged or now:
-                    guard.check()
-                hooked, reason = self._call(now, task, StepInfo(step, self.max_steps), run)
+                hooked, reason = call_hooks(now, task, StepInfo(step, self.max_steps), run)
                 if is_logged:
+                    extra = taken.extra if taken else {}
                     scalars = means.take() | {k: float(v) for k, v in extra.items()}
+                    scalars |= ledger.scalars()
                     scalars["speed/images_per_s"] = line.images_per_s(step)
                 run_log.scalars(step, (scalars if is_logged else {}) | hooked)
-                line.update(step, scalars["loss"] if is_logged else None)
-                if run.is_main and (last or falls_on(step, self.picture_every)):
-                    run_log.pictures(step, self._pictures(task, batch, hooks, run))
+                line.update(step, scalars.get("loss") if is_logged else None)
+                if run.is_main and taken and (last or falls_on(step, self.picture_every)):
+                    run_log.pictures(step, drawn(task, taken.batch, hooks, run))
                 is_best = saver.see(step, hooked)
                 if now and not last and reason is None:  # None on all processes or on none
                     reason = run.fabric.broadcast(best.reason)
@@ -254,43 +257,20 @@ class Trainer:
         dataset: Dataset[Any],
         collate: Callable[[list[Any]], Any],
         prepare: Prepare,
-        step: int,
+        ledger: Ledger,
     ) -> Feed:
         steps = StepSampler(
             len(dataset),  # type: ignore[arg-type]
             self.batch_size,
             run.seed,
-            start_step=step,
+            start_step=0,
             end_step=self.max_steps,
             rank=run.rank,
             world_size=run.world_size,
         )
-        how = {"total_steps": self.max_steps, "num_workers": self.num_workers}
-        return Feed(run.fabric, dataset, collate, prepare, steps, seed=run.seed, **how)
-
-    def _step(
-        self,
-        run: Run,
-        updater: Updater,
-        guard: FiniteGuard,
-        loaded: Any,
-        prepare: Prepare,
-        info: StepInfo,
-    ) -> tuple[Any, StepResult, dict[str, Any]]:
-        """One update: augmentation, loss, backward, clip, optimizer."""
-        extra: dict[str, Any] = dict(updater.schedule(info))
-        # Dropout and stochastic depth have no generator argument: the global one is set by step
-        # instead.
-        torch.manual_seed(step_seed(run.seed, "step", info.step, run.rank))
-        generator = step_generator(run.seed, "prepare", info.step, run.rank)
-        batch = prepare(loaded, generator, info)
-        result = updater.backward(batch, info)
-        norm = updater.clip()
-        if norm is not None:
-            extra["gradient_norm"] = norm
-        guard.before_update(info, batch, result, norm)
-        updater.update()
-        return batch, result, extra
+        how: dict[str, Any] = {"total_steps": self.max_steps, "num_workers": self.num_workers}
+        how |= {"seed": run.seed, "max_unreadable": self.max_unreadable, "ledger": ledger}
+        return Feed(run.fabric, dataset, collate, prepare, steps, **how)
 
     def _agree(self, run: Run, wants_stop: bool, step: int) -> bool:
         """All processes stop after the same step, asked only where they wait for each other
@@ -298,43 +278,3 @@ class Trainer:
         if run.world_size == 1:
             return wants_stop
         return step % self.log_every == 0 and run.any_rank(wants_stop)
-
-    def _call(
-        self, hooks: Sequence[Hook], task: nn.Module, info: StepInfo, run: Run
-    ) -> tuple[dict[str, float], str | None]:
-        """Run hooks in eval mode without gradients, then go back to training.
-
-        Returns: their scalars, and why the run should stop: the same on all processes.
-        """
-        scalars: dict[str, float] = {}
-        reason: str | None = None
-        if not hooks:
-            return scalars, reason
-        task.eval()
-        with torch.no_grad():
-            for hook in hooks:
-                try:
-                    scalars |= hook(task, info, run)
-                except StopRun as stop:
-                    scalars |= stop.scalars
-                    reason = reason or str(stop)
-        task.train()
-        return scalars, self._common(run, reason)
-
-    def _common(self, run: Run, reason: str | None) -> str | None:
-        """A reason to stop where any process has one; all of them have to ask."""
-        if run.any_rank(reason is not None):
-            return reason or "stopped by another process"
-        return None
-
-    def _pictures(
-        self, task: nn.Module, batch: Any, hooks: Sequence[Hook], run: Run
-    ) -> dict[str, NDArray[np.uint8]]:
-        """Those of the task, and of every hook that has some."""
-        pictures = dict(task.pictures(batch))  # type: ignore[operator]
-        task.eval()
-        for hook in hooks:
-            if hasattr(hook, "pictures"):
-                pictures |= hook.pictures(task, run)
-        task.train()
-        return pictures

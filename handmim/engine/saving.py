@@ -17,7 +17,9 @@ from handmim.engine.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from handmim.engine.ledger import Ledger
 from handmim.engine.optim import FORMS
+from handmim.engine.watchdog import beat
 from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,7 @@ def restore(
     task: nn.Module,
     optimizer: Optimizer,
     best: Best,
+    ledger: Ledger,
     identity: dict[str, Any],
     resume: str,
 ) -> int:
@@ -36,6 +39,7 @@ def restore(
     Args:
         run: devices, folder and config.
         task, optimizer: as built, before Fabric wraps them; changed in place.
+        ledger: filled too.
         best: filled too; forgotten unless the folder's best.pt is what it was kept for.
         identity: what has to be the same for a run to go on: see `check_same_run`.
         resume: "never", "auto" or a checkpoint.
@@ -50,6 +54,23 @@ def restore(
         return 0
     state = load_checkpoint(source, map_location=run.device)
     check_same_run(state, identity, run.config, source)
+    _take_over(state, run, task, optimizer, best, ledger)
+    if best.figure is not None and best.figure != _figure_of(kept):
+        log.warning("%s is not the best that %s remembers: it begins anew", kept, source)
+        best.forget()
+    step: int = state["step"]
+    log.info("resumed %s at step %d of %d", source, step, identity["max_steps"])
+    return step
+
+
+def _take_over(
+    state: dict[str, Any],
+    run: Run,
+    task: nn.Module,
+    optimizer: Optimizer,
+    best: Best,
+    ledger: Ledger,
+) -> None:
     task.load_state_dict(state["task"])
     for saved, built in zip(
         state["optimizer"]["param_groups"], optimizer.param_groups, strict=False
@@ -59,12 +80,8 @@ def restore(
     run.fabric.strategy.precision.load_state_dict(state["precision"])
     if "best" in state:
         best.load_state_dict(state["best"])
-    if best.figure is not None and best.figure != _figure_of(kept):
-        log.warning("%s is not the best that %s remembers: it begins anew", kept, source)
-        best.forget()
-    step: int = state["step"]
-    log.info("resumed %s at step %d of %d", source, step, identity["max_steps"])
-    return step
+    if "ledger" in state:
+        ledger.load_state_dict(state["ledger"])
 
 
 def _figure_of(path: Path) -> BestFigure | None:
@@ -85,6 +102,7 @@ class Saver:
         task: the module that is trained.
         optimizer: as Fabric wrapped it.
         best: what every checkpoint remembers of the best one.
+        ledger: what every checkpoint remembers of what was left out.
         identity, meta: facts kept in every checkpoint.
         save_every, keep_every: steps between checkpoints, and between copies; None for none.
     """
@@ -95,13 +113,15 @@ class Saver:
         task: nn.Module,
         optimizer: Any,
         best: Best,
+        ledger: Ledger,
         identity: dict[str, Any],
         meta: dict[str, Any],
         *,
         save_every: int | None,
         keep_every: int | None,
     ) -> None:
-        self.run, self.task, self.optimizer, self.best = run, task, optimizer, best
+        self.run, self.task, self.optimizer = run, task, optimizer
+        self.best, self.ledger = best, ledger
         self.facts = {"identity": identity, "meta": meta, "config": run.config}
         self.save_every, self.keep_every = save_every, keep_every
 
@@ -124,6 +144,9 @@ class Saver:
     def save(self, step: int, is_best: bool = False) -> None:
         """Write the state after `step` steps, first as best.pt where it is the best, and a copy
         where one falls due."""
+        beat("the checkpoint after step", step)
+        if self.ledger.scalars():
+            self.run.record("left_out", self.ledger.state_dict())
         if self.run.is_main:
             state = {
                 "step": step,
@@ -132,6 +155,7 @@ class Saver:
                 "optimizer": self.optimizer.state_dict(),
                 "precision": self.run.fabric.strategy.precision.state_dict(),
                 "best": self.best.state_dict(),
+                "ledger": self.ledger.state_dict(),
             }
             if is_best:
                 save_checkpoint(self.run.dir / BEST, state)
@@ -139,6 +163,13 @@ class Saver:
             self.run.discard_replaced()
             if falls_on(step, self.keep_every):
                 save_checkpoint(self.run.dir / f"step_{step:07d}.pt", state)
+
+    def load_last(self) -> int:
+        """Put everything back to what last.pt holds; returns its step."""
+        state = load_checkpoint(self.run.dir / LAST, map_location=self.run.device)
+        _take_over(state, self.run, self.task, self.optimizer, self.best, self.ledger)
+        step: int = state["step"]
+        return step
 
 
 def falls_on(step: int, every: int | None) -> bool:

@@ -98,6 +98,10 @@ class Updater:
     def update(self) -> None:
         """Move the parameters and forget the gradients."""
         self.optimizer.step()
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
 

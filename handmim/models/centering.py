@@ -89,6 +89,10 @@ class Centering(nn.Module):
             total = torch.cat([own, own.new_tensor([float(count)])])
             self._noted = total if self._noted is None else self._noted + total
 
+    def forget_step(self) -> None:
+        """Drop what was noted: its step is refused (`engine.steps`)."""
+        self._noted = None
+
     @torch.no_grad()
     def move(self) -> None:
         """Move the centre towards the mean logit of what was noted on all processes, which all of

@@ -18,7 +18,7 @@ import numpy as np
 
 from handmim.hand.arrays import load_hand_arrays, resolve_hand_path
 from handmim.render.scene import POSE_BLOCK, RENDERER_VERSION, SceneRenderer, SceneSettings
-from handmim.render.workers import JOB, LoggedProgress, cores, run_workers
+from handmim.render.workers import JOB, LoggedProgress, cores, end_with_parent, run_workers
 
 log = logging.getLogger(__name__)
 
@@ -141,5 +141,6 @@ def render_split(
 
 
 if __name__ == "__main__":
+    end_with_parent()
     job_path = Path(sys.argv[1])
     render_blocks(json.loads(job_path.read_text()), job_path.parent)

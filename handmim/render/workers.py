@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,10 +31,10 @@ def run_workers(
     while_waiting: Callable[[], None],
 ) -> None:
     """Run `python -m MODULE FOLDER/job.json WORKER` for WORKER 0 .. num_workers - 1, until all are
-    done or one has failed. None outlives the call.
+    done or one has failed. None outlives the call, nor this process, however it ends.
 
     Args:
-        module: reads the job and does the share of one worker.
+        module: calls `end_with_parent`, reads the job and does the share of one worker.
         job: JSON-ready settings.
         folder: existing folder for the job and for what workers have to say.
         num_workers: processes, one thread each.
@@ -49,7 +50,11 @@ def run_workers(
     try:
         for i in range(num_workers):
             with open(folder / f"{ERRORS}{i}", "w") as errors:
-                workers.append(subprocess.Popen([*command, str(i)], env=env, stderr=errors))
+                worker = [*command, str(i)]
+                # Nothing is written to stdin: it ends when this process does.
+                workers.append(
+                    subprocess.Popen(worker, env=env, stdin=subprocess.PIPE, stderr=errors)
+                )
         while any(worker.poll() is None for worker in workers):
             time.sleep(POLL_S)
             if any(worker.poll() for worker in workers):
@@ -63,6 +68,18 @@ def run_workers(
         for worker in workers:
             worker.kill()
             worker.wait()
+            if worker.stdin is not None:
+                worker.stdin.close()
+
+
+def end_with_parent() -> None:
+    """In a worker: end at once when the process that started it has ended."""
+
+    def wait() -> None:
+        os.read(sys.stdin.fileno(), 1)
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class LoggedProgress:

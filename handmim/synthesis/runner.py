@@ -21,7 +21,7 @@ import numpy as np
 from handmim.data.layouts import FACTS, PARTS
 from handmim.hand.arrays import HandArrays, load_hand_arrays, resolve_hand_path
 from handmim.render.scene import SceneSettings
-from handmim.render.workers import cores, run_workers
+from handmim.render.workers import cores, end_with_parent, run_workers
 from handmim.synthesis.facts import (
     MANO_FILE,
     Order,
@@ -189,4 +189,5 @@ def synthesize(
 
 
 if __name__ == "__main__":
+    end_with_parent()
     run_job(json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2]))

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from handmim.contracts import CropBatch, PretrainBatch, StepInfo
 from handmim.data.loader import collate_crops
-from handmim.engine.loop import StopRun
+from handmim.engine.hooks import StopRun
 from handmim.tasks.alarm_rules import RULES, TERM_RULES, Alarm, alarms_of
 from handmim.tasks.feature_pictures import draw_patch_colours, draw_pictures_with_points
 from handmim.tasks.health import measure

@@ -98,6 +98,7 @@ class Run:
     log: logging.Logger
     precision: str = "32-true"  # in force, as Fabric names it
     compile: bool = False  # let torch.compile fuse what can be
+    stall_timeout_s: float | None = None  # how long it may stand still, see engine.watchdog
 
     @classmethod
     def start(
@@ -114,6 +115,7 @@ class Run:
         precision: str = "32-true",
         num_threads: int | None = None,
         compile: bool = False,
+        stall_timeout_s: float | None = None,
         resume: str = "never",
         overwrite: bool = False,
     ) -> "Run":
@@ -127,9 +129,15 @@ class Run:
             accelerator, devices, num_nodes, strategy, precision: as Lightning Fabric takes them.
             num_threads: torch threads of this process; None keeps torch's choice.
             compile: for those who build networks: they may let torch.compile fuse them.
+            stall_timeout_s: seconds that a run may stand still before it ends; None is for ever.
             resume: "never", "auto" or a checkpoint; "never" refuses a folder that holds a run.
             overwrite: replace an earlier run of that folder, kept aside until the first result.
         """
+        if stall_timeout_s is not None and not 0 < stall_timeout_s < float("inf"):
+            raise ValueError(
+                f"stall_timeout_s must be seconds above 0 or null, got {stall_timeout_s} "
+                "(machine.stall_timeout_s)"
+            )
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         folder = Path(run_dir).absolute()
@@ -147,7 +155,7 @@ class Run:
         start_log(folder if fabric.is_global_zero else None)
         logger = logging.getLogger("handmim.run")
         in_force = precision_in_force(fabric)
-        run = cls(name, folder, seed, config, fabric, logger, in_force, compile)
+        run = cls(name, folder, seed, config, fabric, logger, in_force, compile, stall_timeout_s)
         seed_everything(seed)
         if run.is_main:
             write_atomic(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))

@@ -11,7 +11,8 @@ from handmim.contracts import StepResult
 from handmim.engine.checkpoint import (
     load_checkpoint,
 )
-from handmim.engine.loop import StopRun, Trainer
+from handmim.engine.hooks import StopRun
+from handmim.engine.loop import Trainer
 from handmim.utils.run import Run
 from tests.engine.toy import DATA, TASKS, ToyTask, collate, fit, prepare, recipe, rows
 

@@ -11,7 +11,7 @@ from handmim.contracts import CropSample, StepInfo
 from handmim.data.colour import ColourJitter
 from handmim.data.masking import MaskSampler
 from handmim.data.views import ViewMaker
-from handmim.engine.loop import StopRun
+from handmim.engine.hooks import StopRun
 from handmim.geometry.crop import similarity, transform_points
 from handmim.geometry.warp import from_source
 from handmim.models.heads.keypoint import SoftArgmaxKeypoints

@@ -1,0 +1,83 @@
+"""What is done now and then beside training: probing, validating, alarms."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from handmim.contracts import StepInfo
+from handmim.engine.watchdog import beat
+from handmim.utils.run import Run
+
+
+class StopRun(Exception):  # noqa: N818  it ends a run as a signal does, nothing is broken
+    """Raised by a hook for which the run is not worth going on; the loop saves and ends.
+
+    Args:
+        reason: one line for the log and run.json.
+        scalars: what the hook would have returned.
+    """
+
+    def __init__(self, reason: str, scalars: dict[str, float] | None = None) -> None:
+        super().__init__(reason)
+        self.scalars = scalars or {}
+
+
+class Hook(Protocol):
+    """Something to do now and then: probing, validating.
+
+    Where it has a method `pictures(task, run) -> {name: [H, W, 3] uint8}`, that is asked whenever
+    the task is.
+    """
+
+    every: int | None  # steps; None = only at the end
+    at_start: bool  # also before the first step
+
+    def __call__(self, task: nn.Module, info: StepInfo, run: Run) -> dict[str, float]:
+        """Scalars to log.
+
+        Raises: StopRun to end the run.
+        """
+        ...
+
+
+def call_hooks(
+    hooks: Sequence[Hook], task: nn.Module, info: StepInfo, run: Run
+) -> tuple[dict[str, float], str | None]:
+    """Run hooks in eval mode without gradients, then go back to training.
+
+    Returns: their scalars, and why the run should stop: the same on all processes.
+    """
+    scalars: dict[str, float] = {}
+    reason: str | None = None
+    if not hooks:
+        return scalars, reason
+    task.eval()
+    with torch.no_grad():
+        for hook in hooks:
+            beat(f"{type(hook).__name__} after step", info.step)
+            try:
+                scalars |= hook(task, info, run)
+            except StopRun as stop:
+                scalars |= stop.scalars
+                reason = reason or str(stop)
+    task.train()
+    if run.any_rank(reason is not None):
+        return scalars, reason or "stopped by another process"
+    return scalars, None
+
+
+def drawn(
+    task: nn.Module, batch: Any, hooks: Sequence[Hook], run: Run
+) -> dict[str, NDArray[np.uint8]]:
+    """Pictures of the task, and of every hook that has some."""
+    pictures = dict(task.pictures(batch))  # type: ignore[operator]
+    task.eval()
+    for hook in hooks:
+        if hasattr(hook, "pictures"):
+            pictures |= hook.pictures(task, run)
+    task.train()
+    return pictures

@@ -1,0 +1,106 @@
+"""Ending a run that stands still: a stuck loader worker, a dead mount, a process that others wait
+for."""
+
+import contextlib
+import faulthandler
+import logging
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from handmim.engine.workers import kill_workers
+from handmim.utils.exits import STALLED
+from handmim.utils.run import Run
+
+log = logging.getLogger(__name__)
+
+LOOKS = 20  # within the limit
+REPORT_S = 10.0  # for a report: its file may lie on what is dead
+
+
+class _Beat(NamedTuple):
+    what: str
+    number: int | None
+
+    def __str__(self) -> str:
+        return self.what if self.number is None else f"{self.what} {self.number}"
+
+
+class _Last:
+    beat = _Beat("the start", None)
+
+
+def beat(what: str, number: int | None = None) -> None:
+    """Say what is waited for from now on; costs nothing.
+
+    Args:
+        what: "the batch of step".
+        number: 12.
+    """
+    _Last.beat = _Beat(what, number)
+
+
+class Watchdog:
+    """While it is entered, ends this process, with its workers, when nothing said `beat` for too
+    long. Time in which the whole process is stopped does not count.
+
+    Args:
+        run: folder of the log, rank, and `stall_timeout_s`; None there watches nothing.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.limit_s = run, run.stall_timeout_s
+        self._left = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "Watchdog":
+        beat("the start")
+        if self.limit_s is not None:
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._left.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        assert self.limit_s is not None
+        pause = self.limit_s / LOOKS
+        seen, still_s, looked = _Last.beat, 0.0, time.monotonic()
+        while not self._left.wait(pause):
+            now = time.monotonic()
+            passed, looked = min(now - looked, 2 * pause), now
+            if _Last.beat is not seen:
+                seen, still_s = _Last.beat, 0.0
+                continue
+            still_s += passed
+            if still_s >= self.limit_s:
+                self._end(seen, still_s)
+
+    def _end(self, waited_for: _Beat, still_s: float) -> None:
+        words = (
+            f"rank {self.run.rank} stands still: it waited {still_s:.0f} s for {waited_for}, more "
+            f"than {self.limit_s:g} s (machine.stall_timeout_s); resume=auto goes on from the last "
+            "checkpoint"
+        )
+        report = threading.Thread(target=self._report, args=(words,), daemon=True)
+        report.start()
+        report.join(REPORT_S)
+        kill_workers()
+        os._exit(STALLED)
+
+    def _report(self, words: str) -> None:
+        sys.stderr.write(f"{words}\n")
+        sys.stderr.flush()
+        faulthandler.dump_traceback()
+        log.error(words)
+        path = Path(self.run.dir / f"stalled_rank{self.run.rank}.txt")
+        with contextlib.suppress(OSError), path.open("w") as file:
+            file.write(words + "\n\n")
+            file.flush()
+            faulthandler.dump_traceback(file)

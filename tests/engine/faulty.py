@@ -1,0 +1,87 @@
+"""Data that goes wrong in loader workers, and the program that a test starts and kills."""
+
+import os
+import signal
+import sys
+import time
+from multiprocessing import active_children
+from pathlib import Path
+
+import torch
+from lightning.fabric import Fabric
+from torch.utils.data import Dataset
+
+from handmim.contracts import UnreadableSample
+from handmim.engine.feed import Feed
+from handmim.engine.sampler import StepSampler
+from tests.engine.toy import DATA, collate, prepare
+
+
+class Faulty(Dataset):
+    """The toy samples; those at `places` do something else as long as the file `flag` is there.
+
+    Args:
+        fault: "unreadable" and "error" raise, "dies" ends the process, "blocks" never returns,
+            "unpicklable" raises what no process can send.
+        flag: None is always.
+    """
+
+    def __init__(self, fault: str, places: tuple[int, ...], flag: Path | None = None) -> None:
+        self.fault, self.places, self.flag = fault, places, flag
+
+    def __len__(self) -> int:
+        return len(DATA)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if index in self.places and (self.flag is None or self.flag.is_file()):
+            if self.fault == "unreadable":
+                raise UnreadableSample(f"{index}.jpg", "cut short")
+            if self.fault == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.fault == "blocks":
+                time.sleep(600)
+            if self.fault == "unpicklable":
+                raise OddError(index, "odd")
+            raise KeyError(f"no label for {index}.jpg")
+        return DATA[index]
+
+
+class OddError(Exception):
+    """Made of two arguments, kept as one: it cannot be made again from what it keeps."""
+
+    def __init__(self, index: int, words: str) -> None:
+        super().__init__(f"{words} {index}")
+
+
+def feed(data: Dataset, num_workers: int, end: int = 10, **kwargs) -> Feed:
+    fabric = Fabric(accelerator="cpu", devices=1)
+    steps = StepSampler(len(DATA), 4, 0, start_step=0, end_step=end)
+    how = {"seed": 0, "total_steps": end, "num_workers": num_workers}
+    return Feed(fabric, data, collate, prepare, steps, **how, **kwargs)
+
+
+def begin_after_opencv() -> None:
+    """Use OpenCV's threads here, then load by two workers; say who they are, and wait."""
+    import cv2
+    import numpy as np
+
+    cv2.setNumThreads(4)
+    cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (31, 31), 5)
+    loading = feed(DATA, 2, end=200)
+    loading.batch_of(0)
+    sys.stdout.write(" ".join(str(worker.pid) for worker in active_children()) + "\n")
+    sys.stdout.flush()
+    time.sleep(600)
+
+
+def train_until_stalled(folder: str, fault: str, num_workers: str) -> None:
+    """Train with a limit of a second on how long nothing may move."""
+    from handmim.engine.loop import Trainer
+    from handmim.utils.run import Run
+    from tests.engine.toy import ToyTask, recipe
+
+    run = Run.start("toy", folder, 0, {}, accelerator="cpu", stall_timeout_s=1.0)
+    data = Faulty("blocks", (3,))
+    Trainer(max_steps=10, batch_size=4, num_workers=int(num_workers)).fit(
+        run, ToyTask(), data, collate, prepare, recipe()
+    )

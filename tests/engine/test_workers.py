@@ -1,0 +1,90 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from multiprocessing import active_children
+from pathlib import Path
+
+import pytest
+
+from handmim.contracts import UnreadableSample
+from handmim.engine.workers import HELD_BACK, WorkerDiedError
+from tests.engine.faulty import Faulty, feed
+from tests.engine.toy import DATA
+
+REPO = Path(__file__).parents[2]
+
+
+def is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_workers_start_after_opencv_was_used_and_end_with_a_killed_parent():
+    command = [sys.executable, "-c", "from tests.engine.faulty import *; begin_after_opencv()"]
+    free = {k: v for k, v in os.environ.items() if "THREADS" not in k}
+    env = free | {"PYTHONPATH": str(REPO)}
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as parent:
+        late = threading.Timer(60, parent.kill)  # where the workers hang
+        late.start()
+        assert parent.stdout is not None
+        pids = [int(word) for word in parent.stdout.readline().split()]
+        parent.kill()
+        late.cancel()
+    assert len(pids) == 2
+    until = time.monotonic() + 10
+    while any(is_there(pid) for pid in pids):
+        assert time.monotonic() < until, "workers outlive their parent"
+        time.sleep(0.05)
+
+
+def test_signals_that_stop_a_run_leave_its_workers_alone():
+    with feed(DATA, 2) as loading:
+        loading.batch_of(0)
+        workers = active_children()
+        for name in HELD_BACK:
+            for worker in workers:
+                os.kill(worker.pid, getattr(signal, name))
+        assert [len(loading.batch_of(step).x) for step in range(1, 10)] == [4] * 9
+    assert not {worker.pid for worker in workers} & {w.pid for w in active_children()}
+
+
+def test_a_stopped_worker_is_ended():
+    with feed(DATA, 1, end=100) as loading:
+        loading.batch_of(0)
+        (worker,) = active_children()
+        os.kill(worker.pid, signal.SIGSTOP)
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
+    assert worker.exitcode == -signal.SIGKILL
+
+
+def test_a_worker_that_dies_is_named_with_its_signal():
+    with (
+        feed(Faulty("dies", (3,)), 1) as loading,
+        pytest.raises(WorkerDiedError, match=r"worker \d+ was ended by SIGKILL: out of memory\?$"),
+    ):
+        for step in range(3):
+            loading.batch_of(step)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "words"),
+    [
+        ("error", KeyError, "'no label for 3.jpg'"),
+        ("unreadable", UnreadableSample, "3.jpg: cut short"),
+        ("unpicklable", RuntimeError, "OddError: odd 3"),
+    ],
+)
+def test_an_error_of_a_worker_keeps_its_kind_and_its_words(fault, kind, words):
+    with feed(Faulty(fault, (3,)), 1) as loading, pytest.raises(kind) as raised:
+        for step in range(3):
+            loading.batch_of(step)
+    assert type(raised.value) is kind
+    assert str(raised.value) == words
+    assert "tests/engine/faulty.py" in str(raised.value.__cause__)  # where, for those who look

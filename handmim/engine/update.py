@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from handmim.contracts import StepInfo, StepResult
 from handmim.engine.optim import OptimRecipe
 
-
 log = logging.getLogger(__name__)
 
 

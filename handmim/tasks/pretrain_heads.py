@@ -105,7 +105,8 @@ def freeze_unread(
         heads[name].requires_grad_(False)
     if set(fields) == {"pixels"}:
         pixel: Any = heads["pixel"]
-        backbone.net.blocks[max(tap_blocks(pixel.tap_layers, backbone.depth)) :].requires_grad_(False)
+        top = max(tap_blocks(pixel.tap_layers, backbone.depth))
+        backbone.net.blocks[top:].requires_grad_(False)
     if mask_mode == "drop":
         backbone.mask_token.requires_grad_(False)
     elif isinstance(decoder := heads.get("pixel"), PixelDecoder):

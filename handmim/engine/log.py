@@ -17,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from handmim.utils.ranks import objects_of_ranks
+
 log = logging.getLogger(__name__)
 
 
@@ -83,7 +85,8 @@ class RunLog:
 
 
 class RunningMeans:
-    """Means of scalars since they were last taken; a value counts where it is given.
+    """Means of scalars since they were last taken, over all processes; a value counts where it is
+    given.
 
     They stay on the device until then: adding does not wait for it.
     """
@@ -99,9 +102,14 @@ class RunningMeans:
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def take(self) -> dict[str, float]:
-        """The means, which begin anew."""
-        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        """The means, which begin anew; every process has to ask. Names may differ between them."""
+        own = {name: (float(total), self._counts[name]) for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
+        every = objects_of_ranks(own)
+        means: dict[str, float] = {}
+        for name in dict.fromkeys(name for sums in every for name in sums):
+            parts = [sums[name] for sums in every if name in sums]
+            means[name] = sum(total for total, _ in parts) / sum(count for _, count in parts)
         return means
 
 

@@ -3,6 +3,7 @@
 Nothing here waits for the device: losses and norms stay there until somebody reads them.
 """
 
+import logging
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +13,8 @@ from torch.optim import Optimizer
 
 from handmim.contracts import StepInfo, StepResult
 from handmim.engine.optim import OptimRecipe
+
+log = logging.getLogger(__name__)
 
 
 class Batch(Protocol):
@@ -55,6 +58,7 @@ class Updater:
     ) -> None:
         self.fabric, self.wrapped, self.optimizer, self.recipe = fabric, wrapped, optimizer, recipe
         self.batch_size, self.accumulate = batch_size, accumulate
+        self._is_checked = False
 
     def schedule(self, info: StepInfo) -> dict[str, float]:
         """Set this step's rates; returns them."""
@@ -63,15 +67,38 @@ class Updater:
     def backward(self, batch: Any, info: StepInfo) -> StepResult:
         """Gradients of a batch, ready to be clipped, and its mean losses.
 
-        Raises: ValueError for a batch that does not divide into the parts.
+        Raises: ValueError for a batch that does not divide into the parts, and, with several
+            processes, for trainable parameters that take no part in the loss.
         """
         if self.accumulate == 1:
             result: StepResult = self.wrapped(batch, info)
             self.fabric.backward(result.loss)
         else:
             result = self._in_parts(batch, info)
+        if not self._is_checked:
+            self._check_gradients()
+            self._is_checked = True
         self.wrapped.module.before_update(info)
         return result
+
+    def _check_gradients(self) -> None:
+        """Name trainable parameters without a gradient, for which several processes would wait."""
+        idle = [
+            name
+            for name, param in self.wrapped.module.named_parameters()
+            if param.requires_grad and param.grad is None
+        ]
+        if not idle:
+            return
+        names = f"{len(idle)} trainable parameters take no part in the loss: {', '.join(idle[:5])}"
+        if len(idle) > 5:
+            names += ", ..."
+        if self.fabric.world_size > 1:
+            raise ValueError(
+                f"{names}; several processes require a gradient of each: leave out the part they "
+                "belong to, or train in one process (task, loss; machine.devices=1)"
+            )
+        log.warning("%s; they keep their initial values", names)
 
     def _in_parts(self, batch: Batch, info: StepInfo) -> StepResult:
         size, rest = divmod(batch.num_samples, self.accumulate)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from handmim.contracts import PretrainBatch, PretrainOutputs
 from handmim.geometry.camera import cell_centres_ndc
 from handmim.geometry.warp import to_source
+from handmim.utils.ranks import count_over_ranks
 
 
 def patch_centres(num_patches: int, device: torch.device | None = None) -> Tensor:
@@ -31,6 +32,7 @@ def dense_match(
     temp: float,
     sigma: float,
     max_distance: float,
+    sync: bool = False,
 ) -> Tensor:
     """Cross-entropy between where a patch's partners are and where its embedding finds them.
 
@@ -41,6 +43,7 @@ def dense_match(
         temp: softmax temperature of the similarities.
         sigma: width of the target around the true place, in patches.
         max_distance: patches whose nearest partner is further, in patches, do not count.
+        sync: the patches that count are those of all processes.
     Returns: scalar, mean over ordered pairs of different views and patches with a partner; 0 when
         no patch has one.
     """
@@ -58,7 +61,7 @@ def dense_match(
             target = (-gap / (2 * sigma**2)).softmax(dim=-1)
             counts = gap.amin(dim=-1) <= max_distance**2
             ce = -(target * similarity.log_softmax(dim=-1)).sum(dim=-1)
-            total = total + (ce * counts).sum() / counts.sum().clamp(min=1)
+            total = total + (ce * counts).sum() / count_over_ranks(counts.sum(), sync=sync)
             count += 1
     return total / count
 
@@ -98,4 +101,5 @@ class Term(nn.Module):
             temp=self.temp,
             sigma=self.sigma,
             max_distance=self.max_distance,
+            sync=self.training,
         )

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handmim.contracts import PretrainBatch, PretrainOutputs
+from handmim.utils.ranks import count_over_ranks
 
 CELL_PX = 8  # pixels per side of a cell when it is looked at
 CEILING = 0.5  # of a normalised histogram entry: one strong edge must not hide the others
@@ -102,4 +103,4 @@ class Term(nn.Module):
         per_patch = cells // side
         counts = counts.repeat_interleave(per_patch, -2).repeat_interleave(per_patch, -1)
         counts = counts.unsqueeze(2).expand_as(error)
-        return (error * counts).sum() / counts.sum().clamp(min=1)
+        return (error * counts).sum() / count_over_ranks(counts.sum(), sync=self.training)

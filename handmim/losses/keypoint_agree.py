@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from handmim.contracts import PretrainBatch, PretrainOutputs
 from handmim.losses.keypoints.regression import point_spread
+from handmim.utils.ranks import mean_over_ranks
 
 
 class Term(nn.Module):
@@ -44,6 +45,7 @@ class Term(nn.Module):
                 f"the class token names {list(mine.shape[-2:])} points, the keypoint head "
                 f"{list(target.shape[-2:])} (task.heads.class_keypoint, task.heads.keypoint)"
             )
-        sigma = point_spread(target).clamp(min=self.min_sigma_ndc)
+        spread = point_spread(target)
+        sigma = (mean_over_ranks(spread) if self.training else spread).clamp(min=self.min_sigma_ndc)
         with torch.autocast(mine.device.type, enabled=False):
             return F.smooth_l1_loss(mine, target, beta=self.beta_ndc) / sigma

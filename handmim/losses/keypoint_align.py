@@ -141,6 +141,7 @@ class Term(nn.Module):
                 beta_ndc=self.beta_ndc,
                 limit_ndc=self.limit_ndc,
                 invert_scale=self.invert_scale,
+                sync=self.training,
             )
         if name == "disc" and self.disc == "proto":
             assert out.keypoint_classes is not None, "disc=proto needs keypoint_prototypes"
@@ -162,7 +163,10 @@ class Term(nn.Module):
         # In the source: a known warp or stretch of the view must not pass for articulation.
         in_source = to_source(points, batch.source_from_view.float(), batch.displacement_ndc)
         return articulation_variance(
-            in_source.flatten(0, 1), self.min_articulation_std, self.covariance_weight
+            in_source.flatten(0, 1),
+            self.min_articulation_std,
+            self.covariance_weight,
+            sync=self.training,
         )
 
     def forward(self, out: PretrainOutputs, batch: PretrainBatch) -> Tensor:

@@ -9,32 +9,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handmim.contracts import PretrainBatch, PretrainOutputs
+from handmim.utils.ranks import gathered
 
 
-def koleo(tokens: Tensor, eps: float = 1e-8) -> Tensor:
+def koleo(tokens: Tensor, eps: float = 1e-8, *, sync: bool = False) -> Tensor:
     """Minus the mean log distance to the nearest neighbour, directions alone.
 
     Args:
         tokens: [n, D].
         eps: added to distances.
+        sync: neighbours are sought among the tokens of all processes, with their gradients.
     Returns: scalar, fp32 even under autocast; 0 with its graph intact for a single token.
     """
     with torch.autocast(tokens.device.type, enabled=False):
         x = F.normalize(tokens.float(), dim=-1)
-        if len(x) < 2:
+        others, first = gathered(x) if sync else (x, 0)
+        if len(others) < 2:
             return 0.0 * x.sum()
         with torch.no_grad():
-            cosine = x @ x.T
-            cosine.fill_diagonal_(-torch.inf)
+            cosine = x @ others.T
+            cosine.diagonal(first).fill_(-torch.inf)
             nearest = cosine.argmax(dim=1)
-        return -((x - x[nearest]).norm(dim=-1) + eps).log().mean()
+        return -((x - others[nearest]).norm(dim=-1) + eps).log().mean()
 
 
 class Term(nn.Module):
     """`koleo` of the student's class tokens, for each of the views, added up as DINOv2 does: two
     views of one crop shall not keep apart.
 
-    Neighbours are looked for among the crops of this process.
+    Neighbours are sought among the crops of all processes.
     """
 
     needs = ("cls",)
@@ -42,4 +45,6 @@ class Term(nn.Module):
     def forward(self, out: PretrainOutputs, batch: PretrainBatch) -> Tensor:
         """Scalar loss."""
         assert out.cls is not None, "koleo needs class tokens"
-        return torch.stack([koleo(view) for view in out.cls.unbind(dim=1)]).sum()
+        return torch.stack(
+            [koleo(view, sync=self.training) for view in out.cls.unbind(dim=1)]
+        ).sum()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from handmim.contracts import PretrainBatch, PretrainOutputs
 from handmim.losses.keypoints.linear import carried, linear_part
+from handmim.utils.ranks import gathered, mean_over_ranks
 
 KINDS = ("cosine", "smooth_l1", "l2")
 CONFIG = "configs/loss/latent_equivariance.yaml"
@@ -84,13 +85,15 @@ class Term(nn.Module):
                 self._distance(in_source, in_source.roll(-shift, dims=1))
                 for shift in range(1, num_views // 2 + 1)
             ]
-            hinge = variance_hinge(in_source.flatten(0, 1), self.min_std)
+            rows = in_source.flatten(0, 1)
+            hinge = variance_hinge(gathered(rows)[0] if self.training else rows, self.min_std)
             return torch.stack(costs).mean() + self.variance_weight * hinge
 
     def _distance(self, a: Tensor, b: Tensor) -> Tensor:
         if self.kind == "cosine":
             return (1.0 - F.cosine_similarity(a, b, dim=-1, eps=1e-6)).mean()
-        size = (a.detach().square().mean() + 1e-6).sqrt()
+        square = a.detach().square().mean()
+        size = ((mean_over_ranks(square) if self.training else square) + 1e-6).sqrt()
         if self.kind == "smooth_l1":
             return F.smooth_l1_loss(a / size, b / size, beta=self.beta)
         return F.mse_loss(a / size, b / size)

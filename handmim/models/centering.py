@@ -4,11 +4,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from handmim.utils.ranks import is_spread_out
+
 OVER = ("masked", "all")
-
-
-def _is_spread_out() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 def _logsumexp_of_columns(x: Tensor, sync: bool) -> Tensor:
@@ -36,7 +34,7 @@ def sinkhorn_knopp(logits: Tensor, temp: float, num_iters: int = 3, *, sync: boo
     Returns: [M, P], rows sum to 1.
     """
     log_q = logits / temp
-    sync = sync and _is_spread_out()
+    sync = sync and is_spread_out()
     for _ in range(num_iters):
         log_q = log_q - _logsumexp_of_columns(log_q, sync)
         log_q = log_q.log_softmax(dim=1)
@@ -98,7 +96,7 @@ class Centering(nn.Module):
         """Move the centre towards the mean logit of what was noted on all processes, which all of
         them have to ask for; where all of them have none, nothing moves."""
         total, self._noted = self._noted, None
-        if _is_spread_out():
+        if is_spread_out():
             total = self.centre.new_zeros(len(self.centre) + 1) if total is None else total
             dist.all_reduce(total)
         if total is not None:

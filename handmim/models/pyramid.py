@@ -4,13 +4,15 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from handmim.models.batch_norm import BatchNorm2d
+
 NORMS = ("group", "batch")
 
 
 def _norm(kind: str, channels: int) -> nn.Module:
     if kind not in NORMS:
         raise ValueError(f"norm must be one of {NORMS}, got {kind!r} (head.norm)")
-    return nn.GroupNorm(1, channels) if kind == "group" else nn.BatchNorm2d(channels)
+    return nn.GroupNorm(1, channels) if kind == "group" else BatchNorm2d(channels)
 
 
 class LightPyramid(nn.Module):

@@ -25,7 +25,13 @@ from handmim.models.initial_weights import InitialWeights, load_initial
 from handmim.models.teacher import EmaTeacher
 from handmim.models.vit import ViT
 from handmim.tasks.monitors import keypoint_monitors, target_monitors
-from handmim.tasks.pretrain_heads import FOLLOWED, build_heads, check_heads, read_whole
+from handmim.tasks.pretrain_heads import (
+    FOLLOWED,
+    build_heads,
+    check_heads,
+    freeze_unread,
+    read_whole,
+)
 from handmim.tasks.pretrain_outputs import MAKERS, Seen, projected
 from handmim.tasks.pretrain_pictures import draw_pretraining
 
@@ -118,6 +124,7 @@ class HandMimTask(nn.Module):
         self.fields = tuple(f for f in MAKERS if f in self.losses.needs)
         built = build_heads(backbone, heads, self.fields, class_head=class_head)
         check_heads(built, self.fields, mask_mode=mask_mode)
+        freeze_unread(backbone, built, self.fields, mask_mode=mask_mode)
         # Then the last block need not finish the other patches.
         whole = "pixels" in self.fields or bool(read_whole(built, self.fields))
         self.reads_hidden_alone = mask_mode == "replace" and not whole

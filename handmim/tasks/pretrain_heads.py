@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from handmim.models.heads.pixel import PixelDecoder, tap_blocks
 from handmim.models.vit import ViT
 from handmim.tasks.pretrain_outputs import MAKERS
 
@@ -80,6 +81,36 @@ def check_heads(heads: Mapping[str, nn.Module], fields: Collection[str], *, mask
             "task.mask_mode=drop leaves no tokens at hidden patches, but a loss needs "
             f"{', '.join(whole)}"
         )
+
+
+def freeze_unread(
+    backbone: ViT, heads: Mapping[str, nn.Module], fields: Collection[str], *, mask_mode: str
+) -> None:
+    """Freeze parameters that no output can reach, for which distributed training would wait.
+
+    Those are heads that no field calls, blocks above all that pixels are read from, the mask token
+    of a backbone that drops masked patches, and that of a decoder with a token for every patch.
+
+    Args:
+        backbone, heads: parts of the student, frozen in place.
+        fields: of `PretrainOutputs` that are wanted.
+        mask_mode: of `HandMimTask`.
+    """
+    called = {head for field in fields for head in MAKERS[field][1]} | {"class_projection"}
+    if "keypoint" in called:
+        called.add("keypoint_predictor")
+    if "class_projection" in heads and "patches" not in fields:
+        called.discard("projection")
+    for name in heads.keys() - called:
+        heads[name].requires_grad_(False)
+    if set(fields) == {"pixels"}:
+        pixel: Any = heads["pixel"]
+        top = max(tap_blocks(pixel.tap_layers, backbone.depth))
+        backbone.net.blocks[top:].requires_grad_(False)
+    if mask_mode == "drop":
+        backbone.mask_token.requires_grad_(False)
+    elif isinstance(decoder := heads.get("pixel"), PixelDecoder):
+        decoder.mask_token.requires_grad_(False)
 
 
 def read_whole(heads: Mapping[str, nn.Module], fields: Collection[str]) -> list[str]:

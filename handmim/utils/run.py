@@ -22,6 +22,7 @@ from rich.logging import RichHandler
 import handmim
 from handmim.utils.files import replaced_folder, write_atomic
 from handmim.utils.git import git_state
+from handmim.utils.launcher import devices_of
 from handmim.utils.seed import seed_everything
 
 RESUME_WORDS = ("never", "auto")
@@ -119,19 +120,21 @@ class Run:
         resume: str = "never",
         overwrite: bool = False,
     ) -> "Run":
-        """Launch processes, make the folder, record what is being run.
+        """Launch processes or join those of a launcher, make the folder, record what is being run.
 
         Args:
             name: of the run.
             run_dir: its folder.
             seed: of everything random; any integer, 0 included.
             config: resolved plain containers, written to config.yaml.
-            accelerator, devices, num_nodes, strategy, precision: as Lightning Fabric takes them.
+            accelerator, devices, num_nodes, strategy, precision: as Lightning Fabric takes them,
+                but one device of one node is what torchrun or Slurm started, see `devices_of`.
             num_threads: torch threads of this process; None keeps torch's choice.
             compile: for those who build networks: they may let torch.compile fuse them.
             stall_timeout_s: seconds that a run may stand still before it ends; None is for ever.
             resume: "never", "auto" or a checkpoint; "never" refuses a folder that holds a run.
             overwrite: replace an earlier run of that folder, kept aside until the first result.
+        Raises: ValueError for devices that contradict the launcher.
         """
         if stall_timeout_s is not None and not 0 < stall_timeout_s < float("inf"):
             raise ValueError(
@@ -141,6 +144,7 @@ class Run:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         folder = Path(run_dir).absolute()
+        devices, num_nodes = devices_of(devices, num_nodes)
         fabric = Fabric(
             accelerator=accelerator,
             devices=devices,

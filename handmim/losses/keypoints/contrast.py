@@ -6,8 +6,8 @@ from torch import Tensor
 
 from handmim.contracts import PretrainBatch
 from handmim.geometry.warp import to_source
-from handmim.losses.keypoints.ranks import gathered, mean_over_ranks
 from handmim.losses.keypoints.regularisers import canonical_shapes, mean_shape, unit_shapes
+from handmim.utils.ranks import gathered, mean_over_ranks
 
 EMBEDS = ("shape", "canonical")
 
@@ -102,7 +102,7 @@ def nt_xent(
         temp: softmax temperature of the cosines.
         group: [B] int64, equal numbers are no negatives of each other.
         both_views: all views of the other samples are negatives, not only the sought one.
-        sync: negatives of all processes; those of others get no gradient from here.
+        sync: negatives of all processes, with their gradients.
     Returns: scalar, mean over ordered pairs of different views; 0 without a second sample.
     """
     b, num_views = mine.shape[:2]

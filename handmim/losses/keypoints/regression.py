@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handmim.geometry.warp import from_source, to_source
-from handmim.losses.keypoints.ranks import mean_over_ranks
+from handmim.utils.ranks import count_over_ranks, mean_over_ranks
 
 KINDS = ("smooth_l1", "l2", "cosine")
 FRAMES = ("view", "source")
@@ -24,7 +24,7 @@ class Sigma(nn.Module):
         floor_ndc: never below this.
         detach: no gradient through it.
         momentum: of a moving average over batches, kept in the buffer `average` (0 before the first
-            batch); None takes the batch's own spread.
+            batch); None takes the batch's own spread. Batches are those of all processes.
     Raises: ValueError for a momentum outside [0, 1) or one with a gradient.
     """
 
@@ -50,15 +50,16 @@ class Sigma(nn.Module):
     def forward(self, target_points: Tensor) -> Tensor:
         """Scalar from [..., K, d]; the average moves in training mode only."""
         spread = point_spread(target_points)
+        spread = spread.detach() if self.detach else spread
+        if self.training:
+            spread = mean_over_ranks(spread)
         if self.momentum is not None:
             if self.training:
-                now = mean_over_ranks(spread)
                 is_first = self.average == 0
-                self.average.lerp_(now, torch.where(is_first, 1.0, 1.0 - self.momentum))
+                self.average.lerp_(spread, torch.where(is_first, 1.0, 1.0 - self.momentum))
             # Nothing seen yet outside training: this batch is all there is.
-            spread = torch.where(self.average > 0, self.average, spread.detach()).clone()
-        spread = spread.clamp(min=self.floor_ndc)
-        return spread.detach() if self.detach else spread
+            spread = torch.where(self.average > 0, self.average, spread).clone()
+        return spread.clamp(min=self.floor_ndc)
 
 
 def aligned_regression(
@@ -74,6 +75,7 @@ def aligned_regression(
     beta_ndc: float = 0.05,
     limit_ndc: float | None = 1.5,
     invert_scale: bool = True,
+    sync: bool = False,
 ) -> Tensor:
     """Distance between each view's points and the carried points of another view.
 
@@ -92,6 +94,7 @@ def aligned_regression(
         limit_ndc: a point that another view puts beyond this in the view of `points` does not
             count, whatever the frame; None counts all.
         invert_scale: False leaves the views' sizes in, as PeCLR does.
+        sync: the coordinates that count are those of all processes.
     Returns: scalar, mean over pairs and over all coordinates that count.
     """
     maps = source_from_view.float(), displacement_ndc
@@ -107,21 +110,28 @@ def aligned_regression(
         if limit_ndc is not None:
             counts = (in_view.detach()[..., :2].abs() <= limit_ndc).all(dim=-1, keepdim=True)
         other = in_view if frame == "view" else other
-        costs.append(_distance(mine, other, counts, kind, beta_ndc, sigma))
+        costs.append(_distance(mine, other, counts, kind, beta_ndc, sigma, sync))
     return torch.stack(costs).mean()
 
 
 def _distance(
-    mine: Tensor, other: Tensor, counts: Tensor, kind: str, beta: float, sigma: Tensor | float
+    mine: Tensor,
+    other: Tensor,
+    counts: Tensor,
+    kind: str,
+    beta: float,
+    sigma: Tensor | float,
+    sync: bool,
 ) -> Tensor:
     """Mean over what counts: [B, G, K, d] twice, [B, G, K, 1] -> scalar."""
     if kind == "cosine":
         a, b = (torch.where(counts, x, 0.0).flatten(-2) for x in (mine, other))
         is_seen = counts.any(dim=-2).squeeze(-1)
         cosine = F.cosine_similarity(a, b, dim=-1, eps=1e-6)
-        return ((1.0 - cosine) * is_seen).sum() / is_seen.sum().clamp(min=1)
+        return ((1.0 - cosine) * is_seen).sum() / count_over_ranks(is_seen.sum(), sync=sync)
     if kind == "smooth_l1":
         error = F.smooth_l1_loss(mine, other, beta=beta, reduction="none") / sigma
     else:
         error = (mine - other).square() / sigma**2
-    return torch.where(counts, error, 0.0).sum() / (mine.shape[-1] * counts.sum()).clamp(min=1)
+    count = count_over_ranks(mine.shape[-1] * counts.sum(), sync=sync)
+    return torch.where(counts, error, 0.0).sum() / count

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from handmim.losses.keypoints.ranks import mean_over_ranks
+from handmim.utils.ranks import gathered, mean_over_ranks
 
 
 def spread_hinge(points: Tensor, min_std: float) -> Tensor:
@@ -66,20 +66,25 @@ def mean_shape(shapes: Tensor, *, num_rounds: int = 2, sync: bool = False) -> Te
     return reference
 
 
-def canonical_shapes(points: Tensor, reference: Tensor | None = None) -> Tensor:
+def canonical_shapes(
+    points: Tensor, reference: Tensor | None = None, *, sync: bool = False
+) -> Tensor:
     """Remove position, size and in-plane rotation, so that only articulation is left.
 
     Args:
         points: [..., K, d].
         reference: [K, d] unit shape to turn to; None takes the batch's own mean shape.
+        sync: the batch is that of all processes.
     Returns: [..., K * d].
     """
     shapes = unit_shapes(points)
-    reference = mean_shape(shapes.detach()) if reference is None else reference
+    reference = mean_shape(shapes.detach(), sync=sync) if reference is None else reference
     return turned_to(shapes, reference).flatten(-2)
 
 
-def articulation_variance(points: Tensor, min_std: float, covariance_weight: float) -> Tensor:
+def articulation_variance(
+    points: Tensor, min_std: float, covariance_weight: float, *, sync: bool = False
+) -> Tensor:
     """VICReg-like hinge on canonical shapes: each coordinate must vary over the batch, none twice.
 
     Args:
@@ -87,11 +92,13 @@ def articulation_variance(points: Tensor, min_std: float, covariance_weight: flo
         min_std: standard deviation asked of every coordinate.
         covariance_weight: weight of the squared off-diagonal covariances, summed and divided by
             the number of coordinates.
+        sync: the samples of all processes.
     Returns: scalar; 0 for fewer than two samples.
     """
-    if len(points) < 2:
-        return points.sum() * 0.0
-    q = canonical_shapes(points)
+    q = canonical_shapes(points, sync=sync)
+    q = gathered(q)[0] if sync else q
+    if len(q) < 2:
+        return q.sum() * 0.0
     q = q - q.mean(dim=0)
     cov = q.T @ q / (len(q) - 1)
     std = (cov.diagonal() + 1e-8).sqrt()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from handmim.contracts import Tokens
 from handmim.geometry.camera import cell_centres_ndc
+from handmim.models.batch_norm import BatchNorm1d
 from handmim.models.heads.mlp import mlp
 
 
@@ -182,7 +183,8 @@ class SoftArgmaxKeypoints(nn.Module):
 class LatentPoints(nn.Module):
     """PeCLR's projection: the class token as K unbounded points of a latent plane.
 
-    Batch statistics as there; every view has to be seen the same way (nothing masked).
+    Batch statistics as there, over all processes; every view has to be seen the same way (nothing
+    masked).
 
     Args:
         dim: width of the class token.
@@ -200,7 +202,7 @@ class LatentPoints(nn.Module):
         self.num_keypoints = num_keypoints
         layers: list[nn.Module] = []
         for _ in range(num_hidden):
-            layers += [nn.Linear(dim, hidden_dim), nn.BatchNorm1d(hidden_dim), nn.ReLU()]
+            layers += [nn.Linear(dim, hidden_dim), BatchNorm1d(hidden_dim), nn.ReLU()]
             dim = hidden_dim
         self.project = nn.Sequential(*layers, nn.Linear(dim, num_keypoints * 2))
 

@@ -1,0 +1,51 @@
+"""Batch norm over the batches of all processes, on every device: torch's own synchronised one runs
+on GPUs alone."""
+
+import torch
+from torch import Tensor, nn
+
+from handmim.utils.ranks import is_spread_out, sum_over_ranks
+
+
+class _OverRanks(nn.modules.batchnorm._BatchNorm):
+    """As torch's in evaluation and in a single process; the names of its state are the same.
+
+    Running statistics, momentum and scale are those of the constructor's defaults.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, ...] to the same."""
+        if not (self.training and is_spread_out()):
+            return super().forward(x)
+        self._check_input_dim(x)
+        with torch.autocast(x.device.type, enabled=False):
+            rows = x.float().transpose(0, 1).flatten(1)  # [C, n]
+            own = rows.new_full((1,), rows.shape[1])
+            total = sum_over_ranks(torch.cat([rows.sum(dim=1), own]))
+            num, mean = total[-1], total[:-1] / total[-1]
+            centred = rows - mean[:, None]
+            var = sum_over_ranks(centred.square().sum(dim=1)) / num
+            self._follow(mean.detach(), var.detach() * num / (num - 1).clamp(min=1))
+            y = centred * (var + self.eps).rsqrt()[:, None]
+            y = y * self.weight[:, None] + self.bias[:, None]
+        shape = x.shape[1], x.shape[0], *x.shape[2:]
+        return y.view(shape).transpose(0, 1).to(x.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, var: Tensor) -> None:
+        """Move the running statistics, as torch does."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var, self.momentum)
+
+
+class BatchNorm1d(_OverRanks, nn.BatchNorm1d):
+    """`torch.nn.BatchNorm1d` over all processes."""
+
+
+class BatchNorm2d(_OverRanks, nn.BatchNorm2d):
+    """`torch.nn.BatchNorm2d` over all processes."""

@@ -1,0 +1,115 @@
+"""How many processes a launcher started: torchrun and Slurm, as their environment variables say."""
+
+import os
+from typing import Any, NamedTuple
+
+from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
+
+OPEN = (1, "1", -1, "-1", "auto")  # values of machine.devices that leave the number to a launcher
+# Numbers of processes that other launchers set. Fabric reads none of them.
+OTHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE")
+
+
+class Launched(NamedTuple):
+    """Processes that a launcher started, this one among them."""
+
+    by: str  # "torchrun" | "Slurm"
+    per_node: int
+    num_nodes: int
+
+    @property
+    def total(self) -> int:
+        """Number of processes."""
+        return self.per_node * self.num_nodes
+
+
+def launched() -> Launched | None:
+    """What the launcher of this process says; None where no launcher is known.
+
+    Raises: ValueError for nodes with different numbers of processes.
+    """
+    # torchrun first, as in Fabric: it is also started inside Slurm's jobs.
+    if TorchElasticEnvironment.detect():
+        total, per_node = _number("WORLD_SIZE"), _number("LOCAL_WORLD_SIZE")
+        return _checked(Launched("torchrun", per_node, max(1, total // per_node)), total)
+    is_interactive = SLURMEnvironment.job_name() in ("bash", "interactive")
+    if "SLURM_NTASKS" in os.environ and not is_interactive:
+        total = _number("SLURM_NTASKS")
+        num_nodes = min(total, _number("SLURM_NNODES"))
+        return _checked(Launched("Slurm", total // num_nodes, num_nodes), total)
+    return None
+
+
+def _number(name: str) -> int:
+    value = os.environ.get(name, "1")
+    if not value.isdecimal() or int(value) < 1:
+        raise ValueError(f"the variable {name} must be a positive integer, got {value!r}")
+    return int(value)
+
+
+def _checked(found: Launched, total: int) -> Launched:
+    if found.total != total:
+        raise ValueError(
+            f"{found.by} started {total} processes on {found.num_nodes} nodes, but as many are "
+            "required on each (torchrun --nproc_per_node, srun --ntasks-per-node)"
+        )
+    return found
+
+
+def devices_of(devices: Any, num_nodes: int) -> tuple[Any, int]:
+    """Devices per node and number of nodes of a run, the launcher's where the settings are open.
+
+    Args:
+        devices: as Lightning Fabric takes them (machine.devices).
+        num_nodes: likewise (machine.num_nodes).
+    Raises: ValueError for settings that the launcher contradicts, and for several processes of a
+        launcher that Fabric does not know.
+    """
+    found = launched()
+    if found is None:
+        _refuse_others(devices, num_nodes)
+        return devices, num_nodes
+    if found.by == "Slurm":
+        if found.total == 1:  # a task that may start processes of its own
+            return devices, num_nodes
+        # Fabric requires it, but srun sets it only where --ntasks-per-node was given.
+        os.environ["SLURM_NTASKS_PER_NODE"] = str(found.per_node)
+    is_open = devices in OPEN
+    if not (is_open or _count(devices) == found.per_node) or num_nodes not in (1, found.num_nodes):
+        raise ValueError(
+            f"{found.by} started {found.per_node} processes on each of {found.num_nodes} nodes, "
+            f"got machine.devices={devices} machine.num_nodes={num_nodes}: leave both out, or set "
+            f"machine.devices={found.per_node} machine.num_nodes={found.num_nodes}"
+        )
+    return (found.per_node if is_open else devices), found.num_nodes
+
+
+def _count(devices: Any) -> int:
+    if isinstance(devices, str):
+        return int(devices) if devices.isdecimal() else len(devices.strip(",").split(","))
+    return devices if isinstance(devices, int) else len(devices)
+
+
+def _refuse_others(devices: Any, num_nodes: int) -> None:
+    # Fabric sets WORLD_SIZE too, beside NODE_RANK, once it has started processes itself.
+    if devices not in OPEN or num_nodes > 1 or "NODE_RANK" in os.environ:
+        return
+    for name in OTHERS:
+        if (total := _number(name)) > 1:
+            raise ValueError(
+                f"{name}={total} in the environment says that {total} processes were started, but "
+                f"each would train by itself: start them with torchrun --nproc_per_node={total}, "
+                f"or unset {name} (machine.devices)"
+            )
+
+
+def require_one_process(name: str) -> None:
+    """Refuse to run a tool in several processes, each of which would write the same files.
+
+    Raises: ValueError.
+    """
+    found = launched()
+    if found is not None and found.total > 1:
+        raise ValueError(
+            f"{name} runs as one process, but {found.by} started {found.total}: start it as one"
+        )

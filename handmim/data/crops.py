@@ -1,8 +1,8 @@
-"""Unlabeled crops from any tree of pictures: no labels, no metadata, no class folders."""
+"""Unlabeled crops from any tree of images: no labels, no metadata, no class folders."""
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,48 +12,73 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from handmim.contracts import CropSample
-from handmim.data.decode import FITS, UnreadableImage, read_rgb
-from handmim.render.background import PHOTO_SUFFIXES
+from handmim.images.decode import (
+    FITS,
+    MAX_MEGAPIXELS,
+    Picture,
+    UnreadableImage,
+    not_too_long,
+    read_image,
+)
+from handmim.images.files import ImageTree, find_images
+from handmim.images.maps import find_maps
+from handmim.images.names import printable, shown
 
 log = logging.getLogger(__name__)
 
 GROUPINGS = ("none", "folder")
-SHOWN = 10  # unreadable files named in one log line
 
 
-def list_pictures(root: Path) -> list[str]:
-    """Paths of all pictures below `root`, relative and sorted; hidden files are left out, links
-    followed once.
+def find_photos(
+    root: Path,
+    look: Callable[[str], Picture | None],
+    *,
+    exclude: Sequence[str] = (),
+    include_all: bool = False,
+) -> ImageTree:
+    """The photos of a folder tree, and what is left out.
 
-    Raises: ValueError when there is no folder or no picture.
+    Args:
+        root: folder.
+        look: image of a relative path, None where it cannot be read; called for a few images of
+            each folder.
+        exclude: patterns of relative paths that are left out.
+        include_all: also take masks, depth maps, and images of training runs.
+    Raises: ValueError when there is no folder or no image.
     """
-    if not root.is_dir():
-        what = f"{root} is a file: data=packed?" if root.is_file() else f"no folder {root}"
-        raise ValueError(f"{what} (data.root=DIR)")
+    tree = find_images(root, exclude, with_runs=include_all)
+    for kind, names in find_maps(tree.names, look).items() if not include_all else ():
+        tree.leave_out(f"{kind} (data.train.include_all=true keeps them)", names)
+    return tree
 
-    def walk(folder: str, seen: frozenset[str]) -> Iterator[str]:
-        real = os.path.realpath(folder)
-        if real in seen:
-            return
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    yield from walk(entry.path, seen | {real})
-                elif entry.name.lower().endswith(PHOTO_SUFFIXES):
-                    yield os.path.relpath(entry.path, root)
 
-    names = sorted(walk(str(root), frozenset()))
-    if not names:
-        raise ValueError(
-            f"no {'/'.join(s[1:] for s in PHOTO_SUFFIXES)} picture below {root} (data.root=DIR)"
-        )
-    return names
+def log_left_out(tree: ImageTree) -> None:
+    """What is left out of a tree, and labelled benchmarks in it, as log lines."""
+    account = tree.account()
+    if account is not None:
+        log.log(logging.WARNING if tree.is_remarkable else logging.INFO, account)
+    for text in labelled_benchmarks(tree):
+        log.warning(text)
+
+
+def labelled_benchmarks(tree: ImageTree) -> Iterator[str]:
+    """A warning for each labelled dataset that is used as a plain folder."""
+    for name, use, folder in tree.benchmarks:
+        prefix = f"{folder}/" if folder else ""
+        scored = sum(n.startswith(prefix) for n in tree.names)
+        where = printable(str(tree.root))
+        if scored:
+            yield (
+                f"{where} holds {name}, a labelled benchmark: {scored} of its evaluation images "
+                f"would be seen in pretraining ({use} reads the training images only; "
+                f"data.train.exclude=['{prefix}*'] leaves them out)"
+            )
+        elif folder:
+            yield f"{where} holds {name}, a labelled dataset: {use} reads it with its labels"
 
 
 def square(image: NDArray[np.uint8], side: int, fit: str) -> NDArray[np.uint8]:
-    """A picture as [side, side, 3].
+    """An image as [side, side, 3].
 
     Args:
         image: [H, W, 3].
@@ -61,6 +86,7 @@ def square(image: NDArray[np.uint8], side: int, fit: str) -> NDArray[np.uint8]:
         fit: "contain" keeps everything and continues the short sides by reflection; "cover" cuts
             the long ones.
     """
+    image = not_too_long(image) if fit == "cover" else image
     height, width = image.shape[:2]
     scale = side / (max(height, width) if fit == "contain" else min(height, width))
     new = max(1, round(width * scale)), max(1, round(height * scale))
@@ -90,14 +116,25 @@ def group_of(name: str, group_by: str) -> str | None:
     return Path(name).parent.as_posix() if group_by == "folder" else None
 
 
-def named_unreadable(names: Sequence[str], total: int) -> str:
-    """A log line on pictures that are left out."""
-    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-    return f"skipped {len(names)} unreadable of {total} pictures: {shown}"
+def named_unreadable(reasons: Mapping[str, str], total: int) -> str:
+    """A log line on images that are left out.
+
+    Args:
+        reasons: why, by name.
+        total: number of images.
+    """
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(name)
+    texts = [f"{shown(names)} ({reason})" for reason, names in by_reason.items()]
+    return f"skipped {len(reasons)} unreadable of {total} images: {'; '.join(texts)}"
 
 
 class CropFolder(Dataset[CropSample]):
-    """Every readable jpg, png and webp below a folder, as square crops.
+    """Every readable photo below a folder, as square crops; all formats of `images.files.ENDINGS`.
+
+    Masks, depth maps, output of training runs, and files that are no images are left out, counted
+    and named.
 
     Args:
         root: folder; read recursively.
@@ -105,8 +142,11 @@ class CropFolder(Dataset[CropSample]):
         fit: "contain" (nothing is lost, borders are reflected) or "cover" (centre square).
         verify: decode every file once at the start, so that unreadable ones are known, named and
             left out.
-        group_by: "folder" when pictures of one folder show nearly the same hand (frames of a
+        group_by: "folder" when images of one folder show nearly the same hand (frames of a
             video), so that they are no negatives of each other; "none" otherwise.
+        exclude: patterns of relative paths that are left out, such as "evaluation/*".
+        include_all: also take what looks like masks and maps, and images of training runs.
+        max_megapixels: larger images are refused before they are decoded.
     Raises: ValueError when nothing readable is found.
     """
 
@@ -118,39 +158,58 @@ class CropFolder(Dataset[CropSample]):
         fit: str = "contain",
         verify: bool = True,
         group_by: str = "none",
+        exclude: Sequence[str] = (),
+        include_all: bool = False,
+        max_megapixels: float = MAX_MEGAPIXELS,
     ) -> None:
         if fit not in FITS:
             raise ValueError(f"fit must be one of {FITS}, got {fit!r} (data.train.fit)")
         check_grouping(group_by)
-        self.group_by = group_by
+        self.group_by, self.max_megapixels = group_by, max_megapixels
         self.root, self.image_px, self.fit = Path(root), image_px, fit
-        found = list_pictures(self.root)
-        self.unreadable = self._find_unreadable(found) if verify else []
-        bad = set(self.unreadable)
-        self.names = [name for name in found if name not in bad]
-        if bad:
-            log.warning(named_unreadable(self.unreadable, len(found)))
+        tree = find_photos(self.root, self._look, exclude=exclude, include_all=include_all)
+        log_left_out(tree)
+        reasons = self._find_unreadable(tree.names) if verify else {}
+        self.unreadable = list(reasons)
+        self.names = [name for name in tree.names if name not in reasons]
+        where, skipped = printable(str(root)), named_unreadable(reasons, len(tree.names))
         if not self.names:
-            raise ValueError(
-                f"none of the {len(found)} pictures below {root} can be read (data.root)"
-            )
-        log.info("%d unlabeled pictures below %s", len(self.names), root)
+            raise ValueError(f"none of the images below {where} can be read: {skipped} (data.root)")
+        if reasons:
+            log.warning(skipped)
+        log.info("%d unlabeled images below %s", len(self.names), where)
 
-    def _find_unreadable(self, names: list[str]) -> list[str]:
+    def _find_unreadable(self, names: list[str]) -> dict[str, str]:
+        """Why an image cannot be read, by name."""
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            readable = pool.map(lambda name: read_rgb(self.root / name) is not None, names)
-        return [name for name, ok in zip(names, readable, strict=True) if not ok]
+            reasons = pool.map(self._reason, names)
+            return {n: reason for n, reason in zip(names, reasons, strict=True) if reason}
+
+    def _reason(self, name: str) -> str | None:
+        try:
+            self._read(name)
+        except UnreadableImage as error:
+            return error.reason
+        return None
+
+    def _look(self, name: str) -> Picture | None:
+        try:
+            return read_image(self.root / name, max_megapixels=self.max_megapixels)
+        except UnreadableImage:
+            return None
+
+    def _read(self, name: str) -> Picture:
+        return read_image(
+            f"{self.root}/{name}", self.image_px, self.fit, max_megapixels=self.max_megapixels
+        )
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> CropSample:
         name = self.names[index]
-        image = read_rgb(self.root / name, self.image_px, self.fit)
-        if image is None:
-            raise UnreadableImage(self.root / name, "the file is gone or damaged")
         return CropSample(
-            image=square(image, self.image_px, self.fit),
+            image=square(self._read(name), self.image_px, self.fit),
             sample_id=name,
             group=group_of(name, self.group_by),
         )

@@ -28,7 +28,9 @@ def _stacked(pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
 
 def group_number(group: str) -> int:
     """A group's name as a number that fits int64 and is the same in every process and run."""
-    return int.from_bytes(blake2b(group.encode(), digest_size=8).digest(), "big", signed=True)
+    return int.from_bytes(
+        blake2b(group.encode(errors="surrogatepass"), digest_size=8).digest(), "big", signed=True
+    )
 
 
 def collate_crops(samples: Sequence[CropSample | HandSample]) -> CropBatch:

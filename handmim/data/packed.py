@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 
 from handmim.contracts import CropSample
 from handmim.data.crops import check_grouping, group_of
-from handmim.data.decode import UnreadableImage, decode_rgb
+from handmim.images.decode import UnreadableImage, decode_rgb
 
 MAGIC, VERSION = b"HMcrops\n", 1
 HEAD = struct.Struct("<8sIIQQ32s")

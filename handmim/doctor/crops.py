@@ -1,14 +1,16 @@
-"""Unlabeled pictures for pretraining."""
+"""Unlabeled images for pretraining: what `data=folder` reads and leaves out, and of what size."""
 
 import hashlib
 import os
 from collections import defaultdict
 from pathlib import Path
 
-from handmim.data.crops import list_pictures
-from handmim.data.decode import read_rgb
+from handmim.data.crops import find_photos, labelled_benchmarks
 from handmim.doctor.findings import Finding, Notes, shown
 from handmim.doctor.sampling import spread
+from handmim.images.decode import UnreadableImage, read_image, read_rgb
+from handmim.images.files import ENDINGS
+from handmim.images.names import printable
 
 TINY_PX = 48  # shorter side, below which there is nothing to learn at 224 px
 MOST_HASHED = 20_000
@@ -16,16 +18,23 @@ MANY = 0.01  # share of duplicates that is worth a warning
 
 
 def examine_crops(root: Path, num_checked: int) -> list[Finding]:
-    """Findings on a tree of pictures.
+    """Findings on a tree of images.
 
     Args:
         root: folder.
-        num_checked: pictures that are decoded.
+        num_checked: images that are decoded.
     """
     notes = Notes()
-    with notes.guard("crops-pictures", "name a folder with jpg, png or webp files: crops=DIR"):
-        names = list_pictures(root)
-        notes.ok("crops-pictures", f"{len(names)} pictures below {root}")
+    fix = f"name a folder with image files ({' '.join(ENDINGS)}): crops=DIR"
+    with notes.guard("crops-pictures", fix):
+        tree = find_photos(root, lambda name: read_rgb(root / name))
+        names, account = tree.names, tree.account()
+        notes.ok("crops-pictures", f"{len(names)} images below {printable(str(root))}")
+        if account is not None:
+            bad = "look at the files named; pretraining does not read them"
+            notes.judge(not tree.is_remarkable, "crops-left-out", account, bad, bad="warning")
+        for text in labelled_benchmarks(tree):
+            notes.warning("crops-benchmark", text, "read it as a labelled dataset, or exclude it")
         with notes.guard("crops-size", "look at the files named"):
             _decode(notes, root, [names[i] for i in spread(len(names), num_checked)])
         with notes.guard("crops-duplicates", "look at the files named"):
@@ -34,19 +43,20 @@ def examine_crops(root: Path, num_checked: int) -> list[Finding]:
 
 
 def _decode(notes: Notes, root: Path, names: list[str]) -> None:
-    damaged, tiny, sides = [], [], []
+    damaged, tiny, sides = list[str](), list[str](), list[int]()
     for name in names:
-        picture = read_rgb(root / name)
-        if picture is None:
-            damaged.append(name)
+        try:
+            image = read_image(root / name)
+        except UnreadableImage as error:
+            damaged.append(f"{printable(name)} ({error.reason})")
             continue
-        sides.append(min(picture.shape[:2]))
+        sides.append(min(image.shape[:2]))
         if sides[-1] < TINY_PX:
-            tiny.append(name)
+            tiny.append(printable(name))
     notes.judge(
         not damaged,
         "crops-unreadable",
-        f"{len(damaged)} of {len(names)} pictures looked at cannot be decoded"
+        f"{len(damaged)} of {len(names)} images looked at cannot be read"
         + (f": {shown(damaged)}" if damaged else ""),
         "they are left out of training; delete them or copy them again",
         bad="warning" if sides else "error",

@@ -9,11 +9,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from handmim.images.decode import UnreadableImage, not_too_long, read_image
+from handmim.images.files import find_images
+from handmim.images.names import printable
+
 log = logging.getLogger(__name__)
 
 Picture = NDArray[np.float32]  # [S, S, 3] RGB in [0, 1]
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 # Muted colours of walls, wood, cloth, plants and sky; saturation is drawn down further per picture.
 MATERIALS = (
     np.array(
@@ -93,23 +96,35 @@ def load_photos(folder: str | Path, size: int, limit: int = 500) -> list[Picture
     Raises: ValueError when the folder is missing or holds no readable picture.
     """
     folder = Path(folder)
-    names = sorted(p for p in folder.rglob("*") if p.suffix.lower() in PHOTO_SUFFIXES)[:limit]
+    if not folder.is_dir():
+        raise ValueError(f"no folder {printable(str(folder))} (scene.photos_dir)")
+    try:
+        tree = find_images(folder)
+    except ValueError as error:
+        raise ValueError(f"{error} (scene.photos_dir)") from error
+    account = tree.account()
+    if account is not None and tree.is_remarkable:
+        log.warning(account)
     out: list[Picture] = []
     unreadable: list[str] = []
-    for name in names:
-        image = cv2.imread(str(name), cv2.IMREAD_COLOR)
-        if image is None:
-            unreadable.append(name.name)
+    for name in sorted(tree.names, key=lambda name: Path(name).parts)[:limit]:
+        try:
+            image = not_too_long(read_image(folder / name))
+        except UnreadableImage as error:
+            unreadable.append(f"{printable(name)} ({error.reason})")
             continue
         scale = size / min(image.shape[:2])
         image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         top, left = (image.shape[0] - size) // 2, (image.shape[1] - size) // 2
-        cut = image[top : top + size, left : left + size, ::-1].astype(np.float32)
+        cut = image[top : top + size, left : left + size].astype(np.float32)
         out.append(cut / np.float32(255))
     if unreadable:
         log.warning("skipped %d unreadable photos: %s", len(unreadable), ", ".join(unreadable[:5]))
     if not out:
-        raise ValueError(f"no readable {'/'.join(PHOTO_SUFFIXES)} in {folder} (scene.photos_dir)")
+        raise ValueError(
+            f"none of the {len(tree.names)} images of {printable(str(folder))} can be read "
+            "(scene.photos_dir)"
+        )
     return out
 
 

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from handmim.contracts import CropSample
-from handmim.data.crops import CropFolder, list_pictures, square
+from handmim.data.crops import CropFolder, square
 from handmim.data.decode import read_rgb
 from handmim.data.loader import collate_crops, group_number
+from handmim.images.files import find_images
 
 
 def paint(path, height=40, width=30, colour=(10, 60, 200)):
@@ -29,7 +30,9 @@ def test_any_tree_is_read_without_labels_or_class_folders(tmp_path, caplog):
         data = CropFolder(tmp_path, image_px=24)
     assert data.names == ["b.png", "deep/c.webp", "deep/er/a.JPG"]
     assert data.unreadable == ["broken.jpeg", "empty.png"]
-    assert "skipped 2 unreadable of 5 pictures: broken.jpeg, empty.png" in caplog.text
+    assert "skipped 2 unreadable of 5 images: broken.jpeg (it is damaged" in caplog.text
+    assert "empty.png (it is empty)" in caplog.text
+    assert "1 of 6 files below" in caplog.text
     batch = collate_crops([data[i] for i in range(3)])
     assert batch.image.shape == (3, 3, 24, 24)
     np.testing.assert_allclose(data[0].image.mean(axis=(0, 1)), (10, 60, 200), atol=3)
@@ -38,7 +41,7 @@ def test_any_tree_is_read_without_labels_or_class_folders(tmp_path, caplog):
 def test_links_are_followed_once(tmp_path):
     paint(tmp_path / "a" / "x.png")
     os.symlink(tmp_path, tmp_path / "a" / "loop", target_is_directory=True)
-    assert list_pictures(tmp_path) == ["a/x.png"]
+    assert find_images(tmp_path).names == ["a/x.png"]
 
 
 @pytest.mark.parametrize("fill", ["missing", "empty", "unreadable"])
@@ -63,7 +66,7 @@ def test_a_file_that_vanishes_is_named(tmp_path):
 
 def test_grey_alpha_and_16_bit_pictures_become_rgb(tmp_path):
     cv2.imwrite(str(tmp_path / "grey.png"), np.full((8, 8), 90, np.uint8))
-    cv2.imwrite(str(tmp_path / "alpha.png"), np.full((8, 8, 4), 90, np.uint8))
+    cv2.imwrite(str(tmp_path / "alpha.png"), np.full((8, 8, 4), (90, 90, 90, 255), np.uint8))
     cv2.imwrite(str(tmp_path / "deep.png"), np.full((8, 8, 3), 90 * 257, np.uint16))
     for name in ("grey", "alpha", "deep"):
         image = read_rgb(tmp_path / f"{name}.png")

@@ -6,9 +6,9 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from handmim.data import decode
 from handmim.data.crops import CropFolder, square
-from handmim.data.decode import JpegHead, decode_rgb, jpeg_head, reduction, turbo
+from handmim.images import decode
+from handmim.images.decode import JpegHead, decode_rgb, jpeg_head, reduction, turbo
 
 SIDES = [(64, 48), (61, 95), (8, 8), (1, 1), (33, 257)]
 

@@ -420,7 +420,7 @@ def test_sound_photos_have_no_faults(sound_keypoints):
     assert not problems(findings), findings
     findings = examine_crops(sound_keypoints / "images", 64)
     assert not problems(findings), findings
-    assert "6 pictures" in findings[0].text
+    assert "6 images" in findings[0].text
 
 
 def test_scores_of_photos_are_told(tmp_path, sound_keypoints):

@@ -1,0 +1,241 @@
+"""Image files to RGB: JPEGs quickly and, for a small crop, at a smaller scale; other formats by
+`handmim.images.formats`.
+
+The size is known before pixels are decoded, and only regular files are opened.
+
+JPEGs go through libjpeg-turbo where simplejpeg is installed (pip install handmim[fast]), which is
+quicker than OpenCV and gives the same pixels: results do not depend on what is installed.
+"""
+
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from handmim.contracts import UnreadableSample
+from handmim.images.formats import (
+    DAMAGED,
+    ORIENTATION,
+    check_size,
+    decoded,
+    described,
+    format_of,
+    tiff_tag,
+)
+from handmim.images.names import printable
+
+Picture = NDArray[np.uint8]  # [H, W, 3] RGB
+
+FITS = ("contain", "cover")
+REDUCED = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+MAX_MEGAPIXELS = 200.0
+BYTES_PER_PIXEL = 16  # four floats: no image file needs more, apart from its head
+HEAD_BYTES = 1 << 16
+MAX_ASPECT = 64  # a longer image is cut to this before it is scaled to its shorter side
+_APP1, _SCAN = 0xE1, 0xDA
+_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+
+
+class UnreadableImage(UnreadableSample):
+    """An image that cannot be read: its file, and why."""
+
+    def __str__(self) -> str:
+        if not self.reason:
+            return self.path
+        return f"{printable(self.path)} cannot be read: {self.reason}"
+
+
+@cache
+def turbo() -> ModuleType | None:
+    """simplejpeg, None where it is not installed."""
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    return simplejpeg
+
+
+class JpegHead(NamedTuple):
+    """What a JPEG's head says."""
+
+    height: int
+    width: int
+    orientation: int  # of EXIF, 1 = as it is
+
+
+def jpeg_head(raw: bytes) -> JpegHead | None:
+    """None for anything that is no JPEG or is broken before its pixels begin."""
+    orientation = 1
+    try:
+        for marker, content in _segments(raw):
+            if marker == _APP1 and content[:6] == b"Exif\0\0":
+                orientation = 1
+                with suppress(struct.error):
+                    found = tiff_tag(content[6:], ORIENTATION)
+                    orientation = 1 if found is None else found
+            elif marker in _FRAMES:
+                height, width = struct.unpack(">HH", content[1:5])
+                return JpegHead(height, width, orientation) if height and width else None
+    except (struct.error, IndexError, ValueError):
+        pass
+    return None
+
+
+def _segments(raw: bytes) -> Iterator[tuple[int, bytes]]:
+    """Markers and what follows them, up to the pixels."""
+    if raw[:2] != b"\xff\xd8":
+        return
+    at = raw.index(b"\xff", 2)
+    while True:
+        marker = raw[at + 1]
+        if marker in (0x00, 0xFF):  # filling, or other bytes between segments: libjpeg skips them
+            at = raw.index(b"\xff", at + 1)
+            continue
+        if marker == _SCAN:
+            return
+        (length,) = struct.unpack_from(">H", raw, at + 2)
+        yield marker, raw[at + 4 : at + 2 + length]
+        at = raw.index(b"\xff", at + 2 + length)
+
+
+def reduction(height: int, width: int, side: int | None, fit: str) -> int:
+    """Largest of 8, 4, 2, 1 by which a picture may shrink while decoded and still be scaled down,
+    not up, to `side`; None wants all of it."""
+    if side is None:
+        return 1
+    length = max(height, width) if fit == "contain" else min(height, width)
+    return next(by for by in (8, 4, 2, 1) if -(-length // by) >= side or by == 1)
+
+
+def decode_image(
+    raw: bytes,
+    name: str | Path,
+    side: int | None = None,
+    fit: str = "contain",
+    *,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> Picture:
+    """An image file's pixels with EXIF rotation applied, whatever its format.
+
+    Args:
+        raw: content of the file.
+        name: of the file, for errors.
+        side: of the square crop that will be made of it; None gives all pixels.
+        fit: how (`crops.square`): the longer ("contain") or shorter side ("cover") counts.
+        max_megapixels: a file with more pixels is refused before they are decoded.
+    Returns: [H, W, 3] uint8.
+    Raises: UnreadableImage.
+    """
+    kind = format_of(raw)
+    try:
+        if kind is None:
+            raise ValueError(described(raw))
+        if kind != "JPEG":
+            return decoded(raw, kind, max_megapixels)
+        head = jpeg_head(raw)
+        if head is None:
+            raise ValueError(DAMAGED)
+        check_size(head.height, head.width, max_megapixels)
+    except ValueError as error:
+        raise UnreadableImage(name, str(error)) from error
+    image = _jpeg(raw, head, reduction(head.height, head.width, side, fit))
+    if image is None:
+        raise UnreadableImage(name, DAMAGED)
+    return image
+
+
+def _jpeg(raw: bytes, head: JpegHead, by: int) -> Picture | None:
+    codec = turbo()
+    if codec is not None and head.orientation in (0, 1):
+        try:
+            return codec.decode_jpeg(
+                raw,
+                "RGB",
+                min_height=-(-head.height // by) if by > 1 else 0,
+                min_width=-(-head.width // by) if by > 1 else 0,
+            )
+        except ValueError:  # CMYK, cut short: OpenCV decodes as much as it can
+            pass
+    try:
+        image = cv2.imdecode(np.frombuffer(raw, np.uint8), REDUCED[by])
+    except cv2.error:
+        return None
+    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_image(
+    path: str | Path,
+    side: int | None = None,
+    fit: str = "contain",
+    *,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> Picture:
+    """`decode_image` of a file. FIFOs, devices and links to them are never opened.
+
+    Raises: UnreadableImage.
+    """
+    raw = read_bytes(path, max_megapixels)
+    return decode_image(raw, path, side, fit, max_megapixels=max_megapixels)
+
+
+def read_bytes(path: str | Path, max_megapixels: float = MAX_MEGAPIXELS) -> bytes:
+    """An image file's content; the rest of a file that does not begin as an image is left unread.
+
+    Raises: UnreadableImage for what is no regular file, cannot be opened, or is larger than an
+        image of `max_megapixels` can be.
+    """
+    try:
+        facts = os.stat(path)
+        if not stat.S_ISREG(facts.st_mode):
+            raise ValueError("it is no regular file")
+        with open(path, "rb", buffering=0) as file:
+            raw = file.read(HEAD_BYTES)
+            if format_of(raw) is None or facts.st_size <= len(raw):
+                return raw
+            if facts.st_size > max_megapixels * 1e6 * BYTES_PER_PIXEL + HEAD_BYTES:
+                raise ValueError(
+                    f"the file of {facts.st_size / 2**30:.1f} GiB is larger than any image may be "
+                    "(data.max_megapixels)"
+                )
+            return raw + file.readall()
+    except OSError as error:
+        raise UnreadableImage(path, error.strerror or str(error)) from error
+    except ValueError as error:  # also a null character in the name
+        raise UnreadableImage(path, str(error)) from error
+
+
+def not_too_long(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The centre of an image whose longer side is above `MAX_ASPECT` times the shorter: scaled to
+    its shorter side it would need that much more memory."""
+    height, width = image.shape[:2]
+    most = MAX_ASPECT * min(height, width)
+    top, left = max(0, (height - most) // 2), max(0, (width - most) // 2)
+    return image[top : top + most, left : left + most]
+
+
+def decode_rgb(raw: bytes, side: int | None = None, fit: str = "contain") -> Picture | None:
+    """`decode_image`, None when unreadable."""
+    with suppress(UnreadableImage):
+        return decode_image(raw, "", side, fit)
+    return None
+
+
+def read_rgb(path: Path, side: int | None = None, fit: str = "contain") -> Picture | None:
+    """`read_image`, None when unreadable."""
+    with suppress(UnreadableImage):
+        return read_image(path, side, fit)
+    return None

@@ -1,0 +1,209 @@
+"""Image files of a folder tree, and an account of what is left out of it. No pixels are decoded."""
+
+import os
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import NamedTuple
+
+from handmim.images.formats import format_of
+from handmim.images.names import printable, shown
+
+ENDINGS = (
+    ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm",
+    ".pgm", ".avif", ".jp2",
+)  # fmt: skip
+# Files beside images that nobody expects to be read.
+NOTES = {
+    ".json", ".txt", ".md", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".html", ".py", ".pkl", ".npy",
+    ".npz", ".mat", ".log", ".toml", ".ini", ".sha256", ".md5", ".db", ".bin", ".obj", ".ply",
+}  # fmt: skip
+RUN_FILES = ("run.json", "scalars.jsonl")  # one of them lies beside config.yaml
+LABELLED = (  # files and folders of a labelled dataset, its name, how it is read
+    ({"training_K.json", "training"}, "FreiHAND", "data=freihand"),
+    ({"evaluation_K.json", "evaluation"}, "FreiHAND", "data=freihand"),
+    ({"train.txt", "evaluation.txt", "evaluation"}, "HO-3D", "data=ho3d_v3 or data=ho3d_v2"),
+)
+EVALUATION = "evaluation"  # their folder of images that are scored
+RUN, NOT_REGULAR, LINK, FOLDER = (
+    "output of a run", "no regular file", "broken link", "folder that cannot be opened",
+)  # fmt: skip
+
+
+class Benchmark(NamedTuple):
+    """A labelled dataset found in a tree, or around it."""
+
+    name: str
+    use: str  # overrides that read it with its labels
+    evaluation: str  # folder of its evaluation images, relative to the tree; "" is all of it
+
+
+@dataclass
+class ImageTree:
+    """What a folder tree holds.
+
+    Args:
+        root: the folder.
+        names: paths of image files, relative and sorted.
+        left_out: by reason, relative paths that are not read.
+        endings: number of other files by ending.
+        benchmarks: labelled datasets among the folders.
+    """
+
+    root: Path
+    names: list[str] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    endings: Counter[str] = field(default_factory=Counter)
+    benchmarks: list[Benchmark] = field(default_factory=list)
+
+    def leave_out(self, reason: str, names: Iterable[str]) -> None:
+        """Move images from `names` to `left_out`."""
+        gone = set(names)
+        if gone:
+            self.left_out.setdefault(reason, []).extend(sorted(gone))
+            self.names = [name for name in self.names if name not in gone]
+
+    @property
+    def num_files(self) -> int:
+        """All files that were seen, hidden ones apart."""
+        return len(self.names) + self.endings.total() + sum(map(len, self.left_out.values()))
+
+    def account(self) -> str | None:
+        """What was left out in one line; None where that is nothing but notes or nothing."""
+        parts = [
+            f"{count} x {ending}" + ("" if ending in NOTES else " (not readable here)")
+            for ending, count in sorted(self.endings.items(), key=lambda item: -item[1])
+        ]
+        parts += [
+            f"{len(names)} x {reason}: {shown(names, 3)}" for reason, names in self.left_out.items()
+        ]
+        if not parts:
+            return None
+        number = self.num_files - len(self.names)
+        return (
+            f"{number} of {self.num_files} files below {printable(str(self.root))} left out: "
+            + ("; ".join(parts))
+        )
+
+    @property
+    def is_remarkable(self) -> bool:
+        """Whether more was left out than notes beside the images."""
+        return bool(self.left_out or set(self.endings) - NOTES)
+
+
+def find_images(root: Path, exclude: Sequence[str] = (), *, with_runs: bool = False) -> ImageTree:
+    """All image files below a folder, by ending in any case; every folder is visited once, links
+    are followed, hidden files left out.
+
+    FIFOs, devices, sockets, and links to them are named and never opened.
+
+    Args:
+        root: folder.
+        exclude: patterns of relative paths that are left out, such as "evaluation/*".
+        with_runs: also take the images of training runs.
+    Raises: ValueError when there is no folder or no image.
+    """
+    if not root.is_dir():
+        what = f"{root} is a file: data=packed?" if root.is_file() else f"no folder {root}"
+        raise ValueError(f"{printable(what)} (data.root=DIR)")
+    tree = ImageTree(root, benchmarks=_benchmarks_around(root))
+    seen: set[str] = set()
+    folders, links = deque([""]), deque[str]()  # what lies in the tree goes before links to it
+    while folders or links:
+        prefix = folders.popleft() if folders else links.popleft()
+        real = os.path.realpath(os.path.join(root, prefix))
+        if real in seen:
+            continue
+        seen.add(real)
+        found, inner, linked = _visit(tree, prefix)
+        folders.extend(inner)
+        links.extend(linked)
+        if found and not with_runs and is_run(root / prefix):
+            _note(tree, RUN, found)
+        else:
+            tree.names.extend(found)
+    tree.names.sort()
+    if exclude:
+        tree.leave_out(
+            "excluded (data.train.exclude)",
+            [name for name in tree.names if any(fnmatch(name, pattern) for pattern in exclude)],
+        )
+    if not tree.names:
+        account = tree.account()
+        raise ValueError(
+            f"no image file ({' '.join(ENDINGS)}) below {printable(str(root))}"
+            + (f": {account}" if account else "")
+            + " (data.root=DIR)"
+        )
+    return tree
+
+
+def _note(tree: ImageTree, reason: str, names: list[str]) -> None:
+    if names:
+        tree.left_out.setdefault(reason, []).extend(names)
+
+
+def _visit(tree: ImageTree, prefix: str) -> tuple[list[str], list[str], list[str]]:
+    """Images, folders and links to folders in one folder; `tree` takes note of the rest."""
+    images, folders, links = list[str](), list[str](), list[str]()
+    try:
+        with os.scandir(os.path.join(tree.root, prefix)) as listed:
+            entries = sorted(listed, key=lambda entry: entry.name)
+    except OSError:
+        _note(tree, FOLDER, [prefix or "."])
+        return images, folders, links
+    for entry in entries:
+        name, ending = entry.name, os.path.splitext(entry.name)[1].lower()
+        if name.startswith("."):
+            continue
+        path = os.path.join(prefix, name)
+        if entry.is_dir():
+            (links if entry.is_symlink() else folders).append(path)
+        elif not entry.is_file():
+            reason = LINK if entry.is_symlink() and not os.path.exists(entry.path) else NOT_REGULAR
+            _note(tree, reason, [path])
+        elif ending in ENDINGS:
+            images.append(path)
+        else:
+            tree.endings[_counted_as(entry.path, ending)] += 1
+    known = _labelled({entry.name for entry in entries})
+    if known:
+        tree.benchmarks.append(Benchmark(*known, os.path.join(prefix, EVALUATION)))
+    return images, folders, links
+
+
+def _labelled(names: set[str]) -> tuple[str, str] | None:
+    """Name and overrides of the labelled dataset that these names belong to."""
+    return next(((name, use) for marks, name, use in LABELLED if marks <= names), None)
+
+
+def _benchmarks_around(root: Path) -> list[Benchmark]:
+    """The labelled dataset whose evaluation folder a tree is, or lies in."""
+    inside = root.resolve()
+    for above in list(inside.parents)[:3]:
+        if inside.relative_to(above).parts[0] == EVALUATION:
+            with suppress(OSError):
+                known = _labelled(set(os.listdir(above)))
+                if known:
+                    return [Benchmark(*known, "")]
+    return []
+
+
+def _counted_as(path: str, ending: str) -> str:
+    if ending:
+        return printable(ending)
+    try:
+        with open(path, "rb", buffering=0) as file:
+            kind = format_of(file.read(32))
+    except OSError:
+        kind = None
+    return "no ending" if kind is None else f"{kind} image without an ending"
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a training run wrote the images of a folder."""
+    place = folder.parent if folder.name == "pictures" else folder
+    return (place / "config.yaml").is_file() and any((place / n).is_file() for n in RUN_FILES)

@@ -1,0 +1,253 @@
+"""Image files other than JPEG as 8-bit RGB: which format a file holds, its size before any pixel is
+decoded, its pixels.
+
+OpenCV decodes where it keeps all channels and bits, Pillow elsewhere. Animations and files of
+several pages give their first image.
+"""
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+Rgb = NDArray[np.uint8]  # [H, W, 3]
+
+GREY = 128  # shown where an image is transparent
+NARROW = 16  # a range below 1 / NARROW of its maximum is stretched: thermal and range cameras
+DEPTHS = (8, 10, 12, 14, 16, 32, 64)  # bits of an integer's range
+PATTERNS = (  # format, offset, first bytes
+    ("JPEG", 0, b"\xff\xd8"),
+    ("PNG", 0, b"\x89PNG\r\n\x1a\n"),
+    ("WEBP", 8, b"WEBP"),
+    ("GIF", 0, b"GIF8"),
+    ("AVIF", 4, b"ftypavif"),
+    ("AVIF", 4, b"ftypavis"),
+    ("JPEG2000", 0, b"\0\0\0\x0cjP  "),
+    ("JPEG2000", 0, b"\xff\x4f\xff\x51"),
+    ("BMP", 0, b"BM"),
+    *(("TIFF", 0, mark) for mark in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    *(("PPM", 0, b"P%d" % number) for number in range(1, 7)),
+)
+HEADERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
+    "PNG": PngImageFile,
+    "WEBP": WebPImageFile,
+    "GIF": GifImageFile,
+    "AVIF": AvifImageFile,
+    "JPEG2000": Jpeg2KImageFile,
+    "BMP": BmpImageFile,
+    "TIFF": TiffImageFile,
+    "PPM": PpmImageFile,
+}
+BY_PILLOW = ("GIF", "AVIF")  # OpenCV reads them in some builds only
+FOREIGN = (  # offset, first bytes, what the file is
+    (4, b"ftyp", "it is a HEIC image or a video: convert it to JPEG or PNG"),
+    (0, b"version https://git-lfs", "it is a pointer of Git LFS, not the file: run git lfs pull"),
+    (0, b"%PDF", "it is a PDF file"),
+    (0, b"PK\x03\x04", "it is a zip archive"),
+    (0, b"\x1f\x8b", "it is a gzip file"),
+)
+ORIENTATION, WIDTH, HEIGHT = 0x0112, 0x0100, 0x0101  # tags
+ORIENTED: dict[int, Callable[[Rgb], Rgb]] = {
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.swapaxes(0, 1),
+    6: lambda image: image[::-1].swapaxes(0, 1),
+    7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
+    8: lambda image: image.swapaxes(0, 1)[::-1],
+}
+DAMAGES = (
+    OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, EOFError,
+    struct.error, zlib.error, cv2.error,
+)  # fmt: skip
+DAMAGED = "it is damaged, or no image that OpenCV or Pillow reads"
+
+
+def format_of(raw: bytes) -> str | None:
+    """Format of a file by its first 32 bytes; None when it is no image that is read here."""
+    for name, offset, mark in PATTERNS:
+        if raw[offset : offset + len(mark)] == mark:
+            return name
+    return None
+
+
+def described(raw: bytes) -> str:
+    """Why a file that is no image cannot be read, by its first bytes."""
+    if not raw:
+        return "it is empty"
+    for offset, mark, what in FOREIGN:
+        if raw[offset : offset + len(mark)] == mark:
+            return what
+    if raw.lstrip()[:1] == b"<":
+        return "it is a web page or XML, no image"
+    return DAMAGED
+
+
+def tiff_tag(tiff: bytes, wanted: int) -> int | None:
+    """A number in the first directory of a TIFF file, or of EXIF data, which have the same form.
+
+    Raises: struct.error for a directory beyond the end.
+    """
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return None
+    (first,) = struct.unpack_from(f"{order}I", tiff, 4)
+    (num,) = struct.unpack_from(f"{order}H", tiff, first)
+    for entry in range(num):
+        position = first + 2 + 12 * entry
+        tag, kind = struct.unpack_from(f"{order}HH", tiff, position)
+        if tag == wanted:
+            number = struct.unpack_from(f"{order}{'I' if kind == 4 else 'H'}", tiff, position + 8)
+            return int(number[0])
+    return None
+
+
+def check_size(height: int, width: int, max_megapixels: float) -> None:
+    """Raises: ValueError for more pixels than are decoded."""
+    if height * width > max_megapixels * 1e6:
+        raise ValueError(
+            f"it has {width} x {height} pixels, more than {max_megapixels:g} megapixels "
+            "(data.max_megapixels)"
+        )
+
+
+def decoded(raw: bytes, name: str, max_megapixels: float) -> Rgb:
+    """Pixels of a file of a format in `HEADERS`, EXIF rotation applied.
+
+    Args:
+        raw: content.
+        name: format.
+        max_megapixels: most pixels that are decoded.
+    Returns: [H, W, 3] uint8; transparent areas are grey.
+    Raises: ValueError with the reason why it cannot be read.
+    """
+    try:
+        header: ImageFile | None = HEADERS[name](io.BytesIO(raw))
+    except DAMAGES:
+        header = None
+    if header is not None:
+        size = header.size
+    elif name == "TIFF":  # Pillow knows no colour TIFF of floats
+        size = _tiff_size(raw)
+    else:
+        raise ValueError(DAMAGED)
+    check_size(size[1], size[0], max_megapixels)
+    try:
+        pixels = _pixels(raw, name, header)
+    except DAMAGES as error:
+        raise ValueError(DAMAGED) from error
+    image = flattened(pixels)
+    turn = None if name == "TIFF" else ORIENTED.get(_orientation(raw, header))
+    return image if turn is None else np.ascontiguousarray(turn(image))
+
+
+def _tiff_size(raw: bytes) -> tuple[int, int]:
+    try:
+        width, height = tiff_tag(raw, WIDTH), tiff_tag(raw, HEIGHT)
+    except struct.error:
+        width = height = None
+    if not width or not height:
+        raise ValueError(DAMAGED)
+    return width, height
+
+
+def _orientation(raw: bytes, header: ImageFile | None) -> int:
+    """Of EXIF. `getexif` of a PNG without it would decode the pixels, hence the look before."""
+    try:
+        if header is not None and "exif" in header.info:
+            return int(header.getexif().get(ORIENTATION, 1))
+        at = raw.rfind(b"eXIf")  # a PNG's may stand behind its pixels
+        return (at > 0 and tiff_tag(raw[at + 4 :], ORIENTATION)) or 1
+    except DAMAGES:
+        return 1
+
+
+def _pixels(raw: bytes, name: str, header: ImageFile | None) -> NDArray[np.generic]:
+    """[H, W], [H, W, 3] or [H, W, 4], channels as RGB and alpha, of any number type."""
+    pixels = None
+    if name not in BY_PILLOW:
+        pixels = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
+    has_alpha = header is not None and header.has_transparency_data
+    if pixels is not None and (
+        not has_alpha or pixels.shape[2:] == (4,) or pixels.dtype != np.uint8
+    ):
+        to_rgb = {(3,): cv2.COLOR_BGR2RGB, (4,): cv2.COLOR_BGRA2RGBA}.get(pixels.shape[2:])
+        if to_rgb is None or pixels.dtype in (np.uint8, np.uint16, np.float32):
+            return pixels if to_rgb is None else cv2.cvtColor(pixels, to_rgb)
+        return pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+    if header is None:
+        raise ValueError(DAMAGED)
+    if header.mode in ("F", "I") or header.mode.startswith("I;16"):
+        return np.asarray(header)
+    return np.asarray(header.convert("RGBA" if has_alpha else "RGB"))
+
+
+def flattened(pixels: NDArray[np.generic]) -> Rgb:
+    """Pixels of any number type as 8-bit RGB, transparent areas in mid-grey.
+
+    An alpha channel that is zero everywhere shows nothing and is ignored.
+
+    Args:
+        pixels: [H, W], or [H, W, C] with C = 1, 2 (grey, alpha), 3 or 4 (RGB, alpha).
+    Returns: [H, W, 3] uint8.
+    Raises: ValueError for another number of channels.
+    """
+    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+    channels = pixels.shape[-1]
+    if channels not in (1, 2, 3, 4):
+        raise ValueError(f"it has {channels} channels, wanted 1 to 4")
+    colours = 1 if channels < 3 else 3
+    image = eight_bit(pixels[..., :colours])
+    image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if colours == 1 else image
+    if channels == colours:
+        return image
+    alpha = eight_bit(pixels[..., colours:], full_range=True)
+    if not alpha.any() or (alpha.all() and alpha.min() == 255):
+        return np.ascontiguousarray(image)
+    weight = alpha.astype(np.uint16)
+    return ((image * weight + GREY * (255 - weight) + 127) // 255).astype(np.uint8)
+
+
+def eight_bit(values: NDArray[np.generic], *, full_range: bool = False) -> NDArray[np.uint8]:
+    """Values of any number type as 0 .. 255, scaled by the range that the image uses.
+
+    Integers from 0 on are scaled by the smallest range of `DEPTHS` bits that holds the maximum: a
+    photo of 16 bits by 65535, one of a 12-bit sensor by 4095. Floats from 0 on are scaled by 1, or
+    by 255 where the maximum is above 1. All others, and values which lie close together
+    (`NARROW`), are stretched from their minimum to their maximum. Values that are not finite count
+    as 0.
+
+    Args:
+        values: any shape.
+        full_range: scale by the range of the type, for alpha.
+    """
+    if values.dtype == np.uint8:
+        return np.ascontiguousarray(values, np.uint8)
+    if values.dtype.kind == "b":
+        return values.astype(np.uint8) * np.uint8(255)
+    numbers = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    low, high = float(numbers.min()), float(numbers.max())
+    whole = values.dtype.kind in "iu"
+    if whole:
+        top = float(2 ** next(bits for bits in DEPTHS if high < 2**bits) - 1)
+        if full_range:
+            top = float(np.iinfo(values.dtype).max)  # type: ignore[type-var]
+    else:
+        top = 1.0 if high <= 1 else 255.0
+    narrow = 0 < high - low < high / NARROW and (high > 255 or not whole)
+    if not full_range and (low < 0 or high > top or narrow):
+        numbers, top = numbers - low, high - low
+    return np.rint(np.clip(numbers * (255 / top), 0, 255)).astype(np.uint8)

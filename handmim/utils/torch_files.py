@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,11 @@ import torch
 
 from handmim.utils.file_kind import foreign_kind
 
+# What torch raises for damaged files, beside refusals of its own.
+DAMAGED = (
+    RuntimeError, EOFError, OSError, ValueError, TypeError, AttributeError, LookupError,
+    AssertionError, ArithmeticError, ImportError, struct.error,
+)  # fmt: skip
 # How torch names an object that is no tensor and no plain value.
 OBJECT = re.compile(r"(?:GLOBAL|class|function|type) ([\w.<>']*\w+\.[\w.]+)")
 
@@ -39,9 +45,7 @@ def read_torch(
     except pickle.UnpicklingError as error:
         # torch's own text recommends to load such a file without its protection.
         raise ValueError(f"{path} {_refusal(str(error), what)}") from None
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:  # a damaged pickle can raise anything
+    except DAMAGED as error:
         raise ValueError(f"{path} is damaged or not {what}: {_first_line(error)}") from None
 
 

@@ -157,6 +157,8 @@ def _hf_config(config: Mapping[str, Any]) -> Stated | None:
         num_heads=_int(config.get("num_attention_heads")),
         activation=ACTIVATIONS.get(act, act) if isinstance(act, str) else None,
         norm_eps=float(eps) if isinstance(eps, (int, float)) else None,
+        mean=_constants(config.get("image_mean")),
+        std=_constants(config.get("image_std")),
     )
 
 

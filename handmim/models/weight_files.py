@@ -40,7 +40,7 @@ class WeightFile:
         tensors: by dotted name.
         state: plain values beside the tensors, nested as in the file.
         meta: text metadata of safetensors.
-        config: content of the `config.json` beside the file, as model hubs write it.
+        config: settings in JSON beside the file, as model hubs write them.
         card: timm's description of the weights, where they are timm's.
     """
 
@@ -74,9 +74,7 @@ def read_weights(source: str) -> WeightFile:
         tensors, state, meta = _one_file(path)
     else:
         tensors, state, meta = _sharded(index), {}, {}
-    config = path.with_name("config.json")
-    said = read_json(config, max_mb=10) if config.is_file() else {}
-    return WeightFile(source, tensors, state, meta, said if isinstance(said, dict) else {}, card)
+    return WeightFile(source, tensors, state, meta, _hub_config(path.parent), card)
 
 
 def cached_timm(name: str) -> tuple[Path, Any]:
@@ -99,6 +97,15 @@ def cached_timm(name: str) -> tuple[Path, Any]:
         f"where there is a network run `hf download {card.hf_hub_id} model.safetensors`, then give "
         "init=timm:NAME on that machine or init=FILE anywhere"
     )
+
+
+def _hub_config(folder: Path) -> dict[str, Any]:
+    """Settings of the network and of its pixels that a model hub keeps beside the weights."""
+    found: dict[str, Any] = {}
+    for name in ("preprocessor_config.json", "config.json"):
+        said = read_json(folder / name, max_mb=10) if (folder / name).is_file() else {}
+        found |= said if isinstance(said, dict) else {}
+    return found
 
 
 def _one_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any], Mapping[str, str]]:

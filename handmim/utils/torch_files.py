@@ -4,7 +4,8 @@ import pickle
 import re
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,21 @@ def read_torch(
     if kind := foreign_kind(path):
         raise ValueError(f"{path} {kind}; {what} is required")
     try:
-        with torch.serialization.safe_globals(list(allow)), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the pickle protocols of others
-            return torch.load(path, map_location=map_location, weights_only=True)
+        # torch reads a path, unlike an open file, by its ending.
+        with path.open("rb") as file, _allowing(allow):
+            return torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own text recommends to load such a file without its protection.
         raise ValueError(f"{path} {_refusal(str(error), what)}") from None
     except DAMAGED as error:
         raise ValueError(f"{path} is damaged or not {what}: {_first_line(error)}") from None
+
+
+@contextmanager
+def _allowing(classes: Sequence[type]) -> Iterator[None]:
+    with torch.serialization.safe_globals(list(classes)), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the pickle protocols of others
+        yield
 
 
 def _refusal(text: str, what: str) -> str:

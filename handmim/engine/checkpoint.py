@@ -3,13 +3,13 @@
 import importlib
 import logging
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from handmim.utils.config import differences, flatten
+from handmim.utils.torch_files import read_torch
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +36,9 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     Raises: FileNotFoundError; ValueError for a damaged or foreign file.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path} (checkpoint=, resume=)")
-    try:
-        state = torch.load(path, map_location=map_location, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or not a checkpoint: {error}") from error
+    state = read_torch(path, "a checkpoint (checkpoint=, resume=)", map_location=map_location)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"{path} is not a handmim checkpoint of format {FORMAT} (found {found})")

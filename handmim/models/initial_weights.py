@@ -2,21 +2,30 @@
 
 What can be carried over exactly is (layer scale and pixel constants become part of the weights
 beside them), position and patch embeddings are resampled where sizes differ, and the report says
-which of it happened. A transformer of another size is refused.
+which of it happened. A transformer of another size is refused, and one that computes otherwise with
+tensors of the same shapes. What its file does not state is a warning.
 """
 
 import logging
 import math
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
-from handmim.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT
-from handmim.models.weight_files import ViTFile, read_vit
+from handmim.models.source_network import Stated, foreign_parts, stated_network
+from handmim.models.timm_reference import EPSILON, is_same_network, token_difference
+from handmim.models.vit import ViT
+from handmim.models.weight_files import OPTION, read_weights
+from handmim.models.weight_folding import (
+    complete_positions,
+    fold_biases,
+    fold_layer_scale,
+    fold_pixel_constants,
+    resample,
+)
+from handmim.models.weight_names import find_vit
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +36,7 @@ BACKBONES = {
     (1024, 24): "vit_large_p16",
     (96, 3): "vit_nano_p8",
 }
-SCALED_BY = {  # layer scale and the map whose output it multiplies
-    "ls1.gamma": "attn.proj",
-    "gamma_1": "attn.proj",
-    "ls2.gamma": "mlp.fc2",
-    "gamma_2": "mlp.fc2",
-}
+ROUNDING = 1e-4  # relative difference of tokens of one network, computed twice
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class InitialWeights:
         missing: tensors of the backbone that keep their random start.
         unused: tensors of the source that were left, counted by the first part of their names.
         warnings: what a reader should know.
+        network: how it is known that the source computes what the backbone computes.
         meta: metadata of an export of ours.
     """
 
@@ -58,6 +63,7 @@ class InitialWeights:
     missing: tuple[str, ...] = ()
     unused: dict[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    network: str = ""
     meta: dict[str, str] = field(default_factory=dict)
 
     def table(self) -> str:
@@ -70,6 +76,7 @@ class InitialWeights:
             "folded": ", ".join(self.folded),
             "left random": ", ".join(self.missing),
             "unused": ", ".join(unused),
+            "network": self.network,
             "warning": "; ".join(self.warnings),
         }
         return "\n".join(f"{key:<12} {value}" for key, value in rows.items() if value)
@@ -81,40 +88,54 @@ def load_initial(backbone: ViT, source: str | None) -> InitialWeights:
     Args:
         backbone: changed in place.
         source: None keeps the random start; "timm:NAME" takes timm's weights from the local cache;
-            else a .safetensors, .pth, .pt or .bin file: our export, our last.pt, or a checkpoint of
-            MAE, DINO, iBOT, DINOv2, timm.
+            else a file of safetensors or torch.save, or the index of its shards: our export, our
+            last.pt, or a checkpoint of MAE, DINO, iBOT, DINOv2, MoCo-v3, ViTPose, timm, or of
+            Hugging Face's ViT, ViT-MAE, DINOv2.
     Returns: a report, also logged.
-    Raises: FileNotFoundError; ValueError when the transformers differ in size, or for a file that
-        holds no plain ViT or more than tensors.
+    Raises: FileNotFoundError; ValueError when the transformers differ in size or in what they
+        compute, or for a file that holds no plain ViT or more than tensors.
     """
     mine = backbone.net.state_dict()
     if source is None:
         return InitialWeights("random", missing=(*mine, "mask_token"))
-    file = read_vit(source)
-    weights = dict(file.weights)
-    folded = _fold_layer_scale(weights, mine)
+    file = read_weights(source)
+    found = find_vit(file)
+    _check_values(found.weights, source)
+    raw = {name: value.float() for name, value in found.weights.items()}
+    stated = stated_network(file, raw)
+    weights = dict(raw)
+    folded = fold_layer_scale(weights, mine) + fold_biases(weights, mine)
+    if parts := foreign_parts(weights, mine):
+        raise ValueError(
+            f"{source} is no plain ViT but has {'; '.join(parts)}: its features would differ, take "
+            f"weights without ({OPTION})"
+        )
+    _check_size(backbone, weights, source, stated)
+    _check_stated(backbone, source, stated)
+    grid, completed = complete_positions(weights, source)
+    network, doubts = _compared(backbone, source, stated, (raw, weights), grid)
     if backbone.pixel_norm == "imagenet":
-        folded += _fold_pixel_constants(weights, file)
-    _check_size(backbone, weights, file)
-    _check_pixels(backbone, file)
-    resampled = _resample(backbone, weights, file.source)
-    _check_shapes(mine, weights, file.source)
+        folded += fold_pixel_constants(weights, stated.mean, stated.std)
+    resampled = completed + resample(backbone, weights, grid)
+    _check_shapes(mine, weights, source)
     matched = [name for name in mine if name in weights]
     backbone.net.load_state_dict({**mine, **{name: weights[name] for name in matched}})
-    if file.mask_token is not None and file.mask_token.shape == backbone.mask_token.shape:
+    mask_token = found.mask_token
+    if mask_token is not None and mask_token.shape == backbone.mask_token.shape:
         with torch.no_grad():
-            backbone.mask_token.copy_(file.mask_token)
+            backbone.mask_token.copy_(mask_token)
         matched.append("mask_token")
     report = InitialWeights(
         source=source,
-        prefix=file.prefix,
+        prefix=found.prefix,
         matched=tuple(matched),
         resampled=tuple(resampled),
         folded=tuple(folded),
         missing=tuple(name for name in (*mine, "mask_token") if name not in matched),
-        unused=file.unused,
-        warnings=_warnings(backbone, file),
-        meta=file.meta,
+        unused=found.unused,
+        warnings=(*_warnings(backbone, stated), *_lacking(weights, grid), *doubts),
+        network=network,
+        meta=dict(file.meta),
     )
     log.log(
         logging.WARNING if report.warnings else logging.INFO, "initial weights\n%s", report.table()
@@ -122,13 +143,86 @@ def load_initial(backbone: ViT, source: str | None) -> InitialWeights:
     return report
 
 
-def _check_pixels(backbone: ViT, file: ViTFile) -> None:
-    """Weights of ours say how their pixels were normalised; another way is a mistake."""
-    if file.pixel_norm not in (None, backbone.pixel_norm):
+def _check_values(weights: dict[str, Tensor], source: str) -> None:
+    """Refuse tensors that are not finite numbers, before anything is computed from them."""
+    for name, value in weights.items():
+        if not value.is_floating_point() or value.layout != torch.strided:
+            raise ValueError(
+                f"{source}: {name} is of {value.dtype}, floats are required ({OPTION})"
+            )
+        if not value.isfinite().all():
+            raise ValueError(
+                f"{source} does not fit this backbone: {name} is not finite ({OPTION})"
+            )
+
+
+def _check_stated(backbone: ViT, source: str, stated: Stated) -> None:
+    """Refuse weights that state pixels or an activation other than the backbone's."""
+    if stated.pixel_norm not in (None, backbone.pixel_norm):
         raise ValueError(
-            f"{file.source} was trained with pixel_norm={file.pixel_norm}, this backbone has "
+            f"{source} was trained with pixel_norm={stated.pixel_norm}, this backbone has "
             f"{backbone.pixel_norm} (task.backbone.pixel_norm)"
         )
+    mine = backbone.activation
+    if stated.activation not in (None, mine):
+        raise ValueError(
+            f"{source} was trained with activation {stated.activation} ({stated.by}), this "
+            f"backbone has {mine} (++task.backbone.size.act_layer={stated.activation})"
+        )
+
+
+def _compared(
+    backbone: ViT,
+    source: str,
+    stated: Stated,
+    weights: tuple[dict[str, Tensor], dict[str, Tensor]],
+    grid: tuple[int, int],
+) -> tuple[str, list[str]]:
+    """How a source's network was found to be ours, and doubts about it.
+
+    Args:
+        weights: of the source, as in its file and as the backbone takes them.
+        grid: of its positions.
+    Raises: ValueError where timm's network gives other tokens.
+    """
+    if stated.timm_name is None or (stated.pixel_norm and is_same_network(backbone, stated)):
+        return (f"as {stated.by} states" if stated.by != "nothing" else ""), []
+    raw, ours = weights
+    patch_h, patch_w = ours["patch_embed.proj.weight"].shape[-2:]
+    try:
+        size = (grid[0] * patch_h, grid[1] * patch_w)
+        difference, unlike = token_difference(backbone, stated, raw, ours, size)
+    except ValueError as error:
+        return "", [f"{stated.by} states {stated.timm_name}, which was not compared: {error}"]
+    words = f"tokens of one image differ from timm's {stated.timm_name} by {difference:.2g}"
+    if "cls_token" not in ours:
+        return "", [f"{words} (norm of the difference, relative), for want of a class token"]
+    if difference <= ROUNDING:
+        return words, []
+    if len(unlike) != 1 or not unlike[0].startswith(EPSILON):
+        raise ValueError(
+            f"{source} holds another network ({stated.by}): {words} (norm of the difference, "
+            f"relative){''.join(f'; {part}' for part in unlike)} ({OPTION})"
+        )
+    return "", [f"{words}; {unlike[0]}"]
+
+
+def _lacking(weights: dict[str, Tensor], grid: tuple[int, int]) -> list[str]:
+    """Warnings of what the source does not have."""
+    found = []
+    if "cls_token" not in weights:
+        found.append(
+            "the source has no class token, ours starts random and takes part in attention: patch "
+            "features differ from the source's"
+        )
+    if "norm.weight" not in weights:
+        found.append("the source has no final norm, ours starts as 1 and 0")
+    if grid[0] != grid[1]:
+        found.append(
+            f"positions of {grid[0]} x {grid[1]} patches are stretched to a square grid; ViTPose "
+            "also pads images by 2 px, which shifts its patches"
+        )
+    return found
 
 
 def _public_heads(width: int) -> int | None:
@@ -141,109 +235,66 @@ def _public_heads(width: int) -> int | None:
     return width // 64 if width <= 1024 and width % 64 == 0 else None
 
 
-def _warnings(backbone: ViT, file: ViTFile) -> tuple[str, ...]:
-    found = []
-    if file.pixel_norm is None and backbone.pixel_norm != "imagenet":
+def _warnings(backbone: ViT, stated: Stated) -> list[str]:
+    """Warnings of what differs without a refusal, and of what nothing states."""
+    if stated.pixel_norm is not None:
+        return []
+    found, mine = [], backbone.norm_eps
+    if backbone.pixel_norm != "imagenet":
         found.append(
             f"public weights expect pixels normalised by constants, this backbone has pixel_norm="
             f"{backbone.pixel_norm} (task.backbone.pixel_norm=imagenet)"
         )
-    usual = _public_heads(backbone.embed_dim)
-    is_ours = file.pixel_norm is not None
-    if not is_ours and file.num_heads is None and usual not in (None, backbone.num_heads):
+    if stated.norm_eps not in (None, mine):
+        found.append(f"norms had epsilon {stated.norm_eps:g}, this backbone has {mine:g}")
+    is_unknown = stated.num_heads is None and stated.timm_name is None
+    if is_unknown:
+        usual, heads = _public_heads(backbone.embed_dim), backbone.num_heads
+        text = (
+            f"the file does not state its heads, activation, norms and pixel constants: read with "
+            f"{heads} heads, {backbone.activation}, epsilon {mine:g}, ImageNet's constants"
+        )
+        if usual not in (None, heads):
+            text += (
+                f"; public ViTs of width {backbone.embed_dim} have {usual}, this backbone has "
+                f"{heads} (++task.backbone.size.num_heads={usual})"
+            )
         found.append(
-            f"the file does not say how many heads its attention has; public ViTs of width "
-            f"{backbone.embed_dim} have {usual}, this backbone has {backbone.num_heads} "
-            f"(++task.backbone.size.num_heads={usual})"
+            f'{text}. A config.json beside the file, {{"architecture": "NAME IN TIMM"}}, states '
+            "them, and they are then compared"
         )
-    return tuple(found)
-
-
-def _fold_layer_scale(weights: dict[str, Tensor], mine: dict[str, Any]) -> list[str]:
-    """Multiply each branch's scale into the map before it, which is exact."""
-    scales = [
-        (found[1], found[2], name)
-        for name in weights
-        if (found := re.match(r"(blocks\.\d+\.)(.+)", name))
-        and found[2] in SCALED_BY
-        and name not in mine
-    ]
-    for block, scale, name in scales:
-        gamma = weights.pop(name)
-        for part, factor in (("weight", gamma[:, None]), ("bias", gamma)):
-            key = f"{block}{SCALED_BY[scale]}.{part}"
-            if key in weights:
-                weights[key] = weights[key] * factor
-    return [f"layer scale of {len(scales)} branches"] if scales else []
-
-
-def _fold_pixel_constants(weights: dict[str, Tensor], file: ViTFile) -> list[str]:
-    """Let the patch embedding take pixels normalised by ImageNet's constants, which is exact."""
-    known = file.mean is not None and file.std is not None
-    if not known or (file.mean, file.std) == (IMAGENET_MEAN, IMAGENET_STD):
-        return []
-    mean, std = torch.tensor(file.mean), torch.tensor(file.std)
-    kernel = weights["patch_embed.proj.weight"] / std.view(1, 3, 1, 1)  # of pixels less `mean`
-    shift = (kernel.sum(dim=(2, 3)) * (torch.tensor(IMAGENET_MEAN) - mean)).sum(dim=1)
-    weights["patch_embed.proj.weight"] = kernel * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
-    weights["patch_embed.proj.bias"] = weights.get("patch_embed.proj.bias", 0.0) + shift
-    return [f"pixel constants {file.mean}, {file.std}"]
-
-
-def _resample(backbone: ViT, weights: dict[str, Tensor], source: str) -> list[str]:
-    """Patch and position embeddings to this backbone's patch side and grid."""
-    done: list[str] = []
-    kernel, side = weights["patch_embed.proj.weight"], backbone.patch_px
-    if kernel.shape[-1] != side:
-        weights["patch_embed.proj.weight"] = resample_patch_embed(kernel, [side, side])
-        done.append(f"patch_embed {kernel.shape[-1]} px -> {side} px")
-    position = weights.get("pos_embed")
-    if position is None:
-        return done
-    count = position.shape[1]
-    if math.isqrt(count) ** 2 == count and count > 1:  # positions of patches alone
-        position = torch.cat([torch.zeros_like(position[:, :1]), position], dim=1)
-        done.append("pos_embed: class token gets 0")
-    grid = math.isqrt(position.shape[1] - 1)
-    if grid**2 + 1 != position.shape[1]:
-        raise ValueError(
-            f"{source} has {count} positions, which is no square grid with or without one class "
-            "token (init=)"
-        )
-    if (grid, grid) != backbone.grid_hw:
-        position = resample_abs_pos_embed(position, list(backbone.grid_hw), [grid, grid])
-        done.append(f"pos_embed {grid} x {grid} -> {'{} x {}'.format(*backbone.grid_hw)}")
-    weights["pos_embed"] = position
-    return done
+    elif stated.mean is None and backbone.pixel_norm == "imagenet":
+        found.append("the file does not state its pixel constants: read as ImageNet's")
+    return found
 
 
 def _depth(weights: dict[str, Tensor]) -> int:
     return 1 + max((int(k.split(".")[1]) for k in weights if k.startswith("blocks.")), default=-1)
 
 
-def _check_size(backbone: ViT, weights: dict[str, Tensor], file: ViTFile) -> None:
+def _check_size(backbone: ViT, weights: dict[str, Tensor], source: str, stated: Stated) -> None:
     """Refuse another width, depth, number of heads, or any block tensor that does not fit."""
     mine: dict[str, Tensor] = backbone.net.state_dict()
     width, depth = len(weights["patch_embed.proj.weight"]), _depth(weights)
     blocks = {k for k in (*mine, *weights) if k.startswith("blocks.")}
     wrong = [_differs(k, mine, weights) for k in sorted(blocks)]
-    if file.num_heads not in (None, backbone.num_heads):
-        wrong.insert(0, f"{file.num_heads} heads (wanted {backbone.num_heads})")
+    if stated.num_heads not in (None, backbone.num_heads):
+        wrong.insert(0, f"{stated.num_heads} heads (wanted {backbone.num_heads})")
     if width != backbone.embed_dim:
         wrong.insert(0, f"width {width} (wanted {backbone.embed_dim})")
     wrong = [w for w in wrong if w]
     if not wrong:
         return
-    words = _size_words(backbone, weights, file)
+    words = _size_words(backbone, weights, stated)
     raise ValueError(
-        f"{file.source} holds a ViT of width {width} and depth {depth}, this backbone has width "
+        f"{source} holds a ViT of width {width} and depth {depth}, this backbone has width "
         f"{backbone.embed_dim} and depth {backbone.depth}{f'; give {words}' if words else ''}; "
         "what differs: "
         f"{', '.join(wrong[:4])}{f' and {len(wrong) - 4} more' if len(wrong) > 4 else ''}"
     )
 
 
-def _size_words(backbone: ViT, weights: dict[str, Tensor], file: ViTFile) -> str:
+def _size_words(backbone: ViT, weights: dict[str, Tensor], stated: Stated) -> str:
     """Overrides that give a backbone the size of a file, as far as it tells; empty where they would
     change nothing."""
     width, depth = len(weights["patch_embed.proj.weight"]), _depth(weights)
@@ -254,8 +305,8 @@ def _size_words(backbone: ViT, weights: dict[str, Tensor], file: ViTFile) -> str
     size: dict[str, Any] = {}
     if mine != (width, depth):
         size = {"embed_dim": width, "depth": depth, "num_heads": _public_heads(width)}
-    if file.num_heads not in (None, backbone.num_heads):
-        size["num_heads"] = file.num_heads
+    if stated.num_heads not in (None, backbone.num_heads):
+        size["num_heads"] = stated.num_heads
     fc1 = "blocks.0.mlp.fc1.weight"
     hidden = len(weights[fc1]) if fc1 in weights else None
     if hidden is not None and (mine[0], len(backbone.net.state_dict()[fc1])) != (width, hidden):
@@ -277,9 +328,6 @@ def _differs(name: str, mine: dict[str, Any], theirs: dict[str, Tensor]) -> str:
 
 
 def _check_shapes(mine: dict[str, Any], weights: dict[str, Tensor], source: str) -> None:
-    """Refuse what is left of misfits, layers that this ViT lacks, and weights that are not
-    numbers."""
-    wrong = [text for name in weights if (text := _differs(name, mine, weights))]
-    wrong += [f"{name} is not finite" for name, w in weights.items() if not w.isfinite().all()]
-    if wrong:
-        raise ValueError(f"{source} does not fit this backbone: {', '.join(wrong[:6])} (init=)")
+    """Refuse what is left of misfits, and layers that this ViT lacks."""
+    if wrong := [text for name in weights if (text := _differs(name, mine, weights))]:
+        raise ValueError(f"{source} does not fit this backbone: {', '.join(wrong[:6])} ({OPTION})")

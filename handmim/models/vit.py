@@ -33,6 +33,7 @@ from handmim.models.encoder import (
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+ACTIVATIONS = {"GELU": "gelu", "QuickGELU": "quick_gelu", "GELUTanh": "gelu_tanh", "ReLU": "relu"}
 PIXEL_NORMS = ("imagenet", "per_image")
 
 
@@ -46,6 +47,12 @@ def standardise_per_image(image: Tensor, floor: float = 0.03) -> Tensor:
     """
     centred = image - image.mean(dim=(-2, -1), keepdim=True)
     return centred / (centred.square().mean(dim=(-3, -2, -1), keepdim=True).sqrt() + floor)
+
+
+def activation_name(module: nn.Module | None) -> str:
+    """timm's name of an activation."""
+    kind = type(module).__name__
+    return ACTIVATIONS.get(kind, kind)
 
 
 class ViT(nn.Module):
@@ -127,6 +134,7 @@ class ViT(nn.Module):
         self.attention, self.recompute_blocks = attention, recompute_blocks
         self._compiled: Callable[..., Tensor] | None = None
         self.num_heads: int = self.net.blocks[0].attn.num_heads
+        self.norm_eps: float = self.net.blocks[0].norm1.eps
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
         nn.init.normal_(self.mask_token, std=0.02)
         self.register_buffer(
@@ -135,6 +143,11 @@ class ViT(nn.Module):
         self.register_buffer(
             "pixel_std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False
         )
+
+    @property
+    def activation(self) -> str:
+        """Of the MLPs, under timm's name."""
+        return activation_name(self.net.blocks[0].mlp.act)
 
     def normalise(self, image: Tensor) -> Tensor:
         """[B, 3, H, W] in [0, 1] to what the transformer expects."""

@@ -1,12 +1,10 @@
 """Files of transformer weights, ours or foreign, to plain tensors; nothing in a file is executed.
 
-Whoever wrote the file, the ViT in it is found by the one name they all share, that of the patch
-embedding; what stands before that name is the prefix to strip.
+A file may be safetensors or of torch.save, whatever its ending, or one shard of several beside
+their index.
 """
 
 import argparse
-import json
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,58 +12,69 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import torch
 from safetensors import SafetensorError, safe_open
 from timm.models import get_pretrained_cfg
 from torch import Tensor
 
+from handmim.utils.file_kind import foreign_kind, is_safetensors
+from handmim.utils.json_files import read_json
+from handmim.utils.torch_files import read_torch
+
 TIMM = "timm:"
-ANCHOR = "patch_embed.proj.weight"
 CACHED_NAMES = ("model.safetensors", "pytorch_model.bin")
-# Tokens that take part in attention beside the class token: a ViT without them computes otherwise.
-EXTRA_TOKENS = ("register_tokens", "reg_token", "dist_token")
+INDEX = ".index.json"
+SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
+ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", INDEX)
+OPTION = "init=, init_from="
+WEIGHTS = f"a file of weights ({OPTION})"
+MAX_DEPTH = 32
+MAX_NODES = 1_000_000
 
 
 @dataclass(frozen=True)
-class ViTFile:
-    """A ViT as it stands in a file, under timm's names.
+class WeightFile:
+    """Content of a file of weights.
 
     Args:
-        source: what was asked for, for messages.
-        prefix: what its names begin with in the file.
-        weights: tensors by name, fp32.
-        mask_token: [1, 1, D] where the file has one for the encoder.
-        unused: number of other tensors by the first part of their names.
-        pixel_norm: how its pixels were normalised, where the file says so.
-        num_heads: where the file says so.
-        mean, std: pixel constants of its training, where known.
-        meta: metadata of an export of ours.
+        source: as requested, for messages.
+        tensors: by dotted name.
+        state: plain values beside the tensors, nested as in the file.
+        meta: text metadata of safetensors.
+        config: settings in JSON beside the file, as model hubs write them.
+        card: timm's description of the weights, where they are timm's.
     """
 
     source: str
-    prefix: str
-    weights: dict[str, Tensor]
-    mask_token: Tensor | None = None
-    unused: dict[str, int] = field(default_factory=dict)
-    pixel_norm: str | None = None
-    num_heads: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    meta: dict[str, str] = field(default_factory=dict)
+    tensors: Mapping[str, Tensor]
+    state: Mapping[str, Any] = field(default_factory=dict)
+    meta: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+    card: Any = None
 
 
-def read_vit(source: str) -> ViTFile:
-    """The ViT of a file, or of timm's cached weights.
+def read_weights(source: str) -> WeightFile:
+    """Tensors of a file or of timm's cached weights, and what stands beside them.
 
     Args:
-        source: "timm:NAME", or a .safetensors, .pth, .pt, .bin file.
-    Raises: FileNotFoundError; ValueError for a file that holds no plain ViT, or more than tensors.
+        source: "timm:NAME", a file, or the index of several.
+    Raises: FileNotFoundError; ValueError for a damaged file, and one with more than tensors.
     """
-    if not source.startswith(TIMM):
-        return _found(source, *_tensors(Path(source)))
-    path, card = cached_timm(source.removeprefix(TIMM))
-    tensors, _ = _tensors(path)
-    return _found(source, tensors, {}, tuple(card.mean), tuple(card.std))
+    card = None
+    path = Path(source)
+    if source.startswith(TIMM):
+        path, card = cached_timm(source.removeprefix(TIMM))
+    elif path.is_dir():
+        inside = sorted(p.name for p in path.iterdir() if p.name.endswith(ENDINGS))
+        found = f", give one of its files: {', '.join(inside[:4])}" if inside else ""
+        raise FileNotFoundError(f"{path} is a folder{found} ({OPTION})")
+    elif not path.exists():
+        raise FileNotFoundError(f"no weights at {path} ({OPTION})")
+    index = _index_of(path)
+    if index is None:
+        tensors, state, meta = _one_file(path)
+    else:
+        tensors, state, meta = _sharded(index), {}, {}
+    return WeightFile(source, tensors, state, meta, _hub_config(path.parent), card)
 
 
 def cached_timm(name: str) -> tuple[Path, Any]:
@@ -90,120 +99,86 @@ def cached_timm(name: str) -> tuple[Path, Any]:
     )
 
 
-def _tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Dotted names to tensors, and what the file says of the ViT itself."""
+def _hub_config(folder: Path) -> dict[str, Any]:
+    """Settings of the network and of its pixels that a model hub keeps beside the weights."""
+    found: dict[str, Any] = {}
+    for name in ("preprocessor_config.json", "config.json"):
+        said = read_json(folder / name, max_mb=10) if (folder / name).is_file() else {}
+        found |= said if isinstance(said, dict) else {}
+    return found
+
+
+def _one_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any], Mapping[str, str]]:
+    """Tensors, plain values and metadata of one file."""
     if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path} (init=, init_from=)")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                names = file.keys()
-                return {k: file.get_tensor(k) for k in names}, dict(file.metadata() or {})
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
+        raise ValueError(f"{path} is no regular file, {WEIGHTS} is required")
+    if is_safetensors(path):
+        tensors, meta = _safetensors(path)
+        return tensors, {}, meta
+    # DINO's and MAE's checkpoints keep their command line beside the weights.
+    state = read_torch(path, WEIGHTS, allow=[argparse.Namespace])
     try:
-        # DINO's and MAE's checkpoints keep their command line beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        tensors = dict(_flat(state, ""))
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f" ({found[1]})" if found else ""
-        raise ValueError(
-            f"{path} holds more than tensors and plain values{what}, and loading that could run "
-            "code: refused. Save its state dict alone, where you trust it"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} is damaged or holds no weights: {error}") from error
-    said = {
-        "pixel_norm": _value(state, "config", "task", "backbone", "pixel_norm"),
-        "num_heads": _value(state, "config", "task", "backbone", "size", "num_heads"),
-    }
-    return tensors, {key: str(value) for key, value in said.items() if value is not None}
+        tensors = dict(_flat(state, "", MAX_DEPTH, iter(range(MAX_NODES))))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged or not {WEIGHTS}: {error}") from error
+    return tensors, state if isinstance(state, Mapping) else {}, {}
 
 
-def _value(node: Any, *keys: str) -> Any:
-    """What lies below nested keys; None where one is missing."""
-    for key in keys:
-        node = node.get(key) if isinstance(node, Mapping) else None
-    return node
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            return {k: file.get_tensor(k) for k in names}, dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        kind = foreign_kind(path) or f"is cut off or damaged: {error}"
+        raise ValueError(f"{path} {kind}; {WEIGHTS} is required") from error
 
 
-def _flat(state: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of nested dicts by dotted name."""
+def _flat(state: Any, name: str, depth: int, nodes: Iterator[int]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of nested dicts by dotted name; each dict and entry uses up one of `nodes`."""
+    if next(nodes, None) is None or not depth:
+        raise ValueError(f"dicts nest more than {MAX_DEPTH} deep or refer to each other")
     if isinstance(state, Tensor):
+        size = state.numel() * state.element_size()
+        if not state.is_sparse and size > state.untyped_storage().nbytes():
+            raise ValueError(f"tensor {name} {tuple(state.shape)} is larger than what is stored")
         yield name, state
     elif isinstance(state, Mapping):
         for key, value in state.items():
-            yield from _flat(value, f"{name}.{key}" if name else str(key))
+            yield from _flat(value, f"{name}.{key}" if name else str(key), depth - 1, nodes)
 
 
-def _found(
-    source: str,
-    tensors: Mapping[str, Tensor],
-    meta: dict[str, str],
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-) -> ViTFile:
-    """The ViT among named tensors: of several the teacher's, or an average's, comes first."""
-    prefixes = [k.removesuffix(ANCHOR) for k in tensors if k == ANCHOR or k.endswith(f".{ANCHOR}")]
-    if not prefixes:
-        raise ValueError(
-            f"{source} holds no plain ViT: no tensor is named ...{ANCHOR}; its names begin "
-            f"{sorted(tensors)[:3]} (init=)"
+def _index_of(path: Path) -> Path | None:
+    """Index of a sharded checkpoint that a path names, or one of whose shards it is."""
+    if path.name.endswith(INDEX):
+        return path
+    if not (found := SHARD.fullmatch(path.name)):
+        return None
+    index = path.with_name(f"{found[1]}{found[2]}{INDEX}")
+    if not index.is_file():
+        raise FileNotFoundError(
+            f"{path} is one of several shards and their index {index} is missing ({OPTION})"
         )
-    prefix = min(prefixes, key=_rank)
-    weights, unused = {}, dict[str, int]()
-    mask_names = [f"{prefix}masked_embed", f"{prefix}mask_token"]
-    mask_names.append(f"{prefix.removesuffix('net.')}mask_token")  # of this project's ViT
-    mask_token: Tensor | None = None
-    # A decoder keeps its mask token among the encoder's names (MAE).
-    has_decoder = any(k.startswith(f"{prefix}decoder_") for k in tensors)
-    for key, value in tensors.items():
-        name = re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", key.removeprefix(prefix))
-        if key in mask_names and not has_decoder:
-            mask_token = value.float().reshape(1, 1, -1)
-        elif key.startswith(prefix) and _is_vit(name):
-            weights[name] = value.float()
-        else:
-            group = _group(key, prefix)
-            unused[group] = unused.get(group, 0) + 1
-    extra = [name for name in EXTRA_TOKENS if name in weights]
-    if extra:
-        raise ValueError(
-            f"{source} was trained with {extra}, which a plain ViT does not have: take its variant "
-            "without them (init=)"
-        )
-    heads = meta.get("num_heads") or json.loads(meta.get("timm_args", "{}")).get("num_heads")
-    return ViTFile(
-        source=source,
-        prefix=prefix,
-        weights=weights,
-        mask_token=mask_token,
-        unused=unused,
-        pixel_norm=meta.get("pixel_norm"),
-        num_heads=None if heads is None else int(heads),
-        mean=mean,
-        std=std,
-        meta=meta,
-    )
+    return index
 
 
-def _rank(prefix: str) -> tuple[bool, bool, int]:
-    is_mean = any(word in prefix for word in ("teacher", "ema", "averaged"))
-    return "student" in prefix, not is_mean, len(prefix)
-
-
-def _is_vit(name: str) -> bool:
-    """Whether a name is one of a plain ViT's, or one of a token that a plain ViT lacks."""
-    begins = ("blocks.", "patch_embed.", "norm.", "norm_pre.")
-    return name.startswith(begins) or name in ("cls_token", "pos_embed", *EXTRA_TOKENS)
-
-
-def _group(name: str, prefix: str) -> str:
-    """First part of a name, below what it shares with the ViT's prefix."""
-    shared = prefix
-    while shared and not name.startswith(shared):
-        shared = shared.rstrip(".").rpartition(".")[0]
-        shared = f"{shared}." if shared else ""
-    return name[len(shared) :].split(".")[0]
+def _sharded(index: Path) -> dict[str, Tensor]:
+    """Tensors of all shards that an index names; they lie beside it."""
+    content = read_json(index, max_mb=100, option=OPTION)
+    where = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(where, dict) or not where:
+        raise ValueError(f"{index} holds no weight_map of tensors to shards ({OPTION})")
+    names = sorted({str(name) for name in where.values()})
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        if Path(name).name != name:
+            raise ValueError(f"{index} names {name!r}, a shard must lie beside its index")
+        shard = index.with_name(name)
+        if not shard.is_file():
+            raise FileNotFoundError(
+                f"{index} names {len(names)} shards, {name} is missing ({OPTION})"
+            )
+        tensors |= _one_file(shard)[0]
+    if missing := sorted(where.keys() - tensors.keys()):
+        raise ValueError(f"{index} names tensors that its shards lack: {missing[:3]} ({OPTION})")
+    return tensors

@@ -1,0 +1,118 @@
+"""One forward pass of a source's weights in timm's own network and in ours: the tokens must agree.
+
+Shapes of tensors do not show heads, activation, norms' epsilon or rotary positions; tokens do.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from timm.layers import LayerNorm
+from torch import Tensor, nn
+
+from handmim.models.source_network import Stated
+from handmim.models.vit import ViT, activation_name
+
+EPSILON = "epsilon of norms"
+OVERRIDES = {"heads": " (++task.backbone.size.num_heads={})",
+             "activation": " (++task.backbone.size.act_layer={})"}  # fmt: skip
+FREE_ARGS = ("img_size", "patch_size", "num_classes", "weight_init", "drop_path_rate")
+
+
+def is_same_network(backbone: ViT, stated: Stated) -> bool:
+    """Whether a backbone has the architecture and arguments that a file states, sizes of images and
+    patches aside."""
+    mine, theirs = (
+        {k: v for k, v in args.items() if k not in FREE_ARGS}
+        for args in (backbone.timm_args, stated.timm_args)
+    )
+    return (backbone.timm_name, mine) == (stated.timm_name, theirs)
+
+
+def token_difference(
+    backbone: ViT,
+    stated: Stated,
+    raw: Mapping[str, Tensor],
+    weights: Mapping[str, Tensor],
+    img_hw: tuple[int, int],
+) -> tuple[float, list[str]]:
+    """Compare both networks on one random image.
+
+    Args:
+        backbone: gives the architecture; its weights are not read.
+        stated: names timm's architecture.
+        raw: the source's tensors under timm's names.
+        weights: the same as our ViT takes them, before patches and positions are resampled.
+        img_hw: sides in pixels of the images that the source's positions belong to.
+    Returns: norm of the difference of all patch tokens relative to the source's, and what is known
+        to differ.
+    Raises: ValueError where timm's architecture is not that of the tensors.
+    """
+    patch_px = tuple(weights["patch_embed.proj.weight"].shape[-2:])
+    size = {"img_size": img_hw, "patch_size": patch_px, "num_classes": 0}
+    theirs = _filled(str(stated.timm_name), {**stated.timm_args, **size}, raw)
+    filled = {"cls_token": torch.zeros(1, 1, backbone.embed_dim), **weights}
+    ours = _filled(backbone.timm_name, {**backbone.timm_args, **size}, filled)
+    image = torch.randn(1, 3, *img_hw, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        wanted, got = (_patch_tokens(net, image) for net in (theirs, ours))
+    difference = (got - wanted).norm() / wanted.norm()
+    return float(difference), _unlike(theirs, ours)
+
+
+def _filled(name: str, args: dict[str, Any], weights: Mapping[str, Tensor]) -> Any:
+    """timm's network with given weights, which are not copied."""
+    net: Any
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):  # nothing is drawn or stored
+                net = timm.create_model(name, pretrained=False, **args)
+            has_values = {*weights, *dict(net.named_parameters())}
+            if any(k not in has_values for k, _ in net.named_buffers()):
+                net = timm.create_model(name, pretrained=False, **args)
+        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+            raise ValueError(f"timm cannot build {name} of this size: {error}") from error
+    state = net.state_dict()
+    missing = {k for k in state if k not in weights}
+    if "norm.weight" in missing and "norm.weight" not in weights:
+        net.norm, missing = nn.Identity(), {k for k in missing if not k.startswith("norm.")}
+    surplus = [k for k in weights if k not in state and not k.startswith("norm.")]
+    if missing or surplus:
+        raise ValueError(f"timm's {name} has {sorted(missing)[:2]}, the file {surplus[:2]}")
+    if wrong := [k for k in state if k in weights and weights[k].shape != state[k].shape]:
+        raise ValueError(f"timm's {name} has another shape of {wrong[0]}")
+    fitting = {k: weights[k].float() for k in net.state_dict() if k in weights}
+    net.load_state_dict(fitting, strict=False, assign=True)
+    return net.eval()
+
+
+def _patch_tokens(net: Any, image: Tensor) -> Tensor:
+    """[N, D]."""
+    tokens: Tensor = net.forward_features(image)
+    return tokens[0, net.num_prefix_tokens :]
+
+
+def _unlike(theirs: Any, ours: Any) -> list[str]:
+    """Known properties in which two networks differ, theirs against ours."""
+    pairs = [_properties(net) for net in (theirs, ours)]
+    return [
+        f"{name} {there} against {here}{OVERRIDES.get(name, '').format(there)}"
+        for (name, there), here in zip(pairs[0].items(), pairs[1].values(), strict=True)
+        if there != here
+    ]
+
+
+def _properties(net: Any) -> dict[str, Any]:
+    block = net.blocks[0]
+    norm = getattr(block, "norm1", None)
+    activation = getattr(getattr(block, "mlp", None), "act", None)
+    return {
+        "heads": getattr(getattr(block, "attn", None), "num_heads", None),
+        "positions": "rotary" if getattr(net, "rope", None) is not None else "learned",
+        "activation": activation_name(activation),
+        "norm": "LayerNorm" if isinstance(norm, (LayerNorm, nn.LayerNorm)) else type(norm).__name__,
+        EPSILON: getattr(norm, "eps", None),
+        "class token": "present" if getattr(net, "cls_token", None) is not None else "absent",
+        "prefix tokens": net.num_prefix_tokens,
+    }

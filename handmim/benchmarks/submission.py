@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import lzma
 import os
 import re
 import zlib
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
-from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile
+from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +25,16 @@ from handmim.utils.json_numbers import parse_numbers, rows_text
 
 MEMBER = "pred.json"
 PIECE_BYTES = 1 << 22
-# No entry of 778 points is near this long, whatever its digits and white space.
+# No entry of 778 points is near this long, whatever its digits and white space; nor is a gap.
 LONGEST_ENTRY_BYTES = 1 << 24
+# Longer entries are not parsed for a message: lists take many times the memory of their text.
+LONGEST_DESCRIBED_BYTES = 1 << 20
+# 799 points of three numbers of 17 digits, indented, have some 0.15 MB.
+MB_PER_SAMPLE = 0.5
+SHORTEST_POINT_BYTES = len("[0,0,0],")
 ENTRY_END = re.compile(rb"\]\s*\]")
-NOT_SPACE = re.compile(rb"\s*(\S)")
+NOT_SPACE = re.compile(rb"\S")
+UNREADABLE_ZIP = (BadZipFile, zlib.error, lzma.LZMAError, EOFError, UnicodeDecodeError)
 # What numbers are made of, NaN and Infinity included: the rest is an entry's structure.
 NUMBER_BYTES = b"0123456789+-.eENaInfity \t\r\n"
 
@@ -82,7 +89,9 @@ def _submission_text(*arrays: NDArray[np.floating]) -> Iterator[bytes]:
     yield b"]]"
 
 
-def read_submission(path: str | Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def read_submission(
+    path: str | Path, num_samples: int | None = None, mb_per_sample: float = MB_PER_SAMPLE
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Joints [n, 21, 3] and vertices [n, 778, 3] of a prediction file.
 
     Read in pieces: beside the arrays it needs some MB. A NaN is read as one; `check_submission`
@@ -90,39 +99,57 @@ def read_submission(path: str | Path) -> tuple[NDArray[np.float64], NDArray[np.f
 
     Args:
         path: the .json, or the .zip around it.
-    Raises: FileNotFoundError; ValueError saying which entry differs from [joints, vertices], and
-        how.
+        num_samples: expected samples; None leaves the size of the text unbounded.
+        mb_per_sample: largest size of the unpacked text per expected sample.
+    Raises: FileNotFoundError; ValueError for a text above that bound, or naming the entry that
+        differs from [joints, vertices].
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no prediction file {path}")
     if path.suffix != ".zip":
+        _check_size(path.name, path.stat().st_size, num_samples, mb_per_sample)
         with path.open("rb") as file:
-            return _PredictionFile(file, path.name).read()
+            return _PredictionFile(file, path.name, path.stat().st_size).read()
     try:
-        with ZipFile(path) as archive, archive.open(_member(archive, path.name)) as file:
-            return _PredictionFile(file, path.name).read()
-    except (BadZipFile, zlib.error, EOFError) as error:
+        with ZipFile(path) as archive:
+            member = _member(archive, path.name)
+            _check_size(path.name, member.file_size, num_samples, mb_per_sample)
+            with archive.open(member) as file:
+                return _PredictionFile(file, path.name, member.file_size).read()
+    except UNREADABLE_ZIP as error:
         raise ValueError(f"{path.name} is no zip archive, or a damaged one: {error}") from error
+    except RuntimeError as error:  # encrypted, or packed by a method that Python does not know
+        raise ValueError(f"{path.name} cannot be unpacked: {error}") from error
 
 
-def _member(archive: ZipFile, name: str) -> str:
+def _check_size(name: str, num_bytes: int, num_samples: int | None, mb_per_sample: float) -> None:
+    if num_samples is not None and num_bytes > num_samples * mb_per_sample * 1e6:
+        raise ValueError(
+            f"{name} holds {num_bytes / 1e6:.1f} MB of text for {num_samples} samples, at most "
+            f"{mb_per_sample:g} MB per sample are read (predictions_mb_per_sample)"
+        )
+
+
+def _member(archive: ZipFile, name: str) -> ZipInfo:
     # macOS adds a folder of its own, which the evaluators never look at.
-    names = [n for n in archive.namelist() if not n.startswith("__MACOSX/")]
-    flat = [n for n in names if n.endswith(".json") and "/" not in n]
-    if MEMBER in flat or len(flat) == 1:
-        return MEMBER if MEMBER in flat else flat[0]
+    infos = [info for info in archive.infolist() if not info.filename.startswith("__MACOSX/")]
+    flat = [i for i in infos if i.filename.endswith(".json") and "/" not in i.filename]
+    named = [info for info in flat if info.filename == MEMBER]
+    if named or len(flat) == 1:
+        return (named or flat)[-1]
+    found = [info.filename[:40] for info in infos[:5]]
     raise ValueError(
-        f"{name} holds {names[:5]}, wanted {MEMBER} alone and in no folder: zip the file itself, "
+        f"{name} holds {found}, wanted {MEMBER} alone and in no folder: zip the file itself, "
         "not the folder around it"
     )
 
 
 class _PredictionFile:
-    """A prediction file's text, read piece by piece."""
+    """A prediction file's text of `size` bytes, read piece by piece."""
 
-    def __init__(self, file: IO[bytes], name: str) -> None:
-        self.file, self.name, self.text, self.at = file, name, b"", 0
+    def __init__(self, file: IO[bytes], name: str, size: int) -> None:
+        self.file, self.name, self.size, self.text, self.at = file, name, size, b"", 0
 
     def read(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         first = self.next_byte()
@@ -131,6 +158,8 @@ class _PredictionFile:
         joints = list(self.entries("joints", NUM_JOINTS))
         if self.next_byte() != b",":
             self.fail("holds one list")
+        if len(joints) * NUM_VERTS * SHORTEST_POINT_BYTES > self.size + LONGEST_ENTRY_BYTES:
+            self.fail(f"holds joints of {len(joints)} samples and vertices of fewer")
         verts = np.empty((len(joints), NUM_VERTS, 3))
         count = 0
         for count, points in enumerate(self.entries("vertices", NUM_VERTS), start=1):
@@ -165,11 +194,16 @@ class _PredictionFile:
 
     def next_byte(self) -> bytes:
         """The next byte that is not white space, b"" at the end."""
-        while not (match := NOT_SPACE.match(self.text, self.at)):
+        gap = 0
+        while not (match := NOT_SPACE.search(self.text, self.at)):
+            gap += len(self.text) - self.at
+            self.at = len(self.text)
+            if gap > LONGEST_ENTRY_BYTES:
+                self.fail(f"holds {gap / 1e6:.0f} MB of white space in a row")
             if not self.more():
                 return b""
         self.at = match.end()
-        return match[1]
+        return match[0]
 
     def entry(self) -> bytes:
         """Text up to the end of the next doubly nested list, or all that is left without one."""
@@ -185,6 +219,8 @@ class _PredictionFile:
         return bool(piece)
 
     def describe(self, entry: bytes, num_points: int) -> str:
+        if len(entry) > LONGEST_DESCRIBED_BYTES:
+            return f"{len(entry) / 1e6:.1f} MB of text"
         text = entry.decode("latin-1").lstrip()
         if text.startswith("]"):
             return "nothing"
@@ -192,6 +228,8 @@ class _PredictionFile:
             value: Any = json.JSONDecoder().raw_decode(text)[0]
         except ValueError:
             return "something cut off or no JSON"
+        except RecursionError:
+            return "lists nested too deeply"
         if not isinstance(value, list):
             return f"no list but {str(value)[:20]!r}"
         if not value:

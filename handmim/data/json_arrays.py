@@ -8,18 +8,20 @@ folder and read back by memory map.
 import hashlib
 import logging
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from handmim.utils.arrays import check_array, open_array, save_array
 from handmim.utils.json_numbers import parse_numbers
 
 log = logging.getLogger(__name__)
 
-PIECE_BYTES = 1 << 25
+PIECE_BYTES = 1 << 23
+# White space and brackets around one number: nothing that writes such lists makes as many.
+LONGEST_NUMBER_BYTES, MAX_BRACKETS_PER_NUMBER = 1 << 24, 16
 BETWEEN_NUMBERS = b"[], \n\r\t"
 
 
@@ -28,20 +30,25 @@ class StoredArray:
 
     Args:
         path: .npy file.
+        item_shape: shape behind the first axis.
+        dtype: of the numbers.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, item_shape: tuple[int, ...], dtype: str) -> None:
+        self.path, self.item_shape, self.dtype = path, item_shape, dtype
         self._map: NDArray[np.floating] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_map": None}
+        return self.__dict__ | {"_map": None}
 
     @property
     def values(self) -> NDArray[np.floating]:
-        """The memory map."""
+        """The memory map.
+
+        Raises: ValueError when the file has been damaged meanwhile.
+        """
         if self._map is None:
-            self._map = np.load(self.path, mmap_mode="r")
+            self._map = open_array(self.path, self.item_shape, self.dtype)
         return self._map
 
     def __len__(self) -> int:
@@ -59,12 +66,12 @@ def read_number_lists(path: Path, item_shape: tuple[int, ...]) -> NDArray[np.flo
         item_shape: shape of one entry, () for plain numbers.
     Returns: [n, *item_shape]. The nesting inside an entry is not looked at, only its count of
         numbers.
-    Raises: FileNotFoundError; ValueError when something else than numbers is found, or their count
-        is no multiple of an entry's.
+    Raises: FileNotFoundError; ValueError when something else than numbers is found, when their
+        count is no multiple of an entry's, or when brackets outnumber them.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
-    pieces, rest = [], b""
+    pieces, rest, num_brackets = [], b"", 0
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 64))
         if not file.read().rstrip().endswith(b"]"):
@@ -72,15 +79,26 @@ def read_number_lists(path: Path, item_shape: tuple[int, ...]) -> NDArray[np.flo
         file.seek(0)
         while True:
             block = file.read(PIECE_BYTES)
+            num_brackets += block.count(b"[")
             text = rest + block
             if block:  # a number may go on in the next piece
                 cut = text.rfind(b",") + 1
                 text, rest = text[:cut], text[cut:]
+                if len(rest) > LONGEST_NUMBER_BYTES:
+                    raise ValueError(
+                        f"{path.name} is not a JSON list of numbers: {len(rest) / 1e6:.0f} MB "
+                        "without a comma"
+                    )
             if text.strip(BETWEEN_NUMBERS):
                 pieces.append(_numbers(text.rstrip(BETWEEN_NUMBERS), path))
             if not block:
                 break
     numbers = np.concatenate(pieces) if pieces else np.zeros(0)
+    if num_brackets > MAX_BRACKETS_PER_NUMBER * (len(numbers) + 1):
+        raise ValueError(
+            f"{path.name} is not a JSON list of numbers: {num_brackets} opening brackets and "
+            f"{len(numbers)} numbers"
+        )
     per_item = math.prod(item_shape)
     if len(numbers) % per_item:
         raise ValueError(
@@ -102,6 +120,8 @@ def cached_number_lists(
 ) -> StoredArray:
     """`read_number_lists` as an array on disk, converted when the file is new or changed.
 
+    A converted array that is damaged, or lacks its CRC-32, is converted anew.
+
     Args:
         path: JSON file.
         item_shape: shape of one entry.
@@ -115,18 +135,19 @@ def cached_number_lists(
     facts: list[Any] = [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
     digest = hashlib.sha256(repr([*facts, item_shape, dtype]).encode()).hexdigest()
     target = cache_dir / "labels" / f"{path.stem}-{digest[:12]}.npy"
-    if not target.is_file():
-        log.info("converting %s (%.0f MB) once", path.name, path.stat().st_size / 1e6)
-        values = read_number_lists(path, item_shape).astype(dtype)
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
+    stored = StoredArray(target, item_shape, dtype)
+    if target.is_file():
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                np.save(file, values)
-            partial.replace(target)
-        except OSError as error:
-            error.add_note(f"while writing the cache {target} (data.cache_dir)")
-            raise
-        finally:
-            partial.unlink(missing_ok=True)
-    return StoredArray(target)
+            check_array(target)
+            len(stored)  # opens it
+            return stored
+        except ValueError as error:
+            log.warning("%s; converted anew from %s", error, path)
+    log.info("converting %s (%.0f MB) once", path.name, path.stat().st_size / 1e6)
+    values = read_number_lists(path, item_shape).astype(dtype)
+    try:
+        save_array(target, values)
+    except OSError as error:
+        error.add_note(f"while writing the cache {target} (data.cache_dir)")
+        raise
+    return stored

@@ -1,6 +1,5 @@
 """Looking at a few entries of something large without reading all of it."""
 
-import json
 import math
 import os
 from pathlib import Path
@@ -9,7 +8,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-PIECE_BYTES = 1 << 25
+from handmim.utils.json_files import parse_json, read_json
+
+PIECE_BYTES = 1 << 22
+MAX_ENTRY_BYTES = 1 << 24  # 778 points have some 0.1 MB
 OPEN, CLOSE = 0x5B, 0x5D  # [ and ]
 
 
@@ -64,7 +66,7 @@ class JsonEntries:
             raise ValueError(f"{path.name} is cut off: {depth} brackets are still open at its end")
         self.starts, self.stops = np.concatenate(starts), np.concatenate(stops)
         # Plain numbers have no brackets of their own, and such files are small.
-        self.plain = None if len(self.starts) else json.loads(path.read_bytes())
+        self.plain = None if len(self.starts) else read_json(path)
 
     def __len__(self) -> int:
         return len(self.starts) if self.plain is None else len(self.plain)
@@ -79,7 +81,7 @@ class JsonEntries:
         else:
             with self.path.open("rb") as file:
                 found = [self._entry(file, int(i)) for i in places]
-        rows = [np.asarray(value, np.float64).ravel() for value in found]
+        rows = [self._numbers(int(i), value) for i, value in zip(places, found, strict=True)]
         for place, row in zip(places, rows, strict=True):
             if row.size != math.prod(shape):
                 raise ValueError(
@@ -88,6 +90,20 @@ class JsonEntries:
                 )
         return np.array(rows).reshape(-1, *shape)
 
+    def _numbers(self, place: int, value: Any) -> NDArray[np.float64]:
+        try:
+            return np.asarray(value, np.float64).ravel()
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueError(
+                f"entry {place} of {self.path.name} holds other than numbers"
+            ) from error
+
     def _entry(self, file: BinaryIO, place: int) -> Any:
+        num_bytes, name = (
+            int(self.stops[place] - self.starts[place]),
+            f"entry {place} of {self.path}",
+        )
+        if num_bytes > MAX_ENTRY_BYTES:
+            raise ValueError(f"{name} has {num_bytes / 1e6:.0f} MB: no label has")
         file.seek(int(self.starts[place]))
-        return json.loads(file.read(int(self.stops[place] - self.starts[place])))
+        return parse_json(file.read(num_bytes), name)

@@ -51,7 +51,12 @@ def evaluate_file(cfg: DictConfig) -> dict[str, Any]:
         raise ValueError("a submission file holds one answer: tta needs a checkpoint (tta=none)")
     run = start_run(cfg)
     truth = read_truth(cfg.data.root, cfg.data.cache_dir)
-    report = score_file(cfg.predictions, cfg.data.benchmark, truth)
+    report = score_file(
+        cfg.predictions,
+        cfg.data.benchmark,
+        truth,
+        mb_per_sample=cfg.predictions_mb_per_sample,
+    )
     write_report(run, cfg.predictions, report)
     return report
 

@@ -13,7 +13,7 @@ from handmim.benchmarks.checks import check_submission
 from handmim.benchmarks.freihand import FREIHAND
 from handmim.benchmarks.ho3d import HO3D_V2, HO3D_V3
 from handmim.benchmarks.official import CHUNK, Benchmark, derived_mm, mean_scores
-from handmim.benchmarks.submission import read_submission, write_submission
+from handmim.benchmarks.submission import MB_PER_SAMPLE, read_submission, write_submission
 from handmim.hand.skeleton import JOINT_NAMES, ROOT_JOINT
 from handmim.tasks.camera_hands import CameraHands
 from handmim.utils.run import Run
@@ -134,16 +134,23 @@ def submit(
     return report | {"findings": findings, "submission": name_of_file}
 
 
-def score_file(path: str | Path, name: str, truth: tuple[Points, Points]) -> dict[str, Any]:
+def score_file(
+    path: str | Path,
+    name: str,
+    truth: tuple[Points, Points],
+    *,
+    mb_per_sample: float = MB_PER_SAMPLE,
+) -> dict[str, Any]:
     """Check and score an existing submission, pred.json or its zip.
 
     Args:
         path: file.
         name: of the benchmark.
         truth: joints and vertices in the benchmark's own form.
+        mb_per_sample: largest size of the unpacked file per sample of the truth.
     Raises: ValueError when it is none; what else is odd about it is logged and reported.
     """
     benchmark = benchmark_of(name, len(truth[0]))
-    pred = read_submission(Path(path))
+    pred = read_submission(Path(path), len(truth[0]), mb_per_sample)
     findings = checked(*pred, benchmark, str(path))
     return score_report(benchmark, pred, truth) | {"findings": findings, "submission": str(path)}

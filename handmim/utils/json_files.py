@@ -52,6 +52,8 @@ def parse_json(raw: bytes, name: str) -> Any:
         ) from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is no JSON text: {error}") from error
+    except ValueError as error:  # a number of more digits than Python reads
+        raise ValueError(f"{name} is no JSON of numbers: {error}") from error
     except RecursionError as error:
         raise ValueError(f"{name} nests too deeply: no label file does") from error
 

@@ -15,6 +15,13 @@ from numpy.typing import NDArray
 # Numbers, bytes, text and plain objects; no records, no dates.
 _DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c(8|16)|[SU][1-9][0-9]*|O8?")
 _MAX_ARGS = 8
+_MAX_SHOWN = 100  # characters of a name in a message
+# Hand models have megabytes and hundreds of instructions, label files far fewer. An instruction
+# makes up to 64 bytes and takes some 2 us, so that the bounds keep a file to seconds.
+MAX_BYTES, MAX_OPCODES = 1 << 28, 1_000_000
+# Numbers of different value and equal hash are easily found: a dict of n of them takes n^2 steps.
+# Python's hashes of text and bytes are random, and those of integers of 8 bytes differ.
+_MAX_FORGEABLE_KEYS = 10_000
 _MAX_AXES = 32
 # Bytes of content per byte of file, and beside that. What a file holds once it may ask for once, in
 # a few steps; objects referred to again and again would make gigabytes of kilobytes.
@@ -117,6 +124,7 @@ class Maker:
     def __init__(self, file_size: int) -> None:
         self.file_size = file_size
         self.limit, self.spent = _CONTENT_PER_BYTE * file_size + _CONTENT_FREE, 0
+        self.num_forgeable_keys = 0
 
     def spend(self, num_bytes: int) -> None:
         """Count bytes that are about to be made, or gone over.
@@ -150,6 +158,14 @@ class Maker:
             self.spend(key.bit_length() // 8)
         elif key is not None and not isinstance(key, (float, complex, np.number, np.bool_)):
             raise UnsafePickleError(f"uses a {type(key).__name__} as a key")
+        is_short = key is None or (isinstance(key, int) and key.bit_length() <= 64)
+        if not is_short and not isinstance(key, (str, bytes)):
+            self.num_forgeable_keys += 1
+            if self.num_forgeable_keys > _MAX_FORGEABLE_KEYS:
+                raise UnsafePickleError(
+                    f"uses more than {_MAX_FORGEABLE_KEYS} keys that are neither text nor integers "
+                    "of 8 bytes"
+                )
         return key
 
     def raw(self, content: Any) -> bytes:
@@ -249,7 +265,7 @@ class Maker:
         """
         found = _NAMES.get((module, name))
         if found is None:
-            raise UnsafePickleError(f"asks for {module}.{name}")
+            raise UnsafePickleError(f"asks for {module[:_MAX_SHOWN]}.{name[:_MAX_SHOWN]}")
         return found if isinstance(found, type) else _Call(found.__get__(self))
 
 

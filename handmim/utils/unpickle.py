@@ -14,6 +14,8 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 
 from handmim.utils.pickle_content import (
+    MAX_BYTES,
+    MAX_OPCODES,
     SLOT,
     Array,
     Dtype,
@@ -39,6 +41,18 @@ class _File(io.BytesIO):
         return line
 
 
+class _Counted(dict[int, Callable[[Any], None]]):
+    """Handlers by opcode, which count how often they are looked up."""
+
+    num_lookups = 0
+
+    def __getitem__(self, opcode: int) -> Callable[[Any], None]:
+        self.num_lookups += 1
+        if self.num_lookups > MAX_OPCODES:
+            raise UnsafePickleError(f"has more than {MAX_OPCODES} instructions")
+        return super().__getitem__(opcode)
+
+
 class _Reader(pickle._Unpickler):
     """Python's own reader in Python: the one in C hashes keys before anybody can look at them.
 
@@ -60,6 +74,7 @@ class _Reader(pickle._Unpickler):
     ) -> None:
         super().__init__(_File(data), fix_imports=False, encoding="latin1")
         self.num_bytes, self.allowed, self.maker = len(data), allowed, maker
+        self.dispatch = _Counted(type(self).dispatch)  # type: ignore[misc]
 
     def find_class(self, module: str, name: str) -> Any:
         found = self.allowed.get((module, name))
@@ -208,10 +223,18 @@ def load_pickle(
     Returns: the data; objects of `allowed` classes as records.
     Raises: UnsafePickleError (a ValueError) naming what the file asks for beyond that, before any
         of it has run: classes and functions, far more content than the file has bytes, keys that
-        are more than plain values and flat tuples of them; ValueError for a file that is no
-        pickle, cut short or damaged; OSError.
+        are more than plain values and flat tuples of them, more than `MAX_OPCODES` instructions;
+        ValueError for a file that is no pickle, cut short, damaged or larger than `MAX_BYTES`;
+        OSError.
     """
-    data = Path(path).read_bytes()
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file, a pickle is required")
+    if path.exists() and path.stat().st_size > MAX_BYTES:
+        raise ValueError(
+            f"{path} has {path.stat().st_size} bytes, a pickle of at most {MAX_BYTES} is read"
+        )
+    data = path.read_bytes()
     maker = Maker(len(data))
     try:
         settled = _settle(_Reader(data, allowed or {}, maker).load(), maker, {})

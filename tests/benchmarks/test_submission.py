@@ -187,6 +187,97 @@ def test_reading_goes_on_in_small_steps():
             return super().read(size)
 
     file = Counting(text)
-    joints, verts = submission._PredictionFile(file, "x").read()
+    joints, verts = submission._PredictionFile(file, "x", len(text)).read()
     assert len(joints) == len(verts) == 350
     assert file.largest == submission.PIECE_BYTES < len(text)
+
+
+def packed_text(path, *parts):
+    """A zip of a pred.json of (bytes, how often) parts."""
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("pred.json", "w", force_zip64=True) as member,
+    ):
+        for text, count in parts:
+            for _ in range(count):
+                member.write(text)
+    return path
+
+
+@pytest.mark.parametrize("begin", [b"", b"[", b"[[[[0,0,0]"])
+def test_white_space_without_end_is_refused_early(tmp_path, begin):
+    path = packed_text(tmp_path / "pred.zip", (begin, 1), (b" " * 2**20, 256))
+    assert path.stat().st_size < 2_000_000
+    with pytest.raises(
+        ValueError, match=r"pred\.zip h(olds|as) \d+(\.\d)? MB of (white space|text)"
+    ):
+        read_submission(path)
+
+
+def test_a_wide_gap_is_passed_over_once(tmp_path, monkeypatch):
+    """Every piece is searched once: the time grows with the text, not with its square."""
+    text = json.dumps([[[[0.25] * 3] * 21], [[[0.5] * 3] * 778]])
+    monkeypatch.setattr(submission, "PIECE_BYTES", 64)
+    path = tmp_path / "pred.json"
+    path.write_text(" " * 1_000_000 + text + " " * 1_000_000)
+    assert read_submission(path)[1][0, 777, 0] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"[[" + b"[" * 50_000, "lists nested too deeply as entry 0"),
+        (b"[[" + b"[" * 50_000 + b"]" * 50_000, "lists nested too deeply as entry 0 of the joints"),
+        (b"[" * 30_000_000, r"\d+\.\d MB of text as entry 0"),
+        (b"[[[" + b"-," * 500_000 + b"1]]", "something cut off or no JSON as entry 0"),
+        (b"[[[" + b"9" * 1_000_000 + b"]]", "something cut off or no JSON as entry 0"),
+        (b"[[[" + b"[]," * 4_000_000 + b"[]]]", r"12\.0 MB of text as entry 0 of the joints"),
+    ],
+)
+def test_long_nonsense_is_named_at_once(tmp_path, text, message):
+    path = tmp_path / "pred.json"
+    path.write_bytes(text)
+    with pytest.raises(ValueError, match=rf"pred\.json has ({message})"):
+        read_submission(path)
+
+
+def test_numbers_beyond_float64_are_infinite(tmp_path):
+    text = json.dumps([[[[0.25] * 3] * 21], [[[0.5] * 3] * 778]]).replace("0.25", "1e400", 1)
+    (tmp_path / "pred.json").write_text(text)
+    assert read_submission(tmp_path / "pred.json")[0][0, 0].tolist() == [np.inf, 0.25, 0.25]
+
+
+@pytest.mark.parametrize("name", ["pred.json", "pred.zip"])
+def test_more_text_than_the_samples_need_is_refused_before_it_is_read(tmp_path, hands, name):
+    path = write_submission(tmp_path, *hands).with_name(name)
+    assert len(read_submission(path, num_samples=len(hands[0]))[0]) == len(hands[0])
+    with pytest.raises(ValueError, match=rf"{name} holds .* MB of text .*predictions_mb_per_samp"):
+        read_submission(path, num_samples=len(hands[0]), mb_per_sample=0.01)
+    packed_text(tmp_path / "bomb.zip", (b"[[[" + b"0," * 2**20, 4))
+    with pytest.raises(ValueError, match=r"bomb\.zip holds 8\.4 MB of text for 2 samples, at most"):
+        read_submission(tmp_path / "bomb.zip", num_samples=2)
+
+
+def test_joints_without_vertices_reserve_no_memory(tmp_path):
+    entry = json.dumps([[0] * 3] * 21, separators=(",", ":"))
+    path = tmp_path / "pred.json"
+    path.write_text("[[" + ",".join([entry] * 20_000) + "],[]]")
+    with pytest.raises(ValueError, match="joints of 20000 samples and vertices of fewer"):
+        read_submission(path)
+
+
+def test_encrypted_zips_are_refused_by_name(tmp_path):
+    path = zipped(tmp_path / "pred.zip", {"pred.json": "[]"})
+    raw = bytearray(path.read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        raw[raw.index(mark) + flags] |= 1
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"pred\.zip cannot be unpacked: .*encrypted"):
+        read_submission(path)
+
+
+def test_zips_of_thousands_of_files_name_a_few(tmp_path):
+    path = zipped(tmp_path / "pred.zip", {f"{i:05d}.json": "" for i in range(5_000)})
+    with pytest.raises(ValueError, match="holds") as caught:
+        read_submission(path)
+    assert len(str(caught.value)) < 300

@@ -6,6 +6,7 @@ import pytest
 
 from handmim.data import json_arrays
 from handmim.data.json_arrays import cached_number_lists, read_number_lists
+from handmim.utils.arrays import save_array
 
 
 @pytest.mark.parametrize("piece", [7, 64, 1 << 20])
@@ -50,3 +51,53 @@ def test_the_cache_follows_the_file(tmp_path):
     assert len(list(cache.iterdir())) == 1, "read back, not converted again"
     path.write_text("[[1, 2], [3, 4], [5, 6]]")
     assert len(cached_number_lists(path, (2,), cache)) == 3
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: b"",
+        lambda raw: raw[:50],
+        lambda raw: raw[:-20],
+        lambda raw: raw[:-1],
+        lambda raw: b"\x00" * len(raw),
+        lambda raw: raw[:130] + bytes([raw[130] ^ 1]) + raw[131:],
+        lambda raw: raw[:-14],  # as written before there was a CRC-32
+    ],
+)
+def test_a_damaged_cache_is_converted_anew(tmp_path, damage, caplog):
+    path, cache = tmp_path / "v.json", tmp_path / "cache"
+    path.write_text("[[1, 2], [3, 4]]")
+    cached = cached_number_lists(path, (2,), cache).path
+    whole = cached.read_bytes()
+    cached.write_bytes(damage(whole))
+    assert cached_number_lists(path, (2,), cache)[:].tolist() == [[1, 2], [3, 4]]
+    assert cached.read_bytes() == whole
+    assert "converted anew from" in caplog.text
+    assert [p.name for p in cached.parent.iterdir()] == [cached.name]
+
+
+def test_a_cache_of_another_shape_is_converted_anew(tmp_path):
+    path, cache = tmp_path / "v.json", tmp_path / "cache"
+    path.write_text("[[1, 2], [3, 4]]")
+    cached = cached_number_lists(path, (2,), cache).path
+    save_array(cached, np.zeros((4, 1), np.float32))
+    assert cached_number_lists(path, (2,), cache)[:].tolist() == [[1, 2], [3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"[" * 500_000 + b"]" * 500_000, "500000 opening brackets and 0 numbers"),
+        (b"[1," * 1000 + b"[" * 500_000 + b"1" + b"]" * 501_000, "501000 opening brackets and"),
+        (b"[" + b" " * 17_000_000 + b"]", "0 numbers|without a comma"),
+        (b"[1," + b" " * 17_000_000 + b"2]", "17 MB without a comma"),
+        (b"[" + b"7" * 17_000_000 + b"]", "17 MB without a comma"),
+        (b"[" + b"-," * 100_000 + b"1]", "could not convert"),
+    ],
+)
+def test_long_nonsense_is_no_list_of_numbers(tmp_path, text, message):
+    path = tmp_path / "training_verts.json"
+    path.write_bytes(text)
+    with pytest.raises(ValueError, match=rf"training_verts\.json is not .*({message})"):
+        read_number_lists(path, (1,))

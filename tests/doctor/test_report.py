@@ -137,3 +137,17 @@ def test_the_command_reports_and_leaves_with_1_on_errors(
     (finding,) = content["sections"]["FreiHAND nowhere"]
     assert set(finding) == {"level", "name", "text", "fix"}
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_entries_that_no_label_has_are_refused_by_number(tmp_path):
+    path = tmp_path / "x.json"
+    for text, message in (
+        ("[" * 500_000 + "]" * 500_000, "entry 0 of .* nests too deeply"),
+        ("[[1], [" + " " * 17_000_000 + "1]]", "entry 1 of .* has 17 MB"),
+        ('[[1], [{"a": 1}]]', "entry 1 of x.json holds other than numbers"),
+        ("[[1], [1, [2]]]", "entry 1 of x.json holds other than numbers"),
+    ):
+        path.write_text(text)
+        entries = JsonEntries(path)
+        with pytest.raises(ValueError, match=message):
+            entries.read(np.arange(len(entries)), (1,))

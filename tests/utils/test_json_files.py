@@ -55,3 +55,9 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
     for path, reason in ((tmp_path / "none.json", "does not exist"), (tmp_path, "no regular file")):
         with pytest.raises(FileNotFoundError, match=reason):
             read_json(path)
+
+
+def test_numbers_of_endless_digits_are_refused_by_name(tmp_path):
+    (tmp_path / "x.json").write_text("[" + "9" * 100_000 + "]")
+    with pytest.raises(ValueError, match=r"x\.json is no JSON of numbers: .*digits"):
+        read_json(tmp_path / "x.json")

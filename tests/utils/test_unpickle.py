@@ -1,5 +1,6 @@
 import copyreg
 import io
+import os
 import pickle
 import pickletools
 import random
@@ -474,6 +475,46 @@ def test_damaged_bytes_give_data_or_a_value_error(tmp_path):
 def test_other_files_are_refused(read, content):
     with pytest.raises(ValueError, match=r"some\.pkl.*(damaged|refused)"):
         read(content)
+
+
+NESTED = {
+    "marks": b"(" * 2_000_000,
+    "lists that are closed": b"(" * 1_000_000 + b"l" * 1_000_000 + b".",
+    "tuples": b"N" + b"\x85" * 2_000_000 + b".",
+    "empty lists": b"(" + b"]" * 2_000_000 + b"l.",
+}
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_instructions_without_end_are_refused_after_a_million(read, kind):
+    with pytest.raises(UnsafePickleError, match="has more than 1000000 instructions"):
+        read(b"\x80\x02" + NESTED[kind])
+
+
+def test_keys_of_equal_hash_are_few(read):
+    """A dict of n integers that are multiples of 2^61 - 1 would take n^2 steps."""
+
+    def keys(num: int) -> bytes:
+        each = (((2**61 - 1) * k << 4).to_bytes(12, "little") for k in range(1, num + 1))
+        return b"\x80\x02}(" + b"".join(b"\x8a\x0c" + key + b"N" for key in each) + b"u."
+
+    assert len(read(keys(100))) == 100
+    with pytest.raises(UnsafePickleError, match="more than 10000 keys that are neither text nor"):
+        read(keys(60_000))
+
+
+def test_folders_and_pipes_are_no_pickles(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pkl")
+    for path in (tmp_path, tmp_path / "pipe.pkl"):
+        with pytest.raises(ValueError, match="is no regular file"):
+            load_pickle(path)
+
+
+def test_a_file_of_gigabytes_is_not_read(tmp_path):
+    with (tmp_path / "large.pkl").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(ValueError, match=r"large\.pkl has 1099511627776 bytes, .* at most"):
+        load_pickle(tmp_path / "large.pkl")
 
 
 def test_a_missing_file_is_missing(tmp_path):

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.doctor.findings import Notes
+from handmim.utils.findings import Notes
 
 Array = NDArray[np.float64]
 

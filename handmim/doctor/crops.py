@@ -7,8 +7,7 @@ from pathlib import Path
 
 from handmim.data.crops import list_pictures
 from handmim.data.decode import read_rgb
-from handmim.doctor.findings import Finding, Notes, shown
-from handmim.doctor.sampling import spread
+from handmim.utils.findings import Finding, Notes, shown, spread
 
 TINY_PX = 48  # shorter side, below which there is nothing to learn at 224 px
 MOST_HASHED = 20_000

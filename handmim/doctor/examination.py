@@ -6,7 +6,7 @@ from typing import Any
 
 from handmim.doctor.crops import examine_crops
 from handmim.doctor.environment import examine_environment
-from handmim.doctor.findings import Finding
+from handmim.utils.findings import Finding
 from handmim.doctor.freihand import examine_freihand
 from handmim.doctor.hand_file import examine_hand
 from handmim.doctor.ho3d import examine_ho3d

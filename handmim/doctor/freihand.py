@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from handmim.data.freihand import FIELDS as READ
 from handmim.data.provenance import read_facts
 from handmim.doctor.camera import note_intrinsics
-from handmim.doctor.findings import Finding, Notes, shown
-from handmim.doctor.freihand_labels import SOURCE, Labels, note_fit, settled
+from handmim.utils.findings import Finding, Notes, shown, spread
+from handmim.data.freihand_checks import SOURCE, Labels, note_fit, settled
 from handmim.doctor.freihand_pictures import check_masks, check_sizes, count_pictures
 from handmim.doctor.rendered import usable_hand
-from handmim.doctor.sampling import JsonEntries, missing_of, spread
+from handmim.doctor.sampling import JsonEntries, missing_of
 from handmim.hand.arrays import HandArrays
 from handmim.hand.model import HandModel
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from handmim.data.decode import read_rgb
 from handmim.data.layouts import VERSIONS
 from handmim.doctor.camera import shares_in_masks
-from handmim.doctor.findings import Notes, shown
-from handmim.doctor.freihand_labels import SOURCE
+from handmim.utils.findings import Notes, shown
+from handmim.data.freihand_checks import SOURCE
 from handmim.doctor.sampling import file_names
 from handmim.hand.conventions import project_px
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from handmim.doctor.findings import Finding, Notes
+from handmim.utils.findings import Finding, Notes
 from handmim.hand.arrays import HandArrays, load_hand_arrays, resolve_hand_path
 from handmim.utils.unpickle import UnsafePickleError
 

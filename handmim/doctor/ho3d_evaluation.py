@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 
 from handmim.data.truth import SHAPES
-from handmim.doctor.findings import Notes
-from handmim.doctor.ho3d_labels import OPENGL, SEEN, Metas, cameras, stacked
-from handmim.doctor.joints import settle_axes, settle_order, settle_unit
+from handmim.utils.findings import Notes
+from handmim.data.ho3d_checks import OPENGL, SEEN, Metas, cameras, stacked
+from handmim.hand.label_checks import settle_axes, settle_order, settle_unit
 from handmim.doctor.sampling import JsonEntries
 from handmim.hand.conventions import OPENCV_FROM_OPENGL, project_px
 

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from handmim.data.decode import read_rgb
 from handmim.data.keypoints import keypoint_scores
-from handmim.doctor.findings import Finding, Notes, shown
-from handmim.doctor.joints import finite, note_bones, settle_order, settle_unit
-from handmim.doctor.sampling import spread
+from handmim.utils.findings import Finding, Notes, shown, spread
+from handmim.hand.label_checks import finite, note_bones, settle_order, settle_unit
 from handmim.hand.skeleton import NUM_JOINTS
 
 FORM = "data/README.md shows the form of the file"

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from handmim.data.provenance import check_made_with
-from handmim.doctor.findings import Notes
+from handmim.utils.findings import Notes
 from handmim.hand.arrays import HandArrays
 from handmim.hand.model import HandModel
 

@@ -13,13 +13,6 @@ PIECE_BYTES = 1 << 25
 OPEN, CLOSE = 0x5B, 0x5D  # [ and ]
 
 
-def spread(num: int, most: int) -> NDArray[np.int64]:
-    """At most `most` of the places 0 .. num - 1: evenly spread, the first and the last included."""
-    if num <= most:
-        return np.arange(num)
-    return np.unique(np.linspace(0, num - 1, most).round().astype(np.int64))
-
-
 def file_names(folder: Path) -> list[str]:
     """Names of the files in a folder, in no order; none where there is no folder."""
     if not folder.is_dir():

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from handmim.doctor import sampling
 from handmim.doctor.examination import examine
-from handmim.doctor.findings import Finding, Notes
+from handmim.utils.findings import Finding, Notes, spread
 from handmim.doctor.report import findings_table, totals
-from handmim.doctor.sampling import JsonEntries, file_names, spread
+from handmim.doctor.sampling import JsonEntries, file_names
 
 STANDIN = {"path": "standin", "left_shapedirs": "auto"}
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from handmim.data.provenance import LARGEST_RESIDUAL_M
 from handmim.doctor.camera import note_intrinsics
-from handmim.doctor.findings import Notes, shown
-from handmim.doctor.joints import (
+from handmim.utils.findings import Notes, shown
+from handmim.hand.label_checks import (
     finite,
     note_bones,
     settle_axes,

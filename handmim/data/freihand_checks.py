@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 from handmim.data.provenance import LARGEST_RESIDUAL_M, reposed_error_m
-from handmim.doctor.findings import Notes
-from handmim.doctor.joints import (
+from handmim.utils.findings import Notes
+from handmim.hand.label_checks import (
     METRES,
     finite,
     note_bones,

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 PIECE_BYTES = 1 << 25
+NUM_THREADS = 8  # that decode images
 OPEN, CLOSE = 0x5B, 0x5D  # [ and ]
 
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -39,6 +40,12 @@ class Finding:
     fix: str = ""
 
 
+@cache
+def _warn_once(text: str) -> None:
+    """Training and validation sets read the same file."""
+    log.warning(text)
+
+
 class Notes:
     """Findings in the order in which they are made."""
 
@@ -66,6 +73,10 @@ class Notes:
         """Whether one of these checks has found an error."""
         return any(f.level == "error" and f.name in names for f in self.findings)
 
+    def text_of(self, name: str) -> str:
+        """Texts of the findings of one name."""
+        return "; ".join(f.text for f in self.findings if f.name == name)
+
     def enforce(self, source: str) -> None:
         """Log warnings; refuse the source when there are errors.
 
@@ -75,7 +86,7 @@ class Notes:
         """
         for finding in self.findings:
             if finding.level == "warning":
-                log.warning("%s: %s; %s", source, finding.text, finding.fix)
+                _warn_once(f"{source}: {finding.text}; {finding.fix}")
         errors = [f"{f.text} ({f.fix})" for f in self.findings if f.level == "error"]
         if errors:
             more = len(errors) - MOST_RAISED

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from handmim.contracts import CropSample
-from handmim.data.decode import FITS, read_rgb
+from handmim.data.decode import FITS, UnreadableImage, read_rgb
 from handmim.render.background import PHOTO_SUFFIXES
 
 log = logging.getLogger(__name__)
@@ -148,10 +148,7 @@ class CropFolder(Dataset[CropSample]):
         name = self.names[index]
         image = read_rgb(self.root / name, self.image_px, self.fit)
         if image is None:
-            raise ValueError(
-                f"{self.root / name} cannot be read (any more); data.train.verify=true finds "
-                "such files"
-            )
+            raise UnreadableImage(self.root / name, "the file is gone or damaged")
         return CropSample(
             image=square(image, self.image_px, self.fit),
             sample_id=name,

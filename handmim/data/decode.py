@@ -30,6 +30,23 @@ _APP1, _SCAN = 0xE1, 0xDA
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
+class UnreadableImage(ValueError):
+    """An image that cannot be read.
+
+    Args:
+        path: file, or file and entry in it.
+        reason: why. Empty where `path` is the whole message: torch raises an error of a loader
+            process again from one string.
+    """
+
+    def __init__(self, path: str | Path, reason: str = "") -> None:
+        super().__init__(str(path), reason)
+        self.path, self.reason = str(path), reason
+
+    def __str__(self) -> str:
+        return f"{self.path} cannot be read: {self.reason}" if self.reason else self.path
+
+
 @cache
 def turbo() -> ModuleType | None:
     """simplejpeg, None where it is not installed."""

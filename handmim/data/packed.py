@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 
 from handmim.contracts import CropSample
 from handmim.data.crops import check_grouping, group_of
-from handmim.data.decode import decode_rgb
+from handmim.data.decode import UnreadableImage, decode_rgb
 
 MAGIC, VERSION = b"HMcrops\n", 1
 HEAD = struct.Struct("<8sIIQQ32s")
@@ -98,16 +98,16 @@ class PackedCrops(Dataset[CropSample]):
     def stored(self, index: int) -> bytes:
         """A picture as it lies in the file.
 
-        Raises: ValueError where it is not what was written.
+        Raises: UnreadableImage where it is not what was written.
         """
         if self._map is None:
             with self.root.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         content = self._map[self._ends[index] : self._ends[index + 1]]
         if zlib.crc32(content) != self._crc32[index]:
-            raise ValueError(
-                f"{self.root} is damaged: {self.names[index]} is not what was written; copy the "
-                "file again (data.root)"
+            raise UnreadableImage(
+                f"{self.root}: {self.names[index]}",
+                "it is not what was written, the file is damaged: copy it again (data.root)",
             )
         return content
 
@@ -127,5 +127,7 @@ class PackedCrops(Dataset[CropSample]):
             return np.frombuffer(content, np.uint8).reshape(side, side, 3)
         image = decode_rgb(content)
         if image is None or image.shape != (side, side, 3):
-            raise ValueError(f"{self.root}: {name} cannot be decoded; write the file again")
+            raise UnreadableImage(
+                f"{self.root}: {name}", "it is no crop of the file's size: write the file again"
+            )
         return image

@@ -75,6 +75,8 @@ class Annotations:
 
 def _leaves(name: str) -> bool:
     """Whether a file name is absolute or leads out of the folder it is relative to."""
+    if not name.startswith("/") and not any(mark in name for mark in ("..", "\\", ":")):
+        return False
     windows = PureWindowsPath(name)
     plain = posixpath.normpath(name.replace("\\", "/"))
     return plain.split("/")[0] in ("..", "") or bool(windows.drive or windows.root)

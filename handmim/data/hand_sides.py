@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 KNOWN = (
@@ -15,12 +16,16 @@ _WORDS = {"left": False, "l": False, "lh": False, "right": True, "r": True, "rh"
 _TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
+@lru_cache(maxsize=1024)
+def _letters(text: str) -> str:
+    return re.sub(r"[^a-z]", "", text.lower())
+
+
 def side_of_word(value: Any) -> bool | None:
     """Whether a word names the right side: "Left", "R", "right_hand"; None for any other value."""
     if not isinstance(value, str):
         return None
-    letters = re.sub(r"[^a-z]", "", value.lower())
-    return _WORDS.get(letters.replace("hand", ""))
+    return _WORDS.get(_letters(value).replace("hand", ""))
 
 
 def _truth_of(value: Any) -> bool | None:
@@ -31,7 +36,7 @@ def _fields(entry: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
     """Fields of an entry and of its `attributes`, by lower-case letters of their names."""
     nested = entry.get("attributes")
     rows = {**(nested if isinstance(nested, Mapping) else {}), **entry}
-    return {re.sub(r"[^a-z]", "", str(key).lower()): (key, v) for key, v in rows.items()}
+    return {_letters(str(key)): (key, value) for key, value in rows.items()}
 
 
 class SideReader:

@@ -24,21 +24,21 @@ from handmim.utils.findings import Notes
 
 log = logging.getLogger(__name__)
 
+OPTION = "data or probe: annotations=FILE.json"
 SPLITS = ("train", "val", "all")
 
 
 def load_annotations(path: Path, root: Path, notes: Notes) -> Annotations:
-    """Read a file and check it against its images.
+    """Read a file and check it against its images, as training and the doctor do.
 
     Args:
         path: JSON file.
         root: folder of the images.
         notes: where findings go.
     Raises: FileNotFoundError for a file or images that are not there; ValueError for a file of
-        another form, or for the errors among the findings.
+        another form.
     """
-    option = "data or probe: annotations=FILE.json"
-    annotations = read_annotations(path, notes, option)
+    annotations = read_annotations(path, notes, OPTION)
     missing = missing_images(annotations, root)
     if missing:
         raise FileNotFoundError(
@@ -46,7 +46,6 @@ def load_annotations(path: Path, root: Path, notes: Notes) -> Annotations:
             "relative to data.root)"
         )
     check_annotations(annotations, root, notes)
-    notes.enforce(f"{path} ({option})")
     return annotations
 
 
@@ -114,7 +113,7 @@ class KeypointPhotos(Dataset[HandSample]):
         content = load_annotations(path, self.root, notes)
         if split != "all":
             check_groups(content, split_by, notes)
-            notes.enforce(str(path))
+        notes.enforce(f"{path} ({OPTION})")
         log.info("%s, %s", path.name, notes.text_of("keypoints-side"))
         groups = group_images(content, split_by)
         chosen = self._groups_of(split, sorted(set(groups)), val_fraction, seed)

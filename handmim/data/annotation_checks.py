@@ -129,9 +129,7 @@ def _check_sizes(
         stated = (image.get("width") or upright[0], image.get("height") or upright[1])
         if stated != upright:
             text = f"{image['file_name']} ({stated[0]:g} x {stated[1]:g}, the image has "
-            (unrotated if stated == stored else other).append(
-                f"{text}{upright[0]} x {upright[1]})"
-            )
+            (unrotated if stated == stored else other).append(f"{text}{upright[0]} x {upright[1]})")
     if unreadable:
         bad: Level = "error" if len(unreadable) == len(used) else "warning"
         text = f"{len(unreadable)} of {len(used)} images with hands cannot be read: "
@@ -166,9 +164,7 @@ def _outside(points: Array, seen: NDArray[np.bool_], size: Array) -> float:
     return float(out.sum() / max(1, seen.sum()))
 
 
-def _check_2d(
-    notes: Notes, hands: Sequence[Hand], values: Array, heads: NDArray[np.int64]
-) -> None:
+def _check_2d(notes: Notes, hands: Sequence[Hand], values: Array, heads: NDArray[np.int64]) -> None:
     seen, points = values[..., 2] > 0, values[..., :2]
     far = np.where(seen[..., None], np.abs(points), 0.0).max(axis=(1, 2))
     tiny = (far <= NORMALISED_PX) & (seen.sum(axis=1) > 1)

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from handmim.data.camera_checks import note_intrinsics
 from handmim.data.provenance import LARGEST_RESIDUAL_M
-from handmim.doctor.camera import note_intrinsics
-from handmim.utils.findings import Notes, shown
+from handmim.hand.conventions import OPENCV_FROM_OPENGL, project_px, rotvec_to_matrix
 from handmim.hand.label_checks import (
     finite,
     note_bones,
@@ -17,9 +17,9 @@ from handmim.hand.label_checks import (
     settle_order,
     settle_unit,
 )
-from handmim.hand.conventions import OPENCV_FROM_OPENGL, project_px, rotvec_to_matrix
 from handmim.hand.model import HandModel
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D, FINGERTIP_VERTS
+from handmim.utils.findings import Notes, shown
 
 Array = NDArray[np.float64]
 Metas = Mapping[int, dict[str, Any]]

@@ -6,11 +6,11 @@ from typing import Any
 
 from handmim.doctor.crops import examine_crops
 from handmim.doctor.environment import examine_environment
-from handmim.utils.findings import Finding
 from handmim.doctor.freihand import examine_freihand
 from handmim.doctor.hand_file import examine_hand
 from handmim.doctor.ho3d import examine_ho3d
 from handmim.doctor.keypoints import examine_keypoints
+from handmim.utils.findings import Finding
 
 
 def examine(

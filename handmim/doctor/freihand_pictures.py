@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.data.decode import read_rgb
-from handmim.data.layouts import VERSIONS
-from handmim.doctor.camera import shares_in_masks
-from handmim.utils.findings import Notes, shown
 from handmim.data.freihand_checks import SOURCE
-from handmim.doctor.sampling import file_names
+from handmim.data.layouts import VERSIONS, file_names
+from handmim.doctor.camera import shares_in_masks
 from handmim.hand.conventions import project_px
+from handmim.utils.findings import Level, Notes, shown
 
 MASKED = 128  # masks are lossy JPEG
 SHARE_GOOD, SHARE_BAD, LEAST_LEAD = 0.8, 0.6, 0.1
@@ -37,7 +36,10 @@ def count_pictures(notes: Notes, root: Path, part: str, num: int) -> None:
     fix = SOURCE
     if whole and len(whole) < len(versions) and not len(extra):
         fix += f", or train on what is whole: data.versions=[{','.join(whole)}]"
-    notes.judge(not len(missing) and not len(extra), "freihand-pictures", text, fix)
+    # Training leaves out versions without any image.
+    lacks_versions = bool(whole) and set(have.tolist()) == {0, num} and not len(extra)
+    bad: Level = "warning" if lacks_versions else "error"
+    notes.judge(not len(missing) and not len(extra), "freihand-pictures", text, fix, bad=bad)
     if part == "training" and (root / part / "mask").is_dir():
         gone = np.setdiff1d(np.arange(num), _ids(root / part / "mask"))
         text = f"{num - len(gone)} of {num} masks"

@@ -8,15 +8,15 @@ from typing import Any
 
 from handmim.data.decode import read_rgb
 from handmim.data.ho3d import PICTURES, read_frames
+from handmim.data.ho3d_checks import check_training
 from handmim.data.layouts import take_of
 from handmim.data.provenance import read_facts
-from handmim.utils.findings import Finding, Notes, shown, spread
 from handmim.doctor.ho3d_evaluation import check_evaluation, check_truth
-from handmim.data.ho3d_checks import check_training
 from handmim.doctor.rendered import usable_hand
-from handmim.doctor.sampling import file_names, missing_of
+from handmim.doctor.sampling import missing_of
 from handmim.hand.arrays import HandArrays
 from handmim.hand.model import HandModel
+from handmim.utils.findings import Finding, Notes, shown, spread
 from handmim.utils.unpickle import UnsafePickleError, load_pickle
 
 PARTS = ("train", "evaluation")

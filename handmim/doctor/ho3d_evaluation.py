@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from handmim.data.truth import SHAPES
-from handmim.utils.findings import Notes
 from handmim.data.ho3d_checks import OPENGL, SEEN, Metas, cameras, stacked
-from handmim.hand.label_checks import settle_axes, settle_order, settle_unit
+from handmim.data.truth import SHAPES
 from handmim.doctor.sampling import JsonEntries
 from handmim.hand.conventions import OPENCV_FROM_OPENGL, project_px
+from handmim.hand.label_checks import settle_axes, settle_order, settle_unit
+from handmim.utils.findings import Notes
 
 LARGEST_MISS_M = 0.01  # truth against the given wrist
 BOX_SLACK = 0.2  # of the box's side, by which a wrist may be outside of it

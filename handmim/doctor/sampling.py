@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,14 +11,6 @@ from numpy.typing import NDArray
 PIECE_BYTES = 1 << 25
 NUM_THREADS = 8  # that decode images
 OPEN, CLOSE = 0x5B, 0x5D  # [ and ]
-
-
-def file_names(folder: Path) -> list[str]:
-    """Names of the files in a folder, in no order; none where there is no folder."""
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if not entry.is_dir()]
 
 
 def missing_of(root: Path, wanted: list[str]) -> list[str]:

@@ -115,7 +115,9 @@ class FreiHand(Dataset[HandSample | CropSample]):
         self.hand_name, self.hand_sha256 = arrays.name, arrays.sha256
         self.hands_mean = arrays.hands_mean
         check_made_with(self.root, arrays)
-        self.labels = self._read_labels(Path(cache_dir))
+        folder = self.root / self.folder / "rgb"
+        names = set(file_names(folder))
+        self.labels = self._read_labels(Path(cache_dir), HandModel(arrays), min(names, default=""))
         self.num_unique = len(self.labels["K"])
         if split == "evaluation":
             samples, versions = np.arange(self.num_unique), VERSIONS[:1]
@@ -126,17 +128,13 @@ class FreiHand(Dataset[HandSample | CropSample]):
                 f"split {split} of {root} is empty: its share must hold a sample "
                 f"(data.val_fraction={val_fraction})"
             )
-        folder = self.root / self.folder / "rgb"
-        self.versions = present_versions(
-            set(file_names(folder)), samples.tolist(), self.num_unique, versions, folder
-        )
+        self.versions = present_versions(names, samples.tolist(), self.num_unique, versions, folder)
         if partners and len(self.versions) < 2:
             raise ValueError(f"partners need images of two versions or more in {folder}")
         places = [VERSIONS.index(v) for v in self.versions]
         self.ids = np.concatenate([samples + self.num_unique * p for p in places])
-        self._check(HandModel(arrays))
 
-    def _read_labels(self, cache: Path) -> dict[str, StoredArray]:
+    def _read_labels(self, cache: Path, hand: HandModel, image: str) -> dict[str, StoredArray]:
         labels: dict[str, StoredArray] = {}
         for name, shape in FIELDS.items():
             path = self.root / f"{self.folder}_{name}.json"
@@ -150,22 +148,23 @@ class FreiHand(Dataset[HandSample | CropSample]):
             raise ValueError(
                 f"{self.root}/{self.folder}_*.json differ in length: {counts}; unpack them again"
             )
+        self._check(labels, hand, image)
         return labels
 
-    def _check(self, hand: HandModel) -> None:
+    def _check(self, labels: dict[str, StoredArray], hand: HandModel, image: str) -> None:
         """Labels of all samples for size, those of some for their meaning, as the doctor does."""
         notes = Notes()
-        for name, values in self.labels.items():
+        for name, values in labels.items():
             if name != "verts":  # 300 MB
                 flat = np.abs(values.values).reshape(len(values), -1)
                 bad = np.flatnonzero(~(flat <= LARGEST).all(axis=1))
                 text = f"{self.folder}_{name}.json: {len(bad)} samples hold NaN or numbers above "
                 text += f"{LARGEST:.0e}, the first {bad[:3].tolist()}"
                 notes.judge(not len(bad), "freihand-finite", text, "unpack FreiHAND again")
-        chosen = spread(self.num_unique, CHECKED)
-        head = image_head(self._path(int(self.ids[0])))
+        chosen = spread(len(labels["K"]), CHECKED)
+        head = image_head(self.root / self.folder / "rgb" / image)
         if not notes.failed("freihand-finite"):
-            raw = {name: values[chosen] for name, values in self.labels.items()}
+            raw = {name: values[chosen] for name, values in labels.items()}
             check_labels(notes, self.folder, raw, hand, None if head is None else head[:2])
         notes.enforce(f"{self.root} (data.root)")
 

@@ -69,7 +69,7 @@ def check_labels(
 def present_versions(
     names: set[str], samples: Sequence[int], num: int, versions: Sequence[str], folder: Path
 ) -> tuple[str, ...]:
-    """Those of the versions whose images are there.
+    """Those of the versions that have images; what is missing is logged.
 
     Args:
         names: of the files in the folder.
@@ -77,32 +77,25 @@ def present_versions(
         num: unique samples of the part.
         versions: required ones.
         folder: of the images, for messages.
-    Raises: FileNotFoundError when none is there, or one in part.
+    Raises: FileNotFoundError when none has.
     """
     missing: dict[str, list[str]] = {}
     for version in versions:
         first = num * VERSIONS.index(version)
         ids = [f"{first + int(sample):08d}.jpg" for sample in samples]
         missing[version] = [name for name in ids if name not in names]
-    whole = tuple(version for version in versions if not missing[version])
-    absent = [version for version in versions if 0 < len(missing[version]) == len(samples)]
-    torn = [version for version in versions if version not in whole and version not in absent]
-    if not whole or torn:
-        lost = [name for version in torn or absent for name in missing[version]]
-        hint = f", or train on what is whole: data.versions=[{','.join(whole)}]" if whole else ""
-        raise FileNotFoundError(
-            f"{len(lost)} images of version {', '.join(torn or absent)} are not in {folder}: "
-            f"{shown(lost)}; unpack FreiHAND again{hint} (data.root)"
-        )
-    if absent:
-        log.warning(
-            "%s has no image of version %s: training on %s alone (data.versions=[%s] states it)",
-            folder,
-            ", ".join(absent),
-            ", ".join(whole),
-            ",".join(whole),
-        )
-    return whole
+    there = tuple(version for version in versions if len(missing[version]) < len(samples))
+    lost = [name for version in there or versions for name in missing[version]]
+    counts = ", ".join(f"{v} {len(samples) - len(missing[v])}" for v in versions)
+    text = f"{folder} has of {len(samples)} images of each version: {counts}"
+    if not there:
+        raise FileNotFoundError(f"{text}; missing {shown(lost)} (data.root)")
+    if there != tuple(versions):
+        names_there = ",".join(there)
+        log.warning("%s: training on %s (data.versions=[%s])", text, names_there, names_there)
+    if lost:
+        log.warning("%s; missing %s: unpack FreiHAND again", text, shown(lost))
+    return there
 
 
 def settled(notes: Notes, part: str, raw: Labels) -> tuple[dict[str, Array], NDArray[np.bool_]]:

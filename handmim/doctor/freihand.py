@@ -25,13 +25,16 @@ TRUTH = ("xyz", "verts")
 SIDE_PX = 224
 
 
-def examine_freihand(root: Path, hand: HandArrays | None, num_checked: int) -> list[Finding]:
+def examine_freihand(
+    root: Path, hand: HandArrays | None, num_checked: int, *, full: bool = False
+) -> list[Finding]:
     """Findings on the unpacked dataset.
 
     Args:
         root: folder with training/ and training_K.json.
         hand: model of the annotations; None where it could not be read.
-        num_checked: samples and pictures looked at closely, of each part.
+        num_checked: samples and images looked at closely, of each part.
+        full: decode all images.
     """
     notes = Notes()
     if not _layout(notes, root):
@@ -43,7 +46,7 @@ def examine_freihand(root: Path, hand: HandArrays | None, num_checked: int) -> l
     for part in COUNTS:
         if (root / f"{part}_K.json").is_file():
             with notes.guard(f"freihand-{part}", SOURCE):
-                _examine_part(notes, root, part, facts, model, num_checked)
+                _examine_part(notes, root, part, facts, model, num_checked, full)
     return notes.findings
 
 
@@ -68,6 +71,7 @@ def _examine_part(
     facts: dict[str, Any] | None,
     model: HandModel | None,
     num_checked: int,
+    full: bool,
 ) -> None:
     lists = _open_lists(notes, root, part)
     if not lists:
@@ -89,7 +93,7 @@ def _examine_part(
         with notes.guard("freihand-pictures", SOURCE):
             count_pictures(notes, root, part, num)
         with notes.guard("freihand-size", SOURCE):
-            check_sizes(notes, root, part, ids, num, side_px)
+            check_sizes(notes, root, part, None if full else ids, num, side_px)
     if part == "evaluation":
         _truth(notes, lists)
     read = {name: _read(notes, entries, ids, FIELDS[name]) for name, entries in lists.items()}

@@ -1,6 +1,5 @@
 """Photos with 21 keypoints in a COCO-style JSON file: what their reader finds, and decoding."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -8,19 +7,21 @@ import numpy as np
 from handmim.data.annotation_checks import check_annotations, check_groups, missing_images
 from handmim.data.annotation_fields import FORM
 from handmim.data.annotations import Annotations, read_annotations
-from handmim.data.decode import read_rgb
-from handmim.doctor.sampling import NUM_THREADS
+from handmim.doctor.sampling import decoded_sizes
 from handmim.hand.skeleton import NUM_JOINTS
 from handmim.utils.findings import Finding, Notes, shown, spread
 
 
-def examine_keypoints(root: Path, annotations: Path, num_checked: int | None) -> list[Finding]:
+def examine_keypoints(
+    root: Path, annotations: Path, num_checked: int, *, full: bool = False
+) -> list[Finding]:
     """Findings on the images and their labels.
 
     Args:
         root: folder of the images.
         annotations: JSON file; all of it is checked.
-        num_checked: images that are decoded, None for all.
+        num_checked: images that are decoded.
+        full: decode all of them.
     """
     notes = Notes()
     with notes.guard("keypoints-file", FORM):
@@ -36,19 +37,18 @@ def examine_keypoints(root: Path, annotations: Path, num_checked: int | None) ->
         check_groups(content, "subject", notes)
         if not missing and content.hands:
             check_annotations(content, root, notes)
-            _decode(notes, root, content, num_checked)
+            _decode(notes, root, content, len(content.images) if full else num_checked)
         _scores(notes, content)
     return notes.findings
 
 
-def _decode(notes: Notes, root: Path, content: Annotations, num_checked: int | None) -> None:
+def _decode(notes: Notes, root: Path, content: Annotations, num_checked: int) -> None:
     if notes.failed("keypoints-decode"):
         return
     names = [content.images[i]["file_name"] for i in sorted({h.image for h in content.hands})]
-    chosen = [names[i] for i in spread(len(names), num_checked or len(names))]
-    with ThreadPoolExecutor(NUM_THREADS) as pool:
-        readable = pool.map(lambda name: read_rgb(root / name) is not None, chosen)
-        damaged = [name for name, is_good in zip(chosen, readable, strict=True) if not is_good]
+    chosen = [names[i] for i in spread(len(names), num_checked)]
+    sizes = decoded_sizes([root / name for name in chosen])
+    damaged = [name for name, size in zip(chosen, sizes, strict=True) if size is None]
     notes.judge(
         not damaged,
         "keypoints-decode",

@@ -2,11 +2,15 @@
 
 import json
 import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+from handmim.data.decode import read_rgb
 
 PIECE_BYTES = 1 << 25
 NUM_THREADS = 8  # that decode images
@@ -17,6 +21,17 @@ def missing_of(root: Path, wanted: list[str]) -> list[str]:
     """Those of the wanted files (names with a suffix) and folders that are not below `root`."""
     there = {n: (root / n).is_file() if Path(n).suffix else (root / n).is_dir() for n in wanted}
     return [name for name, found in there.items() if not found]
+
+
+def decoded_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | None]:
+    """Width and height of images, all of whose pixels are decoded; None where that fails."""
+
+    def size_of(path: Path) -> tuple[int, int] | None:
+        image = read_rgb(path)
+        return None if image is None else (image.shape[1], image.shape[0])
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        return list(pool.map(size_of, paths))
 
 
 class JsonEntries:

@@ -4,6 +4,7 @@ python tools/doctor.py                                              # this machi
 python tools/doctor.py hand=mano hand.path=MANO_RIGHT.pkl freihand=FreiHAND_pub_v2
 python tools/doctor.py hand=mano hand.path=MANO_RIGHT.pkl ho3d_v2=HO3D_v2 ho3d_v3=HO3D_v3
 python tools/doctor.py keypoints.root=DIR keypoints.annotations=FILE.json crops=DIR
+python tools/doctor.py freihand=DIR full=true                        # decodes every image
 
 Nothing is written unless report=FILE.json. The exit status is 1 when there is an error.
 """
@@ -16,7 +17,7 @@ from rich.console import Console
 
 from handmim.utils.config import resolved
 
-PARTS = ("freihand", "ho3d_v2", "ho3d_v3", "keypoints", "crops")
+SETTINGS = ("freihand", "ho3d_v2", "ho3d_v3", "keypoints", "crops", "full")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="doctor")
@@ -29,7 +30,7 @@ def main(cfg: DictConfig) -> None:
     console = Console()
     # A pipe is not a narrow terminal.
     console = console if console.is_terminal else Console(width=120)
-    chosen = {part: plain[part] for part in PARTS}
+    chosen = {key: plain[key] for key in SETTINGS}
     sections = {}
     for title, findings in examine(
         plain["hand"], plain["paths"]["data_dir"], plain["num_checked"], **chosen

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from handmim.benchmarks.official import NUM_VERTS, Benchmark, Points, as_numpy, not_finite
 from handmim.hand.skeleton import (
+    BONE_MM,
     BONES,
     FINGERTIP_VERTS,
     FOREIGN_ORDERS,
@@ -28,10 +29,6 @@ class Finding:
 
 
 KNOWN_ORDERS = {name: SKELETONS[name] for name in ("freihand", *FOREIGN_ORDERS)}
-# Lengths of BONES of an average hand in mm; only their proportions are used.
-BONE_MM = np.array([
-    34, 44, 33, 27,  94, 38, 24, 22,  92, 43, 27, 24,  85, 41, 26, 23,  82, 32, 20, 20,
-])  # fmt: skip
 # Root mean square distance of joints or vertices from their centre: 0.034 to 0.074 m on hands in
 # all poses. The ranges of the units do not meet.
 SPREAD_M = (0.015, 0.15)

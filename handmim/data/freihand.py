@@ -14,19 +14,23 @@ from torch.utils.data import Dataset
 
 from handmim.contracts import CropSample, HandSample
 from handmim.data.cropping import carry_intrinsics, carry_points, crop_map, cut
-from handmim.data.decode import read_rgb
+from handmim.data.decode import UnreadableImage, read_rgb
+from handmim.data.freihand_checks import check_labels, present_versions
+from handmim.data.image_heads import image_head
 from handmim.data.json_arrays import StoredArray, cached_number_lists
-from handmim.data.layouts import VERSIONS
-from handmim.data.provenance import check_made_with, check_reposed
+from handmim.data.layouts import VERSIONS, file_names
+from handmim.data.provenance import check_made_with
 from handmim.data.samples import hand_sample
 from handmim.hand.arrays import NUM_VERTS, load_hand_arrays
 from handmim.hand.conventions import freihand_hand, project_px
 from handmim.hand.model import HandModel
+from handmim.utils.findings import Notes, spread
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "all", "evaluation")
-CHECKED = 4  # samples that are posed again to see whether the hand model is the right one
+CHECKED = 64  # samples whose labels are checked at the start
+LARGEST = 1e6  # of a label that is no vertex
 FIELDS: dict[str, tuple[int, ...]] = {
     "K": (3, 3),
     "xyz": (21, 3),
@@ -60,7 +64,8 @@ class FreiHand(Dataset[HandSample | CropSample]):
         hand_path: hand model of the annotations: its mean pose is part of every MANO vector.
         split: "train" and "val" share the training pictures, cut by unique sample; "all" is both;
             "evaluation" is the official one, labelled where the released truth is beside it.
-        versions: backgrounds taken, of gs, hom, sample, auto; evaluation pictures are gs only.
+        versions: backgrounds taken, of gs, hom, sample, auto; those without any image are left out
+            with a warning; evaluation images are gs only.
         val_fraction: share of the unique samples in "val".
         seed: of that cut.
         image_px: side of the stored crop.
@@ -68,8 +73,8 @@ class FreiHand(Dataset[HandSample | CropSample]):
         cache_dir: where the large JSON files are kept as arrays.
         partners: give unlabelled crops for pretraining instead, each with the same hand before
             another of `versions` as its partner and the hand as its group.
-    Raises: FileNotFoundError naming what is missing; ValueError for settings, counts or a hand
-        model that do not fit.
+    Raises: FileNotFoundError naming what is missing; ValueError for settings, counts, labels or a
+        hand model that do not fit.
     """
 
     def __init__(
@@ -96,7 +101,7 @@ class FreiHand(Dataset[HandSample | CropSample]):
                 f"partners are training pictures of two versions or more, got split {split}, "
                 f"versions {list(versions)} (data.partners, data.versions)"
             )
-        self.partners, self.versions = partners, versions
+        self.partners = partners
         self.root, self.split, self.image_px = Path(root), split, image_px
         self.crop_scale = crop_scale
         self.source = source_text(split, val_fraction, seed)
@@ -110,23 +115,26 @@ class FreiHand(Dataset[HandSample | CropSample]):
         self.hand_name, self.hand_sha256 = arrays.name, arrays.sha256
         self.hands_mean = arrays.hands_mean
         check_made_with(self.root, arrays)
-        self.labels = self._read_labels(Path(cache_dir))
+        folder = self.root / self.folder / "rgb"
+        names = set(file_names(folder))
+        self.labels = self._read_labels(Path(cache_dir), HandModel(arrays), min(names, default=""))
         self.num_unique = len(self.labels["K"])
-        if "mano" in self.labels and "verts" in self.labels:
-            self._check_hand(HandModel(arrays))
         if split == "evaluation":
-            self.ids = np.arange(self.num_unique)
+            samples, versions = np.arange(self.num_unique), VERSIONS[:1]
         else:
             samples = split_samples(self.num_unique, split, val_fraction, seed)
-            places = [VERSIONS.index(v) for v in versions]
-            self.ids = np.concatenate([samples + self.num_unique * p for p in places])
-        if not len(self.ids):
+        if not len(samples):
             raise ValueError(
                 f"split {split} of {root} is empty: its share must hold a sample "
                 f"(data.val_fraction={val_fraction})"
             )
+        self.versions = present_versions(names, samples.tolist(), self.num_unique, versions, folder)
+        if partners and len(self.versions) < 2:
+            raise ValueError(f"partners need images of two versions or more in {folder}")
+        places = [VERSIONS.index(v) for v in self.versions]
+        self.ids = np.concatenate([samples + self.num_unique * p for p in places])
 
-    def _read_labels(self, cache: Path) -> dict[str, StoredArray]:
+    def _read_labels(self, cache: Path, hand: HandModel, image: str) -> dict[str, StoredArray]:
         labels: dict[str, StoredArray] = {}
         for name, shape in FIELDS.items():
             path = self.root / f"{self.folder}_{name}.json"
@@ -140,18 +148,25 @@ class FreiHand(Dataset[HandSample | CropSample]):
             raise ValueError(
                 f"{self.root}/{self.folder}_*.json differ in length: {counts}; unpack them again"
             )
+        self._check(labels, hand, image)
         return labels
 
-    def _check_hand(self, hand: HandModel) -> None:
-        few = range(min(CHECKED, self.num_unique))
-        hands = [freihand_hand(*self._mano(i), self.hands_mean) for i in few]
-        check_reposed(
-            hand,
-            np.stack([h[0] for h in hands]),
-            np.stack([h[1] for h in hands]),
-            self.labels["verts"][: len(few)],
-            f"{self.folder}_mano.json and {self.folder}_verts.json of {self.root}",
-        )
+    def _check(self, labels: dict[str, StoredArray], hand: HandModel, image: str) -> None:
+        """Labels of all samples for size, those of some for their meaning, as the doctor does."""
+        notes = Notes()
+        for name, values in labels.items():
+            if name != "verts":  # 300 MB
+                flat = np.abs(values.values).reshape(len(values), -1)
+                bad = np.flatnonzero(~(flat <= LARGEST).all(axis=1))
+                text = f"{self.folder}_{name}.json: {len(bad)} samples hold NaN or numbers above "
+                text += f"{LARGEST:.0e}, the first {bad[:3].tolist()}"
+                notes.judge(not len(bad), "freihand-finite", text, "unpack FreiHAND again")
+        chosen = spread(len(labels["K"]), CHECKED)
+        head = image_head(self.root / self.folder / "rgb" / image)
+        if not notes.failed("freihand-finite"):
+            raw = {name: values[chosen] for name, values in labels.items()}
+            check_labels(notes, self.folder, raw, hand, None if head is None else head[:2])
+        notes.enforce(f"{self.root} (data.root)")
 
     def _mano(self, item: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         return self.labels["mano"][item], self.labels["K"][item]
@@ -167,12 +182,15 @@ class FreiHand(Dataset[HandSample | CropSample]):
     def __len__(self) -> int:
         return len(self.ids)
 
+    def _path(self, image_id: int) -> Path:
+        return self.root / self.folder / "rgb" / f"{image_id:08d}.jpg"
+
     def _crop(self, image_id: int) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
         """Stored crop [S, S, 3] of a picture, and crop_from_img."""
-        path = self.root / self.folder / "rgb" / f"{image_id:08d}.jpg"
+        path = self._path(image_id)
         picture = read_rgb(path)
         if picture is None:
-            raise FileNotFoundError(f"{path} is missing or damaged: unpack FreiHAND again")
+            raise UnreadableImage(path, "unpack FreiHAND again")
         height, width = picture.shape[:2]
         crop_from_img = crop_map(np.array([0, 0, width, height]), self.crop_scale, self.image_px)
         return cut(picture, crop_from_img, self.image_px), crop_from_img

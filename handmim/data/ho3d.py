@@ -16,23 +16,30 @@ from torch.utils.data import Dataset
 
 from handmim.contracts import CropSample, HandSample
 from handmim.data.cropping import box_of_points, carry_intrinsics, carry_points, crop_map, cut
-from handmim.data.decode import read_rgb
+from handmim.data.decode import UnreadableImage, read_rgb
+from handmim.data.ho3d_checks import (
+    check_evaluation,
+    check_training,
+    image_of,
+    missing_files,
+)
+from handmim.data.image_heads import image_head
 from handmim.data.json_arrays import StoredArray
 from handmim.data.layouts import take_of
-from handmim.data.provenance import LARGEST_RESIDUAL_M, check_made_with
+from handmim.data.provenance import check_made_with
 from handmim.data.samples import hand_sample
 from handmim.data.truth import stored_truth
 from handmim.hand.arrays import load_hand_arrays
 from handmim.hand.conventions import OPENCV_FROM_OPENGL, ho3d_hand, project_px, rest_wrist
 from handmim.hand.model import HandModel
-from handmim.hand.skeleton import CANONICAL_FROM_HO3D, FINGERTIP_VERTS
+from handmim.hand.skeleton import CANONICAL_FROM_HO3D
+from handmim.utils.findings import Notes, shown, spread
 from handmim.utils.unpickle import load_pickle
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "all", "evaluation")
-PICTURES = (".png", ".jpg")  # v2 and v3; looked for in this order, as the official reader does
-CHECKED = 20  # frames among which a labelled one is posed again
+CHECKED = 32  # frames whose metas are checked at the start
 
 
 def read_frames(path: Path) -> list[str]:
@@ -136,8 +143,7 @@ class Ho3d(Dataset[HandSample | CropSample]):
                 f"data.val_fraction={val_fraction}"
             )
         self._told_unlabelled = False
-        if split != "evaluation":
-            self._check_hand()
+        self._check()
 
     def _read_truth(self, cache: Path) -> None:
         truth = stored_truth(self.root, cache)
@@ -150,35 +156,38 @@ class Ho3d(Dataset[HandSample | CropSample]):
                 f"{len(self.frames)} frames: they are of different versions"
             )
 
-    def _check_hand(self) -> None:
-        """Joints of the first labelled frames against the chosen hand model."""
-        for frame in self.frames[:CHECKED]:
-            meta = self._meta(frame)
-            if meta.get("handPose") is None:
-                continue
-            _, _, joints, verts = self._labels(meta)
-            tips = verts[list(FINGERTIP_VERTS["ho3d"])]
-            error_m = float(np.linalg.norm(joints[[4, 8, 12, 16, 20]] - tips, axis=1).mean())
-            if error_m > LARGEST_RESIDUAL_M:
-                raise ValueError(
-                    f"posing {self.hand_name} by the meta of {frame} misses its fingertips by "
-                    f"{error_m * 1e3:.1f} mm: they belong to another hand model (hand=mano "
-                    "hand.path=MANO_RIGHT.pkl); tools/doctor.py tells more"
-                )
+    def _check(self) -> None:
+        """Files of all frames; metas of some for their meaning, as the doctor does."""
+        missing = missing_files(self.root, self.folder, self.frames)
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} files of {len(self.frames)} frames of {self.folder}.txt are not "
+                f"in {self.root}: {shown(missing)}; unpack HO-3D again (data.root)"
+            )
+        chosen = {int(i): self.frames[i] for i in spread(len(self.frames), CHECKED)}
+        metas = {i: self._meta(frame) for i, frame in chosen.items()}
+        first = image_of(self.root, self.folder, self.frames[0])
+        head = None if first is None else image_head(first)
+        if head is None:  # counted when its turn comes
             return
+        notes, source = Notes(), "unpack HO-3D again"
+        with notes.guard("ho3d-labels", source):
+            if self.split == "evaluation":
+                check_evaluation(notes, "ho3d", metas, head[:2], source)
+            else:
+                check_training(notes, "ho3d", metas, chosen, self.hand, head[:2], source)
+        notes.enforce(f"{self.root} (data.root)")
 
     def _meta(self, frame: str) -> dict[str, Any]:
         sequence, name = frame.split("/")
         return load_pickle(self.root / self.folder / sequence / "meta" / f"{name}.pkl")
 
     def _picture(self, frame: str) -> NDArray[np.uint8]:
-        sequence, name = frame.split("/")
-        folder = self.root / self.folder / sequence / "rgb"
-        for suffix in PICTURES:
-            picture = read_rgb(folder / f"{name}{suffix}")
-            if picture is not None:
-                return picture
-        raise FileNotFoundError(f"{folder / name}.png or .jpg is missing or damaged")
+        path = image_of(self.root, self.folder, frame)
+        picture = None if path is None else read_rgb(path)
+        if picture is None:
+            raise UnreadableImage(path or f"image of {self.folder}/{frame}", "unpack HO-3D again")
+        return picture
 
     @staticmethod
     def _opencv(points_m: Any) -> NDArray[np.float64]:

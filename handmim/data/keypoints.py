@@ -1,43 +1,52 @@
 """Photos with 21 hand keypoints in a COCO-style JSON file, 2D with or without 3D."""
 
-import json
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from handmim.contracts import HandSample
+from handmim.data.annotation_checks import (
+    check_annotations,
+    check_groups,
+    group_images,
+    missing_images,
+)
+from handmim.data.annotations import Annotations, read_annotations
 from handmim.data.cropping import box_of_points, carry_intrinsics, carry_points, crop_map, cut
-from handmim.data.decode import read_rgb
+from handmim.data.decode import UnreadableImage, read_rgb
 from handmim.data.samples import hand_sample
-from handmim.hand.skeleton import NUM_JOINTS
+from handmim.utils.findings import Notes
 
+log = logging.getLogger(__name__)
+
+OPTION = "data or probe: annotations=FILE.json"
 SPLITS = ("train", "val", "all")
 
 
-def keypoint_scores(note: dict[str, Any]) -> NDArray[np.float64] | None:
-    """[21] confidences in [0, 1] of an annotation's 2D keypoints; None where it gives none.
+def load_annotations(path: Path, root: Path, notes: Notes) -> Annotations:
+    """Read a file and check it against its images, as training and the doctor do.
 
-    Raises: ValueError for anything else.
+    Args:
+        path: JSON file.
+        root: folder of the images.
+        notes: where findings go.
+    Raises: FileNotFoundError for a file or images that are not there; ValueError for a file of
+        another form.
     """
-    scores = note.get("keypoint_scores")
-    if scores is None:
-        return None
-    try:
-        values = np.asarray(scores, np.float64)
-    except (TypeError, ValueError):
-        values = np.empty(0)
-    if values.shape != (NUM_JOINTS,) or not ((values >= 0) & (values <= 1)).all():
-        raise ValueError(
-            f"annotation {note.get('id', note['image_id'])}: keypoint_scores must be {NUM_JOINTS} "
-            f"numbers in [0, 1], got {str(scores)[:80]} (data/README.md; leave the field out where "
-            "confidences are not known)"
+    annotations = read_annotations(path, notes, OPTION)
+    missing = missing_images(annotations, root)
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} annotated images are not in {root}: {missing[:5]} (file_name is "
+            "relative to data.root)"
         )
-    return values
+    check_annotations(annotations, root, notes)
+    return annotations
 
 
 def _numbered(names: Iterable[str]) -> list[str]:
@@ -60,8 +69,13 @@ class KeypointPhotos(Dataset[HandSample]):
       with a visibility;
     - `K`: 3 x 3 intrinsics in px, when the 3D points are in camera coordinates;
     - `keypoint_scores`: 21 confidences of the 2D keypoints in [0, 1], as detectors give them;
-    - `handedness`: right unless it begins with an l;
+    - `handedness`, `hand_type`, `is_right` or another field of `hand_sides.KNOWN`: the side of the
+      hand, right where no annotation states one;
     - `category_id`: what the hand shows, where there are several categories.
+
+    COCO-WholeBody's `lefthand_kpts` and `righthand_kpts` are read instead of `keypoints` where an
+    annotation has them: up to two hands. The whole file is checked at the start (`annotations`,
+    `annotation_checks`): errors refuse it, warnings are logged.
 
     Args:
         root: folder of the pictures.
@@ -75,7 +89,7 @@ class KeypointPhotos(Dataset[HandSample]):
         image_px: side of the stored crop.
         in_memory: keep every crop once it is cut (25 kB each at 64 px, 40 kB at 96 px, in every
             loader process) instead of decoding its photo again each time.
-    Raises: FileNotFoundError, or ValueError for annotations of another form.
+    Raises: FileNotFoundError, or ValueError for annotations of another form or meaning.
     """
 
     def __init__(
@@ -95,43 +109,22 @@ class KeypointPhotos(Dataset[HandSample]):
             raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
         self.root, self.crop_scale, self.image_px = Path(root), crop_scale, image_px
         self._kept: dict[int, HandSample] | None = {} if in_memory else None
-        path = Path(annotations)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"no annotations at {path} (probe or data: annotations=FILE.json)"
-            )
-        content = json.loads(path.read_text())
-        missing = {"images", "annotations"} - set(content)
-        if missing:
-            raise ValueError(f"{path.name} lacks {sorted(missing)}: not a COCO-style keypoint file")
-        images = {image["id"]: image for image in content["images"]}
-        absent = [
-            i["file_name"] for i in images.values() if not (self.root / i["file_name"]).is_file()
-        ]
-        if absent:
-            raise FileNotFoundError(
-                f"{len(absent)} annotated pictures are not in {root}: {absent[:5]} (file_name is "
-                "relative to data.root)"
-            )
-        groups = {key: str(image.get(split_by, key)) for key, image in images.items()}
-        chosen = self._groups_of(split, sorted(set(groups.values())), val_fraction, seed)
-        self.items: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        for note in content["annotations"]:
-            image = images[note["image_id"]]
-            if len(note["keypoints"]) != 3 * NUM_JOINTS:
-                raise ValueError(
-                    f"annotation {note.get('id', note['image_id'])} of {path.name} has"
-                    f" {len(note['keypoints']) / 3:g} keypoints, wanted {NUM_JOINTS}"
-                )
-            keypoint_scores(note)
-            if groups[image["id"]] in chosen:
-                self.items.append((image, note))
-        self._label_ids = _numbered(image["file_name"] for image, _ in self.items)
+        path, notes = Path(annotations), Notes()
+        content = load_annotations(path, self.root, notes)
+        if split != "all":
+            check_groups(content, split_by, notes)
+        notes.enforce(f"{path} ({OPTION})")
+        log.info("%s, %s", path.name, notes.text_of("keypoints-side"))
+        groups = group_images(content, split_by)
+        chosen = self._groups_of(split, sorted(set(groups)), val_fraction, seed)
+        self.hands = [hand for hand in content.hands if groups[hand.image] in chosen]
+        self.file_names = [content.images[hand.image]["file_name"] for hand in self.hands]
+        self._label_ids = _numbered(self.file_names)
         self.source = f"{path.name}, part {split}"
         if split != "all":
             self.source += f", val_fraction {val_fraction:g} by {split_by}, split seed {seed}"
-        self._has_classes = len({note.get("category_id") for note in content["annotations"]}) > 1
-        if not self.items:
+        self._has_classes = len({hand.category for hand in content.hands}) > 1
+        if not self.hands:
             raise ValueError(f"split {split} of {path.name} is empty (val_fraction={val_fraction})")
 
     @staticmethod
@@ -144,7 +137,7 @@ class KeypointPhotos(Dataset[HandSample]):
         return {groups[i] for i in picked}
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.hands)
 
     def __getitem__(self, index: int) -> HandSample:
         if self._kept is None:
@@ -153,42 +146,35 @@ class KeypointPhotos(Dataset[HandSample]):
             self._kept[index] = self._cut(index)
         return self._kept[index]
 
-    def class_of(self, index: int) -> int | None:
-        """The annotation's `category_id`; None in a file that does not tell several apart."""
-        return self.items[index][1].get("category_id") if self._has_classes else None
+    def class_of(self, index: int) -> Any:
+        """The annotation's `category_id`; None in a file that has one category only."""
+        return self.hands[index].category if self._has_classes else None
 
     def label_id(self, index: int) -> str:
         """The picture's file name; with #2, #3 for its further hands, in the file's order."""
         return self._label_ids[index]
 
     def _cut(self, index: int) -> HandSample:
-        image_note, note = self.items[index]
-        path = self.root / image_note["file_name"]
-        picture = read_rgb(path)
+        hand, name = self.hands[index], self.file_names[index]
+        picture = read_rgb(self.root / name)
         if picture is None:
-            raise ValueError(f"{path} cannot be read: remove it from the annotations")
-        keypoints = np.asarray(note["keypoints"], np.float64).reshape(NUM_JOINTS, 3)
-        valid = keypoints[:, 2] > 0
-        kp_px = keypoints[:, :2].copy()
+            raise UnreadableImage(self.root / name, "remove it from the annotations")
+        valid = hand.keypoints[:, 2] > 0
+        kp_px = hand.keypoints[:, :2].copy()
         height, width = picture.shape[:2]
         whole = np.array([0.0, 0.0, width, height])
         box = box_of_points(kp_px[valid]) if valid.any() else whole
         kp_px[~valid] = (box[:2] + box[2:]) / 2
         crop_from_img = crop_map(box, self.crop_scale, self.image_px)
-        K, joints, joints_valid = note.get("K"), note.get("keypoints_3d"), None
-        if joints is not None:
-            joints = np.asarray(joints, np.float64)
-            if joints.shape == (NUM_JOINTS, 4):
-                joints, joints_valid = joints[:, :3], joints[:, 3] > 0
         return hand_sample(
             cut(picture, crop_from_img, self.image_px),
-            image_note["file_name"],
-            is_right=not str(note.get("handedness", "right")).lower().startswith("l"),
-            K_crop_px=None if K is None else carry_intrinsics(crop_from_img, np.asarray(K)),
+            name,
+            is_right=hand.is_right,
+            K_crop_px=None if hand.K is None else carry_intrinsics(crop_from_img, hand.K),
             kp2d_crop_px=carry_points(crop_from_img, kp_px),
             kp2d_valid=valid,
-            kp2d_conf=keypoint_scores(note),
-            # joints that are hidden in the picture keep their 3D label
-            joints_cam_m=joints,
-            joints_valid=joints_valid,
+            kp2d_conf=hand.scores,
+            # joints that are hidden in the image keep their 3D label
+            joints_cam_m=hand.joints,
+            joints_valid=hand.joints_valid,
         )

@@ -1,6 +1,8 @@
 """Facts of layouts that reading and writing share. No torch: rendering processes use it."""
 
+import os
 import re
+from pathlib import Path
 
 FACTS = "handmim.json"  # what a rendered set says of itself; written last: with it a set is whole
 PARTS = ".parts"  # folder in a rendered set until it is whole
@@ -16,3 +18,11 @@ def take_of(sequence: str) -> str:
     """
     match = re.match(r"^(.*\d)\d$", sequence)
     return match.group(1) if match else sequence
+
+
+def file_names(folder: Path) -> list[str]:
+    """Names of the files in a folder, in no order; none where there is no folder."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return [entry.name for entry in entries if not entry.is_dir()]

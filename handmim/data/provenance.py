@@ -61,23 +61,3 @@ def reposed_error_m(
     given = np.asarray(verts_m, np.float64)
     shift = (given - ours).mean(axis=1, keepdims=True)
     return np.linalg.norm(ours + shift - given, axis=2).mean(axis=1)
-
-
-def check_reposed(
-    hand: HandLayer,
-    rotmats: NDArray[np.floating],
-    betas: NDArray[np.floating],
-    verts_m: NDArray[np.floating],
-    where: str,
-) -> None:
-    """Refuse a hand model that does not give the dataset's own vertices back.
-
-    Raises: ValueError with the residual in mm.
-    """
-    error_m = float(np.median(reposed_error_m(hand, rotmats, betas, verts_m)))
-    if error_m > LARGEST_RESIDUAL_M:
-        raise ValueError(
-            f"posing {hand.name} by {where} misses the given vertices by {error_m * 1e3:.1f} mm: "
-            "they belong to another hand model (hand=mano hand.path=MANO_RIGHT.pkl) or to another "
-            "version of the dataset; tools/doctor.py tells more"
-        )

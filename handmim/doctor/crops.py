@@ -6,11 +6,10 @@ from collections import defaultdict
 from pathlib import Path
 
 from handmim.data.crops import find_photos, labelled_benchmarks
-from handmim.doctor.findings import Finding, Notes, shown
-from handmim.doctor.sampling import spread
 from handmim.images.decode import UnreadableImage, read_image, read_rgb
 from handmim.images.files import ENDINGS
 from handmim.images.names import printable
+from handmim.utils.findings import Finding, Notes, shown, spread
 
 TINY_PX = 48  # shorter side, below which there is nothing to learn at 224 px
 MOST_HASHED = 20_000

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 
-from handmim.doctor.findings import Finding, Notes, shown
+from handmim.utils.findings import Finding, Notes, shown
 
 OLDEST_PYTHON = (3, 10)
 LEAST_FREE_GB = 5.0

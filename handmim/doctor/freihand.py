@@ -8,15 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.data.freihand import FIELDS as READ
+from handmim.data.freihand_checks import SOURCE, Labels, check_labels
 from handmim.data.provenance import read_facts
-from handmim.doctor.camera import note_intrinsics
-from handmim.doctor.findings import Finding, Notes, shown
-from handmim.doctor.freihand_labels import SOURCE, Labels, note_fit, settled
 from handmim.doctor.freihand_pictures import check_masks, check_sizes, count_pictures
 from handmim.doctor.rendered import usable_hand
-from handmim.doctor.sampling import JsonEntries, missing_of, spread
+from handmim.doctor.sampling import JsonEntries, missing_of
 from handmim.hand.arrays import HandArrays
 from handmim.hand.model import HandModel
+from handmim.utils.findings import Finding, Notes, shown, spread
 
 EVAL_SOURCE = "unpack FreiHAND_pub_v2_eval.zip beside it"
 COUNTS = {"training": 32560, "evaluation": 3960}
@@ -26,13 +25,16 @@ TRUTH = ("xyz", "verts")
 SIDE_PX = 224
 
 
-def examine_freihand(root: Path, hand: HandArrays | None, num_checked: int) -> list[Finding]:
+def examine_freihand(
+    root: Path, hand: HandArrays | None, num_checked: int, *, full: bool = False
+) -> list[Finding]:
     """Findings on the unpacked dataset.
 
     Args:
         root: folder with training/ and training_K.json.
         hand: model of the annotations; None where it could not be read.
-        num_checked: samples and pictures looked at closely, of each part.
+        num_checked: samples and images looked at closely, of each part.
+        full: decode all images.
     """
     notes = Notes()
     if not _layout(notes, root):
@@ -44,7 +46,7 @@ def examine_freihand(root: Path, hand: HandArrays | None, num_checked: int) -> l
     for part in COUNTS:
         if (root / f"{part}_K.json").is_file():
             with notes.guard(f"freihand-{part}", SOURCE):
-                _examine_part(notes, root, part, facts, model, num_checked)
+                _examine_part(notes, root, part, facts, model, num_checked, full)
     return notes.findings
 
 
@@ -69,6 +71,7 @@ def _examine_part(
     facts: dict[str, Any] | None,
     model: HandModel | None,
     num_checked: int,
+    full: bool,
 ) -> None:
     lists = _open_lists(notes, root, part)
     if not lists:
@@ -90,13 +93,20 @@ def _examine_part(
         with notes.guard("freihand-pictures", SOURCE):
             count_pictures(notes, root, part, num)
         with notes.guard("freihand-size", SOURCE):
-            check_sizes(notes, root, part, ids, num, side_px)
+            check_sizes(notes, root, part, None if full else ids, num, side_px)
     if part == "evaluation":
         _truth(notes, lists)
     read = {name: _read(notes, entries, ids, FIELDS[name]) for name, entries in lists.items()}
     labels = {name: values for name, values in read.items() if values is not None}
-    if labels:
-        _labels(notes, root, part, ids, labels, model, side_px)
+    if not labels:
+        return
+
+    def fall_on_masks(kept: NDArray[np.bool_], good: Labels) -> bool:
+        return check_masks(notes, root, part, ids[kept], good["xyz"], good["K"])
+
+    # Images of another size are noted already.
+    masks = None if notes.failed("freihand-size") else fall_on_masks
+    check_labels(notes, part, labels, model, (side_px, side_px), masks)
 
 
 def _open_lists(notes: Notes, root: Path, part: str) -> dict[str, JsonEntries]:
@@ -138,25 +148,3 @@ def _truth(notes: Notes, lists: Mapping[str, JsonEntries]) -> None:
         text = f"no {' and '.join(missing)}: predictions can be submitted, not scored "
         text += f"({EVAL_SOURCE})"
     notes.judge(len(missing) != 1, "freihand-truth", text, EVAL_SOURCE, bad="warning")
-
-
-def _labels(
-    notes: Notes,
-    root: Path,
-    part: str,
-    ids: NDArray[np.int64],
-    raw: Labels,
-    model: HandModel | None,
-    side_px: int,
-) -> None:
-    """Geometry of the labels looked at; a wrong K is told once, not as every figure it spoils."""
-    labels, kept = settled(notes, part, raw)
-    k_good = "K" in labels and note_intrinsics(
-        notes, "freihand", labels["K"], (side_px, side_px), f"{part}_K.json"
-    )
-    # Pictures of another size are told already.
-    if k_good and "xyz" in labels and not notes.failed("freihand-size"):
-        with notes.guard("freihand-mask", SOURCE):
-            k_good = check_masks(notes, root, part, ids[kept], labels["xyz"], labels["K"])
-    with notes.guard("freihand-residual", SOURCE):
-        note_fit(notes, part, labels, model, trust_K=k_good)

@@ -1,6 +1,7 @@
 """FreiHAND's pictures and masks."""
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -8,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.data.decode import read_rgb
-from handmim.data.layouts import VERSIONS
+from handmim.data.freihand_checks import SOURCE
+from handmim.data.layouts import VERSIONS, file_names
 from handmim.doctor.camera import shares_in_masks
-from handmim.doctor.findings import Notes, shown
-from handmim.doctor.freihand_labels import SOURCE
-from handmim.doctor.sampling import file_names
+from handmim.doctor.sampling import decoded_sizes
 from handmim.hand.conventions import project_px
+from handmim.utils.findings import Level, Notes, shown
 
 MASKED = 128  # masks are lossy JPEG
 SHARE_GOOD, SHARE_BAD, LEAST_LEAD = 0.8, 0.6, 0.1
@@ -37,7 +38,10 @@ def count_pictures(notes: Notes, root: Path, part: str, num: int) -> None:
     fix = SOURCE
     if whole and len(whole) < len(versions) and not len(extra):
         fix += f", or train on what is whole: data.versions=[{','.join(whole)}]"
-    notes.judge(not len(missing) and not len(extra), "freihand-pictures", text, fix)
+    # Training leaves out versions without any image.
+    lacks_versions = bool(whole) and set(have.tolist()) == {0, num} and not len(extra)
+    bad: Level = "warning" if lacks_versions else "error"
+    notes.judge(not len(missing) and not len(extra), "freihand-pictures", text, fix, bad=bad)
     if part == "training" and (root / part / "mask").is_dir():
         gone = np.setdiff1d(np.arange(num), _ids(root / part / "mask"))
         text = f"{num - len(gone)} of {num} masks"
@@ -50,36 +54,39 @@ def _ids(folder: Path) -> NDArray[np.int64]:
 
 
 def check_sizes(
-    notes: Notes, root: Path, part: str, ids: NDArray[np.int64], num: int, side_px: int
+    notes: Notes,
+    root: Path,
+    part: str,
+    ids: NDArray[np.int64] | None,
+    num: int,
+    side_px: int,
 ) -> None:
-    """Whether pictures can be decoded and have the size that labels are for.
+    """Whether images can be decoded and have the size that labels are for.
 
     Args:
         notes: where findings go.
         root, part: of the dataset.
-        ids: samples looked at, each before another background.
+        ids: samples looked at, each before another background; None for all images.
         num: samples of the part.
-        side_px: wanted side.
+        side_px: required side.
     """
-    places = range(len(VERSIONS)) if part == "training" else range(1)
-    sizes: dict[tuple[int, int], int] = {}
-    damaged = []
-    for turn, item in enumerate(ids):
-        path = root / part / "rgb" / f"{item + num * places[turn % len(places)]:08d}.jpg"
-        if path.is_file():
-            picture = read_rgb(path)
-            if picture is None:
-                damaged.append(path.name)
-            else:
-                size = (picture.shape[1], picture.shape[0])
-                sizes[size] = sizes.get(size, 0) + 1
-    good = set(sizes) <= {(side_px, side_px)}
+    folder, versions = root / part / "rgb", len(VERSIONS) if part == "training" else 1
+    if ids is None:
+        numbers = np.arange(num * versions)
+    else:
+        numbers = ids + num * (np.arange(len(ids)) % versions)
+    paths = [folder / f"{number:08d}.jpg" for number in numbers]
+    paths = [path for path in paths if path.is_file()]
+    decoded = decoded_sizes(paths)
+    sizes = Counter(size for size in decoded if size is not None)
+    damaged = [path.name for path, size in zip(paths, decoded, strict=True) if size is None]
     text = ", ".join(f"{n} of {w} x {h} px" for (w, h), n in sizes.items())
     fix = f"labels are for {side_px} px: {SOURCE}"
-    notes.judge(good, "freihand-size", f"{part}: {text or 'no picture'}", fix)
+    text = f"{part}: {len(paths)} images decoded: {text or 'none'}"
+    notes.judge(set(sizes) <= {(side_px, side_px)}, "freihand-size", text, fix)
     if damaged:
-        text = f"{part}: {len(damaged)} of {len(ids)} pictures cannot be decoded: {shown(damaged)}"
-        notes.error("freihand-decode", text, SOURCE)
+        text = f"{part}: {len(damaged)} of {len(paths)} images decoded are damaged: "
+        notes.error("freihand-decode", text + shown(damaged), SOURCE)
 
 
 def check_masks(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from handmim.doctor.findings import Finding, Notes
 from handmim.hand.arrays import HandArrays, load_hand_arrays, resolve_hand_path
+from handmim.utils.findings import Finding, Notes
 from handmim.utils.unpickle import UnsafePickleError
 
 SPAN_M = (0.12, 0.26)  # wrist to middle fingertip at rest

@@ -6,17 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from handmim.data.decode import read_rgb
-from handmim.data.ho3d import PICTURES, read_frames
+from handmim.data.ho3d import read_frames
+from handmim.data.ho3d_checks import (
+    check_evaluation,
+    check_training,
+    image_of,
+    missing_files,
+)
 from handmim.data.layouts import take_of
 from handmim.data.provenance import read_facts
-from handmim.doctor.findings import Finding, Notes, shown
-from handmim.doctor.ho3d_evaluation import check_evaluation, check_truth
-from handmim.doctor.ho3d_labels import check_training
+from handmim.doctor.ho3d_evaluation import check_truth
 from handmim.doctor.rendered import usable_hand
-from handmim.doctor.sampling import file_names, missing_of, spread
+from handmim.doctor.sampling import decoded_sizes, missing_of
 from handmim.hand.arrays import HandArrays
 from handmim.hand.model import HandModel
+from handmim.utils.findings import Finding, Notes, shown, spread
 from handmim.utils.unpickle import UnsafePickleError, load_pickle
 
 PARTS = ("train", "evaluation")
@@ -50,19 +54,13 @@ class _Tree:
         side = int(self.facts["scene"]["image_px"]) if self.facts else 0
         return (side, side * 3 // 4) if self.facts else SIZE_PX
 
-    def picture(self, part: str, frame: str) -> Path | None:
-        """Its file, in the order in which suffixes are looked for."""
-        sequence, name = frame.split("/")
-        found = (self.root / part / sequence / "rgb" / f"{name}{suffix}" for suffix in PICTURES)
-        return next((path for path in found if path.is_file()), None)
-
     def meta(self, part: str, frame: str) -> Path:
         sequence, name = frame.split("/")
         return self.root / part / sequence / "meta" / f"{name}.pkl"
 
 
 def examine_ho3d(
-    root: Path, version: int, hand: HandArrays | None, num_checked: int
+    root: Path, version: int, hand: HandArrays | None, num_checked: int, *, full: bool = False
 ) -> list[Finding]:
     """Findings on the unpacked dataset.
 
@@ -71,6 +69,7 @@ def examine_ho3d(
         version: 2 or 3, which it is meant to be.
         hand: model of the annotations; None where it could not be read.
         num_checked: frames looked at closely, of each part.
+        full: decode the images of all frames.
     """
     notes, tree = Notes(), _Tree(root, version, None)
     if not _layout(notes, tree):
@@ -85,7 +84,7 @@ def examine_ho3d(
                 lists[part] = read_frames(root / f"{part}.txt")
     for part, frames in lists.items():
         with notes.guard(f"{tree.prefix}-{part}", tree.source):
-            _examine_part(notes, tree, part, frames, model, num_checked)
+            _examine_part(notes, tree, part, frames, model, num_checked, full)
     if len(lists) == 2:
         _takes(notes, tree, lists)
     return notes.findings
@@ -113,6 +112,7 @@ def _examine_part(
     frames: list[str],
     model: HandModel | None,
     num_checked: int,
+    full: bool,
 ) -> None:
     twice = [frame for frame, count in Counter(frames).items() if count > 1]
     text = f"{part}.txt: {len(frames)} frames"
@@ -122,7 +122,7 @@ def _examine_part(
     _files(notes, tree, part, frames)
     chosen = {int(i): frames[i] for i in spread(len(frames), num_checked)}
     with notes.guard(f"{tree.prefix}-size", tree.source):
-        _pictures(notes, tree, part, list(chosen.values()))
+        _pictures(notes, tree, part, frames if full else list(chosen.values()))
     metas = _metas(notes, tree, part, chosen)
     if part == "train":
         _contact(notes, tree, list(metas.values()))
@@ -148,15 +148,7 @@ def _counts(notes: Notes, tree: _Tree, part: str, num: int) -> None:
 
 
 def _files(notes: Notes, tree: _Tree, part: str, frames: list[str]) -> None:
-    missing = []
-    have: dict[tuple[str, str], set[str]] = {}
-    for frame in frames:
-        sequence, name = frame.split("/")
-        for kind, suffixes in (("rgb", PICTURES), ("meta", (".pkl",))):
-            if (sequence, kind) not in have:
-                have[sequence, kind] = set(file_names(tree.root / part / sequence / kind))
-            if not any(f"{name}{suffix}" in have[sequence, kind] for suffix in suffixes):
-                missing.append(f"{sequence}/{kind}/{name}")
+    missing = missing_files(tree.root, part, frames)
     text = f"{part}: " + (
         f"{len(missing)} files of listed frames are missing: {shown(missing)}"
         if missing
@@ -166,7 +158,7 @@ def _files(notes: Notes, tree: _Tree, part: str, frames: list[str]) -> None:
 
 
 def _pictures(notes: Notes, tree: _Tree, part: str, frames: list[str]) -> None:
-    paths = [path for path in (tree.picture(part, frame) for frame in frames) if path]
+    paths = [p for p in (image_of(tree.root, part, frame) for frame in frames) if p]
     suffixes = Counter(path.suffix for path in paths)
     wanted = SUFFIX[tree.version]
     other = next(v for v in SUFFIX if v != tree.version)
@@ -177,22 +169,22 @@ def _pictures(notes: Notes, tree: _Tree, part: str, frames: list[str]) -> None:
         f"those of version {tree.version} are {wanted}",
         f"this looks like version {other}: ho3d_v{other}={tree.root}",
     )
-    sizes: Counter[tuple[int, int]] = Counter()
-    damaged = []
-    for path in paths:
-        picture = read_rgb(path)
-        if picture is None:
-            damaged.append(f"{path.parents[1].name}/{path.name}")
-        else:
-            sizes[picture.shape[1], picture.shape[0]] += 1
+    decoded = decoded_sizes(paths)
+    sizes = Counter(size for size in decoded if size is not None)
+    damaged = [
+        f"{path.parents[1].name}/{path.name}"
+        for path, size in zip(paths, decoded, strict=True)
+        if size is None
+    ]
+    text = ", ".join(f"{n} of {w} x {h} px" for (w, h), n in sizes.items()) or "none"
     notes.judge(
         set(sizes) <= {tree.size_px},
         f"{tree.prefix}-size",
-        f"{part}: " + (", ".join(f"{n} of {w} x {h} px" for (w, h), n in sizes.items()) or "none"),
+        f"{part}: {len(paths)} images decoded: {text}",
         f"labels are for {tree.size_px[0]} x {tree.size_px[1]} px: {tree.source}",
     )
     if damaged:
-        text = f"{part}: {len(damaged)} of {len(paths)} pictures cannot be decoded: "
+        text = f"{part}: {len(damaged)} of {len(paths)} images decoded are damaged: "
         notes.error(f"{tree.prefix}-decode", text + shown(damaged), tree.source)
 
 

@@ -1,65 +1,16 @@
-"""What HO-3D gives with its evaluation frames, and the released truth."""
+"""The released truth of HO-3D's evaluation."""
 
 from pathlib import Path
 
 import numpy as np
 
+from handmim.data.ho3d_checks import OPENGL, Metas
 from handmim.data.truth import SHAPES
-from handmim.doctor.findings import Notes
-from handmim.doctor.ho3d_labels import OPENGL, SEEN, Metas, cameras, stacked
-from handmim.doctor.joints import settle_axes, settle_order, settle_unit
 from handmim.doctor.sampling import JsonEntries
-from handmim.hand.conventions import OPENCV_FROM_OPENGL, project_px
+from handmim.hand.label_checks import settle_axes, settle_order, settle_unit
+from handmim.utils.findings import Notes
 
 LARGEST_MISS_M = 0.01  # truth against the given wrist
-BOX_SLACK = 0.2  # of the box's side, by which a wrist may be outside of it
-
-
-def check_evaluation(
-    notes: Notes, prefix: str, metas: Metas, size_px: tuple[int, int], source: str
-) -> None:
-    """Boxes, wrists and cameras that are given with the evaluation frames.
-
-    Args:
-        notes, prefix: where and how findings are noted.
-        metas: by their place in the list.
-        size_px: width and height of the pictures.
-        source: how to get the original back.
-    """
-    given = [m for m in metas.values() if m.get("handBoundingBox") is not None]
-    notes.judge(
-        len(given) == len(metas),
-        f"{prefix}-box",
-        f"{len(given)} of {len(metas)} evaluation frames looked at have a handBoundingBox",
-        f"without it the whole picture is cropped: {source}",
-    )
-    if not given:
-        return
-    K = cameras(notes, prefix, given, size_px, "evaluation: camMat", source)
-    boxes = stacked(given, "handBoundingBox", (2, 2))
-    turned = (boxes[:, 1] <= boxes[:, 0]).any(axis=1)
-    outside = ((boxes < -1) | (boxes > np.array(size_px) + 1)).any(axis=(1, 2))
-    notes.judge(
-        not (turned | outside).any(),
-        f"{prefix}-box",
-        f"{outside.sum()} of {len(given)} boxes reach out of the picture, {turned.sum()} are "
-        "turned around",
-        f"handBoundingBox is x0, y0, x1, y1 in pixels: {source}",
-        bad="error" if turned.any() else "warning",
-    )
-    if K is None or turned.any() or any(m.get("handJoints3D") is None for m in given):
-        return
-    wrists = np.stack([np.asarray(m["handJoints3D"], np.float64).ravel()[:3] for m in given])
-    wrists = settle_axes(notes, prefix, wrists[:, None], OPENGL, "the given wrist")
-    px = project_px(wrists @ OPENCV_FROM_OPENGL, K)[:, 0]
-    slack = BOX_SLACK * (boxes[:, 1] - boxes[:, 0])
-    within = ((px >= boxes[:, 0] - slack) & (px <= boxes[:, 1] + slack)).all(axis=1)
-    notes.judge(
-        float(within.mean()) >= SEEN,
-        f"{prefix}-wrist",
-        f"{within.mean():.0%} of the given wrists fall into or near their box by camMat",
-        f"camMat, wrist and handBoundingBox do not belong together: {source}",
-    )
 
 
 def check_truth(notes: Notes, prefix: str, root: Path, num: int, metas: Metas) -> None:

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from handmim.data.provenance import check_made_with
-from handmim.doctor.findings import Notes
 from handmim.hand.arrays import HandArrays
 from handmim.hand.model import HandModel
+from handmim.utils.findings import Notes
 
 
 def usable_hand(notes: Notes, prefix: str, root: Path, hand: HandArrays | None) -> HandModel | None:

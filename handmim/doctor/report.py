@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from handmim.doctor.findings import Finding
+from handmim.utils.findings import Finding
 
 COLOURS = {"ok": "green", "warning": "yellow", "error": "bold red"}
 

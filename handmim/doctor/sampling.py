@@ -1,39 +1,38 @@
 """Looking at a few entries of something large without reading all of it."""
 
 import math
-import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from handmim.images.decode import read_rgb
 from handmim.utils.json_files import parse_json, read_json
 
 PIECE_BYTES = 1 << 22
 MAX_ENTRY_BYTES = 1 << 24  # 778 points have some 0.1 MB
+NUM_THREADS = 8  # that decode images
 OPEN, CLOSE = 0x5B, 0x5D  # [ and ]
-
-
-def spread(num: int, most: int) -> NDArray[np.int64]:
-    """At most `most` of the places 0 .. num - 1: evenly spread, the first and the last included."""
-    if num <= most:
-        return np.arange(num)
-    return np.unique(np.linspace(0, num - 1, most).round().astype(np.int64))
-
-
-def file_names(folder: Path) -> list[str]:
-    """Names of the files in a folder, in no order; none where there is no folder."""
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if not entry.is_dir()]
 
 
 def missing_of(root: Path, wanted: list[str]) -> list[str]:
     """Those of the wanted files (names with a suffix) and folders that are not below `root`."""
     there = {n: (root / n).is_file() if Path(n).suffix else (root / n).is_dir() for n in wanted}
     return [name for name, found in there.items() if not found]
+
+
+def decoded_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | None]:
+    """Width and height of images, all of whose pixels are decoded; None where that fails."""
+
+    def size_of(path: Path) -> tuple[int, int] | None:
+        image = read_rgb(path)
+        return None if image is None else (image.shape[1], image.shape[0])
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        return list(pool.map(size_of, paths))
 
 
 class JsonEntries:

@@ -19,6 +19,9 @@ BONES = tuple(
     (0 if i == 0 else 4 * f + i, 4 * f + i + 1) for f in range(len(FINGERS)) for i in range(4)
 )
 
+# Lengths of BONES of an average hand in mm; only their proportions are used.
+BONE_MM = (34, 44, 33, 27, 94, 38, 24, 22, 92, 43, 27, 24, 85, 41, 26, 23, 82, 32, 20, 20)
+
 # MANO's kinematic chain: wrist, index 1-3, middle 1-3, little 1-3, ring 1-3, thumb 1-3.
 CHAIN_PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14)
 CHAIN_FINGERS = ("index", "middle", "little", "ring", "thumb")
@@ -48,6 +51,25 @@ SKELETONS: Mapping[str, tuple[int, ...]] = {
 }
 # Orders that labels and predictions are mistaken for.
 FOREIGN_ORDERS = ("ho3d", "mobrecon", "ait", "interhand")
+
+
+def _by_finger(*fingers: int, is_reversed: bool = False, wrist_last: bool = False) -> list[int]:
+    steps = (3, 2, 1, 0) if is_reversed else (0, 1, 2, 3)
+    first = 0 if wrist_last else 1
+    position = {f: first + 4 * k for k, f in enumerate(fingers)}
+    joints = [position[f] + i for f in range(len(FINGERS)) for i in steps]
+    return [20 if wrist_last else 0, *joints]
+
+
+# Further orders of home-made label files; canonical[i] = theirs[order[i]] as above.
+LABEL_ORDERS: Mapping[str, tuple[int, ...]] = {
+    "canonical": SKELETONS["canonical"],
+    **{name: SKELETONS[name] for name in FOREIGN_ORDERS},
+    "wrist last": tuple(_by_finger(0, 1, 2, 3, 4, wrist_last=True)),
+    "little finger first": tuple(_by_finger(4, 3, 2, 1, 0)),
+    "thumb last": tuple(_by_finger(1, 2, 3, 4, 0)),
+    "tip to base": tuple(_by_finger(0, 1, 2, 3, 4, is_reversed=True)),
+}
 
 # Vertices that stand for the fingertips (thumb .. little) differ between sources: never mix them.
 FINGERTIP_VERTS = {

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from handmim.data.decode import UnreadableImage
 from handmim.data.freihand import FreiHand, split_samples
 from handmim.data.layouts import VERSIONS
 from handmim.data.loader import collate_hands, label_subset
@@ -115,7 +116,7 @@ def test_another_hand_model_is_refused(load, copy, hand_arrays):
 def test_vertices_of_another_hand_are_refused_without_provenance(load, copy):
     root = copy(training_verts=lambda v: (np.array(v) * 1.4).tolist())
     (root / "handmim.json").unlink()
-    with pytest.raises(ValueError, match=r"misses the given vertices by \d+\.\d mm"):
+    with pytest.raises(ValueError, match=r"misses the given vertices by \d+\.\d+ mm"):
         load(root)
 
 
@@ -148,7 +149,7 @@ def test_a_missing_picture_is_named(load, copy, freihand_tree):
     shutil.copytree(freihand_tree / "evaluation", root / "evaluation")
     (root / "evaluation" / "rgb" / "00000003.jpg").write_bytes(b"")
     data = load(root, split="evaluation")
-    with pytest.raises(FileNotFoundError, match=r"00000003\.jpg is missing or damaged"):
+    with pytest.raises(UnreadableImage, match=r"00000003\.jpg cannot be read"):
         data[3]
 
 

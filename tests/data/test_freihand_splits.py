@@ -25,6 +25,8 @@ def whole(tmp_path_factory):
     """FreiHAND's training part at its true size, labels left out."""
     root = tmp_path_factory.mktemp("freihand")
     (root / "training" / "rgb").mkdir(parents=True)
+    for image_id in (0, 1, 2, 3, NUM_UNIQUE * 3, NUM_UNIQUE * 3 + 1, NUM_UNIQUE * 3 + 2):
+        (root / "training" / "rgb" / f"{image_id:08d}.jpg").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(freihand.FreiHand, "_read_labels", lambda *_: {"K": range(NUM_UNIQUE)})
         return FreiHand(root, "standin", versions=("gs", "auto"))

@@ -133,7 +133,7 @@ def test_another_hand_model_is_refused(ho3d_v2_tree, tmp_path):
         if meta["handPose"] is not None:
             meta["handPose"] = np.asarray(meta["handPose"]) * 0.3
             dump(meta, path)
-    with pytest.raises(ValueError, match=r"misses its fingertips by \d+\.\d mm"):
+    with pytest.raises(ValueError, match=r"misses the given joints by \d+\.\d+ mm"):
         load(root, tmp_path)
 
 

@@ -81,7 +81,7 @@ def test_subjects_never_straddle_the_split(photos):
     root, path, content = photos
     subject = {i["file_name"]: i["subject"] for i in content["images"]}
     parts = {s: KeypointPhotos(root, path, split=s) for s in ("train", "val", "all")}
-    people = {s: {subject[i["file_name"]] for i, _ in d.items} for s, d in parts.items()}
+    people = {s: {subject[name] for name in d.file_names} for s, d in parts.items()}
     assert not people["train"] & people["val"]
     assert len(parts["train"]) + len(parts["val"]) == len(parts["all"]) == 16
     assert len(people["val"]) == round(0.3 * 8)

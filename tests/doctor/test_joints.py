@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.doctor.camera import plausible, shares_in_masks
-from handmim.doctor.findings import Notes
-from handmim.doctor.joints import METRES, ORDERS, bones, order_of, settle_axes, settle_unit, unit_of
+from handmim.data.camera_checks import plausible
+from handmim.doctor.camera import shares_in_masks
 from handmim.hand.conventions import rotvec_to_matrix
-from handmim.hand.skeleton import SKELETONS
+from handmim.hand.label_checks import METRES, bones, order_of, settle_axes, settle_unit, unit_of
+from handmim.hand.skeleton import LABEL_ORDERS, SKELETONS
+from handmim.utils.findings import Notes
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +39,19 @@ def test_points_that_are_no_hand_in_any_unit_are_refused(joints, factor):
         settle_unit(Notes(), "x", joints * factor, "file")
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", LABEL_ORDERS)
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_the_order_is_told_in_space_and_in_the_picture(joints, order, dimensions):
-    assert sorted(ORDERS[order]) == list(range(21))
+    assert sorted(LABEL_ORDERS[order]) == list(range(21))
     theirs = np.empty_like(joints)
-    theirs[:, list(ORDERS[order])] = joints  # canonical[i] = theirs[order[i]]
+    theirs[:, list(LABEL_ORDERS[order])] = joints  # canonical[i] = theirs[order[i]]
     for expected in ("canonical", "ho3d"):
         assert order_of(theirs[..., :dimensions], expected) == order
 
 
 def test_orders_agree_with_the_skeletons():
-    assert ORDERS["canonical"] == SKELETONS["freihand"]
-    assert ORDERS["ho3d"] == SKELETONS["ho3d"]
+    assert LABEL_ORDERS["canonical"] == SKELETONS["freihand"]
+    assert LABEL_ORDERS["ho3d"] == SKELETONS["ho3d"]
 
 
 def test_bones_have_their_lengths(hand, hand_arrays):

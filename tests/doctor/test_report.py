@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from handmim.data.layouts import file_names
 from handmim.doctor import sampling
 from handmim.doctor.examination import examine
-from handmim.doctor.findings import Finding, Notes
 from handmim.doctor.report import findings_table, totals
-from handmim.doctor.sampling import JsonEntries, file_names, spread
+from handmim.doctor.sampling import JsonEntries
+from handmim.utils.findings import Finding, Notes, spread
 
 STANDIN = {"path": "standin", "left_shapedirs": "auto"}
 

@@ -1,14 +1,18 @@
-"""Whether FreiHAND's labels agree with each other, with the hand model and with the conventions."""
+"""Whether FreiHAND's labels agree with each other, the hand model and the conventions."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from handmim.data.camera_checks import note_intrinsics
+from handmim.data.layouts import VERSIONS
 from handmim.data.provenance import LARGEST_RESIDUAL_M, reposed_error_m
-from handmim.doctor.findings import Notes
-from handmim.doctor.joints import (
+from handmim.hand.conventions import freihand_hand, regressed_joints
+from handmim.hand.label_checks import (
     METRES,
     finite,
     note_bones,
@@ -16,9 +20,11 @@ from handmim.doctor.joints import (
     settle_order,
     settle_unit,
 )
-from handmim.hand.conventions import freihand_hand, regressed_joints
 from handmim.hand.model import HandModel
 from handmim.hand.skeleton import FINGERTIP_VERTS, ROOT_JOINT
+from handmim.utils.findings import Notes, shown
+
+log = logging.getLogger(__name__)
 
 Array = NDArray[np.float64]
 Labels = Mapping[str, Array]
@@ -28,6 +34,68 @@ USUAL_RESIDUAL_M = 0.002  # version 2's own is 0.6 mm in the mean, up to 6
 USUAL_JOINTS_M = 0.001
 LARGEST_JOINTS_M = 0.005
 LARGEST_SCALE_ERROR = 0.02  # relative
+
+
+def check_labels(
+    notes: Notes,
+    part: str,
+    raw: Labels,
+    model: HandModel | None,
+    size_px: tuple[int, int] | None,
+    fall_on_masks: Callable[[NDArray[np.bool_], Labels], bool] | None = None,
+) -> None:
+    """Note what is wrong with labels of some samples; a wrong K is noted once.
+
+    Args:
+        notes: where faults are noted.
+        part: training or evaluation.
+        raw: by name of the list, [n, ...] each.
+        model: the hand; None leaves out what needs it.
+        size_px: width and height of the images; None leaves K unchecked.
+        fall_on_masks: from the samples kept and their labels, whether joints fall on masks.
+    """
+    labels, kept = settled(notes, part, raw)
+    k_good = "K" in labels
+    if k_good and size_px is not None:
+        where = f"{part}_K.json"
+        k_good = note_intrinsics(notes, "freihand", labels["K"], size_px, where)
+    if k_good and "xyz" in labels and fall_on_masks is not None:
+        with notes.guard("freihand-mask", SOURCE):
+            k_good = fall_on_masks(kept, labels)
+    with notes.guard("freihand-residual", SOURCE):
+        note_fit(notes, part, labels, model, trust_K=k_good)
+
+
+def present_versions(
+    names: set[str], samples: Sequence[int], num: int, versions: Sequence[str], folder: Path
+) -> tuple[str, ...]:
+    """Those of the versions that have images; what is missing is logged.
+
+    Args:
+        names: of the files in the folder.
+        samples: unique samples that are used.
+        num: unique samples of the part.
+        versions: required ones.
+        folder: of the images, for messages.
+    Raises: FileNotFoundError when none has.
+    """
+    missing: dict[str, list[str]] = {}
+    for version in versions:
+        first = num * VERSIONS.index(version)
+        ids = [f"{first + int(sample):08d}.jpg" for sample in samples]
+        missing[version] = [name for name in ids if name not in names]
+    there = tuple(version for version in versions if len(missing[version]) < len(samples))
+    lost = [name for version in there or versions for name in missing[version]]
+    counts = ", ".join(f"{v} {len(samples) - len(missing[v])}" for v in versions)
+    text = f"{folder} has of {len(samples)} images of each version: {counts}"
+    if not there:
+        raise FileNotFoundError(f"{text}; missing {shown(lost)} (data.root)")
+    if there != tuple(versions):
+        names_there = ",".join(there)
+        log.warning("%s: training on %s (data.versions=[%s])", text, names_there, names_there)
+    if lost:
+        log.warning("%s; missing %s: unpack FreiHAND again", text, shown(lost))
+    return there
 
 
 def settled(notes: Notes, part: str, raw: Labels) -> tuple[dict[str, Array], NDArray[np.bool_]]:

@@ -1,9 +1,16 @@
-"""What a check-up finds, and a notebook that goes on where a check breaks down."""
+"""Findings of checks of input files, and which of many entries a check looks at."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
 
 Level = Literal["ok", "warning", "error"]
 
@@ -13,6 +20,7 @@ EXPECTED = (
     RuntimeError, MemoryError,
 )  # fmt: skip
 LONGEST = 400  # characters of an exception's text
+MOST_RAISED = 3  # errors in one exception
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,12 @@ class Finding:
     name: str
     text: str
     fix: str = ""
+
+
+@cache
+def _warn_once(text: str) -> None:
+    """Training and validation sets read the same file."""
+    log.warning(text)
 
 
 class Notes:
@@ -59,6 +73,26 @@ class Notes:
         """Whether one of these checks has found an error."""
         return any(f.level == "error" and f.name in names for f in self.findings)
 
+    def text_of(self, name: str) -> str:
+        """Texts of the findings of one name."""
+        return "; ".join(f.text for f in self.findings if f.name == name)
+
+    def enforce(self, source: str) -> None:
+        """Log warnings; refuse the source when there are errors.
+
+        Args:
+            source: file or folder, with its config key, for the message.
+        Raises: ValueError listing the first few errors.
+        """
+        for finding in self.findings:
+            if finding.level == "warning":
+                _warn_once(f"{source}: {finding.text}; {finding.fix}")
+        errors = [f"{f.text} ({f.fix})" for f in self.findings if f.level == "error"]
+        if errors:
+            more = len(errors) - MOST_RAISED
+            text = "; ".join(errors[:MOST_RAISED]) + (f"; {more} further errors" * (more > 0))
+            raise ValueError(f"{source}: {text}; tools/doctor.py lists all findings")
+
     @contextmanager
     def guard(self, name: str, fix: str) -> Iterator[None]:
         """A check that breaks down becomes an error of its name, and the next ones go on."""
@@ -71,3 +105,10 @@ class Notes:
 def shown(names: list[str], most: int = 3) -> str:
     """The first few of many names."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def spread(num: int, most: int) -> NDArray[np.int64]:
+    """At most `most` of the indices 0 .. num - 1: evenly spread, with the first and the last."""
+    if num <= most:
+        return np.arange(num)
+    return np.unique(np.linspace(0, num - 1, most).round().astype(np.int64))

@@ -1,33 +1,59 @@
-"""Whether HO-3D's training metas agree with themselves, the hand model and the conventions."""
+"""Whether HO-3D's metas agree with themselves, the hand model and the conventions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from handmim.data.camera_checks import note_intrinsics
+from handmim.data.layouts import file_names
 from handmim.data.provenance import LARGEST_RESIDUAL_M
-from handmim.doctor.camera import note_intrinsics
-from handmim.doctor.findings import Notes, shown
-from handmim.doctor.joints import (
+from handmim.hand.conventions import OPENCV_FROM_OPENGL, project_px, rotvec_to_matrix
+from handmim.hand.label_checks import (
     finite,
     note_bones,
     settle_axes,
     settle_order,
     settle_unit,
 )
-from handmim.hand.conventions import OPENCV_FROM_OPENGL, project_px, rotvec_to_matrix
 from handmim.hand.model import HandModel
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D, FINGERTIP_VERTS
+from handmim.utils.findings import Notes, shown
 
 Array = NDArray[np.float64]
 Metas = Mapping[int, dict[str, Any]]
 
 POSE = {"handPose": (48,), "handTrans": (3,), "handBeta": (10,), "handJoints3D": (21, 3)}
 OPENGL = -1
+IMAGE_SUFFIXES = (".png", ".jpg")  # v2 and v3, in the order of the official reader
 USUAL_RESIDUAL_M = 0.003
+BOX_SLACK = 0.2  # of the box's side, by which a wrist may be outside of it
 SEEN = 0.8  # share of joints inside of the pictures
+
+
+def image_of(root: Path, part: str, frame: str) -> Path | None:
+    """The image file of a frame; None where there is none."""
+    sequence, name = frame.split("/")
+    folder = root / part / sequence / "rgb"
+    paths = (folder / f"{name}{suffix}" for suffix in IMAGE_SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def missing_files(root: Path, part: str, frames: Sequence[str]) -> list[str]:
+    """Images and metas of listed frames that are not below the dataset's folder."""
+    have: dict[tuple[str, str], set[str]] = {}
+    missing = []
+    for frame in frames:
+        sequence, name = frame.split("/")
+        for kind, suffixes in (("rgb", IMAGE_SUFFIXES), ("meta", (".pkl",))):
+            if (sequence, kind) not in have:
+                have[sequence, kind] = set(file_names(root / part / sequence / kind))
+            if not any(f"{name}{suffix}" in have[sequence, kind] for suffix in suffixes):
+                missing.append(f"{part}/{sequence}/{kind}/{name}")
+    return missing
 
 
 def check_training(
@@ -155,3 +181,50 @@ def cameras(
         return None
     K = stacked(metas, "camMat", (3, 3))
     return K if note_intrinsics(notes, prefix, K, size_px, where) else None
+
+
+def check_evaluation(
+    notes: Notes, prefix: str, metas: Metas, size_px: tuple[int, int], source: str
+) -> None:
+    """Boxes, wrists and cameras that are given with the evaluation frames.
+
+    Args:
+        notes, prefix: where and how findings are noted.
+        metas: by their place in the list.
+        size_px: width and height of the pictures.
+        source: how to get the original back.
+    """
+    given = [m for m in metas.values() if m.get("handBoundingBox") is not None]
+    notes.judge(
+        len(given) == len(metas),
+        f"{prefix}-box",
+        f"{len(given)} of {len(metas)} evaluation frames looked at have a handBoundingBox",
+        f"without it the whole picture is cropped: {source}",
+    )
+    if not given:
+        return
+    K = cameras(notes, prefix, given, size_px, "evaluation: camMat", source)
+    boxes = stacked(given, "handBoundingBox", (2, 2))
+    turned = (boxes[:, 1] <= boxes[:, 0]).any(axis=1)
+    outside = ((boxes < -1) | (boxes > np.array(size_px) + 1)).any(axis=(1, 2))
+    notes.judge(
+        not (turned | outside).any(),
+        f"{prefix}-box",
+        f"{outside.sum()} of {len(given)} boxes reach out of the picture, {turned.sum()} are "
+        "turned around",
+        f"handBoundingBox is x0, y0, x1, y1 in pixels: {source}",
+        bad="error" if turned.any() else "warning",
+    )
+    if K is None or turned.any() or any(m.get("handJoints3D") is None for m in given):
+        return
+    wrists = np.stack([np.asarray(m["handJoints3D"], np.float64).ravel()[:3] for m in given])
+    wrists = settle_axes(notes, prefix, wrists[:, None], OPENGL, "the given wrist")
+    px = project_px(wrists @ OPENCV_FROM_OPENGL, K)[:, 0]
+    slack = BOX_SLACK * (boxes[:, 1] - boxes[:, 0])
+    within = ((px >= boxes[:, 0] - slack) & (px <= boxes[:, 1] + slack)).all(axis=1)
+    notes.judge(
+        float(within.mean()) >= SEEN,
+        f"{prefix}-wrist",
+        f"{within.mean():.0%} of the given wrists fall into or near their box by camMat",
+        f"camMat, wrist and handBoundingBox do not belong together: {source}",
+    )

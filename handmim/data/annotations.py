@@ -1,0 +1,259 @@
+"""COCO-style keypoint files: read, checked entry by entry, and turned into arrays.
+
+`annotation_checks` looks at what the numbers mean. Errors are findings, so that the doctor reports
+all of them; `load_annotations` refuses the file for any.
+"""
+
+import posixpath
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handmim.data.annotation_fields import (
+    FORM,
+    LARGEST,
+    Array,
+    Faults,
+    Row,
+    is_id,
+    read_keypoints,
+    read_optional,
+    short,
+)
+from handmim.data.hand_sides import KNOWN, SideReader
+from handmim.hand.skeleton import NUM_JOINTS
+from handmim.utils.findings import Notes, shown
+from handmim.utils.json_files import read_json
+
+WHOLE_BODY = ("lefthand_kpts", "righthand_kpts")
+
+
+@dataclass(frozen=True)
+class Hand:
+    """One labelled hand.
+
+    Args:
+        entry: name in messages.
+        image: row of `images`.
+        keypoints: [21, 3] px and visibility; zeros where that is not positive.
+        is_right: its side.
+        joints: [21, 3] metres, x right, y down, z away from the camera.
+        joints_valid: [21], both or neither.
+        scores: [21] confidences of the keypoints in [0, 1].
+        K: [3, 3] px.
+        category: what it shows.
+    """
+
+    entry: str
+    image: int
+    keypoints: Array
+    is_right: bool
+    joints: Array | None = None
+    joints_valid: NDArray[np.bool_] | None = None
+    scores: Array | None = None
+    K: Array | None = None
+    category: Any = None
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """Content of one file.
+
+    Args:
+        images: checked entries of `images`.
+        hands: labelled hands in the file's order.
+    """
+
+    images: list[Row]
+    hands: list[Hand]
+
+
+def _leaves(name: str) -> bool:
+    """Whether a file name is absolute or leads out of the folder it is relative to."""
+    if not name.startswith("/") and not any(mark in name for mark in ("..", "\\", ":")):
+        return False
+    windows = PureWindowsPath(name)
+    plain = posixpath.normpath(name.replace("\\", "/"))
+    return plain.split("/")[0] in ("..", "") or bool(windows.drive or windows.root)
+
+
+def _images(rows: list[Any], faults: Faults) -> dict[Any, tuple[int, Row]]:
+    """Well-formed images and their positions, by id."""
+    found: dict[Any, tuple[int, Row]] = {}
+    twice: dict[Any, list[str]] = {}
+    for position, row in enumerate(rows):
+        key = row.get("id") if isinstance(row, dict) else None
+        name = row.get("file_name") if isinstance(row, dict) else None
+        if not is_id(key) or not isinstance(name, str) or not name:
+            text = f"entry {position} of images must have an id and a file_name, got {short(row)}"
+            faults.add("file", text)
+            continue
+        if _leaves(name):
+            text = f"image {key}: file_name {short(name)} leads out of the folder of the images"
+            faults.add("names", text, "file_name is relative to data.root and stays below it")
+            continue
+        for side in ("width", "height"):
+            size = row.get(side)
+            if size is not None and not (type(size) in (int, float) and 0 < size <= LARGEST):
+                text = f"image {key}: {side} must be a positive number, got {short(size)}"
+                faults.add("size", text, f"leave {side} out where it is not known")
+                row = {**row, side: None}
+        if key in found and found[key][1] != row:
+            twice.setdefault(key, [found[key][1]["file_name"]]).append(name)
+        found.setdefault(key, (len(found), row))
+    if twice:
+        shown_ids = [f"{key!r} ({', '.join(names[:2])})" for key, names in twice.items()]
+        faults.add(
+            "ids",
+            f"{len(twice)} image ids stand for several images: {shown(shown_ids)}",
+            "were two files joined? number the images of one again, and image_id with them",
+        )
+    return found
+
+
+class _HandReader:
+    """Read the hands of annotations whose images are known.
+
+    Args:
+        images: positions and entries of images, by id.
+        sides: of the file.
+        faults: where those of the entries go.
+    """
+
+    def __init__(
+        self, images: Mapping[Any, tuple[int, Row]], sides: SideReader, faults: Faults
+    ) -> None:
+        self.images, self.sides, self.faults = images, sides, faults
+
+    def hands(self, rows: list[Any]) -> Iterator[tuple[Hand, str]]:
+        """Well-formed hands, each with the field that states its side ("" where none does)."""
+        for position, note in enumerate(rows):
+            if isinstance(note, dict):
+                name = note.get("id", note.get("image_id", f"at position {position}"))
+                yield from self._of(note, f"annotation {short(name)}")
+            else:
+                self.faults.add("file", f"entry {position} of annotations must be an object")
+
+    def _of(self, note: Row, entry: str) -> Iterator[tuple[Hand, str]]:
+        key, category = note.get("image_id"), note.get("category_id")
+        if not is_id(key) or key not in self.images:
+            self._dangling(entry, key)
+        elif category is not None and not is_id(category):
+            text = f"{entry}: category_id must be a number, got {short(category)}"
+            self.faults.add("file", text)
+        elif any(field in note for field in WHOLE_BODY):
+            yield from self._whole_body(note, entry)
+        else:
+            yield from self._single(note, entry)
+
+    def _dangling(self, entry: str, key: Any) -> None:
+        text = f"{entry}: image_id is {short(key)}, no id of `images`"
+        fix = "take the annotation out, or add its image"
+        if str(key) in map(str, self.images):
+            fix = "numbers and strings differ: write both alike"
+        self.faults.add("file", text, f"{fix}: {FORM}")
+
+    def _whole_body(self, note: Row, entry: str) -> Iterator[tuple[Hand, str]]:
+        image, _ = self.images[note["image_id"]]
+        for field in WHOLE_BODY:
+            # COCO-WholeBody writes zeros for a hand that is not labelled.
+            if note.get(field) is None or not note.get(field.replace("kpts", "valid"), True):
+                continue
+            keypoints = read_keypoints(entry, field, note[field], self.faults)
+            if keypoints is not None and keypoints.any():
+                is_right = field.startswith("right")
+                category = note.get("category_id")
+                name = f"{entry} ({field})"
+                yield Hand(name, image, keypoints, is_right, category=category), field
+
+    def _single(self, note: Row, entry: str) -> Iterator[tuple[Hand, str]]:
+        image, row = self.images[note["image_id"]]
+        keypoints = read_keypoints(entry, "keypoints", note.get("keypoints"), self.faults)
+        scores = read_optional(entry, note, "keypoint_scores", self.faults)
+        joints = read_optional(entry, note, "keypoints_3d", self.faults)
+        K = read_optional(entry, note, "K", self.faults)
+        try:
+            is_right, field = self.sides.read(note, row) or (True, "")
+        except ValueError as error:
+            self.faults.add("side", f"{entry} {error}", f"a side is stated by {KNOWN}")
+            return
+        if keypoints is None:
+            return
+        valid = None
+        if joints is not None:
+            joints = joints.reshape(NUM_JOINTS, -1)
+            valid = joints[:, 3] > 0 if joints.shape[1] == 4 else np.ones(NUM_JOINTS, bool)
+            joints = joints[:, :3]
+        K = None if K is None else K.reshape(3, 3)
+        category = note.get("category_id")
+        yield Hand(entry, image, keypoints, is_right, joints, valid, scores, K, category), field
+
+
+def _repeated(rows: list[Any], faults: Faults) -> None:
+    """Annotation ids that several annotations share; copies of one row are meant."""
+    first: dict[Any, Row] = {}
+    twice: dict[Any, None] = {}
+    for row in rows:
+        key = row.get("id") if isinstance(row, dict) else None
+        if is_id(key) and first.setdefault(key, row) != row:
+            twice[key] = None
+    if twice:
+        faults.add(
+            "ids",
+            f"{len(twice)} annotation ids occur more than once: {shown([repr(k) for k in twice])}",
+            "were two files joined? number the annotations again, or leave their id out",
+        )
+
+
+def read_annotations(path: Path, notes: Notes, option: str = "data.annotations") -> Annotations:
+    """Read a file as far as its entries are well formed.
+
+    Args:
+        path: JSON file with `images` and `annotations`, as in COCO and COCO-WholeBody.
+        notes: where findings go; entries with an error are left out of what is returned.
+        option: config key that names the file.
+    Raises: FileNotFoundError; ValueError for a file that is no JSON, or has no such lists.
+    """
+    content = read_json(path, option=option)
+    lists = content if isinstance(content, dict) else {}
+    missing = [key for key in ("images", "annotations") if key not in lists]
+    if missing:
+        raise ValueError(
+            f"{path} lacks {missing}: not a COCO-style keypoint file, {FORM} ({option})"
+        )
+    for key in ("images", "annotations"):
+        if not isinstance(lists[key], list) or not lists[key]:
+            came = "an empty list" if lists[key] == [] else short(lists[key])
+            raise ValueError(f"{path}: {key} must be a list of entries, got {came} ({option})")
+    rows = lists["annotations"]
+    categories = lists.get("categories")
+    categories = categories if isinstance(categories, list) else []
+    sides = SideReader(
+        [row for row in rows if isinstance(row, dict)],
+        [c for c in categories if isinstance(c, dict)],
+    )
+    faults = Faults(notes)
+    images = _images(lists["images"], faults)
+    _repeated(rows, faults)
+    found = list(_HandReader(images, sides, faults).hands(rows))
+    faults.note()
+    hands = [hand for hand, _ in found]
+    if hands:
+        _note_sides(notes, hands, Counter(field for _, field in found))
+    return Annotations([row for _, row in images.values()], hands)
+
+
+def _note_sides(notes: Notes, hands: list[Hand], fields: Counter[str]) -> None:
+    right = sum(hand.is_right for hand in hands)
+    silent = fields.pop("", 0)
+    text = f"{len(hands)} hands, {right} right and {len(hands) - right} left"
+    text += f", by {', '.join(fields)}" if fields else ", no field states the side: all count right"
+    if silent and fields:
+        text += f"; {silent} state none and count as right"
+    fix = f"state the side of every hand: {KNOWN}"
+    notes.judge(not (silent and fields), "keypoints-side", text, fix, bad="warning")

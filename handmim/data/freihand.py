@@ -14,7 +14,6 @@ from torch.utils.data import Dataset
 
 from handmim.contracts import CropSample, HandSample
 from handmim.data.cropping import carry_intrinsics, carry_points, crop_map, cut
-from handmim.data.decode import UnreadableImage, read_rgb
 from handmim.data.freihand_checks import check_labels, present_versions
 from handmim.data.image_heads import image_head
 from handmim.data.json_arrays import StoredArray, cached_number_lists
@@ -24,6 +23,7 @@ from handmim.data.samples import hand_sample
 from handmim.hand.arrays import NUM_VERTS, load_hand_arrays
 from handmim.hand.conventions import freihand_hand, project_px
 from handmim.hand.model import HandModel
+from handmim.images.decode import UnreadableImage, read_rgb
 from handmim.utils.findings import Notes, spread
 
 log = logging.getLogger(__name__)

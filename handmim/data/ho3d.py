@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 
 from handmim.contracts import CropSample, HandSample
 from handmim.data.cropping import box_of_points, carry_intrinsics, carry_points, crop_map, cut
-from handmim.data.decode import UnreadableImage, read_rgb
 from handmim.data.ho3d_checks import (
     check_evaluation,
     check_training,
@@ -33,6 +32,7 @@ from handmim.hand.arrays import load_hand_arrays
 from handmim.hand.conventions import OPENCV_FROM_OPENGL, ho3d_hand, project_px, rest_wrist
 from handmim.hand.model import HandModel
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D
+from handmim.images.decode import UnreadableImage, read_rgb
 from handmim.utils.findings import Notes, shown, spread
 from handmim.utils.unpickle import load_pickle
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from handmim.data.decode import jpeg_head
+from handmim.images.decode import jpeg_head
 
 HEAD_BYTES = 1 << 12  # the whole file is looked at where more comes before the size
 EXIF_ORIENTATION = 0x0112

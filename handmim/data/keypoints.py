@@ -18,8 +18,8 @@ from handmim.data.annotation_checks import (
 )
 from handmim.data.annotations import Annotations, read_annotations
 from handmim.data.cropping import box_of_points, carry_intrinsics, carry_points, crop_map, cut
-from handmim.data.decode import UnreadableImage, read_rgb
 from handmim.data.samples import hand_sample
+from handmim.images.decode import UnreadableImage, read_rgb
 from handmim.utils.findings import Notes
 
 log = logging.getLogger(__name__)

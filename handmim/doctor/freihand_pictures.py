@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.data.decode import read_rgb
 from handmim.data.freihand_checks import SOURCE
 from handmim.data.layouts import VERSIONS, file_names
 from handmim.doctor.camera import shares_in_masks
 from handmim.doctor.sampling import decoded_sizes
 from handmim.hand.conventions import project_px
+from handmim.images.decode import read_rgb
 from handmim.utils.findings import Level, Notes, shown
 
 MASKED = 128  # masks are lossy JPEG

@@ -17,12 +17,12 @@ from handmim.contracts import CropSample, PretrainBatch, StepInfo
 from handmim.data.colour import ColourJitter
 from handmim.data.cpu_views import as_float
 from handmim.data.crops import CropFolder
-from handmim.data.decode import decode_rgb, turbo
 from handmim.data.loader import collate_crops
 from handmim.data.masking import MaskSampler
 from handmim.data.packed import CODINGS, PackedCrops
 from handmim.data.packing import pack_crops
 from handmim.data.views import ViewMaker
+from handmim.images.decode import decode_rgb, turbo
 from handmim.speed.pictures import write_jpegs
 from handmim.speed.race import Bench, Row, compared
 from handmim.speed.references.pil_views import PilViews

@@ -6,8 +6,8 @@ import pytest
 
 from handmim.contracts import CropSample
 from handmim.data.crops import CropFolder, square
-from handmim.data.decode import read_rgb
 from handmim.data.loader import collate_crops, group_number
+from handmim.images.decode import read_rgb
 from handmim.images.files import find_images
 
 

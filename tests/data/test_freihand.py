@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.data.decode import UnreadableImage
 from handmim.data.freihand import FreiHand, split_samples
 from handmim.data.layouts import VERSIONS
 from handmim.data.loader import collate_hands, label_subset
@@ -13,6 +12,7 @@ from handmim.data.truth import read_truth
 from handmim.geometry.camera import project, px_from_ndc
 from handmim.hand.files import save_npz
 from handmim.hand.rules import JointRules
+from handmim.images.decode import UnreadableImage
 from handmim.synthesis.mano import mirrored
 
 

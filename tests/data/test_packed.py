@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 
 from handmim.data import packing
 from handmim.data.crops import CropFolder
-from handmim.data.decode import UnreadableImage
 from handmim.data.loader import collate_crops
 from handmim.data.packed import HEAD, PackedCrops, packed_head, read_index
 from handmim.data.packing import pack_crops
+from handmim.images.decode import UnreadableImage
 
 TOOL = Path(__file__).parents[2] / "tools" / "pack_crops.py"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from handmim.data.decode import UnreadableImage
+from handmim.images.decode import UnreadableImage
 
 
 class _Damaged(Dataset):

@@ -89,7 +89,7 @@ def test_only_our_own_parts_are_built_from_a_checkpoint():
         "handmim.data.crops.os.system",
         "handmim.data.crops.Path",
         "handmim.data.loader.np.load",
-        "handmim.data.decode.read_rgb",
+        "handmim.images.decode.read_rgb",
         "handmim.engine.checkpoint.save_checkpoint",
         "handmim.synthesis.runner.synthesize",
         "handmim.models.nothing.Here",

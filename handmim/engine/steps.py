@@ -93,6 +93,7 @@ class Steps:
 
     def _stopped(self, error: NotFiniteError) -> NotFiniteError:
         self.saver.save(error.step)
+        self.run.record("stopped", {"step": error.step, "reason": str(error)})
         hint = "go on past it with resume=auto trainer.nonfinite=skip"
         if self.policy == SKIP:
             hint = f"{MOST_IN_A_ROW} steps before it were skipped in a row, so it is not the batch"

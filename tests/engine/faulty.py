@@ -74,13 +74,13 @@ def begin_after_opencv() -> None:
     time.sleep(600)
 
 
-def train_until_stalled(folder: str, fault: str, num_workers: str) -> None:
-    """Train with a limit of a second on how long nothing may move."""
+def train_until_stalled(folder: str, num_workers: str, limit_s: str) -> None:
+    """Train with a limit on how long nothing may move, to a sample that never comes."""
     from handmim.engine.loop import Trainer
     from handmim.utils.run import Run
     from tests.engine.toy import ToyTask, recipe
 
-    run = Run.start("toy", folder, 0, {}, accelerator="cpu", stall_timeout_s=1.0)
+    run = Run.start("toy", folder, 0, {}, accelerator="cpu", stall_timeout_s=float(limit_s))
     data = Faulty("blocks", (3,))
     Trainer(max_steps=10, batch_size=4, num_workers=int(num_workers)).fit(
         run, ToyTask(), data, collate, prepare, recipe()

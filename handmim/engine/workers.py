@@ -201,6 +201,8 @@ class Loading:
 
     def close(self) -> None:
         """End the workers, those that do not leave within a second by force."""
+        if sys.is_finalizing():  # no thread starts any more; `kill` was called
+            return
         atexit.unregister(self.kill)
         _RUNNING.discard(self)
         # Torch asks its workers to leave when its iterator is dropped, and may wait for ever for

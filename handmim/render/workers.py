@@ -51,8 +51,8 @@ def run_workers(
         for i in range(num_workers):
             with open(folder / f"{ERRORS}{i}", "w") as errors:
                 # Nothing is written to stdin: it ends when this process does.
-                how = {"env": env, "stdin": subprocess.PIPE, "stderr": errors}
-                workers.append(subprocess.Popen([*command, str(i)], **how))
+                how: dict[str, Any] = {"stdin": subprocess.PIPE, "stderr": errors}
+                workers.append(subprocess.Popen([*command, str(i)], env=env, **how))
         while any(worker.poll() is None for worker in workers):
             time.sleep(POLL_S)
             if any(worker.poll() for worker in workers):

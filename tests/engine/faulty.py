@@ -16,6 +16,8 @@ from handmim.engine.feed import Feed
 from handmim.engine.sampler import StepSampler
 from tests.engine.toy import DATA, collate, prepare
 
+HELD: list = []  # there until the interpreter takes modules apart
+
 
 class Faulty(Dataset):
     """The toy samples; those at `places` do something else as long as the file `flag` is there.
@@ -85,3 +87,9 @@ def train_until_stalled(folder: str, num_workers: str, limit_s: str) -> None:
     Trainer(max_steps=10, batch_size=4, num_workers=int(num_workers)).fit(
         run, ToyTask(), data, collate, prepare, recipe()
     )
+
+
+def leave_while_loading() -> None:
+    """End the interpreter while a generator holds workers that never answer."""
+    HELD.append(iter(feed(Faulty("blocks", (3,)), 1, end=100)))
+    next(HELD[0])

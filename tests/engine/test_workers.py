@@ -85,3 +85,10 @@ def test_an_error_of_a_worker_keeps_its_kind_and_its_words(fault, kind, words):
     assert type(raised.value) is kind
     assert str(raised.value) == words
     assert "tests/engine/faulty.py" in str(raised.value.__cause__)  # where, for those who look
+
+
+@pytest.mark.slow
+def test_an_interpreter_ends_while_workers_never_answer():
+    program = "import sys; from tests.engine.faulty import *; leave_while_loading(); sys.exit(3)"
+    env = os.environ | {"PYTHONPATH": str(REPO)}
+    assert subprocess.run([sys.executable, "-c", program], env=env, timeout=100).returncode == 3

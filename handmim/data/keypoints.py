@@ -139,6 +139,10 @@ class KeypointPhotos(Dataset[HandSample]):
     def __len__(self) -> int:
         return len(self.hands)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # every process keeps its own
+        return self.__dict__ | {"_kept": None if self._kept is None else {}}
+
     def __getitem__(self, index: int) -> HandSample:
         if self._kept is None:
             return self._cut(index)

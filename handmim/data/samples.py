@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.contracts import HandSample
+from handmim.contracts import HandSample, UnreadableSample
 from handmim.hand.arrays import NUM_VERTS
 from handmim.hand.conventions import mirror_intrinsics, mirror_points, mirror_rotmats
 from handmim.hand.skeleton import NUM_JOINTS, RULE_NAMES
@@ -43,8 +43,8 @@ def hand_sample(
         kp2d_conf: [21] confidence in [0, 1] of the 2D joints; 1 when left out.
         verts_cam_m: [V, 3].
         rotmats, betas: [16, 3, 3] and [10], both or neither.
-    Raises: ValueError for half of the MANO parameters, an unknown rule, labels that are not finite,
-        or confidences outside [0, 1].
+    Raises: ValueError for half of the MANO parameters, an unknown rule or confidences outside
+        [0, 1]; UnreadableSample for labels that are not finite.
     """
     if (rotmats is None) != (betas is None):
         raise ValueError(f"{sample_id}: MANO parameters are rotations and betas, got one of them")
@@ -55,9 +55,10 @@ def hand_sample(
         if value is None:
             return np.zeros(shape, np.float32)
         if np.shape(value) != shape or not np.isfinite(value).all():
-            raise ValueError(
-                f"{sample_id}: {name} must be finite {shape}, got {np.shape(value)} with "
-                f"{np.count_nonzero(~np.isfinite(value))} values that are not finite"
+            raise UnreadableSample(
+                sample_id,
+                f"{name} must be finite {shape}, got {np.shape(value)} with "
+                f"{np.count_nonzero(~np.isfinite(value))} values that are not finite",
             )
         return np.asarray(value, np.float32)
 

@@ -193,6 +193,7 @@ class Feed:
             self.close()
             steps = copy.copy(self.steps)
             steps.start_step = step
+            beat("loader workers to start")
             self._loading = Loading(
                 self.batches,
                 _Requests(steps),

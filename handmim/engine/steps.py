@@ -68,6 +68,7 @@ class Steps:
         self.guard, self.prepare, self.saver, self.ledger = guard, prepare, saver, ledger
         self.policy, self.first_step = policy, first_step
         self._rewound_to, self._rewinds = -1, 0
+        self._buffers = list(task.buffers())  # what a forward pass may change: running averages
 
     def take(self, info: StepInfo) -> Taken | None:
         """Make a step; None where it is skipped.
@@ -78,7 +79,8 @@ class Steps:
         loaded = self._load(info.step)
         if info.step in self.ledger.skipped:
             return None
-        before = self._state() if self.guard.checks(info.step) else {}
+        checked = self.guard.checks(info.step)
+        before = [buffer.clone() for buffer in self._buffers] if checked else []
         try:
             return self._make(loaded, info)
         except NotFiniteError as error:
@@ -93,6 +95,7 @@ class Steps:
 
     def _stopped(self, error: NotFiniteError) -> NotFiniteError:
         self.saver.save(error.step)
+        self.run.record("stopped", {"step": error.step, "reason": str(error)})
         hint = "go on past it with resume=auto trainer.nonfinite=skip"
         if self.policy == SKIP:
             hint = f"{MOST_IN_A_ROW} steps before it were skipped in a row, so it is not the batch"
@@ -132,16 +135,11 @@ class Steps:
         extra |= self.task.after_step(info)  # type: ignore[operator]
         return Taken(batch, result, extra)
 
-    def _state(self) -> dict[str, Tensor]:
-        """What a forward pass may change: running averages."""
-        return {name: buffer.clone() for name, buffer in self.task.named_buffers()}
-
     @torch.no_grad()
-    def _put_back(self, before: dict[str, Tensor]) -> None:
+    def _put_back(self, before: list[Tensor]) -> None:
         """As if the step had not been tried."""
-        for name, buffer in self.task.named_buffers():
-            if name in before:
-                buffer.copy_(before[name])
+        for buffer, value in zip(self._buffers, before, strict=False):
+            buffer.copy_(value)
         for module in self.task.modules():
             forget: Any = getattr(module, "forget_step", None)
             if forget is not None:
@@ -157,7 +155,7 @@ class Steps:
         """
         if self.policy != REWIND:
             raise error
-        self._put_back({})
+        self._put_back([])
         skipped = sorted({*self.ledger.skipped, error.step})
         step = self.saver.load_last()
         self._rewinds = self._rewinds + 1 if step == self._rewound_to else 1

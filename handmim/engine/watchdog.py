@@ -1,14 +1,12 @@
 """Ending a run that stands still: a stuck loader worker, a dead mount, a process that others wait
 for."""
 
-import contextlib
-import faulthandler
 import logging
 import os
 import sys
 import threading
 import time
-from pathlib import Path
+import traceback
 from typing import NamedTuple
 
 from handmim.engine.workers import kill_workers
@@ -18,7 +16,7 @@ from handmim.utils.run import Run
 log = logging.getLogger(__name__)
 
 LOOKS = 20  # within the limit
-REPORT_S = 10.0  # for a report: its file may lie on what is dead
+REPORT_S = 10.0  # for the report: the run's log may lie on what is dead
 
 
 class _Beat(NamedTuple):
@@ -88,19 +86,11 @@ class Watchdog:
             f"than {self.limit_s:g} s (machine.stall_timeout_s); resume=auto goes on from the last "
             "checkpoint"
         )
-        report = threading.Thread(target=self._report, args=(words,), daemon=True)
+        main = sys._current_frames().get(threading.main_thread().ident or 0)
+        stack = "" if main is None else "".join(traceback.format_stack(main))
+        text = f"{words}. The main thread is in:\n{stack}"
+        report = threading.Thread(target=log.error, args=(text,), daemon=True)
         report.start()
         report.join(REPORT_S)
         kill_workers()
         os._exit(STALLED)
-
-    def _report(self, words: str) -> None:
-        sys.stderr.write(f"{words}\n")
-        sys.stderr.flush()
-        faulthandler.dump_traceback()
-        log.error(words)
-        path = Path(self.run.dir / f"stalled_rank{self.run.rank}.txt")
-        with contextlib.suppress(OSError), path.open("w") as file:
-            file.write(words + "\n\n")
-            file.flush()
-            faulthandler.dump_traceback(file)

@@ -19,6 +19,7 @@ import traceback
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import active_children
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
@@ -178,8 +179,9 @@ class Loading:
         """
         try:
             loaded: Loaded = next(self._batches[0])
-        except RuntimeError as error:
-            dead = [w for w in self._workers if w.exitcode]
+        except (RuntimeError, OSError, EOFError) as error:  # the dataset's own are in a `Loaded`
+            wait([worker.sentinel for worker in self._workers], timeout=LEAVE_S)
+            dead = [worker for worker in self._workers if worker.exitcode]
             if not dead:
                 raise
             raise WorkerDiedError(_how_it_ended(dead[0])) from error
@@ -199,6 +201,8 @@ class Loading:
 
     def close(self) -> None:
         """End the workers, those that do not leave within a second by force."""
+        if sys.is_finalizing():  # no thread starts any more; `kill` was called
+            return
         atexit.unregister(self.kill)
         _RUNNING.discard(self)
         # Torch asks its workers to leave when its iterator is dropped, and may wait for ever for

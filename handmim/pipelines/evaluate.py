@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from handmim.data.truth import find_truth, read_truth
+from handmim.engine.watchdog import Watchdog
 from handmim.pipelines.several import check_comparable, expanded
 from handmim.pipelines.start import compile_backbones, start_run
 from handmim.pipelines.trained import build_trained, hand_of
@@ -117,11 +118,13 @@ def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> d
         return submit(run, cfg.data.benchmark, hands, truth, folder), hands.sheet
 
     watch = Stopwatch(run.device)
-    report, sheet = scored(".", num_pictures=cfg.num_pictures, stopwatch=watch)
+    with Watchdog(run):
+        report, sheet = scored(".", num_pictures=cfg.num_pictures, stopwatch=watch)
     if tta is not None:
         report[TIME] = watch.seconds_per_item * 1e3
         watch = Stopwatch(run.device)
-        block = scored(TTA, tta=tta, stopwatch=watch)[0]
+        with Watchdog(run):
+            block = scored(TTA, tta=tta, stopwatch=watch)[0]
         block |= {"num_looks": len(tta.views), TIME: watch.seconds_per_item * 1e3}
         report[TTA] = block
     write_report(run, f"{cfg.predictor} of {cfg.checkpoint}", report, sheet)

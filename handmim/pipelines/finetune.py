@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from handmim.data.loader import collate_hands
 from handmim.engine.checkpoint import BEST, LAST, find_checkpoint
 from handmim.engine.loop import FitResult, Trainer
+from handmim.engine.watchdog import Watchdog
 from handmim.models.initial_weights import load_initial
 from handmim.pipelines.labels import choose_labels
 from handmim.pipelines.start import compile_backbones, start_run
@@ -58,7 +59,8 @@ def finetune(cfg: DictConfig) -> Finetuned:
     recipe = build(cfg.optim)
     workers = cfg.trainer.num_workers
     if source is None:  # else its state holds them already
-        task.start_from_labels(train, augment, run.device, num_workers=workers)
+        with Watchdog(run):
+            task.start_from_labels(train, augment, run.device, num_workers=workers)
 
     result = Trainer(**cfg.trainer).fit(
         run,

@@ -50,11 +50,9 @@ def run_workers(
     try:
         for i in range(num_workers):
             with open(folder / f"{ERRORS}{i}", "w") as errors:
-                worker = [*command, str(i)]
                 # Nothing is written to stdin: it ends when this process does.
-                workers.append(
-                    subprocess.Popen(worker, env=env, stdin=subprocess.PIPE, stderr=errors)
-                )
+                how: dict[str, Any] = {"stdin": subprocess.PIPE, "stderr": errors}
+                workers.append(subprocess.Popen([*command, str(i)], env=env, **how))
         while any(worker.poll() is None for worker in workers):
             time.sleep(POLL_S)
             if any(worker.poll() for worker in workers):

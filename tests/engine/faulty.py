@@ -16,6 +16,8 @@ from handmim.engine.feed import Feed
 from handmim.engine.sampler import StepSampler
 from tests.engine.toy import DATA, collate, prepare
 
+HELD: list = []  # there until the interpreter takes modules apart
+
 
 class Faulty(Dataset):
     """The toy samples; those at `places` do something else as long as the file `flag` is there.
@@ -74,14 +76,20 @@ def begin_after_opencv() -> None:
     time.sleep(600)
 
 
-def train_until_stalled(folder: str, fault: str, num_workers: str) -> None:
-    """Train with a limit of a second on how long nothing may move."""
+def train_until_stalled(folder: str, num_workers: str, limit_s: str) -> None:
+    """Train with a limit on how long nothing may move, to a sample that never comes."""
     from handmim.engine.loop import Trainer
     from handmim.utils.run import Run
     from tests.engine.toy import ToyTask, recipe
 
-    run = Run.start("toy", folder, 0, {}, accelerator="cpu", stall_timeout_s=1.0)
+    run = Run.start("toy", folder, 0, {}, accelerator="cpu", stall_timeout_s=float(limit_s))
     data = Faulty("blocks", (3,))
     Trainer(max_steps=10, batch_size=4, num_workers=int(num_workers)).fit(
         run, ToyTask(), data, collate, prepare, recipe()
     )
+
+
+def leave_while_loading() -> None:
+    """End the interpreter while a generator holds workers that never answer."""
+    HELD.append(iter(feed(Faulty("blocks", (3,)), 1, end=100)))
+    next(HELD[0])

@@ -65,12 +65,9 @@ def test_a_stopped_worker_is_ended():
 
 
 def test_a_worker_that_dies_is_named_with_its_signal():
-    with (
-        feed(Faulty("dies", (3,)), 1) as loading,
-        pytest.raises(WorkerDiedError, match=r"worker \d+ was ended by SIGKILL: out of memory\?$"),
-    ):
-        for step in range(3):
-            loading.batch_of(step)
+    batches = feed(Faulty("dies", (3,)), 1)
+    with pytest.raises(WorkerDiedError, match=r"worker \d+ was ended by SIGKILL: out of memory\?$"):
+        list(batches)
 
 
 @pytest.mark.parametrize(
@@ -82,9 +79,16 @@ def test_a_worker_that_dies_is_named_with_its_signal():
     ],
 )
 def test_an_error_of_a_worker_keeps_its_kind_and_its_words(fault, kind, words):
-    with feed(Faulty(fault, (3,)), 1) as loading, pytest.raises(kind) as raised:
-        for step in range(3):
-            loading.batch_of(step)
+    batches = feed(Faulty(fault, (3,)), 1)
+    with pytest.raises(kind) as raised:
+        list(batches)
     assert type(raised.value) is kind
     assert str(raised.value) == words
     assert "tests/engine/faulty.py" in str(raised.value.__cause__)  # where, for those who look
+
+
+@pytest.mark.slow
+def test_an_interpreter_ends_while_workers_never_answer():
+    program = "import sys; from tests.engine.faulty import *; leave_while_loading(); sys.exit(3)"
+    env = os.environ | {"PYTHONPATH": str(REPO)}
+    assert subprocess.run([sys.executable, "-c", program], env=env, timeout=100).returncode == 3

@@ -1,0 +1,17 @@
+"""A worker of `render.workers` that says who it is and waits."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from handmim.render.workers import end_with_parent, run_workers
+
+if __name__ == "__main__":
+    end_with_parent()
+    (Path(sys.argv[1]).parent / f"pid-{sys.argv[2]}").write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def start(folder: str) -> None:
+    run_workers(__name__, {}, Path(folder), 2, lambda: None)

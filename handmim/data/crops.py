@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from handmim.contracts import CropSample
 from handmim.data.decode import FITS, read_rgb
+from handmim.data.fingerprint import files_digest
 from handmim.render.background import PHOTO_SUFFIXES
 
 log = logging.getLogger(__name__)
@@ -140,6 +141,10 @@ class CropFolder(Dataset[CropSample]):
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             readable = pool.map(lambda name: read_rgb(self.root / name) is not None, names)
         return [name for name, ok in zip(names, readable, strict=True) if not ok]
+
+    def fingerprint(self) -> str:
+        """Digest of the files, wherever the folder lies."""
+        return files_digest(self.root, self.names)
 
     def __len__(self) -> int:
         return len(self.names)

@@ -74,14 +74,16 @@ def _hand_loss(loss: str) -> tuple[str, ...]:
 
 
 # Settings under which parameters once took no part, or branches are drawn at random.
-PLAIN = "method=handmim-plain"
+PLAIN, TERM = "method=handmim-plain", "task.losses.keypoint_align.term"
 MORE: dict[str, Case] = {
-    "taps below the top": ("pretrain", (PLAIN, "loss=[pixel_recon]", "task.heads.pixel.tap_layers=[0.5]")),
+    "taps below the top": (
+        "pretrain", (PLAIN, "loss=[pixel_recon]", "task.heads.pixel.tap_layers=[0.5]"),
+    ),
     "class tokens dropped along": ("pretrain", ("method=dino", "task.mask_mode=drop")),
     "projection of classes alone": ("pretrain", ("method=dino", "task.class_head=own")),
     "prototypes without a term": (
         "pretrain",
-        (PLAIN, "loss=[keypoint_align]", "keypoint_disc=proto", "task.losses.keypoint_align.term.parts=reg"),
+        (PLAIN, "loss=[keypoint_align]", "keypoint_disc=proto", f"{TERM}.parts=reg"),
     ),
     "frozen prototypes": ("pretrain", ("method=ibot", "task.freeze_prototypes_steps=2")),
     "drop path": ("pretrain", ("method=handmim", "task.backbone.drop_path_rate=0.7")),
@@ -99,8 +101,11 @@ IDLE: dict[str, Case] = {
     "idle part": (
         "pretrain",
         (
-            PLAIN, "loss=[keypoint_align]", "keypoint_predictor=mlp",
-            "task.losses.keypoint_align.term.reg_weight=0", "task.losses.keypoint_align.term.disc_weight=0",
+            PLAIN,
+            "loss=[keypoint_align]",
+            "keypoint_predictor=mlp",
+            f"{TERM}.reg_weight=0",
+            f"{TERM}.disc_weight=0",
         ),
     ),
 }

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from handmim.contracts import CropSample
+from handmim.data.fingerprint import files_digest
 from handmim.images.decode import (
     FITS,
     MAX_MEGAPIXELS,
@@ -202,6 +203,10 @@ class CropFolder(Dataset[CropSample]):
         return read_image(
             f"{self.root}/{name}", self.image_px, self.fit, max_megapixels=self.max_megapixels
         )
+
+    def fingerprint(self) -> str:
+        """Digest of the files, wherever the folder lies."""
+        return files_digest(self.root, self.names)
 
     def __len__(self) -> int:
         return len(self.names)

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from handmim.contracts import CropSample, HandSample
 from handmim.data.cropping import carry_intrinsics, carry_points, crop_map, cut
+from handmim.data.fingerprint import arrays_digest, digest_of, files_digest, some
 from handmim.data.freihand_checks import check_labels, present_versions
 from handmim.data.image_heads import image_head
 from handmim.data.json_arrays import StoredArray, cached_number_lists
@@ -178,6 +179,12 @@ class FreiHand(Dataset[HandSample | CropSample]):
     def label_id(self, index: int) -> str:
         """Its number among the unique samples, as FreiHAND's JSON files have them from 0 on."""
         return str(self.label_of(index))
+
+    def fingerprint(self) -> str:
+        """Digest of labels, of what this part holds and of some of its images."""
+        names = [f"{self.folder}/rgb/{self.ids[i]:08d}.jpg" for i in some(len(self.ids))]
+        images = files_digest(self.root, names)
+        return digest_of(arrays_digest(self.labels.values()), self.ids.tobytes(), images)
 
     def __len__(self) -> int:
         return len(self.ids)

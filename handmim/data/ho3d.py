@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from handmim.contracts import CropSample, HandSample
 from handmim.data.cropping import box_of_points, carry_intrinsics, carry_points, crop_map, cut
+from handmim.data.fingerprint import digest_of, files_digest, some
 from handmim.data.ho3d_checks import (
     check_evaluation,
     check_training,
@@ -213,6 +214,17 @@ class Ho3d(Dataset[HandSample | CropSample]):
     def label_id(self, index: int) -> str:
         """Sequence and frame, as train.txt has them."""
         return self.frames[index]
+
+    def fingerprint(self) -> str:
+        """Digest of the frames of this part and of some of their images and labels."""
+        chosen = [self.frames[i].split("/") for i in some(len(self.frames))]
+        files = ("meta", ".pkl"), ("rgb", ".png"), ("rgb", ".jpg")
+        names = [
+            f"{self.folder}/{sequence}/{kind}/{frame}{suffix}"
+            for kind, suffix in files
+            for sequence, frame in chosen
+        ]
+        return digest_of(*self.frames, *(files_digest(self.root, [name]) for name in names))
 
     def __len__(self) -> int:
         return len(self.frames)

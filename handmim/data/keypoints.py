@@ -18,6 +18,7 @@ from handmim.data.annotation_checks import (
 )
 from handmim.data.annotations import Annotations, read_annotations
 from handmim.data.cropping import box_of_points, carry_intrinsics, carry_points, crop_map, cut
+from handmim.data.fingerprint import digest_of, files_digest
 from handmim.data.samples import hand_sample
 from handmim.images.decode import UnreadableImage, read_rgb
 from handmim.utils.findings import Notes
@@ -109,7 +110,8 @@ class KeypointPhotos(Dataset[HandSample]):
             raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
         self.root, self.crop_scale, self.image_px = Path(root), crop_scale, image_px
         self._kept: dict[int, HandSample] | None = {} if in_memory else None
-        path, notes = Path(annotations), Notes()
+        self.annotations = path = Path(annotations)
+        notes = Notes()
         content = load_annotations(path, self.root, notes)
         if split != "all":
             check_groups(content, split_by, notes)
@@ -135,6 +137,12 @@ class KeypointPhotos(Dataset[HandSample]):
         num_val = round(val_fraction * len(groups))
         picked = order[:num_val] if split == "val" else order[num_val:]
         return {groups[i] for i in picked}
+
+    def fingerprint(self) -> str:
+        """Digest of the annotations and of the images of this part, wherever they lie."""
+        names = list(dict.fromkeys(label.partition("#")[0] for label in self._label_ids))
+        content = self.annotations.read_bytes()
+        return digest_of(content, *self._label_ids, files_digest(self.root, names))
 
     def __len__(self) -> int:
         return len(self.hands)

@@ -7,6 +7,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from handmim.contracts import HandSample
+from handmim.data.fingerprint import digest_of, fingerprint_of
 from handmim.data.label_ids import id_of, source_of
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,10 @@ class MixedHands(Dataset[HandSample]):
     def source(self) -> str:
         """All sources, by name."""
         return "; ".join(f"{name}: {source_of(part)}" for name, part in self.sets.items())
+
+    def fingerprint(self) -> str:
+        """Digest of all sources by name."""
+        return digest_of(*(f"{name} {fingerprint_of(part)}" for name, part in self.sets.items()))
 
     def __len__(self) -> int:
         return int(self._ends[-1])

@@ -25,6 +25,7 @@ from torch.utils.data import Dataset
 
 from handmim.contracts import CropSample
 from handmim.data.crops import check_grouping, group_of
+from handmim.data.fingerprint import digest_of
 from handmim.images.decode import UnreadableImage, decode_rgb
 
 MAGIC, VERSION = b"HMcrops\n", 1
@@ -88,6 +89,11 @@ class PackedCrops(Dataset[CropSample]):
         self._ends = np.array([HEAD.size, *index["ends"]], np.int64)
         self._crc32 = np.array(index["crc32"], np.uint32)
         self._map: mmap.mmap | None = None
+
+    def fingerprint(self) -> str:
+        """Digest of names and content, wherever the file lies."""
+        index = self._ends.tobytes(), self._crc32.tobytes()
+        return digest_of(str(self.image_px), self.coding, *self.names, *index)
 
     def __len__(self) -> int:
         return len(self.names)

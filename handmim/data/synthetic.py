@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from handmim.contracts import HandSample
+from handmim.data.fingerprint import digest_of
 from handmim.data.samples import hand_sample
 from handmim.hand.arrays import load_hand_arrays
 from handmim.hand.conventions import project_px
@@ -83,6 +84,11 @@ class SyntheticHands(Dataset[HandSample]):
     def label_id(self, index: int) -> str:
         """Part and number of a picture."""
         return f"{self.split}/{index}"
+
+    def fingerprint(self) -> str:
+        """Digest of what images are drawn from; rendered again elsewhere, they may differ in
+        rounding."""
+        return digest_of(self.folder.parent.name, self.split)
 
     def __len__(self) -> int:
         return self.num

@@ -142,6 +142,27 @@ def _decides(path: str) -> bool:
     return parts[0] not in FREE
 
 
+# Digests of data by what names them; a checkpoint may lack them.
+DATA = {"data_sha256": "training data", "val_sha256": "validation data that best.pt is chosen by"}
+OPTIONS = {
+    "data_sha256": "data.root, data.annotations",
+    "val_sha256": "data.root, data.val, or trainer.keep_best=null",
+}
+
+
+def _check_same_data(there: dict[str, Any], here: dict[str, Any], path: Path) -> None:
+    """Compare digests of data and take them out of both."""
+    for key, what in DATA.items():
+        saved, own = there.pop(key, None), here.pop(key, None)
+        if own is not None and saved is None:
+            log.warning("%s does not say which %s it knew: they are not compared", path, what)
+        elif own is not None and saved != own:
+            raise ValueError(
+                f"{path} was trained with other {what} ({saved[:12]} there, {own[:12]} here): "
+                f"restore them ({OPTIONS[key]}), or start another run (name=...)"
+            )
+
+
 def check_same_run(
     saved: dict[str, Any], identity: dict[str, Any], config: dict[str, Any], path: Path
 ) -> None:
@@ -153,9 +174,10 @@ def check_same_run(
         identity: facts of the run that goes on.
         config: its resolved config.
         path: of the checkpoint, for the message.
-    Raises: ValueError listing every difference.
+    Raises: ValueError for other data, or listing every other difference.
     """
     there, here = dict(saved["identity"]), dict(identity)
+    _check_same_data(there, here, path)
     there |= {k: v for k, v in flatten(saved["config"]).items() if _decides(k)}
     here |= {k: v for k, v in flatten(config).items() if _decides(k)}
     if differing := differences(there, here):

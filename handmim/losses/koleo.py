@@ -45,6 +45,5 @@ class Term(nn.Module):
     def forward(self, out: PretrainOutputs, batch: PretrainBatch) -> Tensor:
         """Scalar loss."""
         assert out.cls is not None, "koleo needs class tokens"
-        return torch.stack(
-            [koleo(view, sync=self.training) for view in out.cls.unbind(dim=1)]
-        ).sum()
+        views = out.cls.unbind(dim=1)
+        return torch.stack([koleo(view, sync=self.training) for view in views]).sum()

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig
 
+from handmim.data.fingerprint import fingerprint_of
 from handmim.data.loader import collate_hands
 from handmim.engine.checkpoint import BEST, LAST, find_checkpoint
 from handmim.engine.loop import FitResult, Trainer
@@ -55,6 +56,9 @@ def finetune(cfg: DictConfig) -> Finetuned:
     # A run that goes on has its list, and whether it may go on is not known yet.
     if run.is_main and (source is None or source.parent.resolve() != run.dir.resolve()):
         chosen.write(run.dir)
+    data = {"data_sha256": fingerprint_of(train)}
+    if cfg.trainer.keep_best is not None:  # it is chosen by the validation
+        data["val_sha256"] = fingerprint_of(val)
     augment = build(cfg.augment)
     recipe = build(cfg.optim)
     workers = cfg.trainer.num_workers
@@ -71,7 +75,7 @@ def finetune(cfg: DictConfig) -> Finetuned:
         recipe,
         hooks=[EvalHook(val, augment, cfg.eval_every, num_workers=workers)],
         resume=cfg.resume,
-        meta=task.hand_facts() | chosen.facts,
+        meta=task.hand_facts() | chosen.facts | data,
     )
     path = run.dir / BACKBONE
     if run.is_main:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 from torch import nn
 
+from handmim.data.fingerprint import fingerprint_of
 from handmim.data.loader import collate_crops
 from handmim.engine.loop import FitResult, Trainer
 from handmim.pipelines.start import compile_backbones, start_run
@@ -67,5 +68,8 @@ def _train(cfg: DictConfig, run: Run, task: nn.Module) -> FitResult:
         recipe,
         hooks=hooks,
         resume=cfg.resume,
-        meta={"hand_sha256": getattr(dataset, "hand_sha256", None)},  # of rendered hands
+        meta={
+            "hand_sha256": getattr(dataset, "hand_sha256", None),  # of rendered hands
+            "data_sha256": fingerprint_of(dataset),
+        },
     )

@@ -5,6 +5,7 @@ process otherwise. Distributed training averages gradients over processes: a los
 takes of its own rows, or all of them of the same gathered rows, then has the gradient of the whole.
 """
 
+import threading
 from typing import Any
 
 import torch
@@ -89,3 +90,37 @@ def objects_of_ranks(item: Any) -> list[Any]:
     items: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(items, item)
     return items
+
+
+def silent_ranks(words: str, wait_s: float) -> dict[int, str | None]:
+    """What the other processes say when all of them are asked because one does not go on.
+
+    Every process that notices has to ask, about then. A stopped or dead process says nothing.
+
+    Args:
+        words: what this process says.
+        wait_s: seconds that the others have to notice.
+    Returns: their words by rank; None for those that are silent. Empty in a single process.
+    """
+    if not is_spread_out():
+        return {}
+    own, others = dist.get_rank(), set(range(dist.get_world_size()))
+    said: dict[int, str | None] = {rank: None for rank in sorted(others - {own})}
+
+    def ask() -> None:
+        store = dist.distributed_c10d._get_default_store()
+        store.set(f"handmim/stalled/{own}", words)
+        while not left.is_set() and None in said.values():
+            for rank in [rank for rank, text in said.items() if text is None]:
+                key = f"handmim/stalled/{rank}"
+                if store.check([key]):
+                    said[rank] = store.get(key).decode()
+            left.wait(wait_s / 50)
+
+    left = threading.Event()
+    # The process that holds the store may be the silent one: then nobody answers.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(wait_s)
+    left.set()
+    return said

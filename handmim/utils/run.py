@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 import torchvision
 import yaml
 from lightning.fabric import Fabric
+from lightning.fabric.strategies import DDPStrategy
 from rich.logging import RichHandler
 
 import handmim
@@ -26,6 +28,7 @@ from handmim.utils.launcher import devices_of
 from handmim.utils.seed import seed_everything
 
 RESUME_WORDS = ("never", "auto")
+MARGIN = 1.5  # of the time that processes wait for each other, relative to `stall_timeout_s`
 RESULTS = ("last.pt", "scalars.jsonl", "metrics.json")
 
 
@@ -152,6 +155,9 @@ class Run:
             strategy=strategy,
             precision=precision,  # type: ignore[arg-type]
         )
+        if stall_timeout_s is not None and isinstance(fabric.strategy, DDPStrategy):
+            # Beyond the watchdog's, which says more; this one also holds before it starts.
+            fabric.strategy._timeout = timedelta(seconds=MARGIN * stall_timeout_s)
         fabric.launch()
         if fabric.is_global_zero:
             prepare_folder(folder, resume, overwrite)

@@ -73,6 +73,16 @@ def test_content_named_by_a_hash_must_be_the_same(tmp_path):
         fit(tmp_path, resume="auto", meta={"hand": "a", "hand_sha256": "2" * 64})
 
 
+@pytest.mark.parametrize("key", ["data_sha256", "val_sha256"])
+def test_a_run_does_not_go_on_over_other_data(tmp_path, key):
+    fit(tmp_path, stop_after=3)  # a checkpoint that says nothing of its data
+    fit(tmp_path, resume="auto", stop_after=1, meta={key: "1" * 64})
+    assert "does not say which" in (tmp_path / "log.txt").read_text()
+    fit(tmp_path, resume="auto", stop_after=1, meta={key: "1" * 64})
+    with pytest.raises(ValueError, match=r"other .* data .*1{12} there, 2{12} here.*data\.root"):
+        fit(tmp_path, resume="auto", meta={key: "2" * 64})
+
+
 def test_only_our_own_parts_are_built_from_a_checkpoint():
     for good in (
         "handmim.tasks.finetune.HandRegressionTask",

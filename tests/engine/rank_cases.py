@@ -1,0 +1,139 @@
+"""What several processes train: overrides of every method, head and loss, by name."""
+
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from handmim.contracts import CropBatch
+from handmim.pipelines.bare_step import noise_hands
+from handmim.utils.config import drop_unbuilt
+from handmim.utils.seed import step_generator
+
+REPO = Path(__file__).parents[2]
+TINY = (
+    "backbone=vit_nano_p8",
+    "task.backbone.img_px=32",
+    "task.backbone.size={embed_dim:24,depth:2,num_heads:2}",
+    f"paths.data_dir={REPO / 'data'}",
+)
+POINTS = ("keypoint_align", "point_hog", "point_recon", "keypoint_agree")
+Case = tuple[str, tuple[str, ...]]
+
+
+def names(group: str) -> list[str]:
+    return sorted(path.stem for path in (REPO / "configs" / group).glob("*.yaml"))
+
+
+def of_pretraining(loss: str) -> bool:
+    text = (REPO / "configs" / "loss" / f"{loss}.yaml").read_text()
+    return "@package task.losses" not in text or loss == "koleo"
+
+
+def cases() -> dict[str, Case]:
+    found: dict[str, Case] = {}
+    for method in names("method"):
+        if method != "supervised-init":  # trains nothing
+            found[f"method={method}"] = "pretrain", (f"method={method}",)
+    for loss in names("loss"):
+        if of_pretraining(loss):
+            with_points = f"{loss},keypoint_align" if loss in POINTS[1:] else loss
+            words = "method=handmim-plain", f"loss=[{with_points}]", "views.warp_ndc=0.05"
+            found[f"loss={loss}"] = "pretrain", words
+        else:
+            found[f"loss={loss}"] = "finetune", _hand_loss(loss)
+    for group, rest in (
+        ("pixel_head", "loss=[pixel_recon]"),
+        ("keypoint_head", "loss=[keypoint_align]"),
+        ("keypoint_disc", "loss=[keypoint_align]"),
+        ("keypoint_predictor", "loss=[keypoint_align]"),
+        ("point_hog_head", "loss=[keypoint_align,point_hog]"),
+        ("centering", "loss=[patch_distill,class_distill]"),
+    ):
+        for name in names(group):
+            words = "method=handmim-plain", f"{group}={name}", rest
+            found[f"{group}={name}"] = "pretrain", words
+    for head in names("head"):
+        words = (f"head={head}",)
+        if head == "direct":
+            words += ("task=keypoints", "loss=[direct_keypoints]")
+        found[f"head={head}"] = "finetune", words
+    return found | MORE
+
+
+def _hand_loss(loss: str) -> tuple[str, ...]:
+    words = {
+        "joints3d_abs": ("task.head.camera=pinhole",),
+        "heatmaps": ("task.head.heatmaps=true",),
+        "silhouette": ("task.head.silhouette=true",),
+    }.get(loss, ())
+    beside = f"{loss},joints2d" if loss in ("heatmaps", "silhouette") else loss
+    return ("head=pymaf_small", f"loss=[{beside}]", *words)
+
+
+# Settings under which parameters once took no part, or branches are drawn at random.
+PLAIN, TERM = "method=handmim-plain", "task.losses.keypoint_align.term"
+MORE: dict[str, Case] = {
+    "taps below the top": (
+        "pretrain", (PLAIN, "loss=[pixel_recon]", "task.heads.pixel.tap_layers=[0.5]"),
+    ),
+    "class tokens dropped along": ("pretrain", ("method=dino", "task.mask_mode=drop")),
+    "projection of classes alone": ("pretrain", ("method=dino", "task.class_head=own")),
+    "prototypes without a term": (
+        "pretrain",
+        (PLAIN, "loss=[keypoint_align]", "keypoint_disc=proto", f"{TERM}.parts=reg"),
+    ),
+    "frozen prototypes": ("pretrain", ("method=ibot", "task.freeze_prototypes_steps=2")),
+    "drop path": ("pretrain", ("method=handmim", "task.backbone.drop_path_rate=0.7")),
+    "local crops": ("pretrain", ("method=ibot", "views.num_local=2", "views.local_px=16")),
+    "some views masked": ("pretrain", (PLAIN, "views.masks.masked_share=0.3")),
+    "in parts": ("pretrain", ("method=handmim", "trainer.accumulate=2")),
+    "in parts, batch norm": ("pretrain", ("method=peclr", "trainer.accumulate=2")),
+    "trained blocks": ("finetune", ("head=pymaf_small", "task.trained_blocks=1")),
+    "average": ("finetune", ("head=plain_small", "task.average=0.9")),
+}  # fmt: skip
+# Parts of batches and draws of each process alone: two processes differ from one.
+NOT_SAME = ("drop path", "in parts", "in parts, batch norm")
+# A part without a loss: it cannot be trained by several processes.
+IDLE: dict[str, Case] = {
+    "idle part": (
+        "pretrain",
+        (
+            PLAIN,
+            "loss=[keypoint_align]",
+            "keypoint_predictor=mlp",
+            f"{TERM}.reg_weight=0",
+            f"{TERM}.disc_weight=0",
+        ),
+    ),
+}
+QUICK = (
+    "method=mae", "pixel_head=decoder", "method=handmim", "method=peclr", "head=pymaf_exact",
+    "drop path",
+)  # fmt: skip
+
+
+def composed(case: Case) -> DictConfig:
+    root, words = case
+    data = ("data=folder", "data.root=x") if root == "pretrain" else ()
+    with initialize_config_dir(str(REPO / "configs"), version_base="1.3"):
+        cfg = compose(root, [*TINY, *data, *words])
+    drop_unbuilt(cfg.task.losses)
+    if "heads" in cfg.task:
+        drop_unbuilt(cfg.task.heads)
+        for name in {"projection", "keypoint_prototypes"} & set(cfg.task.heads):
+            cfg.task.heads[name].update(num_prototypes=32, hidden_dim=32, bottleneck_dim=16)
+    if "dropout" in cfg.task.get("head", {}):
+        cfg.task.head.dropout = 0.0  # drawn by each process for itself
+    return cfg
+
+
+def batch_of(cfg: DictConfig, num: int, step: int, part: int, info):
+    """An augmented batch of noise; `part` numbers those of one step."""
+    torch.manual_seed(1000 * step + part)
+    image = torch.randint(0, 256, (num, 3, 40, 40), dtype=torch.uint8)
+    raw = CropBatch(image) if "views" in cfg else noise_hands(image)
+    prepare = instantiate(cfg.views if "views" in cfg else cfg.augment)
+    return prepare(raw, step_generator(0, "prepare", step, part), info)

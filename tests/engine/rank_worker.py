@@ -1,0 +1,105 @@
+"""One of several training processes: `python -m tests.engine.rank_worker FOLDER JOB:CASE...`.
+
+Every process writes <FOLDER>/rank<R>.json: what each job left, or its error.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+
+from handmim.contracts import StepInfo
+from handmim.engine.log import RunningMeans
+from handmim.engine.update import Updater
+from handmim.utils.run import Run
+from handmim.utils.seed import seed_everything, step_seed
+from tests.engine.rank_cases import IDLE, batch_of, cases, composed
+
+STEPS, MANY = 3, 20
+
+
+def train(fabric, cfg, batches) -> tuple[torch.nn.Module, list[float]]:
+    """Losses of a few steps on given batches, one for each."""
+    seed_everything(0)
+    task = instantiate(cfg.task).to(fabric.device)
+    recipe = instantiate(cfg.optim)
+    optimizer = recipe.build(task, task.lr_scales())
+    wrapped, optimizer = fabric.setup(task, optimizer)
+    how = {"batch_size": 8, "accumulate": cfg.trainer.accumulate}
+    updater = Updater(fabric, wrapped, optimizer, recipe, **how)
+    task.train()
+    losses = []
+    for step, batch in enumerate(batches):
+        info = StepInfo(step, len(batches))
+        torch.manual_seed(step_seed(0, "step", step, fabric.global_rank))
+        updater.schedule(info)
+        result = updater.backward(batch, info)
+        updater.clip()
+        updater.update()
+        task.after_step(info)
+        losses.append(float(result.loss.detach()))
+    return task, losses
+
+
+def digest(task: torch.nn.Module) -> list[float]:
+    """Two sums over everything that the task keeps."""
+    state = [t.double().flatten() for t in task.state_dict().values()]
+    flat = torch.cat(state)
+    return [float(flat.sum()), float(flat.square().sum())]
+
+
+def own_batches(run: Run, case) -> dict:
+    """Steps in which every process has a batch of its own."""
+    cfg = composed(case)
+    infos = [StepInfo(step, STEPS) for step in range(STEPS)]
+    return trained(run, cfg, [batch_of(cfg, 4, i.step, run.rank, i) for i in infos])
+
+
+def same_batch(run: Run, case, num: int = 8, steps: int = STEPS) -> dict:
+    """Steps with the processes' parts of batches that are the same for any number of processes."""
+    cfg = composed(case)
+    share = num // run.world_size
+    part = run.rank * share, (run.rank + 1) * share
+    infos = [StepInfo(step, steps) for step in range(steps)]
+    return trained(run, cfg, [batch_of(cfg, num, i.step, 0, i).part(*part) for i in infos])
+
+
+def many_steps(run: Run, case) -> dict:
+    return same_batch(run, case, steps=MANY)
+
+
+def trained(run: Run, cfg, batches) -> dict:
+    task, losses = train(run.fabric, cfg, batches)
+    return {"losses": losses, "digest": digest(task)}
+
+
+def logged(run: Run, case) -> dict:
+    """Means of scalars that differ between processes, in value and in name."""
+    means = RunningMeans()
+    for value in (1.0,) if run.rank == 0 else (3.0, 5.0):
+        means.add({"loss": torch.tensor(value), f"only/{run.rank}": torch.tensor(value)})
+    return means.take()
+
+
+JOBS = {"own": own_batches, "same": same_batch, "many": many_steps, "logged": logged}
+
+
+def work(run: Run, jobs: list[str]) -> dict:
+    """What each JOB:CASE gives."""
+    known, found = cases() | IDLE, {}
+    for name in jobs:
+        job, case = name.split(":")
+        try:
+            found[name] = JOBS[job](run, known.get(case))
+        except (ValueError, RuntimeError) as error:  # the test says which
+            found[name] = {"error": f"{type(error).__name__}: {error}"}
+    return found
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    torch.set_num_threads(1)
+    run = Run.start("ranks", folder / "run", 0, {}, accelerator="cpu")
+    (folder / f"rank{run.rank}.json").write_text(json.dumps(work(run, sys.argv[2:])))

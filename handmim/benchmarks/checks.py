@@ -56,8 +56,8 @@ def check_submission(joints: Points, verts: Points, benchmark: Benchmark) -> lis
         verts: [n, 778, 3].
         benchmark: that they are meant for.
     Returns: findings, none when all is well. Names: shape, count, not-finite, behind-camera, unit,
-        collapsed, joint-order, bone-lengths, mirrored, root-relative, depth, zero-verts, joints-off-verts,
-        verts-order, constant.
+        collapsed, joint-order, bone-lengths, mirrored, root-relative, depth, zero-verts,
+        joints-off-verts, verts-order, constant.
     """
     joints, verts = as_numpy(joints), as_numpy(verts)
     shapes = joints.shape[1:], verts.shape[1:]

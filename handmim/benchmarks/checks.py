@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from handmim.benchmarks.official import NUM_VERTS, Benchmark, Points, as_numpy, not_finite
+from handmim.hand.label_checks import FEWEST_SIDED, MIRRORED, right_hand_share
 from handmim.hand.skeleton import (
     BONE_MM,
     BONES,
@@ -55,8 +56,8 @@ def check_submission(joints: Points, verts: Points, benchmark: Benchmark) -> lis
         verts: [n, 778, 3].
         benchmark: that they are meant for.
     Returns: findings, none when all is well. Names: shape, count, not-finite, behind-camera, unit,
-        collapsed, joint-order, bone-lengths, root-relative, depth, zero-verts, joints-off-verts,
-        verts-order, constant.
+        collapsed, joint-order, bone-lengths, mirrored, root-relative, depth, zero-verts,
+        joints-off-verts, verts-order, constant.
     """
     joints, verts = as_numpy(joints), as_numpy(verts)
     shapes = joints.shape[1:], verts.shape[1:]
@@ -139,6 +140,8 @@ def _hands(
     wrist, root = (joints[:, benchmark.joint_names.index(n)] for n in ("wrist", "middle_1"))
     order, found = _order(joints, benchmark)
     findings += found
+    if order is not None and not found:
+        findings += _side(joints[:, KNOWN_ORDERS[order]])
     if min(np.abs(wrist).max(), np.abs(root).max()) < 1e-6:
         text = (
             "the wrist or the middle knuckle is at the origin in every sample: unaligned figures "
@@ -214,6 +217,19 @@ def _order(joints_m: NDArray[np.float64], benchmark: Benchmark) -> tuple[str | N
         )
         return None, [Finding("warning", "bone-lengths", text)]
     return benchmark.skeleton, []
+
+
+def _side(joints_m: NDArray[np.float64]) -> list[Finding]:
+    """[n, 21, 3] canonical joints of hands that must be right ones."""
+    share = right_hand_share(joints_m)
+    if len(joints_m) < FEWEST_SIDED or share > MIRRORED:
+        return []
+    text = (
+        f"{1 - share:.0%} of the hands are mirror images of right hands: the alignment of the "
+        "official scores allows reflections and hides it; negate one axis, x for a hand that was "
+        "predicted from a mirrored image"
+    )
+    return [Finding("warning", "mirrored", text)]
 
 
 def _mesh(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from handmim.data.annotation_fields import FORM
 from handmim.data.annotations import Annotations, Hand
 from handmim.data.cropping import MIN_SIDE_PX
 from handmim.data.image_heads import image_heads
@@ -22,7 +23,8 @@ FEW_WRONG = 0.005  # share of images; one of 1,367 in a public set
 NORMALISED_PX = 1.5
 PERCENT, PERCENT_REACH, LARGE_PX = 100.0, 80.0, 200.0
 # Photos of hands of different people reach 0.8 to 1.2 of the image (99 % quantile).
-ENLARGED = 0.6
+ENLARGED, MUCH_ENLARGED = 0.6, 0.4
+MANY = 20  # hands that do not all lie in one corner by chance
 AGREES, OPPOSES = 0.3, -0.5  # correlation of 3D with 2D: 0.93 to 0.99 in labels of detectors
 ROTATED = 5  # EXIF orientations from which on width and height change places
 
@@ -98,8 +100,7 @@ def check_annotations(annotations: Annotations, root: Path, notes: Notes) -> Non
         whole = values[(values[..., 2] > 0).all(axis=1)][..., :2]
         if len(whole):
             settle_order(notes, "keypoints", whole, "canonical", "keypoints")
-    with notes.guard("keypoints-3d", "keypoints_3d are in metres: data/README.md shows the form"):
-        _check_3d(notes, hands)
+    _check_3d(notes, hands)
 
 
 def _check_names(notes: Notes, annotations: Annotations) -> None:
@@ -118,7 +119,9 @@ def _check_sizes(
     notes: Notes, annotations: Annotations, used: list[int], heads: NDArray[np.int64]
 ) -> None:
     """Stated sizes against those of the files, with and without EXIF rotation."""
-    other, unrotated, unreadable = [], [], []
+    other: list[str] = []
+    unrotated: list[str] = []
+    unreadable: list[str] = []
     for i in used:
         image, (width, height, orientation) = annotations.images[i], heads[i].tolist()
         if not width:
@@ -211,18 +214,22 @@ def _check_reach(notes: Notes, points: Array, seen: NDArray[np.bool_], size: Arr
         return
     far = np.array([np.quantile(points[..., k][seen], 0.99) for k in (0, 1)])
     parts = np.array([np.quantile((points[..., k] / size[:, None, k])[seen], 0.99) for k in (0, 1)])
-    if size.min() >= LARGE_PX and (far <= PERCENT).all() and (far >= PERCENT_REACH).all():
+    is_large = np.median(size.min(axis=1)) >= LARGE_PX
+    if is_large and (far <= PERCENT).all() and (far >= PERCENT_REACH).all():
         notes.error(
             "keypoints-normalised",
             "all keypoints lie below 100 in larger images, as percentages do",
             "keypoints are in pixels: multiply x by width / 100 and y by height / 100",
         )
     elif (parts < ENLARGED).all():
-        notes.warning(
+        is_clear = len(points) >= MANY and (parts < MUCH_ENLARGED).all()
+        notes.judge(
+            False,
             "keypoints-reach",
             f"keypoints fill only {parts[0]:.0%} of the width and {parts[1]:.0%} of the height of "
             "their images, from the top left",
             "were the images enlarged after labelling? scale the keypoints",
+            bad="error" if is_clear else "warning",
         )
 
 
@@ -235,7 +242,11 @@ def _check_3d(notes: Notes, hands: Sequence[Hand]) -> None:
         return
     where = "keypoints_3d"
     raw = np.stack([hand.joints for hand in whole if hand.joints is not None])
-    joints = settle_unit(notes, "keypoints", raw, where)
+    try:
+        joints = settle_unit(notes, "keypoints", raw, where)
+    except ValueError as error:
+        notes.error("keypoints-unit", str(error), f"{where} are in metres: {FORM}")
+        return
     if not notes.failed("keypoints-unit"):
         _check_extents(notes, whole, joints)
     joints = settle_order(notes, "keypoints", joints, "canonical", where)

@@ -97,7 +97,8 @@ def read_keypoints(entry: str, field: str, value: Any, faults: Faults) -> Array 
         return None
     found = found.reshape(NUM_JOINTS, 3)
     is_labelled = found[:, 2] > 0
-    bad = unfit(found[:, 2]) or unfit(np.where(is_labelled[:, None], found, 0.0))
+    found[~is_labelled, :2] = 0.0  # may hold anything
+    bad = unfit(found)
     if bad:
         text = f"{entry}: {field} must be numbers within {LARGEST:.0e}, {bad}"
         faults.add("numbers", text, f"{field} are x, y in px and a visibility: {FORM}")

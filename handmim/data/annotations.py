@@ -82,9 +82,10 @@ def _leaves(name: str) -> bool:
     return plain.split("/")[0] in ("..", "") or bool(windows.drive or windows.root)
 
 
-def _images(rows: list[Any], faults: Faults) -> dict[Any, tuple[int, Row]]:
-    """Well-formed images and their positions, by id."""
+def _images(rows: list[Any], faults: Faults) -> tuple[dict[Any, tuple[int, Row]], set[Any]]:
+    """Well-formed images and their positions by id, and ids of refused ones."""
     found: dict[Any, tuple[int, Row]] = {}
+    refused: set[Any] = set()
     twice: dict[Any, list[str]] = {}
     for position, row in enumerate(rows):
         key = row.get("id") if isinstance(row, dict) else None
@@ -92,10 +93,12 @@ def _images(rows: list[Any], faults: Faults) -> dict[Any, tuple[int, Row]]:
         if not is_id(key) or not isinstance(name, str) or not name:
             text = f"entry {position} of images must have an id and a file_name, got {short(row)}"
             faults.add("file", text)
+            refused.update([key] if is_id(key) else [])
             continue
         if _leaves(name):
             text = f"image {key}: file_name {short(name)} leads out of the folder of the images"
             faults.add("names", text, "file_name is relative to data.root and stays below it")
+            refused.add(key)
             continue
         for side in ("width", "height"):
             size = row.get(side)
@@ -113,7 +116,7 @@ def _images(rows: list[Any], faults: Faults) -> dict[Any, tuple[int, Row]]:
             f"{len(twice)} image ids stand for several images: {shown(shown_ids)}",
             "were two files joined? number the images of one again, and image_id with them",
         )
-    return found
+    return found, refused
 
 
 class _HandReader:
@@ -121,14 +124,19 @@ class _HandReader:
 
     Args:
         images: positions and entries of images, by id.
+        refused: ids of images whose hands are left out.
         sides: of the file.
         faults: where those of the entries go.
     """
 
     def __init__(
-        self, images: Mapping[Any, tuple[int, Row]], sides: SideReader, faults: Faults
+        self,
+        images: Mapping[Any, tuple[int, Row]],
+        refused: set[Any],
+        sides: SideReader,
+        faults: Faults,
     ) -> None:
-        self.images, self.sides, self.faults = images, sides, faults
+        self.images, self.refused, self.sides, self.faults = images, refused, sides, faults
 
     def hands(self, rows: list[Any]) -> Iterator[tuple[Hand, str]]:
         """Well-formed hands, each with the field that states its side ("" where none does)."""
@@ -142,7 +150,8 @@ class _HandReader:
     def _of(self, note: Row, entry: str) -> Iterator[tuple[Hand, str]]:
         key, category = note.get("image_id"), note.get("category_id")
         if not is_id(key) or key not in self.images:
-            self._dangling(entry, key)
+            if not is_id(key) or key not in self.refused:
+                self._dangling(entry, key)
         elif category is not None and not is_id(category):
             text = f"{entry}: category_id must be a number, got {short(category)}"
             self.faults.add("file", text)
@@ -238,9 +247,9 @@ def read_annotations(path: Path, notes: Notes, option: str = "data.annotations")
         [c for c in categories if isinstance(c, dict)],
     )
     faults = Faults(notes)
-    images = _images(lists["images"], faults)
+    images, refused = _images(lists["images"], faults)
     _repeated(rows, faults)
-    found = list(_HandReader(images, sides, faults).hands(rows))
+    found = list(_HandReader(images, refused, sides, faults).hands(rows))
     faults.note()
     hands = [hand for hand, _ in found]
     if hands:

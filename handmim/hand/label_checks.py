@@ -60,17 +60,19 @@ def order_of(joints: Array, expected: str) -> str:
 
 
 def right_hand_share(joints: Array) -> float:
-    """Share of hands whose fingers and thumb bend as a right hand's do.
+    """Share of hands whose fingers bend as a right hand's do.
+
+    Finger joints bend one way only: the axis of the bend points from the little finger's knuckle to
+    the index finger's on a right hand.
 
     Args:
         joints: [n, 21, 3] canonical, any unit, in a right-handed frame such as OpenCV's or OpenGL's
             camera.
     """
-    index, little = (joints[:, i] - joints[:, 0] for i in (5, 17))
-    normal = np.cross(index, little)
-    tips, bases = joints[:, 4::4], joints[:, 1::4]
-    bend = ((tips - bases) * normal[:, None]).sum(axis=2)  # [n, 5]
-    return float((bend @ np.array([1.0, 0.25, 0.25, 0.25, 0.25]) > 0).mean())
+    fingers = joints[:, 5:].reshape(-1, 4, 4, 3)  # index .. little, base to tip
+    segments = np.diff(fingers, axis=2)
+    axes = np.cross(segments[:, :, :-1], segments[:, :, 1:]).sum(axis=(1, 2))
+    return float(((axes * (joints[:, 5] - joints[:, 17])).sum(axis=1) > 0).mean())
 
 
 def settle_unit(notes: Notes, prefix: str, points: Array, where: str) -> Array:

@@ -7,6 +7,7 @@ import torch
 from handmim.benchmarks.checks import KNOWN_ORDERS, check_submission
 from handmim.benchmarks.freihand import FREIHAND
 from handmim.benchmarks.ho3d import HO3D_V2, HO3D_V3
+from handmim.geometry.align import similarity_align
 
 NUM = 40  # of the `hands` fixture
 BENCHMARKS = [replace(b, num_samples=NUM) for b in (FREIHAND, HO3D_V2)]
@@ -141,6 +142,22 @@ def test_root_relative_hands_are_a_warning(hands, benchmark, root):
     moved = at.copy()
     moved[0, 0, 0] += 0.01
     assert names(joints - moved, verts - moved, benchmark) == ["depth"]
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=IDS)
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_mirrored_hands_are_a_warning_although_their_aligned_error_is_zero(hands, benchmark, axis):
+    joints, verts = benchmark.canonical_to_benchmark(*hands)
+    middle = joints.mean(axis=1, keepdims=True)
+    flip = np.where(np.arange(3) == axis, -1, 1)
+    mirrored = [(points - middle) * flip + middle for points in (joints, verts)]
+    aligned = similarity_align(torch.from_numpy(mirrored[0]), torch.from_numpy(joints))
+    assert np.abs(aligned.numpy() - joints).max() < 1e-5
+    finding = only(*mirrored, benchmark, "mirrored")
+    assert finding.level == "warning"
+    assert "of the hands are mirror images of right hands" in finding.text
+    # too few hands to tell: one may be flat
+    assert names(*(m[:5] for m in mirrored), replace(benchmark, num_samples=5)) == []
 
 
 @pytest.mark.parametrize("factor", [0.05, 20.0])

@@ -13,6 +13,7 @@ from handmim.geometry.camera import project, px_from_ndc
 from handmim.hand.files import save_npz
 from handmim.hand.rules import JointRules
 from handmim.images.decode import UnreadableImage
+from handmim.hand.skeleton import CANONICAL_FROM_HO3D
 from handmim.synthesis.mano import mirrored
 
 
@@ -141,6 +142,50 @@ def test_mistakes_are_named(load, copy, tmp_path):
         load(tmp_path)
     with pytest.raises(ValueError, match=r"differ in length.*'xyz': 23"):
         load(copy(training_xyz=lambda xyz: xyz[:-1]))
+
+
+def in_order(order):
+    return lambda lists: np.array(lists)[:, np.argsort(order)].tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("xyz", lambda v: (np.array(v) * 1e3).tolist(), "training_xyz.json is in mm"),
+        ("xyz", in_order(CANONICAL_FROM_HO3D), "training_xyz.json: joints in order 'ho3d'"),
+        ("xyz", in_order((20, *range(20))), "training_xyz.json: joints in order 'wrist last'"),
+        ("xyz", lambda v: (np.array(v) * [1, -1, -1]).tolist(), "training_xyz.json: 0% .* camera"),
+        ("xyz", lambda v: (np.array(v) + 0.01).tolist(), "joints regressed .* off the given"),
+        ("K", lambda v: np.swapaxes(v, 1, 2).tolist(), "training_K.json: 0% of the intrinsics"),
+        ("mano", lambda v: np.roll(v, 1, axis=0).tolist(), "misses the given vertices"),
+        ("xyz", lambda v: [*v[:5], [[1e30] * 3] * 21, *v[6:]], r"1 samples hold .* \[5\]"),
+        ("mano", lambda v: [*v[:-1], [[float("nan")] * 61]], r"1 samples hold NaN .* \[23\]"),
+    ],
+)
+def test_labels_are_checked_where_they_are_read(load, copy, name, change, message):
+    with pytest.raises(ValueError, match=message):
+        load(copy(**{f"training_{name}": change}))
+
+
+def test_versions_without_images_are_left_out_with_a_warning(load, copy, freihand_tree, caplog):
+    root = copy()
+    (root / "training").unlink()
+    (root / "training" / "rgb").mkdir(parents=True)
+    for image_id in range(24):
+        name = f"{image_id:08d}.jpg"
+        shutil.copy(freihand_tree / "training" / "rgb" / name, root / "training" / "rgb")
+    data = load(root)
+    assert data.versions == ("gs",)
+    assert len(data) == 18
+    assert data[17].has_mano
+    assert "gs 18, hom 0, sample 0, auto 0: training on gs (data.versions=[gs])" in caplog.text
+    with pytest.raises(ValueError, match="two versions or more"):
+        load(root, partners=True)
+    (root / "training" / "rgb" / f"{data.ids[3]:08d}.jpg").unlink()
+    load(root, versions=("gs",))
+    assert f"missing {data.ids[3]:08d}.jpg" in caplog.text
+    with pytest.raises(FileNotFoundError, match=r"auto 0; missing .*data\.root"):
+        load(root, versions=("auto",))
 
 
 def test_a_missing_picture_is_named(load, copy, freihand_tree):

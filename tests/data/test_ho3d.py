@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from handmim.data.decode import UnreadableImage
 from handmim.data.ho3d import Ho3d, read_frames, split_takes
 from handmim.data.label_ids import label_ids
 from handmim.data.layouts import take_of
@@ -11,7 +12,7 @@ from handmim.data.loader import collate_hands
 from handmim.data.truth import read_truth
 from handmim.geometry.camera import project, px_from_ndc
 from handmim.hand.rules import JointRules
-from handmim.hand.skeleton import joint_order
+from handmim.hand.skeleton import CANONICAL_FROM_HO3D, joint_order
 from handmim.synthesis.python2_pickle import dump
 from handmim.utils.unpickle import load_pickle
 
@@ -135,6 +136,43 @@ def test_another_hand_model_is_refused(ho3d_v2_tree, tmp_path):
             dump(meta, path)
     with pytest.raises(ValueError, match=r"misses the given joints by \d+\.\d+ mm"):
         load(root, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "message"),
+    [
+        ("handJoints3D", lambda v: v * 1e3, "handJoints3D is in mm"),
+        ("handJoints3D", lambda v: v[list(CANONICAL_FROM_HO3D)], "joints in order 'canonical'"),
+        ("handTrans", lambda v: v + 0.09, "hands placed by handTrans"),
+        ("camMat", np.transpose, "train: camMat: 0% of the intrinsics"),
+        ("handPose", lambda v: v * np.nan, "handPose: .* hold NaN"),
+    ],
+)
+def test_metas_are_checked_where_they_are_read(ho3d_v2_tree, tmp_path, field, change, message):
+    root = copied(ho3d_v2_tree, tmp_path)
+    for path in (root / "train").rglob("*.pkl"):
+        meta = load_pickle(path)
+        if meta[field] is not None:
+            meta[field] = change(np.asarray(meta[field]))
+            dump(meta, path)
+    with pytest.raises(ValueError, match=message):
+        load(root, tmp_path)
+
+
+def test_files_of_listed_frames_that_are_missing_are_named_at_the_start(ho3d_v2_tree, tmp_path):
+    root = copied(ho3d_v2_tree, tmp_path)
+    sequence, name = read_frames(root / "train.txt")[-1].split("/")
+    (root / "train" / sequence / "rgb" / f"{name}.png").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"1 files of .* train/{sequence}/rgb/{name}"):
+        load(root, tmp_path, split="all")
+
+
+def test_an_image_that_cannot_be_decoded_is_named_when_its_turn_comes(ho3d_v2_tree, tmp_path):
+    root = copied(ho3d_v2_tree, tmp_path)
+    sequence, name = read_frames(root / "train.txt")[3].split("/")
+    (root / "train" / sequence / "rgb" / f"{name}.png").write_bytes(b"no image")
+    with pytest.raises(UnreadableImage, match=rf"{name}\.png cannot be read"):
+        load(root, tmp_path, split="all")[3]
 
 
 def test_a_meta_that_wants_to_run_code_is_refused(ho3d_v2_tree, tmp_path):

@@ -507,3 +507,34 @@ def test_an_evaluation_without_truth_is_no_fault(
     told = [f.text for f in findings if f.name.endswith("-truth")]
     assert len(told) == 2
     assert all("not scored" in text for text in told)
+
+
+def test_every_image_is_decoded_where_that_is_wished(
+    tmp_path, sound_freihand, sound_ho3d_v2, sound_keypoints, hand_arrays
+):
+    """Damaged pixels behind a whole head, in an image that no small sample looks at."""
+    roots = [shutil.copytree(s, tmp_path / s.name) for s in (
+        sound_freihand, sound_ho3d_v2, sound_keypoints
+    )]  # fmt: skip
+    second = (roots[1] / "train.txt").read_text().split()[1].split("/")
+    damaged = (
+        roots[0] / "training" / "rgb" / "00000008.jpg",
+        next((roots[1] / "train" / second[0] / "rgb").glob(f"{second[1]}.*")),
+        roots[2] / "images" / "00000002.jpg",
+    )
+    for path in damaged:
+        path.write_bytes(b"no image")
+    cv2.imwrite(str(damaged[2]), np.zeros((64, 64, 3), np.uint8))
+    damaged[2].write_bytes(damaged[2].read_bytes()[:200])
+    examined = {
+        full: [
+            *examine_freihand(roots[0], hand_arrays, 2, full=full),
+            *examine_ho3d(roots[1], 2, hand_arrays, 2, full=full),
+            *examine_keypoints(roots[2] / "images", roots[2] / "labels.json", 2, full=full),
+        ]
+        for full in (False, True)
+    }
+    assert not problems(examined[False]), examined[False]
+    found = {name: f.text for f in examined[True] for name in [f.name] if f.level == "error"}
+    assert set(found) == {"freihand-decode", "ho3d-v2-decode", "keypoints-decode"}
+    assert all(path.name in text for path, text in zip(damaged, found.values(), strict=True))

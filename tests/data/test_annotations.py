@@ -1,0 +1,368 @@
+"""Faults of annotation files are refused or warned about at the start, by entry and field."""
+
+import copy
+import json
+import logging
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from handmim.data.keypoints import KeypointPhotos
+from handmim.doctor.keypoints import examine_keypoints
+from handmim.hand.conventions import mirror_points, rotvec_to_matrix
+from handmim.hand.skeleton import LABEL_ORDERS
+from handmim.utils.findings import Notes
+
+WIDTH, HEIGHT, NUM = 160, 120, 24
+
+
+@pytest.fixture(scope="session")
+def hands_3d(hand):
+    """[NUM, 21, 3] right hands in metres about their middle, fingers bent, palm seen from above."""
+    rng = np.random.default_rng(0)
+    rotations = rng.normal(0, 0.1, (NUM, 16, 3))
+    rotations[:, 1:, 2] += 0.3
+    rotations[:, 0] = rng.normal(0, 0.4, (NUM, 3))
+    betas = torch.from_numpy(rng.normal(0, 1, (NUM, 10)))
+    joints = hand(torch.from_numpy(rotvec_to_matrix(rotations)), betas).joints_m.double().numpy()
+    return joints - joints.mean(axis=1, keepdims=True)
+
+
+@pytest.fixture
+def content(hands_3d, tmp_path):
+    """A sound file of left and right hands, written with its images."""
+    images, notes = [], []
+    for i, joints in enumerate(hands_3d):
+        points = mirror_points(joints) if i % 3 == 0 else joints
+        px = 450 * points[:, :2] + [WIDTH / 2, HEIGHT / 2]
+        flat = np.column_stack([px, np.full(21, 2)]).ravel().tolist()
+        name = f"{i}.png"
+        cv2.imwrite(str(tmp_path / name), np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
+        images.append(
+            {"id": i, "file_name": name, "width": WIDTH, "height": HEIGHT, "subject": i // 2}
+        )
+        side = "left" if i % 3 == 0 else "right"
+        note = {"id": i, "image_id": i, "keypoints": flat, "keypoints_3d": points.tolist()}
+        notes.append(note | {"handedness": side})
+    return {"images": images, "annotations": notes}
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Write a file and read it, as a training set does."""
+
+    def build(content, **kwargs):
+        path = tmp_path / "labels.json"
+        is_raw = isinstance(content, bytes)
+        path.write_bytes(content if is_raw else json.dumps(content).encode())
+        return KeypointPhotos(tmp_path, path, **{"split": "all", **kwargs})
+
+    return build
+
+
+def points_2d(change):
+    def plant(content):
+        for note in content["annotations"]:
+            values = np.array(note["keypoints"]).reshape(21, 3)
+            values[:, :2] = change(values[:, :2])
+            note["keypoints"] = values.ravel().tolist()
+
+    return plant
+
+
+def points_3d(change):
+    def plant(content):
+        for note in content["annotations"]:
+            note["keypoints_3d"] = np.asarray(change(np.array(note["keypoints_3d"]))).tolist()
+
+    return plant
+
+
+def one(entry="annotations", **fields):
+    return lambda content: content[entry][7].update(fields)
+
+
+def without(entry, field):
+    return lambda content: content[entry][7].pop(field)
+
+
+def number(position, value):
+    return lambda content: content["annotations"][7]["keypoints"].__setitem__(position, value)
+
+
+def sides(*names, **values):
+    """Sides by other fields: name=(value of left, value of right)."""
+
+    def plant(content):
+        for note in content["annotations"]:
+            is_right = note.pop("handedness") == "right"
+            note.update({key: pair[is_right] for key, pair in values.items()})
+
+    return plant
+
+
+def joined(content):
+    """Two files one after the other, whose ids restart."""
+    second = copy.deepcopy(content)
+    for image in second["images"]:
+        image["file_name"] = f"{NUM - 1 - image['id']}.png"
+    for key in content:
+        content[key] += second[key]
+
+
+def ids_restart(content):
+    for note in content["annotations"]:
+        note["id"] %= NUM // 2
+
+
+def reordered(name, dimensions=(2, 3)):
+    def plant(content):
+        theirs = list(LABEL_ORDERS[name])
+        for note in content["annotations"]:
+            flat = np.empty((21, 3))
+            flat[theirs] = np.array(note["keypoints"]).reshape(21, 3)
+            deep = np.empty((21, 3))
+            deep[theirs] = note["keypoints_3d"]
+            note["keypoints"] = flat.ravel().tolist()
+            note["keypoints_3d"] = deep.tolist()
+            if 3 not in dimensions:
+                del note["keypoints_3d"]
+
+    return plant
+
+
+def every_second_in_mm(content):
+    for note in content["annotations"][::2]:
+        note["keypoints_3d"] = (np.array(note["keypoints_3d"]) * 1e3).tolist()
+
+
+def test_a_sound_file_has_no_findings(content, load, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    data = load(content)
+    assert len(data) == NUM
+    assert not [r for r in caplog.records if r.levelno > logging.INFO]
+    assert "24 hands, 16 right and 8 left, by handedness" in caplog.text
+    findings = examine_keypoints(tmp_path, tmp_path / "labels.json", 64)
+    assert {f.level for f in findings} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("plant", "message"),
+    [
+        (joined, r"24 image ids stand for several images: 0 \(0\.png, 23\.png\).*joined"),
+        (ids_restart, r"12 annotation ids occur more than once: 0, 1, 2.*joined"),
+        (points_2d(lambda p: p / [WIDTH, HEIGHT]), "24 of 24 hands lie within .* normalised"),
+        (points_2d(lambda p: p / [WIDTH, HEIGHT] * 2 - 1), "normalised"),
+        (one(keypoints=[0.4, 0.5, 2, *[0.5, 0.6, 2] * 20]), r"1 of 24 hands .*annotation 7 "),
+        (points_2d(lambda p: p * 3), "lie outside of their images"),
+        (points_2d(lambda p: p / 5), "fill only .* enlarged after labelling"),
+        (
+            points_2d(lambda p: p * [1, -1] + [0, HEIGHT]),
+            r"correlation .* in x, -[01]",
+        ),
+        (points_3d(lambda v: v * 1e3), "keypoints_3d is in mm"),
+        (points_3d(lambda v: v * 1e2), "keypoints_3d is in cm"),
+        (points_3d(lambda v: v * 10), "diagonal of .* no hand"),
+        (every_second_in_mm, "keypoints_3d"),
+        (one(keypoints_3d=[[0, 0, 0]] * 21), r"1 of 24 hands have no hand's size .*annotation 7"),
+        (points_3d(lambda v: v * [1, -1, -1]), "keypoints_3d run with the image"),
+        (points_3d(lambda v: v[:, [1, 0, 2]]), "x and y are exchanged"),
+        (points_3d(lambda v: v * [1, 1, -1]), "left and right are exchanged, or one axis"),
+        (sides(handedness=("right", "left")), "left and right are exchanged"),
+        *((reordered(name), f"in order '{name}'") for name in LABEL_ORDERS if name != "canonical"),
+        (reordered("wrist last", dimensions=(2,)), "keypoints: joints in order 'wrist last'"),
+        (one("images", width=1920), r"1 of 24 images have another size .*7\.png \(1920 x 120"),
+    ],
+)
+def test_labels_that_mean_something_else_are_refused(content, load, plant, message):
+    plant(content)
+    with pytest.raises(ValueError, match=message):
+        load(content)
+
+
+@pytest.mark.parametrize(
+    ("plant", "message"),
+    [
+        (one(image_id=-5), "annotation 7: image_id is -5, no id of"),
+        (one(image_id="7"), "image_id is '7', .*numbers and strings differ"),
+        (without("annotations", "image_id"), "annotation 7: image_id is None"),
+        (number(9, 1e30), r"annotation 7: keypoints .* number 9 is 1e\+30"),
+        (number(9, float("nan")), "annotation 7: keypoints .* number 9 is nan"),
+        (number(9, None), "annotation 7: keypoints .* number 9"),
+        (number(9, "12"), "annotation 7: keypoints .* number 9 is '12'"),
+        (number(9, True), "annotation 7: keypoints .* number 9 is True"),
+        (number(9, 10**400), "annotation 7: keypoints .* too large"),
+        (number(11, None), "annotation 7: keypoints .* number 11"),
+        (without("annotations", "keypoints"), "annotation 7 has no keypoints"),
+        (one(keypoints=[1.0] * 126), "annotation 7 has 42 keypoints, wanted 21 .two hands"),
+        (one(keypoints=[[1.0] * 63]), "annotation 7: keypoints .* 1 x 63"),
+        (one(keypoints_3d=[[0.0] * 21] * 3), "annotation 7: keypoints_3d .* 3 x 21"),
+        (one(keypoints_3d=[["a"] * 3] * 21), "annotation 7: keypoints_3d .* number 0 is 'a'"),
+        (one(K=[[1, 2], [3, 4]]), "annotation 7: K must be 3 x 3"),
+        (one(category_id=[1]), "annotation 7: category_id"),
+        (lambda c: c["annotations"].__setitem__(7, None), "entry 7 of annotations"),
+        (one("images", width=-160), "image 7: width must be a positive number, got -160"),
+        (
+            one("images", file_name="../../x.png"),
+            "image 7: file_name .*x.png. leads out",
+        ),
+        (one("images", file_name="a/../../x.png"), "image 7: file_name .* leads out"),
+        (one("images", file_name="/x.png"), "image 7: file_name .* leads out"),
+        (one("images", file_name="C:\\x.png"), "image 7: file_name .* leads out"),
+        (one("images", file_name=5), "entry 7 of images must have an id and a file_name"),
+        (without("images", "id"), "entry 7 of images must have an id and a file_name"),
+        (lambda c: c.update(images={}), r"images must be a list of entries"),
+        (lambda c: c.update(annotations=[]), r"annotations must be a list .* an empty list"),
+    ],
+)
+def test_entries_of_another_form_are_refused_by_entry_and_field(content, load, plant, message):
+    plant(content)
+    with pytest.raises(ValueError, match=message) as refused:
+        load(content)
+    assert "labels.json" in str(refused.value)
+
+
+def test_all_faults_of_a_file_are_named_together(content, load):
+    one(image_id=99)(content)
+    content["annotations"][3]["keypoints"][4] = "x"
+    with pytest.raises(ValueError, match=r"annotation 3: keypoints.*annotation 7: image_id is 99"):
+        load(content)
+
+
+def test_values_of_hidden_keypoints_may_be_null(content, load):
+    note = content["annotations"][7]
+    note["keypoints"][9:12] = [None, None, 0]
+    note["keypoints_3d"] = [[*p, 1] for p in note["keypoints_3d"]]
+    note["keypoints_3d"][3] = [None, None, None, 0]
+    sample = load(content)[7]
+    assert sample.kp2d_valid.tolist() == sample.joints_valid.tolist() == [i != 3 for i in range(21)]
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        sides(hand_type=("left", "right")),
+        sides(handedness=("Left", "Right")),
+        sides(hand_side=("L", "R")),
+        sides(side=("left_hand", "right_hand")),
+        sides(is_right=(0, 1)),
+        sides(is_right=("false", "true")),
+        sides(is_left=(True, False)),
+        sides(attributes=({"Handedness": "left"}, {"Handedness": "right"})),
+        sides(category_id=(1, 2)),
+        sides(side=("palm", "back"), hand_type=("left", "right"), hand=(4, 5)),
+    ],
+)
+def test_common_forms_of_a_side_are_read(content, load, plant):
+    plant(content)
+    content["categories"] = [{"id": 1, "name": "left_hand"}, {"id": 2, "name": "right hand"}]
+    data = load(content)
+    assert [data[i].is_right for i in range(NUM)] == [i % 3 != 0 for i in range(NUM)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"handedness": "lfet"}, "annotation 7 has handedness='lfet'"),
+        ({"handedness": ""}, "annotation 7 has handedness=''"),
+        ({"handedness": 1}, "annotation 7 has handedness=1"),
+        ({"hand_type": "interacting"}, "annotation 7 has hand_type='interacting'"),
+        ({"is_right": 2}, "annotation 7 has is_right=2"),
+        ({"hand_type": "left"}, "annotation 7 states both sides"),
+    ],
+)
+def test_sides_that_are_unknown_or_contradict_are_refused(content, load, fields, message):
+    one(**fields)(content)
+    with pytest.raises(ValueError, match=f"{message}.*a side is stated by"):
+        load(content)
+
+
+def test_hands_without_a_side_are_counted(content, load, caplog):
+    caplog.set_level(logging.INFO)
+    for note in content["annotations"][:5]:
+        del note["handedness"]
+    load(content)
+    (warning,) = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
+    assert "18 right and 6 left, by handedness; 5 state none and count as right" in warning
+    for note in content["annotations"]:
+        note.pop("handedness", None)
+        del note["keypoints_3d"]
+    caplog.clear()
+    load(content)
+    assert "24 right and 0 left, no field states the side" in caplog.text
+
+
+def test_both_hands_of_whole_body_annotations_are_read(content, load):
+    first, second, *_ = content["annotations"]
+    flat = {"left": first["keypoints"], "right": second["keypoints"]}
+    body = {"id": 0, "image_id": 0, "keypoints": [1.0] * 51, "category_id": 1}
+    both = {f"{side}hand_kpts": flat[side] for side in flat}
+    valid = {f"{side}hand_valid": True for side in flat}
+    nothing = {"lefthand_kpts": [0.0] * 63, "lefthand_valid": False}
+    entries = [body | both | valid, body | both | valid | nothing | {"id": 1, "image_id": 1}]
+    data = load({"images": content["images"], "annotations": entries})
+    assert [data.label_id(i) for i in range(len(data))] == ["0.png", "0.png#2", "1.png"]
+    assert [data[i].is_right for i in range(3)] == [False, True, True]
+    entries[0]["righthand_kpts"] = [1.0] * 60
+    with pytest.raises(ValueError, match="annotation 0 has 20 righthand_kpts, wanted 21"):
+        load({"images": content["images"], "annotations": entries})
+
+
+@pytest.mark.parametrize("states_size", [True, False])
+def test_labels_made_without_exif_rotation_are_refused(content, load, tmp_path, states_size):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for image in content["images"]:
+        image["file_name"] = image["file_name"].replace("png", "jpg")
+        grey = Image.new("RGB", (WIDTH, HEIGHT), "grey")
+        grey.save(tmp_path / image["file_name"], exif=exif)
+        if not states_size:
+            del image["width"], image["height"]
+    points_2d(lambda p: p - np.array([p[:, 0].max() - WIDTH, 0]))(content)  # to the right end
+    with pytest.raises(ValueError, match="EXIF rotation"):
+        load(content)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_files_of_any_unicode_encoding_are_read(content, load, encoding):
+    assert len(load(json.dumps(content).encode(encoding))) == NUM
+
+
+def test_a_file_that_is_cut_off_is_named(content, load):
+    with pytest.raises(ValueError, match=r"labels\.json .*line 1, column"):
+        load(json.dumps(content).encode()[:-40])
+
+
+def test_one_file_under_two_ids_stays_on_one_side_of_the_split(content, load, caplog):
+    for image in content["images"]:
+        del image["subject"]
+        image["file_name"] = f"{image['id'] // 2}.png"
+    parts = [load(content, split=split).file_names for split in ("train", "val")]
+    assert not set(parts[0]) & set(parts[1])
+    assert "12 files stand under several image ids" in caplog.text
+
+
+def test_a_split_field_that_no_image_has_is_refused(content, load):
+    with pytest.raises(ValueError, match=r"none of 24 images has the field 'person'"):
+        load(content, split="train", split_by="person")
+
+
+def test_unreadable_images_are_named_at_the_start(content, load, tmp_path, caplog):
+    (tmp_path / "7.png").write_text("<html>")
+    load(content)
+    assert "1 of 24 images with hands cannot be read: 7.png" in caplog.text
+
+
+def test_findings_refuse_or_warn_once(caplog):
+    notes = Notes()
+    notes.warning("a", "odd", "look")
+    notes.enforce("file")
+    notes.enforce("file")
+    assert [r.getMessage() for r in caplog.records] == ["file: odd; look"]
+    for i in range(5):
+        notes.error("b", f"wrong {i}", "mend")
+    with pytest.raises(ValueError, match=r"file: wrong 0 \(mend\); .*; 2 further errors; "):
+        notes.enforce("file")

@@ -13,6 +13,7 @@ from handmim.pipelines.start import compile_backbones, start_run
 from handmim.utils.config import drop_unbuilt
 from handmim.utils.run import Run
 
+FEWEST = 2  # images
 BACKBONE = "backbone.safetensors"
 
 
@@ -53,6 +54,10 @@ def _train(cfg: DictConfig, run: Run, task: nn.Module) -> FitResult:
     with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet
         dataset = instantiate(cfg.data.train)
         probe = None if cfg.probe.hook is None else instantiate(cfg.probe.hook)
+    if len(dataset) < FEWEST:
+        raise ValueError(
+            f"pretraining compares images: it needs at least {FEWEST}, got {len(dataset)} (data)"
+        )
     make_views = instantiate(cfg.views)
     recipe = instantiate(cfg.optim)
     hooks = [] if probe is None else [probe]

@@ -24,6 +24,9 @@ def main() -> None:
     codings = "%(default)s, or raw: quickest, ten times the size"
     parser.add_argument("--coding", default="jpeg", choices=("jpeg", "raw"), help=codings)
     parser.add_argument("--quality", type=int, default=95, help="of JPEGs, 1 to 100; %(default)s")
+    parser.add_argument("--exclude", nargs="+", default=[], help="patterns of paths to leave out")
+    parser.add_argument("--include-all", action="store_true", help="keep masks and depth maps too")
+    parser.add_argument("--max-megapixels", type=float, default=200, help="of a file, %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="replace FILE")
     asked = parser.parse_args()
 
@@ -48,6 +51,9 @@ def main() -> None:
             coding=asked.coding,
             quality=asked.quality,
             overwrite=asked.overwrite,
+            exclude=asked.exclude,
+            include_all=asked.include_all,
+            max_megapixels=asked.max_megapixels,
             progress=progress,
         )
     except (ValueError, OSError) as error:

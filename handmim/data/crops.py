@@ -48,7 +48,15 @@ def find_photos(
     Raises: ValueError when there is no folder or no image.
     """
     tree = find_images(root, exclude, with_runs=include_all)
-    for kind, names in find_maps(tree.names, look).items() if not include_all else ():
+    maps = {} if include_all else find_maps(tree.names, look)
+    if sum(map(len, maps.values())) == len(tree.names):
+        if maps:
+            tree.remarks.append(
+                f"all {len(tree.names)} images below {printable(str(root))} look like "
+                f"{' and '.join(f'{kind}s' for kind in maps)}, no photos (data.root)"
+            )
+        return tree
+    for kind, names in maps.items():
         tree.leave_out(f"{kind} (data.train.include_all=true keeps them)", names)
     return tree
 
@@ -58,7 +66,7 @@ def log_left_out(tree: ImageTree) -> None:
     account = tree.account()
     if account is not None:
         log.log(logging.WARNING if tree.is_remarkable else logging.INFO, account)
-    for text in labelled_benchmarks(tree):
+    for text in (*labelled_benchmarks(tree), *tree.remarks):
         log.warning(text)
 
 
@@ -69,10 +77,10 @@ def labelled_benchmarks(tree: ImageTree) -> Iterator[str]:
         scored = sum(n.startswith(prefix) for n in tree.names)
         where = printable(str(tree.root))
         if scored:
+            without = f"; data.train.exclude=['{prefix}*'] leaves them out" if folder else ""
             yield (
                 f"{where} holds {name}, a labelled benchmark: {scored} of its evaluation images "
-                f"would be seen in pretraining ({use} reads the training images only; "
-                f"data.train.exclude=['{prefix}*'] leaves them out)"
+                f"would be seen in pretraining ({use} reads the training images only{without})"
             )
         elif folder:
             yield f"{where} holds {name}, a labelled dataset: {use} reads it with its labels"

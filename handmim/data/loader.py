@@ -34,22 +34,20 @@ def group_number(group: str) -> int:
 
 
 def collate_crops(samples: Sequence[CropSample | HandSample]) -> CropBatch:
-    """Pictures only: labels, where a dataset has them, are dropped. Hands that are known to be left
+    """Images only: labels, where a dataset has them, are dropped. Hands that are known to be left
     are mirrored, as everywhere.
 
-    Partners are kept where every sample has one. Where any sample has a group, those without one
-    are groups of their own.
+    Partners are kept where every sample has one. Samples without a group are groups of their own,
+    so that copies of one sample, as a batch larger than the set has them, are no negatives of each
+    other.
     """
     crops = [s if isinstance(s, CropSample) else _right_crop(s) for s in samples]
     partners = [s.partner for s in crops if s.partner is not None]
-    group: Tensor | None = None
-    if any(s.group is not None for s in crops):
-        names = [f"alone {s.sample_id}" if s.group is None else f"group {s.group}" for s in crops]
-        group = torch.tensor([group_number(name) for name in names])
+    names = [f"alone {s.sample_id}" if s.group is None else f"group {s.group}" for s in crops]
     return CropBatch(
         image=_stacked([s.image for s in crops]),
         partner=_stacked(partners) if len(partners) == len(crops) else None,
-        group=group,
+        group=torch.tensor([group_number(name) for name in names]),
     )
 
 

@@ -100,9 +100,10 @@ def find_pictures(
     gone = {name for name in found if any(fnmatch(name, pattern) for pattern in exclude)}
     if not include_all:
         names = [name for name in found if name not in gone]
-        for kind, members in find_maps(
-            names, lambda name: found[name].look(max_megapixels)
-        ).items():
+        maps = find_maps(names, lambda name: found[name].look(max_megapixels))
+        for kind, members in maps.items():
+            if sum(map(len, maps.values())) == len(names):
+                break  # no photos at all: maps are what is meant
             log.warning(
                 "%d of %d images of %s left out: %s (--include-all keeps them)",
                 len(members), len(found), source, kind,

@@ -34,6 +34,8 @@ def examine_crops(root: Path, num_checked: int) -> list[Finding]:
             notes.judge(not tree.is_remarkable, "crops-left-out", account, bad, bad="warning")
         for text in labelled_benchmarks(tree):
             notes.warning("crops-benchmark", text, "read it as a labelled dataset, or exclude it")
+        for text in tree.remarks:
+            notes.warning("crops-maps", text, "name the folder of the photos: crops=DIR")
         with notes.guard("crops-size", "look at the files named"):
             _decode(notes, root, [names[i] for i in spread(len(names), num_checked)])
         with notes.guard("crops-duplicates", "look at the files named"):

@@ -1,11 +1,14 @@
 """Which samples make up step n: a pure function of (seed, n)."""
 
+import logging
 from collections.abc import Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from handmim.utils.seed import step_seed
+
+log = logging.getLogger(__name__)
 
 
 class StepSampler(Sampler[list[int]]):
@@ -15,7 +18,8 @@ class StepSampler(Sampler[list[int]]):
     epoch borders and none is short. Every rank takes its own slice of the global batch.
 
     Args:
-        num_samples: size of the dataset; may be smaller than a batch.
+        num_samples: size of the dataset. Where it is smaller than a batch, samples repeat within
+            every batch, which is logged.
         batch_size: global batch.
         seed: of the permutations.
         start_step, end_step: steps to yield.
@@ -39,6 +43,14 @@ class StepSampler(Sampler[list[int]]):
             raise ValueError(
                 f"batch_size {batch_size} must be a multiple of the {world_size} processes"
                 " (trainer.batch_size)"
+            )
+        if batch_size > num_samples:
+            log.warning(
+                "a batch of %d is larger than the set of %d samples: samples repeat within every "
+                "batch; use at most %d (trainer.batch_size)",
+                batch_size,
+                num_samples,
+                num_samples,
             )
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.start_step, self.end_step = start_step, end_step

@@ -20,6 +20,7 @@ ENDINGS = (
 NOTES = {
     ".json", ".txt", ".md", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".html", ".py", ".pkl", ".npy",
     ".npz", ".mat", ".log", ".toml", ".ini", ".sha256", ".md5", ".db", ".bin", ".obj", ".ply",
+    "no ending",
 }  # fmt: skip
 RUN_FILES = ("run.json", "scalars.jsonl")  # one of them lies beside config.yaml
 LABELLED = (  # files and folders of a labelled dataset, its name, how it is read
@@ -51,6 +52,7 @@ class ImageTree:
         left_out: by reason, relative paths that are not read.
         endings: number of other files by ending.
         benchmarks: labelled datasets among the folders.
+        remarks: further sentences for the user.
     """
 
     root: Path
@@ -58,6 +60,7 @@ class ImageTree:
     left_out: dict[str, list[str]] = field(default_factory=dict)
     endings: Counter[str] = field(default_factory=Counter)
     benchmarks: list[Benchmark] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     def leave_out(self, reason: str, names: Iterable[str]) -> None:
         """Move images from `names` to `left_out`."""
@@ -159,12 +162,11 @@ def _visit(tree: ImageTree, prefix: str) -> tuple[list[str], list[str], list[str
         name, ending = entry.name, os.path.splitext(entry.name)[1].lower()
         if name.startswith("."):
             continue
-        path = os.path.join(prefix, name)
-        if entry.is_dir():
+        path, odd = os.path.join(prefix, name), _oddity(entry)
+        if odd is not None:
+            _note(tree, odd, [path])
+        elif entry.is_dir():
             (links if entry.is_symlink() else folders).append(path)
-        elif not entry.is_file():
-            reason = LINK if entry.is_symlink() and not os.path.exists(entry.path) else NOT_REGULAR
-            _note(tree, reason, [path])
         elif ending in ENDINGS:
             images.append(path)
         else:
@@ -173,6 +175,14 @@ def _visit(tree: ImageTree, prefix: str) -> tuple[list[str], list[str], list[str
     if known:
         tree.benchmarks.append(Benchmark(*known, os.path.join(prefix, EVALUATION)))
     return images, folders, links
+
+
+def _oddity(entry: os.DirEntry[str]) -> str | None:
+    """Why an entry is neither a folder nor a regular file, after links are followed."""
+    with suppress(OSError):  # a loop of links
+        if entry.is_dir() or entry.is_file():
+            return None
+    return LINK if entry.is_symlink() and not os.path.exists(entry.path) else NOT_REGULAR
 
 
 def _labelled(names: set[str]) -> tuple[str, str] | None:

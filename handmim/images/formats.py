@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
+from PIL.Image import MAX_IMAGE_PIXELS, DecompressionBombError
 from PIL.ImageFile import ImageFile
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -28,6 +29,8 @@ Rgb = NDArray[np.uint8]  # [H, W, 3]
 GREY = 128  # shown where an image is transparent
 NARROW = 16  # a range below 1 / NARROW of its maximum is stretched: thermal and range cameras
 DEPTHS = (8, 10, 12, 14, 16, 32, 64)  # bits of an integer's range
+MAX_SIDE = 1 << 20  # pixels
+OVERSHOOT = 17 / 16  # a lossy format exceeds the range of what it stores
 PATTERNS = (  # format, offset, first bytes
     ("JPEG", 0, b"\xff\xd8"),
     ("PNG", 0, b"\x89PNG\r\n\x1a\n"),
@@ -116,7 +119,9 @@ def tiff_tag(tiff: bytes, wanted: int) -> int | None:
 
 
 def check_size(height: int, width: int, max_megapixels: float) -> None:
-    """Raises: ValueError for more pixels than are decoded."""
+    """Raises: ValueError for more pixels than are decoded, or a side that OpenCV refuses."""
+    if max(height, width) > MAX_SIDE:
+        raise ValueError(f"it has {width} x {height} pixels, more than {MAX_SIDE} in a row")
     if height * width > max_megapixels * 1e6:
         raise ValueError(
             f"it has {width} x {height} pixels, more than {max_megapixels:g} megapixels "
@@ -136,6 +141,9 @@ def decoded(raw: bytes, name: str, max_megapixels: float) -> Rgb:
     """
     try:
         header: ImageFile | None = HEADERS[name](io.BytesIO(raw))
+    except DecompressionBombError as error:
+        most = 2 * (MAX_IMAGE_PIXELS or 0) / 1e6
+        raise ValueError(f"it has more than {most:.0f} megapixels, which Pillow refuses") from error
     except DAMAGES:
         header = None
     if header is not None:
@@ -177,20 +185,22 @@ def _orientation(raw: bytes, header: ImageFile | None) -> int:
 
 def _pixels(raw: bytes, name: str, header: ImageFile | None) -> NDArray[np.generic]:
     """[H, W], [H, W, 3] or [H, W, 4], channels as RGB and alpha, of any number type."""
+    has_alpha = header is not None and header.has_transparency_data
+    is_deep = header is not None and header.mode.startswith(("I", "F"))
     pixels = None
     if name not in BY_PILLOW:
         pixels = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
-    has_alpha = header is not None and header.has_transparency_data
-    if pixels is not None and (
-        not has_alpha or pixels.shape[2:] == (4,) or pixels.dtype != np.uint8
-    ):
+    if pixels is not None and has_alpha and pixels.dtype == np.uint8:
+        # OpenCV drops the alpha of some greyscale files and multiplies colours by a TIFF's.
+        pixels = None if name == "TIFF" or pixels.shape[2:] != (4,) else pixels
+    if pixels is not None:
         to_rgb = {(3,): cv2.COLOR_BGR2RGB, (4,): cv2.COLOR_BGRA2RGBA}.get(pixels.shape[2:])
         if to_rgb is None or pixels.dtype in (np.uint8, np.uint16, np.float32):
             return pixels if to_rgb is None else cv2.cvtColor(pixels, to_rgb)
         return pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
     if header is None:
         raise ValueError(DAMAGED)
-    if header.mode in ("F", "I") or header.mode.startswith("I;16"):
+    if is_deep:
         return np.asarray(header)
     return np.asarray(header.convert("RGBA" if has_alpha else "RGB"))
 
@@ -242,12 +252,12 @@ def eight_bit(values: NDArray[np.generic], *, full_range: bool = False) -> NDArr
     low, high = float(numbers.min()), float(numbers.max())
     whole = values.dtype.kind in "iu"
     if whole:
-        top = float(2 ** next(bits for bits in DEPTHS if high < 2**bits) - 1)
+        top = float(2 ** next(bits for bits in DEPTHS if high < 2**bits * OVERSHOOT) - 1)
         if full_range:
             top = float(np.iinfo(values.dtype).max)  # type: ignore[type-var]
     else:
         top = 1.0 if high <= 1 else 255.0
     narrow = 0 < high - low < high / NARROW and (high > 255 or not whole)
-    if not full_range and (low < 0 or high > top or narrow):
+    if not full_range and (low < 0 or high > top * OVERSHOOT or narrow):
         numbers, top = numbers - low, high - low
     return np.rint(np.clip(numbers * (255 / top), 0, 255)).astype(np.uint8)

@@ -69,8 +69,6 @@ def sampled(names: Sequence[str]) -> list[str]:
 def find_maps(names: Sequence[str], look: Look) -> dict[str, list[str]]:
     """Images that are masks or maps rather than photos, by kind.
 
-    Nothing is found where all images look like maps: then they are what is meant.
-
     Args:
         names: relative paths of images.
         look: image of a name, [H, W, 3] uint8 RGB; None where it cannot be read.
@@ -90,8 +88,6 @@ def find_maps(names: Sequence[str], look: Look) -> dict[str, list[str]]:
         strong = kinds and kinds <= {MASK, DEPTH}
         if strong or (group.is_named and kinds and IMAGE not in kinds):
             found[kinds.pop() if len(kinds) == 1 else FEW_COLOURS].extend(members)
-    if sum(map(len, found.values())) == len(names):
-        return {}
     return dict(found)
 
 

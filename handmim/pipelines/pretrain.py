@@ -14,6 +14,7 @@ from handmim.utils.build import build
 from handmim.utils.config import drop_unbuilt
 from handmim.utils.run import Run
 
+FEWEST = 2  # images
 BACKBONE = "backbone.safetensors"
 
 
@@ -54,6 +55,10 @@ def _train(cfg: DictConfig, run: Run, task: nn.Module) -> FitResult:
     with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet
         dataset = build(cfg.data.train)
         probe = None if cfg.probe.hook is None else build(cfg.probe.hook)
+    if len(dataset) < FEWEST:
+        raise ValueError(
+            f"pretraining compares images: it needs at least {FEWEST}, got {len(dataset)} (data)"
+        )
     make_views = build(cfg.views)
     recipe = build(cfg.optim)
     hooks = [] if probe is None else [probe]

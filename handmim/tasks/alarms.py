@@ -74,10 +74,12 @@ class CollapseAlarms:
                     f"unknown alarms {unknown}, valid are {sorted(known)} (alarms.{key})"
                 )
         size = len(dataset)  # type: ignore[arg-type]
-        if num < 2 or batch_size < 2 or size < 2:
+        if size < 2:
+            raise ValueError(f"alarms compare images: got {size} image, want at least 2 (data)")
+        if num < 2 or batch_size < 2:
             raise ValueError(
-                f"alarms compare crops: got num={num}, batch_size={batch_size} and {size} crops, "
-                "want at least 2 (alarms.num, alarms.batch_size)"
+                f"alarms compare images: got num={num} and batch_size={batch_size}, want at least "
+                "2 (alarms.num, alarms.batch_size)"
             )
         self.dataset, self.make_views = dataset, make_views
         self.thresholds = {k: v for k, v in thresholds.items() if v is not None}

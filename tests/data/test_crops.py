@@ -99,7 +99,7 @@ def test_pictures_of_one_folder_may_be_one_group(tmp_path):
     for name in ("a/1.png", "a/2.png", "b/1.png", "top.png"):
         paint(tmp_path / name)
     alone = CropFolder(tmp_path, image_px=16)
-    assert collate_crops([alone[i] for i in range(4)]).group is None
+    assert len(set(collate_crops([alone[i] for i in range(4)]).group.tolist())) == 4
     data = CropFolder(tmp_path, image_px=16, group_by="folder")
     group = collate_crops([data[i] for i in range(4)]).group
     assert group.tolist() == [group_number(f"group {g}") for g in ("a", "a", "b", ".")]
@@ -131,4 +131,8 @@ def test_partners_are_kept_where_all_have_one_and_groups_where_any_has():
     mixed = collate_crops([crop("a", 1, 2, "g"), crop("g"), crop("b"), crop("b")])
     assert mixed.partner is None
     assert len(set(mixed.group.tolist())) == 3, "one picture drawn twice is a group"
-    assert collate_crops([crop("a"), crop("b")]).group is None
+
+
+def test_copies_of_one_sample_are_one_group_whatever_the_others_have():
+    group = collate_crops([crop("a"), crop("b"), crop("a")]).group.tolist()
+    assert group[0] == group[2] != group[1]

@@ -56,11 +56,11 @@ def test_partners_need_two_versions_of_training_pictures(freihand_tree, tmp_path
         freihand(freihand_tree, tmp_path, partners=True, **settings)
 
 
-def test_labelled_samples_alone_have_neither(freihand_tree, tmp_path):
+def test_labelled_samples_alone_have_no_partner_and_own_groups(freihand_tree, tmp_path):
     data = freihand(freihand_tree, tmp_path)
     batch = collate_crops([data[0], data[1]])
     assert batch.partner is None
-    assert batch.group is None
+    assert batch.group[0] != batch.group[1]
 
 
 def test_ho3d_takes_are_groups(ho3d_v3_tree, tmp_path):

@@ -18,3 +18,11 @@ def test_epochs_are_permutations_and_ranks_share_the_batch():
     assert next(iter(StepSampler(2, 5, 0, start_step=0, end_step=1))).__len__() == 5
     with pytest.raises(ValueError, match="multiple of the 3"):
         StepSampler(11, 4, 0, start_step=0, end_step=1, world_size=3)
+
+
+def test_a_batch_larger_than_the_set_is_named(caplog):
+    StepSampler(5, 5, 0, start_step=0, end_step=1)
+    assert not caplog.text
+    StepSampler(4, 5, 0, start_step=0, end_step=1)
+    assert "a batch of 5 is larger than the set of 4 samples" in caplog.text
+    assert "trainer.batch_size" in caplog.text

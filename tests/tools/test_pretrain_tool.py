@@ -64,21 +64,26 @@ def test_unlabeled_folder_end_to_end_with_a_bad_file(place):
         "trainer.max_steps=2",
     ]
     words += [
-        "trainer.batch_size=4",
+        "trainer.batch_size=8",
         "loss=[patch_distill,keypoint_align,pixel_recon]",
         *TINY,
         "name=crops",
     ]
     words += ["task.heads.projection.num_prototypes=32", "task.heads.projection.hidden_dim=32"]
     text = call(place, "pretrain.py", *words, f"paths.run_root={place / 'runs'}")
-    assert "skipped 1 unreadable of 7 pictures: torn.jpg" in text
+    assert "skipped 1 unreadable of 7 images: torn.jpg" in text
+    assert "a batch of 8 is larger than the set of 6 samples" in text
     assert (place / "runs" / "crops" / "backbone.safetensors").is_file()
     empty = place / "empty"
     empty.mkdir()
     words = [w if not w.startswith("data.root") else f"data.root={empty}" for w in words]
     text = call(place, "pretrain.py", *words, "name=none", fails=True)
-    assert "picture below" in text
+    assert "no image file" in text
     assert "data.root=DIR" in text
+    (empty / "a.png").write_bytes((crops / "sub" / "0.png").read_bytes())
+    text = call(place, "pretrain.py", *words, "name=one", fails=True)
+    assert "pretraining compares images: it needs at least 2, got 1 (data)" in text
+    assert "alarms" not in text
 
 
 def test_targets_are_probed_by_themselves(place):

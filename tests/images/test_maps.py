@@ -1,0 +1,108 @@
+import cv2
+import numpy as np
+import pytest
+
+from handmim.data.crops import CropFolder
+from handmim.data.packed import PackedCrops
+from handmim.data.packing import pack_crops
+from handmim.images.maps import DEPTH, FEW_COLOURS, FLAT, GREYSCALE, IMAGE, MASK, kind_of
+
+
+def photo(seed=0, side=64):
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+    return cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX)
+
+
+def mask(seed=0, side=64):
+    image = np.zeros((side, side, 3), np.uint8)
+    cv2.circle(image, (side // 2, side // 2 - seed % 5), side // 4 + seed % 7, (255,) * 3, -1)
+    return image
+
+
+def depth(seed=0, side=64):
+    y, x = np.mgrid[:side, :side]
+    units = (6000 + 40 * x + 25 * y + 100 * seed).astype(np.uint16)
+    image = np.zeros((side, side, 3), np.uint8)
+    image[..., 0], image[..., 1] = units & 255, units >> 8  # red, green
+    return image
+
+
+def segments(seed=0, side=64):
+    image = np.zeros((side, side, 3), np.uint8)
+    image[: side // 2], image[:, : side // 3] = (200, 30, 30), (20, 180, 90)
+    return image
+
+
+def put(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image[..., ::-1])
+
+
+def by_jpeg(image):
+    return cv2.imdecode(cv2.imencode(".jpg", image)[1], cv2.IMREAD_COLOR)
+
+
+def test_each_kind_is_recognised():
+    grey = cv2.cvtColor(cv2.cvtColor(photo(), cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    assert kind_of(photo(), is_lossy=True) == kind_of(photo(), is_lossy=False) == IMAGE
+    assert (
+        kind_of(mask(), is_lossy=False) == kind_of(by_jpeg(mask(side=224)), is_lossy=True) == MASK
+    )
+    assert kind_of(depth(), is_lossy=False) == DEPTH
+    assert kind_of(segments(), is_lossy=False) == FEW_COLOURS
+    assert kind_of(grey, is_lossy=True) == GREYSCALE
+    assert kind_of(np.full((9, 9, 3), 7, np.uint8), is_lossy=False) == FLAT
+
+
+@pytest.mark.parametrize(
+    ("pattern", "make"),
+    [
+        ("training/mask/{}.jpg", mask),
+        ("train/ABF10/depth/{}.png", depth),
+        ("deep/{}.png", depth),
+        ("x/masks/{}.png", segments),
+        ("x/semantic-labels/{}.png", segments),
+        ("training/rgb/{}_mask.jpg", mask),
+        ("training/rgb/{}-seg.jpg", segments),
+        ("gt/{}.png", mask),
+    ],
+)
+def test_maps_beside_photos_are_left_out_and_named(tmp_path, pattern, make, caplog):
+    for i in range(10):
+        put(tmp_path / "training" / "rgb" / f"{i}.jpg", photo(i))
+        put(tmp_path / pattern.format(i), make(i))
+    data = CropFolder(tmp_path, image_px=16)
+    assert data.names == [f"training/rgb/{i}.jpg" for i in range(10)]
+    assert "10 of 20 files" in caplog.text
+    assert "data.train.include_all=true" in caplog.text
+    assert len(CropFolder(tmp_path, image_px=16, include_all=True)) == 20
+    pack_crops(tmp_path, tmp_path / "x.hm", image_px=16)
+    assert PackedCrops(tmp_path / "x.hm").names == data.names
+
+
+@pytest.mark.parametrize("folder", ["masks", "depth camera", "labels", "greyscale"])
+def test_photos_stay_whatever_their_folder_is_called(tmp_path, folder):
+    for i in range(10):
+        image = photo(i)
+        image = image[..., :1].repeat(3, 2) if folder == "greyscale" else image
+        put(tmp_path / folder / f"{i}.jpg", image)
+        put(tmp_path / "rgb" / f"{i}.jpg", photo(i))
+    assert len(CropFolder(tmp_path, image_px=16)) == 20
+
+
+def test_a_folder_of_maps_alone_is_read_with_a_warning(tmp_path, caplog):
+    for i in range(6):
+        put(tmp_path / f"{i}.png", mask(i))
+    assert len(CropFolder(tmp_path, image_px=16)) == 6
+    assert "all 6 images below" in caplog.text
+    assert "look like masks" in caplog.text
+
+
+def test_frames_of_a_synthetic_kind_are_photos(tmp_path):
+    """Flat colours and few colours without a word for a map in their names."""
+    for i in range(8):
+        put(tmp_path / "a" / f"{i}.png", np.full((20, 20, 3), (10 * i, 50, 90), np.uint8))
+        put(tmp_path / "b" / f"{i}.png", segments(i))
+        put(tmp_path / "c" / f"{i}.png", photo(i))
+    assert len(CropFolder(tmp_path, image_px=16)) == 24

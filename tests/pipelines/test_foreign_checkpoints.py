@@ -24,9 +24,8 @@ def tuned(tmp_path_factory, freihand_tree, hand_path) -> Path:
     """As fine-tuning would leave it."""
     root = tmp_path_factory.mktemp("foreign")
     places = [f"data.root={freihand_tree}", f"hand.path={hand_path}"]
-    cfg = composed(
-        "finetune", *SMALL, *DATA, *places_of(tmp_path), f"data.cache_dir={root / 'cache'}"
-    )
+    places.append(f"data.cache_dir={root / 'cache'}")
+    cfg = composed("finetune", *SMALL, *DATA, *places)
     task = instantiate(cfg.task)
     state = {"step": 1, "task": task.state_dict(), "meta": task.hand_facts()}
     save_checkpoint(root / "last.pt", {**state, "config": resolved(cfg)})

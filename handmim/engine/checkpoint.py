@@ -1,6 +1,5 @@
 """Checkpoints: whole or absent, loadable without running code, checked before they are resumed."""
 
-import importlib
 import logging
 import os
 from pathlib import Path
@@ -43,47 +42,6 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"{path} is not a handmim checkpoint of format {FORMAT} (found {found})")
     return state
-
-
-# What configs build: constructors of parts. They write nowhere but below a data.cache_dir.
-BUILT_FROM = (
-    "handmim.models.", "handmim.losses.", "handmim.tasks.", "handmim.data.", "handmim.hand.model.",
-    "handmim.hand.adapters.", "handmim.engine.schedule.", "handmim.engine.optim.", "torch.optim.",
-)  # fmt: skip
-
-
-def check_targets(config: Any) -> None:
-    """Refuse a checkpoint's config that would build anything but our own parts.
-
-    A target must lie in `BUILT_FROM` by its path and by where it is defined: a path may not lead
-    through one of our modules to what it imports (`handmim.data.crops.os.system`).
-
-    Raises: ValueError naming the target.
-    """
-    for key, value in flatten(config).items():
-        if "${" in str(value):  # saved configs are resolved; a resolver could make up a target
-            raise ValueError(f"the checkpoint's config holds {value!r} ({key}): refused")
-        if "_target_" not in key.split("."):
-            continue
-        path = str(value)
-        owner = path.startswith(BUILT_FROM) and _defined_in(path)
-        if not owner or not f"{owner}.".startswith(BUILT_FROM):
-            raise ValueError(f"the checkpoint's config wants to build {path!r} ({key}): refused")
-
-
-def _defined_in(path: str) -> str | None:
-    """Module that defines the class or class method of a dotted path; None when there is none."""
-    parts = path.split(".")
-    for cut in range(len(parts) - 1, 0, -1):
-        try:
-            found: Any = importlib.import_module(".".join(parts[:cut]))
-        except ModuleNotFoundError:
-            continue
-        for name in parts[cut:]:
-            found = getattr(found, name, None)
-        is_part = isinstance(found, type) or isinstance(getattr(found, "__self__", None), type)
-        return found.__module__ if is_part else None
-    return None
 
 
 def find_checkpoint(run_dir: Path, resume: str) -> Path | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from handmim.models.source_network import Stated
 from handmim.models.vit import ViT, activation_name
 
-EPSILON = "epsilon of norms"
+MAX_GRID = 14  # patches along a side of the compared image
 OVERRIDES = {"heads": " (++task.backbone.size.num_heads={})",
              "activation": " (++task.backbone.size.act_layer={})"}  # fmt: skip
 FREE_ARGS = ("img_size", "patch_size", "num_classes", "weight_init", "drop_path_rate")
@@ -35,7 +35,7 @@ def token_difference(
     stated: Stated,
     raw: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
-    img_hw: tuple[int, int],
+    grid: tuple[int, int],
 ) -> tuple[float, list[str]]:
     """Compare both networks on one random image.
 
@@ -44,12 +44,14 @@ def token_difference(
         stated: names timm's architecture.
         raw: the source's tensors under timm's names.
         weights: the same as our ViT takes them, before patches and positions are resampled.
-        img_hw: sides in pixels of the images that the source's positions belong to.
+        grid: rows and columns of the source's positions, of which a corner is enough.
     Returns: norm of the difference of all patch tokens relative to the source's, and what is known
         to differ.
     Raises: ValueError where timm's architecture is not that of the tensors.
     """
     patch_px = tuple(weights["patch_embed.proj.weight"].shape[-2:])
+    img_hw = [min(side, MAX_GRID) * px for side, px in zip(grid, patch_px, strict=True)]
+    raw, weights = (_corner(w, grid) for w in (raw, weights))
     size = {"img_size": img_hw, "patch_size": patch_px, "num_classes": 0}
     theirs = _filled(str(stated.timm_name), {**stated.timm_args, **size}, raw)
     filled = {"cls_token": torch.zeros(1, 1, backbone.embed_dim), **weights}
@@ -59,6 +61,17 @@ def token_difference(
         wanted, got = (_patch_tokens(net, image) for net in (theirs, ours))
     difference = (got - wanted).norm() / wanted.norm()
     return float(difference), _unlike(theirs, ours)
+
+
+def _corner(weights: Mapping[str, Tensor], grid: tuple[int, int]) -> dict[str, Tensor]:
+    """Weights with positions of the grid's first rows and columns alone."""
+    if "pos_embed" not in weights or max(grid) <= MAX_GRID:
+        return dict(weights)
+    first, patches = weights["pos_embed"].split_with_sizes(
+        [weights["pos_embed"].shape[1] - grid[0] * grid[1], grid[0] * grid[1]], dim=1
+    )
+    patches = patches.unflatten(1, grid)[:, :MAX_GRID, :MAX_GRID].flatten(1, 2)
+    return {**weights, "pos_embed": torch.cat([first, patches], dim=1)}
 
 
 def _filled(name: str, args: dict[str, Any], weights: Mapping[str, Tensor]) -> Any:
@@ -112,7 +125,6 @@ def _properties(net: Any) -> dict[str, Any]:
         "positions": "rotary" if getattr(net, "rope", None) is not None else "learned",
         "activation": activation_name(activation),
         "norm": "LayerNorm" if isinstance(norm, (LayerNorm, nn.LayerNorm)) else type(norm).__name__,
-        EPSILON: getattr(norm, "eps", None),
+        "epsilon of norms": getattr(norm, "eps", None),
         "class token": "present" if getattr(net, "cls_token", None) is not None else "absent",
-        "prefix tokens": net.num_prefix_tokens,
     }

@@ -1,15 +1,17 @@
 """Scoring fine-tuned checkpoints, or an existing submission file."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from handmim.data.truth import find_truth, read_truth
+from handmim.engine.saved_config import require
 from handmim.engine.watchdog import Watchdog
 from handmim.pipelines.several import check_comparable, expanded
 from handmim.pipelines.start import compile_backbones, start_run
-from handmim.pipelines.trained import build_trained, hand_of
+from handmim.pipelines.trained import build_trained, built, hand_of
 from handmim.reports.averages import write_averages
 from handmim.reports.scores import TIME, TTA, write_report
 from handmim.tasks.camera_hands import predict_camera_hands
@@ -79,6 +81,25 @@ def evaluate_several(cfg: DictConfig, paths: list[str]) -> dict[str, Any]:
     return write_averages(run, facts, reports)
 
 
+def data_of(saved: dict[str, Any], cfg: DictConfig) -> Any:
+    """Config of the checkpoint's own data, which is read where it says; what is written goes where
+    the user's own config says.
+
+    Raises: ValueError naming what it lacks.
+    """
+    path = cfg.checkpoint
+    require(saved, {"config.data": dict}, path)
+    part = "test" if saved["config"]["data"].get("test") else "val"
+    require(saved, {f"config.data.{part}": dict, f"config.data.{part}._target_": str}, path)
+    data = OmegaConf.create(saved["config"]["data"])
+    if data.get("benchmark") is not None:
+        require(saved, {"config.data.root": str, "config.data.placement": str}, path)
+    data.cache_dir = str(Path(cfg.paths.data_dir) / "cache")
+    set_everywhere(data, "cache_dir", data.cache_dir)
+    set_everywhere(data, "hand_path", cfg.hand.path)
+    return data
+
+
 def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> dict[str, Any]:
     """Rebuild a model from its checkpoint and score it.
 
@@ -89,20 +110,23 @@ def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> d
     """
     tta = None if cfg.tta.views is None else build(cfg.tta.views)
     saved = load_trained(cfg.checkpoint)
-    trained = OmegaConf.create(saved["config"])
     OmegaConf.set_struct(cfg, False)  # its own words are checked by now
     whose_hand = "given" if cfg.hand.get("path") is not None else "the checkpoint's own (hand.path)"
     cfg.hand = hand_of(saved, cfg.hand)
-    if cfg.get("data") is None:
-        cfg.data = trained.data
-        set_everywhere(cfg.data, "hand_path", cfg.hand.path)
+    own_data = cfg.get("data") is None
+    if own_data:
+        cfg.data = data_of(saved, cfg)
     run = start_run(cfg) if part_of is None else part_of[0].below(part_of[1], resolved(cfg))
     run.log.info("hand model: %s, %s", cfg.hand.path, whose_hand)
+    if own_data:
+        words = "data: the checkpoint's own (root %s), caches below %s (data=..., paths.data_dir)"
+        run.log.info(words, cfg.data.get("root"), cfg.data.cache_dir)
     task, augment = build_trained(saved, cfg.hand, cfg.checkpoint)
     if run.compile:
         compile_backbones(task)
     with run.fabric.rank_zero_first():
-        dataset = build(cfg.data.get("test") or cfg.data.val)
+        part = cfg.data.get("test") or cfg.data.val
+        dataset = built(part, cfg.checkpoint, "data") if own_data else build(part)
     check_hands(task.hand_sha256, getattr(dataset, "hand_sha256", None), "the data")
     task.to(run.device)
     predict = PREDICTORS[cfg.predictor](task)

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from handmim.engine.saved_config import OF_RUNS, require
 from handmim.reports.averages import CheckpointFacts
 from handmim.tasks.evaluate import load_trained
 from handmim.utils.config import differences, flatten
@@ -54,6 +55,7 @@ def check_comparable(paths: Sequence[str], data: DictConfig | None) -> list[Chec
     first: dict[str, Any] = {}
     for path in paths:
         saved = load_trained(path)
+        require(saved, OF_RUNS, path)
         config = saved["config"]
         facts.append(CheckpointFacts(path, config["name"], config["seed"], saved["step"]))
         own = what_is_scored(saved, data)
@@ -81,7 +83,7 @@ def what_is_scored(saved: Mapping[str, Any], data: DictConfig | None) -> dict[st
         "task": {"backbone": config["task"]["backbone"], "head": head},
         "augment": {key: config["augment"][key] for key in ("img_px", "scale")},
         "data": {
-            "evaluated": chosen.get("test") or chosen["val"],
+            "evaluated": chosen.get("test") or chosen.get("val"),
             "benchmark": chosen.get("benchmark"),
             "placement": chosen.get("placement"),
         },

@@ -1,19 +1,46 @@
 """A fine-tuned checkpoint back into the model it was saved from."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from handmim.data.augment import HandAugment
+from handmim.engine.saved_config import check_fits
 from handmim.tasks.evaluate import check_hands
 from handmim.tasks.regression import RegressionTask
 from handmim.utils.build import build
+from handmim.utils.config import set_everywhere
+
+# What constructors raise for values of a wrong kind or size.
+UNBUILDABLE = (ValueError, RuntimeError, TypeError, AttributeError, LookupError, ArithmeticError)
 
 
 def hand_of(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Config of the hand model: the checkpoint's own, but for what is given and not None."""
     return {**saved["config"]["hand"], **{k: v for k, v in given.items() if v is not None}}
+
+
+def built(config: Any, path: str, key: str) -> Any:
+    """Build a part of a checkpoint's config.
+
+    Args:
+        config: of the part.
+        path: of the checkpoint, for messages.
+        key: of the part, for messages.
+    Raises: FileNotFoundError for a file that the part reads; ValueError for a part that cannot be
+        built.
+    """
+    try:
+        return build(config)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: {error} ({key} of its config)") from error
+    except (OmegaConfBaseException, *UNBUILDABLE) as error:
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{path}: {key} of its config cannot be built: {text[0]}") from error
 
 
 def build_trained(
@@ -25,12 +52,36 @@ def build_trained(
         saved: checkpoint of `load_trained`.
         hand: config of the hand model, as `hand_of` gives it.
         path: of the checkpoint, for messages.
-    Raises: ValueError for another hand than it was trained with.
+    Raises: FileNotFoundError for the hand model; ValueError for another hand than it was trained
+        with, and for a config that does not fit the weights.
     """
     config = OmegaConf.create(saved["config"])
-    if "hand" in config.task.head:  # bare joints have none
-        config.task.head.hand = hand
-    task: RegressionTask = build(config.task)
+    set_everywhere(config.task, "hand", hand)  # bare joints have none
+    if Path(hand["path"]).exists() and not Path(hand["path"]).is_file():
+        raise ValueError(f"{path}: {hand['path']} is no regular file (hand.path)")
+    augment = built(config.augment, path, "augment")
+    if not isinstance(augment, HandAugment):
+        raise ValueError(f"{path}: augment of its config builds a {type(augment).__name__}")
+    _check_networks(config.task, saved["task"], path)
+    task = built(config.task, path, "task")
+    if not isinstance(task, RegressionTask):
+        raise ValueError(f"{path}: task of its config builds a {type(task).__name__}")
     check_hands(task.hand_sha256, saved["meta"].get("hand_sha256"), path)
+    check_fits(saved["task"], task.state_dict(), path)
     task.load_state_dict(saved["task"])
-    return task, build(config.augment)
+    return task, augment
+
+
+def _check_networks(config: DictConfig, tensors: Mapping[str, Any], path: str) -> None:
+    """Compare backbone and head with the checkpoint's tensors, before either takes memory."""
+    head: Any = OmegaConf.to_container(config.head)
+    hand = {"hand": built(head.pop("hand"), path, "hand")} if "hand" in head else {}
+    with torch.device("meta"):
+        parts = {"backbone": built(config.backbone, path, "task.backbone")}
+        make = built({**head, "_partial_": True}, path, "task.head")
+        try:
+            parts["head"] = make(dim=parts["backbone"].embed_dim, **hand)
+        except UNBUILDABLE as error:
+            raise ValueError(f"{path}: task.head of its config cannot be built: {error}") from error
+    here = {f"{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
+    check_fits({k: v for k, v in tensors.items() if k.startswith(tuple(parts))}, here, path)

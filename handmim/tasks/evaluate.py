@@ -15,7 +15,8 @@ from torch.utils.data import Dataset
 from handmim.contracts import HandBatch, HandSample, HandState, StepInfo
 from handmim.data.augment import HandAugment
 from handmim.data.loader import batches
-from handmim.engine.checkpoint import check_targets, load_checkpoint
+from handmim.engine.checkpoint import load_checkpoint
+from handmim.engine.saved_config import check_saved
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.losses.direct_keypoints import JointEstimate
 from handmim.metrics.pose import HandMetrics, crop_share_errors
@@ -152,12 +153,11 @@ def errors_2d(state: JointEstimate, batch: HandBatch) -> Tensor:
 def load_trained(path: str | Path) -> dict[str, Any]:
     """A checkpoint of fine-tuning whose config builds nothing but our own parts.
 
-    Raises: FileNotFoundError; ValueError for another file, or a checkpoint of pretraining.
+    Raises: FileNotFoundError; ValueError for another file, a checkpoint of pretraining, and one
+        whose entries are missing or of another kind.
     """
     saved = load_checkpoint(path, map_location="cpu")
-    check_targets(saved["config"])
-    if "head" not in saved["config"]["task"]:
-        raise ValueError(f"{path} is a pretraining checkpoint: fine-tune it first")
+    check_saved(saved, path)
     return saved
 
 

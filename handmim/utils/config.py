@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -37,12 +37,12 @@ def drop_unbuilt(parts: DictConfig) -> None:
             del parts[name]
 
 
-def set_everywhere(node: DictConfig, key: str, value: Any) -> None:
-    """Give every `key` below a node, at any depth, the same value; in place."""
-    for name, child in node.items():
+def set_everywhere(node: Any, key: str, value: Any) -> None:
+    """Give every `key` below a node, at any depth and in lists, the same value; in place."""
+    for name, child in node.items() if isinstance(node, DictConfig) else enumerate(node):
         if name == key:
             node[name] = value
-        elif isinstance(child, DictConfig):
+        elif isinstance(child, (DictConfig, ListConfig)):
             set_everywhere(child, key, value)
 
 

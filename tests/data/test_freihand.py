@@ -12,8 +12,8 @@ from handmim.data.truth import read_truth
 from handmim.geometry.camera import project, px_from_ndc
 from handmim.hand.files import save_npz
 from handmim.hand.rules import JointRules
-from handmim.images.decode import UnreadableImage
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D
+from handmim.images.decode import UnreadableImage
 from handmim.synthesis.mano import mirrored
 
 

@@ -3,8 +3,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-
 from handmim.data.decode import UnreadableImage
+
 from handmim.data.ho3d import Ho3d, read_frames, split_takes
 from handmim.data.label_ids import label_ids
 from handmim.data.layouts import take_of

@@ -41,6 +41,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], str]] = {
     "clip": ("vit_base_patch16_clip_quickgelu_224", {}, "norm before the blocks"),
     "siglip": ("vit_base_patch16_siglip_224", {}, ""),
     "no class token": ("vit_base_patch16_gap_224", {}, ""),
+    "heads without class token": ("vit_base_patch16_gap_224", {"num_heads": 4}, "heads 4 against"),
     "norm after pooling": ("vit_small_patch16_224", {"global_pool": "avg"}, ""),
     "relative": ("vit_relpos_small_patch16_224", {}, "relative position biases"),
     "perception encoder": ("vit_pe_core_tiny_patch16_384", {}, "norm before the blocks"),
@@ -50,7 +51,12 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], str]] = {
     "segment anything": ("samvit_base_patch16", {}, "relative position biases"),
     "talking heads": ("cait_xxs24_224", {}, "blocks of another kind"),
 }
-INVISIBLE = {"12 heads as MoCo-v3", "quick GELU", "rotary and learned"}  # among tensors alone
+INVISIBLE = {
+    "heads without class token",
+    "12 heads as MoCo-v3",
+    "quick GELU",
+    "rotary and learned",
+}  # among tensors alone
 COMPARED = {"plain", "epsilon", "dinov2", "deit", "deit3", "flexivit", "one branch a block",
             "no bias of queries"}  # fmt: skip
 

@@ -51,7 +51,8 @@ def tuned(tmp_path_factory, freihand_tree, hand_path):
 
 
 def scored(root: Path, *words: str):
-    return evaluate(composed("eval", *words, f"paths.run_root={root}", "num_pictures=2"))
+    places = [f"paths.run_root={root}", f"paths.data_dir={root}"]
+    return evaluate(composed("eval", *words, *places, "num_pictures=2"))
 
 
 @pytest.fixture(scope="module")

@@ -205,11 +205,9 @@ def _composed(table: Table, row: Row, compose: Compose) -> Part:
     steps = {"pretrain": configs["pretrain"].trainer.max_steps} if trains else {}
     steps |= {fraction_name(f): configs["finetune"].trainer.max_steps for f in table.fractions}
     overrides["fractions"] = [str(f) for f in table.fractions]
-    problems = [
-        f"{p} (row {row.name})" for cfg in configs.values() for p in path_problems(cfg, parse=True)
-    ]
+    problems = [p for cfg in configs.values() for p in path_problems(cfg, parse=True)]
     if row.init_from is not None and not Path(row.init_from).is_file():
-        problems.append(f"no weights at {row.init_from} (row {row.name}: init_from)")
+        problems.append(f"no weights at {row.init_from} (init_from)")
     return Part(overrides, digest(content), steps, tuple(dict.fromkeys(problems)))
 
 

@@ -49,11 +49,18 @@ def check_inputs(cfg: DictConfig, plan: Plan) -> None:
         plan: of the table.
     Raises: ValueError naming each key, its path and what is required.
     """
-    cells = [cell for cell in plan.chosen() if cell.needs_run(cfg.overwrite)]
-    # The table's own keys, where they say it all, else those that each row composes.
-    found = path_problems(cfg) or dict.fromkeys(p for cell in cells for p in cell.problems)
-    if cells and found:
-        raise ValueError("; ".join(found))
+    rows: dict[str, list[str]] = {}
+    for cell in plan.chosen():
+        if cell.needs_run(cfg.overwrite):
+            for problem in cell.problems:
+                rows.setdefault(problem, []).append(cell.row.name)
+    if not rows:
+        return
+    # The table's own keys, where they say it all.
+    found = path_problems(cfg, parse=True) or [
+        f"{problem} (rows {', '.join(dict.fromkeys(names))})" for problem, names in rows.items()
+    ]
+    raise ValueError("; ".join(found))
 
 
 def run_table(

@@ -91,10 +91,8 @@ class Stages:
         data = self.compose("finetune", [*row.finetune, f"seed={seed}"]).data
         sets = [] if probe is None else [probe.train_set, probe.test_set]
         for node in (*sets, data.train, data.val):
-            if not any(
-                RENDERED in str(value)
-                for value in flatten(OmegaConf.to_container(node, resolve=True)).values()
-            ):
+            leaves = flatten(OmegaConf.to_container(node, resolve=True)).values()
+            if not any(RENDERED in str(value) for value in leaves):
                 build(node)
 
     def _config(self, name: str, words: list[str], seed: int, folder: Path) -> DictConfig:

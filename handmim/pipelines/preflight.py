@@ -136,7 +136,7 @@ def _readable(key: str, path: str, kind: str = "") -> str | None:
         return f"{key}={path!r}: {error}"
     if not is_there:
         what = "a link to nothing" if os.path.islink(path) else "does not exist"
-        return f"{key}={path}: {what}, {kind or 'a file or folder'} is required"
+        return f"{key}={path}: {what}{f', {kind} is required' if kind else ''}"
     if kind and is_folder != (kind == "a folder"):
         return f"{key}={path}: {'a folder' if is_folder else 'no folder'}, {kind} is required"
     return None if os.access(path, os.R_OK) else f"{key}={path}: not readable"

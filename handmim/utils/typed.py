@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, InterpolationToMissingValueError
+from omegaconf.errors import InterpolationResolutionError
 
 from handmim.utils.signatures import Parameter, Signature, meaning, signature_of
 
@@ -115,15 +115,12 @@ def _value(node: DictConfig, name: str, parameter: Parameter) -> Iterator[str]:
 
 
 def _source(node: DictConfig, name: str) -> Any:
-    """Where a value stands, interpolations followed; None for what the user has yet to give."""
+    """Where a value stands, interpolations followed; None for what is yet to be given."""
     held: Any = node._get_node(name)
     try:
         source = held._dereference_node() if held._is_interpolation() else held
-    except InterpolationToMissingValueError:
+    except InterpolationResolutionError:  # whoever resolves the whole config says so
         return None
-    except InterpolationResolutionError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{node._get_full_key(name)}={held._value()}: {reason}") from error
     return None if source is None or source._is_missing() else source
 
 

@@ -30,7 +30,8 @@ class MismatchError(ValueError):
 def check_values(cfg: DictConfig, own: Mapping[str, str], open_keys: Sequence[str] = ()) -> None:
     """Check every value that a class or function of this package will be given, before any is.
 
-    Whole numbers written as 1e3 become integers in place.
+    In place, whole numbers written as 1e3 become integers, and integers become text where that is
+    required.
 
     Args:
         cfg: a composed config, changed in place.
@@ -145,7 +146,8 @@ def _mapping(node: DictConfig, key: str, members: list[Member]) -> Iterator[str]
 def _fitted(value: Any, members: list[Member]) -> Any:
     """A value as one of the members of a union wants it.
 
-    Returns: the value, or the integer that a float without a fraction stands for.
+    Returns: the value, the integer that a float without a fraction stands for, or the text of an
+        integer where text alone is allowed.
     Raises: MismatchError.
     """
     for hint, module in members:
@@ -153,6 +155,11 @@ def _fitted(value: Any, members: list[Member]) -> Any:
             return _fitted_to(value, hint, module)
         except MismatchError:
             continue
+    heads = [_head(hint) for hint, _ in members]
+    if "int" in heads and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if "str" in heads and type(value) is int:
+        return str(value)
     raise MismatchError(f"{_wanted(members)} is required")
 
 
@@ -166,8 +173,6 @@ def _fitted_to(value: Any, hint: ast.expr, module: str) -> Any:
             return _fitted_list(value, _elements(hint), module)
     elif head in MAPPINGS:
         fits = isinstance(value, dict)
-    elif head == "int" and isinstance(value, float) and value.is_integer():
-        return int(value)
     elif head in WORDS:
         fits = _is_of(value, head)
     else:  # a class of this package is built from a mapping; any other hint is not judged here

@@ -1,17 +1,41 @@
+import hydra
 import pytest
 from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
-from handmim.utils.entry import compose
+from handmim.utils.entry import compose, prepare
 from handmim.utils.signatures import signature_of
+from handmim.utils.words import hydra_words
 from tests.conftest import REPO
 
-PRETRAIN = ["data=synthetic", "probe=synthetic"]
+WORDS = {"pretrain": ["data=synthetic", "probe=synthetic"], "finetune": []}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def configs():
     with initialize_config_dir(str(REPO / "configs"), version_base="1.3"):
         yield
+
+
+@pytest.fixture(scope="module")
+def composed(configs):
+    return {name: hydra.compose(name, words) for name, words in WORDS.items()}
+
+
+@pytest.fixture
+def changed(composed):
+    """(entry, words) -> its config with some values changed, checked."""
+
+    def of(entry: str, words: list[str]):
+        cfg = composed[entry].copy()
+        for word in words:
+            override = OverridesParser.create().parse_override(*hydra_words([word]))
+            OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=True)
+        prepare(cfg)
+        return cfg
+
+    return of
 
 
 @pytest.mark.parametrize(
@@ -38,21 +62,21 @@ def configs():
         ("name=", "name='': the name of a folder"),
     ],
 )
-def test_a_value_of_the_wrong_kind_is_named_with_what_is_required(word, message):
+def test_a_value_of_the_wrong_kind_is_named_with_what_is_required(changed, word, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011  the message is compared below
-        compose("pretrain", [*PRETRAIN, word])
+        changed("pretrain", [word])
     assert str(caught.value).startswith(message)
 
 
-def test_all_wrong_values_are_named_at_once():
+def test_all_wrong_values_are_named_at_once(changed):
     words = ["seed=abc", "trainer.max_steps=x", "eval_every=often", "num_labels=2.5"]
     with pytest.raises(ValueError, match=r"max_steps=x.*seed=abc.*num_labels=2\.5.*eval_every=of"):
-        compose("finetune", words)
+        changed("finetune", words)
 
 
-def test_whole_numbers_may_be_written_as_powers_and_numbers_as_text():
+def test_whole_numbers_may_be_written_as_powers_and_numbers_as_text(changed):
     words = ["trainer.max_steps=1e1", "data.num_train=16.0", "machine.precision=32", "seed=-3"]
-    cfg = compose("pretrain", [*PRETRAIN, *words])
+    cfg = changed("pretrain", words)
     assert repr(cfg.trainer.max_steps) == "10"
     assert repr(cfg.data.train.num) == "16"
     assert cfg.machine.precision == "32"
@@ -66,8 +90,8 @@ def test_whole_numbers_may_be_written_as_powers_and_numbers_as_text():
         ("finetune", ["experiment=freihand_vits", "optim.lr=1e-3", "eval_every=null"]),
         ("finetune", ["data=freihand_ho3d", "task.average=0.99", "augment=occluded"]),
         ("eval", ["data=ho3d_v3", "checkpoint=[a,b]", "tta=rotations"]),
-        ("ablate", ["table=objectives", "seeds=[0,7]", "rows=random"]),
-        ("label_efficiency", ["inits=[random,mae]"]),
+        ("ablate", ["name=t", "table=objectives", "seeds=[0,7]", "rows=random"]),
+        ("label_efficiency", ["name=t", "inits=[random,mae]"]),
         ("benchmark", ["suite=all"]),
         ("synthesize", ["root=x", "format=ho3d_v2"]),
         ("doctor", ["crops=x"]),

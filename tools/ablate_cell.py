@@ -5,16 +5,17 @@ python tools/ablate_cell.py --multirun table=objectives cell=patch/0,pixel/0 hyd
 python tools/ablate_cell.py --config-name=label_efficiency 'inits=[random,mae]' cell=mae/0
 """
 
-import hydra
 from omegaconf import DictConfig
 
+from handmim.utils.entry import compose, tool
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="ablate")
+
+@tool("ablate")
 def main(cfg: DictConfig) -> None:
     """Pretrain, probe, fine-tune, write cell.json."""
     from handmim.ablation.one_cell import run_one_cell
 
-    run_one_cell(cfg, hydra.compose)
+    run_one_cell(cfg, compose)
 
 
 if __name__ == "__main__":

@@ -14,18 +14,20 @@ import sys
 from pathlib import Path
 
 import hydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig
 
+from handmim.pipelines.preflight import preflight
 from handmim.utils.config import resolved
+from handmim.utils.entry import compose, plain_tool, tool
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="benchmark")
+@tool("benchmark")
 def main(cfg: DictConfig) -> None:
     """Run the suites, print each when it is done, and perhaps write."""
     plain = resolved(cfg)
+    preflight(cfg)
 
     import cv2
     import torch
@@ -38,7 +40,7 @@ def main(cfg: DictConfig) -> None:
     cv2.setNumThreads(plain["num_threads"])
     device = torch.device(plain["device"])
     if device.type == "cuda" and not torch.cuda.is_available():
-        sys.exit("device=cuda, but torch finds no GPU: device=cpu")
+        raise ValueError("device=cuda, but torch finds no GPU: device=cpu")
     if plain["json"] is not None:
         Path(plain["json"]).parent.mkdir(parents=True, exist_ok=True)
     bench = Bench(device, plain["rounds"])
@@ -51,27 +53,25 @@ def main(cfg: DictConfig) -> None:
         write_rows(Path(plain["json"]), rows, machine_facts(bench.device))
 
 
-def estimate(words: list[str]) -> None:
+@plain_tool
+def estimate_run() -> None:
     """Print what a config of pretrain.py or finetune.py will take on this machine."""
     parser = argparse.ArgumentParser(description="what a run will take before it starts")
     parser.add_argument("--estimate", choices=("pretrain", "finetune"), required=True)
     parser.add_argument("overrides", nargs="*", help="the words of that tool")
-    args = parser.parse_intermixed_args(words)
-    try:
-        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            cfg = hydra.compose(args.estimate, args.overrides)
+    args = parser.parse_intermixed_args()
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose(args.estimate, args.overrides)
 
-        from rich.console import Console
+    from rich.console import Console
 
-        from handmim.speed.estimate import estimate, estimate_table
+    from handmim.speed.estimate import estimate, estimate_table
 
-        Console().print(estimate_table(estimate(cfg)))
-    except (HydraException, ValueError) as error:
-        parser.error(str(error))
+    Console().print(estimate_table(estimate(cfg)))
 
 
 if __name__ == "__main__":
     if any(word.startswith("--estimate") for word in sys.argv[1:]):
-        estimate(sys.argv[1:])
+        estimate_run()
     else:
         main()

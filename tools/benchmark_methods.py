@@ -11,14 +11,17 @@ import argparse
 import statistics
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from rich.console import Console
 from rich.table import Table
+
+from handmim.utils.entry import compose, plain_tool
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 METHODS = "handmim,handmim-plain,ibot,dino,peclr,simmim,mae"
 
 
+@plain_tool
 def main() -> None:
     """Measure the methods interleaved, so that a noisy machine disturbs all of them alike."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])

@@ -9,19 +9,17 @@ python tools/doctor.py freihand=DIR full=true                        # decodes e
 Nothing is written unless report=FILE.json. The exit status is 1 when there is an error.
 """
 
-import sys
-
-import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
 from handmim.utils.config import resolved
+from handmim.utils.entry import tool
 
 SETTINGS = ("freihand", "ho3d_v2", "ho3d_v3", "keypoints", "crops", "full")
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="doctor")
-def main(cfg: DictConfig) -> None:
+@tool("doctor")
+def main(cfg: DictConfig) -> int:
     """Examine, print, and perhaps write."""
     from handmim.doctor.examination import examine
     from handmim.doctor.report import findings_table, totals, write_findings
@@ -41,7 +39,7 @@ def main(cfg: DictConfig) -> None:
     console.print(f"{counts['error']} errors, {counts['warning']} warnings, {counts['ok']} ok")
     if plain["report"] is not None:
         write_findings(plain["report"], sections)
-    sys.exit(1 if counts["error"] else 0)
+    return 1 if counts["error"] else 0
 
 
 if __name__ == "__main__":

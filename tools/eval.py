@@ -11,11 +11,12 @@ With FreiHAND or HO-3D it writes pred.json and the zip that the servers take, an
 figure where the truth is beside the dataset.
 """
 
-import hydra
 from omegaconf import DictConfig
 
+from handmim.utils.entry import tool
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="eval")
+
+@tool("eval")
 def main(cfg: DictConfig) -> None:
     """Score, write, print."""
     from handmim.pipelines.evaluate import evaluate

@@ -4,11 +4,12 @@ python tools/finetune.py init_from=runs/pretrain/backbone.safetensors data=synth
 python tools/finetune.py experiment=quickstart_finetune init_from=null     # from scratch, on a CPU
 """
 
-import hydra
 from omegaconf import DictConfig
 
+from handmim.utils.entry import tool
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="finetune")
+
+@tool("finetune")
 def main(cfg: DictConfig) -> None:
     """Assemble, start at the mean hand of the labels, train, validate."""
     from handmim.pipelines.finetune import finetune

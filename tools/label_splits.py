@@ -7,12 +7,15 @@ import argparse
 from pathlib import Path
 
 from handmim.data.freihand_splits import write_splits
+from handmim.utils.entry import plain_tool
+from handmim.utils.words import given_path
 
 
+@plain_tool
 def main() -> None:
     """Draw, write, say where."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("data/splits"))
+    parser.add_argument("--out", type=given_path, default=Path("data/splits"))
     for path in write_splits(parser.parse_args().out):
         print(path)
 

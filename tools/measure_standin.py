@@ -6,7 +6,6 @@ Exit status 1 when a figure is out of its range.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -14,12 +13,15 @@ from rich.table import Table
 
 from handmim.hand.arrays import load_hand_arrays
 from handmim.hand.standin.measures import FACTS, measure
+from handmim.utils.entry import plain_tool
+from handmim.utils.words import given_path
 
 
+@plain_tool
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--hand", type=Path, default=Path("data/standin_right.npz"))
+    parser.add_argument("--hand", type=given_path, default=Path("data/standin_right.npz"))
     parser.add_argument("--poses", type=int, default=300, help="random poses to measure")
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--markdown", action="store_true", help="print a table for the docs")
@@ -49,4 +51,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -6,17 +6,21 @@ python tools/pretrain.py data=packed data.root=FILE
 
 import argparse
 import logging
-import sys
-from pathlib import Path
 
 from rich.progress import Progress
 
+from handmim.utils.entry import plain_tool
+from handmim.utils.words import given_path
 
+
+@plain_tool
 def main() -> None:
     """Read, square, write, say what was left out."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("source", type=Path, help="folder of pictures or tar files, or a tar file")
-    parser.add_argument("file", type=Path, help="to write")
+    parser.add_argument(
+        "source", type=given_path, help="folder of pictures or tar files, or a tar file"
+    )
+    parser.add_argument("file", type=given_path, help="to write")
     px = "side of the crops, %(default)s; smaller pictures are enlarged"
     parser.add_argument("--image-px", type=int, default=256, help=px)
     fits = "%(default)s: borders are reflected; cover: the centre"
@@ -56,10 +60,8 @@ def main() -> None:
             max_megapixels=asked.max_megapixels,
             progress=progress,
         )
-    except (ValueError, OSError) as error:
+    finally:
         shown.stop()
-        sys.exit(f"pack_crops.py: {error}")
-    shown.stop()
     size = asked.file.stat().st_size / 2**20
     print(
         f"{num - len(unreadable)} pictures of {asked.image_px} px, {size:.1f} MiB, "

@@ -7,11 +7,12 @@ python tools/pretrain.py 'loss=[patch_distill,keypoint_align]' ...  # an ablatio
 python tools/pretrain.py method=ibot ...                            # or dino, mae, simmim, peclr
 """
 
-import hydra
 from omegaconf import DictConfig
 
+from handmim.utils.entry import tool
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="pretrain")
+
+@tool("pretrain")
 def main(cfg: DictConfig) -> None:
     """Assemble, train, export; a run that an alarm stopped ends with its reason."""
     from handmim.pipelines.pretrain import pretrain

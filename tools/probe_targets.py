@@ -7,7 +7,6 @@ The first principal components of a target are the features of the probe that pr
 ridge regression to the joints.
 """
 
-import hydra
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
@@ -21,6 +20,7 @@ from handmim.metrics.probe import Poses, joint_probe, mean_pose
 from handmim.reports.table import print_metrics
 from handmim.tasks.probing import whole_hands
 from handmim.utils.build import build
+from handmim.utils.entry import tool
 
 TARGETS = {
     "grey 24 x 24": lambda image: grey_thumbnails(image[:, None], 24).flatten(1),
@@ -39,7 +39,7 @@ def crops_and_poses(dataset: Dataset[HandSample], augment: HandAugment) -> tuple
     return torch.cat([p.image for p in parts]), poses
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="pretrain")
+@tool("pretrain")
 def main(cfg: DictConfig) -> None:
     """Print one row per target and number of components."""
     hook = cfg.probe.hook

@@ -14,7 +14,9 @@ from pathlib import Path
 
 from handmim.reports.quickstart import COLUMNS, LABELS, LIMIT, SECONDS, write_report
 from handmim.reports.table import print_metrics
+from handmim.utils.entry import plain_tool
 from handmim.utils.files import write_atomic
+from handmim.utils.words import given_path
 
 TOOLS = Path(__file__).parent
 NUM_STAGES = 6
@@ -30,6 +32,7 @@ def stage(number: int, script: str, *overrides: str) -> float:
     return time.perf_counter() - began
 
 
+@plain_tool
 def main() -> None:
     """Every step is one of the documented commands."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -39,7 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     name, common = args.name, [f"seed={args.seed}", *args.overrides]
     roots = [o.split("=", 1)[1] for o in args.overrides if o.startswith("paths.run_root=")]
-    root = Path(roots[-1] if roots else "runs")
+    root = given_path(roots[-1] if roots else "runs")
     folder = root / name
     machine = [o for o in args.overrides if o.startswith(("machine.", "paths.run_root="))]
     print("render, pretrain, fine-tune twice, score: by default 5 to 12 minutes on two CPU cores")

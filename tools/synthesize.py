@@ -11,24 +11,27 @@ Interrupted, it goes on where it stopped when called again.
 import logging
 import sys
 
-import hydra
 from omegaconf import DictConfig
 
+from handmim.pipelines.preflight import preflight
 from handmim.utils.build import build
 from handmim.utils.config import resolved
+from handmim.utils.entry import tool
 
 
-@hydra.main(version_base="1.3", config_path="../configs", config_name="synthesize")
-def main(cfg: DictConfig) -> None:
+@tool("synthesize")
+def main(cfg: DictConfig) -> int:
     """Write the dataset."""
     resolved(cfg)
+    preflight(cfg)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         root = build(cfg.dataset)
     except KeyboardInterrupt:
         print("stopped; the same command goes on after the finished blocks", file=sys.stderr)
-        sys.exit(130)
+        return 130
     print(root)
+    return 0
 
 
 if __name__ == "__main__":

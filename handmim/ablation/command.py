@@ -10,6 +10,7 @@ from handmim.ablation.launch import local_pool, multirun, terminated_as_interrup
 from handmim.ablation.plan import Compose
 from handmim.ablation.runner import (
     Launch,
+    check_inputs,
     dry_run_lines,
     failure_lines,
     read_plan,
@@ -34,9 +35,11 @@ def fill_table(cfg: DictConfig, said: DictConfig, compose: Compose, cell_tool: P
         said: Hydra's own config of the process: the user's words and the config's name.
         compose: (config name, overrides) -> config.
         cell_tool: script that runs one cell of any such config.
-    Raises: ValueError for words that are no table, or stale cells of which nothing is said.
+    Raises: ValueError for words that are no table, for files that a cell needs and that cannot be
+        used, or stale cells of which nothing is said.
     """
     plan = read_plan(cfg, compose)
+    check_inputs(cfg, plan)
     if cfg.dry_run:
         return Outcome("\n".join(dry_run_lines(plan.chosen(), cfg.overwrite)))
     out = None if cfg.out is None else Path(cfg.out)

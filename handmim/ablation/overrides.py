@@ -12,6 +12,7 @@ from handmim.utils.config import resolved
 # Where things are, how they are watched and how fast they run: results are the same.
 FREE = (
     "name", "resume", "overwrite", "paths", "machine", "init_from", "eval_every", "alarms", "hydra",
+    "debug",
 )  # fmt: skip
 FREE_LEAVES = (
     "cache_dir", "num_workers", "log_every", "save_every", "keep_every", "picture_every",

@@ -13,6 +13,8 @@ from handmim.ablation.overrides import PROBED, decides, decisive, digest
 from handmim.ablation.store import StageStore, figures_of
 from handmim.ablation.table import Row, Table, fraction_name
 from handmim.engine.best import BestRule
+from handmim.pipelines.preflight import path_problems
+from handmim.utils.messages import sentence
 
 Compose = Callable[[str, list[str]], DictConfig]
 CELL, ERROR = "cell.json", "error.txt"
@@ -33,6 +35,7 @@ class Cell:
         overrides: all that was asked for and decides the figures, by stage.
         config_sha: of the composed configs behind it.
         steps: optimizer steps by stage.
+        problems: files and folders that its configs name and that cannot be used.
     """
 
     row: Row
@@ -42,6 +45,7 @@ class Cell:
     overrides: dict[str, list[str]]
     config_sha: str
     steps: dict[str, int]
+    problems: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -118,6 +122,7 @@ class Part(NamedTuple):
     overrides: dict[str, list[str]]
     config_sha: str
     steps: dict[str, int]
+    problems: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +205,10 @@ def _composed(table: Table, row: Row, compose: Compose) -> Part:
     steps = {"pretrain": configs["pretrain"].trainer.max_steps} if trains else {}
     steps |= {fraction_name(f): configs["finetune"].trainer.max_steps for f in table.fractions}
     overrides["fractions"] = [str(f) for f in table.fractions]
-    return Part(overrides, digest(content), steps)
+    problems = [p for cfg in configs.values() for p in path_problems(cfg, parse=True)]
+    if row.init_from is not None and not Path(row.init_from).is_file():
+        problems.append(f"no weights at {row.init_from} (init_from)")
+    return Part(overrides, digest(content), steps, tuple(dict.fromkeys(problems)))
 
 
 def _compose_row(
@@ -213,7 +221,7 @@ def _compose_row(
         return cfg, decisive(cfg)
     except Exception as error:  # hydra's and omegaconf's have no common base
         raise ValueError(
-            f"row {row.name} does not compose for {stage}: {error} (words for all rows: "
+            f"row {row.name} does not compose for {stage}: {sentence(error)} (words for all rows: "
             f"'{stage}=[...]')"
         ) from error
 

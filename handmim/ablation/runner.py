@@ -13,6 +13,7 @@ from handmim.ablation.plan import ERROR, Cell, Compose, Plan, plan
 from handmim.ablation.publish import publish
 from handmim.ablation.store import StageStore
 from handmim.ablation.table import Table, read_table
+from handmim.pipelines.preflight import path_problems
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,28 @@ def asked_table(cfg: DictConfig) -> Table:
 def read_plan(cfg: DictConfig, compose: Compose) -> Plan:
     """The table and all its cells, every override tried."""
     return plan(asked_table(cfg), table_folder(cfg), compose, stage_store(cfg))
+
+
+def check_inputs(cfg: DictConfig, plan: Plan) -> None:
+    """Refuse a table of which a cell that is to be run would not find its files.
+
+    Args:
+        cfg: composed, of the table.
+        plan: of the table.
+    Raises: ValueError naming each key, its path and what is required.
+    """
+    rows: dict[str, list[str]] = {}
+    for cell in plan.chosen():
+        if cell.needs_run(cfg.overwrite):
+            for problem in cell.problems:
+                rows.setdefault(problem, []).append(cell.row.name)
+    if not rows:
+        return
+    # The table's own keys, where they say it all.
+    found = path_problems(cfg, parse=True) or [
+        f"{problem} (rows {', '.join(dict.fromkeys(names))})" for problem, names in rows.items()
+    ]
+    raise ValueError("; ".join(found))
 
 
 def run_table(

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from handmim.ablation.files import content_sha
 from handmim.ablation.overrides import PROBED, decisive
 from handmim.ablation.plan import Cell, Compose
 from handmim.ablation.store import StageStore
-from handmim.ablation.table import fraction_name
+from handmim.ablation.table import Row, fraction_name
 from handmim.contracts import StepInfo
 from handmim.engine.checkpoint import LAST, load_checkpoint
 from handmim.engine.loop import FitResult
@@ -21,10 +21,11 @@ from handmim.pipelines.start import start_run
 from handmim.reports.html import read_scalars
 from handmim.tasks.pretrain import HandMimTask
 from handmim.utils.build import build
-from handmim.utils.config import drop_unbuilt
+from handmim.utils.config import drop_unbuilt, flatten
 from handmim.utils.seed import seed_everything
 
 POINTS = "points"  # a feature of probes: what the keypoint head finds
+RENDERED = "SyntheticHands"  # a set that takes long to make
 SHOWN = ("loss", "features", "keypoints", "targets", "speed", "health", "alarms")
 
 
@@ -67,6 +68,7 @@ class Stages:
         row, seed = cell.row, cell.seed
         records: dict[str, dict[str, Any]] = {}
         start = Start(f"random {seed}")
+        self._read_labels(row, seed)
         if row.is_pretrained:
             records["pretrain"] = self._pretrain(list(row.pretrain), seed)
             folder = self.store.root / records["pretrain"]["folder"]
@@ -81,6 +83,17 @@ class Stages:
             words = [*row.finetune, f"label_fraction={share}"]
             records[fraction_name(share)] = self._finetune(words, seed, start)
         return records
+
+    def _read_labels(self, row: Row, seed: int) -> None:
+        """Read the labelled sets that are not rendered: what is wrong with them shows before
+        pretraining."""
+        probe = self.compose("pretrain", [*row.pretrain, f"seed={seed}"]).probe.hook
+        data = self.compose("finetune", [*row.finetune, f"seed={seed}"]).data
+        sets = [] if probe is None else [probe.train_set, probe.test_set]
+        for node in (*sets, data.train, data.val):
+            leaves = flatten(OmegaConf.to_container(node, resolve=True)).values()
+            if not any(RENDERED in str(value) for value in leaves):
+                build(node)
 
     def _config(self, name: str, words: list[str], seed: int, folder: Path) -> DictConfig:
         """Composed again with a place to run in; a stage that was interrupted goes on."""

@@ -112,6 +112,14 @@ class Trainer:
         self.accumulate, self.stop_after = accumulate, stop_after
         self.best_rule = BestRule(keep_best, stop_patience)
 
+    def check_batch(self, world_size: int) -> None:
+        """Raises: ValueError for a batch that does not divide by processes and parts."""
+        if self.batch_size % (world_size * self.accumulate):
+            raise ValueError(
+                f"a batch of {self.batch_size} does not divide by {world_size} processes and "
+                f"{self.accumulate} parts (trainer.batch_size, trainer.accumulate)"
+            )
+
     def fit(
         self,
         run: Run,
@@ -146,11 +154,7 @@ class Trainer:
             `keep_best` names. The run is saved first.
         """
         identity = self._identity(run, dataset, meta or {})
-        if self.batch_size % (run.world_size * self.accumulate):
-            raise ValueError(
-                f"a batch of {self.batch_size} does not divide by {run.world_size} processes and "
-                f"{self.accumulate} parts (trainer.batch_size, trainer.accumulate)"
-            )
+        self.check_batch(run.world_size)
         if self.num_workers:
             start_server()
         scales = task.lr_scales()  # type: ignore[operator]

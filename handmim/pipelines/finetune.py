@@ -11,7 +11,7 @@ from handmim.engine.checkpoint import BEST, LAST, find_checkpoint
 from handmim.engine.loop import FitResult, Trainer
 from handmim.engine.watchdog import Watchdog
 from handmim.models.initial_weights import load_initial
-from handmim.pipelines.labels import choose_labels
+from handmim.pipelines.labels import check_choice, choose_labels
 from handmim.pipelines.start import compile_backbones, start_run
 from handmim.reports.html import read_scalars
 from handmim.tasks.evaluate import EvalHook, check_hands
@@ -44,13 +44,17 @@ def finetune(cfg: DictConfig) -> Finetuned:
         compile_backbones(task)
     load_initial(task.backbone, cfg.init_from)
     run.log.info("backbone: %s", cfg.init_from or "random weights (init_from=null)")
+    trainer = Trainer(**cfg.trainer)  # what can refuse its settings at once comes first
+    trainer.check_batch(run.world_size)
+    labels = {"num": cfg.num_labels, "fraction": cfg.label_fraction, "file": cfg.label_ids}
+    check_choice(**labels)
+    augment = build(cfg.augment)
+    recipe = build(cfg.optim)
     with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet
         train, val = build(cfg.data.train), build(cfg.data.val)
     for name, part in (("data.train", train), ("data.val", val)):
         check_hands(task.hand_sha256, getattr(part, "hand_sha256", None), name)
-    chosen = choose_labels(
-        train, num=cfg.num_labels, fraction=cfg.label_fraction, file=cfg.label_ids, seed=cfg.seed
-    )
+    chosen = choose_labels(train, **labels, seed=cfg.seed)
     train = chosen.samples
     source = find_checkpoint(run.dir, cfg.resume)
     # A run that goes on has its list, and whether it may go on is not known yet.
@@ -59,14 +63,12 @@ def finetune(cfg: DictConfig) -> Finetuned:
     data = {"data_sha256": fingerprint_of(train)}
     if cfg.trainer.keep_best is not None:  # it is chosen by the validation
         data["val_sha256"] = fingerprint_of(val)
-    augment = build(cfg.augment)
-    recipe = build(cfg.optim)
     workers = cfg.trainer.num_workers
     if source is None:  # else its state holds them already
         with Watchdog(run):
             task.start_from_labels(train, augment, run.device, num_workers=workers)
 
-    result = Trainer(**cfg.trainer).fit(
+    result = trainer.fit(
         run,
         task,
         train,

@@ -42,6 +42,25 @@ class ChosenLabels(NamedTuple):
             (folder / LABELS).unlink(missing_ok=True)
 
 
+def check_choice(*, num: int | None, fraction: float | None, file: str | None) -> None:
+    """Refuse what `choose_labels` refuses of any set, before there is one.
+
+    Raises: ValueError when more than one is given, and for a share outside (0, 1]; what reading the
+        file raises.
+    """
+    asked = {"num_labels": num, "label_fraction": fraction, "label_ids": file}
+    given = {key: value for key, value in asked.items() if value is not None}
+    if len(given) > 1:
+        said = ", ".join(f"{key}={value}" for key, value in given.items())
+        raise ValueError(
+            f"give one of {', '.join(asked)}, not both: got {said} (KEY=null takes one back)"
+        )
+    if fraction is not None:
+        share_of_labels(1, fraction)
+    if file is not None:
+        read_ids(file)
+
+
 def choose_labels(
     dataset: Dataset[HandSample],
     *,
@@ -61,13 +80,7 @@ def choose_labels(
     Raises: ValueError when more than one is given, a share outside (0, 1], more labels than there
         are, or ids that are not in the set; FileNotFoundError.
     """
-    asked = {"num_labels": num, "label_fraction": fraction, "label_ids": file}
-    given = {key: value for key, value in asked.items() if value is not None}
-    if len(given) > 1:
-        said = ", ".join(f"{key}={value}" for key, value in given.items())
-        raise ValueError(
-            f"give one of {', '.join(asked)}, not both: got {said} (KEY=null takes one back)"
-        )
+    check_choice(num=num, fraction=fraction, file=file)
     if file is not None:
         ids = read_ids(file)
         return ChosenLabels(subset_of_ids(dataset, ids), len(ids), f"as in {Path(file).name}")

@@ -52,6 +52,10 @@ def pretrain(cfg: DictConfig) -> Pretrained:
 
 
 def _train(cfg: DictConfig, run: Run, task: nn.Module) -> FitResult:
+    trainer = Trainer(**cfg.trainer)  # what can refuse its settings at once comes first
+    trainer.check_batch(run.world_size)
+    make_views = build(cfg.views)
+    recipe = build(cfg.optim)
     with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet
         dataset = build(cfg.data.train)
         probe = None if cfg.probe.hook is None else build(cfg.probe.hook)
@@ -59,12 +63,10 @@ def _train(cfg: DictConfig, run: Run, task: nn.Module) -> FitResult:
         raise ValueError(
             f"pretraining compares images: it needs at least {FEWEST}, got {len(dataset)} (data)"
         )
-    make_views = build(cfg.views)
-    recipe = build(cfg.optim)
     hooks = [] if probe is None else [probe]
     if cfg.alarms.hook is not None:
         hooks.append(build(cfg.alarms.hook)(dataset, make_views))
-    return Trainer(**cfg.trainer).fit(
+    return trainer.fit(
         run,
         task,
         dataset,

@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from handmim.models.vit import ViT
+from handmim.pipelines.preflight import preflight
 from handmim.utils.config import resolved
 from handmim.utils.run import Run
 
@@ -16,9 +17,10 @@ def start_run(cfg: DictConfig, *, resume: str = "never") -> Run:
     Args:
         cfg: with name, seed, overwrite, paths.run_root and machine.
         resume: never, auto or a checkpoint.
-    Raises: ValueError naming what only the user knows.
+    Raises: ValueError naming what only the user knows, and files that are not there.
     """
     config = resolved(cfg)
+    preflight(cfg)
     folder = Path(cfg.paths.run_root) / cfg.name
     flags = {"resume": resume, "overwrite": cfg.overwrite}
     return Run.start(cfg.name, folder, cfg.seed, config, **cfg.machine, **flags)

@@ -4,11 +4,12 @@ JOB.json`."""
 import contextlib
 import json
 import logging
+import math
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,25 @@ def _run_workers(job: Mapping[str, Any], folder: Path, num_workers: int) -> None
     run_workers(__name__, job, folder, num_workers, lambda: progress(finished))
 
 
+def check_space(folder: Path, arrays: Iterable[tuple[tuple[int, ...], str]], num: int) -> None:
+    """Refuse to begin arrays that the disk cannot hold: memory maps of a full disk end a process
+    without a message.
+
+    Args:
+        folder: that takes them.
+        arrays: shape and type of one sample in each.
+        num: samples.
+    Raises: OSError naming the folder, what is needed and what is free.
+    """
+    need = num * sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays)
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise OSError(
+            f"{num} images need {need / 1e6:.0f} MB in {folder.parent}, {free / 1e6:.0f} MB are "
+            "free (data.cache_dir, data.num_train)"
+        )
+
+
 def render_split(
     target: Path,
     hand_path: Path,
@@ -93,7 +113,8 @@ def render_split(
         settings: the scene.
         seed, split, num: which pictures.
         num_workers: processes; None takes every core, 0 renders in this one.
-    Raises: PermissionError when the folder cannot be made; RuntimeError when a worker fails.
+    Raises: PermissionError when the folder cannot be made; OSError when the disk is too full;
+        RuntimeError when a worker fails.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +136,9 @@ def render_split(
     num_workers = min(cores() if num_workers is None else num_workers, -(-num // POSE_BLOCK))
     try:
         side = settings.image_px
-        for name, (shape, dtype) in {"image": ((side, side, 3), "uint8"), **FIELDS}.items():
+        arrays_of = {"image": ((side, side, 3), "uint8"), **FIELDS}
+        check_space(partial, arrays_of.values(), num)
+        for name, (shape, dtype) in arrays_of.items():
             path = partial / f"{name}.npy"
             np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (num, *shape)).flush()
         if num_workers:

@@ -40,7 +40,7 @@ def _failure(error: InstantiationException) -> BaseException:
         refusal = ValueError(f"{where} cannot be built: {said}")
         refusal.__cause__ = cause
         return refusal
-    cause.add_note(f"while building {where}")
+    vars(cause).setdefault("__notes__", []).append(f"while building {where}")
     return cause
 
 

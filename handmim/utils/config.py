@@ -67,3 +67,8 @@ def flatten(config: Any, path: str = "") -> dict[str, Any]:
     return {
         k: v for key, value in items for k, v in flatten(value, f"{path}.{key}".lstrip(".")).items()
     }
+
+
+def flatten_keys(cfg: Any) -> list[str]:
+    """Dotted keys of all leaves of a config, interpolations not followed."""
+    return list(flatten(OmegaConf.to_container(cfg)))

@@ -29,14 +29,18 @@ def answer(folder: Path, script: str, *words: str) -> str:
     [
         ("pretrain.py", ["--help"], "method: dino, handmim"),
         ("pretrain.py", ["method=handmin"], "Could not find 'method/handmin'"),
-        ("finetune.py", ["trainer.max_step=3"], "Key 'max_step' is not in struct"),
+        (
+            "finetune.py",
+            ["trainer.max_step=3"],
+            "no such setting: trainer.max_step, did you mean trainer.max_steps?",
+        ),
         ("eval.py", ["data=freihand3"], "Could not find 'data/freihand3'"),
         ("benchmark_methods.py", ["--help"], "relative to the first one"),
         ("benchmark_methods.py", ["a=1", "--steps=0", "b=2"], "--steps must be >= 1, got 0"),
         ("benchmark.py", ["--help"], "suite: all"),
         ("benchmark.py", ["--estimate", "pertrain"], "invalid choice: 'pertrain'"),
         ("benchmark.py", ["suite=hnad"], "Could not find 'suite/hnad'"),
-        ("doctor.py", ["freihnad=DIR"], "Key 'freihnad' is not in struct"),
+        ("doctor.py", ["freihnad=DIR"], "no such setting: freihnad, did you mean freihand?"),
         ("ablate.py", ["table=objectives", "dry_run=true", "rows=[random]"], "3 of 3 cells to run"),
         (
             "ablate.py",

@@ -1,0 +1,162 @@
+"""What every entry point shares: words to a checked config, errors to one message, exit codes."""
+
+import errno
+import functools
+import logging
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from subprocess import CalledProcessError
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from handmim.utils.exits import BAD_INPUT, DONE, FAILED, of_signal
+from handmim.utils.messages import sentence
+from handmim.utils.settings import check_settings
+from handmim.utils.words import expand_paths, hydra_words
+
+DEBUG = "debug=true"
+SWEEPS = ("-m", "--multirun", "hydra.mode=MULTIRUN")
+MACHINE_FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM)
+
+Main = Callable[[DictConfig], int | None]
+
+
+def tool(config_name: str) -> Callable[[Main], Callable[[], None]]:
+    """Make an entry point of a function that takes a config of configs/<config_name>.yaml.
+
+    The function returns its exit code, or None where it is done. ValueError, OSError and errors of
+    the config end the process with one message and code 2, any other error with code 1. Tracebacks
+    go to log.txt of the run where there is one; `debug=true` prints them as well.
+    """
+
+    def decorate(main: Main) -> Callable[[], None]:
+        @functools.wraps(main)
+        def entry() -> None:
+            run_tool(lambda: _under_hydra(main, config_name))
+
+        return entry
+
+    return decorate
+
+
+def plain_tool(main: Callable[[], int | None]) -> Callable[[], None]:
+    """The same for an entry point without a config."""
+
+    @functools.wraps(main)
+    def entry() -> None:
+        run_tool(main)
+
+    return entry
+
+
+def compose(config_name: str, words: Sequence[str]) -> DictConfig:
+    """A config of configs/ from a user's words, checked; within an entry point, or within
+    `hydra.initialize_config_dir`.
+
+    Raises: ValueError; errors of Hydra and OmegaConf.
+    """
+    cfg = hydra.compose(config_name, hydra_words(words))
+    prepare(cfg)
+    return cfg
+
+
+def prepare(cfg: DictConfig) -> None:
+    """Expand paths of a composed config and check its values, in place.
+
+    Raises: ValueError naming every value that cannot be used.
+    """
+    expand_paths(cfg)
+    check_settings(cfg)
+
+
+def run_tool(main: Callable[[], int | None]) -> None:
+    """Run, and turn what comes of it into an exit code and at most one message.
+
+    Raises: SystemExit with any code but 0.
+    """
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        _say("interrupted")
+        code = of_signal("SIGINT")
+    except Exception as error:
+        code = _report(error)
+    if code:
+        sys.exit(code)
+
+
+def _under_hydra(main: Main, config_name: str) -> int:
+    """Exit code of a function that Hydra gives a config to."""
+    codes: list[int] = []
+
+    @functools.wraps(main)
+    def job(cfg: DictConfig) -> None:
+        sys.argv = said  # what a run records, and what its further processes are started with
+        is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        try:
+            prepare(cfg)
+            codes.append(main(cfg) or DONE)
+        except Exception as error:
+            if is_sweep:  # a launcher has to see which jobs failed
+                raise
+            codes.append(_report(error))
+
+    said = sys.argv
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
+    sys.argv = [said[0], *hydra_words(said[1:], is_sweep=any(w in SWEEPS for w in said[1:]))]
+    try:
+        hydra.main(version_base="1.3", config_path="../configs", config_name=config_name)(job)()
+    finally:
+        sys.argv = said
+    return next((code for code in codes if code), DONE)
+
+
+def _report(error: Exception) -> int:
+    """Say what went wrong, keep the traceback, return the exit code."""
+    if isinstance(error, CalledProcessError):  # it has said so itself
+        return abs(error.returncode)
+    is_input = isinstance(error, (ValueError, OSError, HydraException, OmegaConfBaseException))
+    is_input &= getattr(error, "errno", None) not in MACHINE_FAILED
+    text = sentence(error)
+    if not is_input and not isinstance(error, (OSError, ArithmeticError)):
+        text = f"{type(error).__name__}: {text}"
+    logs = _write_traceback(error)
+    if not is_input and not logs:
+        logs = [_error_file(error)]
+    where = "" if is_input else f" (traceback: {', '.join(logs)})"
+    _say(f"{text}{where}")
+    if DEBUG in sys.argv:
+        traceback.print_exception(error)
+    return BAD_INPUT if is_input else FAILED
+
+
+def _write_traceback(error: Exception) -> list[str]:
+    """Append a traceback to the logs of the run that is under way; their paths."""
+    logger = logging.getLogger("handmim")
+    files = [h for h in logger.handlers if isinstance(h, logging.FileHandler)]
+    info = (type(error), error, error.__traceback__)
+    record = logger.makeRecord(logger.name, logging.ERROR, "", 0, "ended by an error", (), info)
+    for handler in files:
+        handler.handle(record)
+    return [handler.baseFilename for handler in files]
+
+
+def _error_file(error: Exception) -> str:
+    """A file of its own with a traceback, where there is no run yet."""
+    handle, path = tempfile.mkstemp(prefix="handmim-error-", suffix=".txt", text=True)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        traceback.print_exception(error, file=file)
+    return path
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{Path(sys.argv[0]).name}: {text}\n")

@@ -1,0 +1,263 @@
+"""Values of a composed config against the type hints of what they are given to."""
+
+import ast
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError
+
+from handmim.utils.signatures import Parameter, Signature, meaning, signature_of
+
+SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+WORDS = {
+    "int": "a whole number", "float": "a finite number", "bool": "true or false", "str": "text",
+    "Path": "a path", "None": "null",
+}  # fmt: skip
+LISTS = ("list", "tuple", "Sequence", "Iterable", "Collection")
+MAPPINGS = ("dict", "Mapping")
+
+
+Member = tuple[ast.expr, str]  # a hint that is no union, and the module it is written in
+
+
+class MismatchError(ValueError):
+    """A value that a hint does not allow; the message says what is required."""
+
+
+def check_values(cfg: DictConfig, own: Mapping[str, str], open_keys: Sequence[str] = ()) -> None:
+    """Check every value that a class or function of this package will be given, before any is.
+
+    In place, whole numbers written as 1e3 become integers, and integers become text where that is
+    required.
+
+    Args:
+        cfg: a composed config, changed in place.
+        own: what the tool itself reads, by dotted key: a type hint, or `*` and the dotted name of
+            the function that takes the mapping.
+        open_keys: where null is allowed whatever the hint.
+    Raises: ValueError naming each key, its value and what is required.
+    """
+    nulls = tuple(f"{key}=null:" for key in open_keys)
+    found = dict.fromkeys([*_own(cfg, own), *_parts(cfg)])
+    problems = [problem for problem in found if not problem.startswith(nulls)]
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _own(cfg: DictConfig, own: Mapping[str, str]) -> Iterator[str]:
+    for key, hint in own.items():
+        parent, _, name = key.rpartition(".")
+        node = OmegaConf.select(cfg, parent) if parent else cfg
+        if not isinstance(node, DictConfig) or name not in node:
+            continue
+        if hint.startswith("*"):
+            part = node._get_node(name)
+            signature = signature_of(hint[1:])
+            if isinstance(part, DictConfig) and signature is not None:
+                yield from _arguments(part, signature)
+        else:
+            parameter = Parameter(ast.parse(hint, mode="eval").body, __name__)
+            yield from _value(node, name, parameter)
+
+
+def _parts(node: Any) -> Iterator[str]:
+    """Problems of all nodes below one that are built."""
+    if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
+        target = None if OmegaConf.is_missing(node, "_target_") else node.get("_target_")
+        signature = signature_of(target) if isinstance(target, str) else None
+        if signature is not None:
+            yield from _arguments(node, signature)
+        for key in node:
+            yield from _parts(node._get_node(key))
+    elif isinstance(node, ListConfig) and not node._is_none() and not node._is_interpolation():
+        for index in range(len(node)):
+            yield from _parts(node._get_node(index))
+
+
+def _arguments(node: DictConfig, signature: Signature) -> Iterator[str]:
+    for name in (str(key) for key in node if key not in SPECIAL):
+        parameter = signature.parameters.get(name)
+        if parameter is not None:
+            yield from _value(node, name, parameter)
+        elif not signature.is_open:
+            known = sorted(signature.parameters)
+            yield f"{node._get_full_key(name)}: no such setting{_meant(name, known)}"
+
+
+def _meant(name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, n=1, cutoff=0.6)
+    return f", did you mean {close[0]}" if close else f", there are {', '.join(known)}"
+
+
+def _value(node: DictConfig, name: str, parameter: Parameter) -> Iterator[str]:
+    """Problems of one value; an integer is written in its place where one is meant."""
+    source = _source(node, name)
+    if source is None or parameter.hint is None:
+        return
+    members = _members(parameter.hint, parameter.module)
+    key = source._get_full_key(None) or node._get_full_key(name)
+    if isinstance(source, DictConfig) and not source._is_none():
+        yield from _mapping(source, key, members)
+        return
+    is_list = isinstance(source, ListConfig) and not source._is_none()
+    plain = OmegaConf.to_container(source, resolve=True) if is_list else source._value()
+    try:
+        value = _fitted(plain, members)
+    except MismatchError as refusal:
+        yield f"{key}={_shown(plain)}: {refusal}"
+        return
+    if repr(value) != repr(plain):
+        owner = source._get_parent()
+        assert isinstance(owner, (DictConfig, ListConfig))
+        owner[source._key()] = value
+
+
+def _source(node: DictConfig, name: str) -> Any:
+    """Where a value stands, interpolations followed; None for what is yet to be given."""
+    held: Any = node._get_node(name)
+    try:
+        source = held._dereference_node() if held._is_interpolation() else held
+    except InterpolationResolutionError:  # whoever resolves the whole config says so
+        return None
+    return None if source is None or source._is_missing() else source
+
+
+def _mapping(node: DictConfig, key: str, members: list[Member]) -> Iterator[str]:
+    """Problems of a mapping that is given where one of the members is required."""
+    if "_target_" in node:
+        return
+    kinds = [(_head(hint), hint, module) for hint, module in members]
+    for head, hint, module in kinds:
+        if head in MAPPINGS and isinstance(hint, ast.Subscript):
+            element = _elements(hint)[-1]
+            for child in node:
+                yield from _value(node, str(child), Parameter(element, module))
+        signature = None if head is None else _class_of(head, module)
+        if signature is not None and signature.parameters:
+            yield from _arguments(node, signature)
+            return
+    if all(head in (*WORDS, *LISTS, "Literal") for head, _, _ in kinds):
+        yield f"{key}={{...}}: {_wanted(members)} is required"
+
+
+def _fitted(value: Any, members: list[Member]) -> Any:
+    """A value as one of the members of a union wants it.
+
+    Returns: the value, the integer that a float without a fraction stands for, or the text of an
+        integer where text alone is allowed.
+    Raises: MismatchError.
+    """
+    for hint, module in members:
+        try:
+            return _fitted_to(value, hint, module)
+        except MismatchError:
+            continue
+    heads = [_head(hint) for hint, _ in members]
+    if "int" in heads and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if "str" in heads and type(value) is int:
+        return str(value)
+    raise MismatchError(f"{_wanted(members)} is required")
+
+
+def _fitted_to(value: Any, hint: ast.expr, module: str) -> Any:
+    head = _head(hint)
+    if head == "Literal":
+        fits = value in [ast.literal_eval(e) for e in _elements(hint)]
+    elif head in LISTS:
+        fits = isinstance(value, list)
+        if fits and isinstance(hint, ast.Subscript):
+            return _fitted_list(value, _elements(hint), module)
+    elif head in MAPPINGS:
+        fits = isinstance(value, dict)
+    elif head in WORDS:
+        fits = _is_of(value, head)
+    else:  # a class of this package is built from a mapping; any other hint is not judged here
+        is_class = head is not None and _class_of(head, module) is not None
+        fits = not is_class or isinstance(value, dict)
+    if not fits:
+        raise MismatchError(head)
+    return value
+
+
+def _is_of(value: Any, head: str) -> bool:
+    if head == "None" or value is None:
+        return head == "None" and value is None
+    if isinstance(value, bool) or head == "bool":
+        return isinstance(value, bool) and head == "bool"
+    if head == "float":
+        return isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+    return isinstance(value, int if head == "int" else str)
+
+
+def _fitted_list(values: list[Any], elements: list[ast.expr], module: str) -> list[Any]:
+    is_open = len(elements) == 1 or isinstance(elements[-1], ast.Constant)  # list[X], tuple[X, ...]
+    if not is_open and len(values) != len(elements):
+        raise MismatchError("length")
+    hints = [elements[0]] * len(values) if is_open else elements
+    return [
+        _fitted(value, _members(hint, module)) for value, hint in zip(values, hints, strict=True)
+    ]
+
+
+def _members(hint: ast.expr, module: str) -> list[Member]:
+    """Members of a union, abbreviations written out."""
+    if isinstance(hint, ast.Constant) and isinstance(hint.value, str):
+        return _members(ast.parse(hint.value, mode="eval").body, module)
+    if isinstance(hint, ast.BinOp):
+        return [*_members(hint.left, module), *_members(hint.right, module)]
+    if isinstance(hint, ast.Name) and hint.id not in (*WORDS, *LISTS, *MAPPINGS):
+        stands_for = meaning(hint.id, module)
+        if isinstance(stands_for, tuple):
+            return _members(*stands_for)
+    return [(hint, module)]
+
+
+def _head(hint: ast.expr) -> str | None:
+    """Name of a hint without its brackets; None for anything but a name."""
+    if isinstance(hint, ast.Subscript):
+        hint = hint.value
+    if isinstance(hint, ast.Constant) and hint.value is None:
+        return "None"
+    return hint.id if isinstance(hint, ast.Name) else None
+
+
+def _elements(hint: ast.expr) -> list[ast.expr]:
+    """What stands in the brackets of a hint."""
+    assert isinstance(hint, ast.Subscript)
+    return hint.slice.elts if isinstance(hint.slice, ast.Tuple) else [hint.slice]
+
+
+def _class_of(name: str, module: str) -> Signature | None:
+    target = meaning(name, module)
+    return signature_of(target) if isinstance(target, str) else None
+
+
+def _wanted(members: list[Member]) -> str:
+    return " or ".join(dict.fromkeys(_words(hint, module) for hint, module in members))
+
+
+def _words(hint: ast.expr, module: str) -> str:
+    head = _head(hint)
+    if head == "Literal":
+        return f"one of {', '.join(str(ast.literal_eval(e)) for e in _elements(hint))}"
+    if head in LISTS and isinstance(hint, ast.Subscript):
+        elements = _elements(hint)
+        each = _wanted(_members(elements[0], module))
+        is_open = len(elements) == 1 or isinstance(elements[-1], ast.Constant)
+        return (
+            f"a list [...], each {each}," if is_open else f"a list of {len(elements)}, each {each},"
+        )
+    if head in MAPPINGS:
+        return "a mapping {...}"
+    return WORDS.get(head or "", f"a mapping for {head}")
+
+
+def _shown(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if value is None or isinstance(value, bool):
+        return {True: "true", False: "false", None: "null"}[value]
+    return repr(value) if isinstance(value, str) and not value.strip() else str(value)

@@ -1,0 +1,146 @@
+"""Words of a command line, `key=value`, as a shell user writes them, to words that Hydra reads.
+
+Hydra has a grammar for values: `~`, `=`, spaces, quotes, commas and letters beyond ASCII in a path
+are errors, or change what it means. Values of keys that hold paths or names are therefore quoted.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig
+
+# Last parts of keys that hold a path, whatever stands before them.
+PATHS = (
+    "root", "annotations", "path", "hand_path", "init", "init_from", "checkpoint", "predictions",
+    "resume", "cache_dir", "data_dir", "run_root", "photos_dir", "label_ids", "report", "json",
+    "out", "profile",
+)  # fmt: skip
+# Whole keys that hold a path.
+PATHS_OF_DOCTOR = ("freihand", "ho3d_v2", "ho3d_v3", "crops")
+NAMES = ("name", "split_by", "cell")
+NEVER_NULL = ("root", "annotations", "cache_dir", "data_dir", "run_root", "name", "split_by")
+LISTS_OF_PATHS = ("checkpoint", "inits")
+LISTS_OF_WORDS = ("pretrain", "finetune")
+ENVIRONMENT = re.compile(r"\$\{([A-Z_][A-Z0-9_]*)\}")  # config keys are in lower case
+OPENING, CLOSING = "([{", ")]}"
+
+
+def hydra_words(words: Iterable[str], is_sweep: bool = False) -> list[str]:
+    """Words as Hydra reads them; options (`--help`) stay.
+
+    Args:
+        words: of the command line.
+        is_sweep: unquoted commas are several values of one key.
+    Raises: ValueError naming a word that cannot be read, and how to quote it.
+    """
+    return [_hydra_word(word, is_sweep) for word in words]
+
+
+def _hydra_word(word: str, is_sweep: bool) -> str:
+    key, equals, value = word.partition("=")
+    if word.startswith("-") or not equals:
+        return word
+    try:
+        word.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{key}={value!a} is no UTF-8 text, as a config must be") from error
+    value = ENVIRONMENT.sub(lambda m: os.environ.get(m[1], m[0]), value)
+    if is_sweep and _is_sweep(f"{key}={value}"):
+        return f"{key}={value}"
+    name = key.lstrip("+")
+    last = name.rsplit(".", 1)[-1]
+    if name in LISTS_OF_WORDS and value not in ("null", ""):
+        value = _quoted_list(value if value.startswith("[") else f"[{value}]")
+    elif name in LISTS_OF_PATHS and value.startswith("[") and value.endswith("]"):
+        value = _quoted_list(value)
+    elif is_path(name) or name in NAMES or last == "split_by":
+        value = value if value == "null" and last not in NEVER_NULL else quoted(value)
+    try:
+        OverridesParser.create().parse_override(f"{key}={value}")
+    except HydraException as error:
+        raise ValueError(
+            f"{word!r} cannot be read ({str(error).splitlines()[0]}): a value with other "
+            f"characters than letters, digits and /-+.$%*@?| needs quotes inside quotes, "
+            f"{key}='\"...\"'"
+        ) from error
+    return f"{key}={value}"
+
+
+def _is_sweep(word: str) -> bool:
+    try:
+        return OverridesParser.create().parse_override(word).is_sweep_override()
+    except HydraException:
+        return False
+
+
+def is_path(key: str) -> bool:
+    """Whether a dotted key holds a path."""
+    return key.rsplit(".", 1)[-1] in PATHS or key in PATHS_OF_DOCTOR
+
+
+def quoted(value: str) -> str:
+    """Text in quotes as Hydra reads them; what is in quotes already stays.
+
+    `${...}` is part of the text where a file of that name exists, else it stands for another key.
+    """
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        try:
+            read = OverridesParser.create().parse_override(f"key={value}").value()
+        except HydraException:
+            read = None
+        if isinstance(read, str):
+            return value
+        value = value[1:-1]  # it's, in quotes that were meant for Hydra
+    if "${" in value and os.path.lexists(value):
+        value = value.replace("${", "\\${")
+    text: str = QuotedString(value, Quote.single).with_quotes()
+    return text
+
+
+def _quoted_list(value: str) -> str:
+    parts, depth, quote, begin = [], 0, "", 1
+    for i, letter in enumerate(value[:-1]):
+        if quote:
+            quote = "" if letter == quote and value[i - 1] != "\\" else quote
+        elif letter in "'\"" and i == begin:
+            quote = letter
+        elif letter in OPENING:
+            depth += 1
+        elif letter in CLOSING:
+            depth -= 1
+        elif letter == "," and depth == 1:
+            parts.append(value[begin:i])
+            begin = i + 1
+    parts.append(value[begin:-1])
+    return f"[{','.join(quoted(part.strip()) for part in parts if part.strip())}]"
+
+
+def user_path(text: str) -> str:
+    """A path with `~` and variables of the environment expanded, unless a file of that very name
+    exists."""
+    return text if os.path.lexists(text) else os.path.expandvars(os.path.expanduser(text))
+
+
+def given_path(text: str) -> Path:
+    """A path that an option of a command line gives (argparse: type=given_path)."""
+    return Path(user_path(text))
+
+
+def expand_paths(node: DictConfig | ListConfig) -> None:
+    """Expand `~` and variables of the environment in all paths of a config, in place."""
+    for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
+        child: Any = node._get_node(key)
+        if child is None or child._is_none() or child._is_missing() or child._is_interpolation():
+            continue
+        if isinstance(child, (DictConfig, ListConfig)):
+            expand_paths(child)
+        elif isinstance(text := child._value(), str):
+            name = child._get_full_key(None).split("[")[0]
+            if is_path(name) or name in LISTS_OF_PATHS:
+                node[key] = user_path(text)

@@ -1,0 +1,82 @@
+import pytest
+from hydra import initialize_config_dir
+
+from handmim.pipelines.finetune import finetune
+from handmim.pipelines.preflight import path_problems
+from handmim.pipelines.pretrain import pretrain
+from handmim.utils.entry import compose
+from tests.conftest import REPO
+
+
+@pytest.fixture(autouse=True)
+def configs():
+    with initialize_config_dir(str(REPO / "configs"), version_base="1.3"):
+        yield
+
+
+def problems(entry: str, *words: str) -> list[str]:
+    return path_problems(compose(entry, list(words)))
+
+
+def test_every_path_that_is_not_there_is_named_once(tmp_path):
+    words = ["data=keypoints", f"data.root={tmp_path}", f"data.annotations={tmp_path}"]
+    words += ["init_from=nope.pt", "hand.path=nope.pkl", "label_ids=nope.txt", "resume=nope"]
+    assert sorted(problems("finetune", *words)) == [
+        f"data.annotations={tmp_path}: a folder, a file is required",
+        "hand.path=nope.pkl: does not exist",
+        "init_from=nope.pt: does not exist",
+        "label_ids=nope.txt: does not exist, a file is required",
+        "resume=nope: does not exist, a file is required",
+    ]
+
+
+def test_what_is_written_needs_a_folder(tmp_path):
+    (tmp_path / "file").touch()
+    words = ["data=synthetic", f"paths.run_root={tmp_path}/file/runs"]
+    words.append(f"data.cache_dir={tmp_path}/file")
+    assert problems("pretrain", *words) == [
+        f"data.cache_dir={tmp_path}/file: {tmp_path}/file is no folder",
+        f"paths.run_root={tmp_path}/file/runs: {tmp_path}/file is no folder",
+    ]
+
+
+def test_packed_crops_are_a_file_and_a_tree_is_a_folder(tmp_path):
+    (tmp_path / "file").touch()
+    packed = problems("pretrain", "data=packed", f"data.root={tmp_path}")
+    folder = problems("pretrain", f"data.root={tmp_path / 'file'}")
+    assert packed == [f"data.root={tmp_path}: a folder, a file is required"]
+    assert folder == [f"data.root={tmp_path / 'file'}: no folder, a folder is required"]
+
+
+def test_a_link_to_nothing_is_called_so(tmp_path):
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    (found,) = problems("pretrain", f"data.root={tmp_path / 'gone'}")
+    assert found == f"data.root={tmp_path / 'gone'}: a link to nothing"
+
+
+def test_what_is_not_looked_at_need_not_be_there():
+    assert problems("pretrain", "data.root=nope", "train=false", "init=timm:x") == []
+    assert problems("pretrain", "data=synthetic", "data.scene.photos_dir=nope") == []
+    assert (
+        problems("eval", "checkpoint=a.pt", "data=synthetic", "data.train.cache_dir=/dev/null/x")
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("run", "entry", "word", "message"),
+    [
+        (pretrain, "pretrain", "trainer.accumulate=3", r"trainer\.accumulate"),
+        (pretrain, "pretrain", "optim.lr.shape=wavy", "wavy"),
+        (pretrain, "pretrain", "init=nope.pt", r"init=nope\.pt: does not exist"),
+        (finetune, "finetune", "label_fraction=1.5", r"label_fraction must be in \(0, 1\]"),
+        (finetune, "finetune", "label_fraction=0.5", "give one of num_labels"),
+    ],
+)
+def test_cheap_refusals_come_before_anything_is_rendered(tmp_path, run, entry, word, message):
+    where = [f"paths.run_root={tmp_path}/runs", f"paths.data_dir={tmp_path}/data"]
+    words = [f"experiment=quickstart_{entry}", "machine.accelerator=cpu", *where, word]
+    labels = ["num_labels=null"] if word == "label_fraction=1.5" else []
+    with pytest.raises(ValueError, match=message):
+        run(compose(entry, [*words, *labels]))
+    assert not (tmp_path / "data").exists()

@@ -1,0 +1,111 @@
+import hydra
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from handmim.utils.entry import compose, prepare
+from handmim.utils.signatures import signature_of
+from handmim.utils.words import hydra_words
+from tests.conftest import REPO
+
+WORDS = {"pretrain": ["data=synthetic", "probe=synthetic"], "finetune": []}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def configs():
+    with initialize_config_dir(str(REPO / "configs"), version_base="1.3"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def composed(configs):
+    return {name: hydra.compose(name, words) for name, words in WORDS.items()}
+
+
+@pytest.fixture
+def changed(composed):
+    """(entry, words) -> its config with some values changed, checked."""
+
+    def of(entry: str, words: list[str]):
+        cfg = composed[entry].copy()
+        for word in words:
+            override = OverridesParser.create().parse_override(*hydra_words([word]))
+            OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=True)
+        prepare(cfg)
+        return cfg
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("seed=abc", "seed=abc: a whole number is required"),
+        ("trainer.max_steps=2.5", "trainer.max_steps=2.5: a whole number is required"),
+        ("trainer.max_steps=-1", "trainer.max_steps=-1: a whole number >= 1"),
+        ("trainer.save_every=0", "trainer.save_every=0: a whole number >= 1"),
+        ("trainer.num_workers=-1", "trainer.num_workers=-1: a whole number >= 0"),
+        ("overwrite=yes", "overwrite=yes: true or false is required"),
+        ("data.num_train=many", "data.num_train=many: a whole number is required"),
+        ("data.scene.image_px=4.5", "data.scene.image_px=4.5: a whole number"),
+        ("data.scene.fill=[0.3,nan]", "data.scene.fill=[0.3, nan]: a list"),
+        ("views.scale=[0.1,b]", "views.scale=[0.1, 'b']: a list [...], each a finite number"),
+        ("optim.lr.start=inf", "optim.lr.start=inf: a finite number is required"),
+        ("optim.weight_decay=no", "optim.weight_decay=no: a finite number or a mapping for Sched"),
+        ("alarms.thresholds.term_dead=on", "alarms.thresholds.term_dead=on: a finite number or n"),
+        ("+trainer.max_step=3", "trainer.max_step: no such setting, did you mean max_steps"),
+        ("+data.train.nun=3", "data.train.nun: no such setting, did you mean num"),
+        ("machine.compile=1", "machine.compile=1: true or false"),
+        ("name=../x", "name='../x': the name of a folder below paths.run_root is required"),
+        ("name=/x", "name='/x': the name of a folder"),
+        ("name=", "name='': the name of a folder"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_named_with_what_is_required(changed, word, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011  the message is compared below
+        changed("pretrain", [word])
+    assert str(caught.value).startswith(message)
+
+
+def test_all_wrong_values_are_named_at_once(changed):
+    words = ["seed=abc", "trainer.max_steps=x", "eval_every=often", "num_labels=2.5"]
+    with pytest.raises(ValueError, match=r"max_steps=x.*seed=abc.*num_labels=2\.5.*eval_every=of"):
+        changed("finetune", words)
+
+
+def test_whole_numbers_may_be_written_as_powers_and_numbers_as_text(changed):
+    words = ["trainer.max_steps=1e1", "data.num_train=16.0", "machine.precision=32", "seed=-3"]
+    cfg = changed("pretrain", words)
+    assert repr(cfg.trainer.max_steps) == "10"
+    assert repr(cfg.data.train.num) == "16"
+    assert cfg.machine.precision == "32"
+    assert cfg.seed == -3
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("pretrain", ["method=mae", "data.root=x"]),
+        ("finetune", ["experiment=freihand_vits", "optim.lr=1e-3", "eval_every=null"]),
+        ("finetune", ["data=freihand_ho3d", "task.average=0.99", "augment=occluded"]),
+        ("eval", ["data=ho3d_v3", "checkpoint=[a,b]", "tta=rotations"]),
+        ("ablate", ["name=t", "table=objectives", "seeds=[0,7]", "rows=random"]),
+        ("label_efficiency", ["name=t", "inits=[random,mae]"]),
+        ("benchmark", ["suite=all"]),
+        ("synthesize", ["root=x", "format=ho3d_v2"]),
+        ("doctor", ["crops=x"]),
+    ],
+)
+def test_what_is_offered_is_accepted(entry, words):
+    compose(entry, words)
+
+
+def test_signatures_are_read_with_what_is_inherited():
+    hand = signature_of("handmim.hand.model.HandModel.from_file")
+    schedule = signature_of("handmim.engine.schedule.Schedule")
+    assert hand is not None
+    assert set(hand.parameters) == {"path", "left_shapedirs"}
+    assert schedule is not None
+    assert "warmup_steps" in schedule.parameters
+    assert signature_of("torch.optim.AdamW") is None

@@ -82,10 +82,9 @@ def targets(place: Workplace) -> dict[str, Target]:
     """Every kind of file, made by the project's own writers and entry points."""
     for kind, name in (("pretraining", "written"), ("fine-tuning", "tuned")):
         if not (place.run_dir(name) / LAST).is_file():
-            words = place.words(kind, name)
-            place.call([*words, "trainer.keep_every=1"])
-    if not (place.folder / "written.crops").is_file():
-        place.call(place.words("packing", "written"))
+            place.make([*place.words(kind, name), "trainer.keep_every=1"], name)
+    if not (place.folder / "packed.crops").is_file():
+        place.make(place.words("packing", "packed"), "packed")
     trained, tuned = place.run_dir("written"), place.run_dir("tuned")
     found = {
         LAST: Target(trained / LAST, load_checkpoint),
@@ -94,7 +93,7 @@ def targets(place: Workplace) -> dict[str, Target]:
         BACKBONE: Target(trained / BACKBONE, lambda path: read_vit(str(path)).weights),
         "scalars.jsonl": Target(trained / "scalars.jsonl", read_rows),
         "labels.txt": Target(tuned / "labels.txt", read_ids),
-        "packed crops": Target(place.folder / "written.crops", _crops),
+        "packed crops": Target(place.folder / "packed.crops", _crops),
     }
     made = place.folder / "made"
     stage = StageStore(made / "stages").get("probe", {"seed": 0}, lambda folder: {"error_mm": 3.25})

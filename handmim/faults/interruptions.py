@@ -39,9 +39,9 @@ class Reference:
         """Folder of the undisturbed run; its seconds are kept."""
         name = f"whole-{kind}"
         if kind not in self.seconds:
-            self.place.call(self.words(kind, name, 1, keeps=False))  # fills caches
-            self.place.forget(name)
-            self.seconds[kind] = self.place.call(self.words(kind, name, 1, keeps=False)).seconds
+            words = self.words(kind, name, 1, keeps=False)
+            self.place.make(words, name)  # fills caches
+            self.seconds[kind] = self.place.make(words, name).seconds
         return self.place.run_dir(name)
 
 

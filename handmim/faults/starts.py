@@ -12,7 +12,7 @@ KINDS = ("pretraining", "fine-tuning", "evaluation", "packing", "rendering")
 def prepare_base(place: Workplace) -> None:
     """Fine-tune the run "base" that evaluations read, unless it is there."""
     if not (place.run_dir("base") / "last.pt").is_file():
-        place.call(place.words("fine-tuning", "base"))
+        place.make(place.words("fine-tuning", "base"), "base")
 
 
 def starts(place: Workplace, num: int, report: Callable[[Result], None]) -> None:

@@ -1,5 +1,6 @@
 """A folder with tiny data, and the commands of a user that train, score, pack and render on it."""
 
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -88,13 +89,15 @@ class Workplace:
     def start(self, words: list[str]) -> Child:
         """Start a command as a child with a mark of its own."""
         self.num_children += 1
-        return Child(words, self.folder, f"{self.folder.name}-{self.num_children:04d}")
+        mark = f"{self.folder.name}-{os.getpid()}-{self.num_children:04d}"
+        return Child(words, self.folder, mark)
 
-    def call(self, words: list[str]) -> Child:
-        """Run a command that has to succeed.
+    def make(self, words: list[str], name: str) -> Child:
+        """Run a command that has to succeed, in place of what stands under its name.
 
         Raises: RuntimeError with the end of its output.
         """
+        self.forget(name)
         child = self.start(words)
         code = child.wait(self.limit_s)
         if code != 0:

@@ -6,7 +6,7 @@ import time
 import traceback
 from typing import Any, Protocol
 
-from handmim.ablation.files import json_text
+from handmim.ablation.files import record_text
 from handmim.ablation.plan import CELL, ERROR, Cell
 from handmim.ablation.store import code_state, figures_of, locked
 from handmim.utils.files import write_atomic
@@ -50,7 +50,7 @@ def run_cell(cell: Cell, runs: Runs, overwrite: bool = False) -> dict[str, Any]:
             write_atomic(error, traceback.format_exc())
             raise
         content = content_of(cell, records, code)
-        write_atomic(cell.folder / CELL, json_text(content))
+        write_atomic(cell.folder / CELL, record_text(content))
     return content
 
 

@@ -4,11 +4,15 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from handmim.utils import json_files
 from handmim.utils.config import flatten
+
+SHA256 = "sha256"  # of a record's other fields
 
 
 def json_text(plain: Any) -> str:
@@ -17,8 +21,39 @@ def json_text(plain: Any) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Content of a JSON file; NaN and infinities, which other readers refuse, are None."""
-    return json.loads(path.read_text(), parse_constant=lambda word: None)
+    """Content of a JSON file; NaN and infinities, which other readers refuse, are None.
+
+    Raises: FileNotFoundError; ValueError naming the file.
+    """
+    return _finite(json_files.read_json(path))
+
+
+def record_text(record: Mapping[str, Any]) -> str:
+    """A record as `json_text`, with the SHA-256 of its content."""
+    return json_text({**record, SHA256: _sha256(_finite(record))})
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record of `record_text`; one without a SHA-256 is taken as it is.
+
+    Raises: FileNotFoundError; ValueError for anything else than an object, or another content than
+        was written.
+    """
+    advice = "delete the file, and what it records runs again"
+    try:
+        record = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}: {advice}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} holds a {type(record).__name__}, not an object: {advice}")
+    written = record.pop(SHA256, None)
+    if written is not None and written != _sha256(record):
+        raise ValueError(f"{path} has another content than was written to it: {advice}")
+    return record
+
+
+def _sha256(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _finite(node: Any) -> Any:

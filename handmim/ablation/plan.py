@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from handmim.ablation.files import read_json
+from handmim.ablation.files import read_record
 from handmim.ablation.overrides import PROBED, decides, decisive, digest
 from handmim.ablation.store import StageStore, figures_of
 from handmim.ablation.table import Row, Table, fraction_name
@@ -55,7 +55,7 @@ class Cell:
     def read(self) -> dict[str, Any] | None:
         """The finished cell as written, whatever it was made for; None before."""
         path = self.folder / CELL
-        return read_json(path) if path.is_file() else None
+        return read_record(path) if path.is_file() else None
 
     def differences(self) -> list[str]:
         """What a finished cell was made with and is no longer asked for, and the reverse.

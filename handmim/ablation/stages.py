@@ -18,10 +18,10 @@ from handmim.models.initial_weights import load_initial
 from handmim.pipelines.finetune import finetune
 from handmim.pipelines.pretrain import BACKBONE, pretrain
 from handmim.pipelines.start import start_run
-from handmim.reports.html import read_scalars
 from handmim.tasks.pretrain import HandMimTask
 from handmim.utils.build import build
 from handmim.utils.config import drop_unbuilt, flatten
+from handmim.utils.rows import read_rows
 from handmim.utils.seed import seed_everything
 
 POINTS = "points"  # a feature of probes: what the keypoint head finds
@@ -108,7 +108,7 @@ class Stages:
         def work(folder: Path) -> dict[str, float]:
             made = pretrain(self._config("pretrain", words, seed, folder))
             _check_whole(made.result, folder)
-            last = read_scalars(folder / "scalars.jsonl")[-1:]
+            last = read_rows(folder / "scalars.jsonl")[-1:]
             return {k: v for row in last for k, v in row.items() if _is_figure(k)}
 
         return self.store.get("pretrain", definition, work)

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from handmim.ablation.files import content_sha, files_named, json_text, read_json
+from handmim.ablation.files import content_sha, files_named, read_record, record_text
 from handmim.ablation.overrides import digest
 from handmim.utils.files import replaced_folder, write_atomic
 from handmim.utils.git import git_state
@@ -63,7 +63,7 @@ class StageStore:
             that is no longer there has not changed; a stage without `inputs` counts as it is.
         """
         path = self.root / name / STAGE
-        record = read_json(path) if path.is_file() else None
+        record = read_record(path) if path.is_file() else None
         return record if record is not None and self._is_current(record.get("inputs")) else None
 
     def get(
@@ -104,7 +104,7 @@ class StageStore:
                 **code,
                 "definition": definition,
             }
-            write_atomic(folder / STAGE, json_text(record))
+            write_atomic(folder / STAGE, record_text(record))
             shutil.rmtree(replaced_folder(folder), ignore_errors=True)
             return record
 
@@ -148,7 +148,7 @@ def _torch_threads() -> int:
 def _begun(folder: Path) -> dict[str, Any]:
     """What earlier attempts at a stage left: seconds, commits, inputs; empty before the first."""
     path = folder / CLOCK
-    return read_json(path) if path.is_file() else {}
+    return read_record(path) if path.is_file() else {}
 
 
 def _put_aside(folder: Path) -> None:
@@ -178,8 +178,8 @@ def _attempt(
             "inputs": inputs,
         }
 
-    write_atomic(folder / CLOCK, json_text(now()))
+    write_atomic(folder / CLOCK, record_text(now()))
     try:
         yield now
     finally:
-        write_atomic(folder / CLOCK, json_text(now()))
+        write_atomic(folder / CLOCK, record_text(now()))

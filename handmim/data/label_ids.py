@@ -17,7 +17,8 @@ from handmim.utils.files import write_atomic
 
 COMMENT = "#"
 SHOWN = 5  # ids in a message
-SHA = re.compile(r"^# sha256 [^:]*: ([0-9a-f]{64})$", re.MULTILINE)
+MAX_BYTES = 1 << 26  # some millions of ids
+SHA = re.compile(r"^# sha256 [^:\n]*: ([0-9a-f]{64})$", re.MULTILINE)
 
 
 def id_of(dataset: Dataset[HandSample], index: int) -> str:
@@ -80,7 +81,15 @@ def read_ids(path: str | Path) -> list[str]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file of label ids at {path} (label_ids=FILE)")
-    text = Path(path).read_text()
+    size = Path(path).stat().st_size
+    if size > MAX_BYTES:
+        raise ValueError(
+            f"{path} has {size} bytes, at most {MAX_BYTES} of label ids are read (label_ids=FILE)"
+        )
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text of label ids: {error} (label_ids=FILE)") from error
     lines = [line.strip() for line in text.splitlines()]
     ids = [line for line in lines if line and not line.startswith(COMMENT)]
     if not ids or len(set(ids)) < len(ids):

@@ -1,6 +1,5 @@
 """Which hand model labels were made with; using another one is refused."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from handmim.data.layouts import FACTS, PARTS
 from handmim.hand.arrays import HandArrays
 from handmim.hand.model import HandLayer
+from handmim.utils.json_files import read_object
 
 # FreiHAND's own vertices are up to 6 mm off its MANO vectors; another hand model is off by
 # centimetres.
@@ -18,9 +18,12 @@ LARGEST_RESIDUAL_M = 0.012
 
 
 def read_facts(root: Path) -> dict[str, Any] | None:
-    """What a rendered dataset says of itself; None for any other."""
+    """What a rendered dataset says of itself; None for any other.
+
+    Raises: ValueError for a damaged file.
+    """
     path = root / FACTS
-    return json.loads(path.read_text()) if path.is_file() else None
+    return read_object(path, needs=("hand", "hand_sha256")) if path.is_file() else None
 
 
 def check_made_with(root: Path, arrays: HandArrays) -> None:

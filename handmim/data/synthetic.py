@@ -16,7 +16,7 @@ from handmim.data.fingerprint import digest_of
 from handmim.data.samples import hand_sample
 from handmim.hand.arrays import load_hand_arrays
 from handmim.hand.conventions import project_px
-from handmim.render.cache import FIELDS, render_split
+from handmim.render.cache import open_split, render_split
 from handmim.render.scene import RENDERER_VERSION, SceneSettings
 
 
@@ -71,15 +71,21 @@ class SyntheticHands(Dataset[HandSample]):
             folder = base / f"{split}-{num}"
             render_split(folder, Path(hand_path), settings, seed, split, num, num_workers)
         self.folder = folder
+        self.image_px = settings.image_px
+        open_split(folder, self.image_px, num)  # a damaged cache ends here, not in mid-run
         self.source = f"{base.name}, part {split}, the first {num}"
         self._maps: dict[str, NDArray[Any]] = {}
 
     @staticmethod
     def _find(base: Path, split: str, num: int) -> Path | None:
         """The smallest cache that holds at least `num` pictures."""
-        have = [p for p in base.glob(f"{split}-*") if (p / "meta.json").is_file()]
-        enough = [p for p in have if int(p.name.split("-")[1]) >= num]
-        return min(enough, key=lambda p: int(p.name.split("-")[1]), default=None)
+        sizes = {
+            path: int(path.name.removeprefix(f"{split}-"))
+            for path in base.glob(f"{split}-*")
+            if path.name.removeprefix(f"{split}-").isdecimal() and (path / "meta.json").is_file()
+        }
+        enough = [path for path, size in sizes.items() if size >= num]
+        return min(enough, key=lambda path: sizes[path], default=None)
 
     def label_id(self, index: int) -> str:
         """Part and number of a picture."""
@@ -100,8 +106,7 @@ class SyntheticHands(Dataset[HandSample]):
         if not 0 <= index < self.num:
             raise IndexError(f"index {index} of {self.num} pictures")
         if not self._maps:
-            names = ("image", *FIELDS)
-            self._maps = {n: np.load(self.folder / f"{n}.npy", mmap_mode="r") for n in names}
+            self._maps = open_split(self.folder, self.image_px, self.num)
         m = {name: np.array(values[index]) for name, values in self._maps.items()}
         return hand_sample(
             m["image"],

@@ -1,7 +1,6 @@
 """Scalars and pictures of a run: TensorBoard, one JSON line per logged step, PNG files,
 progress."""
 
-import json
 import logging
 import sys
 import time
@@ -17,20 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from handmim.utils.files import write_atomic
 from handmim.utils.ranks import objects_of_ranks
+from handmim.utils.rows import read_rows, row_line
 
 log = logging.getLogger(__name__)
-
-
-def read_rows(path: Path) -> list[dict[str, float]]:
-    """Rows of a scalars.jsonl; a torn last line, left by a kill, is dropped."""
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            log.warning("%s: dropped a torn line", path)
-    return rows
 
 
 class RunLog:
@@ -49,7 +39,7 @@ class RunLog:
         self.path = folder / "scalars.jsonl"
         if self.path.is_file():
             kept = [row for row in read_rows(self.path) if row["step"] <= first_step and first_step]
-            self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            write_atomic(self.path, "".join(row_line(row) for row in kept))
         purge = first_step + 1 if first_step else None
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
@@ -60,7 +50,7 @@ class RunLog:
         for name, value in values.items():
             self._tensorboard.add_scalar(name, value, step)
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            file.write(row_line({"step": step, **values}))
 
     def pictures(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
         """Log [H, W, 3] RGB pictures and keep them as PNG files."""

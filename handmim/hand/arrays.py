@@ -217,8 +217,12 @@ def load_hand_arrays(path: str | Path, *, left_shapedirs: str = "auto") -> HandA
     raw = read_mano(path)
     _check(raw, path.name)
     tip_ids = raw.get("tip_ids", np.asarray(FINGERTIP_VERTS["smplx"]))
-    if tip_ids.shape != (5,) or not all(0 <= int(i) < NUM_VERTS for i in tip_ids):
-        raise ValueError(f"{path.name}: tip_ids are {tip_ids.tolist()} (hand.path)")
+    is_whole = tip_ids.shape == (5,) and tip_ids.dtype.kind in "iu"
+    if not is_whole or not all(0 <= int(i) < NUM_VERTS for i in tip_ids):
+        raise ValueError(
+            f"{path.name}: tip_ids are {tip_ids.ravel()[:5].tolist()}, wanted five "
+            "vertices (hand.path)"
+        )
     known = {*SHAPES, "tip_ids", "repairs"}
     arrays = HandArrays(
         **{key: raw[key].astype(np.float64) for key in _FLOATS},
@@ -227,7 +231,7 @@ def load_hand_arrays(path: str | Path, *, left_shapedirs: str = "auto") -> HandA
         tip_ids=tuple(int(i) for i in tip_ids),
         name=path.stem,
         file_sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        repairs=tuple(str(r) for r in raw.get("repairs", ())),
+        repairs=tuple(str(r) for r in np.ravel(raw.get("repairs", []))),
         extras={k: v for k, v in raw.items() if k not in known},
     )
     if arrays.side == "right":

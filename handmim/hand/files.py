@@ -1,5 +1,6 @@
 """MANO's files: its own pickle read without chumpy and scipy, and our npz of the same arrays."""
 
+import lzma
 import os
 import zipfile
 import zlib
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from handmim.utils.arrays import BAD_HEADER
 from handmim.utils.unpickle import Record, UnsafePickleError, load_pickle
 
 if TYPE_CHECKING:
@@ -27,6 +29,13 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "hands_mean": (45,),
     "hands_components": (45, 45),
 }
+# A model of 778 vertices in float64 has some 6 MB in a dozen arrays, further arrays are kept.
+MAX_NPZ_BYTES, MAX_NPZ_ARRAYS = 1 << 28, 1000
+BAD_NODE = (ValueError, KeyError, TypeError, IndexError, OverflowError, MemoryError)
+BAD_NPZ = (
+    *BAD_HEADER, KeyError, OverflowError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+    RuntimeError,  # encrypted, or packed by an unknown method
+)  # fmt: skip
 NO_PARENT = 2**32 - 1  # how MANO writes the root's parent
 _MAX_SIZE = (
     10_000_000  # entries of a sparse matrix or a selection; MANO's largest array has 315 090
@@ -125,7 +134,7 @@ def _read_pickle(path: Path) -> dict[str, NDArray[Any]]:
         if key in raw:
             try:
                 arrays[key] = _value(raw[key])
-            except (ValueError, KeyError, TypeError, IndexError) as error:
+            except BAD_NODE as error:
                 raise ValueError(f"{path}: {key} holds {error} (hand.path)") from error
     return arrays
 
@@ -134,11 +143,17 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with path.open("rb") as stream:
             file = np.load(stream, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
+            if not isinstance(file, np.lib.npyio.NpzFile) or file.zip is None:
                 raise ValueError("one array instead of an archive of arrays")
             with file:
+                sizes = [member.file_size for member in file.zip.infolist()]
+                if sum(sizes) > MAX_NPZ_BYTES or len(sizes) > MAX_NPZ_ARRAYS:
+                    raise ValueError(
+                        f"{len(sizes)} arrays of {sum(sizes)} bytes; at most {MAX_NPZ_ARRAYS} of "
+                        f"{MAX_NPZ_BYTES} are read"
+                    )
                 return {key: file[key] for key in file.files}
-    except (ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except BAD_NPZ as error:
         raise ValueError(
             f"{path} is damaged or not an npz of plain arrays ({error}) (hand.path)"
         ) from error

@@ -13,9 +13,9 @@ from handmim.engine.watchdog import Watchdog
 from handmim.models.initial_weights import load_initial
 from handmim.pipelines.labels import check_choice, choose_labels
 from handmim.pipelines.start import compile_backbones, start_run
-from handmim.reports.html import read_scalars
 from handmim.tasks.evaluate import EvalHook, check_hands
 from handmim.utils.build import build
+from handmim.utils.rows import read_rows
 
 BACKBONE = "backbone.safetensors"
 
@@ -91,13 +91,13 @@ def finetune(cfg: DictConfig) -> Finetuned:
 
 def last_validation(run_dir: Path) -> dict[str, float]:
     """Figures of the last validation that a run logged, without their `val/`; none gives none."""
-    rows = [row for row in read_scalars(run_dir / "scalars.jsonl") if _figures(row)]
+    rows = [row for row in read_rows(run_dir / "scalars.jsonl") if _figures(row)]
     return _figures(rows[-1]) if rows else {}
 
 
 def validation_at(run_dir: Path, step: int) -> dict[str, float]:
     """Figures of the validation that a run logged after so many steps, without their `val/`."""
-    rows = [row for row in read_scalars(run_dir / "scalars.jsonl") if row["step"] == step]
+    rows = [row for row in read_rows(run_dir / "scalars.jsonl") if row["step"] == step]
     return {name: value for row in rows for name, value in _figures(row).items()}
 
 

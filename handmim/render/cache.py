@@ -16,10 +16,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from handmim.hand.arrays import load_hand_arrays, resolve_hand_path
 from handmim.render.scene import POSE_BLOCK, RENDERER_VERSION, SceneRenderer, SceneSettings
 from handmim.render.workers import JOB, LoggedProgress, cores, end_with_parent, run_workers
+from handmim.utils.arrays import open_array
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +34,24 @@ FIELDS: dict[str, tuple[tuple[int, ...], str]] = {
     "transl_m": ((3,), "float32"),
 }
 TAKEN, DONE = ".taken-", ".done-"
+
+
+def open_split(folder: Path, image_px: int, num: int) -> dict[str, NDArray[Any]]:
+    """Memory maps of a rendered split by field, each [at least num, ...].
+
+    Raises: ValueError naming the array that is missing, empty, cut off or of another shape.
+    """
+    wanted = {"image": ((image_px, image_px, 3), "uint8"), **FIELDS}
+    try:
+        maps = {n: open_array(folder / f"{n}.npy", *wanted[n]) for n in wanted}
+        short = {name: len(array) for name, array in maps.items() if len(array) < num}
+        if short:
+            raise ValueError(f"{folder} has fewer than {num} entries: {short}")
+    except (ValueError, FileNotFoundError) as error:
+        raise ValueError(
+            f"{error}; delete {folder} and it is rendered anew (data.cache_dir)"
+        ) from error
+    return dict(maps)
 
 
 def _take(folder: Path, start: int) -> bool:

@@ -2,7 +2,6 @@
 
 import base64
 import html
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,13 +22,6 @@ figcaption { color: #59626d; font-size: .92em } .curves { display: flex; flex-wr
 code { background: #f2f4f7; padding: .1em .3em } .note { background: #fff8e6; padding: .7em 1em;
 border-left: 3px solid #d9a400 }
 """
-
-
-def read_scalars(path: Path) -> list[dict[str, float]]:
-    """The rows of a run's scalars.jsonl; a missing file gives none."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
 
 
 def series(rows: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from handmim.reports.html import curves, figure, page, read_scalars, series, table
+from handmim.reports.html import curves, figure, page, series, table
 from handmim.utils.files import write_atomic
+from handmim.utils.rows import read_rows
 
 COLUMNS = (
     ("mpjpe_mm", "MPJPE mm"),
@@ -72,10 +73,9 @@ def write_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
             texts.append(f"{row[key]:.{digits}f}")
         cells.append(texts)
     best = min(range(len(rows)), key=lambda i: rows[i]["mpjpe_mm"])
-    pre = read_scalars(folder / "pretrain" / "scalars.jsonl")
+    pre = read_rows(folder / "pretrain" / "scalars.jsonl")
     tuned = {
-        LABELS[name]: read_scalars(folder / name / "scalars.jsonl")
-        for name in ("scratch", "handmim")
+        LABELS[name]: read_rows(folder / name / "scalars.jsonl") for name in ("scratch", "handmim")
     }
 
     def both(key: str) -> dict[str, list[tuple[float, float]]]:

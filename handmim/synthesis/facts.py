@@ -16,6 +16,7 @@ from handmim.synthesis.folder import FolderLayout
 from handmim.synthesis.freihand import FreiHandLayout
 from handmim.synthesis.ho3d import Ho3dV2Layout, Ho3dV3Layout
 from handmim.synthesis.layout import Layout, write_text
+from handmim.utils.json_files import read_object
 
 log = logging.getLogger(__name__)
 
@@ -96,9 +97,11 @@ def own_files(order: Order) -> Iterator[str]:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where there is no file."""
-    found: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
-    return found
+    """A JSON object, or None where there is no file.
+
+    Raises: ValueError for a damaged file.
+    """
+    return read_object(path) if path.is_file() else None
 
 
 def claim(root: Path, facts: Mapping[str, Any], overwrite: bool) -> bool:

@@ -2,7 +2,7 @@
 
 import gc
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,23 @@ def read_json(path: str | Path, *, max_mb: float = MAX_MB, option: str = "") -> 
     if size_mb > max_mb:
         raise ValueError(f"{path} has {size_mb:.0f} MB, the bound is {max_mb:g} MB{where}")
     return parse_json(path.read_bytes(), f"{path}{where}")
+
+
+def read_object(path: str | Path, *, needs: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Args:
+        path: the file.
+        needs: keys that must be there.
+    Raises: as `read_json`; ValueError for anything else than an object with these keys.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, an object is required")
+    missing = [key for key in needs if key not in content]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}")
+    return content
 
 
 def parse_json(raw: bytes, name: str) -> Any:

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import multiprocessing
@@ -5,6 +6,7 @@ import time
 
 import pytest
 
+from handmim.ablation.files import read_record, record_text
 from handmim.ablation.store import StageStore, code_state
 
 
@@ -173,3 +175,28 @@ def test_figures_that_are_no_numbers_are_null(tmp_path):
     assert json.loads(text)["figures"] == {"a": None, "b": None, "c": 1.0}
     (tmp_path / record["folder"] / "stage.json").write_text('{"figures": {"a": NaN}}')
     assert store.finished(record["folder"]) == {"figures": {"a": None}}
+
+
+def test_no_changed_byte_of_a_record_changes_its_content(tmp_path):
+    path = tmp_path / "stage.json"
+    record = {"figures": {"a": math.nan, "b": 0.1}, "folder": "x", "commits": [1]}
+    path.write_text(record_text(record))
+    whole, same = path.read_bytes(), record | {"figures": {"a": None, "b": 0.1}}
+    assert read_record(path) == same
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 2]) + whole[place + 1 :])
+        with contextlib.suppress(ValueError):
+            record = read_record(path)  # the name of the digest itself may have changed
+            assert {key: record[key] for key in same} == same, place
+
+
+@pytest.mark.parametrize("content", ["", '{"figures": {"a"', "[1]", "null", "[" * 10_000, "\0"])
+def test_a_damaged_record_is_named_with_what_to_do(tmp_path, content):
+    store = StageStore(tmp_path)
+    record = store.get("probe", {}, lambda folder: {"a": 1.0})
+    path = tmp_path / record["folder"] / "stage.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"stage\.json .*: delete the file, and what it records"):
+        store.get("probe", {}, lambda folder: {"a": 2.0})
+    path.unlink()
+    assert store.get("probe", {}, lambda folder: {"a": 2.0})["figures"] == {"a": 2.0}

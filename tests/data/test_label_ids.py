@@ -101,3 +101,27 @@ def test_a_file_is_believed_only_as_it_was_written(tmp_path):
         FileNotFoundError, match=r"no file of label ids at .*nope \(label_ids=FILE\)"
     ):
         read_ids(tmp_path / "nope")
+
+
+def test_files_that_hold_no_ids_are_refused_by_name(tmp_path):
+    path = tmp_path / "ids.txt"
+    path.write_bytes(b"\x93NUMPY\xff\xfe")
+    with pytest.raises(ValueError, match=r"ids\.txt is no text of label ids.*label_ids=FILE"):
+        read_ids(path)
+    with path.open("wb") as file:
+        file.truncate(10**11)
+    with pytest.raises(ValueError, match=r"ids\.txt has 100000000000 bytes, at most 67108864"):
+        read_ids(path)
+
+
+def test_comments_without_end_are_searched_once(tmp_path):
+    """Each would be searched to the end of the file: a minute for a megabyte."""
+    path = tmp_path / "ids.txt"
+    path.write_text("# sha256 \n" * 200_000 + "7\n")
+    assert read_ids(path) == ["7"]
+
+
+def test_a_byte_order_mark_is_no_part_of_an_id(tmp_path):
+    path = tmp_path / "ids.txt"
+    path.write_text("7\n9\n", encoding="utf-8-sig")
+    assert read_ids(path) == ["7", "9"]

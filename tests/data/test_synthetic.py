@@ -173,3 +173,32 @@ def test_batches_and_nested_label_subsets(make):
     assert label_subset(data, None, 0) is data
     with pytest.raises(ValueError, match="num_labels"):
         label_subset(data, 7, 0)
+
+
+@pytest.mark.parametrize("name", ["image", "verts_cam_m"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(b""), "is empty"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "is cut off"),
+        (lambda path: path.write_bytes(bytes(5000)), "no header of a .npy file"),
+        (lambda path: np.save(path, np.zeros((6, 2))), "holds shape"),
+        (lambda path: np.save(path, np.load(path)[:2]), "has fewer than 6 entries"),
+        (lambda path: path.unlink(), "No such file"),
+    ],
+)
+def test_a_damaged_cache_is_refused_with_the_folder_to_delete(make, name, damage, message):
+    folder = make().folder
+    damage(folder / f"{name}.npy")
+    with pytest.raises(ValueError, match=rf"{name}.*{message}|{message}.*{name}") as caught:
+        make()
+    assert f"delete {folder} and it is rendered anew (data.cache_dir)" in str(caught.value)
+    shutil.rmtree(folder)
+    assert make().folder == folder
+
+
+def test_folders_beside_a_cache_that_are_none_are_passed_over(make):
+    folder = make().folder
+    for name in ("train-9.bak", "train-", "train-12 copy"):
+        shutil.copytree(folder, folder.with_name(name))
+    assert make().folder == folder

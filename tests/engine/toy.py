@@ -1,6 +1,5 @@
 """A task of one layer, to be trained in no time."""
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from handmim.contracts import StepInfo, StepResult
 from handmim.engine.loop import Trainer
 from handmim.engine.optim import OptimRecipe
 from handmim.engine.schedule import Schedule
+from handmim.utils.rows import read_rows
 from handmim.utils.run import Run
 
 
@@ -98,5 +98,5 @@ def fit(
 
 
 def rows(folder: Path) -> list[dict]:
-    found = [json.loads(line) for line in (folder / "scalars.jsonl").read_text().splitlines()]
+    found = read_rows(folder / "scalars.jsonl")
     return [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in found]

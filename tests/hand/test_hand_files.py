@@ -1,6 +1,7 @@
 import io
 import pickle
 import sys
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -394,3 +395,53 @@ def test_pickles_of_other_things_are_refused(tmp_path, place):
     dump({"v_template": "text"}, path)
     with pytest.raises(ValueError, match="v_template holds str where an array"):
         load_hand_arrays(path)
+
+
+def archived(path, **members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(f"{name}.npy", content)
+    return path
+
+
+def claiming(shape) -> bytes:
+    """A .npy whose header claims a shape, with sixteen bytes of content."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros(2))
+    raw = buffer.getvalue()
+    text = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117)
+    return raw[:10] + text + b"\n" + raw[-16:]
+
+
+@pytest.mark.parametrize("shape", [(10**12,), (2**62, 4), (2**64,), (-1,), "((" * 20])
+def test_headers_of_an_npz_that_claim_more_than_it_holds_are_refused(tmp_path, shape):
+    path = archived(tmp_path / "hand.npz", v_template=claiming(shape))
+    with pytest.raises(ValueError, match=r"hand\.npz is damaged or not an npz .*hand\.path"):
+        read_mano(path)
+
+
+def test_an_npz_that_unpacks_to_gigabytes_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "hand.npz"
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("f.npy", "w", force_zip64=True) as member,
+    ):
+        for _ in range(300):
+            member.write(bytes(1_000_000))
+    assert path.stat().st_size < 2_000_000
+    with pytest.raises(ValueError, match=r"hand\.npz .*1 arrays of 300000000 bytes; at most 1000 "):
+        read_mano(path)
+
+
+@pytest.mark.parametrize("tips", [np.zeros(5), np.array(["a"] * 5), np.zeros((5, 9), int)])
+def test_tip_ids_are_five_integers(tmp_path, hand_arrays, tips):
+    save_npz(tmp_path / "hand.npz", replace(hand_arrays, tip_ids=tips))
+    with pytest.raises(ValueError, match=r"hand\.npz: tip_ids are .* wanted five vertices"):
+        load_hand_arrays(tmp_path / "hand.npz")
+
+
+def test_an_endless_shape_of_a_sparse_matrix_is_named(tmp_path):
+    far = Foreign("scipy.sparse.csc", "csc_matrix", {"_shape": (float("inf"), 1.0)})
+    dump({"J_regressor": far}, tmp_path / "hand.pkl")
+    with pytest.raises(ValueError, match=r"hand\.pkl: J_regressor holds .*infinity"):
+        read_mano(tmp_path / "hand.pkl")

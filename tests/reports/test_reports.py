@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from handmim.reports.html import curve, figure, page, read_scalars, series, table
+from handmim.reports.html import curve, figure, page, series, table
 from handmim.reports.quickstart import latest, write_report
 
 
@@ -126,7 +126,6 @@ def test_the_report_has_every_part(tmp_path):
     assert ">class token tells contours<" in text
     assert ">x<" in text
     assert "18.00" in text
-    assert read_scalars(tmp_path / "nothing.jsonl") == []
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])

@@ -1,9 +1,10 @@
 """The entry points as a user calls them, on tiny rendered sets: one process each, real files."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
+
+from handmim.utils.rows import read_rows
 
 REPO = Path(__file__).parents[2]
 METRICS = {
@@ -42,4 +43,4 @@ def call(folder: Path, script: str, *words: str, fails: bool = False) -> str:
 
 
 def scalars(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "scalars.jsonl").read_text().splitlines()]
+    return read_rows(run / "scalars.jsonl")

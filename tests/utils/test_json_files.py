@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from handmim.utils.json_files import read_json
+from handmim.utils.json_files import read_json, read_object
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,14 @@ def test_numbers_of_endless_digits_are_refused_by_name(tmp_path):
     (tmp_path / "x.json").write_text("[" + "9" * 100_000 + "]")
     with pytest.raises(ValueError, match=r"x\.json is no JSON of numbers: .*digits"):
         read_json(tmp_path / "x.json")
+
+
+def test_objects_are_required_with_their_keys(tmp_path):
+    path = tmp_path / "facts.json"
+    path.write_text('{"a": 1}')
+    assert read_object(path, needs=["a"]) == {"a": 1}
+    with pytest.raises(ValueError, match=r"facts\.json lacks b, c"):
+        read_object(path, needs=["a", "b", "c"])
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match=r"facts\.json holds a list, an object is required"):
+        read_object(path)

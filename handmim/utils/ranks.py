@@ -92,7 +92,7 @@ def objects_of_ranks(item: Any) -> list[Any]:
     return items
 
 
-def silent_ranks(words: str, wait_s: float) -> dict[int, str | None]:
+def words_of_ranks(words: str, wait_s: float) -> dict[int, str | None]:
     """What the other processes say when all of them are asked because one does not go on.
 
     Every process that notices has to ask, about then. A stopped or dead process says nothing.

@@ -24,7 +24,7 @@ from handmim.data.synthetic import SyntheticHands
 from handmim.engine.checkpoint import load_checkpoint
 from handmim.faults.results import Result
 from handmim.faults.workplace import BACKBONE, LAST, Workplace
-from handmim.models.weight_files import read_vit
+from  import read_vit
 from handmim.utils.rows import read_rows
 
 SCENE = {"image_px": 32, "background": "studio", "objects": 0.0, "occluders": 0.0}

@@ -24,7 +24,7 @@ from handmim.data.synthetic import SyntheticHands
 from handmim.engine.checkpoint import load_checkpoint
 from handmim.faults.results import Result
 from handmim.faults.workplace import BACKBONE, LAST, Workplace
-from  import read_vit
+from handmim.models.weight_files import read_weights
 from handmim.utils.rows import read_rows
 
 SCENE = {"image_px": 32, "background": "studio", "objects": 0.0, "occluders": 0.0}
@@ -90,7 +90,7 @@ def targets(place: Workplace) -> dict[str, Target]:
         LAST: Target(trained / LAST, load_checkpoint),
         "best.pt": Target(tuned / "best.pt", load_checkpoint),
         "step_*.pt": Target(min(trained.glob("step_*.pt")), load_checkpoint),
-        BACKBONE: Target(trained / BACKBONE, lambda path: read_vit(str(path)).weights),
+        BACKBONE: Target(trained / BACKBONE, lambda path: read_weights(str(path)).tensors),
         "scalars.jsonl": Target(trained / "scalars.jsonl", read_rows),
         "labels.txt": Target(tuned / "labels.txt", read_ids),
         "packed crops": Target(place.folder / "packed.crops", _crops),

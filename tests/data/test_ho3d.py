@@ -3,7 +3,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from handmim.data.decode import UnreadableImage
 
 from handmim.data.ho3d import Ho3d, read_frames, split_takes
 from handmim.data.label_ids import label_ids
@@ -13,6 +12,7 @@ from handmim.data.truth import read_truth
 from handmim.geometry.camera import project, px_from_ndc
 from handmim.hand.rules import JointRules
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D, joint_order
+from handmim.images.decode import UnreadableImage
 from handmim.synthesis.python2_pickle import dump
 from handmim.utils.unpickle import load_pickle
 

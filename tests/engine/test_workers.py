@@ -13,16 +13,9 @@ from handmim.contracts import UnreadableSample
 from handmim.engine.workers import HELD_BACK, WorkerDiedError
 from tests.engine.faulty import Faulty, feed
 from tests.engine.toy import DATA
+from tests.processes import is_running
 
 REPO = Path(__file__).parents[2]
-
-
-def is_there(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_workers_start_after_opencv_was_used_and_end_with_a_killed_parent():
@@ -30,15 +23,15 @@ def test_workers_start_after_opencv_was_used_and_end_with_a_killed_parent():
     free = {k: v for k, v in os.environ.items() if "THREADS" not in k}
     env = free | {"PYTHONPATH": str(REPO)}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as parent:
-        late = threading.Timer(60, parent.kill)  # where the workers hang
+        late = threading.Timer(240, parent.kill)  # where the workers hang
         late.start()
         assert parent.stdout is not None
         pids = [int(word) for word in parent.stdout.readline().split()]
         parent.kill()
         late.cancel()
     assert len(pids) == 2
-    until = time.monotonic() + 10
-    while any(is_there(pid) for pid in pids):
+    until = time.monotonic() + 60
+    while any(is_running(pid) for pid in pids):
         assert time.monotonic() < until, "workers outlive their parent"
         time.sleep(0.05)
 

@@ -16,9 +16,8 @@ SECTIONS = {
     "hand": ("handmim.hand.model.", "handmim.hand.adapters."),
     "augment": ("handmim.data.augment.", "handmim.data.colour.", "handmim.data.occlusion."),
 }
-Kinds = type | tuple[type, ...]
 # What rebuilding a model reads, beside what each part checks of its own arguments.
-OF_MODELS: dict[str, Kinds] = {
+OF_MODELS: dict[str, type] = {
     "step": int,
     "meta": dict,
     "task": dict,
@@ -36,7 +35,7 @@ OF_MODELS: dict[str, Kinds] = {
     "config.augment.img_px": int,
     "config.augment.scale": list,
 }
-OF_RUNS: dict[str, Kinds] = {"config.name": str, "config.seed": int, "config.data": dict}
+OF_RUNS: dict[str, type] = {"config.name": str, "config.seed": int, "config.data": dict}
 MAX_DEPTH, MAX_LEAVES = 32, 100_000
 MAX_SETTING = 4096  # sides in pixels, widths and counts, where no tensor of the file is larger
 SIZED = ("backbone", "head", "augment")
@@ -63,7 +62,7 @@ def check_saved(saved: Mapping[str, Any], path: Any) -> None:
     _check_sizes(saved, path)
 
 
-def require(saved: Mapping[str, Any], wanted: Mapping[str, Kinds], path: Any) -> None:
+def require(saved: Mapping[str, Any], wanted: Mapping[str, type], path: Any) -> None:
     """Refuse a checkpoint that lacks an entry, or has another kind of value there.
 
     Args:
@@ -81,7 +80,9 @@ def require(saved: Mapping[str, Any], wanted: Mapping[str, Kinds], path: Any) ->
                 )
             node = node[key]
         if not isinstance(node, kind) or isinstance(node, bool):
-            raise ValueError(f"{path} holds {str(node)[:60]!r} at {name}, {kind} is required")
+            raise ValueError(
+                f"{path} holds {str(node)[:60]!r} at {name}, {kind.__name__} is required"
+            )
 
 
 def check_targets(config: Any, path: Any = "the checkpoint") -> None:

@@ -187,7 +187,7 @@ def _compared(
     Raises: ValueError where timm's network gives other tokens.
     """
     if stated.timm_name is None or (stated.pixel_norm and is_same_network(backbone, stated)):
-        return (f"as {stated.by} states" if stated.by != "nothing" else ""), []
+        return (f"as {stated.by} states" if stated.num_heads else ""), []
     raw, ours = weights
     try:
         difference, unlike = token_difference(backbone, stated, raw, ours, grid)

@@ -249,4 +249,6 @@ def _int(value: Any) -> int | None:
 
 def _constants(values: Any) -> tuple[float, ...] | None:
     is_triple = isinstance(values, (list, tuple)) and len(values) == 3
-    return tuple(map(float, values)) if is_triple else None
+    if not is_triple or not all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in values):
+        return None
+    return tuple(map(float, values))  # shares of the brightest pixel

@@ -3,6 +3,7 @@
 Shapes of tensors do not show heads, activation, norms' epsilon or rotary positions; tokens do.
 """
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from handmim.models.source_network import Stated
 from handmim.models.vit import ViT, activation_name
 
+# Arguments of timm itself, which choose files to read.
+LOADING = {*inspect.signature(timm.create_model).parameters, "features_only"} - {"kwargs"}
+MAX_SETTING = 1024  # depth and widths, where no tensor is larger
 MAX_GRID = 14  # patches along a side of the compared image
 OVERRIDES = {"heads": " (++task.backbone.size.num_heads={})",
              "activation": " (++task.backbone.size.act_layer={})"}  # fmt: skip
@@ -77,6 +81,10 @@ def _corner(weights: Mapping[str, Tensor], grid: tuple[int, int]) -> dict[str, T
 def _filled(name: str, args: dict[str, Any], weights: Mapping[str, Tensor]) -> Any:
     """timm's network with given weights, which are not copied."""
     net: Any
+    bound = max(MAX_SETTING, *(max(w.shape, default=0) for w in weights.values()))
+    for key, value in args.items():
+        if key in LOADING or (isinstance(value, (int, float)) and abs(value) > bound):
+            raise ValueError(f"its argument {key}={value} is not taken")
     with torch.random.fork_rng(devices=[]):
         try:
             with torch.device("meta"):  # nothing is drawn or stored

@@ -71,7 +71,7 @@ def fold_pixel_constants(
     weights: dict[str, Tensor], mean: tuple[float, ...] | None, std: tuple[float, ...] | None
 ) -> list[str]:
     """Let the patch embedding take pixels normalised by ImageNet's constants, in place."""
-    if mean is None or std is None or (mean, std) == (IMAGENET_MEAN, IMAGENET_STD):
+    if mean is None or std is None or 0.0 in std or (mean, std) == (IMAGENET_MEAN, IMAGENET_STD):
         return []
     theirs, scale = torch.tensor(mean), torch.tensor(std)
     kernel = weights[PATCHES] / scale.view(1, 3, 1, 1)  # of pixels less their mean

@@ -101,3 +101,16 @@ def test_weights_are_equal_or_refused_or_warned_of(name: str, states: bool, tmp_
     if not report.warnings:
         assert patch_difference(vit, net) < 1e-4
     assert bool(report.warnings) != (states and name in COMPARED)
+
+
+@pytest.mark.parametrize(
+    "args", [{"depth": 10**6}, {"checkpoint_path": "/etc/hosts"}, {"evil": 1}, {"depth": "many"}]
+)
+def test_arguments_that_build_nothing_are_a_warning(args: Any, tmp_path: Path):
+    net, arch, size = network("plain")
+    save_file(net.state_dict(), tmp_path / "model.safetensors")
+    constants = {"mean": ["a", "b", "c"], "std": [0, 0, 0]}
+    config = {"architecture": arch, "model_args": size | args, "pretrained_cfg": constants}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    report = load_initial(ours(), str(tmp_path / "model.safetensors"))
+    assert sum("was not compared" in w or "pixel constants" in w for w in report.warnings) == 2

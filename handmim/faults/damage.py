@@ -71,7 +71,7 @@ def damage(place: Workplace, num: int, seed: int, report: Callable[[Result], Non
                 changed = damaged(raw, rng)
                 copy.write_bytes(changed)
                 began = time.monotonic()
-                outcome, is_fine, detail = _outcome(target, copy, expected)
+                outcome, is_fine, detail = outcome_of(target, copy, expected)
                 if changed == raw:
                     outcome, is_fine = "unchanged", outcome == "equal content"
             seconds = time.monotonic() - began
@@ -152,7 +152,7 @@ def _read_copy(target: Target, scratch: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _outcome(target: Target, copy: Path, expected: str) -> tuple[str, bool, str]:
+def outcome_of(target: Target, copy: Path, expected: str) -> tuple[str, bool, str]:
     """What happened, whether that is right, and what was said."""
     with _warnings() as said:
         try:
@@ -196,6 +196,7 @@ def content_sha256(content: Any) -> str:
 
 def _update(digest: Any, content: Any) -> None:
     if torch.is_tensor(content):
+        digest.update(f"{tuple(content.shape)}{content.dtype}".encode())
         content = content.detach().contiguous().view(-1).view(torch.uint8).numpy()
     if isinstance(content, np.ndarray):
         digest.update(f"{content.shape}{content.dtype}".encode() + content.tobytes())

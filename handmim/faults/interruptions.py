@@ -11,7 +11,7 @@ from subprocess import TimeoutExpired
 
 import torch
 
-from handmim.faults.children import Child, left_over
+from handmim.faults.children import Child, end_marked, left_over
 from handmim.faults.damage import damaged
 from handmim.faults.results import Result
 from handmim.faults.workplace import LAST, TRAINED, Workplace, difference, partial_files
@@ -88,9 +88,8 @@ def signals(place: Workplace, num: int, seed: int, report: Callable[[Result], No
         sent = child.seconds
         code = child.wait(place.limit_s)
         took = child.seconds - sent
-        problem = _signalled(child, code, signal_name, place.run_dir(name))
-        if left := left_over(child.mark, PATIENCE_S):
-            problem = problem or f"processes {left} live on"
+        left = ", ".join(_live_on(child))
+        problem = end_problem(child.text, code, signal_name, place.run_dir(name)) or left
         problem = problem or _finish(place, words, name, whole)
         target = "group" if to_group else "process"
         detail = f"{name}, {kind}, exit code {code}: {problem}"
@@ -105,21 +104,34 @@ def _kill(child: Child, seconds: float) -> list[str]:
         child.process.wait(seconds)
     child.send(signal.SIGKILL, to_group=False)
     child.process.wait()
+    return _live_on(child)
+
+
+def _live_on(child: Child) -> list[str]:
+    """A note on processes that outlive their run, which end here."""
     left = left_over(child.mark, PATIENCE_S)
+    end_marked(child.mark)
     return [f"processes {left} live on"] if left else []
 
 
-def _signalled(child: Child, code: int | None, signal_name: str, folder: Path) -> str:
-    """What is wrong with the end of a run that got a signal; "" for nothing."""
+def end_problem(text: str, code: int | None, signal_name: str, folder: Path) -> str:
+    """What is wrong with the end of a run that got a signal; "" for nothing.
+
+    Args:
+        text: output of the run.
+        code: its exit code, None for one that hung.
+        signal_name: what it got.
+        folder: of the run.
+    """
     number = int(getattr(signal, signal_name))
     if code is None:
         return "hung"
-    stopped = STOPPED.findall(child.text)
+    stopped = STOPPED.findall(text)
     saved = folder / LAST
     if code == 0:  # the signal came after the end
         return f"exit code 0 after {stopped[-1]} steps" if stopped else ""
     if code not in (128 + number, -number):
-        return f"exit code {code}, {128 + number} is required: {child.text[-300:]}"
+        return f"exit code {code}, {128 + number} is required: {text[-300:]}"
     if stopped:
         step = torch.load(saved, weights_only=True)["step"] if saved.is_file() else None
         return "" if step == int(stopped[-1]) else f"stopped after {stopped[-1]}, saved {step}"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from handmim.faults.children import left_over
+from handmim.faults.children import end_marked, left_over
 from handmim.faults.results import Result
 from handmim.faults.workplace import Workplace
 
@@ -25,6 +25,7 @@ def starts(place: Workplace, num: int, report: Callable[[Result], None]) -> None
             seconds = child.seconds
             outcome = "hung" if code is None else "done" if code == 0 else f"exit code {code}"
             remaining = left_over(child.mark, patience_s=5.0)
+            end_marked(child.mark)
             if code == 0 and remaining:
                 outcome = "left processes"
             detail = f"start {i}, {child.log}: {child.text[-300:]}"

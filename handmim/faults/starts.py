@@ -24,7 +24,7 @@ def starts(place: Workplace, num: int, report: Callable[[Result], None]) -> None
             code = child.wait(place.limit_s)
             seconds = child.seconds
             outcome = "hung" if code is None else "done" if code == 0 else f"exit code {code}"
-            remaining = left_over(child.mark, patience_s=5.0)
+            remaining = left_over(child.mark, patience_s=60.0)
             end_marked(child.mark)
             if code == 0 and remaining:
                 outcome = "left processes"

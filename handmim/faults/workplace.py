@@ -78,7 +78,7 @@ class Workplace:
             target = self.folder / f"{name}.crops"
             return ["pack_crops.py", str(self.folder / "crops"), str(target), "--image-px", "48"]
         if kind == "rendering":
-            size = ["num=4", "num_eval=2", f"num_workers={self.num_workers}"]
+            size = ["num=4", "num_eval=0", f"num_workers={self.num_workers}"]
             return ["synthesize.py", "format=folder", f"root={self.folder / name}", *size]
         raise ValueError(f"no kind of work {kind!r}")
 

@@ -11,10 +11,14 @@ from handmim.utils.entry import tool
 
 @tool("finetune")
 def main(cfg: DictConfig) -> None:
-    """Assemble, start at the mean hand of the labels, train, validate."""
+    """Assemble, start at the mean hand of the labels, train, validate.
+
+    The exit code says how the run ended (utils/exits.py).
+    """
     from handmim.pipelines.finetune import finetune
 
-    finetune(cfg)
+    if code := finetune(cfg).result.exit_code:
+        raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,11 @@ from handmim.utils.entry import tool
 
 @tool("pretrain")
 def main(cfg: DictConfig) -> None:
-    """Assemble, train, export; a run that an alarm stopped ends with its reason."""
+    """Assemble, train, export; the exit code says how the run ended (utils/exits.py)."""
     from handmim.pipelines.pretrain import pretrain
 
-    reason = pretrain(cfg).result.reason
-    if reason is not None:
-        raise SystemExit(f"stopped: {reason}")
+    if code := pretrain(cfg).result.exit_code:
+        raise SystemExit(code)
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from handmim.ablation.files import record_text
 from handmim.ablation.plan import CELL, ERROR, Cell
-from handmim.ablation.store import code_state, figures_of, locked
-from handmim.utils.files import write_atomic
+from handmim.ablation.store import code_state, figures_of
+from handmim.utils.files import locked, write_atomic
 
 log = logging.getLogger(__name__)
 

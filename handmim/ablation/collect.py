@@ -18,7 +18,7 @@ from handmim.ablation.plan import Plan
 from handmim.ablation.plot import dot_plot
 from handmim.ablation.publish import CURVE
 from handmim.ablation.table import Table
-from handmim.utils.files import write_atomic
+from handmim.utils.files import atomic_path, write_atomic
 
 
 def as_csv(table: Table, lines: Sequence[Line]) -> str:
@@ -80,6 +80,5 @@ def collect(plan: Plan) -> list[Line]:
 
 
 def _write_picture(path: Path, picture: NDArray[np.uint8]) -> None:
-    partial = path.with_name(f".{path.name}")
-    cv2.imwrite(str(partial), picture)
-    partial.replace(path)
+    with atomic_path(path) as partial:
+        partial.write_bytes(cv2.imencode(path.suffix, picture)[1].tobytes())

@@ -16,8 +16,8 @@ from handmim.engine.checkpoint import LAST, load_checkpoint
 from handmim.engine.loop import FitResult
 from handmim.models.initial_weights import load_initial
 from handmim.pipelines.finetune import finetune
-from handmim.pipelines.pretrain import BACKBONE, pretrain
-from handmim.pipelines.start import start_run
+from handmim.pipelines.pretrain import pretrain
+from handmim.pipelines.start import BACKBONE, start_run
 from handmim.tasks.pretrain import HandMimTask
 from handmim.utils.build import build
 from handmim.utils.config import drop_unbuilt, flatten

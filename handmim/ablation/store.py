@@ -1,8 +1,6 @@
 """Finished stages, kept by what they were made of: no table runs again what another has run."""
 
-import fcntl
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,12 +11,12 @@ from typing import Any
 
 from handmim.ablation.files import content_sha, files_named, read_record, record_text
 from handmim.ablation.overrides import digest
-from handmim.utils.files import replaced_folder, write_atomic
+from handmim.utils.files import locked, put_aside, replaced_folder, write_atomic
 from handmim.utils.git import git_state
 
 log = logging.getLogger(__name__)
 
-STAGE, CLOCK, LOCK = "stage.json", "clock.json", ".lock"
+STAGE, CLOCK = "stage.json", "clock.json"
 Work = Callable[[Path], dict[str, float]]
 
 
@@ -91,7 +89,7 @@ class StageStore:
                 return record
             if (folder / STAGE).is_file() or not self._is_current(_begun(folder).get("inputs")):
                 log.info("%s: its input files have changed, begun anew", folder.name)
-                _put_aside(folder)
+                put_aside(folder)
             contents = self._contents([*files_named(definition), *inputs])
             with _attempt(folder, code, contents) as so_far:
                 figures = work(folder)
@@ -122,23 +120,6 @@ class StageStore:
         )
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process at a time in a folder; the lock goes with the process that holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            log.warning("%s is being worked on by process %s: waiting", folder, file.read().strip())
-            fcntl.flock(file, fcntl.LOCK_EX)
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
 def _torch_threads() -> int:
     import torch  # only what runs a stage needs it: plans and tables answer without that wait
 
@@ -149,16 +130,6 @@ def _begun(folder: Path) -> dict[str, Any]:
     """What earlier attempts at a stage left: seconds, commits, inputs; empty before the first."""
     path = folder / CLOCK
     return read_record(path) if path.is_file() else {}
-
-
-def _put_aside(folder: Path) -> None:
-    """Empty a stage's folder but for its lock, which is held."""
-    aside = replaced_folder(folder)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    for path in list(folder.iterdir()):
-        if path.name != LOCK:
-            path.rename(aside / path.name)
 
 
 @contextmanager

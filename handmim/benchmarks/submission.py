@@ -3,11 +3,10 @@
 import itertools
 import json
 import lzma
-import os
 import re
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
 from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile, ZipInfo
@@ -21,6 +20,7 @@ from handmim.benchmarks.official import (
     as_points,
 )
 from handmim.hand.skeleton import NUM_JOINTS
+from handmim.utils.files import atomic_path
 from handmim.utils.json_numbers import parse_numbers, rows_text
 
 MEMBER = "pred.json"
@@ -61,23 +61,18 @@ def write_submission(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     targets = folder / f"{name}.json", folder / f"{name}.zip"
-    partials = [p.with_name(f".{p.name}.{os.getpid()}") for p in targets]
     # 800 points of three numbers of at most 30 characters
     large = len(arrays[0]) * 72_000 > 2**31
-    try:
-        with ExitStack() as stack:
-            plain = stack.enter_context(partials[0].open("wb"))
-            archive = ZipFile(partials[1], "w", ZIP_DEFLATED, compresslevel=1)
-            member = stack.enter_context(archive).open(MEMBER, "w", force_zip64=large)
-            stack.enter_context(member)
-            for text in _submission_text(*arrays):
-                plain.write(text)
-                member.write(text)
-        for partial, target in zip(partials, targets, strict=True):
-            partial.replace(target)
-    finally:
-        for partial in partials:
-            partial.unlink(missing_ok=True)
+    with (
+        atomic_path(targets[0]) as plain_file,
+        atomic_path(targets[1]) as zip_file,
+        plain_file.open("wb") as plain,
+        ZipFile(zip_file, "w", ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open(MEMBER, "w", force_zip64=large) as member,
+    ):
+        for text in _submission_text(*arrays):
+            plain.write(text)
+            member.write(text)
     return targets[1]
 
 

@@ -8,7 +8,6 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -31,6 +30,7 @@ from handmim.images.decode import (
 from handmim.images.files import ENDINGS, find_images
 from handmim.images.maps import find_maps
 from handmim.images.names import printable
+from handmim.utils.files import atomic_path, remove_leftovers
 
 log = logging.getLogger(__name__)
 
@@ -217,19 +217,13 @@ def pack_crops(
         max_megapixels=max_megapixels,
     )
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with partial_file.open("wb") as file:
+    remove_leftovers(target.parent, name=target.name)
+    with atomic_path(target) as whole_file:
+        with whole_file.open("wb") as file:
             unreadable = _write(file, places, code, image_px, coding, progress)
-            file.flush()
-            os.fsync(file.fileno())
         if len(unreadable) == len(places):
             reasons = named_unreadable(unreadable, len(places))
             raise ValueError(f"none of the images of {source} can be read: {reasons}")
-        partial_file.replace(target)
-    finally:
-        with suppress(OSError):
-            partial_file.unlink(missing_ok=True)
     if unreadable:
         log.warning(named_unreadable(unreadable, len(places)))
     return list(unreadable)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
@@ -16,7 +15,7 @@ from handmim.data.fingerprint import digest_of
 from handmim.data.samples import hand_sample
 from handmim.hand.arrays import load_hand_arrays
 from handmim.hand.conventions import project_px
-from handmim.render.cache import open_split, render_split
+from handmim.render.cache import open_split, read_sample, render_split
 from handmim.render.scene import RENDERER_VERSION, SceneSettings
 
 
@@ -107,7 +106,7 @@ class SyntheticHands(Dataset[HandSample]):
             raise IndexError(f"index {index} of {self.num} pictures")
         if not self._maps:
             self._maps = open_split(self.folder, self.image_px, self.num)
-        m = {name: np.array(values[index]) for name, values in self._maps.items()}
+        m = read_sample(self._maps, index, self.folder)
         return hand_sample(
             m["image"],
             self.label_id(index),

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
+from handmim.utils.files import write_atomic
 from handmim.utils.findings import Finding
 
 COLOURS = {"ok": "green", "warning": "yellow", "error": "bold red"}
@@ -54,6 +54,4 @@ def write_findings(path: str | Path, sections: Mapping[str, Sequence[Finding]]) 
         "totals": totals(everything),
         "sections": {k: [dataclasses.asdict(f) for f in v] for k, v in sections.items()},
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(path)
+    write_atomic(path, json.dumps(content, indent=2) + "\n")

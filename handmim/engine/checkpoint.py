@@ -1,57 +1,125 @@
 """Checkpoints: whole or absent, loadable without running code, checked before they are resumed."""
 
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from handmim.utils.checksums import CHECKED, CheckedWriter
 from handmim.utils.config import differences, flatten
+from handmim.utils.files import atomic_path
 from handmim.utils.torch_files import read_torch
 
 log = logging.getLogger(__name__)
 
 FORMAT = 2  # 2: hands are identified by their arrays, config has a `hand` node
 LAST, BEST = "last.pt", "best.pt"
+NUMBERED = "step_*.pt"  # copies that stay
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain values; an interruption leaves the previous file as it was."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Write tensors and plain values with a checksum; an interruption leaves the previous file.
+
+    Plain `torch.load` reads the file too.
+
+    Raises: OSError for a full disk, with the bytes that are needed and free.
+    """
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        writer = CheckedWriter(file)
+        try:
+            torch.save({"format": FORMAT, CHECKED: "crc32", **state}, writer)  # type: ignore[arg-type]
+        except RuntimeError:  # torch's own words for a write that failed
+            if writer.error is None:
+                raise
+            raise writer.error from None
+        writer.close()
 
 
 def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     """Read a checkpoint of ours; nothing in the file is executed.
 
-    Raises: FileNotFoundError; ValueError for a damaged or foreign file.
+    Raises: FileNotFoundError; ValueError for a foreign file, and for one with a byte that is not
+        what was written.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path} (checkpoint=, resume=)")
     state = read_torch(path, "a checkpoint (checkpoint=, resume=)", map_location=map_location)
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+    found = state.get("format") if isinstance(state, dict) else type(state).__name__
+    if found != FORMAT:
         raise ValueError(f"{path} is not a handmim checkpoint of format {FORMAT} (found {found})")
+    state.pop(CHECKED, None)  # of the file, not of the run
     return state
 
 
-def find_checkpoint(run_dir: Path, resume: str) -> Path | None:
-    """The file to resume from: None for "never" and for "auto" in a folder without one."""
+def rolling(run_dir: Path, number: int) -> Path:
+    """Where the checkpoint lies that was last.pt `number` saves ago; 0 is last.pt."""
+    return run_dir / (f"last-{number}.pt" if number else LAST)
+
+
+def checkpoints_of(run_dir: Path, resume: str) -> list[Path]:
+    """Files that a run may be resumed from, the likely newest first; none for "never".
+
+    Args:
+        run_dir: its folder.
+        resume: "never", "auto" or a checkpoint.
+    """
     if resume == "never":
+        return []
+    if resume != "auto":
+        return [Path(resume)]
+    earlier = sorted(run_dir.glob("last-*.pt")), sorted(run_dir.glob(NUMBERED), reverse=True)
+    files = [run_dir / LAST, *earlier[0], run_dir / BEST, *earlier[1]]
+    return [path for path in files if path.is_file()]
+
+
+def load_newest(
+    run_dir: Path, resume: str, map_location: Any = "cpu"
+) -> tuple[Path, dict[str, Any]] | None:
+    """What a run is resumed from: last.pt where it is whole, else the newest whole checkpoint.
+
+    Args:
+        run_dir: its folder.
+        resume: "never", "auto" or a checkpoint, which has to be whole.
+        map_location: device of the tensors.
+    Returns: path and content, None where there is nothing to resume; the log says which checkpoints
+        were passed over and why.
+    Raises: FileNotFoundError; ValueError when there are checkpoints, and none is whole.
+    """
+    paths = checkpoints_of(run_dir, resume)
+    if not paths:
         return None
-    if resume == "auto":
-        last = run_dir / LAST
-        return last if last.is_file() else None
-    return Path(resume)
+    if resume != "auto":
+        return paths[0], load_checkpoint(paths[0], map_location)
+    whole: tuple[Path, dict[str, Any]] | None = None
+    faults: list[str] = []
+    for path in paths:
+        if whole is not None and _is_older(path, whole[1]["step"]):
+            continue
+        try:
+            state = load_checkpoint(path, map_location)
+        except (FileNotFoundError, ValueError) as error:
+            faults.append(str(error))
+            continue
+        if path.name == LAST:
+            return path, state
+        if whole is None or state["step"] > whole[1]["step"]:
+            whole = path, state
+    if whole is None:
+        raise ValueError(
+            f"no checkpoint of {run_dir} is whole: {'; '.join(faults)} (resume=FILE of another "
+            "folder, or resume=never overwrite=true to begin anew)"
+        )
+    why = "; ".join(faults) or f"there is no {LAST}"
+    log.warning("%s: %s is the newest whole checkpoint", why, whole[0])
+    return whole
+
+
+def _is_older(path: Path, step: int) -> bool:
+    """Whether a numbered copy is older than a step, by its name."""
+    number = path.stem.removeprefix("step_")
+    return number.isdigit() and int(number) <= step
 
 
 # What may differ between the two halves of a run: names, places, machines, how often to look.
@@ -79,12 +147,17 @@ FREE_TRAINER = (
     "stop_after",
     "keep_best",
     "stop_patience",
+    "keep_last",
+    "extend",
 )
 # Files may have moved: their content is compared by hashes and counts.
 FREE_DATA = (
     "cache_dir", "num_workers", "num_val", "root", "annotations", "hand_path", "val", "test",
     "benchmark", "placement",
 )  # fmt: skip
+
+
+LENGTH = ("max_steps", "trainer.max_steps")  # what trainer.extend leaves free
 
 
 def _decides(path: str) -> bool:
@@ -122,7 +195,12 @@ def _check_same_data(there: dict[str, Any], here: dict[str, Any], path: Path) ->
 
 
 def check_same_run(
-    saved: dict[str, Any], identity: dict[str, Any], config: dict[str, Any], path: Path
+    saved: dict[str, Any],
+    identity: dict[str, Any],
+    config: dict[str, Any],
+    path: Path,
+    *,
+    extend: bool = False,
 ) -> None:
     """Refuse to resume when what decides the result has changed: data order, schedules, any setting
     of the method.
@@ -132,14 +210,21 @@ def check_same_run(
         identity: facts of the run that goes on.
         config: its resolved config.
         path: of the checkpoint, for the message.
+        extend: the number of steps may differ.
     Raises: ValueError for other data, or listing every other difference.
     """
     there, here = dict(saved["identity"]), dict(identity)
     _check_same_data(there, here, path)
     there |= {k: v for k, v in flatten(saved["config"]).items() if _decides(k)}
     here |= {k: v for k, v in flatten(config).items() if _decides(k)}
-    if differing := differences(there, here):
+    free = LENGTH if extend else ()
+    differing = [words for words in differences(there, here) if words.split(":")[0] not in free]
+    if differing:
+        key = next((key for key in ("init", "init_from") if key in config), "init_from")
+        longer = ""
+        if any(words.startswith(LENGTH) for words in differing):
+            longer = ", go on under the schedules of the new length (trainer.extend=true)"
         raise ValueError(
-            f"{path} cannot be resumed exactly ({'; '.join(differing)}): restore these settings, "
-            "or start another run from its weights (name=..., init_from=...)"
+            f"{path} cannot be resumed exactly ({'; '.join(differing)}): restore these settings"
+            f"{longer}, or start another run from its weights (name=..., {key}={path})"
         )

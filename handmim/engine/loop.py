@@ -28,9 +28,14 @@ from handmim.engine.steps import POLICIES, REWIND, SKIP, STOP, Steps
 from handmim.engine.update import Updater
 from handmim.engine.watchdog import Watchdog
 from handmim.engine.workers import start_server
+from handmim.utils import exits
+from handmim.utils.exits import of_signal
 from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)
+
+
+ENDS = {"hook": exits.FAILED, "patience": exits.DONE, "stop_after": exits.STOPPED}
 
 
 class FitResult(NamedTuple):
@@ -43,6 +48,15 @@ class FitResult(NamedTuple):
     scalars: dict[str, float]
     reason: str | None = None  # why a hook, or a figure that did not improve, stopped it
     best: BestFigure | None = None  # what best.pt was kept for
+    stopped_by: str | None = None  # a signal's name, or one of `ENDS`
+
+    @property
+    def exit_code(self) -> int:
+        """Of an entry point: 0 for a run that is finished, as one without further improvement
+        is."""
+        if self.stopped_by is None:
+            return exits.DONE
+        return ENDS[self.stopped_by] if self.stopped_by in ENDS else of_signal(self.stopped_by)
 
 
 class Trainer:
@@ -56,6 +70,7 @@ class Trainer:
         log_every: steps between logged means.
         save_every: steps between checkpoints; None saves at the end only.
         keep_every: steps between numbered copies that stay; None keeps the last only.
+        keep_last: newest checkpoints that stay, last.pt among them, see `saving.Saver`.
         picture_every: steps between pictures; None draws at the end only.
         check_finite_every: steps between checks of loss and gradient norm before the update, see
             `finite.FiniteGuard`.
@@ -64,6 +79,7 @@ class Trainer:
         max_unreadable: share of the samples that others may stand in for, see `feed.Feed`.
         accumulate: parts that each process works its batch off in, see `update.Updater`.
         stop_after: stop, resumable, after this many steps of this process.
+        extend: resume a run that was begun with another `max_steps`, see `saving.restore`.
         keep_best: validation figure whose best checkpoint is kept, see `BestRule`; a checkpoint is
             written whenever it improves.
         stop_patience: validations in a row without an improvement before the run stops, resumable;
@@ -85,6 +101,8 @@ class Trainer:
         max_unreadable: float = 0.01,
         accumulate: int = 1,
         stop_after: int | None = None,
+        keep_last: int = 1,
+        extend: bool = False,
         keep_best: str | None = None,
         stop_patience: int | None = None,
     ) -> None:
@@ -94,6 +112,7 @@ class Trainer:
             ("log_every", log_every),
             ("check_finite_every", check_finite_every),
             ("accumulate", accumulate),
+            ("keep_last", keep_last),
         ):
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value} (trainer.{name})")
@@ -110,6 +129,7 @@ class Trainer:
         self.log_every, self.save_every, self.keep_every = log_every, save_every, keep_every
         self.picture_every, self.check_finite_every = picture_every, check_finite_every
         self.accumulate, self.stop_after = accumulate, stop_after
+        self.keep_last, self.extend = keep_last, extend
         self.best_rule = BestRule(keep_best, stop_patience)
 
     def check_batch(self, world_size: int) -> None:
@@ -160,7 +180,9 @@ class Trainer:
         scales = task.lr_scales()  # type: ignore[operator]
         optimizer = recipe.build(task.to(run.device), scales, run.precision)
         best, ledger = Best(self.best_rule), Ledger()
-        step = first_step = restore(run, task, optimizer, best, ledger, identity, resume)
+        step = first_step = restore(
+            run, task, optimizer, best, ledger, identity, resume, extend=self.extend
+        )
         wrapped, optimizer = run.fabric.setup(task, optimizer)
         how = {"batch_size": self.batch_size, "accumulate": self.accumulate}
         updater = Updater(run.fabric, wrapped, optimizer, recipe, **how)
@@ -174,11 +196,13 @@ class Trainer:
             recipe.describe(self.batch_size),
             sum(p.numel() for p in task.parameters() if p.requires_grad) / 1e6,
         )
-        every = {"save_every": self.save_every, "keep_every": self.keep_every}
+        every: dict[str, Any] = {"save_every": self.save_every, "keep_every": self.keep_every}
+        every["keep_last"] = self.keep_last
         saver = Saver(run, task, optimizer, best, ledger, identity, meta or {}, **every)
         run_log = RunLog(run.dir if run.is_main else None, first_step=step)
         line = ProgressLine(run.is_main, step, self.max_steps, self.batch_size, self.log_every)
         means, scalars, reason = RunningMeans(), dict[str, float](), None
+        stopped_by: str | None = None
         began = time.perf_counter()
         with (
             Watchdog(run),
@@ -196,7 +220,9 @@ class Trainer:
                 at_start = [hook for hook in hooks if hook.at_start]
                 first, reason = call_hooks(at_start, task, StepInfo(0, self.max_steps), run)
                 run_log.scalars(0, first)
+                stopped_by = None if reason is None else "hook"
             task.train()
+            signals.defer()
             while step < self.max_steps and reason is None:
                 try:
                     taken = steps.take(StepInfo(step, self.max_steps))
@@ -222,15 +248,23 @@ class Trainer:
                 if run.is_main and taken and (last or falls_on(step, self.picture_every)):
                     run_log.pictures(step, drawn(task, taken.batch, hooks, run))
                 is_best = saver.see(step, hooked)
+                stopped_by = None if reason is None else "hook"
                 if now and not last and reason is None:  # None on all processes or on none
                     reason = run.fabric.broadcast(best.reason)
-                stop = self._agree(run, signals.received is not None, step)
-                stop |= step - first_step == self.stop_after or reason is not None
+                    stopped_by = None if reason is None else "patience"
+                if stopped_by is None and self._agree(run, signals.received is not None, step):
+                    stopped_by = signals.received or "SIGTERM"  # another process received it
+                if stopped_by is None and step - first_step == self.stop_after:
+                    stopped_by = "stop_after"
+                stop = stopped_by is not None
                 if last or stop or is_best or saver.is_due(step):
                     guard.check()
-                    saver.save(step, is_best)
-                if stop and not last:
-                    why = reason or signals.received or "stop_after"
+                    saver.save(step, is_best, is_final=last or stop)
+                if last:
+                    stopped_by = "hook" if reason is not None else None
+                elif stop:
+                    signals.answer()
+                    why = reason or stopped_by
                     log.warning("%s: stopped after step %d, go on with resume=auto", why, step)
                     break
         if reason is not None:
@@ -242,7 +276,7 @@ class Trainer:
         seconds = time.perf_counter() - began
         run.fabric.barrier()
         rate, early = line.images_per_s(step), step < self.max_steps
-        return FitResult(step, seconds, rate, early, scalars, reason, best.figure)
+        return FitResult(step, seconds, rate, early, scalars, reason, best.figure, stopped_by)
 
     def _identity(self, run: Run, dataset: Dataset[Any], meta: dict[str, Any]) -> dict[str, Any]:
         """What has to be the same for a run to go on. A file may move, its content not change."""

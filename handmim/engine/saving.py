@@ -1,6 +1,8 @@
 """A training run on disk: saved while it goes, restored when it goes on."""
 
 import logging
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,16 @@ from handmim.engine.checkpoint import (
     BEST,
     LAST,
     check_same_run,
-    find_checkpoint,
     load_checkpoint,
+    load_newest,
+    rolling,
     save_checkpoint,
 )
+from handmim.engine.extension import changed_schedules
 from handmim.engine.ledger import Ledger
 from handmim.engine.optim import FORMS
 from handmim.engine.watchdog import beat
+from handmim.utils.files import atomic_path, is_full
 from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)
@@ -33,6 +38,8 @@ def restore(
     ledger: Ledger,
     identity: dict[str, Any],
     resume: str,
+    *,
+    extend: bool = False,
 ) -> int:
     """Put task, optimizer, precision and the best figure where a checkpoint left them.
 
@@ -43,22 +50,23 @@ def restore(
         best: filled too; forgotten unless the folder's best.pt is what it was kept for.
         identity: what has to be the same for a run to go on: see `check_same_run`.
         resume: "never", "auto" or a checkpoint.
+        extend: another number of steps is allowed; the log and run.json say what that changes.
     Returns: finished steps, 0 for a new run.
     Raises: FileNotFoundError, or ValueError for a damaged checkpoint or one of another run.
     """
-    source = find_checkpoint(run.dir, resume)
-    kept = run.dir / BEST
-    if source is None:
-        if run.is_main:
-            kept.unlink(missing_ok=True)  # of a start that came to no checkpoint of its own
+    found = load_newest(run.dir, resume, map_location=run.device)
+    if found is None:
         return 0
-    state = load_checkpoint(source, map_location=run.device)
-    check_same_run(state, identity, run.config, source)
+    source, state = found
+    kept = run.dir / BEST
+    check_same_run(state, identity, run.config, source, extend=extend)
+    step: int = state["step"]
+    if (before := state["identity"]["max_steps"]) != identity["max_steps"]:
+        _extend(run, step, before, identity["max_steps"], source)
     _take_over(state, run, task, optimizer, best, ledger)
     if best.figure is not None and best.figure != _figure_of(kept):
         log.warning("%s is not the best that %s remembers: it begins anew", kept, source)
         best.forget()
-    step: int = state["step"]
     log.info("resumed %s at step %d of %d", source, step, identity["max_steps"])
     return step
 
@@ -84,6 +92,22 @@ def _take_over(
         ledger.load_state_dict(state["ledger"])
 
 
+def _extend(run: Run, step: int, before: int, after: int, source: Path) -> None:
+    """Say what another number of steps changes.
+
+    Raises: ValueError when the run has as many steps already.
+    """
+    if step >= after:
+        raise ValueError(f"{source} has {step} steps already, got {after} (trainer.max_steps)")
+    changed = changed_schedules(run.config, step, before, after)
+    words = ", ".join(f"{k} {a:.4g} to {b:.4g}" for k, (a, b) in changed.items())
+    log.warning(
+        "from step %d on the schedules are those of %d steps, before it those of %d: %s",
+        step, after, before, words or "none of the config's differs at this step",
+    )  # fmt: skip
+    run.record("extended", {"step": step, "from": before, "to": after, "schedules": changed})
+
+
 def _figure_of(path: Path) -> BestFigure | None:
     """What a best.pt was kept for by its own account; None where it is not there, not whole or
     older than such accounts."""
@@ -97,6 +121,8 @@ def _figure_of(path: Path) -> BestFigure | None:
 class Saver:
     """Writes last.pt, best.pt, and numbered copies that stay; the main process does.
 
+    A save that the disk refuses is an error of the log alone, but for the last one.
+
     Args:
         run: devices, folder and config.
         task: the module that is trained.
@@ -105,6 +131,7 @@ class Saver:
         ledger: what every checkpoint remembers of what was left out.
         identity, meta: facts kept in every checkpoint.
         save_every, keep_every: steps between checkpoints, and between copies; None for none.
+        keep_last: newest checkpoints that stay: last.pt, and last-1.pt that it replaced, ...
     """
 
     def __init__(
@@ -119,11 +146,12 @@ class Saver:
         *,
         save_every: int | None,
         keep_every: int | None,
+        keep_last: int = 1,
     ) -> None:
         self.run, self.task, self.optimizer = run, task, optimizer
         self.best, self.ledger = best, ledger
         self.facts = {"identity": identity, "meta": meta, "config": run.config}
-        self.save_every, self.keep_every = save_every, keep_every
+        self.save_every, self.keep_every, self.keep_last = save_every, keep_every, keep_last
 
     def is_due(self, step: int) -> bool:
         """Whether a checkpoint or a copy falls on a step."""
@@ -137,32 +165,81 @@ class Saver:
         try:
             return self.best.see(step, scalars)
         except ValueError:
-            self.save(step)
+            self.save(step, is_final=True)
             log.warning("stopped after step %d, go on with resume=auto", step)
             raise
 
-    def save(self, step: int, is_best: bool = False) -> None:
+    def save(self, step: int, is_best: bool = False, *, is_final: bool = False) -> None:
         """Write the state after `step` steps, first as best.pt where it is the best, and a copy
-        where one falls due."""
+        where one falls due.
+
+        Args:
+            step: number of finished steps.
+            is_best: of all validations so far.
+            is_final: the run ends with it.
+        Raises: OSError of a final save, tried again without the copies that the disk may lack.
+        """
         beat("the checkpoint after step", step)
+        if not self.run.is_main:
+            return
         if self.ledger.scalars():
             self.run.record("left_out", self.ledger.state_dict())
-        if self.run.is_main:
-            state = {
-                "step": step,
-                "task": self.task.state_dict(),
-                **self.facts,
-                "optimizer": self.optimizer.state_dict(),
-                "precision": self.run.fabric.strategy.precision.state_dict(),
-                "best": self.best.state_dict(),
-                "ledger": self.ledger.state_dict(),
-            }
-            if is_best:
-                save_checkpoint(self.run.dir / BEST, state)
-            save_checkpoint(self.run.dir / LAST, state)
-            self.run.discard_replaced()
-            if falls_on(step, self.keep_every):
-                save_checkpoint(self.run.dir / f"step_{step:07d}.pt", state)
+        try:
+            self._write(step, is_best)
+        except OSError as error:
+            if not is_final:
+                log.error("%s: training goes on, the next save may succeed", error)
+                if is_best:
+                    self.best.forget()  # the next validation is kept
+                return
+            log.error("%s: once more without earlier checkpoints", error)
+            if is_full(error):
+                for path in self._rolled():
+                    path.unlink()
+            self._write(step, is_best)
+
+    def _write(self, step: int, is_best: bool) -> None:
+        state = {
+            "step": step,
+            "task": self.task.state_dict(),
+            **self.facts,
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.run.fabric.strategy.precision.state_dict(),
+            "best": self.best.state_dict(),
+            "ledger": self.ledger.state_dict(),
+        }
+        if is_best:
+            save_checkpoint(self.run.dir / BEST, state)
+        self._roll()
+        save_checkpoint(rolling(self.run.dir, 0), state)
+        self.run.discard_replaced()
+        if falls_on(step, self.keep_every):
+            save_checkpoint(self.run.dir / f"step_{step:07d}.pt", state)
+
+    def _rolled(self) -> list[Path]:
+        """last-1.pt, last-2.pt, ... that are there."""
+        return [p for p in self.run.dir.glob("last-*.pt") if p.stem[5:].isdigit()]
+
+    def _roll(self) -> None:
+        """Give last.pt its second name before it is replaced: no byte is copied."""
+        for path in self._rolled():
+            if int(path.stem[5:]) >= self.keep_last:
+                path.unlink()
+        names = [rolling(self.run.dir, number) for number in range(self.keep_last)]
+        last = names[0]
+        if len(names) < 2 or not last.is_file():
+            return
+        if names[1].is_file() and names[1].samefile(last):
+            return  # of a save that failed
+        for newer, older in zip(names[-2:0:-1], names[:1:-1], strict=True):
+            if newer.is_file():
+                newer.replace(older)
+        names[1].unlink(missing_ok=True)
+        try:
+            os.link(last, names[1])
+        except OSError:  # a file system without links
+            with atomic_path(names[1]) as partial:
+                shutil.copyfile(last, partial)
 
     def load_last(self) -> int:
         """Put everything back to what last.pt holds; returns its step."""

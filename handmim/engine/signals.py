@@ -1,31 +1,82 @@
 """Signals that ask a run to stop."""
 
+import logging
 import signal
 from types import FrameType
-from typing import Any
+from typing import Any, ClassVar
+
+from handmim.utils.exits import of_signal
+
+log = logging.getLogger(__name__)
+
+
+class Stopped(SystemExit):
+    """A signal ended the run where no step was under way; the exit code is 128 + its number."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(of_signal(name))
 
 
 class StopSignals:
-    """Remember SIGINT, SIGTERM and SIGUSR1 so that the loop can stop between two steps."""
+    """Catches the signals that ask a run to stop.
 
-    NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
+    Before `defer`, a signal raises `Stopped` at once: there is nothing to save yet. After it, a
+    signal is remembered, so that the training loop can save between two steps. A second SIGINT
+    raises KeyboardInterrupt at once. A signal that nobody answered raises `Stopped` at the end.
+
+    What is entered within another one is that one. Signals are caught in the main thread alone, and
+    SIGHUP is left to nohup.
+    """
+
+    NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")  # of those the platform has
+    _active: ClassVar["StopSignals | None"] = None
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self._is_deferred = self._is_answered = False
+        self._num_interrupts = 0
         self._before: dict[int, Any] = {}
 
-    def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
+    def defer(self) -> None:
+        """From now on the caller looks at `received`."""
+        self._is_deferred = True
+
+    def answer(self) -> None:
+        """The caller ends the run for what was received."""
+        self._is_answered = True
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        self._num_interrupts += name == "SIGINT"
+        if self._num_interrupts > 1:
+            raise KeyboardInterrupt
+        if self.received is None:
+            self.received = name
+            if not self._is_deferred:
+                raise Stopped(name)
 
     def __enter__(self) -> "StopSignals":
-        for name in self.NAMES:
-            number = getattr(signal, name)
+        if StopSignals._active is not None:
+            return StopSignals._active
+        for number in [getattr(signal, name) for name in self.NAMES if hasattr(signal, name)]:
+            before = signal.getsignal(number)
+            if number == getattr(signal, "SIGHUP", None) and before == signal.SIG_IGN:
+                continue
             try:
-                self._before[number] = signal.signal(number, self._remember)
+                signal.signal(number, self._handle)
             except ValueError:  # not the main thread: nothing to catch here
-                break
+                return self
+            self._before[number] = before
+        StopSignals._active = self
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if StopSignals._active is not self:
+            return
+        StopSignals._active = None
         for number, before in self._before.items():
             signal.signal(number, before)
+        if kind is Stopped:
+            log.warning("%s: stopped where no step was under way, no step is lost", self.received)
+        elif kind is None and self.received is not None and not self._is_answered:
+            raise Stopped(self.received)

@@ -1,7 +1,6 @@
 """MANO's files: its own pickle read without chumpy and scipy, and our npz of the same arrays."""
 
 import lzma
-import os
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.utils.arrays import BAD_HEADER
+from handmim.utils.files import atomic_path
 from handmim.utils.unpickle import Record, UnsafePickleError, load_pickle
 
 if TYPE_CHECKING:
@@ -192,10 +192,5 @@ def save_npz(path: str | Path, arrays: "HandArrays") -> None:
     content: dict[str, Any] = {key: getattr(arrays, key) for key in SHAPES if hasattr(arrays, key)}
     content |= {"f": arrays.faces, "kintree_table": kintree, "tip_ids": np.asarray(arrays.tip_ids)}
     content |= {"repairs": np.asarray(arrays.repairs, dtype=np.str_)} | arrays.extras
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, **content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        np.savez(file, **content)

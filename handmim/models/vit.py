@@ -12,7 +12,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -30,6 +29,7 @@ from handmim.models.encoder import (
     visible,
     whole_block,
 )
+from handmim.utils.safetensors_files import save_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -272,8 +272,8 @@ class ViT(nn.Module):
 
         `timm.create_model(meta["timm_name"], **json.loads(meta["timm_args"]),
         checkpoint_path=path)` loads them; the mask token, which timm does not know, is left out.
-        The metadata also says how pixels are normalised. `initial_weights.load_initial` reads it
-        back.
+        The metadata also says how pixels are normalised, and holds a digest of the file.
+        `initial_weights.load_initial` reads it back.
         """
         meta = {
             "timm_name": self.timm_name,
@@ -283,9 +283,4 @@ class ViT(nn.Module):
             **(extra or {}),
         }
         weights = {k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
-        partial = path.with_suffix(".partial")
-        partial.touch()
-        mode = partial.stat().st_mode
-        save_file(weights, partial, metadata=meta)
-        partial.chmod(mode)  # safetensors lets nobody but the owner read, whatever the umask
-        partial.replace(path)
+        save_weights(weights, path, meta)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from handmim.utils.file_kind import foreign_kind, is_safetensors
 from handmim.utils.json_files import read_json
+from handmim.utils.safetensors_files import check_weights
 from handmim.utils.torch_files import read_torch
 
 TIMM = "timm:"
@@ -125,6 +126,7 @@ def _one_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any], Mapping
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+    check_weights(path)
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()

@@ -7,24 +7,24 @@ from omegaconf import DictConfig
 
 from handmim.data.fingerprint import fingerprint_of
 from handmim.data.loader import collate_hands
-from handmim.engine.checkpoint import BEST, LAST, find_checkpoint
+from handmim.engine.checkpoint import BEST, LAST, checkpoints_of
 from handmim.engine.loop import FitResult, Trainer
+from handmim.engine.signals import StopSignals
 from handmim.engine.watchdog import Watchdog
 from handmim.models.initial_weights import load_initial
 from handmim.pipelines.labels import check_choice, choose_labels
-from handmim.pipelines.start import compile_backbones, start_run
+from handmim.pipelines.start import compile_backbones, export, start_run
 from handmim.tasks.evaluate import EvalHook, check_hands
 from handmim.utils.build import build
+from handmim.utils.exits import DONE
 from handmim.utils.rows import read_rows
-
-BACKBONE = "backbone.safetensors"
 
 
 class Finetuned(NamedTuple):
     """What fine-tuning leaves behind."""
 
     run_dir: Path
-    backbone: Path  # the fine-tuned one: a supervised start for other runs
+    backbone: Path | None  # the fine-tuned one; None of a run that was stopped
     result: FitResult
     metrics: dict[str, float]  # of the last validation
     num_labels: int
@@ -38,6 +38,11 @@ def finetune(cfg: DictConfig) -> Finetuned:
         cfg: composed from configs/finetune.yaml.
     Raises: ValueError when more than one of num_labels, label_fraction and label_ids is given.
     """
+    with StopSignals():
+        return _finetune(cfg)
+
+
+def _finetune(cfg: DictConfig) -> Finetuned:
     run = start_run(cfg, resume=cfg.resume)
     task = build(cfg.task)
     if run.compile:
@@ -56,15 +61,15 @@ def finetune(cfg: DictConfig) -> Finetuned:
         check_hands(task.hand_sha256, getattr(part, "hand_sha256", None), name)
     chosen = choose_labels(train, **labels, seed=cfg.seed)
     train = chosen.samples
-    source = find_checkpoint(run.dir, cfg.resume)
+    sources = checkpoints_of(run.dir, cfg.resume)
     # A run that goes on has its list, and whether it may go on is not known yet.
-    if run.is_main and (source is None or source.parent.resolve() != run.dir.resolve()):
+    if run.is_main and (not sources or sources[0].parent.resolve() != run.dir.resolve()):
         chosen.write(run.dir)
     data = {"data_sha256": fingerprint_of(train)}
     if cfg.trainer.keep_best is not None:  # it is chosen by the validation
         data["val_sha256"] = fingerprint_of(val)
     workers = cfg.trainer.num_workers
-    if source is None:  # else its state holds them already
+    if not sources:  # else its state holds them already
         with Watchdog(run):
             task.start_from_labels(train, augment, run.device, num_workers=workers)
 
@@ -79,12 +84,10 @@ def finetune(cfg: DictConfig) -> Finetuned:
         resume=cfg.resume,
         meta=task.hand_facts() | chosen.facts | data,
     )
-    path = run.dir / BACKBONE
-    if run.is_main:
-        task.export_backbone.export(path, {"step": str(result.step), "seed": str(cfg.seed)})
-        if not result.interrupted or result.reason is not None:
-            scored = run.dir / (LAST if result.best is None else BEST)
-            run.log.info("score it: python tools/eval.py checkpoint=%s", scored)
+    path = export(run, task, cfg.seed, result)
+    if result.exit_code == DONE:
+        scored = run.dir / (LAST if result.best is None else BEST)
+        run.log.info("score it: python tools/eval.py checkpoint=%s", scored)
     best = {} if result.best is None else validation_at(run.dir, result.best.step)
     return Finetuned(run.dir, path, result, last_validation(run.dir), chosen.num, best)
 

@@ -9,20 +9,20 @@ from torch import nn
 from handmim.data.fingerprint import fingerprint_of
 from handmim.data.loader import collate_crops
 from handmim.engine.loop import FitResult, Trainer
-from handmim.pipelines.start import compile_backbones, start_run
+from handmim.engine.signals import StopSignals
+from handmim.pipelines.start import compile_backbones, export, start_run
 from handmim.utils.build import build
 from handmim.utils.config import drop_unbuilt
 from handmim.utils.run import Run
 
 FEWEST = 2  # images
-BACKBONE = "backbone.safetensors"
 
 
 class Pretrained(NamedTuple):
     """What pretraining leaves behind."""
 
     run_dir: Path
-    backbone: Path  # weights of the side that is kept (task.export)
+    backbone: Path | None  # of the side that is kept (task.export); None where a run was stopped
     result: FitResult
 
 
@@ -33,6 +33,11 @@ def pretrain(cfg: DictConfig) -> Pretrained:
         cfg: composed from configs/pretrain.yaml; train=false exports the initial weights.
     Raises: ValueError for a config that lacks what only the user knows.
     """
+    with StopSignals():
+        return _pretrain(cfg)
+
+
+def _pretrain(cfg: DictConfig) -> Pretrained:
     drop_unbuilt(cfg.task.losses)
     drop_unbuilt(cfg.task.heads)
     run = start_run(cfg, resume=cfg.resume)
@@ -44,11 +49,7 @@ def pretrain(cfg: DictConfig) -> Pretrained:
     elif not cfg.train:
         run.log.warning("train=false and init=null: random weights are exported")
     result = _train(cfg, run, task) if cfg.train else FitResult(0, 0.0, 0.0, False, {})
-    path = run.dir / BACKBONE
-    if run.is_main:
-        task.export_backbone.export(path, {"step": str(result.step), "seed": str(cfg.seed)})
-        run.log.info("exported backbone: %s (loads with timm.create_model)", path)
-    return Pretrained(run.dir, path, result)
+    return Pretrained(run.dir, export(run, task, cfg.seed, result), result)
 
 
 def _train(cfg: DictConfig, run: Run, task: nn.Module) -> FitResult:

@@ -5,10 +5,15 @@ from pathlib import Path
 from omegaconf import DictConfig
 from torch import nn
 
+from handmim.engine.checkpoint import LAST
+from handmim.engine.loop import FitResult
 from handmim.models.vit import ViT
 from handmim.pipelines.preflight import preflight
 from handmim.utils.config import resolved
+from handmim.utils.exits import DONE
 from handmim.utils.run import Run
+
+BACKBONE = "backbone.safetensors"
 
 
 def start_run(cfg: DictConfig, *, resume: str = "never") -> Run:
@@ -24,6 +29,28 @@ def start_run(cfg: DictConfig, *, resume: str = "never") -> Run:
     folder = Path(cfg.paths.run_root) / cfg.name
     flags = {"resume": resume, "overwrite": cfg.overwrite}
     return Run.start(cfg.name, folder, cfg.seed, config, **cfg.machine, **flags)
+
+
+def export(run: Run, task: nn.Module, seed: int, result: FitResult) -> Path | None:
+    """Write the backbone of a finished run; the main process does.
+
+    Args:
+        run: devices and folder.
+        task: with `export_backbone`.
+        seed: of the run, kept in the file.
+        result: how training ended.
+    Returns: its path; None of a run that was stopped, whose last.pt may be resumed or taken as
+        initial weights.
+    """
+    path, last = run.dir / BACKBONE, run.dir / LAST
+    if result.exit_code != DONE:
+        run.log.warning("no %s: the run is not finished; its weights are in %s", BACKBONE, last)
+        return None
+    if run.is_main:
+        backbone: ViT = task.export_backbone  # type: ignore[assignment]
+        backbone.export(path, {"step": str(result.step), "seed": str(seed)})
+        run.log.info("exported backbone: %s (loads with timm.create_model)", path)
+    return path
 
 
 def compile_backbones(task: nn.Module) -> None:

@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,9 @@ from handmim.hand.arrays import load_hand_arrays, resolve_hand_path
 from handmim.render.scene import POSE_BLOCK, RENDERER_VERSION, SceneRenderer, SceneSettings
 from handmim.render.workers import JOB, LoggedProgress, cores, end_with_parent, run_workers
 from handmim.utils.arrays import open_array
+from handmim.utils.checksums import with_crc, without_crc
+from handmim.utils.files import locked, reserve
+from handmim.utils.json_files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -33,25 +37,89 @@ FIELDS: dict[str, tuple[tuple[int, ...], str]] = {
     "betas": ((10,), "float32"),
     "transl_m": ((3,), "float32"),
 }
+CRC = "crc32"  # array and entry of meta.json: checksums of samples, and of headers
+META = "meta.json"
 TAKEN, DONE = ".taken-", ".done-"
 
 
 def open_split(folder: Path, image_px: int, num: int) -> dict[str, NDArray[Any]]:
     """Memory maps of a rendered split by field, each [at least num, ...].
 
-    Raises: ValueError naming the array that is missing, empty, cut off or of another shape.
+    Headers and meta.json are compared with their checksums here, samples by `read_sample`; a cache
+    of an older version has none.
+
+    Raises: ValueError naming the array that is missing, empty, cut off or of another shape, or the
+        file that is not what was written.
     """
-    wanted = {"image": ((image_px, image_px, 3), "uint8"), **FIELDS}
+    wanted = _arrays_of(image_px)
     try:
+        headers = _headers_said(folder)
+        if headers is None:
+            del wanted[CRC]
         maps = {n: open_array(folder / f"{n}.npy", *wanted[n]) for n in wanted}
         short = {name: len(array) for name, array in maps.items() if len(array) < num}
         if short:
             raise ValueError(f"{folder} has fewer than {num} entries: {short}")
+        for name, crc in (headers or {}).items():
+            if _header_crc(folder / f"{name}.npy") != crc:
+                raise ValueError(f"{folder / name}.npy is damaged: its header or size has changed")
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(
             f"{error}; delete {folder} and it is rendered anew (data.cache_dir)"
         ) from error
     return dict(maps)
+
+
+def _arrays_of(image_px: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape of one entry and type of every array of a split."""
+    return {"image": ((image_px, image_px, 3), "uint8"), **FIELDS, CRC: ((), "uint32")}
+
+
+def _headers_said(folder: Path) -> dict[str, int] | None:
+    """Checksums of the arrays' headers by a meta.json that is whole; None of an older version."""
+    meta = read_json(folder / META, max_mb=10)
+    if not isinstance(meta, dict) or CRC not in meta:
+        if (folder / f"{CRC}.npy").exists():
+            raise ValueError(f"{folder / META} is damaged: its checksum is missing")
+        return None
+    headers: dict[str, int] = without_crc(meta, str(folder / META))["headers"]
+    return headers
+
+
+def _header_crc(path: Path) -> int:
+    """CRC-32 of the header and of the size of a .npy file of version 1."""
+    with path.open("rb") as file:
+        start = file.read(10)  # magic, version, length of what follows
+        header = start + file.read(int.from_bytes(start[8:], "little"))
+    return zlib.crc32(header + str(path.stat().st_size).encode())
+
+
+def _sample_crc(fields: Mapping[str, NDArray[Any]]) -> int:
+    crc = 0
+    for name in ("image", *FIELDS):
+        crc = zlib.crc32(fields[name], crc)  # type: ignore[arg-type]
+    return crc
+
+
+def read_sample(
+    maps: Mapping[str, NDArray[Any]], index: int, folder: Path
+) -> dict[str, NDArray[Any]]:
+    """Copies of one sample's arrays by field.
+
+    Args:
+        maps: of `open_split`.
+        index: of the sample.
+        folder: of the split, for the message.
+    Raises: ValueError for a sample that is not what was rendered.
+    """
+    fields = {name: np.array(values[index]) for name, values in maps.items()}
+    written = fields.pop(CRC, None)
+    if written is not None and int(written) != _sample_crc(fields):
+        raise ValueError(
+            f"{folder} is damaged: sample {index} is not what was rendered; delete {folder} and it "
+            "is rendered anew (data.cache_dir)"
+        )
+    return fields
 
 
 def _take(folder: Path, start: int) -> bool:
@@ -74,15 +142,17 @@ def render_blocks(job: Mapping[str, Any], folder: Path) -> None:
     cv2.setNumThreads(1)
     scene = SceneSettings(**job["scene"])
     renderer = SceneRenderer(load_hand_arrays(job["hand_path"]), scene, job["seed"], job["split"])
-    maps = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("image", *FIELDS)}
+    names = _arrays_of(scene.image_px)
+    maps = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in names}
     plain = {name: np.asarray(array) for name, array in maps.items()}  # quicker to write to
     for start in range(0, job["num"], POSE_BLOCK):
         if not _take(folder, start):
             continue
         for i in range(start, min(start + POSE_BLOCK, job["num"])):
             hand = renderer.render(i)
-            for name, array in plain.items():
-                array[i] = getattr(hand, name)
+            for name in ("image", *FIELDS):
+                plain[name][i] = getattr(hand, name)
+            plain[CRC][i] = _sample_crc({name: array[i] for name, array in plain.items()})
         (folder / f"{DONE}{start}").touch()
     for array in maps.values():
         array.flush()
@@ -133,17 +203,37 @@ def render_split(
         settings: the scene.
         seed, split, num: which pictures.
         num_workers: processes; None takes every core, 0 renders in this one.
-    Raises: PermissionError when the folder cannot be made; OSError when the disk is too full;
-        RuntimeError when a worker fails.
+    Raises: PermissionError when the folder cannot be made; OSError for a full disk; RuntimeError
+        when a worker fails.
     """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        partial.chmod(target.parent.stat().st_mode)
-    except OSError as error:
-        raise PermissionError(
-            f"cannot write the cache {target}: {error} (data.cache_dir)"
-        ) from error
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(target.parent, f".{target.name}.lock"))
+            if (target / META).is_file():
+                return  # of the process that was waited for
+            for leftover in target.parent.glob(f".{target.name}.*"):
+                if leftover.is_dir():
+                    log.info("removed %s, left over by a process that ended", leftover)
+                    shutil.rmtree(leftover, ignore_errors=True)
+            partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            partial.chmod(target.parent.stat().st_mode)
+        except OSError as error:
+            raise PermissionError(
+                f"cannot write the cache {target}: {error} (data.cache_dir)"
+            ) from error
+        _render(partial, target, hand_path, settings, seed, split, num, num_workers)
+
+
+def _render(
+    partial: Path,
+    target: Path,
+    hand_path: Path,
+    settings: SceneSettings,
+    seed: int,
+    split: str,
+    num: int,
+    num_workers: int | None,
+) -> None:
     began = time.perf_counter()
     log.info("rendering %d %s pictures of %d px into %s", num, split, settings.image_px, target)
     arrays = load_hand_arrays(hand_path)
@@ -155,12 +245,12 @@ def render_split(
     job |= {"split": split, "num": num}
     num_workers = min(cores() if num_workers is None else num_workers, -(-num // POSE_BLOCK))
     try:
-        side = settings.image_px
-        arrays_of = {"image": ((side, side, 3), "uint8"), **FIELDS}
+        arrays_of = _arrays_of(settings.image_px)
         check_space(partial, arrays_of.values(), num)
         for name, (shape, dtype) in arrays_of.items():
             path = partial / f"{name}.npy"
             np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (num, *shape)).flush()
+            reserve(path)
         if num_workers:
             # One picture here compiles the kernels before several processes would at the same time,
             # and refuses bad settings; rooms take long to paint and cannot fail.
@@ -172,11 +262,11 @@ def render_split(
             render_blocks(job, partial)
         meta = {"hand": arrays.name, "hand_sha256": arrays.sha256, "split": split, "num": num}
         meta |= {"seed": seed, "renderer": RENDERER_VERSION, "scene": settings.plain()}
-        (partial / "meta.json").write_text(json.dumps(meta, indent=2) + "\n")
+        meta["headers"] = {name: _header_crc(partial / f"{name}.npy") for name in arrays_of}
+        (partial / META).write_text(json.dumps(with_crc(meta), indent=2) + "\n")
         for leftover in [partial / JOB, *partial.glob(".*")]:
             leftover.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # another process was faster: its pictures are the same
-            partial.rename(target)
+        partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     seconds = time.perf_counter() - began

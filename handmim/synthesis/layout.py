@@ -1,7 +1,6 @@
 """What a dataset's layout has to say for itself, and ways of writing that all of them share."""
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.synthesis.studio import Studio
+from handmim.utils.files import atomic_path
 
 Labels = dict[str, NDArray[Any]]
 JPEG_QUALITY = 95
@@ -51,10 +51,8 @@ def write_picture(path: Path, image: NDArray[np.uint8]) -> None:
 
 def write_text(path: Path, pieces: Iterable[str], temp: Path) -> None:
     """Write a text file that appears whole or not at all; `temp` is a folder of the same disk."""
-    partial = temp / f".{path.name}.{os.getpid()}"
-    with partial.open("w") as file:
+    with atomic_path(path, beside=temp, sync=False) as partial, partial.open("w") as file:
         file.writelines(pieces)
-    partial.replace(path)
 
 
 def json_list(values: Iterable[NDArray[Any]], digits: int | None = None) -> Iterator[str]:

@@ -4,7 +4,6 @@ Python 3 cannot be asked for that: it writes its own names, and text where Pytho
 Objects of classes that are not installed can be written too.
 """
 
-import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from handmim.utils.files import atomic_path
 
 
 @dataclass(frozen=True)
@@ -226,10 +227,5 @@ def dump(obj: Any, path: str | Path, protocol: Literal[0, 2] = 2) -> None:
     """
     writer = _Writer() if protocol else _TextWriter()
     writer.write(obj)
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with atomic_path(path, sync=False) as partial:
         partial.write_bytes(bytes(writer.out) + b".")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -8,7 +8,6 @@ the end, and last of all comes the file that marks the set as whole.
 
 import json
 import logging
-import os
 import shutil
 import sys
 import time
@@ -33,6 +32,7 @@ from handmim.synthesis.layout import Labels, Layout, write_text
 from handmim.synthesis.mano import forge_mano_pickle
 from handmim.synthesis.progress import Report, progress
 from handmim.synthesis.studio import Studio
+from handmim.utils.files import atomic_path
 
 log = logging.getLogger(__name__)
 
@@ -65,10 +65,8 @@ def write_block(layout: Layout, studio: Studio, root: Path, block: Block) -> Non
     rows = [layout.write(studio, root, block.part, i) for i in range(block.start, block.stop)]
     labels = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     target = block.label_file(root)
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    with partial.open("wb") as file:
+    with atomic_path(target, sync=False) as partial, partial.open("wb") as file:
         np.savez(file, **labels)  # type: ignore[arg-type]
-    partial.replace(target)
 
 
 def run_job(job: Mapping[str, Any], worker: int, report: Report = lambda: None) -> None:

@@ -1,11 +1,9 @@
 """Arrays kept as .npy files: whole, of the expected shape and type, and without pickles.
 
-A file ends with a CRC-32 of everything before it, which numpy's own reader passes over.
+A file ends in the trailer of `checksums`, which numpy's own reader passes over.
 """
 
 import math
-import os
-import zlib
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -13,12 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-PIECE_BYTES = 1 << 22
-CRC_DIGITS = 8
+from handmim.utils.checksums import CheckedWriter, has_trailer
+from handmim.utils.files import atomic_path, remove_leftovers
+
 # What numpy's reader raises, the last four from inside Python's parser.
 BAD_HEADER = (ValueError, EOFError, SyntaxError, TokenError, RecursionError, MemoryError)
-TRAILER = b"crc32:"
-TRAILER_BYTES = len(TRAILER) + CRC_DIGITS
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:
@@ -26,32 +23,21 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
 
     Raises: OSError.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w+b") as file:
-            np.save(file, array, allow_pickle=False)
-            size = file.tell()
-            file.seek(0)
-            crc = _crc_of(file, size)
-            file.seek(size)
-            file.write(TRAILER + crc)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(path.parent, name=path.name)
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        writer = CheckedWriter(file)
+        np.save(writer, array, allow_pickle=False)  # type: ignore[call-overload]
+        writer.close()
 
 
 def check_array(path: Path) -> None:
-    """Compare a file of `save_array` with its CRC-32: a second per gigabyte.
+    """Compare a file of `save_array` with its CRC-32: half a second per gigabyte.
 
     Raises: ValueError for another content or none; FileNotFoundError.
     """
-    size = path.stat().st_size - TRAILER_BYTES
-    with path.open("rb") as file:
-        crc = _crc_of(file, size)
-        trailer = file.read()
-    if size < 0 or trailer != TRAILER + crc:
-        raise ValueError(f"{path} has another content than was written to it")
+    if not has_trailer(path):
+        raise ValueError(f"{path} is damaged: its checksum is missing at its end")
 
 
 def open_array(path: Path, item_shape: tuple[int, ...], dtype: DTypeLike) -> np.memmap[Any, Any]:
@@ -83,11 +69,3 @@ def open_array(path: Path, item_shape: tuple[int, ...], dtype: DTypeLike) -> np.
     if size < num_bytes:
         raise ValueError(f"{path} is cut off: {size} of {num_bytes} bytes")
     return np.memmap(path, found, "r", offset, shape)
-
-
-def _crc_of(file: Any, num_bytes: int) -> bytes:
-    crc = 0
-    while num_bytes > 0 and (piece := file.read(min(PIECE_BYTES, num_bytes))):
-        crc = zlib.crc32(piece, crc)
-        num_bytes -= len(piece)
-    return b"%08x" % crc

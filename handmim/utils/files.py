@@ -1,16 +1,242 @@
-"""Files and folders that are whole or absent."""
+"""Files and folders that are whole or absent, and folders that one process writes at a time."""
 
+import contextlib
+import errno
+import logging
 import os
+import platform
+import re
+import shutil
+import time
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+log = logging.getLogger(__name__)
+
+LOCK = ".lock"
+FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)")
+POLL_S = 0.2
+# Locks that this process holds, by folder: a part of the same process may ask again.
+_held: "weakref.WeakValueDictionary[Path, FolderLock]" = weakref.WeakValueDictionary()
+
+
+def is_full(error: OSError) -> bool:
+    """Whether an error says that the disk, a quota or the bound of a file size is reached."""
+    return error.errno in FULL
+
+
+@contextlib.contextmanager
+def atomic_path(
+    path: str | Path, *, sync: bool = True, beside: Path | None = None
+) -> Iterator[Path]:
+    """A place to write a file at, which replaces `path` once it is whole.
+
+    Args:
+        path: the file; after an error the previous one is there unchanged.
+        sync: wait until the disk has the content; False for thousands of small files.
+        beside: folder of the same disk that keeps the partial file; None is that of `path`.
+    Raises: OSError for a full disk, with the path and the bytes that are needed and free.
+    """
+    path = Path(path)
+    partial = (beside or path.parent) / f".{path.name}.{os.getpid()}"
+    try:
+        yield partial
+        if sync:
+            _sync(partial)
+        partial.replace(path)
+    except OSError as error:
+        if is_full(error):
+            raise _full(path, partial, error) from error
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a text file so that readers see the old or the new one, never a part."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(path)
+    with atomic_path(path) as partial:
+        partial.write_text(text)
+
+
+def reserve(path: Path) -> None:
+    """Claim the disk for a file that is filled through a memory map: a disk that is full then would
+    kill the process.
+
+    Raises: OSError for a full disk, with the bytes that are needed and free.
+    """
+    if hasattr(os, "posix_fallocate"):
+        size = path.stat().st_size
+        with path.open("rb+") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                if is_full(error):
+                    raise _full(path, path, error) from error
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _full(path: Path, partial: Path, error: OSError) -> OSError:
+    sizes = [p.stat().st_size for p in (path, partial) if p.is_file()]
+    free = shutil.disk_usage(path.parent).free
+    kept = "the previous file is whole" if path.is_file() else "no previous file was there"
+    return OSError(
+        error.errno,
+        f"{path} was not written ({error.strerror}): it needs {max(sizes, default=0)} bytes or "
+        f"more, {free} bytes are free on its disk; {kept}",
+    )
+
+
+def remove_leftovers(folder: Path, *, name: str | None = None, is_locked: bool = False) -> None:
+    """Delete partial files of processes that ended before they could.
+
+    Args:
+        folder: whose files are looked at, not those of folders below.
+        name: of the one file whose partial files are meant; None is all files.
+        is_locked: nobody else writes here, so that a process of the same number is another one.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        found = PARTIAL.fullmatch(path.name)
+        if found is None or path.is_symlink() or not path.is_file():
+            continue
+        pid = int(found["pid"])
+        if name not in (None, found["name"]) or pid == os.getpid():
+            continue
+        if is_locked or not is_alive(pid):
+            log.info("removed %s, left over by process %d", path, pid)
+            path.unlink(missing_ok=True)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs; True where the platform cannot tell safely."""
+    if os.name != "posix":
+        return True  # signal 0 would interrupt the process there
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+class FolderBusyError(FileExistsError):
+    """Another process writes the folder."""
+
+
+class FolderLock:
+    """One process at a time in a folder; the lock ends with the object or with its process.
+
+    Use `lock_folder`, which lets parts of one process share a lock.
+
+    Args:
+        folder: existing folder; the lock is a file in it.
+        name: of the lock file.
+    Raises: FolderBusyError naming the owner.
+    """
+
+    def __init__(self, folder: Path, name: str = LOCK) -> None:
+        self.file = (folder / name).open("a+")
+        if not _try_lock(self.file):
+            self.file.seek(0)
+            owner = self.file.read().strip() or "another process"
+            self.file.close()
+            raise FolderBusyError(f"{folder} is being written by {owner}")
+        self.file.truncate(0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        self.file.write(f"process {os.getpid()} on {platform.node()} since {since}")
+        self.file.flush()
+
+    def __del__(self) -> None:
+        if hasattr(self, "file"):
+            self.file.close()
+
+
+def lock_folder(folder: Path, name: str = LOCK) -> FolderLock:
+    """Lock a folder for this process, made where it is missing; what dead processes left over in
+    it is removed.
+
+    Args:
+        folder: to lock.
+        name: of the lock file.
+    Returns: the lock, which is held as long as the object lives.
+    Raises: FolderBusyError naming the owner.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    key = folder.resolve() / name
+    lock = _held.get(key)
+    if lock is None:
+        _held[key] = lock = FolderLock(folder, name)
+        if name == LOCK:
+            remove_leftovers(folder, is_locked=True)
+    return lock
+
+
+@contextlib.contextmanager
+def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
+    """As `lock_folder`, but wait for the owner."""
+    lock, has_said = None, False
+    while lock is None:
+        try:
+            lock = lock_folder(folder, name)
+        except FolderBusyError as error:
+            if not has_said:
+                log.warning("%s: waiting", error)
+            has_said = True
+            time.sleep(POLL_S)
+    try:
+        yield
+    finally:
+        del lock  # a traceback would keep it
+
+
+def _try_lock(file: IO[str]) -> bool:
+    """Lock an open file without waiting; a file system without locks counts as free."""
+    try:
+        import fcntl
+    except ImportError:
+        return _try_lock_elsewhere(file)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        log.warning("%s cannot be locked: %s", file.name, error)
+    return True
+
+
+def _try_lock_elsewhere(file: IO[str]) -> bool:
+    try:
+        import msvcrt
+    except ImportError:
+        return True
+    file.seek(1 << 30)  # behind the content, which others may read
+    try:
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    except OSError:
+        return False
+    finally:
+        file.seek(0)
+    return True
 
 
 def replaced_folder(folder: Path) -> Path:
     """Where an overwritten run waits until the new one has its first result."""
     return folder.with_name(f".{folder.name}.replaced")
+
+
+def put_aside(folder: Path) -> None:
+    """Move the content of a folder to `replaced_folder`, but for its lock, which is held."""
+    aside = replaced_folder(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    for path in list(folder.iterdir()):
+        if path.name != LOCK:
+            path.rename(aside / path.name)

@@ -22,14 +22,21 @@ from lightning.fabric.strategies import DDPStrategy
 from rich.logging import RichHandler
 
 import handmim
-from handmim.utils.files import replaced_folder, write_atomic
+from handmim.utils.files import (
+    FolderBusyError,
+    FolderLock,
+    lock_folder,
+    put_aside,
+    replaced_folder,
+    write_atomic,
+)
 from handmim.utils.git import git_state
 from handmim.utils.launcher import devices_of
 from handmim.utils.seed import seed_everything
 
 RESUME_WORDS = ("never", "auto")
 MARGIN = 1.5  # of the time that processes wait for each other, relative to `stall_timeout_s`
-RESULTS = ("last.pt", "scalars.jsonl", "metrics.json")
+RESULTS = ("*.pt", "*.safetensors", "scalars.jsonl", "metrics.json")  # nothing replaces them
 
 
 def prepare_folder(folder: Path, resume: str, overwrite: bool) -> None:
@@ -42,17 +49,28 @@ def prepare_folder(folder: Path, resume: str, overwrite: bool) -> None:
             f"resume must be never, auto or a checkpoint file, got {resume!r} (resume=)"
         )
     # A start that failed before its first result is nothing to protect.
-    if any((folder / name).is_file() for name in RESULTS):
+    if any(path.is_file() for name in RESULTS for path in folder.glob(name)):
         if overwrite and resume == "never":
-            aside = replaced_folder(folder)
-            shutil.rmtree(aside, ignore_errors=True)
-            folder.rename(aside)
+            put_aside(folder)
         elif resume == "never" or (resume != "auto" and Path(resume).parent.resolve() != folder):
             raise FileExistsError(
                 f"{folder} already holds a run: go on with it (resume=auto), take another name "
                 "(name=...), or replace it (overwrite=true)"
             )
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def lock_run(folder: Path) -> FolderLock:
+    """Keep other processes out of a run folder.
+
+    Raises: FileExistsError naming the owner.
+    """
+    try:
+        return lock_folder(folder)
+    except FolderBusyError as error:
+        raise FileExistsError(
+            f"{error}: wait for its end, or take another name (name=...)"
+        ) from None
 
 
 def start_log(folder: Path | None) -> None:
@@ -103,6 +121,7 @@ class Run:
     precision: str = "32-true"  # in force, as Fabric names it
     compile: bool = False  # let torch.compile fuse what can be
     stall_timeout_s: float | None = None  # how long it may stand still, see engine.watchdog
+    lock: FolderLock | None = None  # keeps others out of the folder as long as the run lives
 
     @classmethod
     def start(
@@ -137,7 +156,8 @@ class Run:
             stall_timeout_s: seconds that a run may stand still before it ends; None is for ever.
             resume: "never", "auto" or a checkpoint; "never" refuses a folder that holds a run.
             overwrite: replace an earlier run of that folder, kept aside until the first result.
-        Raises: ValueError for devices that contradict the launcher.
+        Raises: ValueError for devices that contradict the launcher; FileExistsError for a folder
+            that another process writes, or that holds a run.
         """
         if stall_timeout_s is not None and not 0 < stall_timeout_s < float("inf"):
             raise ValueError(
@@ -159,13 +179,17 @@ class Run:
             # Beyond the watchdog's, which says more; this one also holds before it starts.
             fabric.strategy._timeout = timedelta(seconds=MARGIN * stall_timeout_s)
         fabric.launch()
+        lock: FolderLock | None = None
         if fabric.is_global_zero:
+            lock = lock_run(folder)
             prepare_folder(folder, resume, overwrite)
         fabric.barrier()
         start_log(folder if fabric.is_global_zero else None)
         logger = logging.getLogger("handmim.run")
         in_force = precision_in_force(fabric)
-        run = cls(name, folder, seed, config, fabric, logger, in_force, compile, stall_timeout_s)
+        run = cls(
+            name, folder, seed, config, fabric, logger, in_force, compile, stall_timeout_s, lock
+        )
         seed_everything(seed)
         if run.is_main:
             write_atomic(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from handmim.utils.checksums import CHECKED, has_trailer
 from handmim.utils.file_kind import foreign_kind
 
 # What torch raises for damaged files, beside refusals of its own.
@@ -32,22 +33,29 @@ def read_torch(
         what: the file is, for messages: "a checkpoint".
         map_location: as torch.load takes it.
         allow: classes of plain values that may stand beside tensors.
-    Raises: ValueError naming the file, for another kind of file, a damaged one, and one with
-        objects in it.
+    Raises: ValueError naming the file, for another kind of file, a damaged one, one of ours with
+        another content than was written, and one with objects in it.
     """
     if not path.is_file():
         raise ValueError(f"{path} is no regular file, {what} is required")
+    is_checked = has_trailer(path)
     if kind := foreign_kind(path):
         raise ValueError(f"{path} {kind}; {what} is required")
     try:
         # torch reads a path, unlike an open file, by its ending.
         with path.open("rb") as file, _allowing(allow):
-            return torch.load(file, map_location=map_location, weights_only=True)
+            state = torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own text recommends to load such a file without its protection.
         raise ValueError(f"{path} {_refusal(str(error), what)}") from None
     except DAMAGED as error:
         raise ValueError(f"{path} is damaged or not {what}: {_first_line(error)}") from None
+    if not is_checked and isinstance(state, dict) and CHECKED in state:
+        raise ValueError(
+            f"{path} is damaged: its checksum is missing at its end (a file that was changed on "
+            f"purpose has no entry {CHECKED!r})"
+        )
+    return state
 
 
 @contextmanager

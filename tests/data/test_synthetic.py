@@ -202,3 +202,55 @@ def test_folders_beside_a_cache_that_are_none_are_passed_over(make):
     for name in ("train-9.bak", "train-", "train-12 copy"):
         shutil.copytree(folder, folder.with_name(name))
     assert make().folder == folder
+
+
+def test_a_changed_byte_of_a_rendered_sample_is_named(make):
+    data = make()
+    names = (
+        "image",
+        "K_px",
+        "verts_cam_m",
+        "joints_cam_m",
+        "rotmats",
+        "betas",
+        "transl_m",
+        "crc32",
+    )
+    for name in names:
+        path = data.folder / f"{name}.npy"
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])
+        again = make()
+        assert again[4].sample_id == "train/4"
+        with pytest.raises(ValueError, match=rf"{data.folder} is damaged: sample 5 .*cache_dir"):
+            again[5]
+        path.write_bytes(whole)
+
+
+def test_every_changed_byte_of_a_cache_besides_its_samples_is_refused_at_the_start(make):
+    folder = make().folder
+    for path, length in ((folder / "meta.json", None), (folder / "image.npy", 128)):
+        whole = path.read_bytes()
+        for place in range(0, len(whole[:length]), 23):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            with pytest.raises(ValueError, match="rendered anew"):
+                make()
+        path.write_bytes(whole)
+
+
+def test_a_cache_of_an_older_version_is_read_without_checksums(make):
+    folder = make().folder
+    image = make()[3].image.copy()
+    (folder / "crc32.npy").unlink()
+    meta = json.loads((folder / "meta.json").read_text())
+    del meta["crc32"], meta["headers"]
+    (folder / "meta.json").write_text(json.dumps(meta))
+    assert np.array_equal(make()[3].image, image)
+
+
+def test_what_a_killed_rendering_left_over_is_removed_by_the_next(make, tmp_path):
+    folder = make().folder
+    leftover = folder.with_name(".train-9.abcdefgh")
+    shutil.copytree(folder, leftover)
+    make(num=9)
+    assert not leftover.exists()

@@ -201,10 +201,6 @@ def test_a_best_that_is_not_in_the_folder_is_not_remembered(tmp_path):
     _, result = fit(elsewhere, hooks=[Scripted(0, 0, 7.0, 8, 9)], keep_best="auto", resume=source)
     assert result.best == (MM, 7.0, 6)
     assert load_checkpoint(elsewhere / "best.pt")["step"] == 6
-    (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "best.pt").write_bytes(b"of a start that saved nothing else")
-    fit(tmp_path / "c", hooks=[Scripted(*VALUES)], resume="auto")
-    assert not (tmp_path / "c" / "best.pt").exists()
 
 
 def test_a_resumed_run_with_another_validation_set_has_a_best_of_its_own(tmp_path):

@@ -6,7 +6,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from handmim.contracts import StepInfo
-from handmim.engine.checkpoint import load_checkpoint
+from handmim.engine.checkpoint import load_checkpoint, save_checkpoint
 from handmim.engine.finite import FiniteWatch
 from handmim.engine.optim import OptimRecipe, clip_per_tensor
 from handmim.engine.update import Updater
@@ -121,7 +121,7 @@ def test_a_checkpoint_of_another_form_goes_on_in_this_runs(tmp_path):
     for group in state["optimizer"]["param_groups"]:
         assert group["fused"]
         group["fused"] = None
-    torch.save(state, path)
+    save_checkpoint(path, state)
     fit(tmp_path, resume="auto")
     assert all(group["fused"] for group in load_checkpoint(path)["optimizer"]["param_groups"])
 

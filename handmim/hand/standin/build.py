@@ -2,7 +2,6 @@
 
 import io
 import zipfile
-from pathlib import Path
 
 import numpy as np
 
@@ -22,6 +21,7 @@ from handmim.hand.standin.mesh import diffuse
 from handmim.hand.standin.remesh import fit_level, remesh, webs
 from handmim.hand.standin.rig import axes, correctives, regressor, shape_directions, skin_weights
 from handmim.hand.standin.sculpt import sdf
+from handmim.utils.files import atomic_path
 
 LIMITS = joint_limits_deg()
 NOTE = (
@@ -124,11 +124,9 @@ def build(seed=0, poses=12000):
 def write_npz(path, arrays):
     """Write a compressed npz whose bytes depend on its content only: no clock, no order of
     insertion."""
-    partial = Path(path).with_suffix(".partial")
-    with zipfile.ZipFile(partial, "w") as archive:
+    with atomic_path(path) as partial, zipfile.ZipFile(partial, "w") as archive:
         for name in sorted(arrays):
             buffer = io.BytesIO()
             np.lib.format.write_array(buffer, np.asanyarray(arrays[name]), allow_pickle=False)
             entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             archive.writestr(entry, buffer.getvalue(), zipfile.ZIP_DEFLATED, 9)
-    partial.replace(path)

@@ -16,29 +16,12 @@ walk them.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-
-class UnreadableSample(ValueError):  # noqa: N818  named for what it stands for, as its kinds
-    """A sample that cannot be read or used; training may take another one in its place.
-
-    Args:
-        path: file, or file and entry in it.
-        reason: why.
-    """
-
-    def __init__(self, path: str | Path, reason: str = "") -> None:
-        super().__init__(str(path), reason)
-        self.path, self.reason = str(path), reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}" if self.reason else self.path
 
 
 @dataclass(frozen=True)

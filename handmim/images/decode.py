@@ -21,7 +21,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.contracts import UnreadableSample
 from handmim.images.formats import (
     DAMAGED,
     ORIENTATION,
@@ -32,6 +31,7 @@ from handmim.images.formats import (
     tiff_tag,
 )
 from handmim.images.names import printable
+from handmim.utils.unreadable import UnreadableSample
 
 Picture = NDArray[np.uint8]  # [H, W, 3] RGB
 

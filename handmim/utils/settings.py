@@ -30,6 +30,10 @@ COUNTS = (
     "num_threads", "num_checked", "num_labels",
 )  # fmt: skip
 COUNTS_FROM_0 = ("num_workers", "num_pictures", "trainer.num_workers")
+FROM_0 = (
+    "num_workers",
+    "max_unreadable",
+)  # of the trainer; the rest are counts from 1 or no counts
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -47,11 +51,11 @@ def check_settings(cfg: DictConfig) -> None:
 
 
 def _counts(cfg: DictConfig) -> Iterator[str]:
-    of_trainer = [f"trainer.{key}" for key in cfg.get("trainer", {}) if key != "num_workers"]
+    of_trainer = [f"trainer.{key}" for key in cfg.get("trainer", {}) if key not in FROM_0]
     for keys, least in (((*COUNTS, *of_trainer), 1), (COUNTS_FROM_0, 0)):
         for key in keys:
             value = OmegaConf.select(cfg, key)
-            if isinstance(value, int) and value < least:
+            if type(value) is int and value < least:
                 yield f"{key}={value}: a whole number >= {least} is required"
 
 

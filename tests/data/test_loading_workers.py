@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch.utils.data import Dataset, Subset
 
-from handmim.contracts import UnreadableSample
 from handmim.data.freihand import FreiHand
 from handmim.data.ho3d import Ho3d
 from handmim.data.loader import batches
 from handmim.data.mixed import MixedHands
+from handmim.utils.unreadable import UnreadableSample
 
 
 class Damaged(Dataset):

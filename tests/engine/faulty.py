@@ -11,9 +11,9 @@ import torch
 from lightning.fabric import Fabric
 from torch.utils.data import Dataset
 
-from handmim.contracts import UnreadableSample
 from handmim.engine.feed import Feed
 from handmim.engine.sampler import StepSampler
+from handmim.utils.unreadable import UnreadableSample
 from tests.engine.toy import DATA, collate, prepare
 
 HELD: list = []  # there until the interpreter takes modules apart

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from handmim.contracts import UnreadableSample
 from handmim.engine.workers import HELD_BACK, WorkerDiedError
+from handmim.utils.unreadable import UnreadableSample
 from tests.engine.faulty import Faulty, feed
 from tests.engine.toy import DATA
 from tests.processes import is_running

@@ -1,10 +1,13 @@
 """Scalars and pictures of a run: TensorBoard, one JSON line per logged step, PNG files,
 progress."""
 
+import errno
 import logging
+import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,6 +37,7 @@ class RunLog:
     def __init__(self, folder: Path | None, first_step: int = 0) -> None:
         self.folder = folder
         self._tensorboard: SummaryWriter | None = None
+        self._owed = ""  # rows that are not written yet
         if folder is None:
             return
         self.path = folder / "scalars.jsonl"
@@ -47,10 +51,31 @@ class RunLog:
         """Log values at `step`, the number of finished optimizer steps."""
         if self._tensorboard is None or not values:
             return
-        for name, value in values.items():
-            self._tensorboard.add_scalar(name, value, step)
-        with self.path.open("a") as file:
-            file.write(row_line({"step": step, **values}))
+        self._owed += row_line({"step": step, **values})
+        with self._tolerant():
+            self._write_owed()
+            for name, value in values.items():
+                self._tensorboard.add_scalar(name, value, step)
+
+    def _write_owed(self) -> None:
+        """Append rows, also those that a full disk did not take before; none is cut."""
+        with self.path.open("ab", buffering=0) as file:
+            end = file.tell()
+            try:
+                if file.write(self._owed.encode()) < len(self._owed):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            except OSError:
+                file.truncate(end)
+                raise
+        self._owed = ""
+
+    @contextmanager
+    def _tolerant(self) -> Iterator[None]:
+        """Training goes on where a log cannot be written; rows are written later."""
+        try:
+            yield
+        except OSError as error:
+            log.error("the log of scalars and pictures is late: %s", error)
 
     def pictures(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
         """Log [H, W, 3] RGB pictures and keep them as PNG files."""
@@ -58,10 +83,11 @@ class RunLog:
             return
         assert self.folder is not None
         target = self.folder / "pictures"
-        target.mkdir(exist_ok=True)
-        for name, picture in pictures.items():
-            self._tensorboard.add_image(name, picture, step, dataformats="HWC")
-            cv2.imwrite(str(target / f"step_{step:07d}_{name}.png"), picture[:, :, ::-1])
+        with self._tolerant():
+            target.mkdir(exist_ok=True)
+            for name, picture in pictures.items():
+                self._tensorboard.add_image(name, picture, step, dataformats="HWC")
+                cv2.imwrite(str(target / f"step_{step:07d}_{name}.png"), picture[:, :, ::-1])
 
     def again(self, first_step: int) -> "RunLog":
         """A log that goes on after `first_step`; what came later is dropped."""
@@ -71,7 +97,10 @@ class RunLog:
     def close(self) -> None:
         """Flush everything to disk."""
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            with self._tolerant():
+                if self._owed:
+                    self._write_owed()
+                self._tensorboard.close()
 
 
 class RunningMeans:

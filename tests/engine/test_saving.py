@@ -5,8 +5,10 @@ import pytest
 import torch
 
 from handmim.engine.checkpoint import checkpoints_of, load_checkpoint, save_checkpoint
+from handmim.engine.log import RunLog
 from handmim.engine.loop import Trainer
 from handmim.utils.exits import STOPPED
+from handmim.utils.rows import read_rows
 from handmim.utils.run import Run
 from tests.engine.toy import DATA, ToyTask, collate, fit, prepare, recipe
 
@@ -201,3 +203,18 @@ def test_exit_codes_tell_finished_runs_from_stopped_ones(tmp_path):
     assert stopped.exit_code == STOPPED
     _, finished = fit(tmp_path, resume="auto")
     assert finished.exit_code == 0
+
+
+def test_rows_that_a_full_disk_does_not_take_are_written_later_and_none_is_cut(tmp_path):
+    log = RunLog(tmp_path)
+    log.scalars(1, {"a": 1.0})
+    size = (tmp_path / "scalars.jsonl").stat().st_size
+    _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, hard))
+    try:
+        log.scalars(2, {"a": 2.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "scalars.jsonl").stat().st_size == size
+    log.close()
+    assert read_rows(tmp_path / "scalars.jsonl") == [{"step": s, "a": float(s)} for s in (1, 2)]

@@ -34,11 +34,15 @@ def small_data(folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def call(folder: Path, script: str, *words: str, fails: bool = False) -> str:
+def call(
+    folder: Path, script: str, *words: str, fails: bool = False, code: int | None = None
+) -> str:
+    """What a tool says; it fails where `fails`, or ends with `code`."""
     command = [sys.executable, str(REPO / "tools" / script), *words]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
     text = done.stdout + done.stderr
-    assert (done.returncode != 0) is fails, text[-3000:]
+    as_wanted = (done.returncode != 0) is fails if code is None else done.returncode == code
+    assert as_wanted, (done.returncode, text[-3000:])
     return text
 
 

@@ -11,12 +11,14 @@ from typing import NamedTuple
 
 from handmim.engine.workers import kill_workers
 from handmim.utils.exits import STALLED
+from handmim.utils.ranks import words_of_ranks
 from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)
 
 LOOKS = 20  # within the limit
 REPORT_S = 10.0  # for the report: the run's log may lie on what is dead
+OTHERS = 0.1  # of the limit: in this time the other processes notice, too
 
 
 class _Beat(NamedTuple):
@@ -80,12 +82,24 @@ class Watchdog:
             if still_s >= self.limit_s:
                 self._end(seen, still_s)
 
+    def _of_others(self, waited_for: str) -> str:
+        """What the other processes of the run wait for, and which are silent."""
+        assert self.limit_s is not None
+        said = words_of_ranks(waited_for, 2.0 + OTHERS * self.limit_s)
+        return "".join(
+            f"; rank {rank} does not answer (stopped, dead, or its machine is)"
+            if text is None
+            else f"; rank {rank} waited for {text}"
+            for rank, text in said.items()
+        )
+
     def _end(self, waited_for: _Beat, still_s: float) -> None:
         words = (
             f"rank {self.run.rank} stands still: it waited {still_s:.0f} s for {waited_for}, more "
             f"than {self.limit_s:g} s (machine.stall_timeout_s); resume=auto goes on from the last "
             "checkpoint"
         )
+        words += self._of_others(str(waited_for))
         main = sys._current_frames().get(threading.main_thread().ident or 0)
         stack = "" if main is None else "".join(traceback.format_stack(main))
         text = f"{words}. The main thread is in:\n{stack}"

@@ -31,9 +31,6 @@ COUNTS = (
 )  # fmt: skip
 COUNTS_FROM_0 = ("num_workers", "num_pictures", "trainer.num_workers")
 FROM_0 = ("num_workers", "max_unreadable")  # keys of the trainer that may be 0
-    "num_workers",
-    "max_unreadable",
-)  # of the trainer; the rest are counts from 1 or no counts
 
 
 def check_settings(cfg: DictConfig) -> None:

@@ -34,8 +34,8 @@ def crops(folder, seed: int = 0):
 def keypoints(folder, shift: float = 0.0):
     crops(folder)
     hand = [v for i in range(21) for v in (2.0 + shift + (i % 5) * 3, 2.0 + (i // 5) * 3, 2)]
-    images = [{"id": i, "file_name": f"sub/{i}.png", "width": 20, "height": 20} for i in range(5)]
-    notes = [{"id": i, "image_id": i, "keypoints": hand} for i in range(5)]
+    images = [{"id": i, "file_name": f"sub/{i}.png", "width": 20, "height": 20} for i in range(4)]
+    notes = [{"id": i, "image_id": i, "keypoints": hand} for i in range(4)]
     (folder / "notes.json").write_text(json.dumps({"images": images, "annotations": notes}))
     return KeypointPhotos(folder, folder / "notes.json", split="all")
 

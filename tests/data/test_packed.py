@@ -16,6 +16,7 @@ from handmim.data.loader import collate_crops
 from handmim.data.packed import HEAD, PackedCrops, packed_head, read_index
 from handmim.data.packing import pack_crops
 from handmim.images.decode import UnreadableImage
+from handmim.utils.exits import BAD_INPUT
 
 TOOL = Path(__file__).parents[2] / "tools" / "pack_crops.py"
 
@@ -194,5 +195,5 @@ def test_the_tool_packs_and_refuses(tree, tmp_path):
     assert "a/broken.jpg" in done.stderr
     assert len(PackedCrops(file)) == 4
     again = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert again.returncode == 1
+    assert again.returncode == BAD_INPUT
     assert "--overwrite" in again.stderr

@@ -60,11 +60,12 @@ def test_debug_prints_the_traceback(outcome):
 
 def test_the_log_of_the_run_takes_the_traceback(outcome, tmp_path):
     logger, file = logging.getLogger("handmim"), logging.FileHandler(tmp_path / "log.txt")
-    logger.addHandler(file)
+    before = list(logger.handlers)  # of runs of other tests
+    logger.handlers[:] = [file]
     try:
         code, text = outcome(RuntimeError("odd"))
     finally:
-        logger.removeHandler(file)
+        logger.handlers[:] = before
         file.close()
     assert code == 1
     assert text == f"some.py: RuntimeError: odd (traceback: {tmp_path / 'log.txt'})\n"

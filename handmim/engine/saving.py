@@ -56,10 +56,12 @@ def restore(
     """
     found = load_newest(run.dir, resume, map_location=run.device)
     if found is None:
+        run.write_start()
         return 0
     source, state = found
     kept = run.dir / BEST
     check_same_run(state, identity, run.config, source, extend=extend)
+    run.write_start()
     step: int = state["step"]
     if (before := state["identity"]["max_steps"]) != identity["max_steps"]:
         _extend(run, step, before, identity["max_steps"], source)

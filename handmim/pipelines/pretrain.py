@@ -48,6 +48,8 @@ def _pretrain(cfg: DictConfig) -> Pretrained:
         task.load_initial(cfg.init)
     elif not cfg.train:
         run.log.warning("train=false and init=null: random weights are exported")
+    if not cfg.train:
+        run.write_start()
     result = _train(cfg, run, task) if cfg.train else FitResult(0, 0.0, 0.0, False, {})
     return Pretrained(run.dir, export(run, task, cfg.seed, result), result)
 

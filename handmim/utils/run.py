@@ -191,20 +191,25 @@ class Run:
             name, folder, seed, config, fabric, logger, in_force, compile, stall_timeout_s, lock
         )
         seed_everything(seed)
-        if run.is_main:
-            write_atomic(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-            run.write_json("run.json", run.facts())
-            run.log.info(
-                "run %s: %s x %d, %s, %d torch threads, seed %d, folder %s",
-                name,
-                run.device.type,
-                run.world_size,
-                precision,
-                torch.get_num_threads(),
-                seed,
-                folder,
-            )
+        if resume == "never":
+            run.write_start()
+        run.log.info(
+            "run %s: %s x %d, %s, %d torch threads, seed %d, folder %s",
+            name,
+            run.device.type,
+            run.world_size,
+            precision,
+            torch.get_num_threads(),
+            seed,
+            folder,
+        )
         return run
+
+    def write_start(self) -> None:
+        """Record config and facts of this start; one that resumes does so once that is allowed."""
+        if self.is_main:
+            write_atomic(self.dir / "config.yaml", yaml.safe_dump(self.config, sort_keys=False))
+            self.write_json("run.json", self.facts())
 
     def below(self, name: str, config: Any) -> "Run":
         """A part of this run in a folder of its own below: same machine, same log.

@@ -218,3 +218,11 @@ def test_rows_that_a_full_disk_does_not_take_are_written_later_and_none_is_cut(t
     assert (tmp_path / "scalars.jsonl").stat().st_size == size
     log.close()
     assert read_rows(tmp_path / "scalars.jsonl") == [{"step": s, "a": float(s)} for s in (1, 2)]
+
+
+def test_a_refused_resume_leaves_the_records_of_the_run(tmp_path):
+    fit(tmp_path, stop_after=3)
+    before = {n: (tmp_path / n).read_bytes() for n in ("config.yaml", "run.json")}
+    with pytest.raises(ValueError, match="seed: 0 there, 1 here"):
+        fit(tmp_path, resume="auto", seed=1)
+    assert before == {n: (tmp_path / n).read_bytes() for n in ("config.yaml", "run.json")}

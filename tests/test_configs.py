@@ -1,5 +1,6 @@
 """Every yaml composes, and each part takes exactly the values that its yaml gives."""
 
+import copy
 import inspect
 import re
 from pathlib import Path
@@ -10,7 +11,9 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from handmim.ablation.overrides import decisive, digest
 from handmim.contracts import Task
+from handmim.engine.checkpoint import check_same_run
 from handmim.pipelines.pretrain import pretrain
 from handmim.reports.quickstart import LOSSES
 from handmim.utils.config import drop_unbuilt, resolved
@@ -308,3 +311,34 @@ def test_rows_on_real_data_ask_for_a_backbone_and_take_none():
         assert all(key in str(refused.value) for key in ("init_from", "data.root", "hand.path"))
         words = ["experiment=freihand_vits", "data.root=x", "hand.path=x", "init_from=null"]
         assert resolved(compose("finetune", overrides=words))["init_from"] is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("debug", True),
+        ("data.max_megapixels", 50),
+        ("data.train.exclude", ["a/*"]),
+        ("trainer.nonfinite", "skip"),
+        ("trainer.max_unreadable", 0.5),
+        ("trainer.keep_last", 2),
+        ("machine.stall_timeout_s", 60),
+    ],
+)
+def test_settings_that_decide_no_result_are_free(key, value):
+    """A run goes on, and a table's finished runs count, with another value and with a config of
+    before the key."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose("pretrain", ["experiment=cpu_pretrain", "data.root=DIR"])
+    here, digest_here = resolved(cfg), digest(decisive(cfg))
+    identity = {"max_steps": 1}
+    older = copy.deepcopy(here)
+    *parents, name = key.split(".")
+    node = older
+    for parent in parents:
+        node = node[parent]
+    del node[name]
+    check_same_run({"identity": identity, "config": older}, identity, here, CONFIGS)
+    OmegaConf.update(cfg, key, value)
+    check_same_run({"identity": identity, "config": resolved(cfg)}, identity, here, CONFIGS)
+    assert digest(decisive(cfg)) == digest_here

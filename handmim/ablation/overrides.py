@@ -17,7 +17,8 @@ FREE = (
 FREE_LEAVES = (
     "cache_dir", "num_workers", "log_every", "save_every", "keep_every", "picture_every",
     "check_finite_every", "stop_after", "keep_best", "stop_patience",
-    "keep_last", "extend",
+    "keep_last", "extend", "nonfinite", "max_unreadable", "max_megapixels", "exclude",
+    "include_all",
 )  # fmt: skip
 USUAL_PRECISION = "32-true"
 PROBED = ("probe", "task", "precision")  # parts of a pretraining config that decide its probe

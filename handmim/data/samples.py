@@ -55,12 +55,11 @@ def hand_sample(
     def label(name: str, value: Array | None, shape: tuple[int, ...]) -> NDArray[np.float32]:
         if value is None:
             return np.zeros(shape, np.float32)
-        if np.shape(value) != shape or not np.isfinite(value).all():
-            raise UnreadableSample(
-                sample_id,
-                f"{name} must be finite {shape}, got {np.shape(value)} with "
-                f"{np.count_nonzero(~np.isfinite(value))} values that are not finite",
-            )
+        if np.shape(value) != shape:
+            raise ValueError(f"{sample_id}: {name} must be {shape}, got {np.shape(value)}")
+        if not np.isfinite(value).all():
+            num = np.count_nonzero(~np.isfinite(value))
+            raise UnreadableSample(sample_id, f"{name} has {num} values that are not finite")
         return np.asarray(value, np.float32)
 
     def seen(points: Array | None, valid: NDArray[np.bool_] | None) -> Array | None:

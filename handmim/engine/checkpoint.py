@@ -125,6 +125,7 @@ def _is_older(path: Path, step: int) -> bool:
 # What may differ between the two halves of a run: names, places, machines, how often to look.
 FREE = (
     "name",
+    "debug",
     "resume",
     "overwrite",
     "paths",
@@ -153,7 +154,7 @@ FREE_TRAINER = (
 # Files may have moved: their content is compared by hashes and counts.
 FREE_DATA = (
     "cache_dir", "num_workers", "num_val", "root", "annotations", "hand_path", "val", "test",
-    "benchmark", "placement",
+    "benchmark", "placement", "max_megapixels", "exclude", "include_all",
 )  # fmt: skip
 
 

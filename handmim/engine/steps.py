@@ -113,9 +113,10 @@ class Steps:
             if step == self.first_step or not self.guard.is_clean():
                 raise  # nothing was trained, or its weights are lost
             self.saver.save(step)
+            kept = "The run is saved before this step" if self.run.is_main else "See the main rank"
             raise LoadingError(
-                f"step {step} cannot be loaded: {error} ({type(error).__name__}). The run is saved "
-                "before this step: resume=auto goes on"
+                f"step {step} cannot be loaded: {error} ({type(error).__name__}). {kept}: "
+                "resume=auto goes on"
             ) from error
 
     def _make(self, loaded: Any, info: StepInfo) -> Taken:

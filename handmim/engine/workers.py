@@ -229,6 +229,11 @@ def _how_it_ended(worker: BaseProcess) -> str:
     how = f"with exit code {code}"
     if code < 0:
         how = f"by {signal.Signals(-code).name}"
+    if code == 1:
+        return (
+            f"loader worker {worker.pid} could not start or ended with exit code 1: a script of "
+            'your own that starts workers needs `if __name__ == "__main__":` around what it does'
+        )
     hint = {"SIGKILL": ": out of memory?", "SIGBUS": ": out of shared memory (/dev/shm)?"}
     return f"loader worker {worker.pid} was ended {how}{hint.get(how[3:], '')}"
 

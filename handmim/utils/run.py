@@ -132,7 +132,7 @@ class Run:
         config: Any,
         *,
         accelerator: str = "auto",
-        devices: int | str = 1,
+        devices: int | str | list[int] = 1,
         num_nodes: int = 1,
         strategy: str = "auto",
         precision: str = "32-true",

@@ -79,7 +79,7 @@ def test_bad_labels_are_refused_by_name():
     image = np.zeros((8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match="rotations and betas, got one"):
         hand_sample(image, "x", betas=np.zeros(10))
-    with pytest.raises(ValueError, match=r"s/7: joints_cam_m must be finite \(21, 3\)"):
+    with pytest.raises(ValueError, match=r"s/7: joints_cam_m has 63 values"):
         hand_sample(image, "s/7", joints_cam_m=np.full((21, 3), np.nan))
     with pytest.raises(ValueError, match=r"K_crop_px must be finite \(3, 3\), got \(2, 3\)"):
         hand_sample(image, "x", K_crop_px=np.zeros((2, 3)))

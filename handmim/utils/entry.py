@@ -19,11 +19,13 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from handmim.utils.exits import BAD_INPUT, DONE, FAILED, of_signal
+from handmim.utils.launcher import require_one_process
 from handmim.utils.messages import sentence
 from handmim.utils.settings import check_settings
 from handmim.utils.words import expand_paths, hydra_words
 
 DEBUG = "debug=true"
+RUNS = ("pretrain", "finetune", "eval")  # entry points that several processes may run together
 SWEEPS = ("-m", "--multirun", "hydra.mode=MULTIRUN")
 MACHINE_FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM)
 
@@ -83,7 +85,10 @@ def run_tool(main: Callable[[], int | None]) -> None:
 
     Raises: SystemExit with any code but 0.
     """
+    name = Path(sys.argv[0]).stem
     try:
+        if name not in RUNS:
+            require_one_process(name)
         code = main()
     except KeyboardInterrupt:
         _say("interrupted")

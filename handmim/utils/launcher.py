@@ -1,9 +1,8 @@
-"""How many processes a launcher started: torchrun and Slurm, as their environment variables say."""
+"""How many processes a launcher started: torchrun and Slurm, as their environment variables say and
+as Fabric reads them. Imports nothing heavy, since every entry point asks."""
 
 import os
 from typing import Any, NamedTuple
-
-from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 OPEN = (1, "1", -1, "-1", "auto")  # values of machine.devices that leave the number to a launcher
 # Numbers of processes that other launchers set. Fabric reads none of them.
@@ -29,10 +28,10 @@ def launched() -> Launched | None:
     Raises: ValueError for nodes with different numbers of processes.
     """
     # torchrun first, as in Fabric: it is also started inside Slurm's jobs.
-    if TorchElasticEnvironment.detect():
+    if "TORCHELASTIC_RUN_ID" in os.environ:
         total, per_node = _number("WORLD_SIZE"), _number("LOCAL_WORLD_SIZE")
         return _checked(Launched("torchrun", per_node, max(1, total // per_node)), total)
-    is_interactive = SLURMEnvironment.job_name() in ("bash", "interactive")
+    is_interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
     if "SLURM_NTASKS" in os.environ and not is_interactive:
         total = _number("SLURM_NTASKS")
         num_nodes = min(total, _number("SLURM_NNODES"))

@@ -11,6 +11,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from handmim.utils.config import flatten_keys
 
 SHOWN = 12
+# What gloo and NCCL say where another process of a run is gone or silent.
+OF_PEERS = re.compile(r"gloo/transport/|Connection (closed|reset) by peer|ncclRemoteError")
 
 
 def sentence(error: BaseException) -> str:
@@ -27,6 +29,11 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and error.full_key:
         return _no_key(error)
     text = str(error)
+    if isinstance(error, RuntimeError) and OF_PEERS.search(text):
+        return (
+            "another process of this run ended or does not answer, its own message says why; "
+            "resume=auto goes on from the last checkpoint"
+        )
     if isinstance(error, OmegaConfBaseException):
         text = f"{text.splitlines()[0]}{f' ({error.full_key})' if error.full_key else ''}"
     elif isinstance(error, OSError) and error.strerror is not None:

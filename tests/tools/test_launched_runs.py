@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from handmim.utils.exits import BAD_INPUT
 from tests.engine.launched import outcome, slurm_env, start
 from tests.tools.calls import PRETRAIN, REPO, TINY, call, small_data
 
@@ -17,6 +18,12 @@ def test_torchrun_starts_one_run(place):
     ((code, text),) = outcome(start([*alone, *words], lambda *_: {}, num=1, folder=place))
     assert code == 0, text[-3000:]
     assert json.loads((place / "runs" / "torchrun" / "run.json").read_text())["world_size"] == 2
+
+
+def test_other_tools_run_as_one_process(place):
+    for code, text in outcome(start([str(REPO / "tools" / "label_efficiency.py")], folder=place)):
+        assert code == BAD_INPUT
+        assert "label_efficiency runs as one process, but torchrun started 2" in text
 
 
 @pytest.mark.slow

@@ -46,6 +46,7 @@ class RunLog:
             write_atomic(self.path, "".join(row_line(row) for row in kept))
         purge = first_step + 1 if first_step else None
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        self._has_failed = False  # TensorBoard's writer, which does not recover by itself
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Log values at `step`, the number of finished optimizer steps."""
@@ -54,6 +55,9 @@ class RunLog:
         self._owed += row_line({"step": step, **values})
         with self._tolerant():
             self._write_owed()
+            if self._has_failed:
+                self._tensorboard = SummaryWriter(str(self.path.with_name("tensorboard")))
+                self._has_failed = False
             for name, value in values.items():
                 self._tensorboard.add_scalar(name, value, step)
 
@@ -75,6 +79,7 @@ class RunLog:
         try:
             yield
         except OSError as error:
+            self._has_failed = True
             log.error("the log of scalars and pictures is late: %s", error)
 
     def pictures(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:

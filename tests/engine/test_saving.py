@@ -8,7 +8,7 @@ from handmim.engine.checkpoint import checkpoints_of, load_checkpoint, save_chec
 from handmim.engine.log import RunLog
 from handmim.engine.loop import Trainer
 from handmim.utils.exits import STOPPED
-from handmim.utils.rows import read_rows
+from handmim.utils.rows import read_rows, row_line
 from handmim.utils.run import Run
 from tests.engine.toy import DATA, ToyTask, collate, fit, prepare, recipe
 
@@ -206,18 +206,21 @@ def test_exit_codes_tell_finished_runs_from_stopped_ones(tmp_path):
 
 
 def test_rows_that_a_full_disk_does_not_take_are_written_later_and_none_is_cut(tmp_path):
-    log = RunLog(tmp_path)
-    log.scalars(1, {"a": 1.0})
-    size = (tmp_path / "scalars.jsonl").stat().st_size
+    path = tmp_path / "scalars.jsonl"
+    path.write_text("".join(row_line({"step": s, "a": 0.5}) for s in range(2000)))
+    log = RunLog(tmp_path, first_step=2000)  # TensorBoard's file is far smaller than this one
+    size = path.stat().st_size
     _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, hard))
     try:
-        log.scalars(2, {"a": 2.0})
+        log.scalars(2001, {"a": 2.0})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert (tmp_path / "scalars.jsonl").stat().st_size == size
+    assert path.stat().st_size == size
+    log.scalars(2002, {"a": 3.0})
     log.close()
-    assert read_rows(tmp_path / "scalars.jsonl") == [{"step": s, "a": float(s)} for s in (1, 2)]
+    rows = read_rows(path)[2000:]
+    assert rows == [{"step": 2001, "a": 2.0}, {"step": 2002, "a": 3.0}]
 
 
 def test_a_refused_resume_leaves_the_records_of_the_run(tmp_path):

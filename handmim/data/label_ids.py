@@ -18,6 +18,7 @@ from handmim.utils.files import write_atomic
 COMMENT = "#"
 SHOWN = 5  # ids in a message
 MAX_BYTES = 1 << 26  # some millions of ids
+HEAD = " labels of "  # in the first comment; the second holds the sha256
 SHA = re.compile(r"^# sha256 [^:\n]*: ([0-9a-f]{64})$", re.MULTILINE)
 
 
@@ -98,10 +99,11 @@ def read_ids(path: str | Path) -> list[str]:
             "each on its own line, once (label_ids=FILE)"
         )
     said = SHA.search(text)
-    if said and said[1] != lines_sha256(ids):
+    is_damaged = "\0" in text or (HEAD in text and said is None)
+    if is_damaged or (said and said[1] != lines_sha256(ids)):
         raise ValueError(
             f"the ids of {path} are not those its sha256 was written for: take the original, or "
-            "delete that comment if they were changed on purpose (label_ids=FILE)"
+            "delete its comments if they were changed on purpose (label_ids=FILE)"
         )
     return ids
 

@@ -125,3 +125,12 @@ def test_a_byte_order_mark_is_no_part_of_an_id(tmp_path):
     path = tmp_path / "ids.txt"
     path.write_text("7\n9\n", encoding="utf-8-sig")
     assert read_ids(path) == ["7", "9"]
+
+
+def test_a_list_of_ours_that_lost_its_digest_is_refused(tmp_path):
+    text = ids_text(["1", "2"], "a set", 3, "seed 0")
+    path = tmp_path / "labels.txt"
+    for damaged in (text.replace("sha256", "sha257"), text.replace("\n1\n", "\n\0\n")):
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match="take the original"):
+            read_ids(path)

@@ -10,6 +10,14 @@ from tests.engine.toy import ToyTask, fit
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 
+@pytest.fixture(autouse=True)
+def _hangups_are_not_ignored():
+    """As they are where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 class Sending:
     """A hook that sends this process a signal after a step."""
 

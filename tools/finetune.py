@@ -10,15 +10,14 @@ from handmim.utils.entry import tool
 
 
 @tool("finetune")
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> int:
     """Assemble, start at the mean hand of the labels, train, validate.
 
     The exit code says how the run ended (utils/exits.py).
     """
     from handmim.pipelines.finetune import finetune
 
-    if code := finetune(cfg).result.exit_code:
-        raise SystemExit(code)
+    return finetune(cfg).result.exit_code
 
 
 if __name__ == "__main__":

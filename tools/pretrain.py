@@ -13,12 +13,11 @@ from handmim.utils.entry import tool
 
 
 @tool("pretrain")
-def main(cfg: DictConfig) -> None:
+def main(cfg: DictConfig) -> int:
     """Assemble, train, export; the exit code says how the run ended (utils/exits.py)."""
     from handmim.pipelines.pretrain import pretrain
 
-    if code := pretrain(cfg).result.exit_code:
-        raise SystemExit(code)
+    return pretrain(cfg).result.exit_code
 
 
 if __name__ == "__main__":

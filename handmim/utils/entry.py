@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from handmim.utils.exits import BAD_INPUT, DONE, FAILED, of_signal
+from handmim.utils.files import FULL
 from handmim.utils.launcher import require_one_process
 from handmim.utils.messages import sentence
 from handmim.utils.settings import check_settings
@@ -27,7 +28,7 @@ from handmim.utils.words import expand_paths, hydra_words
 DEBUG = "debug=true"
 RUNS = ("pretrain", "finetune", "eval")  # entry points that several processes may run together
 SWEEPS = ("-m", "--multirun", "hydra.mode=MULTIRUN")
-MACHINE_FAILED = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM)
+MACHINE_FAILED = (*FULL, errno.EIO, errno.ENOMEM)
 
 Main = Callable[[DictConfig], int | None]
 

@@ -36,6 +36,8 @@ def test_a_run_that_moves_slowly_goes_on(tmp_path):
         for step in range(5):
             beat("step", step)
             time.sleep(0.2)  # 1 s together: longer than the limit
+    assert not list(tmp_path.glob("stalled*"))
+    assert "stands still" not in (tmp_path / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("limit", [0, -1.0, float("nan")])

@@ -98,7 +98,7 @@ def test_whole_numbers_may_be_written_as_powers_and_numbers_as_text(changed):
     ],
 )
 def test_what_is_offered_is_accepted(entry, words):
-    compose(entry, words)
+    assert compose(entry, words) is not None
 
 
 def test_signatures_are_read_with_what_is_inherited():

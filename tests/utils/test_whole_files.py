@@ -54,13 +54,16 @@ def test_a_second_process_is_told_who_writes_the_folder(holder, tmp_path):
 def test_a_dead_owner_holds_nothing(holder, tmp_path):
     holder.kill()
     holder.wait()
-    lock_folder(tmp_path / "run")
+    lock = lock_folder(tmp_path / "run")
+    assert f"process {os.getpid()} " in (tmp_path / "run" / ".lock").read_text()
+    del lock
 
 
 def test_a_lock_is_waited_for(holder, tmp_path, caplog):
     holder.stdin.close()
     with locked(tmp_path / "run"):
-        holder.wait(timeout=10)
+        assert holder.wait(timeout=10) == 0
+        assert f"process {os.getpid()} " in (tmp_path / "run" / ".lock").read_text()
 
 
 def test_a_lock_ends_with_its_last_holder(tmp_path):

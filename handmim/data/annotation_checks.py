@@ -8,19 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.data.annotation_fields import FORM
+from handmim.data.annotation_hands import NORMALISED_PX, check_cameras, check_entries, check_view
 from handmim.data.annotations import Annotations, Hand
 from handmim.data.cropping import MIN_SIDE_PX
 from handmim.data.image_heads import image_heads
 from handmim.hand.conventions import mirror_points
-from handmim.hand.label_checks import FEWEST, note_bones, note_side, settle_order, settle_unit
-from handmim.utils.findings import Level, Notes, shown
+from handmim.hand.label_checks import (
+    FEWEST,
+    note_bones,
+    note_side,
+    settle_order,
+    settle_unit,
+)
+from handmim.utils.findings import Level, Notes, level_of, shown
 
 Array = NDArray[np.float64]
 
 FEW_OUTSIDE, MANY_OUTSIDE = 0.02, 0.3  # shares of labelled keypoints
-FEW_WRONG = 0.005  # share of images; one of 1,367 in a public set
-# A hand of pixels cannot lie within 1.5 px of the corner; normalised ones may pass 1 a little.
-NORMALISED_PX = 1.5
 PERCENT, PERCENT_REACH, LARGE_PX = 100.0, 80.0, 200.0
 # Photos of hands of different people reach 0.8 to 1.2 of the image (99 % quantile).
 ENLARGED = 0.6
@@ -84,6 +88,7 @@ def check_annotations(annotations: Annotations, root: Path, notes: Notes) -> Non
         notes.error("keypoints-file", "no annotation holds a hand", "see the other findings")
         return
     _check_names(notes, annotations)
+    check_entries(notes, annotations)
     used = sorted({hand.image for hand in hands})
     heads = np.zeros((len(images), 3), np.int64)
     heads[used] = image_heads([root / images[i]["file_name"] for i in used])
@@ -95,10 +100,13 @@ def check_annotations(annotations: Annotations, root: Path, notes: Notes) -> Non
         return
     rows = heads[[hand.image for hand in hands]]
     _check_2d(notes, hands, values, rows)
+    check_cameras(notes, hands)
     if not notes.failed("keypoints-normalised", "keypoints-swapped"):
         whole = values[(values[..., 2] > 0).all(axis=1)][..., :2]
         if len(whole):
             settle_order(notes, "keypoints", whole, "canonical", "keypoints")
+        if all(hand.joints is None for hand in hands):
+            check_view(notes, hands, values)
     _check_3d(notes, hands)
 
 
@@ -143,7 +151,7 @@ def _check_sizes(
         f"{len(other)} of {len(used)} images have another size than the file says: {shown(other)}",
         "were they resized after labelling? take the originals, or scale the keypoints and "
         "correct width and height",
-        bad=_level(len(other), len(used)),
+        bad=level_of(len(other), len(used)),
     )
     notes.judge(
         not unrotated,
@@ -151,13 +159,8 @@ def _check_sizes(
         f"{len(unrotated)} of {len(used)} images were labelled without their EXIF rotation: "
         f"{shown(unrotated)}",
         "images are read upright: rotate the keypoints, or store the images without EXIF",
-        bad=_level(len(unrotated), len(used)),
+        bad=level_of(len(unrotated), len(used)),
     )
-
-
-def _level(num: int, total: int) -> Level:
-    """A few wrong labels are a warning: public sets have some."""
-    return "warning" if num <= FEW_WRONG * total else "error"
 
 
 def _outside(points: Array, seen: NDArray[np.bool_], size: Array) -> float:

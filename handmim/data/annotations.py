@@ -21,11 +21,12 @@ from handmim.data.annotation_fields import (
     Faults,
     Row,
     is_id,
+    numbers,
     read_keypoints,
     read_optional,
     short,
 )
-from handmim.data.hand_sides import KNOWN, SideReader
+from handmim.data.hand_sides import KNOWN, SideReader, mentions
 from handmim.hand.skeleton import NUM_JOINTS
 from handmim.utils.findings import Notes, shown
 from handmim.utils.json_files import read_json
@@ -47,6 +48,7 @@ class Hand:
         scores: [21] confidences of the keypoints in [0, 1].
         K: [3, 3] px.
         category: what it shows.
+        box: [4] x, y, width, height px, as the file has it.
     """
 
     entry: str
@@ -58,6 +60,7 @@ class Hand:
     scores: Array | None = None
     K: Array | None = None
     category: Any = None
+    box: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,7 @@ class _HandReader:
         images: positions and entries of images, by id.
         refused: ids of images whose hands are left out.
         sides: of the file.
+        info: what the file says of itself.
         faults: where those of the entries go.
     """
 
@@ -134,9 +138,11 @@ class _HandReader:
         images: Mapping[Any, tuple[int, Row]],
         refused: set[Any],
         sides: SideReader,
+        info: Row,
         faults: Faults,
     ) -> None:
-        self.images, self.refused, self.sides, self.faults = images, refused, sides, faults
+        self.images, self.refused, self.faults = images, refused, faults
+        self.sides, self.info = sides, info
 
     def hands(self, rows: list[Any]) -> Iterator[tuple[Hand, str]]:
         """Well-formed hands, each with the field that states its side ("" where none does)."""
@@ -187,7 +193,7 @@ class _HandReader:
         joints = read_optional(entry, note, "keypoints_3d", self.faults)
         K = read_optional(entry, note, "K", self.faults)
         try:
-            is_right, field = self.sides.read(note, row) or (True, "")
+            is_right, field = self.sides.read(note, row, self.info) or (True, "")
         except ValueError as error:
             self.faults.add("side", f"{entry} {error}", f"a side is stated by {KNOWN}")
             return
@@ -199,8 +205,22 @@ class _HandReader:
             valid = joints[:, 3] > 0 if joints.shape[1] == 4 else np.ones(NUM_JOINTS, bool)
             joints = joints[:, :3]
         K = None if K is None else K.reshape(3, 3)
-        category = note.get("category_id")
-        yield Hand(entry, image, keypoints, is_right, joints, valid, scores, K, category), field
+        box = numbers(note.get("bbox"), [(4,)])  # not used: of any form
+        yield (
+            Hand(
+                entry,
+                image,
+                keypoints,
+                is_right,
+                joints,
+                valid,
+                scores,
+                K,
+                category=note.get("category_id"),
+                box=None if isinstance(box, str) else box,
+            ),
+            field,
+        )
 
 
 def _repeated(rows: list[Any], faults: Faults) -> None:
@@ -239,30 +259,58 @@ def read_annotations(path: Path, notes: Notes, option: str = "data.annotations")
         if not isinstance(lists[key], list) or not lists[key]:
             came = "an empty list" if lists[key] == [] else short(lists[key])
             raise ValueError(f"{path}: {key} must be a list of entries, got {came} ({option})")
-    rows = lists["annotations"]
-    categories = lists.get("categories")
-    categories = categories if isinstance(categories, list) else []
-    sides = SideReader(
-        [row for row in rows if isinstance(row, dict)],
-        [c for c in categories if isinstance(c, dict)],
-    )
-    faults = Faults(notes)
+    rows, faults = lists["annotations"], Faults(notes)
+    categories, info = _categories(lists, notes, faults), lists.get("info")
+    entries = [row for row in (*rows, *lists["images"]) if isinstance(row, dict)]
+    sides = SideReader(entries, categories)
     images, refused = _images(lists["images"], faults)
     _repeated(rows, faults)
-    found = list(_HandReader(images, refused, sides, faults).hands(rows))
+    info = info if isinstance(info, dict) else {}
+    found = list(_HandReader(images, refused, sides, info, faults).hands(rows))
     faults.note()
     hands = [hand for hand, _ in found]
     if hands:
-        _note_sides(notes, hands, Counter(field for _, field in found))
+        _note_sides(notes, hands, Counter(field for _, field in found), entries)
+        known = {row["id"] for row in categories}
+        unknown = {hand.category for hand in hands} - known - {None}
+        if categories and unknown:
+            text = f"category_id {shown([repr(key) for key in unknown])} is no id of `categories`"
+            notes.warning("keypoints-categories", text, "add it, or correct category_id")
     return Annotations([row for _, row in images.values()], hands)
 
 
-def _note_sides(notes: Notes, hands: list[Hand], fields: Counter[str]) -> None:
+def _categories(lists: Row, notes: Notes, faults: Faults) -> list[Row]:
+    """Entries of `categories`, none where there is no such list."""
+    for field, kind in (("info", dict), ("licenses", list)):
+        if lists.get(field) and not isinstance(lists[field], kind):
+            text = f"{field} is {short(lists[field])}, COCO has a {kind.__name__} there"
+            notes.warning("keypoints-form", text, f"{field} is not read")
+    rows = lists.get("categories") or []
+    fix = "categories are a list of objects with an id and a name, or left out"
+    names: dict[Any, Any] = {}
+    if not isinstance(rows, list):
+        faults.add("categories", f"categories is {short(rows)}", fix)
+        return []
+    for position, row in enumerate(rows):
+        key = row.get("id") if isinstance(row, dict) else None
+        if isinstance(row, dict) and key is None:
+            continue  # no annotation refers to it
+        if not is_id(key) or not isinstance(row.get("name", ""), str):
+            faults.add("categories", f"entry {position} of categories is {short(row)}", fix)
+        elif names.setdefault(key, row.get("name")) != row.get("name"):
+            text = f"category id {key!r} stands for {names[key]!r} and {row.get('name')!r}"
+            faults.add("categories", text, "give every category an id of its own")
+    return [{"id": key, "name": name} for key, name in names.items()]
+
+
+def _note_sides(notes: Notes, hands: list[Hand], fields: Counter[str], entries: list[Row]) -> None:
     right = sum(hand.is_right for hand in hands)
     silent = fields.pop("", 0)
     text = f"{len(hands)} hands, {right} right and {len(hands) - right} left"
     text += f", by {', '.join(fields)}" if fields else ", no field states the side: all count right"
     if silent and fields:
         text += f"; {silent} state none and count as right"
-    fix = f"state the side of every hand: {KNOWN}"
-    notes.judge(not (silent and fields), "keypoints-side", text, fix, bad="warning")
+    if silent and (odd := mentions(entries)) and not fields:
+        text += f"; {shown(odd)} is not read as a side"
+    fix = f"state the side of every hand, or in `info` that of all: {KNOWN}"
+    notes.judge(not silent, "keypoints-side", text, fix, bad="warning")

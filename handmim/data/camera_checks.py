@@ -11,12 +11,17 @@ FOCAL = (0.3, 20.0)  # in longer sides of the picture; crops have long ones
 SQUARE = 1.2  # largest ratio of the two focal lengths
 
 
+def usable(K_px: Array) -> NDArray[np.bool_]:
+    """Which of [n, 3, 3] matrices are those of any camera: [n]. Zeros and singular ones are not."""
+    form = (np.abs(K_px[:, 2] - [0, 0, 1]).max(axis=1) < 1e-6) & (K_px[:, 1, 0] == 0)
+    return form & (K_px[:, 0, 0] > 0) & (K_px[:, 1, 1] > 0)
+
+
 def plausible(K_px: Array, width_px: int, height_px: int) -> NDArray[np.bool_]:
     """Which of [n, 3, 3] intrinsics a camera of such pictures can have: [n]."""
     fx, fy = K_px[:, 0, 0], K_px[:, 1, 1]
     longer = max(width_px, height_px)
-    form = (np.abs(K_px[:, 2] - [0, 0, 1]).max(axis=1) < 1e-6) & (K_px[:, 1, 0] == 0)
-    form &= np.abs(K_px[:, 0, 1]) < 0.1 * longer
+    form = usable(K_px) & (np.abs(K_px[:, 0, 1]) < 0.1 * longer)
     focal = np.minimum(fx, fy) > FOCAL[0] * longer
     focal &= np.maximum(fx, fy) < FOCAL[1] * longer
     focal &= np.maximum(fx, fy) < SQUARE * np.minimum(fx, fy)

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from handmim.contracts import CropSample, HandSample
 from handmim.data.cropping import carry_intrinsics, carry_points, crop_map, cut
 from handmim.data.fingerprint import arrays_digest, digest_of, files_digest, some
-from handmim.data.freihand_checks import check_labels, present_versions
+from handmim.data.freihand_checks import check_every_sample, check_labels, present_versions
 from handmim.data.image_heads import image_head
 from handmim.data.json_arrays import StoredArray, cached_number_lists
 from handmim.data.layouts import VERSIONS, file_names
@@ -24,7 +24,7 @@ from handmim.data.samples import hand_sample
 from handmim.hand.arrays import NUM_VERTS, load_hand_arrays
 from handmim.hand.conventions import freihand_hand, project_px
 from handmim.hand.model import HandModel
-from handmim.images.decode import UnreadableImage, read_rgb
+from handmim.images.decode import read_image
 from handmim.utils.findings import Notes, spread
 
 log = logging.getLogger(__name__)
@@ -167,6 +167,9 @@ class FreiHand(Dataset[HandSample | CropSample]):
         if not notes.failed("freihand-finite"):
             raw = {name: values[chosen] for name, values in labels.items()}
             check_labels(notes, self.folder, raw, hand, None if head is None else head[:2])
+        if head is not None and all(finding.level != "error" for finding in notes.findings):
+            every = {name: labels[name].values for name in labels if name != "verts"}
+            check_every_sample(notes, self.folder, every, head[:2])
         notes.enforce(f"{self.root} (data.root)")
 
     def _mano(self, item: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -194,10 +197,7 @@ class FreiHand(Dataset[HandSample | CropSample]):
 
     def _crop(self, image_id: int) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
         """Stored crop [S, S, 3] of a picture, and crop_from_img."""
-        path = self._path(image_id)
-        picture = read_rgb(path)
-        if picture is None:
-            raise UnreadableImage(path, "unpack FreiHAND again")
+        picture = read_image(self._path(image_id))
         height, width = picture.shape[:2]
         crop_from_img = crop_map(np.array([0, 0, width, height]), self.crop_scale, self.image_px)
         return cut(picture, crop_from_img, self.image_px), crop_from_img

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from handmim.data.camera_checks import note_intrinsics
+from handmim.data.camera_checks import note_intrinsics, usable
 from handmim.data.layouts import VERSIONS
 from handmim.data.provenance import LARGEST_RESIDUAL_M, reposed_error_m
 from handmim.hand.conventions import freihand_hand, regressed_joints
 from handmim.hand.label_checks import (
     METRES,
+    SIZES_M,
     finite,
     note_bones,
     settle_axes,
@@ -22,7 +23,7 @@ from handmim.hand.label_checks import (
 )
 from handmim.hand.model import HandModel
 from handmim.hand.skeleton import FINGERTIP_VERTS, ROOT_JOINT
-from handmim.utils.findings import Notes, shown
+from handmim.utils.findings import FEW_WRONG, Notes, level_of, shown
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,46 @@ def check_labels(
         note_fit(notes, part, labels, model, trust_K=k_good)
 
 
+def check_every_sample(
+    notes: Notes, part: str, labels: Mapping[str, NDArray[np.floating]], size_px: tuple[int, int]
+) -> None:
+    """Note samples whose camera, hand or place is none: `check_labels` looks at some of them.
+
+    Args:
+        notes: where faults are noted.
+        part: training or evaluation.
+        labels: finite ones by name of the list, all samples.
+        size_px: width and height of the images.
+    """
+    K = labels["K"].astype(np.float64)
+    is_camera = usable(K)
+    _note_samples(notes, f"{part}_K.json", is_camera, "no intrinsics of a camera", 0.0)
+    if "mano" in labels:
+        scaled = labels["mano"].reshape(len(K), -1)[:, 60] > 0
+        _note_samples(notes, f"{part}_mano.json", scaled, "no scale above 0 as number 60")
+    if "xyz" in labels and is_camera.all():
+        xyz = labels["xyz"].astype(np.float64)
+        size_m = np.linalg.norm(np.ptp(xyz, axis=1), axis=1)
+        are_hands = (size_m > SIZES_M[0]) & (size_m < SIZES_M[1]) & (xyz[..., 2] > 0).all(axis=1)
+        _note_samples(notes, f"{part}_xyz.json", are_hands, "no hand of metres before the camera")
+        px = np.einsum("nij,npj->npi", K, np.where(are_hands[:, None, None], xyz, 1.0))
+        off = np.abs(px[..., :2] / px[..., 2:] - np.array(size_px) / 2) > size_px
+        in_image = ~off.any(axis=2).all(axis=1) | ~are_hands
+        where = f"{part}_xyz.json and {part}_K.json"
+        _note_samples(notes, where, in_image, "all joints far outside of their image")
+
+
+def _note_samples(
+    notes: Notes, where: str, good: NDArray[np.bool_], what: str, few: float = FEW_WRONG
+) -> None:
+    bad = np.flatnonzero(~good)
+    if len(bad):
+        text = (
+            f"{where}: {len(bad)} of {len(good)} samples have {what}, the first {bad[:3].tolist()}"
+        )
+        notes.judge(False, "freihand-samples", text, SOURCE, bad=level_of(len(bad), len(good), few))
+
+
 def present_versions(
     names: set[str], samples: Sequence[int], num: int, versions: Sequence[str], folder: Path
 ) -> tuple[str, ...]:
@@ -77,13 +118,19 @@ def present_versions(
         num: unique samples of the part.
         versions: required ones.
         folder: of the images, for messages.
-    Raises: FileNotFoundError when none has.
+    Raises: FileNotFoundError when none has; ValueError for images beyond the labels.
     """
     missing: dict[str, list[str]] = {}
     for version in versions:
         first = num * VERSIONS.index(version)
         ids = [f"{first + int(sample):08d}.jpg" for sample in samples]
         missing[version] = [name for name in ids if name not in names]
+    last = max((name for name in names if name[:8].isdigit()), default="")
+    if last and int(last[:8]) >= num * (len(VERSIONS) if folder.parent.name == "training" else 1):
+        raise ValueError(
+            f"{folder} has images up to {last}, the lists have {num} entries: they are of "
+            "different versions, or the lists are cut off; unpack FreiHAND again (data.root)"
+        )
     there = tuple(version for version in versions if len(missing[version]) < len(samples))
     lost = [name for version in there or versions for name in missing[version]]
     counts = ", ".join(f"{v} {len(samples) - len(missing[v])}" for v in versions)

@@ -1,18 +1,26 @@
 """The side of a labelled hand, in the forms in which public label files state it."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
 KNOWN = (
-    "handedness, hand_type, hand_side, side or hand: left or right; is_left or is_right: true or "
-    "false; or a category named left_hand or right_hand"
+    "handedness, hand_type, laterality, side, hand, label or type: left or right; is_left or "
+    "is_right: true or false; or a category named left_hand or right_hand"
 )
-_NAMED = ("handedness", "handtype", "handside")
-_LOOSE = ("side", "hand")  # also used for other things, such as palm and back
+_NAMED = (
+    "handedness", "handed", "handtype", "handside", "whichhand", "laterality", "chirality",
+    "leftright", "leftorright", "rightorleft", "lr",
+)  # fmt: skip
+_OFTEN = ("side", "hand")  # also used for other things, such as palm and back
+# Used for gestures as well: they count where all of their values are sides.
+_LOOSE = ("label", "type", "name", "class", "classname", "category", "categoryname", "tag", "tags")
 _FLAGS = {"isright": True, "isrighthand": True, "isleft": False, "islefthand": False}
+# The edges of boxes have these names too: only true and false count.
+_BARE_FLAGS = {"right": True, "righthand": True, "left": False, "lefthand": False}
 _WORDS = {"left": False, "l": False, "lh": False, "right": True, "r": True, "rh": True}
+_MENTION = re.compile(r"(?<![a-z])(left|right)")  # brightness and copyright do not
 _TRUTH = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
@@ -21,11 +29,17 @@ def _letters(text: str) -> str:
     return re.sub(r"[^a-z]", "", text.lower())
 
 
-def side_of_word(value: Any) -> bool | None:
-    """Whether a word names the right side: "Left", "R", "right_hand"; None for any other value."""
-    if not isinstance(value, str):
-        return None
-    return _WORDS.get(_letters(value).replace("hand", ""))
+def side_of(value: Any) -> bool | None:
+    """Whether a value names the right side: "Left", "R", ["right_hand"], {"label": "Right"}.
+
+    Returns: None for any other value, or one that names both sides.
+    """
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list):
+        found = {side_of(part) for part in value} - {None}
+        return found.pop() if len(found) == 1 else None
+    return _WORDS.get(_letters(value).replace("hand", "")) if isinstance(value, str) else None
 
 
 def _truth_of(value: Any) -> bool | None:
@@ -33,39 +47,66 @@ def _truth_of(value: Any) -> bool | None:
 
 
 def _fields(entry: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
-    """Fields of an entry and of its `attributes`, by lower-case letters of their names."""
-    nested = entry.get("attributes")
-    rows = {**(nested if isinstance(nested, Mapping) else {}), **entry}
-    return {_letters(str(key)): (key, value) for key, value in rows.items()}
+    """Fields of an entry and of objects in it, by lower-case letters of their names."""
+    rows: dict[str, Any] = {}
+    for value in entry.values():
+        if isinstance(value, Mapping):
+            rows |= value
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            pairs = (
+                row for row in value if isinstance(row, Mapping) and {"name", "value"} <= set(row)
+            )
+            rows |= {str(row["name"]): row["value"] for row in pairs}
+    rows |= entry
+    return {_letters(str(key)): (str(key), value) for key, value in rows.items()}
+
+
+def mentions(entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Fields whose names or values mention left or right, each with a value."""
+    found: dict[str, str] = {}
+    for entry in entries:
+        for name, value in _fields(entry).values():
+            is_edge = type(value) in (int, float) and value not in (0, 1)
+            text = f"{name} {value}" if isinstance(value, str) else name
+            if name not in found and not is_edge and _MENTION.search(text.lower()):
+                found[name] = f"{name}={value!r:.40}"
+    return list(found.values())
 
 
 class SideReader:
     """Read the sides of the hands of one label file.
 
     Args:
-        annotations: entries of the file. The fields `side` and `hand` count where any entry holds
-            a side there.
-        categories: entries of the file's `categories`.
+        entries: annotations and images of the file. The fields `side` and `hand` count where any
+            of them holds a side there, `label`, `type` and the like where all values are sides.
+        categories: entries of the file's `categories`. Those named left, right, L or R count where
+            all of them are sides, those named left_hand or right_hand always.
     """
 
     def __init__(
-        self, annotations: list[Mapping[str, Any]], categories: list[Mapping[str, Any]]
+        self, entries: Iterable[Mapping[str, Any]], categories: Iterable[Mapping[str, Any]]
     ) -> None:
-        loose = {
-            key
-            for entry in annotations
-            for key, (_, value) in _fields(entry).items()
-            if key in _LOOSE and side_of_word(value) is not None
+        sided: dict[str, set[bool]] = {key: set() for key in (*_OFTEN, *_LOOSE)}
+        for entry in entries:
+            for key, (_, value) in _fields(entry).items():
+                if key in sided and value is not None:
+                    sided[key].add(side_of(value) is not None)
+        self._words = (*_NAMED, *(key for key in _OFTEN if True in sided[key]))
+        self._loose = [key for key in _LOOSE if sided[key] == {True}]
+        names = {c.get("id"): c.get("name") for c in categories}
+        are_all = all(side_of(name) is not None for name in names.values())
+        self._of_category = {
+            key: side
+            for key, name in names.items()
+            if (side := side_of(name)) is not None and (are_all or "hand" in str(name).lower())
         }
-        self._words = (*_NAMED, *sorted(loose))
-        sides = {c.get("id"): side_of_word(c.get("name")) for c in categories}
-        self._of_category = {key: side for key, side in sides.items() if side is not None}
 
     def read(self, *entries: Mapping[str, Any]) -> tuple[bool, str] | None:
         """Whether a hand is a right one, and the field that states it; None where none does.
 
         Args:
-            entries: the annotation, then its image; an image counts where the annotation is silent.
+            entries: the annotation, its image, and what the file says of itself; the later ones
+                count where the earlier ones are silent.
         Raises: ValueError for an unknown value or fields that contradict each other.
         """
         for entry in entries:
@@ -79,10 +120,15 @@ class SideReader:
 
     def _stated(self, entry: Mapping[str, Any]) -> dict[str, bool]:
         found: dict[str, bool] = {}
+        loose: dict[str, bool] = {}
         for key, (name, value) in _fields(entry).items():
+            if key in _BARE_FLAGS and isinstance(value, bool):
+                found[name] = value == _BARE_FLAGS[key]
+            elif key in self._loose and (side := side_of(value)) is not None:
+                loose[name] = side
             if value is None or not (key in self._words or key in _FLAGS):
                 continue
-            side = side_of_word(value)
+            side = side_of(value)
             if key in _FLAGS:
                 truth = _truth_of(value)
                 side = None if truth is None else truth == _FLAGS[key]
@@ -92,4 +138,4 @@ class SideReader:
         category = entry.get("category_id")
         if isinstance(category, int | str) and category in self._of_category:
             found["category_id"] = self._of_category[category]
-        return found
+        return found or loose

@@ -18,7 +18,9 @@ from handmim.contracts import CropSample, HandSample
 from handmim.data.cropping import box_of_points, carry_intrinsics, carry_points, crop_map, cut
 from handmim.data.fingerprint import digest_of, files_digest, some
 from handmim.data.ho3d_checks import (
+    POSE,
     check_evaluation,
+    check_meta,
     check_training,
     image_of,
     missing_files,
@@ -33,9 +35,10 @@ from handmim.hand.arrays import load_hand_arrays
 from handmim.hand.conventions import OPENCV_FROM_OPENGL, ho3d_hand, project_px, rest_wrist
 from handmim.hand.model import HandModel
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D
-from handmim.images.decode import UnreadableImage, read_rgb
+from handmim.images.decode import UnreadableImage, read_image
 from handmim.utils.findings import Notes, shown, spread
 from handmim.utils.unpickle import load_pickle
+from handmim.utils.unreadable import UnreadableSample
 
 log = logging.getLogger(__name__)
 
@@ -185,10 +188,9 @@ class Ho3d(Dataset[HandSample | CropSample]):
 
     def _picture(self, frame: str) -> NDArray[np.uint8]:
         path = image_of(self.root, self.folder, frame)
-        picture = None if path is None else read_rgb(path)
-        if picture is None:
-            raise UnreadableImage(path or f"image of {self.folder}/{frame}", "unpack HO-3D again")
-        return picture
+        if path is None:
+            raise UnreadableImage(f"{self.folder}/{frame}", "there is no such image any more")
+        return read_image(path)
 
     @staticmethod
     def _opencv(points_m: Any) -> NDArray[np.float64]:
@@ -231,7 +233,12 @@ class Ho3d(Dataset[HandSample | CropSample]):
 
     def __getitem__(self, index: int) -> HandSample | CropSample:
         frame = self.frames[index]
-        picture, meta = self._picture(frame), self._meta(frame)
+        picture = self._picture(frame)
+        try:
+            meta = self._meta(frame)
+            check_meta(meta, self.split != "evaluation")
+        except (ValueError, TypeError) as error:
+            raise UnreadableSample(f"{self.folder}/{frame}", str(error)) from error
         height, width = picture.shape[:2]
         K = None if meta.get("camMat") is None else np.asarray(meta["camMat"], np.float64)
         rotmats = betas = joints = valid = verts = None
@@ -242,7 +249,7 @@ class Ho3d(Dataset[HandSample | CropSample]):
             if self.xyz is not None and self.verts is not None:
                 joints = self._opencv(self.xyz[index])[list(CANONICAL_FROM_HO3D)]
                 valid, verts = np.ones(21, bool), self._opencv(self.verts[index])
-        elif meta.get("handPose") is None or K is None:
+        elif K is None or any(meta.get(key) is None for key in POSE):
             self._tell(frame)
         else:
             rotmats, betas, joints, verts = self._labels(meta)

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from handmim.data.camera_checks import note_intrinsics
+from handmim.data.camera_checks import note_intrinsics, usable
 from handmim.data.layouts import file_names
 from handmim.data.provenance import LARGEST_RESIDUAL_M
 from handmim.hand.conventions import OPENCV_FROM_OPENGL, project_px, rotvec_to_matrix
 from handmim.hand.label_checks import (
+    SIZES_M,
     finite,
     note_bones,
     settle_axes,
@@ -111,6 +112,25 @@ def check_training(
             f"{inside.mean():.0%} of the joints fall into the pictures by camMat",
             f"camMat and {where} do not belong to these pictures: {source}",
         )
+
+
+def check_meta(meta: dict[str, Any], is_training: bool) -> None:
+    """Refuse a frame whose labels are none: `check_training` looks at some frames.
+
+    Raises: ValueError naming the field.
+    """
+    if meta.get("camMat") is not None and not usable(stacked([meta], "camMat", (3, 3))).all():
+        raise ValueError("camMat is no intrinsics of a camera")
+    if not is_training or any(meta.get(key) is None for key in POSE):
+        return
+    labels = {key: stacked([meta], key, shape) for key, shape in POSE.items()}
+    for key, values in labels.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f"{key} holds NaN or infinity")
+    joints = labels["handJoints3D"][0]
+    size_m = float(np.linalg.norm(np.ptp(joints, axis=0)))
+    if not SIZES_M[0] < size_m < SIZES_M[1] or (joints[:, 2] >= 0).any():
+        raise ValueError("handJoints3D is no hand of metres before the camera (z < 0)")
 
 
 def stacked(metas: list[dict[str, Any]], key: str, shape: tuple[int, ...]) -> Array:

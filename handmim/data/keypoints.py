@@ -20,7 +20,7 @@ from handmim.data.annotations import Annotations, read_annotations
 from handmim.data.cropping import box_of_points, carry_intrinsics, carry_points, crop_map, cut
 from handmim.data.fingerprint import digest_of, files_digest
 from handmim.data.samples import hand_sample
-from handmim.images.decode import UnreadableImage, read_rgb
+from handmim.images.decode import read_image
 from handmim.utils.findings import Notes
 
 log = logging.getLogger(__name__)
@@ -168,9 +168,7 @@ class KeypointPhotos(Dataset[HandSample]):
 
     def _cut(self, index: int) -> HandSample:
         hand, name = self.hands[index], self.file_names[index]
-        picture = read_rgb(self.root / name)
-        if picture is None:
-            raise UnreadableImage(self.root / name, "remove it from the annotations")
+        picture = read_image(self.root / name)
         valid = hand.keypoints[:, 2] > 0
         kp_px = hand.keypoints[:, :2].copy()
         height, width = picture.shape[:2]

@@ -14,7 +14,8 @@ from handmim.utils.findings import Level, Notes
 Array = NDArray[np.float64]
 
 METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001}
-DIAGONAL_M = (0.05, 0.4)  # of the box around a hand
+DIAGONAL_M = (0.05, 0.4)  # of the box around a hand, median of a set
+SIZES_M = (0.02, 1.0)  # the same of any hand
 BONE_M = (0.005, 0.12)
 # Share of hands with a bone out of that range: up to 0.06 in labels of detectors.
 ODD_BONES = 0.1

@@ -19,7 +19,7 @@ from handmim.engine.checkpoint import load_checkpoint
 from handmim.engine.saved_config import check_saved
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.losses.direct_keypoints import JointEstimate
-from handmim.metrics.pose import HandMetrics, crop_share_errors
+from handmim.metrics.pose import MIRRORED_SHARE, HandMetrics, crop_share_errors
 from handmim.tasks.finetune_pictures import draw_predictions
 from handmim.tasks.regression import Estimate, RegressionTask
 from handmim.tasks.tta import AnyEstimate, TurnedViews
@@ -130,6 +130,12 @@ def score(
                 batch.verts_cam_m[whole].cpu(),
                 has_verts[whole].cpu(),
             )
+    if len(metrics.mirrored) and (share := metrics.mirrored_share()) >= MIRRORED_SHARE:
+        log.warning(
+            "%.0f%% of the predicted hands are mirror images of the truth, which aligned errors "
+            "(pa_) hide: are the sides of the hands, or the axes of the labels, right?",
+            100 * share,
+        )
     in_2d = torch.cat(seen)
     figures = {k: float(v) for k, v in metrics.compute().items()} if len(metrics.joints) else {}
     if len(in_2d):

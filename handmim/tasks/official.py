@@ -44,12 +44,17 @@ def benchmark_of(name: str, num_samples: int) -> Benchmark:
     return dataclasses.replace(official, num_samples=num_samples)
 
 
-def checked(joints: Points, verts: Points, benchmark: Benchmark, what: str) -> list[dict[str, str]]:
+def checked(
+    pred: tuple[Points, Points],
+    truth: tuple[Points, Points] | None,
+    benchmark: Benchmark,
+    what: str,
+) -> list[dict[str, str]]:
     """Findings of `check_submission`, logged.
 
     Raises: ValueError for those that nothing could be scored with: `UNSCORABLE`.
     """
-    findings = check_submission(joints, verts, benchmark)
+    findings = check_submission(*pred, benchmark, None if truth is None else truth[0])
     for finding in findings:
         level = logging.ERROR if finding.level == "error" else logging.WARNING
         log.log(level, "%s: %s: %s", what, finding.name, finding.text)
@@ -125,7 +130,7 @@ def submit(
     path = write_submission(run.dir / folder, *form)
     written = read_submission(path)  # what is scored is what would be sent
     name_of_file = str(path.relative_to(run.dir))
-    findings = checked(*written, benchmark, name_of_file)
+    findings = checked(written, truth, benchmark, name_of_file)
     report: dict[str, Any] = {"benchmark": name, "num_samples": len(written[0])}
     if truth is None:
         log.info("no truth of the evaluation here: submit %s", path)
@@ -152,5 +157,5 @@ def score_file(
     """
     benchmark = benchmark_of(name, len(truth[0]))
     pred = read_submission(Path(path), len(truth[0]), mb_per_sample)
-    findings = checked(*pred, benchmark, str(path))
+    findings = checked(pred, truth, benchmark, str(path))
     return score_report(benchmark, pred, truth) | {"findings": findings, "submission": str(path)}

@@ -155,9 +155,39 @@ def test_mirrored_hands_are_a_warning_although_their_aligned_error_is_zero(hands
     assert np.abs(aligned.numpy() - joints).max() < 1e-5
     finding = only(*mirrored, benchmark, "mirrored")
     assert finding.level == "warning"
-    assert "of the hands are mirror images of right hands" in finding.text
+    assert "100% of the hands bend like mirror images of right hands" in finding.text
     # too few hands to tell: one may be flat
     assert names(*(m[:5] for m in mirrored), replace(benchmark, num_samples=5)) == []
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS, ids=IDS)
+@pytest.mark.parametrize("num", [4, 20, 32, NUM])
+def test_single_mirrored_hands_are_found_where_the_truth_is_known(hands, benchmark, num):
+    joints, verts = benchmark.canonical_to_benchmark(*hands)
+    pred = joints + np.random.default_rng(0).normal(0, 0.007, joints.shape)
+    verts = verts.copy()
+    for points in (pred, verts):
+        points[:num] *= [-1, 1, 1]
+    (finding,) = check_submission(pred, verts, benchmark, joints)
+    assert (finding.level, finding.name) == ("warning", "mirrored")
+    assert f"{num / NUM:.0%} of the {NUM} hands are mirror images of the truth" in finding.text
+    assert ("mirrored" in names(pred, verts, benchmark)) == (num > 4)  # without it, from 30 % on
+
+
+@pytest.mark.parametrize("kind", ["mean hand", "other hands", "noise", "shrunk", "flat"])
+def test_poor_predictions_are_no_mirror_images(posed, hands, kind):
+    joints, verts = hands
+    noise = np.random.default_rng(0).normal(0, 0.012, joints.shape)
+    middle = joints.mean(axis=1, keepdims=True)
+    pred = {
+        "mean hand": np.repeat(joints[:1], NUM, axis=0),
+        "other hands": posed(NUM, seed=3)[0],
+        "noise": joints + noise,
+        "shrunk": joints[:1] + 0.3 * (joints - joints[:1]),
+        "flat": middle + (joints - middle) * [1, 1, 0.05],
+    }[kind]
+    found = check_submission(pred, verts, BENCHMARKS[0], joints)
+    assert "mirrored" not in [f.name for f in found]
 
 
 @pytest.mark.parametrize("factor", [0.05, 20.0])

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import re
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from handmim.data.keypoints import KeypointPhotos
 from handmim.doctor.keypoints import examine_keypoints
 from handmim.hand.conventions import mirror_points, rotvec_to_matrix
 from handmim.hand.skeleton import LABEL_ORDERS
+from handmim.images.decode import UnreadableImage
 from handmim.utils.findings import Notes
 
 WIDTH, HEIGHT, NUM = 160, 120, 24
@@ -208,6 +210,8 @@ def test_labels_that_mean_something_else_are_refused(content, load, plant, messa
         (one(keypoints_3d=[[0.0] * 21] * 3), "annotation 7: keypoints_3d .* 3 x 21"),
         (one(keypoints_3d=[["a"] * 3] * 21), "annotation 7: keypoints_3d .* number 0 is 'a'"),
         (one(K=[[1, 2], [3, 4]]), "annotation 7: K must be 3 x 3"),
+        (one(K=[[0, 0, 0]] * 3), "K of 1 of 1 hands is no camera's: annotation 7"),
+        (one(K=[[300, 0, 80], [0, 0, 60], [0, 0, 1]]), "K of 1 of 1 hands is no camera's"),
         (one(category_id=[1]), "annotation 7: category_id"),
         (lambda c: c["annotations"].__setitem__(7, None), "entry 7 of annotations"),
         (one("images", width=-160), "image 7: width must be a positive number, got -160"),
@@ -222,6 +226,12 @@ def test_labels_that_mean_something_else_are_refused(content, load, plant, messa
         (without("images", "id"), "entry 7 of images must have an id and a file_name"),
         (lambda c: c.update(images={}), r"images must be a list of entries"),
         (lambda c: c.update(annotations=[]), r"annotations must be a list .* an empty list"),
+        (lambda c: c.update(categories="hand"), "categories is 'hand' .*a list of objects"),
+        (lambda c: c.update(categories=["left"]), "entry 0 of categories is 'left'"),
+        (
+            lambda c: c.update(categories=[{"id": 0, "name": n} for n in ("a", "b")]),
+            "category id 0 stands for 'a' and 'b'",
+        ),
     ],
 )
 def test_entries_of_another_form_are_refused_by_entry_and_field(content, load, plant, message):
@@ -259,6 +269,15 @@ def test_values_of_hidden_keypoints_may_be_null(content, load):
         sides(is_left=(True, False)),
         sides(attributes=({"Handedness": "left"}, {"Handedness": "right"})),
         sides(category_id=(1, 2)),
+        sides(laterality=("L", "R")),
+        sides(left_or_right=("left", "right"), camera=("right", "right")),
+        sides(label=("left hand", "right hand")),
+        sides(category=("left", "right"), type=("palm", "back")),
+        sides(left=(True, False), bbox=({"left": 3, "right": 9}, {"left": 1, "right": 4})),
+        sides(handedness=(["Left"], [{"index": 1, "score": 0.9, "categoryName": "Right"}])),
+        sides(metadata=({"hand": "left"}, {"hand": "right"})),
+        sides(attributes=([{"name": "side", "value": "l"}], [{"name": "side", "value": "r"}])),
+        sides(handedness=("left", "right"), label=("right", "left")),
         sides(side=("palm", "back"), hand_type=("left", "right"), hand=(4, 5)),
     ],
 )
@@ -286,6 +305,51 @@ def test_sides_that_are_unknown_or_contradict_are_refused(content, load, fields,
         load(content)
 
 
+def copied(content):
+    content["annotations"].append(content["annotations"][7] | {"id": 99})
+
+
+@pytest.mark.parametrize(
+    ("plant", "message"),
+    [
+        (copied, "1 of 25 hands repeat another hand of their image: annotation 99"),
+        (
+            lambda c: one(keypoints=[*c["annotations"][7]["keypoints"][:62], 0.8])(c),
+            "1 of 24 hands have a visibility other than 0, 1 and 2: .*: annotation 7",
+        ),
+        (one(bbox=[100, 80, 20, 20]), "1 of 24 hands lie outside of their own bbox.*annotation 7"),
+        (points_2d(lambda p: [0, HEIGHT] + p * [1, -1]), "point down and .* show their backs"),
+        (points_2d(lambda p: p[:, ::-1] - [0, 20]), "point left and .* show their backs"),
+    ],
+)
+def test_odd_labels_are_warned_about(content, hands_3d, load, caplog, plant, message):
+    for note, joints in zip(content["annotations"], hands_3d, strict=True):
+        sign = -1 if note["handedness"] == "left" else 1  # raised, palms to the camera
+        px = [WIDTH / 2, HEIGHT / 2] + 450 * joints[:, [2, 0]] * [sign, 1]
+        note["keypoints"] = np.column_stack([px, np.full(21, 2)]).ravel().tolist()
+        del note["keypoints_3d"]
+    load(content)
+    assert not caplog.records
+    plant(content)
+    load(content)
+    (record,) = caplog.records
+    assert re.search(message, record.getMessage())
+
+
+def test_a_camera_that_does_not_fit_is_warned_about(content, load, caplog):
+    K = np.array([[300.0, 0, 80], [0, 300, 60], [0, 0, 1]])
+    for note in content["annotations"]:
+        points = np.array(note["keypoints_3d"]) + 0.6 * np.eye(3)[2]
+        px = (points @ K.T)[:, :2] / points[:, 2:]
+        flat = np.column_stack([px, np.full(21, 2)]).ravel().tolist()
+        note |= {"K": K.tolist(), "keypoints_3d": points.tolist(), "keypoints": flat}
+    load(content)
+    assert not caplog.records
+    content["annotations"][7]["K"][0][2] = 0
+    load(content)
+    assert "keypoints_3d of 1 of 24 hands elsewhere than keypoints: annotation 7" in caplog.text
+
+
 def test_hands_without_a_side_are_counted(content, load, caplog):
     caplog.set_level(logging.INFO)
     for note in content["annotations"][:5]:
@@ -297,8 +361,40 @@ def test_hands_without_a_side_are_counted(content, load, caplog):
         note.pop("handedness", None)
         del note["keypoints_3d"]
     caplog.clear()
+    content["annotations"][3]["hand_id"] = "left_0"
     load(content)
-    assert "24 right and 0 left, no field states the side" in caplog.text
+    (warning,) = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
+    assert "24 right and 0 left, no field states the side" in warning
+    assert "hand_id='left_0' is not read as a side" in warning
+
+
+def test_a_file_may_state_the_side_of_all_its_hands(content, load, caplog):
+    sides()(content)
+    for note in content["annotations"]:
+        del note["keypoints_3d"]
+    data = load(content | {"info": {"handedness": "left"}})
+    assert not any(hand.is_right for hand in data.hands)
+    assert not caplog.records
+
+
+def test_letters_and_gestures_named_like_sides_are_no_sides(content, load, caplog):
+    """Sign language has an L and an R, a swipe goes to the left."""
+    content["categories"] = [{"id": i, "name": name} for i, name in enumerate("LRA")]
+    for i, note in enumerate(content["annotations"]):
+        note |= {"category_id": i % 3, "label": ("left", "right", "up")[i % 3]}
+    data = load(content)
+    assert [hand.is_right for hand in data.hands] == [i % 3 != 0 for i in range(NUM)]
+    assert not caplog.records
+
+
+def test_odd_parts_of_a_file_that_are_not_read_are_warned_about(content, load, caplog):
+    for note in content["annotations"]:
+        note["category_id"] = 7
+    load(content | {"info": "mine", "licenses": {}, "categories": [{"id": 1, "name": "hand"}]})
+    assert [r.getMessage().split("FILE.json): ")[1] for r in caplog.records] == [
+        "info is 'mine', COCO has a dict there; info is not read",
+        "category_id 7 is no id of `categories`; add it, or correct category_id",
+    ]
 
 
 def test_both_hands_of_whole_body_annotations_are_read(content, load):
@@ -358,8 +454,10 @@ def test_a_split_field_that_no_image_has_is_refused(content, load):
 
 def test_unreadable_images_are_named_at_the_start(content, load, tmp_path, caplog):
     (tmp_path / "7.png").write_text("<html>")
-    load(content)
+    data = load(content)
     assert "1 of 24 images with hands cannot be read: 7.png" in caplog.text
+    with pytest.raises(UnreadableImage, match=r"7\.png cannot be read: it is a web page"):
+        data[7]
 
 
 def test_findings_refuse_or_warn_once(caplog):

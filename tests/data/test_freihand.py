@@ -167,6 +167,35 @@ def test_labels_are_checked_where_they_are_read(load, copy, name, change, messag
         load(copy(**{f"training_{name}": change}))
 
 
+def but_one(change, at=5):
+    return lambda lists: [*lists[:at], change(np.array(lists[at])).tolist(), *lists[at + 1 :]]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("K", lambda v: v * [[1, 1, 1], [1, 0, 1], [1, 1, 1]], "no intrinsics of a camera"),
+        ("xyz", lambda v: v * 1e3, "no hand of metres"),
+        ("xyz", lambda v: v + np.eye(3)[0] * 2, "all joints far outside of their image"),
+        ("mano", lambda v: v * 0, "no scale above 0"),
+    ],
+)
+def test_single_wrong_labels_are_found_in_all_samples(
+    load, copy, monkeypatch, name, change, message
+):
+    monkeypatch.setattr("handmim.data.freihand.CHECKED", 4)  # of 24
+    where = rf"training_{name}\.json.* 1 of 24 samples have {message}.*\[5\]"
+    with pytest.raises(ValueError, match=where):
+        load(copy(**{f"training_{name}": but_one(change)}))
+
+
+def test_lists_that_are_all_cut_off_are_refused(load, copy):
+    """Or else three of four images show another hand than their label."""
+    lists = {f"training_{name}": lambda v: v[:-3] for name in ("K", "xyz", "verts", "mano")}
+    with pytest.raises(ValueError, match=r"images up to 00000095\.jpg, the lists have 21 entries"):
+        load(copy(**lists))
+
+
 def test_versions_without_images_are_left_out_with_a_warning(load, copy, freihand_tree, caplog):
     root = copy()
     (root / "training").unlink()

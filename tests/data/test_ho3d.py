@@ -15,6 +15,7 @@ from handmim.hand.skeleton import CANONICAL_FROM_HO3D, joint_order
 from handmim.images.decode import UnreadableImage
 from handmim.synthesis.python2_pickle import dump
 from handmim.utils.unpickle import load_pickle
+from handmim.utils.unreadable import UnreadableSample
 
 
 @pytest.fixture(params=["v2", "v3"])
@@ -172,6 +173,28 @@ def test_an_image_that_cannot_be_decoded_is_named_when_its_turn_comes(ho3d_v2_tr
     sequence, name = read_frames(root / "train.txt")[3].split("/")
     (root / "train" / sequence / "rgb" / f"{name}.png").write_bytes(b"no image")
     with pytest.raises(UnreadableImage, match=rf"{name}\.png cannot be read"):
+        load(root, tmp_path, split="all")[3]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("camMat", np.zeros((3, 3)), "camMat is no intrinsics of a camera"),
+        ("camMat", np.diag([0.0, 0.0, 1.0]), "camMat is no intrinsics of a camera"),
+        ("handJoints3D", np.zeros((21, 3)), "handJoints3D is no hand of metres"),
+        ("handJoints3D", np.zeros((16, 3)), "handJoints3D holds .48. numbers"),
+        ("handPose", np.full(48, np.nan), "handPose holds NaN"),
+    ],
+)
+def test_single_wrong_metas_are_unreadable_samples(
+    ho3d_v2_tree, tmp_path, monkeypatch, field, value, message
+):
+    monkeypatch.setattr("handmim.data.ho3d.CHECKED", 2)  # the first and the last
+    root = copied(ho3d_v2_tree, tmp_path)
+    frame = read_frames(root / "train.txt")[3]
+    path = root / "train" / frame.split("/")[0] / "meta" / f"{frame.split('/')[1]}.pkl"
+    dump(load_pickle(path) | {field: value}, path)
+    with pytest.raises(UnreadableSample, match=f"train/{frame}: {message}"):
         load(root, tmp_path, split="all")[3]
 
 

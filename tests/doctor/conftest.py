@@ -59,5 +59,6 @@ def sound_keypoints(tmp_path_factory, sound_freihand, hand_arrays):
                 "keypoints_3d": (joints - joints.mean(axis=0)).tolist(),
             }
         )
-    (root / "labels.json").write_text(json.dumps({"images": images, "annotations": labels}))
+    content = {"info": {"handedness": "right"}, "images": images, "annotations": labels}
+    (root / "labels.json").write_text(json.dumps(content))
     return root

@@ -52,6 +52,15 @@ def test_mirrored_hands_score_zero_after_alignment():
     assert ours["mpjpe_mm"] > 10
 
 
+def test_the_share_of_mirrored_samples_is_known():
+    joints, verts, *truth = (torch.from_numpy(a) for a in hands(20, 0.006))
+    metrics = HandMetrics(root_joint=9)
+    metrics.update(joints, verts, *truth)
+    assert metrics.mirrored_share() == 0
+    metrics.update(joints * torch.tensor([1, 1, -1]), verts, *truth)
+    assert metrics.mirrored_share() == 0.5
+
+
 def test_collapsed_prediction_is_finite_and_lands_on_the_centroid():
     _, _, joints, verts = hands(2, 0.0)
     ours = scored((np.zeros_like(joints), np.zeros_like(verts), joints, verts))

@@ -141,6 +141,23 @@ def test_scores_of_the_mean_hand_are_those_of_a_constant(make, hands, augment):
     assert set(other) == set(figures)
 
 
+def test_mirrored_predictions_are_warned_about_and_untrained_ones_are_not(
+    make, hands, augment, caplog
+):
+    task = make()
+    score(model_predictor(task), hands, augment, torch.device("cpu"))
+    assert not caplog.records
+
+    flip = torch.tensor([-1, 1, 1])
+
+    def mirrored(batch):
+        joints = batch.joints_cam_m - batch.joints_cam_m[:, 9:10]
+        return model_predictor(task)(batch)._replace(joints_root_m=joints * flip)
+
+    score(mirrored, hands, augment, torch.device("cpu"))
+    assert "100% of the predicted hands are mirror images of the truth" in caplog.text
+
+
 def test_only_what_is_labelled_is_scored(make, hands, augment):
     task = make()
     no = np.zeros(21, bool)

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from handmim.images.decode import (
     Picture,
     UnreadableImage,
     not_too_long,
+    read_bytes,
     read_image,
 )
 from handmim.images.files import ImageTree, find_images
@@ -32,23 +33,28 @@ GROUPINGS = ("none", "folder")
 
 def find_photos(
     root: Path,
-    look: Callable[[str], Picture | None],
     *,
     exclude: Sequence[str] = (),
     include_all: bool = False,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> ImageTree:
     """The photos of a folder tree, and what is left out.
 
     Args:
         root: folder.
-        look: image of a relative path, None where it cannot be read; called for a few images of
-            each folder.
         exclude: patterns of relative paths that are left out.
         include_all: also take masks, depth maps, and images of training runs.
+        max_megapixels: larger images are not looked at.
     Raises: ValueError when there is no folder or no image.
     """
     tree = find_images(root, exclude, with_runs=include_all)
-    maps = {} if include_all else find_maps(tree.names, look)
+    maps: dict[str, list[str]] = {}
+    if not include_all:
+        maps = find_maps(
+            tree.names,
+            lambda name: read_bytes(root / name, max_megapixels),
+            max_megapixels=max_megapixels,
+        )
     if sum(map(len, maps.values())) == len(tree.names):
         if maps:
             tree.remarks.append(
@@ -176,7 +182,9 @@ class CropFolder(Dataset[CropSample]):
         check_grouping(group_by)
         self.group_by, self.max_megapixels = group_by, max_megapixels
         self.root, self.image_px, self.fit = Path(root), image_px, fit
-        tree = find_photos(self.root, self._look, exclude=exclude, include_all=include_all)
+        tree = find_photos(
+            self.root, exclude=exclude, include_all=include_all, max_megapixels=max_megapixels
+        )
         log_left_out(tree)
         reasons = self._find_unreadable(tree.names) if verify else {}
         self.unreadable = list(reasons)
@@ -200,12 +208,6 @@ class CropFolder(Dataset[CropSample]):
         except UnreadableImage as error:
             return error.reason
         return None
-
-    def _look(self, name: str) -> Picture | None:
-        try:
-            return read_image(self.root / name, max_megapixels=self.max_megapixels)
-        except UnreadableImage:
-            return None
 
     def _read(self, name: str) -> Picture:
         return read_image(

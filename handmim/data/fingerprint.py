@@ -70,6 +70,8 @@ def _size(path: Path) -> int:
 
 def _head(path: Path) -> bytes:
     try:
+        if not path.is_file():  # a pipe would never answer
+            return b""
         with path.open("rb") as file:
             return file.read(READ_BYTES)
     except OSError:

@@ -22,6 +22,8 @@ def image_head(path: Path) -> tuple[int, int, int] | None:
     Returns: None where the file is no image, or its size is not in its head.
     """
     try:
+        if not path.is_file():  # a pipe would never answer
+            return None
         with path.open("rb") as file:
             head = jpeg_head(file.read(HEAD_BYTES))
         if head is not None:

@@ -21,7 +21,6 @@ from handmim.images.decode import (
     BYTES_PER_PIXEL,
     FITS,
     MAX_MEGAPIXELS,
-    Picture,
     UnreadableImage,
     decode_image,
     jpeg_head,
@@ -61,14 +60,6 @@ class Place(NamedTuple):
         except OSError as error:
             raise UnreadableImage(self.sample_id, error.strerror or str(error)) from error
 
-    def look(self, max_megapixels: float) -> Picture | None:
-        """All its pixels, None where it cannot be read."""
-        try:
-            content = self.content(max_megapixels)
-            return decode_image(content, self.sample_id, max_megapixels=max_megapixels)
-        except UnreadableImage:
-            return None
-
 
 def find_pictures(
     source: Path,
@@ -87,8 +78,9 @@ def find_pictures(
         raise ValueError(f"no such file or folder: {printable(str(source))}")
     tars = sorted(source.glob("*.tar")) if source.is_dir() else [source]
     if not tars:
-        look = partial(_look_below, source, max_megapixels)
-        tree = find_photos(source, look, exclude=exclude, include_all=include_all)
+        tree = find_photos(
+            source, exclude=exclude, include_all=include_all, max_megapixels=max_megapixels
+        )
         log_left_out(tree)
         return [Place(name, source / name) for name in tree.names]
     if source.is_dir() and _has_pictures(source):
@@ -100,7 +92,11 @@ def find_pictures(
     gone = {name for name in found if any(fnmatch(name, pattern) for pattern in exclude)}
     if not include_all:
         names = [name for name in found if name not in gone]
-        maps = find_maps(names, lambda name: found[name].look(max_megapixels))
+        maps = find_maps(
+            names,
+            lambda name: found[name].content(max_megapixels),
+            max_megapixels=max_megapixels,
+        )
         for kind, members in maps.items():
             if sum(map(len, maps.values())) == len(names):
                 break  # no photos at all: maps are what is meant
@@ -113,10 +109,6 @@ def find_pictures(
     if not places:
         raise ValueError(f"no image file ({' '.join(ENDINGS)}) in {source}")
     return places
-
-
-def _look_below(root: Path, max_megapixels: float, name: str) -> Picture | None:
-    return Place(name, root / name).look(max_megapixels)
 
 
 def _members(path: Path) -> Iterator[Place]:

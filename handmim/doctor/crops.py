@@ -6,7 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from handmim.data.crops import find_photos, labelled_benchmarks
-from handmim.images.decode import UnreadableImage, read_image, read_rgb
+from handmim.images.decode import UnreadableImage, read_image
 from handmim.images.files import ENDINGS
 from handmim.images.names import printable
 from handmim.utils.findings import Finding, Notes, shown, spread
@@ -26,7 +26,7 @@ def examine_crops(root: Path, num_checked: int) -> list[Finding]:
     notes = Notes()
     fix = f"name a folder with image files ({' '.join(ENDINGS)}): crops=DIR"
     with notes.guard("crops-pictures", fix):
-        tree = find_photos(root, lambda name: read_rgb(root / name))
+        tree = find_photos(root)
         names, account = tree.names, tree.account()
         notes.ok("crops-pictures", f"{len(names)} images below {printable(str(root))}")
         if account is not None:

@@ -22,6 +22,8 @@ NOTES = {
     ".npz", ".mat", ".log", ".toml", ".ini", ".sha256", ".md5", ".db", ".bin", ".obj", ".ply",
     "no ending",
 }  # fmt: skip
+# Folders of thumbnails and deleted files that systems put beside images, in small letters.
+SERVICE = {"@eadir", "#recycle", "$recycle.bin", "lost+found", "__macosx"}
 RUN_FILES = ("run.json", "scalars.jsonl")  # one of them lies beside config.yaml
 LABELLED = (  # files and folders of a labelled dataset, its name, how it is read
     ({"training_K.json", "training"}, "FreiHAND", "data=freihand"),
@@ -29,8 +31,9 @@ LABELLED = (  # files and folders of a labelled dataset, its name, how it is rea
     ({"train.txt", "evaluation.txt", "evaluation"}, "HO-3D", "data=ho3d_v3 or data=ho3d_v2"),
 )
 EVALUATION = "evaluation"  # their folder of images that are scored
-RUN, NOT_REGULAR, LINK, FOLDER = (
+RUN, NOT_REGULAR, LINK, FOLDER, SYSTEM = (
     "output of a run", "no regular file", "broken link", "folder that cannot be opened",
+    "folder of the system",
 )  # fmt: skip
 
 
@@ -77,7 +80,7 @@ class ImageTree:
     def account(self) -> str | None:
         """What was left out in one line; None where that is nothing but notes or nothing."""
         parts = [
-            f"{count} x {ending}" + ("" if ending in NOTES else " (not readable here)")
+            f"{count} x {ending}{_hint(ending)}"
             for ending, count in sorted(self.endings.items(), key=lambda item: -item[1])
         ]
         parts += [
@@ -109,8 +112,10 @@ def find_images(root: Path, exclude: Sequence[str] = (), *, with_runs: bool = Fa
         with_runs: also take the images of training runs.
     Raises: ValueError when there is no folder or no image.
     """
-    if not root.is_dir():
-        what = f"{root} is a file: data=packed?" if root.is_file() else f"no folder {root}"
+    if not os.path.isdir(root):
+        what = f"no folder {root}"
+        if os.path.isfile(root):
+            what = f"{root} is a file, wanted a folder of images (data=packed reads packed crops)"
         raise ValueError(f"{printable(what)} (data.root=DIR)")
     tree = ImageTree(root, benchmarks=_benchmarks_around(root))
     seen: set[str] = set()
@@ -165,6 +170,8 @@ def _visit(tree: ImageTree, prefix: str) -> tuple[list[str], list[str], list[str
         path, odd = os.path.join(prefix, name), _oddity(entry)
         if odd is not None:
             _note(tree, odd, [path])
+        elif entry.is_dir() and name.lower() in SERVICE:
+            _note(tree, SYSTEM, [path])
         elif entry.is_dir():
             (links if entry.is_symlink() else folders).append(path)
         elif ending in ENDINGS:
@@ -202,6 +209,12 @@ def _benchmarks_around(root: Path) -> list[Benchmark]:
     return []
 
 
+def _hint(ending: str) -> str:
+    if ending.startswith(ENDINGS):  # .jpg_large, .jpeg_, .png~
+        return " (an image? rename it)"
+    return "" if ending in NOTES else " (not readable here)"
+
+
 def _counted_as(path: str, ending: str) -> str:
     if ending:
         return printable(ending)
@@ -216,4 +229,5 @@ def _counted_as(path: str, ending: str) -> str:
 def is_run(folder: Path) -> bool:
     """Whether a training run wrote the images of a folder."""
     place = folder.parent if folder.name == "pictures" else folder
-    return (place / "config.yaml").is_file() and any((place / n).is_file() for n in RUN_FILES)
+    has = [os.path.isfile(place / name) for name in ("config.yaml", *RUN_FILES)]
+    return has[0] and any(has[1:])

@@ -6,6 +6,7 @@ several pages give their first image.
 """
 
 import io
+import math
 import struct
 import zlib
 from collections.abc import Callable
@@ -31,6 +32,9 @@ NARROW = 16  # a range below 1 / NARROW of its maximum is stretched: thermal and
 DEPTHS = (8, 10, 12, 14, 16, 32, 64)  # bits of an integer's range
 MAX_SIDE = 1 << 20  # pixels
 OVERSHOOT = 17 / 16  # a lossy format exceeds the range of what it stores
+OUTLIERS = 1e-4  # share of pixels, 4 of 1000 at least, that may be dead or hot
+HOT = 4  # a hot pixel exceeds all others by this factor
+SPARE = 8  # a palette of so many times the used entries was not made for one image
 PATTERNS = (  # format, offset, first bytes
     ("JPEG", 0, b"\xff\xd8"),
     ("PNG", 0, b"\x89PNG\r\n\x1a\n"),
@@ -94,8 +98,11 @@ def described(raw: bytes) -> str:
     for offset, mark, what in FOREIGN:
         if raw[offset : offset + len(mark)] == mark:
             return what
-    if raw.lstrip()[:1] == b"<":
+    text = raw[:256].removeprefix(b"\xef\xbb\xbf").lstrip()
+    if text[:1] == b"<":
         return "it is a web page or XML, no image"
+    if text.isascii() and text.decode().replace("\n", " ").replace("\r", " ").isprintable():
+        return f"it is text, no image: {text[:40].decode()!r}" if text else "it holds spaces only"
     return DAMAGED
 
 
@@ -127,6 +134,23 @@ def check_size(height: int, width: int, max_megapixels: float) -> None:
             f"it has {width} x {height} pixels, more than {max_megapixels:g} megapixels "
             "(data.max_megapixels)"
         )
+
+
+def stored_numbers(raw: bytes) -> NDArray[np.generic] | None:
+    """[H, W] of a lossless file that stores one number per pixel: grey values, distances, or
+    indices of a palette that was not made for the image (`SPARE`). None for other files."""
+    name = format_of(raw) or ""
+    if name not in ("PNG", "TIFF", "BMP", "PPM", "GIF"):
+        return None
+    try:
+        header = HEADERS[name](io.BytesIO(raw))
+        if header.getbands()[0] not in ("1", "L", "P", "I", "F"):
+            return None
+        values = np.asarray(header if len(header.getbands()) == 1 else header.getchannel(0))
+    except (*DAMAGES, DecompressionBombError):
+        return None
+    palette = header.palette.palette if header.palette and header.mode.startswith("P") else None
+    return None if palette and len(palette) < 3 * SPARE * len(np.unique(values)) else values
 
 
 def decoded(raw: bytes, name: str, max_megapixels: float) -> Rgb:
@@ -235,10 +259,13 @@ def eight_bit(values: NDArray[np.generic], *, full_range: bool = False) -> NDArr
     """Values of any number type as 0 .. 255, scaled by the range that the image uses.
 
     Integers from 0 on are scaled by the smallest range of `DEPTHS` bits that holds the maximum: a
-    photo of 16 bits by 65535, one of a 12-bit sensor by 4095. Floats from 0 on are scaled by 1, or
-    by 255 where the maximum is above 1. All others, and values which lie close together
-    (`NARROW`), are stretched from their minimum to their maximum. Values that are not finite count
-    as 0.
+    photo of 16 bits by 65535, one of a 12-bit sensor by 4095. Floats from 0 on are scaled by 1
+    where the maximum is at most 1, by 255 where it is above `NARROW`. All others, and values which
+    lie close together (`NARROW`), are stretched from their minimum to their maximum.
+
+    Dead and hot pixels do not count: the maximum is taken below a gap of a factor `HOT` among the
+    brightest `OUTLIERS`; values lie close together, or below 0, without the `OUTLIERS` of both
+    ends. Values that are not finite count as the minimum.
 
     Args:
         values: any shape.
@@ -248,16 +275,29 @@ def eight_bit(values: NDArray[np.generic], *, full_range: bool = False) -> NDArr
         return np.ascontiguousarray(values, np.uint8)
     if values.dtype.kind == "b":
         return values.astype(np.uint8) * np.uint8(255)
-    numbers = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
-    low, high = float(numbers.min()), float(numbers.max())
-    whole = values.dtype.kind in "iu"
+    numbers, whole = values.astype(np.float64), values.dtype.kind in "iu"
+    finite = numbers[np.isfinite(numbers)]
+    low, dark, bright, high = _range(finite) if finite.size else (0.0, 0.0, 0.0, 0.0)
+    numbers = np.nan_to_num(numbers, nan=low, posinf=low, neginf=low)
     if whole:
         top = float(2 ** next(bits for bits in DEPTHS if high < 2**bits * OVERSHOOT) - 1)
         if full_range:
-            top = float(np.iinfo(values.dtype).max)  # type: ignore[type-var]
+            top = float(np.iinfo(values.dtype.str).max)
     else:
-        top = 1.0 if high <= 1 else 255.0
-    narrow = 0 < high - low < high / NARROW and (high > 255 or not whole)
+        top = 1.0 if high <= OVERSHOOT else 255.0 if high > NARROW or full_range else 0.0
+    narrow = 0 < bright - dark < bright / NARROW and (bright > 255 or not whole)
+    if low < 0 or narrow:
+        low, high = dark, bright
     if not full_range and (low < 0 or high > top * OVERSHOOT or narrow):
         numbers, top = numbers - low, high - low
-    return np.rint(np.clip(numbers * (255 / top), 0, 255)).astype(np.uint8)
+    return np.rint(np.clip(numbers * (255 / (top or 1.0)), 0, 255)).astype(np.uint8)
+
+
+def _range(values: NDArray[np.float64]) -> tuple[float, float, float, float]:
+    """Minimum, quantiles without dead and hot pixels, and maximum below a gap of `HOT`."""
+    num = max(4, math.ceil(OUTLIERS * values.size)) if values.size >= 1000 else 0
+    ordered = np.partition(values.ravel(), (num, values.size - 1 - num))
+    top = np.sort(ordered[values.size - 1 - num :])
+    hot = np.flatnonzero((top[1:] > HOT * top[:-1]) & (top[:-1] > 0))
+    high = top[hot[0] if len(hot) else -1]
+    return float(values.min()), float(ordered[num]), float(top[0]), float(high)

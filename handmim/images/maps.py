@@ -1,7 +1,8 @@
 """Masks, depth maps and segmentation maps among images, recognised by their pixels and names.
 
 Images are judged in groups that one program wrote: those of one folder, one ending, and one word
-for a map in their names (`0001_mask.png`). A few images of each group are looked at.
+for a map in their names (`0001_mask.png`). A few images of each group are looked at. Numbers count
+as they are stored, before they are scaled for the eye: ids of labels, distances in any unit.
 """
 
 import os
@@ -14,21 +15,30 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from handmim.images.decode import MAX_MEGAPIXELS, UnreadableImage, decode_image
+from handmim.images.formats import format_of, stored_numbers
+
 SAMPLED = 8  # images of a group that are looked at
 FEW = 4  # a smaller group is judged only where its name has a word for a map
 SIDE = 96  # of the grid of pixels that is looked at
-LOSSY = (".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".avif")
+LOSSY = ("JPEG", "WEBP", "AVIF")
+MOST_LABELS, MOST_BYTE_LABEL = 32, 64  # numbers of one image; the largest of 8 bits, 255 apart
+# Of neighbours in greyscale photos of hands, 0.37 to 0.97 differ by at most 4 (95 % below 0.88),
+# at most 0.61 are equal; of the shades of a photo, at most 0.18 are unit vectors.
+FLAT_SHARE, UNIT_SHARE, SHADES = 0.85, 0.6, 32
+VOID_SHARE, GAP = 0.005, 0.1  # of pixels without a distance; of the range of distances
 WORDS = re.compile(
-    r"(?<![a-z])(masks?|seg|segm|segmentations?|segmasks?|labels?|depths?|disparity|disparities|"
-    r"alphas?|mattes?|silhouettes?|normals?|trimaps?|parsing|instances?|semantics?|heatmaps?|gt|"
-    r"annotations?)(?![a-z])"
+    r"(?<![a-z])(masks?|seg|segm|segmentations?|segmasks?|labels?|depths?|disp|disparity|"
+    r"disparities|alphas?|mattes?|silhouettes?|normals?|trimaps?|parsing|instances?|semantics?|"
+    r"heatmaps?|gt|annotations?|(?:seg|label|depth|disparity|normal)maps?)(?![a-z])"
 )
-MASK, DEPTH, FLAT, FEW_COLOURS, GREYSCALE, NO_BLUE, IMAGE = (
-    "mask", "depth map", "one colour", "segmentation map", "greyscale map", "map of two numbers",
-    "image",
+MASK, DEPTH, FLAT, FEW_COLOURS, LABELS, NORMALS, GREYSCALE, NO_BLUE, IMAGE = (
+    "mask", "depth map", "one colour", "segmentation map", "map of labels", "map of normals",
+    "greyscale map", "map of two numbers", "image",
 )  # fmt: skip
+STRONG = {MASK, DEPTH, LABELS, NORMALS}  # recognised whatever their names
 
-Look = Callable[[str], NDArray[np.uint8] | None]
+Array = NDArray[np.generic]
 
 
 class Group(NamedTuple):
@@ -52,11 +62,16 @@ def groups_of(names: Iterable[str]) -> dict[Group, list[str]]:
         folder, file = os.path.split(name)
         stem, ending = os.path.splitext(file)
         if folder not in words:
-            words[folder] = " ".join(WORDS.findall(folder.lower()))
-        word = WORDS.findall(stem.lower())
+            words[folder] = " ".join(_words(folder))
+        word = _words(stem)
         key = Group(folder, ending.lower(), " ".join([words[folder], *word]).strip())
         groups[key].append(name)
     return dict(groups)
+
+
+def _words(name: str) -> list[str]:
+    """Words for a map, also in `depthMap` and `SegmentationClass`."""
+    return WORDS.findall(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
 
 
 def sampled(names: Sequence[str]) -> list[str]:
@@ -66,58 +81,112 @@ def sampled(names: Sequence[str]) -> list[str]:
     return [names[i * (len(names) - 1) // (SAMPLED - 1)] for i in range(SAMPLED)]
 
 
-def find_maps(names: Sequence[str], look: Look) -> dict[str, list[str]]:
+def find_maps(
+    names: Sequence[str],
+    read: Callable[[str], bytes],
+    *,
+    max_megapixels: float = MAX_MEGAPIXELS,
+) -> dict[str, list[str]]:
     """Images that are masks or maps rather than photos, by kind.
 
     Args:
         names: relative paths of images.
-        look: image of a name, [H, W, 3] uint8 RGB; None where it cannot be read.
+        read: content of a file; called for a few of each group.
+        max_megapixels: larger images are not looked at.
     """
     found: defaultdict[str, list[str]] = defaultdict(list)
     for group, members in groups_of(names).items():
         if len(members) < FEW and not group.is_named:
             continue
-        kinds = set()
+        kinds = set[str]()
         for name in sampled(members):
-            image = look(name)
-            if image is not None:
-                kinds.add(kind_of(image, is_lossy=group.ending in LOSSY))
-                if IMAGE in kinds:
-                    break
+            try:
+                raw = read(name)
+                image = decode_image(raw, name, max_megapixels=max_megapixels)
+            except UnreadableImage:
+                continue
+            kinds.add(kind_of(image, stored_numbers(raw), is_lossy=format_of(raw) in LOSSY))
+            if IMAGE in kinds:
+                break
         kinds.discard(FLAT)
-        strong = kinds and kinds <= {MASK, DEPTH}
-        if strong or (group.is_named and kinds and IMAGE not in kinds):
+        if kinds and (kinds <= STRONG or (group.is_named and IMAGE not in kinds)):
             found[kinds.pop() if len(kinds) == 1 else FEW_COLOURS].extend(members)
     return dict(found)
 
 
-def kind_of(image: NDArray[np.uint8], *, is_lossy: bool) -> str:
+def kind_of(image: NDArray[np.uint8], numbers: Array | None = None, *, is_lossy: bool) -> str:
     """What an image looks like: a photo, or a kind of map.
 
     Args:
         image: [H, W, 3] RGB.
+        numbers: [H, W] of a file that stores one number per pixel.
         is_lossy: of a format whose compression changes single values.
     """
     height, width = image.shape[:2]
     grid = image[:: -(-height // SIDE), :: -(-width // SIDE)].reshape(-1, 3)
+    spread = grid.max(axis=1).astype(int) - grid.min(axis=1)
+    if numbers is None and not is_lossy and not spread.any():
+        numbers = image[..., 0]
+    if numbers is not None:
+        if _are_labels(numbers):
+            return LABELS
+        if numbers.dtype.itemsize > 1 and _are_distances(numbers):
+            return DEPTH
     low, high = grid.min(axis=0).astype(int), grid.max(axis=0).astype(int)
     if (high - low).max() <= 8:
         return FLAT
     if not is_lossy and not grid[:, 2].any():
         return DEPTH if _is_coded_depth(image) else NO_BLUE
-    spread = grid.max(axis=1).astype(int) - grid.min(axis=1)
     if (spread <= 8).mean() >= 0.99:
         values = grid[:, 1].astype(int)
         bottom, top = values.min(), values.max()
         margin = (top - bottom) // 8
         near = (values <= bottom + margin) | (values >= top - margin)
-        if top - bottom >= 64 and near.mean() >= 0.95:
-            return MASK
-        return GREYSCALE
+        if not _is_flat(image):
+            return IMAGE
+        return MASK if top - bottom >= 64 and near.mean() >= 0.95 else GREYSCALE
+    if _are_normals(grid[spread > 8]):
+        return NORMALS
     counts = np.bincount((grid >> 4).astype(int) @ np.array([256, 16, 1]), minlength=4096)
     if np.sort(counts)[-16:].sum() >= 0.97 * counts.sum() and _is_flat(image):
         return FEW_COLOURS
     return IMAGE
+
+
+def _are_labels(numbers: Array) -> bool:
+    """Whether few whole numbers fill regions: 0 and 1, 0 and 38, ids of persons times 1000."""
+    height, width = numbers.shape
+    used = np.unique(numbers[:: -(-height // SIDE), :: -(-width // SIDE)])
+    if not 1 < len(used) <= MOST_LABELS or (used != np.rint(used)).any():
+        return False
+    largest = max(used[used != 255], default=0)
+    if numbers.dtype == np.uint8 and not 0 < largest < MOST_BYTE_LABEL:
+        return False
+    return bool((numbers[:, 1:] == numbers[:, :-1]).mean() >= FLAT_SHARE)
+
+
+def _are_distances(numbers: Array) -> bool:
+    """Whether numbers lie away from the one that stands for "not measured", or floats from 0."""
+    values = np.nan_to_num(numbers.astype(np.float64), posinf=0.0, neginf=0.0)
+    for void in (values.min(), values.max()):
+        rest = values[values != void]
+        if len(rest):
+            low, high = rest.min(), rest.max()
+            gap = max(low - void, void - high)
+            away = gap >= GAP * (high - low) and high - low >= GAP * high
+            if away and len(rest) <= (1 - VOID_SHARE) * values.size:
+                return True
+    low, high = values.min(), values.max()
+    metres = numbers.dtype.kind == "f" and 1 < high <= 16
+    return bool(metres and low >= GAP * (high - low) >= GAP * GAP * high)
+
+
+def _are_normals(colours: NDArray[np.uint8]) -> bool:
+    """Whether colours [n, 3] of pixels are unit vectors in -1 .. 1; one of each shade counts, so
+    that no backdrop decides."""
+    shades = np.unique(colours >> 3, axis=0, return_index=True)[1]
+    lengths = np.linalg.norm(colours[shades] / 127.5 - 1, axis=1)
+    return len(shades) >= SHADES and bool((abs(lengths - 1) < 0.05).mean() >= UNIT_SHARE)
 
 
 def _is_coded_depth(image: NDArray[np.uint8]) -> bool:
@@ -132,4 +201,4 @@ def _is_coded_depth(image: NDArray[np.uint8]) -> bool:
 def _is_flat(image: NDArray[np.uint8]) -> bool:
     """Whether most neighbouring pixels are equal, as within the regions of a map."""
     step = cv2.absdiff(image[:, 1:], image[:, :-1]).max(axis=2)
-    return bool((step <= 4).mean() >= 0.85)
+    return bool((step <= 4).mean() >= FLAT_SHARE)

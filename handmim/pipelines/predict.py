@@ -41,14 +41,14 @@ class HandPredictor:
     Example:
         from pathlib import Path
 
-        import cv2
         import numpy as np
 
+        from handmim.images.decode import read_image
         from handmim.pipelines.predict import HandPredictor
 
         predict = HandPredictor.from_checkpoint("runs/tuned/last.pt", device="cpu")
         files = sorted(Path("hands").glob("*.jpg"))  # squares around right hands, all of one side
-        crops = np.stack([cv2.imread(str(file))[:, :, ::-1] for file in files])  # [N, S, S, 3] RGB
+        crops = np.stack([read_image(file) for file in files])  # [N, S, S, 3] RGB
         hands = predict(crops)
         print(hands.verts_root_m.shape)  # [N, 778, 3] metres, relative to the middle knuckle
 

@@ -1,6 +1,8 @@
 import logging
 import os
 import tarfile
+import tempfile
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -65,6 +67,48 @@ def test_what_is_no_regular_file_is_named_and_never_opened(tmp_path, caplog):
     assert "2 x broken link: broken.jpg, itself.jpg" in caplog.text
     pack_crops(tmp_path, tmp_path / "crops.hm", image_px=16)
     assert len(PackedCrops(tmp_path / "crops.hm")) == 2
+
+
+def test_folders_of_the_system_are_left_out_and_named(tmp_path, caplog):
+    put(tmp_path / "a.png")
+    for name in ("@eaDir/a.png", "$RECYCLE.BIN", "x/lost+found", "__MACOSX"):
+        put(tmp_path / name / "thumb.png")
+    assert CropFolder(tmp_path, image_px=16).names == ["a.png"]
+    assert "4 x folder of the system: $RECYCLE.BIN, @eaDir, __MACOSX, ..." in caplog.text
+
+
+def test_images_under_other_endings_are_to_be_renamed(tmp_path):
+    put(tmp_path / "a.png")
+    put(tmp_path / "b.jpg_large", ending=".jpg")
+    (tmp_path / "c.mp4").write_bytes(b"x")
+    account = find_images(tmp_path).account()
+    assert "1 x .jpg_large (an image? rename it)" in account
+    assert "1 x .mp4 (not readable here)" in account
+
+
+def test_a_file_is_no_folder_of_images(tmp_path):
+    (tmp_path / "list.txt").write_text("a.png")
+    with pytest.raises(ValueError, match=r"list\.txt is a file, wanted a folder.*data\.root"):
+        CropFolder(tmp_path / "list.txt")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
+def test_files_and_folders_without_permission_are_named():
+    """Read as another user: a closed file, a folder that is listed only, a closed folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for name in ("a.png", "b.png", "listed/c.png", "closed/d.png"):
+            put(root / name)
+        for name, mode in (("b.png", 0), ("listed", 0o444), ("closed", 0), ("", 0o755)):
+            (root / name).chmod(mode)
+        os.seteuid(65534)
+        try:
+            data, tree = CropFolder(root, image_px=16), find_images(root)
+        finally:
+            os.seteuid(0)
+    assert data.names == ["a.png"]
+    assert data.unreadable == ["b.png", "listed/c.png"]
+    assert tree.left_out == {"folder that cannot be opened": ["closed"]}
 
 
 def test_folders_that_link_to_each_other_are_visited_once(tmp_path):

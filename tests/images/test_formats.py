@@ -55,6 +55,29 @@ def test_values_close_together_far_from_zero_are_stretched():
     assert (found.min(), found.max()) == (0, 255)
 
 
+@pytest.mark.parametrize("offset", [0, 29_000])
+def test_dead_and_hot_pixels_do_not_set_the_range(offset):
+    values = photo()[..., 0].astype(np.uint16) + offset
+    clean = decode_image(stored(values, ".png"), "x")
+    values[30, 40] = 65_535
+    values[3, 4] = 0 if offset else 65_535
+    found = decode_image(stored(values, ".png"), "x").astype(int)
+    assert np.ptp(clean) > 200
+    assert np.sort(np.abs(found - clean).ravel())[-7] <= 3  # the rest is as before
+
+
+def test_highlights_of_a_16_bit_photo_set_its_range():
+    values = photo().astype(np.uint16) * 60
+    values[:2, :2] = 65_535  # 4 of 2400 pixels
+    found = decode_image(stored(values, ".png"), "x")
+    assert apart(found, np.rint(values / 257)[..., ::-1]) <= 1
+
+
+def test_floats_above_1_are_scaled_by_what_they_reach():
+    found = decode_image(stored((photo() / 255 * 3).astype(np.float32), ".tif"), "x")
+    assert apart(found, photo()[..., ::-1]) <= 1
+
+
 @pytest.mark.parametrize("scale", [1, 1 / 255])
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_floats_are_read(kind, scale):
@@ -195,6 +218,8 @@ def test_a_long_strip_is_cut_before_it_is_enlarged():
     [
         (b"", "it is empty"),
         (b"<!DOCTYPE html><html>", "web page"),
+        (b"\xef\xbb\xbf<!DOCTYPE html>", "web page"),
+        (b'{"error": "not found"}', "it is text"),
         (b"\0\0\0\x18ftypheic" + bytes(20), "HEIC"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"PK\x03\x04" + bytes(20), "zip"),

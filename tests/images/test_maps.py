@@ -1,11 +1,22 @@
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from handmim.data.crops import CropFolder
 from handmim.data.packed import PackedCrops
 from handmim.data.packing import pack_crops
-from handmim.images.maps import DEPTH, FEW_COLOURS, FLAT, GREYSCALE, IMAGE, MASK, kind_of
+from handmim.images.maps import (
+    DEPTH,
+    FEW_COLOURS,
+    FLAT,
+    GREYSCALE,
+    IMAGE,
+    LABELS,
+    MASK,
+    NORMALS,
+    kind_of,
+)  # fmt: skip
 
 
 def photo(seed=0, side=64):
@@ -34,9 +45,46 @@ def segments(seed=0, side=64):
     return image
 
 
+def ids(seed=0, side=64):
+    """[side, side] numbers 0 .. 3 of regions."""
+    image = np.zeros((side, side), np.uint8)
+    image[side // 2 :], image[:, : side // 3], image[5 + seed % 7 : 20, 20:40] = 1, 2, 3
+    return image
+
+
+def distances(seed=0, side=64, void=0):
+    """[side, side] millimetres, `void` where there is no measurement."""
+    y, x = np.mgrid[:side, :side]
+    image = (400 + 9 * x + 5 * y + seed).astype(np.uint16)
+    image[:6] = void
+    return image
+
+
+def normals(seed=0, side=64):
+    y, x = np.mgrid[:side, :side] / side - 0.5 + seed / 100
+    vectors = np.dstack([x, y, np.full_like(x, 0.3)])
+    vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
+    return np.rint(vectors * 127.5 + 127.5).astype(np.uint8)
+
+
+def infrared(seed=0, side=64):
+    """[side, side] photo of a 12-bit sensor."""
+    noise = np.random.default_rng(seed).normal(0, 40, (side, side))
+    return np.clip(photo(seed, side)[..., 0] * 14 + noise, 0, 4095).astype(np.uint16)
+
+
+def by_palette(image, colours):
+    palette = Image.frombytes("P", image.shape[::-1], image.tobytes())
+    palette.putpalette(colours)
+    return palette
+
+
 def put(path, image):
     path.parent.mkdir(parents=True, exist_ok=True)
-    assert cv2.imwrite(str(path), image[..., ::-1])
+    if isinstance(image, Image.Image):
+        image.save(path)
+    else:
+        assert cv2.imwrite(str(path), image[..., ::-1] if image.ndim == 3 else image)
 
 
 def by_jpeg(image):
@@ -51,7 +99,8 @@ def test_each_kind_is_recognised():
     )
     assert kind_of(depth(), is_lossy=False) == DEPTH
     assert kind_of(segments(), is_lossy=False) == FEW_COLOURS
-    assert kind_of(grey, is_lossy=True) == GREYSCALE
+    assert kind_of(grey, is_lossy=True) == kind_of(grey, is_lossy=False) == IMAGE
+    assert kind_of(by_jpeg(depth()[..., 1:2].repeat(3, 2)), is_lossy=True) == GREYSCALE
     assert kind_of(np.full((9, 9, 3), 7, np.uint8), is_lossy=False) == FLAT
 
 
@@ -81,14 +130,65 @@ def test_maps_beside_photos_are_left_out_and_named(tmp_path, pattern, make, capl
     assert PackedCrops(tmp_path / "x.hm").names == data.names
 
 
-@pytest.mark.parametrize("folder", ["masks", "depth camera", "labels", "greyscale"])
+@pytest.mark.parametrize("folder", ["masks", "depth camera", "labels", "grey_normal"])
 def test_photos_stay_whatever_their_folder_is_called(tmp_path, folder):
     for i in range(10):
         image = photo(i)
-        image = image[..., :1].repeat(3, 2) if folder == "greyscale" else image
+        image = image[..., :1].repeat(3, 2) if folder == "grey_normal" else image
         put(tmp_path / folder / f"{i}.jpg", image)
         put(tmp_path / "rgb" / f"{i}.jpg", photo(i))
     assert len(CropFolder(tmp_path, image_px=16)) == 20
+
+
+VOC = np.random.default_rng(0).integers(0, 256, 768, np.uint8).tolist()  # 256 colours
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "kind"),
+    [
+        ("x/{}.png", lambda i: ids(i) // 3, LABELS),
+        ("x/{}.png", lambda i: ids(i) // 3 * 38, LABELS),
+        ("x/{}.png", ids, LABELS),
+        ("x/{}.png", lambda i: ids(i)[..., None].repeat(3, 2), LABELS),
+        ("x/{}.png", lambda i: ids(i).astype(np.uint16) * 1000, LABELS),
+        ("x/{}.png", lambda i: by_palette(ids(i), VOC), LABELS),
+        ("x/{}.png", distances, DEPTH),
+        ("x/{}.png", lambda i: distances(i, void=65535), DEPTH),
+        ("x/{}.tif", lambda i: np.float32(distances(i)) / 1000, DEPTH),
+        ("x/{}.tif", lambda i: np.float32(distances(i)[6:]) / 500, DEPTH),
+        ("x/{}.png", normals, NORMALS),
+        ("depthmap/{}.png", lambda i: distances(i)[6:], GREYSCALE),
+        ("disp/{}.png", lambda i: distances(i)[6:], GREYSCALE),
+        ("HandDepth/{}.tif", lambda i: np.float32(distances(i)[6:]), GREYSCALE),
+    ],
+)
+def test_numbers_of_labels_and_distances_are_no_photos(tmp_path, name, make, kind, caplog):
+    for i in range(5):
+        put(tmp_path / "rgb" / f"{i}.jpg", photo(i))
+        put(tmp_path / name.format(i), make(i))
+    assert CropFolder(tmp_path, image_px=16).names == [f"rgb/{i}.jpg" for i in range(5)]
+    assert f"5 x {kind} (data.train.include_all=true" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        infrared,
+        lambda i: np.pad(infrared(i), 4),
+        lambda i: infrared(i) // 16 + np.uint16(29_000),  # thermal
+        lambda i: np.float32(infrared(i)) / 4095,
+        lambda i: Image.fromarray(photo(i)[..., 0]).convert("1"),  # dithered
+        lambda i: Image.fromarray(photo(i)).quantize(16),
+        lambda i: photo(i)[..., 0] // 20,  # dark
+        lambda i: by_palette(ids(i), [250, 240, 220, 200, 30, 30, 40, 80, 200, 9, 9, 9]),  # cartoon
+    ],
+)
+def test_photos_of_other_cameras_and_drawings_stay(tmp_path, make):
+    for i in range(5):
+        ending = "tif" if getattr(make(i), "dtype", None) == np.float32 else "png"
+        put(tmp_path / "rgb" / f"{i}.jpg", photo(i))
+        put(tmp_path / "other" / f"{i}.{ending}", make(i))
+    assert len(CropFolder(tmp_path, image_px=16)) == 10
 
 
 def test_a_folder_of_maps_alone_is_read_with_a_warning(tmp_path, caplog):

@@ -14,7 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from handmim.models.source_network import Stated, foreign_parts, stated_network
+from handmim.models.source_network import (
+    Stated,
+    foreign_parts,
+    public_heads,
+    stated_network,
+    usual_heads,
+)
 from handmim.models.timm_reference import is_same_network, token_difference
 from handmim.models.vit import ViT
 from handmim.models.weight_files import OPTION, read_weights
@@ -192,6 +198,11 @@ def _compared(
     try:
         difference, unlike = token_difference(backbone, stated, raw, ours, grid)
     except ValueError as error:
+        if stated.num_heads not in (None, backbone.num_heads):
+            raise ValueError(
+                f"{source} has {stated.num_heads} heads ({stated.by}), this backbone has "
+                f"{backbone.num_heads} (++task.backbone.size.num_heads={stated.num_heads})"
+            ) from None
         return "", [f"{stated.by} states {stated.timm_name}, which was not compared: {error}"]
     words = (
         f"patch tokens of one image differ from timm's {stated.timm_name} by {difference:.2g} "
@@ -223,16 +234,6 @@ def _lacking(weights: dict[str, Tensor], grid: tuple[int, int]) -> list[str]:
     return found
 
 
-def _public_heads(width: int) -> int | None:
-    """Heads of timm's plain ViTs of a width: 64 channels each up to ViT-L, 16 heads in ViT-H, g, G.
-
-    None where widths do not tell.
-    """
-    if width in (1280, 1408, 1664):
-        return 16
-    return width // 64 if width <= 1024 and width % 64 == 0 else None
-
-
 def _warnings(backbone: ViT, stated: Stated) -> list[str]:
     """Warnings of what differs without a refusal, and of what nothing states."""
     if stated.pixel_norm is not None:
@@ -245,24 +246,29 @@ def _warnings(backbone: ViT, stated: Stated) -> list[str]:
         )
     if stated.norm_eps not in (None, mine):
         found.append(f"norms had epsilon {stated.norm_eps:g}, this backbone has {mine:g}")
-    is_unknown = stated.num_heads is None and stated.timm_name is None
-    if is_unknown:
-        usual, heads = _public_heads(backbone.embed_dim), backbone.num_heads
-        text = (
-            f"the file does not state its heads, activation, norms and pixel constants: read with "
-            f"{heads} heads, {backbone.activation}, epsilon {mine:g}, ImageNet's constants"
+    found += [f"{text}: features may differ from the source's" for text in stated.unknown]
+    is_imagenet, is_bare = backbone.pixel_norm == "imagenet", stated.timm_name is None
+    unstated = {
+        "heads": (is_bare and stated.num_heads is None, f"{backbone.num_heads} heads"),
+        "activation": (is_bare and stated.activation is None, backbone.activation),
+        "norms": (is_bare and stated.norm_eps is None, f"epsilon {mine:g}"),
+        "pixel constants": (is_imagenet and stated.mean is None, "ImageNet's constants"),
+    }
+    names = [name for name, (is_unstated, _) in unstated.items() if is_unstated]
+    if not names:
+        return found
+    text = (
+        f"the file does not state its {', '.join(names)}: read with "
+        f"{', '.join(unstated[name][1] for name in names)}"
+    )
+    if "heads" in names:
+        text += usual_heads(stated, backbone.embed_dim, backbone.num_heads)
+    if is_bare:
+        text += (
+            '. A config.json beside the file, {"architecture": "NAME IN TIMM"}, states them, and '
+            "they are then compared"
         )
-        if usual not in (None, heads):
-            text += (
-                f"; public ViTs of width {backbone.embed_dim} have {usual}, this backbone has "
-                f"{heads} (++task.backbone.size.num_heads={usual})"
-            )
-        found.append(
-            f'{text}. A config.json beside the file, {{"architecture": "NAME IN TIMM"}}, states '
-            "them, and they are then compared"
-        )
-    elif stated.mean is None and backbone.pixel_norm == "imagenet":
-        found.append("the file does not state its pixel constants: read as ImageNet's")
+    found.append(text)
     return found
 
 
@@ -276,8 +282,9 @@ def _check_size(backbone: ViT, weights: dict[str, Tensor], source: str, stated: 
     width, depth = len(weights["patch_embed.proj.weight"]), _depth(weights)
     blocks = {k for k in (*mine, *weights) if k.startswith("blocks.")}
     wrong = [_differs(k, mine, weights) for k in sorted(blocks)]
-    if stated.num_heads not in (None, backbone.num_heads):
-        wrong.insert(0, f"{stated.num_heads} heads (wanted {backbone.num_heads})")
+    is_compared = stated.timm_name and stated.pixel_norm is None  # with timm's network, as a whole
+    if not is_compared and stated.num_heads not in (None, backbone.num_heads):
+        wrong.insert(0, f"{stated.num_heads} heads (wanted {backbone.num_heads}) by {stated.by}")
     if width != backbone.embed_dim:
         wrong.insert(0, f"width {width} (wanted {backbone.embed_dim})")
     wrong = [w for w in wrong if w]
@@ -302,7 +309,7 @@ def _size_words(backbone: ViT, weights: dict[str, Tensor], stated: Stated) -> st
         return f"backbone={fitting}"
     size: dict[str, Any] = {}
     if mine != (width, depth):
-        size = {"embed_dim": width, "depth": depth, "num_heads": _public_heads(width)}
+        size = {"embed_dim": width, "depth": depth, "num_heads": public_heads(width)}
     if stated.num_heads not in (None, backbone.num_heads):
         size["num_heads"] = stated.num_heads
     fc1 = "blocks.0.mlp.fc1.weight"

@@ -4,12 +4,11 @@ Tensors of equal shapes can belong to networks that compute otherwise: heads, po
 activation and tokens are compared before weights are taken.
 """
 
-import argparse
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import timm
@@ -18,9 +17,18 @@ from torch import Tensor
 
 from handmim.models.vit import IMAGENET_MEAN, IMAGENET_STD
 from handmim.models.weight_files import WeightFile
+from handmim.models.weight_settings import (
+    MAX_HOLDERS,
+    constants,
+    holders_of,
+    parsed,
+    said_parts,
+    said_settings,
+    value_below,
+    whole,
+)
 
 PATCHES = "patch_embed.proj.weight"
-ARGUMENTS = ("args", "config", "hyper_parameters", "hparams")
 # Heads by width of what names or positions identify.
 MOCO_HEADS = {384: 12, 768: 12}
 MAE_HEADS = {768: 12, 1024: 16, 1280: 16}
@@ -28,18 +36,20 @@ VITPOSE_HEADS = {384: 12, 768: 12, 1024: 16, 1280: 16}
 DINO_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1536: 24}
 DINO_ARCH = re.compile(r"(vit|deit)_(tiny|small|base|large)")
 MAE_ARCH = re.compile(r"(mae_)?vit_(base|large|huge)_patch\d+")
-# Hugging Face's kinds that this ViT computes, and the names of their activations in timm.
+# Hugging Face's kinds that this ViT computes.
 HF_KINDS = ("vit", "deit", "dinov2", "vit_mae", "vit_msn", "ijepa")
-ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
 FOREIGN = (  # names of tensors, and what they are part of
     (r"(^|\.)(rope\w*|rotary\w*|freqs_cis|freqs|inv_freq|periods)($|\.)", "rotary positions"),
     (r"relative_position|rel_pos|rpb", "relative position biases"),
-    (r"^(reg_token|register_tokens|storage_tokens)$", "register tokens"),
     (r"^dist_token$", "a distillation token"),
+    (r"^(?!dist_token)[^.]*(reg|_token)[^.]*$", "register tokens"),
     (r"\.(w12|w1|w2|w3|fc1_g|fc1_x|weights_in|gate_proj|up_proj)\.", "a gated MLP (SwiGLU)"),
     (r"\.[qk]_norm\.", "norms of queries and keys"),
     (r"\.(attn\.norm|mlp\.norm|sub_norm|inner_attn_ln|ffn_ln)\.", "norms within blocks"),
-    (r"^norm_pre\.", "a norm before the blocks (CLIP)"),
+    (
+        r"^(norm_pre|ln_pre|pre_\w*norm|\w*emb\w*_norm|norm_\w*emb\w*|patch_norm)\.",
+        "a norm before the blocks (CLIP)",
+    ),
     (r"^patch_embed\.(norm|proj\.\d|backbone)", "a patch embedding of several layers"),
     (r"\.attn\.([qkv]|[qkv]_proj|query|key|value|in_proj)\.", "separate maps to queries and keys"),
     (r"\.(experts|attns|ffns)\.|\.lambda_|\.proj_[lw]\.|qkv\.bias_mask", "blocks of another kind"),
@@ -59,9 +69,11 @@ class Stated:
         norm_eps: of its norms.
         mean, std: pixel constants of its training.
         pixel_norm: of weights of this project.
+        likely_heads: what the heads probably are, where nothing states them, and why.
+        unknown: what is stated and is not known here, or not a part of this ViT.
     """
 
-    by: str = "nothing"
+    by: str = ""
     timm_name: str | None = None
     timm_args: dict[str, Any] = field(default_factory=dict)
     num_heads: int | None = None
@@ -70,6 +82,8 @@ class Stated:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     pixel_norm: str | None = None
+    likely_heads: tuple[int, str] | None = None
+    unknown: tuple[str, ...] = ()
 
 
 def stated_network(file: WeightFile, weights: Mapping[str, Tensor]) -> Stated:
@@ -78,12 +92,23 @@ def stated_network(file: WeightFile, weights: Mapping[str, Tensor]) -> Stated:
     Args:
         file: whole content.
         weights: tensors of its ViT under timm's names.
+    Raises: ValueError where it states two values of one setting.
     """
     if file.card is not None:
         card = file.card
         return Stated("timm", card.architecture, mean=tuple(card.mean), std=tuple(card.std))
-    found = _ours(file) or _timm_config(file.config) or _hf_config(file.config)
-    return found or _command_line(file, weights) or _implied(file, weights)
+    if found := _ours(file):
+        return found
+    kind = _timm_config(file.config) or _command_line(file, weights) or _implied(file, weights)
+    said, by = said_settings(file, len(weights[PATCHES]))
+    if kind.timm_name is not None:
+        args = {"num_heads": said.get("num_heads"), "act_layer": said.get("activation")}
+        stated = {key: value for key, value in args.items() if value is not None}
+        said["timm_args"] = stated | kind.timm_args
+    names = " and ".join(filter(None, [kind.by, *by])) or "nothing"
+    parts = [] if kind.timm_name else said_parts(file)
+    unknown = tuple(filter(None, [_unknown_kind(file.config), *parts]))
+    return replace(kind, **said, by=names, unknown=unknown)
 
 
 def foreign_parts(weights: Mapping[str, Tensor], mine: Mapping[str, Any]) -> list[str]:
@@ -109,6 +134,26 @@ def foreign_parts(weights: Mapping[str, Tensor], mine: Mapping[str, Any]) -> lis
     return found
 
 
+def public_heads(width: int) -> int | None:
+    """Heads of timm's plain ViTs of a width: 64 channels each up to ViT-L, 16 heads in ViT-H, g, G.
+
+    None where widths do not tell.
+    """
+    if width in (1280, 1408, 1664):
+        return 16
+    return width // 64 if width <= 1024 and width % 64 == 0 else None
+
+
+def usual_heads(stated: Stated, width: int, num_heads: int) -> str:
+    """Words about heads that a source of a width probably has, where ours are not as many."""
+    usual, have = stated.likely_heads or (public_heads(width), f"public ViTs of width {width} have")
+    if usual in (None, num_heads):
+        return ""
+    return (
+        f"; {have} {usual}, this backbone has {num_heads} (++task.backbone.size.num_heads={usual})"
+    )
+
+
 def _ours(file: WeightFile) -> Stated | None:
     """Exports and checkpoints of this project."""
     backbone = value_below(file.state, "config", "task", "backbone")
@@ -117,14 +162,11 @@ def _ours(file: WeightFile) -> Stated | None:
         args = dict(size) if isinstance(size, Mapping) else {}
         name, norm = backbone.get("arch"), backbone.get("pixel_norm")
     elif "pixel_norm" in file.meta:
-        try:
-            args = json.loads(file.meta.get("timm_args", "{}"))
-        except ValueError:
-            args = {}
+        args = parsed(file.meta.get("timm_args", "{}"))
         name, norm = file.meta.get("timm_name"), file.meta["pixel_norm"]
     else:
         return None
-    heads = _int(file.meta.get("num_heads")) or _int(value_below(args, "num_heads"))
+    heads = whole(file.meta.get("num_heads")) or whole(value_below(args, "num_heads"))
     return Stated(
         "its own metadata",
         name if isinstance(name, str) and timm.is_model(name) else None,
@@ -141,25 +183,23 @@ def _timm_config(config: Mapping[str, Any]) -> Stated | None:
         return None
     args = config.get("model_args")
     card = config.get("pretrained_cfg")
-    mean, std = (_constants(value_below(card, key)) for key in ("mean", "std"))
+    mean, std = (constants(value_below(card, key)) for key in ("mean", "std"))
     by = f"config.json beside it ({name})"
     return Stated(by, name, args if isinstance(args, dict) else {}, mean=mean, std=std)
 
 
-def _hf_config(config: Mapping[str, Any]) -> Stated | None:
-    """The config.json of Hugging Face's transformers."""
-    kind = config.get("model_type")
-    if kind not in HF_KINDS:
-        return None
-    act, eps = config.get("hidden_act"), config.get("layer_norm_eps")
-    return Stated(
-        f"config.json beside it ({kind})",
-        num_heads=_int(config.get("num_attention_heads")),
-        activation=ACTIVATIONS.get(act, act) if isinstance(act, str) else None,
-        norm_eps=float(eps) if isinstance(eps, (int, float)) else None,
-        mean=_constants(config.get("image_mean")),
-        std=_constants(config.get("image_std")),
-    )
+def _unknown_kind(config: Mapping[str, Any]) -> str | None:
+    """What a config.json says that the network is, where that is not known here."""
+    name, kind, classes = (config.get(k) for k in ("architecture", "model_type", "architectures"))
+    if isinstance(name, str) and not timm.is_model(name):
+        return f"config.json beside it names architecture {name[:80]}, which timm does not have"
+    if not isinstance(kind, str):
+        if not isinstance(classes, list) or not classes or isinstance(name, str):
+            return None
+        kind = re.sub(r"(Model|Backbone|For[A-Z]\w+)$", "", str(classes[0]))
+    known = {k.replace("_", "") for k in HF_KINDS}
+    is_known = kind.lower().replace("_", "") in known
+    return None if is_known else f"config.json beside it names {kind[:80]}, which is not known here"
 
 
 def _command_line(file: WeightFile, weights: Mapping[str, Tensor]) -> Stated | None:
@@ -184,9 +224,12 @@ def _implied(file: WeightFile, weights: Mapping[str, Tensor]) -> Stated:
     base = replace(base, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     position = weights.get("pos_embed")
     first = None if position is None else _fixed_axis(position)
-    if any("momentum_encoder." in k or "base_encoder." in k for k in file.tensors) or first == 0:
-        by = "its names" if first != 0 else "its fixed positions"
+    has_names = any("momentum_encoder." in k or "base_encoder." in k for k in file.tensors)
+    if has_names or (first == 0 and str(file.state.get("arch")).startswith("vit_")):
+        by = "its names" if has_names else "its fixed positions and arch"
         return replace(base, by=f"{by} (MoCo-v3)", num_heads=MOCO_HEADS.get(width))
+    if first == 0 and width in MOCO_HEADS:  # others fix their positions so too
+        return Stated(likely_heads=(MOCO_HEADS[width], "MoCo-v3, which has such positions, has"))
     if first == 1 and width in MAE_HEADS:
         return replace(base, by="its fixed positions (MAE)", num_heads=MAE_HEADS[width])
     if any(k.endswith("last_norm.weight") for k in file.tensors):
@@ -200,12 +243,9 @@ def _implied(file: WeightFile, weights: Mapping[str, Tensor]) -> Stated:
 
 def _named(state: Mapping[str, Any]) -> Iterator[str]:
     """Names of architectures among saved arguments."""
-    for holder in (state, *(state.get(key) for key in ARGUMENTS)):
-        if isinstance(holder, argparse.Namespace):
-            holder = vars(holder)
+    for _, _, holder in islice(holders_of(state), MAX_HOLDERS):
         for key in ("arch", "model", "model_name"):
-            name = holder.get(key) if isinstance(holder, Mapping) else None
-            if isinstance(name, str):
+            if isinstance(name := holder.get(key), str):
                 yield name
 
 
@@ -231,24 +271,5 @@ def _fixed_axis(position: Tensor) -> int | None:
     return None
 
 
-def value_below(node: Any, *keys: str) -> Any:
-    """What lies below nested keys; None where one is missing."""
-    for key in keys:
-        node = vars(node) if isinstance(node, argparse.Namespace) else node
-        node = node.get(key) if isinstance(node, Mapping) else None
-    return node
-
-
 def _width(weights: Mapping[str, Tensor]) -> int:
     return len(weights[PATCHES])
-
-
-def _int(value: Any) -> int | None:
-    return int(value) if str(value).isdecimal() else None
-
-
-def _constants(values: Any) -> tuple[float, ...] | None:
-    is_triple = isinstance(values, (list, tuple)) and len(values) == 3
-    if not is_triple or not all(isinstance(v, (int, float)) and 0 <= v <= 1 for v in values):
-        return None
-    return tuple(map(float, values))  # shares of the brightest pixel

@@ -6,9 +6,11 @@ their index.
 
 import argparse
 import re
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -27,6 +29,15 @@ INDEX = ".index.json"
 SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
 ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", INDEX)
 OPTION = "init=, init_from="
+NAMESPACES = (argparse.Namespace, SimpleNamespace)
+# Plain values beside the weights, and inert stand-ins under the names that files give them.
+SETTINGS: list[Any] = [
+    *NAMESPACES,
+    (OrderedDict, "pytorch_lightning.utilities.parsing.AttributeDict"),
+    (OrderedDict, "lightning_fabric.utilities.data.AttributeDict"),
+    (OrderedDict, "lightning.fabric.utilities.data.AttributeDict"),
+    (PurePosixPath, "pathlib.PosixPath"),
+]
 WEIGHTS = f"a file of weights ({OPTION})"
 MAX_DEPTH = 32
 MAX_NODES = 1_000_000
@@ -106,6 +117,14 @@ def _hub_config(folder: Path) -> dict[str, Any]:
     for name in ("preprocessor_config.json", "config.json"):
         said = read_json(folder / name, max_mb=10) if (folder / name).is_file() else {}
         found |= said if isinstance(said, dict) else {}
+    factor = found.get("rescale_factor")
+    scale = 255 * factor if isinstance(factor, float) and factor > 0 else 1.0
+    if found.get("do_normalize") is False:
+        found |= {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    for key in ("image_mean", "image_std"):  # of pixels in [0, scale]
+        values = found.get(key)
+        if isinstance(values, list) and all(isinstance(v, (int, float)) for v in values):
+            found[key] = [v / scale for v in values]
     return found
 
 
@@ -116,8 +135,7 @@ def _one_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any], Mapping
     if is_safetensors(path):
         tensors, meta = _safetensors(path)
         return tensors, {}, meta
-    # DINO's and MAE's checkpoints keep their command line beside the weights.
-    state = read_torch(path, WEIGHTS, allow=[argparse.Namespace])
+    state = read_torch(path, WEIGHTS, allow=SETTINGS)
     try:
         tensors = dict(_flat(state, "", MAX_DEPTH, iter(range(MAX_NODES))))
     except ValueError as error:

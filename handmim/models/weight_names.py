@@ -15,7 +15,10 @@ from handmim.models.weight_files import OPTION, WeightFile
 
 ANCHOR = "patch_embed.proj.weight"
 HF_ANCHOR = "embeddings.patch_embeddings.projection.weight"
-TOKENS = ("cls_token", "pos_embed", "register_tokens", "reg_token", "storage_tokens", "dist_token")
+TOKENS = re.compile(
+    r"cls_token|pos_embed|(?!.*(decoder|mask))[^.]*(regist|(reg|storage|mem\w*|dist\w*)_token)[^.]*|regs?"
+)
+NORMS = re.compile(r"(ln_pre|pre_\w*norm|\w*emb\w*_norm|norm_\w*emb\w*|patch_norm)\.(weight|bias)")
 PARTS = ("blocks.", "patch_embed.", "norm.", "norm_pre.", "rope", "freqs_cis", "rel_pos", "shared_")
 HF_NAMES = (  # Hugging Face's names below a prefix, and timm's
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
@@ -83,7 +86,9 @@ def find_vit(file: WeightFile) -> FoundViT:
         name = _timm_name(key.removeprefix(prefix), anchor)
         if key in mask_names and not has_decoder:
             mask_token = value.float().reshape(1, 1, -1)
-        elif key.startswith(prefix) and (name.startswith(PARTS) or name in TOKENS):
+        elif key.startswith(prefix) and (
+            name.startswith(PARTS) or TOKENS.fullmatch(name) or NORMS.fullmatch(name)
+        ):
             weights[name] = value
         else:
             group = _group(key, prefix)

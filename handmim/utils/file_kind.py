@@ -1,5 +1,6 @@
 """Kinds of files by their first bytes: names what was saved in place of tensors."""
 
+import codecs
 import zipfile
 from pathlib import Path
 
@@ -48,7 +49,10 @@ def foreign_kind(path: Path) -> str | None:
             return words
     if head[257:262] == b"ustar":
         return f"is a tar archive{ARCHIVE}"
-    return _text_kind(head)
+    is_broken = path.suffix == ".safetensors" and not head.startswith(b"\x80")
+    return _text_kind(head) or (
+        "is damaged: it has no header of safetensors" if is_broken else None
+    )
 
 
 def is_safetensors(path: Path) -> bool:
@@ -85,7 +89,7 @@ def _text_kind(head: bytes) -> str | None:
     if start[:1] in (b"{", b"["):
         return "is JSON text, not a file of tensors"
     try:
-        text = head.decode("utf-8", errors="strict" if len(head) < HEAD_BYTES else "ignore")
+        text = codecs.getincrementaldecoder("utf-8")().decode(head, len(head) < HEAD_BYTES)
     except UnicodeDecodeError:
         return None
     if all(c.isprintable() or c.isspace() for c in text):

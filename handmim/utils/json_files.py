@@ -70,9 +70,9 @@ def parse_json(raw: bytes, name: str) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} is no JSON text: {error}") from error
     except ValueError as error:  # a number of more digits than Python reads
-        raise ValueError(f"{name} is no JSON of numbers: {error}") from error
+        raise ValueError(f"{name} holds a number of too many digits to read") from error
     except RecursionError as error:
-        raise ValueError(f"{name} nests too deeply: no label file does") from error
+        raise ValueError(f"{name} nests too deeply to read") from error
 
 
 @contextmanager

@@ -25,12 +25,16 @@ from handmim.utils.pickle_content import (
     real_dtype,
 )
 
-__all__ = ["Record", "UnsafePickleError", "load_pickle"]
+__all__ = ["Record", "UnsafePickleError", "check_torch_pickle", "load_pickle"]
 
 DAMAGE = (
     pickle.UnpicklingError, EOFError, IndexError, KeyError, AttributeError, TypeError, ValueError,
     OverflowError, MemoryError, RecursionError, ImportError, struct.error,
 )  # fmt: skip
+
+TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # first of several pickles, before zip archives
+# Instructions of a checkpoint beside one in four bytes, and nesting that Python does not write.
+_FREE_OPCODES, _MAX_MARKS = 100_000, 1000
 
 
 class _File(io.BytesIO):
@@ -44,12 +48,12 @@ class _File(io.BytesIO):
 class _Counted(dict[int, Callable[[Any], None]]):
     """Handlers by opcode, which count how often they are looked up."""
 
-    num_lookups = 0
+    num_lookups, bound = 0, MAX_OPCODES
 
     def __getitem__(self, opcode: int) -> Callable[[Any], None]:
         self.num_lookups += 1
-        if self.num_lookups > MAX_OPCODES:
-            raise UnsafePickleError(f"has more than {MAX_OPCODES} instructions")
+        if self.num_lookups > self.bound:
+            raise UnsafePickleError(f"has more than {self.bound} instructions")
         return super().__getitem__(opcode)
 
 
@@ -60,6 +64,7 @@ class _Reader(pickle._Unpickler):
         data: the pickle.
         allowed: further classes by module and name.
         maker: makes the content.
+        max_opcodes: instructions.
     """
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
@@ -70,11 +75,17 @@ class _Reader(pickle._Unpickler):
     pop_mark: Callable[[], list[Any]]
 
     def __init__(
-        self, data: bytes, allowed: Mapping[tuple[str, str], type[Record]], maker: Maker
+        self,
+        data: bytes,
+        allowed: Mapping[tuple[str, str], type[Record]],
+        maker: Maker,
+        max_opcodes: int = MAX_OPCODES,
     ) -> None:
         super().__init__(_File(data), fix_imports=False, encoding="latin1")
         self.num_bytes, self.allowed, self.maker = len(data), allowed, maker
-        self.dispatch = _Counted(type(self).dispatch)  # type: ignore[misc]
+        handlers = _Counted(type(self).dispatch)
+        handlers.bound = max_opcodes
+        self.dispatch = handlers  # type: ignore[misc]
 
     def find_class(self, module: str, name: str) -> Any:
         found = self.allowed.get((module, name))
@@ -147,6 +158,71 @@ class _Reader(pickle._Unpickler):
     dispatch[pickle.DICT[0]] = _load_dict
     dispatch[pickle.ADDITEMS[0]] = _load_additems
     dispatch[pickle.FROZENSET[0]] = _load_frozenset
+
+
+class _Part(Record):
+    """Stand-in for whatever a checkpoint names."""
+
+    def __new__(cls, *args: Any) -> "_Part":
+        return object.__new__(cls)
+
+
+class _TorchReader(_Reader):
+    """Follows a checkpoint's pickle as torch's reader does, which has no bounds, and keeps nothing.
+
+    torch decides which names are admitted; keys are looked at before anything hashes them.
+    """
+
+    metastack: list[Any]
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(_Reader.dispatch)
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module in ("builtins", "_codecs") and name in ("set", "bytearray", "complex", "encode"):
+            return self.maker.find(module, name)
+        is_mapping = module == "collections" and name in ("OrderedDict", "Counter")
+        return self._mapping if is_mapping else _Part
+
+    def _mapping(self, *args: Any) -> _Part:
+        """What an OrderedDict or Counter is made of."""
+        for items in args:
+            for item in items if isinstance(items, (list, tuple)) else ():
+                self._check_key(item[0] if item and isinstance(item, list) else item)
+        return _Part()
+
+    def persistent_load(self, pid: Any) -> _Part:  # type: ignore[override]
+        for part in pid if isinstance(pid, tuple) else (pid,):
+            self._check_key(part)
+        return _Part()
+
+    def _check_key(self, key: Any) -> None:
+        self.maker.key(0.0 if isinstance(key, Record) or key is _Part else key)
+
+    def _put_items(self, items: list[Any]) -> None:
+        for key in items[::2]:
+            self._check_key(key)
+
+    def _load_mark(self) -> None:
+        if len(self.metastack) > _MAX_MARKS:
+            raise UnsafePickleError(f"nests more than {_MAX_MARKS} containers")
+        super().load_mark()  # type: ignore[misc]
+
+    dispatch[pickle.MARK[0]] = _load_mark
+
+
+def check_torch_pickle(data: bytes, file_size: int) -> None:
+    """Follow the pickles of a checkpoint within bounds, before torch reads them without.
+
+    Args:
+        data: begins with them: one, or several of the format before zip archives.
+        file_size: bytes of the file, which bound its instructions.
+    Raises: UnsafePickleError for more instructions, nesting or keys than checkpoints have; others
+        of `DAMAGE`.
+    """
+    bound = min(_FREE_OPCODES + file_size // 4, 10 * MAX_OPCODES)
+    reader = _TorchReader(data, {}, Maker(file_size), bound)
+    if reader.load() == TORCH_MAGIC:
+        for _ in ("version", "system", "content", "storages"):
+            reader.load()
 
 
 def _settle(value: Any, maker: Maker, done: dict[int, tuple[Any, Any]]) -> Any:

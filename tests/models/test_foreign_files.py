@@ -3,6 +3,8 @@
 import argparse
 import json
 import tarfile
+import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -262,6 +264,67 @@ def nested(levels: int) -> dict[str, Any]:
     for _ in range(levels):
         node = {"a": node, "b": node}
     return node
+
+
+def tower(height: int) -> bytes:
+    """A pair of twice a pair of twice ...: 2^height steps to hash it."""
+    return b"K\x01" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(height))
+
+
+FORGED = b"".join(
+    b"\x8a\x0c%sN" % ((2**61 - 1) * k << 4).to_bytes(12, "little") for k in range(11_000)
+)
+BOMBS = {
+    "marks": (b"(" * 2_000_000, "nests more than 1000 containers"),
+    "tuples": (b"N" + b"\x85" * 300_000 + b".", "more than .* instructions"),
+    "empty lists": (b"]" * 300_000 + b".", "more than .* instructions"),
+    "keys of equal hash": (b"}(" + FORGED + b"u.", "more than 10000 keys"),
+    "a key of tuples": (b"}" + tower(60) + b"Ns.", "a tuple inside a tuple as a key"),
+    "a counted tower": (b"ccollections\nCounter\n]" + tower(60) + b"a\x85R.", "inside a tuple"),
+    "a storage's name": (b"X\x07\0\0\0storageN" + tower(60) + b"NN(0000tQ.", "damaged|tuple"),
+    "bytes": (b"cbuiltins\nbytearray\n\x8a\x06\0\0\0\0\0\x01\x85R.", "content is int"),
+}
+
+
+@pytest.mark.parametrize("is_zip", [True, False])
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_small_checkpoint_takes_little_time_and_memory(kind: str, is_zip: bool, tmp_path: Path):
+    raw, words = BOMBS[kind]
+    path = tmp_path / "bomb.pt"
+    path.write_bytes(b"\x80\x02" + raw)
+    if is_zip:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("bomb/data.pkl", b"\x80\x02" + raw)
+            archive.writestr("bomb/version", b"3\n")
+    start = time.process_time()
+    with pytest.raises(ValueError, match=rf"bomb\.pt .*({words})"):
+        load_initial(ours(), str(path))
+    assert time.process_time() - start < 3.0
+
+
+def test_damaged_safetensors_are_named_as_such(tmp_path: Path):
+    raw = save(theirs().state_dict())
+    path = tmp_path / "a.safetensors"
+    for content in (raw[:8] + b"\xff" + raw[9:], b"\xff" * 8 + raw[8:]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.safetensors is damaged: .* safetensors"):
+            load_initial(ours(), str(path))
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=r"holds safetensors, a checkpoint .* is required"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("[" * 100_000, "nests too deeply to read"), ('{"a": 1%s}' % ("0" * 5000), "too many digits")],
+)
+def test_an_index_that_cannot_be_read_is_named_in_our_words(text: str, words: str, tmp_path: Path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(text)
+    with pytest.raises(ValueError, match=words) as raised:
+        load_initial(ours(), str(index))
+    assert index.name in str(raised.value)
+    assert not any(word in str(raised.value) for word in ("label", "set_int_max_str_digits"))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from handmim.reports.quickstart import COLUMNS, LABELS, LIMIT, SECONDS, write_report
 from handmim.reports.table import print_metrics
+from handmim.utils.children import start_child
 from handmim.utils.entry import plain_tool
 from handmim.utils.files import write_atomic
 from handmim.utils.words import given_path
@@ -28,7 +29,10 @@ def stage(number: int, script: str, *overrides: str) -> float:
     text = f"$ python tools/{script} {' '.join(command[2:])}"
     print(f"\n[{number} of {NUM_STAGES}] {text}", flush=True)
     began = time.perf_counter()
-    subprocess.run(command, check=True)
+    with start_child(command) as process:
+        code = process.wait()
+    if code:
+        raise subprocess.CalledProcessError(code, command)
     return time.perf_counter() - began
 
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from handmim.ablation.plan import CELL, ERROR, Cell
+from handmim.utils.children import start_child
 from handmim.utils.files import write_atomic
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ def local_pool(
             time.sleep(POLL_S)
             for process in [p for p in running if p.poll() is not None]:
                 cell = running.pop(process)
+                process.communicate()
                 _note_crash(cell, process.returncode)
                 finished(cell)
     finally:
@@ -101,10 +103,10 @@ def _note_crash(cell: Cell, code: int) -> None:
 def _start(command: list[str], output: Path | None) -> "subprocess.Popen[bytes]":
     env = {**os.environ, **(ONE_THREAD if output is not None else {})}
     if output is None:
-        return subprocess.Popen(command, env=env)
+        return start_child(command, env=env)
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("ab") as file:
-        return subprocess.Popen(command, env=env, stdout=file, stderr=subprocess.STDOUT)
+        return start_child(command, env=env, stdout=file, stderr=subprocess.STDOUT)
 
 
 def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
@@ -113,7 +115,8 @@ def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
     for process in processes:
-        process.wait()
+        with process:  # closes its stdin and waits
+            pass
 
 
 @contextmanager

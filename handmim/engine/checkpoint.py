@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, loadable without running code, checked before they are resumed."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,30 @@ LAST, BEST = "last.pt", "best.pt"
 NUMBERED = "step_*.pt"  # copies that stay
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+def save_checkpoint(
+    path: Path, state: dict[str, Any], *, before: Callable[[], None] = lambda: None
+) -> None:
     """Write tensors and plain values with a checksum; an interruption leaves the previous file.
 
     Plain `torch.load` reads the file too.
 
+    Args:
+        path: of the file.
+        state: to write.
+        before: called once all is written, before it takes the place of the previous file.
     Raises: OSError for a full disk, with the bytes that are needed and free.
     """
-    with atomic_path(path) as partial, partial.open("wb") as file:
-        writer = CheckedWriter(file)
-        try:
-            torch.save({"format": FORMAT, CHECKED: "crc32", **state}, writer)  # type: ignore[arg-type]
-        except RuntimeError:  # torch's own words for a write that failed
-            if writer.error is None:
-                raise
-            raise writer.error from None
-        writer.close()
+    with atomic_path(path) as partial:
+        with partial.open("wb") as file:
+            writer = CheckedWriter(file)
+            try:
+                torch.save({"format": FORMAT, CHECKED: "crc32", **state}, writer)  # type: ignore[arg-type]
+            except RuntimeError:  # torch's own words for a write that failed
+                if writer.error is None:
+                    raise
+                raise writer.error from None
+            writer.close()
+        before()
 
 
 def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -74,15 +83,12 @@ def checkpoints_of(run_dir: Path, resume: str) -> list[Path]:
     return [path for path in files if path.is_file()]
 
 
-def load_newest(
-    run_dir: Path, resume: str, map_location: Any = "cpu"
-) -> tuple[Path, dict[str, Any]] | None:
+def load_newest(run_dir: Path, resume: str) -> tuple[Path, dict[str, Any]] | None:
     """What a run is resumed from: last.pt where it is whole, else the newest whole checkpoint.
 
     Args:
         run_dir: its folder.
         resume: "never", "auto" or a checkpoint, which has to be whole.
-        map_location: device of the tensors.
     Returns: path and content, None where there is nothing to resume; the log says which checkpoints
         were passed over and why.
     Raises: FileNotFoundError; ValueError when there are checkpoints, and none is whole.
@@ -91,14 +97,14 @@ def load_newest(
     if not paths:
         return None
     if resume != "auto":
-        return paths[0], load_checkpoint(paths[0], map_location)
+        return paths[0], load_checkpoint(paths[0])
     whole: tuple[Path, dict[str, Any]] | None = None
     faults: list[str] = []
     for path in paths:
         if whole is not None and _is_older(path, whole[1]["step"]):
             continue
         try:
-            state = load_checkpoint(path, map_location)
+            state = load_checkpoint(path)
         except (FileNotFoundError, ValueError) as error:
             faults.append(str(error))
             continue
@@ -218,6 +224,10 @@ def check_same_run(
     _check_same_data(there, here, path)
     there |= {k: v for k, v in flatten(saved["config"]).items() if _decides(k)}
     here |= {k: v for k, v in flatten(config).items() if _decides(k)}
+    for key in {
+        key for key in there if f"trainer.{key}" in there
+    }:  # by its key in the config alone
+        there.pop(key), here.pop(key, None)
     free = LENGTH if extend else ()
     differing = [words for words in differences(there, here) if words.split(":")[0] not in free]
     if differing:

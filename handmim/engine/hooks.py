@@ -49,14 +49,15 @@ def call_hooks(
 ) -> tuple[dict[str, float], str | None]:
     """Run hooks in eval mode without gradients, then go back to training.
 
-    Returns: their scalars, and why the run should stop: the same on all processes.
+    Returns: scalars of the main process, and why the run should stop: the same on all processes.
+    Raises: what a hook of any process raises, on all of them.
     """
     scalars: dict[str, float] = {}
     reason: str | None = None
     if not hooks:
         return scalars, reason
     task.eval()
-    with torch.no_grad():
+    with run.together(), torch.no_grad():
         for hook in hooks:
             beat(f"{type(hook).__name__} after step", info.step)
             try:
@@ -65,6 +66,7 @@ def call_hooks(
                 scalars |= stop.scalars
                 reason = reason or str(stop)
     task.train()
+    scalars = run.fabric.broadcast(scalars)
     if run.any_rank(reason is not None):
         return scalars, reason or "stopped by another process"
     return scalars, None

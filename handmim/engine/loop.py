@@ -14,7 +14,6 @@ from torch.utils.data import Dataset
 
 from handmim.contracts import StepInfo
 from handmim.engine.best import Best, BestFigure, BestRule
-from handmim.engine.checkpoint import LAST
 from handmim.engine.feed import Feed, Prepare
 from handmim.engine.finite import FiniteGuard, NotFiniteError
 from handmim.engine.hooks import Hook, call_hooks, drawn
@@ -29,7 +28,8 @@ from handmim.engine.update import Updater
 from handmim.engine.watchdog import Watchdog
 from handmim.engine.workers import start_server
 from handmim.utils import exits
-from handmim.utils.exits import of_signal
+from handmim.utils.exits import TRAINED, of_signal
+from handmim.utils.ranks import objects_of_ranks
 from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)
@@ -180,9 +180,10 @@ class Trainer:
         scales = task.lr_scales()  # type: ignore[operator]
         optimizer = recipe.build(task.to(run.device), scales, run.precision)
         best, ledger = Best(self.best_rule), Ledger()
-        step = first_step = restore(
+        first_step, source = restore(
             run, task, optimizer, best, ledger, identity, resume, extend=self.extend
         )
+        step = first_step
         wrapped, optimizer = run.fabric.setup(task, optimizer)
         how = {"batch_size": self.batch_size, "accumulate": self.accumulate}
         updater = Updater(run.fabric, wrapped, optimizer, recipe, **how)
@@ -198,7 +199,7 @@ class Trainer:
         )
         every: dict[str, Any] = {"save_every": self.save_every, "keep_every": self.keep_every}
         every["keep_last"] = self.keep_last
-        saver = Saver(run, task, optimizer, best, ledger, identity, meta or {}, **every)
+        saver = Saver(run, task, optimizer, best, ledger, identity, meta or {}, source, **every)
         run_log = RunLog(run.dir if run.is_main else None, first_step=step)
         line = ProgressLine(run.is_main, step, self.max_steps, self.batch_size, self.log_every)
         means, scalars, reason = RunningMeans(), dict[str, float](), None
@@ -214,8 +215,8 @@ class Trainer:
                 run, task, feed, updater, guard, prepare, saver, ledger,
                 policy=self.nonfinite, first_step=step,
             )  # fmt: skip
-            if self.nonfinite == REWIND and not (run.dir / LAST).is_file():
-                saver.save(step)  # something to rewind to
+            if self.nonfinite == REWIND and saver.newest is None:
+                saver.save(step, is_final=True)  # something to rewind to
             if step == 0:
                 at_start = [hook for hook in hooks if hook.at_start]
                 first, reason = call_hooks(at_start, task, StepInfo(0, self.max_steps), run)
@@ -226,47 +227,51 @@ class Trainer:
             while step < self.max_steps and reason is None:
                 try:
                     taken = steps.take(StepInfo(step, self.max_steps))
+                    TRAINED.set()
                     means.add(taken.result.scalars if taken else {})
                     last = step + 1 == self.max_steps
                     now = [hook for hook in hooks if last or falls_on(step + 1, hook.every)]
                     is_logged = last or falls_on(step + 1, self.log_every)
                     if is_logged or now or saver.is_due(step + 1):
                         guard.check()
+                    step += 1
+                    with saver.saved_first(step):
+                        hooked, reason = call_hooks(now, task, StepInfo(step, self.max_steps), run)
+                        if is_logged:
+                            extra = taken.extra if taken else {}
+                            scalars = means.take() | {k: float(v) for k, v in extra.items()}
+                            scalars |= ledger.scalars()
+                            scalars["speed/images_per_s"] = line.images_per_s(step)
+                        run_log.scalars(step, (scalars if is_logged else {}) | hooked)
+                        line.update(step, scalars.get("loss") if is_logged else None)
+                        if taken and (last or falls_on(step, self.picture_every)):
+                            with run.together():
+                                if run.is_main:
+                                    run_log.pictures(step, drawn(task, taken.batch, hooks, run))
+                        is_best = best.see(step, hooked)
+                    stopped_by = None if reason is None else "hook"
+                    if now and not last and reason is None:
+                        reason = best.reason
+                        stopped_by = None if reason is None else "patience"
+                    if stopped_by is None and run.any_rank(signals.received is not None):
+                        stopped_by = next(filter(None, objects_of_ranks(signals.received)))
+                    if stopped_by is None and step - first_step == self.stop_after:
+                        stopped_by = "stop_after"
+                    stop = stopped_by is not None
+                    if last or stop or is_best or saver.is_due(step):
+                        guard.check()
+                        saver.save(step, is_best, is_final=last or stop)
+                    if last:
+                        stopped_by = "hook" if reason is not None else None
+                    elif stop:
+                        signals.answer()
+                        why = reason or stopped_by
+                        log.warning("%s: stopped after step %d, go on with resume=auto", why, step)
+                        break
                 except NotFiniteError as error:
                     step = steps.rewind(error)
                     run_log, means = run_log.again(step), RunningMeans()
-                    continue
-                step += 1
-                hooked, reason = call_hooks(now, task, StepInfo(step, self.max_steps), run)
-                if is_logged:
-                    extra = taken.extra if taken else {}
-                    scalars = means.take() | {k: float(v) for k, v in extra.items()}
-                    scalars |= ledger.scalars()
-                    scalars["speed/images_per_s"] = line.images_per_s(step)
-                run_log.scalars(step, (scalars if is_logged else {}) | hooked)
-                line.update(step, scalars.get("loss") if is_logged else None)
-                if run.is_main and taken and (last or falls_on(step, self.picture_every)):
-                    run_log.pictures(step, drawn(task, taken.batch, hooks, run))
-                is_best = saver.see(step, hooked)
-                stopped_by = None if reason is None else "hook"
-                if now and not last and reason is None:  # None on all processes or on none
-                    reason = run.fabric.broadcast(best.reason)
-                    stopped_by = None if reason is None else "patience"
-                if stopped_by is None and self._agree(run, signals.received is not None, step):
-                    stopped_by = signals.received or "SIGTERM"  # another process received it
-                if stopped_by is None and step - first_step == self.stop_after:
-                    stopped_by = "stop_after"
-                stop = stopped_by is not None
-                if last or stop or is_best or saver.is_due(step):
-                    guard.check()
-                    saver.save(step, is_best, is_final=last or stop)
-                if last:
-                    stopped_by = "hook" if reason is not None else None
-                elif stop:
-                    signals.answer()
-                    why = reason or stopped_by
-                    log.warning("%s: stopped after step %d, go on with resume=auto", why, step)
-                    break
+                    reason = stopped_by = None
         if reason is not None:
             run.record("stopped", {"step": step, "reason": reason})
         if best.figure is not None:
@@ -309,10 +314,3 @@ class Trainer:
         how: dict[str, Any] = {"total_steps": self.max_steps, "num_workers": self.num_workers}
         how |= {"seed": run.seed, "max_unreadable": self.max_unreadable, "ledger": ledger}
         return Feed(run.fabric, dataset, collate, prepare, steps, **how)
-
-    def _agree(self, run: Run, wants_stop: bool, step: int) -> bool:
-        """All processes stop after the same step, asked only where they wait for each other
-        anyway."""
-        if run.world_size == 1:
-            return wants_stop
-        return step % self.log_every == 0 and run.any_rank(wants_stop)

@@ -3,7 +3,8 @@
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def restore(
     resume: str,
     *,
     extend: bool = False,
-) -> int:
+) -> tuple[int, Path | None]:
     """Put task, optimizer, precision and the best figure where a checkpoint left them.
 
     Args:
@@ -51,13 +52,13 @@ def restore(
         identity: what has to be the same for a run to go on: see `check_same_run`.
         resume: "never", "auto" or a checkpoint.
         extend: another number of steps is allowed; the log and run.json say what that changes.
-    Returns: finished steps, 0 for a new run.
+    Returns: finished steps, 0 for a new run, and the checkpoint that holds them.
     Raises: FileNotFoundError, or ValueError for a damaged checkpoint or one of another run.
     """
-    found = load_newest(run.dir, resume, map_location=run.device)
+    found = load_newest(run.dir, resume)
     if found is None:
         run.write_start()
-        return 0
+        return 0, None
     source, state = found
     kept = run.dir / BEST
     check_same_run(state, identity, run.config, source, extend=extend)
@@ -70,7 +71,7 @@ def restore(
         log.warning("%s is not the best that %s remembers: it begins anew", kept, source)
         best.forget()
     log.info("resumed %s at step %d of %d", source, step, identity["max_steps"])
-    return step
+    return step, source
 
 
 def _take_over(
@@ -114,7 +115,7 @@ def _figure_of(path: Path) -> BestFigure | None:
     """What a best.pt was kept for by its own account; None where it is not there, not whole or
     older than such accounts."""
     try:
-        figure = load_checkpoint(path).get("best", {}).get("figure")
+        figure = load_checkpoint(path, "meta").get("best", {}).get("figure")
     except (FileNotFoundError, ValueError):
         return None
     return None if figure is None else BestFigure(**figure)
@@ -132,6 +133,7 @@ class Saver:
         best: what every checkpoint remembers of the best one.
         ledger: what every checkpoint remembers of what was left out.
         identity, meta: facts kept in every checkpoint.
+        newest: checkpoint that this run goes on from.
         save_every, keep_every: steps between checkpoints, and between copies; None for none.
         keep_last: newest checkpoints that stay: last.pt, and last-1.pt that it replaced, ...
     """
@@ -145,13 +147,14 @@ class Saver:
         ledger: Ledger,
         identity: dict[str, Any],
         meta: dict[str, Any],
+        newest: Path | None,
         *,
         save_every: int | None,
         keep_every: int | None,
         keep_last: int = 1,
     ) -> None:
         self.run, self.task, self.optimizer = run, task, optimizer
-        self.best, self.ledger = best, ledger
+        self.best, self.ledger, self.newest = best, ledger, newest
         self.facts = {"identity": identity, "meta": meta, "config": run.config}
         self.save_every, self.keep_every, self.keep_last = save_every, keep_every, keep_last
 
@@ -159,14 +162,12 @@ class Saver:
         """Whether a checkpoint or a copy falls on a step."""
         return falls_on(step, self.save_every) or falls_on(step, self.keep_every)
 
-    def see(self, step: int, scalars: Mapping[str, float]) -> bool:
-        """Whether what hooks gave after `step` steps is the best validation so far.
-
-        Raises: ValueError as `Best.see`, after the run was saved: no steps are lost.
-        """
+    @contextmanager
+    def saved_first(self, step: int) -> Iterator[None]:
+        """What is raised within ends the run after a save of its `step` steps."""
         try:
-            return self.best.see(step, scalars)
-        except ValueError:
+            yield
+        except Exception:
             self.save(step, is_final=True)
             log.warning("stopped after step %d, go on with resume=auto", step)
             raise
@@ -179,13 +180,15 @@ class Saver:
             step: number of finished steps.
             is_best: of all validations so far.
             is_final: the run ends with it.
-        Raises: OSError of a final save, tried again without the copies that the disk may lack.
+        Raises: OSError of a final save, tried again without the copies that the disk may lack; on
+            all processes.
         """
         beat("the checkpoint after step", step)
-        if not self.run.is_main:
-            return
-        if self.ledger.scalars():
-            self.run.record("left_out", self.ledger.state_dict())
+        with self.run.together() if is_final else nullcontext():
+            if self.run.is_main:
+                self._save(step, is_best, is_final)
+
+    def _save(self, step: int, is_best: bool, is_final: bool) -> None:
         try:
             self._write(step, is_best)
         except OSError as error:
@@ -197,7 +200,8 @@ class Saver:
             log.error("%s: once more without earlier checkpoints", error)
             if is_full(error):
                 for path in self._rolled():
-                    path.unlink()
+                    if path != self.newest:
+                        path.unlink()
             self._write(step, is_best)
 
     def _write(self, step: int, is_best: bool) -> None:
@@ -210,11 +214,14 @@ class Saver:
             "best": self.best.state_dict(),
             "ledger": self.ledger.state_dict(),
         }
+        self.run.dir.mkdir(parents=True, exist_ok=True)  # it may have been removed
         if is_best:
             save_checkpoint(self.run.dir / BEST, state)
-        self._roll()
-        save_checkpoint(rolling(self.run.dir, 0), state)
+        save_checkpoint(self.run.dir / LAST, state, before=self._roll)
+        self.newest = self.run.dir / LAST
         self.run.discard_replaced()
+        if self.ledger.scalars():
+            self.run.record("left_out", self.ledger.state_dict())
         if falls_on(step, self.keep_every):
             save_checkpoint(self.run.dir / f"step_{step:07d}.pt", state)
 
@@ -243,9 +250,12 @@ class Saver:
             with atomic_path(names[1]) as partial:
                 shutil.copyfile(last, partial)
 
-    def load_last(self) -> int:
-        """Put everything back to what last.pt holds; returns its step."""
-        state = load_checkpoint(self.run.dir / LAST, map_location=self.run.device)
+    def load_newest(self) -> int:
+        """Put everything back to the newest checkpoint that this run wrote, or goes on from;
+        returns its step."""
+        newest = self.run.fabric.broadcast(self.newest)
+        assert newest is not None  # a run that may rewind saves before its first step
+        state = load_checkpoint(newest)
         _take_over(state, self.run, self.task, self.optimizer, self.best, self.ledger)
         step: int = state["step"]
         return step

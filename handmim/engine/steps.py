@@ -94,7 +94,7 @@ class Steps:
             raise self._stopped(error) from error
 
     def _stopped(self, error: NotFiniteError) -> NotFiniteError:
-        self.saver.save(error.step)
+        self.saver.save(error.step, is_final=True)
         self.run.record("stopped", {"step": error.step, "reason": str(error)})
         hint = "go on past it with resume=auto trainer.nonfinite=skip"
         if self.policy == SKIP:
@@ -108,15 +108,15 @@ class Steps:
 
     def _load(self, step: int) -> Any:
         try:
-            return self.feed.batch_of(step)
+            with self.run.together():
+                return self.feed.batch_of(step)
         except Exception as error:
-            if step == self.first_step or not self.guard.is_clean():
+            if step == self.first_step or self.run.any_rank(not self.guard.is_clean()):
                 raise  # nothing was trained, or its weights are lost
-            self.saver.save(step)
-            kept = "The run is saved before this step" if self.run.is_main else "See the main rank"
+            self.saver.save(step, is_final=True)
             raise LoadingError(
-                f"step {step} cannot be loaded: {error} ({type(error).__name__}). {kept}: "
-                "resume=auto goes on"
+                f"step {step} cannot be loaded: {error} ({type(error).__name__}). The run is saved "
+                "before this step: resume=auto goes on"
             ) from error
 
     def _make(self, loaded: Any, info: StepInfo) -> Taken:
@@ -158,7 +158,7 @@ class Steps:
             raise error
         self._put_back([])
         skipped = sorted({*self.ledger.skipped, error.step})
-        step = self.saver.load_last()
+        step = self.saver.load_newest()
         self._rewinds = self._rewinds + 1 if step == self._rewound_to else 1
         self._rewound_to = step
         if self._rewinds > MOST_IN_A_ROW:

@@ -8,10 +8,8 @@ no thread (`server_imports`); where there is no such server, each starts anew.
 
 import atexit
 import contextlib
-import copy
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -21,12 +19,13 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import active_children
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple
 
 import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+
+from handmim.utils.ranks import portable
 
 METHODS = multiprocessing.get_all_start_methods()
 METHOD = "forkserver" if "forkserver" in METHODS else "spawn"
@@ -70,18 +69,7 @@ def attempt(make: Callable[[], Loaded]) -> Loaded:
     except Exception as error:  # noqa: BLE001  `Loaded.unwrapped` raises it
         if get_worker_info() is None:
             return Loaded(None, error=error)
-        return Loaded(None, error=_portable(error), stack=traceback.format_exc())
-
-
-def _portable(error: Exception) -> Exception:
-    """The error, or one of the same words where it cannot be sent."""
-    try:
-        ForkingPickler.dumps(error)
-        if type(copy.copy(error)) is type(error):  # it is made again from its arguments
-            return error
-    except (TypeError, ValueError, AttributeError, pickle.PicklingError):
-        pass
-    return RuntimeError(f"{type(error).__name__}: {error}")
+        return Loaded(None, error=portable(error), stack=traceback.format_exc())
 
 
 @contextlib.contextmanager
@@ -108,7 +96,7 @@ def start_server() -> None:
 
     data = sorted(name for name in sys.modules if name.startswith("handmim.data."))
     context = multiprocessing.get_context(METHOD)
-    context.set_forkserver_preload(["handmim.engine.server_imports", *data, "__main__"])
+    context.set_forkserver_preload(["handmim.engine.server_imports", *data])
     with _signals_held_back():
         resource_tracker.ensure_running()  # lets some signals through again
     with _signals_held_back():

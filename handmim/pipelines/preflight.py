@@ -114,7 +114,10 @@ def _problem(named: Named) -> str | None:
     if name == "root":
         kind = "a file" if target in FILE_ROOTS else "a folder"
         return _readable(key, path, kind if target is not None else "")
-    if name in FILES or (name == "resume" and path not in ("never", "auto")):
+    if name == "resume":
+        known = path in ("never", "auto")
+        return None if known else _readable(key, path, "never, auto or a checkpoint file")
+    if name in FILES:
         return _readable(key, path, "a file")
     if name in WEIGHTS and not (ELSEWHERE.match(path) and not os.path.lexists(path)):
         return _readable(key, path)

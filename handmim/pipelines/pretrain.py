@@ -40,6 +40,7 @@ def pretrain(cfg: DictConfig) -> Pretrained:
 def _pretrain(cfg: DictConfig) -> Pretrained:
     drop_unbuilt(cfg.task.losses)
     drop_unbuilt(cfg.task.heads)
+    trainer = Trainer(**cfg.trainer)  # what can refuse its settings at once comes first
     run = start_run(cfg, resume=cfg.resume)
     task = build(cfg.task)
     if run.compile:
@@ -50,12 +51,11 @@ def _pretrain(cfg: DictConfig) -> Pretrained:
         run.log.warning("train=false and init=null: random weights are exported")
     if not cfg.train:
         run.write_start()
-    result = _train(cfg, run, task) if cfg.train else FitResult(0, 0.0, 0.0, False, {})
+    result = _train(cfg, run, task, trainer) if cfg.train else FitResult(0, 0.0, 0.0, False, {})
     return Pretrained(run.dir, export(run, task, cfg.seed, result), result)
 
 
-def _train(cfg: DictConfig, run: Run, task: nn.Module) -> FitResult:
-    trainer = Trainer(**cfg.trainer)  # what can refuse its settings at once comes first
+def _train(cfg: DictConfig, run: Run, task: nn.Module, trainer: Trainer) -> FitResult:
     trainer.check_batch(run.world_size)
     make_views = build(cfg.views)
     recipe = build(cfg.optim)

@@ -8,7 +8,8 @@ from torch import nn
 from handmim.engine.checkpoint import LAST
 from handmim.engine.loop import FitResult
 from handmim.models.vit import ViT
-from handmim.pipelines.preflight import preflight
+from handmim.models.weight_files import read_weights
+from handmim.pipelines.preflight import WEIGHTS, preflight
 from handmim.utils.config import resolved
 from handmim.utils.exits import DONE
 from handmim.utils.run import Run
@@ -22,10 +23,13 @@ def start_run(cfg: DictConfig, *, resume: str = "never") -> Run:
     Args:
         cfg: with name, seed, overwrite, paths.run_root and machine.
         resume: never, auto or a checkpoint.
-    Raises: ValueError naming what only the user knows, and files that are not there.
+    Raises: ValueError naming what only the user knows, files that are not there, and damaged
+        initial weights.
     """
     config = resolved(cfg)
     preflight(cfg)
+    for source in [cfg[key] for key in WEIGHTS if cfg.get(key) is not None]:
+        read_weights(source)  # refused before there is a folder
     folder = Path(cfg.paths.run_root) / cfg.name
     flags = {"resume": resume, "overwrite": cfg.overwrite}
     return Run.start(cfg.name, folder, cfg.seed, config, **cfg.machine, **flags)

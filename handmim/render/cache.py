@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from handmim.hand.arrays import load_hand_arrays, resolve_hand_path
 from handmim.render.scene import POSE_BLOCK, RENDERER_VERSION, SceneRenderer, SceneSettings
-from handmim.render.workers import JOB, LoggedProgress, cores, end_with_parent, run_workers
+from handmim.render.workers import JOB, LoggedProgress, cores, run_workers
 from handmim.utils.arrays import open_array
 from handmim.utils.checksums import with_crc, without_crc
+from handmim.utils.children import end_with_parent
 from handmim.utils.files import locked, reserve
 from handmim.utils.json_files import read_json
 

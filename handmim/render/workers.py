@@ -5,11 +5,12 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from handmim.utils.children import start_child
 
 JOB, ERRORS = "job.json", ".errors-"
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -50,9 +51,7 @@ def run_workers(
     try:
         for i in range(num_workers):
             with open(folder / f"{ERRORS}{i}", "w") as errors:
-                # Nothing is written to stdin: it ends when this process does.
-                how: dict[str, Any] = {"stdin": subprocess.PIPE, "stderr": errors}
-                workers.append(subprocess.Popen([*command, str(i)], env=env, **how))
+                workers.append(start_child([*command, str(i)], env=env, stderr=errors))
         while any(worker.poll() is None for worker in workers):
             time.sleep(POLL_S)
             if any(worker.poll() for worker in workers):
@@ -68,16 +67,6 @@ def run_workers(
             worker.wait()
             if worker.stdin is not None:
                 worker.stdin.close()
-
-
-def end_with_parent() -> None:
-    """In a worker: end at once when the process that started it has ended."""
-
-    def wait() -> None:
-        os.read(sys.stdin.fileno(), 1)
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 class LoggedProgress:

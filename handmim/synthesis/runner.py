@@ -20,7 +20,7 @@ import numpy as np
 from handmim.data.layouts import FACTS, PARTS
 from handmim.hand.arrays import HandArrays, load_hand_arrays, resolve_hand_path
 from handmim.render.scene import SceneSettings
-from handmim.render.workers import cores, end_with_parent, run_workers
+from handmim.render.workers import cores, run_workers
 from handmim.synthesis.facts import (
     MANO_FILE,
     Order,
@@ -32,6 +32,7 @@ from handmim.synthesis.layout import Labels, Layout, write_text
 from handmim.synthesis.mano import forge_mano_pickle
 from handmim.synthesis.progress import Report, progress
 from handmim.synthesis.studio import Studio
+from handmim.utils.children import end_with_parent
 from handmim.utils.files import atomic_path
 
 log = logging.getLogger(__name__)

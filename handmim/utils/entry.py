@@ -18,7 +18,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from handmim.utils.exits import BAD_INPUT, DONE, FAILED, of_signal
+from handmim.utils.children import end_with_parent
+from handmim.utils.exits import BAD_INPUT, DONE, FAILED, TRAINED, of_signal
 from handmim.utils.files import FULL
 from handmim.utils.launcher import require_one_process
 from handmim.utils.messages import sentence
@@ -37,8 +38,9 @@ def tool(config_name: str) -> Callable[[Main], Callable[[], None]]:
     """Make an entry point of a function that takes a config of configs/<config_name>.yaml.
 
     The function returns its exit code, or None where it is done. ValueError, OSError and errors of
-    the config end the process with one message and code 2, any other error with code 1. Tracebacks
-    go to log.txt of the run where there is one; `debug=true` prints them as well.
+    the config end the process with one message and code 2 where nothing was trained yet, any other
+    error with code 1. Tracebacks go to log.txt of the run where there is one; `debug=true` prints
+    them as well.
     """
 
     def decorate(main: Main) -> Callable[[], None]:
@@ -87,7 +89,9 @@ def run_tool(main: Callable[[], int | None]) -> None:
     Raises: SystemExit with any code but 0.
     """
     name = Path(sys.argv[0]).stem
+    TRAINED.clear()
     try:
+        end_with_parent()
         if name not in RUNS:
             require_one_process(name)
         code = main()
@@ -131,7 +135,7 @@ def _report(error: Exception) -> int:
     if isinstance(error, CalledProcessError):  # it has said so itself
         return abs(error.returncode)
     is_input = isinstance(error, (ValueError, OSError, HydraException, OmegaConfBaseException))
-    is_input &= getattr(error, "errno", None) not in MACHINE_FAILED
+    is_input &= getattr(error, "errno", None) not in MACHINE_FAILED and not TRAINED.is_set()
     text = sentence(error)
     if not is_input and not isinstance(error, (OSError, ArithmeticError)):
         text = f"{type(error).__name__}: {text}"

@@ -1,12 +1,16 @@
 """Exit codes of the entry points: a script can tell a finished run from one that was stopped."""
 
 import signal
+import threading
 
 DONE = 0
-FAILED = 1  # an error in the program, or a run that collapse detection ended
+FAILED = 1  # an error of the program or after training began, or collapse detection
 BAD_INPUT = 2  # a config value, a file or a folder that cannot be used; nothing was trained
 STOPPED = 75  # ended early on request (trainer.stop_after); resume=auto goes on
 STALLED = 74  # nothing moved within machine.stall_timeout_s
+
+# Set once this process has made a training step: no error is BAD_INPUT any more.
+TRAINED = threading.Event()
 
 
 def of_signal(name: str) -> int:

@@ -151,8 +151,9 @@ class FolderLock:
             raise FolderBusyError(f"{folder} is being written by {owner}")
         self.file.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
-        self.file.write(f"process {os.getpid()} on {platform.node()} since {since}")
-        self.file.flush()
+        owner = f"process {os.getpid()} on {platform.node()} since {since}"
+        with contextlib.suppress(OSError):  # a full disk is named by what is written next
+            os.write(self.file.fileno(), owner.encode())
 
     def __del__(self) -> None:
         if hasattr(self, "file"):

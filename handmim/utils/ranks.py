@@ -5,7 +5,10 @@ process otherwise. Distributed training averages gradients over processes: a los
 takes of its own rows, or all of them of the same gathered rows, then has the gradient of the whole.
 """
 
+import copy
+import pickle
 import threading
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
@@ -90,6 +93,17 @@ def objects_of_ranks(item: Any) -> list[Any]:
     items: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(items, item)
     return items
+
+
+def portable(error: Exception) -> Exception:
+    """The error, or one of the same words where it cannot be sent to another process."""
+    try:
+        ForkingPickler.dumps(error)
+        if type(copy.copy(error)) is type(error):  # it is made again from its arguments
+            return error
+    except (TypeError, ValueError, AttributeError, pickle.PicklingError):
+        pass
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def words_of_ranks(words: str, wait_s: float) -> dict[int, str | None]:

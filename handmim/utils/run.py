@@ -8,6 +8,8 @@ import shutil
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 import timm
 import torch
+import torch.distributed as dist
 import torchvision
 import yaml
 from lightning.fabric import Fabric
@@ -32,6 +35,7 @@ from handmim.utils.files import (
 )
 from handmim.utils.git import git_state
 from handmim.utils.launcher import devices_of
+from handmim.utils.ranks import objects_of_ranks, portable
 from handmim.utils.seed import seed_everything
 
 RESUME_WORDS = ("never", "auto")
@@ -48,6 +52,8 @@ def prepare_folder(folder: Path, resume: str, overwrite: bool) -> None:
         raise ValueError(
             f"resume must be never, auto or a checkpoint file, got {resume!r} (resume=)"
         )
+    if (last := folder / "last.pt").is_dir():
+        raise ValueError(f"{last} is a folder, where a checkpoint has to be written: remove it")
     # A start that failed before its first result is nothing to protect.
     if any(path.is_file() for name in RESULTS for path in folder.glob(name)):
         if overwrite and resume == "never":
@@ -122,6 +128,7 @@ class Run:
     compile: bool = False  # let torch.compile fuse what can be
     stall_timeout_s: float | None = None  # how long it may stand still, see engine.watchdog
     lock: FolderLock | None = None  # keeps others out of the folder as long as the run lives
+    hosts: Any = None  # group of processes that agree without waiting for their devices
 
     @classmethod
     def start(
@@ -175,10 +182,14 @@ class Run:
             strategy=strategy,
             precision=precision,  # type: ignore[arg-type]
         )
-        if stall_timeout_s is not None and isinstance(fabric.strategy, DDPStrategy):
-            # Beyond the watchdog's, which says more; this one also holds before it starts.
-            fabric.strategy._timeout = timedelta(seconds=MARGIN * stall_timeout_s)
+        # Beyond the watchdog's, which says more; this one also holds before it starts.
+        limit = None if stall_timeout_s is None else timedelta(seconds=MARGIN * stall_timeout_s)
+        if limit is not None and isinstance(fabric.strategy, DDPStrategy):
+            fabric.strategy._timeout = limit
         fabric.launch()
+        hosts = None
+        if fabric.world_size > 1 and dist.get_backend() != "gloo":
+            hosts = dist.new_group(backend="gloo", timeout=limit)
         lock: FolderLock | None = None
         if fabric.is_global_zero:
             lock = lock_run(folder)
@@ -188,8 +199,9 @@ class Run:
         logger = logging.getLogger("handmim.run")
         in_force = precision_in_force(fabric)
         run = cls(
-            name, folder, seed, config, fabric, logger, in_force, compile, stall_timeout_s, lock
-        )
+            name, folder, seed, config, fabric, logger, in_force, compile, stall_timeout_s, lock,
+            hosts,
+        )  # fmt: skip
         seed_everything(seed)
         if resume == "never":
             run.write_start()
@@ -275,16 +287,38 @@ class Run:
         """Whether the flag is up on any process; all of them have to ask."""
         if self.world_size == 1:
             return flag
-        up = torch.tensor(float(flag), device=self.device)
-        total = self.fabric.all_reduce(up, reduce_op="sum")
-        assert isinstance(total, torch.Tensor)
-        return bool(total > 0)
+        up = torch.tensor(float(flag))
+        dist.all_reduce(up, dist.ReduceOp.MAX, group=self.hosts)
+        return bool(up)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What one process raises within, all of them raise at its end; all have to enter."""
+        try:
+            yield
+        except Exception as error:
+            self._first_error(portable(error))
+            raise
+        if (other := self._first_error(None)) is not None:
+            raise other
+
+    def _first_error(self, error: Exception | None) -> Exception | None:
+        if not self.any_rank(error is not None):
+            return None
+        return next(other for other in objects_of_ranks(error) if other is not None)
 
     def record(self, name: str, what: Any) -> None:
-        """Add a fact to run.json: how the run ended beside how it began; the main process does."""
+        """Add a fact to run.json: how the run ended beside how it began; the main process does. A
+        disk that does not take it is an error of the log alone."""
         if self.is_main:
-            facts = json.loads((self.dir / "run.json").read_text())
-            self.write_json("run.json", facts | {name: what})
+            try:
+                facts = json.loads((self.dir / "run.json").read_text())
+            except (OSError, ValueError):  # removed or damaged since the start
+                facts = self.facts()
+            try:
+                self.write_json("run.json", facts | {name: what})
+            except OSError as error:
+                self.log.error("run.json lacks %s: %s", name, error)
 
     def write_json(self, name: str, obj: Any) -> Path:
         """Write a JSON file of the run folder whole or not at all; the main process does."""

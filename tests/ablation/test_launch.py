@@ -3,9 +3,12 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +19,8 @@ from tests.ablation.conftest import planned
 SCRIPT = """
 import json, os, signal, sys, time
 from pathlib import Path
+
+from handmim.utils.children import end_with_parent
 
 root = Path(__file__).parent
 words = sys.argv[1:]
@@ -30,6 +35,7 @@ for name in names.split(","):
             (root / "asked").write_text("to stop")
             sys.exit(1)
         signal.signal(signal.SIGTERM, stop)
+        end_with_parent()
         (root / "waits").write_text("")
         time.sleep(30)
     row, seed = name.split("/")
@@ -108,3 +114,17 @@ def test_stopping_asks_cells_to_stop_and_waits_for_them(tmp_path, script, launch
         run([str(script)], ["wait"], cells, finished=lambda cell: None)
     assert (tmp_path / "asked").read_text() == "to stop"
     assert len(calls(tmp_path)) == 1
+
+
+def test_a_cell_is_asked_to_stop_when_the_table_is_killed(tmp_path, script):
+    command = [sys.executable, "-m", "tests.ablation.tied_pool", str(script), str(tmp_path)]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    until = time.monotonic() + 60
+    with subprocess.Popen(command, env=env) as table:
+        while not (tmp_path / "waits").exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        table.kill()
+    while not (tmp_path / "asked").exists():
+        assert time.monotonic() < until, "a cell outlives its table"
+        time.sleep(0.02)

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from lightning.fabric import Fabric
 
 from handmim.engine.best import Best, BestRule, is_higher_better
 from handmim.engine.checkpoint import load_checkpoint
@@ -248,18 +247,6 @@ def test_an_unknown_figure_ends_training_at_the_first_validation(tmp_path):
     assert "step 2, go on with resume=auto" in (tmp_path / "log.txt").read_text()
     _, result = fit(tmp_path, hooks=[hook], keep_best=MM, resume="auto")
     assert (result.step, result.best) == (10, (MM, 2.0, 10))
-
-
-def test_the_main_process_alone_loses_patience(tmp_path, monkeypatch):
-    said = "the main process is tired of waiting"
-    how = {"keep_best": "auto", "stop_patience": 2}
-    waiting, improving = Scripted(3.0, 4.0, 5.0, 6.0, 7.0), Scripted(5.0, 4.0, 3.0, 2.0, 1.0)
-    monkeypatch.setattr(Fabric, "broadcast", lambda self, told, src=0: said)
-    _, result = fit(tmp_path / "a", hooks=[improving], **how)
-    assert (result.step, result.reason) == (2, said)
-    monkeypatch.setattr(Fabric, "broadcast", lambda self, told, src=0: None)
-    _, result = fit(tmp_path / "b", hooks=[waiting], **how)
-    assert (result.step, result.reason) == (10, None)
 
 
 def test_patience_stops_the_run_which_can_go_on_with_more(tmp_path):

@@ -1,5 +1,7 @@
 import json
 import resource
+import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -166,6 +168,7 @@ CONFIG = {
 
 def longer(folder, max_steps: int, config=CONFIG, **how):
     resume = how.pop("resume", "never")
+    config = config | {"trainer": {"max_steps": max_steps}}
     run = Run.start("toy", folder, 0, config, accelerator="cpu", resume=resume)
     trainer = Trainer(batch_size=4, max_steps=max_steps, **how)
     return trainer.fit(run, ToyTask(), DATA, collate, prepare, recipe(), resume=resume)
@@ -173,7 +176,7 @@ def longer(folder, max_steps: int, config=CONFIG, **how):
 
 def test_a_longer_schedule_is_a_wish_and_its_difference_is_stated(tmp_path):
     longer(tmp_path, 5)
-    words = r"max_steps: 5 there, 9 here.*trainer\.extend=true.*init_from="
+    words = r"exactly \(trainer\.max_steps: 5 there, 9 here\).*trainer\.extend=true.*init_from="
     with pytest.raises(ValueError, match=words):
         longer(tmp_path, 9, resume="auto")
     result = longer(tmp_path, 9, resume="auto", extend=True)
@@ -229,3 +232,55 @@ def test_a_refused_resume_leaves_the_records_of_the_run(tmp_path):
     with pytest.raises(ValueError, match="seed: 0 there, 1 here"):
         fit(tmp_path, resume="auto", seed=1)
     assert before == {n: (tmp_path / n).read_bytes() for n in ("config.yaml", "run.json")}
+
+
+class Once:
+    """Does something after the fourth step."""
+
+    every, at_start = 4, False
+
+    def __init__(self, act) -> None:
+        self.act = act
+
+    def __call__(self, task, info, run):
+        if info.step == 4:
+            self.act(run.dir)
+        return {}
+
+
+@pytest.mark.parametrize(
+    "act", [shutil.rmtree, lambda folder: (folder / "run.json").write_text("")]
+)
+def test_a_run_whose_folder_is_harmed_is_saved_nevertheless(tmp_path, act):
+    how = {"nonfinite": "skip", "make": partial(ToyTask, poison_step=2)}
+    _, result = fit(tmp_path / "run", hooks=[Once(act)], **how)
+    assert result.exit_code == 0
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 10
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["left_out"]["skipped"] == [2]
+
+
+def test_images_that_cannot_be_drawn_end_the_run_saved(tmp_path):
+    class Odd(ToyTask):
+        def pictures(self, batch):
+            raise RuntimeError("no font")
+
+    with pytest.raises(RuntimeError, match="no font"):
+        fit(tmp_path, make=Odd, picture_every=4)
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 4
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_refused_at_the_start(tmp_path):
+    (tmp_path / "last.pt").mkdir()
+    with pytest.raises(ValueError, match=r"last\.pt is a folder"):
+        fit(tmp_path)
+
+
+@pytest.mark.usefixtures("_any_size")
+def test_a_checkpoint_that_was_fallen_back_to_survives_saves_that_fail(tmp_path):
+    how = {"make": Large, "save_every": 2, "keep_last": 2}
+    fit(tmp_path, stop_after=6, **how)
+    flip(tmp_path / "last.pt")
+    with pytest.raises(OSError, match=r"last\.pt was not written"):
+        fit(tmp_path, resume="auto", hooks=[FullDisk(5, 99)], **how)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert load_checkpoint(tmp_path / "last-1.pt")["step"] == 4

@@ -135,6 +135,37 @@ def test_rewinding_has_a_checkpoint_from_the_first_step_on_and_an_end(tmp_path):
         fit_toy(tmp_path / "all", make=poisoned(*range(20)), nonfinite="rewind", max_steps=20)
 
 
+def test_rewinding_returns_to_what_was_resumed_not_to_a_later_end(tmp_path):
+    how = {"check_finite_every": 100, "log_every": 8}
+    fit_toy(tmp_path, make=Averaging, keep_every=2, **how)
+    step_file = str(tmp_path / "step_0000004.pt")
+    late, result = fit_toy(tmp_path, make=poisoned(5), nonfinite="rewind", resume=step_file, **how)
+    assert result.step == 10
+    assert "back to step 4, step 5 is skipped" in (tmp_path / "log.txt").read_text()
+    at_once, _ = fit_toy(tmp_path / "at_once", make=poisoned(5), nonfinite="skip")
+    assert same(late, at_once)
+
+
+def test_what_is_found_by_a_save_on_request_is_rewound(tmp_path):
+    how = {"check_finite_every": 100, "log_every": 100, "save_every": 4}
+    _, result = fit_toy(tmp_path, make=poisoned(5), nonfinite="rewind", stop_after=7, **how)
+    assert (result.step, result.stopped_by) == (7, "stop_after")
+    kept = load_checkpoint(tmp_path / "last.pt")
+    assert (kept["step"], kept["ledger"]["skipped"]) == (7, [5])
+
+
+def test_a_validation_that_fails_ends_the_run_saved(tmp_path):
+    class Broken:
+        every, at_start = 5, False
+
+        def __call__(self, task, info, run):
+            raise KeyError("no label")
+
+    with pytest.raises(KeyError):
+        fit_toy(tmp_path, hooks=[Broken()])
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 5
+
+
 @pytest.mark.parametrize(
     ("settings", "key"),
     [({"nonfinite": "ignore"}, "trainer.nonfinite"), ({"max_unreadable": 2}, "max_unreadable")],

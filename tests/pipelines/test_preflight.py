@@ -1,6 +1,7 @@
 import pytest
 from hydra import initialize_config_dir
 
+from handmim.engine.checkpoint import save_checkpoint
 from handmim.pipelines.finetune import finetune
 from handmim.pipelines.preflight import path_problems
 from handmim.pipelines.pretrain import pretrain
@@ -26,7 +27,7 @@ def test_every_path_that_is_not_there_is_named_once(tmp_path):
         "hand.path=nope.pkl: does not exist",
         "init_from=nope.pt: does not exist",
         "label_ids=nope.txt: does not exist, a file is required",
-        "resume=nope: does not exist, a file is required",
+        "resume=nope: does not exist, never, auto or a checkpoint file is required",
     ]
 
 
@@ -80,3 +81,22 @@ def test_cheap_refusals_come_before_anything_is_rendered(tmp_path, run, entry, w
     with pytest.raises(ValueError, match=message):
         run(compose(entry, [*words, *labels]))
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("trainer.nonfinite=ignore", r"trainer\.nonfinite"),
+        ("trainer.max_unreadable=2", r"trainer\.max_unreadable"),
+        ("init={folder}/cut.pt", r"cut\.pt is cut off or damaged"),
+        ("resume=yes", "resume=yes: does not exist, never, auto or a checkpoint file is required"),
+    ],
+)
+def test_what_is_refused_at_once_leaves_no_run_folder(tmp_path, word, message):
+    save_checkpoint(tmp_path / "cut.pt", {"task": {}})
+    (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:-40])
+    where = [f"paths.run_root={tmp_path}/runs", f"paths.data_dir={tmp_path}/data"]
+    words = ["experiment=quickstart_pretrain", "machine.accelerator=cpu", *where]
+    with pytest.raises(ValueError, match=message):
+        pretrain(compose("pretrain", [*words, word.format(folder=tmp_path)]))
+    assert not (tmp_path / "runs").exists()

@@ -5,7 +5,8 @@ import sys
 import time
 from pathlib import Path
 
-from handmim.render.workers import end_with_parent, run_workers
+from handmim.render.workers import run_workers
+from handmim.utils.children import end_with_parent
 
 if __name__ == "__main__":
     end_with_parent()

@@ -7,6 +7,7 @@ from subprocess import CalledProcessError
 import pytest
 
 from handmim.utils.entry import plain_tool, run_tool
+from handmim.utils.exits import FAILED, TRAINED
 
 
 @pytest.fixture
@@ -45,6 +46,19 @@ def test_an_error_is_one_message_and_its_code(outcome, error, code, said):
     assert got == code
     assert text.startswith(f"some.py: {said}")
     assert text.count("\n") == 1
+
+
+def test_bad_input_in_the_middle_of_training_is_no_bad_input(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tools/some.py"])
+
+    def main():
+        TRAINED.set()
+        raise ValueError("no figure")
+
+    with pytest.raises(SystemExit) as ended:
+        run_tool(main)
+    assert ended.value.code == FAILED
+    assert "no figure" in capsys.readouterr().err
 
 
 def test_the_traceback_of_an_unexpected_error_is_kept(outcome):

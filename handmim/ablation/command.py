@@ -1,6 +1,6 @@
 """What tools that fill tables do, from their words to what they say at the end."""
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from handmim.ablation.runner import (
     read_plan,
     run_table,
 )
+from handmim.pipelines.preflight import preflight
 
 INTERRUPTED = 130
 
@@ -33,13 +34,20 @@ def fill_table(cfg: DictConfig, said: DictConfig, compose: Compose, cell_tool: P
     Args:
         cfg: composed from configs/ablate.yaml or configs/label_efficiency.yaml.
         said: Hydra's own config of the process: the user's words and the config's name.
-        compose: (config name, overrides) -> config.
+        compose: (config name, overrides) -> config, which is not changed.
         cell_tool: script that runs one cell of any such config.
     Raises: ValueError for words that are no table, for files that a cell needs and that cannot be
         used, or stale cells of which nothing is said.
     """
-    plan = read_plan(cfg, compose)
-    check_inputs(cfg, plan)
+    if cfg.out is not None:
+        preflight(cfg)
+    known = cache(lambda name, *words: compose(name, list(words)))  # rows share their configs
+
+    def once(name: str, words: list[str]) -> DictConfig:
+        return known(name, *words)
+
+    plan = read_plan(cfg, once)
+    check_inputs(cfg, plan, once)
     if cfg.dry_run:
         return Outcome("\n".join(dry_run_lines(plan.chosen(), cfg.overwrite)))
     out = None if cfg.out is None else Path(cfg.out)

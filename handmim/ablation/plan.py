@@ -180,15 +180,7 @@ def plan(table: Table, folder: Path, compose: Compose, store: StageStore) -> Pla
         store: of stages.
     Raises: ValueError naming the row whose overrides do not compose.
     """
-    known: dict[tuple[str, ...], DictConfig] = {}  # most rows share one of their two configs
-
-    def once(name: str, words: list[str]) -> DictConfig:
-        key = (name, *words)
-        if key not in known:
-            known[key] = compose(name, words)
-        return known[key]
-
-    parts = {row.name: _composed(table, row, once) for row in table.rows}
+    parts = {row.name: _composed(table, row, compose) for row in table.rows}
     return Plan(table, folder, store, parts)
 
 

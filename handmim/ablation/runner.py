@@ -12,8 +12,9 @@ from handmim.ablation.inits import with_inits
 from handmim.ablation.plan import ERROR, Cell, Compose, Plan, plan
 from handmim.ablation.publish import publish
 from handmim.ablation.store import StageStore
-from handmim.ablation.table import Table, read_table
+from handmim.ablation.table import Row, Table, read_table
 from handmim.pipelines.preflight import path_problems
+from handmim.utils.messages import sentence
 
 log = logging.getLogger(__name__)
 
@@ -41,26 +42,42 @@ def read_plan(cfg: DictConfig, compose: Compose) -> Plan:
     return plan(asked_table(cfg), table_folder(cfg), compose, stage_store(cfg))
 
 
-def check_inputs(cfg: DictConfig, plan: Plan) -> None:
-    """Refuse a table of which a cell that is to be run would not find its files.
+def check_inputs(cfg: DictConfig, plan: Plan, compose: Compose) -> None:
+    """Refuse a table of which a cell that is to be run would not find its files, or of which a part
+    refuses its settings.
 
     Args:
         cfg: composed, of the table.
         plan: of the table.
+        compose: (config name, overrides) -> config; it gives what it gave for the plan.
     Raises: ValueError naming each key, its path and what is required.
     """
     rows: dict[str, list[str]] = {}
-    for cell in plan.chosen():
-        if cell.needs_run(cfg.overwrite):
-            for problem in cell.problems:
-                rows.setdefault(problem, []).append(cell.row.name)
+    todo = [cell for cell in plan.chosen() if cell.needs_run(cfg.overwrite)]
+    for cell in todo:
+        for problem in cell.problems:
+            rows.setdefault(problem, []).append(cell.row.name)
     if not rows:
+        for row in {cell.row.name: cell.row for cell in todo}.values():
+            _try_row(row, compose)
         return
     # The table's own keys, where they say it all.
     found = path_problems(cfg, parse=True) or [
         f"{problem} (rows {', '.join(dict.fromkeys(names))})" for problem, names in rows.items()
     ]
     raise ValueError("; ".join(found))
+
+
+def _try_row(row: Row, compose: Compose) -> None:
+    from handmim.pipelines.trial import try_parts, try_task  # they load torch
+
+    for stage, words in (("pretrain", row.pretrain), ("finetune", row.finetune)):
+        cfg = compose(stage, list(words))
+        try:
+            try_parts(cfg)
+            try_task(cfg)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"row {row.name}, {stage}: {sentence(error)}") from error
 
 
 def run_table(

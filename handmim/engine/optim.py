@@ -111,13 +111,18 @@ class OptimRecipe:
             module: whose parameters.
             lr_scales: factors on the learning rate by parameter name; those left out count 1.
             precision: Fabric's, which decides about `fused`.
+        Raises: ValueError for arguments that the optimizer does not take.
         """
-        taken = inspect.signature(self.make).parameters
-        # A form that `make` has chosen by itself stays.
-        is_open = "fused" in taken and not FORMS & set(getattr(self.make, "keywords", ()))
-        fused = is_open and precision != "16-mixed" if self.fused is None else self.fused
-        how = {"fused": True} if fused else {}
-        return self.make(param_groups(module, lr_scales), lr=self._lr.start, **how)
+        groups = param_groups(module, lr_scales)
+        try:
+            taken = inspect.signature(self.make).parameters
+            # A form that `make` has chosen by itself stays.
+            is_open = "fused" in taken and not FORMS & set(getattr(self.make, "keywords", ()))
+            fused = is_open and precision != "16-mixed" if self.fused is None else self.fused
+            how = {"fused": True} if fused else {}
+            return self.make(groups, lr=self._lr.start, **how)
+        except (TypeError, ValueError, LookupError) as error:
+            raise ValueError(f"the optimizer cannot be made: {error} (optim.make)") from error
 
     def apply(
         self, optimizer: Optimizer, step: int, total_steps: int, batch_size: int

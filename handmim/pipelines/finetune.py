@@ -12,7 +12,7 @@ from handmim.engine.loop import FitResult, Trainer
 from handmim.engine.signals import StopSignals
 from handmim.engine.watchdog import Watchdog
 from handmim.models.initial_weights import load_initial
-from handmim.pipelines.labels import check_choice, choose_labels
+from handmim.pipelines.labels import choose_labels
 from handmim.pipelines.start import compile_backbones, export, start_run
 from handmim.tasks.evaluate import EvalHook, check_hands
 from handmim.utils.build import build
@@ -43,16 +43,15 @@ def finetune(cfg: DictConfig) -> Finetuned:
 
 
 def _finetune(cfg: DictConfig) -> Finetuned:
-    trainer = Trainer(**cfg.trainer)  # what can refuse its settings at once comes first
-    labels = {"num": cfg.num_labels, "fraction": cfg.label_fraction, "file": cfg.label_ids}
-    check_choice(**labels)
     run = start_run(cfg, resume=cfg.resume)
     task = build(cfg.task)
     if run.compile:
         compile_backbones(task)
     load_initial(task.backbone, cfg.init_from)
     run.log.info("backbone: %s", cfg.init_from or "random weights (init_from=null)")
+    trainer = Trainer(**cfg.trainer)
     trainer.check_batch(run.world_size)
+    labels = {"num": cfg.num_labels, "fraction": cfg.label_fraction, "file": cfg.label_ids}
     augment = build(cfg.augment)
     recipe = build(cfg.optim)
     with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet

@@ -40,7 +40,6 @@ def pretrain(cfg: DictConfig) -> Pretrained:
 def _pretrain(cfg: DictConfig) -> Pretrained:
     drop_unbuilt(cfg.task.losses)
     drop_unbuilt(cfg.task.heads)
-    trainer = Trainer(**cfg.trainer)  # what can refuse its settings at once comes first
     run = start_run(cfg, resume=cfg.resume)
     task = build(cfg.task)
     if run.compile:
@@ -51,21 +50,22 @@ def _pretrain(cfg: DictConfig) -> Pretrained:
         run.log.warning("train=false and init=null: random weights are exported")
     if not cfg.train:
         run.write_start()
-    result = _train(cfg, run, task, trainer) if cfg.train else FitResult(0, 0.0, 0.0, False, {})
+    result = _train(cfg, run, task) if cfg.train else FitResult(0, 0.0, 0.0, False, {})
     return Pretrained(run.dir, export(run, task, cfg.seed, result), result)
 
 
-def _train(cfg: DictConfig, run: Run, task: nn.Module, trainer: Trainer) -> FitResult:
+def _train(cfg: DictConfig, run: Run, task: nn.Module) -> FitResult:
+    trainer = Trainer(**cfg.trainer)
     trainer.check_batch(run.world_size)
     make_views = build(cfg.views)
     recipe = build(cfg.optim)
     with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet
         dataset = build(cfg.data.train)
+        if len(dataset) < FEWEST:
+            raise ValueError(
+                f"pretraining compares images: it needs {FEWEST} or more, got {len(dataset)} (data)"
+            )
         probe = None if cfg.probe.hook is None else build(cfg.probe.hook)
-    if len(dataset) < FEWEST:
-        raise ValueError(
-            f"pretraining compares images: it needs at least {FEWEST}, got {len(dataset)} (data)"
-        )
     hooks = [] if probe is None else [probe]
     if cfg.alarms.hook is not None:
         hooks.append(build(cfg.alarms.hook)(dataset, make_views))

@@ -10,6 +10,7 @@ from handmim.engine.loop import FitResult
 from handmim.models.vit import ViT
 from handmim.models.weight_files import read_weights
 from handmim.pipelines.preflight import WEIGHTS, preflight
+from handmim.pipelines.trial import try_parts
 from handmim.utils.config import resolved
 from handmim.utils.exits import DONE
 from handmim.utils.run import Run
@@ -24,12 +25,14 @@ def start_run(cfg: DictConfig, *, resume: str = "never") -> Run:
         cfg: with name, seed, overwrite, paths.run_root and machine.
         resume: never, auto or a checkpoint.
     Raises: ValueError naming what only the user knows, files that are not there, and damaged
-        initial weights.
+        initial weights; what parts of the config raise.
     """
     config = resolved(cfg)
     preflight(cfg)
     for source in [cfg[key] for key in WEIGHTS if cfg.get(key) is not None]:
         read_weights(source)  # refused before there is a folder
+    if "trainer" in cfg:
+        try_parts(cfg)
     folder = Path(cfg.paths.run_root) / cfg.name
     flags = {"resume": resume, "overwrite": cfg.overwrite}
     return Run.start(cfg.name, folder, cfg.seed, config, **cfg.machine, **flags)

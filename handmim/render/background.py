@@ -141,6 +141,16 @@ class BackdropBank:
 
     KINDS = ("studio", "room", "photos")
 
+    @classmethod
+    def check(cls, kind: str, photos_dir: str | None) -> None:
+        """Raises: ValueError for an unknown kind, and photos without a folder."""
+        if kind not in cls.KINDS:
+            raise ValueError(
+                f"background must be one of {cls.KINDS}, got {kind!r} (scene.background)"
+            )
+        if kind == "photos" and photos_dir is None:
+            raise ValueError("background=photos needs a folder (scene.photos_dir)")
+
     def __init__(
         self,
         kind: str,
@@ -150,12 +160,7 @@ class BackdropBank:
         num: int = 64,
         photos_dir: str | None = None,
     ) -> None:
-        if kind not in self.KINDS:
-            raise ValueError(
-                f"background must be one of {self.KINDS}, got {kind!r} (scene.background)"
-            )
-        if kind == "photos" and photos_dir is None:
-            raise ValueError("background=photos needs a folder (scene.photos_dir)")
+        self.check(kind, photos_dir)
         self.kind = kind
         self.pictures: list[Picture] = []
         if kind == "photos":

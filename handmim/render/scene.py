@@ -86,6 +86,18 @@ class SceneSettings:
             raise ValueError(f"sides must be dorsal and/or palmar, got {self.sides} (scene.sides)")
         if self.image_px < 16:
             raise ValueError(f"image_px must be >= 16, got {self.image_px} (scene.image_px)")
+        BackdropBank.check(self.background, self.photos_dir)
+        if self.supersample < 1:
+            raise ValueError(f"supersample must be >= 1, got {self.supersample} (scene)")
+        for name in ("objects", "occluders", "sleeves", "blur", "motion_blur"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share, got {getattr(self, name)} (scene.{name})")
+        for name in ("focal", "fill", "hand_luma"):
+            low, *_, high = getattr(self, name)
+            if not 0 <= low <= high or not high:
+                raise ValueError(
+                    f"need 0 <= low <= high, got {name}={list(getattr(self, name))} (scene.{name})"
+                )
 
     def plain(self) -> dict[str, Any]:
         """Settings as JSON-ready values, for hashing and for meta files."""

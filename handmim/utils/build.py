@@ -1,12 +1,17 @@
 """Objects from composed configs, with errors that name the config key."""
 
 import re
+import traceback
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
 TARGET = re.compile(r"target '([^']+)'")
+PACKAGE = Path(__file__).parents[1]
+# What libraries raise for settings that they do not check.
+UNCLEAR = (TypeError, AttributeError, AssertionError, IndexError, ZeroDivisionError, RuntimeError)
 KEY = re.compile(r"full_key: (\S+)")
 
 
@@ -18,7 +23,8 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
         args, kwargs: further arguments of its target.
     Returns: the object; None for a node that is null.
     Raises: what the target raises, with a note that names the config key; ValueError for arguments
-        that the target does not take and for targets that cannot be imported.
+        that the target does not take, for what a library says of bad settings, and for targets that
+        cannot be imported.
     """
     try:
         return instantiate(node, *args, **kwargs)
@@ -35,15 +41,15 @@ def _failure(error: InstantiationException) -> BaseException:
     if cause is None or isinstance(cause, ImportError):
         reason = str(error).splitlines()[0] if cause is None else str(cause).splitlines()[0]
         return ValueError(f"{where} cannot be built: {reason}")
-    if isinstance(cause, TypeError) and not _was_entered(cause):
+    if type(cause) in UNCLEAR and not _is_ours(cause):
         said = str(cause).replace("__init__()", target.rsplit(".", 1)[-1])
-        refusal = ValueError(f"{where} cannot be built: {said}")
+        refusal = ValueError(f"{where} cannot be built: {said or type(cause).__name__}")
         refusal.__cause__ = cause
         return refusal
     vars(cause).setdefault("__notes__", []).append(f"while building {where}")
     return cause
 
 
-def _was_entered(error: BaseException) -> bool:
-    """Whether the target's own code raised an error, rather than the call of it."""
-    return error.__traceback__ is not None and error.__traceback__.tb_next is not None
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package raised an error, rather than a library that it called."""
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(PACKAGE)

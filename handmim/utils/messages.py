@@ -47,7 +47,7 @@ def _no_option(error: MissingConfigException) -> str:
     said = str(error).splitlines()[0]
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     options = list(error.options or ())
-    close = _meant(option, options)
+    close = meant(option, options)
     listed = f"; {group}= takes {', '.join(options)}" if options else ""
     return f"{said}{close}{listed}"
 
@@ -59,11 +59,12 @@ def _no_key(error: OmegaConfBaseException) -> str:
     beside = [str(parent._get_full_key(name)) for name in parent]
     everywhere = flatten_keys(parent._get_root())
     named = [k for k in everywhere if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    close = _meant(key, beside) or _meant(key, named, cutoff=0.0) or _meant(key, everywhere)
+    close = meant(key, beside) or meant(key, named, cutoff=0.0) or meant(key, everywhere)
     listed = "" if close or len(beside) > SHOWN else f"; there are {', '.join(beside)}"
     return f"no such setting: {key}{close}{listed} (--cfg job prints all)"
 
 
-def _meant(word: str, known: list[str], cutoff: float = 0.6) -> str:
+def meant(word: str, known: list[str], cutoff: float = 0.6) -> str:
+    """What a misspelt word was meant to be, as the end of a sentence; "" where nothing is close."""
     close: list[Any] = get_close_matches(word, known, n=1, cutoff=cutoff)
     return f", did you mean {close[0]}?" if close else ""

@@ -40,6 +40,7 @@ from handmim.utils.seed import seed_everything
 
 RESUME_WORDS = ("never", "auto")
 MARGIN = 1.5  # of the time that processes wait for each other, relative to `stall_timeout_s`
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "32", "16", "bf16")
 RESULTS = ("*.pt", "*.safetensors", "scalars.jsonl", "metrics.json")  # nothing replaces them
 
 
@@ -175,13 +176,24 @@ class Run:
             torch.set_num_threads(num_threads)
         folder = Path(run_dir).absolute()
         devices, num_nodes = devices_of(devices, num_nodes)
-        fabric = Fabric(
-            accelerator=accelerator,
-            devices=devices,
-            num_nodes=num_nodes,
-            strategy=strategy,
-            precision=precision,  # type: ignore[arg-type]
-        )
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f"precision must be one of {', '.join(PRECISIONS)}, got {precision} "
+                "(machine.precision)"
+            )
+        try:
+            fabric = Fabric(
+                accelerator=accelerator,
+                devices=devices,
+                num_nodes=num_nodes,
+                strategy=strategy,
+                precision=precision,  # type: ignore[arg-type]
+            )
+        except (TypeError, ValueError, RuntimeError, ImportError) as error:
+            raise ValueError(
+                f"{error} (machine.accelerator={accelerator}, machine.devices={devices}, "
+                f"machine.strategy={strategy}, machine.precision={precision})"
+            ) from error
         # Beyond the watchdog's, which says more; this one also holds before it starts.
         limit = None if stall_timeout_s is None else timedelta(seconds=MARGIN * stall_timeout_s)
         if limit is not None and isinstance(fabric.strategy, DDPStrategy):
@@ -210,7 +222,7 @@ class Run:
             name,
             run.device.type,
             run.world_size,
-            precision,
+            in_force,
             torch.get_num_threads(),
             seed,
             folder,

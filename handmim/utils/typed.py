@@ -3,12 +3,12 @@
 import ast
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError
 
+from handmim.utils.messages import meant
 from handmim.utils.signatures import Parameter, Signature, meaning, signature_of
 
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
@@ -16,6 +16,7 @@ WORDS = {
     "int": "a whole number", "float": "a finite number", "bool": "true or false", "str": "text",
     "Path": "a path", "None": "null",
 }  # fmt: skip
+MAPPING = "a mapping {...}"
 LISTS = ("list", "tuple", "Sequence", "Iterable", "Collection")
 MAPPINGS = ("dict", "Mapping")
 
@@ -51,12 +52,16 @@ def _own(cfg: DictConfig, own: Mapping[str, str]) -> Iterator[str]:
     for key, hint in own.items():
         parent, _, name = key.rpartition(".")
         node = OmegaConf.select(cfg, parent) if parent else cfg
+        if node is None and parent in cfg:
+            yield f"{parent}=null: {MAPPING} is required"
         if not isinstance(node, DictConfig) or name not in node:
             continue
         if hint.startswith("*"):
-            part = node._get_node(name)
+            part: Any = node._get_node(name)
             signature = signature_of(hint[1:])
-            if isinstance(part, DictConfig) and signature is not None:
+            if not isinstance(part, DictConfig) or part._is_none():
+                yield f"{key}={_shown(part._value())}: {MAPPING} is required"
+            elif signature is not None:
                 yield from _arguments(part, signature)
         else:
             parameter = Parameter(ast.parse(hint, mode="eval").body, __name__)
@@ -84,12 +89,8 @@ def _arguments(node: DictConfig, signature: Signature) -> Iterator[str]:
             yield from _value(node, name, parameter)
         elif not signature.is_open:
             known = sorted(signature.parameters)
-            yield f"{node._get_full_key(name)}: no such setting{_meant(name, known)}"
-
-
-def _meant(name: str, known: list[str]) -> str:
-    close = get_close_matches(name, known, n=1, cutoff=0.6)
-    return f", did you mean {close[0]}" if close else f", there are {', '.join(known)}"
+            close = meant(name, known) or f", there are {', '.join(known)}"
+            yield f"{node._get_full_key(name)}: no such setting{close}"
 
 
 def _value(node: DictConfig, name: str, parameter: Parameter) -> Iterator[str]:
@@ -252,7 +253,7 @@ def _words(hint: ast.expr, module: str) -> str:
             f"a list [...], each {each}," if is_open else f"a list of {len(elements)}, each {each},"
         )
     if head in MAPPINGS:
-        return "a mapping {...}"
+        return MAPPING
     return WORDS.get(head or "", f"a mapping for {head}")
 
 

@@ -100,3 +100,23 @@ def test_what_is_refused_at_once_leaves_no_run_folder(tmp_path, word, message):
     with pytest.raises(ValueError, match=message):
         pretrain(compose("pretrain", [*words, word.format(folder=tmp_path)]))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("entry", "words", "message"),
+    [
+        ("pretrain", ["probe=synthetic", "probe.features=[cls,foo]"], r"features .* \['foo'\]"),
+        ("pretrain", ["alarms.num=1"], "alarms compare images"),
+        ("pretrain", ["data.scene.fill=[0.9,0.1]"], r"fill=\[0\.9, 0\.1\]"),
+        ("pretrain", ["optim.make.betas=0.9"], r"the optimizer cannot be made: .*optim\.make"),
+        ("finetune", ["num_labels=500", "data.num_train=300"], "num_labels=500: more than the 300"),
+    ],
+)
+def test_what_a_part_refuses_is_said_before_anything_is_rendered(
+    tmp_path, monkeypatch, entry, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    cfg = compose(entry, ["data=synthetic", *words])
+    with pytest.raises(ValueError, match=message):
+        (pretrain if entry == "pretrain" else finetune)(cfg)
+    assert list(tmp_path.iterdir()) == []

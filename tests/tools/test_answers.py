@@ -41,7 +41,6 @@ def answer(folder: Path, script: str, *words: str) -> str:
         ("benchmark.py", ["--estimate", "pertrain"], "invalid choice: 'pertrain'"),
         ("benchmark.py", ["suite=hnad"], "Could not find 'suite/hnad'"),
         ("doctor.py", ["freihnad=DIR"], "no such setting: freihnad, did you mean freihand?"),
-        ("ablate.py", ["table=objectives", "dry_run=true", "rows=[random]"], "3 of 3 cells to run"),
         (
             "ablate.py",
             ["table=rivals", "dry_run=true", 'pretrain=["method=supervised-init","data=folder"]'],
@@ -55,3 +54,12 @@ def test_help_typos_and_plans_answer_without_torch(tmp_path, script, words, expe
     text = answer(tmp_path, script, *words)
     assert expected in text
     assert "torch loaded: False" in text
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_what_would_run_and_what_a_part_refuses(tmp_path):
+    words = ["table=objectives", "dry_run=true", "rows=[random]"]
+    bad = 'pretrain=["data.scene.background=phtos"]'
+    assert "3 of 3 cells to run" in answer(tmp_path, "ablate.py", *words)
+    text = answer(tmp_path, "ablate.py", *words, bad)
+    assert "row random, pretrain: background must be one of" in text

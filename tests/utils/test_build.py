@@ -29,6 +29,7 @@ def test_the_key_of_a_nested_part_is_named():
         ({"_target_": "handmim.engine.schedule.Schedule", "strat": 1}, "unexpected .* 'strat'"),
         ({"_target_": "handmim.engine.schedule.Schedule"}, "missing .* 'start'"),
         ({"_target_": "handmim.no.Such", "a": 1}, "handmim.no"),
+        ({"_target_": "handmim.models.vit.ViT", "arch": "vit_tinny"}, "Unknown model .vit_tinny"),
     ],
 )
 def test_what_cannot_be_called_is_one_sentence_with_the_key(node, words):

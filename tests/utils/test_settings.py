@@ -60,6 +60,15 @@ def changed(composed):
         ("name=../x", "name='../x': the name of a folder below paths.run_root is required"),
         ("name=/x", "name='/x': the name of a folder"),
         ("name=", "name='': the name of a folder"),
+        ("name=~/x", "name='~/x': the name of a folder"),
+        ("optim.lr.end=-1", "optim.lr.end=-1: a number >= 0 is required"),
+        ("optim.clip_norm=0", "optim.clip_norm=0: a number > 0 is required"),
+        ("task.momentum.start=1.5", "task.momentum.start=1.5: a number from 0 to 1 is required"),
+        ("data.num_val=0", "data.num_val=0: a whole number >= 1 is required"),
+        ("probe.every=0", "probe.every=0: a whole number >= 1 is required"),
+        ("machine.num_threads=100000", "machine.num_threads=100000: a whole number >= 1, 1024 at"),
+        ("machine=null", "machine=null: a mapping {...} is required"),
+        ("paths=null", "paths=null: a mapping {...} is required"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_named_with_what_is_required(changed, word, message):

@@ -35,8 +35,9 @@ $(STAMP): pyproject.toml
 quickstart: setup
 	$(BIN)/python tools/quickstart.py $(ARGS)
 
+# A file's tests share what they render, so a process takes whole files.
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

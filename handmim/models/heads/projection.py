@@ -50,11 +50,12 @@ class ProjectionHead(nn.Module):
         self.num_prototypes = num_prototypes
         self.prototypes = nn.Parameter(torch.empty(num_prototypes, bottleneck_dim))
         self.gain = nn.Parameter(torch.ones(num_prototypes), requires_grad=train_gain)
+        # DINO truncates at 2.0, which is 100 standard deviations: a normal distribution.
         for layer in self.mlp:
             if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
-        nn.init.trunc_normal_(self.prototypes, std=0.02)
+        nn.init.normal_(self.prototypes, std=0.02)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """[..., D] tokens to [..., bottleneck] of unit length, in full precision."""

@@ -33,15 +33,8 @@ def save_checkpoint(
     Raises: OSError for a full disk, with the bytes that are needed and free.
     """
     with atomic_path(path) as partial:
-        with partial.open("wb") as file:
-            writer = CheckedWriter(file)
-            try:
-                torch.save({"format": FORMAT, CHECKED: "crc32", **state}, writer)  # type: ignore[arg-type]
-            except RuntimeError:  # torch's own words for a write that failed
-                if writer.error is None:
-                    raise
-                raise writer.error from None
-            writer.close()
+        with CheckedWriter(partial) as file:
+            torch.save({"format": FORMAT, CHECKED: "crc32", **state}, file)  # type: ignore[arg-type]
         before()
 
 

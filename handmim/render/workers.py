@@ -1,18 +1,23 @@
 """Several plain subprocesses at one job. They start without torch, in a second, and inherit
 nothing."""
 
+import contextlib
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from handmim.utils.children import start_child
 
-JOB, ERRORS = "job.json", ".errors-"
+JOB = "job.json"
+ROOM = 100_000  # bytes: a disk with less is full
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 POLL_S = 0.1
 
@@ -40,7 +45,7 @@ def run_workers(
         folder: existing folder for the job and for what workers have to say.
         num_workers: processes, one thread each.
         while_waiting: called several times a second, for progress.
-    Raises: RuntimeError with the words of a worker that failed.
+    Raises: RuntimeError with the words of a worker that failed; OSError for a full disk.
     """
     (folder / JOB).write_text(json.dumps(job))
     command = [sys.executable, "-m", module, str(folder / JOB)]
@@ -48,25 +53,34 @@ def run_workers(
     path = os.pathsep.join(p for p in (package_root, os.environ.get("PYTHONPATH")) if p)
     env = os.environ | dict.fromkeys(THREADS, "1") | {"PYTHONPATH": path}
     workers: list[subprocess.Popen[bytes]] = []
-    try:
+    with contextlib.ExitStack() as stack:
+        # Not in the folder, whose disk may fill up.
+        errors = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(num_workers)]
+        stack.callback(_end, workers)
         for i in range(num_workers):
-            with open(folder / f"{ERRORS}{i}", "w") as errors:
-                workers.append(start_child([*command, str(i)], env=env, stderr=errors))
+            workers.append(start_child([*command, str(i)], env=env, stderr=errors[i]))
         while any(worker.poll() is None for worker in workers):
             time.sleep(POLL_S)
             if any(worker.poll() for worker in workers):
                 break  # one has failed: do not wait for the others
             while_waiting()
-        for i, worker in enumerate(workers):
+        for file, worker in zip(errors, workers, strict=True):
             if worker.poll():
-                words = (folder / f"{ERRORS}{i}").read_text().strip()[-2000:]
+                free = shutil.disk_usage(folder).free
+                if free < ROOM:
+                    text = f"{folder} cannot take the renders: {free} bytes are free on its disk"
+                    raise OSError(errno.ENOSPC, text)
+                file.seek(0)
+                words = file.read().decode(errors="replace").strip()[-2000:]
                 raise RuntimeError(f"a rendering process failed (exit {worker.poll()}): {words}")
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-            if worker.stdin is not None:
-                worker.stdin.close()
+
+
+def _end(workers: Sequence["subprocess.Popen[bytes]"]) -> None:
+    for worker in workers:
+        worker.kill()
+        worker.wait()
+        if worker.stdin is not None:
+            worker.stdin.close()
 
 
 class LoggedProgress:

@@ -25,10 +25,8 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, name=path.name)
-    with atomic_path(path) as partial, partial.open("wb") as file:
-        writer = CheckedWriter(file)
-        np.save(writer, array, allow_pickle=False)  # type: ignore[call-overload]
-        writer.close()
+    with atomic_path(path) as partial, CheckedWriter(partial) as file:
+        np.save(file, array, allow_pickle=False)  # type: ignore[call-overload]
 
 
 def check_array(path: Path) -> None:

@@ -5,11 +5,14 @@ every change of up to 32 bits in a row and others but for one in 4e9; it is the 
 Python's library (2.2 GB/s where SHA-256 has 1.1). JSON carries it in a field of its own.
 """
 
+import contextlib
 import json
 import struct
 import zlib
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from handmim.utils.files import is_full
 
 TRAILER = struct.Struct("<12sIQ")  # magic, CRC-32, bytes before the trailer
 CHECKED = "checked_by"  # key of a checkpoint that has to have a trailer
@@ -18,41 +21,65 @@ FIELD = "crc32"
 CHUNK = 1 << 20
 
 
-class CheckedWriter:
-    """A binary file to write to, in order, that gets a trailer at `close`.
-
-    Args:
-        file: open for writing, at its start.
+class FullDiskError(OSError):
+    """A disk has no room for a file.
 
     Attributes:
-        error: of a write, which a library may have replaced by words of its own.
+        needed: bytes of the whole file.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
+    needed: int
+
+
+class CheckedWriter:
+    """A binary file to write to, in order, whose context ends with a trailer.
+
+    Args:
+        path: of the file, made anew.
+    Raises: FullDiskError at the end of the context.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("wb")
         self._crc = self._size = 0
-        self.error: OSError | None = None
+        self._full: OSError | None = None
 
     def write(self, data: Any) -> int:
-        """Append bytes."""
-        try:
-            self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
-        self._crc = zlib.crc32(data, self._crc)
+        """Append bytes; on a full disk, the rest of the file is only counted."""
         size = memoryview(data).nbytes
+        self._put(data)
+        self._crc = zlib.crc32(data, self._crc)
         self._size += size
         return size
 
     def flush(self) -> None:
         """Hand what was written to the system."""
-        self.file.flush()
+        self._put(b"", flush=True)
 
-    def close(self) -> None:
-        """Append the trailer."""
-        self.file.write(TRAILER.pack(MAGIC, self._crc, self._size))
-        self.file.flush()
+    def _put(self, data: Any, *, flush: bool = False) -> None:
+        if self._full is not None:
+            return
+        try:
+            self.file.write(data)
+            if flush:
+                self.file.flush()
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self._full = error
+
+    def __enter__(self) -> "CheckedWriter":
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        if kind is None:
+            self._put(TRAILER.pack(MAGIC, self._crc, self._size), flush=True)
+        with contextlib.suppress(OSError) if self._full else contextlib.nullcontext():
+            self.file.close()
+        if kind is None and self._full is not None:
+            full = FullDiskError(self._full.errno, self._full.strerror)
+            full.needed = self._size + TRAILER.size
+            raise full
 
 
 def has_trailer(path: Path) -> bool:

@@ -38,9 +38,12 @@ def atomic_path(
         path: the file; after an error the previous one is there unchanged.
         sync: wait until the disk has the content; False for thousands of small files.
         beside: folder of the same disk that keeps the partial file; None is that of `path`.
-    Raises: OSError for a full disk, with the path and the bytes that are needed and free.
+    Raises: OSError for a full disk, with the path and the bytes that are needed and free, and for
+        a `path` that is no regular file.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is no regular file: another path is required", str(path))
     partial = (beside or path.parent) / f".{path.name}.{os.getpid()}"
     try:
         yield partial
@@ -85,13 +88,18 @@ def _sync(path: Path) -> None:
 
 def _full(path: Path, partial: Path, error: OSError) -> OSError:
     sizes = [p.stat().st_size for p in (path, partial) if p.is_file()]
+    sizes.append(getattr(error, "needed", 0))
     free = shutil.disk_usage(path.parent).free
+    if partial != path and partial.is_file():  # it is removed
+        free += getattr(partial.stat(), "st_blocks", 0) * 512
     kept = "the previous file is whole" if path.is_file() else "no previous file was there"
-    return OSError(
-        error.errno,
-        f"{path} was not written ({error.strerror}): it needs {max(sizes, default=0)} bytes or "
-        f"more, {free} bytes are free on its disk; {kept}",
-    )
+    need = max(sizes)
+    missing = f"it needs {need} bytes or more, {free} bytes are free on its disk"
+    if free > need and hasattr(os, "statvfs"):
+        disk = os.statvfs(path.parent)
+        if disk.f_files and not disk.f_favail:  # some file systems do not count
+            missing = "its disk takes no more files"
+    return OSError(error.errno, f"{path} was not written ({error.strerror}): {missing}; {kept}")
 
 
 def remove_leftovers(folder: Path, *, name: str | None = None, is_locked: bool = False) -> None:

@@ -1,9 +1,13 @@
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
+
+from handmim.render.workers import run_workers
 from tests.processes import is_running
 
 REPO = Path(__file__).parents[2]
@@ -22,3 +26,14 @@ def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path):
         while is_running(int(path.read_text())):
             assert time.monotonic() < until, "a worker outlives its parent"
             time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("free", "kind", "words"),
+    [(5, OSError, "5 bytes are free on its disk"), (10**9, RuntimeError, "failed .*No module")],
+)
+def test_a_worker_that_fails_says_why(tmp_path, monkeypatch, free, kind, words):
+    usage = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(kind, match=words):
+        run_workers("handmim.absent", {}, tmp_path, 1, lambda: None)

@@ -126,6 +126,14 @@ def test_a_full_disk_is_named_with_path_and_bytes(number, tmp_path):
     assert path.read_bytes() == bytes(1000)
 
 
+def test_only_regular_files_are_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="is no regular file") as caught:
+        write_atomic(tmp_path / "pipe", "text")
+    assert caught.value.filename == str(tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+
+
 def test_nothing_is_locked_by_processes_that_a_holder_starts(tmp_path):
     """A killed run's rendering and loading processes may live on for a moment."""
     lock = lock_folder(tmp_path)

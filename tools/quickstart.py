@@ -1,6 +1,7 @@
 """The whole chain on the embedded default: render, pretrain, fine-tune twice, score, report.
 
-python tools/quickstart.py [--seed 0] [--name quickstart] [key=value ...]
+python tools/quickstart.py
+python tools/quickstart.py --seed 1 --name other data.num_train=4000
 
 Overrides are for pretraining and both fine-tunes.
 """

@@ -129,6 +129,8 @@ def _members(path: Path) -> Iterator[Place]:
                     yield Place(name, path, member.offset_data, member.size)
                 else:
                     others[printable(ending) or "no ending"] += 1
+            if path.stat().st_size < tar.offset + tarfile.BLOCKSIZE:
+                log.warning("%s ends without the mark of its end: is it cut short?", path)
     except (tarfile.TarError, OSError) as error:
         raise ValueError(
             f"{path} is no uncompressed tar file (gunzip it first?), or is cut short: {error}"

@@ -266,7 +266,8 @@ class Trainer:
                     elif stop:
                         signals.answer()
                         why = reason or stopped_by
-                        log.warning("%s: stopped after step %d, go on with resume=auto", why, step)
+                        advice = "" if stopped_by == "patience" else ", go on with resume=auto"
+                        log.warning("%s: stopped after step %d%s", why, step, advice)
                         break
                 except NotFiniteError as error:
                     step = steps.rewind(error)

@@ -19,6 +19,7 @@ from handmim.faults.workplace import LAST, TRAINED, Workplace, difference, parti
 STEPS, NUM_KILLS_IN_A_CHAIN = 6, 3
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
 STOPPED = re.compile(r"stopped after step (\d+)")
+EXPORTED = "exported backbone"  # the last file of a run
 PATIENCE_S = 10.0  # for loader workers to find that their process is gone
 DAMAGE_SHARE = 0.3  # of kills after which last.pt is damaged where numbered copies are kept
 
@@ -137,7 +138,9 @@ def end_problem(text: str, code: int | None, signal_name: str, folder: Path) -> 
         return "" if step == int(stopped[-1]) else f"stopped after {stopped[-1]}, saved {step}"
     rows = folder / "scalars.jsonl"
     trained = rows.is_file() and rows.stat().st_size > 0
-    return "trained and did not say where it stopped" if trained and code < 0 else ""
+    if not trained or code > 0 or EXPORTED in text:  # nothing to lose, or the run had ended
+        return ""
+    return "trained and did not say where it stopped"
 
 
 def _finish(place: Workplace, words: list[str], name: str, whole: Path) -> str:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 OPEN = (1, "1", -1, "-1", "auto")  # values of machine.devices that leave the number to a launcher
 # Numbers of processes that other launchers set. Fabric reads none of them.
+SRUN = "SLURM_STEP_ID"  # set in what srun started
 OTHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE")
 
 
@@ -31,12 +32,16 @@ def launched() -> Launched | None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         total, per_node = _number("WORLD_SIZE"), _number("LOCAL_WORLD_SIZE")
         return _checked(Launched("torchrun", per_node, max(1, total // per_node)), total)
-    is_interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
-    if "SLURM_NTASKS" in os.environ and not is_interactive:
+    if "SLURM_NTASKS" in os.environ and SRUN in os.environ and not _is_interactive():
         total = _number("SLURM_NTASKS")
         num_nodes = min(total, _number("SLURM_NNODES"))
         return _checked(Launched("Slurm", total // num_nodes, num_nodes), total)
     return None
+
+
+def _is_interactive() -> bool:
+    """Whether Fabric takes the process for one of a shell, which nothing started beside others."""
+    return os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
 
 
 def _number(name: str) -> int:
@@ -71,6 +76,11 @@ def devices_of(devices: Any, num_nodes: int) -> tuple[Any, int]:
     if found.by == "Slurm":
         if found.total == 1:  # a task that may start processes of its own
             return devices, num_nodes
+        if (rank := os.environ.get("SLURM_PROCID", "")) not in map(str, range(found.total)):
+            raise ValueError(
+                f"SLURM_PROCID={rank!r} is no number of one of {found.total} tasks (SLURM_NTASKS): "
+                "start them with srun"
+            )
         # Fabric requires it, but srun sets it only where --ntasks-per-node was given.
         os.environ["SLURM_NTASKS_PER_NODE"] = str(found.per_node)
     is_open = devices in OPEN
@@ -90,6 +100,11 @@ def _count(devices: Any) -> int:
 
 
 def _refuse_others(devices: Any, num_nodes: int) -> None:
+    if not _is_interactive() and (total := _number("SLURM_NTASKS")) > 1:
+        raise ValueError(
+            f"Slurm allotted {total} tasks (SLURM_NTASKS) and started none: put srun before the "
+            "command, or unset SLURM_NTASKS to train in one process"
+        )
     # Fabric sets WORLD_SIZE too, beside NODE_RANK, once it has started processes itself.
     if devices not in OPEN or num_nodes > 1 or "NODE_RANK" in os.environ:
         return

@@ -74,7 +74,7 @@ def test_jpegs_lose_little_and_crops_that_fit_nothing(tree, tmp_path):
     assert len(PackedCrops(worse).stored(0)) < len(packed.stored(0))
 
 
-def test_tar_files_in_order(tree, tmp_path):
+def test_tar_files_in_order(tree, tmp_path, caplog):
     shards = tmp_path / "shards"
     shards.mkdir()
     for shard, names in (("s1", ["b/1.jpg", "a/1.png"]), ("s0", ["top.webp", "a/broken.jpg"])):
@@ -93,6 +93,12 @@ def test_tar_files_in_order(tree, tmp_path):
     np.testing.assert_array_equal(packed[2].image, folder[folder.names.index("a/1.png")].image)
     pack_crops(shards / "s1.tar", file, image_px=32, coding="raw", overwrite=True)
     assert PackedCrops(file).names == ["s1/b/1.jpg", "s1/a/1.png"]
+    assert "cut short" not in caplog.text
+    whole = (shards / "s1.tar").read_bytes()
+    cut = whole.rstrip(b"\0")  # without the zeros that end it
+    (shards / "s1.tar").write_bytes(cut + bytes(-len(cut) % 512))
+    pack_crops(shards / "s1.tar", file, image_px=32, coding="raw", overwrite=True)
+    assert "s1.tar ends without the mark of its end: is it cut short?" in caplog.text
     with tarfile.open(shards / "s1.tar", "w:gz") as tar:
         tar.add(tree / "top.webp", "top.webp")
     with pytest.raises(ValueError, match=r"s1\.tar is no uncompressed tar"):

@@ -27,7 +27,8 @@ def slurm_env(rank: int, port: int, num: int = 2) -> dict[str, str]:
     return {
         "SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "hands", "SLURM_NTASKS": str(num),
         "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_PROCID": str(rank),
-        "SLURM_LOCALID": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "SLURM_STEP_ID": "0", "SLURM_LOCALID": str(rank),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
 
 

@@ -107,6 +107,7 @@ def test_the_end_after_a_signal_is_judged(tmp_path, code, text, saved, problem):
 def test_a_death_by_signal_that_loses_steps_is_a_problem(tmp_path):
     (tmp_path / "scalars.jsonl").write_text(row_line({"step": 1}))
     assert end_problem("", -15, "SIGTERM", tmp_path) == "trained and did not say where it stopped"
+    assert end_problem("exported backbone: x", -15, "SIGTERM", tmp_path) == ""  # as it left
 
 
 def test_damage_is_seeded_and_of_three_kinds():

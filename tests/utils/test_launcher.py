@@ -44,6 +44,20 @@ def test_a_launcher_fills_in_what_is_open(environment, make):
         require_one_process("ablate")
 
 
+def test_tasks_that_srun_did_not_start_are_refused(environment):
+    allotted = slurm_env(0, 1)
+    del allotted["SLURM_STEP_ID"]
+    environment(**allotted)
+    require_one_process("ablate")
+    with pytest.raises(ValueError, match="put srun before the command"):
+        devices_of(1, 1)
+    environment(**allotted | {"SLURM_JOB_NAME": "interactive"})  # a shell of salloc
+    assert devices_of(1, 1) == (1, 1)
+    environment(**slurm_env(5, 1))
+    with pytest.raises(ValueError, match="SLURM_PROCID='5' is no number of one of 2 tasks"):
+        devices_of(1, 1)
+
+
 def test_nodes_are_counted(environment):
     environment(**torchrun_env(0, 1) | {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"})
     assert launched() == Launched("torchrun", 4, 2)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig
 
-from handmim.ablation.launch import local_pool, multirun, terminated_as_interrupt
+from handmim.ablation.launch import local_pool, multirun
 from handmim.ablation.plan import Compose
 from handmim.ablation.runner import (
     Launch,
@@ -16,9 +16,9 @@ from handmim.ablation.runner import (
     read_plan,
     run_table,
 )
+from handmim.engine.signals import Stopped, StopSignals
 from handmim.pipelines.preflight import preflight
-
-INTERRUPTED = 130
+from handmim.utils.exits import of_signal
 
 
 class Outcome(NamedTuple):
@@ -52,11 +52,12 @@ def fill_table(cfg: DictConfig, said: DictConfig, compose: Compose, cell_tool: P
         return Outcome("\n".join(dry_run_lines(plan.chosen(), cfg.overwrite)))
     out = None if cfg.out is None else Path(cfg.out)
     try:
-        with terminated_as_interrupt():
+        with StopSignals():
             failed = run_table(plan, _launch(cfg.jobs, said, cell_tool), cfg.overwrite, out)
-    except KeyboardInterrupt:
+    except (Stopped, KeyboardInterrupt) as stop:
         so_far = plan.folder / "table.md"
-        return Outcome(f"stopped; the same command goes on. So far: {so_far}", INTERRUPTED)
+        code = stop.number if isinstance(stop, Stopped) else of_signal("SIGINT")
+        return Outcome(f"stopped; the same command goes on. So far: {so_far}", code)
     text = f"{(plan.folder / 'table.md').read_text()}\ntable: {plan.folder}"
     if not failed:
         return Outcome(text)

@@ -14,6 +14,7 @@ from handmim.ablation.table import Row, fraction_name
 from handmim.contracts import StepInfo
 from handmim.engine.checkpoint import LAST, load_checkpoint
 from handmim.engine.loop import FitResult
+from handmim.engine.signals import Stopped, StopSignals
 from handmim.models.initial_weights import load_initial
 from handmim.pipelines.finetune import finetune
 from handmim.pipelines.pretrain import pretrain
@@ -63,7 +64,7 @@ class Stages:
     def run(self, cell: Cell) -> dict[str, dict[str, Any]]:
         """Records by stage name: pretrain, probe, finetune_<per cent of the labels>.
 
-        Raises: KeyboardInterrupt when a signal ended training early; what was done is kept.
+        Raises: Stopped when a signal ended training early; what was done is kept.
         """
         row, seed = cell.row, cell.seed
         records: dict[str, dict[str, Any]] = {}
@@ -159,6 +160,8 @@ def _check_whole(result: FitResult, folder: Path) -> None:
     if result.reason is not None:
         raise RuntimeError(f"{folder.name} was given up at step {result.step}: {result.reason}")
     if result.interrupted:
+        if result.stopped_by in StopSignals.NAMES:
+            raise Stopped(result.stopped_by)
         raise KeyboardInterrupt(f"{folder.name} stopped at step {result.step}")
 
 

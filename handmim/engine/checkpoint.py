@@ -66,6 +66,7 @@ def checkpoints_of(run_dir: Path, resume: str) -> list[Path]:
     Args:
         run_dir: its folder.
         resume: "never", "auto" or a checkpoint.
+    Raises: FileExistsError for "auto" where there are exported weights alone.
     """
     if resume == "never":
         return []
@@ -73,7 +74,13 @@ def checkpoints_of(run_dir: Path, resume: str) -> list[Path]:
         return [Path(resume)]
     earlier = sorted(run_dir.glob("last-*.pt")), sorted(run_dir.glob(NUMBERED), reverse=True)
     files = [run_dir / LAST, *earlier[0], run_dir / BEST, *earlier[1]]
-    return [path for path in files if path.is_file()]
+    files = [path for path in files if path.is_file()]
+    if not files and (exported := next(run_dir.glob("*.safetensors"), None)):
+        raise FileExistsError(
+            f"{exported} is of a run whose checkpoints are gone, so it cannot go on: take another "
+            "name (name=...), or replace it (resume=never overwrite=true)"
+        )
+    return files
 
 
 def load_newest(run_dir: Path, resume: str) -> tuple[Path, dict[str, Any]] | None:

@@ -21,13 +21,6 @@ class Ledger:
         self.skipped = list(state["skipped"])
         self.replaced, self.unreadable = state["replaced"], dict(state["unreadable"])
 
-    def skipped_before(self, step: int) -> int:
-        """Number of steps in a row without an update, up to `step`, exclusive."""
-        count = 0
-        while step - 1 - count in self.skipped:
-            count += 1
-        return count
-
     def scalars(self) -> dict[str, float]:
         """Counts worth logging: those that are not 0."""
         counts = {"data/replaced": self.replaced, "data/skipped_steps": len(self.skipped)}

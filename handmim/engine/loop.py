@@ -188,7 +188,7 @@ class Trainer:
         how = {"batch_size": self.batch_size, "accumulate": self.accumulate}
         updater = Updater(run.fabric, wrapped, optimizer, recipe, **how)
         # Before a step is skipped it has to be looked at.
-        guard = FiniteGuard(run, 1 if self.nonfinite == SKIP else self.check_finite_every)
+        guard = FiniteGuard(run, task, 1 if self.nonfinite == SKIP else self.check_finite_every)
         log.info(
             "%d samples, %d steps of %d, %s; %.2f M trainable parameters",
             identity["num_samples"],
@@ -199,7 +199,9 @@ class Trainer:
         )
         every: dict[str, Any] = {"save_every": self.save_every, "keep_every": self.keep_every}
         every["keep_last"] = self.keep_last
-        saver = Saver(run, task, optimizer, best, ledger, identity, meta or {}, source, **every)
+        saver = Saver(
+            run, task, optimizer, best, ledger, guard, identity, meta or {}, source, **every
+        )
         run_log = RunLog(run.dir if run.is_main else None, first_step=step)
         line = ProgressLine(run.is_main, step, self.max_steps, self.batch_size, self.log_every)
         means, scalars, reason = RunningMeans(), dict[str, float](), None
@@ -233,7 +235,7 @@ class Trainer:
                     now = [hook for hook in hooks if last or falls_on(step + 1, hook.every)]
                     is_logged = last or falls_on(step + 1, self.log_every)
                     if is_logged or now or saver.is_due(step + 1):
-                        guard.check()
+                        guard.check(step)
                     step += 1
                     with saver.saved_first(step):
                         hooked, reason = call_hooks(now, task, StepInfo(step, self.max_steps), run)
@@ -259,7 +261,6 @@ class Trainer:
                         stopped_by = "stop_after"
                     stop = stopped_by is not None
                     if last or stop or is_best or saver.is_due(step):
-                        guard.check()
                         saver.save(step, is_best, is_final=last or stop)
                     if last:
                         stopped_by = "hook" if reason is not None else None

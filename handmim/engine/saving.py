@@ -22,6 +22,7 @@ from handmim.engine.checkpoint import (
     save_checkpoint,
 )
 from handmim.engine.extension import changed_schedules
+from handmim.engine.finite import FiniteGuard
 from handmim.engine.ledger import Ledger
 from handmim.engine.optim import FORMS
 from handmim.engine.watchdog import beat
@@ -132,6 +133,7 @@ class Saver:
         optimizer: as Fabric wrapped it.
         best: what every checkpoint remembers of the best one.
         ledger: what every checkpoint remembers of what was left out.
+        guard: looks at the weights before they are written.
         identity, meta: facts kept in every checkpoint.
         newest: checkpoint that this run goes on from.
         save_every, keep_every: steps between checkpoints, and between copies; None for none.
@@ -145,6 +147,7 @@ class Saver:
         optimizer: Any,
         best: Best,
         ledger: Ledger,
+        guard: FiniteGuard,
         identity: dict[str, Any],
         meta: dict[str, Any],
         newest: Path | None,
@@ -154,7 +157,7 @@ class Saver:
         keep_last: int = 1,
     ) -> None:
         self.run, self.task, self.optimizer = run, task, optimizer
-        self.best, self.ledger, self.newest = best, ledger, newest
+        self.best, self.ledger, self.guard, self.newest = best, ledger, guard, newest
         self.facts = {"identity": identity, "meta": meta, "config": run.config}
         self.save_every, self.keep_every, self.keep_last = save_every, keep_every, keep_last
 
@@ -181,8 +184,9 @@ class Saver:
             is_best: of all validations so far.
             is_final: the run ends with it.
         Raises: OSError of a final save, tried again without the copies that the disk may lack; on
-            all processes.
+            all processes. NotFiniteError for weights that are lost.
         """
+        self.guard.check(step - 1)
         beat("the checkpoint after step", step)
         with self.run.together() if is_final else nullcontext():
             if self.run.is_main:

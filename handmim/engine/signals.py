@@ -14,7 +14,8 @@ class Stopped(SystemExit):
     """A signal ended the run where no step was under way; the exit code is 128 + its number."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(of_signal(name))
+        self.number = of_signal(name)
+        super().__init__(self.number)
 
 
 class StopSignals:

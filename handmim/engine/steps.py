@@ -18,7 +18,7 @@ from handmim.utils.seed import step_generator, step_seed
 log = logging.getLogger(__name__)
 
 STOP, SKIP, REWIND = POLICIES = ("stop", "skip", "rewind")
-MOST_IN_A_ROW = 10  # steps that are skipped, or that one checkpoint is rewound to
+MOST_SKIPPED, OF = 10, 20  # of so many steps; and as often one checkpoint is rewound to
 
 
 class LoadingError(RuntimeError):
@@ -85,20 +85,24 @@ class Steps:
             return self._make(loaded, info)
         except NotFiniteError as error:
             self._put_back(before)
-            if self.policy == REWIND:
+            if self.policy == REWIND or error.was_updated:
                 raise
-            if self.policy == SKIP and self.ledger.skipped_before(info.step) < MOST_IN_A_ROW:
+            if self.policy == SKIP and not self._skips_too_many(info.step):
                 self.ledger.skipped.append(info.step)
                 log.warning("step %d is skipped: %s", info.step, error)
                 return None
             raise self._stopped(error) from error
+
+    def _skips_too_many(self, step: int) -> bool:
+        most = min(MOST_SKIPPED, max(1, self.feed.steps.end_step // 2))
+        return sum(step - OF <= other < step for other in self.ledger.skipped) >= most
 
     def _stopped(self, error: NotFiniteError) -> NotFiniteError:
         self.saver.save(error.step, is_final=True)
         self.run.record("stopped", {"step": error.step, "reason": str(error)})
         hint = "go on past it with resume=auto trainer.nonfinite=skip"
         if self.policy == SKIP:
-            hint = f"{MOST_IN_A_ROW} steps before it were skipped in a row, so it is not the batch"
+            hint = f"up to half of the {OF} steps before it were skipped: it is not the batch"
         return NotFiniteError(
             error.step,
             f"{error}. The run is saved before this step: {hint}, or try a lower optim.lr.start, "
@@ -111,8 +115,8 @@ class Steps:
             with self.run.together():
                 return self.feed.batch_of(step)
         except Exception as error:
-            if step == self.first_step or self.run.any_rank(not self.guard.is_clean()):
-                raise  # nothing was trained, or its weights are lost
+            if step == self.first_step:
+                raise  # nothing was trained
             self.saver.save(step, is_final=True)
             raise LoadingError(
                 f"step {step} cannot be loaded: {error} ({type(error).__name__}). The run is saved "
@@ -151,17 +155,17 @@ class Steps:
         """Put the run back to its last checkpoint, with the step of an error left out from then on.
 
         Returns: the step to go on with.
-        Raises: the error, where the policy is another or the checkpoint was rewound to before, too
-            often.
+        Raises: the error, where the policy is another, or where the checkpoint was rewound to or
+            steps were skipped too often; the newest checkpoint stays.
         """
-        if self.policy != REWIND:
+        if self.policy != REWIND or self._skips_too_many(error.step):
             raise error
         self._put_back([])
         skipped = sorted({*self.ledger.skipped, error.step})
         step = self.saver.load_newest()
         self._rewinds = self._rewinds + 1 if step == self._rewound_to else 1
         self._rewound_to = step
-        if self._rewinds > MOST_IN_A_ROW:
+        if self._rewinds > MOST_SKIPPED:
             raise error
         self.ledger.skipped = skipped
         self.guard.forget()

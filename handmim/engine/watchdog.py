@@ -9,8 +9,8 @@ import time
 import traceback
 from typing import NamedTuple
 
-from handmim.engine.workers import kill_workers
-from handmim.utils.exits import STALLED
+from handmim.engine.workers import end_waits, kill_workers, limit_waiting
+from handmim.utils.exits import GOES_ON, STALLED
 from handmim.utils.ranks import words_of_ranks
 from handmim.utils.run import Run
 
@@ -45,7 +45,8 @@ def beat(what: str, number: int | None = None) -> None:
 
 class Watchdog:
     """While it is entered, ends this process, with its workers, when nothing said `beat` for too
-    long. Time in which the whole process is stopped does not count.
+    long. Time in which the whole process is stopped does not count. Loader workers have less time,
+    so that the main thread can save before.
 
     Args:
         run: folder of the log, rank, and `stall_timeout_s`; None there watches nothing.
@@ -59,11 +60,13 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         beat("the start")
         if self.limit_s is not None:
+            limit_waiting((1 - 2 * OTHERS) * self.limit_s)
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
+        limit_waiting(None)
         self._left.set()
         if self._thread is not None:
             self._thread.join()
@@ -79,6 +82,8 @@ class Watchdog:
                 seen, still_s = _Last.beat, 0.0
                 continue
             still_s += passed
+            if still_s >= (1 - 1.5 * OTHERS) * self.limit_s:
+                end_waits()
             if still_s >= self.limit_s:
                 self._end(seen, still_s)
 
@@ -96,8 +101,7 @@ class Watchdog:
     def _end(self, waited_for: _Beat, still_s: float) -> None:
         words = (
             f"rank {self.run.rank} stands still: it waited {still_s:.0f} s for {waited_for}, more "
-            f"than {self.limit_s:g} s (machine.stall_timeout_s); resume=auto goes on from the last "
-            "checkpoint"
+            f"than {self.limit_s:g} s (machine.stall_timeout_s); {GOES_ON}"
         )
         words += self._of_others(str(waited_for))
         main = sys._current_frames().get(threading.main_thread().ident or 0)

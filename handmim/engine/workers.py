@@ -25,12 +25,23 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from handmim.utils.ranks import portable
+from handmim.utils.exits import StalledError
+from handmim.utils.ranks import own_rank, portable
 
 METHODS = multiprocessing.get_all_start_methods()
 METHOD = "forkserver" if "forkserver" in METHODS else "spawn"
 HELD_BACK = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 LEAVE_S, END_S = 1.0, 5.0
+PARTS, TIMED_OUT = 20, "DataLoader timed out"  # time in which all is stopped counts as one part
+
+
+class _Waiting:
+    limit_s: float | None = None
+
+
+def limit_waiting(seconds: float | None) -> None:
+    """How long a `Loading` that begins from now on waits for an item; None is for ever."""
+    _Waiting.limit_s = seconds
 
 
 class WorkerDiedError(RuntimeError):
@@ -136,12 +147,14 @@ class Loading:
         pin_memory: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
+        self._limit_s = _Waiting.limit_s or 0.0
         loader = DataLoader(
             dataset,
             batch_size=None,  # a request is a whole batch
             sampler=requests,
             collate_fn=_as_it_is,
             num_workers=num_workers,
+            timeout=self._limit_s / PARTS if num_workers else 0,
             worker_init_fn=_begin_worker if num_workers else None,
             multiprocessing_context=METHOD if num_workers else None,
             pin_memory=pin_memory,
@@ -152,6 +165,7 @@ class Loading:
         others = set(active_children())
         with _signals_held_back():
             self._batches = [iter(loader)]
+        self._is_waiting = self._is_stalled = False
         self._workers = set(active_children()) - others
         _RUNNING.add(self)
         # Registered after torch's own, which wait for workers, and so called before them.
@@ -163,17 +177,30 @@ class Loading:
     def __next__(self) -> Loaded:
         """The next item.
 
-        Raises: WorkerDiedError naming the process and how it ended.
+        Raises: WorkerDiedError naming the process and how it ended; StalledError naming those that
+            give nothing within the time of `limit_waiting`.
         """
-        try:
-            loaded: Loaded = next(self._batches[0])
-        except (RuntimeError, OSError, EOFError) as error:  # the dataset's own are in a `Loaded`
-            wait([worker.sentinel for worker in self._workers], timeout=LEAVE_S)
-            dead = [worker for worker in self._workers if worker.exitcode]
-            if not dead:
-                raise
-            raise WorkerDiedError(_how_it_ended(dead[0])) from error
-        return loaded
+        self._is_waiting = True
+        for _ in range(PARTS):
+            try:
+                loaded: Loaded = next(self._batches[0])
+            except (RuntimeError, OSError, EOFError) as error:  # the dataset's own are in `loaded`
+                if str(error).startswith(TIMED_OUT):
+                    continue
+                if self._is_stalled:
+                    break
+                wait([worker.sentinel for worker in self._workers], timeout=LEAVE_S)
+                dead = [worker for worker in self._workers if worker.exitcode]
+                if not dead:
+                    raise
+                raise WorkerDiedError(_how_it_ended(dead[0])) from error
+            self._is_waiting = False
+            return loaded
+        workers = ", ".join(str(worker.pid) for worker in self._workers)
+        raise StalledError(
+            f"rank {own_rank()} stands still: it waited {self._limit_s:.0f} s for loader workers "
+            f"({workers}), one of which is stuck or stopped (machine.stall_timeout_s)"
+        )
 
     def __enter__(self) -> "Loading":
         return self
@@ -186,6 +213,13 @@ class Loading:
         for worker in self._workers:
             if worker.is_alive():
                 worker.kill()
+
+    def end_wait(self) -> None:
+        """Where an item is waited for, raise StalledError there: a worker that is stopped while it
+        hands one over is no time-out for torch."""
+        if self._is_waiting:
+            self._is_stalled = True
+            self.kill()
 
     def close(self) -> None:
         """End the workers, those that do not leave within a second by force."""
@@ -210,6 +244,12 @@ def kill_workers() -> None:
     """End all workers of this process at once."""
     for loading in list(_RUNNING):
         loading.kill()
+
+
+def end_waits() -> None:
+    """`Loading.end_wait` for all of this process."""
+    for loading in list(_RUNNING):
+        loading.end_wait()
 
 
 def _how_it_ended(worker: BaseProcess) -> str:

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,9 +20,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from handmim.utils.children import end_with_parent
-from handmim.utils.exits import BAD_INPUT, DONE, FAILED, TRAINED, of_signal
+from handmim.utils.exits import BAD_INPUT, DONE, FAILED, STALLED, TRAINED, StalledError, of_signal
 from handmim.utils.files import FULL
-from handmim.utils.launcher import require_one_process
+from handmim.utils.launcher import is_first, require_one_process
 from handmim.utils.messages import sentence
 from handmim.utils.settings import check_settings
 from handmim.utils.words import expand_paths, hydra_words
@@ -29,6 +30,7 @@ from handmim.utils.words import expand_paths, hydra_words
 DEBUG = "debug=true"
 RUNS = ("pretrain", "finetune", "eval")  # entry points that several processes may run together
 SWEEPS = ("-m", "--multirun", "hydra.mode=MULTIRUN")
+LAST_WORD_S = 3.0  # in which what started this process ends it, where the main one says the same
 MACHINE_FAILED = (*FULL, errno.EIO, errno.ENOMEM)
 
 Main = Callable[[DictConfig], int | None]
@@ -133,7 +135,9 @@ def _under_hydra(main: Main, config_name: str) -> int:
 def _report(error: Exception) -> int:
     """Say what went wrong, keep the traceback, return the exit code."""
     if isinstance(error, CalledProcessError):  # it has said so itself
-        return abs(error.returncode)
+        return error.returncode if error.returncode > 0 else 128 - error.returncode
+    if not is_first():
+        time.sleep(LAST_WORD_S)
     is_input = isinstance(error, (ValueError, OSError, HydraException, OmegaConfBaseException))
     is_input &= getattr(error, "errno", None) not in MACHINE_FAILED and not TRAINED.is_set()
     text = sentence(error)
@@ -146,6 +150,8 @@ def _report(error: Exception) -> int:
     _say(f"{text}{where}")
     if DEBUG in sys.argv:
         traceback.print_exception(error)
+    if isinstance(error, StalledError) or isinstance(error.__cause__, StalledError):
+        return STALLED
     return BAD_INPUT if is_input else FAILED
 
 

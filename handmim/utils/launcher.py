@@ -5,8 +5,9 @@ import os
 from typing import Any, NamedTuple
 
 OPEN = (1, "1", -1, "-1", "auto")  # values of machine.devices that leave the number to a launcher
-# Numbers of processes that other launchers set. Fabric reads none of them.
 SRUN = "SLURM_STEP_ID"  # set in what srun started
+RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # of a process, as launchers say
+# Numbers of processes that other launchers set. Fabric reads none of them.
 OTHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE")
 
 
@@ -21,6 +22,11 @@ class Launched(NamedTuple):
     def total(self) -> int:
         """Number of processes."""
         return self.per_node * self.num_nodes
+
+
+def is_first() -> bool:
+    """Whether this process is the main one of its run, or the only one."""
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
 def launched() -> Launched | None:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from handmim.utils.config import flatten_keys
+from handmim.utils.exits import GOES_ON
 
 SHOWN = 12
 # What gloo and NCCL say where another process of a run is gone or silent.
@@ -32,7 +33,7 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, RuntimeError) and OF_PEERS.search(text):
         return (
             "another process of this run ended or does not answer, its own message says why; "
-            "resume=auto goes on from the last checkpoint"
+            f"{GOES_ON}"
         )
     if isinstance(error, OmegaConfBaseException):
         text = f"{text.splitlines()[0]}{f' ({error.full_key})' if error.full_key else ''}"

@@ -25,6 +25,7 @@ from lightning.fabric.strategies import DDPStrategy
 from rich.logging import RichHandler
 
 import handmim
+from handmim.utils.children import starting_ranks
 from handmim.utils.files import (
     FolderBusyError,
     FolderLock,
@@ -198,7 +199,8 @@ class Run:
         limit = None if stall_timeout_s is None else timedelta(seconds=MARGIN * stall_timeout_s)
         if limit is not None and isinstance(fabric.strategy, DDPStrategy):
             fabric.strategy._timeout = limit
-        fabric.launch()
+        with starting_ranks():
+            fabric.launch()
         hosts = None
         if fabric.world_size > 1 and dist.get_backend() != "gloo":
             hosts = dist.new_group(backend="gloo", timeout=limit)

@@ -28,8 +28,14 @@ def save_weights(weights: Mapping[str, Tensor], path: Path, meta: Mapping[str, s
         weights: by name.
         path: file to write.
         meta: further metadata.
-    Raises: OSError for a full disk, with the bytes that are needed and free.
+    Raises: OSError for a full disk, with the bytes that are needed and free; ValueError for weights
+        that are not finite.
     """
+    bad = [name for name, value in weights.items() if not bool(value.isfinite().all())]
+    if bad:
+        raise ValueError(
+            f"{path} was not written: {len(bad)} weights, {bad[0]} first, are not finite"
+        )
     with atomic_path(path) as partial:
         partial.touch()
         mode = partial.stat().st_mode

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from handmim.ablation.launch import local_pool, multirun, terminated_as_interrupt
+from handmim.ablation.launch import local_pool, multirun
+from handmim.engine.signals import Stopped, StopSignals
 from tests.ablation.conftest import planned
 
 # Notes how it was called; the cell random/0 dies without a word, patch/0 waits to be stopped.
@@ -110,8 +111,9 @@ def test_stopping_asks_cells_to_stop_and_waits_for_them(tmp_path, script, launch
 
     threading.Thread(target=stop_when_it_waits, daemon=True).start()
     run = partial(local_pool, jobs=1) if launch == "pool" else multirun
-    with pytest.raises(KeyboardInterrupt), terminated_as_interrupt():
+    with pytest.raises(Stopped) as ended, StopSignals():
         run([str(script)], ["wait"], cells, finished=lambda cell: None)
+    assert ended.value.code == 143
     assert (tmp_path / "asked").read_text() == "to stop"
     assert len(calls(tmp_path)) == 1
 

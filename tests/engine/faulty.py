@@ -77,16 +77,22 @@ def begin_after_opencv() -> None:
 
 
 def train_until_stalled(folder: str, num_workers: str, limit_s: str) -> None:
-    """Train with a limit on how long nothing may move, to a sample that never comes."""
+    """Train with a limit on how long nothing may move, to a sample of step 2 that never comes."""
     from handmim.engine.loop import Trainer
+    from handmim.utils.entry import run_tool
     from handmim.utils.run import Run
     from tests.engine.toy import ToyTask, recipe
 
-    run = Run.start("toy", folder, 0, {}, accelerator="cpu", stall_timeout_s=float(limit_s))
-    data = Faulty("blocks", (3,))
-    Trainer(max_steps=10, batch_size=4, num_workers=int(num_workers)).fit(
-        run, ToyTask(), data, collate, prepare, recipe()
-    )
+    first, second, third = StepSampler(len(DATA), 4, 0, start_step=0, end_step=3)
+
+    def train() -> None:
+        run = Run.start("toy", folder, 0, {}, accelerator="cpu", stall_timeout_s=float(limit_s))
+        data = Faulty("blocks", tuple({*third} - {*first, *second}))
+        Trainer(max_steps=10, batch_size=4, num_workers=int(num_workers)).fit(
+            run, ToyTask(), data, collate, prepare, recipe()
+        )
+
+    run_tool(train)
 
 
 def leave_while_loading() -> None:

@@ -96,6 +96,13 @@ def test_no_start_overwrites_what_trained(name, tmp_path):
         fit(tmp_path)
 
 
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_over_its_weights(tmp_path):
+    (tmp_path / "backbone.safetensors").write_bytes(b"x")
+    with pytest.raises(FileExistsError, match=r"checkpoints are gone.*resume=never overwrite=true"):
+        fit(tmp_path, resume="auto")
+    assert (tmp_path / "backbone.safetensors").read_bytes() == b"x"
+
+
 @pytest.mark.parametrize("keep_last", [1, 2, 4])
 def test_the_last_n_checkpoints_stay(keep_last, tmp_path):
     fit(tmp_path, save_every=2, keep_last=keep_last)

@@ -107,7 +107,7 @@ def test_a_skipped_step_changes_nothing_but_the_count(tmp_path):
 
 
 def test_a_run_that_only_skips_is_stopped_and_saved(tmp_path):
-    with pytest.raises(NotFiniteError, match="10 steps before it were skipped in a row"):
+    with pytest.raises(NotFiniteError, match="half of the 20 steps before it were skipped"):
         fit_toy(tmp_path, make=poisoned(*range(2, 20)), nonfinite="skip", max_steps=20)
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 12
 
@@ -255,9 +255,67 @@ def test_a_fault_inside_a_step_saves_nothing(tmp_path):
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 4
 
 
-def test_the_ledger_counts_steps_in_a_row():
-    ledger = Ledger(skipped=[2, 5, 6, 7])
-    assert [ledger.skipped_before(step) for step in (2, 3, 8, 9)] == [0, 1, 3, 0]
+class Exploding(ToyTask):
+    """The update of some steps takes the weights beyond every number; their losses are finite."""
+
+    def __init__(self, bad: tuple[int, ...]) -> None:
+        super().__init__()
+        self.bad = bad
+
+    def after_step(self, info):
+        if info.step in self.bad:
+            with torch.no_grad():
+                self.linear.weight.fill_(float("inf"))
+        return super().after_step(info)
+
+
+def whole(folder) -> list[bool]:
+    states = [load_checkpoint(path)["task"] for path in folder.glob("*[a-z].pt")]
+    return [bool(value.isfinite().all()) for state in states for value in state.values()]
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip", "rewind"])
+@pytest.mark.parametrize("every", [1, 100])
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, policy, every):
+    how = {"nonfinite": policy, "save_every": 1, "max_steps": 12, "check_finite_every": every}
+    with pytest.raises(NotFiniteError, match="weights are lost since"):
+        fit_toy(tmp_path, make=partial(Exploding, tuple(range(12))), **how)
+    assert all(whole(tmp_path))
+    assert policy == "stop" or not list(tmp_path.glob("nonfinite*"))
+
+
+@pytest.mark.parametrize("save_every", [1, 4, None])
+def test_a_step_that_breaks_the_weights_is_rewound(tmp_path, save_every):
+    how = {"save_every": save_every, "log_every": 1}
+    make = partial(Exploding, (5,))
+    task, result = fit_toy(tmp_path, make=make, nonfinite="rewind", **how)
+    assert result.step == 10
+    assert bool(task.linear.weight.isfinite().all())
+    assert load_checkpoint(tmp_path / "last.pt")["ledger"]["skipped"] == [5]
+
+
+def test_a_last_step_that_breaks_the_weights_is_no_finished_run(tmp_path):
+    with pytest.raises(NotFiniteError, match="not finite at step 9"):
+        fit_toy(tmp_path, make=partial(Exploding, (9,)), save_every=4)
+    assert load_checkpoint(tmp_path / "last.pt")["step"] == 8
+
+
+def test_a_short_run_that_only_skips_is_stopped_too(tmp_path):
+    with pytest.raises(NotFiniteError, match="steps before it were skipped"):
+        fit_toy(tmp_path, make=poisoned(*range(1, 6)), nonfinite="skip", max_steps=6)
+
+
+@pytest.mark.parametrize("policy", ["skip", "rewind"])
+def test_a_run_half_of_whose_steps_are_skipped_has_an_end(tmp_path, policy):
+    how = {"nonfinite": policy, "save_every": 1, "max_steps": 60}
+    with pytest.raises(NotFiniteError):
+        fit_toy(tmp_path, make=poisoned(*range(1, 60, 2)), **how)
+    assert len(load_checkpoint(tmp_path / "last.pt")["ledger"]["skipped"]) == 10
+    assert len(list(tmp_path.glob("nonfinite_step_*.pt"))) == 3
+
+
+def test_a_ledger_is_taken_over_whole():
+    ledger = Ledger([2, 5], 1, {"3.jpg": "cut short"})
     other = Ledger()
     other.load_state_dict(ledger.state_dict())
     assert other == ledger

@@ -38,7 +38,10 @@ def main(cfg: DictConfig) -> None:
 
     torch.set_num_threads(plain["num_threads"])
     cv2.setNumThreads(plain["num_threads"])
-    device = torch.device(plain["device"])
+    try:
+        device = torch.device(plain["device"])
+    except RuntimeError as error:
+        raise ValueError(f"device={plain['device']}: cpu, cuda or cuda:N is required") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but torch finds no GPU: device=cpu")
     if plain["json"] is not None:

@@ -9,14 +9,14 @@ from pathlib import Path
 from handmim.hand.arrays import load_hand_arrays
 from handmim.hand.standin.build import build, write_npz
 from handmim.utils.entry import plain_tool
-from handmim.utils.words import given_path
+from handmim.utils.words import given_output
 
 
 @plain_tool
 def main() -> None:
     """Sculpt, mesh, rig, write, check."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=given_path, default=Path("data/standin_right.npz"))
+    parser.add_argument("--out", type=given_output, default=Path("data/standin_right.npz"))
     out = parser.parse_args().out
     write_npz(out, build())
     arrays = load_hand_arrays(out)

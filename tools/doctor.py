@@ -12,6 +12,7 @@ Nothing is written unless report=FILE.json. The exit status is 1 when there is a
 from omegaconf import DictConfig
 from rich.console import Console
 
+from handmim.pipelines.preflight import preflight
 from handmim.utils.config import resolved
 from handmim.utils.entry import tool
 
@@ -21,10 +22,11 @@ SETTINGS = ("freihand", "ho3d_v2", "ho3d_v3", "keypoints", "crops", "full")
 @tool("doctor")
 def main(cfg: DictConfig) -> int:
     """Examine, print, and perhaps write."""
+    plain = resolved(cfg)
+    preflight(cfg, names=("report",))
     from handmim.doctor.examination import examine
     from handmim.doctor.report import findings_table, totals, write_findings
 
-    plain = resolved(cfg)
     console = Console()
     # A pipe is not a narrow terminal.
     console = console if console.is_terminal else Console(width=120)

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from handmim.utils.words import given_output, given_path
+
 CAMPAIGNS = ("starts", "kills", "signals", "damage", "twins")
 
 
@@ -31,8 +33,8 @@ def main() -> None:
     parser.add_argument("--limit-s", type=float, default=120.0, help=limit)
     parser.add_argument("--num-workers", type=int, default=2, help="of every child, %(default)s")
     folder = "for data and runs, kept afterwards; without it a temporary one"
-    parser.add_argument("--folder", type=Path, help=folder)
-    parser.add_argument("--json", type=Path, help="file that takes one JSON line per try")
+    parser.add_argument("--folder", type=given_path, help=folder)
+    parser.add_argument("--json", type=given_output, help="file that takes one JSON line per try")
     given = parser.parse_args()
     if given.num < 1 or given.limit_s <= 0:
         parser.error(f"--num and --limit-s must be > 0, got {given.num} and {given.limit_s}")

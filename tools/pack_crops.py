@@ -10,7 +10,7 @@ import logging
 from rich.progress import Progress
 
 from handmim.utils.entry import plain_tool
-from handmim.utils.words import given_path
+from handmim.utils.words import given_output, given_path
 
 
 @plain_tool
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument(
         "source", type=given_path, help="folder of pictures or tar files, or a tar file"
     )
-    parser.add_argument("file", type=given_path, help="to write")
+    parser.add_argument("file", type=given_output, help="to write")
     px = "side of the crops, %(default)s; smaller pictures are enlarged"
     parser.add_argument("--image-px", type=int, default=256, help=px)
     fits = "%(default)s: borders are reflected; cover: the centre"

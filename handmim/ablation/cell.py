@@ -10,6 +10,7 @@ from handmim.ablation.files import record_text
 from handmim.ablation.plan import CELL, ERROR, Cell
 from handmim.ablation.store import code_state, figures_of
 from handmim.utils.files import locked, write_atomic
+from handmim.utils.messages import sentence
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,9 @@ def run_cell(cell: Cell, runs: Runs, overwrite: bool = False) -> dict[str, Any]:
         error.unlink(missing_ok=True)
         try:
             records = runs.run(cell)
-        except Exception:
-            write_atomic(error, traceback.format_exc())
+        except Exception as failure:  # notes of a traceback would stand behind the reason
+            last = f"{type(failure).__name__}: {sentence(failure)}"
+            write_atomic(error, f"{traceback.format_exc()}\n{last}\n")
             raise
         content = content_of(cell, records, code)
         write_atomic(cell.folder / CELL, record_text(content))

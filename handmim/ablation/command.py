@@ -39,8 +39,7 @@ def fill_table(cfg: DictConfig, said: DictConfig, compose: Compose, cell_tool: P
     Raises: ValueError for words that are no table, for files that a cell needs and that cannot be
         used, or stale cells of which nothing is said.
     """
-    if cfg.out is not None:
-        preflight(cfg)
+    preflight(cfg, names=("run_root", "out"))
     known = cache(lambda name, *words: compose(name, list(words)))  # rows share their configs
 
     def once(name: str, words: list[str]) -> DictConfig:

@@ -47,6 +47,10 @@ def write_splits(folder: Path) -> list[Path]:
         folder: holds README.md, which ends with that table.
     Raises: FileNotFoundError, or ValueError for a README.md without the table's head.
     """
+    readme = folder / "README.md"
+    words, head, _ = readme.read_text().partition(TABLE_HEAD)
+    if not head:
+        raise ValueError(f"{readme} has no table of splits, which begins with {TABLE_HEAD!r}")
     paths, rows = [], []
     source = source_text("train", VAL_FRACTION, SPLIT_SEED)
     num_all = len(training_samples())
@@ -57,9 +61,5 @@ def write_splits(folder: Path) -> list[Path]:
             write_atomic(path, ids_text(ids, source, num_all, f"seed {seed}"))
             paths.append(path)
             rows.append(f"| `{path.name}` | {len(ids)} | `{lines_sha256(ids)}` |\n")
-    readme = folder / "README.md"
-    words, head, _ = readme.read_text().partition(TABLE_HEAD)
-    if not head:
-        raise ValueError(f"{readme} has no table of splits, which begins with {TABLE_HEAD!r}")
     write_atomic(readme, words + head + "".join(rows))
     return [*paths, readme]

@@ -4,7 +4,7 @@ better one is waited for."""
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -65,6 +65,19 @@ class BestRule:
             raise ValueError(
                 f"stop_patience={self.stop_patience} waits for a better figure, and "
                 "keep_best=null names none (trainer.keep_best=auto)"
+            )
+
+    def check(self, known: Sequence[str]) -> None:
+        """Refuse a figure that no validation gives.
+
+        Args:
+            known: names of the figures that there may be.
+        Raises: ValueError listing them.
+        """
+        if self.keep_best not in (None, AUTO, *known):
+            raise ValueError(
+                f"keep_best={self.keep_best}: no validation has this figure, choose one of "
+                f"{', '.join(known)}, auto or null (trainer.keep_best)"
             )
 
     def choose(self, scalars: Mapping[str, float]) -> str | None:

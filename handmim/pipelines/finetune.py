@@ -13,7 +13,7 @@ from handmim.engine.signals import StopSignals
 from handmim.engine.watchdog import Watchdog
 from handmim.models.initial_weights import load_initial
 from handmim.pipelines.labels import choose_labels
-from handmim.pipelines.start import compile_backbones, export, start_run
+from handmim.pipelines.start import export, start_training
 from handmim.tasks.evaluate import EvalHook, check_hands
 from handmim.utils.build import build
 from handmim.utils.exits import DONE
@@ -43,10 +43,7 @@ def finetune(cfg: DictConfig) -> Finetuned:
 
 
 def _finetune(cfg: DictConfig) -> Finetuned:
-    run = start_run(cfg, resume=cfg.resume)
-    task = build(cfg.task)
-    if run.compile:
-        compile_backbones(task)
+    run, task = start_training(cfg)
     load_initial(task.backbone, cfg.init_from)
     run.log.info("backbone: %s", cfg.init_from or "random weights (init_from=null)")
     trainer = Trainer(**cfg.trainer)

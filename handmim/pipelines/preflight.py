@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import InterpolationResolutionError
 
 from handmim.hand.arrays import resolve_hand_path
+from handmim.utils.files import output_problem
 from handmim.utils.json_files import read_json
 
 FILES = ("annotations", "label_ids", "predictions")
@@ -39,27 +40,31 @@ class Named(NamedTuple):
     node: DictConfig
 
 
-def preflight(cfg: DictConfig) -> None:
+def preflight(cfg: DictConfig, names: Sequence[str] | None = None) -> None:
     """Refuse a config that names files or folders that cannot be read or written.
 
     Args:
         cfg: of any entry point; it stays as it is.
+        names: last parts of the keys that are looked at; None for all.
     Raises: ValueError naming each key, its path and what is required.
     """
-    if found := path_problems(cfg):
+    if found := path_problems(cfg, names=names):
         raise ValueError("; ".join(found))
 
 
-def path_problems(cfg: DictConfig, *, parse: bool = False) -> list[str]:
+def path_problems(
+    cfg: DictConfig, *, parse: bool = False, names: Sequence[str] | None = None
+) -> list[str]:
     """What is wrong with the paths of a config, one sentence per key.
 
     Args:
         cfg: of any entry point; it stays as it is.
         parse: also read annotation files as JSON.
+        names: last parts of the keys that are looked at; None for all.
     """
     found: dict[str, str] = {}
     for named in _used_paths(cfg):
-        problem = _problem(named)
+        problem = _problem(named) if names is None or named.name in names else None
         if problem is None and parse and named.name == "annotations":
             problem = _parse_problem(named.path, named.key)
         if problem is not None:
@@ -106,11 +111,9 @@ def _problem(named: Named) -> str | None:
     name, path, key = named.name, named.path, named.key
     target = None if named.node._is_missing() else named.node.get("_target_")
     if name in FOLDERS_TO_BE or (name == "root" and (target in MADE_BY or key == "root")):
-        return _writable(key, path, Path(path))
+        return _unwritable(key, path, is_folder=True)
     if name in FILES_TO_BE:
-        if Path(path).is_dir():
-            return f"{key}={path}: a folder, a file is required"
-        return _writable(key, path, Path(path).parent)
+        return _unwritable(key, path, is_folder=False)
     if name == "root":
         kind = "a file" if target in FILE_ROOTS else "a folder"
         return _readable(key, path, kind if target is not None else "")
@@ -145,19 +148,11 @@ def _readable(key: str, path: str, kind: str = "") -> str | None:
     return None if os.access(path, os.R_OK) else f"{key}={path}: not readable"
 
 
-def _writable(key: str, path: str, folder: Path) -> str | None:
-    """Whether a folder is there, or can be made below the nearest one that is."""
-    near = folder.absolute()
-    while not os.path.lexists(near) and near != near.parent:
-        near = near.parent
-    if not near.is_dir():
-        return f"{key}={path}: {near} is no folder"
-    is_cache = key.endswith("cache_dir") and near == folder.absolute()  # may hold all that is read
-    return (
-        None
-        if is_cache or os.access(near, os.W_OK | os.X_OK)
-        else (f"{key}={path}: {near} is not writable")
-    )
+def _unwritable(key: str, path: str, is_folder: bool) -> str | None:
+    if key.endswith("cache_dir") and os.path.isdir(path):  # it may hold all that is read
+        return None
+    problem = output_problem(Path(path), is_folder=is_folder)
+    return None if problem is None else f"{key}={path}: {problem}"
 
 
 def _parse_problem(path: str, key: str) -> str | None:

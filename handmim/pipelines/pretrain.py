@@ -10,7 +10,7 @@ from handmim.data.fingerprint import fingerprint_of
 from handmim.data.loader import collate_crops
 from handmim.engine.loop import FitResult, Trainer
 from handmim.engine.signals import StopSignals
-from handmim.pipelines.start import compile_backbones, export, start_run
+from handmim.pipelines.start import export, start_training
 from handmim.utils.build import build
 from handmim.utils.config import drop_unbuilt
 from handmim.utils.run import Run
@@ -40,10 +40,7 @@ def pretrain(cfg: DictConfig) -> Pretrained:
 def _pretrain(cfg: DictConfig) -> Pretrained:
     drop_unbuilt(cfg.task.losses)
     drop_unbuilt(cfg.task.heads)
-    run = start_run(cfg, resume=cfg.resume)
-    task = build(cfg.task)
-    if run.compile:
-        compile_backbones(task)
+    run, task = start_training(cfg)
     if cfg.init is not None:
         task.load_initial(cfg.init)
     elif not cfg.train:

@@ -1,6 +1,8 @@
 """How every pipeline opens its run."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 from torch import nn
@@ -11,6 +13,7 @@ from handmim.models.vit import ViT
 from handmim.models.weight_files import read_weights
 from handmim.pipelines.preflight import WEIGHTS, preflight
 from handmim.pipelines.trial import try_parts
+from handmim.utils.build import build
 from handmim.utils.config import resolved
 from handmim.utils.exits import DONE
 from handmim.utils.run import Run
@@ -18,12 +21,28 @@ from handmim.utils.run import Run
 BACKBONE = "backbone.safetensors"
 
 
-def start_run(cfg: DictConfig, *, resume: str = "never") -> Run:
+def start_training(cfg: DictConfig) -> tuple[Run, Any]:
+    """A run and its task, which is built before there is a folder; arguments and errors as
+    `start_run`."""
+    tasks: list[nn.Module] = []
+    run = start_run(cfg, resume=cfg.resume, before_folder=lambda: tasks.append(build(cfg.task)))
+    if run.compile:
+        compile_backbones(tasks[0])
+    return run, tasks[0]
+
+
+def start_run(
+    cfg: DictConfig,
+    *,
+    resume: str = "never",
+    before_folder: Callable[[], object] | None = None,
+) -> Run:
     """The run of a composed config, recorded with what it was asked for.
 
     Args:
         cfg: with name, seed, overwrite, paths.run_root and machine.
         resume: never, auto or a checkpoint.
+        before_folder: see `Run.start`.
     Raises: ValueError naming what only the user knows, files that are not there, and damaged
         initial weights; what parts of the config raise.
     """
@@ -34,7 +53,7 @@ def start_run(cfg: DictConfig, *, resume: str = "never") -> Run:
     if "trainer" in cfg:
         try_parts(cfg)
     folder = Path(cfg.paths.run_root) / cfg.name
-    flags = {"resume": resume, "overwrite": cfg.overwrite}
+    flags = {"resume": resume, "overwrite": cfg.overwrite, "before_folder": before_folder}
     return Run.start(cfg.name, folder, cfg.seed, config, **cfg.machine, **flags)
 
 

@@ -4,11 +4,13 @@ is begun, a set is rendered or a cell of a table is started."""
 from collections.abc import Iterator
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from torch import nn
 
+from handmim.engine.best import BestRule
 from handmim.engine.loop import Trainer
 from handmim.pipelines.labels import check_choice
+from handmim.tasks.evaluate import FIGURES
 from handmim.utils.build import build
 from handmim.utils.config import drop_unbuilt
 
@@ -24,6 +26,8 @@ def try_parts(cfg: DictConfig) -> None:
     Raises: ValueError and what else a part refuses its settings with.
     """
     Trainer(**cfg.trainer)
+    if "eval_every" in cfg:
+        BestRule(cfg.trainer.keep_best).check([f"val/{name}" for name in FIGURES])
     for key in ("views", "augment"):
         if key in cfg:
             build(cfg[key])
@@ -34,7 +38,10 @@ def try_parts(cfg: DictConfig) -> None:
     if "alarms" in cfg and cfg.alarms.hook is not None:
         build(cfg.alarms.hook)(range(2), None)
     for node in (*_rendered(cfg.data), *_rendered(probe)):
-        build({"_target_": SCENE, "_convert_": "all", **node.scene})
+        scene = node.scene.copy()  # it keeps its place, which messages name
+        with open_dict(scene):
+            scene._target_, scene._convert_ = SCENE, "all"
+        build(scene)
     if "num_labels" in cfg:
         _try_labels(cfg)
 

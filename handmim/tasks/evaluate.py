@@ -19,7 +19,7 @@ from handmim.engine.checkpoint import load_checkpoint
 from handmim.engine.saved_config import check_saved
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.losses.direct_keypoints import JointEstimate
-from handmim.metrics.pose import MIRRORED_SHARE, HandMetrics, crop_share_errors
+from handmim.metrics.pose import KEYS, MIRRORED_SHARE, HandMetrics, crop_share_errors
 from handmim.tasks.finetune_pictures import draw_predictions
 from handmim.tasks.regression import Estimate, RegressionTask
 from handmim.tasks.tta import AnyEstimate, TurnedViews
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 Predictor = Callable[[HandBatch], HandState]  # with a mesh, as benchmarks want it
 
+# What `score` gives, without counts of samples.
+FIGURES = (*(key for key in KEYS if not key.startswith("num_")), "err2d_percent", "pck10")
 PCK_SHARE = 0.1  # of the crop's side: a 2D joint nearer than this is a hit
 
 

@@ -83,7 +83,7 @@ class ProbeHook:
         batch_size: samples at a time.
         features: which of `FEATURES`; points only where the task has them.
         neighbours: numbers of nearest neighbours; none to leave retrieval out.
-    Raises: ValueError for unknown features.
+    Raises: ValueError for unknown features and numbers of neighbours below 1.
     """
 
     at_start = True
@@ -101,6 +101,10 @@ class ProbeHook:
         unknown = sorted(set(features) - set(FEATURES))
         if unknown or not features:
             raise ValueError(f"features must be some of {FEATURES}, got {unknown} (probe.features)")
+        if any(number < 1 for number in neighbours):
+            raise ValueError(
+                f"neighbours must be whole numbers >= 1, got {list(neighbours)} (probe.neighbours)"
+            )
         self.every, self.batch_size = every, batch_size
         self.augment = augment
         self.train_set, self.test_set = train_set, test_set

@@ -59,6 +59,18 @@ def atomic_path(
             partial.unlink(missing_ok=True)
 
 
+def output_problem(path: Path, *, is_folder: bool = False) -> str | None:
+    """Why a file or folder cannot be written, in words; None where it can. Nothing is made."""
+    if not is_folder and path.exists() and not path.is_file():
+        return f"{'a folder' if path.is_dir() else 'no regular file'}, a file is required"
+    near = (path if is_folder else path.parent).absolute()
+    while not os.path.lexists(near) and near != near.parent:
+        near = near.parent
+    if not near.is_dir():
+        return f"{near} is no folder"
+    return None if os.access(near, os.W_OK | os.X_OK) else f"{near} is not writable"
+
+
 def write_atomic(path: Path, text: str) -> None:
     """Write a text file so that readers see the old or the new one, never a part."""
     with atomic_path(path) as partial:

@@ -9,6 +9,8 @@ SRUN = "SLURM_STEP_ID"  # set in what srun started
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # of a process, as launchers say
 # Numbers of processes that other launchers set. Fabric reads none of them.
 OTHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE")
+# One of these is set wherever Fabric can know of other nodes.
+OF_NODES = ("NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "LSB_JOBID", *OTHERS)
 
 
 class Launched(NamedTuple):
@@ -76,12 +78,17 @@ def devices_of(devices: Any, num_nodes: int) -> tuple[Any, int]:
         launcher that Fabric does not know.
     """
     found = launched()
-    if found is None:
-        _refuse_others(devices, num_nodes)
+    if found is None or (found.by == "Slurm" and found.total == 1):  # may start its own processes
+        if num_nodes > 1 and not any(name in os.environ for name in OF_NODES):
+            raise ValueError(
+                f"num_nodes={num_nodes}, but nothing started this process on several nodes: start "
+                f"it by torchrun --nnodes={num_nodes} or srun, or give NODE_RANK, MASTER_ADDR and "
+                "MASTER_PORT on each node (machine.num_nodes)"
+            )
+        if found is None:
+            _refuse_others(devices, num_nodes)
         return devices, num_nodes
     if found.by == "Slurm":
-        if found.total == 1:  # a task that may start processes of its own
-            return devices, num_nodes
         if (rank := os.environ.get("SLURM_PROCID", "")) not in map(str, range(found.total)):
             raise ValueError(
                 f"SLURM_PROCID={rank!r} is no number of one of {found.total} tasks (SLURM_NTASKS): "

@@ -8,7 +8,7 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from handmim.utils.config import flatten_keys
+from handmim.utils.config import CONFIGS, flatten_keys, options_of
 from handmim.utils.exits import GOES_ON
 
 SHOWN = 12
@@ -47,7 +47,7 @@ def sentence(error: BaseException) -> str:
 def _no_option(error: MissingConfigException) -> str:
     said = str(error).splitlines()[0]
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
-    options = list(error.options or ())
+    options = list(error.options or options_of(group))
     close = meant(option, options)
     listed = f"; {group}= takes {', '.join(options)}" if options else ""
     return f"{said}{close}{listed}"
@@ -60,7 +60,8 @@ def _no_key(error: OmegaConfBaseException) -> str:
     beside = [str(parent._get_full_key(name)) for name in parent]
     everywhere = flatten_keys(parent._get_root())
     named = [k for k in everywhere if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
-    close = meant(key, beside) or meant(key, named, cutoff=0.0) or meant(key, everywhere)
+    groups = [path.name for path in CONFIGS.glob("*/")]
+    close = meant(key, beside) or meant(key, named, cutoff=0.0) or meant(key, everywhere + groups)
     listed = "" if close or len(beside) > SHOWN else f"; there are {', '.join(beside)}"
     return f"no such setting: {key}{close}{listed} (--cfg job prints all)"
 

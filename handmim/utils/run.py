@@ -8,7 +8,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -150,6 +150,7 @@ class Run:
         stall_timeout_s: float | None = None,
         resume: str = "never",
         overwrite: bool = False,
+        before_folder: Callable[[], object] | None = None,
     ) -> "Run":
         """Launch processes or join those of a launcher, make the folder, record what is being run.
 
@@ -165,6 +166,7 @@ class Run:
             stall_timeout_s: seconds that a run may stand still before it ends; None is for ever.
             resume: "never", "auto" or a checkpoint; "never" refuses a folder that holds a run.
             overwrite: replace an earlier run of that folder, kept aside until the first result.
+            before_folder: called under the run's seed; what it raises leaves no folder behind.
         Raises: ValueError for devices that contradict the launcher; FileExistsError for a folder
             that another process writes, or that holds a run.
         """
@@ -204,6 +206,9 @@ class Run:
         hosts = None
         if fabric.world_size > 1 and dist.get_backend() != "gloo":
             hosts = dist.new_group(backend="gloo", timeout=limit)
+        seed_everything(seed)
+        if before_folder is not None:
+            before_folder()
         lock: FolderLock | None = None
         if fabric.is_global_zero:
             lock = lock_run(folder)
@@ -216,7 +221,6 @@ class Run:
             name, folder, seed, config, fabric, logger, in_force, compile, stall_timeout_s, lock,
             hosts,
         )  # fmt: skip
-        seed_everything(seed)
         if resume == "never":
             run.write_start()
         run.log.info(

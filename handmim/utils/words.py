@@ -6,6 +6,7 @@ are errors, or change what it means. Values of keys that hold paths or names are
 
 import os
 import re
+from argparse import ArgumentTypeError
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig
+
+from handmim.utils.config import options_of
+from handmim.utils.files import output_problem
 
 # Last parts of keys that hold a path, whatever stands before them.
 PATHS = (
@@ -60,15 +64,18 @@ def _hydra_word(word: str, is_sweep: bool) -> str:
     elif name in LISTS_OF_PATHS and value.startswith("[") and value.endswith("]"):
         value = _quoted_list(value)
     elif is_path(name) or name in NAMES or last == "split_by":
-        value = value if value == "null" and last not in NEVER_NULL else quoted(value)
+        is_null = value == "null" and not (last in NEVER_NULL and os.path.lexists(value))
+        value = value if is_null else quoted(value)
     try:
-        OverridesParser.create().parse_override(f"{key}={value}")
+        read = OverridesParser.create().parse_override(f"{key}={value}")
     except HydraException as error:
         raise ValueError(
             f"{word!r} cannot be read ({str(error).splitlines()[0]}): a value with other "
             f"characters than letters, digits and /-+.$%*@?| needs quotes inside quotes, "
             f"{key}='\"...\"'"
         ) from error
+    if (options := options_of(name)) and not isinstance(read.value(), (str, list)):
+        raise ValueError(f"{word}: one of {', '.join(options)} is required ({name}=)")
     return f"{key}={value}"
 
 
@@ -130,6 +137,17 @@ def user_path(text: str) -> str:
 def given_path(text: str) -> Path:
     """A path that an option of a command line gives (argparse: type=given_path)."""
     return Path(user_path(text))
+
+
+def given_output(text: str) -> Path:
+    """A file to write that an option gives (argparse: type=given_output).
+
+    Raises: ArgumentTypeError where it cannot be written.
+    """
+    path = given_path(text)
+    if problem := output_problem(path):
+        raise ArgumentTypeError(f"{text}: {problem}")
+    return path
 
 
 def expand_paths(node: DictConfig | ListConfig) -> None:

@@ -97,7 +97,9 @@ class FakeRuns:
         if self.dies_after is not None and len(self.ran) == self.dies_after:
             raise KeyboardInterrupt
         if cell.name in self.broken:
-            raise FloatingPointError("the loss is not finite at step 7")
+            error = FloatingPointError("the loss is not finite at step 7")
+            error.add_note("while building data.train")
+            raise error
         self.ran.append(cell.name)
         value = 10.0 + 5.0 * (cell.row.name == "random") + cell.seed
         probe = self.figures.get(cell.name, {"cls/mpjpe_mm": value})

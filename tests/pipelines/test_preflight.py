@@ -5,8 +5,13 @@ from handmim.engine.checkpoint import save_checkpoint
 from handmim.pipelines.finetune import finetune
 from handmim.pipelines.preflight import path_problems
 from handmim.pipelines.pretrain import pretrain
+from handmim.pipelines.trial import try_parts
 from handmim.utils.entry import compose
+from handmim.utils.messages import sentence
 from tests.conftest import REPO
+
+CPU = ["machine.accelerator=cpu"]
+QUICK = ["experiment=quickstart_pretrain", *CPU]
 
 
 @pytest.fixture(autouse=True)
@@ -110,6 +115,11 @@ def test_what_is_refused_at_once_leaves_no_run_folder(tmp_path, word, message):
         ("pretrain", ["data.scene.fill=[0.9,0.1]"], r"fill=\[0\.9, 0\.1\]"),
         ("pretrain", ["optim.make.betas=0.9"], r"the optimizer cannot be made: .*optim\.make"),
         ("finetune", ["num_labels=500", "data.num_train=300"], "num_labels=500: more than the 300"),
+        ("finetune", ["trainer.keep_best=val/no"], r"val/no: .* val/mpjpe_mm.*trainer\.keep_best"),
+        ("pretrain", ["probe=synthetic", "probe.neighbours=[0]"], r"\[0\] \(probe\.neighbours"),
+        ("pretrain", [*QUICK, "task.mask_mode=foo"], r"'foo' \(task\.mask_mode"),
+        ("pretrain", [*QUICK, "task.backbone.size.num_heads=5"], "num_heads"),
+        ("finetune", ["experiment=quickstart_finetune", *CPU, "task.average=2"], r"task\.average"),
     ],
 )
 def test_what_a_part_refuses_is_said_before_anything_is_rendered(
@@ -120,3 +130,10 @@ def test_what_a_part_refuses_is_said_before_anything_is_rendered(
     with pytest.raises(ValueError, match=message):
         (pretrain if entry == "pretrain" else finetune)(cfg)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_scene_names_its_key():
+    cfg = compose("pretrain", ["data=synthetic", "data.scene.fill=[0.9,0.1]"])
+    with pytest.raises(ValueError, match="fill") as refused:
+        try_parts(cfg)
+    assert "while building data.scene (" in sentence(refused.value)

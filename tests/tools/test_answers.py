@@ -42,6 +42,17 @@ def answer(folder: Path, script: str, *words: str) -> str:
         ("benchmark.py", ["suite=hnad"], "Could not find 'suite/hnad'"),
         ("doctor.py", ["freihnad=DIR"], "no such setting: freihnad, did you mean freihand?"),
         (
+            "doctor.py",
+            ["report=/dev/null/r.json"],
+            "r.json: /dev/null is no folder",
+        ),
+        (
+            "pack_crops.py",
+            [".", "/dev/null/x"],
+            "argument file: /dev/null/x: /dev",
+        ),
+        ("faults.py", ["damage", "--json", "/dev/null"], "no regular file, a file is required"),
+        (
             "ablate.py",
             ["table=rivals", "dry_run=true", 'pretrain=["method=supervised-init","data=folder"]'],
             "row random does not compose for pretrain: init, data.root must be given",

@@ -25,7 +25,7 @@ def environment(monkeypatch):
 
 def test_without_a_launcher_settings_stay(environment):
     assert launched() is None
-    assert devices_of(3, 2) == (3, 2)
+    assert devices_of(3, 1) == (3, 1)
     assert devices_of("auto", 1) == ("auto", 1)
     require_one_process("ablate")
 
@@ -56,6 +56,13 @@ def test_tasks_that_srun_did_not_start_are_refused(environment):
     environment(**slurm_env(5, 1))
     with pytest.raises(ValueError, match="SLURM_PROCID='5' is no number of one of 2 tasks"):
         devices_of(1, 1)
+
+
+def test_nodes_that_nothing_started_are_not_waited_for(environment):
+    with pytest.raises(ValueError, match=r"num_nodes=2, .*torchrun.*machine\.num_nodes"):
+        devices_of(1, 2)
+    environment(NODE_RANK="1", MASTER_ADDR="10.0.0.1")
+    assert devices_of(1, 2) == (1, 2)
 
 
 def test_nodes_are_counted(environment):

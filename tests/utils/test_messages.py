@@ -1,6 +1,9 @@
 import pytest
+from hydra import initialize_config_dir
 
+from handmim.utils.entry import compose
 from handmim.utils.messages import sentence
+from tests.conftest import REPO
 
 PAIR = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:545] Read error [127.0.0.1]:12439: "
 
@@ -13,3 +16,19 @@ def test_a_lost_process_is_one_sentence(said):
     assert text.startswith("another process of this run ended")
     assert "resume=auto" in text
     assert sentence(RuntimeError("odd")) == "odd"
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("lss=[patch_distill]", "no such setting: lss, did you mean loss?"),
+        ("loss=[patch_distil]", "did you mean patch_distill?; loss= takes betas, class_distill"),
+    ],
+)
+def test_a_misspelt_group_or_option_is_told_what_there_is(word, said):
+    with (
+        initialize_config_dir(str(REPO / "configs"), version_base="1.3"),
+        pytest.raises(Exception, match=r"lss|patch_distil") as refused,
+    ):
+        compose("pretrain", [word])
+    assert said in sentence(refused.value)

@@ -11,6 +11,7 @@ from handmim.utils.files import (
     atomic_path,
     lock_folder,
     locked,
+    output_problem,
     remove_leftovers,
     write_atomic,
 )
@@ -143,3 +144,13 @@ def test_nothing_is_locked_by_processes_that_a_holder_starts(tmp_path):
         assert str(tmp_path / ".lock") not in links
         child.stdin.close()
     del lock
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_outputs_that_cannot_be_written_are_known_before(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").touch()
+    assert output_problem(tmp_path / "pipe") == "no regular file, a file is required"
+    assert output_problem(tmp_path) == "a folder, a file is required"
+    assert output_problem(tmp_path / "file" / "a" / "b") == f"{tmp_path / 'file'} is no folder"
+    assert output_problem(tmp_path / "new" / "b") is None

@@ -48,6 +48,13 @@ def test_home_and_variables_are_expanded(monkeypatch):
 
 def test_null_is_null_where_a_path_may_be_left_out():
     assert taken("init=null") is None
+    assert taken("name=null") is None  # and no folder of that name is made
+    assert taken("paths.run_root=null") is None
+
+
+def test_a_group_takes_one_of_its_files():
+    with pytest.raises(ValueError, match=r"trainer=null: one of finetune, pretrain is required"):
+        hydra_words(["trainer=null"])
 
 
 def test_lists_of_paths_and_of_words_need_no_inner_quotes(monkeypatch):

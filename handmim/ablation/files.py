@@ -46,8 +46,11 @@ def read_record(path: Path) -> dict[str, Any]:
         raise ValueError(f"{error}: {advice}") from error
     if not isinstance(record, dict):
         raise ValueError(f"{path} holds a {type(record).__name__}, not an object: {advice}")
+    last = next(reversed(record), None)
     written = record.pop(SHA256, None)
-    if written is not None and written != _sha256(record):
+    rest = {key: value for key, value in record.items() if key != last}
+    is_renamed = written is None and last is not None and record[last] == _sha256(rest)
+    if is_renamed or (written is not None and written != _sha256(record)):
         raise ValueError(f"{path} has another content than was written to it: {advice}")
     return record
 

@@ -186,8 +186,7 @@ def test_no_changed_byte_of_a_record_changes_its_content(tmp_path):
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 2]) + whole[place + 1 :])
         with contextlib.suppress(ValueError):
-            record = read_record(path)  # the name of the digest itself may have changed
-            assert {key: record[key] for key in same} == same, place
+            assert read_record(path) == same, place
 
 
 @pytest.mark.parametrize("content", ["", '{"figures": {"a"', "[1]", "null", "[" * 10_000, "\0"])

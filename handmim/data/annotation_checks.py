@@ -277,17 +277,24 @@ def _check_axes(notes: Notes, joints_m: Array, keypoints: Array) -> None:
     good = (keypoints[..., 2] > 0).all(axis=1)
     if not good.any():
         return
-    flat, deep = (a[good][..., :2] for a in (keypoints, joints_m))
+    flat, deep = keypoints[good][..., :2], joints_m[good]
     flat, deep = (a - a.mean(axis=1, keepdims=True) for a in (flat, deep))
     norms = [np.sqrt((a**2).sum(axis=(0, 1))) for a in (flat, deep)]
     table = np.einsum("njx,njy->xy", flat, deep) / np.maximum(np.outer(*norms), 1e-12)
     x, y = table.diagonal()
-    is_exchanged = table[0, 1] > AGREES and table[1, 0] > AGREES
-    fix = "keypoints_3d are x right, y down, z away from the camera: negate what points elsewhere"
-    if is_exchanged:
+    best = np.abs(table).argmax(axis=1)
+    strongest = table[[0, 1], best]
+    is_clear = bool((np.abs(strongest) > AGREES).all()) and best[0] != best[1]
+    # a tilted hand's depth runs with the image too
+    is_exchanged = is_clear and bool((np.abs(strongest) > np.abs((x, y)) + AGREES).any())
+    fix = "keypoints_3d are x right, y down, z away from the camera"
+    if best.tolist() == [1, 0] and is_clear and (strongest > 0).all():
         fix = "x and y are exchanged in keypoints or in keypoints_3d"
+    elif is_clear:
+        right, down = ("-" * bool(c < 0) + "xyz"[i] for c, i in zip(strongest, best, strict=True))
+        fix += f"; of keypoints_3d {right} runs right and {down} runs down in the images"
     notes.judge(
-        bool(min(x, y) > AGREES),
+        bool(min(x, y) > AGREES) and not is_exchanged,
         "keypoints-axes",
         f"keypoints_3d run with the image: correlation {x:.2f} in x, {y:.2f} in y",
         fix,

@@ -1,5 +1,6 @@
 """Labels of single hands: copies, confidences, boxes, cameras, and how the hands are seen."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ Array = NDArray[np.float64]
 # A hand of pixels cannot lie within 1.5 px of the corner; normalised ones may pass 1 a little.
 NORMALISED_PX = 1.5
 BOX_SLACK = 0.25  # of the box's longer side; a corner in place of the size makes it larger
+FEWEST_POINTS = 3  # keypoints from which on two hands are not the same by chance
 OFF_SHARE = 0.2  # of the keypoints' extent
 # Hands of six public sets point up (55 to 100 %, by less than 45 degrees) or in all directions.
 SHOW_BACKS, POINT_AWAY = 0.6, 0.7
@@ -26,11 +28,12 @@ def _miss_px(joints_m: Array, K_px: Array, points_px: Array) -> float:
 
 
 def check_entries(notes: Notes, annotations: Annotations) -> None:
-    """Copies, visibilities that are confidences, and keypoints beside their own box."""
+    """Copies in one image or several, confidences as visibilities, keypoints beside their box."""
     hands, seen = annotations.hands, set()
     odd: list[str] = []
     copies: list[str] = []
     beside: list[str] = []
+    images_of: defaultdict[bytes, dict[str, str]] = defaultdict(dict)
     for hand in hands:
         points = hand.keypoints[hand.keypoints[:, 2] > 0]
         key = (annotations.images[hand.image]["file_name"], points.tobytes())
@@ -38,6 +41,8 @@ def check_entries(notes: Notes, annotations: Annotations) -> None:
             continue
         (copies if key in seen else []).append(hand.entry)
         seen.add(key)
+        if len(points) >= FEWEST_POINTS:
+            images_of[key[1]].setdefault(key[0], hand.entry)
         if not np.isin(points[:, 2], (1, 2)).all():
             odd.append(hand.entry)
         if hand.box is not None and (hand.box[2:] > NORMALISED_PX).all():
@@ -64,6 +69,16 @@ def check_entries(notes: Notes, annotations: Annotations) -> None:
         if found:
             text = f"{len(found)} of {len(hands)} hands {what}: {shown(found)}"
             notes.warning(f"keypoints-{name}", text, fix)
+    repeated = [entry for same in images_of.values() if len(same) > 1 for entry in same.values()]
+    most = max(map(len, images_of.values()), default=0)
+    notes.judge(
+        not repeated,
+        "keypoints-repeated",
+        f"{len(repeated)} of {len(hands)} hands have the same keypoints as a hand of another "
+        f"image, up to {most} images alike: {shown(repeated)}",
+        "give every image its own labels; fine for copies of one image",
+        bad="error" if most >= FEWEST_SIDED and most > len(hands) / 2 else "warning",
+    )
 
 
 def check_cameras(notes: Notes, hands: Sequence[Hand]) -> None:

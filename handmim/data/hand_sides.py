@@ -68,7 +68,8 @@ def mentions(entries: Iterable[Mapping[str, Any]]) -> list[str]:
         for name, value in _fields(entry).values():
             is_edge = type(value) in (int, float) and value not in (0, 1)
             text = f"{name} {value}" if isinstance(value, str) else name
-            if name not in found and not is_edge and _MENTION.search(text.lower()):
+            is_named = _letters(name) in _OFTEN or _MENTION.search(text.lower())
+            if name not in found and not is_edge and is_named:
                 found[name] = f"{name}={value!r:.40}"
     return list(found.values())
 
@@ -78,7 +79,8 @@ class SideReader:
 
     Args:
         entries: annotations and images of the file. The fields `side` and `hand` count where any
-            of them holds a side there, `label`, `type` and the like where all values are sides.
+            of them holds a side there, `label`, `type` and the like where all values are sides. 0
+            and 1 in `side` or `hand` are refused where nothing else states a side.
         categories: entries of the file's `categories`. Those named left, right, L or R count where
             all of them are sides, those named left_hand or right_hand always.
     """
@@ -87,10 +89,14 @@ class SideReader:
         self, entries: Iterable[Mapping[str, Any]], categories: Iterable[Mapping[str, Any]]
     ) -> None:
         sided: dict[str, set[bool]] = {key: set() for key in (*_OFTEN, *_LOOSE)}
+        numbers: dict[str, set[str]] = {key: set() for key in _OFTEN}
         for entry in entries:
             for key, (_, value) in _fields(entry).items():
                 if key in sided and value is not None:
                     sided[key].add(side_of(value) is not None)
+                    if key in numbers:
+                        numbers[key].add(str(value))
+        self._numbered = [key for key in _OFTEN if numbers[key] == {"0", "1"}]
         self._words = (*_NAMED, *(key for key in _OFTEN if True in sided[key]))
         self._loose = [key for key in _LOOSE if sided[key] == {True}]
         names = {c.get("id"): c.get("name") for c in categories}
@@ -116,6 +122,9 @@ class SideReader:
                 raise ValueError(f"states both sides ({values})")
             if found:
                 return next(iter(found.values())), next(iter(found))
+        for key, (name, value) in (row for entry in entries for row in _fields(entry).items()):
+            if key in self._numbered:
+                raise ValueError(f"has {name}={value!r}")
         return None
 
     def _stated(self, entry: Mapping[str, Any]) -> dict[str, bool]:

@@ -1,5 +1,6 @@
 """Samples to batches. Nothing is augmented here: that happens batch by batch, later."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 
@@ -15,6 +16,10 @@ from handmim.engine.watchdog import beat
 from handmim.engine.workers import Loaded, Loading, attempt
 from handmim.geometry.camera import ndc_from_px
 from handmim.hand.skeleton import RULE_NAMES
+from handmim.utils.findings import shown
+from handmim.utils.unreadable import UnreadableSample
+
+log = logging.getLogger(__name__)
 
 
 def _stacked(pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -137,14 +142,36 @@ def label_subset(dataset: Dataset[HandSample], num: int | None, seed: int) -> Da
     return Subset(dataset, [i for i, label in enumerate(labels) if label in chosen])
 
 
+class Sparing(Subset[HandSample]):
+    """All samples of a training set, of which `batches` leaves out so many that cannot be read.
+
+    Args:
+        dataset: labelled samples.
+        most: unreadable samples that may be left out.
+    """
+
+    def __init__(self, dataset: Dataset[HandSample], most: int) -> None:
+        super().__init__(dataset, range(len(dataset)))  # type: ignore[arg-type]
+        self.most, self.missed = most, dict[str, str]()
+
+
 class _Collated(Dataset[Loaded]):
-    """Whole batches by the places of their samples."""
+    """Batches of the readable samples by position, None without any, and names of the others."""
 
     def __init__(self, dataset: Dataset[HandSample]) -> None:
         self.dataset = dataset
 
     def __getitem__(self, places: list[int]) -> Loaded:
-        return attempt(lambda: Loaded(collate_hands([self.dataset[place] for place in places])))
+        return attempt(lambda: self._make(places))
+
+    def _make(self, places: list[int]) -> Loaded:
+        samples, missed = [], []
+        for place in places:
+            try:
+                samples.append(self.dataset[place])
+            except UnreadableSample as error:
+                missed.append((error.path, error.reason))
+        return Loaded(collate_hands(samples) if samples else None, missed)
 
 
 def batches(
@@ -156,13 +183,32 @@ def batches(
         dataset: labelled samples.
         batch_size: samples at a time.
         num_workers: processes that load; 0 loads in this one.
-    Raises: UnreadableSample naming a sample that cannot be read: none is left out.
+    Raises: ValueError, after a look at all samples, naming those that cannot be read; up to
+        `most` of a `Sparing` set are left out and named in the log.
     """
-    size = len(dataset)  # type: ignore[arg-type]
+    size, missed = len(dataset), dict[str, str]()  # type: ignore[arg-type]
+    most = dataset.most if isinstance(dataset, Sparing) else 0
     order = BatchSampler(range(size), batch_size, drop_last=False)
     generator = torch.Generator()  # else it would draw from the global one
     with Loading(_Collated(dataset), order, num_workers, generator=generator) as loading:
         for number in range(len(order)):
             beat("samples to evaluate, from number", number * batch_size)
-            yield next(loading).unwrapped()
+            loaded = next(loading)
+            batch = loaded.unwrapped()
+            missed |= dict(loaded.replaced)
+            if batch is not None and len(missed) <= most:
+                yield batch
         beat("what is made of the samples")
+    text = f"{len(missed)} of {size} labelled images cannot be read: "
+    text += shown([f"{name} ({reason})" for name, reason in missed.items()])
+    if len(missed) > most or len(missed) == size:
+        share = f", more than the {most} that training may leave out" * isinstance(dataset, Sparing)
+        raise ValueError(
+            f"{text}{share}; copy them again, or take them out of the annotations "
+            "(tools/doctor.py full=true lists them"
+            + (", trainer.max_unreadable)" if share else "; data or probe: annotations)")
+        )
+    if isinstance(dataset, Sparing) and missed.keys() - dataset.missed.keys():
+        dataset.missed |= missed
+        what = "left out here, and replaced by others in training"
+        log.warning("%s; they are %s (trainer.max_unreadable)", text, what)

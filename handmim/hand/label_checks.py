@@ -15,6 +15,7 @@ Array = NDArray[np.float64]
 
 METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001}
 DIAGONAL_M = (0.05, 0.4)  # of the box around a hand, median of a set
+OTHER_UNIT_M = 0.1  # the least of it in another unit than metres: hands in inches have less in cm
 SIZES_M = (0.02, 1.0)  # the same of any hand
 BONE_M = (0.005, 0.12)
 # Share of hands with a bone out of that range: up to 0.06 in labels of detectors.
@@ -35,7 +36,8 @@ def unit_of(points: Array) -> str | None:
     """The unit in which [n, P, 3] points are hands; None when no unit makes them so."""
     diagonal = float(np.median(np.linalg.norm(np.ptp(points, axis=1), axis=1)))
     low, high = DIAGONAL_M
-    return next((u for u, m in METRES.items() if low <= diagonal * m <= high), None)
+    lows = {unit: low if unit == "m" else OTHER_UNIT_M for unit in METRES}
+    return next((u for u, m in METRES.items() if lows[u] <= diagonal * m <= high), None)
 
 
 def bones(joints: Array) -> Array:
@@ -84,7 +86,10 @@ def settle_unit(notes: Notes, prefix: str, points: Array, where: str) -> Array:
     unit = unit_of(points)
     if unit is None:
         size = float(np.median(np.linalg.norm(np.ptp(points, axis=1), axis=1)))
-        raise ValueError(f"{where}: the box around a hand has a diagonal of {size:.4g}: no hand")
+        raise ValueError(
+            f"{where}: the box around a hand has a diagonal of {size:.4g}: no hand in m, cm or mm, "
+            f"of which most have {OTHER_UNIT_M:g} to {DIAGONAL_M[1]:g} m"
+        )
     notes.judge(
         unit == "m",
         f"{prefix}-unit",

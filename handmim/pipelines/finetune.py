@@ -1,12 +1,13 @@
 """Supervised regression from its composed config to the last validation's figures."""
 
+from collections import deque
 from pathlib import Path
 from typing import NamedTuple
 
 from omegaconf import DictConfig
 
 from handmim.data.fingerprint import fingerprint_of
-from handmim.data.loader import collate_hands
+from handmim.data.loader import batches, collate_hands
 from handmim.engine.checkpoint import BEST, LAST, checkpoints_of
 from handmim.engine.loop import FitResult, Trainer
 from handmim.engine.signals import StopSignals
@@ -67,7 +68,9 @@ def _finetune(cfg: DictConfig) -> Finetuned:
     workers = cfg.trainer.num_workers
     if not sources:  # else its state holds them already
         with Watchdog(run):
-            task.start_from_labels(train, augment, run.device, num_workers=workers)
+            spared = {"num_workers": workers, "max_unreadable": cfg.trainer.max_unreadable}
+            task.start_from_labels(train, augment, run.device, **spared)
+            deque(batches(val, 64, workers), maxlen=0)  # else the first validation would refuse it
 
     result = trainer.fit(
         run,

@@ -6,6 +6,7 @@ time, so that a figure moves only because the network did.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from handmim.tasks.feature_pictures import draw_patch_colours, draw_pictures_wit
 from handmim.tasks.health import measure
 from handmim.tasks.pretrain import HandMimTask
 from handmim.utils.run import Run
+from handmim.utils.unreadable import UnreadableSample
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +133,15 @@ class CollapseAlarms:
             )  # fmt: skip
 
     def _views(self, info: StepInfo, device: torch.device) -> PretrainBatch:
-        crops = collate_crops([self.dataset[i] for i in self.places])
+        samples = []
+        for place in self.places:
+            with suppress(UnreadableSample):  # training counts and names it (feed.Feed)
+                samples.append(self.dataset[place])
+        if len(samples) < 2:
+            raise ValueError(
+                f"alarms compare images: {len(samples)} of {len(self.places)} can be read (data)"
+            )
+        crops = collate_crops(samples)
         there = {k: None if x is None else x.to(device) for k, x in crops._asdict().items()}
         generator = torch.Generator().manual_seed(self.seed)
         return self.make_views(CropBatch(**there), generator, info)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset, Subset
 
 from handmim.contracts import HandBatch, HandSample, Lens, StepInfo, StepResult, Tokens
 from handmim.data.augment import HandAugment
+from handmim.data.loader import Sparing
 from handmim.hand.model import HandLayer
 from handmim.losses.direct_keypoints import JointEstimate, JointOutputs
 from handmim.losses.reduction import StepWeights
@@ -138,6 +139,7 @@ class RegressionTask(nn.Module, ABC):
         device: torch.device,
         max_pictures: int = 2048,
         num_workers: int = 0,
+        max_unreadable: float = 0.0,
     ) -> None:
         """Give the head what it measures from, the backbone being initialised already; averaged
         weights start here.
@@ -148,8 +150,12 @@ class RegressionTask(nn.Module, ABC):
             device: where pictures are looked at.
             max_pictures: of a larger set so many are looked at, the same ones every time.
             num_workers: loader processes.
+            max_unreadable: share of the set that may be left out, one sample at least; 0 is none.
         """
-        self.measure_labels(some_of(dataset, max_pictures), augment, device, num_workers)
+        share = max_unreadable * len(dataset)  # type: ignore[arg-type]
+        most = int(max(1.0, share)) if max_unreadable else 0
+        looked_at = Sparing(some_of(dataset, max_pictures), most)
+        self.measure_labels(looked_at, augment, device, num_workers)
         if self.averaged is not None:
             self.averaged.net.load_state_dict(self._followed().state_dict())
 

@@ -106,6 +106,14 @@ def sides(*names, **values):
     return plant
 
 
+def same_keypoints(num):
+    def plant(content):
+        for note in content["annotations"][:num]:
+            note["keypoints"] = content["annotations"][0]["keypoints"]
+
+    return plant
+
+
 def joined(content):
     """Two files one after the other, whose ids restart."""
     second = copy.deepcopy(content)
@@ -171,6 +179,11 @@ def test_keypoints_in_one_corner_are_a_warning(content, load, caplog):
             points_2d(lambda p: p * [1, -1] + [0, HEIGHT]),
             r"correlation .* in x, -[01]",
         ),
+        (same_keypoints(NUM), "24 of 24 hands have the same keypoints .* up to 24 images"),
+        (points_3d(lambda v: v * 39.37), "a diagonal of .* no hand in m, cm or mm"),
+        (points_3d(lambda v: v[:, [2, 1, 0]]), "of keypoints_3d z runs right and y runs down"),
+        (points_3d(lambda v: v[:, [0, 2, 1]]), "of keypoints_3d x runs right and z runs down"),
+        (points_3d(lambda v: v * [-1, -1, 1]), "of keypoints_3d -x runs right and -y runs down"),
         (points_3d(lambda v: v * 1e3), "keypoints_3d is in mm"),
         (points_3d(lambda v: v * 1e2), "keypoints_3d is in cm"),
         (points_3d(lambda v: v * 10), "diagonal of .* no hand"),
@@ -305,6 +318,14 @@ def test_sides_that_are_unknown_or_contradict_are_refused(content, load, fields,
         load(content)
 
 
+def test_sides_as_numbers_are_refused_where_nothing_else_states_them(content, load):
+    sides(hand=(0, 1))(content)
+    with pytest.raises(ValueError, match=r"24 entries, .*annotation 0 has hand=0.*a side is"):
+        load(content)
+    content["info"] = {"handedness": "right"}
+    load(content)  # `hand` may count the hands of an image
+
+
 def copied(content):
     content["annotations"].append(content["annotations"][7] | {"id": 99})
 
@@ -312,6 +333,7 @@ def copied(content):
 @pytest.mark.parametrize(
     ("plant", "message"),
     [
+        (same_keypoints(3), "3 of 24 hands have the same keypoints .*3 images alike: annotation 0"),
         (copied, "1 of 25 hands repeat another hand of their image: annotation 99"),
         (
             lambda c: one(keypoints=[*c["annotations"][7]["keypoints"][:62], 0.8])(c),

@@ -17,6 +17,7 @@ from handmim.geometry.warp import from_source
 from handmim.models.heads.keypoint import SoftArgmaxKeypoints
 from handmim.tasks.alarms import CollapseAlarms
 from handmim.utils.run import Run
+from handmim.utils.unreadable import UnreadableSample
 from tests.tasks.test_pretrain_task import HANDMIM, make_task
 
 CONFIG = yaml.safe_load(
@@ -59,6 +60,18 @@ def alarms(**kwargs) -> CollapseAlarms:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return Run.start("alarms", tmp_path_factory.mktemp("alarms"), 0, {}, accelerator="cpu")
+
+
+def test_alarms_pass_over_unreadable_images(run, monkeypatch):
+    whole = Crops.__getitem__
+
+    def damaged(self, index):
+        if index in (3, 7):
+            raise UnreadableSample(f"{index}.jpg", "cut short")
+        return whole(self, index)
+
+    monkeypatch.setattr(Crops, "__getitem__", damaged)
+    assert len(alarms()._views(INFO, run.device).views) == NUM - 2
 
 
 def plant_logits(task, field, change):

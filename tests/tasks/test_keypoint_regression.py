@@ -19,6 +19,7 @@ from handmim.models.heads.direct import DirectHead, KeypointOutputs, KeypointSta
 from handmim.models.vit import ViT
 from handmim.tasks.evaluate import PREDICTORS, score
 from handmim.tasks.keypoint_regression import KeypointRegressionTask, mean_joints, mean_scale
+from handmim.utils.unreadable import UnreadableSample
 from tests.tasks.relabelled import Relabelled
 
 CPU = torch.device("cpu")
@@ -145,6 +146,22 @@ def test_the_mean_scale_is_that_of_the_pictures(photos, augment):
     task = build(head={"coords": "25d"})
     task.start_from_labels(photos, augment, CPU)
     assert float(task.head.mean_scale_ndc_per_m) == pytest.approx(float(logs.mean().exp()))
+
+
+def test_the_start_leaves_out_a_share_of_unreadable_images(photos, augment):
+    class Damaged(Relabelled):
+        def __getitem__(self, index):
+            if index in (2, 9):
+                raise UnreadableSample(f"{index}.jpg", "cut short")
+            return super().__getitem__(index)
+
+    task, readable = build(), [p for i, p in enumerate(photos) if i not in (2, 9)]
+    task.start_from_labels(Damaged(photos), augment, CPU, max_unreadable=0.125)
+    torch.testing.assert_close(task.head.mean_joints_root_m, mean_joints(readable, augment)[0])
+    with pytest.raises(ValueError, match=r"2 of 16 .*more than the 1 "):
+        task.start_from_labels(Damaged(photos), augment, CPU, max_unreadable=0.01)
+    with pytest.raises(ValueError, match=r"2 of 16 .*more than the 0 "):
+        task.start_from_labels(Damaged(photos), augment, CPU)
 
 
 def test_left_hands_are_mirrored_on_the_way_in(photos, augment):

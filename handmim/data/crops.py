@@ -23,12 +23,13 @@ from handmim.images.decode import (
     read_image,
 )
 from handmim.images.files import ImageTree, find_images
-from handmim.images.maps import find_maps
+from handmim.images.maps import LABELS, NORMALS, find_maps
 from handmim.images.names import printable, shown
 
 log = logging.getLogger(__name__)
 
 GROUPINGS = ("none", "folder")
+PLURALS = {LABELS: "maps of labels", NORMALS: "maps of normals"}
 
 
 def find_photos(
@@ -57,9 +58,10 @@ def find_photos(
         )
     if sum(map(len, maps.values())) == len(tree.names):
         if maps:
+            kinds = " and ".join(PLURALS.get(kind, f"{kind}s") for kind in maps)
             tree.remarks.append(
-                f"all {len(tree.names)} images below {printable(str(root))} look like "
-                f"{' and '.join(f'{kind}s' for kind in maps)}, no photos (data.root)"
+                f"all {len(tree.names)} images below {printable(str(root))} look like {kinds}, "
+                "no photos (data.root)"
             )
         return tree
     for kind, names in maps.items():

@@ -1,13 +1,14 @@
 """Masks, depth maps and segmentation maps among images, recognised by their pixels and names.
 
-Images are judged in groups that one program wrote: those of one folder, one ending, and one word
-for a map in their names (`0001_mask.png`). A few images of each group are looked at. Numbers count
-as they are stored, before they are scaled for the eye: ids of labels, distances in any unit.
+Images are judged in groups that one program wrote: those of one folder, one ending, one word for
+a map in their names (`0001_mask.png`), and one affix beside others (`0001.png`, `0001_m.png`). A
+few images of each group are looked at. Numbers count as they are stored, before they are scaled
+for the eye: ids of labels, distances in any unit.
 """
 
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ WORDS = re.compile(
     r"disparities|alphas?|mattes?|silhouettes?|normals?|trimaps?|parsing|instances?|semantics?|"
     r"heatmaps?|gt|annotations?|(?:seg|label|depth|disparity|normal)maps?)(?![a-z])"
 )
+AFFIX = re.compile(r"^[A-Za-z]+[-_. ]|[-_. ][A-Za-z]+$")
 MASK, DEPTH, FLAT, FEW_COLOURS, LABELS, NORMALS, GREYSCALE, NO_BLUE, IMAGE = (
     "mask", "depth map", "one colour", "segmentation map", "map of labels", "map of normals",
     "greyscale map", "map of two numbers", "image",
@@ -47,6 +49,7 @@ class Group(NamedTuple):
     folder: str
     ending: str
     word: str  # of `WORDS` in the path, or none
+    affix: str  # of the file's name, where another file has the same name without or with another
 
     @property
     def is_named(self) -> bool:
@@ -55,18 +58,27 @@ class Group(NamedTuple):
 
 
 def groups_of(names: Iterable[str]) -> dict[Group, list[str]]:
-    """Images by folder, ending and word for a map."""
+    """Images by folder, ending, word for a map, and affix."""
+    based = [(name, _base(name)) for name in names]
+    num_of = Counter(base for _, base in based)
     groups: defaultdict[Group, list[str]] = defaultdict(list)
     words: dict[str, str] = {}
-    for name in names:
+    for name, base in based:
         folder, file = os.path.split(name)
         stem, ending = os.path.splitext(file)
         if folder not in words:
             words[folder] = " ".join(_words(folder))
         word = _words(stem)
-        key = Group(folder, ending.lower(), " ".join([words[folder], *word]).strip())
+        affix = "".join(AFFIX.findall(stem)) if num_of[base] > 1 else ""
+        key = Group(folder, ending.lower(), " ".join([words[folder], *word]).strip(), affix)
         groups[key].append(name)
     return dict(groups)
+
+
+def _base(name: str) -> str:
+    folder, slash, file = name.rpartition(os.sep)
+    stem = file.rpartition(".")[0]
+    return folder + slash + (stem if stem.isdigit() else AFFIX.sub("", stem))
 
 
 def _words(name: str) -> list[str]:
@@ -123,7 +135,8 @@ def kind_of(image: NDArray[np.uint8], numbers: Array | None = None, *, is_lossy:
         is_lossy: of a format whose compression changes single values.
     """
     height, width = image.shape[:2]
-    grid = image[:: -(-height // SIDE), :: -(-width // SIDE)].reshape(-1, 3)
+    rows = image[:: -(-height // SIDE), :: -(-width // SIDE)]
+    grid = rows.reshape(-1, 3)
     spread = grid.max(axis=1).astype(int) - grid.min(axis=1)
     if numbers is None and not is_lossy and not spread.any():
         numbers = image[..., 0]
@@ -142,6 +155,10 @@ def kind_of(image: NDArray[np.uint8], numbers: Array | None = None, *, is_lossy:
         bottom, top = values.min(), values.max()
         margin = (top - bottom) // 8
         near = (values <= bottom + margin) | (values >= top - margin)
+        upper = rows[..., 1] > (bottom + top) / 2
+        same = (upper[:, 1:] == upper[:, :-1]).mean()
+        if is_lossy and top - bottom >= 64 and near.mean() >= 0.99 and same >= FLAT_SHARE:
+            return MASK  # with noise about the border of two regions
         if not _is_flat(image):
             return IMAGE
         return MASK if top - bottom >= 64 and near.mean() >= 0.95 else GREYSCALE

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 TARGET = re.compile(r"target '([^']+)'")
 PACKAGE = Path(__file__).parents[1]
 # What libraries raise for settings that they do not check.
-UNCLEAR = (TypeError, AttributeError, AssertionError, IndexError, ZeroDivisionError, RuntimeError)
+UNCLEAR = (TypeError, AttributeError, AssertionError, IndexError, RuntimeError)
 KEY = re.compile(r"full_key: (\S+)")
 
 
@@ -41,7 +41,8 @@ def _failure(error: InstantiationException) -> BaseException:
     if cause is None or isinstance(cause, ImportError):
         reason = str(error).splitlines()[0] if cause is None else str(cause).splitlines()[0]
         return ValueError(f"{where} cannot be built: {reason}")
-    if type(cause) in UNCLEAR and not _is_ours(cause):
+    is_unclear = type(cause) in UNCLEAR and not _is_ours(cause)
+    if is_unclear or isinstance(cause, ArithmeticError):  # of a setting of 0, or beyond floats
         said = str(cause).replace("__init__()", target.rsplit(".", 1)[-1])
         refusal = ValueError(f"{where} cannot be built: {said or type(cause).__name__}")
         refusal.__cause__ = cause

@@ -15,6 +15,7 @@ from handmim.images.maps import (
     LABELS,
     MASK,
     NORMALS,
+    groups_of,
     kind_of,
 )  # fmt: skip
 
@@ -130,6 +131,34 @@ def test_maps_beside_photos_are_left_out_and_named(tmp_path, pattern, make, capl
     assert PackedCrops(tmp_path / "x.hm").names == data.names
 
 
+def draw_fingers(i):
+    image = np.zeros((100, 100, 3), np.uint8)
+    for x in range(15 + i, 90, 16):
+        cv2.line(image, (x, 5 + i), (50, 95), (255,) * 3, 6)
+    return image
+
+
+@pytest.mark.parametrize("name", ["{}_m.jpg", "m_{}.jpg"])
+def test_lossy_masks_in_the_folder_of_their_photos_are_left_out(tmp_path, name):
+    for i in range(6):
+        put(tmp_path / f"{i}.jpg", photo(i))
+        put(tmp_path / name.format(i), draw_fingers(i))
+    assert CropFolder(tmp_path, image_px=16).names == [f"{i}.jpg" for i in range(6)]
+
+
+def test_lossy_masks_and_photos_of_two_affixes_are_told_apart():
+    grey = cv2.cvtColor(cv2.cvtColor(photo(), cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    dark, bright = grey // 5, np.clip(grey.astype(int) + 90, 0, 255).astype(np.uint8)
+    lines = np.full((100, 100, 3), 255, np.uint8)
+    for x in range(4, 96, 8):
+        cv2.line(lines, (x, 0), (99 - x, 99), (0,) * 3, 1)
+    assert kind_of(by_jpeg(draw_fingers(0)), is_lossy=True) == MASK
+    for image in (grey, dark, bright, lines):
+        assert kind_of(by_jpeg(image), is_lossy=True) != MASK
+    names = [f"{i}_{kind}.jpg" for i in range(6) for kind in ("a", "b")]
+    assert [len(group) for group in groups_of(names).values()] == [6, 6]
+
+
 @pytest.mark.parametrize("folder", ["masks", "depth camera", "labels", "grey_normal"])
 def test_photos_stay_whatever_their_folder_is_called(tmp_path, folder):
     for i in range(10):
@@ -191,12 +220,15 @@ def test_photos_of_other_cameras_and_drawings_stay(tmp_path, make):
     assert len(CropFolder(tmp_path, image_px=16)) == 10
 
 
-def test_a_folder_of_maps_alone_is_read_with_a_warning(tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("make", "kinds"), [(mask, "masks"), (ids, "maps of labels"), (normals, "maps of normals")]
+)
+def test_a_folder_of_maps_alone_is_read_with_a_warning(tmp_path, caplog, make, kinds):
     for i in range(6):
-        put(tmp_path / f"{i}.png", mask(i))
+        put(tmp_path / f"{i}.png", make(i))
     assert len(CropFolder(tmp_path, image_px=16)) == 6
     assert "all 6 images below" in caplog.text
-    assert "look like masks" in caplog.text
+    assert f"look like {kinds}, no photos" in caplog.text
 
 
 def test_frames_of_a_synthetic_kind_are_photos(tmp_path):

@@ -39,5 +39,11 @@ def test_what_cannot_be_called_is_one_sentence_with_the_key(node, words):
     assert "\n" not in str(caught.value)
 
 
+def test_arithmetic_of_a_bad_setting_is_a_refusal_with_the_key():
+    cfg = config(_target_="handmim.geometry.camera.cell_centres_ndc", num=0)
+    with pytest.raises(ValueError, match=r"^data\.train \(.*\) cannot be built: .*zero"):
+        build(cfg.data.train)
+
+
 def test_null_builds_nothing():
     assert build(None) is None

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from handmim.contracts import StepInfo
 from handmim.engine.best import Best, BestFigure, BestRule
+from handmim.engine.checkpoint import LAST
 from handmim.engine.feed import Feed, Prepare
 from handmim.engine.finite import FiniteGuard, NotFiniteError
 from handmim.engine.hooks import Hook, call_hooks, drawn
@@ -217,6 +218,9 @@ class Trainer:
                 run, task, feed, updater, guard, prepare, saver, ledger,
                 policy=self.nonfinite, first_step=step,
             )  # fmt: skip
+            is_last_lost = source is not None and resume == "auto" and source.name != LAST
+            if is_last_lost and step == self.max_steps:
+                saver.save(step, is_final=True)  # no step does it
             if self.nonfinite == REWIND and saver.newest is None:
                 saver.save(step, is_final=True)  # something to rewind to
             if step == 0:

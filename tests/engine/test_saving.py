@@ -77,6 +77,15 @@ def test_resume_takes_the_newest_whole_checkpoint_and_equals_an_uninterrupted_ru
     assert ("last.pt is damaged" in log) is (fault == "flipped")
 
 
+def test_a_finished_run_gets_its_last_checkpoint_back(tmp_path):
+    whole, _ = fit(tmp_path, save_every=5, keep_every=5)
+    flip(tmp_path / "last.pt")
+    task, result = fit(tmp_path, resume="auto", save_every=5, keep_every=5)
+    assert result.step == load_checkpoint(tmp_path / "last.pt")["step"] == 10
+    assert not task.seen
+    assert same(task, whole)
+
+
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew(tmp_path):
     fit(tmp_path, stop_after=4, save_every=2, keep_last=2)
     contents = {}

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from handmim.contracts import CropSample
-from handmim.data.fingerprint import files_digest
+from handmim.data.fingerprint import copies, files_digest
 from handmim.images.decode import (
     FITS,
     MAX_MEGAPIXELS,
@@ -197,6 +197,10 @@ class CropFolder(Dataset[CropSample]):
         if reasons:
             log.warning(skipped)
         log.info("%d unlabeled images below %s", len(self.names), where)
+        repeated, num = copies(self.root, self.names)
+        if repeated:
+            text = "%d of %d images that were compared below %s are copies of others: remove copies"
+            log.warning(text, repeated, num, where)
 
     def _find_unreadable(self, names: list[str]) -> dict[str, str]:
         """Why an image cannot be read, by name."""

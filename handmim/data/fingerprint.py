@@ -44,6 +44,12 @@ def files_digest(root: Path, names: Sequence[str], *, with_sizes: bool = True) -
     return digest_of(*parts, *(_head(root / names[i]) for i in some(len(names))))
 
 
+def copies(root: Path, names: Sequence[str]) -> tuple[int, int]:
+    """How many of some files are copies of others of them, and how many were looked at."""
+    contents = [(_size(root / names[i]), _head(root / names[i])) for i in some(len(names))]
+    return len(contents) - len(set(contents)), len(contents)
+
+
 def arrays_digest(arrays: Iterable[Any]) -> str:
     """Digest of arrays [n, ...] by their shapes and some rows."""
     parts: list[str | bytes] = []

@@ -136,3 +136,16 @@ def test_partners_are_kept_where_all_have_one_and_groups_where_any_has():
 def test_copies_of_one_sample_are_one_group_whatever_the_others_have():
     group = collate_crops([crop("a"), crop("b"), crop("a")]).group.tolist()
     assert group[0] == group[2] != group[1]
+
+
+def test_copies_among_the_images_are_counted(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        image = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        cv2.imwrite(str(tmp_path / f"{name}.png"), image)
+    CropFolder(tmp_path, image_px=16)
+    assert "copies" not in caplog.text
+    for i in range(4):
+        (tmp_path / f"again{i}.png").write_bytes((tmp_path / "a.png").read_bytes())
+    CropFolder(tmp_path, image_px=16)
+    assert "4 of 7 images that were compared" in caplog.text

@@ -8,6 +8,7 @@ from torch import nn
 
 from handmim.data.fingerprint import fingerprint_of
 from handmim.data.loader import collate_crops
+from handmim.engine.checkpoint import checkpoints_of
 from handmim.engine.loop import FitResult, Trainer
 from handmim.engine.signals import StopSignals
 from handmim.pipelines.start import export, start_training
@@ -46,6 +47,11 @@ def _pretrain(cfg: DictConfig) -> Pretrained:
     elif not cfg.train:
         run.log.warning("train=false and init=null: random weights are exported")
     if not cfg.train:
+        if checkpoints_of(run.dir, cfg.resume):
+            raise FileExistsError(
+                f"{run.dir} holds a trained run, whose weights train=false would replace with "
+                "initial ones: take another name (name=...)"
+            )
         run.write_start()
     result = _train(cfg, run, task) if cfg.train else FitResult(0, 0.0, 0.0, False, {})
     return Pretrained(run.dir, export(run, task, cfg.seed, result), result)

@@ -137,3 +137,14 @@ def test_a_refused_scene_names_its_key():
     with pytest.raises(ValueError, match="fill") as refused:
         try_parts(cfg)
     assert "while building data.scene (" in sentence(refused.value)
+
+
+def test_initial_weights_do_not_replace_trained_ones(tmp_path):
+    folder = tmp_path / "runs" / "trained"
+    folder.mkdir(parents=True)
+    save_checkpoint(folder / "last.pt", {"task": {}, "step": 3})
+    words = ["experiment=quickstart_pretrain", "machine.accelerator=cpu", "name=trained"]
+    words += ["train=false", "resume=auto", f"paths.run_root={tmp_path}/runs"]
+    with pytest.raises(FileExistsError, match=r"train=false .*\(name=\.\.\.\)"):
+        pretrain(compose("pretrain", words))
+    assert [path.name for path in folder.iterdir() if path.suffix == ".safetensors"] == []

@@ -19,7 +19,7 @@ class Damaged(Dataset):
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_an_evaluation_leaves_out_no_sample(num_workers):
-    with pytest.raises(UnreadableSample, match=r"0\.jpg: cut short"):
+    with pytest.raises(ValueError, match=r"4 of 4 .* be read: 0\.jpg \(cut short\)"):
         next(batches(Damaged(), 2, num_workers))
 
 

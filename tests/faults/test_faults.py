@@ -25,11 +25,13 @@ from handmim.utils.rows import read_rows, row_line
 @pytest.fixture
 def sleeper():
     """A marked process with a marked child."""
-    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
+    child = "print('started', flush=True); input()"
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         env={**os.environ, MARK: "sleeper-1"},
         stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         start_new_session=True,
     )
     yield process
@@ -37,13 +39,13 @@ def sleeper():
         os.kill(pid, signal.SIGKILL)
     process.wait()
     process.stdin.close()
+    process.stdout.close()
 
 
 def test_children_are_found_by_their_mark_after_their_parent_is_gone(sleeper):
     assert sleeper.pid in left_over("sleeper-1", patience_s=0.0)
     assert not marked("sleeper")
-    while len(marked("sleeper-1")) < 2:
-        assert sleeper.poll() is None
+    assert sleeper.stdout.readline() == b"started\n"  # before its exec, a child shows no environment
     sleeper.kill()
     sleeper.wait()
     (child,) = left_over("sleeper-1", patience_s=0.2)

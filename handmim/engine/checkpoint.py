@@ -10,6 +10,7 @@ import torch
 from handmim.utils.checksums import CHECKED, CheckedWriter
 from handmim.utils.config import differences, flatten
 from handmim.utils.files import atomic_path
+from handmim.utils.renames import update_targets
 from handmim.utils.torch_files import read_torch
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if found != FORMAT:
         raise ValueError(f"{path} is not a handmim checkpoint of format {FORMAT} (found {found})")
     state.pop(CHECKED, None)  # of the file, not of the run
+    update_targets(state.get("config"))
     return state
 
 

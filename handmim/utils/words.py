@@ -18,6 +18,7 @@ from omegaconf import DictConfig, ListConfig
 
 from handmim.utils.config import options_of
 from handmim.utils.files import output_problem
+from handmim.utils.renames import new_key
 
 # Last parts of keys that hold a path, whatever stands before them.
 PATHS = (
@@ -54,6 +55,8 @@ def _hydra_word(word: str, is_sweep: bool) -> str:
         word.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{key}={value!a} is no UTF-8 text, as a config must be") from error
+    if (renamed := new_key(word.lstrip("+~"))) is not None:
+        raise ValueError(f"{word}: {key.lstrip('+~')} has another name now, write {renamed}")
     value = ENVIRONMENT.sub(lambda m: os.environ.get(m[1], m[0]), value)
     if is_sweep and _is_sweep(f"{key}={value}"):
         return f"{key}={value}"

@@ -45,7 +45,9 @@ def sleeper():
 def test_children_are_found_by_their_mark_after_their_parent_is_gone(sleeper):
     assert sleeper.pid in left_over("sleeper-1", patience_s=0.0)
     assert not marked("sleeper")
-    assert sleeper.stdout.readline() == b"started\n"  # before its exec, a child shows no environment
+    assert (
+        sleeper.stdout.readline() == b"started\n"
+    )  # before its exec, a child shows no environment
     sleeper.kill()
     sleeper.wait()
     (child,) = left_over("sleeper-1", patience_s=0.2)

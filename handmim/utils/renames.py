@@ -1,0 +1,50 @@
+"""Names that changed: what an older command line or an older checkpoint still uses."""
+
+from collections.abc import Mapping
+from typing import Any
+
+# Config keys (with everything below them) and options: a typed one is answered with the new one.
+KEYS: dict[str, str] = {}
+# Modules (with everything in them), classes and functions that checkpoints name as `_target_`.
+TARGETS: dict[str, str] = {}
+# Arguments by the new target: the new name, or None where the argument is gone.
+ARGUMENTS: dict[str, dict[str, str | None]] = {}
+
+
+def new_key(typed: str) -> str | None:
+    """What to write instead of a `key` or `key=value` that is known by another name; else None."""
+    key, equals, value = typed.partition("=")
+    if equals and typed in KEYS:
+        return KEYS[typed]
+    found = _replaced(key, KEYS)
+    return None if found is None else f"{found}{equals}{value}"
+
+
+def update_targets(config: Any) -> None:
+    """Give a config from a checkpoint today's targets and arguments, in place.
+
+    Args:
+        config: nested plain containers; one that refers to itself is walked once.
+    """
+    waiting, seen = [config], set()
+    while waiting:
+        node = waiting.pop()
+        if not isinstance(node, (dict, list, tuple)) or id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, dict) and isinstance(target := node.get("_target_"), str):
+            node["_target_"] = target = _replaced(target, TARGETS) or target
+            names = ARGUMENTS.get(target, {})
+            items = [(names.get(key, key), value) for key, value in node.items()]
+            node.clear()
+            node.update({key: value for key, value in items if key is not None})
+        waiting += node.values() if isinstance(node, dict) else node
+
+
+def _replaced(name: str, table: Mapping[str, str]) -> str | None:
+    """A dotted name with its longest known beginning replaced; None where none is known."""
+    parts = name.split(".")
+    for cut in range(len(parts), 0, -1):
+        if (new := table.get(".".join(parts[:cut]))) is not None:
+            return ".".join([new, *parts[cut:]])
+    return None

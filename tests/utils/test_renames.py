@@ -1,0 +1,49 @@
+"""Names of before are answered or mapped."""
+
+import pytest
+
+from handmim.utils import renames
+from handmim.utils.words import hydra_words
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    monkeypatch.setitem(renames.KEYS, "views.hidden", "views.shared")
+    monkeypatch.setitem(renames.KEYS, "head=small", "head=plain head.size=small")
+    monkeypatch.setitem(renames.TARGETS, "handmim.old", "handmim.new")
+    monkeypatch.setitem(renames.TARGETS, "handmim.old.Part", "handmim.elsewhere.Piece")
+    monkeypatch.setitem(renames.ARGUMENTS, "handmim.elsewhere.Piece", {"was": "is", "gone": None})
+
+
+@pytest.mark.usefixtures("tables")
+def test_typed_old_keys_are_answered_with_the_new():
+    with pytest.raises(ValueError, match=r"write views\.shared\.scale=2"):
+        hydra_words(["views.hidden.scale=2"])
+    with pytest.raises(ValueError, match=r"write \+views\.shared=\{\}|write views\.shared=\{\}"):
+        hydra_words(["+views.hidden={}"])
+    with pytest.raises(ValueError, match=r"write head=plain head\.size=small"):
+        hydra_words(["head=small"])
+    assert hydra_words(["head=large", "views.hiddenmost=1"]) == ["head=large", "views.hiddenmost=1"]
+
+
+@pytest.mark.usefixtures("tables")
+def test_targets_and_arguments_of_older_checkpoints_are_mapped():
+    config = {
+        "a": [{"_target_": "handmim.old.Part", "was": 1, "gone": 2, "kept": {"was": 3}}],
+        "b": {"_target_": "handmim.old.deep.Part.make", "was": 1},
+        "c": "handmim.old",
+    }
+    renames.update_targets(config)
+    assert config == {
+        "a": [{"_target_": "handmim.elsewhere.Piece", "is": 1, "kept": {"was": 3}}],
+        "b": {"_target_": "handmim.new.deep.Part.make", "was": 1},
+        "c": "handmim.old",
+    }
+
+
+@pytest.mark.usefixtures("tables")
+def test_a_config_that_refers_to_itself_is_walked_once():
+    config = {"a": {"_target_": "handmim.old"}}
+    config["b"] = [config]
+    renames.update_targets(config)
+    assert config["a"] == {"_target_": "handmim.new"}

@@ -7,9 +7,8 @@ python tools/pretrain.py data=packed data.root=FILE
 import argparse
 import logging
 
-from rich.progress import Progress
-
 from handmim.utils.entry import plain_tool
+from handmim.utils.progress import Progress
 from handmim.utils.words import given_output, given_path
 
 
@@ -37,16 +36,7 @@ def main() -> None:
     from handmim.data.packing import pack_crops
 
     logging.basicConfig(format="%(message)s")
-    shown = Progress(transient=True)
-    task, num = shown.add_task("packing", total=None), 0
-
-    def progress(done: int, total: int) -> None:
-        nonlocal num
-        num = total
-        shown.start()  # once there is something to show
-        shown.update(task, completed=done, total=total)
-
-    try:
+    with Progress(None) as shown:
         unreadable = pack_crops(
             asked.source,
             asked.file,
@@ -58,13 +48,11 @@ def main() -> None:
             exclude=asked.exclude,
             include_all=asked.include_all,
             max_megapixels=asked.max_megapixels,
-            progress=progress,
+            progress=lambda done, total: shown.update(done, total=total),
         )
-    finally:
-        shown.stop()
     size = asked.file.stat().st_size / 2**20
     print(
-        f"{num - len(unreadable)} pictures of {asked.image_px} px, {size:.1f} MiB, "
+        f"{(shown.total or 0) - len(unreadable)} pictures of {asked.image_px} px, {size:.1f} MiB, "
         f"{len(unreadable)} left out: data=packed data.root={asked.file}"
     )
 

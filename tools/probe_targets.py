@@ -17,10 +17,10 @@ from handmim.data.augment import HandAugment
 from handmim.losses.class_recon import grey_thumbnails
 from handmim.losses.hog import oriented_gradients
 from handmim.metrics.probe import Poses, joint_probe, mean_pose
-from handmim.reports.table import print_metrics
 from handmim.tasks.probing import whole_hands
 from handmim.utils.build import build
 from handmim.utils.entry import tool
+from handmim.utils.tables import print_metrics
 
 TARGETS = {
     "grey 24 x 24": lambda image: grey_thumbnails(image[:, None], 24).flatten(1),

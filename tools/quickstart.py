@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 
 from handmim.reports.quickstart import COLUMNS, LABELS, LIMIT, SECONDS, write_report
-from handmim.reports.table import print_metrics
 from handmim.utils.children import start_child
 from handmim.utils.entry import plain_tool
 from handmim.utils.files import write_atomic
+from handmim.utils.tables import print_metrics
 from handmim.utils.words import given_path
 
 TOOLS = Path(__file__).parent

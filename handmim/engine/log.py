@@ -4,22 +4,19 @@ progress."""
 import errno
 import logging
 import os
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from handmim.utils.files import write_atomic
+from handmim.utils.progress import Progress
 from handmim.utils.ranks import objects_of_ranks
 from handmim.utils.rows import read_rows, row_line
 
@@ -153,22 +150,10 @@ class ProgressLine:
         self.total_steps, self.batch_size = total_steps, batch_size
         # A file is read later: some forty lines tell the story of a run.
         self.line_every = max(log_every, -(-total_steps // 40))
-        self.shown = shown
-        self.started, self.first_step = time.perf_counter(), step
-        self._bar: Progress | None = None
-        if shown and sys.stderr.isatty():
-            self._bar = Progress(
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[text]}"),
-                TimeRemainingColumn(),
-                transient=True,
-            )
-            self._id = self._bar.add_task("", total=total_steps, completed=step, text="")
+        self.shown, self.batch_size = shown, batch_size
+        self._progress = Progress(total_steps, "steps", done=step, shown=shown)
 
     def __enter__(self) -> "ProgressLine":
-        if self._bar is not None:
-            self._bar.start()
         return self
 
     def __exit__(
@@ -177,24 +162,20 @@ class ProgressLine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._progress.__exit__(kind, error, trace)
 
     def images_per_s(self, step: int) -> float:
         """Mean rate since this process started training."""
-        seconds = max(time.perf_counter() - self.started, 1e-9)
-        return (step - self.first_step) * self.batch_size / seconds
+        return self._progress.rate(step) * self.batch_size
 
     def update(self, step: int, loss: float | None) -> None:
         """Show `step` finished steps; `loss` is None between log points."""
         if not self.shown:
             return
-        if self._bar is not None:
-            text = "" if loss is None else f"loss {loss:.4f} "
-            fields: dict[str, Any] = (
-                {"text": f"{text}{self.images_per_s(step):.0f} images/s"} if text else {}
-            )
-            self._bar.update(self._id, completed=step, **fields)
+        if self._progress.is_bar:
+            rate = self.images_per_s(step)
+            text = None if loss is None else f"loss {loss:.4f} {rate:.0f} images/s"
+            self._progress.update(step, text)
         elif loss is not None and (step % self.line_every == 0 or step == self.total_steps):
             rate = self.images_per_s(step)
             left = (self.total_steps - step) * self.batch_size / max(rate, 1e-9)

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 
 from handmim.hand.arrays import load_hand_arrays, resolve_hand_path
 from handmim.render.scene import POSE_BLOCK, RENDERER_VERSION, SceneRenderer, SceneSettings
-from handmim.render.workers import JOB, LoggedProgress, cores, run_workers
+from handmim.render.workers import JOB, cores, run_workers
 from handmim.utils.arrays import open_array
 from handmim.utils.checksums import with_crc, without_crc
 from handmim.utils.children import end_with_parent
 from handmim.utils.files import locked, reserve
 from handmim.utils.json_files import read_json
+from handmim.utils.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -160,12 +161,11 @@ def render_blocks(job: Mapping[str, Any], folder: Path) -> None:
 
 
 def _run_workers(job: Mapping[str, Any], folder: Path, num_workers: int) -> None:
-    progress = LoggedProgress(log.info, job["num"])
-
     def finished() -> int:
         return min(POSE_BLOCK * len(list(folder.glob(f"{DONE}*"))), job["num"])
 
-    run_workers(__name__, job, folder, num_workers, lambda: progress(finished))
+    with Progress(job["num"], log=log) as progress:
+        run_workers(__name__, job, folder, num_workers, lambda: progress.update(finished))
 
 
 def check_space(folder: Path, arrays: Iterable[tuple[tuple[int, ...], str]], num: int) -> None:

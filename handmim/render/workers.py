@@ -81,25 +81,3 @@ def _end(workers: Sequence["subprocess.Popen[bytes]"]) -> None:
         worker.wait()
         if worker.stdin is not None:
             worker.stdin.close()
-
-
-class LoggedProgress:
-    """A line in the log now and then.
-
-    Args:
-        write: takes a finished line.
-        total: images.
-        every_s: seconds between lines.
-    """
-
-    def __init__(self, write: Callable[[str], None], total: int, every_s: float = 15.0) -> None:
-        self.write, self.total, self.every_s = write, total, every_s
-        self.began = self.last = time.perf_counter()
-
-    def __call__(self, done: Callable[[], int]) -> None:
-        """Say how many images `done` counts, when it is time to."""
-        now = time.perf_counter()
-        if now - self.last > self.every_s:
-            self.last, count = now, done()
-            rate = count / (now - self.began)
-            self.write(f"rendered {count} of {self.total}, {rate:.0f} images/s")

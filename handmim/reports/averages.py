@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from handmim.reports.scores import TTA, blocks, columns_of
-from handmim.reports.table import print_metrics, shown
 from handmim.utils.files import write_atomic
 from handmim.utils.run import Run
+from handmim.utils.tables import markdown_table, metric_text, print_metrics
 
 Report = Mapping[str, Any]
 
@@ -59,20 +59,21 @@ def markdown(title: str, made: Mapping[str, Any]) -> str:
     rows = [row["figures"] for row in made["checkpoints"]]
     every = [figures for row in rows for figures in blocks(row).values()]
     columns = [c for c in columns_of(every) if any(c[0] in f for f in every)]
-    lines = [["checkpoint", "run", "seed", "step", *(heading for _, heading in columns)]]
-    lines.append(["---", "---", *("---:" for _ in lines[0][2:])])
+    headings = ["checkpoint", "run", "seed", "step", *(heading for _, heading in columns)]
+    lines = []
     for name in blocks(made["mean"]):
         suffix = f", {name}" * bool(name)
         for fact, row in zip(made["checkpoints"], rows, strict=True):
             figures = blocks(row)[name]
             cells = [fact["path"] + suffix, *(str(fact[k]) for k in ("name", "seed", "step"))]
-            lines.append([*cells, *(shown(key, figures.get(key)) for key, _ in columns)])
+            lines.append([*cells, *(metric_text(key, figures.get(key)) for key, _ in columns)])
         mean, std = blocks(made["mean"])[name], blocks(made["std"])[name]
         spread = [
-            f"{shown(k, mean[k])} ± {shown(k, std[k])}" if k in mean else "-" for k, _ in columns
+            f"{metric_text(k, mean[k])} ± {metric_text(k, std[k])}" if k in mean else "-"
+            for k, _ in columns
         ]
         lines.append([f"mean ± std of {len(rows)}{suffix}", "", "", "", *spread])
-    body = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    body = markdown_table(headings, lines, num_left=2)
     return (
         f"# {title}\n\n{body}\n\nThe last line of a block is the mean and the sample standard "
         "deviation over the checkpoints, which have one hand model, network and crop, and were "

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from handmim.reports.table import COLUMNS, print_metrics
 from handmim.utils.files import write_atomic
 from handmim.utils.run import Run
+from handmim.utils.tables import METRICS, print_metrics
 
 TTA = "tta"  # block of a report, and folder: figures and files of the mean over several looks
 TIME = "ms_per_picture"
@@ -29,7 +29,7 @@ def blocks(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def columns_of(rows: Iterable[Mapping[str, Any]]) -> Sequence[tuple[str, str]]:
     """Columns of a table of evaluations; times are shown where they were taken."""
     timed = any(TIME in figures for figures in rows)
-    return (*COLUMNS, (TIME, "ms/picture")) if timed else COLUMNS
+    return (*METRICS, (TIME, "ms/picture")) if timed else METRICS
 
 
 def write_report(

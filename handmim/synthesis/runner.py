@@ -11,7 +11,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,10 +30,10 @@ from handmim.synthesis.facts import (
 )
 from handmim.synthesis.layout import Labels, Layout, write_text
 from handmim.synthesis.mano import forge_mano_pickle
-from handmim.synthesis.progress import Report, progress
 from handmim.synthesis.studio import Studio
 from handmim.utils.children import end_with_parent
 from handmim.utils.files import atomic_path
+from handmim.utils.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def write_block(layout: Layout, studio: Studio, root: Path, block: Block) -> Non
         np.savez(file, **labels)  # type: ignore[arg-type]
 
 
-def run_job(job: Mapping[str, Any], worker: int, report: Report = lambda: None) -> None:
+def run_job(job: Mapping[str, Any], worker: int, report: Callable[[], None] = lambda: None) -> None:
     """One worker's share of the pending blocks.
 
     Args:
@@ -100,7 +100,11 @@ def _render(layout: Layout, job: dict[str, Any], pending: Sequence[Block]) -> No
     def finished() -> int:
         return sum(size for block, size in sizes if block.label_file(root).is_file())
 
-    with progress(sum(size for _, size in sizes), finished) as report:
+    with Progress(sum(size for _, size in sizes), log=log) as progress:
+
+        def report() -> None:
+            progress.update(finished)
+
         if not num_workers:
             run_job(job, 0, report)
             return

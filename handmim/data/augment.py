@@ -1,5 +1,5 @@
-"""Labelled crops to model input, for a whole batch on the device: pixels and every label ride the
-same affine."""
+"""Labelled crops to model input, for a whole batch on the device: pixels and all labels share one
+affine map."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,10 @@ from torch import Tensor
 from handmim.contracts import HandBatch, StepInfo
 from handmim.data.colour import ColourJitter
 from handmim.data.occlusion import HandCutOut, OccluderPaste
-from handmim.data.view_pixels import sample_views
+from handmim.data.pixels import sample_views
 from handmim.geometry.crop import homogeneous, invert, px_from_px, similarity, transform_points
 from handmim.geometry.rotation import rotation_about_z
+from handmim.utils.arguments import interval
 
 
 def transform_labels(
@@ -21,21 +22,19 @@ def transform_labels(
 ) -> HandBatch:
     """Carry all labels along with a crop's scale, in-plane rotation and shift.
 
-    The camera is turned about its optical axis with the picture, so K X / z = pixel holds before
-    and after:
-    K' = M K R_z(angle), X' = R_z(-angle) X with M the pixel map of the crop.
+    The camera is rotated about its optical axis with the image, so K X / z = pixel holds before
+    and after: K' = M K R_z(angle), X' = R_z(-angle) X with M the pixel map of the crop.
 
     Args:
         batch: labels of the stored crop of side S.
         image: [B, 3, H, W] the new crop.
         source_from_crop: [B, 2, 3] new ndc -> stored ndc.
         angle_rad: [B] its rotation.
-    Returns: HandBatch of the new crop.
     """
     R = rotation_about_z(-angle_rad)  # [B, 3, 3]
     crop_from_source = invert(source_from_crop)
     sides_px = image.shape[-1], batch.image.shape[-1]
-    turned = (R @ batch.rotmats[:, 0]).unsqueeze(1)
+    root = (R @ batch.rotmats[:, 0]).unsqueeze(1)
     return batch._replace(
         image=image,
         K_crop_px=cropped_intrinsics(batch.K_crop_px, crop_from_source, *sides_px)
@@ -43,17 +42,17 @@ def transform_labels(
         kp2d_crop_ndc=transform_points(crop_from_source, batch.kp2d_crop_ndc),
         joints_cam_m=batch.joints_cam_m @ R.transpose(1, 2),
         verts_cam_m=batch.verts_cam_m @ R.transpose(1, 2),
-        rotmats=torch.cat([turned, batch.rotmats[:, 1:]], dim=1),
+        rotmats=torch.cat([root, batch.rotmats[:, 1:]], dim=1),
     )
 
 
 def cropped_intrinsics(
     K_source_px: Tensor, crop_from_source: Tensor, crop_px: int, source_px: int
 ) -> Tensor:
-    """Intrinsics of a part of a picture that is not turned, or not yet.
+    """Intrinsics [B, 3, 3] of a crop before any rotation of the camera.
 
     Args:
-        K_source_px: [B, 3, 3] of the picture of side `source_px`.
+        K_source_px: [B, 3, 3] of the image of side `source_px`.
         crop_from_source: [B, 2, 3] ndc.
         crop_px, source_px: sides.
     """
@@ -61,7 +60,7 @@ def cropped_intrinsics(
 
 
 class HandAugment:
-    """Random (or, for evaluation, fixed) crop of every labelled picture.
+    """Random (or, for evaluation, fixed) crop of every labelled image.
 
     Args:
         img_px: side of the model input.
@@ -87,10 +86,7 @@ class HandAugment:
         cut_out: HandCutOut | None = None,
         occluder: OccluderPaste | None = None,
     ) -> None:
-        low, high = scale
-        if not 0.0 < low <= high:
-            raise ValueError(f"need 0 < low <= high, got scale={scale} (augment.scale)")
-        self.img_px, self.scale = img_px, (low, high)
+        self.img_px, self.scale = img_px, interval("scale", scale)
         self.rotation_deg, self.rotation_prob = rotation_deg, rotation_prob
         self.shift_ndc, self.colour = shift_ndc, colour
         self.cut_out, self.occluder = cut_out, occluder
@@ -104,11 +100,11 @@ class HandAugment:
         return transform_labels(batch, image, source_from_crop, angle_rad.to(device))
 
     def cut(self, stored: Tensor, source_from_crop: Tensor) -> Tensor:
-        """The model's pictures out of stored crops.
+        """The model's images out of stored crops.
 
         Args:
             stored: [B, 3, S, S] uint8.
-            source_from_crop: [B, 2, 3] new ndc -> stored ndc, on the pictures' device.
+            source_from_crop: [B, 2, 3] new ndc -> stored ndc, on the device of the crops.
         Returns: [B, 3, img_px, img_px] in [0, 1].
         """
         source = stored.float() / 255.0
@@ -125,8 +121,8 @@ class HandAugment:
         u = torch.rand(b, 5, generator=generator) * 2 - 1
         low, high = self.scale
         scale = torch.exp(math.log(low) + (u[:, 0] + 1) / 2 * math.log(high / low))
-        turned = (u[:, 4] + 1) / 2 < self.rotation_prob
-        angle = u[:, 1] * math.radians(self.rotation_deg) * turned
+        rotated = (u[:, 4] + 1) / 2 < self.rotation_prob
+        angle = u[:, 1] * math.radians(self.rotation_deg) * rotated
         out = self._apply(batch, scale, angle, u[:, 2:4] * self.shift_ndc)
         image, kp2d = out.image, (out.kp2d_crop_ndc, out.kp2d_valid)
         if self.occluder is not None:
@@ -142,7 +138,7 @@ class HandAugment:
         return self.evaluate_at(batch, 0.0, 1.0)
 
     def evaluate_at(self, batch: HandBatch, angle_rad: float, scale: float) -> HandBatch:
-        """The crop of evaluation turned about its centre, its side `scale` times as long."""
+        """The crop of evaluation rotated about its centre, its side `scale` times as long."""
         b = len(batch.image)
         side = torch.full((b,), self.evaluation_scale * scale)
         return self._apply(batch, side, torch.full((b,), angle_rad), torch.zeros(b, 2))

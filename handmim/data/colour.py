@@ -1,10 +1,8 @@
-"""Photometric augmentation of a batch as one colour matrix per picture, plus blur, solarisation and
-noise.
+"""Photometric augmentation: one colour matrix per image, plus blur, solarisation and noise.
 
 Brightness, contrast, saturation, hue and grey are affine in RGB, so they are composed into one 3 x
-4 map per picture and applied at once. Hue is a rotation in the chroma plane (YIQ), not a shift of
-HSV angles. What is drawn (`ColourPlan`) and what it does to pixels are apart, so that others may
-make the same pixels another way.
+4 map per image. Hue is a rotation in the chroma plane (YIQ), not a shift of HSV angles. Drawing
+(`ColourPlan`) and applying are separate: `handmim.data.pixels` applies the same plan in OpenCV.
 """
 
 import math
@@ -16,25 +14,27 @@ import torch.nn.functional as F
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
+from handmim.utils.arguments import above, shares
+
 LUMA = (0.299, 0.587, 0.114)
 _YIQ_FROM_RGB = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 _RGB_FROM_YIQ = torch.linalg.inv(torch.tensor(_YIQ_FROM_RGB)).tolist()
 
 
 class ColourPlan(NamedTuple):
-    """All that was drawn for the colours of P pictures, of which n change; None is "for none".
+    """Random colour changes of P images, of which n change; None is "for none".
 
     No field has to be read on the host to be used on a device.
     """
 
-    rows: Tensor | None  # [n] int64 those that change; None is all P in their order
-    linear: Tensor  # [n, 3, 3] rgb' = linear rgb + lift * mean luma of the picture
+    rows: Tensor | None  # [n] int64 the images that change; None is all P in order
+    linear: Tensor  # [n, 3, 3] rgb' = linear rgb + lift * mean luma of the image
     lift: Tensor  # [n]
-    blur_rows: Tensor | None  # [m] int64 of the n: those that are blurred
+    blur_rows: Tensor | None  # [m] int64 of the n: blurred images
     blur_sigma_px: Tensor | None  # [m]
     blur_radius: int  # of the kernels, in pixels
     is_solarised: Tensor | None  # [n] bool
-    noise_rows: Tensor | None  # [k] int64 of the n: those that get noise
+    noise_rows: Tensor | None  # [k] int64 of the n: images with noise
     noise: Tensor | None  # [k, 3, H, W]
 
 
@@ -59,35 +59,29 @@ def colour_maps(
     saturate = saturation[:, None, None] * eye + (1 - saturation)[:, None, None] * grey
     yiq = brightness.new_tensor(_YIQ_FROM_RGB)
     cos, sin = hue_rad.cos(), hue_rad.sin()
-    turn = torch.zeros(b, 3, 3, dtype=brightness.dtype, device=brightness.device)
-    turn[:, 0, 0] = 1
-    turn[:, 1, 1], turn[:, 1, 2], turn[:, 2, 1], turn[:, 2, 2] = cos, -sin, sin, cos
-    hue = brightness.new_tensor(_RGB_FROM_YIQ) @ turn @ yiq
+    rotation = torch.zeros(b, 3, 3, dtype=brightness.dtype, device=brightness.device)
+    rotation[:, 0, 0] = 1
+    rotation[:, 1, 1], rotation[:, 1, 2], rotation[:, 2, 1], rotation[:, 2, 2] = cos, -sin, sin, cos
+    hue = brightness.new_tensor(_RGB_FROM_YIQ) @ rotation @ yiq
     chroma = hue @ saturate  # grey is a fixed point, so the lift below passes unchanged
     return chroma * (brightness * contrast)[:, None, None], (1 - contrast) * brightness
 
 
-def colour_matrices(
-    brightness: Tensor, contrast: Tensor, saturation: Tensor, hue_rad: Tensor, mean_luma: Tensor
-) -> Tensor:
-    """`colour_maps` of pictures whose [B] mean luma, the pivot of contrast, is known: rgb' =
-    M[:, :3] rgb + M[:, 3], [B, 3, 4]."""
-    return _pivoted(*colour_maps(brightness, contrast, saturation, hue_rad), mean_luma)
-
-
-def _pivoted(linear: Tensor, lift: Tensor, mean_luma: Tensor) -> Tensor:
+def colour_matrices(linear: Tensor, lift: Tensor, mean_luma: Tensor) -> Tensor:
+    """`colour_maps` for images of [B] mean luma, the pivot of contrast: rgb' = M[:, :3] rgb +
+    M[:, 3], [B, 3, 4]."""
     constant = lift * mean_luma
     return torch.cat([linear, constant[:, None, None].expand(len(lift), 3, 1)], dim=-1)
 
 
 def blur_radius(sigma_px: Tensor) -> int:
-    """Pixels from the middle of a kernel to its end, wide enough for all of these [B] sigmas."""
+    """Half width in pixels of kernels for [B] sigmas."""
     return max(1, math.ceil(2.5 * float(sigma_px.max())))
 
 
 def gaussian_blur(image: Tensor, sigma_px: Tensor, radius: int | None = None) -> Tensor:
-    """Blur every picture by its own sigma: [B, C, H, W] and [B] pixels; sigma 0 leaves a picture as
-    it is. Without `radius` the width of the kernels is read from the sigmas."""
+    """Blur every image of [B, C, H, W] by its own sigma [B] in pixels; 0 is no blur. Without
+    `radius` the half width of the kernels is read from the sigmas."""
     b, c = image.shape[:2]
     radius = blur_radius(sigma_px) if radius is None else radius
     offset = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
@@ -100,7 +94,7 @@ def gaussian_blur(image: Tensor, sigma_px: Tensor, radius: int | None = None) ->
 
 
 class ColourJitter:
-    """Random photometric changes, drawn per picture from an explicit generator.
+    """Random photometric changes, drawn per image from an explicit generator.
 
     Args:
         brightness, contrast, saturation: factors are drawn from 1 +- these.
@@ -108,8 +102,8 @@ class ColourJitter:
         jitter_prob, grey_prob, blur_prob, solarise_prob: how often each applies.
         blur_sigma_px: highest blur, in pixels of the view.
         noise_prob: how often each value gets its own Gaussian noise, last of all.
-        noise_std: its highest deviation; each picture's is drawn from 0 to this.
-        apply_prob: share of pictures that are changed at all.
+        noise_std: its highest deviation; each image's is drawn from 0 to this.
+        apply_prob: share of images that are changed at all.
     """
 
     def __init__(
@@ -128,15 +122,8 @@ class ColourJitter:
         noise_prob: float = 0.0,
         noise_std: float = 0.05,
     ) -> None:
-        for name, value in (("brightness", brightness), ("contrast", contrast)):
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1], got {value} (views.colour.{name})")
-        if not 0.0 <= noise_prob <= 1.0:
-            raise ValueError(f"noise_prob is a share, got {noise_prob} (colour.noise_prob)")
-        if noise_std <= 0:
-            raise ValueError(
-                f"noise_std must be > 0, got {noise_std} (colour.noise_std; noise_prob=0 is none)"
-            )
+        shares(brightness=brightness, contrast=contrast, noise_prob=noise_prob)
+        above(0, noise_std=noise_std)
         self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
         self.hue_rad = math.radians(hue_deg)
         self.jitter_prob, self.grey_prob = jitter_prob, grey_prob
@@ -147,7 +134,7 @@ class ColourJitter:
     def draw(
         self, num: int, size_hw: tuple[int, int], generator: torch.Generator
     ) -> ColourPlan | None:
-        """What happens to `num` pictures of one size; None where nothing does."""
+        """Changes of `num` images of one size; None where nothing changes."""
         rows: Tensor | None = None
         if self.apply_prob < 1.0:
             rows = (torch.rand(num, generator=generator) < self.apply_prob).nonzero().squeeze(1)
@@ -156,17 +143,17 @@ class ColourJitter:
                 return None
         u = torch.rand(num, 9, generator=generator)
         on = (u[:, 0] < self.jitter_prob).float()
-        factor = lambda column, width: 1 + on * width * (2 * u[:, column] - 1)  # noqa: E731
+        signed = 2 * u - 1
         linear, lift = colour_maps(
-            factor(1, self.brightness),
-            factor(2, self.contrast),
-            factor(3, self.saturation) * (u[:, 5] >= self.grey_prob),
-            on * self.hue_rad * (2 * u[:, 4] - 1),
+            1 + on * self.brightness * signed[:, 1],
+            1 + on * self.contrast * signed[:, 2],
+            (1 + on * self.saturation * signed[:, 3]) * (u[:, 5] >= self.grey_prob),
+            on * self.hue_rad * signed[:, 4],
         )
         blurred = (u[:, 6] < self.blur_prob).nonzero().squeeze(1)
         sigma = 0.1 + u[blurred, 7] * (self.blur_sigma_px - 0.1)
         is_blurred = len(blurred) > 0
-        noise_rows, noise = self._drawn_noise(num, size_hw, generator)
+        noise_rows, noise = self._draw_noise(num, size_hw, generator)
         return ColourPlan(
             rows=rows,
             linear=linear,
@@ -179,7 +166,7 @@ class ColourJitter:
             noise=noise,
         )
 
-    def _drawn_noise(
+    def _draw_noise(
         self, num: int, size_hw: tuple[int, int], generator: torch.Generator
     ) -> tuple[Tensor | None, Tensor | None]:
         if self.noise_prob == 0:
@@ -190,16 +177,14 @@ class ColourJitter:
         return rows, noise * (self.noise_std * u[rows, 1])[:, None, None, None]
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """[B, 3, H, W] in [0, 1] to the same; randomness is drawn on the CPU whatever the
-        device."""
+        """[B, 3, H, W] in [0, 1] to the same; randomness is drawn on the CPU on any device."""
         height, width = image.shape[-2:]
         plan = self.draw(len(image), (height, width), generator)
         return coloured(image, move_data_to_device(plan, image.device))
 
 
 def coloured(image: Tensor, plan: ColourPlan | None) -> Tensor:
-    """[P, 3, H, W] in [0, 1] as the plan, on the same device, says; the picture that comes in stays
-    as it is."""
+    """[P, 3, H, W] in [0, 1] changed by a plan on the same device; the input is not modified."""
     if plan is None:
         return image
     if plan.rows is None:
@@ -209,7 +194,7 @@ def coloured(image: Tensor, plan: ColourPlan | None) -> Tensor:
 
 def _changed(image: Tensor, plan: ColourPlan) -> Tensor:
     luma = (image.mean(dim=(-2, -1)) * _luma(image.device, image.dtype)).sum(dim=1)
-    matrix = _pivoted(plan.linear, plan.lift, luma)
+    matrix = colour_matrices(plan.linear, plan.lift, luma)
     flat = torch.baddbmm(matrix[:, :, 3:], matrix[:, :, :3], image.flatten(2))
     image = flat.clamp_(0, 1).reshape(image.shape)
     if plan.blur_rows is not None and plan.blur_sigma_px is not None:

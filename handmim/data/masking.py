@@ -1,5 +1,4 @@
-"""Patch masks: blocks or scattered patches, with ratios stratified over the batch. True =
-hidden."""
+"""Patch masks: blocks or scattered patches, with ratios stratified over the batch. True = masked."""
 
 import math
 from collections.abc import Sequence
@@ -11,10 +10,12 @@ from torch import Tensor
 
 from handmim.contracts import StepInfo
 from handmim.engine.schedule import Schedule, as_schedule
+from handmim.utils.arguments import one_of, shares
 
 SHAPES = ("block", "random")
 MASKED_VIEWS = ("all", "one")
-CENTRE_STD = 0.15  # of the centres of hand-centred blocks, in sides of the picture
+CENTRE_STD = 0.15  # of the centres of hand-centred blocks, in sides of the image
+MIN_ASPECT = 0.3  # aspect ratios of blocks are log-uniform in [MIN_ASPECT, 1 / MIN_ASPECT]
 
 
 def _corner(side: int, block: int, rng: np.random.Generator) -> int:
@@ -28,34 +29,30 @@ def block_mask(
     num_masked: int,
     rng: np.random.Generator,
     *,
-    min_aspect: float = 0.3,
-    min_block: int | None = None,
     centre_bias: float = 0.0,
     exact: bool = False,
 ) -> NDArray[np.bool_]:
-    """Hide rectangles until about `num_masked` patches are gone (Bao et al. 2022, BEiT, arXiv
+    """Mask rectangles until about `num_masked` patches are masked (Bao et al. 2022, BEiT, arXiv
     2106.08254).
 
     Args:
         grid_hw: patches per column and row.
-        num_masked: wanted; never exceeded, now and then undershot by part of a block.
+        num_masked: never exceeded, now and then undershot by part of a block.
         rng: source of randomness.
-        min_aspect: aspect ratios are log-uniform in [min_aspect, 1 / min_aspect].
-        min_block: least patches in a block, default (shorter side // 3)^2.
-        centre_bias: share of the blocks that lie around the picture's middle instead of anywhere.
-        exact: hide single patches for what the blocks leave.
-    Returns: [h, w] bool; at least one patch hidden when num_masked > 0.
+        centre_bias: share of the blocks that lie around the image's middle instead of anywhere.
+        exact: mask single patches for what the blocks leave.
+    Returns: [h, w] bool; at least one patch is masked when num_masked > 0.
     """
     h, w = grid_hw
     mask = np.zeros((h, w), dtype=bool)
     if num_masked <= 0:
         return mask
-    least = min(max(1, min_block or (min(h, w) // 3) ** 2), num_masked)
-    log_aspect = math.log(min_aspect)
-    hidden = 0
-    while hidden < num_masked:
+    min_block = min(max(1, (min(h, w) // 3) ** 2), num_masked)
+    log_aspect = math.log(MIN_ASPECT)
+    count = 0
+    while count < num_masked:
         for _ in range(10):
-            area = rng.uniform(least, max(least, num_masked - hidden))
+            area = rng.uniform(min_block, max(min_block, num_masked - count))
             aspect = math.exp(rng.uniform(log_aspect, -log_aspect))
             bh, bw = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if not (1 <= bh <= h and 1 <= bw <= w):
@@ -66,13 +63,13 @@ def block_mask(
                 top, left = int(rng.integers(0, h - bh + 1)), int(rng.integers(0, w - bw + 1))
             block = mask[top : top + bh, left : left + bw]
             new = block.size - int(block.sum())
-            if 0 < new <= num_masked - hidden:
+            if 0 < new <= num_masked - count:
                 block[:] = True
-                hidden += new
+                count += new
                 break
         else:
             break
-    missing = num_masked - hidden if exact else int(hidden == 0)
+    missing = num_masked - count if exact else int(count == 0)
     if missing:
         mask.flat[rng.permutation(np.flatnonzero(~mask))[:missing]] = True
     return mask
@@ -81,7 +78,7 @@ def block_mask(
 def random_masks(
     num_patches: int, num_masked: NDArray[np.int64], rng: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """Hide exactly `num_masked` [n] patches, anywhere: [n, num_patches] bool."""
+    """Mask exactly `num_masked` [n] patches, anywhere: [n, num_patches] bool."""
     order = rng.random((len(num_masked), num_patches)).argsort(axis=1)
     masks = np.empty(order.shape, dtype=bool)
     np.put_along_axis(masks, order, np.arange(num_patches) < num_masked[:, None], axis=1)
@@ -92,19 +89,19 @@ class MaskSampler:
     """Draw masks for a batch of views.
 
     A fixed share of the views is masked; their ratios fill [low, high] evenly, so that every batch
-    sees light and heavy masks (as in DINOv2).
+    has light and heavy masks (as in DINOv2).
 
     Args:
         shape: "block" or "random".
-        ratio: lowest and highest share of hidden patches in a masked view; the highest may be a
+        ratio: lowest and highest share of masked patches in a masked view; the highest may be a
             `Schedule`, for a curriculum.
-        masked_share: share of the views that get a mask at all; of the samples where
-            `masked_views` is "one".
-        masked_views: "all" views may be masked, whatever happens to the others of their sample, or
-            exactly "one" of a chosen sample, so that another view shows what it hides.
-        centre_bias: share of the blocks that lie around the picture's middle, where the hand is.
-        exact_count: every masked view of a batch hides the same number of patches, as dropping
-            them from the encoder wants; one ratio is drawn per batch.
+        masked_share: share of the views that get a mask; of the samples where `masked_views` is
+            "one".
+        masked_views: "all" views may be masked, independently of the others of their sample, or
+            exactly "one" of a chosen sample, so that another view shows what is masked in it.
+        centre_bias: share of the blocks that lie around the image's middle, where the hand is.
+        exact_count: mask the same number of patches in every masked view of a batch, as dropping
+            masked patches from the encoder requires; one ratio is drawn per batch.
     Raises: ValueError for settings that do not fit.
     """
 
@@ -118,32 +115,20 @@ class MaskSampler:
         centre_bias: float = 0.0,
         exact_count: bool = False,
     ) -> None:
-        if shape not in SHAPES:
-            raise ValueError(
-                f"mask shape must be one of {SHAPES}, got {shape!r} (views.masks.shape)"
-            )
-        if masked_views not in MASKED_VIEWS:
-            raise ValueError(
-                f"masked_views must be one of {MASKED_VIEWS}, got {masked_views!r} "
-                "(views.masks.masked_views)"
-            )
+        one_of("shape", shape, SHAPES)
+        one_of("masked_views", masked_views, MASKED_VIEWS)
+        shares(masked_share=masked_share, centre_bias=centre_bias)
         low, high = ratio
         if isinstance(low, Schedule):
-            raise ValueError("only the highest ratio may be a schedule (views.masks.ratio)")
+            raise ValueError(f"only the highest ratio may be a schedule, got ratio={list(ratio)}")
         self.low, self.high = low, as_schedule(high)
         for end in (self.high.start, self.high.start if self.high.end is None else self.high.end):
             if not 0.0 <= low <= end < 1.0:
                 raise ValueError(
-                    f"need 0 <= low <= high < 1, got ratio={list(ratio)} (views.masks.ratio)"
+                    f"ratio must be [low, high] with 0 <= low <= high < 1, got {list(ratio)}"
                 )
-        for name, share in (("masked_share", masked_share), ("centre_bias", centre_bias)):
-            if not 0.0 <= share <= 1.0:
-                raise ValueError(f"{name} is a share, got {share} (views.masks.{name})")
         if centre_bias > 0 and shape != "block":
-            raise ValueError(
-                f"centre_bias places blocks, got shape={shape!r} (views.masks.centre_bias=0 or "
-                "views.masks.shape=block)"
-            )
+            raise ValueError(f"centre_bias={centre_bias} requires shape=block, got shape={shape!r}")
         self.shape, self.masked_share, self.masked_views = shape, masked_share, masked_views
         self.centre_bias, self.exact_count = centre_bias, exact_count
 
@@ -160,40 +145,38 @@ class MaskSampler:
             shape: samples B and views of each G.
             grid_hw: patches per column and row.
             generator: source of randomness.
-            info: where training stands, for the curriculum.
+            info: step of the training, for the curriculum.
         Returns: [B, G, N] bool on the CPU, N = h * w row by row.
         """
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         num_patches = grid_hw[0] * grid_hw[1]
         masks = np.zeros((shape[0] * shape[1], num_patches), dtype=bool)
-        chosen = self._chosen(shape, rng)
+        chosen = self._choose_views(shape, rng)
         if len(chosen):
-            masks[chosen] = self._drawn(len(chosen), grid_hw, rng, info)
+            masks[chosen] = self._draw(len(chosen), grid_hw, rng, info)
         return torch.from_numpy(masks).unflatten(0, shape)
 
-    def _chosen(self, shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.int64]:
+    def _choose_views(self, shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.int64]:
         """Which of the B * G views are masked, in random order."""
         num_samples, num_views = shape
         if self.masked_views == "all":
             num = round(num_samples * num_views * self.masked_share)
             return rng.permutation(num_samples * num_views)[:num]
         samples = rng.permutation(num_samples)[: round(num_samples * self.masked_share)]
-        turn = (np.arange(len(samples)) + rng.integers(num_views)) % num_views
-        return samples * num_views + turn
+        view = (np.arange(len(samples)) + rng.integers(num_views)) % num_views
+        return samples * num_views + view
 
-    def _drawn(
+    def _draw(
         self, num: int, grid_hw: tuple[int, int], rng: np.random.Generator, info: StepInfo
     ) -> NDArray[np.bool_]:
         """[num, N] masks with stratified ratios."""
         num_patches = grid_hw[0] * grid_hw[1]
         high = max(self.low, self.high(info.step, info.total_steps))  # it may warm up from below
-        strata = np.arange(num)
         within = rng.random(1 if self.exact_count else num)
-        ratios = self.low + (high - self.low) * (
-            np.full(num, within[0]) if self.exact_count else (strata + within) / num
-        )
-        counts = np.rint(ratios * num_patches).astype(np.int64)
-        counts = counts.clip(1, max(1, num_patches - 1))  # something is hidden, something is left
+        position = np.full(num, within[0]) if self.exact_count else (np.arange(num) + within) / num
+        ratios = self.low + (high - self.low) * position
+        # at least one patch is masked and one is not
+        counts = np.rint(ratios * num_patches).astype(np.int64).clip(1, max(1, num_patches - 1))
         if self.shape == "random":
             return random_masks(num_patches, counts, rng)
         blocks = [

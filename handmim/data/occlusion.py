@@ -1,8 +1,10 @@
-"""Hands partly out of sight: cut-outs and pasted objects for labelled training crops.
+"""Occlusion for labelled training crops: cut-outs and pasted objects.
 
-Both parts only paint. No label changes: a joint that is covered is still to be found. Everything is
-drawn per sample from the CPU generator, so that what covers a hand depends on that sample and the
-generator alone, unless its texture is a neighbour's by choice.
+No label changes: a covered joint still counts. Everything is drawn per sample from the CPU
+generator, so an occluder depends on its sample and the generator alone, unless its texture is
+taken from another sample.
+
+A pasted shape is { p : n_k . (p - joint) <= reach_k for all k } with the joint inside it, in ndc.
 """
 
 import math
@@ -11,10 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from handmim.data.occluder_shapes import SIDES, cover, draw_sides, log_uniform, shrinking
-from handmim.data.view_pixels import sample_views
+from handmim.data.pixels import sample_views
 from handmim.geometry.camera import cell_centres_ndc
-from handmim.geometry.crop import similarity
+from handmim.geometry.crop import similarity, transform_points
+from handmim.utils.arguments import above, interval, one_of, shares
 
 TEXTURES = ("batch", "noise")
 FILLS = ("mean", "noise")
@@ -22,24 +24,100 @@ FILLS = ("mean", "noise")
 # would look like more of it, and a covered finger like a missing one.
 TINT = (0.4, 1.2)
 NOISE_CELLS = 12  # of procedural texture, along a side
+SIDES = 16  # of every shape: enough for a smooth ellipse; four of them make a bar
+OFF_CENTRE = 0.6  # the joint lies within this share of the shape's half axes
+# Sides of polygons lie so many times as far off as an ellipse's: about the same area on average.
+IRREGULAR = (0.8, 1.4)
 
 
-def _checked(part: str, name: str, bounds: Sequence[float], highest: float) -> tuple[float, float]:
-    low, high = bounds
-    if not 0.0 < low <= high <= highest:
-        limit = "" if math.isinf(highest) else f" <= {highest:g}"
-        raise ValueError(
-            f"need 0 < low <= high{limit}, got {name}={bounds} (augment.{part}.{name})"
-        )
-    return low, high
+def log_uniform(u: Tensor, low: float, high: float) -> Tensor:
+    """[0, 1) to [low, high), evenly in the logarithm."""
+    return low * (high / low) ** u
 
 
-def _check_share(part: str, name: str, share: float) -> None:
-    if not 0.0 <= share <= 1.0:
-        raise ValueError(f"{name} is a share, got {share} (augment.{part}.{name})")
+def draw_sides(u: Tensor, irregular: Tensor, area: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Ellipses, irregular polygons and bars, one third each, as the half planes they are cut from.
+
+    Args:
+        u: [n, 6] uniform: kind, area, stretch, angle, and where in the shape the joint lies.
+        irregular: [n, SIDES] uniform, of the polygons.
+        area: lowest and highest share of the crop's area; a polygon's varies about it.
+    Returns: normals n [n, SIDES, 2] of unit length and reach [n, SIDES] > 0 in ndc.
+    """
+    kind, is_bar = (3 * u[:, 0]).long(), u[:, 0] >= 2 / 3
+    half_area = log_uniform(u[:, 1], *area) * torch.where(is_bar, 1.0, 4 / math.pi)
+    stretch = torch.where(is_bar, 3 * 2 ** u[:, 2], 2 ** u[:, 2])  # bars are 3 to 6 times as long
+    axes = torch.stack([(half_area * stretch).sqrt(), (half_area / stretch).sqrt()], dim=1)
+    angle = torch.arange(SIDES, device=u.device) * (2 * math.pi / SIDES)
+    own = torch.stack([angle.cos(), angle.sin()], dim=1)  # [SIDES, 2] along the shape's own axes
+    along = axes[:, None] * own
+    support = torch.where(is_bar[:, None], along.abs().sum(dim=-1), along.norm(dim=-1))
+    low, high = IRREGULAR
+    polygon = support * (low + (high - low) * irregular)
+    support = torch.where((kind == 1)[:, None], polygon, support)
+    direction = 2 * math.pi * u[:, 5]
+    joint = torch.stack([direction.cos(), direction.sin()], dim=1) * OFF_CENTRE * u[:, 4:5].sqrt()
+    reach = support - (along * joint[:, None]).sum(dim=-1)
+    rotation = similarity(torch.ones_like(direction), math.pi * u[:, 3], torch.zeros_like(axes))
+    return transform_points(rotation, own.expand(len(u), -1, -1)), reach
 
 
-def in_picture(kp2d_crop_ndc: Tensor, kp2d_valid: Tensor) -> Tensor:
+def shrinking(
+    offsets_ndc: Tensor,
+    is_seen: Tensor,
+    normals: Tensor,
+    reach: Tensor,
+    max_joints: float,
+    spare_ndc: float,
+) -> Tensor:
+    """How far shapes shrink towards the joint they cover so as not to cover too many.
+
+    A convex shape that shrinks towards a point inside it sheds joints one by one: joint j is
+    farther than `spare_ndc` from it below the factor g_j = max_k (n_k . offset_j - spare) /
+    reach_k. Of m seen joints floor(max_joints m) may be nearer, so the factor is the next smallest
+    g, or 1 where that is less of a change, or 0 where there is no such shape.
+
+    Args:
+        offsets_ndc: [n, 21, 2] joints from the one that is covered.
+        is_seen: [n, 21] bool, the joints that count; where there is none nothing shrinks.
+        normals, reach: [n, SIDES, 2] and [n, SIDES], see `draw_sides`.
+        max_joints: share of the seen joints that may be covered.
+        spare_ndc: distance from the shape at which a joint counts as free.
+    Returns: [n] in [0, 1].
+    """
+    along = (offsets_ndc.unsqueeze(2) * normals.unsqueeze(1)).sum(dim=-1)  # [n, 21, SIDES]
+    free_below = ((along - spare_ndc) / reach[:, None]).amax(dim=-1)
+    ranked = free_below.masked_fill(~is_seen, math.inf).sort(dim=1).values
+    ranked = torch.cat([ranked, torch.full_like(ranked[:, :1], math.inf)], dim=1)
+    allowed = (is_seen.sum(dim=1) * max_joints + 1e-4).long()
+    return ranked.gather(1, allowed[:, None]).squeeze(1).clamp(0, 1)
+
+
+def cover(
+    side_px: int, joint_ndc: Tensor, normals: Tensor, reach: Tensor, soft_px: float
+) -> Tensor:
+    """Opacity of shapes in pixels: 0 outside, rising to 1 over `soft_px` from their border inwards.
+
+    Args:
+        side_px: of the image.
+        joint_ndc: [n, 2] where the shapes lie.
+        normals, reach: [n, SIDES, 2] and [n, SIDES].
+        soft_px: width of the border.
+    Returns: [n, 1, side, side].
+    """
+    at = cell_centres_ndc(side_px, reach.device)
+    reach = reach + (normals * joint_ndc[:, None]).sum(dim=-1)  # from the crop's centre
+    depth = torch.full((len(reach), side_px, side_px), math.inf, device=reach.device)
+    here = torch.empty_like(depth)
+    for side in range(SIDES):
+        normal = normals[:, side, :, None]
+        down = reach[:, side, None] - normal[:, 1] * at  # [n, H]
+        torch.sub(down[:, :, None], (normal[:, 0] * at)[:, None], out=here)
+        torch.minimum(depth, here, out=depth)
+    return depth.mul_(side_px / (2 * soft_px)).clamp_(0, 1).unsqueeze(1)
+
+
+def in_image(kp2d_crop_ndc: Tensor, kp2d_valid: Tensor) -> Tensor:
     """Which labelled joints lie inside the crop: [B, 21, 2] and [B, 21] to [B, 21] bool."""
     return kp2d_valid & (kp2d_crop_ndc.abs() < 1).all(dim=-1)
 
@@ -54,8 +132,8 @@ def pick_joint(kp2d_crop_ndc: Tensor, is_seen: Tensor, u: Tensor) -> Tensor:
     Returns: [B, 2] ndc.
     """
     rank = is_seen.long().cumsum(dim=1)
-    wanted = (u * rank[:, -1]).long() + 1
-    chosen = is_seen & (rank == wanted[:, None])
+    number = (u * rank[:, -1]).long() + 1
+    chosen = is_seen & (rank == number[:, None])
     return torch.where(chosen.unsqueeze(-1), kp2d_crop_ndc, 0.0).sum(dim=1)
 
 
@@ -64,13 +142,13 @@ class HandCutOut:
     1708.04896), but where the hand is.
 
     The rectangle is upright and holds the joint: its centre lies off it by up to half of its half
-    sides. Where no labelled joint is in the picture it lies about the crop's centre.
+    sides. Without a labelled joint in the image it lies about the crop's centre.
 
     Args:
         prob: share of samples.
         area: lowest and highest share of the crop's area, before the crop's border cuts it.
         aspect: lowest and highest width / height, drawn log-uniformly.
-        fill: "mean" colour of the picture, uniform "noise" per pixel, or a grey value in [0, 1].
+        fill: "mean" colour of the image, uniform "noise" per pixel, or a grey value in [0, 1].
     Raises: ValueError for settings that do not fit.
     """
 
@@ -82,15 +160,11 @@ class HandCutOut:
         aspect: Sequence[float] = (0.5, 2.0),
         fill: str | float = "mean",
     ) -> None:
-        _check_share("cut_out", "prob", prob)
+        shares(prob=prob)
         is_grey = isinstance(fill, int | float) and 0.0 <= fill <= 1.0
         if not (is_grey or fill in FILLS):
-            raise ValueError(
-                f"fill must be one of {FILLS} or a grey in [0, 1], got {fill!r} "
-                "(augment.cut_out.fill)"
-            )
-        self.area = _checked("cut_out", "area", area, 1.0)
-        self.aspect = _checked("cut_out", "aspect", aspect, math.inf)
+            raise ValueError(f"fill must be one of {FILLS} or a grey in [0, 1], got {fill!r}")
+        self.area, self.aspect = interval("area", area, 1.0), interval("aspect", aspect)
         self.prob, self.fill = prob, fill
 
     def __call__(
@@ -112,8 +186,8 @@ class HandCutOut:
         if self.fill == "noise":
             noise = torch.rand(len(rows), *image.shape[1:], generator=generator).to(image)
         rows, u = rows.to(image.device), u[rows].to(image.device)
-        kp2d, picture = kp2d_crop_ndc[rows], image[rows]
-        joint = pick_joint(kp2d, in_picture(kp2d, kp2d_valid[rows]), u[:, 1])
+        kp2d, chosen = kp2d_crop_ndc[rows], image[rows]
+        joint = pick_joint(kp2d, in_image(kp2d, kp2d_valid[rows]), u[:, 1])
         share, aspect = log_uniform(u[:, 2], *self.area), log_uniform(u[:, 3], *self.aspect)
         half = (share[:, None] * torch.stack([aspect, 1 / aspect], dim=1)).sqrt()  # the crop's is 1
         centre = joint + (u[:, 4:] - 0.5) * half
@@ -123,10 +197,10 @@ class HandCutOut:
         if noise is not None:
             paint = noise
         elif self.fill == "mean":
-            paint = picture.mean(dim=(-2, -1), keepdim=True)
+            paint = chosen.mean(dim=(-2, -1), keepdim=True)
         else:
-            paint = torch.full_like(picture[:, :, :1, :1], float(self.fill))
-        return image.index_copy(0, rows, torch.where(is_cut, paint, picture))
+            paint = torch.full_like(chosen[:, :, :1, :1], float(self.fill))
+        return image.index_copy(0, rows, torch.where(is_cut, paint, chosen))
 
 
 class OccluderPaste:
@@ -134,13 +208,13 @@ class OccluderPaste:
 
     The shape covers a random joint, which lies anywhere in its inner part, and shrinks towards it
     until it covers, to the pixel, no more joints than allowed (`shrinking`). Only labelled joints
-    in the picture count; where there is none the shape lies about the crop's centre as it is.
+    in the image count; where there is none the shape lies about the crop's centre as it is.
 
     Args:
         prob: share of samples.
         area: lowest and highest share of the crop's area before shrinking and the crop's border.
-        max_joints: share of the labelled joints in the picture that may be covered.
-        texture: "batch" cuts it from a random part of another sample's picture (its own in a batch
+        max_joints: share of the labelled joints in the image that may be covered.
+        texture: "batch" cuts it from a random part of another sample's image (its own in a batch
             of one) and tints it, so that the sample depends on its neighbour; "noise" draws
             blotches of colour.
         border_px: width of the soft border.
@@ -156,18 +230,10 @@ class OccluderPaste:
         texture: str = "batch",
         border_px: float = 1.5,
     ) -> None:
-        _check_share("occluder", "prob", prob)
-        if not 0.0 < max_joints <= 1.0:
-            raise ValueError(
-                f"max_joints is a share above 0, got {max_joints} (augment.occluder.max_joints)"
-            )
-        if texture not in TEXTURES:
-            raise ValueError(
-                f"texture must be one of {TEXTURES}, got {texture!r} (augment.occluder.texture)"
-            )
-        if border_px <= 0:
-            raise ValueError(f"border_px must be > 0, got {border_px} (augment.occluder.border_px)")
-        self.area = _checked("occluder", "area", area, 1.0)
+        shares(prob=prob, max_joints=max_joints)
+        above(0, max_joints=max_joints, border_px=border_px)
+        one_of("texture", texture, TEXTURES)
+        self.area = interval("area", area, 1.0)
         self.prob, self.max_joints = prob, max_joints
         self.texture, self.border_px = texture, border_px
 
@@ -191,20 +257,20 @@ class OccluderPaste:
         source = self._source(image, rows, generator)
         rows, u, irregular = (x.to(image.device) for x in (rows, u[rows], irregular[rows]))
         kp2d = kp2d_crop_ndc[rows]
-        is_seen = in_picture(kp2d, kp2d_valid[rows])
+        is_seen = in_image(kp2d, kp2d_valid[rows])
         joint = pick_joint(kp2d, is_seen, u[:, 1])
         normals, reach = draw_sides(u[:, 2:8], irregular, self.area)
         side, offsets = image.shape[-1], kp2d - joint[:, None]
         spare = 1.5 / side  # 0.75 px: the pixel of a free joint stays as it is
         factor = shrinking(offsets, is_seen, normals, reach, self.max_joints, spare)
         alpha = cover(side, joint, normals, reach * factor[:, None], self.border_px)
-        # A part of the source about a third to two thirds as wide, turned by anything.
+        # A part of the source about a third to two thirds as wide, rotated by any angle.
         part = similarity(0.35 + 0.3 * u[:, 8], 2 * math.pi * u[:, 9], u[:, 10:] - 0.5)
         texture = sample_views(source, part[:, None], side).squeeze(1)
         return image.index_copy(0, rows, torch.lerp(image[rows], texture, alpha))
 
     def _source(self, image: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """[n, 3, S, S] pictures that textures of the chosen rows are cut from."""
+        """[n, 3, S, S] images that textures of the chosen rows are cut from."""
         b, n = len(image), len(rows)
         colour = torch.rand(n, 3, 1, 1, generator=generator)
         if self.texture == "batch":

@@ -1,0 +1,256 @@
+"""Pixels of planned views: in torch for a whole batch on any device, or in OpenCV image by image.
+
+Both follow one `ViewPlan`. OpenCV is quicker on a CPU; each of its steps ends in uint8, so values
+may differ from torch's by a few of 255.
+"""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from handmim.contracts import CropBatch, PretrainBatch
+from handmim.data.colour import LUMA, ColourPlan, coloured
+from handmim.geometry.crop import px_from_px
+from handmim.geometry.warp import pixels_in_source
+
+Images = NDArray[np.uint8]  # [..., H, W, 3] RGB
+
+PADDINGS = {
+    "reflection": cv2.BORDER_REFLECT,
+    "zeros": cv2.BORDER_CONSTANT,
+    "border": cv2.BORDER_REPLICATE,
+}
+_IDENTITY = np.eye(3, dtype=np.float32)
+_SOLARISED = np.minimum(np.arange(256), 255 - np.arange(256)).astype(np.uint8)
+
+
+class ViewFrame(NamedTuple):
+    """What all views have in common."""
+
+    view_px: int
+    local_px: int
+    padding: str  # what lies outside a crop, a key of `PADDINGS`
+    keep_clean: bool  # also keep views before colour augmentation
+
+
+class ViewPlan(NamedTuple):
+    """All random choices for the views of B crops; None where there is no such choice."""
+
+    source_from_view: Tensor  # [B, G, 2, 3]
+    crop_from_view: Tensor  # [B, G, 2, 3] the same after the shared similarity
+    is_masked: Tensor  # [B, G, N] bool
+    masked_idx: Tensor  # [M] int64 indices of True in the flattened mask
+    num_masked: tuple[int, ...]  # of each sample
+    displacement_ndc: Tensor | None  # [B, G, 2, c, c]
+    from_partner: Tensor | None  # [B] bool, samples whose later views are cut from the partner
+    # of the B G views; or of the B first and the B (G - 1) later ones
+    colours: tuple[ColourPlan | None, ...]
+    crop_from_local: Tensor | None  # [B, L, 2, 3]
+    local_colours: ColourPlan | None  # of the B L local crops
+
+
+class PlannedCrops(NamedTuple):
+    """Crops and the plan of their views."""
+
+    crops: CropBatch
+    plan: ViewPlan
+
+
+def _batch(
+    crops: CropBatch, plan: ViewPlan, views: Tensor, clean: Tensor | None, local: Tensor | None
+) -> PretrainBatch:
+    return PretrainBatch(
+        views=views,
+        source_from_view=plan.source_from_view,
+        is_masked=plan.is_masked,
+        displacement_ndc=plan.displacement_ndc,
+        clean_views=clean,
+        local_views=local,
+        group=crops.group,
+        hidden=plan.masked_idx,
+        num_hidden=tuple(plan.num_masked),  # pinning makes it a list
+    )
+
+
+def sample_views(
+    image: Tensor,
+    source_from_view: Tensor,
+    view_px: int,
+    displacement_ndc: Tensor | None = None,
+    *,
+    padding: str = "reflection",
+) -> Tensor:
+    """Cut views out of crops, bilinearly.
+
+    Args:
+        image: [B, 3, S, S], any range.
+        source_from_view: [B, G, 2, 3] view ndc -> crop ndc.
+        view_px: side of the views.
+        displacement_ndc: [B, G, 2, c, c] warps of the views; None for affine ones.
+        padding: continuation of the crop, a key of `PADDINGS`.
+    Returns: [B, G, 3, view_px, view_px].
+    """
+    b, num_views = source_from_view.shape[:2]
+    at_ndc = pixels_in_source(source_from_view, view_px, displacement_ndc).to(image.dtype)
+    source = image if num_views == 1 else image.repeat_interleave(num_views, dim=0)
+    views = F.grid_sample(source, at_ndc.flatten(0, 1), padding_mode=padding, align_corners=False)
+    return views.unflatten(0, (b, num_views))
+
+
+def torch_views(crops: CropBatch, plan: ViewPlan, frame: ViewFrame) -> PretrainBatch:
+    """Views by a plan on the device of both, float in [0, 1]; nothing waits for the device."""
+    image = crops.image.float().div_(255.0)
+    clean = _sample_all(image, crops.partner, plan, frame)
+    # clean views of one colour plan: all of them; of two: the first views and the later ones
+    starts = (0, 1)[: len(plan.colours)]
+    parts = [clean[:, a:b] for a, b in zip(starts, (*starts[1:], None), strict=True)]
+    views = [_colour_views(part, colours) for part, colours in zip(parts, plan.colours, strict=True)]
+    local: Tensor | None = None
+    if plan.crop_from_local is not None:
+        local = sample_views(image, plan.crop_from_local, frame.local_px, padding=frame.padding)
+        local = _colour_views(local, plan.local_colours)
+    all_views = views[0] if len(views) == 1 else torch.cat(views, dim=1)
+    return _batch(crops, plan, all_views, clean if frame.keep_clean else None, local)
+
+
+def _colour_views(views: Tensor, plan: ColourPlan | None) -> Tensor:
+    return coloured(views.flatten(0, 1), plan).unflatten(0, views.shape[:2])
+
+
+def _sample_all(image: Tensor, partner: Tensor | None, plan: ViewPlan, frame: ViewFrame) -> Tensor:
+    """[B, G, 3, H, W] before colours; later views of some samples are cut from partners."""
+    maps, warps = plan.crop_from_view, plan.displacement_ndc
+    if plan.from_partner is None or partner is None:
+        return sample_views(image, maps, frame.view_px, warps, padding=frame.padding)
+    other = torch.where(plan.from_partner[:, None, None, None], partner.float().div_(255.0), image)
+    parts = [
+        sample_views(
+            source,
+            maps[:, part],
+            frame.view_px,
+            None if warps is None else warps[:, part],
+            padding=frame.padding,
+        )
+        for source, part in ((image, slice(0, 1)), (other, slice(1, None)))
+    ]
+    return torch.cat(parts, dim=1)
+
+
+def cpu_views(crops: CropBatch, plan: ViewPlan, frame: ViewFrame) -> PretrainBatch:
+    """Views by a plan on the CPU, as uint8 of 0 to 255, channels last in memory."""
+    image = _with_alpha(crops.image)
+    b, g = plan.crop_from_view.shape[:2]
+    later = image
+    if plan.from_partner is not None and crops.partner is not None:
+        partner = _with_alpha(crops.partner)
+        later = [partner[i] if own else image[i] for i, own in enumerate(plan.from_partner)]
+    sources = [image[i] if v == 0 else later[i] for i in range(b) for v in range(g)]
+    views = cut_views(
+        sources, plan.crop_from_view, frame.view_px, plan.displacement_ndc, frame.padding
+    )
+    clean = _channels_first(views.copy()) if frame.keep_clean else None
+    flat = list(views.reshape(b * g, *views.shape[2:]))
+    parts = [flat] if len(plan.colours) == 1 else [flat[::g], [v for i, v in enumerate(flat) if i % g]]
+    for part, colours in zip(parts, plan.colours, strict=True):
+        colour_images(part, colours)
+    local: Tensor | None = None
+    if plan.crop_from_local is not None:
+        num = plan.crop_from_local.shape[1]
+        sources = [image[i] for i in range(b) for _ in range(num)]
+        crops_local = cut_views(sources, plan.crop_from_local, frame.local_px, None, frame.padding)
+        colour_images(
+            list(crops_local.reshape(b * num, *crops_local.shape[2:])), plan.local_colours
+        )
+        local = _channels_first(crops_local)
+    return _batch(crops, plan, _channels_first(views), clean, local)
+
+
+def as_float(batch: PretrainBatch) -> PretrainBatch:
+    """The same batch with its uint8 images in [0, 1]."""
+    names = ("views", "clean_views", "local_views")
+    fields = {name: getattr(batch, name) for name in names}
+    scaled = {name: x.float().div_(255.0) for name, x in fields.items() if x is not None}
+    counts = batch.num_hidden
+    return batch._replace(num_hidden=None if counts is None else tuple(counts), **scaled)
+
+
+def cut_views(
+    sources: list[Images],
+    crop_from_view: Tensor,
+    side_px: int,
+    displacement_ndc: Tensor | None,
+    padding: str,
+) -> Images:
+    """Resample images, once each: rotate, scale, shift, mirror, warp.
+
+    Args:
+        sources: B V square images of one size, with a fourth channel: OpenCV warps four at once
+            more than twice as quickly as three.
+        crop_from_view: [B, V, 2, 3] ndc.
+        side_px: side of the views.
+        displacement_ndc: [B, V, 2, c, c] or None.
+        padding: a key of `PADDINGS`.
+    Returns: [B, V, side_px, side_px, 3].
+    """
+    b, num = crop_from_view.shape[:2]
+    out = np.empty((b, num, side_px, side_px, 3), np.uint8)
+    flat = out.reshape(b * num, side_px, side_px, 3)
+    four = np.empty((side_px, side_px, 4), np.uint8)
+    side, border = sources[0].shape[0], PADDINGS[padding]
+    if displacement_ndc is not None:
+        at_ndc = pixels_in_source(crop_from_view, side_px, displacement_ndc).flatten(0, 1)
+        at_px = ((at_ndc + 1) * (side / 2) - 0.5).numpy()
+        for source, view, at in zip(sources, flat, at_px, strict=True):
+            x, y = np.ascontiguousarray(at[..., 0]), np.ascontiguousarray(at[..., 1])
+            cv2.remap(source, x, y, cv2.INTER_LINEAR, dst=four, borderMode=border)
+            cv2.cvtColor(four, cv2.COLOR_RGBA2RGB, dst=view)
+        return out
+    maps = px_from_px(crop_from_view.double(), side, side_px)
+    maps[..., 2] += (maps[..., :2].sum(dim=-1) - 1) / 2  # OpenCV counts from a pixel's centre
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    size = side_px, side_px
+    for source, view, m in zip(sources, flat, maps.flatten(0, 1).numpy(), strict=True):
+        cv2.warpAffine(source, m, size, dst=four, flags=flags, borderMode=border)
+        cv2.cvtColor(four, cv2.COLOR_RGBA2RGB, dst=view)
+    return out
+
+
+def colour_images(images: list[Images], plan: ColourPlan | None) -> None:
+    """Change the colours of images by a plan, in place."""
+    if plan is None:
+        return
+    if plan.rows is not None:
+        images = [images[i] for i in plan.rows.tolist()]
+    for image, m, lift in zip(images, plan.linear.numpy(), plan.lift.tolist(), strict=True):
+        if lift == 0 and np.abs(m - _IDENTITY).max() < 1e-6:
+            continue
+        constant = np.full((3, 1), lift * np.dot(LUMA, cv2.mean(image)[:3]), np.float32)
+        cv2.transform(image, np.hstack([m, constant]), dst=image)
+    if plan.blur_rows is not None and plan.blur_sigma_px is not None:
+        for row, sigma in zip(plan.blur_rows.tolist(), plan.blur_sigma_px.tolist(), strict=True):
+            radius = min(plan.blur_radius, int(np.ceil(4 * sigma)))  # weights beyond are nothing
+            kernel = cv2.getGaussianKernel(2 * radius + 1, sigma)
+            image = images[row]
+            cv2.sepFilter2D(image, -1, kernel, kernel, dst=image, borderType=cv2.BORDER_REFLECT_101)
+    if plan.is_solarised is not None:
+        for row in plan.is_solarised.nonzero().squeeze(1).tolist():
+            cv2.LUT(images[row], _SOLARISED, dst=images[row])
+    if plan.noise_rows is not None and plan.noise is not None:
+        for row, noise in zip(plan.noise_rows.tolist(), plan.noise, strict=True):
+            noisy = images[row] + 255 * noise.permute(1, 2, 0).numpy()
+            images[row][:] = noisy.round().clip(0, 255)
+
+
+def _with_alpha(image: Tensor) -> list[Images]:
+    """[B, 3, S, S] as images with a fourth channel."""
+    stack = np.ascontiguousarray(image.permute(0, 2, 3, 1).numpy())
+    return [cv2.cvtColor(part, cv2.COLOR_RGB2RGBA) for part in stack]
+
+
+def _channels_first(images: Images) -> Tensor:
+    return torch.from_numpy(images).movedim(-1, -3)

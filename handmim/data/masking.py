@@ -1,4 +1,7 @@
-"""Patch masks: blocks or scattered patches, with ratios stratified over the batch. True = masked."""
+"""Patch masks: blocks or scattered patches, with ratios stratified over the batch.
+
+True = masked.
+"""
 
 import math
 from collections.abc import Sequence

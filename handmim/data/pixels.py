@@ -109,7 +109,9 @@ def torch_views(crops: CropBatch, plan: ViewPlan, frame: ViewFrame) -> PretrainB
     # clean views of one colour plan: all of them; of two: the first views and the later ones
     starts = (0, 1)[: len(plan.colours)]
     parts = [clean[:, a:b] for a, b in zip(starts, (*starts[1:], None), strict=True)]
-    views = [_colour_views(part, colours) for part, colours in zip(parts, plan.colours, strict=True)]
+    views = [
+        _colour_views(part, colours) for part, colours in zip(parts, plan.colours, strict=True)
+    ]
     local: Tensor | None = None
     if plan.crop_from_local is not None:
         local = sample_views(image, plan.crop_from_local, frame.local_px, padding=frame.padding)
@@ -155,7 +157,9 @@ def cpu_views(crops: CropBatch, plan: ViewPlan, frame: ViewFrame) -> PretrainBat
     )
     clean = _channels_first(views.copy()) if frame.keep_clean else None
     flat = list(views.reshape(b * g, *views.shape[2:]))
-    parts = [flat] if len(plan.colours) == 1 else [flat[::g], [v for i, v in enumerate(flat) if i % g]]
+    parts = (
+        [flat] if len(plan.colours) == 1 else [flat[::g], [v for i, v in enumerate(flat) if i % g]]
+    )
     for part, colours in zip(parts, plan.colours, strict=True):
         colour_images(part, colours)
     local: Tensor | None = None

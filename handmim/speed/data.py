@@ -15,12 +15,12 @@ from torch.utils.data import Dataset
 
 from handmim.contracts import CropSample, PretrainBatch, StepInfo
 from handmim.data.colour import ColourJitter
-from handmim.data.cpu_views import as_float
 from handmim.data.crops import CropFolder
 from handmim.data.loader import collate_crops
 from handmim.data.masking import MaskSampler
 from handmim.data.packed import CODINGS, PackedCrops
 from handmim.data.packing import pack_crops
+from handmim.data.pixels import as_float
 from handmim.data.views import ViewMaker
 from handmim.images.decode import decode_rgb, turbo
 from handmim.speed.pictures import write_jpegs
@@ -30,7 +30,7 @@ from handmim.speed.references.pil_views import PilViews
 INFO = StepInfo(0, 1)
 PIL, FLOAT, UINT8 = "PIL and torchvision", "handmim, float", "handmim, uint8"
 TURNED, WARP = "handmim, uint8, turned", "handmim, colours left to the device"
-STILL = {"rotation_deg": 0.0, "full_rotation_prob": 0.0, "hidden_rotation_deg": 0.0}
+STILL = {"rotation_deg": 0.0, "full_rotation_prob": 0.0, "shared_rotation_deg": 0.0}
 
 
 def like_ibot(view_px: int, *, turned: bool = False, coloured: bool = True) -> ViewMaker:

@@ -48,7 +48,7 @@ RULES: dict[str, Rule] = {
     "keypoints_fixed_in_source": Rule(
         "keypoints/source_std_ndc",
         False,
-        "raise views.hidden_rotation_deg, views.hidden_scale or views.hidden_shift_ndc",
+        "raise views.shared_rotation_deg, views.shared_scale or views.shared_shift_ndc",
     ),
     "keypoints_rigid": Rule(
         "keypoints/articulation",

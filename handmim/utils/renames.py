@@ -4,11 +4,23 @@ from collections.abc import Mapping
 from typing import Any
 
 # Config keys (with everything below them) and options: a typed one is answered with the new one.
-KEYS: dict[str, str] = {}
+KEYS: dict[str, str] = {
+    "views.hidden_rotation_deg": "views.shared_rotation_deg",
+    "views.hidden_full_rotation_prob": "views.shared_full_rotation_prob",
+    "views.hidden_scale": "views.shared_scale",
+    "views.hidden_shift_ndc": "views.shared_shift_ndc",
+}
 # Modules (with everything in them), classes and functions that checkpoints name as `_target_`.
 TARGETS: dict[str, str] = {}
 # Arguments by the new target: the new name, or None where the argument is gone.
-ARGUMENTS: dict[str, dict[str, str | None]] = {}
+ARGUMENTS: dict[str, dict[str, str | None]] = {
+    "handmim.data.views.ViewMaker": {
+        "hidden_rotation_deg": "shared_rotation_deg",
+        "hidden_full_rotation_prob": "shared_full_rotation_prob",
+        "hidden_scale": "shared_scale",
+        "hidden_shift_ndc": "shared_shift_ndc",
+    },
+}
 
 
 def new_key(typed: str) -> str | None:

@@ -9,8 +9,8 @@ import torch
 from handmim.contracts import HandBatch, HandSample, HandState, StepInfo
 from handmim.data.augment import HandAugment, transform_labels
 from handmim.data.loader import collate_hands
+from handmim.data.pixels import sample_views
 from handmim.data.samples import hand_sample, mirror_sample
-from handmim.data.view_pixels import sample_views
 from handmim.geometry.camera import cell_centres_ndc, ndc_from_px, project, px_from_ndc
 from handmim.geometry.crop import compose, similarity
 from handmim.hand.conventions import rotvec_to_matrix

@@ -8,8 +8,8 @@ from PIL import Image
 from scipy.stats import wasserstein_distance
 
 from handmim.data.colour import ColourJitter
-from handmim.data.cpu_views import colour
 from handmim.data.crops import CropFolder
+from handmim.data.pixels import colour_images
 from handmim.speed.data import FLOAT, PIL, TURNED, UINT8, WARP, like_ibot, measure, views_of
 from handmim.speed.pictures import write_jpegs
 from handmim.speed.race import Bench
@@ -92,7 +92,7 @@ def apart(files, strength: float, hue_deg: float, times: int = 250) -> dict[str,
         image = Image.fromarray(picture)
         by_pil = figures([np.asarray(theirs(image)) for _ in range(times)])
         ours = [picture.copy() for _ in range(times)]
-        colour(ours, jitter.draw(times, (64, 64), generator))
+        colour_images(ours, jitter.draw(times, (64, 64), generator))
         by_matrix = figures(ours)
         for name, values in by_pil.items():
             distance = wasserstein_distance(values, by_matrix[name]) / values.std()

@@ -15,7 +15,7 @@ from handmim.contracts import CropBatch, CropSample, PretrainBatch, StepInfo
 from handmim.data.colour import ColourJitter
 from handmim.data.loader import collate_crops
 from handmim.data.masking import MaskSampler
-from handmim.data.view_plans import PlannedCrops
+from handmim.data.pixels import PlannedCrops
 from handmim.data.views import ViewMaker
 from handmim.engine.feed import Feed
 from handmim.engine.sampler import StepSampler
@@ -30,7 +30,7 @@ GEOMETRY = {
     "aspect": 0.15,
     "flip_prob": 0.5,
     "shift_ndc": 0.5,
-    "hidden_full_rotation_prob": 0.5,
+    "shared_full_rotation_prob": 0.5,
 }
 BUSY = ColourJitter(blur_prob=0.4, solarise_prob=0.3)
 CASES = {
@@ -166,10 +166,10 @@ def test_pixels_are_made_without_asking_the_device_for_a_number(settings):
     views = make(there, torch.Generator(), INFO)
     assert views.views.device.type == views.local_views.device.type == "meta"
     assert views.views.shape == views.clean_views.shape == (4, 2, 3, 48, 48)
-    assert views.num_hidden == planned.plan.num_hidden
+    assert views.num_hidden == planned.plan.num_masked
 
 
-class Pictures(Dataset):
+class Images(Dataset):
     def __init__(self) -> None:
         self.image = crops(6).image.permute(0, 2, 3, 1).numpy()
 
@@ -189,7 +189,7 @@ def test_views_do_not_depend_on_the_number_of_workers(place: str):
         steps = StepSampler(6, 4, 0, start_step=3, end_step=6)
         feed = Feed(
             fabric,
-            Pictures(),
+            Images(),
             collate_crops,
             make,
             steps,

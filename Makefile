@@ -17,8 +17,8 @@ help:
 
 setup: $(STAMP)
 
-# Installed again only when pyproject.toml changes.
-$(STAMP): pyproject.toml
+# Installed again only when what is installed changes.
+$(STAMP): pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo "handmim needs Python 3.10 or newer, '$(PYTHON)' is older: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	@if command -v uv >/dev/null 2>&1; then \

@@ -1,3 +1,68 @@
-"""handmim: from unlabeled photos of hands to 3D hand mesh estimators."""
+"""handmim: from unlabeled images of hands to 3D hand mesh estimators.
+
+    import handmim
+
+    predict = handmim.load("runs/finetune/best.pt")     # a HandPredictor: crops in, hands out
+    hand = handmim.HandModel.from_file("standin")       # MANO's interface
+    backbone = handmim.load_backbone("runs/pretrain/backbone.safetensors")    # a ViT
+
+The command line is in `handmim.cli`. Importing the package loads none of its parts.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from handmim.hand.model import HandModel
+    from handmim.models.vit import ViT
+    from handmim.pipelines.predict import HandPredictor
 
 __version__ = "0.1.0"
+__all__ = ["HandModel", "__version__", "load", "load_backbone"]
+
+
+def load(checkpoint: str | Path, device: str = "cpu", **options: Any) -> "HandPredictor":
+    """A fine-tuned model as a function from crops to hands.
+
+    Args:
+        checkpoint: best.pt or last.pt of a fine-tuning run.
+        device: "cpu", "cuda", ...
+        options: as `HandPredictor.from_checkpoint` takes them.
+    Raises: FileNotFoundError; ValueError for a file that is no such checkpoint.
+    """
+    from handmim.pipelines.predict import HandPredictor
+
+    return HandPredictor.from_checkpoint(checkpoint, device, **options)
+
+
+def load_backbone(path: str | Path) -> "ViT":
+    """A pretrained backbone, of the size that its file states.
+
+    Args:
+        path: backbone.safetensors of a pretraining run.
+    Raises: FileNotFoundError; ValueError for a file of another origin. `timm.create_model` builds
+        those.
+    """
+    import json
+
+    from handmim.models.initial_weights import load_initial
+    from handmim.models.vit import ViT
+    from handmim.models.weight_files import read_weights
+
+    meta = read_weights(str(path)).meta
+    if not {"timm_name", "timm_args", "pixel_norm"} <= meta.keys():
+        raise ValueError(f"{path} is no exported backbone: backbone.safetensors is required")
+    size = json.loads(meta["timm_args"])
+    size.pop("num_classes", None)
+    sides = {"img_px": size.pop("img_size"), "patch_px": size.pop("patch_size")}
+    backbone = ViT(meta["timm_name"], **sides, pixel_norm=meta["pixel_norm"], size=size)
+    load_initial(backbone, str(path))
+    return backbone
+
+
+def __getattr__(name: str) -> Any:
+    if name == "HandModel":
+        from handmim.hand.model import HandModel
+
+        return HandModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,7 @@ from hydra import initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from handmim.cli import COMMANDS as COMMANDS_OF_CLI
 from handmim.utils.config import resolved
 from handmim.utils.entry import compose
 
@@ -67,7 +68,10 @@ def configs_of(tool: str, words: list[str]) -> list[tuple[str, list[str]]]:
     """Names of the configs that a command composes, each with its overrides."""
     overrides = [w for w in words if "=" in w and not w.startswith(("--", *PLUGINS))]
     chosen = [w.partition("=")[2] for w in words if w.startswith("--config-name=")]
-    decorated = re.search(r'@tool\("(\w+)"\)', (TOOLS / f"{tool}.py").read_text())
+    source = (TOOLS / f"{tool}.py").read_text()
+    command = re.search(r'main\("(\w+)"\)', source)
+    decorated = re.search(r'@tool\("(\w+)"\)', source)
+    config = COMMANDS_OF_CLI[command[1]].config if command else decorated and decorated[1]
     if "--estimate" in words:
         return [(words[words.index("--estimate") + 1], overrides)]
     if tool == "quickstart":
@@ -75,13 +79,13 @@ def configs_of(tool: str, words: list[str]) -> list[tuple[str, list[str]]]:
         return [(part, [f"experiment=quickstart_{part}", *overrides]) for part in parts]
     if tool in ("benchmark_methods", "probe_targets"):
         return [("pretrain", [*overrides, *needed_by(overrides)])]
-    if decorated is None:
+    if config is None:
         return []
     if "--multirun" in words:
         overrides = [w.split(",")[0] if "[" not in w else w for w in overrides]
     if tool in TABLES:
         overrides.append("name=table")  # is made of the names of groups, which a command has
-    return [((chosen or [decorated[1]])[0], overrides)]
+    return [((chosen or [config])[0], overrides)]
 
 
 def needed_by(overrides: list[str]) -> list[str]:
@@ -102,6 +106,8 @@ def check_command(command: tuple[str, ...], configs: Path) -> None:
     tool, words = command[0], list(command[1:])
     is_whole = not any(w.endswith("...") for w in words) and "--help" not in words
     source = (TOOLS / f"{tool}.py").read_text()
+    if 'main("pack")' in source:
+        source = (REPO / "handmim" / "pipelines" / "pack.py").read_text()
     for option in (w.partition("=")[0] for w in words if w.startswith("--")):
         assert option in HYDRA or f'"{option}"' in source, f"{tool} has no {option}"
     given = [w for w in words if not w.endswith("...") or "=" in w]

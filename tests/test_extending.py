@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from hydra import initialize_config_dir
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from omegaconf import DictConfig
 
 from handmim.data.loader import collate_hands

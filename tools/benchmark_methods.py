@@ -36,7 +36,7 @@ def main() -> None:
         configs = {m: compose("pretrain", [f"method={m}", *args.overrides]) for m in names}
 
     import torch
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
     from handmim.pipelines.bare_step import bare_step
     from handmim.utils.stopwatch import work_clock

@@ -11,18 +11,7 @@ With FreiHAND or HO-3D it writes pred.json and the zip that the servers take, an
 figure where the truth is beside the dataset.
 """
 
-from omegaconf import DictConfig
-
-from handmim.utils.entry import tool
-
-
-@tool("eval")
-def main(cfg: DictConfig) -> None:
-    """Score, write, print."""
-    from handmim.pipelines.evaluate import evaluate
-
-    evaluate(cfg)
-
+from handmim.cli import main
 
 if __name__ == "__main__":
-    main()
+    main("evaluate")

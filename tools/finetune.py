@@ -4,21 +4,7 @@ python tools/finetune.py init_from=runs/pretrain/backbone.safetensors data=synth
 python tools/finetune.py experiment=quickstart_finetune init_from=null     # from scratch, on a CPU
 """
 
-from omegaconf import DictConfig
-
-from handmim.utils.entry import tool
-
-
-@tool("finetune")
-def main(cfg: DictConfig) -> int:
-    """Assemble, start at the mean hand of the labels, train, validate.
-
-    The exit code says how the run ended (utils/exits.py).
-    """
-    from handmim.pipelines.finetune import finetune
-
-    return finetune(cfg).result.exit_code
-
+from handmim.cli import main
 
 if __name__ == "__main__":
-    main()
+    main("finetune")

@@ -7,18 +7,7 @@ python tools/pretrain.py 'loss=[patch_distill,keypoint_align]' ...  # an ablatio
 python tools/pretrain.py method=ibot ...                            # or dino, mae, simmim, peclr
 """
 
-from omegaconf import DictConfig
-
-from handmim.utils.entry import tool
-
-
-@tool("pretrain")
-def main(cfg: DictConfig) -> int:
-    """Assemble, train, export; the exit code says how the run ended (utils/exits.py)."""
-    from handmim.pipelines.pretrain import pretrain
-
-    return pretrain(cfg).result.exit_code
-
+from handmim.cli import main
 
 if __name__ == "__main__":
-    main()
+    main("pretrain")

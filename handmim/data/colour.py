@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from lightning.fabric.utilities import move_data_to_device
+from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from handmim.utils.arguments import above, shares

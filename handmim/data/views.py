@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
+from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from handmim.contracts import CropBatch, PretrainBatch, StepInfo

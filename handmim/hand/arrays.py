@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from handmim.hand.files import NO_PARENT, NUM_VERTS, SHAPES, read_mano
 from handmim.hand.skeleton import CHAIN_PARENTS, FINGERTIP_VERTS
+from handmim.utils.paths import STANDIN
 
 Side = Literal["right", "left"]
 
@@ -88,7 +89,7 @@ def resolve_hand_path(path: str | Path) -> Path:
     Raises: FileNotFoundError for a folder without a hand.
     """
     if str(path) == "standin":
-        return Path(__file__).parents[2] / "data" / "standin_right.npz"
+        return STANDIN
     path = Path(path)
     if not path.is_dir():
         return path

@@ -8,8 +8,9 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from handmim.utils.paths import PACKAGE
+
 TARGET = re.compile(r"target '([^']+)'")
-PACKAGE = Path(__file__).parents[1]
 # What libraries raise for settings that they do not check.
 UNCLEAR = (TypeError, AttributeError, AssertionError, IndexError, RuntimeError)
 KEY = re.compile(r"full_key: (\S+)")

@@ -1,12 +1,9 @@
 """Small helpers for composed configs."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -24,11 +21,6 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         )
     plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     return plain
-
-
-def options_of(group: str) -> list[str]:
-    """Names that `GROUP=NAME` takes: files of configs/GROUP."""
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
 def drop_unbuilt(parts: DictConfig) -> None:

@@ -24,6 +24,7 @@ from handmim.utils.exits import BAD_INPUT, DONE, FAILED, STALLED, TRAINED, Stall
 from handmim.utils.files import FULL
 from handmim.utils.launcher import is_first, require_one_process
 from handmim.utils.messages import sentence
+from handmim.utils.paths import CONFIGS
 from handmim.utils.settings import check_settings
 from handmim.utils.words import expand_paths, hydra_words
 
@@ -37,32 +38,18 @@ Main = Callable[[DictConfig], int | None]
 
 
 def tool(config_name: str) -> Callable[[Main], Callable[[], None]]:
-    """Make an entry point of a function that takes a config of configs/<config_name>.yaml.
-
-    The function returns its exit code, or None where it is done. ValueError, OSError and errors of
-    the config end the process with one message and code 2 where nothing was trained yet, any other
-    error with code 1. Tracebacks go to log.txt of the run where there is one; `debug=true` prints
-    them as well.
-    """
+    """Make an entry point of a function that takes a config of configs/<config_name>.yaml; see
+    `run_tool`."""
 
     def decorate(main: Main) -> Callable[[], None]:
-        @functools.wraps(main)
-        def entry() -> None:
-            run_tool(lambda: _under_hydra(main, config_name))
-
-        return entry
+        return functools.wraps(main)(functools.partial(run_tool, main, config_name))
 
     return decorate
 
 
 def plain_tool(main: Callable[[], int | None]) -> Callable[[], None]:
-    """The same for an entry point without a config."""
-
-    @functools.wraps(main)
-    def entry() -> None:
-        run_tool(main)
-
-    return entry
+    """The same for a function that parses its own arguments."""
+    return functools.wraps(main)(functools.partial(run_tool, main))
 
 
 def compose(config_name: str, words: Sequence[str]) -> DictConfig:
@@ -85,34 +72,56 @@ def prepare(cfg: DictConfig) -> None:
     check_settings(cfg)
 
 
-def run_tool(main: Callable[[], int | None]) -> None:
-    """Run, and turn what comes of it into an exit code and at most one message.
+def run_tool(
+    main: Callable[..., int | None],
+    config_name: str | None = None,
+    *,
+    program: str | None = None,
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Run an entry point, and turn what comes of it into an exit code and at most one message.
 
-    Raises: SystemExit with any code but 0.
+    Args:
+        main: returns its exit code, or None where it is done.
+        config_name: it takes a config of configs/<config_name>.yaml; None: it takes nothing.
+        program: name in messages.
+        arguments: of the command line.
+    Raises: SystemExit with any code but 0. ValueError, OSError and errors of the config give one
+        message and code 2 where nothing was trained yet, any other error code 1. Tracebacks go to
+        log.txt of the run where there is one; `debug=true` prints them as well.
     """
-    name = Path(sys.argv[0]).stem
+    typed = sys.argv
+    program = Path(typed[0]).name if program is None else program
+    arguments = typed[1:] if arguments is None else list(arguments)
     TRAINED.clear()
     try:
         end_with_parent()
-        if name not in RUNS:
-            require_one_process(name)
-        code = main()
+        if config_name not in RUNS:
+            require_one_process(program)
+        if config_name is None:
+            sys.argv = [program, *arguments]  # what argparse reads
+            code = main()
+        else:
+            code = _under_hydra(main, config_name, program, arguments)
     except KeyboardInterrupt:
-        _say("interrupted")
+        _print_error(program, "interrupted")
         code = of_signal("SIGINT")
     except Exception as error:
-        code = _report(error)
+        code = _report(program, error)
+    finally:
+        sys.argv = typed
     if code:
         sys.exit(code)
 
 
-def _under_hydra(main: Main, config_name: str) -> int:
+def _under_hydra(main: Main, config_name: str, program: str, arguments: list[str]) -> int:
     """Exit code of a function that Hydra gives a config to."""
     codes: list[int] = []
+    typed = sys.argv
 
     @functools.wraps(main)
     def job(cfg: DictConfig) -> None:
-        sys.argv = said  # what a run records, and what its further processes are started with
+        sys.argv = typed  # what a run records, and what its further processes are started with
         is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
             prepare(cfg)
@@ -120,20 +129,17 @@ def _under_hydra(main: Main, config_name: str) -> int:
         except Exception as error:
             if is_sweep:  # a launcher has to see which jobs failed
                 raise
-            codes.append(_report(error))
+            codes.append(_report(program, error))
 
-    said = sys.argv
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
-    sys.argv = [said[0], *hydra_words(said[1:], is_sweep=any(w in SWEEPS for w in said[1:]))]
-    try:
-        hydra.main(version_base="1.3", config_path="../configs", config_name=config_name)(job)()
-    finally:
-        sys.argv = said
+    is_sweep = any(argument in SWEEPS for argument in arguments)
+    sys.argv = [program, *hydra_words(arguments, is_sweep=is_sweep)]
+    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
     return next((code for code in codes if code), DONE)
 
 
-def _report(error: Exception) -> int:
-    """Say what went wrong, keep the traceback, return the exit code."""
+def _report(program: str, error: Exception) -> int:
+    """Print what went wrong, keep the traceback, return the exit code."""
     if isinstance(error, CalledProcessError):  # it has said so itself
         return error.returncode if error.returncode > 0 else 128 - error.returncode
     if not is_first():
@@ -147,7 +153,7 @@ def _report(error: Exception) -> int:
     if not is_input and not logs:
         logs = [_error_file(error)]
     where = "" if is_input else f" (traceback: {', '.join(logs)})"
-    _say(f"{text}{where}")
+    _print_error(program, f"{text}{where}")
     if DEBUG in sys.argv:
         traceback.print_exception(error)
     if isinstance(error, StalledError) or isinstance(error.__cause__, StalledError):
@@ -174,5 +180,5 @@ def _error_file(error: Exception) -> str:
     return path
 
 
-def _say(text: str) -> None:
-    sys.stderr.write(f"{Path(sys.argv[0]).name}: {text}\n")
+def _print_error(program: str, text: str) -> None:
+    sys.stderr.write(f"{program}: {text}\n")

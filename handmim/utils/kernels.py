@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numba
 
-PACKAGE = Path(__file__).parents[1]
+from handmim.utils.paths import PACKAGE
 
 
 def sources_digest(package: Path = PACKAGE) -> str:

@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 import torchvision
 import yaml
-from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
 from rich.logging import RichHandler
 
 import handmim
@@ -101,13 +101,7 @@ def start_log(folder: Path | None) -> None:
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
         root.addHandler(file)
     root.propagate = False
-    for chatty in (
-        "lightning",
-        "lightning.fabric",
-        "lightning.pytorch",
-        "lightning.fabric.utilities",
-    ):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 
 def precision_in_force(fabric: Fabric) -> str:

@@ -3,11 +3,11 @@
 import ast
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
-PACKAGE = __name__.split(".")[0]
-ROOT = Path(__file__).parents[2]
+from handmim.utils.paths import PACKAGE
+
+NAME = PACKAGE.name
 
 
 class Parameter(NamedTuple):
@@ -37,7 +37,7 @@ def signature_of(target: str) -> Signature | None:
         target: dotted name.
     Returns: None for what is not of this package or cannot be found in its source.
     """
-    if not target.startswith(f"{PACKAGE}."):
+    if not target.startswith(f"{NAME}."):
         return None
     module, _, name = target.rpartition(".")
     found = _definition(module, name)
@@ -124,9 +124,9 @@ def _definition(module: str, name: str) -> tuple[ast.stmt, str] | None:
 @lru_cache(maxsize=256)
 def _names(module: str) -> dict[str, ast.stmt]:
     """Statements of a module of this package by the name that they define."""
-    if module.split(".")[0] != PACKAGE:
+    if module.split(".")[0] != NAME:
         return {}
-    path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+    path = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
     if not path.is_file():
         return {}
     names: dict[str, ast.stmt] = {}

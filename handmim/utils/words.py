@@ -16,8 +16,8 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig
 
-from handmim.utils.config import options_of
 from handmim.utils.files import output_problem
+from handmim.utils.paths import options_of
 from handmim.utils.renames import new_key
 
 # Last parts of keys that hold a path, whatever stands before them.

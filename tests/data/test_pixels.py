@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.utilities import move_data_to_device
+from lightning_fabric import Fabric
+from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data import Dataset
 

@@ -8,7 +8,7 @@ from multiprocessing import active_children
 from pathlib import Path
 
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch.utils.data import Dataset
 
 from handmim.engine.feed import Feed

@@ -2,7 +2,7 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from torch import nn
 
 from handmim.contracts import StepInfo

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from hydra.utils import instantiate
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 
 from handmim.contracts import CropBatch, StepInfo
 from handmim.utils.config import drop_unbuilt

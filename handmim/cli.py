@@ -1,0 +1,99 @@
+"""The command line: `handmim COMMAND key=value ...`; files in tools/ are the same commands."""
+
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import NamedTuple
+
+from omegaconf import DictConfig
+
+import handmim
+from handmim.utils.entry import run_tool
+
+# Functions import what they run, so that --help does not wait for torch.
+
+
+def pretrain(cfg: DictConfig) -> int:
+    from handmim.pipelines.pretrain import pretrain
+
+    return pretrain(cfg).result.exit_code
+
+
+def finetune(cfg: DictConfig) -> int:
+    from handmim.pipelines.finetune import finetune
+
+    return finetune(cfg).result.exit_code
+
+
+def evaluate(cfg: DictConfig) -> None:
+    from handmim.pipelines.evaluate import evaluate
+
+    evaluate(cfg)
+
+
+def pack() -> None:
+    from handmim.pipelines.pack import main
+
+    main()
+
+
+class Command(NamedTuple):
+    """One command.
+
+    Attributes:
+        run: returns its exit code, or None where it is done.
+        config: it takes a config composed from configs/<config>.yaml; None: it takes nothing and
+            parses sys.argv.
+        text: one line of help.
+    """
+
+    run: Callable[..., int | None]
+    config: str | None
+    text: str
+
+
+COMMANDS = {
+    "pretrain": Command(pretrain, "pretrain", "pretrain a backbone on unlabeled hand crops"),
+    "finetune": Command(finetune, "finetune", "fine-tune a MANO regression on labelled crops"),
+    "evaluate": Command(evaluate, "eval", "score a checkpoint or a submission file"),
+    "pack": Command(pack, None, "write a tree of images as one file of crops"),
+}
+
+
+def main(name: str | None = None) -> None:
+    """Run a command and end the process with its exit code, see `run_tool`.
+
+    Args:
+        name: of the command, whose arguments are all of the command line; None takes the first of
+            them as its name.
+    """
+    program, arguments = None, sys.argv[1:]
+    if name is None:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(_help())
+            return
+        if arguments[0] == "--version":
+            print(handmim.__version__)
+            return
+        name, *arguments = arguments
+        program = f"handmim {name}"
+    if name not in COMMANDS:
+        close = "".join(f", did you mean {c}?" for c in get_close_matches(name, COMMANDS, n=1))
+        sys.stderr.write(f"handmim: no command {name!r}{close} (handmim --help)\n")
+        sys.exit(2)
+    command = COMMANDS[name]
+    run_tool(command.run, command.config, program=program, arguments=arguments)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.text}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: handmim COMMAND [key=value ...]",
+            "",
+            *lines,
+            "",
+            "handmim COMMAND --help lists its settings and examples.",
+        ]
+    )

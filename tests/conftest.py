@@ -37,7 +37,7 @@ def hand(hand_path):
 
 
 def _tree(tmp_path_factory, layout: str, side: int) -> Path:
-    from handmim.synthesis.runner import synthesize
+    from synthesis.runner import synthesize
 
     root = tmp_path_factory.mktemp(layout)
     scene = {"image_px": side, "occluders": 0.0}

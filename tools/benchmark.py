@@ -32,8 +32,8 @@ def main(cfg: DictConfig) -> None:
     import cv2
     import torch
 
-    from handmim.speed.race import Bench
-    from handmim.speed.table import machine_facts, print_rows, write_rows
+    from benchmark.race import Bench
+    from benchmark.table import machine_facts, print_rows, write_rows
     from handmim.utils.build import build
 
     torch.set_num_threads(plain["num_threads"])
@@ -68,7 +68,7 @@ def estimate_run() -> None:
 
     from rich.console import Console
 
-    from handmim.speed.estimate import estimate, estimate_table
+    from benchmark.estimate import estimate, estimate_table
 
     Console().print(estimate_table(estimate(cfg)))
 

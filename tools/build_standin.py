@@ -7,9 +7,9 @@ import argparse
 from pathlib import Path
 
 from handmim.hand.arrays import load_hand_arrays
-from handmim.hand.standin.build import build, write_npz
 from handmim.utils.entry import plain_tool
 from handmim.utils.words import given_output
+from standin.build import build, write_npz
 
 
 @plain_tool

@@ -39,7 +39,7 @@ def main() -> None:
     if given.num < 1 or given.limit_s <= 0:
         parser.error(f"--num and --limit-s must be > 0, got {given.num} and {given.limit_s}")
 
-    from handmim.faults.results import Result, print_results, write_results
+    from faults.results import Result, print_results, write_results
 
     console, results = Console(), list[Result]()
 
@@ -57,8 +57,8 @@ def main() -> None:
 
 
 def _run(given: argparse.Namespace, folder: Path, report) -> None:
-    from handmim.faults import damage, interruptions, starts, twins
-    from handmim.faults.workplace import Workplace
+    from faults import damage, interruptions, starts, twins
+    from faults.workplace import Workplace
 
     place = Workplace(folder, given.limit_s, given.num_workers)
     if given.campaign == "starts":

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from handmim.hand.arrays import load_hand_arrays
-from handmim.hand.standin.measures import FACTS, measure
 from handmim.utils.entry import plain_tool
 from handmim.utils.words import given_path
+from standin.measures import FACTS, measure
 
 
 @plain_tool

@@ -20,7 +20,7 @@ HANDS = ("path", "hand_path")
 FOLDERS_TO_BE = ("run_root", "cache_dir", "out", "profile")
 FILES_TO_BE = ("json", "report")
 ELSEWHERE = re.compile(r"[a-z-]+:")  # timm:NAME
-MADE_BY = ("handmim.synthesis.runner.synthesize",)  # their root is what they write
+MADE_BY = ("synthesis.runner.synthesize",)  # their root is what they write
 FILE_ROOTS = ("handmim.data.packed.PackedCrops",)
 
 

@@ -40,7 +40,7 @@ def run_workers(
     done or one has failed. None outlives the call, nor this process, however it ends.
 
     Args:
-        module: calls `end_with_parent`, reads the job and does the share of one worker.
+        module: importable here; calls `end_with_parent`, reads the job, does one worker's share.
         job: JSON-ready settings.
         folder: existing folder for the job and for what workers have to say.
         num_workers: processes, one thread each.
@@ -49,8 +49,7 @@ def run_workers(
     """
     (folder / JOB).write_text(json.dumps(job))
     command = [sys.executable, "-m", module, str(folder / JOB)]
-    package_root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(p for p in (package_root, os.environ.get("PYTHONPATH")) if p)
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
     env = os.environ | dict.fromkeys(THREADS, "1") | {"PYTHONPATH": path}
     workers: list[subprocess.Popen[bytes]] = []
     with contextlib.ExitStack() as stack:

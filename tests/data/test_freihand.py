@@ -14,7 +14,7 @@ from handmim.hand.files import save_npz
 from handmim.hand.rules import JointRules
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D
 from handmim.images.decode import UnreadableImage
-from handmim.synthesis.mano import mirrored
+from synthesis.mano import mirrored
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from handmim.geometry.camera import project, px_from_ndc
 from handmim.hand.rules import JointRules
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D, joint_order
 from handmim.images.decode import UnreadableImage
-from handmim.synthesis.python2_pickle import dump
 from handmim.utils.unpickle import load_pickle
 from handmim.utils.unreadable import UnreadableSample
+from synthesis.python2_pickle import dump
 
 
 @pytest.fixture(params=["v2", "v3"])

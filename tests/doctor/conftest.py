@@ -7,7 +7,7 @@ import pytest
 
 from handmim.hand.conventions import regressed_joints
 from handmim.hand.skeleton import FINGERTIP_VERTS
-from handmim.synthesis.runner import synthesize
+from synthesis.runner import synthesize
 
 # Plain backdrops take no time to paint; nothing hides the hand.
 PLAIN = {"image_px": 64, "background": "studio", "objects": 0.0, "occluders": 0.0}

@@ -16,9 +16,9 @@ from handmim.doctor.keypoints import examine_keypoints
 from handmim.hand.conventions import OPENCV_FROM_OPENGL
 from handmim.hand.files import save_npz
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D, HO3D_FROM_CANONICAL
-from handmim.synthesis.mano import forge_mano_pickle, mirrored
-from handmim.synthesis.python2_pickle import dump
 from handmim.utils.unpickle import load_pickle
+from synthesis.mano import forge_mano_pickle, mirrored
+from synthesis.python2_pickle import dump
 
 HOSTILE = b"cos\nsystem\n(S'true'\ntR."
 

@@ -101,7 +101,7 @@ def test_only_our_own_parts_are_built_from_a_checkpoint():
         "handmim.data.loader.np.load",
         "handmim.images.decode.read_rgb",
         "handmim.engine.checkpoint.save_checkpoint",
-        "handmim.synthesis.runner.synthesize",
+        "handmim.data.packing.pack_crops",
         "handmim.models.nothing.Here",
         "torch.optim.torch.load",
     ):

@@ -13,7 +13,7 @@ from handmim.hand.arrays import load_hand_arrays
 from handmim.hand.files import read_mano, save_npz
 from handmim.hand.model import HandLayer, HandModel
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D
-from handmim.synthesis.mano import forge_mano_pickle, mirrored
+from synthesis.mano import forge_mano_pickle, mirrored
 
 
 class FakeManoLayer(nn.Module):

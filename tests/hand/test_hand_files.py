@@ -13,9 +13,9 @@ from handmim.hand.arrays import load_hand_arrays, resolve_hand_path
 from handmim.hand.conventions import absolute_pose
 from handmim.hand.files import read_mano, save_npz
 from handmim.hand.model import HandModel
-from handmim.synthesis.mano import forge_mano_pickle, mirrored
-from handmim.synthesis.python2_pickle import Foreign, dump
 from handmim.utils.unpickle import UnsafePickleError
+from synthesis.mano import forge_mano_pickle, mirrored
+from synthesis.python2_pickle import Foreign, dump
 
 FLOATS = ("v_template", "shapedirs", "posedirs", "J_regressor", "weights", "hands_mean",
           "hands_components")  # fmt: skip

@@ -13,7 +13,7 @@ from handmim.models.heads.hand_head import HandHead
 from handmim.models.heads.iterative import IterativeHead
 from handmim.models.heads.plain import PlainHead
 from handmim.models.heads.pymaf import PyMafHead
-from handmim.synthesis.mano import mirrored
+from synthesis.mano import mirrored
 from tests.models.head_cases import DIM, SMALL_PYMAF, tokens
 
 IMG_PX = 64

@@ -9,8 +9,8 @@ import struct
 import numpy as np
 import pytest
 
-from handmim.synthesis.python2_pickle import dump
 from handmim.utils.unpickle import Record, UnsafePickleError, load_pickle
+from synthesis.python2_pickle import dump
 
 
 @pytest.fixture

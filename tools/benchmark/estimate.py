@@ -1,0 +1,188 @@
+"""What a config will cost before it starts: a few steps at small batches, carried to its own.
+
+Time and memory of a step are close to straight lines of the batch size once it is not tiny: both
+are measured at two sizes, as large as a few seconds allow, and the lines are followed.
+"""
+
+import gc
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from lightning_fabric import Fabric
+from omegaconf import DictConfig, OmegaConf
+from rich.table import Table
+
+from benchmark.ceiling import flops_of
+from benchmark.memory import MIB, peak_mib
+from handmim.pipelines.bare_step import bare_step
+from handmim.utils.stopwatch import Stopwatch
+
+ENOUGH_S = 2.0  # a step this long is measured well
+STEPS = 3
+
+
+class Probe(NamedTuple):
+    """A step at one batch size."""
+
+    samples: int  # of a process and part of its batch
+    seconds: float
+    mib: float  # above the bare process: weights, optimizer, activations
+
+
+class Estimate(NamedTuple):
+    """What a run will take on this machine, without loading data, hooks and files."""
+
+    parameters: float  # trainable, millions
+    gflop: float  # of a step of one process
+    seconds: float  # of a step
+    images_per_s: float  # of all processes, if they do not wait for each other
+    hours: float  # of all steps
+    mib: float  # peak of a process above what it has once its libraries are loaded
+    probes: tuple[Probe, ...]
+
+
+def estimate(cfg: DictConfig) -> Estimate:
+    """Measure and extrapolate.
+
+    Args:
+        cfg: composed from configs/pretrain.yaml or configs/finetune.yaml; its batch is that of all
+            processes.
+    Raises: ValueError for a batch that does not divide.
+    """
+    trainer, machine = cfg.trainer, cfg.machine
+    if not isinstance(machine.devices, int) or machine.devices < 1:
+        raise ValueError(
+            f"machine.devices must be a number of devices here, got {machine.devices!r}"
+        )
+    processes = machine.num_nodes * machine.devices
+    part, rest = divmod(trainer.batch_size, processes * trainer.accumulate)
+    if rest or not part:
+        raise ValueError(
+            f"a batch of {trainer.batch_size} does not divide by {processes} processes and "
+            f"{trainer.accumulate} parts (trainer.batch_size, trainer.accumulate)"
+        )
+    if machine.num_threads is not None:
+        torch.set_num_threads(machine.num_threads)
+    probes, parameters, flops = _probed(cfg, part)
+    at = carried(probes, part)
+    seconds = at.seconds * trainer.accumulate
+    return Estimate(
+        parameters=parameters,
+        gflop=flops * part / probes[-1].samples * trainer.accumulate / 1e9,
+        seconds=seconds,
+        images_per_s=trainer.batch_size / seconds,
+        hours=seconds * trainer.max_steps / 3600,
+        mib=at.mib,
+        probes=probes,
+    )
+
+
+def carried(probes: tuple[Probe, ...], samples: int) -> Probe:
+    """A straight line through the first and the last probe, at another size; never below the
+    last where it falls. Of one probe, where more did not fit, a line from zero."""
+    first, last = probes[0], probes[-1]
+    if last.samples == first.samples:
+        first = Probe(0, 0.0, 0.0)
+    share = (samples - last.samples) / (last.samples - first.samples)
+    seconds, mib = (
+        b + max(b - a, 0.0) * share
+        for a, b in ((first.seconds, last.seconds), (first.mib, last.mib))
+    )
+    return Probe(samples, seconds, mib)
+
+
+def _probed(cfg: DictConfig, part: int) -> tuple[tuple[Probe, ...], float, int]:
+    """Probes at two sizes up to that of a part, the parameters, and operations of the larger."""
+    content = OmegaConf.to_yaml(cfg)
+    size, found = min(2, part), list[Probe]()
+    fabric = Fabric(accelerator=cfg.machine.accelerator, devices=1, precision=cfg.machine.precision)
+    flops = 0
+    while True:
+        try:
+            seconds, parameters, flops = _timed(content, size, fabric)
+        except torch.OutOfMemoryError:
+            if not found:
+                raise
+            break
+        found.append(Probe(size, seconds, 0.0))
+        enough = ENOUGH_S if fabric.device.type == "cpu" else ENOUGH_S / 10
+        if size == part or (len(found) > 1 and seconds > enough):  # a line wants two points
+            break
+        size = min(2 * size, part)
+    probes = tuple(p._replace(mib=_mib(content, p.samples, fabric.device)) for p in found[-2:])
+    return probes, parameters, flops
+
+
+def _timed(content: str, samples: int, fabric: Fabric) -> tuple[float, float, int]:
+    """Seconds of a step, trainable parameters in millions, operations of a step."""
+    step, parameters = bare_step(_small(content, samples), fabric)
+    step(0)
+    watch = Stopwatch(fabric.device)
+    for number in range(STEPS):
+        with watch.lap(samples):
+            step(number + 1)
+    return samples * watch.seconds_per_item, parameters, flops_of(partial(step, STEPS + 1))
+
+
+def _small(content: str, samples: int) -> DictConfig:
+    cfg = OmegaConf.create(content)
+    assert isinstance(cfg, DictConfig)
+    cfg.trainer.batch_size, cfg.trainer.accumulate = samples, 1
+    return cfg
+
+
+def _mib(content: str, samples: int, device: torch.device) -> float:
+    """Peak of steps above a process that has loaded its libraries, the networks among it."""
+    if device.type != "cpu":
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        work = _lazy_step(content, samples)
+        for _ in range(STEPS):
+            work()
+        return float(torch.cuda.max_memory_allocated()) / MIB
+    return peak_mib(_lazy_step, content, samples, device=device)
+
+
+def _lazy_step(content: str, samples: int) -> Callable[[], None]:
+    """Work that builds everything in its first call."""
+    held: dict[str, Any] = {}
+
+    def work() -> None:
+        if not held:
+            cfg = _small(content, samples)
+            machine = cfg.machine
+            how = {"accelerator": machine.accelerator, "precision": machine.precision}
+            held["step"], held["number"] = bare_step(cfg, Fabric(devices=1, **how))[0], 0
+        held["step"](held["number"])
+        held["number"] += 1
+
+    return work
+
+
+def duration(seconds: float) -> str:
+    """In the unit that suits it."""
+    for unit, length in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def estimate_table(found: Estimate) -> Table:
+    """The estimate and what it rests on."""
+    table = Table("", "", show_header=False, title="what a run will take on this machine")
+    table.add_row("trainable parameters", f"{found.parameters:.2f} M")
+    table.add_row("operations of a step", f"{found.gflop:.1f} GFLOP")
+    table.add_row("time of a step", duration(found.seconds))
+    table.add_row("images per second", f"{found.images_per_s:.3g}")
+    table.add_row("time of all steps", duration(3600 * found.hours))
+    table.add_row("peak memory above a bare process", f"{found.mib / 1024:.2f} GiB")
+    sizes = " and ".join(str(probe.samples) for probe in found.probes)
+    table.caption = (
+        f"measured at {sizes} samples, views made within the step; without reading files "
+        "(data.root is not looked at), alarms, probes and validation. A bare process takes about "
+        "1 GiB on a CPU"
+    )
+    return table

@@ -1,0 +1,214 @@
+"""Scoring against a plain scorer in numpy and scipy: all figures of a set, and their parts."""
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmark.race import Bench, Row, compared
+from benchmark.references import plain_json, scipy_scorer
+from handmim.benchmarks import freihand, ho3d
+from handmim.benchmarks.submission import read_submission, write_submission
+from handmim.geometry.align import similarity_align, tensor_similarity_align
+from handmim.hand.model import HandModel
+from handmim.hand.poses import PoseSampler, rodrigues, sample_betas
+from handmim.hand.skeleton import ROOT_JOINT
+from handmim.metrics.fscore import f_scores
+from handmim.metrics.pose import F_THRESHOLDS_M, HandMetrics, point_errors_m
+
+Arrays = list[NDArray[np.float64]]
+Work = Callable[[Arrays], Any]
+
+BATCH = 64  # of metrics that are filled batch by batch
+
+
+def hands(path: Path, num: int, turn_rad: float, shift_m: float, seed: int = 0) -> Arrays:
+    """Predicted and true hands: joints [n, 21, 3] and vertices [n, 778, 3] of each, metres.
+
+    Args:
+        path: of a hand model with joint limits.
+        num: hands, of any pose, shape and place before a camera.
+        turn_rad: deviation of every joint's predicted rotation.
+        shift_m: of the predicted place.
+        seed: of everything.
+    """
+    hand, rng = HandModel.from_file(path), np.random.default_rng(seed)
+    rotmats = np.tile(np.eye(3), (num, 16, 1, 1))
+    rotmats[:, 1:] = PoseSampler.from_arrays(hand.arrays).sample(num, rng)
+    rotmats[:, 0] = rodrigues(rng.normal(0, 2, (num, 3)))
+    turns = rodrigues(rng.normal(0, turn_rad, (num * 16, 3))).reshape(num, 16, 3, 3)
+    betas = sample_betas(num, hand.num_betas, rng)
+    place = rng.normal(0, 0.1, (num, 3)) + np.array([0, 0, 0.8])
+    moved = place + rng.normal(0, shift_m, (num, 3))
+    arrays: Arrays = []
+    for given in ((rotmats @ turns, betas / 2, moved), (rotmats, betas, place)):
+        with torch.no_grad():
+            mesh = hand(*(torch.from_numpy(a).float() for a in given))
+        arrays += [mesh.joints_m.double().numpy(), mesh.verts_m.double().numpy()]
+    return arrays
+
+
+def training_metrics(arrays: Arrays) -> dict[str, float]:
+    """What an evaluation while training reports, batch by batch in single precision."""
+    metrics = HandMetrics(ROOT_JOINT, sync_on_compute=False)
+    for start in range(0, len(arrays[0]), BATCH):
+        rows = slice(start, start + BATCH)
+        metrics.update(*(torch.from_numpy(a[rows]).float() for a in arrays))
+    figures = metrics.compute()
+    return {name: value for name, value in figures.items() if not name.startswith("num_")}
+
+
+def aligned_mm(arrays: Arrays, how: Callable[..., torch.Tensor]) -> NDArray[np.float64]:
+    """[n] mean distances of vertices after an alignment, in pieces."""
+    pred, gt = (torch.from_numpy(arrays[i]) for i in (1, 3))
+    pieces = zip(pred.split(BATCH), gt.split(BATCH), strict=True)
+    means = [point_errors_m(how(a, b), b).mean(dim=1) for a, b in pieces]
+    return torch.cat(means).numpy() * 1e3
+
+
+def plainly(one: Callable[..., Any], arrays: Arrays) -> NDArray[np.float64]:
+    """A function of vertices applied to one sample after another."""
+    return np.array([one(pred, gt) for pred, gt in zip(arrays[1], arrays[3], strict=True)])
+
+
+def vertex_f_scores(arrays: Arrays) -> NDArray[np.float64]:
+    """[n, 2] without alignment."""
+    pred, gt = (torch.from_numpy(arrays[i]) for i in (1, 3))
+    return f_scores(pred, gt, F_THRESHOLDS_M).numpy()
+
+
+CASES: dict[str, tuple[str, dict[str, Work]]] = {
+    "FreiHAND, all figures": (
+        "",
+        {
+            "scipy": lambda arrays: scipy_scorer.official(*arrays, is_ho3d=False),
+            "handmim": lambda arrays: freihand.score(*arrays),
+        },
+    ),
+    "HO-3D, all figures": (
+        "",
+        {
+            "scipy": lambda arrays: scipy_scorer.official(*arrays, is_ho3d=True),
+            "handmim": lambda arrays: ho3d.score(*arrays),
+        },
+    ),
+    "figures while training": (
+        "",
+        {
+            "scipy": lambda arrays: scipy_scorer.root_relative(ROOT_JOINT, *arrays),
+            "handmim": training_metrics,
+        },
+    ),
+    "vertices aligned": (
+        "mm",
+        {
+            "scipy": partial(plainly, scipy_scorer.aligned_mm),
+            "handmim": partial(aligned_mm, how=similarity_align),
+            "tensor operations": partial(aligned_mm, how=tensor_similarity_align),
+        },
+    ),
+    "F-scores of vertices": (
+        "",
+        {"scipy": partial(plainly, scipy_scorer.f_scores), "handmim": vertex_f_scores},
+    ),
+}
+
+
+def gap(ours: Any, theirs: Any) -> float:
+    """Largest difference of two answers: arrays, or figures by name.
+
+    Raises: ValueError for figures of other names.
+    """
+    if isinstance(ours, Mapping):
+        if set(ours) != set(theirs):
+            raise ValueError(f"figures differ in {sorted(set(ours) ^ set(theirs))}")
+        return max(abs(ours[name] - theirs[name]) for name in ours)
+    return float(np.abs(ours - theirs).max())
+
+
+def measure(
+    bench: Bench,
+    *,
+    hand: str,
+    num: int,
+    num_plain: int,
+    num_files: int,
+    turn_rad: float,
+    shift_m: float,
+    asked: Mapping[str, float],
+) -> Iterator[list[Row]]:
+    """A case per set of figures, and one for writing and reading prediction files.
+
+    The reference looks at the first `num_plain` samples; its times are given per set of `num`.
+
+    Args:
+        bench: how long; everything runs on the CPU.
+        hand: file of the hand model.
+        num: samples to score.
+        num_plain: samples that the reference scores, on which answers are compared.
+        num_files: samples written and read.
+        turn_rad, shift_m: how wrong predictions are, see `hands`.
+        asked: promised speedups by case.
+    """
+    arrays = hands(Path(hand), num, turn_rad, shift_m)
+    some = [a[:num_plain] for a in arrays]
+    for case, (unit, works) in CASES.items():
+        given = {name: some if name == "scipy" else arrays for name in works}
+        seconds = bench.race({name: partial(work, given[name]) for name, work in works.items()})
+        truth = works["scipy"](some)
+        more = {
+            name: {"error": gap(work(some), truth), "error_unit": unit}
+            for name, work in works.items()
+            if name != "scipy"
+        }
+        reference = f"scipy, {num_plain} samples x {num / num_plain:.4g}"
+        times = {reference: [s * num / num_plain for s in seconds.pop("scipy")], **seconds}
+        promised = {"handmim": asked[case]} if case in asked else {}
+        yield compared(
+            "score",
+            f"{case} of {num} samples",
+            times,
+            reference,
+            items=num,
+            unit="samples",
+            asked=promised,
+            more=more,
+        )
+    yield from _files(bench, [a[:num_files] for a in arrays[:2]], asked)
+
+
+def _files(bench: Bench, pred: Arrays, asked: Mapping[str, float]) -> Iterator[list[Row]]:
+    """Writing pred.json and its zip, and reading pred.json."""
+    num = len(pred[0])
+    with tempfile.TemporaryDirectory() as name:
+        plain, ours = Path(name) / "plain", Path(name) / "ours"
+        plain.mkdir()
+        works: dict[str, dict[str, Callable[[], Any]]] = {
+            "writing predictions": {
+                "json": lambda: plain_json.write(plain, *pred),
+                "handmim": lambda: write_submission(ours, *pred),
+            },
+            "reading predictions": {
+                "json": lambda: plain_json.read(plain / "pred.json"),
+                "handmim": lambda: read_submission(ours / "pred.json"),
+            },
+        }
+        for case, variants in works.items():
+            seconds = bench.race(variants)
+            back = read_submission(ours / "pred.json")
+            off = max(gap(a, b) for a, b in zip(back, pred, strict=True))
+            yield compared(
+                "score",
+                f"{case} of {num} samples",
+                seconds,
+                "json",
+                items=num,
+                unit="samples",
+                asked={"handmim": asked[case]} if case in asked else {},
+                more={"handmim": {"error": off, "error_unit": "m"}},
+            )

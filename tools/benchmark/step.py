@@ -1,0 +1,276 @@
+"""The pretraining step against a plain one of the same mathematics."""
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from benchmark.ceiling import flops_of, matmul_flops_per_s
+from benchmark.memory import peak_mib
+from benchmark.race import Bench, Row, compared
+from benchmark.references.plain_step import PlainStep
+from handmim.contracts import PretrainBatch, StepInfo
+from handmim.data.masking import MaskSampler
+from handmim.engine.optim import OptimRecipe
+from handmim.engine.update import Updater
+from handmim.losses import class_distill, patch_distill
+from handmim.losses.total import Weighted
+from handmim.models.centering import Centering
+from handmim.models.heads.projection import ProjectionHead
+from handmim.models.vit import ViT
+from handmim.pipelines.start import compile_backbones
+from handmim.tasks.pretrain import HandMimTask
+from handmim.utils.files import write_atomic
+
+LR, DECAY, MOMENTUM, CLIP, TEMP = 1e-4, 0.04, 0.9995, 3.0, 0.04
+DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16}
+
+Step = Callable[[], Mapping[str, Any]]
+
+
+def noise_batch(
+    batch_size: int,
+    view_px: int,
+    patch_px: int,
+    device: torch.device,
+    *,
+    num_local: int = 0,
+    local_px: int = 96,
+) -> PretrainBatch:
+    """Two views of noise, 30 % of the patches of each hidden in blocks, and local crops."""
+    g = torch.Generator().manual_seed(0)
+    grid = (view_px // patch_px, view_px // patch_px)
+    masks = MaskSampler(ratio=(0.3, 0.3), masked_share=1.0)
+    is_masked = masks((batch_size, 2), grid, g, StepInfo(0, 1))
+    local = torch.rand(batch_size, num_local, 3, local_px, local_px, generator=g)
+    return PretrainBatch(
+        torch.rand(batch_size, 2, 3, view_px, view_px, generator=g).to(device),
+        torch.eye(2, 3, device=device).expand(batch_size, 2, 2, 3),
+        is_masked.to(device),
+        local_views=local.to(device) if num_local else None,
+        hidden=is_masked.flatten().nonzero().squeeze(1).to(device),
+    )
+
+
+def networks(
+    arch: str, view_px: int, patch_px: int, num_prototypes: int, drop_path_rate: float, **how: Any
+) -> tuple[ViT, Callable[..., ProjectionHead]]:
+    """A backbone and the constructor of its head, the same ones at every call."""
+    torch.manual_seed(0)
+    how |= {"img_px": view_px, "patch_px": patch_px, "drop_path_rate": drop_path_rate}
+    return ViT(arch, **how), partial(ProjectionHead, num_prototypes=num_prototypes)
+
+
+def our_step(
+    device: torch.device,
+    sizes: Mapping[str, Any],
+    batch_args: Mapping[str, Any],
+    precision: str = "32-true",
+    *,
+    over: str = "all",
+    compiled: bool = False,
+    **how: Any,
+) -> Step:
+    """Our step as the loop takes it, iBOT's two losses.
+
+    Args:
+        device: where.
+        sizes: of `networks`.
+        batch_args: of `noise_batch`.
+        precision: Fabric's.
+        over: patches that the centre follows, "all" (iBOT) or "masked" (DINOv2).
+        compiled: let torch.compile fuse blocks.
+        how: further arguments of the ViT.
+    """
+    fabric = Fabric(accelerator=device.type, devices=1, precision=precision)  # type: ignore[arg-type]
+    backbone, head = networks(**sizes, **how)
+    task = HandMimTask(
+        backbone,
+        {"projection": head},
+        {
+            "patch_distill": Weighted(patch_distill.Term()),
+            "class_distill": Weighted(class_distill.Term()),
+        },
+        centering=partial(Centering, over=over),
+        momentum=MOMENTUM,
+        teacher_temp=TEMP,
+    ).to(device)
+    if compiled:
+        compile_backbones(task)
+    recipe = OptimRecipe(torch.optim.AdamW, LR, DECAY, CLIP, clip_by="per_tensor")
+    optimizer = recipe.build(task, {}, precision)
+    wrapped, optimizer = fabric.setup(task, optimizer)
+    updater = Updater(fabric, wrapped, optimizer, recipe, batch_size=1)
+    batch, info = noise_batch(device=device, **batch_args), StepInfo(0, 1)
+
+    def step() -> Mapping[str, Any]:
+        updater.schedule(info)
+        result = updater.backward(batch, info)
+        updater.clip()
+        updater.update()
+        task.after_step(info)
+        return result.scalars
+
+    return step
+
+
+def plain_step(
+    device: torch.device,
+    sizes: Mapping[str, Any],
+    batch_args: Mapping[str, Any],
+    precision: str = "32-true",
+    *,
+    over: str = "all",
+) -> Step:
+    """The plain step on the same batch, from the same weights; arguments as `our_step`."""
+    backbone, head = networks(**sizes)
+    rates = {"lr": LR, "weight_decay": DECAY, "momentum": MOMENTUM, "clip_norm": CLIP}
+    plain = PlainStep(
+        backbone.to(device),
+        head(dim=backbone.embed_dim).to(device),
+        **rates,
+        teacher_temp=TEMP,
+        precision=precision,
+        over=over,
+    )
+    batch = noise_batch(device=device, **batch_args)
+    return lambda: plain(batch)
+
+
+def loss_gap(
+    device: torch.device,
+    sizes: Mapping[str, Any],
+    batch_args: Mapping[str, Any],
+    steps: int = 3,
+    **how: Any,
+) -> float:
+    """Largest difference of the losses of both over some steps, no paths dropped; `how` is that of
+    `our_step`, in whose precision both run."""
+    sizes = {**sizes, "drop_path_rate": 0.0}
+    ours = our_step(device, sizes, batch_args, **how)
+    same = {"over": how.get("over", "all")}
+    plain = plain_step(device, sizes, batch_args, how.get("precision", "32-true"), **same)
+    pairs = [(ours(), plain()) for _ in range(steps)]
+    return max(abs(float(a["loss"]) - float(b["loss"])) for a, b in pairs)
+
+
+def write_profile(step: Step, folder: Path) -> None:
+    """Profile one step: a trace with every call, and a table by kernel."""
+    folder.mkdir(parents=True, exist_ok=True)
+    step()
+    with torch.profiler.profile(profile_memory=True) as found:  # of all devices that there are
+        step()
+    found.export_chrome_trace(str(folder / "trace.json"))
+    by_time = f"self_{'cuda' if torch.cuda.is_available() else 'cpu'}_time_total"
+    table = found.key_averages().table(sort_by=by_time, row_limit=40, max_name_column_width=60)
+    write_atomic(folder / "kernels.txt", table + "\n")
+
+
+def measure(
+    bench: Bench,
+    *,
+    arch: str,
+    batch_size: int,
+    memory_batch_size: int,
+    view_px: int,
+    patch_px: int,
+    num_prototypes: int,
+    drop_path_rate: float,
+    num_local: int,
+    local_px: int,
+    variants: Mapping[str, Mapping[str, Any]],
+    plain: Sequence[str],
+    asked: Mapping[str, float],
+    over: str = "all",
+    profile: str | None = None,
+) -> Iterator[list[Row]]:
+    """Speed at one batch size, memory at another; a variant may have no measured memory.
+
+    Args:
+        bench: where and how long.
+        arch: timm's name.
+        batch_size: crops of a step.
+        memory_batch_size: the same for peak memory, each in a process of its own; 0 measures none.
+        view_px, patch_px, num_prototypes, drop_path_rate: of networks and views.
+        num_local, local_px: local crops, which the plain step does not know: with some, the case
+            has our variants alone.
+        variants: arguments of `our_step` by name.
+        plain: precisions of the plain step; the first is the reference.
+        asked: promised speedups by variant.
+        over: patches that the centre of all steps follows, "all" (iBOT) or "masked" (DINOv2).
+        profile: folder for a profile of a step of the last variant: trace.json (for
+            chrome://tracing or perfetto.dev) and kernels.txt; None for none.
+    """
+    sizes = {
+        "arch": arch,
+        "view_px": view_px,
+        "patch_px": patch_px,
+        "num_prototypes": num_prototypes,
+        "drop_path_rate": drop_path_rate,
+    }
+    places = {"view_px": view_px, "patch_px": patch_px}
+    local = {"num_local": num_local, "local_px": local_px}
+    batch_args: dict[str, Any] = {"batch_size": batch_size, **places, **local}
+    device = bench.device
+    makers: dict[str, tuple[Callable[..., Step], dict[str, Any]]] = {}
+    if not num_local:
+        makers = {
+            f"plain {name}": (plain_step, {"precision": name, "over": over}) for name in plain
+        }
+    makers |= {name: (our_step, {"over": over, **how}) for name, how in variants.items()}
+    steps = {name: make(device, sizes, batch_args, **how) for name, (make, how) in makers.items()}
+    reference = next(iter(steps))
+    rates = {p: matmul_flops_per_s(device, dtype) for p, dtype in DTYPES.items()}
+    seconds = bench.race(steps)
+    more: dict[str, dict[str, Any]] = {}
+    for name, (_, how) in makers.items():
+        flops = flops_of(steps[name])
+        rate = flops / statistics.median(seconds[name])
+        share = rate / rates[how.get("precision", "32-true")]
+        more[name] = {"gflop": flops / 1e9, "ceiling_share": share}
+    if profile is not None:
+        write_profile(steps[next(reversed(steps))], Path(profile))
+    steps.clear()
+    if not num_local:
+        ours = next(iter(variants))
+        few = {**batch_args, "batch_size": min(batch_size, 2)}
+        gap = loss_gap(device, sizes, few, **makers[ours][1])
+        more.setdefault(ours, {}).update(error=gap, error_unit="loss")
+    case = f"{arch}, {batch_size} crops, {view_px} px, K {num_prototypes}, centre over {over}"
+    case += f", {num_local} local crops" if num_local else ""
+    yield compared(
+        "step", case, seconds, reference, items=batch_size, unit="crops", asked=asked, more=more
+    )
+    for precision in () if num_local else plain[1:]:  # against the plain step in this precision
+        own = [k for k, (_, how) in makers.items() if how.get("precision") == precision]
+        of_own = {name: seconds[name] for name in own}
+        yield compared(
+            "step", f"{case}, in {precision}", of_own, own[0], items=batch_size, unit="crops"
+        )
+    if memory_batch_size:
+        yield _memory(makers, sizes, {**batch_args, "batch_size": memory_batch_size}, device)
+
+
+def _memory(
+    makers: Mapping[str, tuple[Callable[..., Step], dict[str, Any]]],
+    sizes: Mapping[str, Any],
+    batch_args: Mapping[str, Any],
+    device: torch.device,
+) -> list[Row]:
+    """Peaks, and their shares of the plain step's at the same precision where that was measured."""
+    peaks = {
+        name: peak_mib(partial(make, **how), device, sizes, batch_args, device=device)
+        for name, (make, how) in makers.items()
+        if not how.get("compiled")
+    }
+    rows = []
+    for name, peak in peaks.items():
+        plain = peaks.get(f"plain {makers[name][1].get('precision', '32-true')}")
+        share = None if plain is None or makers[name][0] is plain_step else peak / plain
+        case = f"peak memory, {batch_args['batch_size']} crops"
+        rows.append(Row("step", case, name, peak_mib=peak, memory_share=share))
+    return rows

@@ -1,0 +1,133 @@
+"""Checkpoints that version 0.1.0 wrote before its parts were rearranged (older/).
+
+Each is of a run stopped half-way: it has to load, to give the numbers it gave then, and to go on as
+the run went on then. The overrides are today's names of the settings they were written with.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from handmim.images.decode import read_image
+from handmim.models.weight_files import read_weights
+from handmim.pipelines.predict import HandPredictor
+from handmim.utils.rows import read_rows
+from tests.tools.calls import REPO, call
+
+OLDER = Path(__file__).parent / "older"
+EXPECTED = json.loads((OLDER / "expected.json").read_text())
+TINY = (
+    "backbone=vit_nano_p8", "task.backbone.img_px=32",
+    "task.backbone.size={embed_dim:24,depth:2,num_heads:2}",
+    "paths.data_dir=data", "paths.run_root=runs", "trainer.batch_size=4", "trainer.num_workers=0",
+    "machine.num_threads=1", "trainer.log_every=1", "trainer.picture_every=null",
+    "trainer.keep_last=1", "resume=auto",
+)  # fmt: skip
+CROPS = (
+    "data=folder", "data.root=crops", "data.image_px=48", "trainer.max_steps=6",
+    "trainer.save_every=3", "alarms=none", "probe=none",
+)  # fmt: skip
+PROJECTION = (
+    "task.heads.projection.num_prototypes=32", "task.heads.projection.hidden_dim=16",
+    "task.heads.projection.bottleneck_dim=8",
+)  # fmt: skip
+METHODS = {
+    "handmim": (
+        *PROJECTION, "task.heads.keypoint.hidden_dim=16", "task.heads.keypoint.key_dim=8",
+        "task.heads.class_keypoint.hidden_dim=16", "task.heads.class_hog.hidden_dim=16",
+        "task.heads.class_hog.cells=4", "task.heads.point_hog.cells=4",
+        "task.heads.point_hog.hidden_dim=8", "task.heads.affine.hidden_dim=16",
+    ),
+    "ibot": PROJECTION,
+    "mae": ("task.heads.pixel.width=16", "task.heads.pixel.depth=1"),
+    "peclr": ("task.heads.keypoint.hidden_dim=16",),
+}  # fmt: skip
+RENDERS = (
+    "data=synthetic", "data.num_train=16", "data.num_val=6", "data.num_workers=0",
+    "data.scene.image_px=48", "trainer.max_steps=4", "trainer.save_every=2", "eval_every=2",
+    "augment.img_px=32",
+)  # fmt: skip
+NARROW = ("task.head.hidden_dim=16",)
+HEADS = {
+    "pymaf": (
+        *NARROW, "task.head.channels=16", "task.head.grid_side=4", "task.head.num_points=12",
+        "task.head.point_dims=[16,8,4]", "task.head.cls_dim=16",
+    ),
+    "plain": NARROW,
+    "iterative": NARROW,
+    "decoder": ("task.head.width=16", "task.head.num_heads=2", "task.head.num_layers=2"),
+    "direct": ("task=keypoints", "loss=[direct_keypoints]"),
+}  # fmt: skip
+SLOW = pytest.mark.slow
+
+
+def one_quick(names, quick):
+    return [pytest.param(name, marks=() if name == quick else SLOW) for name in names]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A working folder as the runs had it."""
+    shutil.copytree(OLDER / "crops", tmp_path / "crops")
+    (tmp_path / "data").mkdir()
+    shutil.copy(REPO / "data" / "standin_right.npz", tmp_path / "data")
+    return tmp_path
+
+
+def goes_on(folder, name, script, *overrides):
+    """Losses of the rest of a run as it goes on from its checkpoint."""
+    run = folder / "runs" / name
+    run.mkdir(parents=True)
+    shutil.copy(OLDER / f"{name}.pt", run / "last.pt")
+    call(folder, script, f"name={name}", *overrides)
+    rows = read_rows(run / "scalars.jsonl")
+    return [{k: v for k, v in row.items() if k.startswith("loss")} for row in rows]
+
+
+@pytest.mark.parametrize("name", one_quick(METHODS, "handmim"))
+def test_an_older_pretraining_goes_on_as_it_would_have(name, folder):
+    words = (f"method={name}", *TINY, *CROPS, *METHODS[name])
+    losses = goes_on(folder, name, "pretrain.py", *words)
+    for row, kept in zip(losses, EXPECTED[name]["losses"], strict=True):
+        assert row == pytest.approx(kept, rel=1e-4)
+
+
+@SLOW
+@pytest.mark.parametrize("name", HEADS)
+def test_an_older_fine_tuning_goes_on_as_it_would_have(name, folder):
+    words = (f"head={name}", *TINY, *HEADS[name], *RENDERS)
+    losses = goes_on(folder, name, "finetune.py", *words)
+    for row, kept in zip(losses, EXPECTED[name]["losses"], strict=True):
+        assert row == pytest.approx(kept, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", one_quick(HEADS, "pymaf"))
+def test_an_older_model_has_the_metrics_it_had(name, folder):
+    call(folder, "eval.py", f"checkpoint={OLDER / name}.pt", "paths.run_root=runs")
+    metrics = json.loads((folder / "runs" / "eval" / "metrics.json").read_text())
+    assert metrics == pytest.approx(EXPECTED[name]["metrics"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_an_older_model_predicts_what_it_predicted(name):
+    files = sorted((OLDER / "crops").glob("*.png"))[:3]
+    crops = np.stack([read_image(file) for file in files])
+    joints = HandPredictor.from_checkpoint(OLDER / f"{name}.pt", device="cpu")(crops).joints_root_m
+    assert joints[0] == pytest.approx(np.array(EXPECTED[name]["joints_root_m"]), abs=1e-5)
+
+
+@SLOW
+@pytest.mark.parametrize("name", [*METHODS, "pymaf"])
+def test_an_older_backbone_starts_a_fine_tuning(name, folder):
+    weights = OLDER / f"{name}.pt"
+    words = (*TINY, *RENDERS, "head=plain_small", "resume=never", "trainer.max_steps=1")
+    text = call(folder, "finetune.py", f"init_from={weights}", *words)
+    assert "initial weights" in text
+
+
+def test_an_older_exported_backbone_is_read():
+    exported = read_weights(str(OLDER / "backbone.safetensors"))
+    assert len(exported.tensors) == 30

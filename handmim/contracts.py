@@ -285,6 +285,6 @@ class Task(Protocol):
         """Factor on the learning rate by parameter name; names left out count 1."""
         ...
 
-    def pictures(self, batch: Any) -> dict[str, NDArray[np.uint8]]:
-        """[H, W, 3] RGB pictures of this batch worth looking at, by name."""
+    def images(self, batch: Any) -> dict[str, NDArray[np.uint8]]:
+        """[H, W, 3] RGB images of this batch worth looking at, by name."""
         ...

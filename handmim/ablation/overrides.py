@@ -15,7 +15,7 @@ FREE = (
     "debug",
 )  # fmt: skip
 FREE_LEAVES = (
-    "cache_dir", "num_workers", "log_every", "save_every", "keep_every", "picture_every",
+    "cache_dir", "num_workers", "log_every", "save_every", "keep_every", "image_every",
     "check_finite_every", "stop_after", "keep_best", "stop_patience",
     "keep_last", "extend", "nonfinite", "max_unreadable", "max_megapixels", "exclude",
     "include_all",

@@ -13,12 +13,12 @@ from handmim.ablation.store import StageStore
 from handmim.ablation.table import Row, fraction_name
 from handmim.contracts import StepInfo
 from handmim.engine.checkpoint import LAST, load_checkpoint
-from handmim.engine.loop import FitResult
 from handmim.engine.signals import Stopped, StopSignals
+from handmim.engine.trainer import FitResult
 from handmim.models.initial_weights import load_initial
 from handmim.pipelines.finetune import finetune
 from handmim.pipelines.pretrain import pretrain
-from handmim.pipelines.start import BACKBONE, start_run
+from handmim.pipelines.setup_run import BACKBONE, setup_run
 from handmim.tasks.pretrain import HandMimTask
 from handmim.utils.build import build
 from handmim.utils.config import drop_unbuilt, flatten
@@ -128,7 +128,7 @@ class Stages:
         definition = {k: plain.get(k) for k in PROBED} | {"start": start.name} | drawn
 
         def work(folder: Path) -> dict[str, float]:
-            run = start_run(self._config("pretrain", words, seed, folder), resume="auto")
+            run = setup_run(self._config("pretrain", words, seed, folder), resume="auto")
             task = restored(cfg, seed, start).to(run.device)
             with torch.no_grad():
                 figures = build(cfg.probe.hook)(task, StepInfo(0, 1), run)

@@ -152,7 +152,8 @@ FREE_TRAINER = (
     "log_every",
     "save_every",
     "keep_every",
-    "picture_every",
+    "image_every",
+    "picture_every",  # of older checkpoints
     "stop_after",
     "keep_best",
     "stop_patience",

@@ -29,7 +29,7 @@ class StopRun(Exception):  # noqa: N818  it ends a run as a signal does, nothing
 class Hook(Protocol):
     """Something to do now and then: probing, validating.
 
-    Where it has a method `pictures(task, run) -> {name: [H, W, 3] uint8}`, that is asked whenever
+    Where it has a method `images(task, run) -> {name: [H, W, 3] uint8}`, that is asked whenever
     the task is.
     """
 
@@ -76,10 +76,10 @@ def drawn(
     task: nn.Module, batch: Any, hooks: Sequence[Hook], run: Run
 ) -> dict[str, NDArray[np.uint8]]:
     """Pictures of the task, and of every hook that has some."""
-    pictures = dict(task.pictures(batch))  # type: ignore[operator]
+    images = dict(task.images(batch))  # type: ignore[operator]
     task.eval()
     for hook in hooks:
-        if hasattr(hook, "pictures"):
-            pictures |= hook.pictures(task, run)
+        if hasattr(hook, "images"):
+            images |= hook.images(task, run)
     task.train()
-    return pictures
+    return images

@@ -1,4 +1,4 @@
-"""Scalars and pictures of a run: TensorBoard, one JSON line per logged step, PNG files,
+"""Scalars and images of a run: TensorBoard, one JSON line per logged step, PNG files,
 progress."""
 
 import errno
@@ -77,19 +77,19 @@ class RunLog:
             yield
         except OSError as error:
             self._has_failed = True
-            log.error("the log of scalars and pictures is late: %s", error)
+            log.error("the log of scalars and images is late: %s", error)
 
-    def pictures(self, step: int, pictures: Mapping[str, NDArray[np.uint8]]) -> None:
-        """Log [H, W, 3] RGB pictures and keep them as PNG files."""
+    def images(self, step: int, images: Mapping[str, NDArray[np.uint8]]) -> None:
+        """Log [H, W, 3] RGB images and keep them as PNG files."""
         if self._tensorboard is None:
             return
         assert self.folder is not None
-        target = self.folder / "pictures"
+        target = self.folder / "images"
         with self._tolerant():
             target.mkdir(exist_ok=True)
-            for name, picture in pictures.items():
-                self._tensorboard.add_image(name, picture, step, dataformats="HWC")
-                cv2.imwrite(str(target / f"step_{step:07d}_{name}.png"), picture[:, :, ::-1])
+            for name, image in images.items():
+                self._tensorboard.add_image(name, image, step, dataformats="HWC")
+                cv2.imwrite(str(target / f"step_{step:07d}_{name}.png"), image[:, :, ::-1])
 
     def again(self, first_step: int) -> "RunLog":
         """A log that goes on after `first_step`; what came later is dropped."""

@@ -67,7 +67,7 @@ def clip_per_tensor(params: Iterable[Tensor], max_norm: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class OptimRecipe:
+class OptimizerConfig:
     """How parameters are optimised.
 
     Args:

@@ -9,5 +9,5 @@ import os
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ[_name] = "1"
-for _name in ("cv2", "torch", "handmim.engine.feed"):
+for _name in ("cv2", "torch", "handmim.engine.prefetch"):
     importlib.import_module(_name)

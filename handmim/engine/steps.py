@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from handmim.contracts import StepInfo, StepResult
-from handmim.engine.feed import Feed, Prepare
 from handmim.engine.finite import FiniteGuard, NotFiniteError
 from handmim.engine.ledger import Ledger
+from handmim.engine.prefetch import PrefetchingLoader, Prepare
 from handmim.engine.saving import Saver
 from handmim.engine.update import Updater
 from handmim.utils.run import Run
@@ -54,7 +54,7 @@ class Steps:
         self,
         run: Run,
         task: nn.Module,
-        feed: Feed,
+        feed: PrefetchingLoader,
         updater: Updater,
         guard: FiniteGuard,
         prepare: Prepare,

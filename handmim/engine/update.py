@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from handmim.contracts import StepInfo, StepResult
-from handmim.engine.optim import OptimRecipe
+from handmim.engine.optim import OptimizerConfig
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Updater:
         fabric: Fabric,
         wrapped: Any,
         optimizer: Optimizer,
-        recipe: OptimRecipe,
+        recipe: OptimizerConfig,
         *,
         batch_size: int,
         accumulate: int = 1,

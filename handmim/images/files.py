@@ -228,6 +228,6 @@ def _counted_as(path: str, ending: str) -> str:
 
 def is_run(folder: Path) -> bool:
     """Whether a training run wrote the images of a folder."""
-    place = folder.parent if folder.name == "pictures" else folder
+    place = folder.parent if folder.name in ("images", "pictures") else folder
     has = [os.path.isfile(place / name) for name in ("config.yaml", *RUN_FILES)]
     return has[0] and any(has[1:])

@@ -11,7 +11,7 @@ from handmim.contracts import CropBatch, HandBatch, StepInfo
 from handmim.engine.update import Updater
 from handmim.hand.arrays import NUM_VERTS
 from handmim.hand.skeleton import NUM_JOINTS
-from handmim.pipelines.start import compile_backbones
+from handmim.pipelines.setup_run import compile_backbones
 from handmim.utils.build import build
 from handmim.utils.config import drop_unbuilt
 from handmim.utils.run import precision_in_force

@@ -9,8 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 from handmim.data.truth import find_truth, read_truth
 from handmim.engine.saved_config import require
 from handmim.engine.watchdog import Watchdog
+from handmim.pipelines.setup_run import compile_backbones, setup_run
 from handmim.pipelines.several import check_comparable, expanded
-from handmim.pipelines.start import compile_backbones, start_run
 from handmim.pipelines.trained import build_trained, built, hand_of
 from handmim.reports.averages import write_averages
 from handmim.reports.scores import TIME, TTA, write_report
@@ -52,7 +52,7 @@ def evaluate_file(cfg: DictConfig) -> dict[str, Any]:
         raise ValueError("predictions= needs the benchmark: data=freihand data.root=DIR, ...")
     if cfg.tta.views is not None:
         raise ValueError("a submission file holds one answer: tta needs a checkpoint (tta=none)")
-    run = start_run(cfg)
+    run = setup_run(cfg)
     truth = read_truth(cfg.data.root, cfg.data.cache_dir)
     report = score_file(
         cfg.predictions,
@@ -73,7 +73,7 @@ def evaluate_several(cfg: DictConfig, paths: list[str]) -> dict[str, Any]:
     Raises: ValueError, before anything is scored, for checkpoints that cannot be averaged.
     """
     facts = check_comparable(paths, cfg.get("data"))
-    run, reports = start_run(cfg), []
+    run, reports = setup_run(cfg), []
     for number, path in enumerate(paths, start=1):
         part = copy.deepcopy(cfg)
         part.checkpoint = path
@@ -116,7 +116,7 @@ def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> d
     own_data = cfg.get("data") is None
     if own_data:
         cfg.data = data_of(saved, cfg)
-    run = start_run(cfg) if part_of is None else part_of[0].below(part_of[1], resolved(cfg))
+    run = setup_run(cfg) if part_of is None else part_of[0].below(part_of[1], resolved(cfg))
     run.log.info("hand model: %s, %s", cfg.hand.path, whose_hand)
     if own_data:
         words = "data: the checkpoint's own (root %s), caches below %s (data=..., paths.data_dir)"

@@ -9,12 +9,12 @@ from omegaconf import DictConfig
 from handmim.data.fingerprint import fingerprint_of
 from handmim.data.loader import batches, collate_hands
 from handmim.engine.checkpoint import BEST, LAST, checkpoints_of
-from handmim.engine.loop import FitResult, Trainer
 from handmim.engine.signals import StopSignals
+from handmim.engine.trainer import FitResult, Trainer
 from handmim.engine.watchdog import Watchdog
 from handmim.models.initial_weights import load_initial
 from handmim.pipelines.labels import choose_labels
-from handmim.pipelines.start import export, start_training
+from handmim.pipelines.setup_run import export, setup_training
 from handmim.tasks.evaluate import EvalHook, check_hands
 from handmim.utils.build import build
 from handmim.utils.exits import DONE
@@ -44,7 +44,7 @@ def finetune(cfg: DictConfig) -> Finetuned:
 
 
 def _finetune(cfg: DictConfig) -> Finetuned:
-    run, task = start_training(cfg)
+    run, task = setup_training(cfg)
     load_initial(task.backbone, cfg.init_from)
     run.log.info("backbone: %s", cfg.init_from or "random weights (init_from=null)")
     trainer = Trainer(**cfg.trainer)

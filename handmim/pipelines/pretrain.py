@@ -9,9 +9,9 @@ from torch import nn
 from handmim.data.fingerprint import fingerprint_of
 from handmim.data.loader import collate_crops
 from handmim.engine.checkpoint import checkpoints_of
-from handmim.engine.loop import FitResult, Trainer
 from handmim.engine.signals import StopSignals
-from handmim.pipelines.start import export, start_training
+from handmim.engine.trainer import FitResult, Trainer
+from handmim.pipelines.setup_run import export, setup_training
 from handmim.utils.build import build
 from handmim.utils.config import drop_unbuilt
 from handmim.utils.run import Run
@@ -41,7 +41,7 @@ def pretrain(cfg: DictConfig) -> Pretrained:
 def _pretrain(cfg: DictConfig) -> Pretrained:
     drop_unbuilt(cfg.task.losses)
     drop_unbuilt(cfg.task.heads)
-    run, task = start_training(cfg)
+    run, task = setup_training(cfg)
     if cfg.init is not None:
         task.load_initial(cfg.init)
     elif not cfg.train:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, open_dict
 from torch import nn
 
 from handmim.engine.best import BestRule
-from handmim.engine.loop import Trainer
+from handmim.engine.trainer import Trainer
 from handmim.pipelines.labels import check_choice
 from handmim.tasks.evaluate import FIGURES
 from handmim.utils.build import build

@@ -51,9 +51,9 @@ def _loss_title(key: str) -> str:
 
 def latest(folder: Path, name: str) -> Path:
     """The last picture of that name which a run drew."""
-    drawn = (folder / "pictures").glob(f"step_*_{name}.png")
+    drawn = (folder / "images").glob(f"step_*_{name}.png")
     found = sorted(p for p in drawn if p.stem.split("_", 2)[2] == name)
-    return found[-1] if found else folder / "pictures" / f"{name}.png"
+    return found[-1] if found else folder / "images" / f"{name}.png"
 
 
 def write_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:

@@ -135,7 +135,7 @@ class CollapseAlarms:
     def _views(self, info: StepInfo, device: torch.device) -> PretrainBatch:
         samples = []
         for place in self.places:
-            with suppress(UnreadableSample):  # training counts and names it (feed.Feed)
+            with suppress(UnreadableSample):  # training counts and names it (engine.prefetch)
                 samples.append(self.dataset[place])
         if len(samples) < 2:
             raise ValueError(
@@ -147,7 +147,7 @@ class CollapseAlarms:
         return self.make_views(CropBatch(**there), generator, info)  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def pictures(self, task: nn.Module, run: Run) -> dict[str, NDArray[np.uint8]]:
+    def images(self, task: nn.Module, run: Run) -> dict[str, NDArray[np.uint8]]:
         """`patch_tokens`: the same crops every time beside their patch tokens as colours;
         `crop_keypoints`: with their pseudo-keypoints, where the task has them."""
         assert isinstance(task, HandMimTask)

@@ -285,7 +285,7 @@ class HandMimTask(nn.Module):
         return self.exported["keypoint"](tokens) if "keypoint" in self.exported else None
 
     @torch.no_grad()
-    def pictures(self, batch: PretrainBatch) -> dict[str, NDArray[np.uint8]]:
+    def images(self, batch: PretrainBatch) -> dict[str, NDArray[np.uint8]]:
         """Views and masks, reconstructions, pseudo-keypoints: what this batch looked like."""
         training = self.training
         self.eval()

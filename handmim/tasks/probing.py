@@ -203,7 +203,7 @@ class ProbeHook:
         return found
 
     @torch.no_grad()
-    def pictures(self, task: nn.Module, run: Run) -> dict[str, NDArray[np.uint8]]:
+    def images(self, task: nn.Module, run: Run) -> dict[str, NDArray[np.uint8]]:
         """`probe_neighbours`: test crops and the train crops nearest by class token;
         `probe_keypoints`: their pseudo-keypoints, where the task has them."""
         assert isinstance(task, HandMimTask)

@@ -218,7 +218,7 @@ class RegressionTask(nn.Module, ABC):
         }
 
     @torch.no_grad()
-    def pictures(self, batch: HandBatch) -> dict[str, NDArray[np.uint8]]:
+    def images(self, batch: HandBatch) -> dict[str, NDArray[np.uint8]]:
         """Input, prediction and truth of the first samples."""
         training = self.training
         self.eval()

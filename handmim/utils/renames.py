@@ -9,9 +9,12 @@ KEYS: dict[str, str] = {
     "views.hidden_full_rotation_prob": "views.shared_full_rotation_prob",
     "views.hidden_scale": "views.shared_scale",
     "views.hidden_shift_ndc": "views.shared_shift_ndc",
+    "trainer.picture_every": "trainer.image_every",
 }
 # Modules (with everything in them), classes and functions that checkpoints name as `_target_`.
-TARGETS: dict[str, str] = {}
+TARGETS: dict[str, str] = {
+    "handmim.engine.optim.OptimRecipe": "handmim.engine.optim.OptimizerConfig",
+}
 # Arguments by the new target: the new name, or None where the argument is gone.
 ARGUMENTS: dict[str, dict[str, str | None]] = {
     "handmim.data.views.ViewMaker": {

@@ -10,7 +10,7 @@ from handmim.utils.typed import check_values
 
 # Type hints of what the entry points themselves read; `*` and a function that takes a mapping.
 READ = {
-    "trainer": "*handmim.engine.loop.Trainer",
+    "trainer": "*handmim.engine.trainer.Trainer",
     "machine": "*handmim.utils.run.Run.start",
     "debug": "bool", "seed": "int", "name": "str", "resume": "str", "overwrite": "bool",
     "paths.data_dir": "str", "paths.run_root": "str",

@@ -13,7 +13,7 @@ from handmim.ablation.stages import Stages, Start, restored
 from handmim.ablation.store import StageStore
 from handmim.ablation.table import Row
 from handmim.engine.checkpoint import save_checkpoint
-from handmim.engine.loop import FitResult
+from handmim.engine.trainer import FitResult
 from handmim.pipelines.finetune import Finetuned
 
 WORDS = ("experiment=cpu_base", "data=synthetic", "probe=synthetic")

@@ -17,7 +17,7 @@ from handmim.data.loader import collate_crops
 from handmim.data.masking import MaskSampler
 from handmim.data.pixels import PlannedCrops
 from handmim.data.views import ViewMaker
-from handmim.engine.feed import Feed
+from handmim.engine.prefetch import PrefetchingLoader
 from handmim.engine.sampler import StepSampler
 
 INFO = StepInfo(0, 1)
@@ -187,7 +187,7 @@ def test_views_do_not_depend_on_the_number_of_workers(place: str):
     made = []
     for num_workers in (0, 2):
         steps = StepSampler(6, 4, 0, start_step=3, end_step=6)
-        feed = Feed(
+        feed = PrefetchingLoader(
             fabric,
             Images(),
             collate_crops,

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from handmim.engine.checkpoint import load_checkpoint
-from handmim.engine.loop import Trainer
+from handmim.engine.trainer import Trainer
 from handmim.utils.run import Run
 from tests.engine.faulty import Faulty
 from tests.engine.toy import DATA, ToyTask, collate, prepare, recipe

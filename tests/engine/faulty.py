@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch.utils.data import Dataset
 
-from handmim.engine.feed import Feed
+from handmim.engine.prefetch import PrefetchingLoader
 from handmim.engine.sampler import StepSampler
 from handmim.utils.unreadable import UnreadableSample
 from tests.engine.toy import DATA, collate, prepare
@@ -55,11 +55,11 @@ class OddError(Exception):
         super().__init__(f"{words} {index}")
 
 
-def feed(data: Dataset, num_workers: int, end: int = 10, **kwargs) -> Feed:
+def feed(data: Dataset, num_workers: int, end: int = 10, **kwargs) -> PrefetchingLoader:
     fabric = Fabric(accelerator="cpu", devices=1)
     steps = StepSampler(len(DATA), 4, 0, start_step=0, end_step=end)
     how = {"seed": 0, "total_steps": end, "num_workers": num_workers}
-    return Feed(fabric, data, collate, prepare, steps, **how, **kwargs)
+    return PrefetchingLoader(fabric, data, collate, prepare, steps, **how, **kwargs)
 
 
 def begin_after_opencv() -> None:
@@ -78,7 +78,7 @@ def begin_after_opencv() -> None:
 
 def train_until_stalled(folder: str, num_workers: str, limit_s: str) -> None:
     """Train with a limit on how long nothing may move, to a sample of step 2 that never comes."""
-    from handmim.engine.loop import Trainer
+    from handmim.engine.trainer import Trainer
     from handmim.utils.entry import run_tool
     from handmim.utils.run import Run
     from tests.engine.toy import ToyTask, recipe

@@ -5,7 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
-from handmim.engine.loop import Trainer
+from handmim.engine.trainer import Trainer
 from handmim.utils.run import Run
 from tests.engine.toy import DATA, ToyTask, collate, prepare, recipe
 

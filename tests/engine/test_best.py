@@ -8,7 +8,7 @@ import torch
 
 from handmim.engine.best import Best, BestRule, is_higher_better
 from handmim.engine.checkpoint import load_checkpoint
-from handmim.engine.loop import Trainer
+from handmim.engine.trainer import Trainer
 from tests.engine.toy import fit, rows
 
 MM = "val/pa_mpvpe_mm"

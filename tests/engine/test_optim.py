@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from handmim.engine.optim import OptimRecipe, clip_per_tensor, param_groups, scaled_lr
+from handmim.engine.optim import OptimizerConfig, clip_per_tensor, param_groups, scaled_lr
 from handmim.engine.schedule import Schedule, as_schedule
 from handmim.utils.run import Run
 from tests.engine.toy import ToyTask
@@ -41,7 +41,7 @@ def test_groups_spare_biases_and_scale_rates():
 
 def test_rates_follow_schedule_and_factor():
     task = ToyTask()
-    r = OptimRecipe(partial(torch.optim.AdamW), 0.1, weight_decay=0.2, lr_reference_batch=8)
+    r = OptimizerConfig(partial(torch.optim.AdamW), 0.1, weight_decay=0.2, lr_reference_batch=8)
     optimizer = r.build(task, task.lr_scales())
     assert r.apply(optimizer, 0, 10, batch_size=4) == {
         "schedule/lr": 0.05,
@@ -65,7 +65,7 @@ def test_clipping_per_tensor_leaves_short_gradients_alone():
 @pytest.mark.parametrize("clip_by", ["global", "per_tensor"])
 def test_both_ways_of_clipping_report_the_norm_before_it(clip_by, tmp_path):
     run = Run.start("toy", tmp_path, 0, {}, accelerator="cpu")
-    r = OptimRecipe(partial(torch.optim.SGD), 1.0, clip_norm=1.0, clip_by=clip_by)
+    r = OptimizerConfig(partial(torch.optim.SGD), 1.0, clip_norm=1.0, clip_by=clip_by)
     task = ToyTask()
     module, optimizer = run.fabric.setup(task, r.build(task, {}))
     weight, bias = task.linear.weight, task.linear.bias
@@ -78,8 +78,8 @@ def test_both_ways_of_clipping_report_the_norm_before_it(clip_by, tmp_path):
 def test_without_a_limit_nothing_is_clipped(tmp_path):
     run = Run.start("toy", tmp_path, 0, {}, accelerator="cpu")
     task = ToyTask()
-    r = OptimRecipe(partial(torch.optim.SGD), 1.0)
+    r = OptimizerConfig(partial(torch.optim.SGD), 1.0)
     module, optimizer = run.fabric.setup(task, r.build(task, {}))
     assert r.clip(run.fabric, module, optimizer) is None
     with pytest.raises(ValueError, match=r"clip_by.*optim\.clip_by"):
-        OptimRecipe(partial(torch.optim.SGD), 1.0, clip_by="tensor")
+        OptimizerConfig(partial(torch.optim.SGD), 1.0, clip_by="tensor")

@@ -9,7 +9,7 @@ import torch
 
 from handmim.engine.checkpoint import checkpoints_of, load_checkpoint, save_checkpoint
 from handmim.engine.log import RunLog
-from handmim.engine.loop import Trainer
+from handmim.engine.trainer import Trainer
 from handmim.utils.exits import STOPPED
 from handmim.utils.rows import read_rows, row_line
 from handmim.utils.run import Run
@@ -280,11 +280,11 @@ def test_a_run_whose_folder_is_harmed_is_saved_nevertheless(tmp_path, act):
 
 def test_images_that_cannot_be_drawn_end_the_run_saved(tmp_path):
     class Odd(ToyTask):
-        def pictures(self, batch):
+        def images(self, batch):
             raise RuntimeError("no font")
 
     with pytest.raises(RuntimeError, match="no font"):
-        fit(tmp_path, make=Odd, picture_every=4)
+        fit(tmp_path, make=Odd, image_every=4)
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 4
 
 

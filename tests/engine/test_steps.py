@@ -12,8 +12,8 @@ from handmim.contracts import StepResult
 from handmim.engine.checkpoint import load_checkpoint
 from handmim.engine.finite import NotFiniteError
 from handmim.engine.ledger import Ledger
-from handmim.engine.loop import Trainer
 from handmim.engine.steps import LoadingError
+from handmim.engine.trainer import Trainer
 from handmim.models.centering import Centering
 from handmim.utils.run import Run
 from tests.engine.faulty import Faulty

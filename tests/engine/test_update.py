@@ -8,7 +8,7 @@ from torch import nn
 from handmim.contracts import StepInfo
 from handmim.engine.checkpoint import load_checkpoint, save_checkpoint
 from handmim.engine.finite import FiniteWatch
-from handmim.engine.optim import OptimRecipe, clip_per_tensor
+from handmim.engine.optim import OptimizerConfig, clip_per_tensor
 from handmim.engine.update import Updater
 from tests.engine.toy import ToyBatch, ToyTask, fit, recipe
 
@@ -96,19 +96,19 @@ def test_the_first_bad_step_is_remembered():
     ],
 )
 def test_the_fused_form_is_taken_where_gradients_come_unscaled(fused, precision, expected):
-    how = OptimRecipe(torch.optim.AdamW, lr=0.1, fused=fused)
+    how = OptimizerConfig(torch.optim.AdamW, lr=0.1, fused=fused)
     optimizer = how.build(nn.Linear(2, 2), {}, precision)
     assert all(group["fused"] is expected for group in optimizer.param_groups)
 
 
 def test_optimizers_without_a_fused_form_are_left_as_they_are():
-    how = OptimRecipe(partial(torch.optim.Adadelta, rho=0.5), lr=0.1)
+    how = OptimizerConfig(partial(torch.optim.Adadelta, rho=0.5), lr=0.1)
     assert "fused" not in how.build(nn.Linear(2, 2), {}).param_groups[0]
 
 
 @pytest.mark.parametrize("form", [{"fused": False}, {"foreach": True}, {"differentiable": True}])
 def test_a_form_that_is_chosen_by_hand_stays(form):
-    how = OptimRecipe(partial(torch.optim.AdamW, **form), lr=0.1)
+    how = OptimizerConfig(partial(torch.optim.AdamW, **form), lr=0.1)
     group = how.build(nn.Linear(2, 2), {}).param_groups[0]
     assert not group["fused"]
     assert all(group[name] is value for name, value in form.items())
@@ -131,7 +131,7 @@ def test_fused_steps_equal_the_loop():
     for fused in (True, False):
         torch.manual_seed(0)
         layer = nn.Linear(5, 3).double()
-        how = OptimRecipe(torch.optim.AdamW, lr=0.1, weight_decay=0.1, fused=fused)
+        how = OptimizerConfig(torch.optim.AdamW, lr=0.1, weight_decay=0.1, fused=fused)
         optimizer = how.build(layer, {"weight": 0.5})
         for step in range(4):
             how.apply(optimizer, step, 4, 1)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from handmim.contracts import StepInfo, StepResult
-from handmim.engine.loop import Trainer
-from handmim.engine.optim import OptimRecipe
+from handmim.engine.optim import OptimizerConfig
 from handmim.engine.schedule import Schedule
+from handmim.engine.trainer import Trainer
 from handmim.utils.rows import read_rows
 from handmim.utils.run import Run
 
@@ -55,7 +55,7 @@ class ToyTask(nn.Module):
     def lr_scales(self) -> dict[str, float]:
         return {"linear.bias": 0.5}
 
-    def pictures(self, batch: ToyBatch) -> dict:
+    def images(self, batch: ToyBatch) -> dict:
         return {}
 
 
@@ -71,9 +71,9 @@ def prepare(batch: ToyBatch, generator: torch.Generator, info: StepInfo) -> ToyB
     return batch._replace(noise=torch.randn(batch.x.shape, generator=generator))
 
 
-def recipe() -> OptimRecipe:
+def recipe() -> OptimizerConfig:
     lr = Schedule(0.05, 0.001, warmup_fraction=0.2)
-    return OptimRecipe(partial(torch.optim.AdamW), lr, weight_decay=0.01, clip_norm=1.0)
+    return OptimizerConfig(partial(torch.optim.AdamW), lr, weight_decay=0.01, clip_norm=1.0)
 
 
 def fit(

@@ -94,7 +94,7 @@ def test_large_pictures_are_stored_smaller_than_png(tmp_path):
 def test_the_report_has_every_part(tmp_path):
     for stage in ("pretrain", "scratch", "handmim"):
         folder = tmp_path / stage
-        (folder / "pictures").mkdir(parents=True)
+        (folder / "images").mkdir(parents=True)
         lines = [
             {
                 "step": s,
@@ -108,10 +108,10 @@ def test_the_report_has_every_part(tmp_path):
         (folder / "scalars.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
         for step in (2, 10):
             cv2.imwrite(
-                str(folder / "pictures" / f"step_{step:07d}_views.png"),
+                str(folder / "images" / f"step_{step:07d}_views.png"),
                 np.zeros((8, 8, 3), np.uint8),
             )
-    (tmp_path / "pretrain" / "pictures" / "step_0000010_probe_views.png").touch()
+    (tmp_path / "pretrain" / "images" / "step_0000010_probe_views.png").touch()
     assert latest(tmp_path / "pretrain", "views").name == "step_0000010_views.png"
     keys = ("mpjpe_mm", "pa_mpjpe_mm", "pa_mpvpe_mm", "pa_f5", "pa_f15", "seconds")
     rows = [

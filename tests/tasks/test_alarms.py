@@ -353,7 +353,7 @@ def test_settings_are_checked():
 @torch.no_grad()
 def test_pictures_show_the_same_crops_every_time(run):
     task, hook = make_task().eval(), alarms()
-    first, second = hook.pictures(task, run), hook.pictures(task, run)
+    first, second = hook.images(task, run), hook.images(task, run)
     assert set(first) == {"patch_tokens", "crop_keypoints"}
     assert all((first[k] == second[k]).all() for k in first)
     assert all(p.dtype.name == "uint8" and p.std() > 5 for p in first.values())

@@ -7,9 +7,9 @@ from handmim.contracts import HandBatch, StepInfo
 from handmim.data.loader import collate_hands
 from handmim.data.synthetic import SyntheticHands
 from handmim.engine.checkpoint import load_checkpoint
-from handmim.engine.loop import Trainer
-from handmim.engine.optim import OptimRecipe
+from handmim.engine.optim import OptimizerConfig
 from handmim.engine.schedule import Schedule
+from handmim.engine.trainer import Trainer
 from handmim.models.averaging import Averaging, averaging_of
 from handmim.models.initial_weights import load_initial
 from handmim.tasks.evaluate import EvalHook, model_predictor, score
@@ -154,7 +154,7 @@ def test_no_gradient_reaches_the_average_and_no_optimizer_holds_it(hand, batch):
     own = [m for m in task.averaged.modules() if m is not task.hand]
     assert not any(module.training for module in own)
     task(batch, StepInfo(0, 9)).loss.backward()
-    optimizer = OptimRecipe(partial(torch.optim.AdamW), 1e-3).build(task, task.lr_scales())
+    optimizer = OptimizerConfig(partial(torch.optim.AdamW), 1e-3).build(task, task.lr_scales())
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     for parameter in task.averaged.parameters():
         assert parameter.grad is None
@@ -180,7 +180,7 @@ def trained(folder, hand, hands, augment, *, resume="never", stop_after=None, **
     task = small_hand_task(hand, **options)
     if resume == "never":
         task.start_from_labels(hands, augment, CPU)
-    recipe = OptimRecipe(partial(torch.optim.AdamW), Schedule(1e-2, 1e-4), clip_norm=1.0)
+    recipe = OptimizerConfig(partial(torch.optim.AdamW), Schedule(1e-2, 1e-4), clip_norm=1.0)
     result = Trainer(max_steps=6, batch_size=4, log_every=1, stop_after=stop_after).fit(
         run,
         task,

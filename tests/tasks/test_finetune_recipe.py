@@ -10,8 +10,8 @@ from hydra.utils import instantiate
 
 from handmim.data.loader import collate_hands
 from handmim.data.synthetic import SyntheticHands
-from handmim.engine.loop import Trainer
-from handmim.engine.optim import OptimRecipe
+from handmim.engine.optim import OptimizerConfig
+from handmim.engine.trainer import Trainer
 from handmim.tasks.evaluate import EvalHook
 from handmim.utils.run import Run
 from tests.tasks.small_tasks import SCENE, small_augment, small_hand_task
@@ -109,7 +109,7 @@ def test_bf16_training_runs_with_fp32_weights(tmp_path, hand, hands):
         hands,
         collate_hands,
         augment,
-        OptimRecipe(partial(torch.optim.AdamW), 1e-3, clip_norm=1.0),
+        OptimizerConfig(partial(torch.optim.AdamW), 1e-3, clip_norm=1.0),
         hooks=[EvalHook(hands, augment, every=2)],
     )
     assert dtypes == {torch.bfloat16}

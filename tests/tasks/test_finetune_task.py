@@ -186,7 +186,7 @@ def test_scores_do_not_depend_on_the_batch_size(make, hands, augment):
 
 def test_pictures_show_prediction_and_truth(make, hands, augment):
     task = make()
-    drawn = task.pictures(augment.evaluate(whole_batch(hands)))
+    drawn = task.images(augment.evaluate(whole_batch(hands)))
     assert drawn["predictions"].std() > 5
     assert task.training
 

@@ -8,7 +8,7 @@ import torch
 from torch.func import functional_call
 
 from handmim.contracts import PretrainBatch, StepInfo
-from handmim.engine.optim import OptimRecipe
+from handmim.engine.optim import OptimizerConfig
 from handmim.engine.schedule import Schedule
 from handmim.losses import class_distill, patch_distill
 from handmim.losses.total import Weighted
@@ -25,7 +25,7 @@ KNOBS = [
     reference.Knobs(2e-3, 0.22, 0.945, 0.06, 0.06, frozen=False),
     reference.Knobs(2e-3, 0.4, 0.99, 0.07, 0.07, frozen=False),
 ]
-RECIPE = OptimRecipe(
+RECIPE = OptimizerConfig(
     make=partial(torch.optim.AdamW, betas=(0.9, 0.999), eps=1e-8),
     lr=2e-3,
     weight_decay=Schedule(start=0.04, end=0.4),

@@ -244,7 +244,7 @@ def test_plain_joint_losses_fit_too(photos, augment):
 
 def test_pictures_show_skeletons(photos, augment):
     task = build().train()
-    drawn = task.pictures(augment.evaluate(whole_batch(photos)))
+    drawn = task.images(augment.evaluate(whole_batch(photos)))
     assert drawn["predictions"].shape[2] == 3
     assert drawn["predictions"].std() > 10
     assert task.training

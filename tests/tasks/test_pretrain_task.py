@@ -172,7 +172,7 @@ def test_a_batch_without_masks_still_has_a_loss(centering):
 def test_evaluation_pictures_leave_the_task_in_training_and_the_centre_alone():
     task = make_task()
     before = task.centering["patches"].centre.clone()
-    drawn = task.pictures(make_batch())
+    drawn = task.images(make_batch())
     assert {"views", "keypoints", "thumbnails"} <= set(drawn)
     assert task.training
     assert torch.equal(task.centering["patches"].centre, before)

@@ -99,10 +99,10 @@ def test_annotated_photos_know_their_class_where_there_are_several(tmp_path):
 
 def test_pictures_of_neighbours_and_points(run, hands):
     hook = ProbeHook(*hands, HandAugment(img_px=32))
-    sheets = hook.pictures(make_task().eval(), run)
+    sheets = hook.images(make_task().eval(), run)
     assert set(sheets) == {"probe_neighbours", "probe_keypoints"}
     assert all(p.dtype.name == "uint8" and p.std() > 5 for p in sheets.values())
-    assert set(hook.pictures(make_task(("pixel_recon",)).eval(), run)) == {"probe_neighbours"}
+    assert set(hook.images(make_task(("pixel_recon",)).eval(), run)) == {"probe_neighbours"}
 
 
 def test_photos_without_3d_are_probed_in_2d(probe, hands):

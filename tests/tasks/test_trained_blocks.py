@@ -8,7 +8,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from handmim.contracts import StepInfo
 from handmim.data.loader import collate_hands
 from handmim.data.synthetic import SyntheticHands
-from handmim.engine.optim import OptimRecipe
+from handmim.engine.optim import OptimizerConfig
 from tests.tasks.small_tasks import SCENE, small_augment, small_hand_task
 
 DEPTH = 3
@@ -50,7 +50,7 @@ MOVES = {
 def test_a_step_moves_the_top_alone(hand, batch, k):
     task = build(hand, k)
     before = {n: p.clone() for n, p in task.named_parameters()}
-    recipe = OptimRecipe(partial(torch.optim.AdamW), 1e-2, weight_decay=0.5)
+    recipe = OptimizerConfig(partial(torch.optim.AdamW), 1e-2, weight_decay=0.5)
     optimizer = recipe.build(task, task.lr_scales())
     recipe.apply(optimizer, 0, 10, 4)
     task(batch, FIRST).loss.backward()

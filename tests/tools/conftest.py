@@ -20,7 +20,7 @@ def pretrained(place):
         *small_data(place),
         "probe=none",
         "name=pre",
-        "trainer.picture_every=4",
+        "trainer.image_every=4",
     ]
     call(place, "pretrain.py", *words)
     return place / "runs" / "pre"

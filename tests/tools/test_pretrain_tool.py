@@ -21,7 +21,7 @@ def test_pretraining_leaves_everything_that_a_run_needs(pretrained):
     assert {"keypoints/spread_ndc", "targets/entropy_of_mean", "features/cls_std"} <= logged
     assert list((pretrained / "tensorboard").glob("events*"))
     for name in ("views", "keypoints", "crop_keypoints", "patch_tokens"):
-        picture = cv2.imread(str(pretrained / "pictures" / f"step_0000004_{name}.png"))
+        picture = cv2.imread(str(pretrained / "images" / f"step_0000004_{name}.png"))
         assert picture is not None
         assert picture.std() > 10
     with safe_open(str(pretrained / "backbone.safetensors"), "pt") as file:
@@ -30,7 +30,7 @@ def test_pretraining_leaves_everything_that_a_run_needs(pretrained):
 
 
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(place, pretrained):
-    words = [*PRETRAIN, *TINY, *small_data(place), "probe=none", "trainer.picture_every=4"]
+    words = [*PRETRAIN, *TINY, *small_data(place), "probe=none", "trainer.image_every=4"]
     text = call(place, "pretrain.py", *words, "name=halves", "trainer.stop_after=2", code=STOPPED)
     assert "no backbone.safetensors: the run is not finished" in text
     assert not (place / "runs" / "halves" / "backbone.safetensors").exists()

@@ -13,7 +13,7 @@ from benchmark.race import Bench, Row
 from handmim.data.crops import CropFolder
 from handmim.data.loader import collate_crops
 from handmim.data.views import ViewMaker
-from handmim.engine.feed import Feed
+from handmim.engine.prefetch import PrefetchingLoader
 from handmim.engine.sampler import StepSampler
 from handmim.utils.seed import step_generator
 from handmim.utils.stopwatch import wait_for
@@ -22,7 +22,11 @@ WARM = 2  # steps before the clock starts
 
 
 def fed(
-    feed: Feed, make: ViewMaker, num_steps: int, batch_size: int, eaten_per_s: float | None
+    feed: PrefetchingLoader,
+    make: ViewMaker,
+    num_steps: int,
+    batch_size: int,
+    eaten_per_s: float | None,
 ) -> tuple[float, float]:
     """Seconds of `num_steps` batches after the first few, and the share of them that was spent
     waiting, for a training that eats so many pictures per second; None is as many as come."""
@@ -74,7 +78,7 @@ def measure(
             make.augment_on = where
             for workers in num_workers:
                 steps = StepSampler(num, batch_size, 0, start_step=0, end_step=total)
-                feed = Feed(
+                feed = PrefetchingLoader(
                     fabric, crops, collate_crops, make, steps,
                     seed=0, total_steps=total, num_workers=workers,
                 )  # fmt: skip

@@ -15,14 +15,14 @@ from benchmark.race import Bench, Row, compared
 from benchmark.references.plain_step import PlainStep
 from handmim.contracts import PretrainBatch, StepInfo
 from handmim.data.masking import MaskSampler
-from handmim.engine.optim import OptimRecipe
+from handmim.engine.optim import OptimizerConfig
 from handmim.engine.update import Updater
 from handmim.losses import class_distill, patch_distill
 from handmim.losses.total import Weighted
 from handmim.models.centering import Centering
 from handmim.models.heads.projection import ProjectionHead
 from handmim.models.vit import ViT
-from handmim.pipelines.start import compile_backbones
+from handmim.pipelines.setup_run import compile_backbones
 from handmim.tasks.pretrain import HandMimTask
 from handmim.utils.files import write_atomic
 
@@ -101,7 +101,7 @@ def our_step(
     ).to(device)
     if compiled:
         compile_backbones(task)
-    recipe = OptimRecipe(torch.optim.AdamW, LR, DECAY, CLIP, clip_by="per_tensor")
+    recipe = OptimizerConfig(torch.optim.AdamW, LR, DECAY, CLIP, clip_by="per_tensor")
     optimizer = recipe.build(task, {}, precision)
     wrapped, optimizer = fabric.setup(task, optimizer)
     updater = Updater(fabric, wrapped, optimizer, recipe, batch_size=1)

@@ -56,7 +56,7 @@ class Workplace:
             f"trainer.save_every={save_every}",
             "trainer.batch_size=4",
             "trainer.log_every=1",
-            "trainer.picture_every=null",
+            "trainer.image_every=null",
             f"trainer.num_workers={self.num_workers}",
         ]
         rendered = [

@@ -12,7 +12,7 @@ from handmim.engine.checkpoint import (
     load_checkpoint,
 )
 from handmim.engine.hooks import StopRun
-from handmim.engine.loop import Trainer
+from handmim.engine.trainer import Trainer
 from handmim.utils.run import Run
 from tests.engine.toy import DATA, TASKS, ToyTask, collate, fit, prepare, recipe, rows
 
@@ -189,11 +189,11 @@ def test_hooks_draw_beside_the_task(tmp_path):
         def __call__(self, task, info, run):
             return {}
 
-        def pictures(self, task, run):
+        def images(self, task, run):
             assert not task.training
             return {"grey": np.full((4, 4, 3), 128, np.uint8)}
 
-    task, _ = fit(tmp_path, hooks=[Drawing(), Stopping(99)], picture_every=4)
-    drawn = sorted(p.name for p in (tmp_path / "pictures").iterdir())
+    task, _ = fit(tmp_path, hooks=[Drawing(), Stopping(99)], image_every=4)
+    drawn = sorted(p.name for p in (tmp_path / "images").iterdir())
     assert drawn == [f"step_{step:07d}_grey.png" for step in (4, 8, 10)]
     assert task.training

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from handmim.engine.checkpoint import LAST
-from handmim.engine.loop import FitResult
+from handmim.engine.trainer import FitResult
 from handmim.models.vit import ViT
 from handmim.models.weight_files import read_weights
 from handmim.pipelines.preflight import WEIGHTS, preflight
@@ -21,17 +21,17 @@ from handmim.utils.run import Run
 BACKBONE = "backbone.safetensors"
 
 
-def start_training(cfg: DictConfig) -> tuple[Run, Any]:
+def setup_training(cfg: DictConfig) -> tuple[Run, Any]:
     """A run and its task, which is built before there is a folder; arguments and errors as
-    `start_run`."""
+    `setup_run`."""
     tasks: list[nn.Module] = []
-    run = start_run(cfg, resume=cfg.resume, before_folder=lambda: tasks.append(build(cfg.task)))
+    run = setup_run(cfg, resume=cfg.resume, before_folder=lambda: tasks.append(build(cfg.task)))
     if run.compile:
         compile_backbones(tasks[0])
     return run, tasks[0]
 
 
-def start_run(
+def setup_run(
     cfg: DictConfig,
     *,
     resume: str = "never",

@@ -118,7 +118,7 @@ class _Requests(Sampler[tuple[int, list[int]]]):
         return enumerate(self.steps, self.steps.start_step)
 
 
-class Feed:
+class PrefetchingLoader:
     """Batches of a run's steps on its device; made by `prepare` as far as its `host_part`, where it
     has one (`HostPrepare`), goes.
 
@@ -172,7 +172,7 @@ class Feed:
             for step in range(self.steps.start_step, self.steps.end_step):
                 yield self.batch_of(step)
 
-    def __enter__(self) -> "Feed":
+    def __enter__(self) -> "PrefetchingLoader":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -15,12 +15,12 @@ from torch.utils.data import Dataset
 from handmim.contracts import StepInfo
 from handmim.engine.best import Best, BestFigure, BestRule
 from handmim.engine.checkpoint import LAST
-from handmim.engine.feed import Feed, Prepare
 from handmim.engine.finite import FiniteGuard, NotFiniteError
 from handmim.engine.hooks import Hook, call_hooks, drawn
 from handmim.engine.ledger import Ledger
 from handmim.engine.log import ProgressLine, RunLog, RunningMeans
-from handmim.engine.optim import OptimRecipe
+from handmim.engine.optim import OptimizerConfig
+from handmim.engine.prefetch import PrefetchingLoader, Prepare
 from handmim.engine.sampler import StepSampler
 from handmim.engine.saving import Saver, falls_on, restore
 from handmim.engine.signals import StopSignals
@@ -72,12 +72,12 @@ class Trainer:
         save_every: steps between checkpoints; None saves at the end only.
         keep_every: steps between numbered copies that stay; None keeps the last only.
         keep_last: newest checkpoints that stay, last.pt among them, see `saving.Saver`.
-        picture_every: steps between pictures; None draws at the end only.
+        image_every: steps between images; None draws at the end only.
         check_finite_every: steps between checks of loss and gradient norm before the update, see
             `finite.FiniteGuard`.
         nonfinite: what to do about a step whose loss or gradient is not finite, see `steps.Steps`:
             "stop", "skip" (every step is checked) or "rewind".
-        max_unreadable: share of the samples that others may stand in for, see `feed.Feed`.
+        max_unreadable: share of the samples that others may stand in for, see `prefetch`.
         accumulate: parts that each process works its batch off in, see `update.Updater`.
         stop_after: stop, resumable, after this many steps of this process.
         extend: resume a run that was begun with another `max_steps`, see `saving.restore`.
@@ -96,7 +96,7 @@ class Trainer:
         log_every: int = 20,
         save_every: int | None = None,
         keep_every: int | None = None,
-        picture_every: int | None = None,
+        image_every: int | None = None,
         check_finite_every: int | None = None,
         nonfinite: str = STOP,
         max_unreadable: float = 0.01,
@@ -128,7 +128,7 @@ class Trainer:
         self.nonfinite, self.max_unreadable = nonfinite, max_unreadable
         self.max_steps, self.batch_size, self.num_workers = max_steps, batch_size, num_workers
         self.log_every, self.save_every, self.keep_every = log_every, save_every, keep_every
-        self.picture_every, self.check_finite_every = picture_every, check_finite_every
+        self.image_every, self.check_finite_every = image_every, check_finite_every
         self.accumulate, self.stop_after = accumulate, stop_after
         self.keep_last, self.extend = keep_last, extend
         self.best_rule = BestRule(keep_best, stop_patience)
@@ -148,7 +148,7 @@ class Trainer:
         dataset: Dataset[Any],
         collate: Callable[[list[Any]], Any],
         prepare: Prepare,
-        recipe: OptimRecipe,
+        recipe: OptimizerConfig,
         *,
         hooks: Sequence[Hook] = (),
         resume: str = "never",
@@ -162,7 +162,7 @@ class Trainer:
             dataset: map-style samples.
             collate: samples -> batch.
             prepare: batch on the device -> augmented batch; draws from the generator only. What
-                it can do before is its `host_part` (`feed.HostPrepare`).
+                it can do before is its `host_part` (`prefetch.HostPrepare`).
             recipe: optimizer and its schedules.
             hooks: run now and then, on all processes.
             resume: "never", "auto" or a checkpoint.
@@ -250,10 +250,10 @@ class Trainer:
                             scalars["speed/images_per_s"] = line.images_per_s(step)
                         run_log.scalars(step, (scalars if is_logged else {}) | hooked)
                         line.update(step, scalars.get("loss") if is_logged else None)
-                        if taken and (last or falls_on(step, self.picture_every)):
+                        if taken and (last or falls_on(step, self.image_every)):
                             with run.together():
                                 if run.is_main:
-                                    run_log.pictures(step, drawn(task, taken.batch, hooks, run))
+                                    run_log.images(step, drawn(task, taken.batch, hooks, run))
                         is_best = best.see(step, hooked)
                     stopped_by = None if reason is None else "hook"
                     if now and not last and reason is None:
@@ -307,7 +307,7 @@ class Trainer:
         collate: Callable[[list[Any]], Any],
         prepare: Prepare,
         ledger: Ledger,
-    ) -> Feed:
+    ) -> PrefetchingLoader:
         steps = StepSampler(
             len(dataset),  # type: ignore[arg-type]
             self.batch_size,
@@ -319,4 +319,4 @@ class Trainer:
         )
         how: dict[str, Any] = {"total_steps": self.max_steps, "num_workers": self.num_workers}
         how |= {"seed": run.seed, "max_unreadable": self.max_unreadable, "ledger": ledger}
-        return Feed(run.fabric, dataset, collate, prepare, steps, **how)
+        return PrefetchingLoader(run.fabric, dataset, collate, prepare, steps, **how)

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from handmim.contracts import StepInfo
-from handmim.engine.feed import Feed
-from handmim.engine.loop import Trainer
+from handmim.engine.prefetch import PrefetchingLoader
 from handmim.engine.sampler import StepSampler
+from handmim.engine.trainer import Trainer
 from handmim.utils.run import Run
 from tests.engine.toy import DATA, ToyBatch, ToyTask, collate, prepare, recipe
 
@@ -34,7 +34,7 @@ def feed(run, prepare, *, num_workers=0, start=0, world_size=1, rank=0) -> list[
         len(DATA), 4, run.seed, start_step=start, end_step=10, rank=rank, world_size=world_size
     )
     return list(
-        Feed(
+        PrefetchingLoader(
             run.fabric,
             DATA,
             collate,
@@ -99,8 +99,8 @@ def test_training_prepares_on_the_host_and_resumes_exactly(tmp_path, num_workers
 
 
 def test_waiting_for_batches_is_counted(run):
-    made = Feed(run.fabric, DATA, collate, prepare, StepSampler(11, 4, 0, start_step=0, end_step=2),
-                seed=0, total_steps=2)  # fmt: skip
+    steps = StepSampler(11, 4, 0, start_step=0, end_step=2)
+    made = PrefetchingLoader(run.fabric, DATA, collate, prepare, steps, seed=0, total_steps=2)
     assert made.waited_s == 0
     assert len(list(made)) == 2
     assert made.waited_s > 0

@@ -23,7 +23,7 @@ TINY = (
     "backbone=vit_nano_p8", "task.backbone.img_px=32",
     "task.backbone.size={embed_dim:24,depth:2,num_heads:2}",
     "paths.data_dir=data", "paths.run_root=runs", "trainer.batch_size=4", "trainer.num_workers=0",
-    "machine.num_threads=1", "trainer.log_every=1", "trainer.picture_every=null",
+    "machine.num_threads=1", "trainer.log_every=1", "trainer.image_every=null",
     "trainer.keep_last=1", "resume=auto",
 )  # fmt: skip
 CROPS = (

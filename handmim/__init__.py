@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from handmim.evaluation.predictor import HandPredictor
     from handmim.hand.model import HandModel
     from handmim.models.vit import ViT
-    from handmim.pipelines.predict import HandPredictor
 
 __version__ = "0.1.0"
 __all__ = ["HandModel", "__version__", "load", "load_backbone"]
@@ -30,7 +30,7 @@ def load(checkpoint: str | Path, device: str = "cpu", **options: Any) -> "HandPr
         options: as `HandPredictor.from_checkpoint` takes them.
     Raises: FileNotFoundError; ValueError for a file that is no such checkpoint.
     """
-    from handmim.pipelines.predict import HandPredictor
+    from handmim.evaluation.predictor import HandPredictor
 
     return HandPredictor.from_checkpoint(checkpoint, device, **options)
 

@@ -9,14 +9,20 @@ from omegaconf import DictConfig, OmegaConf
 from handmim.data.truth import find_truth, read_truth
 from handmim.engine.saved_config import require
 from handmim.engine.watchdog import Watchdog
+from handmim.evaluation.camera_space import predict_camera_hands
+from handmim.evaluation.load_model import (
+    build_part,
+    check_same_hand,
+    hand_config,
+    load_model,
+    read_model_checkpoint,
+)
+from handmim.evaluation.multi_checkpoint import check_comparable, expanded
+from handmim.evaluation.official import score_file, submit
+from handmim.evaluation.scoring import PREDICTORS, score
 from handmim.pipelines.setup_run import compile_backbones, setup_run
-from handmim.pipelines.several import check_comparable, expanded
-from handmim.pipelines.trained import build_trained, built, hand_of
 from handmim.reports.averages import write_averages
 from handmim.reports.scores import TIME, TTA, write_report
-from handmim.tasks.camera_hands import predict_camera_hands
-from handmim.tasks.evaluate import PREDICTORS, check_hands, load_trained, score
-from handmim.tasks.official import score_file, submit
 from handmim.utils.build import build
 from handmim.utils.config import resolved, set_everywhere
 from handmim.utils.run import Run
@@ -109,10 +115,10 @@ def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> d
             run.
     """
     tta = None if cfg.tta.views is None else build(cfg.tta.views)
-    saved = load_trained(cfg.checkpoint)
+    saved = read_model_checkpoint(cfg.checkpoint)
     OmegaConf.set_struct(cfg, False)  # its own words are checked by now
     whose_hand = "given" if cfg.hand.get("path") is not None else "the checkpoint's own (hand.path)"
-    cfg.hand = hand_of(saved, cfg.hand)
+    cfg.hand = hand_config(saved, cfg.hand)
     own_data = cfg.get("data") is None
     if own_data:
         cfg.data = data_of(saved, cfg)
@@ -121,13 +127,13 @@ def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> d
     if own_data:
         words = "data: the checkpoint's own (root %s), caches below %s (data=..., paths.data_dir)"
         run.log.info(words, cfg.data.get("root"), cfg.data.cache_dir)
-    task, augment = build_trained(saved, cfg.hand, cfg.checkpoint)
+    task, augment = load_model(saved, cfg.hand, cfg.checkpoint)
     if run.compile:
         compile_backbones(task)
     with run.fabric.rank_zero_first():
         part = cfg.data.get("test") or cfg.data.val
-        dataset = built(part, cfg.checkpoint, "data") if own_data else build(part)
-    check_hands(task.hand_sha256, getattr(dataset, "hand_sha256", None), "the data")
+        dataset = build_part(part, cfg.checkpoint, "data") if own_data else build(part)
+    check_same_hand(task.hand_sha256, getattr(dataset, "hand_sha256", None), "the data")
     task.to(run.device)
     predict = PREDICTORS[cfg.predictor](task)
     how = {"faces": task.faces, "batch_size": cfg.batch_size, "num_workers": cfg.num_workers}

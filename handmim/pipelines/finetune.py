@@ -12,10 +12,11 @@ from handmim.engine.checkpoint import BEST, LAST, checkpoints_of
 from handmim.engine.signals import StopSignals
 from handmim.engine.trainer import FitResult, Trainer
 from handmim.engine.watchdog import Watchdog
+from handmim.evaluation.load_model import check_same_hand
+from handmim.evaluation.scoring import EvalHook
 from handmim.models.initial_weights import load_initial
 from handmim.pipelines.labels import choose_labels
 from handmim.pipelines.setup_run import export, setup_training
-from handmim.tasks.evaluate import EvalHook, check_hands
 from handmim.utils.build import build
 from handmim.utils.exits import DONE
 from handmim.utils.rows import read_rows
@@ -55,7 +56,7 @@ def _finetune(cfg: DictConfig) -> Finetuned:
     with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet
         train, val = build(cfg.data.train), build(cfg.data.val)
     for name, part in (("data.train", train), ("data.val", val)):
-        check_hands(task.hand_sha256, getattr(part, "hand_sha256", None), name)
+        check_same_hand(task.hand_sha256, getattr(part, "hand_sha256", None), name)
     chosen = choose_labels(train, **labels, seed=cfg.seed)
     train = chosen.samples
     sources = checkpoints_of(run.dir, cfg.resume)

@@ -9,8 +9,8 @@ from torch import nn
 
 from handmim.engine.best import BestRule
 from handmim.engine.trainer import Trainer
+from handmim.evaluation.scoring import FIGURES
 from handmim.pipelines.labels import check_choice
-from handmim.tasks.evaluate import FIGURES
 from handmim.utils.build import build
 from handmim.utils.config import drop_unbuilt
 

@@ -22,7 +22,7 @@ from handmim.models.averaging import averaging_of
 from handmim.models.freezing import freeze_below
 from handmim.models.teacher import EmaTeacher
 from handmim.models.vit import ViT
-from handmim.tasks.finetune_pictures import draw_predictions
+from handmim.tasks.prediction_images import draw_predictions
 
 PICTURES = 8
 

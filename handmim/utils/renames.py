@@ -14,6 +14,8 @@ KEYS: dict[str, str] = {
 # Modules (with everything in them), classes and functions that checkpoints name as `_target_`.
 TARGETS: dict[str, str] = {
     "handmim.engine.optim.OptimRecipe": "handmim.engine.optim.OptimizerConfig",
+    "handmim.tasks.finetune": "handmim.tasks.mesh",
+    "handmim.tasks.keypoint_regression": "handmim.tasks.keypoints",
 }
 # Arguments by the new target: the new name, or None where the argument is gone.
 ARGUMENTS: dict[str, dict[str, str | None]] = {

@@ -11,10 +11,10 @@ from handmim.data.augment import HandAugment, transform_labels
 from handmim.data.loader import collate_hands
 from handmim.data.pixels import sample_views
 from handmim.data.samples import hand_sample, mirror_sample
+from handmim.evaluation.camera_space import place
 from handmim.geometry.camera import cell_centres_ndc, ndc_from_px, project, px_from_ndc
 from handmim.geometry.crop import compose, similarity
 from handmim.hand.conventions import rotvec_to_matrix
-from handmim.tasks.camera_hands import place
 
 INFO = StepInfo(0, 1)
 

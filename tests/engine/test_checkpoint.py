@@ -85,7 +85,7 @@ def test_a_run_does_not_go_on_over_other_data(tmp_path, key):
 
 def test_only_our_own_parts_are_built_from_a_checkpoint():
     for good in (
-        "handmim.tasks.finetune.HandRegressionTask",
+        "handmim.tasks.mesh.HandRegressionTask",
         "handmim.hand.model.HandModel.from_file",
         "handmim.hand.adapters.SmplxHand.from_file",
         "handmim.engine.schedule.Schedule",

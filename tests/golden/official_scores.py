@@ -1,5 +1,6 @@
 """Both official evaluations once more: one sample after another, plain float64, scipy; an oracle
-for handmim.benchmarks. Arrays are [n, 21, 3] and [n, 778, 3] metres in the benchmark's own form."""
+for handmim.evaluation.benchmarks. Arrays are [n, 21, 3] and [n, 778, 3] metres in the form of the
+benchmark."""
 
 import numpy as np
 from scipy.linalg import orthogonal_procrustes

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from handmim.evaluation.predictor import HandPredictor
 from handmim.images.decode import read_image
 from handmim.models.weight_files import read_weights
-from handmim.pipelines.predict import HandPredictor
 from handmim.utils.rows import read_rows
 from tests.tools.calls import REPO, call
 

@@ -5,10 +5,8 @@ import pytest
 import torch
 
 from handmim.geometry.align import tensor_similarity_align
-from handmim.metrics.auc import sample_auc
-from handmim.metrics.fscore import f_scores
-from handmim.metrics.mesh import mesh_errors
-from handmim.metrics.pose import point_errors_m
+from handmim.metrics.neighbours import f_scores
+from handmim.metrics.pose import mesh_errors, point_errors_m, sample_auc
 
 THRESHOLDS_M = (0.015, 0.005)
 

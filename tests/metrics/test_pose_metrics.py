@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.metrics.auc import pck_auc, sample_auc
-from handmim.metrics.fscore import _largest_hit_m2, f_scores, nearest_distances_m
-from handmim.metrics.pose import KEYS, VERT_KEYS, HandMetrics
+from handmim.metrics.neighbours import _largest_hit_m2, f_scores, nearest_distances_m
+from handmim.metrics.pose import KEYS, VERT_KEYS, HandMetrics, pck_auc, sample_auc
 
 _PATH = Path(__file__).parent.parent / "golden" / "reference_metrics.py"
 _SPEC = importlib.util.spec_from_file_location("reference_metrics", _PATH)
@@ -235,7 +234,7 @@ def test_f_scores_take_what_is_not_finite_empty_or_misshapen():
     assert f_scores(cloud, cloud, ()).shape == (2, 0)
     assert f_scores(cloud.float().requires_grad_(), cloud.half(), (0.005,)).dtype == torch.float64
     for a, b in ((cloud, cloud[:1]), (cloud[:, :0], cloud), (cloud[..., :2], cloud[..., :2])):
-        with pytest.raises(ValueError, match=r"want \[B, P, 3\]"):
+        with pytest.raises(ValueError, match=r"\[B, P, 3\] and \[B, Q, 3\]"):
             f_scores(a, b, (0.005,))
 
 

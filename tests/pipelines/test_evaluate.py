@@ -10,10 +10,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from handmim.benchmarks.submission import read_submission
 from handmim.engine.checkpoint import load_checkpoint, save_checkpoint
+from handmim.evaluation.multi_checkpoint import check_comparable, expanded
+from handmim.evaluation.submission import read_submission
 from handmim.pipelines.evaluate import evaluate
-from handmim.pipelines.several import check_comparable, expanded
 from handmim.reports.averages import CheckpointFacts, averaged, markdown, summary
 from handmim.utils.config import resolved
 

@@ -11,8 +11,8 @@ import torch
 from hydra.utils import instantiate
 
 from handmim.engine.checkpoint import load_checkpoint, save_checkpoint
+from handmim.evaluation.predictor import HandPredictor
 from handmim.pipelines.evaluate import evaluate
-from handmim.pipelines.predict import HandPredictor
 from handmim.utils.config import resolved
 from tests.pipelines.test_evaluate import SMALL, composed
 

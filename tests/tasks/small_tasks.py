@@ -13,7 +13,7 @@ from handmim.losses.total import Weighted
 from handmim.losses.verts import Verts
 from handmim.models.heads.pymaf import PyMafHead
 from handmim.models.vit import ViT
-from handmim.tasks.finetune import HandRegressionTask
+from handmim.tasks.mesh import HandRegressionTask
 
 SCENE = {"image_px": 40, "view": "cone", "background": "studio", "objects": 0.0, "occluders": 0.0}
 

@@ -2,6 +2,8 @@ from functools import partial
 
 import pytest
 import torch
+from tests.tasks.test_keypoint_regression import build as keypoint_task
+from tests.tasks.test_keypoint_regression import photo
 
 from handmim.contracts import HandBatch, StepInfo
 from handmim.data.loader import collate_hands
@@ -10,13 +12,11 @@ from handmim.engine.checkpoint import load_checkpoint
 from handmim.engine.optim import OptimizerConfig
 from handmim.engine.schedule import Schedule
 from handmim.engine.trainer import Trainer
+from handmim.evaluation.scoring import EvalHook, model_predictor, score
 from handmim.models.averaging import Averaging, averaging_of
 from handmim.models.initial_weights import load_initial
-from handmim.tasks.evaluate import EvalHook, model_predictor, score
 from handmim.utils.run import Run
 from tests.tasks.small_tasks import SCENE, small_augment, small_hand_task
-from tests.tasks.test_keypoint_regression import build as keypoint_task
-from tests.tasks.test_keypoint_regression import photo
 
 CPU = torch.device("cpu")
 PLAIN = {"decay": 0.75, "warmup": False}

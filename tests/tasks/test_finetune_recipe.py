@@ -12,7 +12,7 @@ from handmim.data.loader import collate_hands
 from handmim.data.synthetic import SyntheticHands
 from handmim.engine.optim import OptimizerConfig
 from handmim.engine.trainer import Trainer
-from handmim.tasks.evaluate import EvalHook
+from handmim.evaluation.scoring import EvalHook
 from handmim.utils.run import Run
 from tests.tasks.small_tasks import SCENE, small_augment, small_hand_task
 

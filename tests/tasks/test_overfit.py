@@ -12,7 +12,7 @@ from torch import Tensor
 
 from handmim.contracts import HandBatch, HandState, StepInfo
 from handmim.data.loader import collate_hands
-from handmim.tasks.finetune import HandRegressionTask
+from handmim.tasks.mesh import HandRegressionTask
 
 REPO = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")

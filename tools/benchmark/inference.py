@@ -14,14 +14,14 @@ from benchmark.ceiling import flops_of, matmul_flops_per_s
 from benchmark.race import Bench, Row, compared
 from benchmark.references.plain_predictor import predict_one_by_one
 from handmim.data.augment import HandAugment
+from handmim.evaluation.inference import PRECISIONS, CropNetwork
+from handmim.evaluation.predictor import HandPredictor
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.losses.joints import Joints3D
 from handmim.losses.total import Weighted
 from handmim.models.heads.hand_head import HandHead
 from handmim.models.vit import ViT
-from handmim.pipelines.predict import HandPredictor
-from handmim.tasks.crop_network import PRECISIONS, CropNetwork
-from handmim.tasks.finetune import HandRegressionTask
+from handmim.tasks.mesh import HandRegressionTask
 from handmim.utils.stopwatch import Stages
 
 Crops = NDArray[np.uint8]

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from benchmark.race import Bench, Row, compared
 from benchmark.references import plain_json, scipy_scorer
-from handmim.benchmarks import freihand, ho3d
-from handmim.benchmarks.submission import read_submission, write_submission
+from handmim.evaluation.benchmarks import FREIHAND, HO3D_V2
+from handmim.evaluation.submission import read_submission, write_submission
 from handmim.geometry.align import similarity_align, tensor_similarity_align
 from handmim.hand.model import HandModel
 from handmim.hand.poses import PoseSampler, rodrigues, sample_betas
 from handmim.hand.skeleton import ROOT_JOINT
-from handmim.metrics.fscore import f_scores
+from handmim.metrics.neighbours import f_scores
 from handmim.metrics.pose import F_THRESHOLDS_M, HandMetrics, point_errors_m
 
 Arrays = list[NDArray[np.float64]]
@@ -55,7 +55,7 @@ def hands(path: Path, num: int, turn_rad: float, shift_m: float, seed: int = 0) 
 
 def training_metrics(arrays: Arrays) -> dict[str, float]:
     """What an evaluation while training reports, batch by batch in single precision."""
-    metrics = HandMetrics(ROOT_JOINT, sync_on_compute=False)
+    metrics = HandMetrics(ROOT_JOINT)
     for start in range(0, len(arrays[0]), BATCH):
         rows = slice(start, start + BATCH)
         metrics.update(*(torch.from_numpy(a[rows]).float() for a in arrays))
@@ -87,14 +87,14 @@ CASES: dict[str, tuple[str, dict[str, Work]]] = {
         "",
         {
             "scipy": lambda arrays: scipy_scorer.official(*arrays, is_ho3d=False),
-            "handmim": lambda arrays: freihand.score(*arrays),
+            "handmim": lambda arrays: FREIHAND.score(*arrays),
         },
     ),
     "HO-3D, all figures": (
         "",
         {
             "scipy": lambda arrays: scipy_scorer.official(*arrays, is_ho3d=True),
-            "handmim": lambda arrays: ho3d.score(*arrays),
+            "handmim": lambda arrays: HO3D_V2.score(*arrays),
         },
     ),
     "figures while training": (

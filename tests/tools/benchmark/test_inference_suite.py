@@ -11,8 +11,8 @@ from hydra.utils import instantiate
 from benchmark.inference import model, noise_crops, stage_shares
 from benchmark.race import Bench
 from benchmark.references.plain_predictor import predict_one_by_one
-from handmim.pipelines.predict import HandPredictor
-from handmim.tasks.crop_network import CropNetwork
+from handmim.evaluation.inference import CropNetwork
+from handmim.evaluation.predictor import HandPredictor
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SMALL = [

@@ -9,7 +9,7 @@ import torch
 from benchmark.race import Bench
 from benchmark.references import scipy_scorer
 from benchmark.score import CASES, gap, hands, measure
-from handmim.benchmarks import freihand
+from handmim.evaluation.benchmarks import FREIHAND
 from handmim.metrics.pose import F_THRESHOLDS_M
 
 
@@ -19,7 +19,7 @@ def arrays(hand_path):
 
 
 def test_hands_are_as_wrong_as_published_methods(arrays):
-    scores = freihand.score(*arrays)
+    scores = FREIHAND.score(*arrays)
     assert 0.55 < scores["mesh_al_mean3d"] < 0.85
     assert 0.5 < scores["f_al_score_5"] < 0.9
 

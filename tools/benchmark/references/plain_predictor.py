@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from handmim.data.augment import HandAugment
 from handmim.geometry.crop import similarity
-from handmim.tasks.finetune import HandRegressionTask
+from handmim.tasks.mesh import HandRegressionTask
 
 
 def predict_one_by_one(

@@ -13,6 +13,9 @@ from handmim.data.augment import HandAugment
 from handmim.data.freihand import FreiHand
 from handmim.data.loader import collate_hands
 from handmim.data.samples import mirror_sample
+from handmim.evaluation.camera_space import place, predict_camera_hands
+from handmim.evaluation.scoring import model_predictor, score, truth_predictor
+from handmim.evaluation.tta import RULES, TurnedViews, carried_back, mean_of
 from handmim.geometry.camera import ndc_from_px, project, project_weak, px_from_ndc
 from handmim.geometry.rotation import chordal_mean
 from handmim.losses.joints import Joints3D
@@ -20,11 +23,8 @@ from handmim.losses.total import Weighted
 from handmim.models.heads.direct import DirectHead
 from handmim.models.heads.pymaf import PyMafHead
 from handmim.models.vit import ViT
-from handmim.tasks.camera_hands import place, predict_camera_hands
-from handmim.tasks.evaluate import model_predictor, score, truth_predictor
-from handmim.tasks.finetune import HandRegressionTask
-from handmim.tasks.keypoint_regression import KeypointRegressionTask
-from handmim.tasks.tta import RULES, TurnedViews, carried_back, mean_of
+from handmim.tasks.keypoints import KeypointRegressionTask
+from handmim.tasks.mesh import HandRegressionTask
 from handmim.utils.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from handmim.engine.saved_config import OF_RUNS, require
+from handmim.evaluation.load_model import read_model_checkpoint
 from handmim.reports.averages import CheckpointFacts
-from handmim.tasks.evaluate import load_trained
 from handmim.utils.config import differences, flatten
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ def check_comparable(paths: Sequence[str], data: DictConfig | None) -> list[Chec
     facts: list[CheckpointFacts] = []
     first: dict[str, Any] = {}
     for path in paths:
-        saved = load_trained(path)
+        saved = read_model_checkpoint(path)
         require(saved, OF_RUNS, path)
         config = saved["config"]
         facts.append(CheckpointFacts(path, config["name"], config["seed"], saved["step"]))

@@ -11,14 +11,14 @@ from handmim.data.augment import HandAugment
 from handmim.data.keypoints import KeypointPhotos
 from handmim.data.loader import collate_hands
 from handmim.data.samples import hand_sample, mirror_sample
+from handmim.evaluation.scoring import PREDICTORS, score
 from handmim.geometry.camera import fit_weak
 from handmim.losses.direct_keypoints import SmoothJoints2D, SmoothJoints3D
 from handmim.losses.joints import Joints2D, Joints3D
 from handmim.losses.total import Weighted
 from handmim.models.heads.direct import DirectHead, KeypointOutputs, KeypointState
 from handmim.models.vit import ViT
-from handmim.tasks.evaluate import PREDICTORS, score
-from handmim.tasks.keypoint_regression import KeypointRegressionTask, mean_joints, mean_scale
+from handmim.tasks.keypoints import KeypointRegressionTask, mean_joints, mean_scale
 from handmim.utils.unreadable import UnreadableSample
 from tests.tasks.relabelled import Relabelled
 

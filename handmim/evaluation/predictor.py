@@ -9,12 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handmim.data.augment import cropped_intrinsics
+from handmim.evaluation.camera_space import predicted_place
+from handmim.evaluation.inference import CropNetwork
+from handmim.evaluation.load_model import hand_config, load_model, read_model_checkpoint
 from handmim.geometry.crop import invert
 from handmim.hand.conventions import mirror_intrinsics, mirror_points, mirror_rotmats
-from handmim.pipelines.trained import build_trained, hand_of
-from handmim.tasks.camera_hands import predicted_place
-from handmim.tasks.crop_network import CropNetwork
-from handmim.tasks.evaluate import load_trained
 from handmim.utils.stopwatch import Stages
 
 
@@ -44,7 +43,7 @@ class HandPredictor:
         import numpy as np
 
         from handmim.images.decode import read_image
-        from handmim.pipelines.predict import HandPredictor
+        from handmim.evaluation.predictor import HandPredictor
 
         predict = HandPredictor.from_checkpoint("runs/tuned/last.pt", device="cpu")
         files = sorted(Path("hands").glob("*.jpg"))  # squares around right hands, all of one side
@@ -83,8 +82,8 @@ class HandPredictor:
         """
         if Path(path).is_dir():
             raise FileNotFoundError(f"{path} is a folder: {Path(path) / 'last.pt'} or best.pt")
-        saved = load_trained(path)
-        task, augment = build_trained(saved, hand_of(saved, {"path": hand_path}), str(path))
+        saved = read_model_checkpoint(path)
+        task, augment = load_model(saved, hand_config(saved, {"path": hand_path}), str(path))
         network = CropNetwork(
             task, augment, device, precision=precision, joint_rule=joint_rule,
             compile=compile, cuda_graph=cuda_graph,

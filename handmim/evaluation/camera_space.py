@@ -13,12 +13,12 @@ from torch.utils.data import Dataset
 
 from handmim.contracts import HandBatch, HandSample, HandState
 from handmim.data.augment import HandAugment
+from handmim.evaluation.scoring import Predictor, predictions
+from handmim.evaluation.tta import TurnedViews
 from handmim.geometry.camera import px_from_ndc, solve_translation
 from handmim.hand.conventions import MIRROR
 from handmim.losses.direct_keypoints import JointEstimate
-from handmim.tasks.evaluate import Predictor, predictions
-from handmim.tasks.finetune_pictures import draw_predictions
-from handmim.tasks.tta import TurnedViews
+from handmim.tasks.prediction_images import draw_predictions
 from handmim.utils.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)

@@ -1,28 +1,115 @@
-"""Compiled counts of points that have a neighbour in another cloud: what F-scores are made of.
+"""F-scores of point clouds: nearest neighbours both ways, no correspondence, no surface sampling.
 
-The hits are exactly those of all pairs compared in float64. Most points are settled in float32,
-whose error is bounded; those nearer to a threshold than the bound are compared in float64.
+Compiled counts of points that have a neighbour in another cloud: their hits are exactly those of
+all pairs compared in float64. Most points are decided in float32, whose error is bounded; those
+nearer to a threshold than the bound are compared in float64.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
+from torch import Tensor
 
 from handmim.utils.kernels import njit
 
+# Two samples of 778 x 778 distances in float64 stay in a core's cache.
+CHUNK = 2
 # Slabs that a cloud is sorted into along its widest axis: under a millimetre each on a hand.
 SLABS = 256
-# Candidates are looked at by sixteens: a compiled loop's leftovers cost as much as the loop.
+# Candidates are compared in blocks of 16: a compiled loop's leftovers cost as much as the loop.
 LANES = 16
 FAR_M = np.float32(1e18)  # its square is still a number
 NOBODY = np.int32(2**31 - 1)  # above the bits of any number
 # Distances in float32 are off by less than 8 of its units (2**-24) times size and reach of the
 # clouds: rounded coordinates, differences, squares and sums. The rest is margin.
 ERROR = 64 * 2.0**-24
+
+
+def nearest_distances_m(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance from every point to the nearest of the other cloud, both ways.
+
+    Squared distances come from one product per tile, [a, |a|^2, 1] with [-2 b, 1, |b|^2]; clouds
+    are centred first and the arithmetic is float64, so the cancellation costs less than 1e-8 m.
+
+    Args:
+        a, b: [B, P, 3] and [B, Q, 3] metres.
+    Returns: [B, P] and [B, Q] metres, float64.
+    """
+    a, b = a.double(), b.double()
+    centre = b.mean(dim=1, keepdim=True)
+    a, b = a - centre, b - centre
+    ones_a, ones_b = torch.ones_like(a[..., :1]), torch.ones_like(b[..., :1])
+    left = torch.cat([a, a.square().sum(dim=2, keepdim=True), ones_a], dim=2)
+    right = torch.cat([-2 * b, ones_b, b.square().sum(dim=2, keepdim=True)], dim=2)
+    from_a, from_b = [], []
+    for i in range(0, len(a), CHUNK):
+        d2 = torch.bmm(left[i : i + CHUNK], right[i : i + CHUNK].transpose(1, 2))
+        from_a.append(d2.amin(dim=2))
+        from_b.append(d2.amin(dim=1))
+    return torch.cat(from_a).clamp(min=0).sqrt(), torch.cat(from_b).clamp(min=0).sqrt()
+
+
+def f_scores(pred_m: Tensor, gt_m: Tensor, thresholds_m: Sequence[float]) -> Tensor:
+    """Harmonic mean of the shares of points with a neighbour closer than each threshold.
+
+    Exact in float64: the same hits as comparing every pair. Only whether a neighbour is near
+    enough is searched for, not the nearest, in a compiled kernel on the CPU; tensors of other
+    devices are copied there and the result back.
+
+    Args:
+        pred_m, gt_m: [B, P, 3] and [B, Q, 3] metres, P and Q >= 1. A NaN hits nothing.
+        thresholds_m: T thresholds; a hit is `<`.
+    Returns: [B, T] float64, 0 where neither cloud hits.
+    Raises: ValueError for other shapes.
+    """
+    shapes = tuple(pred_m.shape), tuple(gt_m.shape)
+    if any(len(s) != 3 or s[1] < 1 or s[2] != 3 for s in shapes) or len(pred_m) != len(gt_m):
+        raise ValueError(f"[B, P, 3] and [B, Q, 3], P and Q >= 1, are required, got {shapes}")
+    clouds = [t.detach().to("cpu", torch.float64).contiguous().numpy() for t in (pred_m, gt_m)]
+    order, limits = squared_limits(thresholds_m)
+    hits = np.zeros((2, len(pred_m), len(limits)), np.int64)
+    if hits.size:
+        hit_counts(clouds[0], clouds[1], limits, hits[0], hits[1])
+    shares = hits[0] / pred_m.shape[1], hits[1] / gt_m.shape[1]
+    return torch.from_numpy(harmonic_means(*shares, order)).to(pred_m.device)
+
+
+def squared_limits(
+    thresholds_m: Sequence[float],
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Indices of the thresholds from the lowest to the highest, and for each in this order the
+    largest squared distance that is a hit."""
+    order = np.argsort(np.asarray(thresholds_m, np.float64))
+    return order, np.array([_largest_hit_m2(float(thresholds_m[i])) for i in order])
+
+
+def harmonic_means(
+    precision: NDArray[np.float64], recall: NDArray[np.float64], order: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """F-scores of shares [B, T] by rising threshold, in the thresholds' own order."""
+    scores = np.empty_like(precision)
+    scores[:, order] = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    return scores
+
+
+def _largest_hit_m2(threshold_m: float) -> float:
+    """The largest squared distance whose root is below the threshold, -1 where there is none: what
+    `distance < threshold` means without a root per pair."""
+    if not threshold_m > 0:
+        return -1.0
+    limit = threshold_m * threshold_m
+    while math.sqrt(limit) >= threshold_m:
+        limit = math.nextafter(limit, 0.0)
+    while math.sqrt(math.nextafter(limit, math.inf)) < threshold_m:
+        limit = math.nextafter(limit, math.inf)
+    return limit
 
 
 def _float32_bits(_context, value):  # type: ignore[no-untyped-def]
@@ -80,19 +167,19 @@ def _sort_by_slab(points, slabs, centre, behind, sorted_cloud):  # type: ignore[
 
 # Contracted products round once instead of twice, which the bound allows for.
 @njit(cache=True, nogil=True, fastmath={"contract"})
-def _look(xyz, start, end, asking, i, nearest):  # type: ignore[no-untyped-def]
+def _nearest_of_four(xyz, start, end, queries, i, nearest):  # type: ignore[no-untyped-def]
     """Distances of four points to a run of others: bits of the squares.
 
     Args:
-        xyz: [3, Q] the others, of which [start, end) are looked at.
-        asking: [3, P] whose columns i to i + 3 are the four.
+        xyz: [3, Q] the others, of which [start, end) are compared.
+        queries: [3, P] whose columns i to i + 3 are the four.
         nearest: [Q] smallest so far of the others, in and out.
     Returns: the smallest of each of the four.
     """
-    x0, y0, z0 = asking[0, i], asking[1, i], asking[2, i]
-    x1, y1, z1 = asking[0, i + 1], asking[1, i + 1], asking[2, i + 1]
-    x2, y2, z2 = asking[0, i + 2], asking[1, i + 2], asking[2, i + 2]
-    x3, y3, z3 = asking[0, i + 3], asking[1, i + 3], asking[2, i + 3]
+    x0, y0, z0 = queries[0, i], queries[1, i], queries[2, i]
+    x1, y1, z1 = queries[0, i + 1], queries[1, i + 1], queries[2, i + 1]
+    x2, y2, z2 = queries[0, i + 2], queries[1, i + 2], queries[2, i + 2]
+    x3, y3, z3 = queries[0, i + 3], queries[1, i + 3], queries[2, i + 3]
     b0 = b1 = b2 = b3 = NOBODY
     for j in range(np.uint64(start), np.uint64(end)):
         x, y, z = xyz[0, j], xyz[1, j], xyz[2, j]
@@ -122,26 +209,26 @@ def _cloud_of(p):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def room_for(p, q, num):  # type: ignore[no-untyped-def]
+def workspace(p, q, num):  # type: ignore[no-untyped-def]
     """Memory for clouds of p and q points and `num` limits, for one sample after another."""
-    asking = _cloud_of(p)
-    truth = _cloud_of(q)
+    queries = _cloud_of(p)
+    targets = _cloud_of(q)
     slabs, found = np.empty(max(p, q), np.int64), np.empty(p + LANES, np.int32)
     nearest, bounds = np.empty(q + LANES, np.int32), np.empty((2, num), np.int32)
-    return asking, truth, slabs, found, nearest, bounds, np.empty((3, 3))
+    return queries, targets, slabs, found, nearest, bounds, np.empty((3, 3))
 
 
 @njit(cache=True, nogil=True)
-def sort_truth(gt, limits, room):  # type: ignore[no-untyped-def]
-    """Make a true cloud ready for `add_hits`.
+def sort_gt(gt, limits, work):  # type: ignore[no-untyped-def]
+    """Prepare a ground-truth cloud for `add_hits`.
 
     Args:
         gt: [Q, 3] float64 metres.
         limits: [T] squared metres, rising.
-        room: of `room_for`.
+        work: of `workspace`.
     Returns: the axis that slabs are counted on, their start and number per metre.
     """
-    _, truth, slabs, _, _, bounds, box = room
+    _, targets, slabs, _, _, bounds, box = work
     low, high, centre = box[0], box[1], box[2]
     low[:], high[:] = np.inf, -np.inf
     for i in range(gt.shape[0]):
@@ -158,7 +245,7 @@ def sort_truth(gt, limits, room):  # type: ignore[no-untyped-def]
     per_m = SLABS / max(size, 1e-9)
     for i in range(gt.shape[0]):
         slabs[i] = _slab(gt[i, axis], low[axis], per_m)
-    _sort_by_slab(gt, slabs, centre, FAR_M, truth)
+    _sort_by_slab(gt, slabs, centre, FAR_M, targets)
     error = ERROR * (size + math.sqrt(max(limits[-1], 0.0))) + 1e-18  # squares below 1e-38 vanish
     for t in range(len(limits)):
         distance = math.sqrt(max(limits[t], 0.0))
@@ -171,7 +258,7 @@ def sort_truth(gt, limits, room):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _settle(squares, who, num, points, others, limits, bounds, hits):  # type: ignore[no-untyped-def]
+def _decide(squares, who, num, points, others, limits, bounds, hits):  # type: ignore[no-untyped-def]
     """Count points for each limit that one of the others is within.
 
     Args:
@@ -192,21 +279,21 @@ def _settle(squares, who, num, points, others, limits, bounds, hits):  # type: i
 
 
 @njit(cache=True, nogil=True)
-def add_hits(pred, gt, grid, limits, room, pred_hits, gt_hits):  # type: ignore[no-untyped-def]
+def add_hits(pred, gt, grid, limits, work, pred_hits, gt_hits):  # type: ignore[no-untyped-def]
     """Count points with a neighbour in the other cloud within each limit, both ways at once.
 
-    A neighbour within reach lies in the slabs within reach, so predicted points of one slab look at
+    A neighbour within reach lies in the slabs within reach, so predicted points of one slab share
     the same run of true ones.
 
     Args:
         pred: [P, 3] float64 metres.
-        gt: [Q, 3], as `sort_truth` had it.
-        grid: of `sort_truth`.
+        gt: [Q, 3], as `sort_gt` had it.
+        grid: of `sort_gt`.
         limits: [T] squared metres, rising; a hit is `<=`.
-        room: of `room_for`.
+        work: of `workspace`.
         pred_hits, gt_hits: [T] out, counts are added.
     """
-    asking, (xyz, starts, order), slabs, found, nearest, bounds, box = room
+    queries, (xyz, starts, order), slabs, found, nearest, bounds, box = work
     low, high, centre = box[0], box[1], box[2]
     axis, start, per_m = grid
     if not limits[-1] >= 0:
@@ -220,16 +307,18 @@ def add_hits(pred, gt, grid, limits, room, pred_hits, gt_hits):  # type: ignore[
         for k in range(3):
             inside &= (low[k] - pred[i, k] <= reach_m) & (pred[i, k] - high[k] <= reach_m)
         slabs[i] = _slab(pred[i, axis], start, per_m) if inside else SLABS
-    _sort_by_slab(pred, slabs, centre, -FAR_M, asking)
-    num, who = asking[1][SLABS], asking[2]
+    _sort_by_slab(pred, slabs, centre, -FAR_M, queries)
+    num, who = queries[1][SLABS], queries[2]
     nearest[:] = NOBODY
     for i in range(0, num, 4):
         first, last = slabs[who[i]], slabs[who[min(i + 3, num - 1)]]
         a, b = starts[max(first - reach, 0)], starts[min(last + reach + 1, SLABS)]
         b = a + (b - a + LANES - 1) // LANES * LANES
-        found[i], found[i + 1], found[i + 2], found[i + 3] = _look(xyz, a, b, asking[0], i, nearest)
-    _settle(found, who, num, pred, gt, limits, bounds, pred_hits)
-    _settle(nearest, order, gt.shape[0], gt, pred, limits, bounds, gt_hits)
+        found[i], found[i + 1], found[i + 2], found[i + 3] = _nearest_of_four(
+            xyz, a, b, queries[0], i, nearest
+        )
+    _decide(found, who, num, pred, gt, limits, bounds, pred_hits)
+    _decide(nearest, order, gt.shape[0], gt, pred, limits, bounds, gt_hits)
 
 
 @njit(cache=True, nogil=True)
@@ -241,7 +330,7 @@ def hit_counts(pred, gt, limits, pred_hits, gt_hits):  # type: ignore[no-untyped
         limits: [T] squared metres, rising, T >= 1; a hit is `<=`.
         pred_hits, gt_hits: [B, T] out, counts are added.
     """
-    room = room_for(pred.shape[1], gt.shape[1], len(limits))
+    work = workspace(pred.shape[1], gt.shape[1], len(limits))
     for b in range(pred.shape[0]):
-        grid = sort_truth(gt[b], limits, room)
-        add_hits(pred[b], gt[b], grid, limits, room, pred_hits[b], gt_hits[b])
+        grid = sort_gt(gt[b], limits, work)
+        add_hits(pred[b], gt[b], grid, limits, work, pred_hits[b], gt_hits[b])

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from handmim.benchmarks.official import NUM_VERTS, Benchmark, Points, as_numpy, not_finite
+from handmim.evaluation.benchmarks import NUM_VERTS, Benchmark, Points, as_numpy, not_finite
 from handmim.hand.label_checks import FEWEST_SIDED, right_hand_share
 from handmim.hand.skeleton import (
     BONE_MM,
@@ -17,7 +17,7 @@ from handmim.hand.skeleton import (
     NUM_JOINTS,
     SKELETONS,
 )
-from handmim.metrics.fscore import nearest_distances_m
+from handmim.metrics.neighbours import nearest_distances_m
 from handmim.metrics.pose import MIRRORED_SHARE, mirrored
 
 

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,12 @@ from torch.utils.data import Dataset
 from handmim.contracts import HandBatch, HandSample, HandState, StepInfo
 from handmim.data.augment import HandAugment
 from handmim.data.loader import batches
-from handmim.engine.checkpoint import load_checkpoint
-from handmim.engine.saved_config import check_saved
+from handmim.evaluation.tta import AnyEstimate, TurnedViews
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.losses.direct_keypoints import JointEstimate
 from handmim.metrics.pose import KEYS, MIRRORED_SHARE, HandMetrics, crop_share_errors
-from handmim.tasks.finetune_pictures import draw_predictions
+from handmim.tasks.prediction_images import draw_predictions
 from handmim.tasks.regression import Estimate, RegressionTask
-from handmim.tasks.tta import AnyEstimate, TurnedViews
 from handmim.utils.run import Run
 from handmim.utils.stopwatch import Stopwatch
 
@@ -113,7 +110,7 @@ def score(
     Raises: ValueError when nothing is labelled.
     """
     # Every process scores the whole set, so there is nothing to gather.
-    metrics = HandMetrics(root_joint=ROOT_JOINT, sync_on_compute=False)
+    metrics = HandMetrics(root_joint=ROOT_JOINT)
     sheet, seen, total = None, [], 0
     how = (augment, device, batch_size, autocast, num_workers, tta, stopwatch)
     for batch, state in predictions(predict, dataset, *how):
@@ -132,14 +129,14 @@ def score(
                 batch.verts_cam_m[whole].cpu(),
                 has_verts[whole].cpu(),
             )
-    if len(metrics.mirrored) and (share := metrics.mirrored_share()) >= MIRRORED_SHARE:
+    if metrics.num_samples and (share := metrics.mirrored_share()) >= MIRRORED_SHARE:
         log.warning(
             "%.0f%% of the predicted hands are mirror images of the truth, which aligned errors "
             "(pa_) hide: are the sides of the hands, or the axes of the labels, right?",
             100 * share,
         )
     in_2d = torch.cat(seen)
-    figures = {k: float(v) for k, v in metrics.compute().items()} if len(metrics.joints) else {}
+    figures = {k: float(v) for k, v in metrics.compute().items()} if metrics.num_samples else {}
     if len(in_2d):
         error, hits = in_2d.mean(dim=0).tolist()
         figures |= {"err2d_percent": error * 100, "pck10": hits, "num_2d": len(in_2d)}
@@ -156,33 +153,6 @@ def errors_2d(state: JointEstimate, batch: HandBatch) -> Tensor:
     count = batch.kp2d_valid.sum(dim=1)
     total = (both * batch.kp2d_valid[..., None]).sum(dim=1)
     return (total / count.clamp(min=1)[:, None])[count > 0]
-
-
-def load_trained(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of fine-tuning whose config builds nothing but our own parts.
-
-    Raises: FileNotFoundError; ValueError for another file, a checkpoint of pretraining, and one
-        whose entries are missing or of another kind.
-    """
-    saved = load_checkpoint(path, map_location="cpu")
-    check_saved(saved, path)
-    return saved
-
-
-def check_hands(model: str | None, data: str | None, where: str) -> None:
-    """Refuse to mix hand models, whose vertices and betas mean different things.
-
-    Args:
-        model: sha256 of the hand of the model; None when it regresses bare joints.
-        data: of the hand that labels or weights were made with; None when they know none.
-        where: these are, for the message.
-    Raises: ValueError naming the two.
-    """
-    if model is not None and data is not None and data != model:
-        raise ValueError(
-            f"{where} was made with hand model {data[:12]}, the model's hand is {model[:12]}: "
-            "their vertices and betas do not correspond (hand.path, data)"
-        )
 
 
 def model_predictor(task: RegressionTask) -> Callable[[HandBatch], Any]:

@@ -14,7 +14,7 @@ from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile, ZipInfo
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.benchmarks.official import (
+from handmim.evaluation.benchmarks import (
     NUM_VERTS,
     Points,
     as_points,

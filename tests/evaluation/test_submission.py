@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.benchmarks import submission
-from handmim.benchmarks.submission import read_submission, write_submission
+from handmim.evaluation import submission
+from handmim.evaluation.submission import read_submission, write_submission
 
 
 def test_round_trip_of_both_files(tmp_path, hands):

@@ -1,10 +1,8 @@
 import numpy as np
 import pytest
 
-from handmim.benchmarks.bootstrap import bootstrap_intervals, per_joint_mm
-from handmim.benchmarks.freihand import FREIHAND
-from handmim.benchmarks.ho3d import HO3D_V2
-from handmim.benchmarks.official import derived_mm
+from handmim.evaluation.benchmarks import FREIHAND, HO3D_V2, derived_mm
+from handmim.evaluation.official import bootstrap_intervals, per_joint_mm
 
 
 def clouds(num):

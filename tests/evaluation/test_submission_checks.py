@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.benchmarks.checks import KNOWN_ORDERS, check_submission
-from handmim.benchmarks.freihand import FREIHAND
-from handmim.benchmarks.ho3d import HO3D_V2, HO3D_V3
+from handmim.evaluation.benchmarks import FREIHAND, HO3D_V2, HO3D_V3
+from handmim.evaluation.submission_checks import KNOWN_ORDERS, check_submission
 from handmim.geometry.align import similarity_align
 
 NUM = 40  # of the `hands` fixture

@@ -88,7 +88,7 @@ def _told(estimate: Any) -> list[str]:
     if unknown:
         raise ValueError(
             f"{type(estimate).__name__} has {unknown}, and nothing says how they turn with the "
-            f"crop; known are {sorted(RULES)} (handmim.tasks.tta.RULES, tta=none)"
+            f"crop; known are {sorted(RULES)} (handmim.evaluation.tta.RULES, tta=none)"
         )
     return [name for name in estimate._fields if getattr(estimate, name) is not None]
 

@@ -1,8 +1,8 @@
-"""What the FreiHAND and HO-3D evaluations share: errors of every sample in float64, the official
-names of their means, and what a benchmark is."""
+"""The official FreiHAND and HO-3D evaluations: errors of every sample in float64, and their means
+under the names and units of the official scripts."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -13,9 +13,7 @@ from torch import Tensor
 from handmim.geometry.align import similarity_align
 from handmim.hand.files import NUM_VERTS
 from handmim.hand.skeleton import JOINT_NAMES, NUM_JOINTS, joint_order
-from handmim.metrics.auc import sample_auc
-from handmim.metrics.mesh import mesh_errors
-from handmim.metrics.pose import F_THRESHOLDS_M, point_errors_m
+from handmim.metrics.pose import F_THRESHOLDS_M, mesh_errors, point_errors_m, sample_auc
 
 Points = NDArray[np.floating] | Tensor
 AnyPoints = TypeVar("AnyPoints", NDArray[np.floating], Tensor)
@@ -26,8 +24,11 @@ SampleScores = dict[str, NDArray[np.float64]]
 CHUNK = 64
 # Maps OpenCV camera axes to these; each is its own inverse.
 AXES = {"opencv": (1.0, 1.0, 1.0), "opengl": (1.0, -1.0, -1.0)}
+# Wrist and middle knuckle in HO-3D's order: the bone that sets the scale.
+HO3D_WRIST, HO3D_KNUCKLE = 0, 4
 
 F_NAMES = ("f_score_5", "f_al_score_5", "f_score_15", "f_al_score_15")
+# The names that papers and our other reports use: of lengths (official: cm, here mm), of shares.
 MM_NAMES = {
     "xyz_mean3d": "abs_mpjpe_mm",
     "xyz_al_mean3d": "pa_mpjpe_mm",
@@ -64,8 +65,7 @@ class SampleErrors(NamedTuple):
 
 
 def as_numpy(points: Points) -> NDArray[np.floating]:
-    """An array, or a tensor of any device and precision, as an array; no copy where none is
-    needed."""
+    """An array, or a tensor of any device and precision, as an array; copied only where needed."""
     if not isinstance(points, Tensor):
         return np.asarray(points)
     points = points.detach().cpu()
@@ -73,21 +73,17 @@ def as_numpy(points: Points) -> NDArray[np.floating]:
 
 
 def as_points(name: str, points: Points, num_points: int) -> NDArray[np.floating]:
-    """`as_numpy`, checked.
+    """`as_numpy` of [n, num_points, 3], checked.
 
-    Args:
-        name: of the points, for the message.
-        points: [n, num_points, 3].
-        num_points: wanted.
     Raises: ValueError for another shape or kind, for no samples, and for values that are not
         finite, naming the samples.
     """
     array = as_numpy(points)
     if array.dtype.kind not in "fiu":
-        raise ValueError(f"{name} holds {array.dtype}, wanted floats")
+        raise ValueError(f"{name} holds {array.dtype}, floats are required")
     if array.ndim != 3 or array.shape[1:] != (num_points, 3):
         hint = "; only MANO's 778 vertices are scored" if num_points == NUM_VERTS else ""
-        raise ValueError(f"{name} is {array.shape}, wanted [n, {num_points}, 3]{hint}")
+        raise ValueError(f"{name} is {array.shape}, [n, {num_points}, 3] is required{hint}")
     if not len(array):
         raise ValueError(f"{name} holds no samples: there is nothing to score")
     bad = not_finite(array)
@@ -108,12 +104,12 @@ def not_finite(array: NDArray[np.floating]) -> NDArray[np.intp]:
 def as_pair(
     name: str, pred: Points, gt: Points, num_points: int
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """`as_points` of prediction and truth, of which there must be equally many."""
+    """`as_points` of prediction and ground truth, of which there must be equally many."""
     pair = as_points(f"pred_{name}", pred, num_points), as_points(f"gt_{name}", gt, num_points)
     if len(pair[0]) != len(pair[1]):
         raise ValueError(
             f"pred_{name} holds {len(pair[0])} samples, gt_{name} {len(pair[1])}: samples are "
-            "matched by their place, so there must be one prediction for each"
+            "matched by their index, so there must be one prediction for each"
         )
     return pair
 
@@ -129,7 +125,7 @@ def per_sample_errors(
     Args:
         pred_joints_m, gt_joints_m: [n, 21, 3] metres, same axes and order.
         pred_verts_m, gt_verts_m: [n, 778, 3].
-    Raises: ValueError naming samples: other shapes, counts that differ, values not finite, none.
+    Raises: ValueError as `as_pair`, and for different numbers of joints and vertices.
     """
     joints = as_pair("joints", pred_joints_m, gt_joints_m, NUM_JOINTS)
     verts = as_pair("verts", pred_verts_m, gt_verts_m, NUM_VERTS)
@@ -158,41 +154,42 @@ def per_sample_errors(
     )
 
 
-def joint_scores(name: str, errors_m: NDArray[np.float64]) -> SampleScores:
-    """Mean in centimetres and AUC of every sample: [n, 21] metres -> two times [n]."""
-    auc = sample_auc(torch.from_numpy(errors_m)).numpy()
-    return {f"{name}_mean3d": errors_m.mean(axis=1) * 100, f"{name}_auc3d": auc}
+def scale_trans_align(
+    pred_joints: NDArray[np.floating], gt_joints: NDArray[np.floating]
+) -> NDArray[np.float64]:
+    """Scale the prediction until its bone from wrist to middle knuckle has the true length, then
+    move wrist on wrist; no rotation.
 
+    As in the official script, a predicted bone of length 0 is not divided by, but the true length
+    (about 0.1) is multiplied all the same: such a hand shrinks tenfold.
 
-def mesh_scores(errors: SampleErrors) -> SampleScores:
-    """The official figures of the mesh for every sample, in the scripts' order."""
-    f_columns = (errors.f[:, 0], errors.f_al[:, 0], errors.f[:, 1], errors.f_al[:, 1])
-    return {
-        "mesh_mean3d": errors.verts_m * 100,
-        "mesh_auc3d": errors.verts_auc,
-        "mesh_al_mean3d": errors.verts_al_m * 100,
-        "mesh_al_auc3d": errors.verts_al_auc,
-        **dict(zip(F_NAMES, f_columns, strict=True)),
-    }
+    Args:
+        pred_joints, gt_joints: [n, 21, 3] metres, HO-3D's order.
+    """
+    pred, gt = np.asarray(pred_joints, np.float64), np.asarray(gt_joints, np.float64)
+    bone = np.linalg.norm(pred[:, HO3D_KNUCKLE] - pred[:, HO3D_WRIST], axis=1)
+    gt_bone = np.linalg.norm(gt[:, HO3D_KNUCKLE] - gt[:, HO3D_WRIST], axis=1)
+    scaled = pred / np.where(bone > 0, bone, 1.0)[:, None, None] * gt_bone[:, None, None]
+    return scaled - scaled[:, [HO3D_WRIST]] + gt[:, [HO3D_WRIST]]
 
 
 def mean_scores(per_sample: Mapping[str, NDArray[np.floating]]) -> Scores:
-    """Every official figure is the mean of its samples' values, the AUC too: it is linear."""
+    """Every official metric is the mean of its samples' values, the AUC too: it is linear."""
     return {name: float(values.mean()) for name, values in per_sample.items()}
 
 
 def derived_mm(scores: Mapping[str, float]) -> Scores:
-    """Official figures under the names that papers and our other reports use.
+    """Official metrics under the names that papers and our other reports use.
 
     Lengths become millimetres (official: centimetres); AUC and F stay shares of 1. `pa_` is after
     similarity alignment, `st_` after HO-3D's scale and translation, `abs_` in absolute camera
     coordinates, which is not the root-relative error that `mpjpe_mm` stands for elsewhere.
 
-    Raises: ValueError for names that are no official figures.
+    Raises: ValueError for names that are no official metrics.
     """
     unknown = sorted(set(scores) - set(MM_NAMES) - set(SHARE_NAMES))
     if unknown:
-        raise ValueError(f"{unknown} are no official figures of FreiHAND or HO-3D")
+        raise ValueError(f"{unknown} are no official metrics of FreiHAND or HO-3D")
     return {
         MM_NAMES.get(name) or SHARE_NAMES[name]: value * 10 if name in MM_NAMES else value
         for name, value in scores.items()
@@ -201,20 +198,52 @@ def derived_mm(scores: Mapping[str, float]) -> Scores:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One official evaluation and the form in which it wants its numbers.
+    """One official evaluation and the form in which it takes its numbers.
 
-    `score` and `per_sample_scores` take (pred_joints_m, pred_verts_m, gt_joints_m, gt_verts_m) in
-    the benchmark's own order and axes, any number of samples, and answer in official names and
-    units.
+    Predictions and ground truth are joints [n, 21, 3] in the benchmark's order and vertices
+    [n, 778, 3], metres in its camera axes, n >= 1. A joints-only method passes 778 zero vertices,
+    as it must submit them: its mesh metrics are those of a hand collapsed to a point.
     """
 
     name: str
     num_samples: int  # of the official evaluation set
     skeleton: str  # joint order, a name of hand.skeleton.SKELETONS
     axes: str  # "opencv" (hand at z > 0) or "opengl" (z < 0)
-    score_names: tuple[str, ...]
-    score: Callable[[Points, Points, Points, Points], Scores]
-    per_sample_scores: Callable[[Points, Points, Points, Points], SampleScores]
+    aligned: str  # prefix of the script's joint metrics after similarity alignment
+    has_scale_trans: bool  # joints are scored after scale and translation too
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """Official names, in the script's order."""
+        joints = ["xyz", self.aligned, *["xyz_scale_trans_al"] * self.has_scale_trans]
+        names = (*joints, "mesh", "mesh_al")
+        return (*(f"{name}_{what}" for name in names for what in ("mean3d", "auc3d")), *F_NAMES)
+
+    def score(
+        self, pred_joints: Points, pred_verts: Points, gt_joints: Points, gt_verts: Points
+    ) -> Scores:
+        """The script's metrics under its names: means in cm, AUC and F as shares of 1.
+
+        Raises: ValueError as `per_sample_errors`.
+        """
+        return mean_scores(self.per_sample_scores(pred_joints, pred_verts, gt_joints, gt_verts))
+
+    def per_sample_scores(
+        self, pred_joints: Points, pred_verts: Points, gt_joints: Points, gt_verts: Points
+    ) -> SampleScores:
+        """What each sample adds to every metric of `score`: [n] each."""
+        errors = per_sample_errors(pred_joints, pred_verts, gt_joints, gt_verts)
+        joints_m = [errors.joints_m, errors.joints_al_m]
+        if self.has_scale_trans:
+            pred, gt = as_numpy(pred_joints), as_numpy(gt_joints)
+            joints_m.append(np.linalg.norm(scale_trans_align(pred, gt) - gt, axis=2))
+        columns = []
+        for each in joints_m:
+            columns += [each.mean(axis=1) * 100, sample_auc(torch.from_numpy(each)).numpy()]
+        columns += [errors.verts_m * 100, errors.verts_auc]
+        columns += [errors.verts_al_m * 100, errors.verts_al_auc]
+        columns += [errors.f[:, 0], errors.f_al[:, 0], errors.f[:, 1], errors.f_al[:, 1]]
+        return dict(zip(self.score_names, columns, strict=True))
 
     @property
     def joint_names(self) -> tuple[str, ...]:
@@ -226,16 +255,36 @@ class Benchmark:
     ) -> tuple[AnyPoints, AnyPoints]:
         """From canonical joint order and OpenCV camera axes: [..., 21, 3] and [..., V, 3]."""
         order = list(joint_order("canonical", self.skeleton))
-        return self._turn(joints_cam_m[..., order, :]), self._turn(verts_cam_m)
+        return self._flipped(joints_cam_m[..., order, :]), self._flipped(verts_cam_m)
 
     def benchmark_to_canonical(
         self, joints_m: AnyPoints, verts_m: AnyPoints
     ) -> tuple[AnyPoints, AnyPoints]:
         """Inverse of `canonical_to_benchmark`."""
         order = list(joint_order(self.skeleton, "canonical"))
-        return self._turn(joints_m[..., order, :]), self._turn(verts_m)
+        return self._flipped(joints_m[..., order, :]), self._flipped(verts_m)
 
-    def _turn(self, points: AnyPoints) -> AnyPoints:
+    def _flipped(self, points: AnyPoints) -> AnyPoints:
         if isinstance(points, Tensor):
             return points * points.new_tensor(AXES[self.axes])
         return points * np.asarray(AXES[self.axes], points.dtype)
+
+
+FREIHAND = Benchmark(
+    name="freihand",
+    num_samples=3960,
+    skeleton="freihand",
+    axes="opencv",
+    aligned="xyz_al",
+    has_scale_trans=False,
+)
+HO3D_V2 = Benchmark(
+    name="ho3d_v2",
+    num_samples=11524,
+    skeleton="ho3d",
+    axes="opengl",
+    aligned="xyz_procrustes_al",
+    has_scale_trans=True,
+)
+HO3D_V3 = replace(HO3D_V2, name="ho3d_v3", num_samples=20137)
+BENCHMARKS = {b.name: b for b in (FREIHAND, HO3D_V2, HO3D_V3)}

@@ -14,11 +14,11 @@ from handmim.contracts import HandSample
 from handmim.data.augment import HandAugment
 from handmim.data.samples import hand_sample, mirror_sample
 from handmim.engine.checkpoint import save_checkpoint
-from handmim.pipelines.predict import HandPredictor
-from handmim.pipelines.trained import build_trained, hand_of
-from handmim.tasks.camera_hands import predict_camera_hands
-from handmim.tasks.crop_network import CropNetwork
-from handmim.tasks.evaluate import load_trained, model_predictor, predictions
+from handmim.evaluation.camera_space import predict_camera_hands
+from handmim.evaluation.inference import CropNetwork
+from handmim.evaluation.load_model import hand_config, load_model, read_model_checkpoint
+from handmim.evaluation.predictor import HandPredictor
+from handmim.evaluation.scoring import model_predictor, predictions
 from handmim.utils.config import resolved
 from handmim.utils.stopwatch import Stages
 from tests.pipelines.test_evaluate import SMALL, composed
@@ -89,8 +89,8 @@ class Crops(Dataset[HandSample]):
 
 def evaluated(path, dataset, batch_size=4):
     """The evaluation path: hands before the camera, and estimates batch by batch."""
-    saved = load_trained(path)
-    task, augment = build_trained(saved, hand_of(saved, {}), str(path))
+    saved = read_model_checkpoint(path)
+    task, augment = load_model(saved, hand_config(saved, {}), str(path))
     predict = model_predictor(task)
     how = (augment, CPU, batch_size, nullcontext, 0)
     states = [(b, s) for b, s in predictions(predict, dataset, *how)]
@@ -279,8 +279,8 @@ def test_a_recorded_model_says_the_same(trained, crops, intrinsics, compile):
 
 
 def test_the_crop_is_the_evaluation_crop(trained):
-    saved = load_trained(trained)
-    task, augment = build_trained(saved, hand_of(saved, {}), str(trained))
+    saved = read_model_checkpoint(trained)
+    task, augment = load_model(saved, hand_config(saved, {}), str(trained))
     network = CropNetwork(task, augment)
     side = float(network.source_from_crop[0, 0, 0])
     assert side == pytest.approx((0.7 * 1.0) ** 0.5)

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from handmim.tasks.crop_network import CropNetwork
+from handmim.evaluation.inference import CropNetwork
 from handmim.utils.graphed import Graphed
 
 CONFIGS = Path(__file__).parents[2] / "configs"

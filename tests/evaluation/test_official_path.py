@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.benchmarks.official import Benchmark
-from handmim.benchmarks.submission import read_submission, write_submission
 from handmim.data.augment import HandAugment
 from handmim.data.freihand import FreiHand
 from handmim.data.ho3d import Ho3d
 from handmim.data.samples import mirror_sample
 from handmim.data.truth import read_truth
+from handmim.evaluation.benchmarks import Benchmark
+from handmim.evaluation.camera_space import predict_camera_hands
+from handmim.evaluation.official import BENCHMARKS, benchmark_of, score_file, score_report, submit
+from handmim.evaluation.scoring import mean_hand_predictor, score, truth_predictor
+from handmim.evaluation.submission import read_submission, write_submission
 from handmim.losses.joints import Joints3D
 from handmim.losses.total import Weighted
 from handmim.models.heads.pymaf import PyMafHead
 from handmim.models.vit import ViT
-from handmim.tasks.camera_hands import predict_camera_hands
-from handmim.tasks.evaluate import mean_hand_predictor, score, truth_predictor
-from handmim.tasks.finetune import HandRegressionTask
-from handmim.tasks.official import BENCHMARKS, benchmark_of, score_file, score_report, submit
+from handmim.tasks.mesh import HandRegressionTask
 
 CPU = torch.device("cpu")
 LENGTHS = (

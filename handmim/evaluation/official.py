@@ -1,0 +1,218 @@
+"""From camera-space predictions to submission files and official metrics."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from handmim.evaluation.benchmarks import (
+    BENCHMARKS,
+    CHUNK,
+    Benchmark,
+    as_pair,
+    derived_mm,
+    mean_scores,
+)
+from handmim.evaluation.camera_space import CameraHands
+from handmim.evaluation.submission import MB_PER_SAMPLE, read_submission, write_submission
+from handmim.evaluation.submission_checks import check_submission
+from handmim.geometry.align import similarity_align
+from handmim.hand.skeleton import JOINT_NAMES, ROOT_JOINT
+from handmim.metrics.pose import point_errors_m
+from handmim.utils.run import Run
+
+log = logging.getLogger(__name__)
+
+UNSCORABLE = ("shape", "count", "not-finite")
+Points = NDArray[np.floating]
+JointsAndVerts = tuple[Points, Points]
+
+
+def benchmark_of(name: str, num_samples: int) -> Benchmark:
+    """A benchmark by name, for a set of `num_samples`; a count that is not official is logged.
+
+    Raises: ValueError listing the names.
+    """
+    if name not in BENCHMARKS:
+        raise ValueError(f"no benchmark {name!r}; there are {sorted(BENCHMARKS)} (data.benchmark)")
+    official = BENCHMARKS[name]
+    if num_samples != official.num_samples:
+        log.warning(
+            "this set has %d samples, the official %s has %d: the metrics do not compare with "
+            "published ones, and the server would refuse the file",
+            num_samples,
+            name,
+            official.num_samples,
+        )
+    return dataclasses.replace(official, num_samples=num_samples)
+
+
+def bootstrap_intervals(
+    per_sample: Mapping[str, NDArray[np.floating]],
+    num: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """Percentile intervals of means under drawing the samples again.
+
+    Every official metric is a mean over samples, so one draw of samples serves all of them: how
+    often each sample was drawn, times the table of values. Samples are taken as independent;
+    frames of one video are not, and their true intervals are wider.
+
+    Args:
+        per_sample: [n] values by name, as `Benchmark.per_sample_scores` gives them.
+        num: draws.
+        level: share of the draws inside the interval.
+        seed: of the draws.
+    Returns: lowest and highest value by name, in the values' units.
+    Raises: ValueError for no or unequally many samples, values that are not finite, num < 1 or a
+        level outside (0, 1).
+    """
+    if num < 1 or not 0 < level < 1:
+        raise ValueError(f"num >= 1 and 0 < level < 1 are required, got num={num}, level={level}")
+    lengths = {name: np.shape(values) for name, values in per_sample.items()}
+    if len(set(lengths.values())) != 1 or any(len(s) != 1 or s[0] < 1 for s in lengths.values()):
+        raise ValueError(f"one value per sample and at least one sample required, got {lengths}")
+    table = np.stack([np.asarray(v, np.float64) for v in per_sample.values()], axis=1)  # [n, k]
+    if not np.isfinite(table).all():
+        bad = np.flatnonzero(~np.isfinite(table).all(axis=1))
+        raise ValueError(f"values are not finite in samples {bad[:5].tolist()} of {len(table)}")
+    rng, n = np.random.default_rng(seed), len(table)
+    means = np.empty((num, table.shape[1]))
+    for i in range(num):
+        means[i] = np.bincount(rng.integers(n, size=n), minlength=n) @ table / n
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return {name: (float(low[k]), float(high[k])) for k, name in enumerate(per_sample)}
+
+
+def per_joint_mm(
+    pred_joints_m: Points, gt_joints_m: Points, joint_names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Mean error of every joint in millimetres.
+
+    Args:
+        pred_joints_m, gt_joints_m: [n, J, 3] metres, same order and axes.
+        joint_names: J names in that order, as `Benchmark.joint_names`.
+    Returns: by joint name, `abs_mm` of absolute coordinates and `pa_mm` after similarity alignment
+        of the sample; their means over joints are the official metrics x 10.
+    """
+    pair = as_pair("joints", pred_joints_m, gt_joints_m, len(joint_names))
+    pred, gt = (torch.from_numpy(np.array(points, np.float64)) for points in pair)
+    raw = point_errors_m(pred, gt).mean(dim=0) * 1e3
+    aligned = point_errors_m(similarity_align(pred, gt), gt).mean(dim=0) * 1e3
+    return {
+        name: {"abs_mm": float(raw[i]), "pa_mm": float(aligned[i])}
+        for i, name in enumerate(joint_names)
+    }
+
+
+def root_relative_mm(
+    benchmark: Benchmark, pred: JointsAndVerts, truth: JointsAndVerts
+) -> dict[str, float]:
+    """MPJPE and MPVPE with the middle knuckle on the true one, as our other reports give them."""
+    root = benchmark.joint_names.index(JOINT_NAMES[ROOT_JOINT])
+    shift = truth[0][:, [root]] - pred[0][:, [root]]
+
+    def error_mm(i: int) -> float:
+        """Mean over all points, in pieces that stay in a core's cache."""
+        pieces = [slice(k, k + CHUNK) for k in range(0, len(shift), CHUNK)]
+        totals = [np.linalg.norm(pred[i][p] + shift[p] - truth[i][p], axis=2).sum() for p in pieces]
+        return float(np.sum(totals)) / (len(pred[i]) * pred[i].shape[1]) * 1e3
+
+    return {"mpjpe_mm": error_mm(0), "mpvpe_mm": error_mm(1)}
+
+
+def score_report(
+    benchmark: Benchmark, pred: JointsAndVerts, truth: JointsAndVerts
+) -> dict[str, Any]:
+    """Every official metric, the usual names in mm, intervals and errors by joint.
+
+    Args:
+        benchmark: whose order and axes all arrays are in.
+        pred, truth: joints [n, 21, 3] and vertices [n, V, 3] each, metres.
+    """
+    per_sample = benchmark.per_sample_scores(*pred, *truth)
+    official = mean_scores(per_sample)
+    intervals = bootstrap_intervals(per_sample)
+    low, high = (derived_mm({name: e[i] for name, e in intervals.items()}) for i in (0, 1))
+    return {
+        **derived_mm(official),
+        **root_relative_mm(benchmark, pred, truth),
+        "num_samples": len(pred[0]),
+        "benchmark": benchmark.name,
+        "official": official,
+        "interval_95": {name: [low[name], high[name]] for name in low},
+        "per_joint": per_joint_mm(pred[0], truth[0], benchmark.joint_names),
+    }
+
+
+def _checked(
+    pred: JointsAndVerts, truth: JointsAndVerts | None, benchmark: Benchmark, what: str
+) -> list[dict[str, str]]:
+    """Findings of `check_submission`, logged.
+
+    Raises: ValueError for those that nothing could be scored with: `UNSCORABLE`.
+    """
+    findings = check_submission(*pred, benchmark, None if truth is None else truth[0])
+    for finding in findings:
+        level = logging.ERROR if finding.level == "error" else logging.WARNING
+        log.log(level, "%s: %s: %s", what, finding.name, finding.text)
+    fatal = [f"{f.name}: {f.text}" for f in findings if f.name in UNSCORABLE]
+    if fatal:
+        raise ValueError(f"{what} cannot be scored as {benchmark.name}. " + " ".join(fatal))
+    return [dataclasses.asdict(f) for f in findings]
+
+
+def submit(
+    run: Run, name: str, hands: CameraHands, truth: JointsAndVerts | None, folder: str = "."
+) -> dict[str, Any]:
+    """Write pred.json and its zip, check them, and score what was written where the ground truth is
+    known.
+
+    Args:
+        run: whose main process writes and scores.
+        name: of the benchmark.
+        hands: predictions.
+        truth: joints and vertices in the benchmark's own form, or None.
+        folder: of the files, below that of the run.
+    Returns: the metrics; without ground truth only what was written; nothing on other processes.
+    Raises: ValueError for predictions that are not finite; what else is odd about them is logged
+        and reported.
+    """
+    if not run.is_main:
+        return {}
+    benchmark = benchmark_of(name, len(hands.joints_cam_m))
+    form = benchmark.canonical_to_benchmark(hands.joints_cam_m, hands.verts_cam_m)
+    path = write_submission(run.dir / folder, *form)
+    written = read_submission(path)  # what is scored is what would be sent
+    name_of_file = str(path.relative_to(run.dir))
+    findings = _checked(written, truth, benchmark, name_of_file)
+    report: dict[str, Any] = {"benchmark": name, "num_samples": len(written[0])}
+    if truth is None:
+        log.info("no ground truth of the evaluation here: submit %s", path)
+    else:
+        report = score_report(benchmark, written, truth)
+    return report | {"findings": findings, "submission": name_of_file}
+
+
+def score_file(
+    path: str | Path, name: str, truth: JointsAndVerts, *, mb_per_sample: float = MB_PER_SAMPLE
+) -> dict[str, Any]:
+    """Check and score an existing submission, pred.json or its zip.
+
+    Args:
+        path: file.
+        name: of the benchmark.
+        truth: joints and vertices in the benchmark's own form.
+        mb_per_sample: largest size of the unpacked file per sample of the ground truth.
+    Raises: ValueError when it is none; what else is odd about it is logged and reported.
+    """
+    benchmark = benchmark_of(name, len(truth[0]))
+    pred = read_submission(path, len(truth[0]), mb_per_sample)
+    findings = _checked(pred, truth, benchmark, str(path))
+    return score_report(benchmark, pred, truth) | {"findings": findings, "submission": str(path)}

@@ -12,10 +12,10 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from handmim.ablation.overrides import decisive, digest
-from handmim.contracts import Task
 from handmim.engine.checkpoint import check_same_run
 from handmim.pipelines.pretrain import pretrain
 from handmim.reports.quickstart import LOSSES
+from handmim.types import Task
 from handmim.utils.config import drop_unbuilt, resolved
 
 REPO = Path(__file__).parent.parent

@@ -12,12 +12,12 @@ from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from handmim.contracts import HandSample
 from handmim.data.augment import HandAugment
 from handmim.losses.class_recon import grey_thumbnails
 from handmim.losses.hog import oriented_gradients
 from handmim.metrics.probe import Poses, joint_probe, mean_pose
 from handmim.tasks.probing import whole_hands
+from handmim.types import HandSample
 from handmim.utils.build import build
 from handmim.utils.entry import tool
 from handmim.utils.tables import print_metrics

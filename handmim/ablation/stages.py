@@ -11,7 +11,6 @@ from handmim.ablation.overrides import PROBED, decisive
 from handmim.ablation.plan import Cell, Compose
 from handmim.ablation.store import StageStore
 from handmim.ablation.table import Row, fraction_name
-from handmim.contracts import StepInfo
 from handmim.engine.checkpoint import LAST, load_checkpoint
 from handmim.engine.signals import Stopped, StopSignals
 from handmim.engine.trainer import FitResult
@@ -20,6 +19,7 @@ from handmim.pipelines.finetune import finetune
 from handmim.pipelines.pretrain import pretrain
 from handmim.pipelines.setup_run import BACKBONE, setup_run
 from handmim.tasks.pretrain import HandMimTask
+from handmim.types import StepInfo
 from handmim.utils.build import build
 from handmim.utils.config import drop_unbuilt, flatten
 from handmim.utils.rows import read_rows

@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from handmim.contracts import HandBatch, StepInfo
 from handmim.data.colour import ColourJitter
 from handmim.data.occlusion import HandCutOut, OccluderPaste
 from handmim.data.pixels import sample_views
 from handmim.geometry.crop import homogeneous, invert, px_from_px, similarity, transform_points
 from handmim.geometry.rotation import rotation_about_z
+from handmim.types import HandBatch, StepInfo
 from handmim.utils.arguments import interval
 
 

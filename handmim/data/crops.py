@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from handmim.contracts import CropSample
 from handmim.data.fingerprint import copies, files_digest
 from handmim.images.decode import (
     FITS,
@@ -25,6 +24,7 @@ from handmim.images.decode import (
 from handmim.images.files import ImageTree, find_images
 from handmim.images.maps import LABELS, NORMALS, find_maps
 from handmim.images.names import printable, shown
+from handmim.types import CropSample
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from handmim.contracts import CropSample, HandSample
 from handmim.data.cropping import carry_intrinsics, carry_points, crop_map, cut
 from handmim.data.fingerprint import arrays_digest, digest_of, files_digest, some
 from handmim.data.freihand_checks import check_every_sample, check_labels, present_versions
@@ -25,6 +24,7 @@ from handmim.hand.arrays import NUM_VERTS, load_hand_arrays
 from handmim.hand.conventions import freihand_hand, project_px
 from handmim.hand.model import HandModel
 from handmim.images.decode import read_image
+from handmim.types import CropSample, HandSample
 from handmim.utils.findings import Notes, spread
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from handmim.contracts import CropSample, HandSample
 from handmim.data.cropping import box_of_points, carry_intrinsics, carry_points, crop_map, cut
 from handmim.data.fingerprint import digest_of, files_digest, some
 from handmim.data.ho3d_checks import (
@@ -36,6 +35,7 @@ from handmim.hand.conventions import OPENCV_FROM_OPENGL, ho3d_hand, project_px, 
 from handmim.hand.model import HandModel
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D
 from handmim.images.decode import UnreadableImage, read_image
+from handmim.types import CropSample, HandSample
 from handmim.utils.findings import Notes, shown, spread
 from handmim.utils.unpickle import load_pickle
 from handmim.utils.unreadable import UnreadableSample

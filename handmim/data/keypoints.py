@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from handmim.contracts import HandSample
 from handmim.data.annotation_checks import (
     check_annotations,
     check_groups,
@@ -21,6 +20,7 @@ from handmim.data.cropping import box_of_points, carry_intrinsics, carry_points,
 from handmim.data.fingerprint import digest_of, files_digest
 from handmim.data.samples import hand_sample
 from handmim.images.decode import read_image
+from handmim.types import HandSample
 from handmim.utils.findings import Notes
 
 log = logging.getLogger(__name__)

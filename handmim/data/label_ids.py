@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch.utils.data import Dataset, Subset
 
-from handmim.contracts import HandSample
+from handmim.types import HandSample
 from handmim.utils.files import write_atomic
 
 COMMENT = "#"

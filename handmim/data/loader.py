@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import BatchSampler, Dataset, Subset
 
-from handmim.contracts import CropBatch, CropSample, HandBatch, HandSample
 from handmim.data.samples import mirror_sample
 from handmim.engine.watchdog import beat
 from handmim.engine.workers import Loaded, Loading, attempt
 from handmim.geometry.camera import ndc_from_px
 from handmim.hand.skeleton import RULE_NAMES
+from handmim.types import CropBatch, CropSample, HandBatch, HandSample
 from handmim.utils.findings import shown
 from handmim.utils.unreadable import UnreadableSample
 

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handmim.contracts import StepInfo
 from handmim.engine.schedule import Schedule, as_schedule
+from handmim.types import StepInfo
 from handmim.utils.arguments import one_of, shares
 
 SHAPES = ("block", "random")

@@ -6,9 +6,9 @@ from collections.abc import Hashable, Mapping
 import numpy as np
 from torch.utils.data import Dataset
 
-from handmim.contracts import HandSample
 from handmim.data.fingerprint import digest_of, fingerprint_of
 from handmim.data.label_ids import id_of, source_of
+from handmim.types import HandSample
 
 log = logging.getLogger(__name__)
 

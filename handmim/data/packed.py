@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from handmim.contracts import CropSample
 from handmim.data.crops import check_grouping, group_of
 from handmim.data.fingerprint import digest_of
 from handmim.images.decode import UnreadableImage, decode_rgb
+from handmim.types import CropSample
 
 MAGIC, VERSION = b"HMcrops\n", 1
 HEAD = struct.Struct("<8sIIQQ32s")

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handmim.contracts import CropBatch, PretrainBatch
 from handmim.data.colour import LUMA, ColourPlan, coloured
 from handmim.geometry.crop import px_from_px
 from handmim.geometry.warp import pixels_in_source
+from handmim.types import CropBatch, PretrainBatch
 
 Images = NDArray[np.uint8]  # [..., H, W, 3] RGB
 
@@ -72,8 +72,8 @@ def _batch(
         clean_views=clean,
         local_views=local,
         group=crops.group,
-        hidden=plan.masked_idx,
-        num_hidden=tuple(plan.num_masked),  # pinning makes it a list
+        known_masked_idx=plan.masked_idx,
+        num_masked=tuple(plan.num_masked),  # pinning makes it a list
     )
 
 
@@ -179,8 +179,8 @@ def as_float(batch: PretrainBatch) -> PretrainBatch:
     names = ("views", "clean_views", "local_views")
     fields = {name: getattr(batch, name) for name in names}
     scaled = {name: x.float().div_(255.0) for name, x in fields.items() if x is not None}
-    counts = batch.num_hidden
-    return batch._replace(num_hidden=None if counts is None else tuple(counts), **scaled)
+    counts = batch.num_masked
+    return batch._replace(num_masked=None if counts is None else tuple(counts), **scaled)
 
 
 def cut_views(

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.contracts import HandSample
 from handmim.hand.arrays import NUM_VERTS
 from handmim.hand.conventions import mirror_intrinsics, mirror_points, mirror_rotmats
 from handmim.hand.skeleton import NUM_JOINTS, RULE_NAMES
+from handmim.types import HandSample
 from handmim.utils.unreadable import UnreadableSample
 
 Array = NDArray[np.floating]

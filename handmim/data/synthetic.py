@@ -10,13 +10,13 @@ from typing import Any
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from handmim.contracts import HandSample
 from handmim.data.fingerprint import digest_of
 from handmim.data.samples import hand_sample
 from handmim.hand.arrays import load_hand_arrays
 from handmim.hand.conventions import project_px
 from handmim.render.cache import open_split, read_sample, render_split
 from handmim.render.scene import RENDERER_VERSION, SceneSettings
+from handmim.types import HandSample
 
 
 def cache_name(file_sha256: str, settings: SceneSettings, seed: int) -> str:

@@ -13,7 +13,6 @@ import torch
 from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from handmim.contracts import CropBatch, PretrainBatch, StepInfo
 from handmim.data.colour import ColourJitter, ColourPlan
 from handmim.data.masking import MaskSampler
 from handmim.data.pixels import (
@@ -27,6 +26,7 @@ from handmim.data.pixels import (
 )
 from handmim.geometry.crop import compose, similarity
 from handmim.geometry.warp import bounded
+from handmim.types import CropBatch, PretrainBatch, StepInfo
 from handmim.utils.arguments import at_least, below_one, interval, one_of, shares
 
 AUGMENT_ON = ("auto", "cpu", "device")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from handmim.contracts import StepInfo, StepResult
 from handmim.engine.checkpoint import save_checkpoint
+from handmim.types import StepInfo, StepResult
 from handmim.utils.exits import GOES_ON
 from handmim.utils.run import Run
 

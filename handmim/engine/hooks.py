@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from handmim.contracts import StepInfo
 from handmim.engine.watchdog import beat
+from handmim.types import StepInfo
 from handmim.utils.run import Run
 
 

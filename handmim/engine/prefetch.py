@@ -18,11 +18,11 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from handmim.contracts import StepInfo
 from handmim.engine.ledger import Ledger
 from handmim.engine.sampler import StepSampler
 from handmim.engine.watchdog import beat
 from handmim.engine.workers import Loaded, Loading, attempt
+from handmim.types import StepInfo
 from handmim.utils.seed import step_generator, step_seed
 from handmim.utils.unreadable import UnreadableSample
 

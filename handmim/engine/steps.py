@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from handmim.contracts import StepInfo, StepResult
 from handmim.engine.finite import FiniteGuard, NotFiniteError
 from handmim.engine.ledger import Ledger
 from handmim.engine.prefetch import PrefetchingLoader, Prepare
 from handmim.engine.saving import Saver
 from handmim.engine.update import Updater
+from handmim.types import StepInfo, StepResult
 from handmim.utils.run import Run
 from handmim.utils.seed import step_generator, step_seed
 

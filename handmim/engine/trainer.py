@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 from torch import nn
 from torch.utils.data import Dataset
 
-from handmim.contracts import StepInfo
 from handmim.engine.best import Best, BestFigure, BestRule
 from handmim.engine.checkpoint import LAST
 from handmim.engine.finite import FiniteGuard, NotFiniteError
@@ -28,6 +27,7 @@ from handmim.engine.steps import POLICIES, REWIND, SKIP, STOP, Steps
 from handmim.engine.update import Updater
 from handmim.engine.watchdog import Watchdog
 from handmim.engine.workers import start_server
+from handmim.types import StepInfo
 from handmim.utils import exits
 from handmim.utils.exits import TRAINED, of_signal
 from handmim.utils.ranks import objects_of_ranks
@@ -158,7 +158,7 @@ class Trainer:
 
         Args:
             run: devices and folder.
-            task: module whose forward is one training step (contracts.Task).
+            task: module whose forward is one training step (types.Task).
             dataset: map-style samples.
             collate: samples -> batch.
             prepare: batch on the device -> augmented batch; draws from the generator only. What

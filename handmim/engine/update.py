@@ -11,14 +11,14 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim import Optimizer
 
-from handmim.contracts import StepInfo, StepResult
 from handmim.engine.optim import OptimizerConfig
+from handmim.types import StepInfo, StepResult
 
 log = logging.getLogger(__name__)
 
 
 class Batch(Protocol):
-    """What can be worked on in parts: `contracts.PretrainBatch`, `contracts.HandBatch`."""
+    """What can be worked on in parts: `types.PretrainBatch`, `types.HandBatch`."""
 
     def part(self, start: int, stop: int) -> Any:
         """Samples from start to stop."""

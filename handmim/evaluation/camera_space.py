@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from handmim.contracts import HandBatch, HandSample, HandState
 from handmim.data.augment import HandAugment
 from handmim.evaluation.scoring import Predictor, predictions
 from handmim.evaluation.tta import TurnedViews
@@ -19,6 +18,7 @@ from handmim.geometry.camera import px_from_ndc, solve_translation
 from handmim.hand.conventions import MIRROR
 from handmim.losses.direct_keypoints import JointEstimate
 from handmim.tasks.prediction_images import draw_predictions
+from handmim.types import HandBatch, HandSample, HandState
 from handmim.utils.stopwatch import Stopwatch
 
 log = logging.getLogger(__name__)

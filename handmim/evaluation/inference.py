@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from handmim.contracts import Lens
 from handmim.data.augment import HandAugment
 from handmim.geometry.crop import similarity
 from handmim.hand.skeleton import RULE_NAMES
 from handmim.tasks.regression import RegressionTask
+from handmim.types import Intrinsics
 from handmim.utils.graphed import Graphed
 from handmim.utils.stopwatch import Stages
 
@@ -94,9 +94,9 @@ class CropNetwork:
         stored = torch.where(is_left[:, None, None, None], stored.flip(3), stored)
         image = self.augment.cut(stored, self._map.expand(len(crops), 2, 3))
         rule = None if self.rule is None else self.rule.expand(len(crops))
-        lens = Lens(K_crop_px, has_K, self.augment.img_px)
+        intrinsics = Intrinsics(K_crop_px, has_K, self.augment.img_px)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
-            return self.task.answer(image, rule, lens)
+            return self.task.answer(image, rule, intrinsics)
 
     @contextmanager
     def staged(self, stages: Stages | None, num: int) -> Iterator[None]:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from handmim.contracts import HandBatch, HandSample, HandState, StepInfo
 from handmim.data.augment import HandAugment
 from handmim.data.loader import batches
 from handmim.evaluation.tta import AnyEstimate, TurnedViews
@@ -20,6 +19,7 @@ from handmim.losses.direct_keypoints import JointEstimate
 from handmim.metrics.pose import KEYS, MIRRORED_SHARE, HandMetrics, crop_share_errors
 from handmim.tasks.prediction_images import draw_predictions
 from handmim.tasks.regression import Estimate, RegressionTask
+from handmim.types import HandBatch, HandSample, HandState, StepInfo
 from handmim.utils.run import Run
 from handmim.utils.stopwatch import Stopwatch
 

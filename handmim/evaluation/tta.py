@@ -7,11 +7,11 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from handmim.contracts import HandBatch
 from handmim.data.augment import HandAugment
 from handmim.geometry.crop import similarity, transform_points
 from handmim.geometry.rotation import chordal_mean, rotation_about_z
 from handmim.tasks.regression import Estimate
+from handmim.types import HandBatch
 
 AnyEstimate = TypeVar("AnyEstimate", bound=Estimate)
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from handmim.contracts import Lens
 from handmim.geometry.camera import ndc_from_px, project, project_weak, px_from_ndc
 from handmim.geometry.crop import invert, transform_points
+from handmim.types import Intrinsics
 
 CAMERAS = ("weak", "pinhole")
 MIN_DEPTH_M = 0.02  # nearer points have no picture; early guesses may stand behind the camera
@@ -27,7 +27,7 @@ def focal_px(K_px: Tensor) -> Tensor:
     return (a * d - b * c).abs().sqrt()
 
 
-def stand(cam: Tensor, lens: Lens, scale0_per_m: float) -> Tensor:
+def stand(cam: Tensor, intrinsics: Intrinsics, scale0_per_m: float) -> Tensor:
     """Place of the root joint from a weak-perspective camera and true intrinsics.
 
     s ndc units per metre are s S / 2 pixels per metre, and a pinhole shows f / Z of them: Z = 2 f /
@@ -35,23 +35,23 @@ def stand(cam: Tensor, lens: Lens, scale0_per_m: float) -> Tensor:
 
     Args:
         cam: [B, 3] (log(s / s0), tx_m, ty_m).
-        lens: of the crops; samples without K get numbers that mean nothing.
+        intrinsics: of the crops; samples without K get numbers that mean nothing.
         scale0_per_m: s0.
     Returns: [B, 3] metres, OpenCV camera.
     """
-    K = _usable(lens)
+    K = _usable(intrinsics)
     scale = scale0_per_m * cam[:, 0].exp()
-    depth = 2.0 * focal_px(K) / (scale * lens.img_px)
-    seen_px = px_from_ndc(scale[:, None] * cam[:, 1:], lens.img_px)
+    depth = 2.0 * focal_px(K) / (scale * intrinsics.img_px)
+    seen_px = px_from_ndc(scale[:, None] * cam[:, 1:], intrinsics.img_px)
     # The upper rows of K map (X / Z, Y / Z) to pixels.
     ray = transform_points(invert(K[:, :2]), seen_px[:, None]).squeeze(1)
     return depth[:, None] * torch.cat([ray, torch.ones_like(depth)[:, None]], dim=1)
 
 
-def _usable(lens: Lens) -> Tensor:
+def _usable(intrinsics: Intrinsics) -> Tensor:
     """K in fp32, with something invertible where it is not known."""
-    eye = torch.eye(3, device=lens.K_crop_px.device)
-    return torch.where(lens.has_K[:, None, None], lens.K_crop_px.float(), eye)
+    eye = torch.eye(3, device=intrinsics.K_crop_px.device)
+    return torch.where(intrinsics.has_K[:, None, None], intrinsics.K_crop_px.float(), eye)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,26 +76,34 @@ class CropCamera:
                 f"scale0_per_m must be > 0, got {self.scale0_per_m} (head.scale0_per_m)"
             )
 
-    def place(self, cam: Tensor, lens: Lens | None) -> tuple[Tensor | None, Tensor | None]:
+    def place(
+        self, cam: Tensor, intrinsics: Intrinsics | None
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Where the root joint stands, and for which samples that is metric.
 
         Args:
             cam: [B, 3].
-            lens: of the crops; None where nothing is known of them.
+            intrinsics: of the crops; None where nothing is known of them.
         Returns: [B, 3] metres (zero where not metric) and [B] bool; None twice by a weak camera.
         """
         if self.kind == "weak":
             return None, None
-        if lens is None:
+        if intrinsics is None:
             return cam.new_zeros(len(cam), 3), torch.zeros(
                 len(cam), dtype=torch.bool, device=cam.device
             )
         # What is not known must not reach gradients either.
-        transl = stand(torch.where(lens.has_K[:, None], cam, 0.0), lens, self.scale0_per_m)
-        return torch.where(lens.has_K[:, None], transl, 0.0), lens.has_K
+        transl = stand(
+            torch.where(intrinsics.has_K[:, None], cam, 0.0), intrinsics, self.scale0_per_m
+        )
+        return torch.where(intrinsics.has_K[:, None], transl, 0.0), intrinsics.has_K
 
     def see(
-        self, points_root_m: Tensor, cam: Tensor, transl_cam_m: Tensor | None, lens: Lens | None
+        self,
+        points_root_m: Tensor,
+        cam: Tensor,
+        transl_cam_m: Tensor | None,
+        intrinsics: Intrinsics | None,
     ) -> Tensor:
         """Points of the hand in the crop.
 
@@ -103,13 +111,13 @@ class CropCamera:
             points_root_m: [B, P, 3] camera axes, root joint at the origin.
             cam: [B, 3].
             transl_cam_m: [B, 3] as `place` gives it.
-            lens: of the crops.
+            intrinsics: of the crops.
         Returns: [B, P, 2] ndc.
         """
         weak = project_weak(points_root_m, cam, self.scale0_per_m)
-        if transl_cam_m is None or lens is None:
+        if transl_cam_m is None or intrinsics is None:
             return weak
         points = points_root_m + transl_cam_m[:, None]
         points = torch.cat([points[..., :2], points[..., 2:].clamp(min=MIN_DEPTH_M)], dim=-1)
-        pinhole = ndc_from_px(project(points, _usable(lens)), lens.img_px)
-        return torch.where(lens.has_K[:, None, None], pinhole, weak)
+        pinhole = ndc_from_px(project(points, _usable(intrinsics)), intrinsics.img_px)
+        return torch.where(intrinsics.has_K[:, None, None], pinhole, weak)

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmim.contracts import HandOutputs, HandState, Lens
 from handmim.hand.crop_camera import CropCamera
 from handmim.hand.model import HandLayer
 from handmim.hand.skeleton import CHAIN_FROM_CANONICAL, JOINT_RULES, ROOT_JOINT
+from handmim.types import HandOutputs, HandState, Intrinsics
 
 
 class JointRules(nn.Module):
@@ -53,7 +53,11 @@ class JointRules(nn.Module):
         return torch.cat([chain, tips], dim=1)[:, self.hand.order21]
 
     def state(
-        self, state: HandState, rule: Tensor, camera: CropCamera, lens: Lens | None = None
+        self,
+        state: HandState,
+        rule: Tensor,
+        camera: CropCamera,
+        intrinsics: Intrinsics | None = None,
     ) -> HandState:
         """An estimate whose joints follow the hand model's own rule, in the samples' rules.
 
@@ -64,7 +68,7 @@ class JointRules(nn.Module):
             state: as heads give it.
             rule: [B] int64.
             camera: that it is seen by.
-            lens: of the crops.
+            intrinsics: of the crops.
         """
         with torch.autocast(rule.device.type, enabled=False):
             verts = state.verts_root_m.float()
@@ -80,13 +84,17 @@ class JointRules(nn.Module):
                 cam=cam,
                 verts_root_m=verts - root[:, None],
                 joints_root_m=joints,
-                joints_crop_ndc=camera.see(joints, cam, transl, lens),
+                joints_crop_ndc=camera.see(joints, cam, transl, intrinsics),
                 transl_cam_m=transl,
             )
 
     def outputs(
-        self, out: HandOutputs, rule: Tensor, camera: CropCamera, lens: Lens | None = None
+        self,
+        out: HandOutputs,
+        rule: Tensor,
+        camera: CropCamera,
+        intrinsics: Intrinsics | None = None,
     ) -> HandOutputs:
         """`state` on every refinement step."""
-        steps = tuple(self.state(s, rule, camera, lens) for s in out.steps)
+        steps = tuple(self.state(s, rule, camera, intrinsics) for s in out.steps)
         return out._replace(steps=steps)

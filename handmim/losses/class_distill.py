@@ -5,8 +5,8 @@ Caron et al. 2021 (DINO, arXiv 2104.14294); the class term of iBOT (arXiv 2111.0
 
 from torch import Tensor, nn
 
-from handmim.contracts import ClassTargets, PretrainBatch, PretrainOutputs
 from handmim.losses.soft_cross_entropy import soft_cross_entropy
+from handmim.types import ClassTargets, PretrainBatch, PretrainOutputs
 
 
 def cross_view_ce(classes: ClassTargets, temp: float) -> Tensor:

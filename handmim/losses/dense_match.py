@@ -8,9 +8,9 @@ PixPro, arXiv 2011.10043).
 import torch
 from torch import Tensor, nn
 
-from handmim.contracts import PretrainBatch, PretrainOutputs
 from handmim.geometry.camera import cell_centres_ndc
 from handmim.geometry.warp import to_source
+from handmim.types import PretrainBatch, PretrainOutputs
 from handmim.utils.ranks import count_over_ranks
 
 

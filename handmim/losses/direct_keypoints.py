@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmim.contracts import HandBatch
 from handmim.losses.joints import root_relative
 from handmim.losses.reduction import blanked, over_points
+from handmim.types import HandBatch
 
 
 class JointEstimate(Protocol):

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from handmim.contracts import HandBatch, HandOutputs
 from handmim.losses.reduction import blanked, over_samples
+from handmim.types import HandBatch, HandOutputs
 
 
 class Triangles(Protocol):

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from handmim.contracts import HandBatch, HandOutputs
 from handmim.losses.reduction import blanked, over_points
+from handmim.types import HandBatch, HandOutputs
 
 
 def gaussian_maps(points_ndc: Tensor, size_hw: tuple[int, int], sigma_cells: float) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmim.contracts import PretrainBatch, PretrainOutputs
+from handmim.types import PretrainBatch, PretrainOutputs
 from handmim.utils.ranks import count_over_ranks
 
 CELL_PX = 8  # pixels per side of a cell when it is looked at

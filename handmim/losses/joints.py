@@ -4,8 +4,8 @@ the crop. How they are averaged: `losses.reduction`."""
 import torch
 from torch import Tensor, nn
 
-from handmim.contracts import HandBatch, HandOutputs
 from handmim.losses.reduction import blanked, over_points
+from handmim.types import HandBatch, HandOutputs
 
 
 def root_relative(batch: HandBatch, root_joint: int) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmim.contracts import PretrainBatch, PretrainOutputs
 from handmim.losses.keypoints.regression import point_spread
+from handmim.types import PretrainBatch, PretrainOutputs
 from handmim.utils.ranks import mean_over_ranks
 
 

@@ -9,12 +9,12 @@ relative is PeCLR (Spurr et al. 2021, arXiv 2106.05953), which contrasts aligned
 import torch
 from torch import Tensor, nn
 
-from handmim.contracts import PretrainBatch, PretrainOutputs
 from handmim.geometry.warp import to_source
 from handmim.losses.class_distill import cross_view_ce
 from handmim.losses.keypoints.contrast import EMBEDS, aligned_nce
 from handmim.losses.keypoints.regression import FRAMES, KINDS, PAIRS, Sigma, aligned_regression
 from handmim.losses.keypoints.regularisers import articulation_variance, repulsion, spread_hinge
+from handmim.types import PretrainBatch, PretrainOutputs
 
 DISCS = ("none", "nce", "proto")
 REGULARISERS = ("spread", "repulsion", "variance")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmim.contracts import PretrainBatch, PretrainOutputs
+from handmim.types import PretrainBatch, PretrainOutputs
 from handmim.utils.ranks import gathered
 
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmim.contracts import PretrainBatch, PretrainOutputs
 from handmim.losses.keypoints.linear import carried, linear_part
+from handmim.types import PretrainBatch, PretrainOutputs
 from handmim.utils.ranks import gathered, mean_over_ranks
 
 KINDS = ("cosine", "smooth_l1", "l2")

@@ -5,8 +5,8 @@ Zhou et al. 2022 (iBOT, arXiv 2111.07832), gathered over masked positions only a
 
 from torch import Tensor, nn
 
-from handmim.contracts import PretrainBatch, PretrainOutputs
 from handmim.losses.soft_cross_entropy import soft_cross_entropy
+from handmim.types import PretrainBatch, PretrainOutputs
 
 
 def masked_patch_ce(

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmim.contracts import PretrainBatch, PretrainOutputs
 from handmim.geometry.crop import invert
 from handmim.losses.keypoints.contrast import nt_xent
 from handmim.losses.keypoints.linear import carried, linear_part
+from handmim.types import PretrainBatch, PretrainOutputs
 
 
 def undone(points: Tensor, source_from_view: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from handmim.contracts import PretrainBatch, PretrainOutputs
+from handmim.types import PretrainBatch, PretrainOutputs
 
 KINDS = ("mse", "l1")
 

@@ -7,8 +7,8 @@ points leave out is lost, so they have to articulate. Relatives are landmark bot
 
 from torch import Tensor, nn
 
-from handmim.contracts import PretrainBatch, PretrainOutputs
 from handmim.losses.class_recon import grey_thumbnails, thumbnail_loss
+from handmim.types import PretrainBatch, PretrainOutputs
 
 
 class Term(nn.Module):

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from handmim.contracts import HandBatch, HandOutputs
 from handmim.losses.reduction import over_samples
+from handmim.types import HandBatch, HandOutputs
 
 
 class Prior(nn.Module):

@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmim.contracts import HandBatch, HandOutputs
 from handmim.geometry.camera import project
 from handmim.geometry.coverage import covered_cells
 from handmim.losses.edges import Triangles
 from handmim.losses.reduction import blanked, over_samples
+from handmim.types import HandBatch, HandOutputs
 
 NEAREST_M = 0.01  # what is nearer to the camera's centre, or behind it, is not drawn
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from handmim.contracts import StepInfo
 from handmim.engine.schedule import Schedule, as_schedule
 from handmim.losses.reduction import StepWeights, check_step_weights, over_steps
+from handmim.types import StepInfo
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ Ours, not the paper's: an anchor for the class token that no constant can satisf
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmim.contracts import PretrainBatch, PretrainOutputs
 from handmim.geometry.crop import compose, invert
+from handmim.types import PretrainBatch, PretrainOutputs
 
 
 def relative_affine(source_from_view: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ deforms whatever is in the picture, so telling it asks for knowing how things us
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmim.contracts import PretrainBatch, PretrainOutputs
+from handmim.types import PretrainBatch, PretrainOutputs
 
 
 class Term(nn.Module):

@@ -16,7 +16,6 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from handmim.contracts import Tokens
 from handmim.models.encoder import (
     ATTENTIONS,
     Sizes,
@@ -29,6 +28,7 @@ from handmim.models.encoder import (
     visible,
     whole_block,
 )
+from handmim.types import Tokens
 from handmim.utils.safetensors_files import save_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -7,11 +7,11 @@ import torch
 from lightning_fabric import Fabric
 from omegaconf import DictConfig
 
-from handmim.contracts import CropBatch, HandBatch, StepInfo
 from handmim.engine.update import Updater
 from handmim.hand.arrays import NUM_VERTS
 from handmim.hand.skeleton import NUM_JOINTS
 from handmim.pipelines.setup_run import compile_backbones
+from handmim.types import CropBatch, HandBatch, StepInfo
 from handmim.utils.build import build
 from handmim.utils.config import drop_unbuilt
 from handmim.utils.run import precision_in_force

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 from torch.utils.data import Dataset, Subset
 
-from handmim.contracts import HandSample
 from handmim.data.label_ids import label_ids, lines_sha256, read_ids, subset_of_ids, write_ids
 from handmim.data.loader import label_subset, share_of_labels
+from handmim.types import HandSample
 
 LABELS = "labels.txt"
 

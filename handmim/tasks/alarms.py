@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import Dataset
 
-from handmim.contracts import CropBatch, PretrainBatch, StepInfo
 from handmim.data.loader import collate_crops
 from handmim.engine.hooks import StopRun
 from handmim.tasks.alarm_rules import RULES, TERM_RULES, Alarm, alarms_of
 from handmim.tasks.feature_pictures import draw_patch_colours, draw_pictures_with_points
 from handmim.tasks.health import measure
 from handmim.tasks.pretrain import HandMimTask
+from handmim.types import CropBatch, PretrainBatch, StepInfo
 from handmim.utils.run import Run
 from handmim.utils.unreadable import UnreadableSample
 

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from handmim.contracts import ClassTargets, PatchTargets
 from handmim.models.centering import Centering, Sinkhorn
 from handmim.models.heads.projection import ProjectionHead
+from handmim.types import ClassTargets, PatchTargets
 
 
 class Pair(NamedTuple):

@@ -7,7 +7,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handmim.contracts import Tokens
 from handmim.geometry.camera import px_from_ndc
 from handmim.render.overlay import (
     contact_sheet,
@@ -16,6 +15,7 @@ from handmim.render.overlay import (
     enlarge,
     to_picture,
 )
+from handmim.types import Tokens
 
 Picture = NDArray[np.uint8]
 SIDE_PX = 144  # pictures are enlarged to about this

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from handmim.contracts import PretrainBatch, PretrainOutputs, StepInfo
 from handmim.losses import patch_distill
 from handmim.tasks.monitors import effective_rank, entropy_nats, keypoint_monitors, kl_nats
 from handmim.tasks.pretrain import HandMimTask
+from handmim.types import PretrainBatch, PretrainOutputs, StepInfo
 
 # Fields of the outputs with prototype targets, and what their figures are called.
 TARGETS = {

@@ -5,13 +5,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from handmim.contracts import HandBatch, HandSample, Lens
 from handmim.data.augment import HandAugment
 from handmim.data.loader import batches
 from handmim.geometry.camera import fit_weak
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.models.heads.direct import DirectHead, KeypointOutputs, KeypointState
 from handmim.tasks.regression import RegressionTask
+from handmim.types import HandBatch, HandSample, Intrinsics
 
 
 class KeypointRegressionTask(RegressionTask):
@@ -34,7 +34,7 @@ class KeypointRegressionTask(RegressionTask):
         return head(self.tokens(batch.image))
 
     def answer(
-        self, image: Tensor, joint_rule: Tensor | None = None, lens: Lens | None = None
+        self, image: Tensor, joint_rule: Tensor | None = None, intrinsics: Intrinsics | None = None
     ) -> KeypointState:
         """The joints as the training labels define them, whatever rule is asked for."""
         head: DirectHead = self._answering("head")

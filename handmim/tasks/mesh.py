@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from handmim.contracts import HandBatch, HandOutputs, HandSample, HandState, Lens
 from handmim.data.augment import HandAugment
 from handmim.data.loader import batches
 from handmim.geometry.align import root_align
@@ -22,6 +21,7 @@ from handmim.losses.total import Weighted
 from handmim.models.heads.hand_head import HandHead
 from handmim.models.vit import ViT
 from handmim.tasks.regression import RegressionTask
+from handmim.types import HandBatch, HandOutputs, HandSample, HandState, Intrinsics
 
 
 class HandRegressionTask(RegressionTask):
@@ -97,38 +97,38 @@ class HandRegressionTask(RegressionTask):
         return self.head.hand
 
     def predict(
-        self, image: Tensor, joint_rule: Tensor | None = None, lens: Lens | None = None
+        self, image: Tensor, joint_rule: Tensor | None = None, intrinsics: Intrinsics | None = None
     ) -> HandOutputs:
         """Pictures to all refinement steps.
 
         Args:
             image: [B, 3, H, W] in [0, 1].
             joint_rule: [B] whose joints are wanted; None takes the hand model's own.
-            lens: of the pictures; None where nothing is known of the camera.
+            intrinsics: of the pictures; None where nothing is known of the camera.
         """
         head: HandHead = self._answering("head")
-        out: HandOutputs = head(self.tokens(image, head.tapped_blocks), lens)
+        out: HandOutputs = head(self.tokens(image, head.tapped_blocks), intrinsics)
         if joint_rule is None:
             return out
-        return self.joint_rules.outputs(out, joint_rule, self.head.camera, lens)
+        return self.joint_rules.outputs(out, joint_rule, self.head.camera, intrinsics)
 
     def answer(
-        self, image: Tensor, joint_rule: Tensor | None = None, lens: Lens | None = None
+        self, image: Tensor, joint_rule: Tensor | None = None, intrinsics: Intrinsics | None = None
     ) -> HandState:
         """As the last step of `predict`, without bringing the others to the rule."""
-        state = self.predict(image, lens=lens).steps[-1]
+        state = self.predict(image, intrinsics=intrinsics).steps[-1]
         if joint_rule is None:
             return state
-        return self.joint_rules.state(state, joint_rule, self.head.camera, lens)
+        return self.joint_rules.state(state, joint_rule, self.head.camera, intrinsics)
 
     def outputs(self, batch: HandBatch) -> HandOutputs:
         """All refinement steps in the samples' joint rules."""
-        return self.predict(batch.image, batch.joint_rule, batch.lens)
+        return self.predict(batch.image, batch.joint_rule, batch.intrinsics)
 
     def mean_estimate(self, batch: HandBatch) -> HandState:
         """The hand that the head starts from."""
-        mean = self.head.start(len(batch.image), batch.lens)[1]
-        return self.joint_rules.state(mean, batch.joint_rule, self.head.camera, batch.lens)
+        mean = self.head.start(len(batch.image), batch.intrinsics)[1]
+        return self.joint_rules.state(mean, batch.joint_rule, self.head.camera, batch.intrinsics)
 
     def true_estimate(self, batch: HandBatch) -> HandState:
         """The labels: posed from MANO parameters where they are known, else the labelled mesh."""

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from handmim.contracts import PretrainBatch
 from handmim.geometry.warp import to_source
 from handmim.losses.keypoints.regularisers import canonical_shapes
+from handmim.types import PretrainBatch
 
 ENTROPY_ROWS = 64  # logarithms of all targets of a large batch would cost a percent of a step
 

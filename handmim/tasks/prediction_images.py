@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.contracts import HandBatch
 from handmim.geometry.camera import project, px_from_ndc
 from handmim.render.overlay import contact_sheet, draw_joints, draw_mesh, enlarge, to_picture
+from handmim.types import HandBatch
 
 SIDE_PX = 144
 TRUTH_RGB = (170, 215, 150)

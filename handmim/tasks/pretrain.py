@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from handmim.contracts import PretrainBatch, PretrainOutputs, StepInfo, StepResult, Tokens
 from handmim.engine.schedule import Schedule, as_schedule
 from handmim.losses import pixel_recon
 from handmim.losses.total import LossSum, Weighted
@@ -34,6 +33,7 @@ from handmim.tasks.pretrain_heads import (
 )
 from handmim.tasks.pretrain_outputs import MAKERS, Seen, projected
 from handmim.tasks.pretrain_pictures import draw_pretraining
+from handmim.types import PretrainBatch, PretrainOutputs, StepInfo, StepResult, Tokens
 
 OF_TEACHER = ("patches", "classes", "keypoint_classes")  # fields whose targets are the teacher's
 CHOICES = {
@@ -198,13 +198,13 @@ class HandMimTask(nn.Module):
             is_masked,
             drop_masked=drop,
             taps=taps,
-            places=batch.hidden_places if self.training and self.reads_hidden_alone else None,
+            places=batch.masked_idx if self.training and self.reads_hidden_alone else None,
             local=None if local is None else local.flatten(0, 1),
         )
         teacher: Tokens | None = None
         if self.needs_teacher:
             hidden_alone = self.training and not self._reads_whole_teacher
-            places = batch.hidden_places if hidden_alone else None
+            places = batch.masked_idx if hidden_alone else None
             with torch.inference_mode():
                 teacher = self.teacher_head("backbone")(views, places=places)
         points: Tensor | None = None

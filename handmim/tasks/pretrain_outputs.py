@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from handmim.contracts import (
+from handmim.geometry.warp import from_source, to_source
+from handmim.losses.hog import oriented_gradients
+from handmim.losses.keypoints.contrast import aligned_shapes
+from handmim.models.heads.pixel import patchify
+from handmim.tasks.distillation import Pair, class_targets, patch_targets, project
+from handmim.types import (
     ClassTargets,
     PatchTargets,
     PixelTargets,
@@ -19,11 +24,6 @@ from handmim.contracts import (
     StepInfo,
     Tokens,
 )
-from handmim.geometry.warp import from_source, to_source
-from handmim.losses.hog import oriented_gradients
-from handmim.losses.keypoints.contrast import aligned_shapes
-from handmim.models.heads.pixel import patchify
-from handmim.tasks.distillation import Pair, class_targets, patch_targets, project
 
 if TYPE_CHECKING:
     from handmim.tasks.pretrain import HandMimTask
@@ -70,7 +70,7 @@ class Seen(NamedTuple):
     def hidden_patches(self) -> Tensor:
         """[M, D] the student's tokens at hidden patches."""
         patches = self.student.patches
-        return patches if patches.ndim == 2 else patches.flatten(0, 1)[self.batch.hidden_places]
+        return patches if patches.ndim == 2 else patches.flatten(0, 1)[self.batch.masked_idx]
 
 
 def projected(task: "HandMimTask", seen: Seen) -> dict[str, Pair]:
@@ -82,7 +82,7 @@ def projected(task: "HandMimTask", seen: Seen) -> dict[str, Pair]:
         return {}
     kinds: dict[str, Pair] = {}
     if "patches" in task.fields:
-        places = seen.batch.hidden_places
+        places = seen.batch.masked_idx
         everything = task.training and getattr(task.centering["patches"], "over", "") == "all"
         teacher = seen.teacher.patches
         if teacher.ndim == 3:  # of all patches
@@ -117,7 +117,7 @@ def _patches(task: "HandMimTask", seen: Seen) -> PatchTargets:
         task.teacher_head("projection"),
         task.centering["patches"],
         seen.is_masked,
-        seen.batch.hidden_places,
+        seen.batch.masked_idx,
         task.teacher_temp(*seen.info),
         update=task.training,
     )
@@ -151,7 +151,7 @@ def _pixels(task: "HandMimTask", seen: Seen) -> PixelTargets:
     tokens = seen.student.patches
     if seen.student.taps:
         tokens = torch.stack(seen.student.taps).mean(dim=0)
-    where = batch.hidden_places
+    where = batch.masked_idx
     if is_wanted is not is_masked:
         where = is_wanted.flatten().nonzero().squeeze(1)  # waits for the device
     pred = head(tokens, where, is_masked if task.mask_mode == "drop" else None)

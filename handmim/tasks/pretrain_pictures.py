@@ -7,11 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handmim.contracts import PixelTargets, PretrainBatch, PretrainOutputs
 from handmim.geometry.warp import from_source, to_source
 from handmim.models.heads.pixel import patchify, unpatchify
 from handmim.render.overlay import contact_sheet, to_picture
 from handmim.tasks.feature_pictures import draw_numbered_points, zoomed
+from handmim.types import PixelTargets, PretrainBatch, PretrainOutputs
 
 Picture = NDArray[np.uint8]
 

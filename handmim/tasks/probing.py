@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from handmim.contracts import HandSample, StepInfo
 from handmim.data.augment import HandAugment
 from handmim.data.loader import batches
 from handmim.hand.skeleton import ROOT_JOINT
@@ -20,6 +19,7 @@ from handmim.metrics.retrieval import class_accuracy, nearest, retrieval_figures
 from handmim.tasks.feature_pictures import draw_neighbours, draw_pictures_with_points
 from handmim.tasks.monitors import effective_rank
 from handmim.tasks.pretrain import HandMimTask
+from handmim.types import HandSample, StepInfo
 from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from handmim.contracts import HandBatch, HandSample, Lens, StepInfo, StepResult, Tokens
 from handmim.data.augment import HandAugment
 from handmim.data.loader import Sparing
 from handmim.hand.model import HandLayer
@@ -23,6 +22,7 @@ from handmim.models.freezing import freeze_below
 from handmim.models.teacher import EmaTeacher
 from handmim.models.vit import ViT
 from handmim.tasks.prediction_images import draw_predictions
+from handmim.types import HandBatch, HandSample, Intrinsics, StepInfo, StepResult, Tokens
 
 PICTURES = 8
 
@@ -161,7 +161,7 @@ class RegressionTask(nn.Module, ABC):
 
     @abstractmethod
     def answer(
-        self, image: Tensor, joint_rule: Tensor | None = None, lens: Lens | None = None
+        self, image: Tensor, joint_rule: Tensor | None = None, intrinsics: Intrinsics | None = None
     ) -> Estimate:
         """The last estimate for pictures, of which nothing else need be known.
 
@@ -169,12 +169,12 @@ class RegressionTask(nn.Module, ABC):
             image: [B, 3, H, W] in [0, 1].
             joint_rule: [B] whose joints are wanted, where there is a mesh to take them from; None
                 takes the hand model's own.
-            lens: of the pictures; None where nothing is known of the camera.
+            intrinsics: of the pictures; None where nothing is known of the camera.
         """
 
     def estimate(self, batch: HandBatch) -> Estimate:
         """The answer for augmented pictures in the samples' joint rules."""
-        return self.answer(batch.image, batch.joint_rule, batch.lens)
+        return self.answer(batch.image, batch.joint_rule, batch.intrinsics)
 
     def tokens(self, image: Tensor, taps: Sequence[int] = ()) -> Tokens:
         """Pictures through the backbone.

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.contracts import CropSample, HandBatch, HandSample, StepInfo
 from handmim.data.augment import HandAugment, transform_labels
 from handmim.data.colour import ColourJitter
 from handmim.data.loader import batches, collate_crops, collate_hands, label_subset
@@ -13,6 +12,7 @@ from handmim.data.samples import hand_sample
 from handmim.geometry.camera import ndc_from_px, project, px_from_ndc
 from handmim.geometry.crop import similarity
 from handmim.geometry.rotation import axis_angle_to_matrix
+from handmim.types import CropSample, HandBatch, HandSample, StepInfo
 
 INFO = StepInfo(0, 1)
 

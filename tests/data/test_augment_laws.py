@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.contracts import HandBatch, HandSample, HandState, StepInfo
 from handmim.data.augment import HandAugment, transform_labels
 from handmim.data.loader import collate_hands
 from handmim.data.pixels import sample_views
@@ -15,6 +14,7 @@ from handmim.evaluation.camera_space import place
 from handmim.geometry.camera import cell_centres_ndc, ndc_from_px, project, px_from_ndc
 from handmim.geometry.crop import compose, similarity
 from handmim.hand.conventions import rotvec_to_matrix
+from handmim.types import HandBatch, HandSample, HandState, StepInfo
 
 INFO = StepInfo(0, 1)
 

@@ -4,11 +4,11 @@ import cv2
 import numpy as np
 import pytest
 
-from handmim.contracts import CropSample
 from handmim.data.crops import CropFolder, square
 from handmim.data.loader import collate_crops, group_number
 from handmim.images.decode import read_rgb
 from handmim.images.files import find_images
+from handmim.types import CropSample
 
 
 def paint(path, height=40, width=30, colour=(10, 60, 200)):

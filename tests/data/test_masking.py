@@ -3,9 +3,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from handmim.contracts import StepInfo
 from handmim.data.masking import MaskSampler, block_mask, random_masks
 from handmim.engine.schedule import Schedule
+from handmim.types import StepInfo
 
 
 def drawn(

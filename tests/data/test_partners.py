@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from handmim.contracts import CropSample
 from handmim.data.freihand import FreiHand
 from handmim.data.ho3d import Ho3d
 from handmim.data.layouts import take_of
 from handmim.data.loader import collate_crops, collate_hands
+from handmim.types import CropSample
 
 
 def freihand(root, cache, **kwargs):

@@ -11,7 +11,6 @@ from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from handmim.contracts import CropBatch, CropSample, PretrainBatch, StepInfo
 from handmim.data.colour import ColourJitter
 from handmim.data.loader import collate_crops
 from handmim.data.masking import MaskSampler
@@ -19,6 +18,7 @@ from handmim.data.pixels import PlannedCrops
 from handmim.data.views import ViewMaker
 from handmim.engine.prefetch import PrefetchingLoader
 from handmim.engine.sampler import StepSampler
+from handmim.types import CropBatch, CropSample, PretrainBatch, StepInfo
 
 INFO = StepInfo(0, 1)
 CPU = torch.device("cpu")
@@ -166,7 +166,7 @@ def test_pixels_are_made_without_asking_the_device_for_a_number(settings):
     views = make(there, torch.Generator(), INFO)
     assert views.views.device.type == views.local_views.device.type == "meta"
     assert views.views.shape == views.clean_views.shape == (4, 2, 3, 48, 48)
-    assert views.num_hidden == planned.plan.num_masked
+    assert views.num_masked == planned.plan.num_masked
 
 
 class Images(Dataset):

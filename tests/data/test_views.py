@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from handmim.contracts import CropBatch, PretrainBatch, StepInfo
 from handmim.data.colour import ColourJitter, colour_maps, colour_matrices, gaussian_blur
 from handmim.data.masking import MaskSampler
 from handmim.data.pixels import sample_views
 from handmim.data.views import ViewMaker, draw_shared, draw_views, draw_warps
 from handmim.geometry.crop import compose, transform_points
 from handmim.geometry.warp import from_source, to_source
+from handmim.types import CropBatch, PretrainBatch, StepInfo
 
 INFO = StepInfo(0, 1)
 EVERYTHING = {

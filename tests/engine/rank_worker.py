@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from hydra.utils import instantiate
 
-from handmim.contracts import StepInfo
 from handmim.engine.log import RunningMeans
 from handmim.engine.update import Updater
+from handmim.types import StepInfo
 from handmim.utils.run import Run
 from handmim.utils.seed import seed_everything, step_seed
 from tests.engine.rank_cases import IDLE, batch_of, cases, composed

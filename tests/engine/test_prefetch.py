@@ -1,10 +1,10 @@
 import pytest
 import torch
 
-from handmim.contracts import StepInfo
 from handmim.engine.prefetch import PrefetchingLoader
 from handmim.engine.sampler import StepSampler
 from handmim.engine.trainer import Trainer
+from handmim.types import StepInfo
 from handmim.utils.run import Run
 from tests.engine.toy import DATA, ToyBatch, ToyTask, collate, prepare, recipe
 

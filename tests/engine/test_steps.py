@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from handmim.contracts import StepResult
 from handmim.engine.checkpoint import load_checkpoint
 from handmim.engine.finite import NotFiniteError
 from handmim.engine.ledger import Ledger
 from handmim.engine.steps import LoadingError
 from handmim.engine.trainer import Trainer
 from handmim.models.centering import Centering
+from handmim.types import StepResult
 from handmim.utils.run import Run
 from tests.engine.faulty import Faulty
 from tests.engine.toy import DATA, TASKS, ToyTask, collate, prepare, recipe, rows

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.contracts import StepResult
 from handmim.engine.checkpoint import (
     load_checkpoint,
 )
 from handmim.engine.hooks import StopRun
 from handmim.engine.trainer import Trainer
+from handmim.types import StepResult
 from handmim.utils.run import Run
 from tests.engine.toy import DATA, TASKS, ToyTask, collate, fit, prepare, recipe, rows
 

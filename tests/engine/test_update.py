@@ -5,11 +5,11 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from handmim.contracts import StepInfo
 from handmim.engine.checkpoint import load_checkpoint, save_checkpoint
 from handmim.engine.finite import FiniteWatch
 from handmim.engine.optim import OptimizerConfig, clip_per_tensor
 from handmim.engine.update import Updater
+from handmim.types import StepInfo
 from tests.engine.toy import ToyBatch, ToyTask, fit, recipe
 
 CPU = torch.device("cpu")

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from handmim.contracts import StepInfo, StepResult
 from handmim.engine.optim import OptimizerConfig
 from handmim.engine.schedule import Schedule
 from handmim.engine.trainer import Trainer
+from handmim.types import StepInfo, StepResult
 from handmim.utils.rows import read_rows
 from handmim.utils.run import Run
 

@@ -10,7 +10,6 @@ import torch
 from hydra.utils import instantiate
 from torch.utils.data import Dataset
 
-from handmim.contracts import HandSample
 from handmim.data.augment import HandAugment
 from handmim.data.samples import hand_sample, mirror_sample
 from handmim.engine.checkpoint import save_checkpoint
@@ -19,6 +18,7 @@ from handmim.evaluation.inference import CropNetwork
 from handmim.evaluation.load_model import hand_config, load_model, read_model_checkpoint
 from handmim.evaluation.predictor import HandPredictor
 from handmim.evaluation.scoring import model_predictor, predictions
+from handmim.types import HandSample
 from handmim.utils.config import resolved
 from handmim.utils.stopwatch import Stages
 from tests.pipelines.test_evaluate import SMALL, composed

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.contracts import HandState
 from handmim.data.augment import HandAugment
 from handmim.data.freihand import FreiHand
 from handmim.data.loader import collate_hands
@@ -25,6 +24,7 @@ from handmim.models.heads.pymaf import PyMafHead
 from handmim.models.vit import ViT
 from handmim.tasks.keypoints import KeypointRegressionTask
 from handmim.tasks.mesh import HandRegressionTask
+from handmim.types import HandState
 from handmim.utils.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")

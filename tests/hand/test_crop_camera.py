@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 
-from handmim.contracts import HandOutputs, HandState, Lens
 from handmim.geometry.camera import ndc_from_px, project, project_weak
 from handmim.geometry.rotation import rotation_about_z
 from handmim.hand.crop_camera import CropCamera, focal_px, stand
 from handmim.hand.rules import JointRules
 from handmim.hand.skeleton import RULE_NAMES
+from handmim.types import HandOutputs, HandState, Intrinsics
 
 SIDE = 224
 S0 = 8.0
@@ -25,9 +25,9 @@ def turned_intrinsics(b: int = 6) -> torch.Tensor:
     return pixel_map @ K @ R.transpose(1, 2)
 
 
-def lens(b: int = 6, known: bool = True) -> Lens:
+def intrinsics(b: int = 6, known: bool = True) -> Intrinsics:
     K = turned_intrinsics(b) if known else torch.zeros(b, 3, 3)
-    return Lens(K, torch.full((b,), known), SIDE)
+    return Intrinsics(K, torch.full((b,), known), SIDE)
 
 
 def cams(b: int = 6) -> torch.Tensor:
@@ -45,14 +45,14 @@ def test_depth_by_hand():
     K = torch.tensor([[[500.0, 0, 112], [0, 500.0, 112], [0, 0, 1]]])
     s = 400 * 2 / SIDE
     cam = torch.tensor([[math.log(s / S0), 0.1, -0.05]])
-    place = stand(cam, Lens(K, torch.tensor([True]), SIDE), S0)
+    place = stand(cam, Intrinsics(K, torch.tensor([True]), SIDE), S0)
     # the root is seen 0.1 m x 400 px/m = 40 px right of the centre: X = 40 / 500 * Z = 0.1 m
     torch.testing.assert_close(place, torch.tensor([[0.1, -0.05, 1.25]]))
 
 
 def test_the_pinhole_is_the_weak_camera_to_first_order():
     """At the root the same place; around it the same pixels per metre, whatever K."""
-    eyes, cam = lens(), cams()
+    eyes, cam = intrinsics(), cams()
     camera = CropCamera("pinhole", S0)
     transl, is_metric = camera.place(cam, eyes)
     assert is_metric.all()
@@ -67,7 +67,7 @@ def test_the_pinhole_is_the_weak_camera_to_first_order():
 
 
 def test_it_sees_what_the_intrinsics_say():
-    eyes, cam = lens(), cams()
+    eyes, cam = intrinsics(), cams()
     points = 0.1 * torch.randn(6, 30, 3, generator=torch.Generator().manual_seed(2))
     camera = CropCamera("pinhole", S0)
     transl, _ = camera.place(cam, eyes)
@@ -77,16 +77,16 @@ def test_it_sees_what_the_intrinsics_say():
 
 def test_depth_is_metric_only_where_the_intrinsics_are_known():
     cam, points = cams(), torch.randn(6, 4, 3)
-    assert CropCamera("weak", S0).place(cam, lens()) == (None, None)
+    assert CropCamera("weak", S0).place(cam, intrinsics()) == (None, None)
     pinhole = CropCamera("pinhole", S0)
-    for eyes in (None, lens(known=False)):
+    for eyes in (None, intrinsics(known=False)):
         transl, is_metric = pinhole.place(cam, eyes)
         assert not is_metric.any()
         assert transl.abs().max() == 0
         torch.testing.assert_close(
             pinhole.see(points, cam, transl, eyes), project_weak(points, cam, S0)
         )
-    some = lens()._replace(has_K=torch.arange(6) % 2 == 0)
+    some = intrinsics()._replace(has_K=torch.arange(6) % 2 == 0)
     transl, is_metric = pinhole.place(cam, some)
     assert is_metric.tolist() == [True, False] * 3
     assert (transl.abs().sum(dim=1) > 0).tolist() == [True, False] * 3
@@ -97,7 +97,7 @@ def test_unknown_intrinsics_leave_clean_gradients():
     cam[3:, 0] = -95.0  # a scale that underflows
     cam.requires_grad_()
     points = torch.randn(6, 4, 3, requires_grad=True)
-    mixed = lens()._replace(has_K=torch.arange(6) < 3)
+    mixed = intrinsics()._replace(has_K=torch.arange(6) < 3)
     mixed.K_crop_px[3:] = 0.0
     camera = CropCamera("pinhole", S0)
     transl, _ = camera.place(cam, mixed)
@@ -107,7 +107,7 @@ def test_unknown_intrinsics_leave_clean_gradients():
 
 
 def test_points_behind_the_camera_stay_finite():
-    eyes, cam = lens(), cams()
+    eyes, cam = intrinsics(), cams()
     camera = CropCamera("pinhole", S0)
     transl, _ = camera.place(cam, eyes)
     behind = -transl[:, None] - torch.tensor([0.0, 0.0, 1.0])
@@ -115,7 +115,7 @@ def test_points_behind_the_camera_stay_finite():
 
 
 def test_another_joint_rule_moves_the_root_but_no_vertex(hand):
-    eyes, cam = lens(4), cams(4)
+    eyes, cam = intrinsics(4), cams(4)
     betas = torch.randn(4, 10, generator=torch.Generator().manual_seed(5))
     mesh = hand(hand.mean_rotmats.float().expand(4, -1, -1, -1), betas)
     root = mesh.joints_m[:, 9:10]

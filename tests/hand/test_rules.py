@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.contracts import HandOutputs, HandState
 from handmim.geometry.camera import project_weak
 from handmim.hand.conventions import regressed_joints, rotvec_to_matrix
 from handmim.hand.crop_camera import CropCamera
 from handmim.hand.rules import JointRules
 from handmim.hand.skeleton import FINGERTIP_VERTS, RULE_NAMES
+from handmim.types import HandOutputs, HandState
 
 TIPS = [4, 8, 12, 16, 20]
 

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from handmim.contracts import HandBatch, HandOutputs, HandState
 from handmim.geometry.rotation import axis_angle_to_matrix
 from handmim.losses.direct_keypoints import SmoothJoints2D, SmoothJoints3D
 from handmim.losses.edges import Edges
@@ -15,6 +14,7 @@ from handmim.losses.mano_params import Betas, Rotations
 from handmim.losses.prior import Prior
 from handmim.losses.silhouette import Silhouette, hand_masks
 from handmim.losses.verts import Verts
+from handmim.types import HandBatch, HandOutputs, HandState
 
 IMG_PX, CELLS, NUM_VERTS = 8, 6, 30
 MESH = SimpleNamespace(

@@ -6,9 +6,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from handmim.contracts import PretrainBatch, PretrainOutputs
 from handmim.geometry.crop import compose, invert, similarity
 from handmim.geometry.warp import from_source
+from handmim.types import PretrainBatch, PretrainOutputs
 
 
 def random_maps(

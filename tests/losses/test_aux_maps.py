@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.contracts import HandOutputs
 from handmim.losses.heatmaps import Heatmaps, gaussian_maps
 from handmim.losses.silhouette import Silhouette, hand_masks
 from handmim.models.heads.aux_maps import AuxMaps
 from handmim.models.heads.direct import KeypointOutputs, KeypointState
 from handmim.render.rasterizer import rasterise
 from handmim.render.scene import SceneRenderer, SceneSettings
+from handmim.types import HandOutputs
 from tests.losses.hand_cases import CELLS, IMG_PX, MESH, random_batch, truth_as_state
 
 SIDE = 56

@@ -5,8 +5,8 @@ import pytest
 import torch
 import yaml
 
-from handmim.contracts import ClassTargets, PretrainBatch, PretrainOutputs
 from handmim.losses import class_distill, koleo, patch_distill
+from handmim.types import ClassTargets, PretrainBatch, PretrainOutputs
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs" / "loss"
 BATCH = PretrainBatch(

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.contracts import HandOutputs
 from handmim.geometry.rotation import axis_angle_to_matrix
 from handmim.losses.direct_keypoints import SmoothJoints2D, SmoothJoints3D
 from handmim.losses.edges import Edges, unique_edges
@@ -18,6 +17,7 @@ from handmim.losses.reduction import over_steps
 from handmim.losses.total import LossSum, Weighted
 from handmim.losses.verts import Verts
 from handmim.models.heads.direct import KeypointOutputs, KeypointState
+from handmim.types import HandOutputs
 from tests.losses.hand_cases import TERMS, random_batch, random_outputs, rows, truth_as_state
 
 INFO = SimpleNamespace(step=0, total_steps=10)

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from handmim.contracts import PretrainBatch, PretrainOutputs
 from handmim.losses.hog import Term, oriented_gradients
 from handmim.models.heads.hog import HogHead, PatchHogHead, PointHogHead
+from handmim.types import PretrainBatch, PretrainOutputs
 
 
 def stripes(angle_rad: float, side: int = 48) -> torch.Tensor:

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from handmim.contracts import ClassTargets, PretrainOutputs
 from handmim.geometry.crop import invert, similarity
 from handmim.losses import keypoint_agree, latent_equivariance, peclr
 from handmim.losses.keypoint_align import Term
+from handmim.types import ClassTargets, PretrainOutputs
 from tests.losses.keypoint_cases import batch_of, outputs_of, random_maps, seen_points, some_hands
 
 EYE = torch.eye(2, 3).expand(4, 2, 2, 3)

@@ -6,9 +6,9 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from hydra.utils import instantiate
 
-from handmim.contracts import PixelTargets, PretrainBatch, PretrainOutputs
 from handmim.losses import pixel_recon
 from handmim.models.heads.pixel import PixelDecoder, PixelHead
+from handmim.types import PixelTargets, PretrainBatch, PretrainOutputs
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 BATCH = PretrainBatch(

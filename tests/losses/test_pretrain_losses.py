@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from handmim.contracts import PixelTargets, PretrainBatch, PretrainOutputs, StepInfo
 from handmim.geometry.crop import compose, invert, similarity, transform_points
 from handmim.losses import class_recon, patch_distill, pixel_recon, view_affine
 from handmim.losses.total import LossSum, Weighted
+from handmim.types import PixelTargets, PretrainBatch, PretrainOutputs, StepInfo
 
 
 def maps(num: int, seed: int = 0) -> torch.Tensor:

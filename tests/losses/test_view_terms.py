@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from handmim.contracts import PretrainBatch, PretrainOutputs
 from handmim.geometry.crop import similarity
 from handmim.losses import dense_match, point_recon, view_flow
 from handmim.losses.class_recon import grey_thumbnails
+from handmim.types import PretrainBatch, PretrainOutputs
 
 
 def batch_of(A: torch.Tensor, displacement: torch.Tensor | None = None) -> PretrainBatch:

@@ -2,7 +2,7 @@
 
 import torch
 
-from handmim.contracts import Tokens
+from handmim.types import Tokens
 
 DIM = 12
 SMALL_PYMAF = {

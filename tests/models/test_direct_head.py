@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from handmim.contracts import Tokens
 from handmim.geometry.camera import fit_weak, project_weak
 from handmim.models.heads.direct import DirectHead, lift_25d
+from handmim.types import Tokens
 
 
 def tokens(b=3, d=8, n=4, seed=0):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from handmim.contracts import Tokens
 from handmim.models.vit import ViT
+from handmim.types import Tokens
 
 SIZE = {"embed_dim": 24, "depth": 3, "num_heads": 2}
 WAYS = {"plain": {}, "layer scale": {"init_values": 0.3}, "qk norm": {"qk_norm": True}}

@@ -5,7 +5,6 @@ from functools import partial
 import pytest
 import torch
 
-from handmim.contracts import HandOutputs, Lens, Tokens
 from handmim.hand.crop_camera import stand
 from handmim.hand.model import HandModel
 from handmim.models.heads.decoder import DecoderHead
@@ -13,6 +12,7 @@ from handmim.models.heads.hand_head import HandHead
 from handmim.models.heads.iterative import IterativeHead
 from handmim.models.heads.plain import PlainHead
 from handmim.models.heads.pymaf import PyMafHead
+from handmim.types import HandOutputs, Intrinsics, Tokens
 from synthesis.mano import mirrored
 from tests.models.head_cases import DIM, SMALL_PYMAF, tokens
 
@@ -36,12 +36,12 @@ HEADS = {
 every_head = pytest.mark.parametrize("name", list(HEADS))
 
 
-def lens(b: int = 2) -> Lens:
+def intrinsics(b: int = 2) -> Intrinsics:
     """Crops of which the last has no intrinsics."""
     K = torch.tensor([[300.0, 0.0, 30.0], [0.0, 310.0, 35.0], [0.0, 0.0, 1.0]])
     known = torch.ones(b, dtype=torch.bool)
     known[1:] = False
-    return Lens(K.expand(b, 3, 3), known, IMG_PX)
+    return Intrinsics(K.expand(b, 3, 3), known, IMG_PX)
 
 
 def far_from_zero(head: HandHead) -> HandHead:
@@ -74,15 +74,15 @@ def one(t: Tokens, i: int) -> Tokens:
 def test_the_mean_hand_is_posed_once_for_all_and_seen_by_each_camera(hand, camera, monkeypatch):
     head = PlainHead(DIM, hand, camera=camera)
     head.set_mean_hand(hand.mean_rotmats.float(), torch.tensor([0.1, -0.02, 0.03]))
-    state, mean = head.start(3, lens(3))
-    expected = head.decode(head.mean_state(3), lens(3))
+    state, mean = head.start(3, intrinsics(3))
+    expected = head.decode(head.mean_state(3), intrinsics(3))
     torch.testing.assert_close(state, head.mean_state(3))
     for name in mean._fields:
         torch.testing.assert_close(getattr(mean, name), getattr(expected, name))
     sizes = []
     pose = head.hand.forward
     monkeypatch.setattr(head.hand, "forward", lambda r, b: (sizes.append(len(r)), pose(r, b))[1])
-    head(tokens(3), lens(3))
+    head(tokens(3), intrinsics(3))
     assert sizes == [1, 3]
 
 
@@ -90,7 +90,7 @@ def test_the_mean_hand_is_posed_once_for_all_and_seen_by_each_camera(hand, camer
 @pytest.mark.parametrize("camera", ["weak", "pinhole"])
 @pytest.mark.parametrize(("b", "known"), [(1, True), (1, False), (2, True), (2, False)])
 def test_all_estimates_are_whole(make, name, camera, b, known):
-    out = make(name, camera=camera)(tokens(b), lens(b) if known else None)
+    out = make(name, camera=camera)(tokens(b), intrinsics(b) if known else None)
     assert len(out.steps) == HEADS[name][1]
     for step in out.steps:
         shapes = {k: tuple(v.shape) for k, v in step._asdict().items() if v is not None}
@@ -113,10 +113,10 @@ def test_all_estimates_are_whole(make, name, camera, b, known):
 
 @every_head
 def test_where_the_hand_stands_follows_from_camera_and_lens(make, name):
-    answer = make(name, camera="pinhole")(tokens(1), lens(1)).steps[-1]
-    expected = stand(answer.cam, lens(1), 8.0)
+    answer = make(name, camera="pinhole")(tokens(1), intrinsics(1)).steps[-1]
+    expected = stand(answer.cam, intrinsics(1), 8.0)
     torch.testing.assert_close(answer.transl_cam_m, expected)
-    blind = make(name, camera="weak")(tokens(1), lens(1)).steps[-1]
+    blind = make(name, camera="weak")(tokens(1), intrinsics(1)).steps[-1]
     # Heads that look where the mesh lands see other places through another camera.
     if name != "pymaf":
         torch.testing.assert_close(blind.joints_root_m, answer.joints_root_m)
@@ -173,11 +173,11 @@ def test_tokens_matter_where_they_should(make, name):
 @every_head
 def test_a_picture_alone_is_answered_as_in_a_batch_and_every_time(make, name):
     head, t = make(name, camera="pinhole"), tokens(3)
-    whole, again = head(t, lens(3)), head(t, lens(3))
+    whole, again = head(t, intrinsics(3)), head(t, intrinsics(3))
     assert all(torch.equal(a, b) for a, b in zip(fields(whole), fields(again), strict=True))
     for i in range(3):
-        K, known, img_px = lens(3)
-        alone = head(one(t, i), Lens(K[i : i + 1], known[i : i + 1], img_px))
+        K, known, img_px = intrinsics(3)
+        alone = head(one(t, i), Intrinsics(K[i : i + 1], known[i : i + 1], img_px))
         for a, b in zip(fields(alone), fields(whole), strict=True):
             torch.testing.assert_close(a, b[i : i + 1], atol=2e-5, rtol=1e-4)
 

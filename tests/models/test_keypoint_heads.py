@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from handmim.contracts import Tokens
 from handmim.models.heads.keypoint import (
     KeypointHead,
     KeypointPredictor,
@@ -9,6 +8,7 @@ from handmim.models.heads.keypoint import (
     SoftArgmaxKeypoints,
 )
 from handmim.models.heads.token import AffineHead, DenseHead, DisplacementHead, ThumbnailHead
+from handmim.types import Tokens
 
 
 def tokens(v: int, dim: int, h: int = 4, w: int = 4, seed: int = 0) -> Tokens:

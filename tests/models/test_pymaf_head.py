@@ -5,11 +5,11 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from handmim.contracts import Lens, Tokens
 from handmim.geometry.camera import project_weak
 from handmim.models.heads.pymaf import PointMlp, PyMafHead, farthest_points
 from handmim.models.pyramid import PYRAMIDS, LightPyramid
 from handmim.models.vit import ViT
+from handmim.types import Intrinsics, Tokens
 from tests.models.head_cases import DIM, SMALL_PYMAF, tokens
 
 
@@ -154,8 +154,8 @@ def test_every_variant_refines_and_trains_all_its_parts(make, name):
     head = make(**VARIANTS[name])
     t = tokens()
     t = t._replace(taps=tuple(t.patches + i for i in range(len(head.tapped_blocks))))
-    lens = Lens(torch.eye(3).expand(2, 3, 3) * 300, torch.tensor([True, False]), 32)
-    out = head(t, lens)
+    intrinsics = Intrinsics(torch.eye(3).expand(2, 3, 3) * 300, torch.tensor([True, False]), 32)
+    out = head(t, intrinsics)
     assert len(out.steps) == head.num_steps + 1
     assert out.steps[-1].verts_root_m.shape == (2, 778, 3)
     loss = sum((s.verts_root_m**2).sum() + (s.verts_crop_ndc**2).sum() for s in out.steps[1:])

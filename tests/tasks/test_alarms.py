@@ -7,7 +7,6 @@ import torch
 import yaml
 from torch.utils.data import Dataset
 
-from handmim.contracts import CropSample, StepInfo
 from handmim.data.colour import ColourJitter
 from handmim.data.masking import MaskSampler
 from handmim.data.views import ViewMaker
@@ -16,6 +15,7 @@ from handmim.geometry.crop import similarity, transform_points
 from handmim.geometry.warp import from_source
 from handmim.models.heads.keypoint import SoftArgmaxKeypoints
 from handmim.tasks.alarms import CollapseAlarms
+from handmim.types import CropSample, StepInfo
 from handmim.utils.run import Run
 from handmim.utils.unreadable import UnreadableSample
 from tests.tasks.test_pretrain_task import HANDMIM, make_task

@@ -7,11 +7,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from handmim.contracts import HandBatch, StepInfo
 from handmim.data.augment import HandAugment
 from handmim.data.loader import collate_hands
 from handmim.data.synthetic import SyntheticHands
 from handmim.losses.silhouette import hand_masks
+from handmim.types import HandBatch, StepInfo
 
 REPO = Path(__file__).parents[2]
 SCENE = {"image_px": 40, "view": "cone", "background": "studio", "objects": 0.0, "occluders": 0.0}

@@ -5,7 +5,6 @@ import torch
 from tests.tasks.test_keypoint_regression import build as keypoint_task
 from tests.tasks.test_keypoint_regression import photo
 
-from handmim.contracts import HandBatch, StepInfo
 from handmim.data.loader import collate_hands
 from handmim.data.synthetic import SyntheticHands
 from handmim.engine.checkpoint import load_checkpoint
@@ -15,6 +14,7 @@ from handmim.engine.trainer import Trainer
 from handmim.evaluation.scoring import EvalHook, model_predictor, score
 from handmim.models.averaging import Averaging, averaging_of
 from handmim.models.initial_weights import load_initial
+from handmim.types import HandBatch, StepInfo
 from handmim.utils.run import Run
 from tests.tasks.small_tasks import SCENE, small_augment, small_hand_task
 

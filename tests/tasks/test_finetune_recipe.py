@@ -79,16 +79,16 @@ def test_the_hand_stays_in_fp32_under_bf16(hand, hands, camera):
     batch = small_augment().evaluate(collate_hands([hands[i] for i in range(4)]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert (batch.image.flatten(1) @ batch.image.flatten(1).T).dtype == torch.bfloat16
-        steps = task.predict(batch.image, lens=batch.lens).steps
+        steps = task.predict(batch.image, intrinsics=batch.intrinsics).steps
     for state in steps:
         floating = [f for f in state if f is not None and f.is_floating_point()]
         assert {f.dtype for f in floating} == {torch.float32}
         mesh = hand(state.rotmats, state.betas)
         root = mesh.joints_m[:, 9, None]
         torch.testing.assert_close(state.verts_root_m, mesh.verts_m - root, atol=1e-6, rtol=0)
-        place, is_metric = task.head.camera.place(state.cam, batch.lens)
+        place, is_metric = task.head.camera.place(state.cam, batch.intrinsics)
         assert (is_metric is None) is (camera == "weak")
-        seen = task.head.camera.see(state.verts_root_m, state.cam, place, batch.lens)
+        seen = task.head.camera.see(state.verts_root_m, state.cam, place, batch.intrinsics)
         torch.testing.assert_close(state.verts_crop_ndc, seen, atol=1e-5, rtol=0)
         gram = state.rotmats.transpose(-1, -2) @ state.rotmats
         torch.testing.assert_close(gram, torch.eye(3).expand_as(gram), atol=1e-5, rtol=0)

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from handmim.contracts import StepInfo
 from handmim.losses.patch_distill import masked_patch_ce
 from handmim.tasks.health import measure
+from handmim.types import StepInfo
 from tests.tasks.test_pretrain_task import make_batch, make_task
 
 INFO = StepInfo(0, 10)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from handmim.contracts import PretrainBatch, StepInfo
 from handmim.engine.optim import OptimizerConfig
 from handmim.engine.schedule import Schedule
 from handmim.losses import class_distill, patch_distill
@@ -16,6 +15,7 @@ from handmim.models.centering import Centering
 from handmim.models.heads.projection import ProjectionHead
 from handmim.models.vit import ViT
 from handmim.tasks.pretrain import HandMimTask
+from handmim.types import PretrainBatch, StepInfo
 from tests.golden import reference_ibot as reference
 
 STEPS, SIDE, PATCH = 3, 32, 8

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.contracts import HandBatch, StepInfo, Task
 from handmim.data.augment import HandAugment
 from handmim.data.keypoints import KeypointPhotos
 from handmim.data.loader import collate_hands
@@ -19,6 +18,7 @@ from handmim.losses.total import Weighted
 from handmim.models.heads.direct import DirectHead, KeypointOutputs, KeypointState
 from handmim.models.vit import ViT
 from handmim.tasks.keypoints import KeypointRegressionTask, mean_joints, mean_scale
+from handmim.types import HandBatch, StepInfo, Task
 from handmim.utils.unreadable import UnreadableSample
 from tests.tasks.relabelled import Relabelled
 

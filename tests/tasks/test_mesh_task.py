@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.contracts import HandBatch, StepInfo
 from handmim.data.loader import collate_hands
 from handmim.data.synthetic import SyntheticHands
 from handmim.evaluation.scoring import mean_hand_predictor, model_predictor, score
 from handmim.geometry.camera import fit_weak
 from handmim.geometry.rotation import chordal_mean
 from handmim.tasks.mesh import mean_hand
+from handmim.types import HandBatch, StepInfo
 from tests.tasks.relabelled import Relabelled
 from tests.tasks.small_tasks import SCENE, small_augment, small_hand_task
 

@@ -9,10 +9,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from handmim.contracts import CropBatch, StepInfo
 from handmim.engine.finite import FiniteWatch
 from handmim.engine.log import RunningMeans
 from handmim.engine.optim import clip_per_tensor
+from handmim.types import CropBatch, StepInfo
 from handmim.utils.config import drop_unbuilt
 from handmim.utils.seed import step_generator
 

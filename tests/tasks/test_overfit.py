@@ -10,9 +10,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from handmim.contracts import HandBatch, HandState, StepInfo
 from handmim.data.loader import collate_hands
 from handmim.tasks.mesh import HandRegressionTask
+from handmim.types import HandBatch, HandState, StepInfo
 
 REPO = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from handmim.contracts import CropBatch, PretrainBatch, StepInfo
+from handmim.types import CropBatch, PretrainBatch, StepInfo
 from handmim.utils.seed import step_generator
 from tests.tasks.test_no_waiting import built
 
@@ -19,16 +19,16 @@ def batch_of(views, num: int = 6) -> PretrainBatch:
 def test_hidden_places_of_a_part_are_its_own():
     _, views, _ = built("ibot", ["views.num_local=2", "views.local_px=24"])
     batch = batch_of(views)
-    assert batch.hidden is not None
+    assert batch.known_masked_idx is not None
     parts = [batch.part(start, start + 2) for start in (0, 2, 4)]
     for number, part in enumerate(parts):
         assert part.num_samples == 2
         torch.testing.assert_close(part.views, batch.views[2 * number : 2 * number + 2])
         expected = part.is_masked.flatten().nonzero().squeeze(1)
-        torch.testing.assert_close(part.hidden, expected)
+        torch.testing.assert_close(part.known_masked_idx, expected)
         assert part.local_views.shape[0] == 2
     behind = batch.part(4, 99)
-    torch.testing.assert_close(behind.hidden, parts[2].hidden)
+    torch.testing.assert_close(behind.known_masked_idx, parts[2].known_masked_idx)
 
 
 @pytest.mark.parametrize("parts", [2, 3])

@@ -3,7 +3,6 @@ from functools import partial
 import pytest
 import torch
 
-from handmim.contracts import CropBatch, PretrainBatch, StepInfo
 from handmim.data.colour import ColourJitter
 from handmim.data.masking import MaskSampler
 from handmim.data.views import ViewMaker
@@ -33,6 +32,7 @@ from handmim.models.initial_weights import load_initial
 from handmim.models.vit import ViT
 from handmim.tasks.monitors import effective_rank, keypoint_monitors, target_monitors
 from handmim.tasks.pretrain import HandMimTask
+from handmim.types import CropBatch, PretrainBatch, StepInfo
 
 POINTS = partial(KeypointHead, num_keypoints=6, hidden_dim=16, num_hidden=1)
 PROTOTYPES = partial(ProjectionHead, num_prototypes=16, hidden_dim=16, bottleneck_dim=8)

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.contracts import StepInfo
 from handmim.data.augment import HandAugment
 from handmim.data.keypoints import KeypointPhotos
 from handmim.data.synthetic import SyntheticHands
 from handmim.tasks.probing import ProbeHook
+from handmim.types import StepInfo
 from handmim.utils.run import Run
 from tests.tasks.relabelled import Relabelled
 from tests.tasks.test_pretrain_task import make_task

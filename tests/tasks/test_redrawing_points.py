@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from handmim.contracts import PretrainBatch, StepInfo, Tokens
 from handmim.geometry.crop import similarity
 from handmim.geometry.warp import bounded, from_source
 from handmim.tasks.pretrain_outputs import Seen, _redrawing_points
+from handmim.types import PretrainBatch, StepInfo, Tokens
 
 B, G, K = 5, 3, 7
 

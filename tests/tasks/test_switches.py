@@ -9,7 +9,7 @@ import torch
 from hydra.utils import instantiate
 from lightning_fabric import Fabric
 
-from handmim.contracts import CropBatch, StepInfo
+from handmim.types import CropBatch, StepInfo
 from handmim.utils.config import drop_unbuilt
 from tests.test_configs import composed
 

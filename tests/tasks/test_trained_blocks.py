@@ -5,10 +5,10 @@ import torch
 from safetensors.torch import load_file
 from torch.autograd.graph import saved_tensors_hooks
 
-from handmim.contracts import StepInfo
 from handmim.data.loader import collate_hands
 from handmim.data.synthetic import SyntheticHands
 from handmim.engine.optim import OptimizerConfig
+from handmim.types import StepInfo
 from tests.tasks.small_tasks import SCENE, small_augment, small_hand_task
 
 DEPTH = 3

@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 from benchmark.pictures import write_jpegs
 from benchmark.race import Bench, Row, compared
 from benchmark.references.pil_views import PilViews
-from handmim.contracts import CropSample, PretrainBatch, StepInfo
 from handmim.data.colour import ColourJitter
 from handmim.data.crops import CropFolder
 from handmim.data.loader import collate_crops
@@ -26,6 +25,7 @@ from handmim.data.packing import pack_crops
 from handmim.data.pixels import as_float
 from handmim.data.views import ViewMaker
 from handmim.images.decode import decode_rgb, turbo
+from handmim.types import CropSample, PretrainBatch, StepInfo
 
 INFO = StepInfo(0, 1)
 PIL, FLOAT, UINT8 = "PIL and torchvision", "handmim, float", "handmim, uint8"

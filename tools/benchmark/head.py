@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from benchmark.ceiling import flops_of
 from benchmark.race import Bench, Row, compared
-from handmim.contracts import Lens, Tokens
 from handmim.models.heads.hand_head import HandHead
 from handmim.models.vit import ViT
+from handmim.types import Intrinsics, Tokens
 
 Work = Callable[[], object]
 
@@ -79,24 +79,24 @@ def _backbone_work(backbone: ViT, pictures: Tensor) -> Work:
 
 
 def _head_work(head: HandHead, backbone: ViT, pictures: Tensor) -> Work:
-    tokens, lens = inputs_of(head, backbone, pictures)
+    tokens, intrinsics = inputs_of(head, backbone, pictures)
 
     def work() -> None:
         head.zero_grad()
-        out = head(_leaves(tokens), lens)
+        out = head(_leaves(tokens), intrinsics)
         _squares([s.verts_root_m for s in out.steps] + [s.cam for s in out.steps]).backward()
 
     return work
 
 
-def inputs_of(head: HandHead, backbone: ViT, pictures: Tensor) -> tuple[Tokens, Lens]:
+def inputs_of(head: HandHead, backbone: ViT, pictures: Tensor) -> tuple[Tokens, Intrinsics]:
     """What a head is called with: tokens of the pictures and a camera that is known."""
     with torch.no_grad():
         tokens = backbone(pictures, taps=head.tapped_blocks)
     batch_size, side = len(pictures), pictures.shape[-1]
     focal = torch.diag(torch.tensor([2.0 * side, 2.0 * side, 1.0], device=pictures.device))
     known = torch.ones(batch_size, dtype=torch.bool, device=pictures.device)
-    return tokens, Lens(focal.expand(batch_size, 3, 3), known, side)
+    return tokens, Intrinsics(focal.expand(batch_size, 3, 3), known, side)
 
 
 def forward_flops(module: nn.Module, *inputs: Any) -> int:

@@ -13,7 +13,6 @@ from benchmark.ceiling import flops_of, matmul_flops_per_s
 from benchmark.memory import peak_mib
 from benchmark.race import Bench, Row, compared
 from benchmark.references.plain_step import PlainStep
-from handmim.contracts import PretrainBatch, StepInfo
 from handmim.data.masking import MaskSampler
 from handmim.engine.optim import OptimizerConfig
 from handmim.engine.update import Updater
@@ -24,6 +23,7 @@ from handmim.models.heads.projection import ProjectionHead
 from handmim.models.vit import ViT
 from handmim.pipelines.setup_run import compile_backbones
 from handmim.tasks.pretrain import HandMimTask
+from handmim.types import PretrainBatch, StepInfo
 from handmim.utils.files import write_atomic
 
 LR, DECAY, MOMENTUM, CLIP, TEMP = 1e-4, 0.04, 0.9995, 3.0, 0.04
@@ -52,7 +52,7 @@ def noise_batch(
         torch.eye(2, 3, device=device).expand(batch_size, 2, 2, 3),
         is_masked.to(device),
         local_views=local.to(device) if num_local else None,
-        hidden=is_masked.flatten().nonzero().squeeze(1).to(device),
+        known_masked_idx=is_masked.flatten().nonzero().squeeze(1).to(device),
     )
 
 

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from handmim.contracts import PretrainBatch
 from handmim.geometry.warp import to_source
 from handmim.losses.keypoints.regularisers import canonical_shapes, mean_shape, unit_shapes
+from handmim.types import PretrainBatch
 from handmim.utils.ranks import gathered, mean_over_ranks
 
 EMBEDS = ("shape", "canonical")

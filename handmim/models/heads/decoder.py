@@ -9,9 +9,9 @@ looked at beside the patches, and queries are told the current state beside what
 import torch
 from torch import Tensor, nn
 
-from handmim.contracts import HandOutputs, Lens, Tokens
 from handmim.hand.model import HandLayer
 from handmim.models.heads.hand_head import HandHead, small_linear
+from handmim.types import HandOutputs, Intrinsics, Tokens
 
 
 class DecoderLayer(nn.Module):
@@ -128,14 +128,14 @@ class DecoderHead(HandHead):
                 updates.append(self.out(self.norm(x).flatten(1)))
         return updates
 
-    def forward(self, tokens: Tokens, lens: Lens | None = None) -> HandOutputs:
+    def forward(self, tokens: Tokens, intrinsics: Intrinsics | None = None) -> HandOutputs:
         """Tokens of one batch to the mean hand and the estimates after it."""
         seen = torch.cat([self.seen_cls(tokens)[:, None], tokens.patches], dim=1)
         context = self.embed_tokens(seen)
-        state, mean = self.start(len(seen), lens)
+        state, mean = self.start(len(seen), intrinsics)
         steps = [mean]
         for _ in range(self.num_steps):
             states = [state + update for update in self._updates(state, context)]
-            steps += [self.decode(s, lens) for s in states]
+            steps += [self.decode(s, intrinsics) for s in states]
             state = states[-1]
         return HandOutputs(tuple(steps))

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from handmim.contracts import Tokens
 from handmim.hand.skeleton import NUM_JOINTS, ROOT_JOINT
 from handmim.models.heads.token_features import feature_dim, token_features
+from handmim.types import Tokens
 
 COORDS = ("3d", "25d")
 INIT_STD = 1e-3

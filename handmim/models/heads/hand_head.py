@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from handmim.contracts import HandOutputs, HandState, Lens, Tokens
 from handmim.geometry.rotation import matrix_to_rot6d, rot6d_to_matrix
 from handmim.hand.crop_camera import CropCamera
 from handmim.hand.model import HandLayer
 from handmim.hand.skeleton import ROOT_JOINT
+from handmim.types import HandOutputs, HandState, Intrinsics, Tokens
 
 NUM_ROT6D, NUM_CAM = 96, 3
 
@@ -103,21 +103,23 @@ class HandHead(nn.Module, ABC):
         )
         return start.expand(batch_size, -1)
 
-    def start(self, batch_size: int, lens: Lens | None = None) -> tuple[Tensor, HandState]:
+    def start(
+        self, batch_size: int, intrinsics: Intrinsics | None = None
+    ) -> tuple[Tensor, HandState]:
         """Where every refinement starts: the mean state of all samples, [B, S], and its hand, which
         is posed once for all of them."""
         state = self.mean_state(batch_size)
         shared = [part.expand(batch_size, *part.shape[1:]) for part in self._posed(state[:1])]
-        return state, self._seen(*shared, lens=lens)
+        return state, self._seen(*shared, intrinsics=intrinsics)
 
-    def decode(self, state: Tensor, lens: Lens | None = None) -> HandState:
+    def decode(self, state: Tensor, intrinsics: Intrinsics | None = None) -> HandState:
         """[B, S] state to rotations, mesh and projections; fp32 whatever the autocast state.
 
         Args:
             state: as `mean_state` and updates make it.
-            lens: of the crops; None where nothing is known of the camera.
+            intrinsics: of the crops; None where nothing is known of the camera.
         """
-        return self._seen(*self._posed(state), lens=lens)
+        return self._seen(*self._posed(state), intrinsics=intrinsics)
 
     def _posed(self, state: Tensor) -> tuple[Tensor, ...]:
         """Rotations, betas, camera, and vertices and joints relative to the root joint."""
@@ -136,30 +138,30 @@ class HandHead(nn.Module, ABC):
         verts_root_m: Tensor,
         joints_root_m: Tensor,
         *,
-        lens: Lens | None,
+        intrinsics: Intrinsics | None,
     ) -> HandState:
         """A posed hand with its places in the crop, and before the camera where that is known."""
         with torch.autocast(cam.device.type, enabled=False):
-            transl, is_metric = self.camera.place(cam, lens)
+            transl, is_metric = self.camera.place(cam, intrinsics)
             return HandState(
                 rotmats=rotmats,
                 betas=betas,
                 cam=cam,
                 verts_root_m=verts_root_m,
                 joints_root_m=joints_root_m,
-                verts_crop_ndc=self.camera.see(verts_root_m, cam, transl, lens),
-                joints_crop_ndc=self.camera.see(joints_root_m, cam, transl, lens),
+                verts_crop_ndc=self.camera.see(verts_root_m, cam, transl, intrinsics),
+                joints_crop_ndc=self.camera.see(joints_root_m, cam, transl, intrinsics),
                 transl_cam_m=transl,
                 is_metric=is_metric,
             )
 
     @abstractmethod
-    def forward(self, tokens: Tokens, lens: Lens | None = None) -> HandOutputs:
+    def forward(self, tokens: Tokens, intrinsics: Intrinsics | None = None) -> HandOutputs:
         """Tokens of one batch to the mean hand and the estimates after it.
 
         Args:
             tokens: of the backbone, with `tapped_blocks`.
-            lens: of the crops; needed for metric depth alone.
+            intrinsics: of the crops; needed for metric depth alone.
         """
 
 

@@ -8,10 +8,10 @@ instead of pooled convolutions, and every estimate may be supervised.
 
 from torch import Tensor, nn
 
-from handmim.contracts import HandOutputs, Lens, Tokens
 from handmim.hand.model import HandLayer
 from handmim.models.heads.hand_head import HandHead, StateUpdate
 from handmim.models.heads.token_features import feature_dim, token_features
+from handmim.types import HandOutputs, Intrinsics, Tokens
 
 
 class IterativeHead(HandHead):
@@ -55,15 +55,15 @@ class IterativeHead(HandHead):
         self.norm = nn.LayerNorm(width)
         self.update = StateUpdate(width, self.state_dim, hidden_dim, dropout, activation)
 
-    def forward(self, tokens: Tokens, lens: Lens | None = None) -> HandOutputs:
+    def forward(self, tokens: Tokens, intrinsics: Intrinsics | None = None) -> HandOutputs:
         """Tokens of one batch to the mean hand and `num_steps` refinements of it."""
         seen: Tensor = self.norm(
             token_features(self.seen_cls(tokens), tokens.patches, self.features)
         )
-        state, mean = self.start(len(seen), lens)
+        state, mean = self.start(len(seen), intrinsics)
         steps = [mean]
         for _ in range(self.num_steps):
             before = state.detach() if self.detach else state
             state = before + self.update(seen, before)
-            steps.append(self.decode(state, lens))
+            steps.append(self.decode(state, intrinsics))
         return HandOutputs(tuple(steps))

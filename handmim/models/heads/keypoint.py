@@ -9,10 +9,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from handmim.contracts import Tokens
 from handmim.geometry.camera import cell_centres_ndc
 from handmim.models.batch_norm import BatchNorm1d
 from handmim.models.heads.mlp import mlp
+from handmim.types import Tokens
 
 
 def check_points(num_keypoints: int, num_dims: int) -> None:

@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from handmim.contracts import HandOutputs, Lens, Tokens
 from handmim.hand.model import HandLayer
 from handmim.models.heads.hand_head import HandHead, small_linear
 from handmim.models.heads.token_features import feature_dim, token_features
+from handmim.types import HandOutputs, Intrinsics, Tokens
 
 
 class PlainHead(HandHead):
@@ -52,9 +52,9 @@ class PlainHead(HandHead):
         self.body = nn.Sequential(*layers)
         self.out = small_linear(width, self.state_dim)
 
-    def forward(self, tokens: Tokens, lens: Lens | None = None) -> HandOutputs:
+    def forward(self, tokens: Tokens, intrinsics: Intrinsics | None = None) -> HandOutputs:
         """Tokens of one batch to the mean hand and the answer."""
         seen = token_features(self.seen_cls(tokens), tokens.patches, self.features)
-        state, mean = self.start(len(seen), lens)
+        state, mean = self.start(len(seen), intrinsics)
         update: Tensor = self.out(self.body(seen))
-        return HandOutputs((mean, self.decode(state + update, lens)))
+        return HandOutputs((mean, self.decode(state + update, intrinsics)))

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from handmim.contracts import HandOutputs, HandState, Lens, Tokens
 from handmim.geometry.camera import cell_centres_ndc
 from handmim.hand.model import HandLayer
 from handmim.models.heads.aux_maps import AuxMaps
 from handmim.models.heads.hand_head import HandHead, StateUpdate
 from handmim.models.pyramid import PYRAMIDS
 from handmim.models.sampling import sample_map
+from handmim.types import HandOutputs, HandState, Intrinsics, Tokens
 
 CLS_AT = ("none", "first", "all")
 POOLS = ("flatten", "max")
@@ -240,12 +240,12 @@ class PyMafHead(HandHead):
         features: Tensor = self.point_mlps[step](sampled)
         return features
 
-    def forward(self, tokens: Tokens, lens: Lens | None = None) -> HandOutputs:
+    def forward(self, tokens: Tokens, intrinsics: Intrinsics | None = None) -> HandOutputs:
         """Tokens of one batch to the mean hand and T refinements of it."""
         patches = torch.cat([*tokens.taps, tokens.patches], dim=-1)
         maps = self.pyramid(patches.transpose(1, 2).unflatten(2, tokens.grid_hw))
         cls = None if self.cls_proj is None else self.cls_proj(self.seen_cls(tokens))
-        state, mean = self.start(len(tokens.cls), lens)
+        state, mean = self.start(len(tokens.cls), intrinsics)
         steps = [mean]
         for t, regressor in enumerate(self.regressors):
             features = self._features(t, maps[t], steps[-1])
@@ -253,6 +253,6 @@ class PyMafHead(HandHead):
                 features = torch.cat([features, cls], dim=-1)
             before = state.detach() if self.detach else state
             state = before + regressor(features, before)
-            steps.append(self.decode(state, lens))
+            steps.append(self.decode(state, intrinsics))
         heatmaps, silhouette = self.aux(maps[-1])
         return HandOutputs(tuple(steps), heatmaps, silhouette)

@@ -35,7 +35,9 @@ def test_the_plain_step_drops_paths_clips_and_follows():
 def test_noise_has_masks_and_local_crops():
     batch = noise_batch(3, 64, 16, CPU, num_local=2, local_px=32)
     assert batch.local_views.shape == (3, 2, 3, 32, 32)
-    torch.testing.assert_close(batch.hidden, batch.is_masked.flatten().nonzero().squeeze(1))
+    torch.testing.assert_close(
+        batch.known_masked_idx, batch.is_masked.flatten().nonzero().squeeze(1)
+    )
     assert 0.2 < batch.is_masked.float().mean() < 0.35
 
 

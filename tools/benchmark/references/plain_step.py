@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmim.contracts import PretrainBatch
 from handmim.models.heads.projection import ProjectionHead
 from handmim.models.vit import ViT
+from handmim.types import PretrainBatch
 
 NO_DECAY = ("pos_embed", "cls_token", "mask_token")
 

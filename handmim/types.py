@@ -1,4 +1,4 @@
-"""What the parts hand to each other: samples, batches, outputs, the Task protocol. No maths.
+"""Samples, batches, outputs and the Task protocol. No maths.
 
 Letters used everywhere: B batch, G views, L local crops, N patches, D width, P prototypes, K
 pseudo-keypoints of d = 2 or 3 numbers, J=21 joints, V=778 vertices, T refinement steps, h w token
@@ -30,7 +30,7 @@ class CropSample:
 
     image: NDArray[np.uint8]  # [S, S, 3] RGB
     sample_id: str
-    # [S, S, 3] another photo of exactly this hand in this place (FreiHAND's other backgrounds)
+    # [S, S, 3] another photo of exactly this hand at this position (FreiHAND's other backgrounds)
     partner: NDArray[np.uint8] | None = None
     group: str | None = None  # samples of one group show nearly the same hand
 
@@ -64,7 +64,7 @@ class CropBatch(NamedTuple):
     """Unlabeled crops as the loader collates them, before views are made on the device."""
 
     image: Tensor  # [B, 3, S, S] uint8
-    partner: Tensor | None = None  # [B, 3, S, S] uint8, the same hand in the same place again
+    partner: Tensor | None = None  # [B, 3, S, S] uint8, the same hand at the same position again
     group: Tensor | None = None  # [B] int64; equal numbers show nearly the same hand
 
 
@@ -77,22 +77,22 @@ class PretrainBatch(NamedTuple):
 
     views: Tensor  # [B, G, 3, H, W] in [0, 1], after colour augmentation
     source_from_view: Tensor  # [B, G, 2, 3] fp32, view ndc -> source ndc
-    is_masked: Tensor  # [B, G, N] bool, True = hidden from the student
+    is_masked: Tensor  # [B, G, N] bool, True = masked for the student
     displacement_ndc: Tensor | None = None  # [B, G, 2, c, c] control values of the known warp
     clean_views: Tensor | None = None  # [B, G, 3, H, W] the views before colour augmentation
     local_views: Tensor | None = None  # [B, L, 3, h, w] small crops for the class losses
     group: Tensor | None = None  # [B] int64; equal numbers are no negatives of each other
-    hidden: Tensor | None = None  # [M] int64 places of True in is_masked.flatten(), where known
-    num_hidden: tuple[int, ...] | None = None  # of each sample, B numbers on the host, likewise
+    known_masked_idx: Tensor | None = None  # [M] int64, see masked_idx
+    num_masked: tuple[int, ...] | None = None  # of each sample, B numbers on the host, likewise
 
     @property
-    def hidden_places(self) -> Tensor:
-        """[M] int64 places of the masked patches in `is_masked.flatten()`, rising.
+    def masked_idx(self) -> Tensor:
+        """[M] int64 positions of the masked patches in `is_masked.flatten()`, ascending.
 
-        Drawn masks bring them along: to look for them would wait for the device.
+        Drawn masks bring them along: a search would wait for the device.
         """
-        if self.hidden is not None:
-            return self.hidden
+        if self.known_masked_idx is not None:
+            return self.known_masked_idx
         return self.is_masked.flatten().nonzero().squeeze(1)
 
     @property
@@ -105,12 +105,14 @@ class PretrainBatch(NamedTuple):
         fields: dict[str, Any] = {
             name: field[start:stop]
             for name, field in self._asdict().items()
-            if field is not None and name != "hidden"
+            if field is not None and name != "known_masked_idx"
         }
-        if self.hidden is not None and self.num_hidden is not None:
-            first, num = sum(self.num_hidden[:start]), sum(self.num_hidden[start:stop])
+        if self.known_masked_idx is not None and self.num_masked is not None:
+            first, num = sum(self.num_masked[:start]), sum(self.num_masked[start:stop])
             per_sample = self.is_masked[0].numel()
-            fields["hidden"] = self.hidden[first : first + num] - start * per_sample
+            fields["known_masked_idx"] = (
+                self.known_masked_idx[first : first + num] - start * per_sample
+            )
         return PretrainBatch(**fields)
 
 
@@ -121,7 +123,7 @@ class HandBatch(NamedTuple):
 
     image: Tensor  # [B, 3, S, S] uint8, later [B, 3, H, W] in [0, 1]
     was_left: Tensor  # [B] bool
-    joint_rule: Tensor  # [B] int64, place in hand.skeleton.RULE_NAMES
+    joint_rule: Tensor  # [B] int64, index in hand.skeleton.RULE_NAMES
     K_crop_px: Tensor  # [B, 3, 3]
     has_K: Tensor  # [B] bool
     kp2d_crop_ndc: Tensor  # [B, 21, 2]
@@ -136,9 +138,9 @@ class HandBatch(NamedTuple):
     has_mano: Tensor  # [B] bool
 
     @property
-    def lens(self) -> "Lens":
-        """What is known of the camera behind these crops."""
-        return Lens(self.K_crop_px, self.has_K, self.image.shape[-1])
+    def intrinsics(self) -> "Intrinsics":
+        """Camera intrinsics of these crops, where known."""
+        return Intrinsics(self.K_crop_px, self.has_K, self.image.shape[-1])
 
     @property
     def num_samples(self) -> int:
@@ -154,23 +156,23 @@ class HandBatch(NamedTuple):
         return HandBatch(*(field.to(device) for field in self))
 
 
-class Lens(NamedTuple):
-    """Intrinsics of crops, where they are known."""
+class Intrinsics(NamedTuple):
+    """Camera intrinsics of crops, where known."""
 
     K_crop_px: Tensor  # [B, 3, 3]
     has_K: Tensor  # [B] bool
-    img_px: int  # side of the crops that K speaks of
+    img_px: int  # side of the crops that K is for
 
 
 class Tokens(NamedTuple):
-    """What a backbone returns: the class token and the patch tokens in row-major grid order."""
+    """Output of a backbone: the class token and the patch tokens in row-major grid order."""
 
     cls: Tensor  # [B, D]
-    # [B, N, D], the visible ones only where hidden ones were dropped; [M, D] where only some places
-    # were asked for
+    # [B, N, D], only the visible ones where masked ones were dropped; [M, D] where only some
+    # positions were requested
     patches: Tensor
     grid_hw: tuple[int, int]  # N = h * w
-    taps: tuple[Tensor, ...] = ()  # patch tokens of the blocks that were asked for, normed
+    taps: tuple[Tensor, ...] = ()  # patch tokens of the requested blocks, normed
     local_cls: Tensor | None = None  # [b, D] class tokens of local crops that went along
 
 
@@ -191,7 +193,7 @@ class ClassTargets(NamedTuple):
 
 
 class PixelTargets(NamedTuple):
-    """Chosen (masked) patches only: predicted and true pixels."""
+    """Masked patches only: predicted and true pixels."""
 
     pred: Tensor  # [M, p*p*3]
     target: Tensor  # [M, p*p*3] in [0, 1]
@@ -200,27 +202,27 @@ class PixelTargets(NamedTuple):
 
 
 class PretrainOutputs(NamedTuple):
-    """Everything the pretraining losses look at. A part whose head is not configured is None."""
+    """Inputs of the pretraining losses. A part whose head is not configured is None."""
 
     cls: Tensor | None = None  # [B, G, D] the student's class tokens
     patches: PatchTargets | None = None
     classes: ClassTargets | None = None
     pixels: PixelTargets | None = None
     keypoints_ndc: Tensor | None = None  # [B, G, K, d] student, in each view's ndc (z: view scale)
-    predicted_keypoints_ndc: Tensor | None = None  # the same, or a predictor's guess of the target
+    predicted_keypoints_ndc: Tensor | None = None  # the same, or predicted from them
     # [B, G, K, d] the side that is matched (EMA teacher or student)
     target_keypoints_ndc: Tensor | None = None
-    class_keypoints_ndc: Tensor | None = None  # [B, G, K, d] the class token's guess of the points
+    class_keypoints_ndc: Tensor | None = None  # [B, G, K, d] from the class token
     keypoint_classes: ClassTargets | None = None  # prototypes of aligned point shapes
     # [B, G, 2, 3] predicted map of the next view's ndc -> this view's ndc
     pred_affine: Tensor | None = None
     pred_displacement: Tensor | None = None  # [B, G, 2, c, c] predicted warp of each view
-    thumbnail: Tensor | None = None  # [B, G, t, t] small grey picture redrawn from the class token
+    thumbnail: Tensor | None = None  # [B, G, t, t] grey, from the class token
     point_thumbnail: Tensor | None = None  # [B, G, t, t] the same from the pseudo-keypoints
-    class_hog: Tensor | None = None  # [B, G, bins, s, s] oriented gradients told by the class token
-    point_hog: Tensor | None = None  # [B, G, bins, s, s] the same told by the pseudo-keypoints
-    patch_hog: Tensor | None = None  # [B, G, bins, h c, w c] told by each patch token for itself
-    # by (bins, cells): [B*G, bins, cells, cells] true oriented gradients of the views
+    class_hog: Tensor | None = None  # [B, G, bins, s, s] HOG predicted from the class token
+    point_hog: Tensor | None = None  # [B, G, bins, s, s] HOG predicted from the pseudo-keypoints
+    patch_hog: Tensor | None = None  # [B, G, bins, h c, w c] from each patch token
+    # by (bins, cells): [B*G, bins, cells, cells] HOG targets of the views
     hog_targets: Mapping[tuple[int, int], Tensor] | None = None
     dense: Tensor | None = None  # [B, G, N, E] patch embeddings of unit length
 
@@ -235,15 +237,15 @@ class HandState(NamedTuple):
     joints_root_m: Tensor  # [B, 21, 3]
     verts_crop_ndc: Tensor  # [B, V, 2]
     joints_crop_ndc: Tensor  # [B, 21, 2]
-    # Where the root joint stands before the camera: [B, 3], in metres where is_metric [B] bool is
-    # on (the crop's intrinsics are known), zero elsewhere. None where a head does not say it.
+    # Root translation in camera axes: [B, 3], in metres where is_metric [B] bool is
+    # on (the crop's intrinsics are known), zero elsewhere. None where a head does not predict it.
     transl_cam_m: Tensor | None = None
     is_metric: Tensor | None = None
 
 
 class HandOutputs(NamedTuple):
-    """All refinement steps, first the mean hand that the head starts from, last the answer; and
-    what a head was asked to draw beside it."""
+    """All refinement steps, first the mean hand that the head starts from, last the prediction; and
+    auxiliary maps of heads that have them."""
 
     steps: tuple[HandState, ...]  # T + 1
     heatmaps: Tensor | None = None  # [B, 21, h, w] of the joints in the crop
@@ -251,14 +253,14 @@ class HandOutputs(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """Where training stands; every schedule is a function of it."""
+    """Position in training; every schedule is a function of it."""
 
     step: int
     total_steps: int
 
 
 class StepResult(NamedTuple):
-    """What one training step reports. `scalars` stay on the device until they are logged."""
+    """Result of one training step. `scalars` stay on the device until they are logged."""
 
     loss: Tensor
     scalars: dict[str, Tensor]
@@ -266,15 +268,14 @@ class StepResult(NamedTuple):
 
 @runtime_checkable
 class Task(Protocol):
-    """What the loop needs to know of a method; tasks are nn.Modules whose forward is one training
-    step."""
+    """A training method; tasks are nn.Modules whose forward is one training step."""
 
     def __call__(self, batch: Any, info: StepInfo) -> StepResult:
         """Losses of one batch."""
         ...
 
     def before_update(self, info: StepInfo) -> None:
-        """Runs between backward and optimizer: what is frozen for now loses its gradient."""
+        """Runs between backward and optimizer: cancels gradients of frozen parameters."""
         ...
 
     def after_step(self, info: StepInfo) -> dict[str, float]:
@@ -286,5 +287,5 @@ class Task(Protocol):
         ...
 
     def images(self, batch: Any) -> dict[str, NDArray[np.uint8]]:
-        """[H, W, 3] RGB images of this batch worth looking at, by name."""
+        """[H, W, 3] RGB images of this batch, by name."""
         ...

@@ -45,7 +45,9 @@ class HandSample:
     image: NDArray[np.uint8]  # [S, S, 3] RGB
     sample_id: str
     is_right: bool  # left hands are labelled as left hands
-    joint_rule: str  # how its joints follow from a mesh: a name of hand.skeleton.JOINT_RULES
+    joint_convention: (
+        str  # how its joints follow from a mesh: a name of hand.skeleton.JOINT_CONVENTIONS
+    )
     K_crop_px: NDArray[np.float32]  # [3, 3] intrinsics of this crop, where has_K
     has_K: bool
     kp2d_crop_px: NDArray[np.float32]  # [21, 2]
@@ -123,7 +125,7 @@ class HandBatch(NamedTuple):
 
     image: Tensor  # [B, 3, S, S] uint8, later [B, 3, H, W] in [0, 1]
     was_left: Tensor  # [B] bool
-    joint_rule: Tensor  # [B] int64, index in hand.skeleton.RULE_NAMES
+    joint_convention: Tensor  # [B] int64, index in hand.skeleton.CONVENTION_NAMES
     K_crop_px: Tensor  # [B, 3, 3]
     has_K: Tensor  # [B] bool
     kp2d_crop_ndc: Tensor  # [B, 21, 2]

@@ -24,7 +24,7 @@ def hand_path() -> Path:
 
 @pytest.fixture(scope="session")
 def hand_arrays(hand_path):
-    from handmim.hand.arrays import load_hand_arrays
+    from handmim.hand.io import load_hand_arrays
 
     return load_hand_arrays(hand_path)
 

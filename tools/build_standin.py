@@ -6,7 +6,7 @@ python tools/build_standin.py [--out data/standin_right.npz]
 import argparse
 from pathlib import Path
 
-from handmim.hand.arrays import load_hand_arrays
+from handmim.hand.io import load_hand_arrays
 from handmim.utils.entry import plain_tool
 from handmim.utils.words import given_output
 from standin.build import build, write_npz

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from handmim.hand.arrays import load_hand_arrays
+from handmim.hand.io import load_hand_arrays
 from handmim.utils.entry import plain_tool
 from handmim.utils.words import given_path
 from standin.measures import FACTS, measure

@@ -20,8 +20,9 @@ from handmim.data.json_arrays import StoredArray, cached_number_lists
 from handmim.data.layouts import VERSIONS, file_names
 from handmim.data.provenance import check_made_with
 from handmim.data.samples import hand_sample
-from handmim.hand.arrays import NUM_VERTS, load_hand_arrays
+from handmim.hand.arrays import NUM_VERTS
 from handmim.hand.conventions import freihand_hand, project_px
+from handmim.hand.io import load_hand_arrays
 from handmim.hand.model import HandModel
 from handmim.images.decode import read_image
 from handmim.types import CropSample, HandSample
@@ -227,7 +228,7 @@ class FreiHand(Dataset[HandSample | CropSample]):
         return hand_sample(
             image,
             sample_id,
-            joint_rule="freihand",
+            joint_convention="freihand",
             K_crop_px=carry_intrinsics(crop_from_img, K),
             kp2d_crop_px=kp2d,
             joints_cam_m=joints,

@@ -30,8 +30,8 @@ from handmim.data.layouts import take_of
 from handmim.data.provenance import check_made_with
 from handmim.data.samples import hand_sample
 from handmim.data.truth import stored_truth
-from handmim.hand.arrays import load_hand_arrays
 from handmim.hand.conventions import OPENCV_FROM_OPENGL, ho3d_hand, project_px, rest_wrist
+from handmim.hand.io import load_hand_arrays
 from handmim.hand.model import HandModel
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D
 from handmim.images.decode import UnreadableImage, read_image
@@ -270,7 +270,7 @@ class Ho3d(Dataset[HandSample | CropSample]):
         return hand_sample(
             image,
             sample_id,
-            joint_rule="ho3d",
+            joint_convention="ho3d",
             K_crop_px=None if K is None else carry_intrinsics(crop_from_img, K),
             kp2d_crop_px=None if kp2d is None else carry_points(crop_from_img, kp2d),
             joints_cam_m=joints,

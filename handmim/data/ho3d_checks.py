@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from handmim.data.camera_checks import note_intrinsics, usable
 from handmim.data.layouts import file_names
 from handmim.data.provenance import LARGEST_RESIDUAL_M
-from handmim.hand.conventions import OPENCV_FROM_OPENGL, project_px, rotvec_to_matrix
+from handmim.geometry.rotation_numpy import rotvec_to_matrix
+from handmim.hand.conventions import OPENCV_FROM_OPENGL, project_px
 from handmim.hand.label_checks import (
     SIZES_M,
     finite,

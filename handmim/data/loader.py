@@ -14,7 +14,7 @@ from handmim.data.samples import mirror_sample
 from handmim.engine.watchdog import beat
 from handmim.engine.workers import Loaded, Loading, attempt
 from handmim.geometry.camera import ndc_from_px
-from handmim.hand.skeleton import RULE_NAMES
+from handmim.hand.skeleton import CONVENTION_NAMES
 from handmim.types import CropBatch, CropSample, HandBatch, HandSample
 from handmim.utils.findings import shown
 from handmim.utils.unreadable import UnreadableSample
@@ -80,7 +80,9 @@ def collate_hands(samples: Sequence[HandSample]) -> HandBatch:
     return HandBatch(
         image=image,
         was_left=torch.tensor([not s.is_right for s in samples]),
-        joint_rule=torch.tensor([RULE_NAMES.index(s.joint_rule) for s in samples]),
+        joint_convention=torch.tensor(
+            [CONVENTION_NAMES.index(s.joint_convention) for s in samples]
+        ),
         K_crop_px=stack("K_crop_px"),
         has_K=stack("has_K"),
         kp2d_crop_ndc=ndc_from_px(stack("kp2d_crop_px"), image.shape[-1]),

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from handmim.hand.arrays import NUM_VERTS
 from handmim.hand.conventions import mirror_intrinsics, mirror_points, mirror_rotmats
-from handmim.hand.skeleton import NUM_JOINTS, RULE_NAMES
+from handmim.hand.skeleton import CONVENTION_NAMES, NUM_JOINTS
 from handmim.types import HandSample
 from handmim.utils.unreadable import UnreadableSample
 
@@ -19,7 +19,7 @@ def hand_sample(
     sample_id: str,
     *,
     is_right: bool = True,
-    joint_rule: str = "model",
+    joint_convention: str = "model",
     K_crop_px: Array | None = None,
     kp2d_crop_px: Array | None = None,
     kp2d_valid: NDArray[np.bool_] | None = None,
@@ -37,7 +37,7 @@ def hand_sample(
         image: [S, S, 3] crop.
         sample_id: name within its dataset.
         is_right: side of the hand.
-        joint_rule: how the source's joints follow from a mesh.
+        joint_convention: how the source's joints follow from a mesh.
         K_crop_px: [3, 3].
         kp2d_crop_px, joints_cam_m: [21, 2] and [21, 3].
         kp2d_valid, joints_valid: [21]; all joints when left out.
@@ -49,8 +49,10 @@ def hand_sample(
     """
     if (rotmats is None) != (betas is None):
         raise ValueError(f"{sample_id}: MANO parameters are rotations and betas, got one of them")
-    if joint_rule not in RULE_NAMES:
-        raise ValueError(f"{sample_id}: joint_rule {joint_rule!r} is none of {RULE_NAMES}")
+    if joint_convention not in CONVENTION_NAMES:
+        raise ValueError(
+            f"{sample_id}: joint_convention {joint_convention!r} is none of {CONVENTION_NAMES}"
+        )
 
     def label(name: str, value: Array | None, shape: tuple[int, ...]) -> NDArray[np.float32]:
         if value is None:
@@ -77,7 +79,7 @@ def hand_sample(
         image=image,
         sample_id=sample_id,
         is_right=is_right,
-        joint_rule=joint_rule,
+        joint_convention=joint_convention,
         K_crop_px=label("K_crop_px", K_crop_px, (3, 3)),
         has_K=K_crop_px is not None,
         kp2d_crop_px=label("kp2d_crop_px", seen(kp2d_crop_px, kp2d_valid), (NUM_JOINTS, 2)),

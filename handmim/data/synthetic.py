@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 
 from handmim.data.fingerprint import digest_of
 from handmim.data.samples import hand_sample
-from handmim.hand.arrays import load_hand_arrays
 from handmim.hand.conventions import project_px
+from handmim.hand.io import load_hand_arrays
 from handmim.render.cache import open_split, read_sample, render_split
 from handmim.render.scene import RENDERER_VERSION, SceneSettings
 from handmim.types import HandSample

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.data.json_arrays import StoredArray, cached_number_lists
-from handmim.hand.files import NUM_VERTS
+from handmim.hand.arrays import NUM_VERTS
 
 SHAPES: dict[str, tuple[int, ...]] = {"xyz": (21, 3), "verts": (NUM_VERTS, 3)}
 Truth = tuple[NDArray[np.floating], NDArray[np.floating]]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from handmim.hand.arrays import HandArrays, load_hand_arrays, resolve_hand_path
+from handmim.hand.arrays import HandArrays
+from handmim.hand.io import load_hand_arrays, resolve_hand_path
 from handmim.utils.findings import Finding, Notes
 from handmim.utils.unpickle import UnsafePickleError
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from handmim.data.augment import HandAugment
 from handmim.geometry.crop import similarity
-from handmim.hand.skeleton import RULE_NAMES
+from handmim.hand.skeleton import CONVENTION_NAMES
 from handmim.tasks.regression import RegressionTask
 from handmim.types import Intrinsics
 from handmim.utils.graphed import Graphed
@@ -27,7 +27,7 @@ class CropNetwork:
         augment: whose evaluation crop the model looks at.
         device: where.
         precision: one of `PRECISIONS`.
-        joint_rule: whose joints are said, a name of `skeleton.RULE_NAMES`.
+        joint_convention: whose joints are said, a name of `skeleton.CONVENTION_NAMES`.
         compile: torch.compile of the backbone's blocks, for one shape of batches.
         cuda_graph: kernels are recorded at the first batch of a shape and replayed; estimates are
             written over by the next batch.
@@ -41,15 +41,17 @@ class CropNetwork:
         device: str | torch.device = "cpu",
         *,
         precision: str = "32-true",
-        joint_rule: str = "model",
+        joint_convention: str = "model",
         compile: bool = False,
         cuda_graph: bool = False,
     ) -> None:
         self.device = torch.device(device)
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}")
-        if joint_rule not in RULE_NAMES:
-            raise ValueError(f"joint_rule must be one of {RULE_NAMES}, got {joint_rule!r}")
+        if joint_convention not in CONVENTION_NAMES:
+            raise ValueError(
+                f"joint_convention must be one of {CONVENTION_NAMES}, got {joint_convention!r}"
+            )
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device={device}: PyTorch sees no GPU here (device='cpu')")
         if cuda_graph and self.device.type != "cuda":
@@ -64,8 +66,8 @@ class CropNetwork:
             task.answering_backbone.compile_blocks()
         # None leaves joints as heads give them, which is the rule "model"
         self.rule: Tensor | None = None
-        if joint_rule != "model":
-            self.rule = torch.tensor([RULE_NAMES.index(joint_rule)], device=self.device)
+        if joint_convention != "model":
+            self.rule = torch.tensor([CONVENTION_NAMES.index(joint_convention)], device=self.device)
         self.scale = augment.evaluation_scale  # of the model's crop in the stored one
         side = torch.tensor([self.scale])
         self.source_from_crop = similarity(side, torch.zeros(1), torch.zeros(1, 2))  # [1, 2, 3]

@@ -67,7 +67,7 @@ class HandPredictor:
     @classmethod
     def from_checkpoint(
         cls, path: str | Path, device: str | torch.device = "cpu", *, hand_path: str | None = None,
-        precision: str = "32-true", batch_size: int = 64, joint_rule: str = "model",
+        precision: str = "32-true", batch_size: int = 64, joint_convention: str = "model",
         compile: bool = False, cuda_graph: bool = False,
     ) -> "HandPredictor":  # fmt: skip
         """From last.pt or best.pt of a fine-tuning; crops are cut as its evaluation cuts them.
@@ -76,7 +76,7 @@ class HandPredictor:
             path: of the checkpoint.
             hand_path: of the hand model, where its file has moved.
             batch_size: as the class takes it.
-            device, precision, joint_rule, compile, cuda_graph: as `CropNetwork` takes them.
+            device, precision, joint_convention, compile, cuda_graph: as `CropNetwork` takes them.
         Raises: FileNotFoundError; ValueError for another file, another hand model, unknown words,
             and what the device cannot do.
         """
@@ -85,7 +85,7 @@ class HandPredictor:
         saved = read_model_checkpoint(path)
         task, augment = load_model(saved, hand_config(saved, {"path": hand_path}), str(path))
         network = CropNetwork(
-            task, augment, device, precision=precision, joint_rule=joint_rule,
+            task, augment, device, precision=precision, joint_convention=joint_convention,
             compile=compile, cuda_graph=cuda_graph,
         )  # fmt: skip
         return cls(network, batch_size)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from handmim.geometry.rotation import matrix_to_axis_angle
-from handmim.hand.arrays import HandArrays, load_hand_arrays, resolve_hand_path
-from handmim.hand.files import NO_PARENT
+from handmim.hand.arrays import HandArrays
+from handmim.hand.io import load_hand_arrays, resolve_hand_path
 from handmim.hand.model import HandLayer
 from handmim.hand.skeleton import CHAIN_FROM_CANONICAL
 
@@ -22,7 +22,7 @@ _MM = 1e-3
 
 
 def _leave_out_of_checkpoints(layer: nn.Module) -> nn.Module:
-    """None of its buffers is saved: the hand model's file holds them."""
+    """The hand model's file holds its buffers."""
     for module in layer.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
             module.register_buffer(name, buffer, persistent=False)
@@ -38,10 +38,9 @@ def smplx_data(arrays: HandArrays) -> Any:
         import smplx
     except ImportError as error:
         raise ImportError(
-            "hand=smplx wants the smplx package (pip install smplx); hand=mano reads the same"
+            "hand=smplx needs the smplx package (pip install smplx); hand=mano reads the same"
             " files without it"
         ) from error
-    kintree = np.stack([[NO_PARENT, *arrays.parents[1:]], np.arange(len(arrays.parents))])
     return smplx.utils.Struct(
         v_template=arrays.v_template,
         f=arrays.faces,
@@ -49,20 +48,18 @@ def smplx_data(arrays: HandArrays) -> Any:
         posedirs=arrays.posedirs,
         J_regressor=arrays.J_regressor,
         weights=arrays.weights,
-        kintree_table=kintree,
+        kintree_table=arrays.kintree_table,
         hands_mean=arrays.hands_mean,
         hands_components=arrays.hands_components,
     )
 
 
 class SmplxHand(HandLayer):
-    """`smplx.MANOLayer` on arrays that we have read, so that neither chumpy nor its pickles matter.
+    """`smplx.MANOLayer` on arrays that we have read.
 
-    MANOLayer takes rotation matrices, answers in metres and never adds the mean pose
-    (`flat_hand_mean` has no effect on it), which is what our interface wants.
+    MANOLayer takes rotation matrices, returns metres and never adds the mean pose
+    (`flat_hand_mean` has no effect on it), as our interface requires.
 
-    Args:
-        arrays: checked model arrays.
     Raises: ImportError naming the package when smplx is missing.
     """
 
@@ -87,15 +84,14 @@ class SmplxHand(HandLayer):
 
 
 class ManopthHand(HandLayer):
-    """`manopth.manolayer.ManoLayer`, which answers in millimetres and in OpenPose order.
+    """`manopth.manolayer.ManoLayer`, which returns millimetres in OpenPose order.
 
-    It runs with PCA off and the flat hand as zero, so that no mean pose is added, and is handed
-    axis-angle: its way with rotation matrices projects each by an SVD whose gradient is not finite
-    at rotations. Its own translation is not used, as it reads exact zeros as none.
+    PCA is off and the flat hand is zero, so that no mean pose is added. It gets axis-angle: of
+    matrices it takes an SVD whose gradient is not finite at rotations. Its translation is not used,
+    as it reads exact zeros as none.
 
-    manopth unpickles MANO_RIGHT.pkl or MANO_LEFT.pkl itself and needs chumpy for that; `from_file`
-    reads the file first and refuses one that asks for more than arrays. Its shape directions are
-    replaced by ours, repaired where `left_shapedirs` says so.
+    manopth unpickles its file itself, with chumpy; `from_file` reads the file first and refuses one
+    of more than arrays. Its shape directions are replaced by ours, which may be repaired.
 
     Args:
         arrays: checked model arrays, of the same file.
@@ -109,7 +105,7 @@ class ManopthHand(HandLayer):
             from manopth.manolayer import ManoLayer
         except ImportError as error:
             raise ImportError(
-                "hand=manopth wants manopth (github.com/hassony2/manopth, not on PyPI) and chumpy;"
+                "hand=manopth needs manopth (github.com/hassony2/manopth, not on PyPI) and chumpy;"
                 " hand=mano reads the same files and needs neither"
             ) from error
         layer = ManoLayer(

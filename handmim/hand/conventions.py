@@ -1,7 +1,7 @@
 """How datasets and hand layers write a hand down, and our one form of it; every map has an inverse.
 
 Ours: OpenCV camera (x right, y down, z forward), metres, 16 absolute rotation matrices (the first
-is R_cam_from_mano and turns the hand about its rest wrist; a flat hand is the identity), a
+is R_cam_from_mano and rotates the hand about its rest wrist; a flat hand is the identity), a
 translation added to everything. numpy, float64 inside, no torch: rendering processes use it too.
 """
 
@@ -18,45 +18,6 @@ Array = NDArray[np.floating]
 # OpenGL cameras look along -z with y up. The map is its own inverse.
 OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0])
 MIRROR = np.diag([-1.0, 1.0, 1.0])
-
-
-def rotvec_to_matrix(rotvec_rad: Array) -> Array:
-    """Rotation vectors to matrices: [..., 3] radians -> [..., 3, 3]."""
-    v = np.asarray(rotvec_rad, np.float64)
-    angle2 = (v * v).sum(axis=-1)[..., None, None]
-    angle = np.sqrt(angle2)
-    x, y, z = np.moveaxis(v, -1, 0)
-    zero = np.zeros_like(x)
-    skew = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*x.shape, 3, 3)
-    # sin(a) / a and (1 - cos(a)) / a^2 without cancellation
-    first = np.sinc(angle / np.pi)
-    second = 0.5 * np.sinc(angle / (2 * np.pi)) ** 2
-    return np.eye(3) + first * skew + second * (skew @ skew)
-
-
-def matrix_to_rotvec(rotmat: Array) -> Array:
-    """Rotation matrices to the shortest rotation vectors: [..., 3, 3] -> [..., 3] radians.
-
-    By way of the unit quaternion, taken from its largest component: exact at half turns too.
-    """
-    R = np.asarray(rotmat, np.float64)
-    trace = np.trace(R, axis1=-2, axis2=-1)
-    diagonal = np.diagonal(R, axis1=-2, axis2=-1)
-    # 4 q q^T of q = (w, x, y, z); its column of the largest diagonal entry is q up to its length.
-    outer = np.empty((*R.shape[:-2], 4, 4))
-    outer[..., 0, 0] = 1 + trace
-    for i in range(3):
-        outer[..., i + 1, i + 1] = 1 - trace + 2 * diagonal[..., i]
-        j, k = (i + 1) % 3, (i + 2) % 3
-        outer[..., 0, i + 1] = outer[..., i + 1, 0] = R[..., k, j] - R[..., j, k]
-        outer[..., j + 1, k + 1] = outer[..., k + 1, j + 1] = R[..., j, k] + R[..., k, j]
-    largest = np.argmax(np.diagonal(outer, axis1=-2, axis2=-1), axis=-1)
-    q = np.take_along_axis(outer, largest[..., None, None], axis=-1)[..., 0]
-    q = q / np.linalg.norm(q, axis=-1, keepdims=True)
-    q = np.where(q[..., :1] < 0, -q, q)
-    sin_half = np.linalg.norm(q[..., 1:], axis=-1, keepdims=True)
-    angle = 2 * np.arctan2(sin_half, q[..., :1])
-    return q[..., 1:] * np.where(sin_half > 1e-12, angle / np.maximum(sin_half, 1e-12), 2.0)
 
 
 def absolute_pose(
@@ -77,9 +38,9 @@ def absolute_pose(
     Returns: [B, 45] radians.
     Raises: ValueError for another width.
     """
-    wanted = 45 if num_pca_comps is None else num_pca_comps
-    if hand_pose.ndim != 2 or hand_pose.shape[1] != wanted:
-        raise ValueError(f"hand_pose must be [B, {wanted}], got {hand_pose.shape}")
+    width = 45 if num_pca_comps is None else num_pca_comps
+    if hand_pose.ndim != 2 or hand_pose.shape[1] != width:
+        raise ValueError(f"hand_pose must be [B, {width}], got {hand_pose.shape}")
     pose = np.asarray(hand_pose, np.float64)
     if num_pca_comps is not None:
         pose = pose @ arrays.hands_components[:num_pca_comps]
@@ -95,10 +56,7 @@ def pose_coefficients(
 ) -> Array:
     """Inverse of `absolute_pose`; with fewer than 45 components the nearest pose they reach.
 
-    Args:
-        pose_absolute: [B, 45] radians.
-        arrays, num_pca_comps, flat_hand_mean: as `absolute_pose` takes them.
-    Returns: [B, 45] or [B, num_pca_comps].
+    [B, 45] radians -> [B, 45] or [B, num_pca_comps].
     """
     pose = np.asarray(pose_absolute, np.float64)
     pose = pose if flat_hand_mean else pose - arrays.hands_mean
@@ -108,13 +66,7 @@ def pose_coefficients(
 
 
 def project_px(points_cam_m: Array, K_px: Array) -> Array:
-    """Pinhole projection, as `geometry.camera.project` does it on tensors.
-
-    Args:
-        points_cam_m: [..., P, 3] OpenCV camera.
-        K_px: [..., 3, 3].
-    Returns: [..., P, 2] pixels.
-    """
+    """Pinhole projection: [..., P, 3] OpenCV camera and [..., 3, 3] -> [..., P, 2] pixels."""
     seen = points_cam_m @ np.swapaxes(K_px, -1, -2)
     return seen[..., :2] / seen[..., 2:]
 
@@ -164,7 +116,7 @@ def freihand_hand(vector: Array, K_px: Array, hands_mean: Array) -> tuple[Array,
 
 
 def rest_wrist(arrays: HandArrays, betas: Array) -> Array:
-    """Wrist of the unposed hand, about which the global rotation turns: [3] metres.
+    """Wrist of the unposed hand, the centre of the global rotation: [3] metres.
 
     Args:
         arrays: hand model.
@@ -177,7 +129,7 @@ def rest_wrist(arrays: HandArrays, betas: Array) -> Array:
 def ho3d_pose(rotmats: Array, transl_m: Array, rest_wrist_m: Array) -> tuple[Array, Array]:
     """A hand as HO-3D's metas have it: OpenGL axes.
 
-    The global rotation turns about the rest wrist J0, so the translation changes with the axes: t'
+    The global rotation is about the rest wrist J0, so the translation changes with the axes: t'
     = F (J0 + t) - J0.
 
     Args:
@@ -187,8 +139,8 @@ def ho3d_pose(rotmats: Array, transl_m: Array, rest_wrist_m: Array) -> tuple[Arr
     Returns: handPose [48] absolute axis-angle, handTrans [3].
     """
     F = OPENCV_FROM_OPENGL
-    turned = np.concatenate([(F @ rotmats[0])[None], rotmats[1:]])
-    return matrix_to_rotvec(turned).ravel(), F @ (rest_wrist_m + transl_m) - rest_wrist_m
+    rotated = np.concatenate([(F @ rotmats[0])[None], rotmats[1:]])
+    return matrix_to_rotvec(rotated).ravel(), F @ (rest_wrist_m + transl_m) - rest_wrist_m
 
 
 def ho3d_hand(hand_pose: Array, hand_trans_m: Array, rest_wrist_m: Array) -> tuple[Array, Array]:
@@ -210,7 +162,7 @@ def mirror_rotmats(rotmats: Array) -> Array:
 
 
 def mirror_intrinsics(K_px: Array, width_px: float) -> Array:
-    """Intrinsics of the mirrored picture: u' = width - u with the first pixel's centre at 0.5.
+    """Intrinsics of the mirrored image: u' = width - u with the first pixel's centre at 0.5.
 
     Holds for mirrored points: focal lengths stay, the principal point moves to width - cx.
     [..., 3, 3] -> [..., 3, 3].

@@ -1,10 +1,9 @@
-"""How a regressed hand is seen in its crop.
+"""The camera of a regressed hand in its crop.
 
-Every head regresses (log(s / s0), tx, ty) of a weak-perspective camera. Taken as it is, size and
-distance of the hand cannot be told apart and depth stays unknown. Where the intrinsics of the crop
-are known, the same three numbers fix where the hand stands: the pinhole camera whose first-order
-picture of the root joint is that of the weak one. Only then is depth metric, as far as the size of
-the hand is.
+Every head regresses (log(s / s0), tx, ty) of a weak-perspective camera, which leaves depth unknown.
+Where the intrinsics of the crop are known, the same three numbers fix the root translation: the
+pinhole camera whose first-order image of the root joint is that of the weak one. Only then is depth
+metric, as far as the size of the hand is.
 """
 
 from dataclasses import dataclass
@@ -12,23 +11,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from handmim.geometry.camera import ndc_from_px, project, project_weak, px_from_ndc
+from handmim.geometry import camera as pinhole_camera
+from handmim.geometry.camera import ndc_from_px, project_weak, px_from_ndc
 from handmim.geometry.crop import invert, transform_points
 from handmim.types import Intrinsics
 
 CAMERAS = ("weak", "pinhole")
-MIN_DEPTH_M = 0.02  # nearer points have no picture; early guesses may stand behind the camera
+MIN_DEPTH_M = 0.02  # nearer points are not projected; early guesses may stand behind the camera
 
 
 def focal_px(K_px: Tensor) -> Tensor:
     """[..., 3, 3] intrinsics to [...]: geometric mean of both focal lengths, whatever rotation and
-    skew a turned crop has put into K."""
+    skew a rotated crop has put into K."""
     a, b, c, d = K_px[..., :2, :2].flatten(-2).unbind(-1)
     return (a * d - b * c).abs().sqrt()
 
 
-def stand(cam: Tensor, intrinsics: Intrinsics, scale0_per_m: float) -> Tensor:
-    """Place of the root joint from a weak-perspective camera and true intrinsics.
+def root_from_weak(cam: Tensor, intrinsics: Intrinsics, scale0_per_m: float) -> Tensor:
+    """Root translation from a weak-perspective camera and true intrinsics.
 
     s ndc units per metre are s S / 2 pixels per metre, and a pinhole shows f / Z of them: Z = 2 f /
     (s S). The root is seen at s (tx, ty).
@@ -39,7 +39,7 @@ def stand(cam: Tensor, intrinsics: Intrinsics, scale0_per_m: float) -> Tensor:
         scale0_per_m: s0.
     Returns: [B, 3] metres, OpenCV camera.
     """
-    K = _usable(intrinsics)
+    K = _usable_K(intrinsics)
     scale = scale0_per_m * cam[:, 0].exp()
     depth = 2.0 * focal_px(K) / (scale * intrinsics.img_px)
     seen_px = px_from_ndc(scale[:, None] * cam[:, 1:], intrinsics.img_px)
@@ -48,15 +48,15 @@ def stand(cam: Tensor, intrinsics: Intrinsics, scale0_per_m: float) -> Tensor:
     return depth[:, None] * torch.cat([ray, torch.ones_like(depth)[:, None]], dim=1)
 
 
-def _usable(intrinsics: Intrinsics) -> Tensor:
-    """K in fp32, with something invertible where it is not known."""
+def _usable_K(intrinsics: Intrinsics) -> Tensor:
+    """K in fp32, the identity where it is not known."""
     eye = torch.eye(3, device=intrinsics.K_crop_px.device)
     return torch.where(intrinsics.has_K[:, None, None], intrinsics.K_crop_px.float(), eye)
 
 
 @dataclass(frozen=True, slots=True)
 class CropCamera:
-    """The camera that a head's answers are seen by.
+    """The camera of a head's predictions.
 
     Args:
         kind: "weak" (weak perspective everywhere) or "pinhole" (the crop's intrinsics where they
@@ -76,10 +76,10 @@ class CropCamera:
                 f"scale0_per_m must be > 0, got {self.scale0_per_m} (head.scale0_per_m)"
             )
 
-    def place(
+    def root_translation(
         self, cam: Tensor, intrinsics: Intrinsics | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Where the root joint stands, and for which samples that is metric.
+        """Translation of the root joint, and for which samples it is metric.
 
         Args:
             cam: [B, 3].
@@ -89,16 +89,14 @@ class CropCamera:
         if self.kind == "weak":
             return None, None
         if intrinsics is None:
-            return cam.new_zeros(len(cam), 3), torch.zeros(
-                len(cam), dtype=torch.bool, device=cam.device
-            )
+            return cam.new_zeros(len(cam), 3), cam.new_zeros(len(cam), dtype=torch.bool)
         # What is not known must not reach gradients either.
-        transl = stand(
+        transl = root_from_weak(
             torch.where(intrinsics.has_K[:, None], cam, 0.0), intrinsics, self.scale0_per_m
         )
         return torch.where(intrinsics.has_K[:, None], transl, 0.0), intrinsics.has_K
 
-    def see(
+    def project(
         self,
         points_root_m: Tensor,
         cam: Tensor,
@@ -110,7 +108,7 @@ class CropCamera:
         Args:
             points_root_m: [B, P, 3] camera axes, root joint at the origin.
             cam: [B, 3].
-            transl_cam_m: [B, 3] as `place` gives it.
+            transl_cam_m: [B, 3] of `root_translation`.
             intrinsics: of the crops.
         Returns: [B, P, 2] ndc.
         """
@@ -119,5 +117,7 @@ class CropCamera:
             return weak
         points = points_root_m + transl_cam_m[:, None]
         points = torch.cat([points[..., :2], points[..., 2:].clamp(min=MIN_DEPTH_M)], dim=-1)
-        pinhole = ndc_from_px(project(points, _usable(intrinsics)), intrinsics.img_px)
+        pinhole = ndc_from_px(
+            pinhole_camera.project(points, _usable_K(intrinsics)), intrinsics.img_px
+        )
         return torch.where(intrinsics.has_K[:, None, None], pinhole, weak)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from handmim.geometry.rotation import axis_angle_to_matrix, rot6d_to_matrix
-from handmim.hand.arrays import HandArrays, Side, load_hand_arrays
+from handmim.hand.arrays import HandArrays, Side
+from handmim.hand.io import load_hand_arrays
 from handmim.hand.skeleton import CANONICAL_FROM_CHAIN_AND_TIPS
 from handmim.hand.skinning import BlendSkinning
 
@@ -35,7 +36,7 @@ def pose_to_matrices(pose: Tensor) -> Tensor:
 
     Args:
         pose: axis-angle [B, 48] or [B, 16, 3] radians, matrices [B, 16, 3, 3], or 6D [B, 16, 6].
-    Returns: [B, 16, 3, 3].
+    Rerotations: [B, 16, 3, 3].
     """
     if pose.shape[-3:] == (16, 3, 3):
         return pose
@@ -54,8 +55,8 @@ def pose_to_matrices(pose: Tensor) -> Tensor:
 class HandLayer(nn.Module, ABC):
     """MANO-format hand: rotations and shape in, vertices and joints out.
 
-    Rotations are absolute (zero is the flat hand; no mean pose is added) and the first turns the
-    hand about its wrist, which therefore stays at its rest place plus `transl_m`. Nothing of a hand
+    Rotations are absolute (zero is the flat hand; no mean pose is added) and the first rotates
+    the hand about its wrist, which stays at its rest position plus `transl_m`. Nothing of a hand
     goes into checkpoints; its `sha256` does.
 
     Args:
@@ -118,7 +119,7 @@ class HandLayer(nn.Module, ABC):
             pose: as `pose_to_matrices` takes it; wrist first, then the chain's fifteen joints.
             betas: [B, num_betas].
             transl_m: [B, 3] added to everything, or None.
-        Returns: HandMesh in metres.
+        Rerotations: HandMesh in metres.
         Raises: ValueError on shapes that fit no form.
         """
         if betas.ndim != 2 or betas.shape[1] != self.num_betas:
@@ -192,13 +193,13 @@ class HandModel(HandLayer):
 
     def _pose(self, rotmats: Tensor, betas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         b = len(rotmats)
-        turns = rotmats.reshape(b * 16, 3, 3)
+        rotations = rotmats.reshape(b * 16, 3, 3)
         joints = torch.addmm(self.joint_template, betas, self.joint_shapedirs).view(b * 16, 3, 1)
-        # Every joint's turn about its place at rest; along the chain they multiply.
-        shift = torch.baddbmm(joints, turns, joints, alpha=-1)
-        turn_about = torch.cat([turns, shift], dim=2)
-        turn_about = torch.cat([turn_about, self.last_row.expand(b * 16, 1, 4)], dim=1)
-        wrist, fingers = turn_about.view(b, 16, 4, 4).split((1, 15), dim=1)
+        # Every joint's rotation about its rest position; along the chain they multiply.
+        shift = torch.baddbmm(joints, rotations, joints, alpha=-1)
+        about = torch.cat([rotations, shift], dim=2)
+        about = torch.cat([about, self.last_row.expand(b * 16, 1, 4)], dim=1)
+        wrist, fingers = about.view(b, 16, 4, 4).split((1, 15), dim=1)
         # Joints of one depth below the wrist, of all fingers at once.
         first, *others = fingers.view(b, 5, 3, 16).permute(2, 0, 1, 3).reshape(3, b * 5, 4, 4)
         levels = [torch.bmm(wrist.expand(b, 5, 4, 4).reshape(b * 5, 4, 4), first)]
@@ -207,8 +208,8 @@ class HandModel(HandLayer):
         posed_fingers = torch.stack(levels, dim=1).view(b, 15, 4, 4)
         transforms = torch.cat([wrist, posed_fingers], dim=1)[:, :, :3]
 
-        turn, shift = transforms.reshape(b * 16, 3, 4).split((3, 1), dim=2)
-        chain = torch.baddbmm(shift, turn, joints).view(b, 16, 3)
+        rotation, shift = transforms.reshape(b * 16, 3, 4).split((3, 1), dim=2)
+        chain = torch.baddbmm(shift, rotation, joints).view(b, 16, 3)
         verts, tips = BlendSkinning.apply(
             betas,
             rotmats[:, 1:].flatten(1),

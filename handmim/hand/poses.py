@@ -6,12 +6,14 @@ of the last two finger joints after Lin, Wu & Huang 2000, Modeling the constrain
 motion. Breadths after Garrett 1971, Human Factors 13 (rounded to 0.5 mm).
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
 from handmim.hand.arrays import HandArrays
-from handmim.hand.clearance import least_gaps_m
 from handmim.hand.skeleton import CHAIN_FINGERS, CHAIN_PARENTS
+from handmim.utils.kernels import njit
 
 Array = NDArray[np.floating]
 
@@ -28,8 +30,7 @@ BREADTH_MM = {
 # search for the widest gaps gives, inside the limits).
 CLOSED_ABDUCTION_DEG = np.array([7.0, 0.9, -7.0, -2.9])
 CLOSED_TWIST_DEG = np.array([4.0, 2.0, -4.0, -0.5])
-# Share of the half breadth that a bead fills; below 1 skin gives way where digits press together.
-BEAD_SHARE = 1.0
+HEEL_RADIUS_M = 0.0045  # of the palm's beads
 
 
 def joint_limits_deg() -> Array:
@@ -44,43 +45,6 @@ def joint_limits_deg() -> Array:
     limits[14] = [(-12, 55), (-8, 8), (-5, 5)]
     limits[15] = [(-20, 75), (-2, 2), (-2, 2)]
     return limits
-
-
-def rodrigues(rotvecs: Array) -> Array:
-    """Rotation vectors to matrices: [..., 3] radians -> [..., 3, 3]."""
-    angle = np.linalg.norm(rotvecs, axis=-1)[..., None, None]
-    x, y, z = np.moveaxis(rotvecs / np.maximum(angle[..., 0], 1e-12), -1, 0)
-    zero = np.zeros_like(x)
-    skew = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*x.shape, 3, 3)
-    return np.eye(3) + np.sin(angle) * skew + (1 - np.cos(angle)) * (skew @ skew)
-
-
-def turns_about_axes(angles: Array) -> Array:
-    """[3, 3, 3] rotations about x, about y and about z by `angles` [3] radians: `rodrigues` of
-    np.diag(angles), to the last bit and much faster."""
-    sines, cosines = np.sin(angles).tolist(), (1 - (1 - np.cos(angles))).tolist()
-    turns = np.zeros((3, 3, 3))
-    for i, (s, c) in enumerate(zip(sines, cosines, strict=True)):
-        j, k = (i + 1) % 3, (i + 2) % 3
-        turns[i, i, i], turns[i, j, j], turns[i, k, k] = 1, c, c
-        turns[i, k, j], turns[i, j, k] = s, -s
-    return turns
-
-
-def rotvecs_from_matrices(rotmats: Array) -> Array:
-    """Inverse of `rodrigues` for turns below 180 degrees: [..., 3, 3] -> [..., 3] radians."""
-    axis = np.stack(
-        [
-            rotmats[..., 2, 1] - rotmats[..., 1, 2],
-            rotmats[..., 0, 2] - rotmats[..., 2, 0],
-            rotmats[..., 1, 0] - rotmats[..., 0, 1],
-        ],
-        axis=-1,
-    )
-    trace = np.trace(rotmats, axis1=-2, axis2=-1)
-    sin2 = np.linalg.norm(axis, axis=-1)  # 2 sin
-    angle = np.arctan2(sin2, trace - 1.0)
-    return axis * (angle / np.maximum(sin2, 1e-12))[..., None]
 
 
 def chain(rotmats: Array, joints: Array) -> tuple[Array, Array]:
@@ -98,9 +62,36 @@ def chain(rotmats: Array, joints: Array) -> tuple[Array, Array]:
     for level in range(1, 4):  # all digits at once: joints 1, 4, 7, ... hang from the wrist
         here, parents = slice(level, None, 3), slice(level - 1, None, 3) if level > 1 else slice(1)
         np.matmul(world[:, parents], rotmats[:, here], out=world[:, here])
-        turned = (world[:, parents] @ offsets[:, level - 1 :: 3])[..., 0]
-        posed[:, here] = posed[:, parents] + turned
+        moved = (world[:, parents] @ offsets[:, level - 1 :: 3])[..., 0]
+        posed[:, here] = posed[:, parents] + moved
     return world, posed
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def least_gaps_m(beads, radii, heel, heel_radius, tips):  # type: ignore[no-untyped-def]
+    """Least gap between beads of different digits, and between the last `tips` beads of every digit
+    and the palm's: [n, D, B, 3] centres, [D, B] radii, [n, H, 3] centres -> [n], negative where two
+    overlap."""
+    digits, num = radii.shape
+    gaps = np.empty(len(beads))
+    for n in range(len(beads)):
+        least = np.inf
+        for a in range(digits):
+            for i in range(num):
+                x, y, z, r = beads[n, a, i, 0], beads[n, a, i, 1], beads[n, a, i, 2], radii[a, i]
+                for b in range(a + 1, digits):
+                    for j in range(num):
+                        dx, dy = x - beads[n, b, j, 0], y - beads[n, b, j, 1]
+                        dz = z - beads[n, b, j, 2]
+                        d = math.sqrt(dx * dx + dy * dy + dz * dz) - r - radii[b, j]
+                        least = min(least, d)
+                if i >= num - tips:
+                    for j in range(heel.shape[1]):
+                        dx, dy, dz = x - heel[n, j, 0], y - heel[n, j, 1], z - heel[n, j, 2]
+                        d = math.sqrt(dx * dx + dy * dy + dz * dz) - r - heel_radius
+                        least = min(least, d)
+        gaps[n] = least
+    return gaps
 
 
 class PoseSampler:
@@ -114,7 +105,7 @@ class PoseSampler:
     """
 
     BATCH = 2048  # raw draws at a time
-    CHUNK = 128  # that are turned and tested together
+    CHUNK = 128  # that are posed and tested together
 
     def __init__(self, axes: Array, joints_m: Array, tips_m: Array, limits_deg: Array) -> None:
         self.axes, self.limits_deg = axes.astype(np.float64), limits_deg.astype(np.float64)
@@ -138,8 +129,10 @@ class PoseSampler:
     def rotmats(self, angles_deg: Array) -> Array:
         """[n, 16, 3] degrees of flexion, abduction, twist -> [n, 16, 3, 3], applied twist first;
         wrist identity."""
-        turn = rodrigues(np.radians(angles_deg)[..., None] * self.axes)  # [n, 16, 3 kinds, 3, 3]
-        return turn[:, :, 0] @ turn[:, :, 1] @ turn[:, :, 2]
+        about = rotvec_to_matrix(
+            np.radians(angles_deg)[..., None] * self.axes
+        )  # [n, 16, 3 kinds, 3, 3]
+        return about[:, :, 0] @ about[:, :, 1] @ about[:, :, 2]
 
     def angles(self, num: int, rng: np.random.Generator) -> Array:
         """Raw draws [num, 16, 3] in degrees, not yet tested for clearance.
@@ -200,8 +193,7 @@ class PoseSampler:
             ):
                 for t in shares:
                     points.append(line[i] + (line[i + 1] - line[i]) * t)
-                    along = (i + t) / 3
-                    sizes.append(BEAD_SHARE * (first + (last - first) * along))
+                    sizes.append(first + (last - first) * ((i + t) / 3))
             beads.append(np.stack(points, axis=1))
             radii.append(np.array(sizes))
         up = world[:, 0] @ np.array([0.0, 1.0, 0.0])
@@ -213,7 +205,8 @@ class PoseSampler:
             ],
             axis=1,
         )
-        return least_gaps_m(np.stack(beads, axis=1), np.stack(radii), heel, 0.0045, tips=3)
+        gaps: Array = least_gaps_m(np.stack(beads, axis=1), np.stack(radii), heel, HEEL_RADIUS_M, 3)
+        return gaps
 
     def sample_angles(self, num: int, rng: np.random.Generator) -> tuple[Array, Array]:
         """Accepted draws: angles [num, 16, 3] in degrees and rotations [num, 16, 3, 3]."""
@@ -222,10 +215,10 @@ class PoseSampler:
             raw = self.angles(min(self.BATCH, 2 * num + 16), rng)
             for start in range(0, len(raw), self.CHUNK):
                 some = raw[start : start + self.CHUNK]
-                turned = self.rotmats(some)
-                ok = self.clearance_m(turned) > 0.0
+                posed = self.rotmats(some)
+                ok = self.clearance_m(posed) > 0.0
                 angles.append(some[ok])
-                rotmats.append(turned[ok])
+                rotmats.append(posed[ok])
                 have += int(ok.sum())
                 if have >= num:
                     break

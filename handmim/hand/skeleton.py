@@ -1,4 +1,4 @@
-"""Names, orders and indices of a hand's joints. Facts only: no maths, no files.
+"""Names, orders and indices of a hand's joints.
 
 Canonical order (FreiHAND, OpenPose, COCO hands, MediaPipe): wrist, then thumb, index, middle, ring,
 little, each from base to tip.
@@ -82,21 +82,21 @@ FINGERTIP_VERTS = {
 }
 
 
-class JointRule(NamedTuple):
+class JointConvention(NamedTuple):
     """How a source's 21 joints follow from a posed hand."""
 
     regressed: bool  # the 16 joints from posed vertices; else those of the kinematic chain
     tip_verts: tuple[int, ...] | None  # thumb .. little; None takes the hand model's own
 
 
-# A batch names the rule of every sample by its place in this list.
-JOINT_RULES: Mapping[str, JointRule] = {
-    "model": JointRule(regressed=False, tip_verts=None),
-    "freihand": JointRule(regressed=True, tip_verts=FINGERTIP_VERTS["freihand"]),
-    "ho3d": JointRule(regressed=False, tip_verts=FINGERTIP_VERTS["ho3d"]),
-    "manopth": JointRule(regressed=False, tip_verts=FINGERTIP_VERTS["manopth"]),
+# A batch names the convention of every sample by its index in this list.
+JOINT_CONVENTIONS: Mapping[str, JointConvention] = {
+    "model": JointConvention(regressed=False, tip_verts=None),
+    "freihand": JointConvention(regressed=True, tip_verts=FINGERTIP_VERTS["freihand"]),
+    "ho3d": JointConvention(regressed=False, tip_verts=FINGERTIP_VERTS["ho3d"]),
+    "manopth": JointConvention(regressed=False, tip_verts=FINGERTIP_VERTS["manopth"]),
 }
-RULE_NAMES = tuple(JOINT_RULES)
+CONVENTION_NAMES = tuple(JOINT_CONVENTIONS)
 
 
 def joint_order(source: str, target: str) -> tuple[int, ...]:

@@ -73,7 +73,7 @@ def noise_hands(image: torch.Tensor) -> HandBatch:
     return HandBatch(
         image=image,
         was_left=~yes,
-        joint_rule=torch.zeros(b, dtype=torch.int64),
+        joint_convention=torch.zeros(b, dtype=torch.int64),
         K_crop_px=K.expand(b, 3, 3),
         has_K=yes,
         kp2d_crop_ndc=4.0 * joints[..., :2] / joints[..., 2:],

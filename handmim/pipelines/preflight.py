@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import InterpolationResolutionError
 
-from handmim.hand.arrays import resolve_hand_path
+from handmim.hand.io import resolve_hand_path
 from handmim.utils.files import output_problem
 from handmim.utils.json_files import read_json
 

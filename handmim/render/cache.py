@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.hand.arrays import load_hand_arrays, resolve_hand_path
+from handmim.hand.io import load_hand_arrays, resolve_hand_path
 from handmim.render.scene import POSE_BLOCK, RENDERER_VERSION, SceneRenderer, SceneSettings
 from handmim.render.workers import JOB, cores, run_workers
 from handmim.utils.arrays import open_array

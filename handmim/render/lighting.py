@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.render.rasterizer import rasterise, unit
+from handmim.geometry.rotation_numpy import unit
+from handmim.render.rasterizer import rasterise
 
 Array = NDArray[np.floating]
 RNG = np.random.Generator

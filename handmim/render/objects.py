@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.render.compiled import compiled
-from handmim.render.rasterizer import unit
 
 Array = NDArray[np.floating]
 RNG = np.random.Generator
@@ -38,18 +37,6 @@ def muted(colour: Array, saturation: float) -> Array:
     """A colour with part of its saturation: [3] to [3]."""
     grey = colour.mean()
     return grey + (colour - grey) * saturation
-
-
-def random_rotation(rng: RNG) -> Array:
-    """[3, 3] uniform over all rotations."""
-    w, x, y, z = unit(rng.normal(size=4))
-    return np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
 
 
 @cache

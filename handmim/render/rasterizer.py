@@ -3,9 +3,6 @@ the tests."""
 
 import math
 
-import numpy as np
-from numpy.typing import NDArray
-
 from handmim.render.compiled import compiled
 
 
@@ -79,37 +76,6 @@ def corner_weights(px, py, q, a, b, c, x_px, y_px, inv_z):  # type: ignore[no-un
     return (dx * vy - vx * dy) * k * inv_z[b], (ux * dy - dx * uy) * k * inv_z[c]
 
 
-def rasterise_reference(
-    x_px: NDArray[np.floating],
-    y_px: NDArray[np.floating],
-    inv_z: NDArray[np.floating],
-    faces: NDArray[np.integer],
-    size_hw: tuple[int, int],
-) -> tuple[NDArray[np.floating], NDArray[np.int32], NDArray[np.floating]]:
-    """The same picture by whole-image numpy operations, one face at a time; slow, for tests."""
-    height, width = size_hw
-    inv_depth, bary = np.zeros(size_hw), np.zeros((*size_hw, 2))
-    face_id = np.full(size_hw, -1, np.int32)
-    px, py = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
-    for t, (a, b, c) in enumerate(faces):
-        if min(inv_z[a], inv_z[b], inv_z[c]) <= 0:
-            continue
-        ex1, ey1 = x_px[b] - x_px[a], y_px[b] - y_px[a]
-        ex2, ey2 = x_px[c] - x_px[a], y_px[c] - y_px[a]
-        area = ex1 * ey2 - ex2 * ey1
-        if abs(area) < 1e-9:
-            continue
-        dx, dy = px - x_px[a], py - y_px[a]
-        w1, w2 = (dx * ey2 - ex2 * dy) / area, (ex1 * dy - dx * ey1) / area
-        w0 = 1 - w1 - w2
-        q = w0 * inv_z[a] + w1 * inv_z[b] + w2 * inv_z[c]
-        nearer = (w0 >= 0) & (w1 >= 0) & (w2 >= 0) & (q > inv_depth)
-        inv_depth[nearer], face_id[nearer] = q[nearer], t
-        bary[nearer, 0] = (w1 * inv_z[b])[nearer] / q[nearer]
-        bary[nearer, 1] = (w2 * inv_z[c])[nearer] / q[nearer]
-    return inv_depth, face_id, bary
-
-
 @compiled
 def vertex_normals(verts, faces, normals):  # type: ignore[no-untyped-def]
     """Area-weighted vertex normals, not yet of unit length: [V, 3], [F, 3] -> [V, 3] out."""
@@ -123,8 +89,3 @@ def vertex_normals(verts, faces, normals):  # type: ignore[no-untyped-def]
             normals[faces[t, k], 0] += nx
             normals[faces[t, k], 1] += ny
             normals[faces[t, k], 2] += nz
-
-
-def unit(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Vectors of length 1 along the last axis."""
-    return vectors / (np.linalg.norm(vectors, axis=-1, keepdims=True) + 1e-12)

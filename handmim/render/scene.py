@@ -10,19 +10,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from handmim.geometry.rotation_numpy import random_rotation, rotations_about_axes
 from handmim.hand.arrays import HandArrays
-from handmim.hand.poses import PoseSampler, sample_betas, turns_about_axes
+from handmim.hand.poses import PoseSampler, sample_betas
 from handmim.render.background import BackdropBank
 from handmim.render.lens import Lens, compose
 from handmim.render.lighting import ShadowMap, random_lights
-from handmim.render.objects import (
-    HeldObject,
-    muted,
-    painted,
-    place_off_palm,
-    random_rotation,
-    superquadric,
-)
+from handmim.render.objects import HeldObject, muted, painted, place_off_palm, superquadric
 from handmim.render.rasterizer import rasterise, vertex_normals
 from handmim.render.shading import shade
 from handmim.render.skin import SKIN_TONES
@@ -123,7 +117,7 @@ def random_orientation(settings: SceneSettings, rng: RNG) -> Array:
         return random_rotation(rng)
     side = settings.sides[int(rng.integers(len(settings.sides)))]
     base = R_CAM_FROM_DORSAL if side == "dorsal" else R_CAM_FROM_PALMAR
-    about_x, about_y, about_z = turns_about_axes(
+    about_x, about_y, about_z = rotations_about_axes(
         np.radians(rng.uniform(-1, 1, 3) * settings.cone_deg)
     )
     return about_z @ about_y @ about_x @ base

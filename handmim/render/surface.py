@@ -6,10 +6,11 @@ import itertools
 import numpy as np
 from numpy.typing import NDArray
 
+from handmim.geometry.rotation_numpy import unit
 from handmim.hand.arrays import HandArrays
 from handmim.hand.poses import BREADTH_MM, chain
 from handmim.hand.skeleton import CANONICAL_FROM_CHAIN_AND_TIPS, CHAIN_FINGERS
-from handmim.render.rasterizer import unit, vertex_normals
+from handmim.render.rasterizer import vertex_normals
 
 Array = NDArray[np.floating]
 

@@ -34,7 +34,10 @@ class KeypointRegressionTask(RegressionTask):
         return head(self.tokens(batch.image))
 
     def answer(
-        self, image: Tensor, joint_rule: Tensor | None = None, intrinsics: Intrinsics | None = None
+        self,
+        image: Tensor,
+        joint_convention: Tensor | None = None,
+        intrinsics: Intrinsics | None = None,
     ) -> KeypointState:
         """The joints as the training labels define them, whatever rule is asked for."""
         head: DirectHead = self._answering("head")

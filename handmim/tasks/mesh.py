@@ -13,8 +13,8 @@ from handmim.data.loader import batches
 from handmim.geometry.align import root_align
 from handmim.geometry.camera import fit_weak, project_weak
 from handmim.geometry.rotation import chordal_mean, nearest_rotation, rotation_from_view
+from handmim.hand.joint_convention import JointConventions
 from handmim.hand.model import HandLayer
-from handmim.hand.rules import JointRules
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.losses.reduction import StepWeights
 from handmim.losses.total import Weighted
@@ -63,7 +63,7 @@ class HandRegressionTask(RegressionTask):
                 f"{type(self.head).__name__} regresses no hand model: a head of the kind of pymaf, "
                 "or task=keypoints loss=[direct_keypoints] (head)"
             )
-        self.joint_rules = JointRules(self.head.hand)
+        self.joint_conventions = JointConventions(self.head.hand)
         self._check_head(step_weights)
 
     def _check_head(self, step_weights: StepWeights) -> None:
@@ -97,38 +97,46 @@ class HandRegressionTask(RegressionTask):
         return self.head.hand
 
     def predict(
-        self, image: Tensor, joint_rule: Tensor | None = None, intrinsics: Intrinsics | None = None
+        self,
+        image: Tensor,
+        joint_convention: Tensor | None = None,
+        intrinsics: Intrinsics | None = None,
     ) -> HandOutputs:
         """Pictures to all refinement steps.
 
         Args:
             image: [B, 3, H, W] in [0, 1].
-            joint_rule: [B] whose joints are wanted; None takes the hand model's own.
+            joint_convention: [B] whose joints are wanted; None takes the hand model's own.
             intrinsics: of the pictures; None where nothing is known of the camera.
         """
         head: HandHead = self._answering("head")
         out: HandOutputs = head(self.tokens(image, head.tapped_blocks), intrinsics)
-        if joint_rule is None:
+        if joint_convention is None:
             return out
-        return self.joint_rules.outputs(out, joint_rule, self.head.camera, intrinsics)
+        return self.joint_conventions.outputs(out, joint_convention, self.head.camera, intrinsics)
 
     def answer(
-        self, image: Tensor, joint_rule: Tensor | None = None, intrinsics: Intrinsics | None = None
+        self,
+        image: Tensor,
+        joint_convention: Tensor | None = None,
+        intrinsics: Intrinsics | None = None,
     ) -> HandState:
         """As the last step of `predict`, without bringing the others to the rule."""
         state = self.predict(image, intrinsics=intrinsics).steps[-1]
-        if joint_rule is None:
+        if joint_convention is None:
             return state
-        return self.joint_rules.state(state, joint_rule, self.head.camera, intrinsics)
+        return self.joint_conventions.state(state, joint_convention, self.head.camera, intrinsics)
 
     def outputs(self, batch: HandBatch) -> HandOutputs:
         """All refinement steps in the samples' joint rules."""
-        return self.predict(batch.image, batch.joint_rule, batch.intrinsics)
+        return self.predict(batch.image, batch.joint_convention, batch.intrinsics)
 
     def mean_estimate(self, batch: HandBatch) -> HandState:
         """The hand that the head starts from."""
         mean = self.head.start(len(batch.image), batch.intrinsics)[1]
-        return self.joint_rules.state(mean, batch.joint_rule, self.head.camera, batch.intrinsics)
+        return self.joint_conventions.state(
+            mean, batch.joint_convention, self.head.camera, batch.intrinsics
+        )
 
     def true_estimate(self, batch: HandBatch) -> HandState:
         """The labels: posed from MANO parameters where they are known, else the labelled mesh."""
@@ -151,7 +159,7 @@ class HandRegressionTask(RegressionTask):
             verts_crop_ndc=project_weak(own, cam, scale0),
             joints_crop_ndc=project_weak(own_joints, cam, scale0),
         )
-        state = self.joint_rules.state(state, batch.joint_rule, camera)
+        state = self.joint_conventions.state(state, batch.joint_convention, camera)
         posed = batch.has_mano[:, None, None]
         placed = batch.has_K & batch.joints_valid[:, ROOT_JOINT]
         return state._replace(

@@ -161,20 +161,23 @@ class RegressionTask(nn.Module, ABC):
 
     @abstractmethod
     def answer(
-        self, image: Tensor, joint_rule: Tensor | None = None, intrinsics: Intrinsics | None = None
+        self,
+        image: Tensor,
+        joint_convention: Tensor | None = None,
+        intrinsics: Intrinsics | None = None,
     ) -> Estimate:
         """The last estimate for pictures, of which nothing else need be known.
 
         Args:
             image: [B, 3, H, W] in [0, 1].
-            joint_rule: [B] whose joints are wanted, where there is a mesh to take them from; None
+            joint_convention: [B] whose joints are wanted, where there is a mesh to take them from; None
                 takes the hand model's own.
             intrinsics: of the pictures; None where nothing is known of the camera.
         """
 
     def estimate(self, batch: HandBatch) -> Estimate:
         """The answer for augmented pictures in the samples' joint rules."""
-        return self.answer(batch.image, batch.joint_rule, batch.intrinsics)
+        return self.answer(batch.image, batch.joint_convention, batch.intrinsics)
 
     def tokens(self, image: Tensor, taps: Sequence[int] = ()) -> Tokens:
         """Pictures through the backbone.

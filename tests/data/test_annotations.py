@@ -13,7 +13,8 @@ from PIL import Image
 
 from handmim.data.keypoints import KeypointPhotos
 from handmim.doctor.keypoints import examine_keypoints
-from handmim.hand.conventions import mirror_points, rotvec_to_matrix
+from handmim.geometry.rotation_numpy import rotvec_to_matrix
+from handmim.hand.conventions import mirror_points
 from handmim.hand.skeleton import LABEL_ORDERS
 from handmim.images.decode import UnreadableImage
 from handmim.utils.findings import Notes

@@ -13,7 +13,7 @@ from handmim.data.samples import hand_sample, mirror_sample
 from handmim.evaluation.camera_space import place
 from handmim.geometry.camera import cell_centres_ndc, ndc_from_px, project, px_from_ndc
 from handmim.geometry.crop import compose, similarity
-from handmim.hand.conventions import rotvec_to_matrix
+from handmim.geometry.rotation_numpy import rotvec_to_matrix
 from handmim.types import HandBatch, HandSample, HandState, StepInfo
 
 INFO = StepInfo(0, 1)

@@ -10,8 +10,8 @@ from handmim.data.layouts import VERSIONS
 from handmim.data.loader import collate_hands, label_subset
 from handmim.data.truth import read_truth
 from handmim.geometry.camera import project, px_from_ndc
-from handmim.hand.files import save_npz
-from handmim.hand.rules import JointRules
+from handmim.hand.io import save_npz
+from handmim.hand.joint_convention import JointConventions
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D
 from handmim.images.decode import UnreadableImage
 from synthesis.mano import mirrored
@@ -53,7 +53,9 @@ def test_labels_of_a_sample_agree_with_each_other(load, hand, split):
     seen = project(batch.joints_cam_m, batch.K_crop_px)
     torch.testing.assert_close(seen, px_from_ndc(batch.kp2d_crop_ndc, 64), atol=1e-3, rtol=0)
     mesh = hand(batch.rotmats, batch.betas)
-    joints = JointRules(hand).joints(mesh.verts_m, mesh.chain_joints_m, batch.joint_rule)
+    joints = JointConventions(hand).joints(
+        mesh.verts_m, mesh.chain_joints_m, batch.joint_convention
+    )
     # joint 9 places the mesh; joints are regressed from posed vertices
     shift = batch.joints_cam_m[:, 9:10] - joints[:, 9:10]
     torch.testing.assert_close(mesh.verts_m + shift, batch.verts_cam_m, atol=1e-6, rtol=0)

@@ -10,7 +10,7 @@ from handmim.data.layouts import take_of
 from handmim.data.loader import collate_hands
 from handmim.data.truth import read_truth
 from handmim.geometry.camera import project, px_from_ndc
-from handmim.hand.rules import JointRules
+from handmim.hand.joint_convention import JointConventions
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D, joint_order
 from handmim.images.decode import UnreadableImage
 from handmim.utils.unpickle import load_pickle
@@ -35,7 +35,9 @@ def test_labels_of_a_sample_agree_with_each_other(tree, tmp_path, hand, split):
     seen = project(batch.joints_cam_m, batch.K_crop_px)
     torch.testing.assert_close(seen, px_from_ndc(batch.kp2d_crop_ndc, 64), atol=1e-3, rtol=0)
     mesh = hand(batch.rotmats, batch.betas)
-    joints = JointRules(hand).joints(mesh.verts_m, mesh.chain_joints_m, batch.joint_rule)
+    joints = JointConventions(hand).joints(
+        mesh.verts_m, mesh.chain_joints_m, batch.joint_convention
+    )
     shift = batch.joints_cam_m[:, :1] - joints[:, :1]  # wrist on wrist
     torch.testing.assert_close(mesh.verts_m + shift, batch.verts_cam_m, atol=1e-6, rtol=0)
     torch.testing.assert_close(joints + shift, batch.joints_cam_m, atol=1e-6, rtol=0)

@@ -6,8 +6,8 @@ import torch
 
 from handmim.data.loader import collate_hands
 from handmim.data.samples import hand_sample, mirror_sample
-from handmim.hand.conventions import rotvec_to_matrix
-from handmim.hand.skeleton import RULE_NAMES
+from handmim.geometry.rotation_numpy import rotvec_to_matrix
+from handmim.hand.skeleton import CONVENTION_NAMES
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def labelled(hand):
     return hand_sample(
         rng.integers(0, 255, (32, 32, 3), dtype=np.uint8),
         "x",
-        joint_rule="ho3d",
+        joint_convention="ho3d",
         K_crop_px=K,
         kp2d_crop_px=seen[:, :2] / seen[:, 2:],
         joints_cam_m=joints,
@@ -64,7 +64,7 @@ def test_batches_hold_right_hands_only_and_remember(labelled):
     for name in ("image", "K_crop_px", "kp2d_crop_ndc", "verts_cam_m", "rotmats", "betas"):
         a, b = getattr(batch, name)
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
-    assert batch.joint_rule.tolist() == [RULE_NAMES.index("ho3d")] * 2
+    assert batch.joint_convention.tolist() == [CONVENTION_NAMES.index("ho3d")] * 2
 
 
 def test_what_is_not_labelled_is_off_and_zero():
@@ -84,7 +84,7 @@ def test_bad_labels_are_refused_by_name():
     with pytest.raises(ValueError, match=r"K_crop_px must be \(3, 3\), got \(2, 3\)"):
         hand_sample(image, "x", K_crop_px=np.zeros((2, 3)))
     with pytest.raises(ValueError, match="none of"):
-        hand_sample(image, "x", joint_rule="coco")
+        hand_sample(image, "x", joint_convention="coco")
 
 
 def test_confidence_is_one_where_nothing_is_said_and_zero_where_nothing_is_seen(labelled):

@@ -6,7 +6,7 @@ import torch
 
 from handmim.data.camera_checks import plausible
 from handmim.doctor.camera import shares_in_masks
-from handmim.hand.conventions import rotvec_to_matrix
+from handmim.geometry.rotation_numpy import rotvec_to_matrix
 from handmim.hand.label_checks import METRES, bones, order_of, settle_axes, settle_unit, unit_of
 from handmim.hand.skeleton import LABEL_ORDERS, SKELETONS
 from handmim.utils.findings import Notes

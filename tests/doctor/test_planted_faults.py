@@ -14,7 +14,7 @@ from handmim.doctor.hand_file import examine_hand
 from handmim.doctor.ho3d import examine_ho3d
 from handmim.doctor.keypoints import examine_keypoints
 from handmim.hand.conventions import OPENCV_FROM_OPENGL
-from handmim.hand.files import save_npz
+from handmim.hand.io import save_npz
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D, HO3D_FROM_CANONICAL
 from handmim.utils.unpickle import load_pickle
 from synthesis.mano import forge_mano_pickle, mirrored
@@ -107,7 +107,7 @@ def absent_hand(hands, place):
 
 
 def millimetre_hand(hands, place):
-    from handmim.hand.arrays import load_hand_arrays
+    from handmim.hand.io import load_hand_arrays
 
     hand = load_hand_arrays(hands / "MANO_RIGHT.pkl")
     save_npz(place / "right.npz", replace(hand, v_template=hand.v_template * 1e3))

@@ -30,13 +30,15 @@ def pretended(t: torch.Tensor) -> torch.Tensor:
     return torch.empty(t.shape, dtype=t.dtype, device="cuda")
 
 
-def network(head: str, joint_rule: str) -> CropNetwork:
+def network(head: str, joint_convention: str) -> CropNetwork:
     words = ["data=synthetic", "backbone=vit_nano_p8", f"head={head}"]
     words += ["task.head.camera=pinhole"] if head != "direct" else []
     words += ["task=keypoints", "loss=[direct_keypoints]"] if head == "direct" else []
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose("finetune", [*words, f"paths.data_dir={CONFIGS.parent / 'data'}"])
-    return CropNetwork(instantiate(cfg.task), instantiate(cfg.augment), joint_rule=joint_rule)
+    return CropNetwork(
+        instantiate(cfg.task), instantiate(cfg.augment), joint_convention=joint_convention
+    )
 
 
 @pytest.fixture
@@ -51,10 +53,10 @@ def nothing_from_the_host(monkeypatch):
     return begin
 
 
-@pytest.mark.parametrize("joint_rule", ["model", "freihand"])
+@pytest.mark.parametrize("joint_convention", ["model", "freihand"])
 @pytest.mark.parametrize("head", HEADS)
-def test_every_model_could_be_recorded(head, joint_rule, nothing_from_the_host):
-    net = network(head, joint_rule)
+def test_every_model_could_be_recorded(head, joint_convention, nothing_from_the_host):
+    net = network(head, joint_convention)
     with FakeTensorMode():
         for module in net.task.modules():
             for name, value in list(module._parameters.items()):

@@ -72,10 +72,14 @@ IS_RIGHT = np.arange(NUM) % 3 != 1
 
 
 class Crops(Dataset[HandSample]):
-    def __init__(self, crops, K_px, joint_rule="model"):
+    def __init__(self, crops, K_px, joint_convention="model"):
         self.samples = [
             hand_sample(
-                image, f"{i}", is_right=bool(IS_RIGHT[i]), K_crop_px=K, joint_rule=joint_rule
+                image,
+                f"{i}",
+                is_right=bool(IS_RIGHT[i]),
+                K_crop_px=K,
+                joint_convention=joint_convention,
             )
             for i, (image, K) in enumerate(zip(crops, K_px, strict=True))
         ]
@@ -100,13 +104,15 @@ def evaluated(path, dataset, batch_size=4):
     return hands, states
 
 
-@pytest.mark.parametrize("joint_rule", ["model", "freihand"])
+@pytest.mark.parametrize("joint_convention", ["model", "freihand"])
 def test_hands_before_the_camera_are_those_of_the_evaluation(
-    trained, crops, intrinsics, joint_rule
+    trained, crops, intrinsics, joint_convention
 ):
-    predictor = HandPredictor.from_checkpoint(trained, batch_size=4, joint_rule=joint_rule)
+    predictor = HandPredictor.from_checkpoint(
+        trained, batch_size=4, joint_convention=joint_convention
+    )
     ours = predictor(crops, intrinsics, IS_RIGHT)
-    theirs, states = evaluated(trained, Crops(crops, intrinsics, joint_rule))
+    theirs, states = evaluated(trained, Crops(crops, intrinsics, joint_convention))
     for points, wanted in (
         (ours.joints_root_m, theirs.joints_cam_m),
         (ours.verts_root_m, theirs.verts_cam_m),
@@ -214,7 +220,7 @@ def test_what_cannot_be_is_refused(trained, crops, monkeypatch):
     for words, message in (
         ({"cuda_graph": True}, "needs a CUDA device, got device=cpu"),
         ({"precision": "half"}, r"precision must be one of \['32-true'"),
-        ({"joint_rule": "mine"}, "joint_rule must be one of"),
+        ({"joint_convention": "mine"}, "joint_convention must be one of"),
         ({"batch_size": 0}, "batch_size must be >= 1"),
     ):
         with pytest.raises(ValueError, match=message):

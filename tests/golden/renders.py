@@ -34,6 +34,6 @@ def draw(hand_arrays) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    from handmim.hand.arrays import load_hand_arrays
+    from handmim.hand.io import load_hand_arrays
 
     np.savez_compressed(FILE, **draw(load_hand_arrays("standin")))

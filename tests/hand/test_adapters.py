@@ -9,8 +9,7 @@ from torch import nn
 
 from handmim.geometry.rotation import axis_angle_to_matrix
 from handmim.hand.adapters import ManopthHand, SmplxHand
-from handmim.hand.arrays import load_hand_arrays
-from handmim.hand.files import read_mano, save_npz
+from handmim.hand.io import load_hand_arrays, read_mano, save_npz
 from handmim.hand.model import HandLayer, HandModel
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D
 from synthesis.mano import forge_mano_pickle, mirrored

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from handmim.geometry.rotation import axis_angle_to_matrix
+from handmim.geometry.rotation_numpy import matrix_to_rotvec, rotvec_to_matrix
 from handmim.hand.conventions import (
     OPENCV_FROM_OPENGL,
     absolute_pose,
@@ -10,14 +11,12 @@ from handmim.hand.conventions import (
     freihand_vector,
     ho3d_hand,
     ho3d_pose,
-    matrix_to_rotvec,
     mirror_intrinsics,
     mirror_points,
     mirror_rotmats,
     pose_coefficients,
     regressed_joints,
     rest_wrist,
-    rotvec_to_matrix,
 )
 from handmim.hand.skeleton import (
     CANONICAL_FROM_HO3D,

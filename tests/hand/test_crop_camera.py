@@ -5,9 +5,9 @@ import torch
 
 from handmim.geometry.camera import ndc_from_px, project, project_weak
 from handmim.geometry.rotation import rotation_about_z
-from handmim.hand.crop_camera import CropCamera, focal_px, stand
-from handmim.hand.rules import JointRules
-from handmim.hand.skeleton import RULE_NAMES
+from handmim.hand.crop_camera import CropCamera, focal_px, root_from_weak
+from handmim.hand.joint_convention import JointConventions
+from handmim.hand.skeleton import CONVENTION_NAMES
 from handmim.types import HandOutputs, HandState, Intrinsics
 
 SIDE = 224
@@ -45,7 +45,7 @@ def test_depth_by_hand():
     K = torch.tensor([[[500.0, 0, 112], [0, 500.0, 112], [0, 0, 1]]])
     s = 400 * 2 / SIDE
     cam = torch.tensor([[math.log(s / S0), 0.1, -0.05]])
-    place = stand(cam, Intrinsics(K, torch.tensor([True]), SIDE), S0)
+    place = root_from_weak(cam, Intrinsics(K, torch.tensor([True]), SIDE), S0)
     # the root is seen 0.1 m x 400 px/m = 40 px right of the centre: X = 40 / 500 * Z = 0.1 m
     torch.testing.assert_close(place, torch.tensor([[0.1, -0.05, 1.25]]))
 
@@ -54,14 +54,14 @@ def test_the_pinhole_is_the_weak_camera_to_first_order():
     """At the root the same place; around it the same pixels per metre, whatever K."""
     eyes, cam = intrinsics(), cams()
     camera = CropCamera("pinhole", S0)
-    transl, is_metric = camera.place(cam, eyes)
+    transl, is_metric = camera.root_translation(cam, eyes)
     assert is_metric.all()
     points = torch.zeros(6, 1, 3)
     torch.testing.assert_close(
-        camera.see(points, cam, transl, eyes), project_weak(points, cam, S0), atol=1e-5, rtol=0
+        camera.project(points, cam, transl, eyes), project_weak(points, cam, S0), atol=1e-5, rtol=0
     )
     small = 1e-3 * torch.eye(3).expand(6, 3, 3)
-    moved = camera.see(small, cam, transl, eyes) - camera.see(points, cam, transl, eyes)
+    moved = camera.project(small, cam, transl, eyes) - camera.project(points, cam, transl, eyes)
     area = torch.linalg.det(moved[:, :2]).abs().sqrt()  # ndc per mm in the image plane
     torch.testing.assert_close(area, 1e-3 * S0 * cam[:, 0].exp(), atol=0, rtol=2e-3)
 
@@ -70,24 +70,24 @@ def test_it_sees_what_the_intrinsics_say():
     eyes, cam = intrinsics(), cams()
     points = 0.1 * torch.randn(6, 30, 3, generator=torch.Generator().manual_seed(2))
     camera = CropCamera("pinhole", S0)
-    transl, _ = camera.place(cam, eyes)
+    transl, _ = camera.root_translation(cam, eyes)
     expected = ndc_from_px(project(points + transl[:, None], eyes.K_crop_px), SIDE)
-    torch.testing.assert_close(camera.see(points, cam, transl, eyes), expected)
+    torch.testing.assert_close(camera.project(points, cam, transl, eyes), expected)
 
 
 def test_depth_is_metric_only_where_the_intrinsics_are_known():
     cam, points = cams(), torch.randn(6, 4, 3)
-    assert CropCamera("weak", S0).place(cam, intrinsics()) == (None, None)
+    assert CropCamera("weak", S0).root_translation(cam, intrinsics()) == (None, None)
     pinhole = CropCamera("pinhole", S0)
     for eyes in (None, intrinsics(known=False)):
-        transl, is_metric = pinhole.place(cam, eyes)
+        transl, is_metric = pinhole.root_translation(cam, eyes)
         assert not is_metric.any()
         assert transl.abs().max() == 0
         torch.testing.assert_close(
-            pinhole.see(points, cam, transl, eyes), project_weak(points, cam, S0)
+            pinhole.project(points, cam, transl, eyes), project_weak(points, cam, S0)
         )
     some = intrinsics()._replace(has_K=torch.arange(6) % 2 == 0)
-    transl, is_metric = pinhole.place(cam, some)
+    transl, is_metric = pinhole.root_translation(cam, some)
     assert is_metric.tolist() == [True, False] * 3
     assert (transl.abs().sum(dim=1) > 0).tolist() == [True, False] * 3
 
@@ -100,8 +100,8 @@ def test_unknown_intrinsics_leave_clean_gradients():
     mixed = intrinsics()._replace(has_K=torch.arange(6) < 3)
     mixed.K_crop_px[3:] = 0.0
     camera = CropCamera("pinhole", S0)
-    transl, _ = camera.place(cam, mixed)
-    (camera.see(points, cam, transl, mixed).sum() + transl.sum()).backward()
+    transl, _ = camera.root_translation(cam, mixed)
+    (camera.project(points, cam, transl, mixed).sum() + transl.sum()).backward()
     assert cam.grad.isfinite().all()
     assert points.grad.isfinite().all()
 
@@ -109,9 +109,9 @@ def test_unknown_intrinsics_leave_clean_gradients():
 def test_points_behind_the_camera_stay_finite():
     eyes, cam = intrinsics(), cams()
     camera = CropCamera("pinhole", S0)
-    transl, _ = camera.place(cam, eyes)
+    transl, _ = camera.root_translation(cam, eyes)
     behind = -transl[:, None] - torch.tensor([0.0, 0.0, 1.0])
-    assert camera.see(behind, cam, transl, eyes).isfinite().all()
+    assert camera.project(behind, cam, transl, eyes).isfinite().all()
 
 
 def test_another_joint_rule_moves_the_root_but_no_vertex(hand):
@@ -121,14 +121,14 @@ def test_another_joint_rule_moves_the_root_but_no_vertex(hand):
     root = mesh.joints_m[:, 9:10]
     verts, joints = mesh.verts_m - root, mesh.joints_m - root
     camera = CropCamera("pinhole", S0)
-    transl, is_metric = camera.place(cam, eyes)
+    transl, is_metric = camera.root_translation(cam, eyes)
     state = HandState(
         mesh.verts_m.new_zeros(4, 16, 3, 3), betas, cam, verts, joints,
-        camera.see(verts, cam, transl, eyes), camera.see(joints, cam, transl, eyes),
+        camera.project(verts, cam, transl, eyes), camera.project(joints, cam, transl, eyes),
         transl, is_metric,
     )  # fmt: skip
-    rule = torch.full((4,), RULE_NAMES.index("freihand"))
-    (other,) = JointRules(hand).outputs(HandOutputs((state,)), rule, camera, eyes).steps
+    rule = torch.full((4,), CONVENTION_NAMES.index("freihand"))
+    (other,) = JointConventions(hand).outputs(HandOutputs((state,)), rule, camera, eyes).steps
     torch.testing.assert_close(
         other.verts_root_m + other.transl_cam_m[:, None],
         verts + transl[:, None],

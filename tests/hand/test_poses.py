@@ -1,20 +1,20 @@
 import numpy as np
 
-from handmim.hand.clearance import least_gaps_m
-from handmim.hand.poses import chain, rodrigues, turns_about_axes
+from handmim.geometry.rotation_numpy import rotations_about_axes, rotvec_to_matrix
+from handmim.hand.poses import chain, least_gaps_m
 from handmim.hand.skeleton import CHAIN_PARENTS
 
 
 def test_turns_about_axes_are_rotations_to_the_last_bit():
     rng = np.random.default_rng(0)
     for angles in (*rng.uniform(-np.pi, np.pi, (50, 3)), np.zeros(3)):
-        assert np.array_equal(turns_about_axes(angles), rodrigues(np.diag(angles)))
+        assert np.array_equal(rotations_about_axes(angles), rotvec_to_matrix(np.diag(angles)))
 
 
 def test_digits_move_together_as_joint_by_joint():
     rng = np.random.default_rng(1)
     for num in (1, 5):
-        rotmats = rodrigues(rng.normal(0, 1, (num, 16, 3)))
+        rotmats = rotvec_to_matrix(rng.normal(0, 1, (num, 16, 3)))
         joints = rng.normal(0, 0.1, (num, 16, 3))
         for rest in (joints, joints[0]):
             world, posed = chain(rotmats, rest)

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from handmim.hand.crop_camera import stand
+from handmim.hand.crop_camera import root_from_weak
 from handmim.hand.model import HandModel
 from handmim.models.heads.decoder import DecoderHead
 from handmim.models.heads.hand_head import HandHead
@@ -114,7 +114,7 @@ def test_all_estimates_are_whole(make, name, camera, b, known):
 @every_head
 def test_where_the_hand_stands_follows_from_camera_and_lens(make, name):
     answer = make(name, camera="pinhole")(tokens(1), intrinsics(1)).steps[-1]
-    expected = stand(answer.cam, intrinsics(1), 8.0)
+    expected = root_from_weak(answer.cam, intrinsics(1), 8.0)
     torch.testing.assert_close(answer.transl_cam_m, expected)
     blind = make(name, camera="weak")(tokens(1), intrinsics(1)).steps[-1]
     # Heads that look where the mesh lands see other places through another camera.

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from handmim.render.objects import depth_inside_m, enters, random_rotation, superquadric
+from handmim.geometry.rotation_numpy import random_rotation
+from handmim.render.objects import depth_inside_m, enters, superquadric
 
 
 @pytest.mark.parametrize("depth_m", [0.001, 0.003, 0.01])

@@ -1,17 +1,43 @@
 import numpy as np
 import pytest
 
+from handmim.geometry.rotation_numpy import unit
 from handmim.hand.poses import PoseSampler
 from handmim.render.lighting import ShadowMap
 from handmim.render.objects import superquadric
-from handmim.render.rasterizer import (
-    corner_weights,
-    rasterise,
-    rasterise_reference,
-    unit,
-    vertex_normals,
-)
+from handmim.render.rasterizer import corner_weights, rasterise, vertex_normals
 from handmim.render.surface import HandSurface
+
+
+def rasterise_reference(
+    x_px: NDArray[np.floating],
+    y_px: NDArray[np.floating],
+    inv_z: NDArray[np.floating],
+    faces: NDArray[np.integer],
+    size_hw: tuple[int, int],
+) -> tuple[NDArray[np.floating], NDArray[np.int32], NDArray[np.floating]]:
+    """The same image by whole-image numpy operations, one face at a time."""
+    height, width = size_hw
+    inv_depth, bary = np.zeros(size_hw), np.zeros((*size_hw, 2))
+    face_id = np.full(size_hw, -1, np.int32)
+    px, py = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    for t, (a, b, c) in enumerate(faces):
+        if min(inv_z[a], inv_z[b], inv_z[c]) <= 0:
+            continue
+        ex1, ey1 = x_px[b] - x_px[a], y_px[b] - y_px[a]
+        ex2, ey2 = x_px[c] - x_px[a], y_px[c] - y_px[a]
+        area = ex1 * ey2 - ex2 * ey1
+        if abs(area) < 1e-9:
+            continue
+        dx, dy = px - x_px[a], py - y_px[a]
+        w1, w2 = (dx * ey2 - ex2 * dy) / area, (ex1 * dy - dx * ey1) / area
+        w0 = 1 - w1 - w2
+        q = w0 * inv_z[a] + w1 * inv_z[b] + w2 * inv_z[c]
+        nearer = (w0 >= 0) & (w1 >= 0) & (w2 >= 0) & (q > inv_depth)
+        inv_depth[nearer], face_id[nearer] = q[nearer], t
+        bary[nearer, 0] = (w1 * inv_z[b])[nearer] / q[nearer]
+        bary[nearer, 1] = (w2 * inv_z[c])[nearer] / q[nearer]
+    return inv_depth, face_id, bary
 
 
 def random_soup(seed: int, side: int = 40, faces: int = 60):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.hand.files import save_npz
+from handmim.hand.io import save_npz
 from tests.tools.calls import FINETUNE, METRICS, TINY, call, scalars, small_data
 
 

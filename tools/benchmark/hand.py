@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from benchmark.race import Bench, Row, compared
 from handmim.hand.adapters import smplx_data
-from handmim.hand.arrays import HandArrays, load_hand_arrays
+from handmim.hand.arrays import HandArrays
+from handmim.hand.io import load_hand_arrays
 from handmim.hand.model import HandModel
 
 Layer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

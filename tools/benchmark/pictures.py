@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.hand.arrays import load_hand_arrays
+from handmim.hand.io import load_hand_arrays
 from handmim.render.scene import SceneRenderer, SceneSettings
 
 QUALITY = 92

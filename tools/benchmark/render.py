@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmark.race import Bench, Row, compared
-from handmim.hand.arrays import load_hand_arrays
+from handmim.hand.io import load_hand_arrays
 from handmim.render.scene import SceneRenderer, SceneSettings
 
 

@@ -15,8 +15,9 @@ from benchmark.references import plain_json, scipy_scorer
 from handmim.evaluation.benchmarks import FREIHAND, HO3D_V2
 from handmim.evaluation.submission import read_submission, write_submission
 from handmim.geometry.align import similarity_align, tensor_similarity_align
+from handmim.geometry.rotation_numpy import rotvec_to_matrix
 from handmim.hand.model import HandModel
-from handmim.hand.poses import PoseSampler, rodrigues, sample_betas
+from handmim.hand.poses import PoseSampler, sample_betas
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.metrics.neighbours import f_scores
 from handmim.metrics.pose import F_THRESHOLDS_M, HandMetrics, point_errors_m
@@ -40,8 +41,8 @@ def hands(path: Path, num: int, turn_rad: float, shift_m: float, seed: int = 0) 
     hand, rng = HandModel.from_file(path), np.random.default_rng(seed)
     rotmats = np.tile(np.eye(3), (num, 16, 1, 1))
     rotmats[:, 1:] = PoseSampler.from_arrays(hand.arrays).sample(num, rng)
-    rotmats[:, 0] = rodrigues(rng.normal(0, 2, (num, 3)))
-    turns = rodrigues(rng.normal(0, turn_rad, (num * 16, 3))).reshape(num, 16, 3, 3)
+    rotmats[:, 0] = rotvec_to_matrix(rng.normal(0, 2, (num, 3)))
+    turns = rotvec_to_matrix(rng.normal(0, turn_rad, (num * 16, 3))).reshape(num, 16, 3, 3)
     betas = sample_betas(num, hand.num_betas, rng)
     place = rng.normal(0, 0.1, (num, 3)) + np.array([0, 0, 0.8])
     moved = place + rng.normal(0, shift_m, (num, 3))

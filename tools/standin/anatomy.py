@@ -18,7 +18,8 @@ metres: x = WRIST.x - u, y = WRIST.y + d, z = WRIST.z + r; fingers along -x, pal
 
 import numpy as np
 
-from handmim.hand.poses import chain, rodrigues
+from handmim.geometry.rotation_numpy import rotvec_to_matrix
+from handmim.hand.poses import chain
 from handmim.hand.skeleton import CHAIN_FINGERS as FINGERS
 from standin.mesh import unit
 
@@ -167,7 +168,7 @@ class Skeleton:
         """A copy with every joint turned by rotvec (16,3), given in the design frame."""
         q = object.__new__(Skeleton)
         q.__dict__.update(self.__dict__)
-        A, q.J = transforms(rodrigues(rotvec), self.J)
+        A, q.J = transforms(rotvec_to_matrix(rotvec), self.J)
         q.R = A[:, :3, :3] @ self.R
         q.tip = np.stack(
             [

@@ -5,7 +5,7 @@ import zipfile
 
 import numpy as np
 
-from handmim.hand.poses import PoseSampler, joint_limits_deg, rotvecs_from_matrices
+from handmim.hand.poses import PoseSampler, joint_limits_deg
 from handmim.hand.skeleton import CHAIN_FINGERS as FINGERS
 from handmim.hand.skeleton import CHAIN_PARENTS
 from handmim.utils.files import atomic_path
@@ -56,6 +56,23 @@ def permutation(V, W, lp, s):
     order = np.zeros(NV, int)
     order[list(slot.values())] = list(slot.keys())
     return order
+
+
+def rotvecs_from_matrices(rotmats: Array) -> Array:
+    """Rotation vectors below 180 degrees: [..., 3, 3] -> [..., 3] radians. The bits of the shipped
+    file depend on this formula."""
+    axis = np.stack(
+        [
+            rotmats[..., 2, 1] - rotmats[..., 1, 2],
+            rotmats[..., 0, 2] - rotmats[..., 2, 0],
+            rotmats[..., 1, 0] - rotmats[..., 0, 1],
+        ],
+        axis=-1,
+    )
+    trace = np.trace(rotmats, axis1=-2, axis2=-1)
+    sin2 = np.linalg.norm(axis, axis=-1)  # 2 sin
+    angle = np.arctan2(sin2, trace - 1.0)
+    return axis * (angle / np.maximum(sin2, 1e-12))[..., None]
 
 
 def build(seed=0, poses=12000):

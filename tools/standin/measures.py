@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from handmim.geometry.rotation_numpy import matrix_to_rotvec
 from handmim.hand.arrays import HandArrays
-from handmim.hand.poses import PoseSampler, chain, rotvecs_from_matrices
+from handmim.hand.poses import PoseSampler, chain
 from handmim.hand.skeleton import CHAIN_FINGERS
 from standin.anatomy import BONES, PULP, TIP_SLOT, WRIST, Skeleton
 from standin.mesh import quality
@@ -167,7 +168,7 @@ def overlaps(arrays: HandArrays, rotmats: Array, depth_mm: float = OVERLAP_MM) -
         rotmats: [16, 3, 3], wrist identity.
         depth_mm: allowed depth.
     """
-    turn = rotvecs_from_matrices(rotmats[None])[0]
+    turn = matrix_to_rotvec(rotmats[None])[0]
     skeleton = Skeleton().posed(_to_design_axes(turn))
     points = _to_design_axes((pose_verts(arrays, rotmats) - WRIST) * 1e3)
     share = arrays.weights[:, 1:].reshape(-1, 5, 3).sum(axis=2)

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from handmim.hand.poses import joint_limits_deg, rodrigues
+from handmim.geometry.rotation_numpy import rotvec_to_matrix
+from handmim.hand.poses import joint_limits_deg
 from handmim.hand.skeleton import CHAIN_FINGERS as FINGERS
 from handmim.hand.skeleton import CHAIN_PARENTS as PARENT
 from standin.anatomy import NV, SHAPE_SD, Skeleton, transforms
@@ -16,7 +17,7 @@ LIMITS = joint_limits_deg()
 def skin(V, W, rotvecs, J):
     """Blend skinning: vertices, joints and the blended 3 x 4 transforms of one pose; rotvecs [16,
     3]."""
-    G, posed = transforms(rodrigues(rotvecs), J)
+    G, posed = transforms(rotvec_to_matrix(rotvecs), J)
     T = np.einsum("vj,jab->vab", W, G)
     return np.einsum("vab,vb->va", T[:, :, :3], V) + T[:, :, 3], posed, T
 

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from handmim.hand.arrays import HandArrays
 from handmim.hand.conventions import MIRROR
-from handmim.hand.files import NO_PARENT
 from synthesis.python2_pickle import Foreign, dump
 
 _SIGNS = np.diag(MIRROR)
@@ -77,12 +76,11 @@ def forge_mano_pickle(arrays: HandArrays, path: str | Path) -> None:
         a=_leaf(arrays.weights.ravel()),
         newshape=arrays.weights.shape,
     )
-    kintree = np.stack([[NO_PARENT, *arrays.parents[1:]], np.arange(len(arrays.parents))])
     content = {
         "hands_components": arrays.hands_components,
         "f": arrays.faces.astype(np.uint32),
         "J_regressor": _sparse_columns(arrays.J_regressor),
-        "kintree_table": kintree.astype(np.uint32),
+        "kintree_table": arrays.kintree_table.astype(np.uint32),
         "J": arrays.J_regressor @ arrays.v_template,
         "hands_coeffs": np.zeros((3, 45)),
         "weights": weights,

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from handmim.data.layouts import FACTS, PARTS
-from handmim.hand.arrays import HandArrays, load_hand_arrays, resolve_hand_path
+from handmim.hand.arrays import HandArrays
+from handmim.hand.io import load_hand_arrays, resolve_hand_path
 from handmim.render.scene import SceneSettings
 from handmim.render.workers import cores, run_workers
 from handmim.utils.children import end_with_parent

@@ -6,16 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.data.layouts import take_of
-from handmim.hand.poses import rodrigues, sample_betas
-from handmim.render.objects import (
-    HeldObject,
-    Solid,
-    painted,
-    place_off_palm,
-    random_rotation,
-    size_at,
-    superquadric,
-)
+from handmim.geometry.rotation_numpy import random_rotation, rotvec_to_matrix
+from handmim.hand.poses import sample_betas
+from handmim.render.objects import HeldObject, Solid, painted, place_off_palm, size_at, superquadric
 from handmim.render.scene import Given, random_orientation
 from synthesis.studio import Studio
 
@@ -85,13 +78,13 @@ def world(studio: Studio, split: str, take: int, num_takes: int, frame: int) -> 
     rng = studio.rng(split, FRAME, take, frame)
     fingers = renderer.fingers(frame * num_takes + take)
     angles = np.radians(rng.uniform(-WRIST_TURN_DEG, WRIST_TURN_DEG, 3))
-    turn = rodrigues(angles)
+    turn = rotvec_to_matrix(angles)
     rotmats = np.concatenate([turn[None], fingers])
     verts, joints = renderer.surface.pose(rotmats, betas)
     wander = rng.uniform(-1, 1, 3) * studio.settings.offset * ABOUT_HALF_HAND_M
     transl = wander - (verts.max(axis=0) + verts.min(axis=0)) / 2
     verts, joints = verts + transl, joints + transl
-    object_turn = turn @ rodrigues(rng.normal(0, 0.1, 3)) @ grip
+    object_turn = turn @ rotvec_to_matrix(rng.normal(0, 0.1, 3)) @ grip
     # 0.4 m of steps: far enough from any hand.
     place = place_off_palm(solid, object_turn, verts, joints, turn, gap_m, max_steps=64)
     if place is None:

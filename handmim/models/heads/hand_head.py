@@ -142,15 +142,15 @@ class HandHead(nn.Module, ABC):
     ) -> HandState:
         """A posed hand with its places in the crop, and before the camera where that is known."""
         with torch.autocast(cam.device.type, enabled=False):
-            transl, is_metric = self.camera.place(cam, intrinsics)
+            transl, is_metric = self.camera.root_translation(cam, intrinsics)
             return HandState(
                 rotmats=rotmats,
                 betas=betas,
                 cam=cam,
                 verts_root_m=verts_root_m,
                 joints_root_m=joints_root_m,
-                verts_crop_ndc=self.camera.see(verts_root_m, cam, transl, intrinsics),
-                joints_crop_ndc=self.camera.see(joints_root_m, cam, transl, intrinsics),
+                verts_crop_ndc=self.camera.project(verts_root_m, cam, transl, intrinsics),
+                joints_crop_ndc=self.camera.project(joints_root_m, cam, transl, intrinsics),
                 transl_cam_m=transl,
                 is_metric=is_metric,
             )

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.hand.conventions import ho3d_hand, rotvec_to_matrix
+from handmim.geometry.rotation_numpy import rotvec_to_matrix
+from handmim.hand.conventions import ho3d_hand
 from handmim.hand.model import HandModel
 from handmim.utils.unpickle import load_pickle
 from synthesis.ho3d import SEQUENCES, encode_depth

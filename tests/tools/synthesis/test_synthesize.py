@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from handmim.hand.arrays import load_hand_arrays
+from handmim.hand.io import load_hand_arrays
 from handmim.render.scene import SceneSettings
 from handmim.render.workers import run_workers
 from synthesis import runner

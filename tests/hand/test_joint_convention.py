@@ -3,10 +3,11 @@ import pytest
 import torch
 
 from handmim.geometry.camera import project_weak
-from handmim.hand.conventions import regressed_joints, rotvec_to_matrix
+from handmim.geometry.rotation_numpy import rotvec_to_matrix
+from handmim.hand.conventions import regressed_joints
 from handmim.hand.crop_camera import CropCamera
-from handmim.hand.rules import JointRules
-from handmim.hand.skeleton import FINGERTIP_VERTS, RULE_NAMES
+from handmim.hand.joint_convention import JointConventions
+from handmim.hand.skeleton import CONVENTION_NAMES, FINGERTIP_VERTS
 from handmim.types import HandOutputs, HandState
 
 TIPS = [4, 8, 12, 16, 20]
@@ -21,12 +22,12 @@ def posed(hand):
 
 
 def rules(*names: str) -> torch.Tensor:
-    return torch.tensor([RULE_NAMES.index(name) for name in names])
+    return torch.tensor([CONVENTION_NAMES.index(name) for name in names])
 
 
 def test_every_sample_gets_the_joints_of_its_own_source(hand, posed):
     mesh = posed[0]
-    joints = JointRules(hand).joints(
+    joints = JointConventions(hand).joints(
         mesh.verts_m, mesh.chain_joints_m, rules("model", "freihand", "ho3d", "manopth")
     )
     torch.testing.assert_close(joints[0], mesh.joints_m[0])
@@ -50,7 +51,7 @@ def test_a_rule_moves_joints_and_root_but_no_vertex_in_the_picture(hand, posed):
         rotmats, betas, cam, verts, joints,
         project_weak(verts, cam, scale0), project_weak(joints, cam, scale0),
     )  # fmt: skip
-    layer, camera = JointRules(hand), CropCamera("weak", scale0)
+    layer, camera = JointConventions(hand), CropCamera("weak", scale0)
     same = layer.state(state, rules(*["model"] * 4), camera)
     for a, b in zip(same[:7], state[:7], strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)

@@ -1,8 +1,8 @@
-"""Joints of posed hands as each sample's source defines them.
+"""Joints of posed hands by the convention of each sample's source.
 
 FreiHAND regresses joints from posed vertices, HO-3D takes those of the kinematic chain, and each
 has its own fingertip vertices; the difference is millimetres. Labels stay as their source wrote
-them; predictions are brought to the source's definition before they meet.
+them; predictions are brought to the source's convention before they are compared.
 """
 
 import torch
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from handmim.hand.crop_camera import CropCamera
 from handmim.hand.model import HandLayer
-from handmim.hand.skeleton import CHAIN_FROM_CANONICAL, JOINT_RULES, ROOT_JOINT
+from handmim.hand.skeleton import CHAIN_FROM_CANONICAL, JOINT_CONVENTIONS, ROOT_JOINT
 from handmim.types import HandOutputs, HandState, Intrinsics
 
 
-class JointRules(nn.Module):
-    """Every rule of `skeleton.JOINT_RULES` over one hand model.
+class JointConventions(nn.Module):
+    """Every convention of `skeleton.JOINT_CONVENTIONS` over one hand model.
 
     Args:
         hand: whose regressor and own fingertips are used.
@@ -29,51 +29,51 @@ class JointRules(nn.Module):
     def __init__(self, hand: HandLayer) -> None:
         super().__init__()
         self.hand = hand
-        own = hand.arrays.tip_ids
-        tips = [own if r.tip_verts is None else r.tip_verts for r in JOINT_RULES.values()]
-        regressed = [r.regressed for r in JOINT_RULES.values()]
-        self.register_buffer("tip_verts", torch.tensor(tips), persistent=False)
-        self.register_buffer("is_regressed", torch.tensor(regressed), persistent=False)
+        own, known = hand.arrays.tip_ids, JOINT_CONVENTIONS.values()
+        tips = torch.tensor([own if c.tip_verts is None else c.tip_verts for c in known])
+        self.register_buffer("tip_verts", tips, persistent=False)
+        regressed = torch.tensor([c.regressed for c in known])
+        self.register_buffer("is_regressed", regressed, persistent=False)
         order = torch.tensor(CHAIN_FROM_CANONICAL)
         self.register_buffer("chain_order", order, persistent=False)
 
-    def joints(self, verts_m: Tensor, chain_joints_m: Tensor, rule: Tensor) -> Tensor:
-        """The 21 joints of every sample by its rule.
+    def joints(self, verts_m: Tensor, chain_joints_m: Tensor, convention: Tensor) -> Tensor:
+        """The 21 joints of every sample by its convention.
 
         Args:
             verts_m: [B, V, 3] posed vertices, any frame.
             chain_joints_m: [B, 16, 3] in that frame.
-            rule: [B] int64, places in `skeleton.RULE_NAMES`.
+            convention: [B] int64, indices into `skeleton.CONVENTION_NAMES`.
         Returns: [B, 21, 3] canonical order.
         """
-        by_regressor = self.is_regressed[rule][:, None, None]
+        by_regressor = self.is_regressed[convention][:, None, None]
         chain = torch.where(by_regressor, self.hand.regress_chain(verts_m), chain_joints_m)
-        samples = torch.arange(len(rule), device=rule.device)[:, None]
-        tips = verts_m[samples, self.tip_verts[rule]]  # [B, 5, 3]
+        samples = torch.arange(len(convention), device=convention.device)[:, None]
+        tips = verts_m[samples, self.tip_verts[convention]]  # [B, 5, 3]
         return torch.cat([chain, tips], dim=1)[:, self.hand.order21]
 
     def state(
         self,
         state: HandState,
-        rule: Tensor,
+        convention: Tensor,
         camera: CropCamera,
         intrinsics: Intrinsics | None = None,
     ) -> HandState:
-        """An estimate whose joints follow the hand model's own rule, in the samples' rules.
+        """An estimate whose joints follow the hand model's own convention, in the samples' ones.
 
-        The root moves with its definition, and camera and place with the root, so that every
-        vertex keeps its place in the picture.
+        The root moves with its definition, and camera and root translation with the root, so that
+        every vertex is still seen where it was.
 
         Args:
             state: as heads give it.
-            rule: [B] int64.
+            convention: [B] int64.
             camera: that it is seen by.
             intrinsics: of the crops.
         """
-        with torch.autocast(rule.device.type, enabled=False):
+        with torch.autocast(convention.device.type, enabled=False):
             verts = state.verts_root_m.float()
             own_joints = state.joints_root_m.float()
-            joints = self.joints(verts, own_joints[:, self.chain_order], rule)
+            joints = self.joints(verts, own_joints[:, self.chain_order], convention)
             root = joints[:, ROOT_JOINT]
             joints = joints - root[:, None]
             cam = state.cam.float() + F.pad(root[:, :2], (1, 0))
@@ -84,17 +84,17 @@ class JointRules(nn.Module):
                 cam=cam,
                 verts_root_m=verts - root[:, None],
                 joints_root_m=joints,
-                joints_crop_ndc=camera.see(joints, cam, transl, intrinsics),
+                joints_crop_ndc=camera.project(joints, cam, transl, intrinsics),
                 transl_cam_m=transl,
             )
 
     def outputs(
         self,
         out: HandOutputs,
-        rule: Tensor,
+        convention: Tensor,
         camera: CropCamera,
         intrinsics: Intrinsics | None = None,
     ) -> HandOutputs:
         """`state` on every refinement step."""
-        steps = tuple(self.state(s, rule, camera, intrinsics) for s in out.steps)
+        steps = tuple(self.state(s, convention, camera, intrinsics) for s in out.steps)
         return out._replace(steps=steps)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from handmim.geometry.rotation_numpy import matrix_to_rotvec, rotvec_to_matrix
 from handmim.hand.arrays import HandArrays
 from handmim.hand.skeleton import CANONICAL_FROM_CHAIN_AND_TIPS
 

@@ -39,7 +39,7 @@ def root_from_weak(cam: Tensor, intrinsics: Intrinsics, scale0_per_m: float) -> 
         scale0_per_m: s0.
     Returns: [B, 3] metres, OpenCV camera.
     """
-    K = _usable_K(intrinsics)
+    K = _usable_intrinsics(intrinsics)
     scale = scale0_per_m * cam[:, 0].exp()
     depth = 2.0 * focal_px(K) / (scale * intrinsics.img_px)
     seen_px = px_from_ndc(scale[:, None] * cam[:, 1:], intrinsics.img_px)
@@ -48,7 +48,7 @@ def root_from_weak(cam: Tensor, intrinsics: Intrinsics, scale0_per_m: float) -> 
     return depth[:, None] * torch.cat([ray, torch.ones_like(depth)[:, None]], dim=1)
 
 
-def _usable_K(intrinsics: Intrinsics) -> Tensor:
+def _usable_intrinsics(intrinsics: Intrinsics) -> Tensor:
     """K in fp32, the identity where it is not known."""
     eye = torch.eye(3, device=intrinsics.K_crop_px.device)
     return torch.where(intrinsics.has_K[:, None, None], intrinsics.K_crop_px.float(), eye)
@@ -118,6 +118,6 @@ class CropCamera:
         points = points_root_m + transl_cam_m[:, None]
         points = torch.cat([points[..., :2], points[..., 2:].clamp(min=MIN_DEPTH_M)], dim=-1)
         pinhole = ndc_from_px(
-            pinhole_camera.project(points, _usable_K(intrinsics)), intrinsics.img_px
+            pinhole_camera.project(points, _usable_intrinsics(intrinsics)), intrinsics.img_px
         )
         return torch.where(intrinsics.has_K[:, None, None], pinhole, weak)

@@ -170,8 +170,8 @@ class RegressionTask(nn.Module, ABC):
 
         Args:
             image: [B, 3, H, W] in [0, 1].
-            joint_convention: [B] whose joints are wanted, where there is a mesh to take them from; None
-                takes the hand model's own.
+            joint_convention: [B] convention of the joints, where there is a mesh to take them from;
+                None takes the hand model's own.
             intrinsics: of the pictures; None where nothing is known of the camera.
         """
 

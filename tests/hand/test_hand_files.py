@@ -344,7 +344,7 @@ def test_formulas_are_worked_out(tmp_path):
         ("Reshape", {"newshape": (6,)}),
         ("Select", {"a": "text", "idxs": np.array([0])}),
     ):
-        with pytest.raises(ValueError, match=r"a\.pkl: f holds .*hand\.path"):
+        with pytest.raises(ValueError, match=r"a\.pkl: f holds "):
             read("chumpy.reordering", name, **state)
     loop: dict = {"newshape": (6,)}
     loop["a"] = Foreign("chumpy.reordering", "Reshape", loop)
@@ -415,7 +415,7 @@ def claiming(shape) -> bytes:
 @pytest.mark.parametrize("shape", [(10**12,), (2**62, 4), (2**64,), (-1,), "((" * 20])
 def test_headers_of_an_npz_that_claim_more_than_it_holds_are_refused(tmp_path, shape):
     path = archived(tmp_path / "hand.npz", v_template=claiming(shape))
-    with pytest.raises(ValueError, match=r"hand\.npz is damaged or not an npz .*hand\.path"):
+    with pytest.raises(ValueError, match=r"hand\.npz is damaged or not an npz "):
         read_mano(path)
 
 

@@ -9,13 +9,7 @@ from handmim.render.rasterizer import corner_weights, rasterise, vertex_normals
 from handmim.render.surface import HandSurface
 
 
-def rasterise_reference(
-    x_px: NDArray[np.floating],
-    y_px: NDArray[np.floating],
-    inv_z: NDArray[np.floating],
-    faces: NDArray[np.integer],
-    size_hw: tuple[int, int],
-) -> tuple[NDArray[np.floating], NDArray[np.int32], NDArray[np.floating]]:
+def rasterise_reference(x_px, y_px, inv_z, faces, size_hw):
     """The same image by whole-image numpy operations, one face at a time."""
     height, width = size_hw
     inv_depth, bary = np.zeros(size_hw), np.zeros((*size_hw, 2))

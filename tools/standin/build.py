@@ -58,7 +58,7 @@ def permutation(V, W, lp, s):
     return order
 
 
-def rotvecs_from_matrices(rotmats: Array) -> Array:
+def rotvecs_from_matrices(rotmats):
     """Rotation vectors below 180 degrees: [..., 3, 3] -> [..., 3] radians. The bits of the shipped
     file depend on this formula."""
     axis = np.stack(

@@ -45,9 +45,9 @@ def load_backbone(path: str | Path) -> "ViT":
     """
     import json
 
-    from handmim.models.initial_weights import load_initial
     from handmim.models.vit import ViT
-    from handmim.models.weight_files import read_weights
+    from handmim.models.weights.files import read_weights
+    from handmim.models.weights.load import load_initial
 
     meta = read_weights(str(path)).meta
     if not {"timm_name", "timm_args", "pixel_norm"} <= meta.keys():

@@ -65,7 +65,7 @@ GROUPS = {
     "keypoint_predictor": ("pretrain", []),
     "pixel_head": ("pretrain", []),
     "point_hog_head": ("pretrain", ["loss=[keypoint_align,point_hog]"]),
-    "alarms": ("pretrain", []),
+    "collapse": ("pretrain", []),
     "method": ("pretrain", []),
     "table": None,  # these three: tests/ablation
     "setting": None,

@@ -9,6 +9,7 @@ RANK = {
     "losses": 2, "metrics": 2, "data": 2.5, "tasks": 3, "evaluation": 4.5,
     "reports": 4, "doctor": 4, "pipelines": 5, "ablation": 6, "images": 0.5,
     "__init__": 9, "cli": 8, "__main__": 9,
+    "diagnostics": 2.7,
 }  # fmt: skip
 # data may use render: same floor, one direction
 TOOL_PACKAGES = {path.parent.name for path in (REPO / "tools").glob("*/__init__.py")}

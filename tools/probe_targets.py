@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from handmim.data.augment import HandAugment
+from handmim.diagnostics.probe import whole_hands
+from handmim.diagnostics.readout import Poses, joint_probe, mean_pose
 from handmim.losses.class_recon import grey_thumbnails
 from handmim.losses.hog import oriented_gradients
-from handmim.metrics.probe import Poses, joint_probe, mean_pose
-from handmim.tasks.probing import whole_hands
 from handmim.types import HandSample
 from handmim.utils.build import build
 from handmim.utils.entry import tool

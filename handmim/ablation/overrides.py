@@ -11,8 +11,8 @@ from handmim.utils.config import resolved
 
 # Where things are, how they are watched and how fast they run: results are the same.
 FREE = (
-    "name", "resume", "overwrite", "paths", "machine", "init_from", "eval_every", "alarms", "hydra",
-    "debug",
+    "name", "resume", "overwrite", "paths", "machine", "init_from", "eval_every", "collapse",
+    "alarms", "hydra", "debug",
 )  # fmt: skip
 FREE_LEAVES = (
     "cache_dir", "num_workers", "log_every", "save_every", "keep_every", "image_every",

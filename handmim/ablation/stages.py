@@ -14,7 +14,7 @@ from handmim.ablation.table import Row, fraction_name
 from handmim.engine.checkpoint import LAST, load_checkpoint
 from handmim.engine.signals import Stopped, StopSignals
 from handmim.engine.trainer import FitResult
-from handmim.models.initial_weights import load_initial
+from handmim.models.weights.load import load_initial
 from handmim.pipelines.finetune import finetune
 from handmim.pipelines.pretrain import pretrain
 from handmim.pipelines.setup_run import BACKBONE, setup_run
@@ -27,7 +27,17 @@ from handmim.utils.seed import seed_everything
 
 POINTS = "points"  # a feature of probes: what the keypoint head finds
 RENDERED = "SyntheticHands"  # a set that takes long to make
-SHOWN = ("loss", "features", "keypoints", "targets", "speed", "health", "alarms")
+SHOWN = (
+    "loss",
+    "features",
+    "keypoints",
+    "targets",
+    "speed",
+    "diagnostics",
+    "collapse",
+    "health",
+    "alarms",
+)
 
 
 class Start(NamedTuple):

@@ -11,7 +11,7 @@ from handmim.utils.checksums import CHECKED, CheckedWriter
 from handmim.utils.config import differences, flatten
 from handmim.utils.files import atomic_path
 from handmim.utils.renames import update_targets
-from handmim.utils.torch_files import read_torch
+from handmim.utils.tensor_files import read_torch
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +139,7 @@ FREE = (
     "paths",
     "machine",
     "probe",
+    "collapse",
     "alarms",
     "eval_every",
     "num_pictures",

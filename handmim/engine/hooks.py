@@ -1,4 +1,4 @@
-"""What is done now and then beside training: probing, validating, alarms."""
+"""What is done now and then beside training: probing, validating, collapse detection."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -29,8 +29,8 @@ class StopRun(Exception):  # noqa: N818  it ends a run as a signal does, nothing
 class Hook(Protocol):
     """Something to do now and then: probing, validating.
 
-    Where it has a method `images(task, run) -> {name: [H, W, 3] uint8}`, that is asked whenever
-    the task is.
+    Where it has a method `images(task, run) -> {name: [H, W, 3] uint8}`, it is called whenever the
+    task draws images.
     """
 
     every: int | None  # steps; None = only at the end
@@ -75,7 +75,7 @@ def call_hooks(
 def drawn(
     task: nn.Module, batch: Any, hooks: Sequence[Hook], run: Run
 ) -> dict[str, NDArray[np.uint8]]:
-    """Pictures of the task, and of every hook that has some."""
+    """Images of the task, and of every hook that draws some."""
     images = dict(task.images(batch))  # type: ignore[operator]
     task.eval()
     for hook in hooks:

@@ -24,6 +24,7 @@ NOTES = {
 }  # fmt: skip
 # Folders of thumbnails and deleted files that systems put beside images, in small letters.
 SERVICE = {"@eadir", "#recycle", "$recycle.bin", "lost+found", "__macosx"}
+IMAGE_FOLDERS = ("images", "pictures")  # the second of older runs
 RUN_FILES = ("run.json", "scalars.jsonl")  # one of them lies beside config.yaml
 LABELLED = (  # files and folders of a labelled dataset, its name, how it is read
     ({"training_K.json", "training"}, "FreiHAND", "data=freihand"),
@@ -228,6 +229,6 @@ def _counted_as(path: str, ending: str) -> str:
 
 def is_run(folder: Path) -> bool:
     """Whether a training run wrote the images of a folder."""
-    place = folder.parent if folder.name in ("images", "pictures") else folder
+    place = folder.parent if folder.name in IMAGE_FOLDERS else folder
     has = [os.path.isfile(place / name) for name in ("config.yaml", *RUN_FILES)]
     return has[0] and any(has[1:])

@@ -29,7 +29,7 @@ from handmim.models.encoder import (
     whole_block,
 )
 from handmim.types import Tokens
-from handmim.utils.safetensors_files import save_weights
+from handmim.utils.tensor_files import save_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -273,7 +273,7 @@ class ViT(nn.Module):
         `timm.create_model(meta["timm_name"], **json.loads(meta["timm_args"]),
         checkpoint_path=path)` loads them; the mask token, which timm does not know, is left out.
         The metadata also says how pixels are normalised, and holds a digest of the file.
-        `initial_weights.load_initial` reads it back.
+        `weights.load.load_initial` reads it back.
         """
         meta = {
             "timm_name": self.timm_name,

@@ -14,7 +14,7 @@ from handmim.engine.trainer import FitResult, Trainer
 from handmim.engine.watchdog import Watchdog
 from handmim.evaluation.load_model import check_same_hand
 from handmim.evaluation.scoring import EvalHook
-from handmim.models.initial_weights import load_initial
+from handmim.models.weights.load import load_initial
 from handmim.pipelines.labels import choose_labels
 from handmim.pipelines.setup_run import export, setup_training
 from handmim.utils.build import build

@@ -70,8 +70,8 @@ def _train(cfg: DictConfig, run: Run, task: nn.Module) -> FitResult:
             )
         probe = None if cfg.probe.hook is None else build(cfg.probe.hook)
     hooks = [] if probe is None else [probe]
-    if cfg.alarms.hook is not None:
-        hooks.append(build(cfg.alarms.hook)(dataset, make_views))
+    if cfg.collapse.get("_target_") is not None:
+        hooks.append(build(cfg.collapse)(dataset, make_views))
     return trainer.fit(
         run,
         task,

@@ -10,7 +10,7 @@ from torch import nn
 from handmim.engine.checkpoint import LAST
 from handmim.engine.trainer import FitResult
 from handmim.models.vit import ViT
-from handmim.models.weight_files import read_weights
+from handmim.models.weights.files import read_weights
 from handmim.pipelines.preflight import WEIGHTS, preflight
 from handmim.pipelines.trial import try_parts
 from handmim.utils.build import build

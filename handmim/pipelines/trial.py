@@ -35,8 +35,8 @@ def try_parts(cfg: DictConfig) -> None:
     probe = cfg.probe.hook if "probe" in cfg else None
     if probe is not None:
         build(probe, train_set=None, test_set=None)
-    if "alarms" in cfg and cfg.alarms.hook is not None:
-        build(cfg.alarms.hook)(range(2), None)
+    if "collapse" in cfg and cfg.collapse.get("_target_") is not None:
+        build(cfg.collapse)(range(2), None)
     for node in (*_rendered(cfg.data), *_rendered(probe)):
         scene = node.scene.copy()  # it keeps its place, which messages name
         with open_dict(scene):

@@ -15,15 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from handmim.diagnostics.images import draw_pretraining
+from handmim.diagnostics.statistics import keypoint_diagnostics, target_diagnostics
 from handmim.engine.schedule import Schedule, as_schedule
 from handmim.losses import pixel_recon
 from handmim.losses.total import LossSum, Weighted
 from handmim.models.heads.pixel import tap_blocks
 from handmim.models.heads.projection import ProjectionHead
-from handmim.models.initial_weights import InitialWeights, load_initial
 from handmim.models.teacher import EmaTeacher
 from handmim.models.vit import ViT
-from handmim.tasks.monitors import keypoint_monitors, target_monitors
+from handmim.models.weights.load import InitialWeights, load_initial
 from handmim.tasks.pretrain_heads import (
     FOLLOWED,
     build_heads,
@@ -32,7 +33,6 @@ from handmim.tasks.pretrain_heads import (
     read_whole,
 )
 from handmim.tasks.pretrain_outputs import MAKERS, Seen, projected
-from handmim.tasks.pretrain_pictures import draw_pretraining
 from handmim.types import PretrainBatch, PretrainOutputs, StepInfo, StepResult, Tokens
 
 OF_TEACHER = ("patches", "classes", "keypoint_classes")  # fields whose targets are the teacher's
@@ -152,7 +152,7 @@ class HandMimTask(nn.Module):
         self.layer_decay, self.patch_embed_lr_scale = layer_decay, patch_embed_lr_scale
 
     def load_initial(self, source: str) -> InitialWeights:
-        """Fill student and teacher backbones from weights: see `models.initial_weights`."""
+        """Fill student and teacher backbones from weights: see `models.weights.load`."""
         backbone = self.student["backbone"]
         assert isinstance(backbone, ViT)
         report = load_initial(backbone, source)
@@ -220,12 +220,12 @@ class HandMimTask(nn.Module):
         out, student = self.outputs(batch, info)
         loss, scalars = self.losses(out, batch, info)
         if out.keypoints_ndc is not None:
-            scalars |= keypoint_monitors(out.keypoints_ndc.detach(), batch)
+            scalars |= keypoint_diagnostics(out.keypoints_ndc.detach(), batch)
         if out.patches is not None and len(out.patches.teacher_probs):
-            scalars |= target_monitors(out.patches.teacher_probs)
+            scalars |= target_diagnostics(out.patches.teacher_probs)
         if out.classes is not None:
             probs = out.classes.teacher_probs.flatten(0, 1)
-            scalars |= target_monitors(probs, prefix="class_targets")
+            scalars |= target_diagnostics(probs, prefix="class_targets")
         cls = student.cls.detach().float()
         scalars["features/cls_std"] = cls.std(dim=0).mean()
         return StepResult(loss=loss, scalars={"loss": loss.detach(), **scalars})

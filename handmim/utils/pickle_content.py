@@ -1,13 +1,12 @@
-"""What a pickle may ask for: inert stand-ins for classes, and content in proportion to its size.
+"""The content that a pickle may have: inert stand-ins for classes, arrays and plain values, in
+proportion to the file's size.
 
-Nothing is imported and numpy's own unpickling code is not used. Arrays are recorded as they are
-written (type, shape, bytes) and built by us once everything has been read.
+Nothing is imported. Types, shapes and sizes of arrays are checked before numpy takes any of them.
 """
 
 import math
 import re
-from collections.abc import Callable
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +22,10 @@ MAX_BYTES, MAX_OPCODES = 1 << 28, 1_000_000
 # Python's hashes of text and bytes are random, and those of integers of 8 bytes differ.
 _MAX_FORGEABLE_KEYS = 10_000
 _MAX_AXES = 32
-# Bytes of content per byte of file, and beside that. What a file holds once it may ask for once, in
+# Bytes of content per byte of file, and beside that. A file may ask once for what it holds once, in
 # a few steps; objects referred to again and again would make gigabytes of kilobytes.
 _CONTENT_PER_BYTE, _CONTENT_FREE = 8, 16_000_000
-SLOT = 8  # bytes of a place in a container
+SLOT = 8  # bytes of a reference in a container
 _MEMBER = 32  # and of one in a set
 
 
@@ -35,13 +34,11 @@ class UnsafePickleError(ValueError):
 
 
 class Record:
-    """Inert stand-in for an object of a foreign class: what the pickle says of it, and no more.
-
-    A subclass per foreign class tells them apart.
+    """Inert stand-in for an object of a foreign class; one subclass per foreign class.
 
     Attributes:
-        args: what the class would have been called with.
-        state: what the object would have been restored from, None if nothing.
+        args: arguments that the class would have been called with.
+        state: content that the object would have been restored from, None if nothing.
     """
 
     args: tuple[Any, ...]
@@ -56,62 +53,16 @@ class Record:
         record.args, record.state = args, None
         return record
 
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
 
 class Array(Record):
-    """A numpy array as written: state (version, shape, dtype, is Fortran order, content), args
-    nothing or the order of its axes."""
+    """Stand-in for numpy.ndarray, and for an array until its content is read."""
 
 
-class Dtype(Record):
-    """A numpy dtype as written: args (code, align, copy), state (version, byte order, ...)."""
-
-
-class _Call:
-    """A function of ours that a pickle may call and cannot alter."""
-
-    __slots__ = ("_function",)
-    _function: Callable[..., Any]
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        object.__setattr__(self, "_function", function)
-
-    def __call__(self, *args: Any) -> Any:
-        return self._function(*args)
-
-    def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise UnsafePickleError(f"wants to alter {name}")
-
-    def __setstate__(self, state: Any) -> NoReturn:
-        raise UnsafePickleError("wants to alter a function")
-
-
-def _said(value: Any) -> str:
+def _shown(value: Any) -> str:
     """A value in a message; containers may be endless when written out."""
     if isinstance(value, (str, bytes)):
         return repr(value[:40])
     return repr(value) if isinstance(value, (bool, float)) else type(value).__name__
-
-
-def real_dtype(record: Any) -> np.dtype[Any]:
-    """numpy's dtype as recorded.
-
-    Raises: ValueError: none, or one of other than plain values.
-    """
-    if not isinstance(record, Dtype) or not record.args:
-        raise ValueError(f"array type is {type(record).__name__}, wanted a numpy dtype")
-    code, state = record.args[0], record.state
-    if not isinstance(code, str) or not _DTYPE.fullmatch(code):
-        raise ValueError(f"arrays of type {_said(code)} are not read")
-    if state is None:
-        return np.dtype(code)
-    if not isinstance(state, tuple) or len(state) < 5 or any(s is not None for s in state[2:5]):
-        raise ValueError(f"arrays of type {code!r} with fields are not read")
-    if state[1] not in ("<", ">", "|", "="):
-        raise ValueError(f"byte order {_said(state[1])} is not one")
-    return np.dtype(code).newbyteorder(state[1])
 
 
 class Maker:
@@ -126,6 +77,16 @@ class Maker:
         self.limit, self.spent = _CONTENT_PER_BYTE * file_size + _CONTENT_FREE, 0
         self.num_forgeable_keys = 0
 
+    def find(self, module: str, name: str) -> Any:
+        """The stand-in for a class or function.
+
+        Raises: UnsafePickleError: nothing of that name.
+        """
+        found = _NAMES.get((module, name))
+        if found is None:
+            raise UnsafePickleError(f"asks for {module[:_MAX_SHOWN]}.{name[:_MAX_SHOWN]}")
+        return getattr(self, found) if isinstance(found, str) else found
+
     def spend(self, num_bytes: int) -> None:
         """Count bytes that are about to be made, or gone over.
 
@@ -135,10 +96,7 @@ class Maker:
         self.check(self.spent)
 
     def check(self, num_bytes: int) -> None:
-        """Whether content of so many bytes fits.
-
-        Raises: UnsafePickleError: more than the file may ask for.
-        """
+        """Refuse content of more bytes than the file may ask for."""
         if num_bytes > self.limit:
             raise UnsafePickleError(
                 f"asks for more than {self.limit} bytes of content in a file of {self.file_size}"
@@ -168,23 +126,53 @@ class Maker:
                 )
         return key
 
-    def raw(self, content: Any) -> bytes:
-        """Bytes of an array; Python 2 wrote them as a string."""
-        if not isinstance(content, (str, bytes, bytearray)):
-            raise ValueError(f"array content is {type(content).__name__}, wanted bytes")
-        self.spend(len(content))
-        return content.encode("latin1") if isinstance(content, str) else bytes(content)
+    def build(self, target: Any, state: Any) -> Any:
+        """An object with its state: a record, or the dtype or array that takes the place of its
+        stand-in."""
+        if isinstance(target, Array):
+            if not isinstance(state, tuple) or len(state) != 5:
+                raise ValueError("an array without content")
+            return self.array(*state[1:])
+        if isinstance(target, Record):
+            target.state = state
+            return target
+        if isinstance(target, np.dtype):
+            return self._ordered(target, state)
+        if callable(target) and not isinstance(target, type):
+            raise UnsafePickleError("wants to alter a function")
+        raise ValueError(f"state for a {_shown(target)}")
 
-    def array(self, dtype: Any, shape: Any, fortran: Any, content: Any) -> NDArray[Any]:
+    def dtype(self, code: Any, align: Any = False, copy: Any = False) -> np.dtype[Any]:
+        """numpy's dtype, of plain values alone."""
+        if not isinstance(code, str) or not _DTYPE.fullmatch(code):
+            raise ValueError(f"arrays of type {_shown(code)} are not read")
+        return np.dtype(code, copy=True)  # type: ignore[call-overload, no-any-return]
+
+    @staticmethod
+    def _ordered(dtype: np.dtype[Any], state: Any) -> np.dtype[Any]:
+        if not isinstance(state, tuple) or len(state) < 5 or any(s is not None for s in state[2:5]):
+            raise ValueError(f"arrays of type {dtype.str} with fields are not read")
+        if state[1] not in ("<", ">", "|", "="):
+            raise ValueError(f"byte order {_shown(state[1])} is not one")
+        return dtype.newbyteorder(state[1])
+
+    def reconstruct(self, kind: Any, shape: Any, code: Any) -> Record:
+        """An array yet to be filled."""
+        if kind is not Array:
+            raise UnsafePickleError("wants numpy to build something other than an array")
+        return Array()
+
+    def array(self, shape: Any, dtype: Any, fortran: Any, content: Any) -> NDArray[Any]:
         """Array of the recorded parts, which must fit each other."""
-        real = real_dtype(dtype)
+        if not isinstance(dtype, np.dtype):
+            raise ValueError(f"array type is {type(dtype).__name__}, wanted a numpy dtype")
         if not isinstance(shape, tuple) or len(shape) > _MAX_AXES:
-            raise ValueError(f"array shape is {_said(shape)}, wanted {_MAX_AXES} axes at most")
+            raise ValueError(f"array shape is {_shown(shape)}, wanted {_MAX_AXES} axes at most")
         if any(type(n) is not int or not 0 <= n < 2**63 for n in shape):
             raise ValueError("array shape is of anything but lengths")
         order: Literal["F", "C"] = "F" if fortran else "C"
         count = math.prod(shape)
-        if real.hasobject:
+        if dtype.hasobject:
             if not isinstance(content, list) or len(content) != count:
                 raise ValueError(f"array of shape {shape} does not hold {count} objects")
             self.spend(SLOT * count)
@@ -193,41 +181,41 @@ class Maker:
                 flat[i] = item
             return flat.reshape(shape, order=order)
         raw = self.raw(content)
-        if len(raw) != count * real.itemsize:
+        if len(raw) != count * dtype.itemsize:
             raise ValueError(
-                f"array of shape {shape} and type {real} holds {len(raw)} bytes,"
-                f" wanted {count * real.itemsize}"
+                f"array of shape {shape} and type {dtype} holds {len(raw)} bytes,"
+                f" wanted {count * dtype.itemsize}"
             )
         if count == 0:
-            return np.zeros(shape, dtype=real)
-        return np.frombuffer(raw, dtype=real).reshape(shape, order=order).copy(order="K")
+            return np.zeros(shape, dtype=dtype)
+        return np.frombuffer(raw, dtype=dtype).reshape(shape, order=order).copy(order="K")
 
-    def reconstruct(self, kind: Any, shape: Any, code: Any) -> Record:
-        """An array yet to be filled."""
-        if kind is not Array:
-            raise UnsafePickleError("wants numpy to build something other than an array")
-        return Array()
+    def raw(self, content: Any) -> bytes:
+        """Bytes of an array; Python 2 wrote them as a string."""
+        if not isinstance(content, (str, bytes, bytearray)):
+            raise ValueError(f"array content is {type(content).__name__}, wanted bytes")
+        self.spend(len(content))
+        return content.encode("latin1") if isinstance(content, str) else bytes(content)
 
     def from_buffer(self, buffer: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> Any:
         """An array as protocol 5 writes it."""
-        array = Array() if axes is None else Array(axes)
-        array.state = (1, shape, dtype, order == "F", buffer)
-        return array
+        array = self.array(shape, dtype, order == "F", buffer)
+        return array if axes is None else array.transpose(axes)
+
+    def scalar(self, dtype: Any, content: Any) -> Any:
+        """numpy's scalar of that type."""
+        return self.array((1,), dtype, False, content)[0]
 
     def reconstructor(self, kind: Any, base: Any, state: Any) -> Record:
         """An object yet to be filled, in protocols 0 and 1."""
         if not (isinstance(kind, type) and issubclass(kind, Record)) or base is not object or state:
-            raise UnsafePickleError(f"wants to rebuild {_said(kind)} from {_said(base)}")
+            raise UnsafePickleError(f"wants to rebuild {_shown(kind)} from {_shown(base)}")
         return kind()
-
-    def scalar(self, dtype: Any, content: Any) -> Any:
-        """numpy's scalar of that type."""
-        return self.array(dtype, (1,), False, content)[0]
 
     def encode(self, text: Any, encoding: Any = "latin1") -> bytes:
         """How Python 3 writes bytes for Python 2."""
         if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-            raise UnsafePickleError(f"wants to encode by {_said(encoding)}")
+            raise UnsafePickleError(f"wants to encode by {_shown(encoding)}")
         return self.raw(text)
 
     def complex(self, real: Any, imag: Any) -> complex:
@@ -258,35 +246,26 @@ class Maker:
         """Of a list."""
         return frozenset(self.set(members))
 
-    def find(self, module: str, name: str) -> Any:
-        """What a pickle may name.
 
-        Raises: UnsafePickleError: nothing of that name.
-        """
-        found = _NAMES.get((module, name))
-        if found is None:
-            raise UnsafePickleError(f"asks for {module[:_MAX_SHOWN]}.{name[:_MAX_SHOWN]}")
-        return found if isinstance(found, type) else _Call(found.__get__(self))
-
-
-def _names() -> dict[tuple[str, str], Any]:
-    """Stand-in classes and functions of a maker, by module and name."""
-    names: dict[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): Array,
-        ("numpy", "dtype"): Dtype,
-        ("_codecs", "encode"): Maker.encode,
-    }
-    for core in ("numpy.core", "numpy._core"):
-        names[f"{core}.multiarray", "_reconstruct"] = Maker.reconstruct
-        names[f"{core}.multiarray", "scalar"] = Maker.scalar
-        names[f"{core}.numeric", "_frombuffer"] = Maker.from_buffer
-    for module in ("__builtin__", "builtins"):
-        names[module, "object"] = object  # cannot be altered, and does nothing
-        for name in ("set", "frozenset", "complex", "bytes", "bytearray"):
-            names[module, name] = getattr(Maker, name)
-    for module in ("copy_reg", "copyreg"):
-        names[module, "_reconstructor"] = Maker.reconstructor
-    return names
-
-
-_NAMES = _names()
+# Classes, and names of functions of `Maker`, by module and name.
+_NAMES: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): Array,
+    ("numpy", "dtype"): "dtype",
+    ("_codecs", "encode"): "encode",
+    **{
+        (f"{core}.{module}", name): function
+        for core in ("numpy.core", "numpy._core")
+        for module, name, function in (
+            ("multiarray", "_reconstruct", "reconstruct"),
+            ("multiarray", "scalar", "scalar"),
+            ("numeric", "_frombuffer", "from_buffer"),
+        )
+    },
+    **{
+        (module, name): name
+        for module in ("__builtin__", "builtins")
+        for name in ("set", "frozenset", "complex", "bytes", "bytearray")
+    },
+    **{(module, "object"): object for module in ("__builtin__", "builtins")},  # which does nothing
+    **{(module, "_reconstructor"): "reconstructor" for module in ("copy_reg", "copyreg")},
+}

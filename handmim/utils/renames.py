@@ -10,12 +10,21 @@ KEYS: dict[str, str] = {
     "views.hidden_scale": "views.shared_scale",
     "views.hidden_shift_ndc": "views.shared_shift_ndc",
     "trainer.picture_every": "trainer.image_every",
+    "alarms": "collapse",
+    "alarms.deadly": "+collapse.stop_on",
+    "alarms.hook": "collapse",
+    "alarms.stop_after": "collapse.patience",
+    "alarms.thresholds": "+collapse.thresholds",
 }
 # Modules (with everything in them), classes and functions that checkpoints name as `_target_`.
 TARGETS: dict[str, str] = {
     "handmim.engine.optim.OptimRecipe": "handmim.engine.optim.OptimizerConfig",
     "handmim.tasks.finetune": "handmim.tasks.mesh",
     "handmim.tasks.keypoint_regression": "handmim.tasks.keypoints",
+    "handmim.metrics.probe": "handmim.diagnostics.readout",
+    "handmim.metrics.retrieval": "handmim.diagnostics.readout",
+    "handmim.tasks.alarms.CollapseAlarms": "handmim.diagnostics.collapse.CollapseDetection",
+    "handmim.tasks.probing": "handmim.diagnostics.probe",
 }
 # Arguments by the new target: the new name, or None where the argument is gone.
 ARGUMENTS: dict[str, dict[str, str | None]] = {

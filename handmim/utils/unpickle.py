@@ -1,7 +1,7 @@
-"""Read pickles of plain data and arrays without running anything they ask for.
+"""Read pickles of plain data and arrays without running anything they name.
 
-A pickle is a small program that may call whatever it names. Here a name leads to an inert stand-in
-or nowhere, and what it may make is in proportion to the file.
+A pickle is a small program that may call whatever it names. Here a name leads to a class without
+code, to a function of `pickle_content` or nowhere, and content is in proportion to the file.
 """
 
 import io
@@ -18,11 +18,9 @@ from handmim.utils.pickle_content import (
     MAX_OPCODES,
     SLOT,
     Array,
-    Dtype,
     Maker,
     Record,
     UnsafePickleError,
-    real_dtype,
 )
 
 __all__ = ["Record", "UnsafePickleError", "check_torch_pickle", "load_pickle"]
@@ -35,6 +33,7 @@ DAMAGE = (
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # first of several pickles, before zip archives
 # Instructions of a checkpoint beside one in four bytes, and nesting that Python does not write.
 _FREE_OPCODES, _MAX_MARKS = 100_000, 1000
+Handlers = dict[int, Callable[[Any], None]]
 
 
 class _File(io.BytesIO):
@@ -45,8 +44,8 @@ class _File(io.BytesIO):
         return line
 
 
-class _Counted(dict[int, Callable[[Any], None]]):
-    """Handlers by opcode, which count how often they are looked up."""
+class _CountedHandlers(Handlers):
+    """Handlers by opcode that count how often they are looked up."""
 
     num_lookups, bound = 0, MAX_OPCODES
 
@@ -57,8 +56,21 @@ class _Counted(dict[int, Callable[[Any], None]]):
         return super().__getitem__(opcode)
 
 
+class _Memo(dict[int, Any]):
+    """A pickle's memo, which knows where it holds stand-ins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.indices: dict[int, list[int]] = {}  # by id of arrays and dtypes
+
+    def __setitem__(self, index: int, value: Any) -> None:
+        super().__setitem__(index, value)
+        if isinstance(value, (Array, np.dtype)):
+            self.indices.setdefault(id(value), []).append(index)
+
+
 class _Reader(pickle._Unpickler):
-    """Python's own reader in Python: the one in C hashes keys before anybody can look at them.
+    """Python's own reader in Python: the one in C hashes keys before they can be checked.
 
     Args:
         data: the pickle.
@@ -67,9 +79,9 @@ class _Reader(pickle._Unpickler):
         max_opcodes: instructions.
     """
 
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[Handlers] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
-    memo: dict[int, Any]
+    memo: _Memo
     _unframer: Any
     read: Callable[[int], bytes]
     pop_mark: Callable[[], list[Any]]
@@ -83,8 +95,9 @@ class _Reader(pickle._Unpickler):
     ) -> None:
         super().__init__(_File(data), fix_imports=False, encoding="latin1")
         self.num_bytes, self.allowed, self.maker = len(data), allowed, maker
-        handlers = _Counted(type(self).dispatch)
+        handlers = _CountedHandlers(type(self).dispatch)
         handlers.bound = max_opcodes
+        self.memo = _Memo()
         self.dispatch = handlers  # type: ignore[misc]
 
     def find_class(self, module: str, name: str) -> Any:
@@ -102,23 +115,30 @@ class _Reader(pickle._Unpickler):
 
     def _load_frame(self) -> None:
         (size,) = struct.unpack("<Q", self.read(8))
-        self._fits(size)
+        self._check_room(size)
         self._unframer.load_frame(size)
 
     def _load_bytearray(self) -> None:
         (size,) = struct.unpack("<Q", self.read(8))
-        self._fits(size)  # room is made before it is read
+        self._check_room(size)  # memory is taken before it is read
         self.stack.append(bytearray(self.read(size)))
 
-    def _fits(self, size: int) -> None:
+    def _check_room(self, size: int) -> None:
         if size > self.num_bytes:
             raise ValueError(f"{size} bytes or objects in {self.num_bytes} bytes")
 
     def load(self) -> Any:
         result = super().load()
-        # Those who read it next, by pickle's reader in C, would reserve room for that many.
-        self._fits(max(self.memo, default=0))
+        # pickle's reader in C, which may read it next, would reserve room for that many.
+        self._check_room(max(self.memo, default=0))
         return result
+
+    def _load_build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        self.stack[-1] = built = self.maker.build(target, state)
+        if built is not target:
+            for index in self.memo.indices.pop(id(target), ()):
+                self.memo[index] = built
 
     def _put_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
@@ -149,15 +169,18 @@ class _Reader(pickle._Unpickler):
         items = self.pop_mark()
         self.stack.append(self.maker.frozenset(items))
 
-    for _code in (pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):
-        dispatch[_code[0]] = _load_buffer
-    dispatch[pickle.FRAME[0]] = _load_frame
-    dispatch[pickle.BYTEARRAY8[0]] = _load_bytearray
-    dispatch[pickle.SETITEM[0]] = _load_setitem
-    dispatch[pickle.SETITEMS[0]] = _load_setitems
-    dispatch[pickle.DICT[0]] = _load_dict
-    dispatch[pickle.ADDITEMS[0]] = _load_additems
-    dispatch[pickle.FROZENSET[0]] = _load_frozenset
+    dispatch |= {
+        pickle.NEXT_BUFFER[0]: _load_buffer,
+        pickle.READONLY_BUFFER[0]: _load_buffer,
+        pickle.FRAME[0]: _load_frame,
+        pickle.BYTEARRAY8[0]: _load_bytearray,
+        pickle.BUILD[0]: _load_build,
+        pickle.SETITEM[0]: _load_setitem,
+        pickle.SETITEMS[0]: _load_setitems,
+        pickle.DICT[0]: _load_dict,
+        pickle.ADDITEMS[0]: _load_additems,
+        pickle.FROZENSET[0]: _load_frozenset,
+    }
 
 
 class _Part(Record):
@@ -170,11 +193,11 @@ class _Part(Record):
 class _TorchReader(_Reader):
     """Follows a checkpoint's pickle as torch's reader does, which has no bounds, and keeps nothing.
 
-    torch decides which names are admitted; keys are looked at before anything hashes them.
+    torch decides which names are admitted; keys are checked before anything hashes them.
     """
 
     metastack: list[Any]
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(_Reader.dispatch)
+    dispatch: ClassVar[Handlers] = dict(_Reader.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ("builtins", "_codecs") and name in ("set", "bytearray", "complex", "encode"):
@@ -183,7 +206,7 @@ class _TorchReader(_Reader):
         return self._mapping if is_mapping else _Part
 
     def _mapping(self, *args: Any) -> _Part:
-        """What an OrderedDict or Counter is made of."""
+        """An OrderedDict or Counter."""
         for items in args:
             for item in items if isinstance(items, (list, tuple)) else ():
                 self._check_key(item[0] if item and isinstance(item, list) else item)
@@ -201,12 +224,15 @@ class _TorchReader(_Reader):
         for key in items[::2]:
             self._check_key(key)
 
+    def _load_build(self) -> None:
+        self.stack.pop()
+
     def _load_mark(self) -> None:
         if len(self.metastack) > _MAX_MARKS:
             raise UnsafePickleError(f"nests more than {_MAX_MARKS} containers")
         super().load_mark()  # type: ignore[misc]
 
-    dispatch[pickle.MARK[0]] = _load_mark
+    dispatch |= {pickle.MARK[0]: _load_mark, pickle.BUILD[0]: _load_build}
 
 
 def check_torch_pickle(data: bytes, file_size: int) -> None:
@@ -225,45 +251,10 @@ def check_torch_pickle(data: bytes, file_size: int) -> None:
             reader.load()
 
 
-def _settle(value: Any, maker: Maker, done: dict[int, tuple[Any, Any]]) -> Any:
-    """Replace recorded arrays and dtypes by real ones, anywhere; containers keep their identity.
+def _check_weight(value: Any, maker: Maker, done: dict[int, int]) -> int:
+    """Bytes of the content when written out; an object that is referred to twice counts twice.
 
-    `done` holds the originals too, so that no new object takes over the id of a freed one.
-    """
-    if type(value) not in (list, dict, tuple) and not isinstance(value, Record):
-        return value
-    if id(value) in done:
-        return done[id(value)][1]
-    if isinstance(value, Dtype):
-        result: Any = real_dtype(value)
-    elif isinstance(value, Array):
-        state = value.state
-        if not isinstance(state, tuple) or len(state) != 5:
-            raise ValueError("an array without content")
-        _, shape, dtype, fortran, content = state
-        result = maker.array(dtype, shape, fortran, _settle(content, maker, done))
-        result = result.transpose(value.args[0]) if value.args else result
-    elif isinstance(value, tuple):
-        result = tuple(_settle(item, maker, done) for item in value)
-    else:
-        result = value
-        done[id(value)] = (value, result)
-        if isinstance(value, Record):
-            value.args = _settle(value.args, maker, done)
-            value.state = _settle(value.state, maker, done)
-        elif isinstance(value, dict):
-            for key, item in value.items():
-                value[key] = _settle(item, maker, done)
-        else:
-            value[:] = [_settle(item, maker, done) for item in value]
-    done[id(value)] = (value, result)
-    return result
-
-
-def _weigh(value: Any, maker: Maker, done: dict[int, int]) -> int:
-    """Bytes of the content when written out, where what is referred to twice stands twice.
-
-    A list of a few lists of each other would be endless to whoever makes an array of it.
+    A list of a few lists of each other would be endless to a caller that converts it.
     """
     if isinstance(value, (str, bytes, bytearray)):
         return SLOT + len(value)
@@ -271,9 +262,11 @@ def _weigh(value: Any, maker: Maker, done: dict[int, int]) -> int:
         return SLOT + value.nbytes
     if not isinstance(value, (list, tuple, dict, np.ndarray, Record)):
         return SLOT
+    if isinstance(value, Array):
+        raise ValueError("an array without content")
     if id(value) in done:
         return done[id(value)]
-    done[id(value)] = weight = SLOT  # for those inside that hold it
+    done[id(value)] = weight = SLOT  # for parts that hold it
     parts: Any = value
     if isinstance(value, dict):
         parts = value.values()
@@ -282,7 +275,7 @@ def _weigh(value: Any, maker: Maker, done: dict[int, int]) -> int:
     elif isinstance(value, Record):
         parts = (value.args, value.state)
     for part in parts:
-        weight += _weigh(part, maker, done)
+        weight += _check_weight(part, maker, done)
     maker.check(weight)
     done[id(value)] = weight
     return weight
@@ -313,9 +306,9 @@ def load_pickle(
     data = path.read_bytes()
     maker = Maker(len(data))
     try:
-        settled = _settle(_Reader(data, allowed or {}, maker).load(), maker, {})
-        _weigh(settled, maker, {})
-        return settled
+        content = _Reader(data, allowed or {}, maker).load()
+        _check_weight(content, maker, {})
+        return content
     except UnsafePickleError as error:
         raise UnsafePickleError(
             f"{path} {error}: refused, nothing in the file was executed. Wanted are plain values"

@@ -152,8 +152,8 @@ class Stopping:
 
     def __call__(self, task, info, run):
         if info.step == self.at:
-            raise StopRun("the points are dead", {"alarms/x": 1.0})
-        return {"alarms/x": 0.0}
+            raise StopRun("the points are dead", {"collapse/x": 1.0})
+        return {"collapse/x": 0.0}
 
 
 def test_a_hook_stops_the_run_which_keeps_its_reason_and_can_go_on(tmp_path):
@@ -162,7 +162,7 @@ def test_a_hook_stops_the_run_which_keeps_its_reason_and_can_go_on(tmp_path):
     stopped = json.loads((tmp_path / "run.json").read_text())["stopped"]
     assert stopped == {"step": 6, "reason": "the points are dead"}
     assert load_checkpoint(tmp_path / "last.pt")["step"] == 6
-    assert {r["step"]: r["alarms/x"] for r in rows(tmp_path) if "alarms/x" in r} == {
+    assert {r["step"]: r["collapse/x"] for r in rows(tmp_path) if "collapse/x" in r} == {
         0: 0.0,
         3: 0.0,
         6: 1.0,

@@ -148,14 +148,15 @@ def test_printable_names_keep_what_can_be_read():
 def test_the_images_of_a_training_run_are_left_out(tmp_path, caplog):
     put(tmp_path / "a.png")
     put(tmp_path / "runs" / "x" / "images" / "step.png")
+    put(tmp_path / "runs" / "x" / "pictures" / "step.png")
     put(tmp_path / "runs" / "x" / "predictions.png")
     put(tmp_path / "project" / "b.png")
     (tmp_path / "project" / "config.yaml").write_text("")
     for name in ("config.yaml", "run.json"):
         (tmp_path / "runs" / "x" / name).write_text("{}")
     assert CropFolder(tmp_path, image_px=16).names == ["a.png", "project/b.png"]
-    assert "2 x output of a run: runs/x/" in caplog.text
-    assert len(CropFolder(tmp_path, image_px=16, include_all=True)) == 4
+    assert "3 x output of a run: runs/x/" in caplog.text
+    assert len(CropFolder(tmp_path, image_px=16, include_all=True)) == 5
 
 
 def test_patterns_leave_images_out(tmp_path):

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
+from handmim.diagnostics.statistics import keypoint_diagnostics
 from handmim.geometry.warp import from_source
 from handmim.losses.keypoint_align import REGULARISERS, Term
 from handmim.losses.keypoints import regularisers
-from handmim.tasks.monitors import keypoint_monitors
 from tests.losses.keypoint_cases import (
     Hands,
     Reader,
@@ -30,7 +30,7 @@ COLLAPSES = {
 def measured(net: Reader) -> tuple[Hands, torch.Tensor, dict[str, float]]:
     hands = some_hands(b=64, seed=7)
     points = net(hands)
-    found = keypoint_monitors(points.detach(), hands.batch)
+    found = keypoint_diagnostics(points.detach(), hands.batch)
     return hands, points, {name.split("/")[1]: value.item() for name, value in found.items()}
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from handmim.engine.checkpoint import load_checkpoint
-from handmim.models.initial_weights import load_initial
+from handmim.models.weights.load import load_initial
 from tests.models.vit_files import noise, ours, renamed, theirs
 
 SMALL = {"embed_dim": 384, "depth": 1, "num_heads": 6}

@@ -10,7 +10,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from handmim.models.initial_weights import load_initial
+from handmim.models.weights.load import load_initial
 from tests.models.vit_files import SIZE, ours
 
 TINY = {"img_size": 32, "patch_size": 8, "num_classes": 0, **SIZE}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from handmim.models.initial_weights import load_initial
+from handmim.models.weights.load import load_initial
 from tests.models.test_foreign_files import assert_same_patches, fixed_positions, saved
 from tests.models.vit_files import SIZE, ours, renamed, theirs
 

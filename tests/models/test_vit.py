@@ -5,8 +5,8 @@ import pytest
 import timm
 import torch
 
-from handmim.models.initial_weights import load_initial
 from handmim.models.vit import ViT, standardise_per_image
+from handmim.models.weights.load import load_initial
 
 
 def nano(**kwargs: object) -> ViT:

@@ -13,7 +13,7 @@ from handmim.engine.schedule import Schedule
 from handmim.engine.trainer import Trainer
 from handmim.evaluation.scoring import EvalHook, model_predictor, score
 from handmim.models.averaging import Averaging, averaging_of
-from handmim.models.initial_weights import load_initial
+from handmim.models.weights.load import load_initial
 from handmim.types import HandBatch, StepInfo
 from handmim.utils.run import Run
 from tests.tasks.small_tasks import SCENE, small_augment, small_hand_task

@@ -6,6 +6,7 @@ import torch
 from handmim.data.colour import ColourJitter
 from handmim.data.masking import MaskSampler
 from handmim.data.views import ViewMaker
+from handmim.diagnostics.statistics import effective_rank, keypoint_diagnostics, target_diagnostics
 from handmim.engine.schedule import Schedule
 from handmim.losses import (
     class_distill,
@@ -28,9 +29,8 @@ from handmim.models.heads.keypoint import KeypointHead
 from handmim.models.heads.pixel import PixelHead
 from handmim.models.heads.projection import ProjectionHead
 from handmim.models.heads.token import AffineHead, DenseHead, DisplacementHead, ThumbnailHead
-from handmim.models.initial_weights import load_initial
 from handmim.models.vit import ViT
-from handmim.tasks.monitors import effective_rank, keypoint_monitors, target_monitors
+from handmim.models.weights.load import load_initial
 from handmim.tasks.pretrain import HandMimTask
 from handmim.types import CropBatch, PretrainBatch, StepInfo
 
@@ -207,15 +207,15 @@ def test_monitors_tell_collapse_from_health():
     eye = torch.eye(2, 3).expand(5, 2, 2, 3)
     eye = PretrainBatch(torch.zeros(5, 2, 3, 8, 8), eye, torch.zeros(5, 2, 1, dtype=torch.bool))
     points = torch.rand(5, 1, 6, 2, generator=g).expand(5, 2, 6, 2)
-    alive = keypoint_monitors(points, eye)
+    alive = keypoint_diagnostics(points, eye)
     assert alive["keypoints/disagreement_ndc"] < 1e-6
     assert alive["keypoints/retrieval"] == 1.0
-    dead = keypoint_monitors(torch.zeros(5, 2, 6, 2), eye)
+    dead = keypoint_diagnostics(torch.zeros(5, 2, 6, 2), eye)
     assert dead["keypoints/spread_ndc"] == 0
     one = torch.zeros(10, 4)
     one[:, 2] = 1.0
-    assert target_monitors(one)["targets/entropy_of_mean"] == 0
-    assert target_monitors(torch.eye(4))["targets/entropy_of_mean"] == pytest.approx(1.0)
-    assert target_monitors(torch.full((3, 4), 0.25))["targets/entropy_of_each"] == pytest.approx(
+    assert target_diagnostics(one)["targets/entropy_of_mean"] == 0
+    assert target_diagnostics(torch.eye(4))["targets/entropy_of_mean"] == pytest.approx(1.0)
+    assert target_diagnostics(torch.full((3, 4), 0.25))["targets/entropy_of_each"] == pytest.approx(
         1.0
     )

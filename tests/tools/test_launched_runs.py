@@ -8,7 +8,7 @@ from handmim.utils.exits import BAD_INPUT
 from tests.engine.launched import outcome, slurm_env, start
 from tests.tools.calls import PRETRAIN, REPO, TINY, call, small_data
 
-WORDS = [*PRETRAIN, *TINY, "probe=none", "alarms=none"]
+WORDS = [*PRETRAIN, *TINY, "probe=none", "collapse=none"]
 
 
 @pytest.mark.slow

@@ -84,7 +84,7 @@ def test_unlabeled_folder_end_to_end_with_a_bad_file(place):
     (empty / "a.png").write_bytes((crops / "sub" / "0.png").read_bytes())
     text = call(place, "pretrain.py", *words, "name=one", fails=True)
     assert "pretraining compares images: it needs 2 or more, got 1 (data)" in text
-    assert "alarms" not in text
+    assert "collapse" not in text
 
 
 def test_targets_are_probed_by_themselves(place):

@@ -53,7 +53,7 @@ def changed(composed):
         ("views.scale=[0.1,b]", "views.scale=[0.1, 'b']: a list [...], each a finite number"),
         ("optim.lr.start=inf", "optim.lr.start=inf: a finite number is required"),
         ("optim.weight_decay=no", "optim.weight_decay=no: a finite number or a mapping for Sched"),
-        ("alarms.thresholds.term_dead=on", "alarms.thresholds.term_dead=on: a finite number or n"),
+        ("+collapse.thresholds.term_dead=on", "collapse.thresholds.term_dead=on: a finite number"),
         ("+trainer.max_step=3", "trainer.max_step: no such setting, did you mean max_steps"),
         ("+data.train.nun=3", "data.train.nun: no such setting, did you mean num"),
         ("machine.compile=1", "machine.compile=1: true or false"),

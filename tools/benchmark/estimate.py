@@ -182,7 +182,7 @@ def estimate_table(found: Estimate) -> Table:
     sizes = " and ".join(str(probe.samples) for probe in found.probes)
     table.caption = (
         f"measured at {sizes} samples, views made within the step; without reading files "
-        "(data.root is not looked at), alarms, probes and validation. A bare process takes about "
-        "1 GiB on a CPU"
+        "(data.root is not looked at), collapse detection, probes and validation. A bare "
+        "process takes about 1 GiB on a CPU"
     )
     return table

@@ -24,7 +24,7 @@ from handmim.data.packed import PackedCrops
 from handmim.data.synthetic import SyntheticHands
 from handmim.engine.checkpoint import load_checkpoint
 from handmim.evaluation.submission import read_submission, write_submission
-from handmim.models.weight_files import read_weights
+from handmim.models.weights.files import read_weights
 from handmim.utils.rows import read_rows
 
 SCENE = {"image_px": 32, "background": "studio", "objects": 0.0, "occluders": 0.0}

@@ -1,4 +1,4 @@
-"""Files of transformer weights, ours or foreign, to plain tensors; nothing in a file is executed.
+"""Files of transformer weights, ours or foreign, as plain tensors; nothing in a file is executed.
 
 A file may be safetensors or of torch.save, whatever its ending, or one shard of several beside
 their index.
@@ -18,10 +18,8 @@ from safetensors import SafetensorError, safe_open
 from timm.models import get_pretrained_cfg
 from torch import Tensor
 
-from handmim.utils.file_kind import foreign_kind, is_safetensors
 from handmim.utils.json_files import read_json
-from handmim.utils.safetensors_files import check_weights
-from handmim.utils.torch_files import read_torch
+from handmim.utils.tensor_files import check_weights, foreign_kind, is_safetensors, read_torch
 
 TIMM = "timm:"
 CACHED_NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -30,7 +28,7 @@ SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
 ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", INDEX)
 OPTION = "init=, init_from="
 NAMESPACES = (argparse.Namespace, SimpleNamespace)
-# Plain values beside the weights, and inert stand-ins under the names that files give them.
+# Plain values beside the weights, and inert substitutes under the names that files give them.
 SETTINGS: list[Any] = [
     *NAMESPACES,
     (OrderedDict, "pytorch_lightning.utilities.parsing.AttributeDict"),
@@ -39,8 +37,7 @@ SETTINGS: list[Any] = [
     (PurePosixPath, "pathlib.PosixPath"),
 ]
 WEIGHTS = f"a file of weights ({OPTION})"
-MAX_DEPTH = 32
-MAX_NODES = 1_000_000
+MAX_DEPTH, MAX_NODES = 32, 1_000_000  # of nested dicts
 
 
 @dataclass(frozen=True)
@@ -65,14 +62,13 @@ class WeightFile:
 
 
 def read_weights(source: str) -> WeightFile:
-    """Tensors of a file or of timm's cached weights, and what stands beside them.
+    """Tensors of a file or of timm's cached weights, and the values beside them.
 
     Args:
         source: "timm:NAME", a file, or the index of several.
     Raises: FileNotFoundError; ValueError for a damaged file, and one with more than tensors.
     """
-    card = None
-    path = Path(source)
+    path, card = Path(source), None
     if source.startswith(TIMM):
         path, card = cached_timm(source.removeprefix(TIMM))
     elif path.is_dir():
@@ -82,15 +78,12 @@ def read_weights(source: str) -> WeightFile:
     elif not path.exists():
         raise FileNotFoundError(f"no weights at {path} ({OPTION})")
     index = _index_of(path)
-    if index is None:
-        tensors, state, meta = _one_file(path)
-    else:
-        tensors, state, meta = _sharded(index), {}, {}
+    tensors, state, meta = _one_file(path) if index is None else (_sharded(index), {}, {})
     return WeightFile(source, tensors, state, meta, _hub_config(path.parent), card)
 
 
 def cached_timm(name: str) -> tuple[Path, Any]:
-    """Where timm's weights of a name lie on this machine, and timm's card of them.
+    """Local file of timm's weights of a name, and timm's card of them.
 
     Raises: ValueError for a name without weights; FileNotFoundError when they are not here.
     """
@@ -112,11 +105,11 @@ def cached_timm(name: str) -> tuple[Path, Any]:
 
 
 def _hub_config(folder: Path) -> dict[str, Any]:
-    """Settings of the network and of its pixels that a model hub keeps beside the weights."""
+    """Settings of network and pixels that a model hub keeps beside the weights."""
     found: dict[str, Any] = {}
-    for name in ("preprocessor_config.json", "config.json"):
-        said = read_json(folder / name, max_mb=10) if (folder / name).is_file() else {}
-        found |= said if isinstance(said, dict) else {}
+    for path in (folder / "preprocessor_config.json", folder / "config.json"):
+        content = read_json(path, max_mb=10) if path.is_file() else {}
+        found |= content if isinstance(content, dict) else {}
     factor = found.get("rescale_factor")
     scale = 255 * factor if isinstance(factor, float) and factor > 0 else 1.0
     if found.get("do_normalize") is False:
@@ -133,8 +126,7 @@ def _one_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any], Mapping
     if not path.is_file():
         raise ValueError(f"{path} is no regular file, {WEIGHTS} is required")
     if is_safetensors(path):
-        tensors, meta = _safetensors(path)
-        return tensors, {}, meta
+        return _safetensors(path)
     state = read_torch(path, WEIGHTS, allow=SETTINGS)
     try:
         tensors = dict(_flat(state, "", MAX_DEPTH, iter(range(MAX_NODES))))
@@ -143,12 +135,12 @@ def _one_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any], Mapping
     return tensors, state if isinstance(state, Mapping) else {}, {}
 
 
-def _safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]:
+def _safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any], Mapping[str, str]]:
     check_weights(path)
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
-            return {k: file.get_tensor(k) for k in names}, dict(file.metadata() or {})
+            return {k: file.get_tensor(k) for k in names}, {}, dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         kind = foreign_kind(path) or f"is cut off or damaged: {error}"
         raise ValueError(f"{path} {kind}; {WEIGHTS} is required") from error
@@ -185,10 +177,10 @@ def _index_of(path: Path) -> Path | None:
 def _sharded(index: Path) -> dict[str, Tensor]:
     """Tensors of all shards that an index names; they lie beside it."""
     content = read_json(index, max_mb=100, option=OPTION)
-    where = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(where, dict) or not where:
+    shard_of = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shard_of, dict) or not shard_of:
         raise ValueError(f"{index} holds no weight_map of tensors to shards ({OPTION})")
-    names = sorted({str(name) for name in where.values()})
+    names = sorted({str(name) for name in shard_of.values()})
     tensors: dict[str, Tensor] = {}
     for name in names:
         if Path(name).name != name:
@@ -199,6 +191,6 @@ def _sharded(index: Path) -> dict[str, Tensor]:
                 f"{index} names {len(names)} shards, {name} is missing ({OPTION})"
             )
         tensors |= _one_file(shard)[0]
-    if missing := sorted(where.keys() - tensors.keys()):
+    if missing := sorted(shard_of.keys() - tensors.keys()):
         raise ValueError(f"{index} names tensors that its shards lack: {missing[:3]} ({OPTION})")
     return tensors

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from handmim.tasks.monitors import keypoint_monitors, target_monitors
+from handmim.diagnostics.statistics import keypoint_diagnostics, target_diagnostics
 from tests.losses.keypoint_cases import batch_of, random_maps, seen_points
 
 
 def of(points: torch.Tensor, batch) -> dict[str, float]:
-    return {k.split("/")[1]: v.item() for k, v in keypoint_monitors(points, batch).items()}
+    return {k.split("/")[1]: v.item() for k, v in keypoint_diagnostics(points, batch).items()}
 
 
 @pytest.mark.parametrize("d", [2, 3])
@@ -54,6 +54,6 @@ def test_cosine_and_disagreement_match_hand_values():
 def test_entropies_of_a_large_batch_look_at_rows_from_all_of_it():
     """A half of uniform rows, a half of certain ones: 300 rows, of which 75 are looked at."""
     probs = torch.cat([torch.full((150, 4), 0.25), torch.eye(4)[:1].expand(150, 4)])
-    found = target_monitors(probs)
+    found = target_diagnostics(probs)
     assert found["targets/entropy_of_each"].item() == pytest.approx(0.5, abs=0.02)
-    assert target_monitors(probs[:3])["targets/entropy_of_each"].item() == pytest.approx(1.0)
+    assert target_diagnostics(probs[:3])["targets/entropy_of_each"].item() == pytest.approx(1.0)

@@ -8,7 +8,7 @@ import torch
 from handmim.data.augment import HandAugment
 from handmim.data.keypoints import KeypointPhotos
 from handmim.data.synthetic import SyntheticHands
-from handmim.tasks.probing import ProbeHook
+from handmim.diagnostics.probe import ProbeHook
 from handmim.types import StepInfo
 from handmim.utils.run import Run
 from tests.tasks.relabelled import Relabelled
@@ -45,26 +45,26 @@ RIDGE = {"err2d_percent", "pck10", "mpjpe_mm", "pa_mpjpe_mm"}
 KNN = {"err2d_percent", "pck10", "pa_mpjpe_mm"}
 
 
-def test_figures_in_2d_and_3d_of_all_features(probe, hands):
-    figures = probe(*hands)
+def test_metrics_in_2d_and_3d_of_all_features(probe, hands):
+    metrics = probe(*hands)
     expected = {f"probe/{name}" for name in RIDGE} | {"features/cls_rank"}
     for part in ("cls_patch", "points", "mean_pose"):
         expected |= {f"probe/{part}/{name}" for name in RIDGE}
     for part in ("knn1", "knn10"):
         expected |= {f"probe/{part}/{name}" for name in KNN}
-    assert set(figures) == expected
-    assert all(np.isfinite(v) for v in figures.values())
-    assert 0 < figures["probe/err2d_percent"] < 50
+    assert set(metrics) == expected
+    assert all(np.isfinite(v) for v in metrics.values())
+    assert 0 < metrics["probe/err2d_percent"] < 50
 
 
 def test_features_and_neighbours_are_chosen_and_points_may_be_missing(probe, hands):
-    figures = probe(*hands, task=make_task(("pixel_recon",)).eval(), neighbours=())
-    parts = {k.split("/")[1] for k in figures if k.startswith("probe/")} - RIDGE
+    metrics = probe(*hands, task=make_task(("pixel_recon",)).eval(), neighbours=())
+    parts = {k.split("/")[1] for k in metrics if k.startswith("probe/")} - RIDGE
     assert parts == {"cls_patch", "mean_pose"}
     few = probe(*hands, features=["points"], neighbours=[3])
     parts = {k.split("/")[1] for k in few if k.startswith("probe/")}
     assert parts == {"points", "mean_pose", "knn3"}
-    with pytest.raises(ValueError, match=r"probe\.features"):
+    with pytest.raises(ValueError, match="features must be"):
         probe(*hands, features=["tokens"])
     with pytest.raises(ValueError, match=r"20 neighbours from 12"):
         probe(*hands, neighbours=[20])
@@ -78,8 +78,8 @@ class Sorted(Relabelled):
 
 
 def test_the_vote_is_counted_where_classes_exist(probe, hands):
-    figures = probe(*(Sorted(h) for h in hands))
-    assert 0 <= figures["probe/knn10/class_accuracy"] <= 1
+    metrics = probe(*(Sorted(h) for h in hands))
+    assert 0 <= metrics["probe/knn10/class_accuracy"] <= 1
     same = probe(Sorted(hands[0]), Sorted(hands[0]))
     assert same["probe/knn1/class_accuracy"] == 1.0, "every crop is its own nearest neighbour"
     assert same["probe/knn1/pa_mpjpe_mm"] == pytest.approx(0.0, abs=1e-3)
@@ -97,7 +97,7 @@ def test_annotated_photos_know_their_class_where_there_are_several(tmp_path):
         assert [photos.class_of(i) for i in range(len(photos))] == classes
 
 
-def test_pictures_of_neighbours_and_points(run, hands):
+def test_images_of_neighbours_and_points(run, hands):
     hook = ProbeHook(*hands, HandAugment(img_px=32))
     sheets = hook.images(make_task().eval(), run)
     assert set(sheets) == {"probe_neighbours", "probe_keypoints"}
@@ -107,9 +107,9 @@ def test_pictures_of_neighbours_and_points(run, hands):
 
 def test_photos_without_3d_are_probed_in_2d(probe, hands):
     flat = [Relabelled(h, joints_valid=np.zeros(21, bool)) for h in hands]
-    figures = probe(*flat)
-    assert "probe/err2d_percent" in figures
-    assert "probe/mpjpe_mm" not in figures
+    metrics = probe(*flat)
+    assert "probe/err2d_percent" in metrics
+    assert "probe/mpjpe_mm" not in metrics
 
 
 def test_too_few_whole_samples_are_refused_with_their_number(probe, hands):

@@ -2,8 +2,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from handmim.models.weight_files import read_weights
-from handmim.utils.safetensors_files import check_weights, save_weights
+from handmim.models.weights.files import read_weights
+from handmim.utils.tensor_files import check_weights, save_weights
 
 WEIGHTS = {"patch_embed.proj.weight": torch.arange(12.0), "norm.bias": torch.ones(3)}
 

@@ -3,11 +3,11 @@ import math
 import pytest
 import torch
 
-from handmim.tasks.monitors import (
+from handmim.diagnostics.statistics import (
     agreed_deviation,
     effective_rank,
     entropy_nats,
-    keypoint_monitors,
+    keypoint_diagnostics,
     kl_nats,
 )
 from tests.losses.keypoint_cases import batch_of, random_maps, seen_points
@@ -37,7 +37,7 @@ def test_views_agree_on_the_signal_and_not_on_their_noise():
 
 
 @pytest.mark.parametrize("name", ["articulation", "source_std_ndc"])
-def test_noise_of_each_view_adds_nothing_to_what_points_tell(name):
+def test_noise_of_each_view_adds_nothing_to_points_agree_on(name):
     """Points of a rigid template, and of one that is fixed in the source, under noise: the spread
     over the batch of one view alone would read above 0.1."""
     batch = batch_of(random_maps(NUM, 2))
@@ -45,9 +45,11 @@ def test_noise_of_each_view_adds_nothing_to_what_points_tell(name):
     template = noise(8, 2, seed=3).expand(NUM, 2, 8, 2) * 0.4
     shaken = template + 0.1 * noise(NUM, 2, 8, 2, seed=4)
     bent = seen_points(batch, k=8)
-    exact = keypoint_monitors(bent, batch)[f"keypoints/{name}"]
-    noisy = keypoint_monitors(bent + 0.1 * noise(NUM, 2, 8, 2, seed=5), batch)[f"keypoints/{name}"]
-    assert keypoint_monitors(shaken, still)[f"keypoints/{name}"] < 0.06
+    exact = keypoint_diagnostics(bent, batch)[f"keypoints/{name}"]
+    noisy = keypoint_diagnostics(bent + 0.1 * noise(NUM, 2, 8, 2, seed=5), batch)[
+        f"keypoints/{name}"
+    ]
+    assert keypoint_diagnostics(shaken, still)[f"keypoints/{name}"] < 0.06
     assert exact > 0.2
     assert noisy.item() == pytest.approx(exact.item(), rel=0.1)
 

@@ -1,6 +1,6 @@
-"""One forward pass of a source's weights in timm's own network and in ours: the tokens must agree.
+"""One forward pass of a source's weights in timm's own network and in ours.
 
-Shapes of tensors do not show heads, activation, norms' epsilon or rotary positions; tokens do.
+Shapes of tensors do not show heads, activation, epsilon of norms or rotary positions; tokens do.
 """
 
 import inspect
@@ -12,8 +12,9 @@ import torch
 from timm.layers import LayerNorm
 from torch import Tensor, nn
 
-from handmim.models.source_network import Stated
 from handmim.models.vit import ViT, activation_name
+from handmim.models.weights.names import PATCHES
+from handmim.models.weights.network import Stated
 
 # Arguments of timm itself, which choose files to read.
 LOADING = {*inspect.signature(timm.create_model).parameters, "features_only"} - {"kwargs"}
@@ -25,8 +26,7 @@ FREE_ARGS = ("img_size", "patch_size", "num_classes", "weight_init", "drop_path_
 
 
 def is_same_network(backbone: ViT, stated: Stated) -> bool:
-    """Whether a backbone has the architecture and arguments that a file states, sizes of images and
-    patches aside."""
+    """Whether a backbone has the stated architecture and arguments, image and patch size aside."""
     mine, theirs = (
         {k: v for k, v in args.items() if k not in FREE_ARGS}
         for args in (backbone.timm_args, stated.timm_args)
@@ -48,52 +48,49 @@ def token_difference(
         stated: names timm's architecture.
         raw: the source's tensors under timm's names.
         weights: the same as our ViT takes them, before patches and positions are resampled.
-        grid: rows and columns of the source's positions, of which a corner is enough.
-    Returns: norm of the difference of all patch tokens relative to the source's, and what is known
-        to differ.
+        grid: rows and columns of the source's positions; a corner of them is compared.
+    Returns: norm of the difference of all patch tokens relative to the source's, and the known
+        differences of the networks.
     Raises: ValueError where timm's architecture is not that of the tensors.
     """
-    patch_px = tuple(weights["patch_embed.proj.weight"].shape[-2:])
+    patch_px = tuple(weights[PATCHES].shape[-2:])
     img_hw = [min(side, MAX_GRID) * px for side, px in zip(grid, patch_px, strict=True)]
     raw, weights = (_corner(w, grid) for w in (raw, weights))
     size = {"img_size": img_hw, "patch_size": patch_px, "num_classes": 0}
     theirs = _filled(str(stated.timm_name), {**stated.timm_args, **size}, raw)
-    filled = {"cls_token": torch.zeros(1, 1, backbone.embed_dim), **weights}
-    ours = _filled(backbone.timm_name, {**backbone.timm_args, **size}, filled)
+    with_token = {"cls_token": torch.zeros(1, 1, backbone.embed_dim), **weights}
+    ours = _filled(backbone.timm_name, {**backbone.timm_args, **size}, with_token)
     image = torch.randn(1, 3, *img_hw, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        wanted, got = (_patch_tokens(net, image) for net in (theirs, ours))
-    difference = (got - wanted).norm() / wanted.norm()
-    return float(difference), _unlike(theirs, ours)
+        expected, found = (
+            net.forward_features(image)[0, net.num_prefix_tokens :] for net in (theirs, ours)
+        )
+    properties, mine = _properties(theirs), _properties(ours)
+    unlike = [
+        f"{name} {value} against {mine[name]}{OVERRIDES.get(name, '').format(value)}"
+        for name, value in properties.items()
+        if value != mine[name]
+    ]
+    return float((found - expected).norm() / expected.norm()), unlike
 
 
 def _corner(weights: Mapping[str, Tensor], grid: tuple[int, int]) -> dict[str, Tensor]:
     """Weights with positions of the grid's first rows and columns alone."""
     if "pos_embed" not in weights or max(grid) <= MAX_GRID:
         return dict(weights)
-    first, patches = weights["pos_embed"].split_with_sizes(
-        [weights["pos_embed"].shape[1] - grid[0] * grid[1], grid[0] * grid[1]], dim=1
-    )
+    position, num = weights["pos_embed"], grid[0] * grid[1]
+    first, patches = position.split_with_sizes([position.shape[1] - num, num], dim=1)
     patches = patches.unflatten(1, grid)[:, :MAX_GRID, :MAX_GRID].flatten(1, 2)
     return {**weights, "pos_embed": torch.cat([first, patches], dim=1)}
 
 
 def _filled(name: str, args: dict[str, Any], weights: Mapping[str, Tensor]) -> Any:
     """timm's network with given weights, which are not copied."""
-    net: Any
     bound = max(MAX_SETTING, *(max(w.shape, default=0) for w in weights.values()))
     for key, value in args.items():
         if key in LOADING or (isinstance(value, (int, float)) and abs(value) > bound):
             raise ValueError(f"its argument {key}={value} is not taken")
-    with torch.random.fork_rng(devices=[]):
-        try:
-            with torch.device("meta"):  # nothing is drawn or stored
-                net = timm.create_model(name, pretrained=False, **args)
-            has_values = {*weights, *dict(net.named_parameters())}
-            if any(k not in has_values for k, _ in net.named_buffers()):
-                net = timm.create_model(name, pretrained=False, **args)
-        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-            raise ValueError(f"timm cannot build {name} of this size: {error}") from error
+    net = _built(name, args, weights)
     state = net.state_dict()
     missing = {k for k in state if k not in weights}
     if "norm.weight" in missing and "norm.weight" not in weights:
@@ -108,30 +105,28 @@ def _filled(name: str, args: dict[str, Any], weights: Mapping[str, Tensor]) -> A
     return net.eval()
 
 
-def _patch_tokens(net: Any, image: Tensor) -> Tensor:
-    """[N, D]."""
-    tokens: Tensor = net.forward_features(image)
-    return tokens[0, net.num_prefix_tokens :]
-
-
-def _unlike(theirs: Any, ours: Any) -> list[str]:
-    """Known properties in which two networks differ, theirs against ours."""
-    pairs = [_properties(net) for net in (theirs, ours)]
-    return [
-        f"{name} {there} against {here}{OVERRIDES.get(name, '').format(there)}"
-        for (name, there), here in zip(pairs[0].items(), pairs[1].values(), strict=True)
-        if there != here
-    ]
+def _built(name: str, args: dict[str, Any], weights: Mapping[str, Tensor]) -> Any:
+    """timm's network without values, but for buffers that no weights fill."""
+    net: Any
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):  # nothing is drawn or stored
+                net = timm.create_model(name, pretrained=False, **args)
+            has_values = {*weights, *dict(net.named_parameters())}
+            if any(k not in has_values for k, _ in net.named_buffers()):
+                net = timm.create_model(name, pretrained=False, **args)
+        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+            raise ValueError(f"timm cannot build {name} of this size: {error}") from error
+    return net
 
 
 def _properties(net: Any) -> dict[str, Any]:
     block = net.blocks[0]
     norm = getattr(block, "norm1", None)
-    activation = getattr(getattr(block, "mlp", None), "act", None)
     return {
         "heads": getattr(getattr(block, "attn", None), "num_heads", None),
         "positions": "rotary" if getattr(net, "rope", None) is not None else "learned",
-        "activation": activation_name(activation),
+        "activation": activation_name(getattr(getattr(block, "mlp", None), "act", None)),
         "norm": "LayerNorm" if isinstance(norm, (LayerNorm, nn.LayerNorm)) else type(norm).__name__,
         "epsilon of norms": getattr(norm, "eps", None),
         "class token": "present" if getattr(net, "cls_token", None) is not None else "absent",

@@ -1,5 +1,4 @@
-"""Numbers that tell whether pretraining is alive: spread, agreement, entropy, rank. No
-gradients."""
+"""Statistics that show collapse: spread, agreement of views, entropy, rank."""
 
 import math
 
@@ -21,54 +20,54 @@ def entropy_nats(probs: Tensor) -> Tensor:
 
 
 def effective_rank(features: Tensor) -> Tensor:
-    """exp(entropy of the normalised singular values) of centred features [n, D]: 1 collapsed ..
-    min(n-1, D); nan where some feature is not finite.
+    """exp(entropy of the normalised singular values) of centred features [n, D], from 1 (collapsed)
+    to min(n - 1, D); nan where a feature is not finite.
 
     Roy & Vetterli 2007, EUSIPCO.
     """
     x = features.float() - features.float().mean(dim=0)
-    if not x.isfinite().all():  # of which svd only says that it does not converge
+    if not x.isfinite().all():  # svd would only report that it does not converge
         return x.new_tensor(math.nan)
     s = torch.linalg.svdvals(x)
     return entropy_nats(s / s.sum().clamp(min=1e-12)).exp()
 
 
 def kl_nats(teacher_probs: Tensor, student_logits: Tensor, student_temp: float) -> Tensor:
-    """Kullback-Leibler divergence from what the student says to its targets: the cross-entropy
-    without the targets' own entropy, which no student can lower; [..., P] twice -> [...]."""
+    """KL divergence of the student from its targets: the cross-entropy without the targets' own
+    entropy, which no student can lower; [..., P] twice -> [...]."""
     p, log_q = teacher_probs.float(), (student_logits.float() / student_temp).log_softmax(dim=-1)
     return (p * (p.clamp(min=1e-12).log() - log_q)).sum(dim=-1)
 
 
 def agreed_deviation(a: Tensor, b: Tensor) -> Tensor:
-    """How far samples differ in what both of their views say, [n, E] of either view -> scalar.
+    """Deviation over samples of what two views agree on; [n, E] of either view -> scalar.
 
-    The root of the mean covariance between the views over samples, 0 where that is negative.
-    Each view's own noise drops out but for chance: independent noise of deviation s everywhere
-    reads 0 or about s (n E)^(-1/4). Views that agree exactly read their root mean square deviation.
+    It is the root of the mean covariance between the views over samples, 0 where that is negative.
+    Noise of each view alone drops out but for chance: independent noise of deviation s everywhere
+    gives 0 or about s (n E)^(-1/4). Equal views give their root mean square deviation.
     """
     covariance = ((a - a.mean(dim=0)) * (b - b.mean(dim=0))).mean()
     return covariance.clamp(min=0).sqrt()
 
 
 @torch.no_grad()
-def keypoint_monitors(points_ndc: Tensor, batch: PretrainBatch) -> dict[str, Tensor]:
-    """What the pseudo-keypoints do.
+def keypoint_diagnostics(points_ndc: Tensor, batch: PretrainBatch) -> dict[str, Tensor]:
+    """Spread and agreement of pseudo-keypoints.
 
     Args:
         points_ndc: [B, G, K, d] in each view.
-        batch: the views' geometry.
+        batch: geometry of the views.
     Returns: scalars under keypoints/.
-        spread_ndc: standard deviation within a sample; 0 when all are on one spot.
-        view_std_ndc: over the batch, in the view; 0 for a constant template in the view.
-        source_std_ndc: over the batch, in the source crop, of what the first two views agree on
-            (`agreed_deviation`); 0 for a template fixed there, and for points that follow nothing.
-        articulation: the same of shapes without position, size and orientation, in shares of the
-            shape's size; 0 for a rigid template, wherever it sits and however noisy it is.
+        spread_ndc: deviation within a sample; 0 when all points coincide.
+        view_std_ndc: deviation over the batch in the view; 0 for a constant template in the view.
+        source_std_ndc: `agreed_deviation` of the first two views over the batch in the source crop;
+            0 for a template that is constant there, and for points that follow nothing.
+        articulation: the same of shapes without position, size and orientation, as a share of the
+            shape's size; 0 for a rigid template, wherever it is and however noisy.
         disagreement_ndc: distance of two views' points in the source crop.
         retrieval: share of samples whose other view has the nearest mean-free shape in the batch.
-        cosine: mean over pairs of different samples between their mean-free shapes; near 1 when a
-            common template fills them.
+        cosine: mean over pairs of samples between mean-free shapes; near 1 when a common template
+            dominates them.
     """
     points = points_ndc.float()
     maps = batch.source_from_view.float(), batch.displacement_ndc
@@ -94,11 +93,11 @@ def keypoint_monitors(points_ndc: Tensor, batch: PretrainBatch) -> dict[str, Ten
 
 
 @torch.no_grad()
-def target_monitors(teacher_probs: Tensor, prefix: str = "targets") -> dict[str, Tensor]:
+def target_diagnostics(teacher_probs: Tensor, prefix: str = "targets") -> dict[str, Tensor]:
     """Entropies of prototype targets [M, P] as shares of log P, under a prefix.
 
-    `mean` falls to 0 when one prototype takes all; `each` rises to 1 when targets turn uniform; it
-    looks at rows at even distances in a large batch.
+    entropy_of_mean falls to 0 when one prototype takes all; entropy_of_each, of evenly spaced rows
+    of a large batch, rises to 1 when targets become uniform.
     """
     top = math.log(teacher_probs.shape[-1])
     some = teacher_probs[:: max(1, len(teacher_probs) // ENTROPY_ROWS)]

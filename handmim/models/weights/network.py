@@ -6,7 +6,7 @@ activation and tokens are compared before weights are taken.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -16,28 +16,27 @@ import torch
 from torch import Tensor
 
 from handmim.models.vit import IMAGENET_MEAN, IMAGENET_STD
-from handmim.models.weight_files import WeightFile
-from handmim.models.weight_settings import (
+from handmim.models.weights.files import WeightFile
+from handmim.models.weights.names import PATCHES
+from handmim.models.weights.settings import (
     MAX_HOLDERS,
-    constants,
     holders_of,
     parsed,
-    said_parts,
-    said_settings,
+    pixel_constants,
+    stated_parts,
+    stated_settings,
     value_below,
-    whole,
+    whole_number,
 )
 
-PATCHES = "patch_embed.proj.weight"
 # Heads by width of what names or positions identify.
-MOCO_HEADS = {384: 12, 768: 12}
-MAE_HEADS = {768: 12, 1024: 16, 1280: 16}
-VITPOSE_HEADS = {384: 12, 768: 12, 1024: 16, 1280: 16}
-DINO_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1536: 24}
+MOCO = {384: 12, 768: 12}
+MAE = {768: 12, 1024: 16, 1280: 16}
+VITPOSE = {384: 12, 768: 12, 1024: 16, 1280: 16}
+DINO = {192: 3, 384: 6, 768: 12, 1024: 16, 1536: 24}
 DINO_ARCH = re.compile(r"(vit|deit)_(tiny|small|base|large)")
 MAE_ARCH = re.compile(r"(mae_)?vit_(base|large|huge)_patch\d+")
-# Hugging Face's kinds that this ViT computes.
-HF_KINDS = ("vit", "deit", "dinov2", "vit_mae", "vit_msn", "ijepa")
+HF_KINDS = ("vit", "deit", "dinov2", "vitmae", "vitmsn", "ijepa")  # that this ViT computes
 FOREIGN = (  # names of tensors, and what they are part of
     (r"(^|\.)(rope\w*|rotary\w*|freqs_cis|freqs|inv_freq|periods)($|\.)", "rotary positions"),
     (r"relative_position|rel_pos|rpb", "relative position biases"),
@@ -61,7 +60,7 @@ class Stated:
     """Properties of a source network that shapes do not show; None where nothing states them.
 
     Args:
-        by: what states them, for messages.
+        by: source of the statements, for messages.
         timm_name: architecture under which timm builds it.
         timm_args: further arguments of it.
         num_heads: of attention.
@@ -69,8 +68,8 @@ class Stated:
         norm_eps: of its norms.
         mean, std: pixel constants of its training.
         pixel_norm: of weights of this project.
-        likely_heads: what the heads probably are, where nothing states them, and why.
-        unknown: what is stated and is not known here, or not a part of this ViT.
+        likely_heads: probable number of heads, where nothing states it, and the reason.
+        unknown: statements that are not known here, or of parts that this ViT lacks.
     """
 
     by: str = ""
@@ -87,32 +86,31 @@ class Stated:
 
 
 def stated_network(file: WeightFile, weights: Mapping[str, Tensor]) -> Stated:
-    """What a file states of its network, else what its names and positions imply.
+    """Statements of a file about its network, else what names and positions imply.
 
     Args:
         file: whole content.
         weights: tensors of its ViT under timm's names.
     Raises: ValueError where it states two values of one setting.
     """
-    if file.card is not None:
-        card = file.card
+    if (card := file.card) is not None:
         return Stated("timm", card.architecture, mean=tuple(card.mean), std=tuple(card.std))
     if found := _ours(file):
         return found
     kind = _timm_config(file.config) or _command_line(file, weights) or _implied(file, weights)
-    said, by = said_settings(file, len(weights[PATCHES]))
+    settings, by = stated_settings(file, len(weights[PATCHES]))
     if kind.timm_name is not None:
-        args = {"num_heads": said.get("num_heads"), "act_layer": said.get("activation")}
-        stated = {key: value for key, value in args.items() if value is not None}
-        said["timm_args"] = stated | kind.timm_args
+        args = {"num_heads": settings.get("num_heads"), "act_layer": settings.get("activation")}
+        given = {key: value for key, value in args.items() if value is not None}
+        settings["timm_args"] = given | kind.timm_args
     names = " and ".join(filter(None, [kind.by, *by])) or "nothing"
-    parts = [] if kind.timm_name else said_parts(file)
+    parts = [] if kind.timm_name else stated_parts(file)
     unknown = tuple(filter(None, [_unknown_kind(file.config), *parts]))
-    return replace(kind, **said, by=names, unknown=unknown)
+    return replace(kind, **settings, by=names, unknown=unknown)
 
 
 def foreign_parts(weights: Mapping[str, Tensor], mine: Mapping[str, Any]) -> list[str]:
-    """What the names show that our ViT lacks, each with the tensor that shows it.
+    """Parts that our ViT lacks, each with the tensor that shows it.
 
     Args:
         weights: tensors of the source under timm's names.
@@ -135,23 +133,11 @@ def foreign_parts(weights: Mapping[str, Tensor], mine: Mapping[str, Any]) -> lis
 
 
 def public_heads(width: int) -> int | None:
-    """Heads of timm's plain ViTs of a width: 64 channels each up to ViT-L, 16 heads in ViT-H, g, G.
-
-    None where widths do not tell.
-    """
+    """Heads of timm's plain ViTs of a width: 64 channels each up to ViT-L, 16 heads in ViT-H, g, G;
+    None for other widths."""
     if width in (1280, 1408, 1664):
         return 16
     return width // 64 if width <= 1024 and width % 64 == 0 else None
-
-
-def usual_heads(stated: Stated, width: int, num_heads: int) -> str:
-    """Words about heads that a source of a width probably has, where ours are not as many."""
-    usual, have = stated.likely_heads or (public_heads(width), f"public ViTs of width {width} have")
-    if usual in (None, num_heads):
-        return ""
-    return (
-        f"; {have} {usual}, this backbone has {num_heads} (++task.backbone.size.num_heads={usual})"
-    )
 
 
 def _ours(file: WeightFile) -> Stated | None:
@@ -166,30 +152,29 @@ def _ours(file: WeightFile) -> Stated | None:
         name, norm = file.meta.get("timm_name"), file.meta["pixel_norm"]
     else:
         return None
-    heads = whole(file.meta.get("num_heads")) or whole(value_below(args, "num_heads"))
+    heads = file.meta.get("num_heads"), value_below(args, "num_heads")
     return Stated(
         "its own metadata",
         name if isinstance(name, str) and timm.is_model(name) else None,
         args if isinstance(args, dict) else {},
-        num_heads=heads,
+        num_heads=whole_number(heads[0]) or whole_number(heads[1]),
         pixel_norm=None if norm is None else str(norm),
     )
 
 
 def _timm_config(config: Mapping[str, Any]) -> Stated | None:
     """The config.json that timm writes to model hubs."""
-    name = config.get("architecture")
+    name, args = config.get("architecture"), config.get("model_args")
     if not isinstance(name, str) or not timm.is_model(name):
         return None
-    args = config.get("model_args")
     card = config.get("pretrained_cfg")
-    mean, std = (constants(value_below(card, key)) for key in ("mean", "std"))
+    mean, std = (pixel_constants(value_below(card, key)) for key in ("mean", "std"))
     by = f"config.json beside it ({name})"
     return Stated(by, name, args if isinstance(args, dict) else {}, mean=mean, std=std)
 
 
 def _unknown_kind(config: Mapping[str, Any]) -> str | None:
-    """What a config.json says that the network is, where that is not known here."""
+    """The network that a config.json names, where it is not known here."""
     name, kind, classes = (config.get(k) for k in ("architecture", "model_type", "architectures"))
     if isinstance(name, str) and not timm.is_model(name):
         return f"config.json beside it names architecture {name[:80]}, which timm does not have"
@@ -197,60 +182,67 @@ def _unknown_kind(config: Mapping[str, Any]) -> str | None:
         if not isinstance(classes, list) or not classes or isinstance(name, str):
             return None
         kind = re.sub(r"(Model|Backbone|For[A-Z]\w+)$", "", str(classes[0]))
-    known = {k.replace("_", "") for k in HF_KINDS}
-    is_known = kind.lower().replace("_", "") in known
+    is_known = kind.lower().replace("_", "") in HF_KINDS
     return None if is_known else f"config.json beside it names {kind[:80]}, which is not known here"
 
 
 def _command_line(file: WeightFile, weights: Mapping[str, Tensor]) -> Stated | None:
     """The arguments that a training script saved beside the weights."""
-    width, base = _width(weights), Stated("", activation="gelu", norm_eps=1e-6)
-    for name in _named(file.state):
-        stated = replace(base, by=f"its arguments ({name})")
-        if timm.is_model(name):
-            kwargs = value_below(file.state, "args", "model_kwargs")
-            args = dict(kwargs) if isinstance(kwargs, Mapping) else {}
-            return Stated(stated.by, name.split(".")[0], args)
-        if MAE_ARCH.fullmatch(name) and width in MAE_HEADS:
-            return replace(stated, num_heads=MAE_HEADS[width])
-        if DINO_ARCH.fullmatch(name) and {"student", "teacher"} <= file.state.keys():
-            return replace(stated, num_heads=DINO_HEADS.get(width))
+    width, is_dino = len(weights[PATCHES]), {"student", "teacher"} <= file.state.keys()
+    for _, _, holder in islice(holders_of(file.state), MAX_HOLDERS):
+        for name in (holder.get(key) for key in ("arch", "model", "model_name")):
+            if not isinstance(name, str):
+                continue
+            stated = Stated(f"its arguments ({name})", activation="gelu", norm_eps=1e-6)
+            if timm.is_model(name):
+                kwargs = value_below(file.state, "args", "model_kwargs")
+                args = dict(kwargs) if isinstance(kwargs, Mapping) else {}
+                return Stated(stated.by, name.split(".")[0], args)
+            if MAE_ARCH.fullmatch(name) and width in MAE:
+                return replace(stated, num_heads=MAE[width])
+            if DINO_ARCH.fullmatch(name) and is_dino:
+                return replace(stated, num_heads=DINO.get(width))
     return None
 
 
 def _implied(file: WeightFile, weights: Mapping[str, Tensor]) -> Stated:
-    """What names and positions identify."""
-    width, base = _width(weights), Stated("", activation="gelu", norm_eps=1e-6)
-    base = replace(base, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    position = weights.get("pos_embed")
-    first = None if position is None else _fixed_axis(position)
-    has_names = any("momentum_encoder." in k or "base_encoder." in k for k in file.tensors)
-    if has_names or (first == 0 and str(file.state.get("arch")).startswith("vit_")):
-        by = "its names" if has_names else "its fixed positions and arch"
-        return replace(base, by=f"{by} (MoCo-v3)", num_heads=MOCO_HEADS.get(width))
-    if first == 0 and width in MOCO_HEADS:  # others fix their positions so too
-        return Stated(likely_heads=(MOCO_HEADS[width], "MoCo-v3, which has such positions, has"))
-    if first == 1 and width in MAE_HEADS:
-        return replace(base, by="its fixed positions (MAE)", num_heads=MAE_HEADS[width])
-    if any(k.endswith("last_norm.weight") for k in file.tensors):
-        return replace(base, by="its names (ViTPose)", num_heads=VITPOSE_HEADS.get(width))
-    is_dinov2 = "blocks.0.ls1.gamma" in weights and any(k.endswith("mask_token") for k in
-                                                        file.tensors)  # fmt: skip
-    if is_dinov2 and position is not None and position.shape[1] == 37**2 + 1:
-        return replace(base, by="its names (DINOv2)", num_heads=DINO_HEADS.get(width))
+    """The network that names and positions identify."""
+    width, position = len(weights[PATCHES]), weights.get("pos_embed")
+    axis = None if position is None else _fixed_axis(position)
+    arch = str(file.state.get("arch"))
+
+    def has(pattern: str) -> bool:
+        return any(re.search(pattern, name) for name in file.tensors)
+
+    is_dinov2 = (
+        "blocks.0.ls1.gamma" in weights
+        and has(r"mask_token$")
+        and position is not None
+        and position.shape[1] == 37**2 + 1
+    )
+    for by, is_it, heads in (
+        ("its names (MoCo-v3)", has(r"(momentum|base)_encoder\."), MOCO),
+        ("its fixed positions and arch (MoCo-v3)", axis == 0 and arch.startswith("vit_"), MOCO),
+        ("its fixed positions (MAE)", axis == 1 and width in MAE, MAE),
+        ("its names (ViTPose)", has(r"last_norm\.weight$"), VITPOSE),
+        ("its names (DINOv2)", is_dinov2, DINO),
+    ):
+        if is_it:
+            return Stated(
+                by,
+                num_heads=heads.get(width),
+                activation="gelu",
+                norm_eps=1e-6,
+                mean=IMAGENET_MEAN,
+                std=IMAGENET_STD,
+            )
+    if axis == 0 and width in MOCO:  # others fix their positions so too
+        return Stated(likely_heads=(MOCO[width], "MoCo-v3, which has such positions, has"))
     return Stated()
 
 
-def _named(state: Mapping[str, Any]) -> Iterator[str]:
-    """Names of architectures among saved arguments."""
-    for _, _, holder in islice(holders_of(state), MAX_HOLDERS):
-        for key in ("arch", "model", "model_name"):
-            if isinstance(name := holder.get(key), str):
-                yield name
-
-
 def _fixed_axis(position: Tensor) -> int | None:
-    """Which axis of a square grid the first half of fixed sine-cosine positions encodes.
+    """Axis of a square grid that the first half of fixed sine-cosine positions encodes.
 
     Args:
         position: [1, 1 + g*g, D], or without the class token's.
@@ -261,15 +253,11 @@ def _fixed_axis(position: Tensor) -> int | None:
     patches = patches[len(patches) - grid**2 :].float()
     if grid < 2 or width % 4:
         return None
-    places = torch.arange(grid, dtype=torch.float32).repeat_interleave(grid)
+    rows = torch.arange(grid, dtype=torch.float32).repeat_interleave(grid)
     omega = 10000.0 ** -(torch.arange(width // 4) / (width // 4))
-    angle = places[:, None] * omega
-    wanted = torch.cat([angle.sin(), angle.cos()], dim=1)
+    angle = rows[:, None] * omega
+    encoded = torch.cat([angle.sin(), angle.cos()], dim=1)
     for axis, half in enumerate(patches.split(width // 2, dim=1)):
-        if torch.allclose(half, wanted, atol=1e-3):
+        if torch.allclose(half, encoded, atol=1e-3):
             return axis
     return None
-
-
-def _width(weights: Mapping[str, Tensor]) -> int:
-    return len(weights[PATCHES])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from handmim.metrics.probe import Poses, Ridge, joint_probe, mean_pose, pose_figures
+from handmim.diagnostics.readout import Poses, Ridge, joint_probe, mean_pose, pose_errors
 
 
 def generator() -> torch.Generator:
@@ -37,7 +37,7 @@ def test_pure_noise_is_predicted_by_the_mean():
     assert pred.std() < 0.4
     with pytest.raises(ValueError, match=">= 10"):
         Ridge(x[:5])
-    with pytest.raises(ValueError, match="200 features but 160 targets"):
+    with pytest.raises(ValueError, match="160 targets for 200 features"):
         Ridge(x).predict(y[:160], x)
 
 
@@ -47,10 +47,10 @@ def test_joint_probe_reports_units():
     kp = (x @ torch.randn(6, 42, generator=g)).unflatten(1, (21, 2)) * 0.1
     joints = (x @ torch.randn(6, 63, generator=g)).unflatten(1, (21, 3)) * 0.02
     train, test = Poses(kp[:300], joints[:300]), Poses(kp[300:], joints[300:])
-    figures = joint_probe(x[:300], train, x[300:], test)
-    assert figures["err2d_percent"] < 0.5
-    assert figures["mpjpe_mm"] < 2
-    assert figures["pck10"] == 1.0
+    metrics = joint_probe(x[:300], train, x[300:], test)
+    assert metrics["err2d_percent"] < 0.5
+    assert metrics["mpjpe_mm"] < 2
+    assert metrics["pck10"] == 1.0
     # features that say nothing give the mean hand
     blind = joint_probe(torch.zeros(300, 6), train, torch.zeros(100, 6), test)
     assert blind == pytest.approx(mean_pose(train, test))
@@ -62,13 +62,13 @@ def test_joint_probe_reports_units():
     assert set(flat) == {"err2d_percent", "pck10"}
 
 
-def test_figures_of_a_known_offset():
+def test_metrics_of_a_known_offset():
     g = generator()
     kp, joints = torch.rand(5, 21, 2, generator=g), torch.rand(5, 21, 3, generator=g) * 0.1
-    off = pose_figures(Poses(kp + torch.tensor([0.1, 0.0]), joints + 0.003), Poses(kp, joints))
+    off = pose_errors(Poses(kp + torch.tensor([0.1, 0.0]), joints + 0.003), Poses(kp, joints))
     assert off["err2d_percent"] == pytest.approx(5.0, rel=1e-4)  # of a side of 2
     assert off["pck10"] == 1.0
     assert off["mpjpe_mm"] == pytest.approx(3 * 3**0.5, rel=1e-4)
     assert off["pa_mpjpe_mm"] == pytest.approx(0.0, abs=1e-4)
-    far = pose_figures(Poses(kp + torch.tensor([0.21, 0.0]), None), Poses(kp, joints))
+    far = pose_errors(Poses(kp + torch.tensor([0.21, 0.0]), None), Poses(kp, joints))
     assert far["pck10"] == 0.0

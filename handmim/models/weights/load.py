@@ -1,41 +1,37 @@
 """A backbone's first weights: our own exports and checkpoints, or those of public ViTs.
 
-What can be carried over exactly is (layer scale and pixel constants become part of the weights
-beside them), position and patch embeddings are resampled where sizes differ, and the report says
-which of it happened. A transformer of another size is refused, and one that computes otherwise with
-tensors of the same shapes. What its file does not state is a warning.
+read_weights -> find_vit -> stated_network -> fold, compare, resample -> load, with a report. Layer
+scale and pixel constants become part of the weights beside them. A transformer of another size is
+refused, and one that computes otherwise with tensors of the same shapes. Properties that the file
+does not state are a warning.
 """
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from handmim.models.source_network import (
-    Stated,
-    foreign_parts,
-    public_heads,
-    stated_network,
-    usual_heads,
-)
-from handmim.models.timm_reference import is_same_network, token_difference
 from handmim.models.vit import ViT
-from handmim.models.weight_files import OPTION, read_weights
-from handmim.models.weight_folding import (
+from handmim.models.weights.compare import is_same_network, token_difference
+from handmim.models.weights.files import OPTION, read_weights
+from handmim.models.weights.names import (
+    PATCHES,
     complete_positions,
+    find_vit,
     fold_biases,
     fold_layer_scale,
     fold_pixel_constants,
     resample,
 )
-from handmim.models.weight_names import find_vit
+from handmim.models.weights.network import Stated, foreign_parts, public_heads, stated_network
 
 log = logging.getLogger(__name__)
 
-# (width, depth) of what configs/backbone holds.
+# (width, depth) of the files in configs/backbone.
 BACKBONES = {
     (384, 12): "vit_small_p16",
     (768, 12): "vit_base_p16",
@@ -48,16 +44,16 @@ TOLERATED = ("class token", "epsilon")  # differences of networks that are warni
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """What became of a source's weights.
+    """Report of a source's weights.
 
     Args:
-        source: where they came from.
-        prefix: what the ViT's names begin with there.
+        source: as requested.
+        prefix: beginning of the ViT's names there.
         matched: tensors of the backbone that were filled.
-        resampled, folded: what was changed on the way, and from what to what.
+        resampled, folded: changes on the way, from what to what.
         missing: tensors of the backbone that keep their random start.
         unused: tensors of the source that were left, counted by the first part of their names.
-        warnings: what a reader should know.
+        warnings: for the reader.
         network: how it is known that the source computes what the backbone computes.
         meta: metadata of an export of ours.
     """
@@ -124,7 +120,8 @@ def load_initial(backbone: ViT, source: str | None) -> InitialWeights:
     if backbone.pixel_norm == "imagenet":
         folded += fold_pixel_constants(weights, stated.mean, stated.std)
     resampled = completed + resample(backbone, weights, grid)
-    _check_shapes(mine, weights, source)
+    if wrong := [text for name in weights if (text := _misfit(name, mine, weights))]:
+        raise ValueError(f"{source} does not fit this backbone: {', '.join(wrong[:6])} ({OPTION})")
     matched = [name for name in mine if name in weights]
     backbone.net.load_state_dict({**mine, **{name: weights[name] for name in matched}})
     mask_token = found.mask_token
@@ -144,14 +141,12 @@ def load_initial(backbone: ViT, source: str | None) -> InitialWeights:
         network=network,
         meta=dict(file.meta),
     )
-    log.log(
-        logging.WARNING if report.warnings else logging.INFO, "initial weights\n%s", report.table()
-    )
+    level = logging.WARNING if report.warnings else logging.INFO
+    log.log(level, "initial weights\n%s", report.table())
     return report
 
 
-def _check_values(weights: dict[str, Tensor], source: str) -> None:
-    """Refuse tensors that are not finite numbers, before anything is computed from them."""
+def _check_values(weights: Mapping[str, Tensor], source: str) -> None:
     for name, value in weights.items():
         if not value.is_floating_point() or value.layout != torch.strided:
             raise ValueError(
@@ -164,17 +159,16 @@ def _check_values(weights: dict[str, Tensor], source: str) -> None:
 
 
 def _check_stated(backbone: ViT, source: str, stated: Stated) -> None:
-    """Refuse weights that state pixels or an activation other than the backbone's."""
     if stated.pixel_norm not in (None, backbone.pixel_norm):
         raise ValueError(
             f"{source} was trained with pixel_norm={stated.pixel_norm}, this backbone has "
             f"{backbone.pixel_norm} (task.backbone.pixel_norm)"
         )
-    mine = backbone.activation
-    if stated.activation not in (None, mine):
+    if stated.activation not in (None, backbone.activation):
         raise ValueError(
             f"{source} was trained with activation {stated.activation} ({stated.by}), this "
-            f"backbone has {mine} (++task.backbone.size.act_layer={stated.activation})"
+            f"backbone has {backbone.activation} "
+            f"(++task.backbone.size.act_layer={stated.activation})"
         )
 
 
@@ -194,9 +188,8 @@ def _compared(
     """
     if stated.timm_name is None or (stated.pixel_norm and is_same_network(backbone, stated)):
         return (f"as {stated.by} states" if stated.num_heads else ""), []
-    raw, ours = weights
     try:
-        difference, unlike = token_difference(backbone, stated, raw, ours, grid)
+        difference, unlike = token_difference(backbone, stated, *weights, grid)
     except ValueError as error:
         if stated.num_heads not in (None, backbone.num_heads):
             raise ValueError(
@@ -204,20 +197,20 @@ def _compared(
                 f"{backbone.num_heads} (++task.backbone.size.num_heads={stated.num_heads})"
             ) from None
         return "", [f"{stated.by} states {stated.timm_name}, which was not compared: {error}"]
-    words = (
+    text = (
         f"patch tokens of one image differ from timm's {stated.timm_name} by {difference:.2g} "
         "(norm of the difference, relative)"
     )
     if difference <= ROUNDING:
-        return words, []
+        return text, []
+    text = "; ".join([text, *unlike])
     if not unlike or not all(part.startswith(TOLERATED) for part in unlike):
-        known = "".join(f"; {part}" for part in unlike)
-        raise ValueError(f"{source} is another network ({stated.by}): {words}{known} ({OPTION})")
-    return "", ["; ".join([words, *unlike])]
+        raise ValueError(f"{source} is another network ({stated.by}): {text} ({OPTION})")
+    return "", [text]
 
 
-def _lacking(weights: dict[str, Tensor], grid: tuple[int, int]) -> list[str]:
-    """Warnings of what the source does not have."""
+def _lacking(weights: Mapping[str, Tensor], grid: tuple[int, int]) -> list[str]:
+    """Warnings of parts that the source does not have."""
     found = []
     if "cls_token" not in weights:
         found.append(
@@ -235,11 +228,12 @@ def _lacking(weights: dict[str, Tensor], grid: tuple[int, int]) -> list[str]:
 
 
 def _warnings(backbone: ViT, stated: Stated) -> list[str]:
-    """Warnings of what differs without a refusal, and of what nothing states."""
+    """Warnings of differences that are not refused, and of properties that nothing states."""
     if stated.pixel_norm is not None:
         return []
     found, mine = [], backbone.norm_eps
-    if backbone.pixel_norm != "imagenet":
+    is_imagenet, is_bare = backbone.pixel_norm == "imagenet", stated.timm_name is None
+    if not is_imagenet:
         found.append(
             f"public weights expect pixels normalised by constants, this backbone has pixel_norm="
             f"{backbone.pixel_norm} (task.backbone.pixel_norm=imagenet)"
@@ -247,62 +241,69 @@ def _warnings(backbone: ViT, stated: Stated) -> list[str]:
     if stated.norm_eps not in (None, mine):
         found.append(f"norms had epsilon {stated.norm_eps:g}, this backbone has {mine:g}")
     found += [f"{text}: features may differ from the source's" for text in stated.unknown]
-    is_imagenet, is_bare = backbone.pixel_norm == "imagenet", stated.timm_name is None
     unstated = {
-        "heads": (is_bare and stated.num_heads is None, f"{backbone.num_heads} heads"),
-        "activation": (is_bare and stated.activation is None, backbone.activation),
-        "norms": (is_bare and stated.norm_eps is None, f"epsilon {mine:g}"),
-        "pixel constants": (is_imagenet and stated.mean is None, "ImageNet's constants"),
-    }
-    names = [name for name, (is_unstated, _) in unstated.items() if is_unstated]
-    if not names:
-        return found
-    text = (
-        f"the file does not state its {', '.join(names)}: read with "
-        f"{', '.join(unstated[name][1] for name in names)}"
-    )
-    if "heads" in names:
-        text += usual_heads(stated, backbone.embed_dim, backbone.num_heads)
-    if is_bare:
-        text += (
-            '. A config.json beside the file, {"architecture": "NAME IN TIMM"}, states them, and '
-            "they are then compared"
+        name: assumed
+        for name, is_unstated, assumed in (
+            ("heads", is_bare and stated.num_heads is None, f"{backbone.num_heads} heads"),
+            ("activation", is_bare and stated.activation is None, backbone.activation),
+            ("norms", is_bare and stated.norm_eps is None, f"epsilon {mine:g}"),
+            ("pixel constants", is_imagenet and stated.mean is None, "ImageNet's constants"),
         )
-    found.append(text)
+        if is_unstated
+    }
+    if unstated:
+        text = f"the file does not state its {', '.join(unstated)}: read with "
+        text += ", ".join(unstated.values())
+        if "heads" in unstated:
+            text += _usual_heads(stated, backbone)
+        if is_bare:
+            text += (
+                '. A config.json beside the file, {"architecture": "NAME IN TIMM"}, states them, '
+                "and they are then compared"
+            )
+        found.append(text)
     return found
 
 
-def _depth(weights: dict[str, Tensor]) -> int:
+def _usual_heads(stated: Stated, backbone: ViT) -> str:
+    """The probable number of heads of the source, where ours is another."""
+    width, mine = backbone.embed_dim, backbone.num_heads
+    usual, who = stated.likely_heads or (public_heads(width), f"public ViTs of width {width} have")
+    if usual in (None, mine):
+        return ""
+    return f"; {who} {usual}, this backbone has {mine} (++task.backbone.size.num_heads={usual})"
+
+
+def _depth(weights: Mapping[str, Tensor]) -> int:
     return 1 + max((int(k.split(".")[1]) for k in weights if k.startswith("blocks.")), default=-1)
 
 
-def _check_size(backbone: ViT, weights: dict[str, Tensor], source: str, stated: Stated) -> None:
+def _check_size(backbone: ViT, weights: Mapping[str, Tensor], source: str, stated: Stated) -> None:
     """Refuse another width, depth, number of heads, or any block tensor that does not fit."""
     mine: dict[str, Tensor] = backbone.net.state_dict()
-    width, depth = len(weights["patch_embed.proj.weight"]), _depth(weights)
+    width, depth = len(weights[PATCHES]), _depth(weights)
     blocks = {k for k in (*mine, *weights) if k.startswith("blocks.")}
-    wrong = [_differs(k, mine, weights) for k in sorted(blocks)]
+    wrong = [text for k in sorted(blocks) if (text := _misfit(k, mine, weights))]
     is_compared = stated.timm_name and stated.pixel_norm is None  # with timm's network, as a whole
     if not is_compared and stated.num_heads not in (None, backbone.num_heads):
         wrong.insert(0, f"{stated.num_heads} heads (wanted {backbone.num_heads}) by {stated.by}")
     if width != backbone.embed_dim:
         wrong.insert(0, f"width {width} (wanted {backbone.embed_dim})")
-    wrong = [w for w in wrong if w]
     if not wrong:
         return
-    words = _size_words(backbone, weights, stated)
+    overrides = _size_overrides(backbone, weights, stated)
     raise ValueError(
         f"{source} holds a ViT of width {width} and depth {depth}, this backbone has width "
-        f"{backbone.embed_dim} and depth {backbone.depth}{f'; give {words}' if words else ''}; "
-        "what differs: "
+        f"{backbone.embed_dim} and depth {backbone.depth}"
+        f"{f'; give {overrides}' if overrides else ''}; what differs: "
         f"{', '.join(wrong[:4])}{f' and {len(wrong) - 4} more' if len(wrong) > 4 else ''}"
     )
 
 
-def _size_words(backbone: ViT, weights: dict[str, Tensor], stated: Stated) -> str:
-    """Overrides that give a backbone the size of a file, as far as it tells; empty where they would
-    change nothing."""
-    width, depth = len(weights["patch_embed.proj.weight"]), _depth(weights)
+def _size_overrides(backbone: ViT, weights: Mapping[str, Tensor], stated: Stated) -> str:
+    """Overrides that give a backbone the size of a file, as far as it is known; empty where they
+    would change nothing."""
+    width, depth = len(weights[PATCHES]), _depth(weights)
     mine = (backbone.embed_dim, backbone.depth)
     fitting = BACKBONES.get((width, depth))
     if fitting is not None and mine != (width, depth):
@@ -313,16 +314,16 @@ def _size_words(backbone: ViT, weights: dict[str, Tensor], stated: Stated) -> st
     if stated.num_heads not in (None, backbone.num_heads):
         size["num_heads"] = stated.num_heads
     fc1 = "blocks.0.mlp.fc1.weight"
-    hidden = len(weights[fc1]) if fc1 in weights else None
-    if hidden is not None and (mine[0], len(backbone.net.state_dict()[fc1])) != (width, hidden):
-        ratio = hidden / width
+    units = len(weights[fc1]) if fc1 in weights else None
+    if units is not None and (mine[0], len(backbone.net.state_dict()[fc1])) != (width, units):
+        ratio = units / width
         # timm cuts width times ratio down to a whole number.
-        size["mlp_ratio"] = ratio if int(width * ratio) == hidden else math.nextafter(ratio, hidden)
+        size["mlp_ratio"] = ratio if int(width * ratio) == units else math.nextafter(ratio, units)
     return " ".join(f"++task.backbone.size.{k}={v}" for k, v in size.items() if v is not None)
 
 
-def _differs(name: str, mine: dict[str, Any], theirs: dict[str, Tensor]) -> str:
-    """What is wrong with one tensor; empty when it fits."""
+def _misfit(name: str, mine: Mapping[str, Any], theirs: Mapping[str, Tensor]) -> str:
+    """Fault of one tensor; empty when it fits."""
     if name not in theirs:
         return f"{name} is missing"
     if name not in mine:
@@ -330,9 +331,3 @@ def _differs(name: str, mine: dict[str, Any], theirs: dict[str, Tensor]) -> str:
     if theirs[name].shape != mine[name].shape:
         return f"{name} {tuple(theirs[name].shape)} (wanted {tuple(mine[name].shape)})"
     return ""
-
-
-def _check_shapes(mine: dict[str, Any], weights: dict[str, Tensor], source: str) -> None:
-    """Refuse what is left of misfits, and layers that this ViT lacks."""
-    if wrong := [text for name in weights if (text := _differs(name, mine, weights))]:
-        raise ValueError(f"{source} does not fit this backbone: {', '.join(wrong[:6])} ({OPTION})")

@@ -3,20 +3,20 @@ import math
 import pytest
 import torch
 
+from handmim.diagnostics.measure import measure
 from handmim.losses.patch_distill import masked_patch_ce
-from handmim.tasks.health import measure
 from handmim.types import StepInfo
 from tests.tasks.test_pretrain_task import make_batch, make_task
 
 INFO = StepInfo(0, 10)
 
 
-def figures_of(task, batch_size: int = 4) -> dict[str, float]:
+def metrics_of(task, batch_size: int = 4) -> dict[str, float]:
     return measure(task, make_batch(), INFO, batch_size=batch_size, seed=0)
 
 
-def planted(answer):
-    """A task whose student answers a function of the targets [M, P], as probabilities."""
+def planted(predict):
+    """A task whose student predicts a function of the targets [M, P], as probabilities."""
     task = make_task(("patch_distill",)).eval()
     outputs, temp = task.outputs, task.losses.terms["patch_distill"].student_temp
 
@@ -24,9 +24,9 @@ def planted(answer):
         out, tokens = outputs(batch, info)
         probs = noisy_targets(len(out.patches.teacher_probs))
         own = out.patches.student_logits  # whose gradient goes on
-        logits = temp * answer(probs).log() + own - own.detach()
-        told = out.patches._replace(teacher_probs=probs, student_logits=logits)
-        return out._replace(patches=told), tokens
+        logits = temp * predict(probs).log() + own - own.detach()
+        changed_out = out.patches._replace(teacher_probs=probs, student_logits=logits)
+        return out._replace(patches=changed_out), tokens
 
     task.outputs = changed
     return task
@@ -37,37 +37,37 @@ def noisy_targets(num: int) -> torch.Tensor:
     return (2 * torch.randn(num, 16, generator=g)).softmax(dim=-1)
 
 
-def test_divergence_tells_idle_distillation_from_a_student_that_follows():
-    idle = figures_of(planted(lambda p: p.mean(dim=0).expand_as(p)))
+def test_divergence_separates_idle_distillation_from_a_student_that_follows():
+    idle = metrics_of(planted(lambda p: p.mean(dim=0).expand_as(p)))
     assert idle["targets/kl_nats"] == pytest.approx(idle["targets/constant_kl_nats"], rel=1e-4)
     assert idle["targets/kl_of_constant"] == pytest.approx(1.0, rel=1e-4)
     assert idle["targets/constant_kl_nats"] > 0.5
     entropies = idle["targets/entropy_of_mean"] - idle["targets/entropy_of_each"]
     assert idle["targets/constant_kl_nats"] == pytest.approx(entropies * math.log(16), rel=1e-4)
     assert idle["targets/kl_share"] == pytest.approx(idle["targets/kl_nats"] / math.log(16))
-    perfect = figures_of(planted(lambda p: p))
+    perfect = metrics_of(planted(lambda p: p))
     assert perfect["targets/kl_nats"] == pytest.approx(0.0, abs=1e-5)
     assert perfect["targets/kl_of_constant"] == pytest.approx(0.0, abs=1e-5)
-    wrong = figures_of(planted(lambda p: p.roll(1, dims=0)))
+    wrong = metrics_of(planted(lambda p: p.roll(1, dims=0)))
     assert wrong["targets/kl_of_constant"] > 1
 
 
 def test_divergence_is_the_loss_without_entropy_in_one_go_or_in_parts():
     task = make_task(("patch_distill",)).eval()
-    figures = figures_of(task)
-    assert figures["targets/kl_nats"] > 0
-    assert figures_of(task, 2)["targets/kl_nats"] == pytest.approx(
-        figures["targets/kl_nats"], rel=1e-4
+    metrics = metrics_of(task)
+    assert metrics["targets/kl_nats"] > 0
+    assert metrics_of(task, 2)["targets/kl_nats"] == pytest.approx(
+        metrics["targets/kl_nats"], rel=1e-4
     )
     with torch.no_grad():
-        told, _ = task.outputs(make_batch(), INFO)
-    p = told.patches
+        changed_out, _ = task.outputs(make_batch(), INFO)
+    p = changed_out.patches
     temp = task.losses.terms["patch_distill"].student_temp
     every = torch.full((len(p.weight),), 1 / len(p.weight))
     cross_entropy = masked_patch_ce(p.student_logits, p.teacher_probs, every, 1, temp).item()
-    entropy = figures["targets/entropy_of_each"] * math.log(p.teacher_probs.shape[-1])
-    assert figures["targets/kl_nats"] == pytest.approx(cross_entropy - entropy, rel=1e-4)
+    entropy = metrics["targets/entropy_of_each"] * math.log(p.teacher_probs.shape[-1])
+    assert metrics["targets/kl_nats"] == pytest.approx(cross_entropy - entropy, rel=1e-4)
 
 
 def test_tasks_without_patch_distillation_report_none():
-    assert not any("kl" in name for name in figures_of(make_task(("class_distill",)).eval()))
+    assert not any("kl" in name for name in metrics_of(make_task(("class_distill",)).eval()))

@@ -1,28 +1,23 @@
 import logging
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch.utils.data import Dataset
 
 from handmim.data.colour import ColourJitter
 from handmim.data.masking import MaskSampler
 from handmim.data.views import ViewMaker
+from handmim.diagnostics.collapse import CHECKS, TERM_CHECKS, CollapseDetection
 from handmim.engine.hooks import StopRun
 from handmim.geometry.crop import similarity, transform_points
 from handmim.geometry.warp import from_source
 from handmim.models.heads.keypoint import SoftArgmaxKeypoints
-from handmim.tasks.alarms import CollapseAlarms
 from handmim.types import CropSample, StepInfo
 from handmim.utils.run import Run
 from handmim.utils.unreadable import UnreadableSample
 from tests.tasks.test_pretrain_task import HANDMIM, make_task
 
-CONFIG = yaml.safe_load(
-    (Path(__file__).parents[2] / "configs" / "alarms" / "default.yaml").read_text()
-)
 NUM, K = 24, 6
 NOISE = 0.12  # ndc, of points in a view; about that of an untrained head
 INFO = StepInfo(20, 100)
@@ -52,17 +47,17 @@ MAKER = ViewMaker(
 )
 
 
-def alarms(**kwargs) -> CollapseAlarms:
+def detection(**kwargs) -> CollapseDetection:
     settings = {"every": 10, "num": NUM, "batch_size": 12} | kwargs
-    return CollapseAlarms(Crops(), MAKER, CONFIG["thresholds"], **settings)
+    return CollapseDetection(Crops(), MAKER, **settings)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return Run.start("alarms", tmp_path_factory.mktemp("alarms"), 0, {}, accelerator="cpu")
+    return Run.start("collapse", tmp_path_factory.mktemp("collapse"), 0, {}, accelerator="cpu")
 
 
-def test_alarms_pass_over_unreadable_images(run, monkeypatch):
+def test_collapse_detection_passes_over_unreadable_images(run, monkeypatch):
     whole = Crops.__getitem__
 
     def damaged(self, index):
@@ -71,17 +66,17 @@ def test_alarms_pass_over_unreadable_images(run, monkeypatch):
         return whole(self, index)
 
     monkeypatch.setattr(Crops, "__getitem__", damaged)
-    assert len(alarms()._views(INFO, run.device).views) == NUM - 2
+    assert len(detection()._views(INFO, run.device).views) == NUM - 2
 
 
 def plant_logits(task, field, change):
-    """What the teacher's head says, before it is centred and sharpened."""
+    """Change the teacher's logits, before they are centred and sharpened."""
     normaliser = task.centering[field]
     normaliser.register_forward_pre_hook(lambda m, args: (change(args[0]), *args[1:]))
 
 
 def plant_cls(task, change):
-    """What the student's backbone says."""
+    """Change the student's class tokens."""
     task.student["backbone"].register_forward_hook(
         lambda m, args, out: out._replace(cls=change(out.cls))
     )
@@ -100,7 +95,7 @@ def plant_points(task, make):
     task.outputs = planted
 
 
-def healthy_points(batch):
+def live_points(batch):
     """A template that bends differently in every crop, and moves with it."""
     return carried(batch, bend=0.3)
 
@@ -131,7 +126,7 @@ def fixed_in_source(batch):
 
 
 def one_spot(batch):
-    return healthy_points(batch).mean(dim=2, keepdim=True).expand(-1, -1, K, -1)
+    return live_points(batch).mean(dim=2, keepdim=True).expand(-1, -1, K, -1)
 
 
 def one_column(logits):
@@ -177,117 +172,116 @@ COMES_WITH = {
 
 
 def fresh():
-    """A fresh network whose points are healthy: its own are a constant template, for which there
-    are grace steps."""
+    """A fresh network whose points are live: its own are a constant template until grace ends."""
     task = make_task().eval()
-    plant_points(task, healthy_points)
+    plant_points(task, live_points)
     return task
 
 
-def ringing(scalars) -> set[str]:
-    return {k.removeprefix("alarms/") for k, v in scalars.items() if k[:7] == "alarms/" and v}
+def triggered(scalars) -> set[str]:
+    return {k.removeprefix("collapse/") for k, v in scalars.items() if k[:9] == "collapse/" and v}
 
 
 @pytest.fixture
-def said():
-    """Warnings of the alarms, whatever other loggers do."""
+def warned():
+    """Warnings of collapse detection, whatever other loggers do."""
     messages: list[str] = []
 
-    class Ear(logging.Handler):
+    class Listener(logging.Handler):
         def emit(self, record):
             messages.append(record.getMessage())
 
-    ear, logger = Ear(logging.WARNING), logging.getLogger("handmim.tasks.alarms")
-    logger.addHandler(ear)
+    listener, logger = Listener(logging.WARNING), logging.getLogger("handmim.diagnostics.collapse")
+    logger.addHandler(listener)
     yield messages
-    logger.removeHandler(ear)
+    logger.removeHandler(listener)
 
 
 @torch.no_grad()
-def test_a_fresh_task_reports_nothing(run, said):
-    scalars = alarms()(fresh(), INFO, run)
-    assert ringing(scalars) == set()
-    assert said == []
-    silent = {n for n, t in CONFIG["thresholds"].items() if t is not None}
-    watched = {k.removeprefix("alarms/").split("/")[0] for k in scalars if k.startswith("alarms/")}
+def test_a_fresh_task_reports_nothing(run, warned):
+    scalars = detection()(fresh(), INFO, run)
+    assert triggered(scalars) == set()
+    assert warned == []
+    prefix = "collapse/"
+    checked = {k.removeprefix(prefix).split("/")[0] for k in scalars if k.startswith(prefix)}
     # the others belong to parts that this task does not have
-    assert silent - watched == {
+    assert {*CHECKS, *TERM_CHECKS} - checked == {
         f"{part}_targets_{kind}"
         for part in ("class", "keypoint")
         for kind in ("uniform", "one_prototype")
     }
-    assert scalars["health/features/rank"] > 2
+    assert scalars["diagnostics/features/rank"] > 2
     shares = [v for k, v in scalars.items() if k.endswith("/share")]
     assert sum(shares) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("name", list(PLANTS))
 @torch.no_grad()
-def test_each_collapse_is_reported_by_its_name(name, run, said):
+def test_each_collapse_is_reported_by_its_name(name, run, warned):
     losses = (*HANDMIM, "class_distill") if name.startswith("class") else HANDMIM
     task = make_task(losses).eval()
     if not name.startswith("keypoints"):
-        plant_points(task, healthy_points)
+        plant_points(task, live_points)
     PLANTS[name](task)
-    found = {n for n in ringing(alarms()(task, INFO, run)) if not n.startswith("term_")}
+    found = {n for n in triggered(detection()(task, INFO, run)) if not n.startswith("term_")}
     assert found - COMES_WITH.get(name, set()) == {name}
-    mine = [message for message in said if f"ALARM {name}:" in message]
+    mine = [message for message in warned if f"COLLAPSE {name}:" in message]
     assert len(mine) == 1
     assert "step 20" in mine[0]
-    assert f"the threshold {CONFIG['thresholds'][name]:.3g}; " in mine[0]
+    assert f"the threshold {CHECKS[name].threshold:.3g}; " in mine[0]
 
 
-def heard(run, points) -> tuple[set[str], dict[str, float]]:
-    """Which alarms of points ring, and the figures of points."""
+def checked_points(run, points) -> tuple[set[str], dict[str, float]]:
+    """Triggered checks of points, and the metrics of points."""
     task = make_task().eval()
     plant_points(task, points)
-    scalars = alarms()(task, INFO, run)
-    figures = {k.split("/")[-1]: v for k, v in scalars.items() if "/keypoints/" in k}
-    return {name for name in ringing(scalars) if name.startswith("keypoints")}, figures
+    scalars = detection()(task, INFO, run)
+    metrics = {k.split("/")[-1]: v for k, v in scalars.items() if "/keypoints/" in k}
+    return {name for name in triggered(scalars) if name.startswith("keypoints")}, metrics
 
 
 @torch.no_grad()
 def test_noise_of_each_view_does_not_pass_for_articulation(run):
-    rings, _ = heard(run, lambda b: carried(b, bend=0.0, noise=NOISE))
-    assert rings == {"keypoints_rigid"}
-    rings, blind = heard(run, lambda b: constant(b, NOISE))
-    assert "keypoints_unmatched" in rings
+    found, _ = checked_points(run, lambda b: carried(b, bend=0.0, noise=NOISE))
+    assert found == {"keypoints_rigid"}
+    found, blind = checked_points(run, lambda b: constant(b, NOISE))
+    assert "keypoints_unmatched" in found
     assert blind["view_std_ndc"] > 0.1  # which looks alive
-    rings, _ = heard(run, lambda b: carried(b, bend=0.3, noise=NOISE))
-    assert rings == set()
+    found, _ = checked_points(run, lambda b: carried(b, bend=0.3, noise=NOISE))
+    assert found == set()
 
 
 @torch.no_grad()
-def test_figures_of_points_that_are_not_numbers_ring(run):
-    rings, _ = heard(run, lambda b: healthy_points(b) * float("nan"))
-    assert {"keypoints_rigid", "keypoints_fixed_in_source", "keypoints_bunched"} <= rings
+def test_points_that_are_not_numbers_trigger(run):
+    found, _ = checked_points(run, lambda b: live_points(b) * float("nan"))
+    assert {"keypoints_rigid", "keypoints_fixed_in_source", "keypoints_bunched"} <= found
 
 
 @torch.no_grad()
-def test_a_fresh_head_that_seeks_points_among_patches_rings_after_grace_only(run):
+def test_a_fresh_head_that_seeks_points_among_patches_triggers_after_grace_only(run):
     seeking = partial(SoftArgmaxKeypoints, num_keypoints=K)
     task = make_task(extra={"keypoint": seeking}).eval()
-    hook = alarms(grace_steps=15)
-    assert ringing(hook(task, StepInfo(14, 100), run)) == set()
-    rings = ringing(hook(task, StepInfo(15, 100), run))
-    assert rings & {"keypoints_rigid", "keypoints_unmatched"}
+    hook = detection(grace_steps=15)
+    assert triggered(hook(task, StepInfo(14, 100), run)) == set()
+    found = triggered(hook(task, StepInfo(15, 100), run))
+    assert found & {"keypoints_rigid", "keypoints_unmatched"}
 
 
 @torch.no_grad()
-def test_features_that_are_not_numbers_ring_instead_of_failing(run, said):
+def test_features_that_are_not_numbers_trigger_instead_of_failing(run, warned):
     task = fresh()
     plant_cls(task, lambda cls: cls * float("nan"))
-    assert {"features_constant", "features_rank_low"} <= ringing(alarms()(task, INFO, run))
-    assert any("features/rank is nan" in message for message in said)
+    assert {"features_constant", "features_rank_low"} <= triggered(detection()(task, INFO, run))
+    assert any("features/rank is nan" in message for message in warned)
 
 
 @torch.no_grad()
-def test_a_standing_alarm_is_told_once_and_its_end_too(run, said):
-    hook, broken, healthy = alarms(), fresh(), fresh()
+def test_a_collapse_is_warned_of_once_until_it_ends(run, warned):
+    hook, broken, live = detection(), fresh(), fresh()
     PLANTS["features_constant"](broken)
-    for task in (broken, broken, healthy, broken):
+    for task in (broken, broken, live, broken):
         hook(task, INFO, run)
-    assert sum("ALARM features_constant:" in message for message in said) == 2
+    assert sum("COLLAPSE features_constant:" in message for message in warned) == 2
 
 
 @pytest.mark.parametrize(
@@ -297,62 +291,62 @@ def test_a_standing_alarm_is_told_once_and_its_end_too(run, said):
 def test_terms_that_die_or_drown_the_others_are_named(weight, name, run):
     task = fresh()
     task.losses.weights["pixel_recon"] = lambda step, total: weight
-    found = ringing(alarms()(task, INFO, run))
+    found = triggered(detection()(task, INFO, run))
     assert name in found
     if weight < 1:
         assert found == {name}
     task.losses.weights["pixel_recon"] = lambda step, total: 0.0
-    assert not any("pixel_recon" in k for k in alarms()(task, INFO, run))
+    assert not any("pixel_recon" in k for k in detection()(task, INFO, run))
 
 
 @torch.no_grad()
-def test_looking_changes_nothing_and_sees_the_same(run):
+def test_measuring_changes_nothing_and_repeats_exactly(run):
     task = fresh()
     before = {k: v.clone() for k, v in task.state_dict().items()}
     state = torch.random.get_rng_state()
-    hook = alarms()
+    hook = detection()
     first, second = hook(task, INFO, run), hook(task, INFO, run)
     assert first == second
     assert all(torch.equal(v, before[k]) for k, v in task.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(p.grad is None for p in task.parameters())
     # in one go or in parts
-    whole = alarms(batch_size=NUM)(task, INFO, run)
-    for key in ("health/features/rank", "health/targets/entropy_of_mean"):
+    whole = detection(batch_size=NUM)(task, INFO, run)
+    for key in ("diagnostics/features/rank", "diagnostics/targets/entropy_of_mean"):
         assert whole[key] == pytest.approx(first[key], rel=1e-4)
 
 
 @torch.no_grad()
-def test_nothing_is_said_in_grace_and_deadly_alarms_stop_the_run(run):
+def test_nothing_triggers_in_grace_and_patience_stops_the_run(run):
     task = fresh()
     PLANTS["keypoints_bunched"](task)
-    hook = alarms(grace_steps=15, deadly=["keypoints_bunched"], stop_after=2)
+    hook = detection(grace_steps=15, stop_on=["keypoints_bunched"], patience=2)
     early = hook(task, StepInfo(14, 100), run)
-    assert not any(k.startswith("alarms/") for k in early)
-    assert "health/keypoints/spread_ndc" in early
+    assert not any(k.startswith("collapse/") for k in early)
+    assert "diagnostics/keypoints/spread_ndc" in early
     hook(task, StepInfo(15, 100), run)
-    with pytest.raises(StopRun, match=r"keypoints_bunched stood for 2 checks") as stop:
+    with pytest.raises(StopRun, match=r"keypoints_bunched triggered in 2 checks") as stop:
         hook(task, StepInfo(16, 100), run)
-    assert stop.value.scalars["alarms/keypoints_bunched"] == 1.0
-    # an alarm that is not deadly never stops, nor does one that goes away in between
-    alarms(deadly=["features_constant"], stop_after=1)(task, INFO, run)
-    hook = alarms(deadly=["keypoints_bunched"], stop_after=2)
+    assert stop.value.scalars["collapse/keypoints_bunched"] == 1.0
+    # a collapse that does not stop never does, nor one that ends in between
+    detection(stop_on=["features_constant"], patience=1)(task, INFO, run)
+    hook = detection(stop_on=["keypoints_bunched"], patience=2)
     for planted in (task, fresh(), task):
         hook(planted, INFO, run)
 
 
-def test_settings_are_checked():
-    with pytest.raises(ValueError, match=r"unknown alarms \['hands_cold'\].*alarms\.thresholds"):
-        CollapseAlarms(Crops(), MAKER, {"hands_cold": 1.0})
-    with pytest.raises(ValueError, match=r"alarms\.deadly"):
-        alarms(deadly=["hands_cold"])
-    with pytest.raises(ValueError, match=r"alarms\.num"):
-        alarms(num=1)
+def test_settings_of_collapse_detection_are_checked():
+    with pytest.raises(ValueError, match=r"thresholds names unknown checks \['hands_cold'\]"):
+        detection(thresholds={"hands_cold": 1.0})
+    with pytest.raises(ValueError, match="stop_on names unknown checks"):
+        detection(stop_on=["hands_cold"])
+    with pytest.raises(ValueError, match="got num=1"):
+        detection(num=1)
 
 
 @torch.no_grad()
-def test_pictures_show_the_same_crops_every_time(run):
-    task, hook = make_task().eval(), alarms()
+def test_images_show_the_same_crops_every_time(run):
+    task, hook = make_task().eval(), detection()
     first, second = hook.images(task, run), hook.images(task, run)
     assert set(first) == {"patch_tokens", "crop_keypoints"}
     assert all((first[k] == second[k]).all() for k in first)

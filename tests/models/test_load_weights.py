@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from handmim.models.initial_weights import load_initial
 from handmim.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT
+from handmim.models.weights.load import load_initial
 from tests.models.vit_files import FILES, HAS_MASK_TOKEN, SIZE, noise, ours, renamed, theirs
 
 UNSTATED = "the file does not state its heads"

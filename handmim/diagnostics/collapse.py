@@ -1,0 +1,275 @@
+"""Collapse detection: a collapse of pretraining is named while it happens, with advice.
+
+Diagnostics are computed on a fixed set of the run's own unlabeled crops, cut into the same views
+every time, so that a change shows the network and not the data.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from handmim.data.loader import collate_crops
+from handmim.diagnostics.images import draw_images_with_points, draw_patch_colours
+from handmim.diagnostics.measure import measure
+from handmim.engine.hooks import StopRun
+from handmim.types import CropBatch, PretrainBatch, StepInfo
+from handmim.utils.run import Run
+from handmim.utils.unreadable import UnreadableSample
+
+log = logging.getLogger(__name__)
+
+ViewMaking = Callable[[CropBatch, torch.Generator, StepInfo], PretrainBatch]
+NUM_SHOWN = 6  # images
+UNIFORM_ADVICE = (
+    "lower task.teacher_temp or optim.lr.start, or try the other centering (centering=sinkhorn|ema)"
+)
+PEAKED_ADVICE = (
+    "try centering=sinkhorn, a higher task.teacher_temp, or longer task.freeze_prototypes_steps"
+)
+ALIGNMENT = "task.losses.keypoint_align.term"
+
+
+class Check(NamedTuple):
+    """A metric, the side of its threshold on which it is triggered, and advice."""
+
+    metric: str
+    above: bool
+    threshold: float
+    advice: str
+
+
+# Entropies are shares of log P. At laptop size the default run stayed below 0.995, collapsed
+# targets read 1.0000, and runs in between were hardly alive (docs/experiments.md).
+# Deviation in the source, articulation and retrieval count what two views of a crop agree on. On
+# 128 real photos trained points read at least 0.095, 0.16 and 0.35; fresh networks 0.03, 0.08 to
+# 0.10 and 0.03 to 0.08. Fewer crops agree more by chance, more are harder to match.
+CHECKS: dict[str, Check] = {
+    **{
+        f"{prefix}targets_{name}": Check(f"{prefix}targets/{metric}", above, threshold, advice)
+        for prefix in ("", "class_", "keypoint_")
+        for name, metric, above, threshold, advice in (
+            ("uniform", "entropy_of_each", True, 0.998, UNIFORM_ADVICE),
+            ("one_prototype", "entropy_of_mean", False, 0.1, PEAKED_ADVICE),
+        )
+    },
+    "features_constant": Check(
+        "features/std_share",
+        False,
+        0.01,
+        "lower optim.lr.start, or add class_recon or view_affine to loss=[...]",
+    ),
+    "features_rank_low": Check(
+        "features/rank",
+        False,
+        2.0,
+        "add koleo or class_recon to loss=[...], or lower optim.lr.start",
+    ),
+    "keypoints_bunched": Check(
+        "keypoints/spread_ndc",
+        False,
+        0.05,
+        f"raise {ALIGNMENT}.spread_weight or .repulsion_weight",
+    ),
+    "keypoints_constant_template": Check(
+        "keypoints/view_std_ndc",
+        False,
+        0.02,
+        "set task.keypoint_target=student, or add view_affine to loss=[...]",
+    ),
+    "keypoints_fixed_in_source": Check(
+        "keypoints/source_std_ndc",
+        False,
+        0.04,
+        "raise views.shared_rotation_deg, views.shared_scale or views.shared_shift_ndc",
+    ),
+    "keypoints_rigid": Check(
+        "keypoints/articulation",
+        False,
+        0.08,
+        f"raise {ALIGNMENT}.variance_weight or views.warp_ndc, or add class_recon to loss=[...]",
+    ),
+    "keypoints_unmatched": Check(
+        "keypoints/retrieval",
+        False,
+        0.08,
+        f"raise {ALIGNMENT}.disc_weight (keypoint_disc=nce|proto), or add point_hog to loss=[...]",
+    ),
+}
+# Of every loss term: its gradient beside the largest other term's, where the backbone ends.
+TERM_CHECKS: dict[str, Check] = {
+    "term_dead": Check(
+        "ratio", False, 1e-4, "raise task.losses.{name}.weight, or leave the loss out"
+    ),
+    "term_drowns": Check("ratio", True, 100.0, "lower task.losses.{name}.weight"),
+}
+STOP_ON = (
+    "targets_uniform", "targets_one_prototype", "class_targets_uniform",
+    "class_targets_one_prototype", "features_constant", "keypoints_bunched",
+)  # fmt: skip
+
+
+class CheckResult(NamedTuple):
+    """One check at one step."""
+
+    name: str
+    value: float
+    check: Check
+
+    @property
+    def triggered(self) -> bool:
+        """Whether the value is on the wrong side; one that is not finite is."""
+        value, threshold = self.value, self.check.threshold
+        return not (value <= threshold if self.check.above else value >= threshold)
+
+
+def results_of(
+    metrics: Mapping[str, float], thresholds: Mapping[str, float | None]
+) -> Iterator[CheckResult]:
+    """Results of the checks whose metric exists.
+
+    Args:
+        metrics: of `measure`.
+        thresholds: other ones by name of a check; None leaves a check out.
+    """
+    for name, check in (CHECKS | TERM_CHECKS).items():
+        threshold = thresholds.get(name, check.threshold)
+        if threshold is None:
+            continue
+        check = check._replace(threshold=threshold)
+        if name in CHECKS:
+            if check.metric in metrics:
+                yield CheckResult(name, metrics[check.metric], check)
+            continue
+        for metric, value in metrics.items():
+            if metric.startswith("gradient/") and metric.endswith(f"/{check.metric}"):
+                term = metric.split("/")[1]
+                advice = check.advice.format(name=term)
+                yield CheckResult(
+                    f"{name}/{term}", value, check._replace(metric=metric, advice=advice)
+                )
+
+
+class CollapseDetection:
+    """Hook that computes diagnostics every `every` steps and warns of a collapse by name.
+
+    Metrics are logged as `diagnostics/<metric>`, checks as `collapse/<name>` = 0 or 1. A warning is
+    given when a check becomes triggered and a note when that ends. Counts of triggered checks are
+    not kept over a resume.
+
+    Args:
+        dataset: unlabeled crops of the training set.
+        make_views: the run's view maker.
+        every: steps between checks.
+        num: crops, evenly spaced over the dataset.
+        batch_size: crops at a time; gradients are measured on the first batch.
+        seed: of views and masks.
+        grace_steps: nothing is triggered before them: a fresh network looks collapsed, too.
+        patience: checks in a row that one of `stop_on` must be triggered to stop the run; None
+            never stops.
+        stop_on: names of checks, or families such as term_dead.
+        thresholds: other ones by name of a check; None leaves a check out.
+    Raises: ValueError for unknown checks, and for fewer than two crops.
+    """
+
+    at_start = True
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        make_views: ViewMaking,
+        *,
+        every: int | None = 200,
+        num: int = 128,
+        batch_size: int = 32,
+        seed: int = 0,
+        grace_steps: int = 0,
+        patience: int | None = None,
+        stop_on: Sequence[str] = STOP_ON,
+        thresholds: Mapping[str, float | None] | None = None,
+    ) -> None:
+        known = {*CHECKS, *TERM_CHECKS}
+        for key, names in (("thresholds", thresholds or {}), ("stop_on", stop_on)):
+            if unknown := sorted({n for n in names if n.split("/")[0] not in known}):
+                raise ValueError(f"{key} names unknown checks {unknown}, valid: {sorted(known)}")
+        size = len(dataset)  # type: ignore[arg-type]
+        if size < 2:
+            raise ValueError(f"collapse detection compares images: got {size}, needs at least 2")
+        if num < 2 or batch_size < 2:
+            raise ValueError(
+                f"collapse detection compares images: got num={num} and batch_size={batch_size}, "
+                "both must be >= 2"
+            )
+        self.dataset, self.make_views = dataset, make_views
+        self.every, self.batch_size, self.seed = every, batch_size, seed
+        self.grace_steps, self.patience, self.stop_on = grace_steps, patience, tuple(stop_on)
+        self.thresholds = dict(thresholds or {})
+        self.indices = np.linspace(0, size - 1, min(num, size)).round().astype(int).tolist()
+        self.num_triggered: dict[str, int] = {}  # checks in a row, by name
+
+    def __call__(self, task: Any, info: StepInfo, run: Run) -> dict[str, float]:
+        """Measure, warn, perhaps stop."""
+        batch = self._views(info, run.device)
+        metrics = measure(task, batch, info, batch_size=self.batch_size, seed=self.seed)
+        scalars = {f"diagnostics/{name}": value for name, value in metrics.items()}
+        if info.step < self.grace_steps:
+            return scalars
+        results = list(results_of(metrics, self.thresholds))
+        for result in results:
+            scalars[f"collapse/{result.name}"] = float(result.triggered)
+            self._report(result, info)
+        if fatal := [r.name for r in results if self._stops_on(r.name)]:
+            raise StopRun(
+                f"{', '.join(fatal)} triggered in {self.patience} checks in a row (patience)",
+                scalars,
+            )
+        return scalars
+
+    def _stops_on(self, name: str) -> bool:
+        if not self.patience or not {name, name.split("/")[0]} & set(self.stop_on):
+            return False
+        return self.num_triggered.get(name, 0) >= self.patience
+
+    def _report(self, result: CheckResult, info: StepInfo) -> None:
+        name, value, check = result
+        before = self.num_triggered.pop(name, 0)
+        if result.triggered:
+            self.num_triggered[name] = before + 1
+        if result.triggered and not before:
+            side = "above" if check.above else "below"
+            log.warning(
+                "step %d: COLLAPSE %s: %s is %.3g, %s the threshold %.3g; %s",
+                info.step, name, check.metric, value, side, check.threshold, check.advice,
+            )  # fmt: skip
+        elif before and not result.triggered:
+            log.info("step %d: %s is over: %s is %.3g", info.step, name, check.metric, value)
+
+    def _views(self, info: StepInfo, device: torch.device) -> PretrainBatch:
+        samples = []
+        for index in self.indices:
+            with suppress(UnreadableSample):  # training counts and names it
+                samples.append(self.dataset[index])
+        if len(samples) < 2:
+            raise ValueError(
+                f"collapse detection compares images: {len(samples)} of {len(self.indices)} can be "
+                "read"
+            )
+        crops = CropBatch(*(None if x is None else x.to(device) for x in collate_crops(samples)))  # type: ignore[arg-type]
+        return self.make_views(crops, torch.Generator().manual_seed(self.seed), info)
+
+    @torch.no_grad()
+    def images(self, task: Any, run: Run) -> dict[str, NDArray[np.uint8]]:
+        """`patch_tokens`: the same crops every time beside their patch tokens as colours;
+        `crop_keypoints`: with their pseudo-keypoints, where the task has them."""
+        views = self._views(StepInfo(0, 1), run.device).views[:NUM_SHOWN, 0]
+        tokens = task.features(views)
+        sheets = {"patch_tokens": draw_patch_colours(views.cpu(), tokens)}
+        points = task.keypoints(tokens)
+        if points is not None:
+            sheets["crop_keypoints"] = draw_images_with_points(views.cpu(), points.cpu())
+        return sheets

@@ -1,0 +1,186 @@
+"""Diagnostics of a pretraining task on given views; nothing of the task changes."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from handmim.diagnostics.statistics import (
+    effective_rank,
+    entropy_nats,
+    keypoint_diagnostics,
+    kl_nats,
+)
+from handmim.losses import patch_distill
+from handmim.losses.total import LossSum
+from handmim.types import PretrainBatch, PretrainOutputs, StepInfo, Tokens
+
+# Outputs with prototype targets, and the prefix of their metrics.
+TARGETS = {
+    "patches": "targets",
+    "classes": "class_targets",
+    "keypoint_classes": "keypoint_targets",
+}
+
+
+class MeasuredTask(Protocol):
+    """A pretraining task as diagnostics require it."""
+
+    losses: LossSum
+
+    def outputs(self, batch: PretrainBatch, info: StepInfo) -> tuple[PretrainOutputs, Tokens]:
+        """Outputs for the losses, and the student's tokens."""
+        ...
+
+
+class _TargetSums:
+    """Entropies of targets that come in batches, and the student's divergence from them."""
+
+    def __init__(self) -> None:
+        self.probs: Tensor | None = None
+        self.entropy, self.num = 0.0, 0
+        self.kl: float | None = None
+
+    def add(self, probs: Tensor) -> None:
+        """[n, P] more."""
+        total = probs.double().sum(dim=0)
+        self.probs = total if self.probs is None else self.probs + total
+        self.entropy += float(entropy_nats(probs).sum())
+        self.num += len(probs)
+
+    def add_kl(self, kl: Tensor) -> None:
+        """[n] divergences from the same targets."""
+        self.kl = (self.kl or 0.0) + float(kl.double().sum())
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """Entropies as shares of log P, the share of prototypes in use, and divergences.
+
+        kl_nats, kl_share (of log P): mean divergence of the student from its targets.
+        constant_kl_nats: that of the best constant prediction, which is the mean target; near 0 all
+        targets are alike and distillation has nothing to teach. kl_of_constant: the ratio. At 0 the
+        student predicts every target, at 1 no more than a constant does, above 1 (as a fresh
+        student) even less.
+        """
+        if self.probs is None or not self.num:
+            return {}
+        top = math.log(len(self.probs))
+        of_mean = float(entropy_nats(self.probs / self.num))
+        of_each = self.entropy / self.num
+        metrics = {
+            "entropy_of_mean": of_mean / top,
+            "entropy_of_each": of_each / top,
+            "used": math.exp(of_mean) / len(self.probs),
+        }
+        if self.kl is not None:
+            kl, constant_kl = self.kl / self.num, of_mean - of_each
+            metrics |= {
+                "kl_nats": kl,
+                "kl_share": kl / top,
+                "constant_kl_nats": constant_kl,
+                "kl_of_constant": kl / max(constant_kl, 1e-9),
+            }
+        return {f"{prefix}/{name}": value for name, value in metrics.items()}
+
+
+def _gradient_norms(
+    losses: LossSum,
+    out: PretrainOutputs,
+    tokens: Sequence[Tensor],
+    batch: PretrainBatch,
+    info: StepInfo,
+) -> dict[str, float]:
+    """Norm of every weighted loss term's gradient by the student's tokens; terms whose weight is 0
+    now are left out."""
+    norms = {}
+    for name, term in losses.terms.items():
+        weight = losses.weights[name](info.step, info.total_steps)
+        if not weight:
+            continue
+        value = weight * term(out, batch)
+        if not value.requires_grad:
+            norms[name] = 0.0
+            continue
+        grads = torch.autograd.grad(value, tokens, retain_graph=True, allow_unused=True)
+        squares = [float(g.double().square().sum()) for g in grads if g is not None]
+        norms[name] = sum(squares) ** 0.5
+    return norms
+
+
+def _gradient_metrics(norms: Mapping[str, float]) -> dict[str, float]:
+    """Norm of each term, its share of the sum and, where there are others, its ratio to the largest
+    of them."""
+    metrics: dict[str, float] = {}
+    total = sum(norms.values())
+    for name, norm in norms.items():
+        others = [other for key, other in norms.items() if key != name]
+        metrics[f"gradient/{name}/norm"] = norm
+        metrics[f"gradient/{name}/share"] = norm / max(total, 1e-30)
+        if others:
+            metrics[f"gradient/{name}/ratio"] = norm / max(*others, 1e-30)
+    return metrics
+
+
+def _feature_metrics(cls: Tensor) -> dict[str, float]:
+    """Class tokens [n, D]: effective rank, and deviation over crops as a share of their length."""
+    deviation = (cls - cls.mean(dim=0)).square().mean().sqrt()
+    length = cls.square().mean().sqrt()
+    return {
+        "features/rank": float(effective_rank(cls)),
+        "features/std_share": float(deviation / length.clamp(min=1e-12)),
+    }
+
+
+def measure(
+    task: MeasuredTask, batch: PretrainBatch, info: StepInfo, *, batch_size: int, seed: int
+) -> dict[str, float]:
+    """All diagnostics of the parts that a task has.
+
+    targets/.., class_targets/.., keypoint_targets/..: prototype targets, see `_TargetSums.metrics`;
+    features/..: the student's class tokens in the first view; keypoints/..: see
+    `keypoint_diagnostics`; gradient/<term>/..: each loss term where the student's backbone ends (of
+    whole views, not of local crops).
+
+    Args:
+        task: in evaluation mode.
+        batch: views.
+        info: current step.
+        batch_size: crops at a time; gradients are measured on the first of these.
+        seed: of random numbers that the task draws.
+    """
+    cls: list[Tensor] = []
+    points: list[Tensor] = []
+    metrics: dict[str, float] = {}
+    device = batch.views.device
+    sums = {name: _TargetSums() for name in TARGETS}
+    patch_term = next(
+        (t for t in task.losses.terms.values() if isinstance(t, patch_distill.Term)), None
+    )
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for start in range(0, len(batch.views), batch_size):
+            part = batch.part(start, start + batch_size)
+            with torch.set_grad_enabled(start == 0):
+                out, tokens = task.outputs(part, info)
+                if start == 0:
+                    ends = [tokens.cls, tokens.patches, *tokens.taps]
+                    norms = _gradient_norms(task.losses, out, ends, part, info)
+                    metrics |= _gradient_metrics(norms)
+            cls.append(tokens.cls.detach().unflatten(0, part.views.shape[:2])[:, 0])
+            if out.keypoints_ndc is not None:
+                points.append(out.keypoints_ndc.detach())
+            for name, target_sums in sums.items():
+                if (targets := getattr(out, name)) is not None:
+                    target_sums.add(targets.teacher_probs.flatten(0, -2))
+            if out.patches is not None and patch_term is not None:
+                p = out.patches
+                kl = kl_nats(p.teacher_probs, p.student_logits.detach(), patch_term.student_temp)
+                sums["patches"].add_kl(kl)
+    metrics |= _feature_metrics(torch.cat(cls).float())
+    for name, target_sums in sums.items():
+        metrics |= target_sums.metrics(TARGETS[name])
+    if points:
+        found = keypoint_diagnostics(torch.cat(points), batch)
+        metrics |= {name: float(value) for name, value in found.items()}
+    return metrics

@@ -1,0 +1,270 @@
+"""The ViT among a file's tensors, under timm's names, and the exact changes that let a plain ViT
+compute what the source computes.
+
+Most projects share timm's name of the patch embedding; what precedes it is the prefix to strip.
+Hugging Face's ViT, ViT-MAE and DINOv2 are renamed.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from timm.layers import resample_abs_pos_embed, resample_patch_embed
+from torch import Tensor
+
+from handmim.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT
+from handmim.models.weights.files import OPTION, WeightFile
+
+Weights = dict[str, Tensor]
+PATCHES, PATCH_BIAS = "patch_embed.proj.weight", "patch_embed.proj.bias"
+HF_PATCHES = "embeddings.patch_embeddings.projection.weight"
+KEPT = re.compile(  # names of a ViT's parts, among them some that ours lacks
+    r"(blocks\.|patch_embed\.|norm\.|norm_pre\.|rope|freqs_cis|rel_pos|shared_).*"
+    r"|cls_token|pos_embed|regs?"
+    r"|(?!.*(decoder|mask))[^.]*(regist|(reg|storage|mem\w*|dist\w*)_token)[^.]*"
+    r"|(ln_pre|pre_\w*norm|\w*emb\w*_norm|norm_\w*emb\w*|patch_norm)\.(weight|bias)"
+)
+HF_NAMES = (  # Hugging Face's names below a prefix, and timm's
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.distillation_token$", "dist_token"),
+    (r"^embeddings\.", ""),
+    (r"^encoder\.layer\.", "blocks."),
+    (r"^layernorm\.", "norm."),
+    (r"\.attention\.attention\.", ".attn."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"\.layer_scale(\d)\.lambda1$", r".ls\1.gamma"),
+)
+OTHER_NAMES = (
+    (r"^blocks\.\d+\.(\d+\.)", r"blocks.\1"),  # DINOv2 in chunks
+    (r"^last_norm\.", "norm."),  # ViTPose
+)
+OTHERS = (  # names of transformers that are not read, and why
+    (r"(^|\.)(visual\.)?transformer\.resblocks\.|vision_model\.", "CLIP or SigLIP under names of "
+     "their own: take timm's conversion, or the vision tower's state dict under timm's names"),
+    (r"embeddings\.patch_embeddings\.weight$", "DINOv3 of Hugging Face: its rotary positions are "
+     "not those of this ViT"),
+    (r"patch_embed\.(proj\.)?\d+\.|patch_embed\.(backbone|conv)", "a patch embedding of several "
+     "layers, which this ViT does not have"),
+    (r"lora_(A|B)\.", "LoRA adapters alone: merge them into their base model first"),
+    (r"layer1\.0\.conv1\.weight$", "a ResNet"),
+    (r"^optimizer\.", "an optimizer without a model"),
+)  # fmt: skip
+SCALED_BY = {  # layer scale and the map whose output it multiplies
+    "ls1.gamma": "attn.proj",
+    "gamma_1": "attn.proj",
+    "ls2.gamma": "mlp.fc2",
+    "gamma_2": "mlp.fc2",
+}
+BIASES = ("attn.qkv.bias", "attn.proj.bias", "mlp.fc1.bias", "mlp.fc2.bias", PATCH_BIAS)
+
+
+@dataclass(frozen=True)
+class FoundViT:
+    """A ViT among tensors.
+
+    Args:
+        prefix: of its names in the file.
+        weights: its tensors as in the file, under timm's names.
+        mask_token: [1, 1, D] where the encoder has one.
+        unused: number of other tensors by the first part of their names.
+    """
+
+    prefix: str
+    weights: Weights
+    mask_token: Tensor | None = None
+    unused: dict[str, int] = field(default_factory=dict)
+
+
+def find_vit(file: WeightFile) -> FoundViT:
+    """The ViT of a file: of several the teacher's, or an average's, comes first.
+
+    Raises: ValueError for a file without one.
+    """
+    anchor, prefixes = PATCHES, _prefixes(file.tensors, PATCHES)
+    if not prefixes:
+        anchor, prefixes = HF_PATCHES, _prefixes(file.tensors, HF_PATCHES)
+    if not prefixes:
+        raise ValueError(_no_vit(file))
+    prefix = min(prefixes, key=_rank)
+    patterns = HF_NAMES + OTHER_NAMES if anchor == HF_PATCHES else OTHER_NAMES
+    # A decoder keeps its mask token among the encoder's names (MAE).
+    has_decoder = any(k.startswith(f"{prefix}decoder_") for k in file.tensors)
+    mask_names = [f"{prefix}{n}" for n in ("masked_embed", "mask_token", "embeddings.mask_token")]
+    mask_names.append(f"{prefix.removesuffix('net.')}mask_token")  # of this project's ViT
+    weights, unused, mask_token = Weights(), Counter[str](), None
+    for key, value in file.tensors.items():
+        name = key.removeprefix(prefix)
+        for pattern, new in patterns:
+            name = re.sub(pattern, new, name)
+        if key in mask_names and not has_decoder:
+            mask_token = value.float().reshape(1, 1, -1)
+        elif key.startswith(prefix) and KEPT.fullmatch(name):
+            weights[name] = value
+        else:
+            unused[_group(key, prefix)] += 1
+    if anchor == HF_PATCHES:
+        _join_qkv(weights)
+    if weights[PATCHES].ndim != 4:
+        raise ValueError(
+            f"{file.source} embeds patches by a tensor {tuple(weights[PATCHES].shape)}, this ViT "
+            f"by a convolution of images [D, 3, p, p] ({OPTION})"
+        )
+    return FoundViT(prefix, weights, mask_token, dict(unused))
+
+
+def _prefixes(tensors: Mapping[str, Tensor], anchor: str) -> list[str]:
+    return [k.removesuffix(anchor) for k in tensors if k == anchor or k.endswith(f".{anchor}")]
+
+
+def _rank(prefix: str) -> tuple[bool, bool, int]:
+    is_mean = any(word in prefix for word in ("teacher", "ema", "averaged", "momentum_encoder"))
+    return "student" in prefix, not is_mean, len(prefix)
+
+
+def _group(name: str, prefix: str) -> str:
+    """First part of a name, below what it shares with the ViT's prefix."""
+    shared = prefix
+    while shared and not name.startswith(shared):
+        shared = shared.rstrip(".").rpartition(".")[0]
+        shared = f"{shared}." if shared else ""
+    return name[len(shared) :].split(".")[0]
+
+
+def _join_qkv(weights: Weights) -> None:
+    """Join separate maps to queries, keys and values, in place."""
+    for name in [k for k in weights if re.search(r"\.attn\.query\.(weight|bias)$", k)]:
+        names = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        if all(k in weights for k in names):
+            joined = torch.cat([weights.pop(k) for k in names])
+            weights[name.replace(".query.", ".qkv.")] = joined
+
+
+def _no_vit(file: WeightFile) -> str:
+    for pattern, kind in OTHERS:
+        if any(re.search(pattern, name) for name in file.tensors):
+            return f"{file.source} holds no plain ViT but {kind} ({OPTION})"
+    return (
+        f"{file.source} holds no plain ViT: no tensor is named ...{PATCHES}; its names begin "
+        f"{sorted(file.tensors)[:3]} ({OPTION})"
+    )
+
+
+# The functions below change `weights`, tensors of a source under timm's names, in place, and return
+# what was done. `mine` are the tensors of our ViT.
+
+
+def fold_layer_scale(weights: Weights, mine: Mapping[str, Any]) -> list[str]:
+    """Multiply each branch's scale into the map before it, unless our ViT has scales."""
+    num = 0
+    for name in [k for k in weights if k not in mine]:
+        found = re.match(r"(blocks\.\d+\.)(.+)", name)
+        if found is None or found[2] not in SCALED_BY:
+            continue
+        num, gamma = num + 1, weights.pop(name)
+        for part, factor in (("weight", gamma[:, None]), ("bias", gamma)):
+            key = f"{found[1]}{SCALED_BY[found[2]]}.{part}"
+            if key in weights:
+                weights[key] = weights[key] * factor
+    return [f"layer scale of {num} branches"] if num else []
+
+
+def fold_biases(weights: Weights, mine: Mapping[str, Any]) -> list[str]:
+    """Write out biases that the source leaves away, which are zeros.
+
+    BEiT and EVA have biases of queries and values alone; other ViTs have none of one kind at all.
+    """
+    done = []
+    for name in [k for k in weights if k.endswith(".attn.q_bias")]:
+        v_name = name.replace("q_bias", "v_bias")
+        if v_name not in weights:
+            continue
+        q, v = weights.pop(name), weights.pop(v_name)
+        k = weights.pop(name.replace("q_bias", "k_bias"), torch.zeros_like(q))
+        weights[name.replace("q_bias", "qkv.bias")] = torch.cat([q, k, v])
+        done = ["biases of queries and values"]
+    for kind in BIASES:
+        names = [k for k in mine if k.endswith(kind)]
+        if names and not any(k.endswith(kind) for k in weights):
+            weights |= {k: torch.zeros(mine[k].shape) for k in names}
+            done.append(f"{kind} is 0")
+    return done
+
+
+def fold_pixel_constants(
+    weights: Weights, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> list[str]:
+    """Let the patch embedding take pixels normalised by ImageNet's constants."""
+    if mean is None or std is None or 0.0 in std or (mean, std) == (IMAGENET_MEAN, IMAGENET_STD):
+        return []
+    theirs, scale = torch.tensor(mean), torch.tensor(std)
+    kernel = weights[PATCHES] / scale.view(1, 3, 1, 1)  # of pixels less their mean
+    shift = (kernel.sum(dim=(2, 3)) * (torch.tensor(IMAGENET_MEAN) - theirs)).sum(dim=1)
+    weights[PATCHES] = kernel * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
+    weights[PATCH_BIAS] = weights.get(PATCH_BIAS, 0.0) + shift
+    return [f"pixel constants {mean}, {std}"]
+
+
+def complete_positions(weights: Weights, source: str) -> tuple[tuple[int, int], list[str]]:
+    """Give positions a first one for the class token where they have none.
+
+    Returns: rows and columns of the source's grid, and what was done.
+    Raises: ValueError for positions of no known grid.
+    """
+    position, width = weights["pos_embed"], len(weights[PATCHES])
+    if position.ndim != 3 or position.shape[0] != 1 or position.shape[2] != width:
+        raise ValueError(
+            f"{source} has positions {tuple(position.shape)}, [1, N, {width}] are required "
+            f"({OPTION})"
+        )
+    count = position.shape[1]
+    grid = _grid(count)
+    if grid is not None and count > 1:
+        weights["pos_embed"] = torch.cat([torch.zeros_like(position[:, :1]), position], dim=1)
+        return grid, ["pos_embed: class token gets 0"]
+    grid = _grid(count - 1)
+    if grid is None:
+        raise ValueError(
+            f"{source} has {count} positions, which is no square grid and no upright one of 4:3, "
+            f"with or without one class token ({OPTION})"
+        )
+    if grid[0] == grid[1] or "cls_token" in weights:
+        return grid, []
+    # ViTPose has no class token and adds its position to those of all patches.
+    first, rest = position[:, :1], position[:, 1:]
+    weights["pos_embed"] = torch.cat([torch.zeros_like(first), rest + first], dim=1)
+    return grid, ["pos_embed: first position added to the others (ViTPose)"]
+
+
+def _grid(count: int) -> tuple[int, int] | None:
+    """Rows and columns of so many patches: square, or 4:3 upright as ViTPose's 16 x 12."""
+    side, third = math.isqrt(max(count, 0)), math.isqrt(max(count, 0) // 12)
+    if count > 0 and side**2 == count:
+        return side, side
+    return (4 * third, 3 * third) if third and 12 * third**2 == count else None
+
+
+def resample(backbone: ViT, weights: Weights, grid: tuple[int, int]) -> list[str]:
+    """Resample patch and position embeddings to a backbone's patch side and grid.
+
+    Args:
+        grid: rows and columns of the source's positions.
+    """
+    done: list[str] = []
+    kernel, side = weights[PATCHES], backbone.patch_px
+    if tuple(kernel.shape[-2:]) != (side, side):
+        weights[PATCHES] = resample_patch_embed(kernel, [side, side])
+        done.append(f"patch_embed {kernel.shape[-1]} px -> {side} px")
+    if grid != backbone.grid_hw:
+        to = list(backbone.grid_hw)
+        weights["pos_embed"] = resample_abs_pos_embed(weights["pos_embed"], to, list(grid))
+        done.append("pos_embed {} x {} -> {} x {}".format(*grid, *to))
+    return done

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from handmim.data.loader import collate_hands
 from handmim.pipelines.bare_step import bare_step
-from handmim.utils.build import build
+from handmim.utils.config import build
 from handmim.utils.entry import compose
 from tests.test_docs import check_command, commands_of
 

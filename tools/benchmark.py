@@ -34,7 +34,7 @@ def main(cfg: DictConfig) -> None:
 
     from benchmark.race import Bench
     from benchmark.table import machine_facts, print_rows, write_rows
-    from handmim.utils.build import build
+    from handmim.utils.config import build
 
     torch.set_num_threads(plain["num_threads"])
     cv2.setNumThreads(plain["num_threads"])

@@ -39,7 +39,7 @@ def main() -> None:
     from lightning_fabric import Fabric
 
     from handmim.pipelines.bare_step import bare_step
-    from handmim.utils.stopwatch import work_clock
+    from handmim.utils.timer import work_clock
 
     machine = configs[names[0]].machine
     fabric = Fabric(accelerator=machine.accelerator, devices=1, precision=machine.precision)

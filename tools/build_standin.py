@@ -8,7 +8,7 @@ from pathlib import Path
 
 from handmim.hand.io import load_hand_arrays
 from handmim.utils.entry import plain_tool
-from handmim.utils.words import given_output
+from handmim.utils.overrides import given_output
 from standin.build import build, write_npz
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from handmim.data.freihand_splits import write_splits
 from handmim.utils.entry import plain_tool
-from handmim.utils.words import given_path
+from handmim.utils.overrides import given_path
 
 
 @plain_tool

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from handmim.hand.io import load_hand_arrays
 from handmim.utils.entry import plain_tool
-from handmim.utils.words import given_path
+from handmim.utils.overrides import given_path
 from standin.measures import FACTS, measure
 
 

@@ -18,7 +18,7 @@ from handmim.diagnostics.readout import Poses, joint_probe, mean_pose
 from handmim.losses.class_recon import grey_thumbnails
 from handmim.losses.hog import oriented_gradients
 from handmim.types import HandSample
-from handmim.utils.build import build
+from handmim.utils.config import build
 from handmim.utils.entry import tool
 from handmim.utils.tables import print_metrics
 

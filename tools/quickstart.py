@@ -14,11 +14,11 @@ import time
 from pathlib import Path
 
 from handmim.reports.quickstart import COLUMNS, LABELS, LIMIT, SECONDS, write_report
-from handmim.utils.children import start_child
 from handmim.utils.entry import plain_tool
 from handmim.utils.files import write_atomic
+from handmim.utils.overrides import given_path
+from handmim.utils.processes import start_child
 from handmim.utils.tables import print_metrics
-from handmim.utils.words import given_path
 
 TOOLS = Path(__file__).parent
 NUM_STAGES = 6

@@ -14,8 +14,7 @@ import sys
 from omegaconf import DictConfig
 
 from handmim.pipelines.preflight import preflight
-from handmim.utils.build import build
-from handmim.utils.config import resolved
+from handmim.utils.config import build, resolved
 from handmim.utils.entry import tool
 
 

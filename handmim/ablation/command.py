@@ -18,7 +18,7 @@ from handmim.ablation.runner import (
 )
 from handmim.engine.signals import Stopped, StopSignals
 from handmim.pipelines.preflight import preflight
-from handmim.utils.exits import of_signal
+from handmim.utils.processes import of_signal
 
 
 class Outcome(NamedTuple):

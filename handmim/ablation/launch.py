@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from handmim.ablation.plan import CELL, ERROR, Cell
-from handmim.utils.children import start_child
 from handmim.utils.files import write_atomic
+from handmim.utils.processes import start_child
 
 log = logging.getLogger(__name__)
 

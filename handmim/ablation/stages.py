@@ -20,8 +20,7 @@ from handmim.pipelines.pretrain import pretrain
 from handmim.pipelines.setup_run import BACKBONE, setup_run
 from handmim.tasks.pretrain import HandMimTask
 from handmim.types import StepInfo
-from handmim.utils.build import build
-from handmim.utils.config import drop_unbuilt, flatten
+from handmim.utils.config import build, drop_unbuilt, flatten
 from handmim.utils.rows import read_rows
 from handmim.utils.seed import seed_everything
 

@@ -12,7 +12,7 @@ from typing import Any
 from handmim.ablation.files import content_sha, files_named, read_record, record_text
 from handmim.ablation.overrides import digest
 from handmim.utils.files import locked, put_aside, replaced_folder, write_atomic
-from handmim.utils.git import git_state
+from handmim.utils.paths import git_state
 
 log = logging.getLogger(__name__)
 

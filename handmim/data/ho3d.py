@@ -36,9 +36,9 @@ from handmim.hand.model import HandModel
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D
 from handmim.images.decode import UnreadableImage, read_image
 from handmim.types import CropSample, HandSample
+from handmim.utils.files import UnreadableSample
 from handmim.utils.findings import Notes, shown, spread
 from handmim.utils.unpickle import load_pickle
-from handmim.utils.unreadable import UnreadableSample
 
 log = logging.getLogger(__name__)
 

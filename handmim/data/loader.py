@@ -16,8 +16,8 @@ from handmim.engine.workers import Loaded, Loading, attempt
 from handmim.geometry.camera import ndc_from_px
 from handmim.hand.skeleton import CONVENTION_NAMES
 from handmim.types import CropBatch, CropSample, HandBatch, HandSample
+from handmim.utils.files import UnreadableSample
 from handmim.utils.findings import shown
-from handmim.utils.unreadable import UnreadableSample
 
 log = logging.getLogger(__name__)
 

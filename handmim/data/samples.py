@@ -9,7 +9,7 @@ from handmim.hand.arrays import NUM_VERTS
 from handmim.hand.conventions import mirror_intrinsics, mirror_points, mirror_rotmats
 from handmim.hand.skeleton import CONVENTION_NAMES, NUM_JOINTS
 from handmim.types import HandSample
-from handmim.utils.unreadable import UnreadableSample
+from handmim.utils.files import UnreadableSample
 
 Array = NDArray[np.floating]
 

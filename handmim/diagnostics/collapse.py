@@ -19,8 +19,8 @@ from handmim.diagnostics.images import draw_images_with_points, draw_patch_colou
 from handmim.diagnostics.measure import measure
 from handmim.engine.hooks import StopRun
 from handmim.types import CropBatch, PretrainBatch, StepInfo
+from handmim.utils.files import UnreadableSample
 from handmim.utils.run import Run
-from handmim.utils.unreadable import UnreadableSample
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from torch.nn.utils import get_total_norm
 
 from handmim.engine.checkpoint import save_checkpoint
 from handmim.types import StepInfo, StepResult
-from handmim.utils.exits import GOES_ON
+from handmim.utils.processes import GOES_ON
 from handmim.utils.run import Run
 
 MOST_KEPT = 3  # batches of refused steps that stay on disk

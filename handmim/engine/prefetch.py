@@ -23,8 +23,8 @@ from handmim.engine.sampler import StepSampler
 from handmim.engine.watchdog import beat
 from handmim.engine.workers import Loaded, Loading, attempt
 from handmim.types import StepInfo
+from handmim.utils.files import UnreadableSample
 from handmim.utils.seed import step_generator, step_seed
-from handmim.utils.unreadable import UnreadableSample
 
 log = logging.getLogger(__name__)
 

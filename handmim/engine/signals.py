@@ -5,7 +5,7 @@ import signal
 from types import FrameType
 from typing import Any, ClassVar
 
-from handmim.utils.exits import of_signal
+from handmim.utils.processes import of_signal
 
 log = logging.getLogger(__name__)
 

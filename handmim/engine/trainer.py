@@ -28,15 +28,15 @@ from handmim.engine.update import Updater
 from handmim.engine.watchdog import Watchdog
 from handmim.engine.workers import start_server
 from handmim.types import StepInfo
-from handmim.utils import exits
-from handmim.utils.exits import TRAINED, of_signal
+from handmim.utils import processes
+from handmim.utils.processes import TRAINED, of_signal
 from handmim.utils.ranks import objects_of_ranks
 from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)
 
 
-ENDS = {"hook": exits.FAILED, "patience": exits.DONE, "stop_after": exits.STOPPED}
+ENDS = {"hook": processes.FAILED, "patience": processes.DONE, "stop_after": processes.STOPPED}
 
 
 class FitResult(NamedTuple):
@@ -56,7 +56,7 @@ class FitResult(NamedTuple):
         """Of an entry point: 0 for a run that is finished, as one without further improvement
         is."""
         if self.stopped_by is None:
-            return exits.DONE
+            return processes.DONE
         return ENDS[self.stopped_by] if self.stopped_by in ENDS else of_signal(self.stopped_by)
 
 

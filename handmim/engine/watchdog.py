@@ -10,7 +10,7 @@ import traceback
 from typing import NamedTuple
 
 from handmim.engine.workers import end_waits, kill_workers, limit_waiting
-from handmim.utils.exits import GOES_ON, STALLED
+from handmim.utils.processes import GOES_ON, STALLED
 from handmim.utils.ranks import words_of_ranks
 from handmim.utils.run import Run
 

@@ -25,7 +25,7 @@ import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from handmim.utils.exits import StalledError
+from handmim.utils.processes import StalledError
 from handmim.utils.ranks import own_rank, portable
 
 METHODS = multiprocessing.get_all_start_methods()

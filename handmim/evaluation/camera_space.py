@@ -19,7 +19,7 @@ from handmim.hand.conventions import MIRROR
 from handmim.losses.direct_keypoints import JointEstimate
 from handmim.tasks.prediction_images import draw_predictions
 from handmim.types import HandBatch, HandSample, HandState
-from handmim.utils.stopwatch import Stopwatch
+from handmim.utils.timer import Timer
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def predict_camera_hands(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     num_workers: int = 0,
     tta: TurnedViews | None = None,
-    stopwatch: Stopwatch | None = None,
+    stopwatch: Timer | None = None,
 ) -> CameraHands:
     """Joints and vertices of every sample in order.
 

@@ -14,7 +14,7 @@ from handmim.hand.skeleton import CONVENTION_NAMES
 from handmim.tasks.regression import RegressionTask
 from handmim.types import Intrinsics
 from handmim.utils.graphed import Graphed
-from handmim.utils.stopwatch import Stages
+from handmim.utils.timer import Stages
 
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 

@@ -12,8 +12,7 @@ from handmim.data.augment import HandAugment
 from handmim.engine.checkpoint import load_checkpoint
 from handmim.engine.saved_config import check_fits, check_saved
 from handmim.tasks.regression import RegressionTask
-from handmim.utils.build import build
-from handmim.utils.config import set_everywhere
+from handmim.utils.config import build, set_everywhere
 
 # What constructors raise for values of a wrong kind or size.
 UNBUILDABLE = (ValueError, RuntimeError, TypeError, AttributeError, LookupError, ArithmeticError)

@@ -14,7 +14,7 @@ from handmim.evaluation.inference import CropNetwork
 from handmim.evaluation.load_model import hand_config, load_model, read_model_checkpoint
 from handmim.geometry.crop import invert
 from handmim.hand.conventions import mirror_intrinsics, mirror_points, mirror_rotmats
-from handmim.utils.stopwatch import Stages
+from handmim.utils.timer import Stages
 
 
 class HandPredictions(NamedTuple):

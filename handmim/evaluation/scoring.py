@@ -21,7 +21,7 @@ from handmim.tasks.prediction_images import draw_predictions
 from handmim.tasks.regression import Estimate, RegressionTask
 from handmim.types import HandBatch, HandSample, HandState, StepInfo
 from handmim.utils.run import Run
-from handmim.utils.stopwatch import Stopwatch
+from handmim.utils.timer import Timer
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def predictions(
     autocast: Callable[[], AbstractContextManager[Any]],
     num_workers: int,
     tta: TurnedViews | None = None,
-    stopwatch: Stopwatch | None = None,
+    stopwatch: Timer | None = None,
 ) -> Iterator[tuple[HandBatch, AnyEstimate]]:
     """Evaluation crops of a whole set in order, on the device, and what is made of them.
 
@@ -86,7 +86,7 @@ def score(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     num_workers: int = 0,
     tta: TurnedViews | None = None,
-    stopwatch: Stopwatch | None = None,
+    stopwatch: Timer | None = None,
 ) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
     """Root-relative and aligned figures of a predictor over a whole set, each over the samples that
     are labelled for it.

@@ -31,7 +31,7 @@ from handmim.images.formats import (
     tiff_tag,
 )
 from handmim.images.names import printable
-from handmim.utils.unreadable import UnreadableSample
+from handmim.utils.files import UnreadableSample
 
 Picture = NDArray[np.uint8]  # [H, W, 3] RGB
 

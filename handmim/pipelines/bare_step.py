@@ -12,8 +12,7 @@ from handmim.hand.arrays import NUM_VERTS
 from handmim.hand.skeleton import NUM_JOINTS
 from handmim.pipelines.setup_run import compile_backbones
 from handmim.types import CropBatch, HandBatch, StepInfo
-from handmim.utils.build import build
-from handmim.utils.config import drop_unbuilt
+from handmim.utils.config import build, drop_unbuilt
 from handmim.utils.run import precision_in_force
 from handmim.utils.seed import seed_everything, step_generator
 

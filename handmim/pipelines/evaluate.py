@@ -23,10 +23,9 @@ from handmim.evaluation.scoring import PREDICTORS, score
 from handmim.pipelines.setup_run import compile_backbones, setup_run
 from handmim.reports.averages import write_averages
 from handmim.reports.scores import TIME, TTA, write_report
-from handmim.utils.build import build
-from handmim.utils.config import resolved, set_everywhere
+from handmim.utils.config import build, resolved, set_everywhere
 from handmim.utils.run import Run
-from handmim.utils.stopwatch import Stopwatch
+from handmim.utils.timer import Timer
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -147,12 +146,12 @@ def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> d
         truth = find_truth(cfg.data.root, cfg.data.cache_dir)
         return submit(run, cfg.data.benchmark, hands, truth, folder), hands.sheet
 
-    watch = Stopwatch(run.device)
+    watch = Timer(run.device)
     with Watchdog(run):
         report, sheet = scored(".", num_pictures=cfg.num_pictures, stopwatch=watch)
     if tta is not None:
         report[TIME] = watch.seconds_per_item * 1e3
-        watch = Stopwatch(run.device)
+        watch = Timer(run.device)
         with Watchdog(run):
             block = scored(TTA, tta=tta, stopwatch=watch)[0]
         block |= {"num_looks": len(tta.views), TIME: watch.seconds_per_item * 1e3}

@@ -17,8 +17,8 @@ from handmim.evaluation.scoring import EvalHook
 from handmim.models.weights.load import load_initial
 from handmim.pipelines.labels import choose_labels
 from handmim.pipelines.setup_run import export, setup_training
-from handmim.utils.build import build
-from handmim.utils.exits import DONE
+from handmim.utils.config import build
+from handmim.utils.processes import DONE
 from handmim.utils.rows import read_rows
 
 

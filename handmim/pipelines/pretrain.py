@@ -12,8 +12,7 @@ from handmim.engine.checkpoint import checkpoints_of
 from handmim.engine.signals import StopSignals
 from handmim.engine.trainer import FitResult, Trainer
 from handmim.pipelines.setup_run import export, setup_training
-from handmim.utils.build import build
-from handmim.utils.config import drop_unbuilt
+from handmim.utils.config import build, drop_unbuilt
 from handmim.utils.run import Run
 
 FEWEST = 2  # images

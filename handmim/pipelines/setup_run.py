@@ -13,9 +13,8 @@ from handmim.models.vit import ViT
 from handmim.models.weights.files import read_weights
 from handmim.pipelines.preflight import WEIGHTS, preflight
 from handmim.pipelines.trial import try_parts
-from handmim.utils.build import build
-from handmim.utils.config import resolved
-from handmim.utils.exits import DONE
+from handmim.utils.config import build, resolved
+from handmim.utils.processes import DONE
 from handmim.utils.run import Run
 
 BACKBONE = "backbone.safetensors"

@@ -11,8 +11,7 @@ from handmim.engine.best import BestRule
 from handmim.engine.trainer import Trainer
 from handmim.evaluation.scoring import FIGURES
 from handmim.pipelines.labels import check_choice
-from handmim.utils.build import build
-from handmim.utils.config import drop_unbuilt
+from handmim.utils.config import build, drop_unbuilt
 
 RENDERED = "handmim.data.synthetic.SyntheticHands"
 SCENE = "handmim.render.scene.SceneSettings"

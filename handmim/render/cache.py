@@ -24,9 +24,9 @@ from handmim.render.scene import POSE_BLOCK, RENDERER_VERSION, SceneRenderer, Sc
 from handmim.render.workers import JOB, cores, run_workers
 from handmim.utils.arrays import open_array
 from handmim.utils.checksums import with_crc, without_crc
-from handmim.utils.children import end_with_parent
 from handmim.utils.files import locked, reserve
 from handmim.utils.json_files import read_json
+from handmim.utils.processes import end_with_parent
 from handmim.utils.progress import Progress
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from handmim.utils.children import start_child
+from handmim.utils.processes import start_child
 
 JOB = "job.json"
 ROOM = 100_000  # bytes: a disk with less is full

@@ -1,9 +1,23 @@
-"""Small helpers for composed configs."""
+"""Composed configs: plain containers of them, and the objects that they describe."""
 
-from collections.abc import Iterable, Mapping
+import re
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import InterpolationResolutionError
+
+from handmim.utils.paths import PACKAGE
+
+KEY = re.compile(r"full_key: (\S+)")
+TARGET = re.compile(r"target '([^']+)'")
+# What libraries raise for settings that they do not check.
+UNCLEAR = (TypeError, AttributeError, AssertionError, IndexError, RuntimeError)
+MOST_KEYS = 3  # named for one error
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -47,7 +61,7 @@ def set_everywhere(node: Any, key: str, value: Any) -> None:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """In words, by key: what two flat mappings say differently, or one of them alone."""
+    """Keys of two flat mappings whose values differ, each with both values."""
     return [
         f"{key}: {there.get(key)} there, {here.get(key)} here"
         for key in sorted({*there, *here})
@@ -72,3 +86,94 @@ def flatten(config: Any, path: str = "") -> dict[str, Any]:
 def flatten_keys(cfg: Any) -> list[str]:
     """Dotted keys of all leaves of a config, interpolations not followed."""
     return list(flatten(OmegaConf.to_container(cfg)))
+
+
+def build(node: Any, *args: Any, **kwargs: Any) -> Any:
+    """Build what a config node describes (`hydra.utils.instantiate`).
+
+    Args:
+        node: config with `_target_`, or a mapping or list of such.
+        args, kwargs: further arguments of its target.
+    Returns: the object; None for a node that is null.
+    Raises: what the target raises, with a note that names the config key, see `add_key`; ValueError
+        for arguments that the target does not take, for what a library raises for bad settings,
+        and for targets that cannot be imported.
+    """
+    try:
+        return instantiate(node, *args, **kwargs)
+    except InstantiationException as error:
+        failure = _failure(error, node)
+    raise failure
+
+
+def _failure(error: InstantiationException, node: Any) -> BaseException:
+    """The target's own exception, or a sentence where the target was not entered."""
+    key, target = (found[1] if (found := p.search(str(error))) else "" for p in (KEY, TARGET))
+    where = f"{key or 'a part of the config'}{f' ({target})' if target else ''}"
+    cause = error.__cause__
+    if cause is None or isinstance(cause, ImportError):
+        reason = str(error).splitlines()[0] if cause is None else str(cause).splitlines()[0]
+        return ValueError(f"{where} cannot be built: {reason}")
+    is_unclear = type(cause) in UNCLEAR and not _is_ours(cause)
+    if is_unclear or isinstance(cause, ArithmeticError):  # of a setting of 0, or beyond floats
+        text = str(cause).replace("__init__()", target.rsplit(".", 1)[-1])
+        refusal = ValueError(f"{where} cannot be built: {text or type(cause).__name__}")
+        refusal.__cause__ = cause
+        return refusal
+    add_key(cause, node, key)
+    return cause
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether this package raised an error, rather than a library that it called."""
+    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(PACKAGE)
+
+
+def add_key(error: BaseException, config: Any, otherwise: str = "") -> None:
+    """Add a note to an error that names the config keys it is about, once.
+
+    A key is meant where the text holds its last part and its value ("scale must be > 0, got -1"),
+    or its value alone where that is a path.
+
+    Args:
+        config: searched, interpolations followed.
+        otherwise: the note where no key is found.
+    """
+    if getattr(error, "has_key", False) or not isinstance(error, (ValueError, OSError)):
+        return
+    text = str(error)
+    keys = dict.fromkeys(
+        key for name, key, value in _values(config) if _is_about(text, name, key, value)
+    )
+    note = ", ".join(keys) if 0 < len(keys) <= MOST_KEYS else otherwise
+    if note and not re.search(rf"(?<![\w.]){re.escape(note)}(?!\w)", text):
+        vars(error).setdefault("__notes__", []).append(note)  # add_note of Python 3.11
+        vars(error)["has_key"] = True
+
+
+def _values(node: Any) -> Iterator[tuple[str, str, Any]]:
+    """Name, full key and plain value of every value below a node; a list is one value."""
+    for name in node if isinstance(node, DictConfig) and not node._is_none() else ():
+        child: Any = node._get_node(name)
+        try:
+            source = child._dereference_node() if child._is_interpolation() else child
+        except InterpolationResolutionError:
+            continue
+        if source is None or source._is_missing():
+            continue
+        if isinstance(source, DictConfig) and not source._is_none():
+            yield from _values(source)
+        elif isinstance(source, ListConfig) and not source._is_none():
+            yield str(name), source._get_full_key(None), OmegaConf.to_container(source)
+        else:
+            yield str(name), source._get_full_key(None), source._value()
+
+
+def _is_about(text: str, name: str, key: str, value: Any) -> bool:
+    shown = {str(value), repr(value)}
+    if isinstance(value, list):
+        shown.add(str(tuple(value)))
+    has_value = any(re.search(rf"(?<![\w.]){re.escape(v)}(?![\w.]\w)", text) for v in shown if v)
+    if has_value and isinstance(value, str) and ("/" in value or name == "root"):
+        return True
+    return has_value and re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", text) is not None

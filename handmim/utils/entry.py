@@ -19,14 +19,24 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from handmim.utils.children import end_with_parent
-from handmim.utils.exits import BAD_INPUT, DONE, FAILED, STALLED, TRAINED, StalledError, of_signal
+from handmim.utils.config import add_key
 from handmim.utils.files import FULL
-from handmim.utils.launcher import is_first, require_one_process
 from handmim.utils.messages import sentence
+from handmim.utils.overrides import expand_paths, hydra_overrides
 from handmim.utils.paths import CONFIGS
+from handmim.utils.processes import (
+    BAD_INPUT,
+    DONE,
+    FAILED,
+    STALLED,
+    TRAINED,
+    StalledError,
+    end_with_parent,
+    is_first,
+    of_signal,
+    require_one_process,
+)
 from handmim.utils.settings import check_settings
-from handmim.utils.words import expand_paths, hydra_words
 
 DEBUG = "debug=true"
 RUNS = ("pretrain", "finetune", "eval")  # entry points that several processes may run together
@@ -58,7 +68,7 @@ def compose(config_name: str, words: Sequence[str]) -> DictConfig:
 
     Raises: ValueError; errors of Hydra and OmegaConf.
     """
-    cfg = hydra.compose(config_name, hydra_words(words))
+    cfg = hydra.compose(config_name, hydra_overrides(words))
     prepare(cfg)
     return cfg
 
@@ -127,13 +137,14 @@ def _under_hydra(main: Main, config_name: str, program: str, arguments: list[str
             prepare(cfg)
             codes.append(main(cfg) or DONE)
         except Exception as error:
+            add_key(error, cfg)
             if is_sweep:  # a launcher has to see which jobs failed
                 raise
             codes.append(_report(program, error))
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
     is_sweep = any(argument in SWEEPS for argument in arguments)
-    sys.argv = [program, *hydra_words(arguments, is_sweep=is_sweep)]
+    sys.argv = [program, *hydra_overrides(arguments, is_sweep=is_sweep)]
     hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
     return next((code for code in codes if code), DONE)
 

@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from handmim.utils.config import flatten_keys
-from handmim.utils.exits import GOES_ON
 from handmim.utils.paths import CONFIGS, options_of
+from handmim.utils.processes import GOES_ON
 
 SHOWN = 12
 # What gloo and NCCL say where another process of a run is gone or silent.

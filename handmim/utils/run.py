@@ -25,7 +25,6 @@ from lightning_fabric.strategies import DDPStrategy
 from rich.logging import RichHandler
 
 import handmim
-from handmim.utils.children import starting_ranks
 from handmim.utils.files import (
     FolderBusyError,
     FolderLock,
@@ -34,8 +33,8 @@ from handmim.utils.files import (
     replaced_folder,
     write_atomic,
 )
-from handmim.utils.git import git_state
-from handmim.utils.launcher import devices_of
+from handmim.utils.paths import git_state
+from handmim.utils.processes import devices_of, starting_ranks
 from handmim.utils.ranks import objects_of_ranks, portable
 from handmim.utils.seed import seed_everything
 

@@ -21,7 +21,7 @@ SCRIPT = """
 import json, os, signal, sys, time
 from pathlib import Path
 
-from handmim.utils.children import end_with_parent
+from handmim.utils.processes import end_with_parent
 
 root = Path(__file__).parent
 words = sys.argv[1:]

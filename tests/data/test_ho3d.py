@@ -13,8 +13,8 @@ from handmim.geometry.camera import project, px_from_ndc
 from handmim.hand.joint_convention import JointConventions
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D, joint_order
 from handmim.images.decode import UnreadableImage
+from handmim.utils.files import UnreadableSample
 from handmim.utils.unpickle import load_pickle
-from handmim.utils.unreadable import UnreadableSample
 from synthesis.python2_pickle import dump
 
 

@@ -6,7 +6,7 @@ from handmim.data.freihand import FreiHand
 from handmim.data.ho3d import Ho3d
 from handmim.data.loader import batches
 from handmim.data.mixed import MixedHands
-from handmim.utils.unreadable import UnreadableSample
+from handmim.utils.files import UnreadableSample
 
 
 class Damaged(Dataset):

@@ -16,7 +16,7 @@ from handmim.data.loader import collate_crops
 from handmim.data.packed import HEAD, PackedCrops, packed_head, read_index
 from handmim.data.packing import pack_crops
 from handmim.images.decode import UnreadableImage
-from handmim.utils.exits import BAD_INPUT
+from handmim.utils.processes import BAD_INPUT
 
 TOOL = Path(__file__).parents[2] / "tools" / "pack_crops.py"
 

@@ -14,8 +14,8 @@ from handmim.geometry.crop import similarity, transform_points
 from handmim.geometry.warp import from_source
 from handmim.models.heads.keypoint import SoftArgmaxKeypoints
 from handmim.types import CropSample, StepInfo
+from handmim.utils.files import UnreadableSample
 from handmim.utils.run import Run
-from handmim.utils.unreadable import UnreadableSample
 from tests.tasks.test_pretrain_task import HANDMIM, make_task
 
 NUM, K = 24, 6

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from handmim.engine.prefetch import PrefetchingLoader
 from handmim.engine.sampler import StepSampler
-from handmim.utils.unreadable import UnreadableSample
+from handmim.utils.files import UnreadableSample
 from tests.engine.toy import DATA, collate, prepare
 
 HELD: list = []  # there until the interpreter takes modules apart

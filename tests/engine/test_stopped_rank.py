@@ -2,7 +2,7 @@
 
 import pytest
 
-from handmim.utils.exits import STALLED
+from handmim.utils.processes import STALLED
 from tests.engine.launched import start
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from handmim.engine.checkpoint import load_checkpoint
 from handmim.engine.watchdog import Watchdog, beat
-from handmim.utils.exits import STALLED
+from handmim.utils.processes import STALLED
 from handmim.utils.run import Run
 
 SLOW = pytest.mark.slow

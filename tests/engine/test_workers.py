@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from handmim.engine.workers import HELD_BACK, WorkerDiedError
-from handmim.utils.unreadable import UnreadableSample
+from handmim.utils.files import UnreadableSample
 from tests.engine.faulty import Faulty, feed
 from tests.engine.toy import DATA
 from tests.processes import is_running

@@ -20,7 +20,7 @@ from handmim.evaluation.predictor import HandPredictor
 from handmim.evaluation.scoring import model_predictor, predictions
 from handmim.types import HandSample
 from handmim.utils.config import resolved
-from handmim.utils.stopwatch import Stages
+from handmim.utils.timer import Stages
 from tests.pipelines.test_evaluate import SMALL, composed
 
 CPU = torch.device("cpu")

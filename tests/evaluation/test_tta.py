@@ -25,7 +25,7 @@ from handmim.models.vit import ViT
 from handmim.tasks.keypoints import KeypointRegressionTask
 from handmim.tasks.mesh import HandRegressionTask
 from handmim.types import HandState
-from handmim.utils.stopwatch import Stopwatch
+from handmim.utils.timer import Timer
 
 CPU = torch.device("cpu")
 ANGLES = [-40.0, -20.0, 0.0, 20.0, 40.0]
@@ -208,7 +208,7 @@ def test_the_order_of_views_does_not_matter_and_views_do(task, stored, augment):
 
 
 def test_figures_and_submissions_of_the_truth_stay_perfect(hand, photos, augment):
-    task, watch = mesh_task(hand), Stopwatch(CPU)
+    task, watch = mesh_task(hand), Timer(CPU)
     how = {"tta": MANY, "stopwatch": watch}
     figures, _ = score(truth_predictor(task), photos, augment, CPU, 3, **how)
     assert figures["mpvpe_mm"] < 0.01
@@ -269,7 +269,7 @@ def test_placed_left_hands_are_seen_in_their_own_picture(hand, photos, augment):
 
 
 def test_the_first_batch_warms_up():
-    watch = Stopwatch(CPU)
+    watch = Timer(CPU)
     with pytest.raises(ValueError, match="nothing was timed"):
         _ = watch.seconds_per_item
     watch.laps = [(8.0, 4)]

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from handmim.render.workers import run_workers
-from handmim.utils.children import end_with_parent
+from handmim.utils.processes import end_with_parent
 
 if __name__ == "__main__":
     end_with_parent()

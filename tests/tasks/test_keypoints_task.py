@@ -19,7 +19,7 @@ from handmim.models.heads.direct import DirectHead, KeypointOutputs, KeypointSta
 from handmim.models.vit import ViT
 from handmim.tasks.keypoints import KeypointRegressionTask, mean_joints, mean_scale
 from handmim.types import HandBatch, StepInfo, Task
-from handmim.utils.unreadable import UnreadableSample
+from handmim.utils.files import UnreadableSample
 from tests.tasks.relabelled import Relabelled
 
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from handmim.utils.exits import BAD_INPUT
+from handmim.utils.processes import BAD_INPUT
 from tests.engine.launched import outcome, slurm_env, start
 from tests.tools.calls import PRETRAIN, REPO, TINY, call, small_data
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from handmim.utils.exits import STOPPED
+from handmim.utils.processes import STOPPED
 from tests.tools.calls import FINETUNE, PRETRAIN, TINY, call, scalars, small_data
 
 

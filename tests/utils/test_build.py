@@ -1,26 +1,58 @@
 import pytest
 from omegaconf import OmegaConf
 
-from handmim.utils.build import build
+from handmim.utils.config import add_key, build
 
 
 def config(**node):
     return OmegaConf.create({"data": {"train": node}})
 
 
-def test_an_error_of_the_target_keeps_its_type_and_names_the_key():
+def test_an_error_of_the_target_keeps_its_type_and_names_the_key_of_the_path():
     cfg = config(_target_="handmim.data.label_ids.read_ids", path="/nowhere/ids.txt")
     with pytest.raises(FileNotFoundError, match=r"/nowhere/ids\.txt") as caught:
         build(cfg.data.train)
-    assert caught.value.__notes__ == ["while building data.train (handmim.data.label_ids.read_ids)"]
+    assert caught.value.__notes__ == ["data.train.path"]
 
 
-def test_the_key_of_a_nested_part_is_named():
+def test_the_argument_of_an_error_is_named_by_its_key():
     inner = {"_target_": "handmim.engine.schedule.Schedule", "start": 1.0, "shape": "wavy"}
     cfg = config(_target_="builtins.dict", lr=inner)
-    with pytest.raises(ValueError, match="wavy") as caught:
+    with pytest.raises(ValueError, match=r"shape .*wavy") as caught:
         build(cfg.data.train)
-    assert "data.train.lr" in caught.value.__notes__[0]
+    assert caught.value.__notes__ == ["data.train.lr.shape"]
+
+
+def test_an_error_about_no_value_is_named_by_its_part():
+    error = ValueError("nothing to mix")
+    add_key(error, config(sets={}), "data.train")
+    assert error.__notes__ == ["data.train"]
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("num must be >= 1, got -1", "data.num"),  # what the set takes it from
+        ("scale must be two numbers, got (0.5, 2)", "views.scale"),
+        ("scale must be two numbers, got (0.5, 2) (views.scale)", None),  # it says so itself
+        ("/photos/a.png: not found", "data.root"),
+        ("the scale of -1 things", None),
+        ("got -1", None),
+        ("num_more must be >= 1, got -1", None),
+        ("side must be even, got 7", "views.side, probe.side"),
+    ],
+)
+def test_keys_of_an_error_are_found_by_name_and_value(text, note):
+    cfg = OmegaConf.create(
+        {
+            "data": {"num": -1, "root": "/photos", "train": {"num": "${data.num}"}, "x": "???"},
+            "views": {"scale": [0.5, 2], "side": 7},
+            "probe": {"side": 7},
+        }
+    )
+    error = ValueError(text)
+    add_key(error, cfg)
+    assert getattr(error, "__notes__", [None]) == [note]
 
 
 @pytest.mark.parametrize(

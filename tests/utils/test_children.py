@@ -14,7 +14,7 @@ from tests.processes import is_running
 # The first process starts this program again as Fabric starts ranks.
 PROGRAM = """
 import os, subprocess, sys, time
-from handmim.utils.children import starting_ranks
+from handmim.utils.processes import starting_ranks
 from handmim.utils.entry import run_tool
 
 who = sys.argv[1]

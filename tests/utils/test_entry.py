@@ -7,7 +7,7 @@ from subprocess import CalledProcessError
 import pytest
 
 from handmim.utils.entry import plain_tool, run_tool
-from handmim.utils.exits import FAILED, TRAINED
+from handmim.utils.processes import FAILED, TRAINED
 
 
 @pytest.fixture

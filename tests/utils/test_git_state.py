@@ -2,7 +2,7 @@ import subprocess
 
 import pytest
 
-from handmim.utils.git import git_state
+from handmim.utils.paths import git_state
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from handmim.utils.launcher import OTHERS, Launched, devices_of, launched, require_one_process
+from handmim.utils.processes import OTHERS, Launched, devices_of, launched, require_one_process
 from tests.engine.launched import slurm_env, torchrun_env
 
 SLURM = ("SLURM_NTASKS", "SLURM_NNODES", "SLURM_JOB_NAME", "SLURM_NTASKS_PER_NODE")

@@ -3,7 +3,7 @@
 import pytest
 
 from handmim.utils import renames
-from handmim.utils.words import hydra_words
+from handmim.utils.overrides import hydra_overrides
 
 
 @pytest.fixture
@@ -18,12 +18,15 @@ def tables(monkeypatch):
 @pytest.mark.usefixtures("tables")
 def test_typed_old_keys_are_answered_with_the_new():
     with pytest.raises(ValueError, match=r"write views\.shared\.scale=2"):
-        hydra_words(["views.hidden.scale=2"])
+        hydra_overrides(["views.hidden.scale=2"])
     with pytest.raises(ValueError, match=r"write \+views\.shared=\{\}|write views\.shared=\{\}"):
-        hydra_words(["+views.hidden={}"])
+        hydra_overrides(["+views.hidden={}"])
     with pytest.raises(ValueError, match=r"write head=plain head\.size=small"):
-        hydra_words(["head=small"])
-    assert hydra_words(["head=large", "views.hiddenmost=1"]) == ["head=large", "views.hiddenmost=1"]
+        hydra_overrides(["head=small"])
+    assert hydra_overrides(["head=large", "views.hiddenmost=1"]) == [
+        "head=large",
+        "views.hiddenmost=1",
+    ]
 
 
 @pytest.mark.usefixtures("tables")

@@ -5,8 +5,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from handmim.utils.entry import compose, prepare
+from handmim.utils.overrides import hydra_overrides
 from handmim.utils.signatures import signature_of
-from handmim.utils.words import hydra_words
 from tests.conftest import REPO
 
 WORDS = {"pretrain": ["data=synthetic", "probe=synthetic"], "finetune": []}
@@ -30,7 +30,7 @@ def changed(composed):
     def of(entry: str, words: list[str]):
         cfg = composed[entry].copy()
         for word in words:
-            override = OverridesParser.create().parse_override(*hydra_words([word]))
+            override = OverridesParser.create().parse_override(*hydra_overrides([word]))
             OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=True)
         prepare(cfg)
         return cfg

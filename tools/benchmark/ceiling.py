@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from handmim.utils.stopwatch import work_clock
+from handmim.utils.timer import work_clock
 
 SIDES = {"cpu": 1024, "cuda": 8192}
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from benchmark.ceiling import flops_of
 from benchmark.memory import MIB, peak_mib
 from handmim.pipelines.bare_step import bare_step
-from handmim.utils.stopwatch import Stopwatch
+from handmim.utils.timer import Timer
 
 ENOUGH_S = 2.0  # a step this long is measured well
 STEPS = 3
@@ -119,7 +119,7 @@ def _timed(content: str, samples: int, fabric: Fabric) -> tuple[float, float, in
     """Seconds of a step, trainable parameters in millions, operations of a step."""
     step, parameters = bare_step(_small(content, samples), fabric)
     step(0)
-    watch = Stopwatch(fabric.device)
+    watch = Timer(fabric.device)
     for number in range(STEPS):
         with watch.lap(samples):
             step(number + 1)

@@ -22,7 +22,7 @@ from handmim.losses.total import Weighted
 from handmim.models.heads.hand_head import HandHead
 from handmim.models.vit import ViT
 from handmim.tasks.mesh import HandRegressionTask
-from handmim.utils.stopwatch import Stages
+from handmim.utils.timer import Stages
 
 Crops = NDArray[np.uint8]
 

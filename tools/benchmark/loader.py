@@ -16,7 +16,7 @@ from handmim.data.views import ViewMaker
 from handmim.engine.prefetch import PrefetchingLoader
 from handmim.engine.sampler import StepSampler
 from handmim.utils.seed import step_generator
-from handmim.utils.stopwatch import wait_for
+from handmim.utils.timer import wait_for
 
 WARM = 2  # steps before the clock starts
 

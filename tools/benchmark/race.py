@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from handmim.utils.stopwatch import work_clock
+from handmim.utils.timer import work_clock
 
 Work = Callable[[], object]
 

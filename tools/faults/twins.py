@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from faults.results import Result
 from faults.workplace import TRAINED, Workplace
-from handmim.utils import exits
+from handmim.utils import processes
 
 
 def twins(place: Workplace, num: int, report: Callable[[Result], None]) -> None:
@@ -14,10 +14,10 @@ def twins(place: Workplace, num: int, report: Callable[[Result], None]) -> None:
         children = [place.start(place.words(kind, name, steps=6)) for _ in range(2)]
         codes = [child.wait(place.limit_s) for child in children]
         problem = ""
-        if sorted(str(code) for code in codes) != [str(exits.DONE), str(exits.BAD_INPUT)]:
+        if sorted(str(code) for code in codes) != [str(processes.DONE), str(processes.BAD_INPUT)]:
             problem = f"exit codes {codes}"
         else:
-            loser = children[codes.index(exits.BAD_INPUT)]
+            loser = children[codes.index(processes.BAD_INPUT)]
             if "Traceback" in loser.text or name not in loser.text:
                 problem = f"the second start said {loser.text[-300:]!r}"
         outcome = "one trained" if not problem else "both, or none, or without a sentence"

@@ -4,7 +4,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from handmim.utils.words import expand_paths, hydra_words
+from handmim.utils.overrides import expand_paths, hydra_overrides
 
 FOLDERS = [
     "a=b", "ünï 手", "x,y", "[x]", "{x}", "it's", "100%", "#1", "$X", "a:b", "1e5", "007", "null",
@@ -15,7 +15,7 @@ FOLDERS = [
 
 def taken(word: str):
     """The value that a config holds in the end."""
-    override = OverridesParser.create().parse_override(*hydra_words([word]))
+    override = OverridesParser.create().parse_override(*hydra_overrides([word]))
     cfg = OmegaConf.create({"paths": {"data_dir": "data"}})
     OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=True)
     expand_paths(cfg)
@@ -54,7 +54,7 @@ def test_null_is_null_where_a_path_may_be_left_out():
 
 def test_a_group_takes_one_of_its_files():
     with pytest.raises(ValueError, match=r"trainer=null: one of finetune, pretrain is required"):
-        hydra_words(["trainer=null"])
+        hydra_overrides(["trainer=null"])
 
 
 def test_lists_of_paths_and_of_words_need_no_inner_quotes(monkeypatch):
@@ -70,14 +70,14 @@ def test_lists_of_paths_and_of_words_need_no_inner_quotes(monkeypatch):
 
 def test_what_cannot_be_read_says_how_to_quote():
     with pytest.raises(ValueError, match=r"'backbone\.arch=a b~c' cannot be read .* quotes"):
-        hydra_words(["backbone.arch=a b~c"])
+        hydra_overrides(["backbone.arch=a b~c"])
 
 
 def test_several_values_stay_several_in_a_sweep():
-    assert hydra_words(["data.root=a,b"], is_sweep=True) == ["data.root=a,b"]
-    assert hydra_words(["--multirun", "data.root=a b"], is_sweep=True)[1] == "data.root='a b'"
+    assert hydra_overrides(["data.root=a,b"], is_sweep=True) == ["data.root=a,b"]
+    assert hydra_overrides(["--multirun", "data.root=a b"], is_sweep=True)[1] == "data.root='a b'"
 
 
 def test_bytes_that_are_no_text_are_named():
     with pytest.raises(ValueError, match=r"data\.root='x\\udcff' is no UTF-8"):
-        hydra_words([f"data.root={os.fsdecode(b'x' + bytes([255]))}"])
+        hydra_overrides([f"data.root={os.fsdecode(b'x' + bytes([255]))}"])

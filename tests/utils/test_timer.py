@@ -3,7 +3,7 @@ import time
 import pytest
 import torch
 
-from handmim.utils.stopwatch import Stages
+from handmim.utils.timer import Stages
 
 
 def test_stages_follow_one_another_and_the_first_batch_warms_up():

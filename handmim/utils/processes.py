@@ -1,8 +1,91 @@
-"""How many processes a launcher started: torchrun and Slurm, as their environment variables say and
-as Fabric reads them. Imports nothing heavy, since every entry point asks."""
+"""Processes: exit codes, programs that end with this one, and what a launcher started.
+
+torchrun and Slurm are known by their environment variables, as Fabric reads them. Nothing heavy is
+imported, since every entry point needs this.
+"""
 
 import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
+
+DONE = 0
+FAILED = 1  # an error of the program or after training began, or collapse detection
+BAD_INPUT = 2  # a config value, a file or a folder that cannot be used; nothing was trained
+STOPPED = 75  # ended early on request (trainer.stop_after); resume=auto goes on
+STALLED = 74  # nothing moved within machine.stall_timeout_s
+
+# What is lost, or not, by an end without a save.
+GOES_ON = "resume=auto goes on from the last checkpoint, or begins anew where there is none"
+
+# Set once this process has made a training step: no error is BAD_INPUT any more.
+TRAINED = threading.Event()
+
+
+class StalledError(RuntimeError):
+    """Something was waited for longer than machine.stall_timeout_s allows."""
+
+
+def of_signal(name: str) -> int:
+    """Exit code of a run that a signal stopped, as shells give it: 143 for SIGTERM."""
+    return 128 + int(getattr(signal, name))
+
+
+# Programs that this process starts.
+
+TIED = "HANDMIM_TIED"  # in the environment of a child: its stdin ends with its parent
+STARTER = "HANDMIM_STARTER"  # in the environment of a rank: id of the process that started it
+POLL_S = 0.5
+
+
+def start_child(command: Sequence[str], **how: Any) -> "subprocess.Popen[bytes]":
+    """A started program that calls `end_with_parent`.
+
+    Args:
+        command: program and arguments.
+        how: as Popen takes it, but for stdin, to which nothing is written.
+    """
+    how["env"] = {**how.get("env", os.environ), TIED: "1"}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, **how)
+
+
+def end_with_parent() -> None:
+    """In a program of `start_child`: from now on it gets SIGTERM when the process that started it
+    has ended. A process started within `starting_ranks` ends at once then. Elsewhere nothing
+    happens."""
+    if os.environ.pop(TIED, None):  # not for its own children
+        threading.Thread(target=_wait, daemon=True).start()
+    if starter := os.environ.pop(STARTER, None):
+        threading.Thread(target=_follow, args=(int(starter),), daemon=True).start()
+
+
+@contextmanager
+def starting_ranks() -> Iterator[None]:
+    """Processes that are started within end with this one, even where they wait in a library."""
+    os.environ[STARTER] = str(os.getpid())
+    try:
+        yield
+    finally:
+        del os.environ[STARTER]
+
+
+def _follow(starter: int) -> None:
+    while os.getppid() == starter:
+        time.sleep(POLL_S)
+    os._exit(FAILED)
+
+
+def _wait() -> None:
+    os.read(sys.stdin.fileno(), 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+# Launchers.
 
 OPEN = (1, "1", -1, "-1", "auto")  # values of machine.devices that leave the number to a launcher
 SRUN = "SLURM_STEP_ID"  # set in what srun started

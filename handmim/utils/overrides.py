@@ -36,7 +36,7 @@ ENVIRONMENT = re.compile(r"\$\{([A-Z_][A-Z0-9_]*)\}")  # config keys are in lowe
 OPENING, CLOSING = "([{", ")]}"
 
 
-def hydra_words(words: Iterable[str], is_sweep: bool = False) -> list[str]:
+def hydra_overrides(words: Iterable[str], is_sweep: bool = False) -> list[str]:
     """Words as Hydra reads them; options (`--help`) stay.
 
     Args:

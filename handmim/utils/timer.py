@@ -26,7 +26,7 @@ def work_clock(device: torch.device) -> Callable[[], float]:
     return waited
 
 
-class Stopwatch:
+class Timer:
     """Seconds per item of work that is done batch by batch.
 
     Args:
@@ -67,7 +67,7 @@ class Stages:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.watches: dict[str, Stopwatch] = {}
+        self.watches: dict[str, Timer] = {}
         self._began = 0.0
 
     def begin(self) -> None:
@@ -79,7 +79,7 @@ class Stages:
         """What happened since the last call was this stage of a batch."""
         wait_for(self.device)
         now = time.perf_counter()
-        watch = self.watches.setdefault(stage, Stopwatch(self.device))
+        watch = self.watches.setdefault(stage, Timer(self.device))
         watch.laps.append((now - self._began, num_items))
         self._began = now
 

@@ -6,7 +6,7 @@ python tools/label_splits.py [--out data/splits]
 import argparse
 from pathlib import Path
 
-from handmim.data.freihand_splits import write_splits
+from handmim.data.label_subsets import write_splits
 from handmim.utils.entry import plain_tool
 from handmim.utils.overrides import given_path
 

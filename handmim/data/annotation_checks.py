@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from handmim.data.annotation_fields import FORM
 from handmim.data.annotation_hands import NORMALISED_PX, check_cameras, check_entries, check_view
 from handmim.data.annotations import Annotations, Hand
-from handmim.data.cropping import MIN_SIDE_PX
-from handmim.data.image_heads import image_heads
+from handmim.data.samples import MIN_SIDE_PX
 from handmim.hand.conventions import mirror_points
 from handmim.hand.label_checks import (
     FEWEST,
@@ -20,6 +19,7 @@ from handmim.hand.label_checks import (
     settle_order,
     settle_unit,
 )
+from handmim.images.decode import image_heads
 from handmim.utils.findings import Level, Notes, level_of, shown
 
 Array = NDArray[np.float64]

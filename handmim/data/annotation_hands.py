@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.data.annotations import Annotations, Hand
-from handmim.data.camera_checks import usable
+from handmim.data.label_checks import usable
 from handmim.hand.conventions import project_px
 from handmim.hand.label_checks import FEWEST_SIDED
 from handmim.utils.findings import Notes, shown

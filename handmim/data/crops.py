@@ -11,19 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from handmim.data.fingerprint import copies, files_digest
+from handmim.data.datasets import copies, files_digest
 from handmim.images.decode import (
     FITS,
     MAX_MEGAPIXELS,
-    Picture,
+    ImageArray,
     UnreadableImage,
     not_too_long,
     read_bytes,
     read_image,
 )
 from handmim.images.files import ImageTree, find_images
+from handmim.images.formats import printable, shown
 from handmim.images.maps import LABELS, NORMALS, find_maps
-from handmim.images.names import printable, shown
 from handmim.types import CropSample
 
 log = logging.getLogger(__name__)
@@ -215,7 +215,7 @@ class CropFolder(Dataset[CropSample]):
             return error.reason
         return None
 
-    def _read(self, name: str) -> Picture:
+    def _read(self, name: str) -> ImageArray:
         return read_image(
             f"{self.root}/{name}", self.image_px, self.fit, max_megapixels=self.max_megapixels
         )

@@ -1,32 +1,31 @@
 """FreiHAND (Zimmermann et al. 2019, public version 2): 32,560 hands before four backgrounds each.
 
-At the door: K, joints, vertices and MANO vectors become our frame, unit and rotations (they already
-are metres in the OpenCV camera, canonical joint order, right hands). A picture is a crop already,
-so its whole area is the hand's box.
+K, joints, vertices and MANO vectors become our frame, unit and rotations here (they already are
+metres in the OpenCV camera, canonical joint order, right hands). An image is a crop already, so its
+whole area is the hand's box.
 """
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from handmim.data.cropping import carry_intrinsics, carry_points, crop_map, cut
-from handmim.data.fingerprint import arrays_digest, digest_of, files_digest, some
-from handmim.data.freihand_checks import check_every_sample, check_labels, present_versions
-from handmim.data.image_heads import image_head
-from handmim.data.json_arrays import StoredArray, cached_number_lists
-from handmim.data.layouts import VERSIONS, file_names
-from handmim.data.provenance import check_made_with
-from handmim.data.samples import hand_sample
+from handmim.data.datasets import arrays_digest, digest_of, files_digest, some
+from handmim.data.freihand_checks import check_every_sample, check_labels
+from handmim.data.label_checks import check_made_with
+from handmim.data.label_files import VERSIONS, StoredArray, cached_number_lists, file_names
+from handmim.data.samples import carry_intrinsics, carry_points, crop_map, cut, hand_sample
 from handmim.hand.arrays import NUM_VERTS
 from handmim.hand.conventions import freihand_hand, project_px
 from handmim.hand.io import load_hand_arrays
 from handmim.hand.model import HandModel
-from handmim.images.decode import read_image
+from handmim.images.decode import image_head, read_image
 from handmim.types import CropSample, HandSample
-from handmim.utils.findings import Notes, spread
+from handmim.utils.arguments import below_one, one_of
+from handmim.utils.findings import Notes, shown, spread
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +42,7 @@ FIELDS: dict[str, tuple[int, ...]] = {
 
 def split_samples(num: int, split: str, val_fraction: float, seed: int) -> NDArray[np.int64]:
     """Unique samples of a training split, so that one hand never straddles it: ids, sorted."""
-    if not 0.0 <= val_fraction < 1.0:
-        raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction} (data.val_fraction)")
+    below_one(val_fraction=val_fraction)
     if split == "all":
         return np.arange(num)
     order = np.random.default_rng([seed, num]).permutation(num)
@@ -54,24 +52,62 @@ def split_samples(num: int, split: str, val_fraction: float, seed: int) -> NDArr
 
 def source_text(split: str, val_fraction: float, seed: int) -> str:
     """A split in words, for files of label ids."""
-    cut_how = f", val_fraction {val_fraction:g}, split seed {seed}"
-    return f"FreiHAND, part {split}" + cut_how * (split in ("train", "val"))
+    cut_text = f", val_fraction {val_fraction:g}, split seed {seed}"
+    return f"FreiHAND, part {split}" + cut_text * (split in ("train", "val"))
+
+
+def present_versions(
+    names: set[str], samples: Sequence[int], num: int, versions: Sequence[str], folder: Path
+) -> tuple[str, ...]:
+    """The versions that have images; missing ones are logged.
+
+    Args:
+        names: of the files in the folder.
+        samples: unique samples that are used.
+        num: unique samples of the part.
+        versions: required ones.
+        folder: of the images, for messages.
+    Raises: FileNotFoundError when none has; ValueError for images beyond the labels.
+    """
+    missing: dict[str, list[str]] = {}
+    for version in versions:
+        first = num * VERSIONS.index(version)
+        ids = [f"{first + int(sample):08d}.jpg" for sample in samples]
+        missing[version] = [name for name in ids if name not in names]
+    last = max((name for name in names if name[:8].isdigit()), default="")
+    if last and int(last[:8]) >= num * (len(VERSIONS) if folder.parent.name == "training" else 1):
+        raise ValueError(
+            f"{folder} has images up to {last}, the lists have {num} entries: they are of "
+            "different versions, or the lists are cut off; unpack FreiHAND again (data.root)"
+        )
+    present = tuple(version for version in versions if len(missing[version]) < len(samples))
+    lost = [name for version in present or versions for name in missing[version]]
+    counts = ", ".join(f"{v} {len(samples) - len(missing[v])}" for v in versions)
+    text = f"{folder} has of {len(samples)} images of each version: {counts}"
+    if not present:
+        raise FileNotFoundError(f"{text}; missing {shown(lost)} (data.root)")
+    if present != tuple(versions):
+        listed = ",".join(present)
+        log.warning("%s: training on %s (data.versions=[%s])", text, listed, listed)
+    if lost:
+        log.warning("%s; missing %s: unpack FreiHAND again", text, shown(lost))
+    return present
 
 
 class FreiHand(Dataset[HandSample | CropSample]):
-    """Labelled crops of one split, or its pictures in pairs of one hand.
+    """Labelled crops of one split, or its images in pairs of one hand.
 
     Args:
         root: folder that holds training/ and training_K.json.
         hand_path: hand model of the annotations: its mean pose is part of every MANO vector.
-        split: "train" and "val" share the training pictures, cut by unique sample; "all" is both;
-            "evaluation" is the official one, labelled where the released truth is beside it.
-        versions: backgrounds taken, of gs, hom, sample, auto; those without any image are left out
-            with a warning; evaluation images are gs only.
+        split: "train" and "val" share the training images, cut by unique sample; "all" is both;
+            "evaluation" is the official one, labelled where the released ground truth is beside it.
+        versions: backgrounds, of gs, hom, sample, auto; those without any image are left out with a
+            warning; evaluation images are gs only.
         val_fraction: share of the unique samples in "val".
         seed: of that cut.
         image_px: side of the stored crop.
-        crop_scale: side of the crop relative to the picture.
+        crop_scale: side of the crop relative to the image.
         cache_dir: where the large JSON files are kept as arrays.
         partners: give unlabelled crops for pretraining instead, each with the same hand before
             another of `versions` as its partner and the hand as its group.
@@ -93,22 +129,21 @@ class FreiHand(Dataset[HandSample | CropSample]):
         cache_dir: str | Path = "data/cache",
         partners: bool = False,
     ) -> None:
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {SPLITS}, got {split!r} (data.*.split)")
-        unknown = sorted(set(versions) - set(VERSIONS))
-        if unknown or not versions:
-            raise ValueError(f"versions are {VERSIONS}, got {list(versions)} (data.versions)")
+        one_of("split", split, SPLITS)
+        if not versions or set(versions) - set(VERSIONS):
+            raise ValueError(f"versions must be some of {VERSIONS}, got {list(versions)}")
         if partners and (split == "evaluation" or len(set(versions)) < 2):
             raise ValueError(
-                f"partners are training pictures of two versions or more, got split {split}, "
-                f"versions {list(versions)} (data.partners, data.versions)"
+                "partners=true requires training images of two versions or more, got split "
+                f"{split}, versions {list(versions)} (data.partners, data.versions)"
             )
         self.partners = partners
         self.root, self.split, self.image_px = Path(root), split, image_px
         self.crop_scale = crop_scale
         self.source = source_text(split, val_fraction, seed)
         self.folder = "evaluation" if split == "evaluation" else "training"
-        if not (self.root / self.folder / "rgb").is_dir():
+        folder = self.root / self.folder / "rgb"
+        if not folder.is_dir():
             raise FileNotFoundError(
                 f"no {self.folder}/rgb below {root}: data.root is the unpacked FreiHAND_pub_v2 "
                 "(https://lmb.informatik.uni-freiburg.de/resources/datasets/FreihandDataset.en.html)"
@@ -117,9 +152,9 @@ class FreiHand(Dataset[HandSample | CropSample]):
         self.hand_name, self.hand_sha256 = arrays.name, arrays.sha256
         self.hands_mean = arrays.hands_mean
         check_made_with(self.root, arrays)
-        folder = self.root / self.folder / "rgb"
         names = set(file_names(folder))
-        self.labels = self._read_labels(Path(cache_dir), HandModel(arrays), min(names, default=""))
+        self.labels = self._read_labels(Path(cache_dir))
+        self._check_labels(HandModel(arrays), min(names, default=""))
         self.num_unique = len(self.labels["K"])
         if split == "evaluation":
             samples, versions = np.arange(self.num_unique), VERSIONS[:1]
@@ -132,17 +167,17 @@ class FreiHand(Dataset[HandSample | CropSample]):
             )
         self.versions = present_versions(names, samples.tolist(), self.num_unique, versions, folder)
         if partners and len(self.versions) < 2:
-            raise ValueError(f"partners need images of two versions or more in {folder}")
-        places = [VERSIONS.index(v) for v in self.versions]
-        self.ids = np.concatenate([samples + self.num_unique * p for p in places])
+            raise ValueError(f"partners=true requires images of two versions or more in {folder}")
+        self._version_ids = [VERSIONS.index(version) for version in self.versions]
+        self.ids = np.concatenate([samples + self.num_unique * v for v in self._version_ids])
 
-    def _read_labels(self, cache: Path, hand: HandModel, image: str) -> dict[str, StoredArray]:
+    def _read_labels(self, cache: Path) -> dict[str, StoredArray]:
         labels: dict[str, StoredArray] = {}
         for name, shape in FIELDS.items():
             path = self.root / f"{self.folder}_{name}.json"
-            # The truth of the evaluation came later; without it one can still predict and submit.
+            # The ground truth of the evaluation came later; one can predict and submit without it.
             if path.is_file() or self.folder == "training" or name == "K":
-                # Figures are computed in float64: the truth keeps all its digits.
+                # Metrics are computed in float64: the ground truth keeps all its digits.
                 dtype = "float64" if self.folder == "evaluation" else "float32"
                 labels[name] = cached_number_lists(path, shape, cache, dtype)
         counts = {name: len(values) for name, values in labels.items()}
@@ -150,12 +185,11 @@ class FreiHand(Dataset[HandSample | CropSample]):
             raise ValueError(
                 f"{self.root}/{self.folder}_*.json differ in length: {counts}; unpack them again"
             )
-        self._check(labels, hand, image)
         return labels
 
-    def _check(self, labels: dict[str, StoredArray], hand: HandModel, image: str) -> None:
-        """Labels of all samples for size, those of some for their meaning, as the doctor does."""
-        notes = Notes()
+    def _check_labels(self, hand: HandModel, image: str) -> None:
+        """Check the size of all labels and, with the doctor's functions, the meaning of some."""
+        notes, labels = Notes(), self.labels
         for name, values in labels.items():
             if name != "verts":  # 300 MB
                 flat = np.abs(values.values).reshape(len(values), -1)
@@ -173,19 +207,16 @@ class FreiHand(Dataset[HandSample | CropSample]):
             check_every_sample(notes, self.folder, every, head[:2])
         notes.enforce(f"{self.root} (data.root)")
 
-    def _mano(self, item: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        return self.labels["mano"][item], self.labels["K"][item]
-
     def label_of(self, index: int) -> int:
-        """The hand a picture shows: pictures of one hand share one label."""
+        """The hand of an image: images of one hand share one label."""
         return int(self.ids[index]) % self.num_unique
 
     def label_id(self, index: int) -> str:
-        """Its number among the unique samples, as FreiHAND's JSON files have them from 0 on."""
+        """Its number among the unique samples, from 0 on as in FreiHAND's JSON files."""
         return str(self.label_of(index))
 
     def fingerprint(self) -> str:
-        """Digest of labels, of what this part holds and of some of its images."""
+        """Digest of the labels, of the ids in this part and of some of its images."""
         names = [f"{self.folder}/rgb/{self.ids[i]:08d}.jpg" for i in some(len(self.ids))]
         images = files_digest(self.root, names)
         return digest_of(arrays_digest(self.labels.values()), self.ids.tobytes(), images)
@@ -193,20 +224,17 @@ class FreiHand(Dataset[HandSample | CropSample]):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def _path(self, image_id: int) -> Path:
-        return self.root / self.folder / "rgb" / f"{image_id:08d}.jpg"
-
     def _crop(self, image_id: int) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
-        """Stored crop [S, S, 3] of a picture, and crop_from_img."""
-        picture = read_image(self._path(image_id))
-        height, width = picture.shape[:2]
+        """Stored crop [S, S, 3] of an image, and crop_from_img."""
+        image = read_image(self.root / self.folder / "rgb" / f"{image_id:08d}.jpg")
+        height, width = image.shape[:2]
         crop_from_img = crop_map(np.array([0, 0, width, height]), self.crop_scale, self.image_px)
-        return cut(picture, crop_from_img, self.image_px), crop_from_img
+        return cut(image, crop_from_img, self.image_px), crop_from_img
 
     def _partner_of(self, image_id: int) -> int:
-        """The same hand before another background, always the same one for a picture."""
-        place, item = divmod(image_id, self.num_unique)
-        others = [p for p in map(VERSIONS.index, self.versions) if p != place]
+        """The same hand before another background, always the same one for an image."""
+        version, item = divmod(image_id, self.num_unique)
+        others = [v for v in self._version_ids if v != version]
         return item + self.num_unique * int(np.random.default_rng(image_id).choice(others))
 
     def __getitem__(self, index: int) -> HandSample | CropSample:
@@ -224,7 +252,7 @@ class FreiHand(Dataset[HandSample | CropSample]):
             kp2d = carry_points(crop_from_img, project_px(joints, K))
         rotmats = betas = None
         if "mano" in label:
-            rotmats, betas, _ = freihand_hand(*self._mano(item), self.hands_mean)
+            rotmats, betas, _ = freihand_hand(label["mano"], K, self.hands_mean)
         return hand_sample(
             image,
             sample_id,

@@ -1,11 +1,12 @@
 """HO-3D versions 2 and 3 (Hampali et al. 2020, 2021): hands holding objects, 640 x 480 frames.
 
-At the door: OpenGL axes become OpenCV's, the joint order becomes ours, handPose/handTrans become
-rotations and a mesh. A hand's box is its joints in the picture (training) or `handBoundingBox`
-(evaluation).
+OpenGL axes become OpenCV's here, the joint order becomes ours, handPose/handTrans become rotations
+and a mesh. A hand's box is its joints in the image (training) or `handBoundingBox` (evaluation).
 """
 
 import logging
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +15,30 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from handmim.data.cropping import box_of_points, carry_intrinsics, carry_points, crop_map, cut
-from handmim.data.fingerprint import digest_of, files_digest, some
+from handmim.data.datasets import digest_of, files_digest, some
 from handmim.data.ho3d_checks import (
     POSE,
     check_evaluation,
     check_meta,
     check_training,
-    image_of,
-    missing_files,
 )
-from handmim.data.image_heads import image_head
-from handmim.data.json_arrays import StoredArray
-from handmim.data.layouts import take_of
-from handmim.data.provenance import check_made_with
-from handmim.data.samples import hand_sample
-from handmim.data.truth import stored_truth
+from handmim.data.label_checks import check_made_with
+from handmim.data.label_files import StoredArray, file_names, stored_ground_truth, take_of
+from handmim.data.samples import (
+    box_of_points,
+    carry_intrinsics,
+    carry_points,
+    crop_map,
+    cut,
+    hand_sample,
+)
 from handmim.hand.conventions import OPENCV_FROM_OPENGL, ho3d_hand, project_px, rest_wrist
 from handmim.hand.io import load_hand_arrays
 from handmim.hand.model import HandModel
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D
-from handmim.images.decode import UnreadableImage, read_image
+from handmim.images.decode import UnreadableImage, image_head, read_image
 from handmim.types import CropSample, HandSample
+from handmim.utils.arguments import below_one, one_of
 from handmim.utils.files import UnreadableSample
 from handmim.utils.findings import Notes, shown, spread
 from handmim.utils.unpickle import load_pickle
@@ -44,6 +47,7 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "all", "evaluation")
 CHECKED = 32  # frames whose metas are checked at the start
+IMAGE_SUFFIXES = (".png", ".jpg")  # v2 and v3, in the order of the official reader
 
 
 def read_frames(path: Path) -> list[str]:
@@ -59,24 +63,20 @@ def read_frames(path: Path) -> list[str]:
     frames = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     bad = [frame for frame in frames if frame.count("/") != 1]
     if bad or not frames:
-        raise ValueError(f"{path}: want lines '<sequence>/<id>', got {bad[:3] or 'none'}")
+        raise ValueError(f"{path}: lines must be '<sequence>/<id>', got {bad[:3] or 'none'}")
     return frames
 
 
 def split_takes(frames: list[str], split: str, val_fraction: float, seed: int) -> list[str]:
-    """Frames of a training split.
+    """Frames of a training split, cut by recording (`label_files.take_of`).
 
-    Takes are drawn at random for "val" as long as that brings its share of the frames nearer to
-    `val_fraction`; one at least is held back, and one at least is not.
+    Recordings are drawn at random for "val" as long as that brings its share of the frames nearer
+    to `val_fraction`; one at least is held back, and one at least is not.
     """
-    if not 0.0 <= val_fraction < 1.0:
-        raise ValueError(f"val_fraction must be in [0, 1), got {val_fraction} (data.val_fraction)")
+    below_one(val_fraction=val_fraction)
     if split == "all":
         return frames
-    counts: dict[str, int] = {}
-    for frame in frames:
-        take = take_of(frame.split("/")[0])
-        counts[take] = counts.get(take, 0) + 1
+    counts = Counter(take_of(frame.split("/")[0]) for frame in frames)
     takes = sorted(counts)
     held: set[str] = set()
     budget = val_fraction * len(frames)
@@ -89,20 +89,42 @@ def split_takes(frames: list[str], split: str, val_fraction: float, seed: int) -
     return [f for f in frames if (take_of(f.split("/")[0]) in held) == (split == "val")]
 
 
+def image_of(root: Path, part: str, frame: str) -> Path | None:
+    """The image file of a frame; None where there is none."""
+    sequence, name = frame.split("/")
+    folder = root / part / sequence / "rgb"
+    paths = (folder / f"{name}{suffix}" for suffix in IMAGE_SUFFIXES)
+    return next((path for path in paths if path.is_file()), None)
+
+
+def missing_files(root: Path, part: str, frames: Sequence[str]) -> list[str]:
+    """Images and metas of listed frames that are not below the dataset's folder."""
+    present: dict[tuple[str, str], set[str]] = {}
+    missing = []
+    for frame in frames:
+        sequence, name = frame.split("/")
+        for kind, suffixes in (("rgb", IMAGE_SUFFIXES), ("meta", (".pkl",))):
+            if (sequence, kind) not in present:
+                present[sequence, kind] = set(file_names(root / part / sequence / kind))
+            if not any(f"{name}{suffix}" in present[sequence, kind] for suffix in suffixes):
+                missing.append(f"{part}/{sequence}/{kind}/{name}")
+    return missing
+
+
 class Ho3d(Dataset[HandSample | CropSample]):
-    """Labelled crops of one split, or its pictures grouped by take.
+    """Labelled crops of one split, or its images grouped by recording.
 
     Args:
         root: folder that holds train/, evaluation/, train.txt and evaluation.txt.
         hand_path: hand model of the annotations (poses are absolute, betas are this model's).
-        split: "train" and "val" share train.txt, cut by take; "all" is both; "evaluation" is the
-            official one, with vertices where the released truth is beside it.
-        val_fraction: share of the frames in "val", about: takes are kept whole.
+        split: "train" and "val" share train.txt, cut by recording; "all" is both; "evaluation" is
+            the official one, with vertices where the released ground truth is beside it.
+        val_fraction: share of the frames in "val", about: recordings stay whole.
         seed: of that cut.
         image_px: side of the stored crop.
         crop_scale: side of the crop relative to the hand's box.
         cache_dir: where the large JSON files are kept as arrays.
-        grouped: give unlabelled crops for pretraining instead; a take, seen by all of its cameras,
+        grouped: give unlabelled crops for pretraining instead; a recording by all of its cameras
             is one group.
     Raises: FileNotFoundError naming what is missing; ValueError for settings or a hand model that
         do not fit.
@@ -121,8 +143,7 @@ class Ho3d(Dataset[HandSample | CropSample]):
         cache_dir: str | Path = "data/cache",
         grouped: bool = False,
     ) -> None:
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {SPLITS}, got {split!r} (data.*.split)")
+        one_of("split", split, SPLITS)
         self.root, self.split, self.image_px = Path(root), split, image_px
         self.crop_scale, self.grouped = crop_scale, grouped
         self.folder = "evaluation" if split == "evaluation" else "train"
@@ -134,34 +155,31 @@ class Ho3d(Dataset[HandSample | CropSample]):
         if split in ("train", "val"):
             self.source += f", val_fraction {val_fraction:g}, split seed {seed}"
         frames = read_frames(self.root / f"{self.folder}.txt")
-        self.xyz: StoredArray | None = None
-        self.verts: StoredArray | None = None
+        self.ground_truth: tuple[StoredArray, StoredArray] | None = None  # joints and vertices
         if split == "evaluation":
             self.frames = frames
-            self._read_truth(Path(cache_dir))
+            self.ground_truth = self._read_ground_truth(Path(cache_dir))
         else:
             self.frames = split_takes(frames, split, val_fraction, seed)
         if not self.frames:
             raise ValueError(
-                f"split {split} of {root} is empty: its takes cannot be cut by "
+                f"split {split} of {root} is empty: its recordings cannot be cut by "
                 f"data.val_fraction={val_fraction}"
             )
-        self._told_unlabelled = False
+        self._is_unlabelled_noted = False
         self._check()
 
-    def _read_truth(self, cache: Path) -> None:
-        truth = stored_truth(self.root, cache)
-        if truth is None:
-            return
-        self.xyz, self.verts = truth
-        if len(self.xyz) != len(self.frames):
+    def _read_ground_truth(self, cache: Path) -> tuple[StoredArray, StoredArray] | None:
+        stored = stored_ground_truth(self.root, cache)
+        if stored is not None and len(stored[0]) != len(self.frames):
             raise ValueError(
-                f"{self.root}: evaluation_xyz.json has {len(self.xyz)} entries, evaluation.txt has "
-                f"{len(self.frames)} frames: they are of different versions"
+                f"{self.root}: evaluation_xyz.json has {len(stored[0])} entries, evaluation.txt "
+                f"has {len(self.frames)} frames: they are of different versions"
             )
+        return stored
 
     def _check(self) -> None:
-        """Files of all frames; metas of some for their meaning, as the doctor does."""
+        """Check the files of all frames, and some metas with the functions of the doctor."""
         missing = missing_files(self.root, self.folder, self.frames)
         if missing:
             raise FileNotFoundError(
@@ -172,7 +190,7 @@ class Ho3d(Dataset[HandSample | CropSample]):
         metas = {i: self._meta(frame) for i, frame in chosen.items()}
         first = image_of(self.root, self.folder, self.frames[0])
         head = None if first is None else image_head(first)
-        if head is None:  # counted when its turn comes
+        if head is None:  # counted when it is read
             return
         notes, source = Notes(), "unpack HO-3D again"
         with notes.guard("ho3d-labels", source):
@@ -185,12 +203,6 @@ class Ho3d(Dataset[HandSample | CropSample]):
     def _meta(self, frame: str) -> dict[str, Any]:
         sequence, name = frame.split("/")
         return load_pickle(self.root / self.folder / sequence / "meta" / f"{name}.pkl")
-
-    def _picture(self, frame: str) -> NDArray[np.uint8]:
-        path = image_of(self.root, self.folder, frame)
-        if path is None:
-            raise UnreadableImage(f"{self.folder}/{frame}", "there is no such image any more")
-        return read_image(path)
 
     @staticmethod
     def _opencv(points_m: Any) -> NDArray[np.float64]:
@@ -233,42 +245,43 @@ class Ho3d(Dataset[HandSample | CropSample]):
 
     def __getitem__(self, index: int) -> HandSample | CropSample:
         frame = self.frames[index]
-        picture = self._picture(frame)
+        path, sample_id = image_of(self.root, self.folder, frame), f"{self.folder}/{frame}"
+        if path is None:
+            raise UnreadableImage(sample_id, "there is no such image any more")
+        image = read_image(path)
         try:
             meta = self._meta(frame)
             check_meta(meta, self.split != "evaluation")
         except (ValueError, TypeError) as error:
-            raise UnreadableSample(f"{self.folder}/{frame}", str(error)) from error
-        height, width = picture.shape[:2]
+            raise UnreadableSample(sample_id, str(error)) from error
+        height, width = image.shape[:2]
         K = None if meta.get("camMat") is None else np.asarray(meta["camMat"], np.float64)
         rotmats = betas = joints = valid = verts = None
         if self.split == "evaluation":
             joints, valid = np.zeros((21, 3)), np.zeros(21, bool)
             if meta.get("handJoints3D") is not None:  # the wrist only
                 joints[0], valid[0] = self._opencv(meta["handJoints3D"])[0], True
-            if self.xyz is not None and self.verts is not None:
-                joints = self._opencv(self.xyz[index])[list(CANONICAL_FROM_HO3D)]
-                valid, verts = np.ones(21, bool), self._opencv(self.verts[index])
+            if self.ground_truth is not None:
+                joints, verts = (self._opencv(array[index]) for array in self.ground_truth)
+                joints, valid = joints[list(CANONICAL_FROM_HO3D)], np.ones(21, bool)
         elif K is None or any(meta.get(key) is None for key in POSE):
-            self._tell(frame)
+            self._note_unlabelled(frame)
         else:
             rotmats, betas, joints, verts = self._labels(meta)
         kp2d = None
         if joints is not None and K is not None and (valid is None or valid.all()):
             kp2d = project_px(joints, K)
-        box: NDArray[np.floating]
+        box: NDArray[np.floating] = np.array([0, 0, width, height], np.float64)
         if meta.get("handBoundingBox") is not None:
             box = np.asarray(meta["handBoundingBox"], np.float64)
         elif kp2d is not None:
             box = box_of_points(kp2d)
-        else:
-            box = np.array([0, 0, width, height], np.float64)
         crop_from_img = crop_map(box, self.crop_scale, self.image_px)
-        image, sample_id = cut(picture, crop_from_img, self.image_px), f"{self.folder}/{frame}"
+        crop = cut(image, crop_from_img, self.image_px)
         if self.grouped:
-            return CropSample(image, sample_id, group=f"ho3d {take_of(frame.split('/')[0])}")
+            return CropSample(crop, sample_id, group=f"ho3d {take_of(frame.split('/')[0])}")
         return hand_sample(
-            image,
+            crop,
             sample_id,
             joint_convention="ho3d",
             K_crop_px=None if K is None else carry_intrinsics(crop_from_img, K),
@@ -280,7 +293,7 @@ class Ho3d(Dataset[HandSample | CropSample]):
             betas=betas,
         )
 
-    def _tell(self, frame: str) -> None:
-        if not self._told_unlabelled:
+    def _note_unlabelled(self, frame: str) -> None:
+        if not self._is_unlabelled_noted:
             log.warning("%s has no hand annotation (None fields): it counts as unlabelled", frame)
-        self._told_unlabelled = True
+        self._is_unlabelled_noted = True

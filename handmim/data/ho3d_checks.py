@@ -1,26 +1,26 @@
 """Whether HO-3D's metas agree with themselves, the hand model and the conventions."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from handmim.data.camera_checks import note_intrinsics, usable
-from handmim.data.layouts import file_names
-from handmim.data.provenance import LARGEST_RESIDUAL_M
+from handmim.data.label_checks import (
+    OPENGL,
+    OTHER_HAND,
+    are_hands,
+    centred_error_m,
+    note_intrinsics,
+    note_placement,
+    note_residual,
+    settle_joints,
+    usable,
+)
 from handmim.geometry.rotation_numpy import rotvec_to_matrix
 from handmim.hand.conventions import OPENCV_FROM_OPENGL, project_px
-from handmim.hand.label_checks import (
-    SIZES_M,
-    finite,
-    note_bones,
-    settle_axes,
-    settle_order,
-    settle_unit,
-)
+from handmim.hand.label_checks import finite, settle_axes
 from handmim.hand.model import HandModel
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D, FINGERTIP_VERTS
 from handmim.utils.findings import Notes, shown
@@ -29,33 +29,9 @@ Array = NDArray[np.float64]
 Metas = Mapping[int, dict[str, Any]]
 
 POSE = {"handPose": (48,), "handTrans": (3,), "handBeta": (10,), "handJoints3D": (21, 3)}
-OPENGL = -1
-IMAGE_SUFFIXES = (".png", ".jpg")  # v2 and v3, in the order of the official reader
 USUAL_RESIDUAL_M = 0.003
 BOX_SLACK = 0.2  # of the box's side, by which a wrist may be outside of it
-SEEN = 0.8  # share of joints inside of the pictures
-
-
-def image_of(root: Path, part: str, frame: str) -> Path | None:
-    """The image file of a frame; None where there is none."""
-    sequence, name = frame.split("/")
-    folder = root / part / sequence / "rgb"
-    paths = (folder / f"{name}{suffix}" for suffix in IMAGE_SUFFIXES)
-    return next((path for path in paths if path.is_file()), None)
-
-
-def missing_files(root: Path, part: str, frames: Sequence[str]) -> list[str]:
-    """Images and metas of listed frames that are not below the dataset's folder."""
-    have: dict[tuple[str, str], set[str]] = {}
-    missing = []
-    for frame in frames:
-        sequence, name = frame.split("/")
-        for kind, suffixes in (("rgb", IMAGE_SUFFIXES), ("meta", (".pkl",))):
-            if (sequence, kind) not in have:
-                have[sequence, kind] = set(file_names(root / part / sequence / kind))
-            if not any(f"{name}{suffix}" in have[sequence, kind] for suffix in suffixes):
-                missing.append(f"{part}/{sequence}/{kind}/{name}")
-    return missing
+SEEN = 0.8  # share of joints inside of the images
 
 
 def check_training(
@@ -67,21 +43,21 @@ def check_training(
     size_px: tuple[int, int],
     source: str,
 ) -> None:
-    """Pose, joints and camera of training metas.
+    """Note what is wrong with pose, joints and camera of HO-3D's training metas.
 
     Args:
         notes, prefix: where and how findings are noted.
-        metas: by their place in the list.
-        frames: names of those places.
+        metas: by their index in the list.
+        frames: names of those indices.
         model: the hand; None leaves out what needs it.
-        size_px: width and height of the pictures.
+        size_px: width and height of the images.
         source: how to get the original back.
     """
     nameless = [frames[i] for i, m in metas.items() if any(m.get(k) is None for k in POSE)]
     notes.judge(
         not nameless,
         f"{prefix}-none",
-        f"{len(nameless)} of {len(metas)} listed frames looked at have no hand annotation"
+        f"{len(nameless)} of {len(metas)} checked frames have no hand annotation"
         + (f" (None fields): {shown(nameless)}" if nameless else ""),
         f"they count as unlabelled; the genuine lists have none: {source}",
         bad="warning",
@@ -91,32 +67,26 @@ def check_training(
         return
     labels = {key: stacked(known, key, shape) for key, shape in POSE.items()}
     where = "handJoints3D"
-    kept = np.ones(len(known), bool)
+    is_finite = np.ones(len(known), bool)
     for key, values in labels.items():
-        kept &= finite(notes, prefix, values, key)
-    labels = {key: values[kept] for key, values in labels.items()}
-    joints = settle_unit(notes, prefix, labels["handJoints3D"], where)
-    joints = settle_order(notes, prefix, joints, "ho3d", where)
-    note_bones(notes, prefix, joints, where)
-    joints = settle_axes(notes, prefix, joints, OPENGL, where)
+        is_finite &= finite(notes, prefix, values, key)
+    labels = {key: values[is_finite] for key, values in labels.items()}
+    joints = settle_joints(notes, prefix, labels[where], "ho3d", OPENGL, where)
     if model is not None:
         with notes.guard(f"{prefix}-residual", source):
-            _pose(notes, prefix, labels, joints, model, source)
-    shown_metas = [m for m, k in zip(known, kept, strict=True) if k]
-    K = cameras(notes, prefix, shown_metas, size_px, "train: camMat", source)
+            _note_poses(notes, prefix, labels, joints, model, source)
+    finite_metas = [meta for meta, good in zip(known, is_finite, strict=True) if good]
+    K = _cameras(notes, prefix, finite_metas, size_px, "train: camMat", source)
     if K is not None:
         px = project_px(joints @ OPENCV_FROM_OPENGL, K)
-        inside = ((px >= 0) & (px <= size_px)).all(axis=2)
-        notes.judge(
-            float(inside.mean()) >= SEEN,
-            f"{prefix}-projection",
-            f"{inside.mean():.0%} of the joints fall into the pictures by camMat",
-            f"camMat and {where} do not belong to these pictures: {source}",
-        )
+        inside = float(((px >= 0) & (px <= size_px)).all(axis=2).mean())
+        text = f"{inside:.0%} of the joints fall into the images by camMat"
+        fix = f"camMat and {where} do not belong to these images: {source}"
+        notes.judge(inside >= SEEN, f"{prefix}-projection", text, fix)
 
 
 def check_meta(meta: dict[str, Any], is_training: bool) -> None:
-    """Refuse a frame whose labels are none: `check_training` looks at some frames.
+    """Refuse a frame of HO-3D without possible labels.
 
     Raises: ValueError naming the field.
     """
@@ -128,9 +98,7 @@ def check_meta(meta: dict[str, Any], is_training: bool) -> None:
     for key, values in labels.items():
         if not np.isfinite(values).all():
             raise ValueError(f"{key} holds NaN or infinity")
-    joints = labels["handJoints3D"][0]
-    size_m = float(np.linalg.norm(np.ptp(joints, axis=0)))
-    if not SIZES_M[0] < size_m < SIZES_M[1] or (joints[:, 2] >= 0).any():
+    if not are_hands(labels["handJoints3D"], OPENGL).all():
         raise ValueError("handJoints3D is no hand of metres before the camera (z < 0)")
 
 
@@ -140,13 +108,13 @@ def stacked(metas: list[dict[str, Any]], key: str, shape: tuple[int, ...]) -> Ar
     Raises: ValueError naming the field when a meta has another count of numbers.
     """
     rows = [np.asarray(meta[key], np.float64).ravel() for meta in metas]
-    sizes = {len(row) for row in rows}
-    if sizes != {int(np.prod(shape))}:
-        raise ValueError(f"{key} holds {sorted(sizes)} numbers, wanted {int(np.prod(shape))}")
+    sizes, size = {len(row) for row in rows}, int(np.prod(shape))
+    if sizes != {size}:
+        raise ValueError(f"{key} holds {sorted(sizes)} numbers, {size} are required")
     return np.stack(rows).reshape(-1, *shape)
 
 
-def _pose(
+def _note_poses(
     notes: Notes,
     prefix: str,
     labels: Mapping[str, Array],
@@ -159,35 +127,22 @@ def _pose(
     betas, transl = (torch.from_numpy(labels[k]) for k in ("handBeta", "handTrans"))
     with torch.no_grad():
         mesh = model(rotmats, betas, transl.to(torch.float32))
-    verts = mesh.verts_m.double().numpy()
-    tips = verts[:, list(FINGERTIP_VERTS["ho3d"])]
+    tips = mesh.verts_m.double().numpy()[:, list(FINGERTIP_VERTS["ho3d"])]
     posed = np.concatenate([mesh.chain_joints_m.double().numpy(), tips], axis=1)
     posed = posed[:, list(CANONICAL_FROM_HO3D)]
-    if np.median(posed[..., 2]) > 0:  # told of the joints already
+    if np.median(posed[..., 2]) > 0:  # noted for the joints already
         posed = posed @ OPENCV_FROM_OPENGL
-    shift = (joints_m - posed).mean(axis=1, keepdims=True)
-    residuals_m = np.linalg.norm(posed + shift - joints_m, axis=2).mean(axis=1)
-    residual_m = float(np.median(residuals_m))
-    good = residual_m <= LARGEST_RESIDUAL_M
-    notes.judge(
-        residual_m <= USUAL_RESIDUAL_M,
-        f"{prefix}-residual",
-        f"posing {model.name} by handPose and handBeta misses the given joints by "
-        f"{residual_m * 1e3:.2f} mm (median of {len(posed)}, worst {residuals_m.max() * 1e3:.2f})",
-        f"hand=mano hand.path=MANO_RIGHT.pkl; if that is chosen, {source}",
-        bad="warning" if good else "error",
-    )
-    if good and not notes.failed(f"{prefix}-unit"):
-        off_m = float(np.median(np.linalg.norm(shift, axis=2)))
-        notes.judge(
-            off_m <= LARGEST_RESIDUAL_M,
-            f"{prefix}-placement",
-            f"hands placed by handTrans are {off_m * 1e3:.2f} mm off the given joints (median)",
-            f"handTrans is added to MANO's vertices, it is not the wrist's place: {source}",
-        )
+    residuals_m, shift = centred_error_m(posed, joints_m)
+    posing = f"posing {model.name} by handPose and handBeta misses the given joints"
+    fix = OTHER_HAND + source
+    is_good = note_residual(notes, prefix, posing, residuals_m, USUAL_RESIDUAL_M, fix)
+    if is_good and not notes.failed(f"{prefix}-unit"):
+        fix = f"handTrans is added to MANO's vertices, it is not the wrist's position: {source}"
+        off_m = np.linalg.norm(shift, axis=2)
+        note_placement(notes, prefix, "joints by handTrans", off_m, fix)
 
 
-def cameras(
+def _cameras(
     notes: Notes,
     prefix: str,
     metas: list[dict[str, Any]],
@@ -207,36 +162,36 @@ def cameras(
 def check_evaluation(
     notes: Notes, prefix: str, metas: Metas, size_px: tuple[int, int], source: str
 ) -> None:
-    """Boxes, wrists and cameras that are given with the evaluation frames.
+    """Note what is wrong with boxes, wrists and cameras of HO-3D's evaluation metas.
 
     Args:
         notes, prefix: where and how findings are noted.
-        metas: by their place in the list.
-        size_px: width and height of the pictures.
+        metas: by their index in the list.
+        size_px: width and height of the images.
         source: how to get the original back.
     """
     given = [m for m in metas.values() if m.get("handBoundingBox") is not None]
     notes.judge(
         len(given) == len(metas),
         f"{prefix}-box",
-        f"{len(given)} of {len(metas)} evaluation frames looked at have a handBoundingBox",
-        f"without it the whole picture is cropped: {source}",
+        f"{len(given)} of {len(metas)} checked evaluation frames have a handBoundingBox",
+        f"without it the whole image is cropped: {source}",
     )
     if not given:
         return
-    K = cameras(notes, prefix, given, size_px, "evaluation: camMat", source)
+    K = _cameras(notes, prefix, given, size_px, "evaluation: camMat", source)
     boxes = stacked(given, "handBoundingBox", (2, 2))
-    turned = (boxes[:, 1] <= boxes[:, 0]).any(axis=1)
+    exchanged = (boxes[:, 1] <= boxes[:, 0]).any(axis=1)
     outside = ((boxes < -1) | (boxes > np.array(size_px) + 1)).any(axis=(1, 2))
     notes.judge(
-        not (turned | outside).any(),
+        not (exchanged | outside).any(),
         f"{prefix}-box",
-        f"{outside.sum()} of {len(given)} boxes reach out of the picture, {turned.sum()} are "
-        "turned around",
+        f"{outside.sum()} of {len(given)} boxes reach out of the image, {exchanged.sum()} have "
+        "their corners exchanged",
         f"handBoundingBox is x0, y0, x1, y1 in pixels: {source}",
-        bad="error" if turned.any() else "warning",
+        bad="error" if exchanged.any() else "warning",
     )
-    if K is None or turned.any() or any(m.get("handJoints3D") is None for m in given):
+    if K is None or exchanged.any() or any(m.get("handJoints3D") is None for m in given):
         return
     wrists = np.stack([np.asarray(m["handJoints3D"], np.float64).ravel()[:3] for m in given])
     wrists = settle_axes(notes, prefix, wrists[:, None], OPENGL, "the given wrist")

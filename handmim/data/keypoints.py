@@ -16,9 +16,15 @@ from handmim.data.annotation_checks import (
     missing_images,
 )
 from handmim.data.annotations import Annotations, read_annotations
-from handmim.data.cropping import box_of_points, carry_intrinsics, carry_points, crop_map, cut
-from handmim.data.fingerprint import digest_of, files_digest
-from handmim.data.samples import hand_sample
+from handmim.data.datasets import digest_of, files_digest
+from handmim.data.samples import (
+    box_of_points,
+    carry_intrinsics,
+    carry_points,
+    crop_map,
+    cut,
+    hand_sample,
+)
 from handmim.images.decode import read_image
 from handmim.types import HandSample
 from handmim.utils.findings import Notes

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from handmim.data.crops import check_grouping, group_of
-from handmim.data.fingerprint import digest_of
+from handmim.data.datasets import digest_of
 from handmim.images.decode import UnreadableImage, decode_rgb
 from handmim.types import CropSample
 

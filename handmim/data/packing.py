@@ -27,8 +27,8 @@ from handmim.images.decode import (
     read_bytes,
 )
 from handmim.images.files import ENDINGS, find_images
+from handmim.images.formats import printable
 from handmim.images.maps import find_maps
-from handmim.images.names import printable
 from handmim.utils.files import atomic_path, remove_leftovers
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from handmim.data.fingerprint import digest_of
+from handmim.data.datasets import digest_of
 from handmim.data.samples import hand_sample
 from handmim.hand.conventions import project_px
 from handmim.hand.io import load_hand_arrays

@@ -8,7 +8,7 @@ from pathlib import Path
 from handmim.data.crops import find_photos, labelled_benchmarks
 from handmim.images.decode import UnreadableImage, read_image
 from handmim.images.files import ENDINGS
-from handmim.images.names import printable
+from handmim.images.formats import printable
 from handmim.utils.findings import Finding, Notes, shown, spread
 
 TINY_PX = 48  # shorter side, below which there is nothing to learn at 224 px

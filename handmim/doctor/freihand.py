@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from handmim.data.freihand import FIELDS as READ
 from handmim.data.freihand_checks import SOURCE, Labels, check_labels
-from handmim.data.provenance import read_facts
+from handmim.data.label_checks import read_facts
 from handmim.doctor.freihand_pictures import check_masks, check_sizes, count_pictures
 from handmim.doctor.rendered import usable_hand
 from handmim.doctor.sampling import JsonEntries, missing_of

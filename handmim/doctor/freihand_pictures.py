@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.data.freihand_checks import SOURCE
-from handmim.data.layouts import VERSIONS, file_names
+from handmim.data.label_files import VERSIONS, file_names
 from handmim.doctor.camera import shares_in_masks
 from handmim.doctor.sampling import decoded_sizes
 from handmim.hand.conventions import project_px

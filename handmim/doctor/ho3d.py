@@ -6,15 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from handmim.data.ho3d import read_frames
+from handmim.data.ho3d import image_of, missing_files, read_frames
 from handmim.data.ho3d_checks import (
     check_evaluation,
     check_training,
-    image_of,
-    missing_files,
 )
-from handmim.data.layouts import take_of
-from handmim.data.provenance import read_facts
+from handmim.data.label_checks import read_facts
+from handmim.data.label_files import take_of
 from handmim.doctor.ho3d_evaluation import check_truth
 from handmim.doctor.rendered import usable_hand
 from handmim.doctor.sampling import decoded_sizes, missing_of

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from handmim.data.ho3d_checks import OPENGL, Metas
-from handmim.data.truth import SHAPES
+from handmim.data.ho3d_checks import Metas
+from handmim.data.label_checks import OPENGL
+from handmim.data.label_files import GROUND_TRUTH
 from handmim.doctor.sampling import JsonEntries
 from handmim.hand.label_checks import settle_axes, settle_order, settle_unit
 from handmim.utils.findings import Notes
@@ -23,7 +24,7 @@ def check_truth(notes: Notes, prefix: str, root: Path, num: int, metas: Metas) -
         metas: of evaluation frames, by their place in that list.
     """
     name = f"{prefix}-truth"
-    paths = {key: root / f"evaluation_{key}.json" for key in SHAPES}
+    paths = {key: root / f"evaluation_{key}.json" for key in GROUND_TRUTH}
     missing = [path.name for path in paths.values() if not path.is_file()]
     if missing:
         text = f"no {' and '.join(missing)}: predictions can be submitted, not scored"
@@ -44,10 +45,10 @@ def check_truth(notes: Notes, prefix: str, root: Path, num: int, metas: Metas) -
         return
     where = "evaluation_xyz.json"
     places = np.array(sorted(metas))
-    xyz = settle_unit(notes, prefix, lists["xyz"].read(places, SHAPES["xyz"]), where)
+    xyz = settle_unit(notes, prefix, lists["xyz"].read(places, GROUND_TRUTH["xyz"]), where)
     xyz = settle_order(notes, prefix, xyz, "ho3d", where)
     xyz = settle_axes(notes, prefix, xyz, OPENGL, where)
-    verts = lists["verts"].read(places[:1], SHAPES["verts"])
+    verts = lists["verts"].read(places[:1], GROUND_TRUTH["verts"])
     settle_axes(notes, prefix, verts, OPENGL, "evaluation_verts.json")
     given = [np.asarray(metas[i].get("handJoints3D"), np.float64).ravel()[:3] for i in places]
     if any(len(wrist) != 3 for wrist in given):

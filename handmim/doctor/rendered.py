@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from handmim.data.provenance import check_made_with
+from handmim.data.label_checks import check_made_with
 from handmim.hand.arrays import HandArrays
 from handmim.hand.model import HandModel
 from handmim.utils.findings import Notes

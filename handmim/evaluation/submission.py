@@ -21,7 +21,7 @@ from handmim.evaluation.benchmarks import (
 )
 from handmim.hand.skeleton import NUM_JOINTS
 from handmim.utils.files import atomic_path
-from handmim.utils.json_numbers import parse_numbers, rows_text
+from handmim.utils.json_files import parse_numbers, rows_text
 
 MEMBER = "pred.json"
 PIECE_BYTES = 1 << 22

@@ -10,7 +10,9 @@ quicker than OpenCV and gives the same pixels: results do not depend on what is 
 import os
 import stat
 import struct
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from handmim.images.formats import (
     DAMAGED,
@@ -28,12 +31,12 @@ from handmim.images.formats import (
     decoded,
     described,
     format_of,
+    printable,
     tiff_tag,
 )
-from handmim.images.names import printable
 from handmim.utils.files import UnreadableSample
 
-Picture = NDArray[np.uint8]  # [H, W, 3] RGB
+ImageArray = NDArray[np.uint8]  # [H, W, 3] RGB
 
 FITS = ("contain", "cover")
 REDUCED = {
@@ -45,13 +48,15 @@ REDUCED = {
 MAX_MEGAPIXELS = 200.0
 BYTES_PER_PIXEL = 16  # four floats: no image file needs more, apart from its head
 HEAD_BYTES = 1 << 16
+SIZE_BYTES = 1 << 12  # read for an image's size; the whole file where more comes before it
+NUM_THREADS = 8
 MAX_ASPECT = 64  # a longer image is cut to this before it is scaled to its shorter side
 _APP1, _SCAN = 0xE1, 0xDA
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 
 
 class UnreadableImage(UnreadableSample):
-    """An image that cannot be read: its file, and why."""
+    """An image that cannot be read: its file, and the reason."""
 
     def __str__(self) -> str:
         if not self.reason:
@@ -70,7 +75,7 @@ def turbo() -> ModuleType | None:
 
 
 class JpegHead(NamedTuple):
-    """What a JPEG's head says."""
+    """Size and EXIF orientation in a JPEG's head."""
 
     height: int
     width: int
@@ -113,8 +118,8 @@ def _segments(raw: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def reduction(height: int, width: int, side: int | None, fit: str) -> int:
-    """Largest of 8, 4, 2, 1 by which a picture may shrink while decoded and still be scaled down,
-    not up, to `side`; None wants all of it."""
+    """Largest of 8, 4, 2, 1 by which an image may shrink while decoded and still be scaled down,
+    not up, to `side`; 1 for None."""
     if side is None:
         return 1
     length = max(height, width) if fit == "contain" else min(height, width)
@@ -128,14 +133,14 @@ def decode_image(
     fit: str = "contain",
     *,
     max_megapixels: float = MAX_MEGAPIXELS,
-) -> Picture:
+) -> ImageArray:
     """An image file's pixels with EXIF rotation applied, whatever its format.
 
     Args:
         raw: content of the file.
         name: of the file, for errors.
         side: of the square crop that will be made of it; None gives all pixels.
-        fit: how (`crops.square`): the longer ("contain") or shorter side ("cover") counts.
+        fit: of that crop (`crops.square`): the longer ("contain") or shorter side ("cover") counts.
         max_megapixels: a file with more pixels is refused before they are decoded.
     Returns: [H, W, 3] uint8.
     Raises: UnreadableImage.
@@ -158,7 +163,7 @@ def decode_image(
     return image
 
 
-def _jpeg(raw: bytes, head: JpegHead, by: int) -> Picture | None:
+def _jpeg(raw: bytes, head: JpegHead, by: int) -> ImageArray | None:
     codec = turbo()
     if codec is not None and head.orientation in (0, 1):
         try:
@@ -183,7 +188,7 @@ def read_image(
     fit: str = "contain",
     *,
     max_megapixels: float = MAX_MEGAPIXELS,
-) -> Picture:
+) -> ImageArray:
     """`decode_image` of a file. FIFOs, devices and links to them are never opened.
 
     Raises: UnreadableImage.
@@ -227,15 +232,47 @@ def not_too_long(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return image[top : top + most, left : left + most]
 
 
-def decode_rgb(raw: bytes, side: int | None = None, fit: str = "contain") -> Picture | None:
+def decode_rgb(raw: bytes, side: int | None = None, fit: str = "contain") -> ImageArray | None:
     """`decode_image`, None when unreadable."""
     with suppress(UnreadableImage):
         return decode_image(raw, "", side, fit)
     return None
 
 
-def read_rgb(path: Path, side: int | None = None, fit: str = "contain") -> Picture | None:
+def read_rgb(path: Path, side: int | None = None, fit: str = "contain") -> ImageArray | None:
     """`read_image`, None when unreadable."""
     with suppress(UnreadableImage):
         return read_image(path, side, fit)
     return None
+
+
+def image_head(path: Path) -> tuple[int, int, int] | None:
+    """Stored width and height, before any rotation, and EXIF orientation (1 = as stored).
+
+    Returns: None where the file is no image, or its size is not in its head.
+    """
+    try:
+        if not path.is_file():  # opening a pipe would wait forever
+            return None
+        with path.open("rb") as file:
+            head = jpeg_head(file.read(SIZE_BYTES))
+        if head is not None:
+            return head.width, head.height, head.orientation
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")  # of its size: only the head is read
+            return image.width, image.height, int(image.getexif().get(ORIENTATION, 1))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def image_heads(paths: Sequence[Path]) -> NDArray[np.int64]:
+    """[n, 3] of `image_head`, zeros where there is none."""
+    heads = np.zeros((len(paths), 3), np.int64)
+
+    def read(start: int) -> None:
+        for i in range(start, len(paths), NUM_THREADS):
+            heads[i] = image_head(paths[i]) or 0
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:  # network folders answer slowly
+        list(pool.map(read, range(NUM_THREADS)))
+    return heads

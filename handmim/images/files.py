@@ -9,8 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
-from handmim.images.formats import format_of
-from handmim.images.names import printable, shown
+from handmim.images.formats import format_of, printable, shown
 
 ENDINGS = (
     ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm",

@@ -9,7 +9,7 @@ import io
 import math
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -81,6 +81,16 @@ DAMAGES = (
     struct.error, zlib.error, cv2.error,
 )  # fmt: skip
 DAMAGED = "it is damaged, or no image that OpenCV or Pillow reads"
+
+
+def printable(name: str) -> str:
+    """A file name for any stream and log: undecodable bytes and control characters are escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+
+
+def shown(names: Sequence[str], most: int = 10) -> str:
+    """The first few of many file names."""
+    return ", ".join(map(printable, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def format_of(raw: bytes) -> str | None:

@@ -6,7 +6,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from handmim.data.truth import find_truth, read_truth
+from handmim.data.datasets import hand_sha256_of
+from handmim.data.label_files import find_ground_truth, read_ground_truth
 from handmim.engine.saved_config import require
 from handmim.engine.watchdog import Watchdog
 from handmim.evaluation.camera_space import predict_camera_hands
@@ -58,7 +59,7 @@ def evaluate_file(cfg: DictConfig) -> dict[str, Any]:
     if cfg.tta.views is not None:
         raise ValueError("a submission file holds one answer: tta needs a checkpoint (tta=none)")
     run = setup_run(cfg)
-    truth = read_truth(cfg.data.root, cfg.data.cache_dir)
+    truth = read_ground_truth(cfg.data.root, cfg.data.cache_dir)
     report = score_file(
         cfg.predictions,
         cfg.data.benchmark,
@@ -132,7 +133,7 @@ def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> d
     with run.fabric.rank_zero_first():
         part = cfg.data.get("test") or cfg.data.val
         dataset = build_part(part, cfg.checkpoint, "data") if own_data else build(part)
-    check_same_hand(task.hand_sha256, getattr(dataset, "hand_sha256", None), "the data")
+    check_same_hand(task.hand_sha256, hand_sha256_of(dataset), "the data")
     task.to(run.device)
     predict = PREDICTORS[cfg.predictor](task)
     how = {"faces": task.faces, "batch_size": cfg.batch_size, "num_workers": cfg.num_workers}
@@ -143,7 +144,7 @@ def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> d
             return score(predict, dataset, augment, run.device, **how, **more)
         more["placement"] = cfg.data.placement
         hands = predict_camera_hands(predict, dataset, augment, run.device, **how, **more)
-        truth = find_truth(cfg.data.root, cfg.data.cache_dir)
+        truth = find_ground_truth(cfg.data.root, cfg.data.cache_dir)
         return submit(run, cfg.data.benchmark, hands, truth, folder), hands.sheet
 
     watch = Timer(run.device)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig
 
-from handmim.data.fingerprint import fingerprint_of
+from handmim.data.datasets import fingerprint_of, hand_sha256_of
 from handmim.data.loader import batches, collate_hands
 from handmim.engine.checkpoint import BEST, LAST, checkpoints_of
 from handmim.engine.signals import StopSignals
@@ -56,7 +56,7 @@ def _finetune(cfg: DictConfig) -> Finetuned:
     with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet
         train, val = build(cfg.data.train), build(cfg.data.val)
     for name, part in (("data.train", train), ("data.val", val)):
-        check_same_hand(task.hand_sha256, getattr(part, "hand_sha256", None), name)
+        check_same_hand(task.hand_sha256, hand_sha256_of(part), name)
     chosen = choose_labels(train, **labels, seed=cfg.seed)
     train = chosen.samples
     sources = checkpoints_of(run.dir, cfg.resume)

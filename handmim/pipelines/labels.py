@@ -5,8 +5,16 @@ from typing import NamedTuple
 
 from torch.utils.data import Dataset, Subset
 
-from handmim.data.label_ids import label_ids, lines_sha256, read_ids, subset_of_ids, write_ids
-from handmim.data.loader import label_subset, share_of_labels
+from handmim.data.datasets import SharesLabels, size_of
+from handmim.data.label_subsets import (
+    label_ids,
+    label_subset,
+    lines_sha256,
+    read_ids,
+    share_of_labels,
+    subset_of_ids,
+    write_ids,
+)
 from handmim.types import HandSample
 
 LABELS = "labels.txt"
@@ -93,6 +101,7 @@ def choose_labels(
 
 def count_labels(dataset: Dataset[HandSample]) -> int:
     """Distinct labels of a set; several samples may share one (see `label_subset`)."""
-    size = len(dataset)  # type: ignore[arg-type]
-    label_of = getattr(dataset, "label_of", None)
-    return size if label_of is None else len({label_of(i) for i in range(size)})
+    size = size_of(dataset)
+    if isinstance(dataset, SharesLabels):
+        return len({dataset.label_of(i) for i in range(size)})
+    return size

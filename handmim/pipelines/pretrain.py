@@ -6,7 +6,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 from torch import nn
 
-from handmim.data.fingerprint import fingerprint_of
+from handmim.data.datasets import fingerprint_of, hand_sha256_of
 from handmim.data.loader import collate_crops
 from handmim.engine.checkpoint import checkpoints_of
 from handmim.engine.signals import StopSignals
@@ -81,7 +81,7 @@ def _train(cfg: DictConfig, run: Run, task: nn.Module) -> FitResult:
         hooks=hooks,
         resume=cfg.resume,
         meta={
-            "hand_sha256": getattr(dataset, "hand_sha256", None),  # of rendered hands
+            "hand_sha256": hand_sha256_of(dataset),  # of rendered hands
             "data_sha256": fingerprint_of(dataset),
         },
     )

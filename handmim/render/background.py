@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from handmim.images.decode import UnreadableImage, not_too_long, read_image
 from handmim.images.files import find_images
-from handmim.images.names import printable
+from handmim.images.formats import printable
 
 log = logging.getLogger(__name__)
 

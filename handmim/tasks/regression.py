@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from handmim.data.augment import HandAugment
-from handmim.data.loader import Sparing
+from handmim.data.loader import SkipUnreadable
 from handmim.hand.model import HandLayer
 from handmim.losses.direct_keypoints import JointEstimate, JointOutputs
 from handmim.losses.reduction import StepWeights
@@ -154,7 +154,7 @@ class RegressionTask(nn.Module, ABC):
         """
         share = max_unreadable * len(dataset)  # type: ignore[arg-type]
         most = int(max(1.0, share)) if max_unreadable else 0
-        looked_at = Sparing(some_of(dataset, max_pictures), most)
+        looked_at = SkipUnreadable(some_of(dataset, max_pictures), most)
         self.measure_labels(looked_at, augment, device, num_workers)
         if self.averaged is not None:
             self.averaged.net.load_state_dict(self._followed().state_dict())

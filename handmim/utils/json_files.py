@@ -1,13 +1,20 @@
-"""JSON files of others: read whole, or refused with one sentence that names the file."""
+"""JSON files of others: read whole or refused with one sentence; numbers to arrays and back."""
 
 import gc
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-MAX_MB = 2048.0  # label files of the largest public hand sets are below 1.6 GB
+import numpy as np
+import orjson
+import simdjson
+from numpy.typing import NDArray
+
+MAX_MB = 2048.0  # label files of the largest public hand sets are below 1.7 GB
+DECIMALS = 7  # of written numbers
+_BLANK_BRACKETS = bytes.maketrans(b"[]", b"  ")
 
 
 def read_json(path: str | Path, *, max_mb: float = MAX_MB, option: str = "") -> Any:
@@ -32,11 +39,8 @@ def read_json(path: str | Path, *, max_mb: float = MAX_MB, option: str = "") -> 
 
 
 def read_object(path: str | Path, *, needs: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
+    """Read a JSON file that holds an object with some keys.
 
-    Args:
-        path: the file.
-        needs: keys that must be there.
     Raises: as `read_json`; ValueError for anything else than an object with these keys.
     """
     content = read_json(path)
@@ -49,10 +53,10 @@ def read_object(path: str | Path, *, needs: Sequence[str] = ()) -> dict[str, Any
 
 
 def parse_json(raw: bytes, name: str) -> Any:
-    """Parse JSON text.
+    """Parse JSON text in UTF-8, UTF-16 or UTF-32.
 
     Args:
-        raw: text in UTF-8, UTF-16 or UTF-32.
+        raw: the text.
         name: of its source, for messages.
     Raises: ValueError for anything else, with line and column.
     """
@@ -77,7 +81,7 @@ def parse_json(raw: bytes, name: str) -> Any:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Millions of new lists let Python's collector look at all of them again and again."""
+    """Millions of new lists let Python's collector visit all of them again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -85,3 +89,33 @@ def _no_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def parse_numbers(text: bytes) -> NDArray[np.float64]:
+    """Numbers of a JSON list, nested or not, or of a part of one; brackets are not checked.
+
+    Args:
+        text: numbers with a comma between any two; NaN and Infinity are numbers here.
+    Returns: [n], the float64 nearest to each.
+    Raises: ValueError for anything else.
+    """
+    flat = text.translate(_BLANK_BRACKETS)
+    try:
+        parsed = cast(simdjson.Array, simdjson.Parser().parse(b"[" + flat + b"]"))
+        return np.frombuffer(parsed.as_buffer(of_type="d"), np.float64)
+    except (ValueError, TypeError, RuntimeError):  # NaN, numbers beyond float64, or no numbers
+        if b"_" in flat:  # Python's own way to write numbers
+            raise ValueError("a number holds an underscore") from None
+        return np.array([float(word) for word in flat.split(b",")])
+
+
+def rows_text(rows: NDArray[np.floating]) -> bytes:
+    """A list of lists of numbers, rounded to `DECIMALS`, without white space.
+
+    Args:
+        rows: [n, k] finite.
+    """
+    exact = np.asarray(rows, np.float64)
+    # beyond this size float64 has no more decimals to round
+    rounded = np.where(np.abs(exact) < 9e8, np.round(exact, DECIMALS) + 0.0, exact)
+    return orjson.dumps(np.ascontiguousarray(rounded), option=orjson.OPT_SERIALIZE_NUMPY)

@@ -25,6 +25,7 @@ TARGETS: dict[str, str] = {
     "handmim.metrics.retrieval": "handmim.diagnostics.readout",
     "handmim.tasks.alarms.CollapseAlarms": "handmim.diagnostics.collapse.CollapseDetection",
     "handmim.tasks.probing": "handmim.diagnostics.probe",
+    "handmim.data.mixed": "handmim.data.datasets",
 }
 # Arguments by the new target: the new name, or None where the argument is gone.
 ARGUMENTS: dict[str, dict[str, str | None]] = {

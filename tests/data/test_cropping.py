@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from handmim.data.cropping import box_of_points, carry_intrinsics, carry_points, crop_map, cut
+from handmim.data.samples import box_of_points, carry_intrinsics, carry_points, crop_map, cut
 
 
 @pytest.mark.parametrize("side", [60, 150, 290])

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from handmim.data.freihand import FreiHand, split_samples
-from handmim.data.layouts import VERSIONS
-from handmim.data.loader import collate_hands, label_subset
-from handmim.data.truth import read_truth
+from handmim.data.label_files import VERSIONS, read_ground_truth
+from handmim.data.label_subsets import label_subset
+from handmim.data.loader import collate_hands
 from handmim.geometry.camera import project, px_from_ndc
 from handmim.hand.io import save_npz
 from handmim.hand.joint_convention import JointConventions
@@ -96,7 +96,7 @@ def test_the_genuine_split_has_the_published_counts():
 
 
 def test_truth_is_as_the_files_have_it_and_may_be_missing(load, copy, freihand_tree, tmp_path):
-    joints, verts = read_truth(freihand_tree, tmp_path)
+    joints, verts = read_ground_truth(freihand_tree, tmp_path)
     stored = json.loads((freihand_tree / "evaluation_xyz.json").read_text())
     np.testing.assert_allclose(joints, stored, atol=1e-7)
     assert verts.shape == (8, 778, 3)
@@ -108,7 +108,7 @@ def test_truth_is_as_the_files_have_it_and_may_be_missing(load, copy, freihand_t
     assert sample.has_K
     assert not any((sample.has_mano, sample.has_verts, sample.joints_valid.any()))
     with pytest.raises(FileNotFoundError, match=r"evaluation_xyz\.json"):
-        read_truth(root, tmp_path)
+        read_ground_truth(root, tmp_path)
 
 
 def test_another_hand_model_is_refused(load, copy, hand_arrays):

@@ -11,8 +11,17 @@ import pytest
 
 from handmim.data import freihand
 from handmim.data.freihand import FreiHand
-from handmim.data.freihand_splits import NUM_UNIQUE, PERCENTS, SEEDS, file_name, write_splits
-from handmim.data.label_ids import label_ids, lines_sha256, read_ids, subset_of_ids
+from handmim.data.label_subsets import (
+    NUM_UNIQUE,
+    PERCENTS,
+    SEEDS,
+    file_name,
+    label_ids,
+    lines_sha256,
+    read_ids,
+    subset_of_ids,
+    write_splits,
+)
 from handmim.pipelines.labels import choose_labels
 
 REPO = Path(__file__).parents[2]

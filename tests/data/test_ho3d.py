@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from handmim.data.ho3d import Ho3d, read_frames, split_takes
-from handmim.data.label_ids import label_ids
-from handmim.data.layouts import take_of
+from handmim.data.label_files import read_ground_truth, take_of
+from handmim.data.label_subsets import label_ids
 from handmim.data.loader import collate_hands
-from handmim.data.truth import read_truth
 from handmim.geometry.camera import project, px_from_ndc
 from handmim.hand.joint_convention import JointConventions
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D, joint_order
@@ -51,7 +50,7 @@ def test_evaluation_has_the_wrist_and_the_truth_where_it_is(tree, tmp_path):
     data = load(tree, tmp_path, split="evaluation")
     frames = read_frames(tree / "evaluation.txt")
     assert data.frames == frames
-    joints, verts = read_truth(tree, tmp_path)
+    joints, verts = read_ground_truth(tree, tmp_path)
     assert (joints[..., 2] < 0).all(), "as the files have it: OpenGL"
     sample = data[2]
     theirs = joints[2][list(joint_order("ho3d", "canonical"))] * [1, -1, -1]
@@ -69,7 +68,7 @@ def test_evaluation_has_the_wrist_and_the_truth_where_it_is(tree, tmp_path):
     assert not wrist_only.has_verts
     assert not wrist_only.kp2d_valid.any()
     with pytest.raises(FileNotFoundError, match=r"evaluation_xyz\.json"):
-        read_truth(bare_root, tmp_path)
+        read_ground_truth(bare_root, tmp_path)
 
 
 def test_takes_never_straddle_the_split(tree, tmp_path):

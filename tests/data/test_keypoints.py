@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from handmim.data.keypoints import KeypointPhotos
-from handmim.data.label_ids import label_ids
+from handmim.data.label_subsets import label_ids
 from handmim.data.loader import collate_hands
 from handmim.geometry.camera import px_from_ndc
 

@@ -2,10 +2,10 @@ import pytest
 import torch
 from torch.utils.data import Dataset, Subset
 
+from handmim.data.datasets import MixedHands
 from handmim.data.freihand import FreiHand
 from handmim.data.ho3d import Ho3d
 from handmim.data.loader import batches
-from handmim.data.mixed import MixedHands
 from handmim.utils.files import UnreadableSample
 
 

@@ -2,8 +2,8 @@ from collections import Counter
 
 import pytest
 
-from handmim.data.loader import label_subset
-from handmim.data.mixed import MixedHands
+from handmim.data.datasets import MixedHands
+from handmim.data.label_subsets import label_subset
 
 
 class Numbers:

@@ -5,7 +5,7 @@ import pytest
 
 from handmim.data.freihand import FreiHand
 from handmim.data.ho3d import Ho3d
-from handmim.data.layouts import take_of
+from handmim.data.label_files import take_of
 from handmim.data.loader import collate_crops, collate_hands
 from handmim.types import CropSample
 

@@ -5,7 +5,7 @@ import torch
 from tests.tasks.test_keypoint_regression import photo
 from torch.utils.data import DataLoader, Dataset
 
-from handmim.data.loader import Sparing, batches
+from handmim.data.loader import SkipUnreadable, batches
 from handmim.images.decode import UnreadableImage
 
 
@@ -51,13 +51,13 @@ def test_all_unreadable_images_of_a_scored_set_are_named_at_once():
 
 
 def test_measured_labels_leave_out_as_many_images_as_training_may(caplog):
-    spared = Sparing(_Photos((1, 4, 5)), 3)
+    spared = SkipUnreadable(_Photos((1, 4, 5)), 3)
     assert sum(len(batch.image) for batch in batches(spared, 2)) == 4
     assert sum(len(batch.image) for batch in batches(spared, 3)) == 4
     (record,) = caplog.records
     assert "3 of 7" in record.message
     assert "1.jpg (cut short)" in record.message
     with pytest.raises(ValueError, match=r"3 of 7 .*more than the 2 .*trainer\.max_unreadable"):
-        list(batches(Sparing(_Photos((1, 4, 5)), 2), 2))
+        list(batches(SkipUnreadable(_Photos((1, 4, 5)), 2), 2))
     with pytest.raises(ValueError, match="7 of 7"):
-        list(batches(Sparing(_Photos(range(7)), 7), 2))
+        list(batches(SkipUnreadable(_Photos(range(7)), 7), 2))

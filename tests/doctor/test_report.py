@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from handmim.data.layouts import file_names
+from handmim.data.label_files import file_names
 from handmim.doctor import sampling
 from handmim.doctor.examination import examine
 from handmim.doctor.report import findings_table, totals

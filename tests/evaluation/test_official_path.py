@@ -10,8 +10,8 @@ import torch
 from handmim.data.augment import HandAugment
 from handmim.data.freihand import FreiHand
 from handmim.data.ho3d import Ho3d
+from handmim.data.label_files import read_ground_truth
 from handmim.data.samples import mirror_sample
-from handmim.data.truth import read_truth
 from handmim.evaluation.benchmarks import Benchmark
 from handmim.evaluation.camera_space import predict_camera_hands
 from handmim.evaluation.official import BENCHMARKS, benchmark_of, score_file, score_report, submit
@@ -69,7 +69,7 @@ def test_freihand_from_parameters(task, augment, freihand_tree, tmp_path, split)
     )  # fmt: skip
     assert data[0].has_mano
     hands = predicted(task, data, augment)
-    truth = read_truth(freihand_tree, tmp_path)
+    truth = read_ground_truth(freihand_tree, tmp_path)
     if split == "val":
         truth = tuple(data.labels[n][data.ids] for n in ("xyz", "verts"))
     benchmark = benchmark_of("freihand", len(data))
@@ -83,7 +83,7 @@ def test_ho3d_evaluation(task, augment, request, tmp_path, version, placement):
     data = Ho3d(tree, "standin", split="evaluation", image_px=64, cache_dir=tmp_path)
     hands = predicted(task, data, augment, placement=placement)
     benchmark = benchmark_of(f"ho3d_{version}", len(data))
-    report = written_and_scored(hands, benchmark, read_truth(tree, tmp_path), tmp_path)
+    report = written_and_scored(hands, benchmark, read_ground_truth(tree, tmp_path), tmp_path)
     assert_perfect(report)
     assert report["st_mpjpe_mm"] < 0.01
 
@@ -146,7 +146,7 @@ def test_a_submission_is_what_is_scored_and_can_be_scored_again(
         mean_hand_predictor(task), data, augment, CPU, 3, num_pictures=2, faces=task.head.hand.faces
     )
     assert hands.sheet is not None
-    truth = read_truth(freihand_tree, tmp_path)
+    truth = read_ground_truth(freihand_tree, tmp_path)
     run = SimpleNamespace(dir=tmp_path, is_main=True)
     report = submit(run, "freihand", hands, truth)
     again = score_file(tmp_path / "pred.json", "freihand", truth)
@@ -174,9 +174,9 @@ def test_what_a_set_lacks_is_named(task, augment, ho3d_v2_tree, freihand_tree, t
     hands = predicted(task, data, augment)
     behind = hands._replace(joints_cam_m=-hands.joints_cam_m, verts_cam_m=-hands.verts_cam_m)
     run = SimpleNamespace(dir=tmp_path, is_main=True)
-    report = submit(run, "freihand", behind, read_truth(freihand_tree, tmp_path))
+    report = submit(run, "freihand", behind, read_ground_truth(freihand_tree, tmp_path))
     assert "behind-camera" in [f["name"] for f in report["findings"]]
     assert report["abs_mpjpe_mm"] > 500, "scored all the same, as the servers would"
-    truth = tuple(t[:5] for t in read_truth(freihand_tree, tmp_path))
+    truth = tuple(t[:5] for t in read_ground_truth(freihand_tree, tmp_path))
     with pytest.raises(ValueError, match=r"pred\.json cannot be scored .* count: "):
         score_file(tmp_path / "pred.json", "freihand", truth)

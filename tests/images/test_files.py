@@ -13,7 +13,7 @@ from handmim.data.loader import collate_crops
 from handmim.data.packed import PackedCrops
 from handmim.data.packing import pack_crops
 from handmim.images.files import find_images
-from handmim.images.names import printable
+from handmim.images.formats import printable
 
 
 def photo_bytes(seed=0, ending=".png"):

@@ -18,8 +18,8 @@ from faults.results import Result
 from faults.workplace import BACKBONE, LAST, Workplace
 from handmim.ablation.files import read_record
 from handmim.ablation.store import STAGE, StageStore
-from handmim.data.json_arrays import cached_number_lists
-from handmim.data.label_ids import read_ids
+from handmim.data.label_files import cached_number_lists
+from handmim.data.label_subsets import read_ids
 from handmim.data.packed import PackedCrops
 from handmim.data.synthetic import SyntheticHands
 from handmim.engine.checkpoint import load_checkpoint

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from handmim.data.layouts import FACTS, PARTS
+from handmim.data.label_files import FACTS, PARTS
 from handmim.hand.arrays import HandArrays
 from handmim.render.scene import RENDERER_VERSION, SceneSettings
 from handmim.utils.json_files import read_object

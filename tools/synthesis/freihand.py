@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.data.layouts import VERSIONS
+from handmim.data.label_files import VERSIONS
 from handmim.hand.conventions import freihand_vector, regressed_joints
 from handmim.hand.poses import sample_betas
 from handmim.hand.skeleton import FINGERTIP_VERTS, ROOT_JOINT

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.data.layouts import PARTS
+from handmim.data.label_files import PARTS
 from handmim.geometry.rotation_numpy import matrix_to_rotvec
 from handmim.hand.conventions import OPENCV_FROM_OPENGL, ho3d_pose, project_px
 from handmim.hand.skeleton import FINGERTIP_VERTS, HO3D_FROM_CANONICAL

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from handmim.data.layouts import FACTS, PARTS
+from handmim.data.label_files import FACTS, PARTS
 from handmim.hand.arrays import HandArrays
 from handmim.hand.io import load_hand_arrays, resolve_hand_path
 from handmim.render.scene import SceneSettings

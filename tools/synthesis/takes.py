@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.data.layouts import take_of
+from handmim.data.label_files import take_of
 from handmim.geometry.rotation_numpy import random_rotation, rotvec_to_matrix
 from handmim.hand.poses import sample_betas
 from handmim.render.objects import HeldObject, Solid, painted, place_off_palm, size_at, superquadric

@@ -33,7 +33,7 @@ SETTINGS: list[Any] = [
     *NAMESPACES,
     (OrderedDict, "pytorch_lightning.utilities.parsing.AttributeDict"),
     (OrderedDict, "lightning_fabric.utilities.data.AttributeDict"),
-    (OrderedDict, "lightning.fabric.utilities.data.AttributeDict"),
+    (OrderedDict, "lightning_fabric.utilities.data.AttributeDict"),
     (PurePosixPath, "pathlib.PosixPath"),
 ]
 WEIGHTS = f"a file of weights ({OPTION})"

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from handmim.data.crops import CropFolder
-from handmim.data.fingerprint import fingerprint_of
+from handmim.data.datasets import MixedHands, fingerprint_of
 from handmim.data.freihand import FreiHand
 from handmim.data.ho3d import Ho3d
 from handmim.data.keypoints import KeypointPhotos
-from handmim.data.mixed import MixedHands
 from handmim.data.packed import PackedCrops
 from handmim.data.packing import pack_crops
 from handmim.data.synthetic import SyntheticHands

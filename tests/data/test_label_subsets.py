@@ -5,9 +5,15 @@ import hashlib
 import pytest
 from torch.utils.data import Subset
 
-from handmim.data.label_ids import ids_text, label_ids, read_ids, subset_of_ids, write_ids
-from handmim.data.loader import label_subset
-from handmim.data.mixed import MixedHands
+from handmim.data.datasets import MixedHands
+from handmim.data.label_subsets import (
+    ids_text,
+    label_ids,
+    label_subset,
+    read_ids,
+    subset_of_ids,
+    write_ids,
+)
 
 
 class Plain:

@@ -4,14 +4,14 @@ import pickle
 import numpy as np
 import pytest
 
-from handmim.data import json_arrays
-from handmim.data.json_arrays import cached_number_lists, read_number_lists
+from handmim.data import label_files
+from handmim.data.label_files import cached_number_lists, read_number_lists
 from handmim.utils.arrays import save_array
 
 
 @pytest.mark.parametrize("piece", [7, 64, 1 << 20])
 def test_numbers_survive_whatever_the_pieces(tmp_path, monkeypatch, piece):
-    monkeypatch.setattr(json_arrays, "PIECE_BYTES", piece)
+    monkeypatch.setattr(label_files, "PIECE_BYTES", piece)
     values = (
         np.random.default_rng(0).normal(0, 1, (5, 3, 2))
         * 10.0 ** np.arange(-4, 2)[:, None, None][:5]
@@ -32,7 +32,7 @@ def test_other_content_is_refused_by_name(tmp_path):
         with pytest.raises(ValueError, match=r"training_xyz\.json"):
             read_number_lists(path, (3,))
     path.write_text("[[1, 2, 3], [4, 5]]")
-    with pytest.raises(ValueError, match="5 numbers, wanted a multiple of 3"):
+    with pytest.raises(ValueError, match="5 numbers, a multiple of 3 is required"):
         read_number_lists(path, (3,))
     with pytest.raises(FileNotFoundError, match="absent"):
         read_number_lists(tmp_path / "absent.json", (3,))

@@ -15,7 +15,7 @@ REPO = Path(__file__).parent.parent
 # Names of packages where they differ from those of their modules.
 PACKAGES = {
     "PIL": "pillow", "cv2": "opencv-python-headless", "hydra": "hydra-core", "yaml": "pyyaml",
-    "skimage": "scikit-image",
+    "skimage": "scikit-image", "simdjson": "pysimdjson",
 }  # fmt: skip
 NO_PACKAGES = {"manopth"}  # a checkout of its users, in no registry
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]

@@ -203,5 +203,7 @@ def _note_poses(
         placed = posed + (root_cam_m - joints[:, ROOT_JOINT])[:, None]
         off_m = np.linalg.norm(placed - verts, axis=2).mean(axis=1)
         fix = f"{part}_mano.json and {part}_K.json do not belong together: {SOURCE}"
-        note_placement(notes, "freihand", f"{part}: vertices by root, scale and K", off_m, fix)
+        note_placement(
+            notes, "freihand", f"{part}: vertices placed by root, scale and K", off_m, fix
+        )
     return True

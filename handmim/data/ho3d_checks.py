@@ -139,7 +139,7 @@ def _note_poses(
     if is_good and not notes.failed(f"{prefix}-unit"):
         fix = f"handTrans is added to MANO's vertices, it is not the wrist's position: {source}"
         off_m = np.linalg.norm(shift, axis=2)
-        note_placement(notes, prefix, "joints by handTrans", off_m, fix)
+        note_placement(notes, prefix, "joints placed by handTrans", off_m, fix)
 
 
 def _cameras(

@@ -163,7 +163,7 @@ def note_residual(
 
 
 def note_placement(notes: Notes, prefix: str, hands: str, off_m: Array, fix: str) -> None:
-    """Note how far [n] placed hands are off their labels: "hands placed by handTrans"."""
+    """Note how far [n] placed points are off their labels: "joints placed by handTrans"."""
     middle_m = float(np.median(off_m))
     notes.judge(
         middle_m <= LARGEST_RESIDUAL_M,

@@ -134,7 +134,7 @@ def test_a_tree_that_is_still_being_rendered_is_refused(load, copy):
 def test_mistakes_are_named(load, copy, tmp_path):
     for changes, message in (
         ({"split": "test"}, "split must be one of"),
-        ({"versions": ("gs", "rgb")}, r"versions are .* got \['gs', 'rgb'\]"),
+        ({"versions": ("gs", "rgb")}, r"versions must be .* got \['gs', 'rgb'\]"),
         ({"val_fraction": 1.0}, "val_fraction must be in"),
         ({"val_fraction": 0.0, "split": "val"}, "is empty"),
     ):

@@ -124,7 +124,7 @@ def test_mistakes_are_named(ho3d_v2_tree, tmp_path):
     with pytest.raises(ValueError, match=r"has 8 entries, evaluation\.txt has 1 frames"):
         load(root, tmp_path, split="evaluation")
     (root / "train.txt").write_text("ABF10 0000\n")
-    with pytest.raises(ValueError, match="want lines '<sequence>/<id>'"):
+    with pytest.raises(ValueError, match="lines must be '<sequence>/<id>'"):
         load(root, tmp_path)
 
 
@@ -145,7 +145,7 @@ def test_another_hand_model_is_refused(ho3d_v2_tree, tmp_path):
     [
         ("handJoints3D", lambda v: v * 1e3, "handJoints3D is in mm"),
         ("handJoints3D", lambda v: v[list(CANONICAL_FROM_HO3D)], "joints in order 'canonical'"),
-        ("handTrans", lambda v: v + 0.09, "hands placed by handTrans"),
+        ("handTrans", lambda v: v + 0.09, "joints placed by handTrans"),
         ("camMat", np.transpose, "train: camMat: 0% of the intrinsics"),
         ("handPose", lambda v: v * np.nan, "handPose: .* hold NaN"),
     ],

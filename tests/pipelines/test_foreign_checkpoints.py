@@ -179,7 +179,7 @@ def test_a_cache_in_a_list_is_not_written_either(tuned: Path, tmp_path: Path):
     def change(state: dict[str, Any]) -> None:
         data = state["config"]["data"]
         part = {**data["test"], "cache_dir": str(evil)}
-        data["test"] = {"_target_": "handmim.data.mixed.MixedHands", "sets": [part]}
+        data["test"] = {"_target_": "handmim.data.datasets.MixedHands", "sets": [part]}
 
     path = changed(tuned, tmp_path, change)
     with pytest.raises(ValueError, match="data of its config cannot be built"):

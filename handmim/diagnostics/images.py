@@ -15,7 +15,7 @@ from handmim.render.overlay import (
     distinct_colours,
     draw_points,
     enlarge,
-    to_picture,
+    to_image,
 )
 from handmim.types import PixelTargets, PretrainBatch, PretrainOutputs, Tokens
 
@@ -24,7 +24,7 @@ SIDE_PX = 144  # images are enlarged to about this
 
 
 def _as_image(image: Tensor) -> Image:
-    return to_picture(image.float().cpu().numpy())
+    return to_image(image.float().cpu().numpy())
 
 
 def _enlarged(image: Tensor) -> Image:

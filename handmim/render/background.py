@@ -1,5 +1,4 @@
-"""Backdrops for rendered hands: calm procedural rooms out of focus, plain studio gradients, or the
-user's photos."""
+"""Backdrops of rendered hands: procedural rooms out of focus, studio gradients, or photos."""
 
 import logging
 import math
@@ -12,12 +11,13 @@ from numpy.typing import NDArray
 from handmim.images.decode import UnreadableImage, not_too_long, read_image
 from handmim.images.files import find_images
 from handmim.images.formats import printable
+from handmim.utils.arguments import one_of
 
 log = logging.getLogger(__name__)
 
-Picture = NDArray[np.float32]  # [S, S, 3] RGB in [0, 1]
+Image = NDArray[np.float32]  # [S, S, 3] RGB in [0, 1]
 
-# Muted colours of walls, wood, cloth, plants and sky; saturation is drawn down further per picture.
+# Muted colours of walls, wood, cloth, plants and sky; saturation is drawn down further per image.
 MATERIALS = (
     np.array(
         [
@@ -30,7 +30,7 @@ MATERIALS = (
 )  # fmt: skip
 
 
-def studio(rng: np.random.Generator, size: int) -> Picture:
+def studio(rng: np.random.Generator, size: int) -> Image:
     """A smooth near-grey gradient."""
     base = rng.uniform(0.2, 0.85)
     cells = base + rng.normal(0, 0.08, (3, 3, 1)) + rng.normal(0, 0.02, (3, 3, 3))
@@ -38,7 +38,7 @@ def studio(rng: np.random.Generator, size: int) -> Picture:
     return np.clip(smooth, 0, 1)
 
 
-def _grain(rng: np.random.Generator, size: int, stretch: float) -> Picture:
+def _grain(rng: np.random.Generator, size: int, stretch: float) -> Image:
     """Soft noise with a 1/f look, [S, S, 1], mean 0 and deviation about 1; `stretch` elongates
     it."""
     total = np.zeros((size, size), np.float32)
@@ -50,9 +50,8 @@ def _grain(rng: np.random.Generator, size: int, stretch: float) -> Picture:
     return (total / (total.std() + 1e-6))[..., None]
 
 
-def room(rng: np.random.Generator, size: int) -> Picture:
-    """A corner of somewhere, out of focus: wall, perhaps a table, a few soft shapes, light falling
-    off."""
+def room(rng: np.random.Generator, size: int) -> Image:
+    """A room out of focus: wall, perhaps a table, a few soft shapes, light falling off."""
     saturation = rng.uniform(0.15, 0.8)
 
     def material() -> NDArray[np.float32]:
@@ -89,23 +88,23 @@ def room(rng: np.random.Generator, size: int) -> Picture:
     return np.clip(image, 0, 1, out=image)
 
 
-def load_photos(folder: str | Path, size: int, limit: int = 500) -> list[Picture]:
-    """The first `limit` pictures of a folder, by name, scaled to their shorter side and cut to a
+def load_photos(folder: str | Path, size: int, limit: int = 500) -> list[Image]:
+    """The first `limit` images of a folder, by name, scaled to their shorter side and cut to a
     square.
 
-    Raises: ValueError when the folder is missing or holds no readable picture.
+    Raises: ValueError when the folder is missing or has no readable image.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"no folder {printable(str(folder))} (scene.photos_dir)")
+        raise ValueError(f"photos_dir {printable(str(folder))} is no folder")
     try:
         tree = find_images(folder)
     except ValueError as error:
-        raise ValueError(f"{error} (scene.photos_dir)") from error
+        raise ValueError(f"photos_dir: {error}") from error
     account = tree.account()
     if account is not None and tree.is_remarkable:
         log.warning(account)
-    out: list[Picture] = []
+    out: list[Image] = []
     unreadable: list[str] = []
     for name in sorted(tree.names, key=lambda name: Path(name).parts)[:limit]:
         try:
@@ -121,21 +120,19 @@ def load_photos(folder: str | Path, size: int, limit: int = 500) -> list[Picture
     if unreadable:
         log.warning("skipped %d unreadable photos: %s", len(unreadable), ", ".join(unreadable[:5]))
     if not out:
-        raise ValueError(
-            f"none of the {len(tree.names)} images of {printable(str(folder))} can be read "
-            "(scene.photos_dir)"
-        )
+        where = printable(str(folder))
+        raise ValueError(f"none of the {len(tree.names)} images of photos_dir {where} can be read")
     return out
 
 
 class BackdropBank:
-    """A fixed set of pictures from which random crops are taken.
+    """A fixed set of images from which random crops are taken.
 
     Args:
         kind: "studio", "room" or "photos".
-        rng: source of the pictures.
+        rng: source of the images.
         size: their side in pixels.
-        num: procedural pictures to paint.
+        num: procedural images to paint.
         photos_dir: folder for "photos".
     """
 
@@ -144,12 +141,9 @@ class BackdropBank:
     @classmethod
     def check(cls, kind: str, photos_dir: str | None) -> None:
         """Raises: ValueError for an unknown kind, and photos without a folder."""
-        if kind not in cls.KINDS:
-            raise ValueError(
-                f"background must be one of {cls.KINDS}, got {kind!r} (scene.background)"
-            )
+        one_of("background", kind, cls.KINDS)
         if kind == "photos" and photos_dir is None:
-            raise ValueError("background=photos needs a folder (scene.photos_dir)")
+            raise ValueError("background=photos requires photos_dir, got None")
 
     def __init__(
         self,
@@ -162,22 +156,22 @@ class BackdropBank:
     ) -> None:
         self.check(kind, photos_dir)
         self.kind = kind
-        self.pictures: list[Picture] = []
+        self.images: list[Image] = []
         if kind == "photos":
             assert photos_dir is not None
-            self.pictures = load_photos(photos_dir, size)
+            self.images = load_photos(photos_dir, size)
         elif kind == "room":
-            self.pictures = [room(rng, size) for _ in range(num)]
+            self.images = [room(rng, size) for _ in range(num)]
 
-    def crop(self, rng: np.random.Generator, size: int) -> Picture:
+    def crop(self, rng: np.random.Generator, size: int) -> Image:
         """A random square crop at `size` px, mirrored half of the time, with its own exposure."""
         if self.kind == "studio":
             return studio(rng, size)
-        picture = self.pictures[rng.integers(len(self.pictures))]
-        side = picture.shape[0]
+        image = self.images[rng.integers(len(self.images))]
+        side = image.shape[0]
         k = int(rng.integers(side // 2, side + 1))
         y, x = rng.integers(0, side - k + 1, 2)
-        cut = cv2.resize(picture[y : y + k, x : x + k], (size, size), interpolation=cv2.INTER_AREA)
+        cut = cv2.resize(image[y : y + k, x : x + k], (size, size), interpolation=cv2.INTER_AREA)
         rows = (cv2.flip(cut, 1) if rng.random() < 0.5 else cut).reshape(size, 3 * size)
         cast = rng.uniform(-0.03, 0.03, 3).astype(np.float32)
         rows *= np.float32(rng.uniform(0.7, 1.15))

@@ -1,5 +1,5 @@
-"""Rendering a whole split to disk by several processes. Run as `python -m handmim.render.cache
-JOB.json`."""
+"""Rendered splits on disk: written by several processes, each running this module on a job file,
+and read as memory maps."""
 
 import contextlib
 import json
@@ -53,12 +53,12 @@ def open_split(folder: Path, image_px: int, num: int) -> dict[str, NDArray[Any]]
     Raises: ValueError naming the array that is missing, empty, cut off or of another shape, or the
         file that is not what was written.
     """
-    wanted = _arrays_of(image_px)
+    arrays = _arrays_of(image_px)
     try:
-        headers = _headers_said(folder)
+        headers = _written_headers(folder)
         if headers is None:
-            del wanted[CRC]
-        maps = {n: open_array(folder / f"{n}.npy", *wanted[n]) for n in wanted}
+            del arrays[CRC]
+        maps = {n: open_array(folder / f"{n}.npy", *arrays[n]) for n in arrays}
         short = {name: len(array) for name, array in maps.items() if len(array) < num}
         if short:
             raise ValueError(f"{folder} has fewer than {num} entries: {short}")
@@ -77,8 +77,8 @@ def _arrays_of(image_px: int) -> dict[str, tuple[tuple[int, ...], str]]:
     return {"image": ((image_px, image_px, 3), "uint8"), **FIELDS, CRC: ((), "uint32")}
 
 
-def _headers_said(folder: Path) -> dict[str, int] | None:
-    """Checksums of the arrays' headers by a meta.json that is whole; None of an older version."""
+def _written_headers(folder: Path) -> dict[str, int] | None:
+    """Checksums of the arrays' headers in meta.json; None of an older version."""
     meta = read_json(folder / META, max_mb=10)
     if not isinstance(meta, dict) or CRC not in meta:
         if (folder / f"{CRC}.npy").exists():
@@ -106,13 +106,9 @@ def _sample_crc(fields: Mapping[str, NDArray[Any]]) -> int:
 def read_sample(
     maps: Mapping[str, NDArray[Any]], index: int, folder: Path
 ) -> dict[str, NDArray[Any]]:
-    """Copies of one sample's arrays by field.
+    """Copies of one sample's arrays by field, from the maps of `open_split`.
 
-    Args:
-        maps: of `open_split`.
-        index: of the sample.
-        folder: of the split, for the message.
-    Raises: ValueError for a sample that is not what was rendered.
+    Raises: ValueError naming the folder, for a sample that is not what was rendered.
     """
     fields = {name: np.array(values[index]) for name, values in maps.items()}
     written = fields.pop(CRC, None)
@@ -125,7 +121,7 @@ def read_sample(
 
 
 def _take(folder: Path, start: int) -> bool:
-    """Whether a block is left to this process; nobody else will get it then."""
+    """Whether this process renders a block; no other one will then."""
     try:
         (folder / f"{TAKEN}{start}").touch(exist_ok=False)
     except FileExistsError:
@@ -134,13 +130,8 @@ def _take(folder: Path, start: int) -> bool:
 
 
 def render_blocks(job: Mapping[str, Any], folder: Path) -> None:
-    """Render blocks of pictures that no other process has taken into the open arrays of `folder`,
-    until none is left.
-
-    Args:
-        job: hand_path, scene, seed, split, num.
-        folder: holds one .npy per field.
-    """
+    """Render blocks of images that no other process has taken into the arrays of `folder`, until
+    none is left; `job` has hand_path, scene, seed, split and num."""
     cv2.setNumThreads(1)
     scene = SceneSettings(**job["scene"])
     renderer = SceneRenderer(load_hand_arrays(job["hand_path"]), scene, job["seed"], job["split"])
@@ -169,14 +160,14 @@ def _run_workers(job: Mapping[str, Any], folder: Path, num_workers: int) -> None
 
 
 def check_space(folder: Path, arrays: Iterable[tuple[tuple[int, ...], str]], num: int) -> None:
-    """Refuse to begin arrays that the disk cannot hold: memory maps of a full disk end a process
-    without a message.
+    """Refuse arrays that the disk cannot hold: memory maps of a full disk end a process without a
+    message.
 
     Args:
-        folder: that takes them.
+        folder: of the arrays.
         arrays: shape and type of one sample in each.
         num: samples.
-    Raises: OSError naming the folder, what is needed and what is free.
+    Raises: OSError with the bytes that are needed and free.
     """
     need = num * sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays)
     free = shutil.disk_usage(folder).free
@@ -196,13 +187,13 @@ def render_split(
     num: int,
     num_workers: int | None,
 ) -> None:
-    """Render pictures 0 .. num - 1 of a split into `target`, which appears whole or not at all.
+    """Render images 0 .. num - 1 of a split into `target`, which appears whole or not at all.
 
     Args:
         target: folder of the finished arrays.
         hand_path: hand model file.
         settings: the scene.
-        seed, split, num: which pictures.
+        seed, split, num: which images.
         num_workers: processes; None takes every core, 0 renders in this one.
     Raises: PermissionError when the folder cannot be made; OSError for a full disk; RuntimeError
         when a worker fails.
@@ -222,56 +213,48 @@ def render_split(
             raise PermissionError(
                 f"cannot write the cache {target}: {error} (data.cache_dir)"
             ) from error
-        _render(partial, target, hand_path, settings, seed, split, num, num_workers)
+        try:
+            job = {"hand_path": str(resolve_hand_path(hand_path).resolve()), "seed": seed}
+            job |= {"scene": settings.plain(), "split": split, "num": num}
+            _render(partial, target, settings, job, num_workers)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _render(
     partial: Path,
     target: Path,
-    hand_path: Path,
     settings: SceneSettings,
-    seed: int,
-    split: str,
-    num: int,
+    job: Mapping[str, Any],
     num_workers: int | None,
 ) -> None:
-    began = time.perf_counter()
-    log.info("rendering %d %s pictures of %d px into %s", num, split, settings.image_px, target)
-    arrays = load_hand_arrays(hand_path)
-    job = {
-        "hand_path": str(resolve_hand_path(hand_path).resolve()),
-        "scene": settings.plain(),
-        "seed": seed,
-    }
-    job |= {"split": split, "num": num}
+    began, (seed, split, num) = time.perf_counter(), (job["seed"], job["split"], job["num"])
+    log.info("rendering %d %s images of %d px into %s", num, split, settings.image_px, target)
+    arrays, files = load_hand_arrays(job["hand_path"]), _arrays_of(settings.image_px)
     num_workers = min(cores() if num_workers is None else num_workers, -(-num // POSE_BLOCK))
-    try:
-        arrays_of = _arrays_of(settings.image_px)
-        check_space(partial, arrays_of.values(), num)
-        for name, (shape, dtype) in arrays_of.items():
-            path = partial / f"{name}.npy"
-            np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (num, *shape)).flush()
-            reserve(path)
-        if num_workers:
-            # One picture here compiles the kernels before several processes would at the same time,
-            # and refuses bad settings; rooms take long to paint and cannot fail.
-            rooms = settings.background == "room"
-            trial = replace(settings, background="studio") if rooms else settings
-            SceneRenderer(arrays, trial, seed, split).render(0)
-            _run_workers(job, partial, num_workers)
-        else:
-            render_blocks(job, partial)
-        meta = {"hand": arrays.name, "hand_sha256": arrays.sha256, "split": split, "num": num}
-        meta |= {"seed": seed, "renderer": RENDERER_VERSION, "scene": settings.plain()}
-        meta["headers"] = {name: _header_crc(partial / f"{name}.npy") for name in arrays_of}
-        (partial / META).write_text(json.dumps(with_crc(meta), indent=2) + "\n")
-        for leftover in [partial / JOB, *partial.glob(".*")]:
-            leftover.unlink(missing_ok=True)
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    check_space(partial, files.values(), num)
+    for name, (shape, dtype) in files.items():
+        path = partial / f"{name}.npy"
+        np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (num, *shape)).flush()
+        reserve(path)
+    if num_workers:
+        # One image here compiles the kernels before several processes would at the same time,
+        # and refuses bad settings; rooms take long to paint and cannot fail.
+        rooms = settings.background == "room"
+        trial = replace(settings, background="studio") if rooms else settings
+        SceneRenderer(arrays, trial, seed, split).render(0)
+        _run_workers(job, partial, num_workers)
+    else:
+        render_blocks(job, partial)
+    meta = {"hand": arrays.name, "hand_sha256": arrays.sha256, "split": split, "num": num}
+    meta |= {"seed": seed, "renderer": RENDERER_VERSION, "scene": settings.plain()}
+    meta["headers"] = {name: _header_crc(partial / f"{name}.npy") for name in files}
+    (partial / META).write_text(json.dumps(with_crc(meta), indent=2) + "\n")
+    for leftover in [partial / JOB, *partial.glob(".*")]:
+        leftover.unlink(missing_ok=True)
+    partial.rename(target)
     seconds = time.perf_counter() - began
-    log.info("rendered %d pictures in %.0f s (%.0f images/s)", num, seconds, num / seconds)
+    log.info("rendered %d images in %.0f s (%.0f images/s)", num, seconds, num / seconds)
 
 
 if __name__ == "__main__":

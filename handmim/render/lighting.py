@@ -1,4 +1,4 @@
-"""Random light: a sky, two lamps, and the shadow map of the first."""
+"""Random light: a sky, two lamps, and the shadow map of the first lamp."""
 
 from typing import NamedTuple
 
@@ -42,11 +42,7 @@ def _cross(a: Array, b: Array) -> Array:
 
 
 class ShadowMap:
-    """What a distant lamp sees.
-
-    Args:
-        side_px: of the map.
-    """
+    """Depth map of a distant lamp, `side_px` wide."""
 
     def __init__(self, side_px: int = 128) -> None:
         self.side_px = side_px
@@ -65,11 +61,11 @@ class ShadowMap:
         """
         side = unit(_cross(lamp, np.array([0, 1, 0.1])))
         rows = np.stack([side, _cross(lamp, side), -lamp])
-        seen = rows @ points.T
-        low, high = seen.min(axis=1), seen.max(axis=1)
+        in_map = rows @ points.T
+        low, high = in_map.min(axis=1), in_map.max(axis=1)
         scale = (self.side_px - 1) / max(high[0] - low[0], high[1] - low[1])
         scales = np.array([scale, scale, 1])
         offsets = 1 - low * scales
-        x_px, y_px, depth = seen * scales[:, None] + offsets[:, None]
+        x_px, y_px, depth = in_map * scales[:, None] + offsets[:, None]
         rasterise(x_px, y_px, 1 / depth, faces, 1, self.inv_depth, self._face_id)
         return np.column_stack([rows * scales[:, None], offsets])

@@ -1,5 +1,4 @@
-"""Things for a hand to hold: superquadrics, placed off the palm where the hand does not enter
-them."""
+"""Held objects: superquadrics before the palm, where the hand does not enter them."""
 
 import math
 from functools import cache
@@ -8,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.render.compiled import compiled
+from handmim.geometry.rotation_numpy import random_rotation
+from handmim.render.rasterizer import compiled
 
 Array = NDArray[np.floating]
 RNG = np.random.Generator
@@ -26,7 +26,7 @@ class Solid(NamedTuple):
 
 
 class HeldObject(NamedTuple):
-    """An object where it is seen."""
+    """An object in the camera frame."""
 
     points_cam_m: Array  # [n, 3]
     faces: NDArray[np.int32]  # [m, 3]
@@ -74,31 +74,23 @@ def size_at(points: Array, radii: Array, exponents: Array) -> Array:
     return ((x ** (2 / e2) + y ** (2 / e2)) ** (e2 / e1) + z ** (2 / e1)) ** (e1 / 2)
 
 
-def depth_inside_m(points: Array, radii: Array, exponents: Array) -> float:
-    """How deep the deepest of `points` (object frame) lies inside a superquadric, along its ray to
-    the centre."""
-    value = size_at(points, radii, exponents)
-    depth = np.linalg.norm(points, axis=1) * (1 / value - 1)
-    return float(np.max(depth))
-
-
 @compiled
-def enters(verts, place, turn, radii, exponents, depth_m):  # type: ignore[no-untyped-def]
-    """Whether any of `verts` lies at least as deep as `depth_m` inside a superquadric: what
-    `depth_inside_m` says of them, but only until the first one does.
+def enters(verts, centre, rotation, radii, exponents, depth_m):
+    """Whether any of `verts` [n, 3] lies at least `depth_m` inside a superquadric, along its ray to
+    the centre.
 
     Args:
         verts: [n, 3].
-        place, turn: [3] and [3, 3] of the superquadric, in the frame of `verts`.
-        radii, exponents: [3] and [2], as of `Solid`.
+        centre, rotation: [3] and [3, 3] of the superquadric, in the frame of `verts`.
+        radii, exponents: [3] and [2], of `Solid`.
         depth_m: above 0.
     """
     e1, e2 = exponents[0], exponents[1]
     for n in range(len(verts)):
-        x, y, z = verts[n, 0] - place[0], verts[n, 1] - place[1], verts[n, 2] - place[2]
-        a = abs(x * turn[0, 0] + y * turn[1, 0] + z * turn[2, 0]) / radii[0]
-        b = abs(x * turn[0, 1] + y * turn[1, 1] + z * turn[2, 1]) / radii[1]
-        c = abs(x * turn[0, 2] + y * turn[1, 2] + z * turn[2, 2]) / radii[2]
+        x, y, z = verts[n, 0] - centre[0], verts[n, 1] - centre[1], verts[n, 2] - centre[2]
+        a = abs(x * rotation[0, 0] + y * rotation[1, 0] + z * rotation[2, 0]) / radii[0]
+        b = abs(x * rotation[0, 1] + y * rotation[1, 1] + z * rotation[2, 1]) / radii[1]
+        c = abs(x * rotation[0, 2] + y * rotation[1, 2] + z * rotation[2, 2]) / radii[2]
         if a > 1 or b > 1 or c > 1:  # outside of its box
             continue
         a, b, c = a + 1e-9, b + 1e-9, c + 1e-9
@@ -108,34 +100,45 @@ def enters(verts, place, turn, radii, exponents, depth_m):  # type: ignore[no-un
     return False
 
 
-def place_off_palm(
-    solid: Solid, turn: Array, verts: Array, joints: Array, R: Array, gap_m: float, max_steps: int
+def centre_off_palm(
+    solid: Solid, rotation: Array, verts: Array, joints: Array, R: Array, gap_m: float, steps: int
 ) -> Array | None:
-    """Where a solid goes: before the palm, pushed out until the hand enters it by less than 3 mm.
+    """The centre [3] of a solid before the palm, pushed out until the hand enters it by less than
+    3 mm; None when it never fits.
 
     Args:
         solid: the object.
-        turn: [3, 3] its orientation.
+        rotation: [3, 3] its orientation.
         verts, joints: [V, 3] and [21, 3] of the hand.
         R: [3, 3] the hand's orientation, in the same frame.
-        gap_m: first distance of its centre from the palm.
-        max_steps: 6 mm each.
-    Returns: its centre [3], or None when it never fits.
+        gap_m: first distance of the centre from the palm.
+        steps: at most so many, 6 mm each.
     """
     palm = -R[:, 1]
-    place = joints[[0, 5, 9, 17]].mean(axis=0) * 0.5 + joints[9] * 0.5
-    place = place + palm * gap_m
-    for _ in range(max_steps):
-        if not enters(verts, place, turn, solid.radii, solid.exponents, ENTERS_M):
-            return place
-        place = place + palm * 0.006
+    centre = joints[[0, 5, 9, 17]].mean(axis=0) * 0.5 + joints[9] * 0.5
+    centre = centre + palm * gap_m
+    for _ in range(steps):
+        if not enters(verts, centre, rotation, solid.radii, solid.exponents, ENTERS_M):
+            return centre
+        centre = centre + palm * 0.006
     return None
 
 
-def painted(solid: Solid, rng: RNG) -> Array:
+def random_colours(solid: Solid, rng: RNG) -> Array:
     """[n, 3] one random colour, sometimes striped."""
     colour = np.repeat(muted(rng.random(3), 0.6)[None], len(solid.points), axis=0)
     if rng.random() < 0.3:
         stripes = np.sign(np.sin(rng.uniform(30, 120) * solid.points @ rng.normal(0, 1, 3)))
         colour = np.clip(colour * (1 + 0.25 * stripes)[:, None], 0, 1)
     return colour
+
+
+def held_object(verts: Array, joints: Array, R: Array, rng: RNG) -> HeldObject | None:
+    """A random object off the palm, or None if it never fits."""
+    solid = superquadric(rng)
+    rotation, gap_m = random_rotation(rng), rng.uniform(0.032, 0.06)
+    centre = centre_off_palm(solid, rotation, verts, joints, R, gap_m, steps=16)
+    if centre is None:
+        return None
+    points = solid.points @ rotation.T + centre
+    return HeldObject(points, solid.faces, random_colours(solid, rng))

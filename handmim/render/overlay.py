@@ -1,5 +1,4 @@
-"""Drawing on pictures: mesh overlays by the painter's algorithm, joints, points, contact sheets.
-OpenCV only."""
+"""Drawing on images: meshes by the painter's algorithm, joints, points, contact sheets."""
 
 from collections.abc import Sequence
 
@@ -9,7 +8,7 @@ from numpy.typing import NDArray
 
 from handmim.hand.skeleton import BONES
 
-Picture = NDArray[np.uint8]
+Image = NDArray[np.uint8]
 Array = NDArray[np.floating]
 
 FINGER_RGB = ((230, 90, 60), (240, 180, 40), (80, 180, 80), (60, 140, 230), (170, 90, 210))
@@ -24,12 +23,14 @@ def distinct_colours(num: int) -> NDArray[np.uint8]:
     return cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0]
 
 
-def enlarge(image: Picture, zoom: int) -> Picture:
-    """[H, W, 3] picture, `zoom` times as large."""
+def enlarge(image: Image, zoom: int) -> Image:
+    """A copy of a [H, W, 3] image, `zoom` times as large."""
+    if zoom == 1:
+        return image.copy()
     return cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
 
 
-def to_picture(image: Array) -> Picture:
+def to_image(image: Array) -> Image:
     """[3, H, W] in [0, 1] to [H, W, 3] uint8."""
     return np.ascontiguousarray(
         (np.clip(image, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
@@ -42,7 +43,7 @@ def _fixed_point(points_px: Array, zoom: int) -> NDArray[np.int32]:
 
 
 def draw_mesh(
-    image: Picture,
+    image: Image,
     verts_px: Array,
     verts_depth_m: Array,
     faces: NDArray[np.integer],
@@ -50,8 +51,8 @@ def draw_mesh(
     colour: tuple[int, int, int] = (150, 190, 235),
     alpha: float = 0.7,
     zoom: int = 1,
-) -> Picture:
-    """Blend a shaded mesh over a picture, far faces first, back faces left out.
+) -> Image:
+    """Blend a shaded mesh over a image, far faces first, back faces left out.
 
     Args:
         image: [H, W, 3] RGB.
@@ -60,10 +61,10 @@ def draw_mesh(
         faces: [F, 3] counter-clockwise from outside.
         colour: RGB of the mesh.
         alpha: opacity.
-        zoom: enlarge the picture first.
+        zoom: enlarge the image first.
     Returns: [H * zoom, W * zoom, 3].
     """
-    canvas = enlarge(image, zoom) if zoom > 1 else image.copy()
+    canvas = enlarge(image, zoom)
     # Pixels to metres by the mesh's own size, so that normals are right for any camera.
     span_px = max(float(np.ptp(verts_px, axis=0).max()), 1e-6)
     points = np.column_stack([verts_px / span_px * 0.2, verts_depth_m])
@@ -83,17 +84,11 @@ def draw_mesh(
 
 
 def draw_joints(
-    image: Picture, kp2d_px: Array, valid: NDArray[np.bool_] | None = None, *, zoom: int = 1
-) -> Picture:
-    """Bones in one colour per finger, joints as dots.
-
-    Args:
-        image: [H, W, 3] RGB.
-        kp2d_px: [21, 2] canonical order.
-        valid: [21] joints to draw; None for all.
-        zoom: enlarge the picture first.
-    """
-    canvas = enlarge(image, zoom) if zoom > 1 else image.copy()
+    image: Image, kp2d_px: Array, valid: NDArray[np.bool_] | None = None, *, zoom: int = 1
+) -> Image:
+    """Bones in one colour per finger, joints as dots: [21, 2] canonical order; `valid` [21] joints
+    are drawn, None draws all."""
+    canvas = enlarge(image, zoom)
     shown = np.ones(len(kp2d_px), bool) if valid is None else valid
     fixed = _fixed_point(kp2d_px, zoom)
     thick = max(1, canvas.shape[0] // 110)
@@ -103,42 +98,42 @@ def draw_joints(
             cv2.line(canvas, *ends, FINGER_RGB[i // 4], thick, cv2.LINE_AA, SUBPIXEL_BITS)
     for point, on in zip(fixed, shown, strict=True):
         if on:
-            radius = (thick + 1) << SUBPIXEL_BITS
-            cv2.circle(
-                canvas, point.tolist(), radius, (250, 250, 250), -1, cv2.LINE_AA, SUBPIXEL_BITS
-            )
+            _dot(canvas, point, thick + 1, (250, 250, 250))
     return canvas
 
 
+def _dot(canvas: Image, point: NDArray[np.int32], radius: int, colour: Sequence[int]) -> None:
+    radius <<= SUBPIXEL_BITS
+    cv2.circle(canvas, point.tolist(), radius, colour, -1, cv2.LINE_AA, SUBPIXEL_BITS)
+
+
 def draw_points(
-    image: Picture, points_px: Array, colours: NDArray[np.uint8], *, zoom: int = 1
-) -> Picture:
+    image: Image, points_px: Array, colours: NDArray[np.uint8], *, zoom: int = 1
+) -> Image:
     """Coloured dots with a dark rim: points_px [K, 2], colours [K, 3] RGB."""
-    canvas = enlarge(image, zoom) if zoom > 1 else image.copy()
+    canvas = enlarge(image, zoom)
     radius = max(2, canvas.shape[0] // 45)
     for point, colour in zip(_fixed_point(points_px, zoom), colours, strict=True):
-        for size, tint in ((radius + 1, (20, 20, 20)), (radius, [int(c) for c in colour])):
-            cv2.circle(
-                canvas, point.tolist(), size << SUBPIXEL_BITS, tint, -1, cv2.LINE_AA, SUBPIXEL_BITS
-            )
+        _dot(canvas, point, radius + 1, (20, 20, 20))
+        _dot(canvas, point, radius, colour.tolist())
     return canvas
 
 
 def contact_sheet(
-    pictures: Sequence[Picture], columns: int, headings: Sequence[str] | None = None, gap: int = 4
-) -> Picture:
-    """Pictures of one size, row by row on a white sheet; headings stand above the columns."""
-    if not pictures:
-        raise ValueError("a contact sheet needs at least one picture")
-    height, width = pictures[0].shape[:2]
-    rows = -(-len(pictures) // columns)
+    images: Sequence[Image], columns: int, headings: Sequence[str] | None = None, gap: int = 4
+) -> Image:
+    """Images of one size, row by row on a white sheet; headings stand above the columns."""
+    if not images:
+        raise ValueError("a contact sheet needs at least one image")
+    height, width = images[0].shape[:2]
+    rows = -(-len(images) // columns)
     top = 20 if headings else 0
     shape = (top + rows * (height + gap) + gap, columns * (width + gap) + gap, 3)
     sheet = np.full(shape, 255, np.uint8)
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         y = top + gap + (i // columns) * (height + gap)
         x = gap + (i % columns) * (width + gap)
-        sheet[y : y + height, x : x + width] = picture
+        sheet[y : y + height, x : x + width] = image
     for i, text in enumerate(headings or ()):
         origin = (gap + i * (width + gap), 14)
         cv2.putText(

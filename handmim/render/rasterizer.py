@@ -1,20 +1,23 @@
-"""Z-buffer rasterisation on the CPU: compiled kernels, and a plain numpy reference beside them for
-the tests."""
+"""Z-buffer rasterisation on the CPU, compiled."""
 
 import math
 
-from handmim.render.compiled import compiled
+from handmim.utils.kernels import njit
+
+# Division by zero gives infinity, as in numpy: a test for it in every loop would keep compilers
+# from working on several pixels at once.
+compiled = njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
 
 
 @compiled
-def rasterise(x_px, y_px, inv_z, faces, facing, inv_depth, face_id):  # type: ignore[no-untyped-def]
+def rasterise(x_px, y_px, inv_z, faces, facing, inv_depth, face_id):
     """Nearest face of every pixel.
 
     Args:
         x_px, y_px, inv_z: [V] projected vertices and 1 / depth; the first pixel's centre is (0.5,
             0.5).
         faces: [F, 3].
-        facing: 1 or -1 draws only faces with that sign of their area in the picture (y down): all
+        facing: 1 or -1 draws only faces with that sign of their area in the image (y down): all
             that can be seen of closed surfaces. 0 draws every face.
         inv_depth: [H, W] out, 0 where nothing is seen.
         face_id: [H, W] int32 out, -1 where nothing is seen.
@@ -62,14 +65,9 @@ def rasterise(x_px, y_px, inv_z, faces, facing, inv_depth, face_id):  # type: ig
 
 
 @compiled
-def corner_weights(px, py, q, a, b, c, x_px, y_px, inv_z):  # type: ignore[no-untyped-def]
-    """Perspective-correct weights of a face's second and third corner at a point of the picture.
-
-    Args:
-        px, py, q: the point and its 1 / depth.
-        a, b, c: the corners.
-        x_px, y_px, inv_z: [V] as `rasterise` takes them.
-    """
+def corner_weights(px, py, q, a, b, c, x_px, y_px, inv_z):
+    """Perspective-correct weights of corners b and c of a face at (px, py), whose 1 / depth is q;
+    the rest as `rasterise` takes it."""
     ux, uy, vx, vy = x_px[b] - x_px[a], y_px[b] - y_px[a], x_px[c] - x_px[a], y_px[c] - y_px[a]
     dx, dy = px - x_px[a], py - y_px[a]
     k = 1.0 / ((ux * vy - vx * uy) * q)
@@ -77,7 +75,7 @@ def corner_weights(px, py, q, a, b, c, x_px, y_px, inv_z):  # type: ignore[no-un
 
 
 @compiled
-def vertex_normals(verts, faces, normals):  # type: ignore[no-untyped-def]
+def vertex_normals(verts, faces, normals):
     """Area-weighted vertex normals, not yet of unit length: [V, 3], [F, 3] -> [V, 3] out."""
     normals[:] = 0.0
     for t in range(faces.shape[0]):

@@ -1,5 +1,5 @@
-"""Random hand photographs with their truth: pose, shape, camera, light, skin, sleeve, object,
-occluder, lens."""
+"""Random hand images with their ground truth: pose, shape, camera, light, skin, sleeve, object,
+occluder, image effects."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,40 +14,45 @@ from handmim.geometry.rotation_numpy import random_rotation, rotations_about_axe
 from handmim.hand.arrays import HandArrays
 from handmim.hand.poses import PoseSampler, sample_betas
 from handmim.render.background import BackdropBank
-from handmim.render.lens import Lens, compose
+from handmim.render.effects import ImageEffects, expose
 from handmim.render.lighting import ShadowMap, random_lights
-from handmim.render.objects import HeldObject, muted, painted, place_off_palm, superquadric
+from handmim.render.objects import HeldObject, held_object, muted
 from handmim.render.rasterizer import rasterise, vertex_normals
 from handmim.render.shading import shade
 from handmim.render.skin import SKIN_TONES
 from handmim.render.surface import HandSurface
+from handmim.utils.arguments import at_least, one_of, shares
 
 Array = NDArray[np.floating]
 RNG = np.random.Generator
 
-RENDERER_VERSION = 4  # part of every cache's name: raise it when pictures change
+RENDERER_VERSION = 4  # part of every cache's name: raise it when images change
 SPLITS = ("train", "val", "test")
 POSE_BLOCK = 256
 
 # Camera from model axes (fingers up): the back of the hand, or the palm, towards the camera.
-R_CAM_FROM_DORSAL = np.array([[0.0, 0, -1], [1, 0, 0], [0, -1, 0]])
-R_CAM_FROM_PALMAR = np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])
+CAM_FROM_MODEL = {
+    "dorsal": np.array([[0.0, 0, -1], [1, 0, 0], [0, -1, 0]]),
+    "palmar": np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]]),
+}
+# Noise seed, frequency (1/m) and amount, gloss, its sharpness, creases: lowest and highest.
+SKIN_NOISE = np.array([[0, 120, 0.02, 0.03, 8, 0.2], [50, 300, 0.07, 0.2, 40, 1.3]])
 
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """What random photographs look like. Ranges are (low, high).
+    """Settings of random images. Ranges are (low, high).
 
     Args:
-        image_px: side of the pictures.
+        image_px: side of the images.
         supersample: render this much larger, then average.
         view: "any" orientation, or a "cone" about the sides listed.
         sides: "dorsal" and/or "palmar", for cones.
         cone_deg: half angles about the optical axis, the vertical and the horizontal.
         background: "room", "studio" or "photos" (with photos_dir).
         objects, occluders, sleeves: probabilities.
-        focal: focal length in picture sides.
-        fill: how much of the picture the hand's box fills.
+        focal: focal length in image sides.
+        fill: how much of the image the hand's box fills.
         offset: shift of the hand, share of its half extent.
         blur, motion_blur: probabilities.
         noise: highest sensor noise (standard deviation).
@@ -74,18 +79,14 @@ class SceneSettings:
     photos_dir: str | None = None
 
     def __post_init__(self) -> None:
-        if self.view not in ("any", "cone"):
-            raise ValueError(f"view must be any or cone, got {self.view!r} (scene.view)")
-        if not set(self.sides) <= {"dorsal", "palmar"} or not self.sides:
+        one_of("view", self.view, ("any", "cone"))
+        if not set(self.sides) <= set(CAM_FROM_MODEL) or not self.sides:
             raise ValueError(f"sides must be dorsal and/or palmar, got {self.sides} (scene.sides)")
-        if self.image_px < 16:
-            raise ValueError(f"image_px must be >= 16, got {self.image_px} (scene.image_px)")
+        at_least(16, image_px=self.image_px)
+        at_least(1, supersample=self.supersample)
         BackdropBank.check(self.background, self.photos_dir)
-        if self.supersample < 1:
-            raise ValueError(f"supersample must be >= 1, got {self.supersample} (scene)")
-        for name in ("objects", "occluders", "sleeves", "blur", "motion_blur"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share, got {getattr(self, name)} (scene.{name})")
+        probabilities = ("objects", "occluders", "sleeves", "blur", "motion_blur")
+        shares(**{name: getattr(self, name) for name in probabilities})
         for name in ("focal", "fill", "hand_luma"):
             low, *_, high = getattr(self, name)
             if not 0 <= low <= high or not high:
@@ -94,12 +95,12 @@ class SceneSettings:
                 )
 
     def plain(self) -> dict[str, Any]:
-        """Settings as JSON-ready values, for hashing and for meta files."""
+        """JSON-ready values, for hashing and for meta files."""
         return {k: list(v) if isinstance(v, (tuple, list)) else v for k, v in asdict(self).items()}
 
 
 class RenderedHand(NamedTuple):
-    """One photograph and its truth."""
+    """One image and its ground truth."""
 
     image: NDArray[np.uint8]  # [S, S, 3] RGB
     mask: NDArray[np.bool_]  # [S, S] visible hand
@@ -111,48 +112,46 @@ class RenderedHand(NamedTuple):
     transl_m: Array  # [3], HandModel(rotmats, betas, transl_m) gives verts_cam_m
 
 
-def random_orientation(settings: SceneSettings, rng: RNG) -> Array:
-    """[3, 3] R_cam_from_mano within the views of the settings."""
-    if settings.view == "any":
-        return random_rotation(rng)
-    side = settings.sides[int(rng.integers(len(settings.sides)))]
-    base = R_CAM_FROM_DORSAL if side == "dorsal" else R_CAM_FROM_PALMAR
-    about_x, about_y, about_z = rotations_about_axes(
-        np.radians(rng.uniform(-1, 1, 3) * settings.cone_deg)
-    )
-    return about_z @ about_y @ about_x @ base
-
-
-class Given(NamedTuple):
-    """What a picture takes over instead of drawing it at random."""
+class SceneOverrides(NamedTuple):
+    """Parts of a scene that are given instead of drawn at random."""
 
     focal_px: float | None = None
     transl_m: Array | None = None  # [3], goes with focal_px
     held: HeldObject | None = None  # in place of a random object
-    looks: RNG | None = None  # source of skin and sleeve
-    place: RNG | None = None  # source of backdrop and light
+    skin_rng: RNG | None = None  # of skin and sleeve
+    room_rng: RNG | None = None  # of backdrop and light
 
 
-class Staged(NamedTuple):
-    """A hand in light, painted, before any backdrop and lens: develops into several photographs."""
+class ShadedScene(NamedTuple):
+    """A lit hand without backdrop and image effects; several images can be made of it."""
 
-    painted: Array  # [H, W, 3] linear, 0 outside `covered`; H = W = image_px * supersample
+    shaded: Array  # [H, W, 3] linear, 0 outside `covered`; H = W = image_px * supersample
     covered: NDArray[np.bool_]  # [H, W] hand, arm or object
     hand: NDArray[np.bool_]  # [H, W] hand without the arm
     inv_depth: Array  # [H, W] 1 / m, 0 outside `covered`
     backdrop: Array  # [S, S, 3]
-    K_px: Array  # [3, 3] of the photograph
+    K_px: Array  # [3, 3] of the image
     verts_cam_m: Array  # [V, 3]
     joints_cam_m: Array  # [21, 3]
     transl_m: Array  # [3]
 
 
+def random_orientation(settings: SceneSettings, rng: RNG) -> Array:
+    """[3, 3] R_cam_from_mano within the views of the settings."""
+    if settings.view == "any":
+        return random_rotation(rng)
+    base = CAM_FROM_MODEL[settings.sides[int(rng.integers(len(settings.sides)))]]
+    angles = np.radians(rng.uniform(-1, 1, 3) * settings.cone_deg)
+    about_x, about_y, about_z = rotations_about_axes(angles)
+    return about_z @ about_y @ about_x @ base
+
+
 class SceneRenderer:
-    """Draws photograph number i of a split; the same one whoever draws it and in whatever order.
+    """Renders image number i of a split: the same one in any process and order.
 
     Args:
         arrays: the hand.
-        settings: what pictures look like.
+        settings: of the images.
         seed: of the whole set.
         split: "train", "val" or "test": disjoint draws of poses, shapes and everything else.
     """
@@ -160,18 +159,15 @@ class SceneRenderer:
     def __init__(
         self, arrays: HandArrays, settings: SceneSettings, seed: int = 0, split: str = "train"
     ) -> None:
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {SPLITS}, got {split!r} (data.*.split)")
+        one_of("split", split, SPLITS)
         self.surface, self.settings = HandSurface(arrays), settings
         self.stream = (seed, SPLITS.index(split))
         self.poses = PoseSampler.from_arrays(arrays)
         self.backdrops = BackdropBank(
-            settings.background,
-            np.random.default_rng(np.random.SeedSequence([*self.stream, 2**31])),
-            photos_dir=settings.photos_dir,
+            settings.background, self._rng(2**31), photos_dir=settings.photos_dir
         )
         self.table = np.random.default_rng(1).uniform(-1, 1, 4096).astype(np.float32)
-        self.lens = Lens(
+        self.effects = ImageEffects(
             settings.image_px,
             soften=settings.supersample == 1,
             occluders=settings.occluders,
@@ -186,37 +182,33 @@ class SceneRenderer:
         self._shadow = ShadowMap()
         self._pose_block = lru_cache(maxsize=4)(self._draw_pose_block)
 
+    def _rng(self, *numbers: int) -> RNG:
+        return np.random.default_rng(np.random.SeedSequence([*self.stream, *numbers]))
+
     def _draw_pose_block(self, block: int) -> Array:
         # Poses are accepted or refused in batches: much cheaper than one by one, and still a
         # function of the index.
-        rng = np.random.default_rng(np.random.SeedSequence([*self.stream, 2**31 + 1, block]))
-        return self.poses.sample(POSE_BLOCK, rng)
+        return self.poses.sample(POSE_BLOCK, self._rng(2**31 + 1, block))
 
     def fingers(self, index: int) -> Array:
         """[15, 3, 3] absolute finger rotations of articulation `index`."""
         return self._pose_block(index // POSE_BLOCK)[index % POSE_BLOCK]
 
     def render(self, index: int) -> RenderedHand:
-        """Photograph `index`."""
-        rng = np.random.default_rng(np.random.SeedSequence([*self.stream, index]))
-        turn = random_orientation(self.settings, rng)
-        rotmats = np.concatenate([turn[None], self.fingers(index)])
+        """Image `index`."""
+        rng = self._rng(index)
+        orientation = random_orientation(self.settings, rng)
+        rotmats = np.concatenate([orientation[None], self.fingers(index)])
         return self.draw(rotmats, sample_betas(1, 10, rng)[0], rng)
 
     def draw(self, rotmats: Array, betas: Array, rng: RNG) -> RenderedHand:
-        """A photograph of the given hand; everything else is random.
+        """An image of a hand, [16, 3, 3] and [10]; everything else is drawn from `rng`."""
+        scene = self.shade(rotmats, betas, rng)
+        image, mask = self.finish(scene, scene.backdrop, rng)
+        labels = (scene.K_px, scene.verts_cam_m, scene.joints_cam_m, rotmats, betas)
+        return RenderedHand(image, mask, *labels, scene.transl_m)
 
-        Args:
-            rotmats: [16, 3, 3].
-            betas: [10].
-            rng: source of everything else.
-        """
-        staged = self.stage(rotmats, betas, rng)
-        picture, mask = self.develop(staged, staged.backdrop, rng)
-        truth = (staged.K_px, staged.verts_cam_m, staged.joints_cam_m, rotmats, betas)
-        return RenderedHand(picture, mask, *truth, staged.transl_m)
-
-    def _camera(self, verts: Array, rng: RNG, given: Given) -> tuple[float, Array]:
+    def _camera(self, verts: Array, rng: RNG, given: SceneOverrides) -> tuple[float, Array]:
         """Focal length in pixels and the hand's translation."""
         if given.focal_px is not None and given.transl_m is not None:
             return given.focal_px, given.transl_m
@@ -230,36 +222,38 @@ class SceneRenderer:
         x, y = rng.uniform(-s.offset, s.offset, 2) * extent
         return focal, np.array([x, y, depth]) - centre
 
-    def stage(self, rotmats: Array, betas: Array, rng: RNG, given: Given | None = None) -> Staged:
-        """The given hand under random light, by a random camera, with all that goes with it.
+    def shade(
+        self, rotmats: Array, betas: Array, rng: RNG, given: SceneOverrides | None = None
+    ) -> ShadedScene:
+        """A hand under random light, by a random camera, with arm and perhaps an object.
 
         Args:
             rotmats: [16, 3, 3].
             betas: [10].
-            rng: source of everything random.
-            given: what is not random after all.
+            rng: of everything random.
+            given: parts that are not random.
         """
-        given = given or Given()
+        given = given or SceneOverrides()
         s, surface = self.settings, self.surface
-        looks, place = given.looks or rng, given.place or rng
+        skin_rng, room_rng = given.skin_rng or rng, given.room_rng or rng
         verts, joints = surface.pose(rotmats, betas)
         focal, transl = self._camera(verts, rng, given)
         verts, joints = verts + transl, joints + transl
         size = s.image_px
         K = np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1.0]])
 
-        tone = self._tone(looks)
-        bare = looks.random() >= s.sleeves
+        tone = _skin_tone(skin_rng)
+        bare = skin_rng.random() >= s.sleeves
         all_verts = np.vstack([verts, surface.arm(verts, rotmats[0][:, 0])])
         colours = surface.colours(tone)
-        sleeve = muted(looks.random(3) * 0.9, 0.35)
+        sleeve = muted(skin_rng.random(3) * 0.9, 0.35)
         arm = np.tile(colours[surface.ring], (4, 1)) if bare else np.tile(sleeve, (64, 1))
         albedo = np.vstack([colours, arm])
         faces, rest = surface.faces, surface.rest
         bone = np.maximum(surface.bone, 0) if bare else surface.bone
         held = given.held
         if held is None and rng.random() < s.objects:
-            held = self._held_object(verts, joints, rotmats[0], rng)
+            held = held_object(verts, joints, rotmats[0], rng)
         if held is not None:
             points = held.points_cam_m
             faces = np.vstack([faces, held.faces + len(all_verts)])
@@ -281,67 +275,50 @@ class SceneRenderer:
         x_px, y_px = (focal_px * all_verts[:, k] * inv_z + centre_px for k in (0, 1))
         inv_depth, face_id = self._inv_depth, self._face_id
         rasterise(x_px, y_px, inv_z, faces, 0, inv_depth, face_id)
-        backdrop = self.backdrops.crop(place, size)
+        backdrop = self.backdrops.crop(room_rng, size)
         image = np.zeros((*face_id.shape, 3), np.float32)
-        lights = random_lights(place)
+        lights = random_lights(room_rng)
         to_shadow = self._shadow.draw(lights.lamps[0], all_verts, faces)
         covered = face_id >= 0
+        noise = SKIN_NOISE[0] + (SKIN_NOISE[1] - SKIN_NOISE[0]) * room_rng.random(6)
         shade(
             np.flatnonzero(covered), face_id, inv_depth, x_px, y_px, inv_z, faces.view(np.uint32),
-            corners, centre_px, focal_px, bone, surface.frame, surface.lines, self._nail(tone),
-            *lights, self._shadow.inv_depth, to_shadow, self.table, self._look(place),
-            image.reshape(-1, 3),
+            corners, centre_px, focal_px, bone, surface.frame, surface.lines, _nail_colour(tone),
+            *lights, self._shadow.inv_depth, to_shadow, self.table, noise, image.reshape(-1, 3),
         )  # fmt: skip
         hand = covered & (face_id < len(surface.arrays.faces))
-        seen = (image, covered, hand, inv_depth.astype(np.float32))
-        return Staged(*seen, backdrop, K, verts, joints, transl)
+        layers = (image, covered, hand, inv_depth.astype(np.float32))
+        return ShadedScene(*layers, backdrop, K, verts, joints, transl)
 
-    def develop(
-        self, staged: Staged, backdrop: Array, rng: RNG
+    def finish(
+        self, scene: ShadedScene, backdrop: Array, rng: RNG
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """A photograph of a staged hand.
+        """The image of a shaded scene.
 
         Args:
-            staged: what `stage` returned.
+            scene: of `shade`.
             backdrop: [S, S, 3] float32 in [0, 1].
-            rng: source of occluder, lens and noise; the same state gives the same ones.
-        Returns: picture [S, S, 3] RGB and visible hand [S, S].
+            rng: of occluder, blur and noise; the same state gives the same ones.
+        Returns: image [S, S, 3] RGB and visible hand [S, S].
         """
         s = self.settings
         size, big = s.image_px, s.image_px * s.supersample
         behind = cv2.resize(backdrop, (big, big)) if s.supersample > 1 else backdrop
-        image: Array = compose(staged.painted, staged.covered, staged.hand, behind, s.hand_luma)
-        mask: Array = staged.hand.astype(np.float32)
+        image: Array = expose(scene.shaded, scene.covered, scene.hand, behind, s.hand_luma)
+        mask: Array = scene.hand.astype(np.float32)
         if s.supersample > 1:
             image, mask = (
                 cv2.resize(a, (size, size), interpolation=cv2.INTER_AREA) for a in (image, mask)
             )
-        return self.lens(rng, image, mask), mask > 0.5
+        return self.effects(rng, image, mask), mask > 0.5
 
-    @staticmethod
-    def _tone(rng: RNG) -> Array:
-        i, w = rng.integers(len(SKIN_TONES) - 1), rng.random()
-        tone = SKIN_TONES[i] * w + SKIN_TONES[i + 1] * (1 - w)
-        return np.clip(tone * rng.uniform(0.92, 1.1) * (1 + rng.normal(0, 0.025, 3)), 0.03, 1)
 
-    @staticmethod
-    def _held_object(verts: Array, joints: Array, R: Array, rng: RNG) -> HeldObject | None:
-        """A random object off the palm, or None if it never fits."""
-        solid = superquadric(rng)
-        turn, gap_m = random_rotation(rng), rng.uniform(0.032, 0.06)
-        place = place_off_palm(solid, turn, verts, joints, R, gap_m, max_steps=16)
-        if place is None:
-            return None
-        return HeldObject(solid.points @ turn.T + place, solid.faces, painted(solid, rng))
+def _skin_tone(rng: RNG) -> Array:
+    i, w = rng.integers(len(SKIN_TONES) - 1), rng.random()
+    tone = SKIN_TONES[i] * w + SKIN_TONES[i + 1] * (1 - w)
+    return np.clip(tone * rng.uniform(0.92, 1.1) * (1 + rng.normal(0, 0.025, 3)), 0.03, 1)
 
-    @staticmethod
-    def _nail(tone: Array) -> Array:
-        share = 0.45 + 0.55 * tone.mean()
-        return np.clip(tone * 0.55 + np.array([0.40, 0.30, 0.28]) * share, 0, 1)
 
-    @staticmethod
-    def _look(rng: RNG) -> Array:
-        """Random noise seed, frequency (1/m) and amount, gloss, its sharpness, creases."""
-        low = np.array([0, 120, 0.02, 0.03, 8, 0.2])
-        high = np.array([50, 300, 0.07, 0.2, 40, 1.3])
-        return low + (high - low) * rng.random(6)
+def _nail_colour(tone: Array) -> Array:
+    share = 0.45 + 0.55 * tone.mean()
+    return np.clip(tone * 0.55 + np.array([0.40, 0.30, 0.28]) * share, 0, 1)

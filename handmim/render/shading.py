@@ -1,12 +1,11 @@
-"""Per-pixel shading of what was rasterised: hemisphere light, two lights, one shadow map. Compiled;
-see `handmim/render/skin.py` on why in batches."""
+"""Per-pixel shading of rasterised faces: hemisphere light, two lights, one shadow map. Compiled;
+`handmim/render/skin.py` says why in batches."""
 
 import math
 
 import numpy as np
 
-from handmim.render.compiled import compiled
-from handmim.render.rasterizer import corner_weights
+from handmim.render.rasterizer import compiled, corner_weights
 from handmim.render.skin import mottle, paint
 
 WRAP = 0.25  # light bleeds around soft skin
@@ -14,7 +13,7 @@ BATCH = 256  # pixels; their arrays stay in a processor's nearest memory
 
 
 @compiled
-def _gather(  # type: ignore[no-untyped-def]
+def _gather(
     pixels, face_id, inv_depth, x_px, y_px, inv_z, faces, corners, centre_px, focal_px,
     bone, bones, point, normal, rest, base,
 ):  # fmt: skip
@@ -42,7 +41,7 @@ def _gather(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _turn_to_viewer(num, point, normal, view):  # type: ignore[no-untyped-def]
+def _face_viewer(num, point, normal, view):
     """Unit directions to the camera, and unit normals on its side."""
     for n in range(num):
         x, y, z = point[0, n], point[1, n], point[2, n]
@@ -55,7 +54,7 @@ def _turn_to_viewer(num, point, normal, view):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _sky(num, normal, up, sky, ground, lit):  # type: ignore[no-untyped-def]
+def _sky(num, normal, up, sky, ground, lit):
     """Light from above and below: [3, n] out."""
     for n in range(num):
         h = 0.5 + 0.5 * (normal[0, n] * up[0] + normal[1, n] * up[1] + normal[2, n] * up[2])
@@ -64,36 +63,34 @@ def _sky(num, normal, up, sky, ground, lit):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _facing(num, normal, light, cosine):  # type: ignore[no-untyped-def]
+def _facing(num, normal, light, cosine):
     """Cosine between normal and light: [n] out."""
     for n in range(num):
         cosine[n] = normal[0, n] * light[0] + normal[1, n] * light[1] + normal[2, n] * light[2]
 
 
 @compiled
-def _unhidden(num, point, cosine, shadow, to_map, seen):  # type: ignore[no-untyped-def]
+def _shadow(num, point, cosine, shadow, to_map, seen):
     """Share of the first light that reaches each point: 3 x 3 filtered shadow map with a slope
     bias."""
     for n in range(num):
         seen[n] = 1.0
-        if cosine[n] <= -WRAP:  # it brings nothing there
+        if cosine[n] <= -WRAP:  # no light there
             continue
         x, y, z = point[0, n], point[1, n], point[2, n]
         j = int(to_map[0, 0] * x + to_map[0, 1] * y + to_map[0, 2] * z + to_map[0, 3])
         i = int(to_map[1, 0] * x + to_map[1, 1] * y + to_map[1, 2] * z + to_map[1, 3])
         depth = to_map[2, 0] * x + to_map[2, 1] * y + to_map[2, 2] * z + to_map[2, 3]
         depth -= 0.004 + 0.012 * (1 - abs(cosine[n]))
-        near, hidden = 1.0 / depth, 0
+        near, shaded = 1.0 / depth, 0
         for di in range(-1, 2):
             for dj in range(-1, 2):
-                hidden += shadow[i + di, j + dj] > near
-        seen[n] = 1 - 0.85 / 9 * hidden
+                shaded += shadow[i + di, j + dj] > near
+        seen[n] = 1 - 0.85 / 9 * shaded
 
 
 @compiled
-def _shine(  # type: ignore[no-untyped-def]
-    num, light, rgb, cosine, seen, normal, view, wrap, wet, sharpness, half, lit, gleam
-):
+def _shine(num, light, rgb, cosine, seen, normal, view, wrap, wet, sharpness, half, lit, gleam):
     """Add a light to `lit`, which colours the surface, and to `gleam`, which lies upon it."""
     for n in range(num):
         hx, hy, hz = light[0] + view[0, n], light[1] + view[1, n], light[2] + view[2, n]
@@ -111,28 +108,28 @@ def _shine(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def shade(  # type: ignore[no-untyped-def]
+def shade(
     covered, face_id, inv_depth, x_px, y_px, inv_z, faces, corners, centre_px, focal_px, bone,
-    frame, lines, nail_rgb, lamps, lamp_rgb, up, sky, ground, shadow, to_shadow, table, look,
+    frame, lines, nail_rgb, lamps, lamp_rgb, up, sky, ground, shadow, to_shadow, table, noise,
     image,
 ):  # fmt: skip
     """Shade every covered pixel of `image` in place.
 
     Args:
-        covered: indices of the pixels where something is seen, row by row.
+        covered: indices of the pixels that a face covers, row by row.
         face_id, inv_depth: [H, W] of `rasterise`; x_px, y_px, inv_z: [V] what it was given.
         faces: [F, 3]; unsigned saves a test per look-up, as no index counts from the end.
         corners: [V, 9] normals in the camera frame, rest positions (m), RGB.
-        centre_px, focal_px: of the camera, whose pictures are square.
+        centre_px, focal_px: of the camera, whose images are square.
         bone: [F] dominant joint of a face, -1 for anything but bare skin.
         frame, lines, nail_rgb: as `paint` takes them.
         lamps, lamp_rgb, up, sky, ground: of `Lights`.
         shadow, to_shadow: of `ShadowMap`, for the first lamp.
         table: [4096] noise.
-        look: noise seed, frequency (1/m), amount, gloss, its sharpness, crease strength.
+        noise: seed, frequency (1/m), amount, gloss, its sharpness, crease strength.
         image: [H * W, 3] out, linear; uncovered pixels stay what they are.
     """
-    seed, freq, amount, gloss, sharpness, crease = look
+    seed, freq, amount, gloss, sharpness, crease = noise
     bones = np.empty(BATCH, np.int64)
     vectors, numbers = np.empty((7, 3, BATCH)), np.empty((5, BATCH))
     point, normal, view, rest = vectors[0], vectors[1], vectors[2], vectors[3]
@@ -150,13 +147,13 @@ def shade(  # type: ignore[no-untyped-def]
         paint(num, bones, rest, frame, lines, crease, nail_rgb, base, wet)
         if amount > 0:
             mottle(num, rest, seed, freq, amount, table, base, normal)
-        _turn_to_viewer(num, point, normal, view)
+        _face_viewer(num, point, normal, view)
         _sky(num, normal, up, sky, ground, lit)
         gleam[:] = 0.0
         for m in range(2):
             _facing(num, normal, lamps[m], cosine)
             if m == 0:
-                _unhidden(num, point, cosine, shadow, to_shadow, seen)
+                _shadow(num, point, cosine, shadow, to_shadow, seen)
             else:
                 seen[:] = 1.0
             _shine(

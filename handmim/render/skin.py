@@ -1,38 +1,29 @@
-"""What skin and surfaces look like before light falls on them: tones, nails, creases, mottling.
-Compiled.
+"""Skin and surfaces before light falls on them: tones, nails, creases, mottling. Compiled.
 
 Pixels come in batches, as arrays whose last axis counts them, and go through each step together:
-short loops are what processors and compilers do best. `tests/render/plain_shading.py` says the same
-pixel by pixel.
+short loops are fast. `tests/render/plain_shading.py` does the same pixel by pixel.
 """
 
 import math
 
 import numpy as np
 
-from handmim.render.compiled import compiled
+from handmim.render.rasterizer import compiled
 
 # Nine skin tones, light to dark, as RGB in [0, 1].
 SKIN_TONES = (
     np.array(
         [
-            [240, 195, 172],
-            [236, 188, 164],
-            [224, 172, 140],
-            [205, 145, 110],
-            [198, 134, 98],
-            [172, 112, 78],
-            [141, 85, 54],
-            [104, 64, 43],
-            [78, 49, 36],
+            [240, 195, 172], [236, 188, 164], [224, 172, 140], [205, 145, 110], [198, 134, 98],
+            [172, 112, 78], [141, 85, 54], [104, 64, 43], [78, 49, 36],
         ]
     )
     / 255.0
-)
+)  # fmt: skip
 
 
 @compiled
-def _noise(x, y, z, table):  # type: ignore[no-untyped-def]
+def _noise(x, y, z, table):
     """Smooth value noise in [-1, 1] from a table of 4096 random values."""
     xi, yi, zi = math.floor(x), math.floor(y), math.floor(z)
     fx, fy, fz = x - xi, y - yi, z - zi
@@ -52,13 +43,13 @@ def _noise(x, y, z, table):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def mottle(num, rest, seed, freq, amount, table, base, normal):  # type: ignore[no-untyped-def]
+def mottle(num, rest, seed, freq, amount, table, base, normal):
     """Vary colours and bump normals by noise that sticks to the surface.
 
     Args:
         num: pixels in use.
         rest: [3, n] rest positions, metres.
-        seed, freq, amount: place of the noise, its frequency (1/m) and its strength.
+        seed, freq, amount: offset of the noise, its frequency (1/m) and its strength.
         table: [4096] random values.
         base, normal: [3, n] changed in place.
     """
@@ -75,13 +66,13 @@ def mottle(num, rest, seed, freq, amount, table, base, normal):  # type: ignore[
 
 
 @compiled
-def _fading(squares):  # type: ignore[no-untyped-def]
+def _fading(squares):
     """exp(-x^2) from x^2, or 0 where that is below 3e-5."""
     return math.exp(np.float32(-squares)) if squares < 10.5 else np.float32(0)
 
 
 @compiled
-def _crease(s, palmar, dorsal):  # type: ignore[no-untyped-def]
+def _crease(s, palmar, dorsal):
     """Darkness of a joint's creases at distance s (m) along the bone: a line in the palm, ripples
     on the back."""
     if palmar > 0:
@@ -91,7 +82,7 @@ def _crease(s, palmar, dorsal):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _palm_line(x, z, lines):  # type: ignore[no-untyped-def]
+def _palm_line(x, z, lines):
     """Darkness of the palm's lines at (x, z) of the rest pose."""
     near = 1.0
     for m in range(lines.shape[0]):
@@ -102,7 +93,7 @@ def _palm_line(x, z, lines):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def paint(num, bones, rest, frame, lines, crease, nail_rgb, base, wet):  # type: ignore[no-untyped-def]
+def paint(num, bones, rest, frame, lines, crease, nail_rgb, base, wet):
     """Paint nails, which are wetter, and creases.
 
     Args:
@@ -111,7 +102,7 @@ def paint(num, bones, rest, frame, lines, crease, nail_rgb, base, wet):  # type:
         rest: [3, n] rest positions, metres.
         frame: [16, 5, 3] of each bone: rest joint, distal, lateral and dorsal axis, (length, half
             breadth, 0).
-        lines: [m, 5] palm lines: x and z of the start, of the way to the end, 1 / its squared
+        lines: [m, 5] palm lines: x and z of the start, of the vector to the end, 1 / its squared
             length.
         crease: strength of creases.
         nail_rgb: [3].
@@ -128,8 +119,9 @@ def paint(num, bones, rest, frame, lines, crease, nail_rgb, base, wet):  # type:
         aside = x * frame[b, 2, 0] + y * frame[b, 2, 1] + z * frame[b, 2, 2]
         above = x * frame[b, 3, 0] + y * frame[b, 3, 1] + z * frame[b, 3, 2]
         length, breadth = frame[b, 4, 0], frame[b, 4, 1]
-        place = b % 3 if b else -1  # in its digit: 1 and 2 for the first two bones, 0 for the last
-        if place == 0 and above > 0.25 * breadth:  # the nail, with a darker rim
+        # In its digit: 1 and 2 for the first two bones, 0 for the last.
+        segment = b % 3 if b else -1
+        if segment == 0 and above > 0.25 * breadth:  # the nail, with a darker rim
             e = ((along - 0.74 * length) / (0.27 * length)) ** 4 + (aside / (0.66 * breadth)) ** 4
             if e < 1.3:
                 f = min(1.0, max(0.0, (1.0 - e) * 6 + 0.5))
@@ -141,13 +133,13 @@ def paint(num, bones, rest, frame, lines, crease, nail_rgb, base, wet):  # type:
         if b > 0:
             palmar = min(1.0, max(0.0, -above / (0.5 * breadth)))
             dorsal = min(1.0, max(0.0, above / (0.5 * breadth)))
-            if place == 1 and b < 13:  # a knuckle: its palmar crease lies half-way along the bone
+            if segment == 1 and b < 13:  # a knuckle: its palmar crease lies half-way along the bone
                 dark = _crease(along - 0.50 * length, palmar, 0.0)
             else:
                 dark = _crease(along, palmar if b < 13 or b == 15 else 0.0, dorsal)
-            if place != 0 and b != 13:
+            if segment != 0 and b != 13:
                 dark += _crease(along - length, palmar, dorsal)
-        if (b == 0 or place == 1) and rest[1, n] < 0.001:
+        if (b == 0 or segment == 1) and rest[1, n] < 0.001:
             line = _palm_line(rest[0, n], rest[2, n], lines)
         if dark + line > 0:
             for k in range(3):

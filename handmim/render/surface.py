@@ -1,5 +1,4 @@
-"""What a picture needs beyond the mesh: a forearm, skin colours per vertex, bone frames, palm
-lines."""
+"""The surface of a hand beyond its mesh: forearm, skin colours, bone frames, palm lines."""
 
 import itertools
 
@@ -25,8 +24,7 @@ PALM_LINES_MM = (
 
 
 class HandSurface:
-    """Posing and colouring of one hand model for pictures; float64, one sample at a time, free of
-    batch effects.
+    """Posing and colouring of one hand model; float64, one sample at a time.
 
     Args:
         arrays: the stand-in, or any model that carries `axes`, `J`, `tips` and `wrist_ring`.
@@ -61,8 +59,8 @@ class HandSurface:
         segments = [np.hstack([line[:-1], line[1:]]) for line in map(np.array, PALM_LINES_MM)]
         wrist_xz = joints[0, [0, 2, 0, 2]]
         ends = wrist_xz + np.vstack(segments) * 1e-3 * [-1, 1, -1, 1]
-        way = ends[:, 2:] - ends[:, :2]
-        self.lines = np.column_stack([ends[:, :2], way, 1 / (way**2).sum(axis=1)])
+        along = ends[:, 2:] - ends[:, :2]
+        self.lines = np.column_stack([ends[:, :2], along, 1 / (along**2).sum(axis=1)])
         normals: Array = np.zeros_like(verts)
         vertex_normals(verts, arrays.faces, normals)
         normals = unit(normals)
@@ -91,13 +89,12 @@ class HandSurface:
         return np.vstack([*faces, cap])
 
     def pose(self, rotmats: Array, betas: Array) -> tuple[Array, Array]:
-        """Blend skinning of one hand.
+        """Blend skinning of one hand, without translation.
 
         Args:
-            rotmats: [16, 3, 3] wrist rotation into the camera frame, then absolute finger
-                rotations.
+            rotmats: [16, 3, 3] R_cam_from_mano, then absolute finger rotations.
             betas: [10].
-        Returns: vertices [V, 3] and the 21 joints [21, 3], metres, before translation.
+        Returns: vertices [V, 3] and joints [21, 3], metres.
         """
         a = self.arrays
         joints = self.joints + self.joint_shapedirs @ betas

@@ -1,5 +1,4 @@
-"""Several plain subprocesses at one job. They start without torch, in a second, and inherit
-nothing."""
+"""Several plain subprocesses at one job; they start without torch and inherit nothing."""
 
 import contextlib
 import errno
@@ -42,10 +41,10 @@ def run_workers(
     Args:
         module: importable here; calls `end_with_parent`, reads the job, does one worker's share.
         job: JSON-ready settings.
-        folder: existing folder for the job and for what workers have to say.
+        folder: existing folder for the job.
         num_workers: processes, one thread each.
         while_waiting: called several times a second, for progress.
-    Raises: RuntimeError with the words of a worker that failed; OSError for a full disk.
+    Raises: RuntimeError with the message of a worker that failed; OSError for a full disk.
     """
     (folder / JOB).write_text(json.dumps(job))
     command = [sys.executable, "-m", module, str(folder / JOB)]
@@ -70,8 +69,8 @@ def run_workers(
                     text = f"{folder} cannot take the renders: {free} bytes are free on its disk"
                     raise OSError(errno.ENOSPC, text)
                 file.seek(0)
-                words = file.read().decode(errors="replace").strip()[-2000:]
-                raise RuntimeError(f"a rendering process failed (exit {worker.poll()}): {words}")
+                message = file.read().decode(errors="replace").strip()[-2000:]
+                raise RuntimeError(f"a rendering process failed (exit {worker.poll()}): {message}")
 
 
 def _end(workers: Sequence["subprocess.Popen[bytes]"]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.geometry.camera import project, px_from_ndc
-from handmim.render.overlay import contact_sheet, draw_joints, draw_mesh, enlarge, to_picture
+from handmim.render.overlay import contact_sheet, draw_joints, draw_mesh, enlarge, to_image
 from handmim.types import HandBatch
 
 SIDE_PX = 144
@@ -32,7 +32,7 @@ def draw_predictions(
     true_joints_px = px_from_ndc(batch.kp2d_crop_ndc, side).cpu().numpy()
     tiles = []
     for i in range(min(num, len(joints_px))):
-        picture = to_picture(batch.image[i].float().cpu().numpy())
+        picture = to_image(batch.image[i].float().cpu().numpy())
         tiles.append(enlarge(picture, zoom))
         if faces is not None:
             tiles += _meshes(picture, batch, state, i, faces, zoom)

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 
+from handmim.render.objects import size_at
+
 WRAP = 0.25
 
 
@@ -99,3 +101,8 @@ def plain_shade(
             diffuse = max(0.0, (cosine + wrap) / (1 + wrap)) * seen
             colour = colour + lamp_rgb[m] * (base * diffuse + highlight)
         image[pixel] = colour
+
+
+def depth_inside_m(points, radii, exponents):
+    depth = np.linalg.norm(points, axis=1) * (1 / size_at(points, radii, exponents) - 1)
+    return float(np.max(depth))

@@ -8,20 +8,20 @@ from handmim.render.background import BackdropBank, load_photos, room, studio
 @pytest.mark.parametrize("paint", [studio, room])
 def test_painted_backdrops_are_calm_and_in_range(paint):
     for seed in range(12):
-        picture = paint(np.random.default_rng(seed), 96)
-        assert picture.shape == (96, 96, 3)
-        assert picture.min() >= 0
-        assert picture.max() <= 1
-        chroma = np.ptp(picture, axis=2)
+        image = paint(np.random.default_rng(seed), 96)
+        assert image.shape == (96, 96, 3)
+        assert image.min() >= 0
+        assert image.max() <= 1
+        chroma = np.ptp(image, axis=2)
         assert chroma.mean() < 0.25, "photo-like backgrounds are muted"
-        assert np.array_equal(picture, paint(np.random.default_rng(seed), 96))
+        assert np.array_equal(image, paint(np.random.default_rng(seed), 96))
 
 
 def test_a_folder_of_photos_is_used_and_bad_files_are_named(tmp_path, caplog):
     red = np.zeros((60, 90, 3), np.uint8)
     red[..., 2] = 255  # BGR
     cv2.imwrite(str(tmp_path / "red.png"), red)
-    (tmp_path / "broken.jpg").write_bytes(b"not a picture")
+    (tmp_path / "broken.jpg").write_bytes(b"not a image")
     with caplog.at_level("WARNING", logger="handmim.render.background"):
         photos = load_photos(tmp_path, 48)
     assert len(photos) == 1
@@ -34,9 +34,9 @@ def test_a_folder_of_photos_is_used_and_bad_files_are_named(tmp_path, caplog):
 
 
 def test_folders_without_photos_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"scene\.photos_dir"):
+    with pytest.raises(ValueError, match=r"photos_dir"):
         load_photos(tmp_path, 48)
-    with pytest.raises(ValueError, match=r"scene\.photos_dir"):
+    with pytest.raises(ValueError, match=r"photos_dir"):
         BackdropBank("photos", np.random.default_rng(0))
 
 
@@ -44,10 +44,10 @@ def test_crops_are_resized_mirrored_and_tinted_pieces():
     bank = BackdropBank("room", np.random.default_rng(0), size=80, num=4)
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        picture = bank.pictures[rng.integers(4)]
+        image = bank.images[rng.integers(4)]
         k = int(rng.integers(40, 81))
         y, x = rng.integers(0, 81 - k, 2)
-        piece = cv2.resize(picture[y : y + k, x : x + k], (50, 50), interpolation=cv2.INTER_AREA)
+        piece = cv2.resize(image[y : y + k, x : x + k], (50, 50), interpolation=cv2.INTER_AREA)
         piece = piece[:, ::-1] if rng.random() < 0.5 else piece
         cast = rng.uniform(-0.03, 0.03, 3)
         wanted = np.clip(piece * rng.uniform(0.7, 1.15) + cast, 0, 1)

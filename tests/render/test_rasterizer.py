@@ -42,7 +42,7 @@ def random_soup(seed: int, side: int = 40, faces: int = 60):
 
 
 def compiled(x, y, inv_z, faces, size_hw, facing=0):
-    depth, face_id = np.ones(size_hw), np.ones(size_hw, np.int32)  # of the last picture
+    depth, face_id = np.ones(size_hw), np.ones(size_hw, np.int32)  # of the last image
     rasterise(x, y, inv_z, faces, facing, depth, face_id)
     bary = np.zeros((*size_hw, 2))
     for i, j in zip(*np.nonzero(face_id >= 0), strict=True):

@@ -39,7 +39,7 @@ class Order:
         format: a key of LAYOUTS.
         num, num_eval: samples of the two parts, as the format counts them.
         seed: of everything random.
-        scene: what pictures look like.
+        scene: what images look like.
         forge_mano: also write the hand model as a pickle in the manner of MANO's own.
     """
 
@@ -58,7 +58,7 @@ class Order:
         multiple = self.layout().side_multiple
         if self.scene.image_px % multiple:
             raise ValueError(
-                f"pictures of {self.format} need scene.image_px to be a multiple of {multiple}, "
+                f"images of {self.format} need scene.image_px to be a multiple of {multiple}, "
                 f"got {self.scene.image_px} (scene.image_px)"
             )
 

@@ -13,7 +13,7 @@ class FolderLayout:
     """Crops dealt out to a few subfolders.
 
     Args:
-        num: pictures.
+        num: images.
         num_eval: 0: there is nothing to evaluate on.
     """
 

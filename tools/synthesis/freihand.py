@@ -11,7 +11,7 @@ from handmim.data.label_files import VERSIONS
 from handmim.hand.conventions import freihand_vector, regressed_joints
 from handmim.hand.poses import sample_betas
 from handmim.hand.skeleton import FINGERTIP_VERTS, ROOT_JOINT
-from handmim.render.scene import RNG, SceneRenderer, Staged, random_orientation
+from handmim.render.scene import RNG, SceneRenderer, ShadedScene, random_orientation
 from synthesis.layout import (
     METRE_DIGITS,
     Labels,
@@ -41,7 +41,7 @@ class FreiHandLayout:
     """FreiHAND's files.
 
     Args:
-        num: unique training samples; pictures are four times as many.
+        num: unique training samples; images are four times as many.
         num_eval: evaluation samples, each before a green screen or in a room; their truth is
             written too, as the later archive has it.
     """
@@ -62,13 +62,13 @@ class FreiHandLayout:
         yield from (f"training/mask/{i:08d}.jpg" for i in range(self.counts["training"]))
 
     def write(self, studio: Studio, root: Path, part: str, index: int) -> Labels:
-        """Pictures of one hand before all its backgrounds, its mask and its labels."""
+        """Images of one hand before all its backgrounds, its mask and its labels."""
         split = SPLITS[part]
         renderer, rng = studio.renderer(split), studio.rng(split, HAND, index)
         turn = random_orientation(studio.settings, rng)
         rotmats = np.concatenate([turn[None], renderer.fingers(index)])
         betas = sample_betas(1, 10, rng)[0]
-        staged = renderer.stage(rotmats, betas, rng)
+        scene = renderer.shade(rotmats, betas, rng)
         lens = rng.bit_generator.state
         mask: NDArray[np.bool_] | None = None
         for place in range(self.pictures_per_item[part]):
@@ -76,13 +76,13 @@ class FreiHandLayout:
             other = studio.rng(split, BACKDROP, index, place)
             on_green = place == 0 if part == "training" else other.random() < 0.5
             backdrop = self._backdrop(renderer, other, on_green)
-            image, mask = renderer.develop(staged, backdrop, rng)
+            image, mask = renderer.finish(scene, backdrop, rng)
             image_id = index + place * self.counts[part]
             write_picture(root / part / "rgb" / f"{image_id:08d}.jpg", image)
         if part == "training" and mask is not None:
             grey = np.repeat(mask[..., None].astype(np.uint8) * np.uint8(255), 3, axis=2)
             write_picture(root / part / "mask" / f"{index:08d}.jpg", grey)
-        return self._labels(studio, staged, rotmats, betas)
+        return self._labels(studio, scene, rotmats, betas)
 
     @staticmethod
     def _backdrop(renderer: SceneRenderer, rng: RNG, on_green: bool) -> NDArray[np.float32]:
@@ -91,14 +91,17 @@ class FreiHandLayout:
 
     @staticmethod
     def _labels(
-        studio: Studio, staged: Staged, rotmats: NDArray[np.floating], betas: NDArray[np.floating]
+        studio: Studio,
+        scene: ShadedScene,
+        rotmats: NDArray[np.floating],
+        betas: NDArray[np.floating],
     ) -> Labels:
-        arrays, verts = studio.arrays, staged.verts_cam_m
+        arrays, verts = studio.arrays, scene.verts_cam_m
         xyz = regressed_joints(verts, arrays.J_regressor, FINGERTIP_VERTS["freihand"])
         root_cam_m = xyz[ROOT_JOINT]
-        vector = freihand_vector(rotmats, betas, root_cam_m, staged.K_px, arrays.hands_mean)
+        vector = freihand_vector(rotmats, betas, root_cam_m, scene.K_px, arrays.hands_mean)
         scale = np.array(np.linalg.norm(xyz[9] - xyz[10]))
-        return {"K": staged.K_px, "mano": vector[None], "scale": scale, "verts": verts, "xyz": xyz}
+        return {"K": scene.K_px, "mano": vector[None], "scale": scale, "verts": verts, "xyz": xyz}
 
     def assemble(self, root: Path, blocks: Callable[[str], Iterator[Labels]], temp: Path) -> None:
         """Write the ten lists."""

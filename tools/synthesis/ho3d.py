@@ -1,4 +1,4 @@
-"""HO-3D v2 and v3: sequences of 640x480 pictures with depth and one pickle each, OpenGL axes."""
+"""HO-3D v2 and v3: sequences of 640x480 images with depth and one pickle each, OpenGL axes."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -71,7 +71,7 @@ class Ho3dLayout:
     version: ClassVar[int]
     rgb_suffix: ClassVar[str]
     meta_protocol: ClassVar[Literal[0, 2]]
-    side_multiple = 8  # pictures are 4:3, the middle three quarters of a square
+    side_multiple = 8  # images are 4:3, the middle three quarters of a square
 
     def __init__(self, num: int, num_eval: int) -> None:
         most = MAX_FRAMES * min(len(s) for s in SEQUENCES.values())
@@ -104,7 +104,7 @@ class Ho3dLayout:
                 yield from self._files(part, *self.place(part, index)[:2])
 
     def write(self, studio: Studio, root: Path, part: str, index: int) -> Labels:
-        """Picture, depth and meta of one frame."""
+        """Image, depth and meta of one frame."""
         size = studio.settings.image_px
         sequence, number, known = self.place(part, index)
         takes = tuple(dict.fromkeys(s.take for s in SEQUENCES[part]))
@@ -188,13 +188,13 @@ class Ho3dLayout:
 
 
 class Ho3dV2Layout(Ho3dLayout):
-    """Version 2: png pictures, and metas in text."""
+    """Version 2: png images, and metas in text."""
 
     version, rgb_suffix, meta_protocol = 2, ".png", 0
 
 
 class Ho3dV3Layout(Ho3dLayout):
-    """Version 3: jpg pictures, and how each vertex touches the object."""
+    """Version 3: jpg images, and how each vertex touches the object."""
 
     version, rgb_suffix, meta_protocol = 3, ".jpg", 2
 

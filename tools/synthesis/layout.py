@@ -38,7 +38,7 @@ class Layout(Protocol):
 
 
 def write_picture(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write an RGB picture as jpg or png, the same bytes every time.
+    """Write an RGB image as jpg or png, the same bytes every time.
 
     Raises: OSError when the disk does not take it.
     """

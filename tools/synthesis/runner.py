@@ -109,7 +109,7 @@ def _render(layout: Layout, job: dict[str, Any], pending: Sequence[Block]) -> No
         if not num_workers:
             run_job(job, 0, report)
             return
-        # One small picture here compiles the kernels before all processes would at the same time.
+        # One small image here compiles the kernels before all processes would at the same time.
         small = SceneSettings(image_px=16, background="studio")
         Studio(load_hand_arrays(job["hand_path"]), small, 0).renderer("train").render(0)
         run_workers(__name__, job, root / PARTS, num_workers, report)
@@ -144,7 +144,7 @@ def synthesize(
     Args:
         root: its folder.
         format: freihand, ho3d_v2, ho3d_v3 or folder.
-        num, num_eval: samples of the two parts; FreiHAND has four training pictures of each.
+        num, num_eval: samples of the two parts; FreiHAND has four training images of each.
         scene: `SceneSettings` or its fields.
         hand_path: hand model to draw, and the model of the labels.
         seed: of everything random.
@@ -171,11 +171,11 @@ def synthesize(
         (root / folder).mkdir(parents=True, exist_ok=True)
     todo = blocks_of(layout)
     pending = [block for block in todo if not block.label_file(root).is_file()]
-    pictures = sum((b.stop - b.start) * layout.pictures_per_item[b.part] for b in pending)
+    images = sum((b.stop - b.start) * layout.pictures_per_item[b.part] for b in pending)
     began = time.perf_counter()
     log.info(
-        "%s: %d of %d blocks are there, %d pictures to go, %d processes",
-        root, len(todo) - len(pending), len(todo), pictures, max(1, num_workers),
+        "%s: %d of %d blocks are there, %d images to go, %d processes",
+        root, len(todo) - len(pending), len(todo), images, max(1, num_workers),
     )  # fmt: skip
     job = {
         "root": str(root.resolve()),
@@ -188,7 +188,7 @@ def synthesize(
         _render(layout, job, pending)
     _finish(root, layout, arrays, facts)
     seconds = time.perf_counter() - began
-    log.info("%d pictures in %.0f s (%.1f/s): %s", pictures, seconds, pictures / seconds, root)
+    log.info("%d images in %.0f s (%.1f/s): %s", images, seconds, images / seconds, root)
     return root
 
 

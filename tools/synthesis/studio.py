@@ -47,7 +47,7 @@ class Studio:
 
     Args:
         arrays: the hand.
-        settings: what pictures look like.
+        settings: what images look like.
         seed: of everything random.
     """
 

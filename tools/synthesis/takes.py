@@ -8,8 +8,15 @@ from numpy.typing import NDArray
 from handmim.data.label_files import take_of
 from handmim.geometry.rotation_numpy import random_rotation, rotvec_to_matrix
 from handmim.hand.poses import sample_betas
-from handmim.render.objects import HeldObject, Solid, painted, place_off_palm, size_at, superquadric
-from handmim.render.scene import Given, random_orientation
+from handmim.render.objects import (
+    HeldObject,
+    Solid,
+    centre_off_palm,
+    random_colours,
+    size_at,
+    superquadric,
+)
+from handmim.render.scene import SceneOverrides, random_orientation
 from synthesis.studio import Studio
 
 Array = NDArray[np.floating]
@@ -73,7 +80,8 @@ def world(studio: Studio, split: str, take: int, num_takes: int, frame: int) -> 
     renderer = studio.renderer(split)
     rng = studio.rng(split, TAKE, take)
     betas, solid = sample_betas(1, 10, rng)[0], superquadric(rng)
-    grip, gap_m, colours = random_rotation(rng), rng.uniform(0.032, 0.05), painted(solid, rng)
+    grip, gap_m = random_rotation(rng), rng.uniform(0.032, 0.05)
+    colours = random_colours(solid, rng)
 
     rng = studio.rng(split, FRAME, take, frame)
     fingers = renderer.fingers(frame * num_takes + take)
@@ -86,7 +94,7 @@ def world(studio: Studio, split: str, take: int, num_takes: int, frame: int) -> 
     verts, joints = verts + transl, joints + transl
     object_turn = turn @ rotvec_to_matrix(rng.normal(0, 0.1, 3)) @ grip
     # 0.4 m of steps: far enough from any hand.
-    place = place_off_palm(solid, object_turn, verts, joints, turn, gap_m, max_steps=64)
+    place = centre_off_palm(solid, object_turn, verts, joints, turn, gap_m, steps=64)
     if place is None:
         raise ValueError(f"{studio.arrays.name}: its palm does not face -y at rest (hand.path)")
     return World(rotmats, betas, transl, verts, solid, colours, object_turn, place)
@@ -107,19 +115,19 @@ def shoot(studio: Studio, split: str, take: int, camera: int, frame: int, w: Wor
     transl = turn @ (wrist + w.transl_m) + at - wrist  # the hand turns about its wrist
     rotmats = np.concatenate([(turn @ w.rotmats[0])[None], w.rotmats[1:]])
     points = w.solid.points @ (turn @ w.object_turn).T + turn @ w.object_at_m + at
-    given = Given(
+    given = SceneOverrides(
         focal_px=focal,
         transl_m=transl,
         held=HeldObject(points, w.solid.faces, w.colours),
-        looks=studio.rng(split, DRESS, take),
-        place=studio.rng(split, PLACE, take, camera),
+        skin_rng=studio.rng(split, DRESS, take),
+        room_rng=studio.rng(split, PLACE, take, camera),
     )
     rng = studio.rng(split, SHOT, take, camera, frame)
-    staged = renderer.stage(rotmats, w.betas, rng, given)
-    image, _ = renderer.develop(staged, staged.backdrop, rng)
-    inv_depth = staged.inv_depth[:: s.supersample, :: s.supersample]
-    hand = (rotmats, w.betas, transl, wrist, staged.verts_cam_m, staged.joints_cam_m)
-    return Shot(image, inv_depth, wall_m, staged.K_px, *hand, (turn, at))
+    scene = renderer.shade(rotmats, w.betas, rng, given)
+    image, _ = renderer.finish(scene, scene.backdrop, rng)
+    inv_depth = scene.inv_depth[:: s.supersample, :: s.supersample]
+    hand = (rotmats, w.betas, transl, wrist, scene.verts_cam_m, scene.joints_cam_m)
+    return Shot(image, inv_depth, wall_m, scene.K_px, *hand, (turn, at))
 
 
 def contact(w: World) -> dict[str, Array | NDArray[np.bool_]]:

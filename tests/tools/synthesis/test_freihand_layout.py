@@ -30,18 +30,18 @@ def double_hand(hand_arrays):
     return HandModel(hand_arrays).double()
 
 
-def picture(root, name):
+def image(root, name):
     return cv2.imread(str(root / name))[:, :, ::-1]
 
 
 def test_every_file_is_there_and_none_else(freihand_root):
     lists = {f"{p}_{name}.json" for p in ("training", "evaluation") for name in SHAPES}
-    pictures = {f"training/rgb/{i:08d}.jpg" for i in range(4 * NUM)}
-    pictures |= {f"training/mask/{i:08d}.jpg" for i in range(NUM)}
-    pictures |= {f"evaluation/rgb/{i:08d}.jpg" for i in range(NUM_EVAL)}
+    images = {f"training/rgb/{i:08d}.jpg" for i in range(4 * NUM)}
+    images |= {f"training/mask/{i:08d}.jpg" for i in range(NUM)}
+    images |= {f"evaluation/rgb/{i:08d}.jpg" for i in range(NUM_EVAL)}
     have = {str(p.relative_to(freihand_root)) for p in freihand_root.rglob("*") if p.is_file()}
-    assert have == lists | pictures | {"handmim.json"}
-    for name in pictures:
+    assert have == lists | images | {"handmim.json"}
+    for name in images:
         image = cv2.imread(str(freihand_root / name), cv2.IMREAD_UNCHANGED)
         assert image.shape == (SIDE, SIDE, 3)
         assert image.dtype == np.uint8
@@ -92,7 +92,7 @@ def test_the_mano_vector_is_written_as_freihand_writes_it(labels):
 def test_joints_fall_into_the_mask(freihand_root, labels):
     inside = []
     for i in range(NUM):
-        mask = picture(freihand_root, f"training/mask/{i:08d}.jpg")
+        mask = image(freihand_root, f"training/mask/{i:08d}.jpg")
         assert ((mask < 60) | (mask > 195)).mean() > 0.99, "two levels, but for the jpg"
         px = labels["training"]["xyz"][i] @ labels["training"]["K"][i].T
         cell = np.floor(px[:, :2] / px[:, 2:]).astype(int)
@@ -105,8 +105,8 @@ def test_joints_fall_into_the_mask(freihand_root, labels):
 def test_versions_show_the_same_hand_before_other_backdrops(freihand_root):
     for i in range(NUM):
         names = [f"training/rgb/{i + NUM * place:08d}.jpg" for place in range(4)]
-        versions = [picture(freihand_root, name).astype(float) for name in names]
-        mask = picture(freihand_root, f"training/mask/{i:08d}.jpg")[..., 0]
+        versions = [image(freihand_root, name).astype(float) for name in names]
+        mask = image(freihand_root, f"training/mask/{i:08d}.jpg")[..., 0]
         inner = cv2.erode((mask > 127).astype(np.uint8), np.ones((5, 5))).astype(bool)
         outer = cv2.dilate((mask > 127).astype(np.uint8), np.ones((25, 25))) == 0
         gs = versions[0]

@@ -63,10 +63,10 @@ def test_facts_name_hand_and_settings_and_every_file(whole, format, hand_arrays)
 
 
 def test_folders_hold_square_crops(whole):
-    pictures = [n for n in tree(whole["folder"]) if n.endswith(".jpg")]
-    assert len(pictures) == 10
-    assert len({Path(n).parent for n in pictures}) == 4
-    for name in pictures:
+    images = [n for n in tree(whole["folder"]) if n.endswith(".jpg")]
+    assert len(images) == 10
+    assert len({Path(n).parent for n in images}) == 4
+    for name in images:
         image = cv2.imread(str(whole["folder"] / name))
         assert image.shape == (32, 32, 3)
         assert image.std() > 5
@@ -216,7 +216,7 @@ def test_the_tool_writes_a_set_and_says_when_it_is_whole(tmp_path):
     tool = TOOLS / "synthesize.py"
     words = ["format=ho3d_v3", f"root={tmp_path / 'set'}", "num=2", "num_eval=1"]
     words += ["scene=studio", "scene.image_px=32", "num_workers=0"]
-    for said in ("pictures in", "is whole already"):
+    for said in ("images in", "is whole already"):
         command = [sys.executable, str(tool), *words]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
@@ -228,7 +228,7 @@ def test_the_tool_writes_a_set_and_says_when_it_is_whole(tmp_path):
 
 
 def test_a_hand_without_joint_axes_borrows_the_standins(tmp_path, hand_arrays):
-    """A pickle in the manner of MANO's: the stand-in's own arrays come back, so do its pictures."""
+    """A pickle in the manner of MANO's: the stand-in's own arrays come back, so do its images."""
     forge_mano_pickle(hand_arrays, tmp_path / "MANO_RIGHT.pkl")
     bare = load_hand_arrays(tmp_path / "MANO_RIGHT.pkl")
     assert "axes" not in bare.extras

@@ -3,83 +3,83 @@ import numpy as np
 import pytest
 
 from handmim.render.background import BackdropBank
-from handmim.render.lens import Lens, compose
+from handmim.render.effects import ImageEffects, expose
 
 LUMA = (0.25, 0.75)
 
 
 def random_parts(seed: int, size: int = 40):
     rng = np.random.default_rng(seed)
-    painted, backdrop = rng.random((2, size, size, 3), dtype=np.float32)
+    shaded, backdrop = rng.random((2, size, size, 3), dtype=np.float32)
     covered = rng.random((size, size)) < 0.6
     hand = covered & (rng.random((size, size)) < 0.7)
-    return painted * np.float32(1.4), covered, hand, backdrop
+    return shaded * np.float32(1.4), covered, hand, backdrop
 
 
 @pytest.mark.parametrize("brightness", [0.05, 1.0, 3.0])
-def test_composing_agrees_with_plain_numpy(brightness):
-    painted, covered, hand, backdrop = random_parts(0)
-    painted *= np.float32(brightness)
-    image = np.where(covered[..., None], painted, backdrop)
+def test_exposure_agrees_with_plain_numpy(brightness):
+    shaded, covered, hand, backdrop = random_parts(0)
+    shaded *= np.float32(brightness)
+    image = np.where(covered[..., None], shaded, backdrop)
     mean = float(image[hand].mean())
     image = image * (np.clip(mean, *LUMA) / mean)
     rolled_off = 0.8 + 0.2 * 0.96 * (1 - np.exp(-(image - 0.8) / 0.2))
     image = np.where(image > 0.8, rolled_off, image)
     assert (image > 0.8).any()
-    np.testing.assert_allclose(compose(painted, covered, hand, backdrop, LUMA), image, atol=1e-6)
+    np.testing.assert_allclose(expose(shaded, covered, hand, backdrop, LUMA), image, atol=1e-6)
 
 
 def test_a_picture_without_a_hand_keeps_its_exposure():
-    painted, _, hand, backdrop = random_parts(1)
+    shaded, _, hand, backdrop = random_parts(1)
     nothing = np.zeros_like(hand)
-    image = compose(painted, nothing, nothing, backdrop, LUMA)
+    image = expose(shaded, nothing, nothing, backdrop, LUMA)
     dim = backdrop < 0.8
     assert np.array_equal(image[dim], backdrop[dim])
 
 
-def test_composing_keeps_order_and_stays_below_white():
+def test_exposure_keeps_order_and_stays_below_white():
     ramp = np.linspace(0, 6, 300, dtype=np.float32)[:, None, None].repeat(3, axis=2)
     everywhere = np.ones((300, 1), bool)
-    out = compose(ramp, everywhere, everywhere, ramp, LUMA)
+    out = expose(ramp, everywhere, everywhere, ramp, LUMA)
     assert out.max() < 1.0
     assert (np.diff(out[:, 0, 0]) >= 0).all()
     dim = ramp * np.float32(0.01)
-    dark = compose(dim, everywhere, everywhere, dim, LUMA)
+    dark = expose(dim, everywhere, everywhere, dim, LUMA)
     assert dark.mean() == pytest.approx(0.25, abs=0.02)
 
 
-def plain_photograph(lens: Lens, rng, image, mask):
-    """The lens without short cuts, for odds of 0 or 1."""
-    size = lens.size
-    if lens.soften:
+def plain_image(effects: ImageEffects, rng, image, mask):
+    """The effects without short cuts, for odds of 0 or 1."""
+    size = effects.size
+    if effects.soften:
         image = cv2.GaussianBlur(image, (3, 3), 0.45)
-    if rng.random() < lens.occluders:
+    if rng.random() < effects.occluders:
         spots = rng.integers(size // 6, 5 * size // 6, 2) + rng.normal(0, size / 9, (6, 2))
         cut = np.zeros((size, size), np.float32)
         cv2.fillConvexPoly(cut, cv2.convexHull(spots.astype(np.int32)), 1.0, cv2.LINE_AA)
-        image = image * (1 - cut[..., None]) + lens.backdrops.crop(rng, size) * cut[..., None]
+        image = image * (1 - cut[..., None]) + effects.backdrops.crop(rng, size) * cut[..., None]
         mask = mask * (1 - cut)
-    if rng.random() < lens.blur:
+    if rng.random() < effects.blur:
         image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.4, 1.6) * size / 224))
     image = np.clip(image, 0, 1).astype(np.float64) ** rng.uniform(0.85, 1.15)
-    start = int(rng.integers(len(lens.grain) - image.size))
-    grain = lens.grain[start : start + image.size].reshape(image.shape)
-    image = image + rng.uniform(0, lens.noise) * grain
+    start = int(rng.integers(len(effects.grain) - image.size))
+    grain = effects.grain[start : start + image.size].reshape(image.shape)
+    image = image + rng.uniform(0, effects.noise) * grain
     return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8), mask
 
 
 @pytest.mark.parametrize(("occluders", "blur"), [(0.0, 0.0), (1.0, 0.0), (1.0, 1.0)])
-def test_the_lens_agrees_with_plain_numpy(occluders, blur):
+def test_the_effects_agrees_with_plain_numpy(occluders, blur):
     size = 48
     bank = BackdropBank("room", np.random.default_rng(0), size=64, num=3)
     odds = {"occluders": occluders, "blur": blur, "motion_blur": 0.0, "noise": 0.1}
-    lens = Lens(size, soften=True, **odds, backdrops=bank)
+    effects = ImageEffects(size, soften=True, **odds, backdrops=bank)
     hidden = 0
     for seed in range(20):
         image = np.random.default_rng(seed).random((size, size, 3), dtype=np.float32)
         mask = np.ones((size, size), np.float32)
-        wanted, visible = plain_photograph(lens, np.random.default_rng(seed), image, mask)
-        got = lens(np.random.default_rng(seed), image.copy(), mask)
+        wanted, visible = plain_image(effects, np.random.default_rng(seed), image, mask)
+        got = effects(np.random.default_rng(seed), image.copy(), mask)
         assert np.abs(got.astype(int) - wanted).max() <= 1
         assert (got != wanted).mean() < 1e-3
         np.testing.assert_allclose(mask, visible, atol=1e-6)

@@ -1,5 +1,4 @@
-"""From a painted hand to a photograph: exposure, foreground, defocus or motion blur, gamma, sensor
-noise."""
+"""From a shaded hand to an image: exposure, occluder, defocus or motion blur, gamma, noise."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.render.background import BackdropBank
-from handmim.render.compiled import compiled
+from handmim.render.rasterizer import compiled
 
 Array = NDArray[np.floating]
 RNG = np.random.Generator
@@ -18,58 +17,56 @@ KNEE = 0.8  # highlights above it are rolled off below white
 
 
 @compiled
-def _compose(painted, covered, hand, backdrop, darkest, brightest, image):  # type: ignore[no-untyped-def]
+def _expose(shaded, covered, hand, backdrop, darkest, brightest, image):
     total, num = 0.0, 0
     for n in range(len(hand)):
         if hand[n]:
-            total += painted[n, 0] + painted[n, 1] + painted[n, 2]
+            total += shaded[n, 0] + shaded[n, 1] + shaded[n, 2]
             num += 3
     mean = total / max(num, 1)
     gain = np.float32(min(max(mean, darkest), brightest) / max(mean, 1e-6) if num else 1.0)
     for n in range(len(covered)):
         for k in range(3):
-            x = gain * (painted[n, k] if covered[n] else backdrop[n, k])
+            x = gain * (shaded[n, k] if covered[n] else backdrop[n, k])
             if x > KNEE:
                 x = KNEE + (1 - KNEE) * 0.96 * (1 - math.exp((KNEE - x) / (1 - KNEE)))
             image[n, k] = x
 
 
-def compose(
-    painted: Array,
+def expose(
+    shaded: Array,
     covered: NDArray[np.bool_],
     hand: NDArray[np.bool_],
     backdrop: Array,
     luma: Sequence[float],
 ) -> NDArray[np.float32]:
-    """What is painted before its backdrop, so exposed that the hand's mean luma is in range and
-    nothing blows out.
+    """A shaded scene before its backdrop, exposed so that the hand's mean luma is in range.
 
     Args:
-        painted, backdrop: [H, W, 3] float32.
-        covered, hand: [H, W] where the painting hides the backdrop, and where it shows the hand.
+        shaded, backdrop: [H, W, 3] float32.
+        covered, hand: [H, W] where the backdrop is covered, and where the hand is seen.
         luma: lowest and highest mean of the hand.
-    Returns: [H, W, 3] below 1.
+    Returns: [H, W, 3] below 1; highlights are rolled off.
     """
-    image = np.empty(painted.shape, np.float32)
-    front, back, flat = (a.reshape(-1, 3) for a in (painted, backdrop, image))
-    _compose(front, covered.ravel(), hand.ravel(), back, luma[0], luma[1], flat)
+    image = np.empty(shaded.shape, np.float32)
+    front, back, flat = (a.reshape(-1, 3) for a in (shaded, backdrop, image))
+    _expose(front, covered.ravel(), hand.ravel(), back, luma[0], luma[1], flat)
     return image
 
 
 @compiled
-def _sense(image, grain, noise, pixels):  # type: ignore[no-untyped-def]
-    """Add `noise` times `grain` to an image in [0, 1] and round to bytes: all flat."""
+def _add_noise(image, grain, noise, pixels):
     noise, white, half = np.float32(noise), np.float32(255), np.float32(0.5)
     for n in range(len(image)):
         x = (image[n] + noise * grain[n]) * white + half
         pixels[n] = np.uint8(min(max(x, half), white + half))
 
 
-class Lens:
-    """What lies between a scene and its picture.
+class ImageEffects:
+    """Occluder, blur, gamma and noise of an image.
 
     Args:
-        size: side of the picture in pixels.
+        size: side of the image in pixels.
         soften: slight blur in place of antialiasing.
         occluders, blur, motion_blur: probabilities.
         noise: highest standard deviation of the sensor noise.
@@ -90,38 +87,38 @@ class Lens:
         self.size, self.soften, self.backdrops = size, soften, backdrops
         self.occluders, self.noise = occluders, noise
         self.blur, self.motion_blur = blur, motion_blur
-        # Sensor noise is read from a fixed strip at a random place: drawing it anew costs as much
-        # as the raster.
+        # Sensor noise is read from a fixed strip at a random position: drawing it anew costs as
+        # much as the raster.
         strip = max(1 << 20, 4 * 3 * size**2)
         self.grain = np.random.default_rng(2).standard_normal(strip, dtype=np.float32)
 
     def __call__(self, rng: RNG, image: Array, mask: Array) -> NDArray[np.uint8]:
-        """The photograph: [S, S, 3] RGB.
+        """[S, S, 3] RGB bytes.
 
         Args:
-            rng: source of what happens.
-            image: [S, S, 3] float32 in [0, 1]; may be used up.
-            mask: [S, S] float32 share of the hand; what hides it is taken off in place.
+            rng: source of everything random.
+            image: [S, S, 3] float32 in [0, 1]; may be overwritten.
+            mask: [S, S] float32 share of the hand; an occluder is taken off it in place.
         """
         size = self.size
         if self.soften:
             image = cv2.GaussianBlur(image, (3, 3), 0.45)
         if rng.random() < self.occluders:
             self._occlude(rng, image, mask)
-        lens = rng.random()
-        if lens < self.blur:
+        draw = rng.random()
+        if draw < self.blur:
             image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.4, 1.6) * size / 224))
-        elif lens < self.blur + self.motion_blur:
+        elif draw < self.blur + self.motion_blur:
             image = cv2.filter2D(image, -1, self._motion_kernel(rng, size))
         image = cv2.pow(np.clip(image, 0, 1, out=image), float(rng.uniform(0.85, 1.15)))
         start = int(rng.integers(len(self.grain) - image.size))
         grain = self.grain[start : start + image.size]
         pixels = np.empty(image.shape, np.uint8)
-        _sense(image.ravel(), grain, rng.uniform(0, self.noise), pixels.reshape(-1))
+        _add_noise(image.ravel(), grain, rng.uniform(0, self.noise), pixels.reshape(-1))
         return pixels
 
     def _occlude(self, rng: RNG, image: Array, mask: Array) -> None:
-        """Put a random polygon before picture and hand."""
+        """A random polygon of backdrop before the hand."""
         size = self.size
         spots = rng.integers(size // 6, 5 * size // 6, 2) + rng.normal(0, size / 9, (6, 2))
         hull = cv2.convexHull(spots.astype(np.int32))
@@ -139,7 +136,7 @@ class Lens:
     def _motion_kernel(rng: RNG, size: int) -> NDArray[np.float32]:
         n = int(rng.integers(3, 3 + max(2, size // 28)))
         kernel, centre, angle = np.zeros((n, n), np.float32), (n - 1) / 2, rng.uniform(0, np.pi)
-        way = centre * np.array([np.cos(angle), np.sin(angle)])
-        ends = [[round(x) for x in centre + sign * way] for sign in (-1, 1)]
+        direction = centre * np.array([np.cos(angle), np.sin(angle)])
+        ends = [[round(x) for x in centre + sign * direction] for sign in (-1, 1)]
         cv2.line(kernel, ends[0], ends[1], 1.0)
         return kernel / kernel.sum()

@@ -12,7 +12,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from handmim.ablation.overrides import decisive, digest
-from handmim.engine.checkpoint import check_same_run
+from handmim.engine.identity import check_same_run
 from handmim.pipelines.pretrain import pretrain
 from handmim.reports.quickstart import LOSSES
 from handmim.types import Task

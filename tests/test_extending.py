@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from omegaconf import DictConfig
 
 from handmim.data.loader import collate_hands
-from handmim.pipelines.bare_step import bare_step
+from handmim.pipelines.dry_run import dry_run_step
 from handmim.utils.config import build
 from handmim.utils.entry import compose
 from tests.test_docs import check_command, commands_of
@@ -58,7 +58,7 @@ def composed(folder: Path, name: str, *words: str) -> DictConfig:
 
 
 def one_step(cfg: DictConfig) -> None:
-    step, _ = bare_step(cfg, Fabric(accelerator="cpu", devices=1))
+    step, _ = dry_run_step(cfg, Fabric(accelerator="cpu", devices=1))
     step(0)
 
 

@@ -38,7 +38,7 @@ def main() -> None:
     import torch
     from lightning_fabric import Fabric
 
-    from handmim.pipelines.bare_step import bare_step
+    from handmim.pipelines.dry_run import dry_run_step
     from handmim.utils.timer import work_clock
 
     machine = configs[names[0]].machine
@@ -46,7 +46,7 @@ def main() -> None:
     on_cpu = fabric.device.type == "cpu"
     torch.set_num_threads(1)  # threads that wait for each other would count as work
     clock = work_clock(fabric.device)
-    steps = {name: bare_step(cfg, fabric) for name, cfg in configs.items()}
+    steps = {name: dry_run_step(cfg, fabric) for name, cfg in configs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(args.steps + 1):
         for name in names:

@@ -1,5 +1,5 @@
-"""Which checkpoint of a run is its best, by one of its validation figures, and for how long a
-better one is waited for."""
+"""Which checkpoint of a run is its best, by a validation metric, and when to stop waiting for a
+better one."""
 
 import logging
 import math
@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
-AUTO_FIGURES = ("val/pa_mpvpe_mm", "val/pa_mpjpe_mm", "val/err2d_percent")
+AUTO_METRICS = ("val/pa_mpvpe_mm", "val/pa_mpjpe_mm", "val/err2d_percent")
 VALIDATION = "val/"
-RISING = re.compile(r"auc|pck\d*|f\d+")  # a word of such a figure's name
-COUNT = "num"  # first word of what is no figure but counts samples
+RISING = re.compile(r"auc|pck\d*|f\d+")  # a word of the name of a metric that is good when large
+COUNT = "num"  # first word of the name of a number of samples
 
 
-class BestFigure(NamedTuple):
-    """The best value of a figure so far, and the number of finished steps that gave it."""
+class BestMetric(NamedTuple):
+    """The best value of a metric so far, and the number of finished steps that gave it."""
 
     metric: str
     value: float
@@ -26,8 +26,7 @@ class BestFigure(NamedTuple):
 
 
 def is_higher_better(metric: str) -> bool:
-    """Whether a figure is good when it is large: areas under PCK curves, PCK and F-scores are;
-    errors, whatever their unit, and losses are not."""
+    """True of areas under PCK curves, PCK and F-scores; False of errors and losses."""
     return any(RISING.fullmatch(word) for word in metric.rsplit("/", 1)[-1].split("_"))
 
 
@@ -36,22 +35,22 @@ class BestRule:
     """What makes a checkpoint the best, and when to stop.
 
     Args:
-        keep_best: a validation figure such as "val/pa_mpvpe_mm"; "auto" takes the first there is of
-            `AUTO_FIGURES`; None keeps no best checkpoint.
+        keep_best: a validation metric such as "val/pa_mpvpe_mm"; "auto" takes the first there is of
+            `AUTO_METRICS`; None keeps no best checkpoint.
         stop_patience: validations in a row without an improvement after which a run stops; None
             never stops it.
-    Raises: ValueError for a name that is no validation figure's, and for a patience below 1 or
-        without a figure to wait for.
+    Raises: ValueError for a name of no validation metric, and for a patience below 1 or without a
+        metric.
     """
 
     keep_best: str | None = None
     stop_patience: int | None = None
 
     def __post_init__(self) -> None:
-        named = self.keep_best in (None, AUTO) or str(self.keep_best).startswith(VALIDATION)
-        if not named:
+        is_known = self.keep_best in (None, AUTO) or str(self.keep_best).startswith(VALIDATION)
+        if not is_known:
             raise ValueError(
-                f"keep_best must be auto, null or a validation figure such as {AUTO_FIGURES[0]}, "
+                f"keep_best must be auto, null or a validation metric such as {AUTO_METRICS[0]}, "
                 f"got {self.keep_best!r} (trainer.keep_best)"
             )
         if self.stop_patience is None:
@@ -63,42 +62,38 @@ class BestRule:
             )
         if self.keep_best is None:
             raise ValueError(
-                f"stop_patience={self.stop_patience} waits for a better figure, and "
+                f"stop_patience={self.stop_patience} waits for a better metric, and "
                 "keep_best=null names none (trainer.keep_best=auto)"
             )
 
     def check(self, known: Sequence[str]) -> None:
-        """Refuse a figure that no validation gives.
+        """Refuse a metric that no validation gives.
 
-        Args:
-            known: names of the figures that there may be.
-        Raises: ValueError listing them.
+        Raises: ValueError listing the known ones.
         """
         if self.keep_best not in (None, AUTO, *known):
             raise ValueError(
-                f"keep_best={self.keep_best}: no validation has this figure, choose one of "
+                f"keep_best={self.keep_best}: no validation has this metric, choose one of "
                 f"{', '.join(known)}, auto or null (trainer.keep_best)"
             )
 
     def choose(self, scalars: Mapping[str, float]) -> str | None:
-        """The figure that counts of one validation.
+        """The metric of a validation that counts; None where nothing is kept or `scalars` hold no
+        validation.
 
-        Args:
-            scalars: of a step, of whatever hook.
-        Returns: its name; None where nothing is kept or `scalars` hold no validation.
-        Raises: ValueError listing the figures there are, when what is wanted is not among them.
+        Raises: ValueError listing the metrics there are, when the required one is not among them.
         """
-        there = [n for n in scalars if n.startswith(VALIDATION) and not _is_count(n)]
-        if self.keep_best is None or not there:
+        names = [n for n in scalars if n.startswith(VALIDATION) and not _is_count(n)]
+        if self.keep_best is None or not names:
             return None
-        wanted = AUTO_FIGURES if self.keep_best == AUTO else (self.keep_best,)
-        found = next((name for name in wanted if name in there), None)
-        if found is None:
+        candidates = AUTO_METRICS if self.keep_best == AUTO else (self.keep_best,)
+        chosen = next((name for name in candidates if name in names), None)
+        if chosen is None:
             raise ValueError(
-                f"the validation has no {' or '.join(wanted)}, it has {', '.join(sorted(there))} "
-                "(trainer.keep_best, null for none)"
+                f"the validation has no {' or '.join(candidates)}, it has "
+                f"{', '.join(sorted(names))} (trainer.keep_best, null for none)"
             )
-        return found
+        return chosen
 
 
 def _is_count(name: str) -> bool:
@@ -106,39 +101,39 @@ def _is_count(name: str) -> bool:
 
 
 def counts_of(scalars: Mapping[str, float]) -> dict[str, int]:
-    """How many samples a validation's figures are over: its `val/num_...`."""
+    """How many samples a validation is over: its `val/num_...`."""
     return {n: int(v) for n, v in scalars.items() if n.startswith(VALIDATION) and _is_count(n)}
 
 
-def _in_words(metric: str, counts: Mapping[str, int]) -> str:
-    """A figure and what it is over: "val/f5 of num_samples 8"."""
+def _described(metric: str, counts: Mapping[str, int]) -> str:
+    """ "val/f5 of num_samples 8"."""
     over = ", ".join(f"{n.removeprefix(VALIDATION)} {num}" for n, num in sorted(counts.items()))
     return f"{metric} of {over}" if over else metric
 
 
-class Best:
-    """What a run remembers of its best validation.
+class BestTracker:
+    """The best validation of a run.
 
     Args:
         rule: what counts.
 
     Attributes:
-        figure: the best so far; None before there is one.
+        best: the best so far; None before there is one.
         counts: samples of the validation that gave it; None where a checkpoint does not know.
-        reason: why the run should stop after the validation just seen; None to go on.
+        reason: why the run should stop after the latest validation; None to go on.
     """
 
     def __init__(self, rule: BestRule) -> None:
         self.rule = rule
-        self.figure: BestFigure | None = None
+        self.best: BestMetric | None = None
         self.counts: dict[str, int] | None = None
         self.reason: str | None = None
         self._waited = 0  # validations without an improvement
 
-    def see(self, step: int, scalars: Mapping[str, float]) -> bool:
-        """Look at what hooks gave after `step` steps.
+    def update(self, step: int, scalars: Mapping[str, float]) -> bool:
+        """Compare the scalars of all hooks after `step` steps.
 
-        Another figure than before, or one over another number of samples, cannot be compared with
+        Another metric than before, or one over another number of samples, cannot be compared with
         the best so far: it begins anew.
 
         Returns: whether this is the best validation so far; the first one is, and one that is not
@@ -149,15 +144,15 @@ class Best:
         if metric is None:
             return False
         counts = counts_of(scalars)
-        if self.figure is not None:
-            before = self.figure.metric, counts if self.counts is None else self.counts
+        if self.best is not None:
+            before = self.best.metric, counts if self.counts is None else self.counts
             if before != (metric, counts):
-                now = _in_words(metric, counts)
-                log.warning("%s is what counts from now on, not %s", now, _in_words(*before))
-                self.figure, self._waited = None, 0
+                now = _described(metric, counts)
+                log.warning("%s is what counts from now on, not %s", now, _described(*before))
+                self.best, self._waited = None, 0
         value = float(scalars[metric])
         if self._improves(metric, value):
-            self.figure, self.counts, self._waited = BestFigure(metric, value, step), counts, 0
+            self.best, self.counts, self._waited = BestMetric(metric, value, step), counts, 0
             return True
         self._waited += 1
         patience = self.rule.stop_patience
@@ -169,23 +164,23 @@ class Best:
         return False
 
     def _improves(self, metric: str, value: float) -> bool:
-        if self.figure is None or not math.isfinite(value):
+        if self.best is None or not math.isfinite(value):
             return math.isfinite(value)
-        before = self.figure.value
+        before = self.best.value
         return value > before if is_higher_better(metric) else value < before
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
-        figure = None if self.figure is None else self.figure._asdict()
-        return {"figure": figure, "counts": self.counts, "waited": self._waited}
+        best = None if self.best is None else self.best._asdict()
+        return {"figure": best, "counts": self.counts, "waited": self._waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        figure = state["figure"]
-        self.figure = None if figure is None else BestFigure(**figure)
+        """Go on from `state_dict`."""
+        best = state["figure"]
+        self.best = None if best is None else BestMetric(**best)
         self.counts = state.get("counts")
         self._waited = state["waited"]
 
     def forget(self) -> None:
-        """Nothing is the best any more; what was waited counts."""
-        self.figure = None
+        """Nothing is the best any more; validations without an improvement still count."""
+        self.best = None

@@ -1,4 +1,4 @@
-"""What is done now and then beside training: probing, validating, collapse detection."""
+"""Work beside training, now and then: probing, validating, detecting collapse."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -8,13 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from handmim.engine.watchdog import beat
+from handmim.engine.workers import beat
 from handmim.types import StepInfo
 from handmim.utils.run import Run
 
 
 class StopRun(Exception):  # noqa: N818  it ends a run as a signal does, nothing is broken
-    """Raised by a hook for which the run is not worth going on; the loop saves and ends.
+    """Raised by a hook to end the run, which is saved first.
 
     Args:
         reason: one line for the log and run.json.
@@ -27,11 +27,8 @@ class StopRun(Exception):  # noqa: N818  it ends a run as a signal does, nothing
 
 
 class Hook(Protocol):
-    """Something to do now and then: probing, validating.
-
-    Where it has a method `images(task, run) -> {name: [H, W, 3] uint8}`, it is called whenever the
-    task draws images.
-    """
+    """Called every so many steps. It may have a method `images(task, run) -> {name: [H, W, 3]
+    uint8}`, drawn with the task's."""
 
     every: int | None  # steps; None = only at the end
     at_start: bool  # also before the first step
@@ -72,10 +69,10 @@ def call_hooks(
     return scalars, None
 
 
-def drawn(
+def draw(
     task: nn.Module, batch: Any, hooks: Sequence[Hook], run: Run
 ) -> dict[str, NDArray[np.uint8]]:
-    """Images of the task, and of every hook that draws some."""
+    """Images of the task, and of every hook that has some."""
     images = dict(task.images(batch))  # type: ignore[operator]
     task.eval()
     for hook in hooks:

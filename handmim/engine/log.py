@@ -1,5 +1,4 @@
-"""Scalars and images of a run: TensorBoard, one JSON line per logged step, PNG files,
-progress."""
+"""Scalars and images of a run: TensorBoard, one JSON line per logged step, PNG files, progress."""
 
 import errno
 import logging
@@ -7,7 +6,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 import cv2
 import numpy as np
@@ -21,6 +19,8 @@ from handmim.utils.ranks import objects_of_ranks
 from handmim.utils.rows import read_rows, row_line
 
 log = logging.getLogger(__name__)
+
+LINES = 40  # of a run's progress where there is no terminal: a file is read later
 
 
 class RunLog:
@@ -106,8 +106,7 @@ class RunLog:
 
 
 class RunningMeans:
-    """Means of scalars since they were last taken, over all processes; a value counts where it is
-    given.
+    """Means of scalars since they were last taken, over all processes and the steps that gave them.
 
     They stay on the device until then: adding does not wait for it.
     """
@@ -123,7 +122,7 @@ class RunningMeans:
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def take(self) -> dict[str, float]:
-        """The means, which begin anew; every process has to ask. Names may differ between them."""
+        """The means, which begin anew; called by every process. Names may differ between them."""
         own = {name: (float(total), self._counts[name]) for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
         every = objects_of_ranks(own)
@@ -134,52 +133,35 @@ class RunningMeans:
         return means
 
 
-class ProgressLine:
-    """A progress bar on a terminal, a log line now and then elsewhere: loss, images/s, time left.
+class StepProgress(Progress):
+    """Loss, images/s and time left: a bar on a terminal, a log line now and then elsewhere.
 
     Args:
         shown: False on ranks that do not write.
         step, total_steps: where the run starts and ends.
         batch_size: samples per step.
-        log_every: steps between lines when there is no terminal.
+        log_every: steps between lines at least.
     """
 
     def __init__(
         self, shown: bool, step: int, total_steps: int, batch_size: int, log_every: int
     ) -> None:
-        self.total_steps, self.batch_size = total_steps, batch_size
-        # A file is read later: some forty lines tell the story of a run.
-        self.line_every = max(log_every, -(-total_steps // 40))
-        self.shown, self.batch_size = shown, batch_size
-        self._progress = Progress(total_steps, "steps", done=step, shown=shown)
-
-    def __enter__(self) -> "ProgressLine":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.__exit__(kind, error, trace)
+        super().__init__(total_steps, "steps", done=step, shown=shown)
+        self.shown, self.total_steps, self.batch_size = shown, total_steps, batch_size
+        self.line_every = max(log_every, -(-total_steps // LINES))
 
     def images_per_s(self, step: int) -> float:
         """Mean rate since this process started training."""
-        return self._progress.rate(step) * self.batch_size
+        return self.rate(step) * self.batch_size
 
-    def update(self, step: int, loss: float | None) -> None:
+    def show(self, step: int, loss: float | None) -> None:
         """Show `step` finished steps; `loss` is None between log points."""
-        if not self.shown:
-            return
-        if self._progress.is_bar:
-            rate = self.images_per_s(step)
-            text = None if loss is None else f"loss {loss:.4f} {rate:.0f} images/s"
-            self._progress.update(step, text)
-        elif loss is not None and (step % self.line_every == 0 or step == self.total_steps):
-            rate = self.images_per_s(step)
+        rate, is_end = self.images_per_s(step), step == self.total_steps
+        if self.is_bar:
+            self.update(step, None if loss is None else f"loss {loss:.4f} {rate:.0f} images/s")
+        elif self.shown and loss is not None and (is_end or step % self.line_every == 0):
             left = (self.total_steps - step) * self.batch_size / max(rate, 1e-9)
             log.info(
-                "step %d/%d  loss %.4f  %.0f images/s  %.0f s left",
-                step, self.total_steps, loss, rate, left,
-            )  # fmt: skip
+                    "step %d/%d  loss %.4f  %.0f images/s  %.0f s left",
+                    step, self.total_steps, loss, rate, left,
+                )  # fmt: skip

@@ -1,14 +1,14 @@
-"""Feeding a training: batches are collated, prepared as far as the host can, and on their way to
-the device before they are wanted.
+"""Batches of a run's steps: collated, prepared as far as the host can, and on their way to the
+device before they are needed.
 
-What a batch holds is a function of (seed, step, rank): the loading processes are told the step they
-make a batch of, so that results depend neither on their number nor on where a run was resumed.
+A batch is a function of (seed, step, rank): neither the number of loader workers nor the step that
+a run resumes from changes it.
 """
 
-import copy
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -16,12 +16,10 @@ import torch
 from lightning_fabric import Fabric
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
-from handmim.engine.ledger import Ledger
-from handmim.engine.sampler import StepSampler
-from handmim.engine.watchdog import beat
-from handmim.engine.workers import Loaded, Loading, attempt
+from handmim.engine.step import Prepare
+from handmim.engine.workers import Loaded, Loading, attempt, beat
 from handmim.types import StepInfo
 from handmim.utils.files import UnreadableSample
 from handmim.utils.seed import step_generator, step_seed
@@ -30,42 +28,110 @@ log = logging.getLogger(__name__)
 
 TRIES = 8  # samples in place of one that cannot be read
 
+Collate = Callable[[list[Any]], Any]
+Replaced = list[tuple[str, str]]  # name and reason of samples that others stand in for
 Batch = TypeVar("Batch")
-Prepare = Callable[[Any, torch.Generator, StepInfo], Any]
 
 
 class HostPrepare(Protocol):
-    """A `Prepare` with a part that is done before the batch goes to the device: it gives what is to
-    be called on collated batches, with the same generator, in the processes that load."""
+    """A `Prepare` that does part of its work on collated batches before they go to the device, in
+    the processes that load."""
 
     def host_part(self, device: torch.device) -> Prepare:
         """What to do on the host for training on this device; picklable."""
         ...
 
 
+@dataclass
+class Ledger:
+    """What a run left out. Kept in every checkpoint: a resumed run leaves out the same."""
+
+    skipped: list[int] = field(default_factory=list)  # steps without an update
+    replaced: int = 0  # draws of samples that could not be read
+    unreadable: dict[str, str] = field(default_factory=dict)  # reason by name of the sample
+
+    def scalars(self) -> dict[str, float]:
+        """Counts worth logging: those that are not 0."""
+        counts = {"data/replaced": self.replaced, "data/skipped_steps": len(self.skipped)}
+        return {name: float(count) for name, count in counts.items() if count}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        self.skipped = list(state["skipped"])
+        self.replaced, self.unreadable = state["replaced"], dict(state["unreadable"])
+
+
+class SampleOrder:
+    """Which samples make up a step: endless reshuffled epochs cut into full batches.
+
+    Batches run across epoch borders, so none is short. Every rank takes its slice of the batch.
+
+    Args:
+        num_samples: size of the dataset; where a batch is larger, samples repeat within it.
+        batch_size: global batch.
+        seed: of the permutations.
+        rank, world_size: slice of the global batch.
+    """
+
+    def __init__(
+        self, num_samples: int, batch_size: int, seed: int, *, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if num_samples < 1:
+            raise ValueError("the dataset is empty (data)")
+        if batch_size % world_size:
+            raise ValueError(
+                f"batch_size must be a multiple of the {world_size} processes, got {batch_size}"
+            )
+        if batch_size > num_samples:
+            log.warning(
+                "a batch of %d is larger than the set of %d samples: samples repeat within every "
+                "batch; use at most %d (trainer.batch_size)",
+                batch_size, num_samples, num_samples,
+            )  # fmt: skip
+        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
+        self.rank, self.share = rank, batch_size // world_size
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def of_step(self, step: int) -> list[int]:
+        """Indices of this rank's samples."""
+        first = step * self.batch_size + self.rank * self.share
+        return [self._sample(position) for position in range(first, first + self.share)]
+
+    def _sample(self, position: int) -> int:
+        epoch, offset = divmod(position, self.num_samples)
+        if epoch != self._epoch:
+            rng = np.random.default_rng(step_seed(self.seed, "epoch", epoch))
+            self._epoch, self._order = epoch, rng.permutation(self.num_samples)
+        return int(self._order[offset])
+
+
 class StepBatches(Dataset[Loaded]):
-    """Whole batches by (step, places of their samples).
+    """Whole batches by (step, indices of their samples), made in the processes that load.
 
     Args:
         dataset: map-style samples.
         collate: samples -> batch.
-        on_host: further work on a batch; None is none.
+        on_host: further work on a batch.
         seed, rank: of its generator.
         total_steps: of the run.
-        replaces: take another sample, chosen by (seed, step, rank, place in the batch), where one
-            is an `UnreadableSample`.
+        replaces: take another sample, chosen by (seed, step, rank, position in the batch), for an
+            `UnreadableSample`.
     """
 
     def __init__(
         self,
         dataset: Dataset[Any],
-        collate: Callable[[list[Any]], Any],
+        collate: Collate,
         on_host: Prepare | None,
         *,
         seed: int,
         rank: int,
         total_steps: int,
-        replaces: bool = False,
+        replaces: bool,
     ) -> None:
         self.dataset, self.collate, self.on_host = dataset, collate, on_host
         self.seed, self.rank, self.total_steps = seed, rank, total_steps
@@ -74,102 +140,92 @@ class StepBatches(Dataset[Loaded]):
     def __getitem__(self, request: tuple[int, list[int]]) -> Loaded:
         return attempt(lambda: self._make(*request))
 
-    def _make(self, step: int, places: list[int]) -> Loaded:
-        replaced: list[tuple[str, str]] = []
+    def _make(self, step: int, indices: list[int]) -> Loaded:
+        replaced: Replaced = []
         samples = []
-        for number, place in enumerate(places):
+        for position, index in enumerate(indices):
             try:
-                samples.append(self.dataset[place])
+                samples.append(self.dataset[index])
             except UnreadableSample as error:
                 if not self.replaces:
                     raise
                 replaced.append((error.path, error.reason))
-                samples.append(self._other(step, number, set(places), replaced))
+                samples.append(self._other(step, position, set(indices), replaced))
         batch = self.collate(samples)
         if self.on_host is not None:
             generator = step_generator(self.seed, "prepare", step, self.rank)
             batch = self.on_host(batch, generator, StepInfo(step, self.total_steps))
         return Loaded(batch, replaced)
 
-    def _other(
-        self, step: int, number: int, places: set[int], replaced: list[tuple[str, str]]
-    ) -> Any:
+    def _other(self, step: int, position: int, used: set[int], replaced: Replaced) -> Any:
         """A sample that is not in the batch, where there is one."""
         size = len(self.dataset)  # type: ignore[arg-type]
-        rng = np.random.default_rng(step_seed(self.seed, "replace", step, self.rank, number))
-        others = [place for place in rng.permutation(size).tolist() if place not in places]
-        for place in (others or list(places))[:TRIES]:
+        rng = np.random.default_rng(step_seed(self.seed, "replace", step, self.rank, position))
+        others = [index for index in rng.permutation(size).tolist() if index not in used]
+        for index in (others or list(used))[:TRIES]:
             try:
-                return self.dataset[place]
+                return self.dataset[index]
             except UnreadableSample as error:
                 last = error
                 replaced.append((error.path, error.reason))
         raise last
 
 
-class _Requests(Sampler[tuple[int, list[int]]]):
-    def __init__(self, steps: StepSampler) -> None:
-        self.steps = steps
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        return enumerate(self.steps, self.steps.start_step)
-
-
 class PrefetchingLoader:
-    """Batches of a run's steps on its device; made by `prepare` as far as its `host_part`, where it
-    has one (`HostPrepare`), goes.
+    """Batches of a run's steps on its device; a context that ends its workers.
 
     Args:
         fabric: device and rank.
         dataset: map-style samples.
         collate: samples -> batch.
-        prepare: of the training loop.
-        steps: which samples make up which step.
-        seed: of the run, for `host_part`.
+        prepare: of the training step; its `host_part`, where it has one (`HostPrepare`), is done
+            here.
+        batch_size: samples of a step over all processes.
         total_steps: of the run.
+        seed: of the run.
         num_workers: processes that load; 0 loads in this one.
         max_unreadable: share of the samples that others may stand in for, one at least; 0 takes no
             other sample.
-        ledger: where they are noted.
+
+        ledger: where they are counted.
+
+    Attributes:
+        waited_s: seconds spent waiting for batches.
     """
 
     def __init__(
         self,
         fabric: Fabric,
         dataset: Dataset[Any],
-        collate: Callable[[list[Any]], Any],
+        collate: Collate,
         prepare: Prepare,
-        steps: StepSampler,
         *,
-        seed: int,
+        batch_size: int,
         total_steps: int,
+        seed: int = 0,
         num_workers: int = 0,
         max_unreadable: float = 0.0,
         ledger: Ledger | None = None,
     ) -> None:
         self.fabric, self.device = fabric, fabric.device
-        self.steps, self.num_workers, self.max_unreadable = steps, num_workers, max_unreadable
         self.ledger = ledger or Ledger()
+        self.total_steps, self.num_workers = total_steps, num_workers
+        self.max_unreadable = max_unreadable
+        size, rank = len(dataset), fabric.global_rank  # type: ignore[arg-type]
+        self.order = SampleOrder(size, batch_size, seed, rank=rank, world_size=fabric.world_size)
         host_part = getattr(prepare, "host_part", None)
+        on_host = None if host_part is None else host_part(self.device)
         self.batches = StepBatches(
-            dataset,
-            collate,
-            None if host_part is None else host_part(self.device),
-            seed=seed,
-            rank=fabric.global_rank,
-            total_steps=total_steps,
-            replaces=max_unreadable > 0,
-        )
-        self.waited_s = 0.0  # for the loader so far
+            dataset, collate, on_host,
+            seed=seed, rank=rank, total_steps=total_steps, replaces=max_unreadable > 0,
+        )  # fmt: skip
+        self.waited_s = 0.0
         self._loading: Loading | None = None
-        self._next = steps.start_step
+        self._next = 0
 
     def __iter__(self) -> Iterator[Any]:
         with self:
-            for step in range(self.steps.start_step, self.steps.end_step):
+            for step in range(self.total_steps):
                 yield self.batch_of(step)
 
     def __enter__(self) -> "PrefetchingLoader":
@@ -185,29 +241,23 @@ class PrefetchingLoader:
         self._loading = None
 
     def batch_of(self, step: int) -> Any:
-        """The batch of a step, quickly where it is the one after the last that was asked for.
+        """The batch of a step, quickly where it follows the last one.
 
         Raises: WorkerDiedError; ValueError when too many samples cannot be read; what dataset and
             collate raise.
         """
         if self._loading is None or step != self._next:
             self.close()
-            steps = copy.copy(self.steps)
-            steps.start_step = step
             beat("loader workers to start")
-            self._loading = Loading(
-                self.batches,
-                _Requests(steps),
-                self.num_workers,
-                pin_memory=self.device.type == "cuda",
-            )
-            self._on_device = self._moved(self._loaded(self._loading, step))
+            requests = ((n, self.order.of_step(n)) for n in range(step, self.total_steps))
+            is_cuda = self.device.type == "cuda"
+            self._loading = Loading(self.batches, requests, self.num_workers, pin_memory=is_cuda)
+            loaded = self._loaded(self._loading, step)
+            self._on_device = self._ahead(loaded) if is_cuda else self._moved(loaded)
         self._next = step + 1
         return next(self._on_device)
 
     def _moved(self, batches: Iterator[Any]) -> Iterator[Any]:
-        if self.device.type == "cuda":
-            return self._ahead(batches)
         return (self.fabric.to_device(batch) for batch in batches)
 
     def _loaded(self, loading: Loading, step: int) -> Iterator[Any]:
@@ -222,22 +272,23 @@ class PrefetchingLoader:
                 self.waited_s += time.perf_counter() - began
             beat("step", step)
             batch = loaded.unwrapped()
-            self._note(step, loaded.replaced)
+            if loaded.replaced:
+                self._count(step, loaded.replaced)
             yield batch
             step += 1
 
-    def _note(self, step: int, replaced: Sequence[tuple[str, str]]) -> None:
-        """Count what other samples stand in for.
+    def _count(self, step: int, replaced: Sequence[tuple[str, str]]) -> None:
+        """Count samples that others stand in for.
 
-        Raises: ValueError where it is too much.
+        Raises: ValueError for too many.
         """
         known, size = self.ledger.unreadable, len(self.batches.dataset)  # type: ignore[arg-type]
+        self.ledger.replaced += len(replaced)
         for name, reason in replaced:
-            self.ledger.replaced += 1
             if name not in known:
                 log.warning("step %d takes another sample: %s: %s", step, name, reason)
                 known[name] = reason
-        if replaced and len(known) > max(1.0, self.max_unreadable * size):
+        if len(known) > max(1.0, self.max_unreadable * size):
             raise ValueError(
                 f"{len(known)} of {size} samples cannot be read, the last one {replaced[-1][0]} "
                 f"({replaced[-1][1]}), and a share of {self.max_unreadable:g} may be "

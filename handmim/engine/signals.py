@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop."""
+"""Signals that stop a run."""
 
 import logging
 import signal
@@ -19,17 +19,17 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """Catches the signals that ask a run to stop.
+    """Catches the signals that stop a run.
 
     Before `defer`, a signal raises `Stopped` at once: there is nothing to save yet. After it, a
     signal is remembered, so that the training loop can save between two steps. A second SIGINT
-    raises KeyboardInterrupt at once. A signal that nobody answered raises `Stopped` at the end.
+    raises KeyboardInterrupt at once. A signal that was not answered raises `Stopped` at the end.
 
-    What is entered within another one is that one. Signals are caught in the main thread alone, and
+    Entered within another one, it gives that one. Signals are caught in the main thread alone, and
     SIGHUP is left to nohup.
     """
 
-    NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")  # of those the platform has
+    NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
     _active: ClassVar["StopSignals | None"] = None
 
     def __init__(self) -> None:
@@ -38,8 +38,13 @@ class StopSignals:
         self._num_interrupts = 0
         self._before: dict[int, Any] = {}
 
+    @classmethod
+    def numbers(cls) -> set[int]:
+        """Those that the platform has."""
+        return {getattr(signal, name) for name in cls.NAMES if hasattr(signal, name)}
+
     def defer(self) -> None:
-        """From now on the caller looks at `received`."""
+        """From now on the caller reads `received`."""
         self._is_deferred = True
 
     def answer(self) -> None:
@@ -59,7 +64,7 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if StopSignals._active is not None:
             return StopSignals._active
-        for number in [getattr(signal, name) for name in self.NAMES if hasattr(signal, name)]:
+        for number in self.numbers():
             before = signal.getsignal(number)
             if number == getattr(signal, "SIGHUP", None) and before == signal.SIG_IGN:
                 continue

@@ -6,37 +6,47 @@ and resumed run equals an uninterrupted one.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
 from torch.utils.data import Dataset
 
-from handmim.engine.best import Best, BestFigure, BestRule
+from handmim.engine.best import BestMetric, BestRule, BestTracker
 from handmim.engine.checkpoint import LAST
-from handmim.engine.finite import FiniteGuard, NotFiniteError
-from handmim.engine.hooks import Hook, call_hooks, drawn
-from handmim.engine.ledger import Ledger
-from handmim.engine.log import ProgressLine, RunLog, RunningMeans
+from handmim.engine.hooks import Hook, call_hooks, draw
+from handmim.engine.log import RunLog, RunningMeans, StepProgress
+from handmim.engine.nonfinite import (
+    POLICIES,
+    REWIND,
+    SKIP,
+    STOP,
+    FiniteGuard,
+    GuardedSteps,
+    NotFiniteError,
+)
 from handmim.engine.optim import OptimizerConfig
-from handmim.engine.prefetch import PrefetchingLoader, Prepare
-from handmim.engine.sampler import StepSampler
-from handmim.engine.saving import Saver, falls_on, restore
+from handmim.engine.prefetch import Collate, Ledger, PrefetchingLoader
+from handmim.engine.saver import Saver, falls_on
 from handmim.engine.signals import StopSignals
-from handmim.engine.steps import POLICIES, REWIND, SKIP, STOP, Steps
-from handmim.engine.update import Updater
-from handmim.engine.watchdog import Watchdog
-from handmim.engine.workers import start_server
+from handmim.engine.step import Prepare, StepOutput, TrainStep
+from handmim.engine.workers import Watchdog, start_server
 from handmim.types import StepInfo
 from handmim.utils import processes
-from handmim.utils.processes import TRAINED, of_signal
+from handmim.utils.arguments import at_least, one_of, shares
+from handmim.utils.processes import TRAINED
 from handmim.utils.ranks import objects_of_ranks
 from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)
 
-
-ENDS = {"hook": processes.FAILED, "patience": processes.DONE, "stop_after": processes.STOPPED}
+HOOK, PATIENCE, STOP_AFTER = "hook", "patience", "stop_after"
+EXIT_CODES = {
+    None: processes.DONE,
+    HOOK: processes.FAILED,
+    PATIENCE: processes.DONE,
+    STOP_AFTER: processes.STOPPED,
+}
 
 
 class FitResult(NamedTuple):
@@ -47,17 +57,16 @@ class FitResult(NamedTuple):
     images_per_s: float
     interrupted: bool
     scalars: dict[str, float]
-    reason: str | None = None  # why a hook, or a figure that did not improve, stopped it
-    best: BestFigure | None = None  # what best.pt was kept for
-    stopped_by: str | None = None  # a signal's name, or one of `ENDS`
+    reason: str | None = None  # why a hook, or a metric that did not improve, stopped it
+    best: BestMetric | None = None  # what best.pt was kept for
+    stopped_by: str | None = None  # a signal's name, or a key of `EXIT_CODES`
 
     @property
     def exit_code(self) -> int:
-        """Of an entry point: 0 for a run that is finished, as one without further improvement
-        is."""
-        if self.stopped_by is None:
-            return processes.DONE
-        return ENDS[self.stopped_by] if self.stopped_by in ENDS else of_signal(self.stopped_by)
+        """Of an entry point: 0 for a finished run, as one without further improvement is."""
+        if self.stopped_by in EXIT_CODES:
+            return EXIT_CODES[self.stopped_by]
+        return processes.of_signal(str(self.stopped_by))
 
 
 class Trainer:
@@ -66,25 +75,21 @@ class Trainer:
     Args:
         max_steps: optimizer steps of the whole run.
         batch_size: samples per step over all processes.
-        num_workers: loader processes per training process; they compete with torch's threads for
-            cores.
+        num_workers: loader processes per training process.
         log_every: steps between logged means.
         save_every: steps between checkpoints; None saves at the end only.
         keep_every: steps between numbered copies that stay; None keeps the last only.
-        keep_last: newest checkpoints that stay, last.pt among them, see `saving.Saver`.
+        keep_last: newest checkpoints that stay, last.pt among them.
         image_every: steps between images; None draws at the end only.
         check_finite_every: steps between checks of loss and gradient norm before the update, see
-            `finite.FiniteGuard`.
-        nonfinite: what to do about a step whose loss or gradient is not finite, see `steps.Steps`:
-            "stop", "skip" (every step is checked) or "rewind".
-        max_unreadable: share of the samples that others may stand in for, see `prefetch`.
-        accumulate: parts that each process works its batch off in, see `update.Updater`.
+            `nonfinite.FiniteGuard`.
+        nonfinite: policy for steps that are not finite, see `nonfinite.GuardedSteps`.
+        max_unreadable: share of the samples that others may stand in for.
+        accumulate: parts of each process's batch, see `step.TrainStep`.
         stop_after: stop, resumable, after this many steps of this process.
-        extend: resume a run that was begun with another `max_steps`, see `saving.restore`.
-        keep_best: validation figure whose best checkpoint is kept, see `BestRule`; a checkpoint is
-            written whenever it improves.
-        stop_patience: validations in a row without an improvement before the run stops, resumable;
-            the main process counts them for all.
+        extend: resume a run that was begun with another `max_steps`.
+        keep_best: validation metric whose best checkpoint is kept, see `best.BestRule`.
+        stop_patience: validations in a row without an improvement before the run stops.
     """
 
     def __init__(
@@ -96,41 +101,29 @@ class Trainer:
         log_every: int = 20,
         save_every: int | None = None,
         keep_every: int | None = None,
+        keep_last: int = 1,
         image_every: int | None = None,
         check_finite_every: int | None = None,
         nonfinite: str = STOP,
         max_unreadable: float = 0.01,
         accumulate: int = 1,
         stop_after: int | None = None,
-        keep_last: int = 1,
         extend: bool = False,
         keep_best: str | None = None,
         stop_patience: int | None = None,
     ) -> None:
-        for name, value in (
-            ("max_steps", max_steps),
-            ("batch_size", batch_size),
-            ("log_every", log_every),
-            ("check_finite_every", check_finite_every),
-            ("accumulate", accumulate),
-            ("keep_last", keep_last),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value} (trainer.{name})")
-        if nonfinite not in POLICIES:
-            raise ValueError(
-                f"nonfinite must be one of {POLICIES}, got {nonfinite!r} (trainer.nonfinite)"
-            )
-        if not 0 <= max_unreadable <= 1:
-            raise ValueError(
-                f"max_unreadable is a share, got {max_unreadable} (trainer.max_unreadable)"
-            )
-        self.nonfinite, self.max_unreadable = nonfinite, max_unreadable
-        self.max_steps, self.batch_size, self.num_workers = max_steps, batch_size, num_workers
-        self.log_every, self.save_every, self.keep_every = log_every, save_every, keep_every
-        self.image_every, self.check_finite_every = image_every, check_finite_every
-        self.accumulate, self.stop_after = accumulate, stop_after
-        self.keep_last, self.extend = keep_last, extend
+        at_least(1, max_steps=max_steps, batch_size=batch_size, log_every=log_every)
+        at_least(1, accumulate=accumulate, keep_last=keep_last)
+        if check_finite_every is not None:
+            at_least(1, check_finite_every=check_finite_every)
+        one_of("nonfinite", nonfinite, POLICIES)
+        shares(max_unreadable=max_unreadable)
+        self.max_steps, self.batch_size, self.accumulate = max_steps, batch_size, accumulate
+        self.num_workers, self.max_unreadable = num_workers, max_unreadable
+        self.log_every, self.image_every = log_every, image_every
+        self.saving = {"save_every": save_every, "keep_every": keep_every, "keep_last": keep_last}
+        self.nonfinite, self.check_finite_every = nonfinite, check_finite_every
+        self.stop_after, self.extend = stop_after, extend
         self.best_rule = BestRule(keep_best, stop_patience)
 
     def check_batch(self, world_size: int) -> None:
@@ -146,9 +139,9 @@ class Trainer:
         run: Run,
         task: nn.Module,
         dataset: Dataset[Any],
-        collate: Callable[[list[Any]], Any],
+        collate: Collate,
         prepare: Prepare,
-        recipe: OptimizerConfig,
+        config: OptimizerConfig,
         *,
         hooks: Sequence[Hook] = (),
         resume: str = "never",
@@ -161,9 +154,9 @@ class Trainer:
             task: module whose forward is one training step (types.Task).
             dataset: map-style samples.
             collate: samples -> batch.
-            prepare: batch on the device -> augmented batch; draws from the generator only. What
-                it can do before is its `host_part` (`prefetch.HostPrepare`).
-            recipe: optimizer and its schedules.
+            prepare: batch on the device -> augmented batch; draws from the generator only. Its
+                `host_part`, where it has one, is done before (`prefetch.HostPrepare`).
+            config: of the optimizer and its schedules.
             hooks: run now and then, on all processes.
             resume: "never", "auto" or a checkpoint.
             meta: plain facts kept in every checkpoint; those named ..._sha256 must be the same for
@@ -171,123 +164,40 @@ class Trainer:
         Returns: FitResult; `interrupted` when a signal, `stop_after`, a hook or `stop_patience`
             ended it early.
         Raises: NotFiniteError for a loss that is not finite; LoadingError for a batch that cannot
-            be loaded, see `steps.Steps.take`; ValueError for a validation without the figure that
-            `keep_best` names. The run is saved first.
+            be loaded; ValueError for a validation without the metric that `keep_best` names. The
+            run is saved first.
         """
-        identity = self._identity(run, dataset, meta or {})
         self.check_batch(run.world_size)
         if self.num_workers:
             start_server()
-        scales = task.lr_scales()  # type: ignore[operator]
-        optimizer = recipe.build(task.to(run.device), scales, run.precision)
-        best, ledger = Best(self.best_rule), Ledger()
-        first_step, source = restore(
-            run, task, optimizer, best, ledger, identity, resume, extend=self.extend
+        best, ledger, meta = BestTracker(self.best_rule), Ledger(), meta or {}
+        sizes = {"batch_size": self.batch_size, "seed": run.seed}
+        step = TrainStep(
+            run.fabric, task, config, prepare=prepare, accumulate=self.accumulate, **sizes
         )
-        step = first_step
-        wrapped, optimizer = run.fabric.setup(task, optimizer)
-        how = {"batch_size": self.batch_size, "accumulate": self.accumulate}
-        updater = Updater(run.fabric, wrapped, optimizer, recipe, **how)
-        # Before a step is skipped it has to be looked at.
+        # Before a step is skipped it has to be checked.
         guard = FiniteGuard(run, task, 1 if self.nonfinite == SKIP else self.check_finite_every)
+        identity = self._identity(run, dataset, meta)
+        parts = run, task, step.optimizer, best, ledger, guard.check
+        saver = Saver(*parts, identity, meta, **self.saving)  # type: ignore[arg-type]
+        first_step = saver.restore(resume, extend=self.extend)
         log.info(
             "%d samples, %d steps of %d, %s; %.2f M trainable parameters",
             identity["num_samples"],
             self.max_steps,
             self.batch_size,
-            recipe.describe(self.batch_size),
+            config.describe(self.batch_size),
             sum(p.numel() for p in task.parameters() if p.requires_grad) / 1e6,
         )
-        every: dict[str, Any] = {"save_every": self.save_every, "keep_every": self.keep_every}
-        every["keep_last"] = self.keep_last
-        saver = Saver(
-            run, task, optimizer, best, ledger, guard, identity, meta or {}, source, **every
+        loader = PrefetchingLoader(
+            run.fabric, dataset, collate, prepare, total_steps=self.max_steps, ledger=ledger,
+            num_workers=self.num_workers, max_unreadable=self.max_unreadable, **sizes,
+        )  # fmt: skip
+        steps = GuardedSteps(
+            run, loader, step, guard, saver, ledger, policy=self.nonfinite, first_step=first_step
         )
-        run_log = RunLog(run.dir if run.is_main else None, first_step=step)
-        line = ProgressLine(run.is_main, step, self.max_steps, self.batch_size, self.log_every)
-        means, scalars, reason = RunningMeans(), dict[str, float](), None
-        stopped_by: str | None = None
-        began = time.perf_counter()
-        with (
-            Watchdog(run),
-            StopSignals() as signals,
-            line,
-            self._feed(run, dataset, collate, prepare, ledger) as feed,
-        ):
-            steps = Steps(
-                run, task, feed, updater, guard, prepare, saver, ledger,
-                policy=self.nonfinite, first_step=step,
-            )  # fmt: skip
-            is_last_lost = source is not None and resume == "auto" and source.name != LAST
-            if is_last_lost and step == self.max_steps:
-                saver.save(step, is_final=True)  # no step does it
-            if self.nonfinite == REWIND and saver.newest is None:
-                saver.save(step, is_final=True)  # something to rewind to
-            if step == 0:
-                at_start = [hook for hook in hooks if hook.at_start]
-                first, reason = call_hooks(at_start, task, StepInfo(0, self.max_steps), run)
-                run_log.scalars(0, first)
-                stopped_by = None if reason is None else "hook"
-            task.train()
-            signals.defer()
-            while step < self.max_steps and reason is None:
-                try:
-                    taken = steps.take(StepInfo(step, self.max_steps))
-                    TRAINED.set()
-                    means.add(taken.result.scalars if taken else {})
-                    last = step + 1 == self.max_steps
-                    now = [hook for hook in hooks if last or falls_on(step + 1, hook.every)]
-                    is_logged = last or falls_on(step + 1, self.log_every)
-                    if is_logged or now or saver.is_due(step + 1):
-                        guard.check(step)
-                    step += 1
-                    with saver.saved_first(step):
-                        hooked, reason = call_hooks(now, task, StepInfo(step, self.max_steps), run)
-                        if is_logged:
-                            extra = taken.extra if taken else {}
-                            scalars = means.take() | {k: float(v) for k, v in extra.items()}
-                            scalars |= ledger.scalars()
-                            scalars["speed/images_per_s"] = line.images_per_s(step)
-                        run_log.scalars(step, (scalars if is_logged else {}) | hooked)
-                        line.update(step, scalars.get("loss") if is_logged else None)
-                        if taken and (last or falls_on(step, self.image_every)):
-                            with run.together():
-                                if run.is_main:
-                                    run_log.images(step, drawn(task, taken.batch, hooks, run))
-                        is_best = best.see(step, hooked)
-                    stopped_by = None if reason is None else "hook"
-                    if now and not last and reason is None:
-                        reason = best.reason
-                        stopped_by = None if reason is None else "patience"
-                    if stopped_by is None and run.any_rank(signals.received is not None):
-                        stopped_by = next(filter(None, objects_of_ranks(signals.received)))
-                    if stopped_by is None and step - first_step == self.stop_after:
-                        stopped_by = "stop_after"
-                    stop = stopped_by is not None
-                    if last or stop or is_best or saver.is_due(step):
-                        saver.save(step, is_best, is_final=last or stop)
-                    if last:
-                        stopped_by = "hook" if reason is not None else None
-                    elif stop:
-                        signals.answer()
-                        why = reason or stopped_by
-                        advice = "" if stopped_by == "patience" else ", go on with resume=auto"
-                        log.warning("%s: stopped after step %d%s", why, step, advice)
-                        break
-                except NotFiniteError as error:
-                    step = steps.rewind(error)
-                    run_log, means = run_log.again(step), RunningMeans()
-                    reason = stopped_by = None
-        if reason is not None:
-            run.record("stopped", {"step": step, "reason": reason})
-        if best.figure is not None:
-            log.info("best %s: %.4g after step %d", *best.figure)
-            run.record("best", best.figure._asdict())
-        run_log.close()
-        seconds = time.perf_counter() - began
-        run.fabric.barrier()
-        rate, early = line.images_per_s(step), step < self.max_steps
-        return FitResult(step, seconds, rate, early, scalars, reason, best.figure, stopped_by)
+        with Watchdog(run), StopSignals() as signals, loader:
+            return _Loop(self, run, steps, signals, hooks).run_all(resume)
 
     def _identity(self, run: Run, dataset: Dataset[Any], meta: dict[str, Any]) -> dict[str, Any]:
         """What has to be the same for a run to go on. A file may move, its content not change."""
@@ -300,23 +210,125 @@ class Trainer:
             **{k: v for k, v in meta.items() if k.endswith("_sha256")},
         }
 
-    def _feed(
+
+class _Loop:
+    """One call of `Trainer.fit`: step after step, with what is logged, saved and done between."""
+
+    def __init__(
         self,
+        trainer: Trainer,
         run: Run,
-        dataset: Dataset[Any],
-        collate: Callable[[list[Any]], Any],
-        prepare: Prepare,
-        ledger: Ledger,
-    ) -> PrefetchingLoader:
-        steps = StepSampler(
-            len(dataset),  # type: ignore[arg-type]
-            self.batch_size,
-            run.seed,
-            start_step=0,
-            end_step=self.max_steps,
-            rank=run.rank,
-            world_size=run.world_size,
+        steps: GuardedSteps,
+        signals: StopSignals,
+        hooks: Sequence[Hook],
+    ) -> None:
+        self.trainer, self.run, self.steps = trainer, run, steps
+        self.signals, self.hooks, self.saver = signals, hooks, steps.saver
+        self.task, self.best = steps.train_step.task, steps.saver.best
+        self.step = steps.first_step
+        self.run_log = RunLog(run.dir if run.is_main else None, first_step=self.step)
+        self.progress = StepProgress(
+            run.is_main, self.step, trainer.max_steps, trainer.batch_size, trainer.log_every
         )
-        how: dict[str, Any] = {"total_steps": self.max_steps, "num_workers": self.num_workers}
-        how |= {"seed": run.seed, "max_unreadable": self.max_unreadable, "ledger": ledger}
-        return PrefetchingLoader(run.fabric, dataset, collate, prepare, steps, **how)
+        self.means, self.scalars = RunningMeans(), dict[str, float]()
+        self.reason: str | None = None
+        self.stopped_by: str | None = None
+
+    def run_all(self, resume: str) -> FitResult:
+        began = time.perf_counter()
+        with self.progress:
+            self._start(resume)
+            self.task.train()
+            self.signals.defer()
+            while self.step < self.trainer.max_steps and self.stopped_by is None:
+                try:
+                    self._advance()
+                except NotFiniteError as error:
+                    self.step, self.reason = self.steps.rewind(error), None
+                    self.run_log, self.means = self.run_log.again(self.step), RunningMeans()
+        if self.reason is not None:
+            self.run.record("stopped", {"step": self.step, "reason": self.reason})
+        best = self.best.best
+        if best is not None:
+            log.info("best %s: %.4g after step %d", *best)
+            self.run.record("best", best._asdict())
+        self.run_log.close()
+        seconds = time.perf_counter() - began
+        self.run.fabric.barrier()
+        rate, is_early = self.progress.images_per_s(self.step), self.step < self.trainer.max_steps
+        end = self.scalars, self.reason, best, self.stopped_by
+        return FitResult(self.step, seconds, rate, is_early, *end)
+
+    def _start(self, resume: str) -> None:
+        newest = self.saver.newest
+        is_last_lost = newest is not None and resume == "auto" and newest.name != LAST
+        if is_last_lost and self.step == self.trainer.max_steps:
+            self.saver.save(self.step, is_final=True)  # no step does it
+        if self.trainer.nonfinite == REWIND and newest is None:
+            self.saver.save(self.step, is_final=True)  # something to rewind to
+        if self.step == 0:
+            at_start = [hook for hook in self.hooks if hook.at_start]
+            info = StepInfo(0, self.trainer.max_steps)
+            scalars, self.reason = call_hooks(at_start, self.task, info, self.run)
+            self.run_log.scalars(0, scalars)
+            self.stopped_by = None if self.reason is None else HOOK
+
+    def _advance(self) -> None:
+        """One step, and what falls on it."""
+        trainer, total = self.trainer, self.trainer.max_steps
+        output = self.steps(StepInfo(self.step, total))
+        TRAINED.set()
+        if output is not None:
+            self.means.add(output.result.scalars)
+        is_last = self.step + 1 == total
+        due = [hook for hook in self.hooks if is_last or falls_on(self.step + 1, hook.every)]
+        is_logged = is_last or falls_on(self.step + 1, trainer.log_every)
+        if is_logged or due or self.saver.is_due(self.step + 1):
+            self.steps.guard.check(self.step)
+        self.step += 1
+        is_best = False
+        with self.saver.saved_first(self.step):
+            hooked: dict[str, float] = {}
+            if due:
+                info = StepInfo(self.step, total)
+                hooked, self.reason = call_hooks(due, self.task, info, self.run)
+            self._log(output, hooked, is_logged)
+            if output is not None and (is_last or falls_on(self.step, trainer.image_every)):
+                with self.run.together():
+                    if self.run.is_main:
+                        images = draw(self.task, output.batch, self.hooks, self.run)
+                        self.run_log.images(self.step, images)
+            if due:
+                is_best = self.best.update(self.step, hooked)
+        stop = self._stop(bool(due), is_last)
+        if is_last or stop or is_best or self.saver.is_due(self.step):
+            self.saver.save(self.step, is_best, is_final=is_last or stop is not None)
+        if is_last:
+            self.stopped_by = None if self.reason is None else HOOK
+        elif stop is not None:
+            self.stopped_by = stop
+            self.signals.answer()
+            advice = "" if stop == PATIENCE else ", go on with resume=auto"
+            log.warning("%s: stopped after step %d%s", self.reason or stop, self.step, advice)
+
+    def _log(self, output: StepOutput | None, hooked: dict[str, float], is_logged: bool) -> None:
+        if is_logged:
+            of_step = {} if output is None else output.scalars
+            self.scalars = self.means.take() | {k: float(v) for k, v in of_step.items()}
+            self.scalars |= self.steps.ledger.scalars()
+            self.scalars["speed/images_per_s"] = self.progress.images_per_s(self.step)
+        self.run_log.scalars(self.step, (self.scalars if is_logged else {}) | hooked)
+        self.progress.show(self.step, self.scalars.get("loss") if is_logged else None)
+
+    def _stop(self, is_validated: bool, is_last: bool) -> str | None:
+        """What ends the run after this step; the same on all processes."""
+        if self.reason is not None:
+            return HOOK
+        if is_validated and not is_last and self.best.reason is not None:
+            self.reason = self.best.reason
+            return PATIENCE
+        if self.run.any_rank(self.signals.received is not None):
+            return next(filter(None, objects_of_ranks(self.signals.received)))
+        if self.step - self.steps.first_step == self.trainer.stop_after:
+            return STOP_AFTER
+        return None

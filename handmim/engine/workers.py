@@ -1,47 +1,47 @@
-"""Loader workers: processes that start without the threads of this one, survive the signals that
-stop a run until it is saved, and end with it.
+"""Loader workers, and the watchdog that ends a run which stalls.
 
-A fork of a process that has threads can wait for ever: locks that were held stay held, and a pool's
-threads are missing. Workers are forked from a server process that imports what they need and starts
-no thread (`server_imports`); where there is no such server, each starts anew.
+Workers start without the threads of this process, survive the signals that stop a run until it is
+saved, and end with it. A fork of a process that has threads can wait for ever: locks that were held
+stay held. Workers are therefore forked from a server process that imports what they need and starts
+no thread; where there is no such server, each starts anew.
 """
 
 import atexit
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import active_children
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import cv2
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from handmim.utils.processes import StalledError
-from handmim.utils.ranks import own_rank, portable
+from handmim.engine.signals import StopSignals
+from handmim.utils.processes import GOES_ON, STALLED, StalledError
+from handmim.utils.ranks import own_rank, portable, words_of_ranks
+from handmim.utils.run import Run
+
+log = logging.getLogger(__name__)
 
 METHODS = multiprocessing.get_all_start_methods()
 METHOD = "forkserver" if "forkserver" in METHODS else "spawn"
-HELD_BACK = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 LEAVE_S, END_S = 1.0, 5.0
 PARTS, TIMED_OUT = 20, "DataLoader timed out"  # time in which all is stopped counts as one part
-
-
-class _Waiting:
-    limit_s: float | None = None
-
-
-def limit_waiting(seconds: float | None) -> None:
-    """How long a `Loading` that begins from now on waits for an item; None is for ever."""
-    _Waiting.limit_s = seconds
+CHECKS = 20  # of the watchdog within its limit
+REPORT_S = 10.0  # for its report: the run's log may lie on what is dead
+OTHERS = 0.1  # of the limit: in this time the other processes notice, too
 
 
 class WorkerDiedError(RuntimeError):
@@ -53,11 +53,10 @@ class _StackError(Exception):
 
 
 class Loaded(NamedTuple):
-    """What a worker sends: a batch, or why there is none."""
+    """A batch from a worker, or why there is none."""
 
     batch: Any
-    # (name, reason) of the samples that another one stands in for
-    replaced: Sequence[tuple[str, str]] = ()
+    replaced: Sequence[tuple[str, str]] = ()  # (name, reason) of samples left out or replaced
     error: Exception | None = None
     stack: str = ""  # of an error in another process
 
@@ -74,7 +73,7 @@ class Loaded(NamedTuple):
 
 
 def attempt(make: Callable[[], Loaded]) -> Loaded:
-    """What `make` gives, or its error: torch would raise a worker's again as many lines of text."""
+    """The result of `make`, or its error: torch would raise a worker's again as lines of text."""
     try:
         return make()
     except Exception as error:  # noqa: BLE001  `Loaded.unwrapped` raises it
@@ -90,27 +89,41 @@ def _signals_held_back() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    numbers = {getattr(signal, name) for name in HELD_BACK}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, StopSignals.numbers())
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextlib.contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Libraries of a process started here allow themselves one thread: one that the server had
+    started would be missing in its forks."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
 def start_server() -> None:
-    """Start what workers are forked from, without waiting for it: its imports take seconds, beside
-    which other work goes on."""
+    """Start the process that workers are forked from, without waiting for it: its imports take
+    seconds, beside which other work goes on."""
     if METHOD != "forkserver":
         return
     from multiprocessing import forkserver, resource_tracker
 
     data = sorted(name for name in sys.modules if name.startswith("handmim.data."))
     context = multiprocessing.get_context(METHOD)
-    context.set_forkserver_preload(["handmim.engine.server_imports", *data])
+    context.set_forkserver_preload(["cv2", "torch", "handmim.engine.prefetch", *data])
     with _signals_held_back():
         resource_tracker.ensure_running()  # lets some signals through again
-    with _signals_held_back():
+    with _signals_held_back(), _one_thread_each():
         forkserver.ensure_running()
 
 
@@ -132,27 +145,32 @@ class Loading:
 
     Args:
         dataset: gives a `Loaded` by request.
-        requests: what is asked of it.
+        requests: in order.
         num_workers: processes that load; 0 loads in this one.
         pin_memory: of the tensors.
         generator: that torch draws the workers' base seed from; None takes the global one.
     """
 
+    running: ClassVar["weakref.WeakSet[Loading]"] = weakref.WeakSet()
+    limit_s: ClassVar[float] = (
+        0.0  # how long one that begins from now on waits for an item; 0 is for ever
+    )
+
     def __init__(
         self,
         dataset: Dataset[Loaded],
-        requests: Sampler[Any],
+        requests: Iterable[Any],
         num_workers: int,
         *,
         pin_memory: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        self._limit_s = _Waiting.limit_s or 0.0
+        self._limit_s = Loading.limit_s
         loader = DataLoader(
             dataset,
             batch_size=None,  # a request is a whole batch
             sampler=requests,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             num_workers=num_workers,
             timeout=self._limit_s / PARTS if num_workers else 0,
             worker_init_fn=_begin_worker if num_workers else None,
@@ -167,7 +185,7 @@ class Loading:
             self._batches = [iter(loader)]
         self._is_waiting = self._is_stalled = False
         self._workers = set(active_children()) - others
-        _RUNNING.add(self)
+        Loading.running.add(self)
         # Registered after torch's own, which wait for workers, and so called before them.
         atexit.register(self.kill)
 
@@ -178,7 +196,7 @@ class Loading:
         """The next item.
 
         Raises: WorkerDiedError naming the process and how it ended; StalledError naming those that
-            give nothing within the time of `limit_waiting`.
+            give nothing within `limit_s`.
         """
         self._is_waiting = True
         for _ in range(PARTS):
@@ -193,7 +211,7 @@ class Loading:
                 dead = [worker for worker in self._workers if worker.exitcode]
                 if not dead:
                     raise
-                raise WorkerDiedError(_how_it_ended(dead[0])) from error
+                raise WorkerDiedError(_end_of(dead[0])) from error
             self._is_waiting = False
             return loaded
         workers = ", ".join(str(worker.pid) for worker in self._workers)
@@ -215,8 +233,8 @@ class Loading:
                 worker.kill()
 
     def end_wait(self) -> None:
-        """Where an item is waited for, raise StalledError there: a worker that is stopped while it
-        hands one over is no time-out for torch."""
+        """Raise StalledError where an item is waited for: torch does not time out on a worker that
+        is stopped while it hands one over."""
         if self._is_waiting:
             self._is_stalled = True
             self.kill()
@@ -226,7 +244,7 @@ class Loading:
         if sys.is_finalizing():  # no thread starts any more; `kill` was called
             return
         atexit.unregister(self.kill)
-        _RUNNING.discard(self)
+        Loading.running.discard(self)
         # Torch asks its workers to leave when its iterator is dropped, and may wait for ever for
         # one that is stopped or was killed in the middle of a word.
         leaving = threading.Thread(target=self._batches.clear, daemon=True)
@@ -237,34 +255,101 @@ class Loading:
             leaving.join(END_S)
 
 
-_RUNNING: weakref.WeakSet[Loading] = weakref.WeakSet()
+def _unchanged(loaded: Any) -> Any:
+    return loaded
 
 
-def kill_workers() -> None:
-    """End all workers of this process at once."""
-    for loading in list(_RUNNING):
-        loading.kill()
-
-
-def end_waits() -> None:
-    """`Loading.end_wait` for all of this process."""
-    for loading in list(_RUNNING):
-        loading.end_wait()
-
-
-def _how_it_ended(worker: BaseProcess) -> str:
+def _end_of(worker: BaseProcess) -> str:
     code = worker.exitcode or 0
-    how = f"with exit code {code}"
-    if code < 0:
-        how = f"by {signal.Signals(-code).name}"
     if code == 1:
         return (
             f"loader worker {worker.pid} could not start or ended with exit code 1: a script of "
             'your own that starts workers needs `if __name__ == "__main__":` around what it does'
         )
-    hint = {"SIGKILL": ": out of memory?", "SIGBUS": ": out of shared memory (/dev/shm)?"}
-    return f"loader worker {worker.pid} was ended {how}{hint.get(how[3:], '')}"
+    if code > 0:
+        return f"loader worker {worker.pid} was ended with exit code {code}"
+    hints = {"SIGKILL": ": out of memory?", "SIGBUS": ": out of shared memory (/dev/shm)?"}
+    name = signal.Signals(-code).name
+    return f"loader worker {worker.pid} was ended by {name}{hints.get(name, '')}"
 
 
-def _as_it_is(loaded: Any) -> Any:
-    return loaded
+class _Beat:
+    last: tuple[str, int | None] = ("the start", None)
+
+
+def beat(awaited: str, number: int | None = None) -> None:
+    """Name what this process waits for from now on ("the batch of step", 12); costs nothing."""
+    _Beat.last = awaited, number
+
+
+class Watchdog:
+    """Ends this process, with its workers, when `beat` was not called for too long.
+
+    Time in which the whole process is stopped does not count. Loader workers have less time, so
+    that the main thread can save before.
+
+    Args:
+        run: folder of the log, rank, and `stall_timeout_s`; None there watches nothing.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.limit_s = run, run.stall_timeout_s or 0.0
+        self._left = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "Watchdog":
+        beat("the start")
+        if self.limit_s:
+            Loading.limit_s = (1 - 2 * OTHERS) * self.limit_s
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        Loading.limit_s = 0.0
+        self._left.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        pause = self.limit_s / CHECKS
+        seen, still_s, checked = _Beat.last, 0.0, time.monotonic()
+        while not self._left.wait(pause):
+            now = time.monotonic()
+            passed, checked = min(now - checked, 2 * pause), now
+            if _Beat.last is not seen:
+                seen, still_s = _Beat.last, 0.0
+                continue
+            still_s += passed
+            if still_s >= (1 - 1.5 * OTHERS) * self.limit_s:
+                for loading in list(Loading.running):
+                    loading.end_wait()
+            if still_s >= self.limit_s:
+                awaited, number = seen
+                self._end(awaited if number is None else f"{awaited} {number}", still_s)
+
+    def _of_others(self, awaited: str) -> str:
+        """What the other processes of the run wait for, and which do not answer."""
+        answers = words_of_ranks(awaited, 2.0 + OTHERS * self.limit_s)
+        return "".join(
+            f"; rank {rank} does not answer (stopped, dead, or its machine is)"
+            if text is None
+            else f"; rank {rank} waited for {text}"
+            for rank, text in answers.items()
+        )
+
+    def _end(self, awaited: str, still_s: float) -> None:
+        text = (
+            f"rank {self.run.rank} stands still: it waited {still_s:.0f} s for {awaited}, more "
+            f"than {self.limit_s:g} s (machine.stall_timeout_s); {GOES_ON}"
+        )
+        text += self._of_others(awaited)
+        main = sys._current_frames().get(threading.main_thread().ident or 0)
+        stack = "" if main is None else "".join(traceback.format_stack(main))
+        text += f". The main thread is in:\n{stack}"
+        report = threading.Thread(target=log.error, args=(text,), daemon=True)
+        report.start()
+        report.join(REPORT_S)
+        for loading in list(Loading.running):
+            loading.kill()
+        os._exit(STALLED)

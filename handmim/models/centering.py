@@ -88,7 +88,7 @@ class Centering(nn.Module):
             self._noted = total if self._noted is None else self._noted + total
 
     def forget_step(self) -> None:
-        """Drop what was noted: its step is refused (`engine.steps`)."""
+        """Drop what was noted: its step is refused (`engine.nonfinite`)."""
         self._noted = None
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from handmim.data.datasets import hand_sha256_of
 from handmim.data.label_files import find_ground_truth, read_ground_truth
 from handmim.engine.saved_config import require
-from handmim.engine.watchdog import Watchdog
+from handmim.engine.workers import Watchdog
 from handmim.evaluation.camera_space import predict_camera_hands
 from handmim.evaluation.load_model import (
     build_part,

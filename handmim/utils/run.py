@@ -121,7 +121,7 @@ class Run:
     log: logging.Logger
     precision: str = "32-true"  # in force, as Fabric names it
     compile: bool = False  # let torch.compile fuse what can be
-    stall_timeout_s: float | None = None  # how long it may stand still, see engine.watchdog
+    stall_timeout_s: float | None = None  # how long it may stand still, see engine.workers
     lock: FolderLock | None = None  # keeps others out of the folder as long as the run lives
     hosts: Any = None  # group of processes that agree without waiting for their devices
 

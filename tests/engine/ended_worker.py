@@ -12,7 +12,7 @@ from handmim.engine.checkpoint import load_checkpoint
 from handmim.engine.trainer import Trainer
 from handmim.utils.run import Run
 from tests.engine.faulty import Faulty
-from tests.engine.toy import DATA, ToyTask, collate, prepare, recipe
+from tests.engine.toy import DATA, ToyTask, collate, optimizer_config, prepare
 
 MM = "val/pa_mpjpe_mm"
 VALUES = ((5.0, 4.0, 6.0, 7.0, 8.0), (1.0, 2.0, 0.5, 0.4, 0.3))  # by rank
@@ -67,7 +67,9 @@ def cases(run: Run, flag: Path):
 def ended(run: Run, hooks, data, settings) -> dict:
     trainer = Trainer(**{"max_steps": 10, "batch_size": 4, "log_every": 2} | settings)
     try:
-        result = trainer.fit(run, ToyTask(), data, collate, prepare, recipe(), hooks=hooks)
+        result = trainer.fit(
+            run, ToyTask(), data, collate, prepare, optimizer_config(), hooks=hooks
+        )
         return {"code": result.exit_code, "step": result.step, "best": result.best}
     except (RuntimeError, ValueError, KeyError, OSError) as error:  # the test says which
         return {"error": type(error).__name__, "words": str(error)}

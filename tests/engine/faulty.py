@@ -11,8 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch.utils.data import Dataset
 
-from handmim.engine.prefetch import PrefetchingLoader
-from handmim.engine.sampler import StepSampler
+from handmim.engine.prefetch import PrefetchingLoader, SampleOrder
 from handmim.utils.files import UnreadableSample
 from tests.engine.toy import DATA, collate, prepare
 
@@ -57,9 +56,8 @@ class OddError(Exception):
 
 def feed(data: Dataset, num_workers: int, end: int = 10, **kwargs) -> PrefetchingLoader:
     fabric = Fabric(accelerator="cpu", devices=1)
-    steps = StepSampler(len(DATA), 4, 0, start_step=0, end_step=end)
-    how = {"seed": 0, "total_steps": end, "num_workers": num_workers}
-    return PrefetchingLoader(fabric, data, collate, prepare, steps, **how, **kwargs)
+    sizes = {"batch_size": 4, "total_steps": end, "num_workers": num_workers}
+    return PrefetchingLoader(fabric, data, collate, prepare, **sizes, **kwargs)
 
 
 def begin_after_opencv() -> None:
@@ -81,15 +79,15 @@ def train_until_stalled(folder: str, num_workers: str, limit_s: str) -> None:
     from handmim.engine.trainer import Trainer
     from handmim.utils.entry import run_tool
     from handmim.utils.run import Run
-    from tests.engine.toy import ToyTask, recipe
+    from tests.engine.toy import ToyTask, optimizer_config
 
-    first, second, third = StepSampler(len(DATA), 4, 0, start_step=0, end_step=3)
+    first, second, third = map(SampleOrder(len(DATA), 4, 0).of_step, range(3))
 
     def train() -> None:
         run = Run.start("toy", folder, 0, {}, accelerator="cpu", stall_timeout_s=float(limit_s))
         data = Faulty("blocks", tuple({*third} - {*first, *second}))
         Trainer(max_steps=10, batch_size=4, num_workers=int(num_workers)).fit(
-            run, ToyTask(), data, collate, prepare, recipe()
+            run, ToyTask(), data, collate, prepare, optimizer_config()
         )
 
     run_tool(train)

@@ -7,7 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from handmim.pipelines.bare_step import noise_hands
+from handmim.pipelines.dry_run import noise_hands
 from handmim.types import CropBatch
 from handmim.utils.config import drop_unbuilt
 from handmim.utils.seed import step_generator

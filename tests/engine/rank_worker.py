@@ -11,10 +11,10 @@ import torch
 from hydra.utils import instantiate
 
 from handmim.engine.log import RunningMeans
-from handmim.engine.update import Updater
+from handmim.engine.step import TrainStep
 from handmim.types import StepInfo
 from handmim.utils.run import Run
-from handmim.utils.seed import seed_everything, step_seed
+from handmim.utils.seed import seed_everything
 from tests.engine.rank_cases import IDLE, batch_of, cases, composed
 
 STEPS, MANY = 3, 20
@@ -24,23 +24,11 @@ def train(fabric, cfg, batches) -> tuple[torch.nn.Module, list[float]]:
     """Losses of a few steps on given batches, one for each."""
     seed_everything(0)
     task = instantiate(cfg.task).to(fabric.device)
-    recipe = instantiate(cfg.optim)
-    optimizer = recipe.build(task, task.lr_scales())
-    wrapped, optimizer = fabric.setup(task, optimizer)
-    how = {"batch_size": 8, "accumulate": cfg.trainer.accumulate}
-    updater = Updater(fabric, wrapped, optimizer, recipe, **how)
+    sizes = {"batch_size": 8, "accumulate": cfg.trainer.accumulate}
+    step = TrainStep(fabric, task, instantiate(cfg.optim), **sizes)
     task.train()
-    losses = []
-    for step, batch in enumerate(batches):
-        info = StepInfo(step, len(batches))
-        torch.manual_seed(step_seed(0, "step", step, fabric.global_rank))
-        updater.schedule(info)
-        result = updater.backward(batch, info)
-        updater.clip()
-        updater.update()
-        task.after_step(info)
-        losses.append(float(result.loss.detach()))
-    return task, losses
+    outputs = [step(batch, StepInfo(i, len(batches))) for i, batch in enumerate(batches)]
+    return task, [float(output.result.loss.detach()) for output in outputs]
 
 
 def digest(task: torch.nn.Module) -> list[float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from handmim.engine.trainer import Trainer
 from handmim.utils.run import Run
-from tests.engine.toy import DATA, ToyTask, collate, prepare, recipe
+from tests.engine.toy import DATA, ToyTask, collate, optimizer_config, prepare
 
 if __name__ == "__main__":
     folder, stopped = Path(sys.argv[1]), int(sys.argv[2])
@@ -18,4 +18,4 @@ if __name__ == "__main__":
             os.kill(os.getpid(), signal.SIGSTOP)
         return prepare(batch, generator, info)
 
-    Trainer(max_steps=10, batch_size=4).fit(run, ToyTask(), DATA, collate, stop, recipe())
+    Trainer(max_steps=10, batch_size=4).fit(run, ToyTask(), DATA, collate, stop, optimizer_config())

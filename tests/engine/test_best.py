@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from handmim.engine.best import Best, BestRule, is_higher_better
+from handmim.engine.best import BestRule, BestTracker, is_higher_better
 from handmim.engine.checkpoint import load_checkpoint
 from handmim.engine.trainer import Trainer
 from tests.engine.toy import fit, rows
@@ -37,29 +37,29 @@ def test_which_figures_are_good_when_large(metric, higher):
 
 def test_auto_takes_the_mesh_before_joints_before_the_picture():
     rule = BestRule("auto")
-    figures = {"val/err2d_percent": 1.0, "val/pa_mpjpe_mm": 2.0, "val/num_2d": 8.0, "loss": 0.0}
-    assert rule.choose(figures | {MM: 3.0}) == MM
-    assert rule.choose(figures) == "val/pa_mpjpe_mm"
+    metrics = {"val/err2d_percent": 1.0, "val/pa_mpjpe_mm": 2.0, "val/num_2d": 8.0, "loss": 0.0}
+    assert rule.choose(metrics | {MM: 3.0}) == MM
+    assert rule.choose(metrics) == "val/pa_mpjpe_mm"
     assert rule.choose({"val/err2d_percent": 1.0}) == "val/err2d_percent"
     assert rule.choose({"probe/x": 1.0}) is None  # another hook's
     assert rule.choose({}) is None
-    assert BestRule(None).choose(figures) is None
+    assert BestRule(None).choose(metrics) is None
     with pytest.raises(ValueError, match=r"no val/pa_mpvpe_mm or .*it has val/f5 \(trainer.keep"):
         rule.choose({"val/f5": 0.3, "val/num_samples": 8.0})
 
 
 @pytest.mark.parametrize("name", ["val/pa_mpvpe", "val/num_2d"])
 def test_an_unknown_figure_is_refused_with_those_there_are(name):
-    figures = {MM: 3.0, "val/f5": 0.1, "val/num_2d": 8.0}
+    metrics = {MM: 3.0, "val/f5": 0.1, "val/num_2d": 8.0}
     wanted = rf"no {name}, it has val/f5, {MM} \(trainer\.keep_best"
     with pytest.raises(ValueError, match=wanted):
-        BestRule(name).choose(figures)
+        BestRule(name).choose(metrics)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"keep_best": "pa_mpvpe_mm"}, r"validation figure such as .*'pa_mpvpe_mm'.*keep_best"),
+        ({"keep_best": "pa_mpvpe_mm"}, r"validation metric such as .*'pa_mpvpe_mm'.*keep_best"),
         ({"keep_best": "auto", "stop_patience": 0}, r"must be >= 1 or null, got 0 .*stop_patience"),
         ({"stop_patience": 3}, r"keep_best=null names none"),
     ],
@@ -70,54 +70,58 @@ def test_rules_that_cannot_be_followed_are_refused_before_training(settings, mes
 
 
 def test_only_a_finite_and_better_value_is_the_best():
-    best = Best(BestRule("val/f5"))
-    seen = [best.see(i, {"val/f5": v}) for i, v in enumerate((math.nan, 0.5, 0.5, 0.4, 0.6))]
+    best = BestTracker(BestRule("val/f5"))
+    seen = [best.update(i, {"val/f5": v}) for i, v in enumerate((math.nan, 0.5, 0.5, 0.4, 0.6))]
     assert seen == [False, True, False, False, True]
-    assert best.figure == ("val/f5", 0.6, 4)
-    assert not best.see(5, {"val/f5": math.nan})
-    assert not best.see(6, {"val/f5": math.inf})
-    falling = Best(BestRule(MM))
-    assert [falling.see(i, {MM: v}) for i, v in enumerate((3.0, 4.0, 2.0))] == [True, False, True]
+    assert best.best == ("val/f5", 0.6, 4)
+    assert not best.update(5, {"val/f5": math.nan})
+    assert not best.update(6, {"val/f5": math.inf})
+    falling = BestTracker(BestRule(MM))
+    assert [falling.update(i, {MM: v}) for i, v in enumerate((3.0, 4.0, 2.0))] == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_another_figure_than_before_begins_anew():
-    best = Best(BestRule("auto", stop_patience=2))
-    best.see(1, {MM: 3.0, "val/err2d_percent": 50.0})
-    best.see(2, {MM: 4.0})
-    assert best.see(3, {"val/err2d_percent": 60.0})
-    assert best.figure == ("val/err2d_percent", 60.0, 3)
-    assert not best.see(4, {"val/err2d_percent": 61.0})
+    best = BestTracker(BestRule("auto", stop_patience=2))
+    best.update(1, {MM: 3.0, "val/err2d_percent": 50.0})
+    best.update(2, {MM: 4.0})
+    assert best.update(3, {"val/err2d_percent": 60.0})
+    assert best.best == ("val/err2d_percent", 60.0, 3)
+    assert not best.update(4, {"val/err2d_percent": 61.0})
     assert best.reason is None
 
 
 def test_another_number_of_samples_than_before_begins_anew(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("handmim"), "propagate", True)  # a run's log is its own
     rule = BestRule("auto", stop_patience=2)
-    best = Best(rule)
-    best.see(1, {MM: 3.0, "val/num_samples": 8.0, "val/num_2d": 9})
-    best.see(2, {MM: 4.0, "val/num_samples": 8.0, "val/num_2d": 9})
-    again = Best(rule)
+    best = BestTracker(rule)
+    best.update(1, {MM: 3.0, "val/num_samples": 8.0, "val/num_2d": 9})
+    best.update(2, {MM: 4.0, "val/num_samples": 8.0, "val/num_2d": 9})
+    again = BestTracker(rule)
     again.load_state_dict(best.state_dict())
     assert not caplog.records
-    assert again.see(3, {MM: 5.0, "val/num_samples": 4.0, "val/num_2d": 9})
-    assert again.figure == (MM, 5.0, 3)
+    assert again.update(3, {MM: 5.0, "val/num_samples": 4.0, "val/num_2d": 9})
+    assert again.best == (MM, 5.0, 3)
     (said,) = {record.getMessage() for record in caplog.records}
     assert f"{MM} of num_2d 9, num_samples 4 is what counts from now on" in said
     assert f"not {MM} of num_2d 9, num_samples 8" in said
-    assert not again.see(4, {MM: 6.0, "val/num_samples": 4.0, "val/num_2d": 9})
+    assert not again.update(4, {MM: 6.0, "val/num_samples": 4.0, "val/num_2d": 9})
     assert again.reason is None
 
 
 def test_a_checkpoint_that_knows_no_number_of_samples_goes_on():
-    best = Best(BestRule("auto"))
+    best = BestTracker(BestRule("auto"))
     figure = {"metric": MM, "value": 3.0, "step": 2}
     best.load_state_dict({"figure": figure, "waited": 1})
-    assert not best.see(4, {MM: 4.0, "val/num_samples": 8.0})
-    assert best.figure == (MM, 3.0, 2)
+    assert not best.update(4, {MM: 4.0, "val/num_samples": 8.0})
+    assert best.best == (MM, 3.0, 2)
 
 
 class Scripted:
-    """A validation every two steps that reads its figures from a list."""
+    """A validation every two steps that reads its metrics from a list."""
 
     every, at_start = 2, False
 

@@ -1,12 +1,11 @@
 import pytest
 import torch
 
-from handmim.engine.prefetch import PrefetchingLoader
-from handmim.engine.sampler import StepSampler
+from handmim.engine.prefetch import PrefetchingLoader, SampleOrder
 from handmim.engine.trainer import Trainer
 from handmim.types import StepInfo
 from handmim.utils.run import Run
-from tests.engine.toy import DATA, ToyBatch, ToyTask, collate, prepare, recipe
+from tests.engine.toy import DATA, ToyBatch, ToyTask, collate, optimizer_config, prepare
 
 
 class HostNoise:
@@ -29,22 +28,9 @@ def draw(batch: ToyBatch, generator: torch.Generator, info: StepInfo) -> ToyBatc
     return ToyBatch(batch.x, torch.randn(batch.x.shape, generator=generator) + info.step)
 
 
-def feed(run, prepare, *, num_workers=0, start=0, world_size=1, rank=0) -> list[ToyBatch]:
-    steps = StepSampler(
-        len(DATA), 4, run.seed, start_step=start, end_step=10, rank=rank, world_size=world_size
-    )
-    return list(
-        PrefetchingLoader(
-            run.fabric,
-            DATA,
-            collate,
-            prepare,
-            steps,
-            seed=run.seed,
-            total_steps=10,
-            num_workers=num_workers,
-        )
-    )
+def loader(run, prepare, total_steps=10, num_workers=0) -> PrefetchingLoader:
+    sizes = {"batch_size": 4, "total_steps": total_steps, "num_workers": num_workers}
+    return PrefetchingLoader(run.fabric, DATA, collate, prepare, seed=run.seed, **sizes)
 
 
 @pytest.fixture
@@ -60,23 +46,47 @@ def assert_same(a: list[ToyBatch], b: list[ToyBatch]) -> None:
 
 
 def test_batches_depend_on_the_step_not_on_who_makes_them(run):
-    here = feed(run, HostNoise())
+    here = list(loader(run, HostNoise()))
     assert len(here) == 10
     assert not torch.equal(here[0].noise, here[1].noise - 1)
     assert [batch.noise.mean().item() for batch in here] == pytest.approx(range(10), abs=1.5)
-    assert_same(here, feed(run, HostNoise(), num_workers=2))
-    assert_same(here[6:], feed(run, HostNoise(), start=6))
-    plain = feed(run, prepare)
+    assert_same(here, list(loader(run, HostNoise(), num_workers=2)))
+    with loader(run, HostNoise()) as late:
+        assert_same(here[6:], [late.batch_of(step) for step in range(6, 10)])
+    plain = list(loader(run, prepare))
     assert all(
         torch.equal(a.x, b.x) and not b.noise.any() for a, b in zip(here, plain, strict=True)
     )
 
 
-def test_ranks_take_their_slices(run):
-    whole = feed(run, prepare)
-    halves = [feed(run, prepare, world_size=2, rank=rank) for rank in (0, 1)]
-    for batch, first, second in zip(whole, *halves, strict=True):
-        assert torch.equal(batch.x, torch.cat([first.x, second.x]))
+def in_order(steps, batch_size=4, num=11, **rank) -> list[int]:
+    order = SampleOrder(num, batch_size, 0, **rank)
+    return [index for step in steps for index in order.of_step(step)]
+
+
+def test_epochs_are_permutations():
+    whole = in_order(range(11))
+    assert len(whole) == 44
+    for epoch in range(4):
+        assert sorted(whole[11 * epoch : 11 * epoch + 11]) == list(range(11))
+    assert whole[:11] != whole[11:22]
+    assert in_order(range(5, 11)) == whole[20:]
+
+
+def test_ranks_take_their_slices_of_a_batch():
+    ranks = [SampleOrder(11, 4, 0, rank=rank, world_size=2) for rank in (0, 1)]
+    shares = [index for step in range(3) for order in ranks for index in order.of_step(step)]
+    assert shares == in_order(range(3))
+    with pytest.raises(ValueError, match="multiple of the 3"):
+        SampleOrder(11, 4, 0, world_size=3)
+
+
+def test_a_batch_larger_than_the_set_is_named(caplog):
+    SampleOrder(5, 5, 0)
+    assert not caplog.text
+    assert len(SampleOrder(4, 5, 0).of_step(0)) == 5
+    assert "a batch of 5 is larger than the set of 4 samples" in caplog.text
+    assert "trainer.batch_size" in caplog.text
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -86,7 +96,7 @@ def test_training_prepares_on_the_host_and_resumes_exactly(tmp_path, num_workers
         run = Run.start("toy", tmp_path / name, 0, {}, accelerator="cpu", resume=resume)
         task, noise = ToyTask(), HostNoise()
         settings = {"max_steps": 10, "batch_size": 4, "num_workers": num_workers} | kwargs
-        Trainer(**settings).fit(run, task, DATA, collate, noise, recipe(), resume=resume)
+        Trainer(**settings).fit(run, task, DATA, collate, noise, optimizer_config(), resume=resume)
         return task, noise
 
     whole, seen = fit("whole")
@@ -99,8 +109,7 @@ def test_training_prepares_on_the_host_and_resumes_exactly(tmp_path, num_workers
 
 
 def test_waiting_for_batches_is_counted(run):
-    steps = StepSampler(11, 4, 0, start_step=0, end_step=2)
-    made = PrefetchingLoader(run.fabric, DATA, collate, prepare, steps, seed=0, total_steps=2)
+    made = loader(run, prepare, total_steps=2)
     assert made.waited_s == 0
     assert len(list(made)) == 2
     assert made.waited_s > 0
@@ -115,6 +124,8 @@ def test_a_device_gets_the_same_batches_ahead_of_time(tmp_path):
     there = Run.start("toy", tmp_path / "cuda", 3, {}, accelerator="cuda")
     here = Run.start("toy", tmp_path / "cpu", 3, {}, accelerator="cpu")
     for num_workers in (0, 2):
-        on_device = feed(there, Plain(), num_workers=num_workers)
+        on_device = list(loader(there, Plain(), num_workers=num_workers))
         assert all(batch.x.is_cuda for batch in on_device)
-        assert_same(feed(here, Plain()), [ToyBatch(*(x.cpu() for x in b)) for b in on_device])
+        assert_same(
+            list(loader(here, Plain())), [ToyBatch(*(x.cpu() for x in b)) for b in on_device]
+        )

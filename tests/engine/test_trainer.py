@@ -14,7 +14,7 @@ from handmim.engine.hooks import StopRun
 from handmim.engine.trainer import Trainer
 from handmim.types import StepResult
 from handmim.utils.run import Run
-from tests.engine.toy import DATA, TASKS, ToyTask, collate, fit, prepare, recipe, rows
+from tests.engine.toy import DATA, TASKS, ToyTask, collate, fit, optimizer_config, prepare, rows
 
 
 def test_loss_falls_and_everything_is_logged(tmp_path):
@@ -136,7 +136,7 @@ def test_hooks_run_when_due_without_gradients(tmp_path):
     hook, task = Hook(), ToyTask()
     run = Run.start("toy", tmp_path, 0, {}, accelerator="cpu")
     Trainer(max_steps=10, batch_size=4, log_every=5).fit(
-        run, task, DATA, collate, prepare, recipe(), hooks=[hook]
+        run, task, DATA, collate, prepare, optimizer_config(), hooks=[hook]
     )
     assert hook.calls == [(step, False, False) for step in (0, 4, 8, 10)]
     probed = {row["step"]: row["probe/x"] for row in rows(tmp_path) if "probe/x" in row}

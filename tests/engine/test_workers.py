@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from handmim.engine.workers import HELD_BACK, WorkerDiedError
+from handmim.engine.signals import StopSignals
+from handmim.engine.workers import WorkerDiedError
 from handmim.utils.files import UnreadableSample
 from tests.engine.faulty import Faulty, feed
 from tests.engine.toy import DATA
@@ -40,9 +41,9 @@ def test_signals_that_stop_a_run_leave_its_workers_alone():
     with feed(DATA, 2) as loading:
         loading.batch_of(0)
         workers = active_children()
-        for name in HELD_BACK:
+        for number in StopSignals.numbers():
             for worker in workers:
-                os.kill(worker.pid, getattr(signal, name))
+                os.kill(worker.pid, number)
         assert [len(loading.batch_of(step).x) for step in range(1, 10)] == [4] * 9
     assert not {worker.pid for worker in workers} & {w.pid for w in active_children()}
 

@@ -71,7 +71,7 @@ def prepare(batch: ToyBatch, generator: torch.Generator, info: StepInfo) -> ToyB
     return batch._replace(noise=torch.randn(batch.x.shape, generator=generator))
 
 
-def recipe() -> OptimizerConfig:
+def optimizer_config() -> OptimizerConfig:
     lr = Schedule(0.05, 0.001, warmup_fraction=0.2)
     return OptimizerConfig(partial(torch.optim.AdamW), lr, weight_decay=0.01, clip_norm=1.0)
 
@@ -93,7 +93,7 @@ def fit(
     settings = {"max_steps": 10, "batch_size": 4, "log_every": 2, "stop_after": stop_after} | kwargs
     trainer = Trainer(**settings)
     how = {"resume": resume, "meta": meta, "hooks": hooks}
-    result = trainer.fit(run, task, DATA, collate, prepare, recipe(), **how)
+    result = trainer.fit(run, task, DATA, collate, prepare, optimizer_config(), **how)
     return task, result
 
 

@@ -9,8 +9,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from handmim.engine.finite import FiniteWatch
 from handmim.engine.log import RunningMeans
+from handmim.engine.nonfinite import FiniteWatch
 from handmim.engine.optim import clip_per_tensor
 from handmim.types import CropBatch, StepInfo
 from handmim.utils.config import drop_unbuilt

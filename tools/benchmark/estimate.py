@@ -16,7 +16,7 @@ from rich.table import Table
 
 from benchmark.ceiling import flops_of
 from benchmark.memory import MIB, peak_mib
-from handmim.pipelines.bare_step import bare_step
+from handmim.pipelines.dry_run import dry_run_step
 from handmim.utils.timer import Timer
 
 ENOUGH_S = 2.0  # a step this long is measured well
@@ -117,7 +117,7 @@ def _probed(cfg: DictConfig, part: int) -> tuple[tuple[Probe, ...], float, int]:
 
 def _timed(content: str, samples: int, fabric: Fabric) -> tuple[float, float, int]:
     """Seconds of a step, trainable parameters in millions, operations of a step."""
-    step, parameters = bare_step(_small(content, samples), fabric)
+    step, parameters = dry_run_step(_small(content, samples), fabric)
     step(0)
     watch = Timer(fabric.device)
     for number in range(STEPS):
@@ -155,7 +155,7 @@ def _lazy_step(content: str, samples: int) -> Callable[[], None]:
             cfg = _small(content, samples)
             machine = cfg.machine
             how = {"accelerator": machine.accelerator, "precision": machine.precision}
-            held["step"], held["number"] = bare_step(cfg, Fabric(devices=1, **how))[0], 0
+            held["step"], held["number"] = dry_run_step(cfg, Fabric(devices=1, **how))[0], 0
         held["step"](held["number"])
         held["number"] += 1
 

@@ -14,7 +14,6 @@ from handmim.data.crops import CropFolder
 from handmim.data.loader import collate_crops
 from handmim.data.views import ViewMaker
 from handmim.engine.prefetch import PrefetchingLoader
-from handmim.engine.sampler import StepSampler
 from handmim.utils.seed import step_generator
 from handmim.utils.timer import wait_for
 
@@ -22,7 +21,7 @@ WARM = 2  # steps before the clock starts
 
 
 def fed(
-    feed: PrefetchingLoader,
+    loader: PrefetchingLoader,
     make: ViewMaker,
     num_steps: int,
     batch_size: int,
@@ -30,18 +29,18 @@ def fed(
 ) -> tuple[float, float]:
     """Seconds of `num_steps` batches after the first few, and the share of them that was spent
     waiting, for a training that eats so many pictures per second; None is as many as come."""
-    batches = iter(feed)
+    batches = iter(loader)
     began = waited = 0.0
     for step in range(WARM + num_steps):
         if step == WARM:
-            began, waited = time.perf_counter(), feed.waited_s
+            began, waited = time.perf_counter(), loader.waited_s
         started = time.perf_counter()
         make(next(batches), step_generator(0, "prepare", step, 0), INFO)
-        wait_for(feed.device)
+        wait_for(loader.device)
         if eaten_per_s is not None:
             time.sleep(max(0.0, batch_size / eaten_per_s - time.perf_counter() + started))
     seconds = time.perf_counter() - began
-    return seconds, (feed.waited_s - waited) / seconds
+    return seconds, (loader.waited_s - waited) / seconds
 
 
 def measure(
@@ -77,12 +76,11 @@ def measure(
             make, rows = like_ibot(view_px), []
             make.augment_on = where
             for workers in num_workers:
-                steps = StepSampler(num, batch_size, 0, start_step=0, end_step=total)
-                feed = PrefetchingLoader(
-                    fabric, crops, collate_crops, make, steps,
-                    seed=0, total_steps=total, num_workers=workers,
+                loader = PrefetchingLoader(
+                    fabric, crops, collate_crops, make,
+                    batch_size=batch_size, total_steps=total, num_workers=workers,
                 )  # fmt: skip
-                seconds, waited = fed(feed, make, num_steps, batch_size, eaten_per_s)
+                seconds, waited = fed(loader, make, num_steps, batch_size, eaten_per_s)
                 name = f"{workers} processes, waiting {100 * waited:.0f} %"
                 speed = num_steps * batch_size / seconds
                 ms = 1e3 * seconds / num_steps

@@ -15,7 +15,7 @@ from benchmark.race import Bench, Row, compared
 from benchmark.references.plain_step import PlainStep
 from handmim.data.masking import MaskSampler
 from handmim.engine.optim import OptimizerConfig
-from handmim.engine.update import Updater
+from handmim.engine.step import TrainStep
 from handmim.losses import class_distill, patch_distill
 from handmim.losses.total import Weighted
 from handmim.models.centering import Centering
@@ -101,21 +101,10 @@ def our_step(
     ).to(device)
     if compiled:
         compile_backbones(task)
-    recipe = OptimizerConfig(torch.optim.AdamW, LR, DECAY, CLIP, clip_by="per_tensor")
-    optimizer = recipe.build(task, {}, precision)
-    wrapped, optimizer = fabric.setup(task, optimizer)
-    updater = Updater(fabric, wrapped, optimizer, recipe, batch_size=1)
+    config = OptimizerConfig(torch.optim.AdamW, LR, DECAY, CLIP, clip_by="per_tensor")
+    step = TrainStep(fabric, task, config, batch_size=1)
     batch, info = noise_batch(device=device, **batch_args), StepInfo(0, 1)
-
-    def step() -> Mapping[str, Any]:
-        updater.schedule(info)
-        result = updater.backward(batch, info)
-        updater.clip()
-        updater.update()
-        task.after_step(info)
-        return result.scalars
-
-    return step
+    return lambda: step(batch, info).result.scalars
 
 
 def plain_step(

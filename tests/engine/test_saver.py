@@ -13,7 +13,7 @@ from handmim.engine.trainer import Trainer
 from handmim.utils.processes import STOPPED
 from handmim.utils.rows import read_rows, row_line
 from handmim.utils.run import Run
-from tests.engine.toy import DATA, ToyTask, collate, fit, prepare, recipe
+from tests.engine.toy import DATA, ToyTask, collate, fit, optimizer_config, prepare
 
 
 def flip(path, place: int = 300) -> None:
@@ -190,7 +190,7 @@ def longer(folder, max_steps: int, config=CONFIG, **how):
     config = config | {"trainer": {"max_steps": max_steps}}
     run = Run.start("toy", folder, 0, config, accelerator="cpu", resume=resume)
     trainer = Trainer(batch_size=4, max_steps=max_steps, **how)
-    return trainer.fit(run, ToyTask(), DATA, collate, prepare, recipe(), resume=resume)
+    return trainer.fit(run, ToyTask(), DATA, collate, prepare, optimizer_config(), resume=resume)
 
 
 def test_a_longer_schedule_is_a_wish_and_its_difference_is_stated(tmp_path):

@@ -3,127 +3,36 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
-from handmim.engine.best import Best, BestFigure
+from handmim.engine.best import BestMetric, BestTracker
 from handmim.engine.checkpoint import (
     BEST,
     LAST,
-    check_same_run,
     load_checkpoint,
     load_newest,
     rolling,
     save_checkpoint,
 )
-from handmim.engine.extension import changed_schedules
-from handmim.engine.finite import FiniteGuard
-from handmim.engine.ledger import Ledger
+from handmim.engine.identity import check_same_run
 from handmim.engine.optim import FORMS
-from handmim.engine.watchdog import beat
+from handmim.engine.prefetch import Ledger
+from handmim.engine.schedule import changed_schedules
+from handmim.engine.workers import beat
 from handmim.utils.files import atomic_path, is_full
 from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)
 
 
-def restore(
-    run: Run,
-    task: nn.Module,
-    optimizer: Optimizer,
-    best: Best,
-    ledger: Ledger,
-    identity: dict[str, Any],
-    resume: str,
-    *,
-    extend: bool = False,
-) -> tuple[int, Path | None]:
-    """Put task, optimizer, precision and the best figure where a checkpoint left them.
-
-    Args:
-        run: devices, folder and config.
-        task, optimizer: as built, before Fabric wraps them; changed in place.
-        ledger: filled too.
-        best: filled too; forgotten unless the folder's best.pt is what it was kept for.
-        identity: what has to be the same for a run to go on: see `check_same_run`.
-        resume: "never", "auto" or a checkpoint.
-        extend: another number of steps is allowed; the log and run.json say what that changes.
-    Returns: finished steps, 0 for a new run, and the checkpoint that holds them.
-    Raises: FileNotFoundError, or ValueError for a damaged checkpoint or one of another run.
-    """
-    found = load_newest(run.dir, resume)
-    if found is None:
-        run.write_start()
-        return 0, None
-    source, state = found
-    kept = run.dir / BEST
-    check_same_run(state, identity, run.config, source, extend=extend)
-    run.write_start()
-    step: int = state["step"]
-    if (before := state["identity"]["max_steps"]) != identity["max_steps"]:
-        _extend(run, step, before, identity["max_steps"], source)
-    _take_over(state, run, task, optimizer, best, ledger)
-    if best.figure is not None and best.figure != _figure_of(kept):
-        log.warning("%s is not the best that %s remembers: it begins anew", kept, source)
-        best.forget()
-    log.info("resumed %s at step %d of %d", source, step, identity["max_steps"])
-    return step, source
-
-
-def _take_over(
-    state: dict[str, Any],
-    run: Run,
-    task: nn.Module,
-    optimizer: Optimizer,
-    best: Best,
-    ledger: Ledger,
-) -> None:
-    task.load_state_dict(state["task"])
-    for saved, built in zip(
-        state["optimizer"]["param_groups"], optimizer.param_groups, strict=False
-    ):
-        saved |= {form: built[form] for form in FORMS if form in built}  # as this run chooses
-    optimizer.load_state_dict(state["optimizer"])
-    run.fabric.strategy.precision.load_state_dict(state["precision"])
-    if "best" in state:
-        best.load_state_dict(state["best"])
-    if "ledger" in state:
-        ledger.load_state_dict(state["ledger"])
-
-
-def _extend(run: Run, step: int, before: int, after: int, source: Path) -> None:
-    """Say what another number of steps changes.
-
-    Raises: ValueError when the run has as many steps already.
-    """
-    if step >= after:
-        raise ValueError(f"{source} has {step} steps already, got {after} (trainer.max_steps)")
-    changed = changed_schedules(run.config, step, before, after)
-    words = ", ".join(f"{k} {a:.4g} to {b:.4g}" for k, (a, b) in changed.items())
-    log.warning(
-        "from step %d on the schedules are those of %d steps, before it those of %d: %s",
-        step, after, before, words or "none of the config's differs at this step",
-    )  # fmt: skip
-    run.record("extended", {"step": step, "from": before, "to": after, "schedules": changed})
-
-
-def _figure_of(path: Path) -> BestFigure | None:
-    """What a best.pt was kept for by its own account; None where it is not there, not whole or
-    older than such accounts."""
-    try:
-        figure = load_checkpoint(path, "meta").get("best", {}).get("figure")
-    except (FileNotFoundError, ValueError):
-        return None
-    return None if figure is None else BestFigure(**figure)
-
-
 class Saver:
-    """Writes last.pt, best.pt, and numbered copies that stay; the main process does.
+    """Writes last.pt, best.pt, and numbered copies that stay, and reads them back; the main process
+    writes.
 
     A save that the disk refuses is an error of the log alone, but for the last one.
 
@@ -131,13 +40,15 @@ class Saver:
         run: devices, folder and config.
         task: the module that is trained.
         optimizer: as Fabric wrapped it.
-        best: what every checkpoint remembers of the best one.
-        ledger: what every checkpoint remembers of what was left out.
-        guard: looks at the weights before they are written.
-        identity, meta: facts kept in every checkpoint.
-        newest: checkpoint that this run goes on from.
+        best, ledger: also kept in every checkpoint.
+        check: called with the last finished step before weights are written; refuses them.
+        identity: facts that have to be the same for a run to go on, see `check_same_run`.
+        meta: further facts kept in every checkpoint.
         save_every, keep_every: steps between checkpoints, and between copies; None for none.
         keep_last: newest checkpoints that stay: last.pt, and last-1.pt that it replaced, ...
+
+    Attributes:
+        newest: checkpoint that was written, or resumed from, last.
     """
 
     def __init__(
@@ -145,21 +56,72 @@ class Saver:
         run: Run,
         task: nn.Module,
         optimizer: Any,
-        best: Best,
+        best: BestTracker,
         ledger: Ledger,
-        guard: FiniteGuard,
+        check: Callable[[int], None],
         identity: dict[str, Any],
         meta: dict[str, Any],
-        newest: Path | None,
         *,
         save_every: int | None,
         keep_every: int | None,
         keep_last: int = 1,
     ) -> None:
         self.run, self.task, self.optimizer = run, task, optimizer
-        self.best, self.ledger, self.guard, self.newest = best, ledger, guard, newest
+        self.best, self.ledger, self.check = best, ledger, check
         self.facts = {"identity": identity, "meta": meta, "config": run.config}
         self.save_every, self.keep_every, self.keep_last = save_every, keep_every, keep_last
+        self.newest: Path | None = None
+
+    def restore(self, resume: str, *, extend: bool = False) -> int:
+        """Put everything where a checkpoint left it; the best metric is forgotten unless the
+        folder's best.pt is what it was kept for.
+
+        Args:
+            resume: "never", "auto" or a checkpoint.
+            extend: another number of steps is allowed; the log and run.json say what that changes.
+        Returns: finished steps, 0 for a new run.
+        Raises: FileNotFoundError, or ValueError for a damaged checkpoint or one of another run.
+        """
+        loaded = load_newest(self.run.dir, resume)
+        if loaded is None:
+            self.run.write_start()
+            return 0
+        self.newest, state = loaded
+        identity = self.facts["identity"]
+        check_same_run(state, identity, self.run.config, self.newest, extend=extend)
+        self.run.write_start()
+        step: int = state["step"]
+        if (before := state["identity"]["max_steps"]) != identity["max_steps"]:
+            _extend(self.run, step, before, identity["max_steps"], self.newest)
+        self._load(state)
+        kept = self.run.dir / BEST
+        if self.best.best is not None and self.best.best != _best_of(kept):
+            log.warning("%s is not the best that %s remembers: it begins anew", kept, self.newest)
+            self.best.forget()
+        log.info("resumed %s at step %d of %d", self.newest, step, identity["max_steps"])
+        return step
+
+    def load_newest(self) -> int:
+        """Put everything back to the newest checkpoint that this run wrote, or goes on from;
+        returns its step."""
+        newest = self.run.fabric.broadcast(self.newest)
+        assert newest is not None  # a run that may rewind saves before its first step
+        state = load_checkpoint(newest)
+        self._load(state)
+        step: int = state["step"]
+        return step
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.task.load_state_dict(state["task"])
+        groups = zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=False)
+        for saved, built in groups:
+            saved |= {form: built[form] for form in FORMS if form in built}  # as this run chooses
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.run.fabric.strategy.precision.load_state_dict(state["precision"])
+        if "best" in state:
+            self.best.load_state_dict(state["best"])
+        if "ledger" in state:
+            self.ledger.load_state_dict(state["ledger"])
 
     def is_due(self, step: int) -> bool:
         """Whether a checkpoint or a copy falls on a step."""
@@ -167,7 +129,7 @@ class Saver:
 
     @contextmanager
     def saved_first(self, step: int) -> Iterator[None]:
-        """What is raised within ends the run after a save of its `step` steps."""
+        """An error within ends the run after a save of its `step` steps."""
         try:
             yield
         except Exception:
@@ -176,8 +138,8 @@ class Saver:
             raise
 
     def save(self, step: int, is_best: bool = False, *, is_final: bool = False) -> None:
-        """Write the state after `step` steps, first as best.pt where it is the best, and a copy
-        where one falls due.
+        """Write the state after `step` finished steps, also as best.pt where it is the best, and a
+        copy where one falls due.
 
         Args:
             step: number of finished steps.
@@ -186,7 +148,7 @@ class Saver:
         Raises: OSError of a final save, tried again without the copies that the disk may lack; on
             all processes. NotFiniteError for weights that are lost.
         """
-        self.guard.check(step - 1)
+        self.check(step - 1)
         beat("the checkpoint after step", step)
         with self.run.together() if is_final else nullcontext():
             if self.run.is_main:
@@ -254,17 +216,32 @@ class Saver:
             with atomic_path(names[1]) as partial:
                 shutil.copyfile(last, partial)
 
-    def load_newest(self) -> int:
-        """Put everything back to the newest checkpoint that this run wrote, or goes on from;
-        returns its step."""
-        newest = self.run.fabric.broadcast(self.newest)
-        assert newest is not None  # a run that may rewind saves before its first step
-        state = load_checkpoint(newest)
-        _take_over(state, self.run, self.task, self.optimizer, self.best, self.ledger)
-        step: int = state["step"]
-        return step
-
 
 def falls_on(step: int, every: int | None) -> bool:
     """Whether something that is done every so many steps is done now; None is never."""
     return bool(every) and step % every == 0  # type: ignore[operator]
+
+
+def _extend(run: Run, step: int, before: int, after: int, source: Path) -> None:
+    """Say what another number of steps changes.
+
+    Raises: ValueError when the run has as many steps already.
+    """
+    if step >= after:
+        raise ValueError(f"{source} has {step} steps already, got {after} (trainer.max_steps)")
+    changed = changed_schedules(run.config, step, before, after)
+    text = ", ".join(f"{k} {a:.4g} to {b:.4g}" for k, (a, b) in changed.items())
+    log.warning(
+        "from step %d on the schedules are those of %d steps, before it those of %d: %s",
+        step, after, before, text or "none of the config's differs at this step",
+    )  # fmt: skip
+    run.record("extended", {"step": step, "from": before, "to": after, "schedules": changed})
+
+
+def _best_of(path: Path) -> BestMetric | None:
+    """What a best.pt was kept for by its own account, where it is whole and has one."""
+    try:
+        metric = load_checkpoint(path, "meta").get("best", {}).get("figure")
+    except (FileNotFoundError, ValueError):
+        return None
+    return None if metric is None else BestMetric(**metric)

@@ -1,4 +1,4 @@
-"""A training step by itself, without data, hooks, log and files: to be measured."""
+"""A training step without data, hooks, log and files: to be measured."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,19 +7,18 @@ import torch
 from lightning_fabric import Fabric
 from omegaconf import DictConfig
 
-from handmim.engine.update import Updater
+from handmim.engine.step import TrainStep
 from handmim.hand.arrays import NUM_VERTS
 from handmim.hand.skeleton import NUM_JOINTS
 from handmim.pipelines.setup_run import compile_backbones
-from handmim.types import CropBatch, HandBatch, StepInfo
+from handmim.types import CropBatch, HandBatch, StepInfo, StepResult
 from handmim.utils.config import build, drop_unbuilt
-from handmim.utils.run import precision_in_force
-from handmim.utils.seed import seed_everything, step_generator
+from handmim.utils.seed import seed_everything
 
 CROP_PER_VIEW = 9 / 7  # side of the stored crops: 288 px for views of 224
 
 
-def bare_step(cfg: DictConfig, fabric: Fabric) -> tuple[Callable[[int], None], float]:
+def dry_run_step(cfg: DictConfig, fabric: Fabric) -> tuple[Callable[[int], None], float]:
     """One update: augmentation, networks, losses, backward, optimizer, averages; pictures are
     noise.
 
@@ -36,29 +35,29 @@ def bare_step(cfg: DictConfig, fabric: Fabric) -> tuple[Callable[[int], None], f
     task = build(cfg.task).to(fabric.device)
     if cfg.machine.compile:
         compile_backbones(task)
-    prepare = build(cfg.views if "views" in cfg else cfg.augment)
-    recipe = build(cfg.optim)
-    optimizer = recipe.build(task, task.lr_scales(), precision_in_force(fabric))
-    wrapped, optimizer = fabric.setup(task, optimizer)
-    sizes = {"batch_size": cfg.trainer.batch_size, "accumulate": cfg.trainer.accumulate}
-    updater = Updater(fabric, wrapped, optimizer, recipe, **sizes)
+    train_step = TrainStep(
+        fabric,
+        task,
+        build(cfg.optim),
+        batch_size=cfg.trainer.batch_size,
+        accumulate=cfg.trainer.accumulate,
+        prepare=build(cfg.views if "views" in cfg else cfg.augment),
+    )
     side = round(cfg.task.backbone.img_px * CROP_PER_VIEW)
     image = torch.randint(0, 256, (cfg.trainer.batch_size, 3, side, side), dtype=torch.uint8)
     noise: Any = CropBatch(image) if "views" in cfg else noise_hands(image)
     batch = fabric.to_device(noise)
 
     def step(number: int) -> None:
-        info = StepInfo(number, cfg.trainer.max_steps)
-        updater.schedule(info)
-        made = prepare(batch, step_generator(0, "prepare", number, 0), info)
-        result = updater.backward(made, info)
-        if not bool(result.loss.isfinite()):
-            raise FloatingPointError(f"the loss is not finite at step {number} (optim.lr.start)")
-        updater.clip()
-        updater.update()
-        task.after_step(info)
+        train_step(batch, StepInfo(number, cfg.trainer.max_steps), refuse_nonfinite)
 
     return step, sum(p.numel() for p in task.parameters() if p.requires_grad) / 1e6
+
+
+def refuse_nonfinite(info: StepInfo, batch: Any, result: StepResult, norm: Any) -> None:
+    """Raises: FloatingPointError for a loss that is not finite."""
+    if not bool(result.loss.isfinite()):
+        raise FloatingPointError(f"the loss is not finite at step {info.step} (optim.lr.start)")
 
 
 def noise_hands(image: torch.Tensor) -> HandBatch:

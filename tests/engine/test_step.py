@@ -6,23 +6,21 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from handmim.engine.checkpoint import load_checkpoint, save_checkpoint
-from handmim.engine.finite import FiniteWatch
+from handmim.engine.nonfinite import FiniteWatch
 from handmim.engine.optim import OptimizerConfig, clip_per_tensor
-from handmim.engine.update import Updater
+from handmim.engine.step import TrainStep
 from handmim.types import StepInfo
-from tests.engine.toy import ToyBatch, ToyTask, fit, recipe
+from tests.engine.toy import ToyBatch, ToyTask, fit, optimizer_config
 
 CPU = torch.device("cpu")
 
 
-def updater(accumulate: int, batch_size: int = 6) -> tuple[ToyTask, Updater]:
+def train_step(accumulate: int) -> tuple[ToyTask, TrainStep]:
     torch.manual_seed(0)
-    task, how = ToyTask(), recipe()
+    task = ToyTask()
     task.dropout.p = 0.0  # draws differ with the parts
-    fabric = Fabric(accelerator="cpu")
-    wrapped, optimizer = fabric.setup(task, how.build(task, task.lr_scales()))
-    sizes = {"batch_size": batch_size, "accumulate": accumulate}
-    return task, Updater(fabric, wrapped, optimizer, how, **sizes)
+    sizes = {"batch_size": 6, "accumulate": accumulate}
+    return task, TrainStep(Fabric(accelerator="cpu"), task, optimizer_config(), **sizes)
 
 
 def batch(num: int = 6) -> ToyBatch:
@@ -34,8 +32,8 @@ def batch(num: int = 6) -> ToyBatch:
 def test_parts_give_the_gradients_and_losses_of_the_whole(parts):
     found = []
     for accumulate in (1, parts):
-        task, steps = updater(accumulate)
-        result = steps.backward(batch(), StepInfo(0, 5))
+        task, step = train_step(accumulate)
+        result = step.backward(batch(), StepInfo(0, 5))
         found.append((result.loss.detach(), result.scalars["loss"], task.linear.weight.grad))
         assert len(task.seen) == accumulate
     torch.testing.assert_close(found[0], found[1])
@@ -43,7 +41,7 @@ def test_parts_give_the_gradients_and_losses_of_the_whole(parts):
 
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match=r"6 samples.*into 4 parts \(trainer\.accumulate"):
-        updater(4)[1].backward(batch(), StepInfo(0, 5))
+        train_step(4)[1].backward(batch(), StepInfo(0, 5))
 
 
 def test_that_is_said_before_anything_is_trained(tmp_path):

@@ -1,0 +1,201 @@
+"""Which settings decide a result: the one declaration that resumed runs, finished runs of a table
+and means over checkpoints go by."""
+
+import inspect
+import logging
+import pkgutil
+from enum import Flag, auto
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from handmim.utils.config import differences, flatten
+from handmim.utils.renames import new_key
+
+log = logging.getLogger(__name__)
+
+
+class By(Flag):
+    """Who compares a setting."""
+
+    NOBODY = 0
+    RESUME = auto()  # a run that goes on from a checkpoint
+    TABLE = auto()  # a table that looks for a finished run of the same settings
+    MEAN = auto()  # a mean over the metrics of several checkpoints
+    RUN = RESUME | TABLE
+    # Files may have moved, and other images may be validated: a run compares digests of content.
+    CONTENT = TABLE | MEAN
+    ALL = RESUME | TABLE | MEAN
+
+
+# By key, with everything below it; the longest one that fits counts.
+KEYS: dict[str, By] = {
+    # names, folders, processes
+    "name": By.NOBODY, "debug": By.NOBODY, "resume": By.NOBODY, "overwrite": By.NOBODY,
+    "paths": By.NOBODY, "hydra": By.NOBODY, "machine": By.NOBODY, "machine.precision": By.RUN,
+    # measured beside training
+    "collapse": By.NOBODY, "eval_every": By.NOBODY, "probe": By.TABLE,
+    # what is trained, on what, from where
+    "seed": By.RUN, "train": By.RUN, "init": By.RUN, "num_labels": By.RUN,
+    "label_fraction": By.RUN,
+    "init_from": By.RESUME,  # a table knows it by its content
+    "label_ids": By.TABLE,  # a file: a run compares the digest of its ids
+    "views": By.RUN, "hand": By.RUN, "optim": By.RUN,
+    "task": By.RUN, "task.backbone": By.ALL, "task.head": By.ALL, "task.head.hand": By.RUN,
+    "augment": By.RUN, "augment.img_px": By.ALL, "augment.scale": By.ALL,
+    "data": By.RUN, "data.val": By.CONTENT, "data.test": By.CONTENT,
+    "data.benchmark": By.CONTENT, "data.placement": By.CONTENT,
+    # how it is trained
+    "trainer.max_steps": By.RUN, "trainer.batch_size": By.RUN, "trainer.accumulate": By.RUN,
+    "trainer.num_workers": By.NOBODY, "trainer.log_every": By.NOBODY,
+    "trainer.save_every": By.NOBODY, "trainer.keep_every": By.NOBODY,
+    "trainer.keep_last": By.NOBODY, "trainer.keep_best": By.NOBODY,
+    "trainer.image_every": By.NOBODY, "trainer.check_finite_every": By.NOBODY,
+    "trainer.nonfinite": By.NOBODY, "trainer.max_unreadable": By.NOBODY,
+    "trainer.stop_after": By.NOBODY, "trainer.stop_patience": By.NOBODY,
+    "trainer.extend": By.NOBODY,
+}  # fmt: skip
+# By a name anywhere in a key of a section ("" is every section): at most these compare it.
+NAMES: dict[str, dict[str, By]] = {
+    "": {
+        "cache_dir": By.NOBODY, "num_workers": By.NOBODY,
+        "hand_path": By.TABLE, "hand.path": By.TABLE,
+    },
+    "data": {
+        "root": By.CONTENT, "annotations": By.CONTENT, "num_val": By.CONTENT,
+        "max_megapixels": By.MEAN, "exclude": By.MEAN, "include_all": By.MEAN,
+    },
+    "task": {  # of networks, in training alone
+        "drop_path_rate": By.RUN, "dropout": By.RUN, "detach": By.RUN, "heatmaps": By.RUN,
+        "silhouette": By.RUN,
+    },
+}  # fmt: skip
+LENGTH = ("max_steps", "trainer.max_steps")  # what trainer.extend leaves free
+
+
+def declared(key: str) -> By | None:
+    """Who compares a key of a composed config; None for one that is not declared."""
+    parts = key.split(".")
+    fitting = (".".join(parts[:end]) for end in range(len(parts), 0, -1))
+    who = next((KEYS[start] for start in fitting if start in KEYS), None)
+    if who is None:
+        return None
+    for section in ("", parts[0]):
+        for name, most in NAMES.get(section, {}).items():
+            if f".{name}." in f".{key}.":
+                who &= most
+    return who
+
+
+def is_compared(key: str, by: By) -> bool:
+    """Whether `by` compares a key; one that is not declared always counts."""
+    who = declared(key)
+    return who is None or by in who
+
+
+def deciding(config: Any, by: By, key: str = "") -> Any:
+    """The part of nested plain containers that `by` compares.
+
+    Args:
+        config: resolved; a saved one may use older names of keys.
+        by: one of `By`.
+        key: where it stands in the whole config.
+    """
+    if isinstance(config, list):
+        return [deciding(value, by, f"{key}.{i}".lstrip(".")) for i, value in enumerate(config)]
+    if not isinstance(config, dict):
+        return config
+    keys = {name: f"{key}.{name}".lstrip(".") for name in config}
+    return {
+        name: deciding(value, by, keys[name])
+        for name, value in config.items()
+        if is_compared(keys[name], by)
+    }
+
+
+def check_same_run(
+    saved: dict[str, Any],
+    identity: dict[str, Any],
+    config: dict[str, Any],
+    path: Path,
+    *,
+    extend: bool = False,
+) -> None:
+    """Refuse to resume when what decides the result has changed.
+
+    A key that one of two configs lacks is compared with the default of the argument that it gives.
+
+    Args:
+        saved: the checkpoint.
+        identity: facts of the run that goes on.
+        config: its resolved config.
+        path: of the checkpoint, for the message.
+        extend: the number of steps may differ.
+    Raises: ValueError for other data, or listing every other difference.
+    """
+    there, here = dict(saved["identity"]), dict(identity)
+    _check_same_data(there, here, path)
+    for side, node in ((there, saved["config"]), (here, config)):
+        for key, value in flatten(node).items():
+            name = new_key(key) or key
+            if is_compared(name, By.RESUME):
+                side[name] = value
+    for key in there.keys() ^ here.keys():
+        for default in _default(config, key):
+            there.setdefault(key, default)
+            here.setdefault(key, default)
+    for key in [key for key in there if f"trainer.{key}" in there]:  # by its key alone
+        there.pop(key), here.pop(key, None)
+    free = LENGTH if extend else ()
+    found = [line for line in differences(there, here) if line.split(":")[0] not in free]
+    if not found:
+        return
+    key = next((key for key in ("init", "init_from") if key in config), "init_from")
+    longer = ", go on under the schedules of the new length (trainer.extend=true)"
+    raise ValueError(
+        f"{path} cannot be resumed exactly ({'; '.join(found)}): restore these settings"
+        f"{longer if any(line.startswith(LENGTH) for line in found) else ''}, or start another "
+        f"run from its weights (name=..., {key}={path})"
+    )
+
+
+def _default(config: Any, key: str) -> list[Any]:
+    """The default, if any, of the argument that a key gives to the `_target_` beside it."""
+    *above, name = key.split(".")
+    for part in above:
+        config = config.get(part) if isinstance(config, dict) else None
+    target = config.get("_target_") if isinstance(config, dict) else None
+    defaults = {} if target is None else _defaults(target)
+    return [defaults[name]] if name in defaults else []
+
+
+@cache
+def _defaults(target: str) -> dict[str, Any]:
+    try:
+        arguments = inspect.signature(pkgutil.resolve_name(target)).parameters.values()
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return {}
+    return {a.name: a.default for a in arguments if a.default is not inspect.Parameter.empty}
+
+
+# Digests of data by what they are of; a checkpoint may lack them.
+DATA = {
+    "data_sha256": ("training data", "data.root, data.annotations"),
+    "val_sha256": (
+        "validation data that best.pt is chosen by",
+        "data.root, data.val, or trainer.keep_best=null",
+    ),
+}
+
+
+def _check_same_data(there: dict[str, Any], here: dict[str, Any], path: Path) -> None:
+    """Compare digests of data and take them out of both."""
+    for key, (name, options) in DATA.items():
+        saved, own = there.pop(key, None), here.pop(key, None)
+        if own is not None and saved is None:
+            log.warning("%s does not say which %s it knew: they are not compared", path, name)
+        elif own is not None and saved != own:
+            raise ValueError(
+                f"{path} was trained with other {name} ({saved[:12]} there, {own[:12]} here): "
+                f"restore them ({options}), or start another run (name=...)"
+            )

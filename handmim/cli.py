@@ -37,6 +37,12 @@ def pack() -> None:
     main()
 
 
+def doctor(cfg: DictConfig) -> int:
+    from handmim.check.run import doctor
+
+    return doctor(cfg)
+
+
 class Command(NamedTuple):
     """One command.
 
@@ -56,6 +62,7 @@ COMMANDS = {
     "pretrain": Command(pretrain, "pretrain", "pretrain a backbone on unlabeled hand crops"),
     "finetune": Command(finetune, "finetune", "fine-tune a MANO regression on labelled crops"),
     "evaluate": Command(evaluate, "eval", "score a checkpoint or a submission file"),
+    "doctor": Command(doctor, "doctor", "check environment, hand model and datasets"),
     "pack": Command(pack, None, "write a tree of images as one file of crops"),
 }
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from handmim.check.images import check_keypoints
 from handmim.data.keypoints import KeypointPhotos
-from handmim.doctor.keypoints import examine_keypoints
 from handmim.geometry.rotation_numpy import rotvec_to_matrix
 from handmim.hand.conventions import mirror_points
 from handmim.hand.skeleton import LABEL_ORDERS
@@ -156,7 +156,7 @@ def test_a_sound_file_has_no_findings(content, load, tmp_path, caplog):
     assert len(data) == NUM
     assert not [r for r in caplog.records if r.levelno > logging.INFO]
     assert "24 hands, 16 right and 8 left, by handedness" in caplog.text
-    findings = examine_keypoints(tmp_path, tmp_path / "labels.json", 64)
+    findings = check_keypoints(tmp_path, tmp_path / "labels.json", 64)
     assert {f.level for f in findings} == {"ok"}
 
 

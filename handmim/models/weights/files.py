@@ -42,23 +42,14 @@ MAX_DEPTH, MAX_NODES = 32, 1_000_000  # of nested dicts
 
 @dataclass(frozen=True)
 class WeightFile:
-    """Content of a file of weights.
+    """Content of a file of weights."""
 
-    Args:
-        source: as requested, for messages.
-        tensors: by dotted name.
-        state: plain values beside the tensors, nested as in the file.
-        meta: text metadata of safetensors.
-        config: settings in JSON beside the file, as model hubs write them.
-        card: timm's description of the weights, where they are timm's.
-    """
-
-    source: str
-    tensors: Mapping[str, Tensor]
-    state: Mapping[str, Any] = field(default_factory=dict)
-    meta: Mapping[str, str] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
-    card: Any = None
+    source: str  # as requested, for messages
+    tensors: Mapping[str, Tensor]  # by dotted name
+    state: Mapping[str, Any] = field(default_factory=dict)  # plain values, nested as in the file
+    meta: Mapping[str, str] = field(default_factory=dict)  # text metadata of safetensors
+    config: Mapping[str, Any] = field(default_factory=dict)  # JSON beside the file, as on hubs
+    card: Any = None  # timm's description of its weights
 
 
 def read_weights(source: str) -> WeightFile:

@@ -44,30 +44,18 @@ TOLERATED = ("class token", "epsilon")  # differences of networks that are warni
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Report of a source's weights.
+    """Report of a source's weights."""
 
-    Args:
-        source: as requested.
-        prefix: beginning of the ViT's names there.
-        matched: tensors of the backbone that were filled.
-        resampled, folded: changes on the way, from what to what.
-        missing: tensors of the backbone that keep their random start.
-        unused: tensors of the source that were left, counted by the first part of their names.
-        warnings: for the reader.
-        network: how it is known that the source computes what the backbone computes.
-        meta: metadata of an export of ours.
-    """
-
-    source: str
-    prefix: str = ""
-    matched: tuple[str, ...] = ()
-    resampled: tuple[str, ...] = ()
-    folded: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    unused: dict[str, int] = field(default_factory=dict)
+    source: str  # as requested
+    prefix: str = ""  # beginning of the ViT's names there
+    matched: tuple[str, ...] = ()  # tensors of the backbone that were filled
+    resampled: tuple[str, ...] = ()  # changes of size, from what to what
+    folded: tuple[str, ...] = ()  # exact changes
+    missing: tuple[str, ...] = ()  # tensors of the backbone that keep their random start
+    unused: dict[str, int] = field(default_factory=dict)  # of the source, by first part of a name
     warnings: tuple[str, ...] = ()
-    network: str = ""
-    meta: dict[str, str] = field(default_factory=dict)
+    network: str = ""  # how it is known that the source computes what the backbone computes
+    meta: dict[str, str] = field(default_factory=dict)  # of an export of ours
 
     def table(self) -> str:
         """A few lines of plain text."""

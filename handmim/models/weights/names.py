@@ -69,19 +69,12 @@ BIASES = ("attn.qkv.bias", "attn.proj.bias", "mlp.fc1.bias", "mlp.fc2.bias", PAT
 
 @dataclass(frozen=True)
 class FoundViT:
-    """A ViT among tensors.
+    """A ViT among tensors."""
 
-    Args:
-        prefix: of its names in the file.
-        weights: its tensors as in the file, under timm's names.
-        mask_token: [1, 1, D] where the encoder has one.
-        unused: number of other tensors by the first part of their names.
-    """
-
-    prefix: str
-    weights: Weights
-    mask_token: Tensor | None = None
-    unused: dict[str, int] = field(default_factory=dict)
+    prefix: str  # of its names in the file
+    weights: Weights  # as in the file, under timm's names
+    mask_token: Tensor | None = None  # [1, 1, D] where the encoder has one
+    unused: dict[str, int] = field(default_factory=dict)  # other tensors by first part of a name
 
 
 def find_vit(file: WeightFile) -> FoundViT:

@@ -57,32 +57,19 @@ FOREIGN = (  # names of tensors, and what they are part of
 
 @dataclass(frozen=True)
 class Stated:
-    """Properties of a source network that shapes do not show; None where nothing states them.
+    """Properties of a source network that shapes do not show; None where nothing states them."""
 
-    Args:
-        by: source of the statements, for messages.
-        timm_name: architecture under which timm builds it.
-        timm_args: further arguments of it.
-        num_heads: of attention.
-        activation: of the MLP, under timm's name.
-        norm_eps: of its norms.
-        mean, std: pixel constants of its training.
-        pixel_norm: of weights of this project.
-        likely_heads: probable number of heads, where nothing states it, and the reason.
-        unknown: statements that are not known here, or of parts that this ViT lacks.
-    """
-
-    by: str = ""
-    timm_name: str | None = None
+    by: str = ""  # source of the statements, for messages
+    timm_name: str | None = None  # architecture under which timm builds it
     timm_args: dict[str, Any] = field(default_factory=dict)
     num_heads: int | None = None
-    activation: str | None = None
+    activation: str | None = None  # of the MLP, under timm's name
     norm_eps: float | None = None
-    mean: tuple[float, ...] | None = None
+    mean: tuple[float, ...] | None = None  # pixel constants of its training
     std: tuple[float, ...] | None = None
-    pixel_norm: str | None = None
-    likely_heads: tuple[int, str] | None = None
-    unknown: tuple[str, ...] = ()
+    pixel_norm: str | None = None  # of weights of this project
+    likely_heads: tuple[int, str] | None = None  # where nothing states them, and the reason
+    unknown: tuple[str, ...] = ()  # statements not known here, or of parts that this ViT lacks
 
 
 def stated_network(file: WeightFile, weights: Mapping[str, Tensor]) -> Stated:

@@ -8,11 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from handmim.doctor.crops import examine_crops
-from handmim.doctor.freihand import examine_freihand
-from handmim.doctor.hand_file import examine_hand
-from handmim.doctor.ho3d import examine_ho3d
-from handmim.doctor.keypoints import examine_keypoints
+from handmim.check.freihand import check_freihand
+from handmim.check.hand import check_hand
+from handmim.check.ho3d import check_ho3d
+from handmim.check.images import check_crops, check_keypoints
 from handmim.hand.conventions import OPENCV_FROM_OPENGL
 from handmim.hand.io import save_npz
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D, HO3D_FROM_CANONICAL
@@ -75,12 +74,12 @@ def hands(tmp_path_factory, hand_arrays):
 
 def test_sound_hands_have_no_faults(hands):
     for path in ("standin", hands / "MANO_RIGHT.pkl", hands / "alone" / "MANO_LEFT.pkl"):
-        findings, arrays = examine_hand(path, "auto")
+        findings, arrays = check_hand(path, "auto")
         assert not problems(findings), findings
         assert arrays is not None
         # a forged pickle of the stand-in is still the stand-in
-        told = "hand-standin" in [f.name for f in findings]
-        assert told is (arrays.side == "right")
+        is_noted = "hand-standin" in [f.name for f in findings]
+        assert is_noted is (arrays.side == "right")
         text = next(f.text for f in findings if f.name == "hand-file")
         assert arrays.sha256[:16] in text
         assert arrays.file_sha256[:16] in text
@@ -127,12 +126,12 @@ def millimetre_hand(hands, place):
     ],
 )
 def test_faults_of_hand_files(tmp_path, hands, plant, left_shapedirs, found):
-    findings, _ = examine_hand(plant(hands, tmp_path), left_shapedirs)
+    findings, _ = check_hand(plant(hands, tmp_path), left_shapedirs)
     assert problems(findings) == {found}, findings
 
 
 def test_a_hostile_hand_file_is_refused_by_the_name_of_what_it_wants(tmp_path, hands):
-    findings, arrays = examine_hand(hostile_hand(hands, tmp_path), "auto")
+    findings, arrays = check_hand(hostile_hand(hands, tmp_path), "auto")
     assert arrays is None
     assert "os.system" in findings[0].text
 
@@ -141,7 +140,7 @@ def test_a_hostile_hand_file_is_refused_by_the_name_of_what_it_wants(tmp_path, h
 
 
 def test_a_sound_freihand_has_no_faults(sound_freihand, hand_arrays):
-    findings = examine_freihand(sound_freihand, hand_arrays, 64)
+    findings = check_freihand(sound_freihand, hand_arrays, 64)
     assert not problems(findings), findings
     names = {f.name for f in findings}
     assert {"residual", "placement", "joints", "mask", "scale", "k", "truth", "counts"} <= {
@@ -169,7 +168,7 @@ def scaled_pixels(K):
     return K * np.array([1.5, 1.5, 1])[:, None]
 
 
-def without_pictures(root):
+def without_images(root):
     for image_id in (3, 3 + 6, 2 + 18):
         (root / "training" / "rgb" / f"{image_id:08d}.jpg").unlink()
 
@@ -181,10 +180,10 @@ def rolled_masks(root):
         path.write_bytes(content)
 
 
-def shrunk_pictures(root):
+def shrunk_images(root):
     for path in (root / "training").glob("*/*.jpg"):
-        picture = cv2.imread(str(path))
-        cv2.imwrite(str(path), cv2.resize(picture, (48, 48)))
+        image = cv2.imread(str(path))
+        cv2.imwrite(str(path), cv2.resize(image, (48, 48)))
 
 
 def cut_off(root):
@@ -234,7 +233,7 @@ def nearer(vectors):
             ("error", "freihand-joints"),
         ),
         (lambda r: lists(r, "training_scale", lambda v: v * 1.1), ("error", "freihand-scale")),
-        (without_pictures, ("error", "freihand-pictures")),
+        (without_images, ("error", "freihand-images")),
         (lambda r: (r / "training/mask/00000004.jpg").unlink(), ("warning", "freihand-masks")),
         (lambda r: lists(r, "training_K", scaled_pixels), ("error", "freihand-mask")),
         (rolled_masks, ("error", "freihand-mask")),
@@ -243,9 +242,9 @@ def nearer(vectors):
         (lambda r: lists(r, "evaluation_verts", lambda v: v[:2]), ("error", "freihand-lists")),
         (cut_off, ("error", "freihand-json")),
         (lambda r: lists(r, "training_xyz", one_nan), ("error", "freihand-finite")),
-        (shrunk_pictures, ("error", "freihand-size")),
+        (shrunk_images, ("error", "freihand-size")),
         (
-            lambda r: (r / "training/rgb/00000014.jpg").write_bytes(b"no picture"),
+            lambda r: (r / "training/rgb/00000014.jpg").write_bytes(b"no image"),
             ("error", "freihand-decode"),
         ),
         (other_facts, ("error", "freihand-hand")),
@@ -258,33 +257,33 @@ def nearer(vectors):
 def test_faults_of_freihand(tmp_path, sound_freihand, hand_arrays, plant, found):
     root = shutil.copytree(sound_freihand, tmp_path / "root")
     plant(root)
-    findings = examine_freihand(root, hand_arrays, 64)
+    findings = check_freihand(root, hand_arrays, 64)
     assert problems(findings) == {found}, findings
 
 
-def test_another_hand_than_freihands_is_told_by_its_residual(sound_freihand, hand_arrays, tmp_path):
+def test_another_hand_than_freihands_has_a_residual(sound_freihand, hand_arrays, tmp_path):
     root = shutil.copytree(sound_freihand, tmp_path / "root")
     (root / "handmim.json").unlink()  # as a genuine set
     bent = replace(hand_arrays, hands_mean=hand_arrays.hands_mean + 0.4)
-    found = problems(examine_freihand(root, bent, 64))
+    found = problems(check_freihand(root, bent, 64))
     # without its own counts and size it is judged by the genuine ones
     rest = {("warning", "freihand-counts"), ("error", "freihand-size")}
     assert found == {("error", "freihand-residual")} | rest
 
 
 def test_left_and_unreadable_hands_leave_the_other_checks(sound_freihand, hand_arrays):
-    findings = examine_freihand(sound_freihand, mirrored(hand_arrays), 64)
+    findings = check_freihand(sound_freihand, mirrored(hand_arrays), 64)
     assert problems(findings) == {("error", "freihand-hand")}
-    findings = examine_freihand(sound_freihand, None, 64)
+    findings = check_freihand(sound_freihand, None, 64)
     assert problems(findings) == {("warning", "freihand-hand")}
     assert "freihand-mask" in {f.name for f in findings}
 
 
-def test_a_folder_too_high_is_told_the_inner_one(sound_freihand, sound_ho3d_v2, hand_arrays):
-    (finding,) = examine_freihand(sound_freihand.parent, hand_arrays, 4)
+def test_a_folder_too_high_is_found_the_inner_one(sound_freihand, sound_ho3d_v2, hand_arrays):
+    (finding,) = check_freihand(sound_freihand.parent, hand_arrays, 4)
     assert finding.name == "freihand-layout"
     assert f"freihand={sound_freihand}" in finding.fix
-    (finding,) = examine_ho3d(sound_ho3d_v2.parent, 2, hand_arrays, 4)
+    (finding,) = check_ho3d(sound_ho3d_v2.parent, 2, hand_arrays, 4)
     assert f"ho3d_v2={sound_ho3d_v2}" in finding.fix
 
 
@@ -293,7 +292,7 @@ def test_a_folder_too_high_is_told_the_inner_one(sound_freihand, sound_ho3d_v2, 
 
 def test_sound_ho3d_has_no_faults(sound_ho3d_v2, sound_ho3d_v3, hand_arrays):
     for version, root in ((2, sound_ho3d_v2), (3, sound_ho3d_v3)):
-        findings = examine_ho3d(root, version, hand_arrays, 64)
+        findings = check_ho3d(root, version, hand_arrays, 64)
         assert not problems(findings), findings
         names = {f.name.removeprefix(f"ho3d-v{version}-") for f in findings}
         assert {"residual", "placement", "projection", "box", "wrist", "truth"} <= names
@@ -381,7 +380,7 @@ def no_intrinsics(meta):
 def test_faults_of_ho3d(tmp_path, sound_ho3d_v2, hand_arrays, plant, found):
     root = shutil.copytree(sound_ho3d_v2, tmp_path / "root")
     plant(root)
-    findings = examine_ho3d(root, 2, hand_arrays, 64)
+    findings = check_ho3d(root, 2, hand_arrays, 64)
     level, name = found
     assert problems(findings) == {(level, f"ho3d-v2-{name}")}, findings
 
@@ -389,13 +388,13 @@ def test_faults_of_ho3d(tmp_path, sound_ho3d_v2, hand_arrays, plant, found):
 def test_a_hostile_meta_is_refused_by_the_name_of_what_it_wants(tmp_path, sound_ho3d_v2):
     root = shutil.copytree(sound_ho3d_v2, tmp_path / "root")
     first_frame(root, "train", "meta").write_bytes(HOSTILE)
-    findings = examine_ho3d(root, 2, None, 64)
+    findings = check_ho3d(root, 2, None, 64)
     assert any("os.system" in f.text for f in findings if f.name == "ho3d-v2-pickle")
 
 
-def test_versions_of_ho3d_are_told_apart(sound_ho3d_v2, sound_ho3d_v3, hand_arrays):
+def test_versions_of_ho3d_are_found_apart(sound_ho3d_v2, sound_ho3d_v3, hand_arrays):
     for version, root in ((3, sound_ho3d_v2), (2, sound_ho3d_v3)):
-        findings = examine_ho3d(root, version, hand_arrays, 64)
+        findings = check_ho3d(root, version, hand_arrays, 64)
         assert problems(findings) == {("error", f"ho3d-v{version}-version")}, findings
 
 
@@ -408,7 +407,7 @@ def test_other_cameras_of_a_take_are_a_warning(tmp_path, sound_ho3d_v2, hand_arr
     (root / "train" / old).rename(root / "train" / "MPM19")
     assert test != "MPM19"
     (root / "train.txt").write_text("\n".join(lines).replace(old, "MPM19"))
-    findings = examine_ho3d(root, 2, hand_arrays, 64)
+    findings = check_ho3d(root, 2, hand_arrays, 64)
     assert problems(findings) == {("warning", "ho3d-v2-takes")}
 
 
@@ -416,21 +415,21 @@ def test_other_cameras_of_a_take_are_a_warning(tmp_path, sound_ho3d_v2, hand_arr
 
 
 def test_sound_photos_have_no_faults(sound_keypoints):
-    findings = examine_keypoints(sound_keypoints / "images", sound_keypoints / "labels.json", 64)
+    findings = check_keypoints(sound_keypoints / "images", sound_keypoints / "labels.json", 64)
     assert not problems(findings), findings
-    findings = examine_crops(sound_keypoints / "images", 64)
+    findings = check_crops(sound_keypoints / "images", 64)
     assert not problems(findings), findings
     assert "6 images" in findings[0].text
 
 
-def test_scores_of_photos_are_told(tmp_path, sound_keypoints):
+def test_scores_of_photos_are_found(tmp_path, sound_keypoints):
     root = shutil.copytree(sound_keypoints, tmp_path / "root")
-    told = examine_keypoints(root / "images", root / "labels.json", 64)
-    assert "keypoints-scores" not in {f.name for f in told}
+    found = check_keypoints(root / "images", root / "labels.json", 64)
+    assert "keypoints-scores" not in {f.name for f in found}
     labels(lambda note: note.update(keypoint_scores=[0.25] * 21))(root)
-    told = examine_keypoints(root / "images", root / "labels.json", 64)
-    assert not problems(told), told
-    (line,) = (f.text for f in told if f.name == "keypoints-scores")
+    found = check_keypoints(root / "images", root / "labels.json", 64)
+    assert not problems(found), found
+    (line,) = (f.text for f in found if f.name == "keypoints-scores")
     assert "0.25 on average" in line
 
 
@@ -466,7 +465,7 @@ def in_another_order(note):
         (labels(each("keypoints_3d", lambda v: v * [1, -1, -1])), ("error", "axes")),
         (labels(each("keypoints", lambda v: v * np.tile([3, 3, 1], 21))), ("error", "outside")),
         (labels(each("keypoints", lambda v: v[:60])), ("error", "count")),
-        (lambda r: (r / "images" / "00000001.jpg").unlink(), ("error", "pictures")),
+        (lambda r: (r / "images" / "00000001.jpg").unlink(), ("error", "images")),
         (labels(lambda image: image.update(width=640), "images"), ("error", "size")),
         (labels(lambda image: image.pop("subject"), "images"), ("warning", "subjects")),
         (labels(lambda note: note.update(image_id=99)), ("error", "file")),
@@ -478,7 +477,7 @@ def in_another_order(note):
 def test_faults_of_keypoints(tmp_path, sound_keypoints, plant, found):
     root = shutil.copytree(sound_keypoints, tmp_path / "root")
     plant(root)
-    findings = examine_keypoints(root / "images", root / "labels.json", 64)
+    findings = check_keypoints(root / "images", root / "labels.json", 64)
     level, name = found
     assert problems(findings) == {(level, f"keypoints-{name}")}, findings
 
@@ -486,12 +485,12 @@ def test_faults_of_keypoints(tmp_path, sound_keypoints, plant, found):
 def test_faults_of_crops(tmp_path, sound_keypoints):
     root = shutil.copytree(sound_keypoints / "images", tmp_path / "crops")
     (root / "again.jpg").write_bytes((root / "00000003.jpg").read_bytes())
-    assert problems(examine_crops(root, 64)) == {("warning", "crops-duplicates")}
-    (root / "again.jpg").write_bytes(b"no picture")
-    assert problems(examine_crops(root, 64)) == {("warning", "crops-unreadable")}
+    assert problems(check_crops(root, 64)) == {("warning", "crops-duplicates")}
+    (root / "again.jpg").write_bytes(b"no image")
+    assert problems(check_crops(root, 64)) == {("warning", "crops-unreadable")}
     cv2.imwrite(str(root / "again.jpg"), np.zeros((20, 200, 3), np.uint8))
-    assert problems(examine_crops(root, 64)) == {("warning", "crops-size")}
-    assert problems(examine_crops(tmp_path / "nowhere", 64)) == {("error", "crops-pictures")}
+    assert problems(check_crops(root, 64)) == {("warning", "crops-size")}
+    assert problems(check_crops(tmp_path / "nowhere", 64)) == {("error", "crops-images")}
 
 
 def test_an_evaluation_without_truth_is_no_fault(
@@ -501,12 +500,12 @@ def test_an_evaluation_without_truth_is_no_fault(
         root = shutil.copytree(source, tmp_path / source.name)
         for name in ("xyz", "verts", "mano"):
             (root / f"evaluation_{name}.json").unlink(missing_ok=True)
-    findings = examine_freihand(tmp_path / "freihand", hand_arrays, 64)
-    findings += examine_ho3d(tmp_path / "ho3d_v2", 2, hand_arrays, 64)
+    findings = check_freihand(tmp_path / "freihand", hand_arrays, 64)
+    findings += check_ho3d(tmp_path / "ho3d_v2", 2, hand_arrays, 64)
     assert not problems(findings), findings
-    told = [f.text for f in findings if f.name.endswith("-truth")]
-    assert len(told) == 2
-    assert all("not scored" in text for text in told)
+    found = [f.text for f in findings if f.name.endswith("-truth")]
+    assert len(found) == 2
+    assert all("not scored" in text for text in found)
 
 
 def test_every_image_is_decoded_where_that_is_wished(
@@ -526,15 +525,15 @@ def test_every_image_is_decoded_where_that_is_wished(
         path.write_bytes(b"no image")
     cv2.imwrite(str(damaged[2]), np.zeros((64, 64, 3), np.uint8))
     damaged[2].write_bytes(damaged[2].read_bytes()[:200])
-    examined = {
+    checked = {
         full: [
-            *examine_freihand(roots[0], hand_arrays, 2, full=full),
-            *examine_ho3d(roots[1], 2, hand_arrays, 2, full=full),
-            *examine_keypoints(roots[2] / "images", roots[2] / "labels.json", 2, full=full),
+            *check_freihand(roots[0], hand_arrays, 2, full=full),
+            *check_ho3d(roots[1], 2, hand_arrays, 2, full=full),
+            *check_keypoints(roots[2] / "images", roots[2] / "labels.json", 2, full=full),
         ]
         for full in (False, True)
     }
-    assert not problems(examined[False]), examined[False]
-    found = {name: f.text for f in examined[True] for name in [f.name] if f.level == "error"}
+    assert not problems(checked[False]), checked[False]
+    found = {name: f.text for f in checked[True] for name in [f.name] if f.level == "error"}
     assert set(found) == {"freihand-decode", "ho3d-v2-decode", "keypoints-decode"}
     assert all(path.name in text for path, text in zip(damaged, found.values(), strict=True))

@@ -4,15 +4,11 @@ import json
 import runpy
 import sys
 
-import numpy as np
 import pytest
 from rich.console import Console
 
+from handmim.check.run import check_all, findings_table, totals
 from handmim.data.label_files import file_names
-from handmim.doctor import sampling
-from handmim.doctor.examination import examine
-from handmim.doctor.report import findings_table, totals
-from handmim.doctor.sampling import JsonEntries
 from handmim.utils.findings import Finding, Notes, spread
 
 STANDIN = {"path": "standin", "left_shapedirs": "auto"}
@@ -32,7 +28,7 @@ def test_a_check_that_breaks_down_is_a_finding_and_the_next_go_on():
     assert not notes.failed("b")
 
 
-def test_faults_of_the_doctor_itself_are_not_hidden():
+def test_faults_of_the_checks_themselves_are_not_hidden():
     with pytest.raises(AssertionError), Notes().guard("a", "mend a"):
         raise AssertionError
 
@@ -44,37 +40,6 @@ def test_samples_are_spread_evenly_with_both_ends():
     assert len(spread(32560, 64)) == 64
     assert spread(0, 64).tolist() == []
     assert spread(7, 1).tolist() == [0]
-
-
-@pytest.mark.parametrize("piece", [1, 7, 1 << 20])
-@pytest.mark.parametrize(
-    "text", ["[[[1, 2], [3, 4.5]],\n [[5,6],[7,-8e-1]]]", "[[1,2,3,4.5],[5,6,7,-0.8]]"]
-)
-def test_entries_are_read_whatever_the_nesting_and_the_pieces(tmp_path, monkeypatch, piece, text):
-    monkeypatch.setattr(sampling, "PIECE_BYTES", piece)
-    (tmp_path / "x.json").write_text(text)
-    entries = JsonEntries(tmp_path / "x.json")
-    assert len(entries) == 2
-    wanted = [[[5, 6], [7, -0.8]], [[1, 2], [3, 4.5]]]
-    np.testing.assert_array_equal(entries.read(np.array([1, 0]), (2, 2)), wanted)
-    with pytest.raises(ValueError, match=r"entry 1 of x.json holds 4 numbers, wanted 3"):
-        entries.read(np.array([1]), (3,))
-
-
-def test_plain_numbers_are_entries_too(tmp_path):
-    (tmp_path / "x.json").write_text("[0.5, 1, 2.5]")
-    entries = JsonEntries(tmp_path / "x.json")
-    assert len(entries) == 3
-    assert entries.read(np.array([2, 0]), ()).tolist() == [2.5, 0.5]
-    (tmp_path / "x.json").write_text("[]")
-    assert len(JsonEntries(tmp_path / "x.json")) == 0
-
-
-@pytest.mark.parametrize("text", ["", '{"a": [1]}', "[[1, 2], [3", "[[1, 2], [3, 4]", "[1, 2"])
-def test_lists_that_are_cut_off_or_something_else_are_refused(tmp_path, text):
-    (tmp_path / "x.json").write_text(text)
-    with pytest.raises(ValueError, match=r"x\.json"):
-        JsonEntries(tmp_path / "x.json")
 
 
 def test_file_names_leave_out_folders(tmp_path):
@@ -102,9 +67,9 @@ def test_the_table_joins_what_is_well_and_keeps_every_fault_and_brackets():
 
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="num_checked"):
-        list(examine(STANDIN, "data", 0))
+        list(check_all(STANDIN, "data", 0))
     with pytest.raises(ValueError, match=r"keypoints\.annotations"):
-        list(examine(STANDIN, "data", 4, keypoints={"root": "x", "annotations": None}))
+        list(check_all(STANDIN, "data", 4, keypoints={"root": "x", "annotations": None}))
 
 
 def call(monkeypatch, capsys, *words):
@@ -128,7 +93,7 @@ def test_the_command_reports_and_leaves_with_1_on_errors(
     code, text = call(monkeypatch, capsys, *good, f"paths.data_dir={tmp_path}")
     assert code == 0, text
     assert set(tmp_path.iterdir()) == before
-    for words in ("ho3d-v3-residual", "keypoints-unit", "crops-pictures", "0 errors"):
+    for words in ("ho3d-v3-residual", "keypoints-unit", "crops-images", "0 errors"):
         assert words in text
 
     report = tmp_path / "report.json"
@@ -141,17 +106,3 @@ def test_the_command_reports_and_leaves_with_1_on_errors(
     (finding,) = content["sections"]["FreiHAND nowhere"]
     assert set(finding) == {"level", "name", "text", "fix"}
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
-
-
-def test_entries_that_no_label_has_are_refused_by_number(tmp_path):
-    path = tmp_path / "x.json"
-    for text, message in (
-        ("[" * 500_000 + "]" * 500_000, "entry 0 of .* nests too deeply"),
-        ("[[1], [" + " " * 17_000_000 + "1]]", "entry 1 of .* has 17 MB"),
-        ('[[1], [{"a": 1}]]', "entry 1 of x.json holds other than numbers"),
-        ("[[1], [1, [2]]]", "entry 1 of x.json holds other than numbers"),
-    ):
-        path.write_text(text)
-        entries = JsonEntries(path)
-        with pytest.raises(ValueError, match=message):
-            entries.read(np.arange(len(entries)), (1,))

@@ -1,4 +1,4 @@
-"""Tiny sound trees of everything the doctor looks at, rendered once."""
+"""Tiny sound trees of everything that is checked, rendered once."""
 
 import json
 
@@ -37,7 +37,7 @@ def sound_ho3d_v3(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def sound_keypoints(tmp_path_factory, sound_freihand, hand_arrays):
-    """FreiHAND's pictures as somebody's own: images/ and labels.json."""
+    """FreiHAND's images as somebody's own: images/ and labels.json."""
     root = tmp_path_factory.mktemp("sound") / "keypoints"
     (root / "images").mkdir(parents=True)
     files = (sound_freihand / f"training_{name}.json" for name in ("K", "verts"))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from handmim.check.freihand import shares_in_masks
 from handmim.data.label_checks import plausible
-from handmim.doctor.camera import shares_in_masks
 from handmim.geometry.rotation_numpy import rotvec_to_matrix
 from handmim.hand.label_checks import METRES, bones, order_of, settle_axes, settle_unit, unit_of
 from handmim.hand.skeleton import LABEL_ORDERS, SKELETONS

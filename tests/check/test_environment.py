@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from handmim.doctor import environment
-from handmim.doctor.environment import examine_environment, numbers
+from handmim.check import environment
+from handmim.check.environment import check_environment, numbers
 
 
 def problems(findings):
@@ -16,7 +16,7 @@ def problems(findings):
 
 @pytest.fixture(scope="module")
 def findings(tmp_path_factory):
-    return examine_environment(tmp_path_factory.mktemp("data") / "not" / "there")
+    return check_environment(tmp_path_factory.mktemp("data") / "not" / "there")
 
 
 def test_the_environment_of_the_tests_is_sound_and_every_check_reports(findings):

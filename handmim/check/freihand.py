@@ -1,0 +1,184 @@
+"""FreiHAND: folders, counts, images, masks, and its labels by the checks that training runs."""
+
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from handmim.check.tree import Tree
+from handmim.data.freihand import FIELDS as READ
+from handmim.data.freihand_checks import SOURCE, Labels, check_labels
+from handmim.data.label_files import VERSIONS, file_names, read_number_lists
+from handmim.hand.arrays import HandArrays
+from handmim.hand.conventions import project_px
+from handmim.hand.model import HandModel
+from handmim.images.decode import read_rgb
+from handmim.utils.findings import Finding, Level, Notes, shown, spread
+
+EVAL_SOURCE = "unpack FreiHAND_pub_v2_eval.zip beside it"
+COUNTS = {"training": (32560,), "evaluation": (3960,)}
+FIELDS: dict[str, tuple[int, ...]] = {**READ, "scale": ()}  # the reader has no use for scale
+GIVEN = {"training": tuple(FIELDS), "evaluation": ("K", "scale")}
+GROUND_TRUTH = ("xyz", "verts")
+SIDE_PX = 224
+MASKED = 128  # masks are lossy JPEG
+MARGIN = 0.012  # of the longer side, by which masks grow
+SHARE_GOOD, SHARE_BAD, LEAST_LEAD = 0.8, 0.6, 0.1  # of joints on masks
+
+
+def check_freihand(
+    root: Path, hand: HandArrays | None, num_checked: int, *, full: bool = False
+) -> list[Finding]:
+    """Findings on the unpacked dataset.
+
+    Args:
+        root: folder with training/ and training_K.json.
+        hand: model of the annotations; None where it could not be read.
+        num_checked: samples and images checked closely, of each part.
+        full: decode all images.
+    """
+    tree = Tree(root, "freihand", "freihand", SOURCE, Notes())
+    required = [f"{part}/rgb" for part in COUNTS]
+    required += [f"{part}_{name}.json" for part, names in GIVEN.items() for name in names]
+    tree.check_layout(required, "training", "training_K.json")
+    parts = [part for part in COUNTS if (root / f"{part}_K.json").is_file()]
+    if parts:
+        tree.read_metadata()
+        model = tree.usable_hand(hand)
+        for part in parts:
+            with tree.guard(part):
+                _check_part(tree, part, model, num_checked, full)
+    return tree.notes.findings
+
+
+def _check_part(
+    tree: Tree, part: str, model: HandModel | None, num_checked: int, full: bool
+) -> None:
+    root, lists = tree.root, dict[str, NDArray[np.float64]]()
+    for name, shape in FIELDS.items():
+        path = root / f"{part}_{name}.json"
+        if path.is_file():
+            with tree.guard("json"):
+                lists[name] = read_number_lists(path, shape)
+    if not lists:
+        return
+    lengths = {name: len(entries) for name, entries in lists.items()}
+    least, num = min(lengths.values()), max(lengths.values())
+    text = f"{part}: entries {', '.join(f'{k} {n}' for k, n in lengths.items())}"
+    tree.judge(0 < least == num, "lists", text, f"the lists of one part belong together: {SOURCE}")
+    if not least:
+        return
+    tree.check_count(part, num, COUNTS[part], "FreiHAND", f"{SOURCE}, unless a part is meant")
+    ids = spread(least, num_checked)
+    side_px = int(tree.metadata["scene"]["image_px"]) if tree.metadata else SIDE_PX
+    if (root / part / "rgb").is_dir():
+        with tree.guard("images"):
+            _check_files(tree, part, num)
+        with tree.guard("size"):
+            # Each sample before another background.
+            versions = len(VERSIONS) if part == "training" else 1
+            image_ids = ids + num * (np.arange(len(ids)) % versions)
+            image_ids = np.arange(num * versions) if full else image_ids
+            paths = [root / part / "rgb" / f"{i:08d}.jpg" for i in image_ids]
+            tree.check_sizes(part, [p for p in paths if p.is_file()], (side_px, side_px))
+    if part == "evaluation":
+        missing = [f"evaluation_{name}.json" for name in GROUND_TRUTH if name not in lists]
+        text = "the ground truth of the evaluation is there: scores are computed here"
+        if missing:
+            text = f"no {' and '.join(missing)}: predictions can be submitted, not scored "
+            text += f"({EVAL_SOURCE})"
+        tree.judge(len(missing) != 1, "truth", text, EVAL_SOURCE, bad="warning")
+
+    def fall_on_masks(is_finite: NDArray[np.bool_], good: Labels) -> bool:
+        return _check_masks(tree, part, ids[is_finite], good["xyz"], good["K"])
+
+    # Images of another size are noted already.
+    masks = None if tree.notes.failed("freihand-size") else fall_on_masks
+    labels = {name: entries[ids] for name, entries in lists.items()}
+    check_labels(tree.notes, part, labels, model, (side_px, side_px), masks)
+
+
+def _check_files(tree: Tree, part: str, num: int) -> None:
+    """Whether every image and mask of `num` samples is there, and no more images than that."""
+    versions = VERSIONS if part == "training" else VERSIONS[:1]
+    ids = _ids(tree.root / part / "rgb")
+    required = np.arange(num * len(versions))
+    missing, extra = np.setdiff1d(required, ids), np.setdiff1d(ids, required)
+    have = np.bincount(ids[ids < len(required)] // num, minlength=len(versions))
+    text = f"{part}: {len(ids)} images, {len(required)} required"
+    text += f" ({', '.join(f'{v} {n}' for v, n in zip(versions, have, strict=True))})"
+    for heading, some in (("missing", missing), ("without labels", extra)):
+        if len(some):
+            text += f"; {heading} {shown([f'{i:08d}.jpg' for i in some[:4]])}"
+    whole = [v for v, n in zip(versions, have, strict=True) if n == num]
+    fix = SOURCE
+    if whole and len(whole) < len(versions) and not len(extra):
+        fix += f", or train on what is whole: data.versions=[{','.join(whole)}]"
+    # Training leaves out versions without any image.
+    lacks_versions = bool(whole) and set(have.tolist()) == {0, num} and not len(extra)
+    bad: Level = "warning" if lacks_versions else "error"
+    tree.judge(not len(missing) and not len(extra), "images", text, fix, bad=bad)
+    if part == "training" and (tree.root / part / "mask").is_dir():
+        gone = np.setdiff1d(np.arange(num), _ids(tree.root / part / "mask"))
+        tree.judge(not len(gone), "masks", f"{num - len(gone)} of {num} masks", bad="warning")
+
+
+def _ids(folder: Path) -> NDArray[np.int64]:
+    found = (re.fullmatch(r"(\d{8})\.jpg", name) for name in file_names(folder))
+    return np.sort(np.array([int(m[1]) for m in found if m], np.int64))
+
+
+def _check_masks(
+    tree: Tree,
+    part: str,
+    ids: NDArray[np.int64],
+    xyz_cam_m: NDArray[np.float64],
+    K_px: NDArray[np.float64],
+) -> bool:
+    """Whether joints [n, 21, 3] fall on the masks of their samples, and less so on other masks;
+    True also without masks."""
+    rows, masks = [], []
+    for row, item in enumerate(ids):
+        path = tree.root / part / "mask" / f"{item:08d}.jpg"
+        mask = read_rgb(path) if path.is_file() else None
+        if mask is not None:
+            rows.append(row)
+            masks.append(cv2.extractChannel(mask, 0) > MASKED)
+    if not rows:
+        return True
+    own, others = shares_in_masks(project_px(xyz_cam_m[rows], K_px[rows]), masks)
+    good = own >= SHARE_BAD and (len(rows) == 1 or own - others >= LEAST_LEAD)
+    text = f"{part}: {own:.0%} of the joints fall on their hand's mask by K"
+    text += f" ({others:.0%} on other hands' masks, {len(rows)} images)"
+    fix = f"{part}_K.json, {part}_xyz.json and the images do not belong together: {SOURCE}"
+    bad: Level = "warning" if good else "error"
+    tree.judge(good and own >= SHARE_GOOD, "mask", text, fix, bad=bad)
+    return good
+
+
+def shares_in_masks(
+    points_px: NDArray[np.floating], masks: list[NDArray[np.bool_]]
+) -> tuple[float, float]:
+    """Shares of points that fall on masks.
+
+    Args:
+        points_px: [n, P, 2].
+        masks: n, of [H, W].
+    Returns: mean share on the own mask, and on all others': near each other when labels and images
+        do not belong together. 0 for the others when there is one sample.
+    """
+    shares = np.zeros((len(masks), len(masks)))
+    for column, mask in enumerate(masks):
+        height, width = mask.shape
+        margin = 1 + 2 * round(MARGIN * max(mask.shape))
+        grown = cv2.dilate(mask.astype(np.uint8), np.ones((margin, margin), np.uint8)) > 0
+        # Far and undefined points count as outside.
+        px = np.nan_to_num(points_px, nan=-1.0).clip(-1, max(mask.shape))
+        at = np.floor(px).astype(int)
+        inside = ((at >= 0) & (at < [width, height])).all(axis=2)
+        at = at.clip(0, [width - 1, height - 1])
+        shares[:, column] = (inside & grown[at[..., 1], at[..., 0]]).mean(axis=1)
+    others = shares[~np.eye(len(masks), dtype=bool)]
+    return float(np.diag(shares).mean()), float(others.mean()) if len(others) else 0.0

@@ -1,0 +1,134 @@
+"""Folders of unlabeled crops, and photos with keypoints."""
+
+import hashlib
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from handmim.check.tree import decoded_sizes
+from handmim.data.annotation_checks import check_annotations, check_groups, missing_images
+from handmim.data.annotation_fields import FORM
+from handmim.data.annotations import Annotations, read_annotations
+from handmim.data.crops import find_photos, labelled_benchmarks
+from handmim.hand.skeleton import NUM_JOINTS
+from handmim.images.decode import UnreadableImage, read_image
+from handmim.images.files import ENDINGS
+from handmim.images.formats import printable
+from handmim.utils.findings import Finding, Level, Notes, shown, spread
+
+TINY_PX = 48  # shorter side, below which there is nothing to learn at 224 px
+MAX_HASHED = 20_000
+MANY = 0.01  # share of duplicates that is worth a warning
+
+
+def check_crops(root: Path, num_checked: int) -> list[Finding]:
+    """Findings on a tree of unlabeled images: what `data=folder` reads and leaves out.
+
+    Args:
+        root: folder.
+        num_checked: images that are decoded.
+    """
+    notes = Notes()
+    fix = f"name a folder with image files ({' '.join(ENDINGS)}): crops=DIR"
+    look = "look at the files named"
+    with notes.guard("crops-images", fix):
+        tree = find_photos(root)
+        names, account = tree.names, tree.account()
+        notes.ok("crops-images", f"{len(names)} images below {printable(str(root))}")
+        if account is not None:
+            bad = f"{look}; pretraining does not read them"
+            notes.judge(not tree.is_remarkable, "crops-left-out", account, bad, bad="warning")
+        for text in labelled_benchmarks(tree):
+            notes.warning("crops-benchmark", text, "read it as a labelled dataset, or exclude it")
+        for text in tree.remarks:
+            notes.warning("crops-maps", text, "name the folder of the photos: crops=DIR")
+        with notes.guard("crops-size", look):
+            _decode_crops(notes, root, [names[i] for i in spread(len(names), num_checked)])
+        with notes.guard("crops-duplicates", look):
+            _duplicates(notes, root, names)
+    return notes.findings
+
+
+def _decode_crops(notes: Notes, root: Path, names: list[str]) -> None:
+    damaged, tiny, sides = list[str](), list[str](), list[int]()
+    for name in names:
+        try:
+            sides.append(min(read_image(root / name).shape[:2]))
+        except UnreadableImage as error:
+            damaged.append(f"{printable(name)} ({error.reason})")
+            continue
+        if sides[-1] < TINY_PX:
+            tiny.append(printable(name))
+    text = f"{len(damaged)} of {len(names)} images checked cannot be read"
+    text += f": {shown(damaged)}" if damaged else ""
+    fix = "they are left out of training; delete them or copy them again"
+    bad: Level = "warning" if sides else "error"
+    notes.judge(not damaged, "crops-unreadable", text, fix, bad=bad)
+    if sides:
+        text = f"shorter sides of {min(sides)} to {max(sides)} px, {len(tiny)} below {TINY_PX} px"
+        text += f": {shown(tiny)}" if tiny else ""
+        fix = "leave them out: they are enlarged to data.image_px and teach nothing"
+        notes.judge(not tiny, "crops-size", text, fix, bad="warning")
+
+
+def _duplicates(notes: Notes, root: Path, names: list[str]) -> None:
+    """Only files of one size can be the same, so few are read."""
+    by_size: defaultdict[int, list[str]] = defaultdict(list)
+    for i in spread(len(names), MAX_HASHED):
+        by_size[(root / names[i]).stat().st_size].append(names[i])
+    first: dict[bytes, str] = {}
+    pairs = []
+    for name in (n for same in by_size.values() if len(same) > 1 for n in same):
+        digest = hashlib.blake2b((root / name).read_bytes(), digest_size=16).digest()
+        if first.setdefault(digest, name) != name:
+            pairs.append(f"{name} = {first[digest]}")
+    num = min(len(names), MAX_HASHED)
+    text = f"{len(pairs)} of {num} files are copies of others"
+    text += f": {shown(pairs)}" if pairs else ""
+    fix = "copies count double in training: delete them"
+    notes.judge(len(pairs) <= MANY * num, "crops-duplicates", text, fix, bad="warning")
+
+
+def check_keypoints(
+    root: Path, annotations: Path, num_checked: int, *, full: bool = False
+) -> list[Finding]:
+    """Findings on photos with 21 keypoints in a COCO-style JSON file.
+
+    Args:
+        root: folder of the images.
+        annotations: JSON file; all of it is checked.
+        num_checked: images that are decoded.
+        full: decode all of them.
+    """
+    notes = Notes()
+    with notes.guard("keypoints-file", FORM):
+        content = read_annotations(annotations, notes, "keypoints.annotations")
+        if not notes.failed("keypoints-count"):
+            notes.ok("keypoints-count", f"{len(content.hands)} hands of {NUM_JOINTS} keypoints")
+        missing = missing_images(content, root)
+        text = f"{len(content.images)} images in the file, {len(missing)} with hands are not below "
+        text += f"{root}" + (f": {shown(missing)}" if missing else "")
+        fix = "keypoints.root is the folder that file_name starts from"
+        notes.judge(not missing, "keypoints-images", text, fix)
+        check_groups(content, "subject", notes)
+        if not missing and content.hands:
+            check_annotations(content, root, notes)
+            if not notes.failed("keypoints-decode"):
+                _decode_photos(notes, root, content, len(content.images) if full else num_checked)
+        scores = [hand.scores for hand in content.hands if hand.scores is not None]
+        if scores:
+            text = f"{len(scores)} of {len(content.hands)} hands have confidences of their "
+            notes.ok("keypoints-scores", f"{text}keypoints, {np.mean(scores):.2f} on average")
+    return notes.findings
+
+
+def _decode_photos(notes: Notes, root: Path, content: Annotations, num_checked: int) -> None:
+    names = [content.images[i]["file_name"] for i in sorted({h.image for h in content.hands})]
+    chosen = [names[i] for i in spread(len(names), num_checked)]
+    sizes = decoded_sizes([root / name for name in chosen])
+    damaged = [name for name, size in zip(chosen, sizes, strict=True) if size is None]
+    text = f"{len(chosen)} of {len(names)} images decoded, {len(damaged)} cannot be"
+    text += f": {shown(damaged)}" if damaged else ""
+    fix = "take them out of the annotations, or copy them again"
+    notes.judge(not damaged, "keypoints-decode", text, fix)

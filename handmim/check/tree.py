@@ -1,0 +1,101 @@
+"""Checks that unpacked datasets share: layout, counts, sizes of images."""
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from handmim.check.hand import usable_hand
+from handmim.data.label_checks import read_facts
+from handmim.hand.arrays import HandArrays
+from handmim.hand.model import HandModel
+from handmim.images.decode import read_rgb
+from handmim.utils.findings import Level, Notes, shown
+
+NUM_THREADS = 8  # that decode images
+
+
+@dataclass
+class Tree:
+    """An unpacked dataset and the findings on it."""
+
+    root: Path
+    key: str  # config key that names the root
+    prefix: str  # of the names of findings
+    source: str  # fix where there is no other
+    notes: Notes
+    metadata: dict[str, Any] | None = None  # of a rendered set
+
+    def judge(
+        self, is_good: bool, name: str, text: str, fix: str = "", *, bad: Level = "error"
+    ) -> None:
+        """`Notes.judge` of a name below the prefix."""
+        self.notes.judge(is_good, f"{self.prefix}-{name}", text, fix or self.source, bad=bad)
+
+    def guard(self, name: str) -> AbstractContextManager[None]:
+        """`Notes.guard` of a name below the prefix."""
+        return self.notes.guard(f"{self.prefix}-{name}", self.source)
+
+    def check_layout(self, required: Sequence[str], vital: str, marker: str) -> None:
+        """Look for files (names with a suffix) and folders.
+
+        Args:
+            required: names below the root.
+            vital: beginning of names without which nothing can be trained.
+            marker: a file by which the inner folder is found, where a higher one was given.
+        """
+        paths = {name: self.root / name for name in required}
+        missing = [n for n, p in paths.items() if not (p.is_file() if p.suffix else p.is_dir())]
+        nested = [p.parent for p in self.root.glob(f"*/{marker}")] if self.root.is_dir() else []
+        text = f"missing: {shown(missing, 8)}" if missing else "every folder and list is there"
+        fix = f"name the inner folder: {self.key}={nested[0]}" if nested else ""
+        bad: Level = "error" if any(n.startswith(vital) for n in missing) else "warning"
+        self.judge(not missing, "layout", f"{self.root}: {text}", fix, bad=bad)
+
+    def read_metadata(self) -> None:
+        """Metadata of a rendered set."""
+        with self.notes.guard(f"{self.prefix}-facts", "synthesize the set again"):
+            self.metadata = read_facts(self.root)
+
+    def usable_hand(self, hand: HandArrays | None) -> HandModel | None:
+        """See `hand.usable_hand`."""
+        return usable_hand(self.notes, self.prefix, self.root, hand)
+
+    def check_count(
+        self, part: str, num: int, genuine: Sequence[int], name: str, fix: str = ""
+    ) -> None:
+        """Compare the number of samples with that of the genuine or rendered set."""
+        expected, whose = genuine, f"{name} has"
+        if self.metadata:
+            key = "num_eval" if part == "evaluation" else "num"
+            expected, whose = (self.metadata[key],), "it was rendered with"
+        text = f"{part}: {num} samples"
+        text += "" if num in expected else f", {whose} {' or '.join(map(str, expected))}"
+        self.judge(num in expected, "counts", text, fix, bad="warning")
+
+    def check_sizes(self, part: str, paths: Sequence[Path], size_px: tuple[int, int]) -> None:
+        """Decode images, and compare their size with that which labels are for."""
+        decoded = decoded_sizes(paths)
+        sizes = Counter(size for size in decoded if size is not None)
+        text = ", ".join(f"{n} of {w} x {h} px" for (w, h), n in sizes.items()) or "none"
+        text = f"{part}: {len(paths)} images decoded: {text}"
+        fix = f"labels are for {size_px[0]} x {size_px[1]} px: {self.source}"
+        self.judge(set(sizes) <= {size_px}, "size", text, fix)
+        pairs = zip(paths, decoded, strict=True)
+        if damaged := [f"{p.parents[1].name}/{p.name}" for p, size in pairs if size is None]:
+            text = f"{part}: {len(damaged)} of {len(paths)} images decoded are damaged: "
+            self.judge(False, "decode", text + shown(damaged))
+
+
+def decoded_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | None]:
+    """Width and height of images, all of whose pixels are decoded; None where that fails."""
+
+    def size_of(path: Path) -> tuple[int, int] | None:
+        image = read_rgb(path)
+        return None if image is None else (image.shape[1], image.shape[0])
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        return list(pool.map(size_of, paths))

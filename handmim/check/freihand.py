@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from handmim.check.tree import Tree
 from handmim.data.freihand import FIELDS as READ
 from handmim.data.freihand_checks import SOURCE, Labels, check_labels
-from handmim.data.label_files import VERSIONS, file_names, read_number_lists
+from handmim.data.label_files import GROUND_TRUTH, VERSIONS, file_names, read_number_lists
 from handmim.hand.arrays import HandArrays
 from handmim.hand.conventions import project_px
 from handmim.hand.model import HandModel
@@ -21,7 +21,6 @@ EVAL_SOURCE = "unpack FreiHAND_pub_v2_eval.zip beside it"
 COUNTS = {"training": (32560,), "evaluation": (3960,)}
 FIELDS: dict[str, tuple[int, ...]] = {**READ, "scale": ()}  # the reader has no use for scale
 GIVEN = {"training": tuple(FIELDS), "evaluation": ("K", "scale")}
-GROUND_TRUTH = ("xyz", "verts")
 SIDE_PX = 224
 MASKED = 128  # masks are lossy JPEG
 MARGIN = 0.012  # of the longer side, by which masks grow

@@ -23,7 +23,7 @@ from handmim.utils.findings import Finding, Notes, shown, spread
 from handmim.utils.unpickle import UnsafePickleError, load_pickle
 
 PARTS = ("train", "evaluation")
-# Version 3's own script says 78297 training frames, its list has 83325.
+# Version 3's own script names 78297 training frames, its list has 83325.
 COUNTS: Mapping[int, Mapping[str, tuple[int, ...]]] = {
     2: {"train": (66034,), "evaluation": (11524,)},
     3: {"train": (83325, 78297), "evaluation": (20137,)},
@@ -135,7 +135,7 @@ def _metas(tree: Tree, part: str, frames: dict[int, str]) -> dict[int, dict[str,
                 tree.judge(False, "pickle", str(error), f"delete it and {tree.source}")
                 continue
             if not isinstance(meta, dict):
-                raise ValueError(f"{path} holds a {type(meta).__name__}, wanted a dict")
+                raise ValueError(f"{path} holds a {type(meta).__name__}, a dict is required")
             metas[index] = meta
     text = f"{part}: {len(metas)} of {len(frames)} metas checked are plain data"
     tree.notes.ok(f"{tree.prefix}-meta", text)

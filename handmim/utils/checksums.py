@@ -86,7 +86,7 @@ def has_trailer(path: Path) -> bool:
     """Whether a file ends in the trailer of its own content.
 
     Returns: False for a file without a trailer.
-    Raises: ValueError for a file whose content is not what its trailer says.
+    Raises: ValueError for a file whose content differs from its trailer.
     """
     with path.open("rb") as file:
         size = file.seek(0, 2) - TRAILER.size

@@ -22,7 +22,7 @@ MAX_BYTES, MAX_OPCODES = 1 << 28, 1_000_000
 # Python's hashes of text and bytes are random, and those of integers of 8 bytes differ.
 _MAX_FORGEABLE_KEYS = 10_000
 _MAX_AXES = 32
-# Bytes of content per byte of file, and beside that. A file may ask once for what it holds once, in
+# Bytes of content per byte of file, and beside that. A file may make once what it holds once, in
 # a few steps; objects referred to again and again would make gigabytes of kilobytes.
 _CONTENT_PER_BYTE, _CONTENT_FREE = 8, 16_000_000
 SLOT = 8  # bytes of a reference in a container
@@ -30,7 +30,7 @@ _MEMBER = 32  # and of one in a set
 
 
 class UnsafePickleError(ValueError):
-    """The file asks for more than data; nothing of it was executed."""
+    """The file makes more than data; nothing of it was executed."""
 
 
 class Record:
@@ -66,7 +66,7 @@ def _shown(value: Any) -> str:
 
 
 class Maker:
-    """Makes the content that a pickle asks for, in proportion to the file and no more.
+    """Makes the content that a pickle makes, in proportion to the file and no more.
 
     Args:
         file_size: bytes.
@@ -84,22 +84,22 @@ class Maker:
         """
         found = _NAMES.get((module, name))
         if found is None:
-            raise UnsafePickleError(f"asks for {module[:_MAX_SHOWN]}.{name[:_MAX_SHOWN]}")
+            raise UnsafePickleError(f"names {module[:_MAX_SHOWN]}.{name[:_MAX_SHOWN]}")
         return getattr(self, found) if isinstance(found, str) else found
 
     def spend(self, num_bytes: int) -> None:
         """Count bytes that are about to be made, or gone over.
 
-        Raises: UnsafePickleError: more than the file may ask for.
+        Raises: UnsafePickleError: more than the file may make.
         """
         self.spent += num_bytes
         self.check(self.spent)
 
     def check(self, num_bytes: int) -> None:
-        """Refuse content of more bytes than the file may ask for."""
+        """Refuse content of more bytes than the file may make."""
         if num_bytes > self.limit:
             raise UnsafePickleError(
-                f"asks for more than {self.limit} bytes of content in a file of {self.file_size}"
+                f"makes more than {self.limit} bytes of content in a file of {self.file_size}"
             )
 
     def key(self, key: Any) -> Any:
@@ -139,7 +139,7 @@ class Maker:
         if isinstance(target, np.dtype):
             return self._ordered(target, state)
         if callable(target) and not isinstance(target, type):
-            raise UnsafePickleError("wants to alter a function")
+            raise UnsafePickleError("tries to alter a function")
         raise ValueError(f"state for a {_shown(target)}")
 
     def dtype(self, code: Any, align: Any = False, copy: Any = False) -> np.dtype[Any]:
@@ -159,15 +159,15 @@ class Maker:
     def reconstruct(self, kind: Any, shape: Any, code: Any) -> Record:
         """An array yet to be filled."""
         if kind is not Array:
-            raise UnsafePickleError("wants numpy to build something other than an array")
+            raise UnsafePickleError("makes numpy build something other than an array")
         return Array()
 
     def array(self, shape: Any, dtype: Any, fortran: Any, content: Any) -> NDArray[Any]:
         """Array of the recorded parts, which must fit each other."""
         if not isinstance(dtype, np.dtype):
-            raise ValueError(f"array type is {type(dtype).__name__}, wanted a numpy dtype")
+            raise ValueError(f"array type is {type(dtype).__name__}, a numpy dtype is required")
         if not isinstance(shape, tuple) or len(shape) > _MAX_AXES:
-            raise ValueError(f"array shape is {_shown(shape)}, wanted {_MAX_AXES} axes at most")
+            raise ValueError(f"array shape is {_shown(shape)}, {_MAX_AXES} axes at most are read")
         if any(type(n) is not int or not 0 <= n < 2**63 for n in shape):
             raise ValueError("array shape is of anything but lengths")
         order: Literal["F", "C"] = "F" if fortran else "C"
@@ -184,7 +184,7 @@ class Maker:
         if len(raw) != count * dtype.itemsize:
             raise ValueError(
                 f"array of shape {shape} and type {dtype} holds {len(raw)} bytes,"
-                f" wanted {count * dtype.itemsize}"
+                f" {count * dtype.itemsize} are required"
             )
         if count == 0:
             return np.zeros(shape, dtype=dtype)
@@ -193,7 +193,7 @@ class Maker:
     def raw(self, content: Any) -> bytes:
         """Bytes of an array; Python 2 wrote them as a string."""
         if not isinstance(content, (str, bytes, bytearray)):
-            raise ValueError(f"array content is {type(content).__name__}, wanted bytes")
+            raise ValueError(f"array content is {type(content).__name__}, bytes are required")
         self.spend(len(content))
         return content.encode("latin1") if isinstance(content, str) else bytes(content)
 
@@ -209,25 +209,25 @@ class Maker:
     def reconstructor(self, kind: Any, base: Any, state: Any) -> Record:
         """An object yet to be filled, in protocols 0 and 1."""
         if not (isinstance(kind, type) and issubclass(kind, Record)) or base is not object or state:
-            raise UnsafePickleError(f"wants to rebuild {_shown(kind)} from {_shown(base)}")
+            raise UnsafePickleError(f"tries to rebuild {_shown(kind)} from {_shown(base)}")
         return kind()
 
     def encode(self, text: Any, encoding: Any = "latin1") -> bytes:
         """How Python 3 writes bytes for Python 2."""
         if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-            raise UnsafePickleError(f"wants to encode by {_shown(encoding)}")
+            raise UnsafePickleError(f"tries to encode by {_shown(encoding)}")
         return self.raw(text)
 
     def complex(self, real: Any, imag: Any) -> complex:
         """Of numbers; text would have to be read."""
         if not isinstance(real, (int, float)) or not isinstance(imag, (int, float)):
-            raise UnsafePickleError("wants to convert to a complex number")
+            raise UnsafePickleError("tries to convert to a complex number")
         return complex(real, imag)
 
     def bytes(self, *args: Any) -> bytes:
         """How Python 3 writes no bytes for Python 2."""
         if args:
-            raise UnsafePickleError("wants to convert to bytes")
+            raise UnsafePickleError("tries to convert to bytes")
         return b""
 
     def bytearray(self, content: Any = b"", encoding: Any = "latin1") -> bytearray:
@@ -238,7 +238,7 @@ class Maker:
     def set(self, members: Any = ()) -> set[Any]:
         """Of a list."""
         if not isinstance(members, (list, tuple)):
-            raise UnsafePickleError(f"wants to convert a {type(members).__name__} to a set")
+            raise UnsafePickleError(f"tries to convert a {type(members).__name__} to a set")
         self.spend(_MEMBER * len(members))
         return {self.key(member) for member in members}
 

@@ -105,13 +105,13 @@ class _Reader(pickle._Unpickler):
         return self.maker.find(module, name) if found is None else found
 
     def persistent_load(self, pid: Any) -> NoReturn:
-        raise UnsafePickleError("asks for an object by number (PERSID)")
+        raise UnsafePickleError("names an object by number (PERSID)")
 
     def get_extension(self, code: int) -> NoReturn:
-        raise UnsafePickleError(f"asks for an object by number (EXT {code})")
+        raise UnsafePickleError(f"names an object by number (EXT {code})")
 
     def _load_buffer(self) -> NoReturn:
-        raise UnsafePickleError("asks for content from outside the file")
+        raise UnsafePickleError("requires content from outside the file")
 
     def _load_frame(self) -> None:
         (size,) = struct.unpack("<Q", self.read(8))
@@ -290,7 +290,7 @@ def load_pickle(
         path: the file. Text of Python 2 is read as Latin-1.
         allowed: further classes by exact (module, name), each with the `Record` that stands for it.
     Returns: the data; objects of `allowed` classes as records.
-    Raises: UnsafePickleError (a ValueError) naming what the file asks for beyond that, before any
+    Raises: UnsafePickleError (a ValueError) naming what the file requires beyond that, before any
         of it has run: classes and functions, far more content than the file has bytes, keys that
         are more than plain values and flat tuples of them, more than `MAX_OPCODES` instructions;
         ValueError for a file that is no pickle, cut short, damaged or larger than `MAX_BYTES`;
@@ -311,8 +311,8 @@ def load_pickle(
         return content
     except UnsafePickleError as error:
         raise UnsafePickleError(
-            f"{path} {error}: refused, nothing in the file was executed. Wanted are plain values"
-            " and numpy arrays; take the file from its original source"
+            f"{path} {error}: refused, nothing in the file was executed. Only plain values"
+            " and numpy arrays are read; take the file from its original source"
         ) from None
     except DAMAGE as error:
         raise ValueError(

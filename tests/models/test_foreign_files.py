@@ -48,7 +48,7 @@ def test_the_twelve_heads_of_mocov3s_small_vit_are_known(prefix: str, tmp_path: 
     net.pos_embed.data = fixed_positions(384, rows_first=True)
     content = {"arch": "vit_small", "state_dict": renamed(net.state_dict(), prefix)}
     path = saved(tmp_path / "a.pth.tar", content)
-    with pytest.raises(ValueError, match=r"num_heads=12; .*12 heads \(wanted 6\)"):
+    with pytest.raises(ValueError, match=r"num_heads=12; .*12 heads \(required 6\)"):
         load_initial(ours(size=SMALL), path)
     vit = ours(size=SMALL | {"num_heads": 12})
     assert load_initial(vit, path).warnings == ()

@@ -305,7 +305,7 @@ def test_our_own_files_say_what_they_are(tmp_path: Path):
         torch.testing.assert_close(same.net.state_dict()[name], value)
     with pytest.raises(ValueError, match="pixel_norm=imagenet"):
         load_initial(ours(pixel_norm="per_image"), str(path))
-    with pytest.raises(ValueError, match="2 heads \\(wanted 4\\)"):
+    with pytest.raises(ValueError, match="2 heads \\(required 4\\)"):
         load_initial(ours(size=SIZE | {"num_heads": 4}), str(path))
     saved = {"task": renamed(vit.net.state_dict(), "student.backbone.net.")}
     config = {"task": {"backbone": {"pixel_norm": "per_image"}}}

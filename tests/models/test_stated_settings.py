@@ -30,7 +30,7 @@ FOUR = {
 def test_heads_are_read_in_every_spelling(spelling: str, tmp_path: Path):
     net = theirs(num_heads=4)
     path = saved(tmp_path / "a.pth", {"model": net.state_dict(), **FOUR[spelling]})
-    with pytest.raises(ValueError, match=r"num_heads=4; .* 4 heads \(wanted 2\) by .*\w"):
+    with pytest.raises(ValueError, match=r"num_heads=4; .* 4 heads \(required 2\) by .*\w"):
         load_initial(ours(), path)
     vit = ours(size=SIZE | {"num_heads": 4})
     (warning,) = load_initial(vit, path).warnings
@@ -90,7 +90,7 @@ def test_an_unknown_kind_beside_the_weights_is_warned_of(config: Any, words: str
     assert any(words in w for w in warnings)
     assert not any("heads" in w for w in warnings)
     (tmp_path / "config.json").write_text(json.dumps(config | more | {"num_attention_heads": 4}))
-    with pytest.raises(ValueError, match=r"4 heads \(wanted 2\) by config\.json beside it"):
+    with pytest.raises(ValueError, match=r"4 heads \(required 2\) by config\.json beside it"):
         load_initial(ours(), str(tmp_path / "model.safetensors"))
 
 

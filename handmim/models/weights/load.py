@@ -274,9 +274,9 @@ def _check_size(backbone: ViT, weights: Mapping[str, Tensor], source: str, state
     wrong = [text for k in sorted(blocks) if (text := _misfit(k, mine, weights))]
     is_compared = stated.timm_name and stated.pixel_norm is None  # with timm's network, as a whole
     if not is_compared and stated.num_heads not in (None, backbone.num_heads):
-        wrong.insert(0, f"{stated.num_heads} heads (wanted {backbone.num_heads}) by {stated.by}")
+        wrong.insert(0, f"{stated.num_heads} heads (required {backbone.num_heads}) by {stated.by}")
     if width != backbone.embed_dim:
-        wrong.insert(0, f"width {width} (wanted {backbone.embed_dim})")
+        wrong.insert(0, f"width {width} (required {backbone.embed_dim})")
     if not wrong:
         return
     overrides = _size_overrides(backbone, weights, stated)
@@ -317,5 +317,5 @@ def _misfit(name: str, mine: Mapping[str, Any], theirs: Mapping[str, Tensor]) ->
     if name not in mine:
         return f"{name} is too much"
     if theirs[name].shape != mine[name].shape:
-        return f"{name} {tuple(theirs[name].shape)} (wanted {tuple(mine[name].shape)})"
+        return f"{name} {tuple(theirs[name].shape)} (required {tuple(mine[name].shape)})"
     return ""

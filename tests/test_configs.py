@@ -44,12 +44,8 @@ NEEDED = {
     "hand=manopth": ["hand.path=x"],
     "experiment=cpu_pretrain": ["data.root=crops"],
     "experiment=cpu_keypoints_finetune": ["data.root=x", "data.annotations=y"],
-    **{
-        f"experiment={data}_{size}": ["data.root=x", "hand.path=x", "init_from=x"]
-        for data in ("freihand", "ho3dv2", "ho3dv3")
-        for size in ("vits", "vitb")
-    },
-    **{f"experiment={data}_cpu": ["data.root=x"] for data in ("freihand", "ho3dv2", "ho3dv3")},
+    **{f"experiment={data}": ["data.root=x"] for data in ("freihand", "ho3d_v2", "ho3d_v3")},
+    **{f"size={size}": ["hand.path=x", "init_from=x"] for size in ("vits", "vitb")},
     "probe=keypoints": ["probe.root=x", "probe.annotations=y"],
     "method=supervised-init": ["init=x"],
 }
@@ -83,6 +79,7 @@ GROUPS = {
     "suite": ("benchmark", []),
     "scene": None,
     "experiment": None,
+    "size": ("finetune", ["experiment=freihand"]),
     "hydra": None,
 }
 PRETRAIN_LOSSES = (
@@ -137,7 +134,7 @@ def check_targets(cfg: DictConfig) -> int:
 
 def experiments(entry: str) -> list[str]:
     """Those of an entry point by name; rows on real data and their twins are fine-tunings."""
-    real = ("freihand_", "ho3dv2_", "ho3dv3_", "cpu_direct_keypoints")
+    real = ("freihand", "ho3d_v2", "ho3d_v3", "cpu_direct_keypoints")
     return [
         e
         for e in options("experiment")
@@ -180,7 +177,7 @@ def test_configs_compose_and_fit_what_they_configure(entry, overrides):
 def test_every_group_and_option_is_covered():
     assert {p.name for p in CONFIGS.iterdir() if p.is_dir()} == set(GROUPS)
     named = {e for entry in ("pretrain", "finetune") for e in experiments(entry)}
-    bases = {"cpu_base", "real_base"}  # covered by their heirs
+    bases = {"cpu_base"}  # covered by their heirs
     assert named | bases == set(options("experiment"))
     finetune = composed("finetune")
     others = {*finetune.task.losses, *MORE_HAND_LOSSES}
@@ -276,7 +273,8 @@ def test_help_names_the_groups_and_experiments_of_its_tool(entry):
     header = written.hydra.help.header
     named = header.split("Groups of this tool: ")[1]
     assert groups == set(re.split(r"[.(]", named)[0].split())
-    told = set(re.findall(r"(?:quickstart|cpu|freihand|ho3dv[23])_\w+", header))
+    told = set(re.findall(r"(?:quickstart|cpu)_\w+", header))
+    told |= set(re.findall(r"freihand|ho3d_v\d", named))
     assert told <= set(options("experiment"))
     if entry == "finetune":
         assert told == set(experiments(entry))
@@ -305,11 +303,11 @@ def test_probe_and_data_hold_back_the_same_subjects():
 
 def test_rows_on_real_data_ask_for_a_backbone_and_take_none():
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("finetune", overrides=["experiment=freihand_vits"])
+        cfg = compose("finetune", overrides=["experiment=freihand", "size=vits"])
         with pytest.raises(ValueError, match=r"hand\.path.*must be given") as refused:
             resolved(cfg)
         assert all(key in str(refused.value) for key in ("init_from", "data.root", "hand.path"))
-        words = ["experiment=freihand_vits", "data.root=x", "hand.path=x", "init_from=null"]
+        words = ["experiment=freihand", "size=vits", "data.root=x", "hand.path=x", "init_from=null"]
         assert resolved(compose("finetune", overrides=words))["init_from"] is None
 
 

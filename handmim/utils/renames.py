@@ -5,6 +5,11 @@ from typing import Any
 
 # Config keys (with everything below them) and options: a typed one is answered with the new one.
 KEYS: dict[str, str] = {
+    **{
+        f"experiment={old}_{size}": f"experiment={new} size={size}"
+        for old, new in (("freihand", "freihand"), ("ho3dv2", "ho3d_v2"), ("ho3dv3", "ho3d_v3"))
+        for size in ("cpu", "vits", "vitb")
+    },
     "views.hidden_rotation_deg": "views.shared_rotation_deg",
     "views.hidden_full_rotation_prob": "views.shared_full_rotation_prob",
     "views.hidden_scale": "views.shared_scale",

@@ -96,7 +96,7 @@ def test_whole_numbers_may_be_written_as_powers_and_numbers_as_text(changed):
     ("entry", "words"),
     [
         ("pretrain", ["method=mae", "data.root=x"]),
-        ("finetune", ["experiment=freihand_vits", "optim.lr=1e-3", "eval_every=null"]),
+        ("finetune", ["experiment=freihand", "size=vitb", "optim.lr=1e-3", "eval_every=null"]),
         ("finetune", ["data=freihand_ho3d", "task.average=0.99", "augment=occluded"]),
         ("eval", ["data=ho3d_v3", "checkpoint=[a,b]", "tta=rotations"]),
         ("ablate", ["name=t", "table=objectives", "seeds=[0,7]", "rows=random"]),

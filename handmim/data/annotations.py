@@ -16,17 +16,19 @@ from numpy.typing import NDArray
 
 from handmim.data.annotation_fields import (
     FORM,
+    KNOWN,
     LARGEST,
     Array,
     Faults,
     Row,
+    SideReader,
     is_id,
+    mentions,
     numbers,
     read_keypoints,
     read_optional,
     short,
 )
-from handmim.data.hand_sides import KNOWN, SideReader, mentions
 from handmim.hand.skeleton import NUM_JOINTS
 from handmim.utils.findings import Notes, shown
 from handmim.utils.json_files import read_json

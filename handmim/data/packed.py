@@ -1,13 +1,12 @@
-"""Unlabeled crops in one file, to be read in any order: no folder to walk, no large photos to
-decode, no file to open per picture. `handmim.data.packing` writes it.
+"""Unlabeled crops in one file, read in any order: no folder to walk, no large photos to decode.
 
-The file, numbers little-endian:
+The file, numbers little-endian; `handmim.data.packing` writes it:
 
     64 bytes     magic, version, 0, start and length of the index, SHA-256 of the index
-    ...          pictures one after the other: JPEG files, or raw RGB rows
-    index        JSON: image_px, coding, ids, ends (places after each picture), crc32 of each
+    ...          images one after the other: JPEG files, or raw RGB rows
+    index        JSON: image_px, coding, ids, ends (position after each image), crc32 of each
 
-A file that was cut short, or is another, is refused when it is opened; a picture that changed on
+A file that was cut short, or is another, is refused when it is opened; an image that changed on
 disk when it is read.
 """
 
@@ -16,8 +15,9 @@ import json
 import mmap
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from handmim.types import CropSample
 MAGIC, VERSION = b"HMcrops\n", 1
 HEAD = struct.Struct("<8sIIQQ32s")
 CODINGS = ("jpeg", "raw")
+WRITTEN_BY = "(data.root=FILE, written by tools/pack_crops.py)"
 
 
 def packed_head(start: int, index: bytes) -> bytes:
@@ -38,21 +39,48 @@ def packed_head(start: int, index: bytes) -> bytes:
     return HEAD.pack(MAGIC, VERSION, 0, start, len(index), hashlib.sha256(index).digest())
 
 
+class PackedWriter:
+    """Write crops one after the other, and the index last.
+
+    Args:
+        file: empty.
+        image_px, coding: of the crops.
+    """
+
+    def __init__(self, file: BinaryIO, image_px: int, coding: str) -> None:
+        self.file, self.facts = file, {"image_px": image_px, "coding": coding}
+        self.ids, self.ends, self.crcs = list[str](), list[int](), list[int]()
+        file.write(bytes(HEAD.size))
+
+    def add(self, sample_id: str, image: bytes, metadata: Mapping[str, Any] | None = None) -> None:
+        """Write one image; metadata has no room in this format."""
+        self.file.write(image)
+        self.ids.append(sample_id)
+        self.ends.append(self.file.tell())
+        self.crcs.append(zlib.crc32(image))
+
+    def close(self) -> None:
+        """Write the index."""
+        facts = {**self.facts, "ids": self.ids, "ends": self.ends, "crc32": self.crcs}
+        index = json.dumps(facts, separators=(",", ":")).encode()
+        start = self.file.tell()
+        self.file.write(index)
+        self.file.seek(0)
+        self.file.write(packed_head(start, index))
+
+
 def read_index(path: Path) -> dict[str, Any]:
     """The index of a file.
 
-    Raises: ValueError for anything that is no whole file of packed crops.
+    Raises: ValueError for anything but a complete file of packed crops.
     """
     if not path.is_file():
         is_folder = f"{path} is a folder: data=folder, or pack it first"
-        what = is_folder if path.is_dir() else f"no file {path}"
-        raise ValueError(f"{what} (data.root=FILE, written by tools/pack_crops.py)")
+        raise ValueError(f"{is_folder if path.is_dir() else f'no file {path}'} {WRITTEN_BY}")
     with path.open("rb") as file:
         head = file.read(HEAD.size)
         if head[: len(MAGIC)] != MAGIC or len(head) < HEAD.size:
-            raise ValueError(
-                f"{path} holds no packed crops (data.root=FILE, written by tools/pack_crops.py)"
-            )
+            raise ValueError(f"{path} holds no packed crops {WRITTEN_BY}")
         _, version, _, start, length, digest = HEAD.unpack(head)
         if version != VERSION:
             raise ValueError(
@@ -64,7 +92,7 @@ def read_index(path: Path) -> dict[str, Any]:
         index = file.read() if size == start + length else b""
     if size != start + length or hashlib.sha256(index).digest() != digest:
         raise ValueError(
-            f"{path} is damaged: {size} bytes and another index than its head tells of "
+            f"{path} is damaged: {size} bytes and another index than its head states "
             f"({start + length} bytes); copy it again (data.root)"
         )
     return json.loads(index)
@@ -75,8 +103,8 @@ class PackedCrops(Dataset[CropSample]):
 
     Args:
         root: the file.
-        group_by: "folder" when pictures of one folder show nearly the same hand (frames of a
-            video), so that they are no negatives of each other; "none" otherwise.
+        group_by: "folder" when images of one folder show nearly the same hand (frames of a video),
+            so that they are no negatives of each other; "none" otherwise.
     Raises: ValueError for a file that is no packed crops, or is damaged.
     """
 
@@ -102,7 +130,7 @@ class PackedCrops(Dataset[CropSample]):
         return self.__dict__ | {"_map": None}  # every process opens its own
 
     def stored(self, index: int) -> bytes:
-        """A picture as it lies in the file.
+        """An image as it is stored.
 
         Raises: UnreadableImage where it is not what was written.
         """
@@ -119,15 +147,12 @@ class PackedCrops(Dataset[CropSample]):
 
     def __getitem__(self, index: int) -> CropSample:
         if not 0 <= index < len(self):
-            raise IndexError(f"index {index} of {len(self)} pictures")
+            raise IndexError(f"index {index} of {len(self)} images")
         name = self.names[index]
-        return CropSample(
-            image=self._pixels(self.stored(index), name),
-            sample_id=name,
-            group=group_of(name, self.group_by),
-        )
+        image = self._decode(self.stored(index), name)
+        return CropSample(image, sample_id=name, group=group_of(name, self.group_by))
 
-    def _pixels(self, content: bytes, name: str) -> NDArray[np.uint8]:
+    def _decode(self, content: bytes, name: str) -> NDArray[np.uint8]:
         side = self.image_px
         if self.coding == "raw":
             return np.frombuffer(content, np.uint8).reshape(side, side, 3)

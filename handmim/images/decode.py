@@ -211,16 +211,24 @@ def read_bytes(path: str | Path, max_megapixels: float = MAX_MEGAPIXELS) -> byte
             raw = file.read(HEAD_BYTES)
             if format_of(raw) is None or facts.st_size <= len(raw):
                 return raw
-            if facts.st_size > max_megapixels * 1e6 * BYTES_PER_PIXEL + HEAD_BYTES:
-                raise ValueError(
-                    f"the file of {facts.st_size / 2**30:.1f} GiB is larger than any image may be "
-                    "(data.max_megapixels)"
-                )
+            check_file_size(facts.st_size, max_megapixels, path)
             return raw + file.readall()
+    except UnreadableImage:
+        raise
     except OSError as error:
         raise UnreadableImage(path, error.strerror or str(error)) from error
     except ValueError as error:  # also a null character in the name
         raise UnreadableImage(path, str(error)) from error
+
+
+def check_file_size(size: int, max_megapixels: float, name: str | Path) -> None:
+    """Raises: UnreadableImage for more bytes than an image of `max_megapixels` can have."""
+    if size > max_megapixels * 1e6 * BYTES_PER_PIXEL + HEAD_BYTES:
+        raise UnreadableImage(
+            name,
+            f"the file of {size / 2**30:.1f} GiB is larger than any image may be "
+            "(data.max_megapixels)",
+        )
 
 
 def not_too_long(image: NDArray[np.uint8]) -> NDArray[np.uint8]:

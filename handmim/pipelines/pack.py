@@ -9,18 +9,22 @@ from handmim.utils.progress import Progress
 
 def main() -> None:
     """Read, square, write, say what was left out."""
-    parser = argparse.ArgumentParser(description="write a tree of images as one file")
+    parser = argparse.ArgumentParser(description="write a tree of images as one file, or as shards")
     parser.add_argument(
-        "source", type=given_path, help="folder of pictures or tar files, or a tar file"
+        "source", type=given_path, help="folder of images or tar files, or a tar file"
     )
-    parser.add_argument("file", type=given_output, help="to write")
-    px = "side of the crops, %(default)s; smaller pictures are enlarged"
+    parser.add_argument("file", type=given_output, help="to write; a folder with --shard-size")
+    px = "side of the crops, %(default)s; smaller images are enlarged"
     parser.add_argument("--image-px", type=int, default=256, help=px)
     fits = "%(default)s: borders are reflected; cover: the centre"
     parser.add_argument("--fit", default="contain", choices=("contain", "cover"), help=fits)
-    codings = "%(default)s, or raw: quickest, ten times the size"
+    codings = "%(default)s, or raw: quickest, ten times the size (PNG in shards)"
     parser.add_argument("--coding", default="jpeg", choices=("jpeg", "raw"), help=codings)
     parser.add_argument("--quality", type=int, default=95, help="of JPEGs, 1 to 100; %(default)s")
+    shards = "write WebDataset shards (tar files) of so many samples"
+    parser.add_argument("--shard-size", type=int, help=shards)
+    labels = "keypoint file of the images: shards of labelled hands"
+    parser.add_argument("--annotations", type=given_path, help=labels)
     parser.add_argument("--exclude", nargs="+", default=[], help="patterns of paths to leave out")
     parser.add_argument("--include-all", action="store_true", help="keep masks and depth maps too")
     parser.add_argument("--max-megapixels", type=float, default=200, help="of a file, %(default)s")
@@ -38,14 +42,18 @@ def main() -> None:
             fit=given.fit,
             coding=given.coding,
             quality=given.quality,
+            shard_size=given.shard_size,
+            annotations=given.annotations,
             overwrite=given.overwrite,
             exclude=given.exclude,
             include_all=given.include_all,
             max_megapixels=given.max_megapixels,
             progress=lambda done, total: shown.update(done, total=total),
         )
-    size = given.file.stat().st_size / 2**20
+    files = given.file.iterdir() if given.file.is_dir() else [given.file]
+    size = sum(file.stat().st_size for file in files) / 2**20
+    data = "packed" if given.shard_size is None else "webdataset"
     print(
-        f"{(shown.total or 0) - len(unreadable)} pictures of {given.image_px} px, {size:.1f} MiB, "
-        f"{len(unreadable)} left out: data=packed data.root={given.file}"
+        f"{(shown.total or 0) - len(unreadable)} images of {given.image_px} px, {size:.1f} MiB, "
+        f"{len(unreadable)} left out: data={data} data.root={given.file}"
     )

@@ -23,8 +23,8 @@ TOOL = Path(__file__).parents[2] / "tools" / "pack_crops.py"
 
 @pytest.fixture
 def tree(tmp_path):
-    """Pictures of several sizes and kinds in two folders, one of them broken."""
-    root = tmp_path / "pictures"
+    """Images of several sizes and kinds in two folders, one of them broken."""
+    root = tmp_path / "photos"
     rng = np.random.default_rng(0)
     shapes = {"a/1.png": (40, 60), "a/2.jpg": (32, 32), "b/1.jpg": (130, 90), "top.webp": (20, 20)}
     for name, (height, width) in shapes.items():
@@ -43,14 +43,14 @@ def samples(data):
 @pytest.mark.parametrize("group_by", ["none", "folder"])
 @pytest.mark.parametrize("fit", ["contain", "cover"])
 def test_raw_crops_are_those_of_the_folder(tree, tmp_path, fit, group_by, caplog):
-    told = []
+    progress_calls = []
     file = tmp_path / "deep" / "crops.hm"
     unreadable = pack_crops(
-        tree, file, image_px=32, fit=fit, coding="raw", progress=lambda *x: told.append(x)
+        tree, file, image_px=32, fit=fit, coding="raw", progress=lambda *x: progress_calls.append(x)
     )
     assert unreadable == ["a/broken.jpg"]
     assert "skipped 1 unreadable of 5 images: a/broken.jpg" in caplog.text
-    assert told == [(i, 5) for i in range(1, 6)]
+    assert progress_calls == [(i, 5) for i in range(1, 6)]
     folder = CropFolder(tree, image_px=32, fit=fit, group_by=group_by)
     packed = PackedCrops(file, group_by=group_by)
     for a, b in zip(samples(folder), samples(packed), strict=True):
@@ -129,7 +129,7 @@ def test_nothing_is_overwritten_or_left_half_written(tree, tmp_path, monkeypatch
     with pytest.raises(ZeroDivisionError):
         pack_crops(tree, file, overwrite=True)
     assert file.read_bytes() == before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["crops.hm", "pictures"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["crops.hm", "photos"]
 
 
 @pytest.mark.parametrize(
@@ -137,8 +137,8 @@ def test_nothing_is_overwritten_or_left_half_written(tree, tmp_path, monkeypatch
     [
         ({"fit": "stretch"}, "fit must be one of"),
         ({"coding": "png"}, "coding must be one of"),
-        ({"quality": 0}, "quality in 1..100"),
-        ({"image_px": 0}, "image_px >= 1"),
+        ({"quality": 0}, "quality must be in 1..100"),
+        ({"image_px": 0}, "image_px must be >= 1"),
     ],
 )
 def test_bad_settings_are_named(tree, tmp_path, settings, message):
@@ -146,8 +146,8 @@ def test_bad_settings_are_named(tree, tmp_path, settings, message):
         pack_crops(tree, tmp_path / "x.hm", **settings)
 
 
-def test_nothing_to_pack_is_said(tmp_path):
-    root = tmp_path / "pictures"
+def test_nothing_to_pack_is_refused(tmp_path):
+    root = tmp_path / "photos"
     root.mkdir()
     with pytest.raises(ValueError, match="no image file"):
         pack_crops(root, tmp_path / "x.hm")
@@ -195,11 +195,11 @@ def test_the_head_is_as_documented():
 
 def test_the_tool_packs_and_refuses(tree, tmp_path):
     file = tmp_path / "crops.hm"
-    words = [sys.executable, TOOL, str(tree), str(file), "--image-px", "32"]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert f"4 pictures of 32 px, 0.0 MiB, 1 left out: data=packed data.root={file}" in done.stdout
+    command = [sys.executable, TOOL, str(tree), str(file), "--image-px", "32"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"4 images of 32 px, 0.0 MiB, 1 left out: data=packed data.root={file}" in done.stdout
     assert "a/broken.jpg" in done.stderr
     assert len(PackedCrops(file)) == 4
-    again = subprocess.run(words, capture_output=True, text=True, check=False)
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
     assert again.returncode == BAD_INPUT
     assert "--overwrite" in again.stderr

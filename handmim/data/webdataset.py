@@ -257,7 +257,7 @@ class ShardWriter:
         if self.count % self.shard_size == 0:
             self.close()
             name = f"crops-{self.count // self.shard_size:06d}.tar"
-            self._tar = tarfile.open(self.folder / name, "w", format=tarfile.PAX_FORMAT)
+            self._tar = tarfile.TarFile(self.folder / name, "w", format=tarfile.PAX_FORMAT)
         folder, file = os.path.split(os.path.splitext(sample_id)[0])
         key = base = os.path.join(folder, file.replace(".", "_") or "_")
         number = 2

@@ -78,7 +78,7 @@ def test_the_library_reads_our_shards_and_we_read_its(photos, tmp_path):
     pack_crops(photos, target, image_px=32, coding="raw", shard_size=100)
     ours = ShardCrops(target, image_px=32)
     with (target / "crops-000000.tar").open("rb") as file:
-        files = wds.tariterators.tar_file_iterator(file)
+        files = wds.tariterators.tar_file_expander([{"url": "ours", "stream": file}])
         theirs = list(wds.tariterators.group_by_keys(files))
     assert [f"crops-000000/{sample['__key__']}" for sample in theirs] == ours.names
     for i, sample in enumerate(theirs):
@@ -97,7 +97,11 @@ def test_the_library_reads_our_shards_and_we_read_its(photos, tmp_path):
 def test_keypoints_and_metadata_come_back_as_labels(photos, tmp_path):
     images = [{"id": i, "file_name": f"{'ab'[i % 2]}/{i}.v1.png"} for i in range(4)]
     notes = [
-        {"image_id": i, "keypoints": sum(POINTS, []), "handedness": ("left", "right")[i % 2]}
+        {
+            "image_id": i,
+            "keypoints": np.ravel(POINTS).tolist(),
+            "handedness": ("left", "right")[i % 2],
+        }
         for i in range(4)
     ]
     labels = tmp_path / "labels.json"

@@ -11,10 +11,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from subprocess import CalledProcessError
+from typing import TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import ConfigCompositionException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -36,7 +37,7 @@ from handmim.utils.processes import (
     of_signal,
     require_one_process,
 )
-from handmim.utils.settings import check_settings
+from handmim.utils.settings import check_settings, unlisted_key
 
 DEBUG = "debug=true"
 RUNS = ("pretrain", "finetune", "eval")  # entry points that several processes may run together
@@ -44,6 +45,7 @@ SWEEPS = ("-m", "--multirun", "hydra.mode=MULTIRUN")
 LAST_WORD_S = 3.0  # in which what started this process ends it, where the main one says the same
 MACHINE_FAILED = (*FULL, errno.EIO, errno.ENOMEM)
 
+Result = TypeVar("Result")
 Main = Callable[[DictConfig], int | None]
 
 
@@ -62,15 +64,29 @@ def plain_tool(main: Callable[[], int | None]) -> Callable[[], None]:
     return functools.wraps(main)(functools.partial(run_tool, main))
 
 
-def compose(config_name: str, words: Sequence[str]) -> DictConfig:
-    """A config of configs/ from a user's words, checked; within an entry point, or within
+def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
+    """A config of configs/ from a user's overrides, checked; within an entry point, or within
     `hydra.initialize_config_dir`.
 
     Raises: ValueError; errors of Hydra and OmegaConf.
     """
-    cfg = hydra.compose(config_name, hydra_overrides(words))
+    given = hydra_overrides(overrides)
+    cfg = _with_unlisted(lambda overrides: hydra.compose(config_name, overrides), given)
     prepare(cfg)
     return cfg
+
+
+def _with_unlisted(run: Callable[[list[str]], Result], overrides: list[str]) -> Result:
+    """Compose and run; settings that no yaml lists, but that their part takes, are added."""
+    while True:
+        try:
+            return run(overrides)
+        except ConfigCompositionException as error:
+            key = unlisted_key(error)
+            added = [f"+{o}" if o.partition("=")[0] == key else o for o in overrides]
+            if added == overrides:
+                raise
+            overrides = added
 
 
 def prepare(cfg: DictConfig) -> None:
@@ -144,8 +160,13 @@ def _under_hydra(main: Main, config_name: str, program: str, arguments: list[str
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
     is_sweep = any(argument in SWEEPS for argument in arguments)
-    sys.argv = [program, *hydra_overrides(arguments, is_sweep=is_sweep)]
-    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
+    start = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)
+
+    def run(overrides: list[str]) -> None:
+        sys.argv = [program, *overrides]
+        start()
+
+    _with_unlisted(run, hydra_overrides(arguments, is_sweep=is_sweep))
     return next((code for code in codes if code), DONE)
 
 

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError
 
 from handmim.utils.config import flatten
 from handmim.utils.messages import meant
@@ -86,6 +86,21 @@ def check_settings(cfg: DictConfig) -> None:
         wrong = [*_ranges(cfg), *_name(cfg)]
     if wrong:
         raise ValueError("; ".join(wrong))
+
+
+def unlisted_key(error: BaseException) -> str | None:
+    """The key of an override that no yaml lists, but that its part takes; else None."""
+    cause = error.__cause__
+    if not isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
+        return None
+    node, key = cause.parent_node, str(cause.full_key)
+    if not isinstance(node, DictConfig) or node._is_none():
+        return None
+    parent, _, name = key.rpartition(".")
+    content: Any = OmegaConf.to_container(node)
+    target = content.get("_target_", READ.get(parent, "").lstrip("*"))
+    signature = signature_of(target) if isinstance(target, str) else None
+    return key if signature is not None and name in signature.parameters else None
 
 
 def _ranges(cfg: DictConfig) -> Iterator[str]:

@@ -2,6 +2,7 @@ import hydra
 import pytest
 from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from handmim.utils.entry import compose, prepare
@@ -118,3 +119,14 @@ def test_signatures_are_read_with_what_is_inherited():
     assert schedule is not None
     assert "warmup_steps" in schedule.parameters
     assert signature_of("torch.optim.AdamW") is None
+
+
+def test_a_setting_that_no_yaml_lists_is_taken_where_its_part_takes_it():
+    cfg = compose("pretrain", ["data=synthetic", "trainer.keep_best=null"])
+    assert "keep_best" in cfg.trainer
+
+
+@pytest.mark.parametrize("word", ["trainer.max_step=3", "lss=[x]", "paths.no=1"])
+def test_a_setting_that_nothing_takes_is_refused(word):
+    with pytest.raises(ConfigCompositionException):
+        compose("pretrain", ["data=synthetic", word])

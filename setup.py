@@ -10,6 +10,7 @@ setup(
     package_dir={"handmim.configs": "configs", "handmim.assets": "data"},
     package_data={
         "handmim": ["py.typed"],
+        "handmim.experiments": ["*.html"],
         "handmim.configs": ["**/*.yaml"],
         "handmim.assets": ["standin_right.npz"],
     },

@@ -43,6 +43,18 @@ def doctor(cfg: DictConfig) -> int:
     return doctor(cfg)
 
 
+def experiments(cfg: DictConfig) -> int:
+    from handmim.experiments.runner import main
+
+    return main(cfg)
+
+
+def quickstart() -> None:
+    from handmim.experiments.quickstart import main
+
+    main()
+
+
 class Command(NamedTuple):
     """One command.
 
@@ -63,6 +75,8 @@ COMMANDS = {
     "finetune": Command(finetune, "finetune", "fine-tune a MANO regression on labelled crops"),
     "evaluate": Command(evaluate, "eval", "score a checkpoint or a submission file"),
     "doctor": Command(doctor, "doctor", "check environment, hand model and datasets"),
+    "experiments": Command(experiments, "experiments", "fill a table of variants over seeds"),
+    "quickstart": Command(quickstart, None, "run the whole chain on rendered hands"),
     "pack": Command(pack, None, "write a tree of images as one file of crops"),
 }
 

@@ -11,10 +11,10 @@ from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from handmim.ablation.overrides import decisive, digest
 from handmim.engine.identity import check_same_run
+from handmim.experiments.overrides import decisive, digest
+from handmim.experiments.quickstart import LOSSES
 from handmim.pipelines.pretrain import pretrain
-from handmim.reports.quickstart import LOSSES
 from handmim.types import Task
 from handmim.utils.config import drop_unbuilt, resolved
 
@@ -63,8 +63,8 @@ GROUPS = {
     "point_hog_head": ("pretrain", ["loss=[keypoint_align,point_hog]"]),
     "collapse": ("pretrain", []),
     "method": ("pretrain", []),
-    "table": None,  # these three: tests/ablation
-    "setting": None,
+    "table": None,  # these three: tests/experiments
+    "dataset": None,
     "budget": None,
     "task": None,
     "loss": None,

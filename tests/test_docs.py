@@ -25,7 +25,7 @@ PARTS = [*sorted(CONFIGS.rglob("*.yaml")), *sorted(TOOLS.glob("*.py"))]
 SOURCES = [*(page for page in LINKED if page != EXTENDING), *PARTS]
 HYDRA = ("--help", "--cfg", "--multirun", "--config-name")
 PLUGINS = ("hydra/launcher=",)  # of packages that are not installed
-TABLES = ("ablate", "ablate_cell", "label_efficiency")
+TABLES = ("experiments",)
 MAX_WORDS = 25
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -116,8 +116,8 @@ def check_command(command: tuple[str, ...], configs: Path) -> None:
             cfg = compose(name, overrides)
             if is_whole:
                 resolved(cfg)
-            for row in cfg.get("rows") or []:
-                assert row in cfg.table.rows, f"{row}: no row of the table"
+            for variant in cfg.get("variants") or []:
+                assert variant in cfg.table.variants, f"{variant}: no variant of the table"
 
 
 @pytest.mark.parametrize("command", list(COMMANDS), ids=lambda c: " ".join(c)[:90])

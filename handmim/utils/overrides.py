@@ -28,7 +28,7 @@ PATHS = (
 )  # fmt: skip
 # Whole keys that hold a path.
 PATHS_OF_DOCTOR = ("freihand", "ho3d_v2", "ho3d_v3", "crops")
-NAMES = ("name", "split_by", "cell")
+NAMES = ("name", "split_by", "run")
 NEVER_NULL = ("root", "annotations", "cache_dir", "data_dir", "run_root", "name", "split_by")
 LISTS_OF_PATHS = ("checkpoint", "inits")
 LISTS_OF_WORDS = ("pretrain", "finetune")
@@ -62,7 +62,7 @@ def _hydra_word(word: str, is_sweep: bool) -> str:
         return f"{key}={value}"
     name = key.lstrip("+")
     last = name.rsplit(".", 1)[-1]
-    if name in LISTS_OF_WORDS and value not in ("null", ""):
+    if name in LISTS_OF_WORDS and value not in ("null", "") and not value.startswith("{"):
         value = _quoted_list(value if value.startswith("[") else f"[{value}]")
     elif name in LISTS_OF_PATHS and value.startswith("[") and value.endswith("]"):
         value = _quoted_list(value)

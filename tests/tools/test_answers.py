@@ -53,11 +53,15 @@ def answer(folder: Path, script: str, *words: str) -> str:
         ),
         ("faults.py", ["damage", "--json", "/dev/null"], "no regular file, a file is required"),
         (
-            "ablate.py",
+            "experiments.py",
             ["table=rivals", "dry_run=true", 'pretrain=["method=supervised-init","data=folder"]'],
-            "row random does not compose for pretrain: init, data.root must be given",
+            "variant random does not compose for pretrain: init, data.root must be given",
         ),
-        ("ablate.py", ["table=objectives", "rows=[nope]"], "no rows ['nope'] in this table"),
+        (
+            "experiments.py",
+            ["table=objectives", "variants=[nope]"],
+            "no variants ['nope'] in this table",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) and value.endswith(".py") else "",
 )
@@ -68,9 +72,9 @@ def test_help_typos_and_plans_answer_without_torch(tmp_path, script, words, expe
 
 
 @pytest.mark.slow
-def test_a_dry_run_says_what_would_run_and_what_a_part_refuses(tmp_path):
-    words = ["table=objectives", "dry_run=true", "rows=[random]"]
+def test_a_dry_run_lists_what_would_run_and_what_a_part_refuses(tmp_path):
+    words = ["table=objectives", "dry_run=true", "variants=[random]"]
     bad = 'pretrain=["data.scene.background=phtos"]'
-    assert "3 of 3 cells to run" in answer(tmp_path, "ablate.py", *words)
-    text = answer(tmp_path, "ablate.py", *words, bad)
-    assert "row random, pretrain: background must be one of" in text
+    assert "3 of 3 runs to make" in answer(tmp_path, "experiments.py", *words)
+    text = answer(tmp_path, "experiments.py", *words, bad)
+    assert "variant random, pretrain: background must be one of" in text

@@ -21,9 +21,9 @@ def test_torchrun_starts_one_run(place):
 
 
 def test_other_tools_run_as_one_process(place):
-    for code, text in outcome(start([str(REPO / "tools" / "label_efficiency.py")], folder=place)):
+    for code, text in outcome(start([str(REPO / "tools" / "experiments.py")], folder=place)):
         assert code == BAD_INPUT
-        assert "label_efficiency runs as one process, but torchrun started 2" in text
+        assert "experiments.py runs as one process, but torchrun started 2" in text
 
 
 @pytest.mark.slow

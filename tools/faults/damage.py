@@ -16,14 +16,13 @@ import torch
 
 from faults.results import Result
 from faults.workplace import BACKBONE, LAST, Workplace
-from handmim.ablation.files import read_record
-from handmim.ablation.store import STAGE, StageStore
 from handmim.data.label_files import cached_number_lists
 from handmim.data.label_subsets import read_ids
 from handmim.data.packed import PackedCrops
 from handmim.data.synthetic import SyntheticHands
 from handmim.engine.checkpoint import load_checkpoint
 from handmim.evaluation.submission import read_submission, write_submission
+from handmim.experiments.store import STAGE, StageStore, read_record
 from handmim.models.weights.files import read_weights
 from handmim.utils.rows import read_rows
 

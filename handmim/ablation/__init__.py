@@ -1,1 +1,0 @@
-"""Tables that compare variants: which cells there are, running them, mean and spread over seeds."""

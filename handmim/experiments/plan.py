@@ -1,0 +1,253 @@
+"""The runs of a table, their states, and which of them remain to be run."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+
+from handmim.engine.best import BestRule
+from handmim.experiments.overrides import (
+    PROBED,
+    arguments,
+    decides,
+    decisive,
+    digest,
+    value_text,
+)
+from handmim.experiments.store import FORMAT, StageStore, metrics_of, read_record
+from handmim.experiments.table import RANDOM, Table, Variant, fraction_name
+from handmim.pipelines.preflight import path_problems
+from handmim.utils.messages import sentence
+
+Compose = Callable[[str, list[str]], DictConfig]
+RESULT, ERROR = "result.json", "error.txt"
+OLD_RESULT = "cell.json"  # of format 1
+STAGES = ("pretrain", "finetune")  # configs that a variant's overrides compose
+SEED_FOLDER = re.compile(r"seed_(-?\d+)")
+
+
+class Definition(NamedTuple):
+    """What the runs of a variant are made of, whatever the seed.
+
+    Attributes:
+        overrides: that decide the result, by stage; `init` (text) and `fractions` beside them.
+        config_sha: of the composed configs behind it.
+        steps: optimizer steps by stage.
+        problems: files and folders that its configs name and that cannot be used.
+    """
+
+    overrides: dict[str, Any]
+    config_sha: str
+    steps: dict[str, int]
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One variant with one seed.
+
+    Attributes:
+        variant: with its overrides.
+        seed: of pretraining, of the choice of labels and of fine-tuning.
+        folder: holds result.json, or error.txt.
+        store: of its stages.
+        definition: of the variant.
+    """
+
+    variant: Variant
+    seed: int
+    folder: Path
+    store: StageStore
+    definition: Definition
+
+    @property
+    def name(self) -> str:
+        """As `run=` takes it."""
+        return f"{self.variant.name}/{self.seed}"
+
+    def result_file(self) -> Path | None:
+        """The written result, perhaps of format 1; None before."""
+        paths = (self.folder / name for name in (RESULT, OLD_RESULT))
+        return next((path for path in paths if path.is_file()), None)
+
+    def read(self) -> dict[str, Any] | None:
+        """The result as written, whatever its definition was; None before."""
+        path = self.result_file()
+        return None if path is None else read_record(path)
+
+    def differences(self) -> list[str]:
+        """What a finished run was made with and is no longer requested (-), and the reverse (+).
+
+        Empty where other overrides compose to the very configs that it was made of, and for a
+        result of an older format, whose overrides cannot be compared.
+        """
+        done = self.read()
+        if done is None or done["format"] != FORMAT:
+            return []
+        there, here = done["overrides"], self.definition.overrides
+        if done["config_sha"] == self.definition.config_sha:
+            there, here = ({k: v for k, v in d.items() if k not in STAGES} for d in (there, here))
+        old, new = _items(there), _items(here)
+        return [f"-{item}" for item in sorted(old - new)] + [
+            f"+{item}" for item in sorted(new - old)
+        ]
+
+    @property
+    def is_outdated(self) -> bool:
+        """Finished with these overrides, but other defaults in configs/ behind them, or by an
+        older format."""
+        done = self.read()
+        return done is not None and (done["format"], done["config_sha"]) != (
+            FORMAT,
+            self.definition.config_sha,
+        )
+
+    @property
+    def state(self) -> str:
+        """finished, failed, stale or open.
+
+        Stale has `differences`. Finished is any other written result whose stages exist and hold
+        its metrics. An error counts until then.
+        """
+        done = self.read()
+        if done is not None and self.differences():
+            return "stale"
+        if done is not None and self._is_held(done):
+            return "finished"
+        return "failed" if (self.folder / ERROR).is_file() else "open"
+
+    def _is_held(self, done: dict[str, Any]) -> bool:
+        stages = done["stages"].items()
+        records = {stage: self.store.finished(facts["folder"]) for stage, facts in stages}
+        found = {stage: record for stage, record in records.items() if record is not None}
+        return len(found) == len(records) and metrics_of(found) == done["metrics"]
+
+    def needs_run(self, overwrite: bool) -> bool:
+        """Whether there is anything to do.
+
+        Args:
+            overwrite: make again what has another definition or other defaults.
+        """
+        return self.state != "finished" or (overwrite and self.is_outdated)
+
+
+def _items(overrides: Mapping[str, Any]) -> set[str]:
+    """Texts of all that decides the result, to be compared."""
+    items = set()
+    for stage, value in overrides.items():
+        if isinstance(value, Mapping):
+            kept = ((k, v) for k, v in value.items() if decides(k, v))
+            items |= {f"{k}={value_text(v)} ({stage})" for k, v in kept}
+        else:
+            items.add(f"{stage}={value_text(value)}")
+    return items
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The runs of a table.
+
+    Attributes:
+        table: as read.
+        folder: of the table.
+        store: of stages.
+        definitions: by variant.
+    """
+
+    table: Table
+    folder: Path
+    store: StageStore
+    definitions: Mapping[str, Definition]
+
+    def _run(self, variant: Variant, seed: int) -> Run:
+        folder = self.folder / variant.name / f"seed_{seed}"
+        return Run(variant, seed, folder, self.store, self.definitions[variant.name])
+
+    def chosen(self) -> list[Run]:
+        """Runs that are requested, seed by seed, so that early ones already make a whole table."""
+        variants = [v for v in self.table.variants if v.name in self.table.chosen]
+        return [self._run(variant, seed) for seed in self.table.seeds for variant in variants]
+
+    def shown(self) -> list[Run]:
+        """The chosen runs and all other finished ones of the table, seed by seed."""
+        runs = []
+        for variant in self.table.variants:
+            chosen = set(self.table.seeds) if variant.name in self.table.chosen else set()
+            for seed in chosen | _seeds_of(self.folder / variant.name):
+                run = self._run(variant, seed)
+                if seed in chosen or run.state == "finished":
+                    runs.append(run)
+        return sorted(runs, key=lambda run: run.seed)
+
+
+def _seeds_of(folder: Path) -> set[int]:
+    paths = [path for name in (RESULT, OLD_RESULT) for path in folder.glob(f"*/{name}")]
+    matches = (SEED_FOLDER.fullmatch(path.parent.name) for path in paths)
+    return {int(match[1]) for match in matches if match}
+
+
+def make_plan(table: Table, folder: Path, compose: Compose, store: StageStore) -> Plan:
+    """All runs of a table, every config composed: a misspelt override is known at once.
+
+    Args:
+        table: as read.
+        folder: of the table.
+        compose: (config name, overrides) -> config.
+        store: of stages.
+    Raises: ValueError naming the variant whose overrides do not compose.
+    """
+    definitions = {v.name: _definition(table, v, compose) for v in table.variants}
+    return Plan(table, folder, store, definitions)
+
+
+def _definition(table: Table, variant: Variant, compose: Compose) -> Definition:
+    given = {"pretrain": variant.pretrain, "finetune": variant.finetune}
+    configs, content = {}, {}
+    for stage, values in given.items():
+        configs[stage], content[stage] = _compose_stage(variant, stage, values, compose)
+    overrides: dict[str, Any] = {
+        stage: {k: v for k, v in values.items() if decides(k, v)} for stage, values in given.items()
+    }
+    if not variant.is_pretrained:  # nothing else is taken from its config
+        overrides["init"] = variant.init_from or RANDOM
+        content["pretrain"] = {k: content["pretrain"].get(k) for k in PROBED}
+    overrides["fractions"] = list(table.fractions)
+    trains = variant.is_pretrained and configs["pretrain"].get("train", True)
+    steps = {"pretrain": configs["pretrain"].trainer.max_steps} if trains else {}
+    steps |= {fraction_name(f): configs["finetune"].trainer.max_steps for f in table.fractions}
+    problems = [p for cfg in configs.values() for p in path_problems(cfg, parse=True)]
+    if variant.init_from is not None and not Path(variant.init_from).is_file():
+        problems.append(f"no weights at {variant.init_from} (init_from)")
+    return Definition(overrides, digest(content), steps, tuple(dict.fromkeys(problems)))
+
+
+def _compose_stage(
+    variant: Variant, stage: str, overrides: Mapping[str, Any], compose: Compose
+) -> tuple[DictConfig, dict[str, Any]]:
+    """A variant's config of one stage, and the part of it that decides the result."""
+    try:
+        cfg = compose(stage, arguments(overrides))
+        _check_trainer(cfg.trainer)
+        return cfg, decisive(cfg)
+    except Exception as error:  # hydra's and omegaconf's have no common base
+        raise ValueError(
+            f"variant {variant.name} does not compose for {stage}: {sentence(error)} (overrides of "
+            f"all variants: '{stage}={{KEY: VALUE}}')"
+        ) from error
+
+
+def _check_trainer(trainer: DictConfig) -> None:
+    """Refuse what would end a stage early or at its first validation.
+
+    Raises: ValueError naming the key.
+    """
+    patience = trainer.get("stop_patience")
+    if patience is not None:
+        raise ValueError(
+            f"stop_patience={patience}, but a table gives every run its whole length: "
+            "trainer.stop_patience=null"
+        )
+    BestRule(trainer.get("keep_best"))

@@ -1,0 +1,204 @@
+"""The whole chain on rendered hands: render, pretrain, fine-tune twice, score, report."""
+
+import argparse
+import base64
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from handmim.utils.files import write_atomic
+from handmim.utils.overrides import given_path
+from handmim.utils.processes import start_child
+from handmim.utils.rows import read_rows
+from handmim.utils.tables import print_metrics
+
+NUM_STAGES = 6
+ALL = "render, pretrain, fine-tune twice, score: by default 5 to 12 minutes on two CPU cores"
+LARGE = 100_000  # bytes of a PNG that the page holds as JPEG
+COLUMNS = (
+    ("mpjpe_mm", "MPJPE mm"),
+    ("pa_mpjpe_mm", "PA-MPJPE mm"),
+    ("pa_mpvpe_mm", "PA-MPVPE mm"),
+    ("pa_f5", "PA-F@5"),
+    ("pa_f15", "PA-F@15"),
+    ("seconds", "seconds"),
+)
+LABELS = {
+    "mean_hand": "mean hand",
+    "scratch": "from scratch",
+    "handmim": "HandMIM-pretrained",
+}
+SECONDS = (
+    "Seconds count start-up, validations and, where images were not rendered before, rendering; "
+    "HandMIM's row holds its pretraining with probes, too."
+)
+LIMIT = (
+    "Both models saw the same labels for the same number of fine-tuning steps. What this "
+    "shows is a head start at equal fine-tuning steps, not at equal total compute: the seconds "
+    "of pretraining spent on longer supervised training may help as much or more. "
+    "Images are rendered from a stand-in hand: no metric here compares with FreiHAND or "
+    "HO-3D results."
+)
+LOSSES = {  # titles of the losses of method=handmim; others keep their names
+    "patch_distill": "masked patches: cross-entropy with the teacher",
+    "keypoint_align": "pseudo-keypoints: alignment of two views",
+    "keypoint_agree": "class token predicts the points",
+    "pixel_recon": "masked pixels reconstructed",
+    "view_affine": "class tokens predict the map between views",
+    "class_hog": "class token predicts HOG",
+    "point_hog": "points predict HOG of the other view",
+    "patch_hog": "patches predict HOG",
+}
+DIAGNOSTICS = {
+    "probe: 2D error, % of the crop": "probe/err2d_percent",
+    "probe: MPJPE, mm": "probe/mpjpe_mm",
+    "points: spread, half crops": "keypoints/spread_ndc",
+    "points: gap between views, half crops": "keypoints/disagreement_ndc",
+    "entropy of the mean target, share": "targets/entropy_of_mean",
+}
+FINETUNING = {
+    "validation MPJPE, mm": "val/mpjpe_mm",
+    "validation PA-MPJPE, mm": "val/pa_mpjpe_mm",
+    "training loss": "loss",
+}
+Lines = dict[str, list[tuple[float, float]]]
+
+
+def main() -> None:
+    """Run the documented commands one after another, print the result, write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", default="quickstart", help="folder below runs/")
+    parser.add_argument("overrides", nargs="*", help="for example data.num_train=4000")
+    args = parser.parse_args()
+    name, common = args.name, [f"seed={args.seed}", *args.overrides]
+    roots = [o.split("=", 1)[1] for o in args.overrides if o.startswith("paths.run_root=")]
+    folder = given_path(roots[-1] if roots else "runs") / name
+    machine = [o for o in args.overrides if o.startswith(("machine.", "paths.run_root="))]
+    print(ALL)
+    began = time.perf_counter()
+    seconds = {}
+    pretrain = _stage(
+        1, "pretrain", "experiment=quickstart_pretrain", f"name={name}/pretrain", *common
+    )
+    recipe = ["experiment=quickstart_finetune", *common]
+    seconds["scratch"] = _stage(2, "finetune", *recipe, f"name={name}/scratch")
+    init = f"init_from={folder / 'pretrain' / 'backbone.safetensors'}"
+    seconds["handmim"] = pretrain + _stage(3, "finetune", *recipe, f"name={name}/handmim", init)
+    rows: list[dict[str, Any]] = []
+    for row, source, predictor in (
+        ("mean_hand", "scratch", "mean_hand"),
+        ("scratch", "scratch", "model"),
+        ("handmim", "handmim", "model"),
+    ):
+        checkpoint = f"checkpoint={folder / source / 'last.pt'}"
+        own = [f"name={name}/eval_{row}", f"predictor={predictor}", "machine.num_threads=1"]
+        _stage(4 + len(rows), "evaluate", checkpoint, *own, *machine)
+        metrics = json.loads((folder / f"eval_{row}" / "metrics.json").read_text())
+        rows.append({"name": row, "seconds": seconds.get(row, 0.0), **metrics})
+    total = time.perf_counter() - began
+    rows = [{**row, "seed": args.seed, "total_seconds": total} for row in rows]
+    write_atomic(folder / "summary.json", json.dumps(rows, indent=2) + "\n")
+    report = write_report(folder, rows)
+    title = f"Quickstart, seed {args.seed}, {total:.0f} s in all"
+    print_metrics({LABELS[r["name"]]: r for r in rows}, COLUMNS, title)
+    print(f"{SECONDS}\n\n{LIMIT}\n\nreport: {report}")
+
+
+def _stage(number: int, command: str, *overrides: str) -> float:
+    """Run one of the commands as a user would; returns its seconds."""
+    arguments = [command, *overrides, "overwrite=true"]
+    print(f"\n[{number} of {NUM_STAGES}] $ handmim {' '.join(arguments)}", flush=True)
+    began = time.perf_counter()
+    program = [sys.executable, "-m", "handmim", *arguments]
+    with start_child(program) as process:
+        code = process.wait()
+    if code:
+        raise subprocess.CalledProcessError(code, program)
+    return time.perf_counter() - began
+
+
+def write_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write report.html, with everything inside it.
+
+    Args:
+        folder: of the quickstart; its stages are pretrain, scratch, handmim, eval_<row>.
+        rows: one mapping per predictor with `name`, the keys of COLUMNS, `seed` and
+            `total_seconds`.
+    Returns: the page's path.
+    """
+    from jinja2 import Environment  # here and below: only a page needs them
+
+    from handmim.experiments.plots import line_plot, save_plot
+
+    cells = []
+    for row in rows:
+        texts = [LABELS[row["name"]]]
+        for key, _ in COLUMNS:
+            digits = 2 if key.endswith("_mm") else 0 if key == "seconds" else 3
+            texts.append(f"{row[key]:.{digits}f}")
+        cells.append(texts)
+    pretraining = read_rows(folder / "pretrain" / "scalars.jsonl")
+    tuned = {LABELS[n]: read_rows(folder / n / "scalars.jsonl") for n in ("scratch", "handmim")}
+    keys = sorted({key for row in pretraining for key in row if key.startswith("loss/")})
+    shown = {LOSSES.get(key[5:], key[5:]): key for key in keys} | DIAGNOSTICS
+    save_plot(
+        line_plot(
+            {
+                t: {label: series(r, key) for label, r in tuned.items()}
+                for t, key in FINETUNING.items()
+            }
+        ),
+        folder / "finetuning",
+    )
+    save_plot(
+        line_plot({t: {"pretraining": series(pretraining, key)} for t, key in shown.items()}),
+        folder / "pretraining",
+    )
+    environment = Environment(autoescape=True, trim_blocks=True)
+    environment.filters["data_url"] = data_url
+    template = environment.from_string(Path(__file__).with_suffix(".html").read_text())
+    text = template.render(
+        folder=folder,
+        latest=lambda name: latest(folder / "pretrain", name),
+        headings=["", *(heading for _, heading in COLUMNS)],
+        rows=cells,
+        best=min(range(len(rows)), key=lambda i: rows[i]["mpjpe_mm"]),
+        seed=rows[0]["seed"],
+        total_seconds=rows[0]["total_seconds"],
+        seconds=SECONDS,
+        limit=LIMIT,
+    )
+    path = folder / "report.html"
+    write_atomic(path, text)
+    return path
+
+
+def series(rows: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
+    """(step, value) of every row that has a finite `key`."""
+    return [(r["step"], r[key]) for r in rows if key in r and math.isfinite(r[key])]
+
+
+def latest(folder: Path, name: str) -> Path:
+    """The last image of that name which a run drew."""
+    drawn = (folder / "images").glob(f"step_*_{name}.png")
+    found = sorted(p for p in drawn if p.stem.split("_", 2)[2] == name)
+    return found[-1] if found else folder / "images" / f"{name}.png"
+
+
+def data_url(path: Path) -> str:
+    """A PNG file as a URL that holds it; a large one as JPEG, a tenth of the size."""
+    kind, data = "png", path.read_bytes()
+    if len(data) > LARGE:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        quality = [cv2.IMWRITE_JPEG_QUALITY, 88]
+        kind, data = "jpeg", cv2.imencode(".jpg", image, quality)[1].tobytes()
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"

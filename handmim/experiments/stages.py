@@ -1,0 +1,185 @@
+"""The stages of a run: pretraining, frozen probes, fine-tunings with shares of the labels."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from handmim.engine.checkpoint import LAST, load_checkpoint
+from handmim.engine.signals import Stopped, StopSignals
+from handmim.engine.trainer import FitResult
+from handmim.experiments.overrides import PROBED, Overrides, arguments, decisive, merged
+from handmim.experiments.plan import Compose, Run
+from handmim.experiments.store import StageStore, content_sha
+from handmim.experiments.table import Variant, fraction_name
+from handmim.models.weights.load import load_initial
+from handmim.pipelines.finetune import finetune
+from handmim.pipelines.pretrain import pretrain
+from handmim.pipelines.setup_run import BACKBONE, setup_run
+from handmim.tasks.pretrain import HandMimTask
+from handmim.types import StepInfo
+from handmim.utils.config import build, drop_unbuilt, flatten
+from handmim.utils.rows import read_rows
+from handmim.utils.seed import seed_everything
+
+POINTS = "points"  # a feature of probes: the keypoint head's points
+RENDERED = "SyntheticHands"  # a set that takes long to make
+SHOWN = ("loss", "features", "keypoints", "targets", "speed", "diagnostics", "collapse")
+
+
+class Start(NamedTuple):
+    """Initial weights of the probes and fine-tunings of a run.
+
+    Attributes:
+        name: in their definitions.
+        weights: backbone; None for random weights.
+        is_own: whether a pretraining stage of the store made it and left its heads beside it;
+            other files beside it are not read.
+    """
+
+    name: str
+    weights: Path | None = None
+    is_own: bool = True
+
+    @property
+    def files(self) -> list[Path]:
+        """What the stages that begin with it depend on."""
+        return [] if self.weights is None else [self.weights]
+
+
+class Stages:
+    """Pretraining, frozen probes and fine-tunings of a run, kept in a store.
+
+    Args:
+        compose: (config name, overrides) -> config.
+        store: of finished stages.
+    """
+
+    def __init__(self, compose: Compose, store: StageStore) -> None:
+        self.compose, self.store = compose, store
+
+    def run(self, run: Run) -> dict[str, dict[str, Any]]:
+        """Records by stage name: pretrain, probe, finetune_<per cent of the labels>.
+
+        Raises: Stopped when a signal ended training early; what was done is kept.
+        """
+        variant, seed = run.variant, run.seed
+        records: dict[str, dict[str, Any]] = {}
+        start = Start(f"random {seed}")
+        self._read_labels(variant, seed)
+        if variant.is_pretrained:
+            records["pretrain"] = self._pretrain(variant.pretrain, seed)
+            folder = self.store.root / records["pretrain"]["folder"]
+            start = Start(folder.name, folder / BACKBONE)
+        elif variant.init_from is not None:
+            weights = Path(variant.init_from).absolute()
+            if not weights.is_file():
+                raise FileNotFoundError(f"no weights at {weights} (init_from of {variant.name})")
+            start = Start(content_sha(weights), weights, is_own=False)
+        records["probe"] = self._probe(variant.pretrain, seed, start)
+        for share in run.definition.overrides["fractions"]:
+            overrides = variant.finetune | {"label_fraction": share}
+            records[fraction_name(share)] = self._finetune(overrides, seed, start)
+        return records
+
+    def _config(self, name: str, overrides: Overrides, seed: int) -> DictConfig:
+        return self.compose(name, arguments(merged(overrides, {"seed": seed})))
+
+    def _config_in(self, name: str, overrides: Overrides, seed: int, folder: Path) -> DictConfig:
+        """Composed again to run in a folder; a stage that was interrupted resumes."""
+        run = {"paths.run_root": str(folder.parent), "name": folder.name, "resume": "auto"}
+        return self._config(name, merged(overrides, run), seed)
+
+    def _read_labels(self, variant: Variant, seed: int) -> None:
+        """Read the labelled sets that are not rendered, so that errors show before pretraining."""
+        probe = self._config("pretrain", variant.pretrain, seed).probe.hook
+        data = self._config("finetune", variant.finetune, seed).data
+        sets = [] if probe is None else [probe.train_set, probe.test_set]
+        for node in (*sets, data.train, data.val):
+            leaves = flatten(OmegaConf.to_container(node, resolve=True)).values()
+            if not any(RENDERED in str(value) for value in leaves):
+                build(node)
+
+    def _pretrain(self, overrides: Overrides, seed: int) -> dict[str, Any]:
+        # Pretraining reads no label.
+        overrides = {k: v for k, v in overrides.items() if k.split(".")[0] != "probe"}
+        overrides["probe"] = "none"
+        definition = decisive(self._config("pretrain", overrides, seed))
+
+        def work(folder: Path) -> dict[str, float]:
+            made = pretrain(self._config_in("pretrain", overrides, seed, folder))
+            _check_whole(made.result, folder)
+            last = read_rows(folder / "scalars.jsonl")[-1:]
+            return {k: v for row in last for k, v in row.items() if k.split("/")[0] in SHOWN}
+
+        return self.store.get("pretrain", definition, work)
+
+    def _probe(self, overrides: Overrides, seed: int, start: Start) -> dict[str, Any]:
+        cfg = self._config("pretrain", overrides, seed)
+        if cfg.probe.hook is None:
+            raise ValueError("runs are probed on labelled sets (dataset.probe: {probe: ...})")
+        drawn = {}
+        if not start.is_own:  # heads are drawn by the seed; no keypoint head is trained
+            kept = [f for f in cfg.probe.features if f != POINTS]
+            overrides = merged(overrides, {"probe.features": kept})
+            cfg = self._config("pretrain", overrides, seed)
+            drawn = {"seed": seed}
+        plain = decisive(cfg)
+        definition = {k: plain.get(k) for k in PROBED} | {"start": start.name} | drawn
+
+        def work(folder: Path) -> dict[str, float]:
+            run = setup_run(self._config_in("pretrain", overrides, seed, folder), resume="auto")
+            task = restored(cfg, seed, start).to(run.device)
+            with torch.no_grad():
+                metrics = build(cfg.probe.hook)(task, StepInfo(0, 1), run)
+            return {key.removeprefix("probe/"): value for key, value in metrics.items()}
+
+        return self.store.get("probe", definition, work, start.files)
+
+    def _finetune(self, overrides: Overrides, seed: int, start: Start) -> dict[str, Any]:
+        plain = decisive(self._config("finetune", overrides, seed))
+        definition = plain | {"start": start.name}
+        weights = None if start.weights is None else str(start.weights)
+        # Metrics are those of the last validation; best.pt is kept where it is configured.
+        overrides = merged({"trainer.keep_best": None}, overrides, {"init_from": weights})
+
+        def work(folder: Path) -> dict[str, float]:
+            made = finetune(self._config_in("finetune", overrides, seed, folder))
+            _check_whole(made.result, folder)
+            return made.metrics | {"num_labels": made.num_labels}
+
+        return self.store.get("finetune", definition, work, start.files)
+
+
+def _check_whole(result: FitResult, folder: Path) -> None:
+    """A signal ends the run, resumable; a hook that gave training up makes it a failed one."""
+    if result.reason is not None:
+        raise RuntimeError(f"{folder.name} was given up at step {result.step}: {result.reason}")
+    if result.interrupted:
+        if result.stopped_by in StopSignals.NAMES:
+            raise Stopped(result.stopped_by)
+        raise KeyboardInterrupt(f"{folder.name} stopped at step {result.step}")
+
+
+def restored(cfg: DictConfig, seed: int, start: Start) -> HandMimTask:
+    """A pretraining task as it was left, or as it begins.
+
+    Args:
+        cfg: as composed for it.
+        seed: of initial weights.
+        start: a last checkpoint of the store, else a backbone alone, else random weights.
+    """
+    cfg = cfg.copy()
+    drop_unbuilt(cfg.task.losses)
+    drop_unbuilt(cfg.task.heads)
+    seed_everything(seed)
+    task = build(cfg.task)
+    if start.weights is None:
+        return task.eval()
+    last = start.weights.parent / LAST
+    if start.is_own and last.is_file():
+        task.load_state_dict(load_checkpoint(last)["task"])
+    else:
+        load_initial(task.export_backbone, str(start.weights))
+    return task.eval()

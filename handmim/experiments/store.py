@@ -1,0 +1,228 @@
+"""Finished stages and their records: no table runs again what another has run."""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+from handmim.experiments.overrides import digest
+from handmim.utils import json_files
+from handmim.utils.config import flatten
+from handmim.utils.files import locked, put_aside, replaced_folder, write_atomic
+from handmim.utils.paths import git_state
+
+log = logging.getLogger(__name__)
+
+STAGE, CLOCK = "stage.json", "clock.json"
+SHA256 = "sha256"  # of a record's other fields
+FORMAT = 2  # of results; 1 had other keys, and digests of configs with other names
+RENAMED = {"figures": "metrics", "row": "variant"}  # keys of format 1
+Work = Callable[[Path], dict[str, float]]
+
+
+def json_text(plain: Any) -> str:
+    """Plain containers as JSON; numbers that are not finite become null."""
+    return json.dumps(_finite(plain), indent=1, allow_nan=False) + "\n"
+
+
+def record_text(record: Mapping[str, Any]) -> str:
+    """A record as `json_text`, with the SHA-256 of its content."""
+    return json_text({**record, SHA256: _sha256(_finite(record))})
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A record of `record_text`, with today's keys; one without a SHA-256 is taken as it is.
+
+    Raises: FileNotFoundError; ValueError for anything else than an object, or another content than
+        was written.
+    """
+    advice = "delete the file, and what it records runs again"
+    try:
+        record = _finite(json_files.read_json(path))
+    except ValueError as error:
+        raise ValueError(f"{error}: {advice}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} holds a {type(record).__name__}, not an object: {advice}")
+    last = next(reversed(record), None)
+    written = record.pop(SHA256, None)
+    rest = {key: value for key, value in record.items() if key != last}
+    is_renamed = written is None and last is not None and record[last] == _sha256(rest)
+    if is_renamed or (written is not None and written != _sha256(record)):
+        raise ValueError(f"{path} has another content than was written to it: {advice}")
+    return {
+        "format": 1,
+        **{RENAMED.get(str(key), str(key)): value for key, value in record.items()},
+    }
+
+
+def _sha256(plain: Any) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _finite(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {k: _finite(v) for k, v in node.items()}
+    if isinstance(node, (list, tuple)):
+        return [_finite(v) for v in node]
+    return None if isinstance(node, float) and not math.isfinite(node) else node
+
+
+def content_sha(path: Path) -> str:
+    """SHA-256 of a file's content.
+
+    Raises: FileNotFoundError.
+    """
+    stat = path.stat()
+    return _content_sha(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _content_sha(path: Path, size: int, mtime_ns: int) -> str:
+    """Read once while size and time are the same: a table needs the same files for every run."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@cache
+def code_state() -> dict[str, Any]:
+    """Git state at the first call of this process, before any work: the code that it has loaded
+    stays that, whatever is committed meanwhile."""
+    return git_state(Path(__file__).parent)
+
+
+def metrics_of(records: Mapping[str, dict[str, Any]]) -> dict[str, float | None]:
+    """Metrics of several stages as a run names them, seconds included."""
+    metrics = {
+        f"{stage}/{key}": value
+        for stage, record in records.items()
+        for key, value in record["metrics"].items()
+    }
+    for clock in ("seconds", "cpu_seconds"):
+        metrics |= {f"{clock}/{stage}": record[clock] for stage, record in records.items()}
+        metrics[f"{clock}/total"] = sum(record[clock] for record in records.values())
+    return metrics
+
+
+class StageStore:
+    """Folders <root>/<kind>-<hash of the definition>, each with the stage.json of a finished stage.
+
+    Args:
+        root: of all stages of all tables.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+
+    def folder(self, kind: str, definition: Any) -> Path:
+        """Where a stage is, or will be."""
+        return self.root / f"{kind}-{digest(definition)}"
+
+    def finished(self, name: str) -> dict[str, Any] | None:
+        """The record of the stage in a folder of the store.
+
+        Returns: None when it is not finished, or an input file has another content by now. A file
+            that no longer exists has not changed; a stage without `inputs` counts as it is.
+        """
+        path = self.root / name / STAGE
+        record = read_record(path) if path.is_file() else None
+        return record if record is not None and self._is_current(record.get("inputs")) else None
+
+    def get(
+        self, kind: str, definition: Any, work: Work, inputs: Sequence[Path] = ()
+    ) -> dict[str, Any]:
+        """The record of a stage, which runs first unless it is finished.
+
+        What other contents of the same files gave is put aside, and deleted once the stage is
+        finished anew.
+
+        Args:
+            kind: of the stage, begins the folder's name.
+            definition: plain containers: every setting that decides the metrics.
+            work: (folder) -> metrics; may have been interrupted before.
+            inputs: files that decide the metrics, beside those that the definition names.
+        Returns: metrics, folder, seconds (wall and CPU, over all attempts), threads, git state, the
+            commits of all attempts, digests of the input files.
+        """
+        code = code_state()
+        folder = self.folder(kind, definition)
+        with locked(folder):
+            record = self.finished(folder.name)
+            if record is not None:
+                log.info("%s: finished before, not run again", folder.name)
+                return record
+            if (folder / STAGE).is_file() or not self._is_current(_clock(folder).get("inputs")):
+                log.info("%s: its input files have changed, begun anew", folder.name)
+                put_aside(folder)
+            named = (v for v in flatten(definition).values() if isinstance(v, str))
+            files = [Path(v).absolute() for v in sorted(set(named)) if os.path.isfile(v)]
+            with _attempt(folder, code, self._contents([*files, *inputs])) as so_far:
+                metrics = work(folder)
+            record = {
+                "kind": kind,
+                "format": FORMAT,
+                "folder": folder.name,
+                "metrics": metrics,
+                **so_far(),
+                "threads": _torch_threads(),
+                **code,
+                "definition": definition,
+            }
+            write_atomic(folder / STAGE, record_text(record))
+            shutil.rmtree(replaced_folder(folder), ignore_errors=True)
+            return record
+
+    def _contents(self, files: Sequence[Path]) -> dict[str, str]:
+        """Digests by path, which is relative to the root for files of the store."""
+        return {
+            str(f.relative_to(self.root) if f.is_relative_to(self.root) else f): content_sha(f)
+            for f in files
+        }
+
+    def _is_current(self, inputs: Mapping[str, str] | None) -> bool:
+        return all(
+            not (self.root / name).is_file() or content_sha(self.root / name) == sha
+            for name, sha in (inputs or {}).items()
+        )
+
+
+def _torch_threads() -> int:
+    import torch  # slow to import; plans and tables do without
+
+    return torch.get_num_threads()
+
+
+def _clock(folder: Path) -> dict[str, Any]:
+    """Seconds, commits and inputs of earlier attempts at a stage; empty before the first."""
+    path = folder / CLOCK
+    return read_record(path) if path.is_file() else {}
+
+
+@contextmanager
+def _attempt(
+    folder: Path, code: dict[str, Any], inputs: dict[str, str]
+) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Seconds of all attempts, except those that were killed outright; commits of all of them."""
+    before: dict[str, Any] = {"seconds": 0.0, "cpu_seconds": 0.0, "commits": []} | _clock(folder)
+    commits = [*(c for c in before["commits"] if c != code), code]
+    began, cpu_began = time.perf_counter(), time.process_time()
+
+    def now() -> dict[str, Any]:
+        return {
+            "seconds": before["seconds"] + time.perf_counter() - began,
+            "cpu_seconds": before["cpu_seconds"] + time.process_time() - cpu_began,
+            "commits": commits,
+            "inputs": inputs,
+        }
+
+    write_atomic(folder / CLOCK, record_text(now()))
+    try:
+        yield now
+    finally:
+        write_atomic(folder / CLOCK, record_text(now()))

@@ -1,0 +1,298 @@
+"""What a table compares: its variants, its metrics, and the overrides of every variant."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from handmim.experiments.overrides import Overrides, as_overrides, merged
+from handmim.utils.config import resolved
+
+NAME = re.compile(r"[a-z0-9_]+")
+VARIANT_KEYS = {"label", "pretrain", "finetune", "init_from"}
+TABLE_KEYS = {
+    "title", "question", "pretrain", "finetune", "fractions", "columns", "variants", "baseline",
+    "curves", "inits", "labels",
+}  # fmt: skip
+COLUMN_KEYS = {"label", "decimals", "better"}
+BETTER = ("lower", "higher", None)
+RANDOM = "random"
+TIMM = "timm:"
+SUPERVISED = "supervised-init"
+FILE = re.compile(r"[/\\]|\.(safetensors|pth?|bin)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A metric of the runs, and how the table shows it."""
+
+    key: str  # as in result.json, for example finetune_5/mpjpe_mm
+    label: str
+    decimals: int = 2
+    better: str | None = "lower"  # lower | higher | None: neither
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A row of the table.
+
+    Attributes:
+        name: also of its folder.
+        label: in the table.
+        pretrain: complete overrides of configs/pretrain.yaml.
+        finetune: complete overrides of configs/finetune.yaml, without labels and initial weights.
+        is_pretrained: False starts from `init_from`, or from random weights.
+        init_from: backbone weights of a variant that is not pretrained.
+    """
+
+    name: str
+    label: str
+    pretrain: Overrides
+    finetune: Overrides
+    is_pretrained: bool = True
+    init_from: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Variants and metrics, and which runs are requested.
+
+    Attributes:
+        name: of its folder and its published files.
+        title, question: as shown.
+        variants: all of them.
+        columns: all metrics.
+        fractions: label shares of the fine-tunings; none for probes only.
+        chosen: names of the variants to run.
+        seeds: to run.
+        baseline: name of the variant that others are compared with; None compares none.
+        curves: metrics of fine-tunings that are plotted against the number of labels, each with
+            its label, unit included.
+    """
+
+    name: str
+    title: str
+    question: str
+    variants: tuple[Variant, ...]
+    columns: tuple[Column, ...]
+    fractions: tuple[float, ...]
+    chosen: tuple[str, ...]
+    seeds: tuple[int, ...]
+    baseline: str | None = None
+    curves: tuple[tuple[str, str], ...] = ()
+
+
+def read_table(cfg: DictConfig) -> Table:
+    """The table of a composed configs/experiments.yaml, every key checked.
+
+    Overrides are merged from the general to the particular: dataset, budget, table, the user's,
+    variant. Machine settings come last; one that is null leaves an experiment's own.
+
+    Raises: ValueError naming the key and what is valid; FileNotFoundError for weights.
+    """
+    plain = resolved(cfg)
+    if "table" not in plain:
+        raise ValueError(
+            "choose a table: table=NAME (python tools/experiments.py --help lists them)"
+        )
+    table, budget = plain["table"], plain["budget"]
+    _check_keys(table, TABLE_KEYS, "table")
+    inits = plain.get("inits") or table.get("inits")
+    variants = table.get("variants")
+    if inits is not None:
+        if variants:
+            raise ValueError(
+                f"inits={inits} is for tables without variants (table=label_efficiency), this one "
+                f"has {list(variants)}"
+            )
+        variants = init_variants(inits, table.get("labels") or {})
+    if not variants:
+        raise ValueError("table.variants is empty, one variant at least is required")
+    rows = _variants(plain, variants)
+    fractions = _fractions(plain.get("fractions") or table.get("fractions", budget["fractions"]))
+    columns = _by_fraction(plain["columns"] | (table.get("columns") or {}), fractions)
+    baseline = table.get("baseline")
+    if baseline is None and inits is not None and RANDOM in variants:
+        baseline = RANDOM
+    return Table(
+        name=plain["name"],
+        title=table["title"],
+        question=table["question"],
+        variants=rows,
+        columns=tuple(_column(key, c) for key, c in columns.items() if c is not None),
+        fractions=fractions,
+        chosen=_names(plain["variants"], list(variants), "variants=[...]"),
+        seeds=_seeds(plain["seeds"]),
+        baseline=None if baseline is None else _names(baseline, list(variants), "baseline")[0],
+        curves=tuple((table.get("curves") or {}).items()),
+    )
+
+
+def _variants(plain: dict[str, Any], variants: Mapping[str, Any]) -> tuple[Variant, ...]:
+    """Variants with the overrides that all of them share."""
+    table, dataset, budget = plain["table"], plain["dataset"], plain["budget"]
+    common = {
+        stage: [as_overrides(part.get(stage)) for part in (dataset, budget, table, plain)]
+        for stage in ("pretrain", "finetune")
+    }
+    common["pretrain"].insert(1, as_overrides(dataset["probe"]))
+    last = {f"machine.{k}": v for k, v in plain["machine"].items() if v is not None}
+    last["paths.data_dir"] = plain["paths"]["data_dir"]
+    made = []
+    for name, variant in variants.items():
+        if not NAME.fullmatch(name):
+            raise ValueError(f"names of variants are of a-z, 0-9 and _, got {name!r}")
+        _check_keys(variant, VARIANT_KEYS, f"table.variants.{name}")
+        own = variant.get("pretrain", {})
+        if own is not None and variant.get("init_from") is not None:
+            raise ValueError(
+                f"variant {name} is pretrained and has init_from: give pretrain: null, or pretrain "
+                "from those weights with pretrain: {init: ...}"
+            )
+        made.append(
+            Variant(
+                name,
+                variant.get("label") or name.replace("_", " "),
+                merged(*common["pretrain"], as_overrides(own), last),
+                merged(*common["finetune"], as_overrides(variant.get("finetune")), last),
+                own is not None,
+                variant.get("init_from"),
+            )
+        )
+    return tuple(made)
+
+
+def init_variants(inits: str | Sequence[str], labels: Mapping[str, str]) -> dict[str, Any]:
+    """Variants as configs/table has them, one for each kind of initial weights.
+
+    Args:
+        inits: `random`; a method of configs/method; `timm:NAME` or a file of weights, which are
+            used as they are.
+        labels: of inits that the table does not show as they are written.
+    Raises: ValueError for inits that are none, given twice or of one name; FileNotFoundError for
+        weights that do not exist.
+    """
+    given = [inits] if isinstance(inits, str) else list(inits)
+    if not given or len(set(given)) < len(given):
+        raise ValueError(f"inits must be distinct, one at least, got {given}")
+    if SUPERVISED in given:
+        raise ValueError(f"instead of {SUPERVISED} give its weights in inits: timm:NAME or a file")
+    stems = Counter(_variant_name(_init_label(init)) for init in given)
+    variants: dict[str, Any] = {}
+    for init in given:
+        label = _init_label(init)
+        if _is_file(init) and stems[_variant_name(label)] > 1:  # backbone.safetensors of many runs
+            label = f"{Path(init).absolute().parent.name}/{label}"
+        name = _variant_name(label)
+        if name in variants:
+            raise ValueError(
+                f"two inits would be variant {name!r} of the table: rename a file or its folder "
+                f"({given})"
+            )
+        variants[name] = {"label": labels.get(init, label), **_source(init)}
+    return variants
+
+
+def _is_file(init: str) -> bool:
+    return not init.startswith(TIMM) and FILE.search(init) is not None
+
+
+def _init_label(init: str) -> str:
+    """As written; a file by its name without suffix."""
+    return Path(init).stem if _is_file(init) else init.removeprefix(TIMM)
+
+
+def _variant_name(label: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_") or "init"
+
+
+def _source(init: str) -> dict[str, Any]:
+    """Where the weights of a variant come from, in its own keys."""
+    if init == RANDOM:
+        return {"pretrain": None}
+    if init.startswith(TIMM):
+        return {"pretrain": {"method": SUPERVISED, "init": init}}
+    if not _is_file(init):
+        return {"pretrain": {"method": init}}
+    path = Path(init).absolute()
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path} (inits)")
+    return {"pretrain": None, "init_from": str(path)}
+
+
+def fraction_name(fraction: float) -> str:
+    """Label share in stage names and column keys: 0.05 is finetune_5."""
+    return f"finetune_{100 * fraction:g}"
+
+
+def _by_fraction(columns: dict[str, Any], fractions: Sequence[float]) -> dict[str, Any]:
+    """Columns with each star replaced by each share of the labels, in key and label.
+
+    A column without a star changes what a star gave its key, in whatever order; null removes it.
+    """
+    written: dict[str, Any] = {}
+    for key, column in columns.items():
+        if column is not None and not isinstance(column, dict):
+            raise ValueError(f"columns.{key} must be a mapping or null, got {column!r}")
+        if "*" not in key:
+            written.setdefault(key, None)  # keeps its order
+            continue
+        for fraction in fractions:
+            percent = f"{100 * fraction:g}"
+            made = column
+            if column is not None:
+                made = {**column, "label": _label(key, column).replace("*", percent)}
+            written[key.replace("*", percent)] = made
+    for key, column in columns.items():
+        if "*" not in key:
+            written[key] = None if column is None else {**(written[key] or {}), **column}
+    return written
+
+
+def _column(key: str, values: dict[str, Any]) -> Column:
+    _check_keys(values, COLUMN_KEYS, f"columns.{key}")
+    column = Column(key, **{**values, "label": _label(key, values)})
+    if column.better not in BETTER:
+        raise ValueError(f"columns.{key}.better must be one of {BETTER}, got {column.better!r}")
+    return column
+
+
+def _label(key: str, column: dict[str, Any]) -> str:
+    if "label" not in column:
+        raise ValueError(f"columns.{key} needs a label, got {column}")
+    return str(column["label"])
+
+
+def _check_keys(node: Any, valid: set[str], path: str) -> None:
+    unknown = sorted(set(node or {}) - valid)
+    if node is None or unknown:
+        raise ValueError(f"{path} has keys {unknown}, valid are {sorted(valid)}")
+
+
+def _names(given: str | list[str] | None, known: list[str], option: str) -> tuple[str, ...]:
+    """Names of variants, in the table's order; one alone may come without a list; None is all."""
+    names = known if given is None else [given] if isinstance(given, str) else given
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        what = f"no variants {unknown}" if unknown else "no variant is chosen"
+        raise ValueError(f"{what} in this table, it has {known} ({option})")
+    return tuple(name for name in known if name in names)
+
+
+def _fractions(values: Sequence[float]) -> tuple[float, ...]:
+    if any(not 0 < f <= 1 for f in values) or len(set(values)) < len(values):
+        raise ValueError(f"fractions of labels must be distinct and in (0, 1], got {values}")
+    return tuple(values)
+
+
+def _seeds(seeds: int | list[int]) -> tuple[int, ...]:
+    """3 is 0, 1, 2."""
+    if isinstance(seeds, int):
+        seeds = list(range(seeds))
+    if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(s, int) for s in seeds):
+        raise ValueError(f"seeds must be a number >= 1 or distinct numbers, got {seeds}")
+    return tuple(seeds)

@@ -56,19 +56,6 @@ class _CountedHandlers(Handlers):
         return super().__getitem__(opcode)
 
 
-class _Memo(dict[int, Any]):
-    """A pickle's memo, which knows where it holds stand-ins."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.indices: dict[int, list[int]] = {}  # by id of arrays and dtypes
-
-    def __setitem__(self, index: int, value: Any) -> None:
-        super().__setitem__(index, value)
-        if isinstance(value, (Array, np.dtype)):
-            self.indices.setdefault(id(value), []).append(index)
-
-
 class _Reader(pickle._Unpickler):
     """Python's own reader in Python: the one in C hashes keys before they can be checked.
 
@@ -81,7 +68,7 @@ class _Reader(pickle._Unpickler):
 
     dispatch: ClassVar[Handlers] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
-    memo: _Memo
+    memo: dict[int, Any]
     _unframer: Any
     read: Callable[[int], bytes]
     pop_mark: Callable[[], list[Any]]
@@ -97,7 +84,6 @@ class _Reader(pickle._Unpickler):
         self.num_bytes, self.allowed, self.maker = len(data), allowed, maker
         handlers = _CountedHandlers(type(self).dispatch)
         handlers.bound = max_opcodes
-        self.memo = _Memo()
         self.dispatch = handlers  # type: ignore[misc]
 
     def find_class(self, module: str, name: str) -> Any:
@@ -137,8 +123,16 @@ class _Reader(pickle._Unpickler):
         state, target = self.stack.pop(), self.stack[-1]
         self.stack[-1] = built = self.maker.build(target, state)
         if built is not target:
-            for index in self.memo.indices.pop(id(target), ()):
+            self._replace(target, built)
+
+    def _replace(self, target: Any, built: Any) -> None:
+        """Put what was built where its stand-in was noted, a few notes before."""
+        steps = 0
+        for steps, index in enumerate(reversed(self.memo), start=1):
+            if self.memo[index] is target:
                 self.memo[index] = built
+                break
+        self.maker.spend(steps)
 
     def _put_items(self, items: list[Any]) -> None:
         target = self.stack[-1]

@@ -330,6 +330,18 @@ def test_content_is_in_proportion_to_the_file(read, kind):
     assert len(read(few)) == (1 if "keys" in kind else 3)
 
 
+def test_arrays_beside_a_long_memo_are_bounded(read):
+    """Each array that nothing notes would be sought among all notes."""
+    notes = b"N" + b"".join(b"r" + struct.pack("<I", 10 + i) for i in range(100_000)) + b"0"
+    state = b"(I1\n(I1\nt" + DTYPE_F8 + b"I00\nS'12345678'\ntq\x030"
+    made = RECONSTRUCT + b"q\x010" + b"(cnumpy\nndarray\n(I0\ntS'b'\ntq\x020"
+    each = b"h\x01h\x02Rh\x03b"
+    few = read(b"\x80\x02" + state + made + notes + b"](" + each * 3 + b"e.")
+    assert [len(array) for array in few] == [1, 1, 1]
+    with pytest.raises(UnsafePickleError, match="bytes of content"):
+        read(b"\x80\x02" + state + made + notes + b"](" + each * 1000 + b"e.")
+
+
 def tower(height: int, end: bytes, pair: bytes = b"q%ch%c\x86") -> bytes:
     """A pair of twice a pair of twice ...: 2 ** height leaves."""
     return b"\x80\x02K\x01" + b"".join(pair % (i, i) for i in range(height)) + end

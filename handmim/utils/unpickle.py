@@ -127,12 +127,11 @@ class _Reader(pickle._Unpickler):
 
     def _replace(self, target: Any, built: Any) -> None:
         """Put what was built where its stand-in was noted, a few notes before."""
-        steps = 0
-        for steps, index in enumerate(reversed(self.memo), start=1):
+        for index in reversed(self.memo):
+            self.maker.spend(SLOT)
             if self.memo[index] is target:
                 self.memo[index] = built
                 break
-        self.maker.spend(steps)
 
     def _put_items(self, items: list[Any]) -> None:
         target = self.stack[-1]

@@ -24,7 +24,7 @@ def joints(hand):
 
 
 @pytest.mark.parametrize("unit", METRES)
-def test_the_unit_is_told_and_mended(joints, unit):
+def test_the_unit_is_noted_and_mended(joints, unit):
     scaled = joints / METRES[unit]
     assert unit_of(scaled) == unit
     notes = Notes()
@@ -41,7 +41,7 @@ def test_points_that_are_no_hand_in_any_unit_are_refused(joints, factor):
 
 @pytest.mark.parametrize("order", LABEL_ORDERS)
 @pytest.mark.parametrize("dimensions", [2, 3])
-def test_the_order_is_told_in_space_and_in_the_picture(joints, order, dimensions):
+def test_the_order_is_noted_in_space_and_in_the_image(joints, order, dimensions):
     assert sorted(LABEL_ORDERS[order]) == list(range(21))
     theirs = np.empty_like(joints)
     theirs[:, list(LABEL_ORDERS[order])] = joints  # canonical[i] = theirs[order[i]]
@@ -70,7 +70,7 @@ def test_axes_are_mended_only_where_most_hands_are_behind_the_camera(joints):
     assert [f.level for f in notes.findings] == ["error", "ok", "error"]
 
 
-def test_intrinsics_that_no_camera_of_these_pictures_has():
+def test_intrinsics_that_no_camera_of_these_images_has():
     good = np.array([[600.0, 0, 320], [0, 610, 240], [0, 0, 1]])
     far = good + np.array([[0, 0, 700], [0, 0, 0], [0, 0, 0]])
     stretched = good * [[2, 1, 1], [1, 1, 1], [1, 1, 1]]

@@ -85,40 +85,40 @@ def test_sound_hands_have_no_faults(hands):
         assert arrays.file_sha256[:16] in text
 
 
-def wrong_side(hands, place):
-    shutil.copy(hands / "alone" / "MANO_LEFT.pkl", place / "MANO_RIGHT.pkl")
-    return place / "MANO_RIGHT.pkl"
+def wrong_side(hands, folder):
+    shutil.copy(hands / "alone" / "MANO_LEFT.pkl", folder / "MANO_RIGHT.pkl")
+    return folder / "MANO_RIGHT.pkl"
 
 
-def hostile_hand(hands, place):
-    (place / "MANO_RIGHT.pkl").write_bytes(HOSTILE)
-    return place / "MANO_RIGHT.pkl"
+def hostile_hand(hands, folder):
+    (folder / "MANO_RIGHT.pkl").write_bytes(HOSTILE)
+    return folder / "MANO_RIGHT.pkl"
 
 
-def truncated_hand(hands, place):
+def truncated_hand(hands, folder):
     content = (hands / "MANO_RIGHT.pkl").read_bytes()
-    (place / "MANO_RIGHT.pkl").write_bytes(content[: len(content) // 2])
-    return place / "MANO_RIGHT.pkl"
+    (folder / "MANO_RIGHT.pkl").write_bytes(content[: len(content) // 2])
+    return folder / "MANO_RIGHT.pkl"
 
 
-def absent_hand(hands, place):
-    return place / "MANO_RIGHT.pkl"
+def absent_hand(hands, folder):
+    return folder / "MANO_RIGHT.pkl"
 
 
-def millimetre_hand(hands, place):
+def millimetre_hand(hands, folder):
     from handmim.hand.io import load_hand_arrays
 
     hand = load_hand_arrays(hands / "MANO_RIGHT.pkl")
-    save_npz(place / "right.npz", replace(hand, v_template=hand.v_template * 1e3))
-    return place / "right.npz"
+    save_npz(folder / "right.npz", replace(hand, v_template=hand.v_template * 1e3))
+    return folder / "right.npz"
 
 
 @pytest.mark.parametrize(
     ("plant", "left_shapedirs", "found"),
     [
         (wrong_side, "auto", ("error", "hand-side")),
-        (lambda hands, place: hands / "MANO_LEFT.pkl", "auto", ("warning", "hand-shapedirs")),
-        (lambda hands, place: hands / "MANO_LEFT.pkl", "as_is", ("error", "hand-shapedirs")),
+        (lambda hands, folder: hands / "MANO_LEFT.pkl", "auto", ("warning", "hand-shapedirs")),
+        (lambda hands, folder: hands / "MANO_LEFT.pkl", "as_is", ("error", "hand-shapedirs")),
         (hostile_hand, "auto", ("error", "hand-pickle")),
         (truncated_hand, "auto", ("error", "hand-file")),
         (absent_hand, "auto", ("error", "hand-file")),
@@ -130,7 +130,7 @@ def test_faults_of_hand_files(tmp_path, hands, plant, left_shapedirs, found):
     assert problems(findings) == {found}, findings
 
 
-def test_a_hostile_hand_file_is_refused_by_the_name_of_what_it_wants(tmp_path, hands):
+def test_a_hostile_hand_file_is_refused_by_the_name_that_it_calls(tmp_path, hands):
     findings, arrays = check_hand(hostile_hand(hands, tmp_path), "auto")
     assert arrays is None
     assert "os.system" in findings[0].text
@@ -313,7 +313,7 @@ def listed_twice(root):
 
 
 def trained_on_the_test(root):
-    """A sequence of the evaluation in place of the last training frame."""
+    """A sequence of the evaluation instead of the last training frame."""
     test = (root / "evaluation.txt").read_text().split()[0]
     lines = (root / "train.txt").read_text().split()
     old, new = lines[-1].split("/")[0], test.split("/")[0]
@@ -385,7 +385,7 @@ def test_faults_of_ho3d(tmp_path, sound_ho3d_v2, hand_arrays, plant, found):
     assert problems(findings) == {(level, f"ho3d-v2-{name}")}, findings
 
 
-def test_a_hostile_meta_is_refused_by_the_name_of_what_it_wants(tmp_path, sound_ho3d_v2):
+def test_a_hostile_meta_is_refused_by_the_name_that_it_calls(tmp_path, sound_ho3d_v2):
     root = shutil.copytree(sound_ho3d_v2, tmp_path / "root")
     first_frame(root, "train", "meta").write_bytes(HOSTILE)
     findings = check_ho3d(root, 2, None, 64)
@@ -511,7 +511,7 @@ def test_an_evaluation_without_truth_is_no_fault(
 def test_every_image_is_decoded_where_that_is_wished(
     tmp_path, sound_freihand, sound_ho3d_v2, sound_keypoints, hand_arrays
 ):
-    """Damaged pixels behind a whole head, in an image that no small sample looks at."""
+    """Damaged pixels behind a whole head, in an image that no small sample reads."""
     roots = [shutil.copytree(s, tmp_path / s.name) for s in (
         sound_freihand, sound_ho3d_v2, sound_keypoints
     )]  # fmt: skip

@@ -10,7 +10,7 @@ def of(points: torch.Tensor, batch) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("d", [2, 3])
-def test_true_points_look_alive(d):
+def test_true_points_are_diagnosed_as_alive(d):
     warp = 0.08 * torch.randn(16, 2, 2, 4, 4, generator=torch.Generator().manual_seed(3))
     batch = batch_of(random_maps(16, 2), warp)
     found = of(seen_points(batch, d=d), batch)
@@ -51,7 +51,7 @@ def test_cosine_and_disagreement_match_hand_values():
     assert one["cosine"] == pytest.approx(0.0, abs=1e-6)
 
 
-def test_entropies_of_a_large_batch_look_at_rows_from_all_of_it():
+def test_entropies_of_a_large_batch_are_of_rows_from_all_of_it():
     """A half of uniform rows, a half of certain ones: 300 rows, of which 75 are looked at."""
     probs = torch.cat([torch.full((150, 4), 0.25), torch.eye(4)[:1].expand(150, 4)])
     found = target_diagnostics(probs)

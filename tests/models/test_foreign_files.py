@@ -38,8 +38,8 @@ def saved(path: Path, content: Any) -> str:
 
 def assert_same_patches(vit: Any, net: Any) -> None:
     image = torch.rand(1, 3, 32, 32)
-    wanted = net.forward_features((image - vit.pixel_mean) / vit.pixel_std)
-    torch.testing.assert_close(vit(image).patches, wanted[:, 1:], atol=1e-4, rtol=1e-4)
+    expected = net.forward_features((image - vit.pixel_mean) / vit.pixel_std)
+    torch.testing.assert_close(vit(image).patches, expected[:, 1:], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("prefix", ["module.base_encoder.", "module.", ""])
@@ -131,14 +131,14 @@ def test_weights_under_the_names_of_transformers(kind: str, tmp_path: Path):
     report = load_initial(vit, str(path))
     assert (report.unused, report.warnings) == ({"classifier": 1}, ())
     image = torch.rand(1, 3, 32, 32)
-    wanted = net.forward_features((image - 0.5) / 0.5)
-    torch.testing.assert_close(vit(image).patches, wanted[:, 1:], atol=1e-4, rtol=1e-4)
-    for key, value, words in (
+    expected = net.forward_features((image - 0.5) / 0.5)
+    torch.testing.assert_close(vit(image).patches, expected[:, 1:], atol=1e-4, rtol=1e-4)
+    for key, value, message in (
         ("num_attention_heads", 4, "num_heads=4"),
         ("hidden_act", "gelu_new", "act_layer=gelu_tanh"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | {key: value}))
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=message):
             load_initial(ours(), str(path))
 
 
@@ -230,7 +230,7 @@ KINDS: dict[str, tuple[Callable[[Path], bytes], str]] = {
 @pytest.mark.parametrize("ending", [".pth", ".safetensors", ".pt"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_saved_in_place_of_weights_is_named(kind: str, ending: str, tmp_path: Path):
-    content, words = KINDS[kind]
+    content, message = KINDS[kind]
     path = tmp_path / f"weights{ending}"
     path.write_bytes(content(tmp_path))
     readers: tuple[Callable[[], Any], ...] = (
@@ -238,7 +238,7 @@ def test_what_was_saved_in_place_of_weights_is_named(kind: str, ending: str, tmp
         lambda: load_checkpoint(path),
     )
     for read in readers:
-        with pytest.raises(ValueError, match=words) as raised:
+        with pytest.raises(ValueError, match=message) as raised:
             read()
         assert "weights_only" not in str(raised.value)
         assert "run code" not in str(raised.value)
@@ -289,7 +289,7 @@ BOMBS = {
 @pytest.mark.parametrize("is_zip", [True, False])
 @pytest.mark.parametrize("kind", BOMBS)
 def test_a_small_checkpoint_takes_little_time_and_memory(kind: str, is_zip: bool, tmp_path: Path):
-    raw, words = BOMBS[kind]
+    raw, message = BOMBS[kind]
     path = tmp_path / "bomb.pt"
     path.write_bytes(b"\x80\x02" + raw)
     if is_zip:
@@ -297,7 +297,7 @@ def test_a_small_checkpoint_takes_little_time_and_memory(kind: str, is_zip: bool
             archive.writestr("bomb/data.pkl", b"\x80\x02" + raw)
             archive.writestr("bomb/version", b"3\n")
     start = time.process_time()
-    with pytest.raises(ValueError, match=rf"bomb\.pt .*({words})"):
+    with pytest.raises(ValueError, match=rf"bomb\.pt .*({message})"):
         load_initial(ours(), str(path))
     assert time.process_time() - start < 3.0
 
@@ -315,20 +315,20 @@ def test_damaged_safetensors_are_named_as_such(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [("[" * 100_000, "nests too deeply to read"), ('{"a": 1%s}' % ("0" * 5000), "too many digits")],
 )
-def test_an_index_that_cannot_be_read_is_named_in_our_words(text: str, words: str, tmp_path: Path):
+def test_an_unreadable_index_is_named_plainly(text: str, message: str, tmp_path: Path):
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(text)
-    with pytest.raises(ValueError, match=words) as raised:
+    with pytest.raises(ValueError, match=message) as raised:
         load_initial(ours(), str(index))
     assert index.name in str(raised.value)
     assert not any(word in str(raised.value) for word in ("label", "set_int_max_str_digits"))
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "message"),
     [
         (lambda: {"x": torch.zeros(1).expand(10**12)}, "larger than what is stored"),
         (lambda: nested(30), "refer to each other"),
@@ -339,7 +339,7 @@ def test_an_index_that_cannot_be_read_is_named_in_our_words(text: str, words: st
         (lambda: noise("embeddings.patch_embeddings.weight"), "DINOv3 .* rotary"),
     ],
 )
-def test_tensors_that_cannot_be_used_are_refused(content: Any, words: str, tmp_path: Path):
+def test_tensors_that_cannot_be_used_are_refused(content: Any, message: str, tmp_path: Path):
     path = saved(tmp_path / "a.pth", content())
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         load_initial(ours(), path)

@@ -21,19 +21,19 @@ UNSTATED = "the file does not state its heads"
 SILENT = FILES.keys() - {"own pretraining"}
 
 
-def size_words(text: str) -> dict[str, float]:
+def size_overrides(text: str) -> dict[str, float]:
     """Overrides of the size that an error names, as numbers."""
-    words = re.findall(r"\+\+task\.backbone\.size\.(\w+)=([\d.e-]+)", text)
-    return {key: float(v) if key == "mlp_ratio" else int(v) for key, v in words}
+    overrides = re.findall(r"\+\+task\.backbone\.size\.(\w+)=([\d.e-]+)", text)
+    return {key: float(v) if key == "mlp_ratio" else int(v) for key, v in overrides}
 
 
 def assert_same_features(vit: ViT, net: Any, **tolerance: float) -> None:
     image = torch.rand(2, 3, vit.img_px, vit.img_px)
     tokens = vit(image)
-    wanted = net.forward_features((image - vit.pixel_mean) / vit.pixel_std)
+    expected = net.forward_features((image - vit.pixel_mean) / vit.pixel_std)
     close = {"atol": 1e-5, "rtol": 1e-5} | tolerance
-    torch.testing.assert_close(tokens.cls, wanted[:, 0], **close)
-    torch.testing.assert_close(tokens.patches, wanted[:, 1:], **close)
+    torch.testing.assert_close(tokens.cls, expected[:, 0], **close)
+    torch.testing.assert_close(tokens.patches, expected[:, 1:], **close)
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -127,8 +127,8 @@ def test_timms_cached_weights_and_their_pixel_constants(tmp_path: Path, monkeypa
     report = load_initial(vit, f"timm:{name}")
     assert "pixel constants" in report.folded[0]
     image = torch.rand(1, 3, 224, 224)
-    wanted = net.forward_features((image - 0.5) / 0.5)
-    torch.testing.assert_close(vit(image).cls, wanted[:, 0], atol=1e-4, rtol=1e-4)
+    expected = net.forward_features((image - 0.5) / 0.5)
+    torch.testing.assert_close(vit(image).cls, expected[:, 0], atol=1e-4, rtol=1e-4)
     # DINO's were trained with ImageNet's, as ours.
     cached(tmp_path, "timm/vit_small_patch16_224.dino", net.state_dict())
     with pytest.raises(ValueError, match="width 192 and depth 12"):
@@ -221,7 +221,7 @@ def test_public_weights_under_other_pixels_are_warned_of(tmp_path: Path):
     assert "warning " in report.table()
 
 
-def test_heads_that_a_public_file_does_not_tell_are_warned_of(tmp_path: Path):
+def test_heads_that_a_public_file_does_not_state_are_warned_of(tmp_path: Path):
     size = {"embed_dim": 64, "depth": 2, "num_heads": 1}
     torch.save(theirs(**size).state_dict(), tmp_path / "a.pth")
     (warning,) = load_initial(ours(size=size | {"num_heads": 4}), str(tmp_path / "a.pth")).warnings
@@ -236,7 +236,7 @@ def test_a_file_of_another_size_names_the_overrides_that_fit(tmp_path: Path):
     torch.save(theirs(**size).state_dict(), tmp_path / "a.pth")
     with pytest.raises(ValueError, match="width 64 and depth 3") as raised:
         load_initial(ours(), str(tmp_path / "a.pth"))
-    named = size_words(str(raised.value))
+    named = size_overrides(str(raised.value))
     assert named == {"embed_dim": 64, "depth": 3, "num_heads": 1, "mlp_ratio": 2.0}
     assert load_initial(ours(size=named), str(tmp_path / "a.pth")).missing == ("mask_token",)
     # The size comes first: the pixels of a ViT that cannot fit are beside the point.
@@ -254,7 +254,7 @@ def test_a_ratio_that_is_no_short_decimal_is_named_exactly(tmp_path: Path, width
     mine = SIZE | {"embed_dim": width}
     with pytest.raises(ValueError, match="what differs") as raised:
         load_initial(ours(size=mine), str(tmp_path / "a.pth"))
-    named = size_words(str(raised.value))
+    named = size_overrides(str(raised.value))
     assert set(named) == {"mlp_ratio"}, "nothing but the ratio differs"
     load_initial(ours(size=mine | named), str(tmp_path / "a.pth"))
 
@@ -264,7 +264,7 @@ def test_another_width_names_the_ratio_though_as_many_units_are_hidden(tmp_path:
     torch.save(theirs(**size).state_dict(), tmp_path / "a.pth")
     with pytest.raises(ValueError, match="what differs") as raised:
         load_initial(ours(), str(tmp_path / "a.pth"))
-    assert size_words(str(raised.value)) == size
+    assert size_overrides(str(raised.value)) == size
 
 
 def test_tensors_that_no_size_explains_get_no_advice(tmp_path: Path):
@@ -274,7 +274,7 @@ def test_tensors_that_no_size_explains_get_no_advice(tmp_path: Path):
     assert "give" not in str(raised.value)
 
 
-def test_our_checkpoints_tell_their_heads(tmp_path: Path):
+def test_our_checkpoints_state_their_heads(tmp_path: Path):
     size = {"embed_dim": 64, "depth": 2, "num_heads": 4}
     backbone = {"pixel_norm": "imagenet", "size": size}
     state = {"task": renamed(ours(size=size).net.state_dict(), "student.backbone.net.")}
@@ -292,7 +292,7 @@ def test_an_export_is_as_open_as_the_umask_leaves_it(tmp_path: Path):
     assert len(modes) == 2
 
 
-def test_our_own_files_say_what_they_are(tmp_path: Path):
+def test_our_own_files_state_their_kind(tmp_path: Path):
     path = tmp_path / "backbone.safetensors"
     vit = ours()
     vit.export(path, {"step": "7"})

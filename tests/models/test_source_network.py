@@ -77,9 +77,9 @@ def patch_difference(vit: Any, net: Any) -> float:
     """Norm of the difference of patch tokens relative to timm's."""
     image = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
-        wanted = net.forward_features((image - vit.pixel_mean) / vit.pixel_std)
-        wanted = wanted[:, getattr(net, "num_prefix_tokens", 0) :]
-        return float((vit(image).patches - wanted).norm() / wanted.norm())
+        expected = net.forward_features((image - vit.pixel_mean) / vit.pixel_std)
+        expected = expected[:, getattr(net, "num_prefix_tokens", 0) :]
+        return float((vit(image).patches - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize("states", [False, True], ids=["bare", "stated"])

@@ -63,8 +63,8 @@ def test_two_statements_that_differ_are_refused(tmp_path: Path):
     path = saved(tmp_path / "a.pth", content)
     load_initial(ours(), path)
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 4}))
-    words = r"states its num_heads twice: args\.num_heads=2, config\.json .*num_attention_heads=4"
-    with pytest.raises(ValueError, match=words):
+    message = r"states its num_heads twice: args\.num_heads=2, config\.json .*num_attention_heads=4"
+    with pytest.raises(ValueError, match=message):
         load_initial(ours(), path)
     torch.save(content | {"config": {"num_heads": 3}}, path)
     with pytest.raises(ValueError, match=r"args\.num_heads=2, config\.num_heads=3"):
@@ -72,7 +72,7 @@ def test_two_statements_that_differ_are_refused(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
+    ("config", "message"),
     [
         ({"architecture": "vit_of_mine"}, "architecture vit_of_mine, which timm does not have"),
         ({"model_type": "beit"}, "names beit, which is not known"),
@@ -81,13 +81,13 @@ def test_two_statements_that_differ_are_refused(tmp_path: Path):
         ({"model_type": "vit", "architectures": ["ViTModel"]}, ""),
     ],
 )
-def test_an_unknown_kind_beside_the_weights_is_warned_of(config: Any, words: str, tmp_path: Path):
+def test_an_unknown_kind_beside_the_weights_is_warned_of(config: Any, message: str, tmp_path: Path):
     save_file(theirs().state_dict(), tmp_path / "model.safetensors")
     more = {"num_attention_heads": 2, "hidden_size": 24, "patch_size": 8}
     (tmp_path / "config.json").write_text(json.dumps(config | more))
     warnings = load_initial(ours(), str(tmp_path / "model.safetensors")).warnings
-    assert any("config.json beside it names" in w for w in warnings) == bool(words)
-    assert any(words in w for w in warnings)
+    assert any("config.json beside it names" in w for w in warnings) == bool(message)
+    assert any(message in w for w in warnings)
     assert not any("heads" in w for w in warnings)
     (tmp_path / "config.json").write_text(json.dumps(config | more | {"num_attention_heads": 4}))
     with pytest.raises(ValueError, match=r"4 heads \(required 2\) by config\.json beside it"):
@@ -105,7 +105,7 @@ def test_fixed_positions_alone_refuse_no_heads(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("beside", "words"),
+    ("beside", "message"),
     [
         ({"args": SimpleNamespace(use_rope=True)}, "args.use_rope=true states rotary positions"),
         ({"config": {"vit": {"pos_embed": "rope2d"}}}, "states positions of another kind"),
@@ -117,11 +117,11 @@ def test_fixed_positions_alone_refuse_no_heads(tmp_path: Path):
         ({"args": {"decoder": {"use_rope": True}, "post_norm": None}}, ""),
     ],
 )
-def test_parts_that_only_settings_show_are_warned_of(beside: Any, words: str, tmp_path: Path):
+def test_parts_that_only_settings_show_are_warned_of(beside: Any, message: str, tmp_path: Path):
     path = saved(tmp_path / "a.pth", {"model": theirs().state_dict(), **beside})
     warnings = load_initial(ours(), path).warnings
-    assert any(words in w for w in warnings)
-    assert len(warnings) == 1 + bool(words)
+    assert any(message in w for w in warnings)
+    assert len(warnings) == 1 + bool(message)
 
 
 @pytest.mark.parametrize("name", ["registers", "reg_tokens", "memory_tokens", "embed_norm.weight"])
@@ -132,7 +132,7 @@ def test_parts_under_names_of_their_own_are_refused(name: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("said", "mean", "std"),
+    ("settings", "mean", "std"),
     [
         ({"image_mean": [122.4, 114.75, 102.0], "image_std": [63.75] * 3}, (0.48, 0.45, 0.4), 0.25),
         ({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_normalize": False}, (0, 0, 0), 1),
@@ -143,12 +143,12 @@ def test_parts_under_names_of_their_own_are_refused(name: str, tmp_path: Path):
         ),
     ],
 )
-def test_pixels_are_scaled_as_their_settings_say(said: Any, mean: Any, std: Any, tmp_path: Path):
+def test_pixels_are_scaled_by_their_settings(settings: Any, mean: Any, std: Any, tmp_path: Path):
     net, vit = theirs(), ours()
     save_file(net.state_dict(), tmp_path / "model.safetensors")
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     load_initial(vit, str(tmp_path / "model.safetensors"))
     image = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
-        wanted = net.forward_features((image - torch.tensor(mean).view(3, 1, 1)) / std)
-        torch.testing.assert_close(vit(image).patches, wanted[:, 1:], atol=1e-4, rtol=1e-4)
+        expected = net.forward_features((image - torch.tensor(mean).view(3, 1, 1)) / std)
+        torch.testing.assert_close(vit(image).patches, expected[:, 1:], atol=1e-4, rtol=1e-4)

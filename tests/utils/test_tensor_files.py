@@ -21,8 +21,8 @@ def test_plain_safetensors_reads_the_file(path):
 
 def test_every_changed_byte_of_the_weights_is_refused(path):
     whole = path.read_bytes()
-    for place in range(len(whole)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    for offset in range(len(whole)):
+        path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 1]) + whole[offset + 1 :])
         with pytest.raises(ValueError, match=r"a\.safetensors"):
             read_weights(str(path))
 

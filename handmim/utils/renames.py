@@ -23,7 +23,7 @@ KEYS: dict[str, str] = {
     "table=pixels": "table=masking",
     "table=views": "table=masking",
     "alarms": "collapse",
-    "alarms.deadly": "+collapse.stop_on",
+    "alarms.deadly": "collapse.stop_on",
     "alarms.hook": "collapse",
     "alarms.stop_after": "collapse.patience",
     "alarms.thresholds": "+collapse.thresholds",

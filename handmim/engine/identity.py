@@ -109,8 +109,12 @@ def deciding(config: Any, by: By, key: str = "") -> Any:
     return {
         name: deciding(value, by, keys[name])
         for name, value in config.items()
-        if is_compared(keys[name], by)
+        if is_compared(keys[name], by) or _is_partly_compared(keys[name], by)
     }
+
+
+def _is_partly_compared(key: str, by: By) -> bool:
+    return any(below.startswith(f"{key}.") and by in who for below, who in KEYS.items())
 
 
 def check_same_run(

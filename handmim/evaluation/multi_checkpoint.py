@@ -8,17 +8,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from handmim.engine.identity import By, deciding
 from handmim.engine.saved_config import OF_RUNS, require
 from handmim.evaluation.load_model import read_model_checkpoint
 from handmim.reports.averages import CheckpointFacts
 from handmim.utils.config import differences, flatten
 
 log = logging.getLogger(__name__)
-
-# Places and processes: they change no figure.
-FREE = ("cache_dir", "num_workers", "hand_path")
-# Settings of networks that training alone looks at.
-FREE_OF_NETWORKS = ("drop_path_rate", "dropout", "detach", "heatmaps", "silhouette")
 
 
 def expanded(given: Sequence[str]) -> list[str]:
@@ -74,22 +70,9 @@ def check_comparable(paths: Sequence[str], data: DictConfig | None) -> list[Chec
 
 
 def what_is_scored(saved: Mapping[str, Any], data: DictConfig | None) -> dict[str, Any]:
-    """Leaves that figures of two checkpoints must share to be averaged, by dotted name."""
+    """Leaves that metrics of two checkpoints must share to be averaged, by dotted name."""
     config = saved["config"]
     chosen: Any = config["data"] if data is None else OmegaConf.to_container(data)
-    head = {key: value for key, value in config["task"]["head"].items() if key != "hand"}
-    shared = {
-        "hand": saved["meta"].get("hand_sha256"),
-        "task": {"backbone": config["task"]["backbone"], "head": head},
-        "augment": {key: config["augment"][key] for key in ("img_px", "scale")},
-        "data": {
-            "evaluated": chosen.get("test") or chosen.get("val"),
-            "benchmark": chosen.get("benchmark"),
-            "placement": chosen.get("placement"),
-        },
-    }
-    return {
-        k: v
-        for k, v in flatten(shared).items()
-        if k.split(".")[-1] not in (*FREE, *FREE_OF_NETWORKS)
-    }
+    evaluated = {**chosen, "test": chosen.get("test") or chosen.get("val"), "val": None}
+    compared = deciding({**config, "data": evaluated}, By.MEAN)
+    return flatten({"hand": saved["meta"].get("hand_sha256"), **compared})

@@ -88,9 +88,12 @@ def declared(key: str) -> By | None:
 
 
 def is_compared(key: str, by: By) -> bool:
-    """Whether `by` compares a key; one that is not declared always counts."""
+    """Whether `by` compares a key, or some below it; one that is not declared always counts."""
     who = declared(key)
-    return who is None or by in who
+    below = [other for name, other in KEYS.items() if name.startswith(f"{key}.")]
+    if who is None and not below:
+        return True
+    return any(by in other for other in (*below, *([] if who is None else [who])))
 
 
 def deciding(config: Any, by: By, key: str = "") -> Any:
@@ -109,12 +112,8 @@ def deciding(config: Any, by: By, key: str = "") -> Any:
     return {
         name: deciding(value, by, keys[name])
         for name, value in config.items()
-        if is_compared(keys[name], by) or _is_partly_compared(keys[name], by)
+        if is_compared(keys[name], by)
     }
-
-
-def _is_partly_compared(key: str, by: By) -> bool:
-    return any(below.startswith(f"{key}.") and by in who for below, who in KEYS.items())
 
 
 def check_same_run(

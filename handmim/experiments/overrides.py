@@ -87,6 +87,6 @@ def decisive(cfg: DictConfig) -> dict[str, Any]:
 
     Raises: ValueError naming the values that are missing.
     """
-    plain = resolved(cfg)
-    precision = plain.get("machine", {}).get("precision")
-    return {**deciding(plain, By.TABLE), "precision": precision}
+    plain = deciding(resolved(cfg), By.TABLE)
+    machine = plain.pop("machine", {})
+    return {**plain, "precision": machine.get("precision")}

@@ -48,17 +48,15 @@ def test_who_compares_what():
         "data": {"root": "here", "train": {"cache_dir": "c", "exclude": []}, "val": {"num": 4}},
         "trainer": {"max_steps": 9, "save_every": 2},
     }
-    task = config["task"]
-    assert deciding(config, By.RESUME) == {
-        "machine": {"precision": "32-true"}, "task": task, "data": {"train": {}}, "trainer": {"max_steps": 9},
-    }  # fmt: skip
-    assert deciding(config, By.TABLE) == {
-        "machine": {"precision": "32-true"}, "task": task, "data": {"root": "here", "train": {}, "val": {"num": 4}},
-        "trainer": {"max_steps": 9},
-    }  # fmt: skip
+    shared = {"machine": {"precision": "32-true"}, "task": config["task"]}
+    shared["trainer"] = {"max_steps": 9}
+    assert deciding(config, By.RESUME) == shared | {"data": {"train": {}}}
+    data = {"root": "here", "train": {}, "val": {"num": 4}}
+    assert deciding(config, By.TABLE) == shared | {"data": data}
     assert deciding(config, By.MEAN) == {
-        "task": {"backbone": {"depth": 2}}, "data": {"val": {"num": 4}},
-    }  # fmt: skip
+        "task": {"backbone": {"depth": 2}},
+        "data": {"val": {"num": 4}},
+    }
     assert declared("machine.precision") == By.RUN
 
 

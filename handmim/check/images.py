@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from handmim.check.tree import decoded_sizes
-from handmim.data.annotation_checks import check_annotations, check_groups, missing_images
+from handmim.data.annotation_checks import check_annotations
 from handmim.data.annotation_fields import FORM
 from handmim.data.annotations import Annotations, read_annotations
 from handmim.data.crops import find_photos, labelled_benchmarks
+from handmim.data.keypoints import check_groups, missing_images
 from handmim.hand.skeleton import NUM_JOINTS
 from handmim.images.decode import UnreadableImage, read_image
 from handmim.images.files import ENDINGS

@@ -1,6 +1,6 @@
-"""What the numbers of an annotation file mean: file sizes, units, order, axes, sides."""
+"""What the numbers of a keypoint file mean: sizes, units, order, axes, sides, cameras, copies."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.data.annotation_fields import FORM
-from handmim.data.annotation_hands import NORMALISED_PX, check_cameras, check_entries, check_view
 from handmim.data.annotations import Annotations, Hand
+from handmim.data.label_checks import usable
 from handmim.data.samples import MIN_SIDE_PX
-from handmim.hand.conventions import mirror_points
+from handmim.hand.conventions import mirror_points, project_px
 from handmim.hand.label_checks import (
     FEWEST,
+    FEWEST_SIDED,
     note_bones,
     note_side,
     settle_order,
@@ -25,54 +26,19 @@ from handmim.utils.findings import Level, Notes, level_of, shown
 Array = NDArray[np.float64]
 
 FEW_OUTSIDE, MANY_OUTSIDE = 0.02, 0.3  # shares of labelled keypoints
+# A hand of pixels cannot lie within 1.5 px of the corner; normalised ones may pass 1 a little.
+NORMALISED_PX = 1.5
 PERCENT, PERCENT_REACH, LARGE_PX = 100.0, 80.0, 200.0
 # Photos of hands of different people reach 0.8 to 1.2 of the image (99 % quantile).
 ENLARGED = 0.6
 AGREES, OPPOSES = 0.3, -0.5  # correlation of 3D with 2D: 0.93 to 0.99 in labels of detectors
-ROTATED = 5  # EXIF orientations from which on width and height change places
-
-
-def group_images(annotations: Annotations, split_by: str) -> list[str]:
-    """The group of every image, whose hands stay on one side of a split.
-
-    Args:
-        annotations: of a file.
-        split_by: field of `images`; an image without it is a group of its own, together with the
-            other entries of its file.
-    """
-    alone: dict[str, str] = {}
-    groups = []
-    for image in annotations.images:
-        own = alone.setdefault(image["file_name"], str(image["id"]))
-        stated = image.get(split_by)
-        groups.append(own if stated is None else str(stated))
-    return groups
-
-
-def check_groups(annotations: Annotations, split_by: str, notes: Notes) -> None:
-    """Note images that lack the field by which a file is split.
-
-    Raises: ValueError for a field other than the default that no image has.
-    """
-    stated = [str(i[split_by]) for i in annotations.images if i.get(split_by) is not None]
-    num, groups = len(annotations.images), len(set(stated))
-    if not stated and split_by != "subject":
-        raise ValueError(f"none of {num} images has the field {split_by!r} (data.split_by)")
-    notes.judge(
-        len(stated) == num and groups > 1,
-        "keypoints-subjects",
-        f"{groups} values of {split_by!r}; {num - len(stated)} of {num} images have none",
-        f"without {split_by!r} in each of `images`, images of one person fall on both sides of the "
-        "split (data.split_by names another field)",
-        bad="warning",
-    )
-
-
-def missing_images(annotations: Annotations, root: Path) -> list[str]:
-    """File names of images with hands that are not below the folder."""
-    used = {hand.image for hand in annotations.hands}
-    names = [annotations.images[i]["file_name"] for i in sorted(used)]
-    return [name for name in names if not (root / name).is_file()]
+ROTATED = 5  # EXIF orientations from which on width and height are exchanged
+HAND_M = (0.01, 2.0)  # size of any hand
+BOX_SLACK = 0.25  # of the box's longer side; a corner instead of the size makes it larger
+FEWEST_POINTS = 3  # keypoints from which on two hands are not the same by chance
+OFF_SHARE = 0.2  # of the keypoints' extent
+# Hands of six public sets point up (55 to 100 %, by less than 45 degrees) or in all directions.
+SHOW_BACKS, POINT_AWAY = 0.6, 0.7
 
 
 def check_annotations(annotations: Annotations, root: Path, notes: Notes) -> None:
@@ -87,8 +53,13 @@ def check_annotations(annotations: Annotations, root: Path, notes: Notes) -> Non
     if not hands:
         notes.error("keypoints-file", "no annotation holds a hand", "see the other findings")
         return
-    _check_names(notes, annotations)
-    check_entries(notes, annotations)
+    counts = Counter(image["file_name"] for image in images)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:  # two photos of one name, or photos labelled twice
+        text = f"{len(twice)} files stand under several image ids: {shown(twice)}"
+        fix = "were two folders joined, whose images share names? then labels are on wrong images"
+        notes.warning("keypoints-names", text, fix)
+    _check_entries(notes, annotations)
     used = sorted({hand.image for hand in hands})
     heads = np.zeros((len(images), 3), np.int64)
     heads[used] = image_heads([root / images[i]["file_name"] for i in used])
@@ -98,28 +69,71 @@ def check_annotations(annotations: Annotations, root: Path, notes: Notes) -> Non
         text = f"no keypoint of {len(hands)} hands is labelled (visibility > 0)"
         notes.error("keypoints-2d", text, "keypoints are x, y, visibility; 2 is visible")
         return
-    rows = heads[[hand.image for hand in hands]]
-    _check_2d(notes, hands, values, rows)
-    check_cameras(notes, hands)
+    _check_2d(notes, hands, values, heads[[hand.image for hand in hands]])
+    _check_cameras(notes, hands)
     if not notes.failed("keypoints-normalised", "keypoints-swapped"):
         whole = values[(values[..., 2] > 0).all(axis=1)][..., :2]
         if len(whole):
             settle_order(notes, "keypoints", whole, "canonical", "keypoints")
         if all(hand.joints is None for hand in hands):
-            check_view(notes, hands, values)
+            _check_view(notes, hands, values)
     _check_3d(notes, hands)
 
 
-def _check_names(notes: Notes, annotations: Annotations) -> None:
-    """One file under several ids: two photos of one name, or photos labelled twice."""
-    counts = Counter(image["file_name"] for image in annotations.images)
-    twice = [name for name, count in counts.items() if count > 1]
-    if twice:
-        notes.warning(
-            "keypoints-names",
-            f"{len(twice)} files stand under several image ids: {shown(twice)}",
-            "were two folders joined, whose images share names? then labels are on wrong images",
-        )
+def _check_entries(notes: Notes, annotations: Annotations) -> None:
+    """Copies in one image or several, confidences as visibilities, keypoints beside their box."""
+    hands, seen = annotations.hands, set()
+    odd: dict[str, list[str]] = {"copies": [], "visibility": [], "box": []}
+    images_of: defaultdict[bytes, dict[str, str]] = defaultdict(dict)
+    for hand in hands:
+        points = hand.keypoints[hand.keypoints[:, 2] > 0]
+        if not len(points):
+            continue
+        key = (annotations.images[hand.image]["file_name"], points.tobytes())
+        if key in seen:
+            odd["copies"].append(hand.entry)
+        seen.add(key)
+        if len(points) >= FEWEST_POINTS:
+            images_of[key[1]].setdefault(key[0], hand.entry)
+        if not np.isin(points[:, 2], (1, 2)).all():
+            odd["visibility"].append(hand.entry)
+        if hand.box is not None and _is_beside(points[:, :2], hand.box):
+            odd["box"].append(hand.entry)
+    for name, text, fix in (
+        ("copies", "repeat another hand of their image", "take the copies out"),
+        (
+            "visibility",
+            "have a visibility other than 0, 1 and 2: all above 0 count as labelled",
+            "give confidences as keypoint_scores, and 0 where a keypoint is not to be used",
+        ),
+        (
+            "box",
+            "lie outside of their own bbox (x, y, width, height)",
+            "are keypoints relative to their crop, or of another image?",
+        ),
+    ):
+        if odd[name]:
+            text = f"{len(odd[name])} of {len(hands)} hands {text}: {shown(odd[name])}"
+            notes.warning(f"keypoints-{name}", text, fix)
+    repeated = [entry for same in images_of.values() if len(same) > 1 for entry in same.values()]
+    most = max(map(len, images_of.values()), default=0)
+    notes.judge(
+        not repeated,
+        "keypoints-repeated",
+        f"{len(repeated)} of {len(hands)} hands have the same keypoints as a hand of another "
+        f"image, up to {most} images alike: {shown(repeated)}",
+        "give every image its own labels; fine for copies of one image",
+        bad="error" if most >= FEWEST_SIDED and most > len(hands) / 2 else "warning",
+    )
+
+
+def _is_beside(points_px: Array, box_px: Array) -> bool:
+    low, side = box_px[:2], box_px[2:]
+    if not (side > NORMALISED_PX).all():
+        return False
+    slack = side.max() * BOX_SLACK
+    far = (points_px < low - slack) | (points_px > low + side + slack)
+    return bool(far.any(axis=1).mean() > 0.5)
 
 
 def _check_sizes(
@@ -140,27 +154,29 @@ def _check_sizes(
         if stated != upright:
             text = f"{image['file_name']} ({stated[0]:g} x {stated[1]:g}, the image has "
             (unrotated if stated == stored else other).append(f"{text}{upright[0]} x {upright[1]})")
+    num = len(used)
     if unreadable:
-        bad: Level = "error" if len(unreadable) == len(used) else "warning"
-        text = f"{len(unreadable)} of {len(used)} images with hands cannot be read: "
+        bad: Level = "error" if len(unreadable) == num else "warning"
+        text = f"{len(unreadable)} of {num} images with hands cannot be read: "
         fix = "take them out of the annotations, or copy them again"
         notes.judge(False, "keypoints-decode", text + shown(unreadable), fix, bad=bad)
-    notes.judge(
-        not other,
-        "keypoints-size",
-        f"{len(other)} of {len(used)} images have another size than the file says: {shown(other)}",
-        "were they resized after labelling? take the originals, or scale the keypoints and "
-        "correct width and height",
-        bad=level_of(len(other), len(used)),
-    )
-    notes.judge(
-        not unrotated,
-        "keypoints-exif",
-        f"{len(unrotated)} of {len(used)} images were labelled without their EXIF rotation: "
-        f"{shown(unrotated)}",
-        "images are read upright: rotate the keypoints, or store the images without EXIF",
-        bad=level_of(len(unrotated), len(used)),
-    )
+    for name, found, text, fix in (
+        (
+            "size",
+            other,
+            "have another size than the file states",
+            "were they resized after labelling? take the originals, or scale the keypoints and "
+            "correct width and height",
+        ),
+        (
+            "exif",
+            unrotated,
+            "were labelled without their EXIF rotation",
+            "images are read upright: rotate the keypoints, or store the images without EXIF",
+        ),
+    ):
+        text = f"{len(found)} of {num} images {text}: {shown(found)}"
+        notes.judge(not found, f"keypoints-{name}", text, fix, bad=level_of(len(found), num))
 
 
 def _outside(points: Array, seen: NDArray[np.bool_], size: Array) -> float:
@@ -232,11 +248,62 @@ def _check_reach(notes: Notes, points: Array, seen: NDArray[np.bool_], size: Arr
         )
 
 
+def _check_cameras(notes: Notes, hands: Sequence[Hand]) -> None:
+    """Whether K is a camera's, and projects the 3D keypoints onto the 2D ones."""
+    cameras = [(hand, hand.K) for hand in hands if hand.K is not None]
+    if not cameras:
+        return
+    good = usable(np.stack([K for _, K in cameras]))
+    odd = [hand.entry for (hand, _), is_good in zip(cameras, good, strict=True) if not is_good]
+    form = "K is [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in px, left out where it is not known"
+    text = f"K of {len(odd)} of {len(cameras)} hands is no camera's: {shown(odd)}"
+    notes.judge(not odd, "keypoints-k", text, form)
+    off = [] if odd else [hand.entry for hand, K in cameras if _projects_elsewhere(hand, K)]
+    if off:
+        text = f"K projects keypoints_3d of {len(off)} of {len(cameras)} hands elsewhere than "
+        fix = "with a K, keypoints_3d are in the camera's coordinates; leave K out if they are not"
+        notes.warning("keypoints-projection", f"{text}keypoints: {shown(off)}", fix)
+
+
+def _projects_elsewhere(hand: Hand, K_px: Array) -> bool:
+    seen = hand.keypoints[:, 2] > 0
+    if hand.joints is None or hand.joints_valid is None or not seen.any():
+        return False
+    both = seen & hand.joints_valid
+    points, joints = hand.keypoints[both, :2], hand.joints[both]
+    if not len(points) or not (joints[:, 2] > 0).all():
+        return True
+    miss_px = np.median(np.abs(project_px(joints, K_px) - points))
+    return bool(miss_px > OFF_SHARE * np.ptp(points))
+
+
+def _check_view(notes: Notes, hands: Sequence[Hand], values: Array) -> None:
+    """Hands that are upside down or lie, seen from the back by their sides: exchanged axes?"""
+    whole = (values[..., 2] > 0).all(axis=1)
+    if whole.sum() < FEWEST_SIDED or any(
+        f.name == "keypoints-side" and f.level == "warning" for f in notes.findings
+    ):
+        return
+    points = values[whole][..., :2]
+    is_right = np.array([hand.is_right for hand in hands])[whole]
+    index, middle, little = (points[:, k] - points[:, 0] for k in (5, 9, 17))
+    cross = index[:, 0] * little[:, 1] - index[:, 1] * little[:, 0]
+    backs = float(((cross > 0) == is_right).mean())
+    down = float((middle[:, 1] > np.abs(middle[:, 0])).mean())
+    left = float((-middle[:, 0] > np.abs(middle[:, 1])).mean())
+    where, share = max(("down", down), ("left", left), key=lambda pair: pair[1])
+    if backs > SHOW_BACKS and share > POINT_AWAY:
+        text = f"{share:.0%} of the hands point {where} and {backs:.0%} show their backs, by their "
+        text += "sides and 2D keypoints alone"
+        fix = "fine for hands seen so; else y runs up instead of down, or x and y are exchanged"
+        notes.warning("keypoints-view", text, fix)
+
+
 def _check_3d(notes: Notes, hands: Sequence[Hand]) -> None:
     whole = [h for h in hands if h.joints_valid is not None and h.joints_valid.all()]
-    have = sum(hand.joints is not None for hand in hands)
-    text = f"{have} of {len(hands)} hands have 3D keypoints" if have else "no 3D keypoints"
-    notes.ok("keypoints-3d", text + ("" if have else ": 2D losses only"))
+    num = sum(hand.joints is not None for hand in hands)
+    text = f"{num} of {len(hands)} hands have 3D keypoints" if num else "no 3D keypoints"
+    notes.ok("keypoints-3d", text + ("" if num else ": 2D losses only"))
     if not whole:
         return
     where = "keypoints_3d"
@@ -246,8 +313,13 @@ def _check_3d(notes: Notes, hands: Sequence[Hand]) -> None:
     except ValueError as error:
         notes.error("keypoints-unit", str(error), f"{where} are in metres: {FORM}")
         return
-    if not notes.failed("keypoints-unit"):
-        _check_extents(notes, whole, joints)
+    extent = np.linalg.norm(np.ptp(joints, axis=1), axis=1)
+    pairs = [(h.entry, m) for h, m in zip(whole, extent, strict=True)]
+    odd = [f"{entry} ({m:.3g} m)" for entry, m in pairs if not HAND_M[0] <= m <= HAND_M[1]]
+    if odd and not notes.failed("keypoints-unit"):
+        fix = f"{where} are in metres: were files of several units joined? leave out empty ones"
+        text = f"{len(odd)} of {len(whole)} hands have no hand's size in {where}: {shown(odd)}"
+        notes.error("keypoints-unit", text, fix)
     joints = settle_order(notes, "keypoints", joints, "canonical", where)
     if notes.failed("keypoints-order"):
         return
@@ -256,20 +328,6 @@ def _check_3d(notes: Notes, hands: Sequence[Hand]) -> None:
     if not notes.failed("keypoints-axes"):
         is_right = np.array([hand.is_right for hand in whole])[:, None, None]
         note_side(notes, "keypoints", np.where(is_right, joints, mirror_points(joints)), where)
-
-
-def _check_extents(notes: Notes, hands: Sequence[Hand], joints_m: Array) -> None:
-    """Single hands far from any hand's size in a file of metres: other units, zeros."""
-    extent = np.linalg.norm(np.ptp(joints_m, axis=1), axis=1)
-    odd = [
-        f"{hand.entry} ({size:.3g} m)"
-        for hand, size in zip(hands, extent, strict=True)
-        if not 0.01 <= size <= 2.0
-    ]
-    if odd:
-        fix = "keypoints_3d are in metres: were files of several units joined? leave out empty ones"
-        text = f"{len(odd)} of {len(hands)} hands have no hand's size in keypoints_3d: {shown(odd)}"
-        notes.error("keypoints-unit", text, fix)
 
 
 def _check_axes(notes: Notes, joints_m: Array, keypoints: Array) -> None:

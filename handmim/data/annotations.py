@@ -1,7 +1,7 @@
 """COCO-style keypoint files: read, checked entry by entry, and turned into arrays.
 
-`annotation_checks` looks at what the numbers mean. Errors are findings, so that the doctor reports
-all of them; `load_annotations` refuses the file for any.
+Errors are findings, so that the doctor reports all of them. `annotation_checks` checks what the
+numbers mean.
 """
 
 import posixpath

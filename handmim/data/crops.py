@@ -25,6 +25,7 @@ from handmim.images.files import ImageTree, find_images
 from handmim.images.formats import printable, shown
 from handmim.images.maps import LABELS, NORMALS, find_maps
 from handmim.types import CropSample
+from handmim.utils.arguments import one_of
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def find_photos(
 
 
 def log_left_out(tree: ImageTree) -> None:
-    """What is left out of a tree, and labelled benchmarks in it, as log lines."""
+    """Log the files that are left out of a tree, and labelled benchmarks in it."""
     account = tree.account()
     if account is not None:
         log.log(logging.WARNING if tree.is_remarkable else logging.INFO, account)
@@ -99,7 +100,7 @@ def square(image: NDArray[np.uint8], side: int, fit: str) -> NDArray[np.uint8]:
 
     Args:
         image: [H, W, 3].
-        side: wanted size in pixels.
+        side: of the result in pixels.
         fit: "contain" keeps everything and continues the short sides by reflection; "cover" cuts
             the long ones.
     """
@@ -107,8 +108,8 @@ def square(image: NDArray[np.uint8], side: int, fit: str) -> NDArray[np.uint8]:
     height, width = image.shape[:2]
     scale = side / (max(height, width) if fit == "contain" else min(height, width))
     new = max(1, round(width * scale)), max(1, round(height * scale))
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    image = cv2.resize(image, new, interpolation=how) if (width, height) != new else image
+    interpolation = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    image = cv2.resize(image, new, interpolation=interpolation) if (width, height) != new else image
     height, width = image.shape[:2]
     if fit == "cover":
         top, left = (height - side) // 2, (width - side) // 2
@@ -121,15 +122,12 @@ def square(image: NDArray[np.uint8], side: int, fit: str) -> NDArray[np.uint8]:
 
 
 def check_grouping(group_by: str) -> None:
-    """Raises: ValueError for a grouping that there is not."""
-    if group_by not in GROUPINGS:
-        raise ValueError(
-            f"group_by must be one of {GROUPINGS}, got {group_by!r} (data.train.group_by)"
-        )
+    """Raises: ValueError for an unknown grouping."""
+    one_of("group_by", group_by, GROUPINGS)
 
 
 def group_of(name: str, group_by: str) -> str | None:
-    """Group of a picture, by its relative path."""
+    """Group of an image, by its relative path."""
     return Path(name).parent.as_posix() if group_by == "folder" else None
 
 
@@ -179,8 +177,7 @@ class CropFolder(Dataset[CropSample]):
         include_all: bool = False,
         max_megapixels: float = MAX_MEGAPIXELS,
     ) -> None:
-        if fit not in FITS:
-            raise ValueError(f"fit must be one of {FITS}, got {fit!r} (data.train.fit)")
+        one_of("fit", fit, FITS)
         check_grouping(group_by)
         self.group_by, self.max_megapixels = group_by, max_megapixels
         self.root, self.image_px, self.fit = Path(root), image_px, fit
@@ -203,7 +200,6 @@ class CropFolder(Dataset[CropSample]):
             log.warning(text, repeated, num, where)
 
     def _find_unreadable(self, names: list[str]) -> dict[str, str]:
-        """Why an image cannot be read, by name."""
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             reasons = pool.map(self._reason, names)
             return {n: reason for n, reason in zip(names, reasons, strict=True) if reason}

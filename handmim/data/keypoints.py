@@ -9,12 +9,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from handmim.data.annotation_checks import (
-    check_annotations,
-    check_groups,
-    group_images,
-    missing_images,
-)
+from handmim.data.annotation_checks import check_annotations
 from handmim.data.annotations import Annotations, read_annotations
 from handmim.data.datasets import digest_of, files_digest
 from handmim.data.samples import (
@@ -27,6 +22,7 @@ from handmim.data.samples import (
 )
 from handmim.images.decode import read_image
 from handmim.types import HandSample
+from handmim.utils.arguments import one_of
 from handmim.utils.findings import Notes
 
 log = logging.getLogger(__name__)
@@ -35,8 +31,51 @@ OPTION = "data or probe: annotations=FILE.json"
 SPLITS = ("train", "val", "all")
 
 
+def group_images(annotations: Annotations, split_by: str) -> list[str]:
+    """The group of every image, whose hands stay on one side of a split.
+
+    Args:
+        annotations: of a file.
+        split_by: field of `images`; an image without it is a group of its own, together with the
+            other entries of its file.
+    """
+    alone: dict[str, str] = {}
+    groups = []
+    for image in annotations.images:
+        own = alone.setdefault(image["file_name"], str(image["id"]))
+        stated = image.get(split_by)
+        groups.append(own if stated is None else str(stated))
+    return groups
+
+
+def check_groups(annotations: Annotations, split_by: str, notes: Notes) -> None:
+    """Note images that lack the field by which a file is split.
+
+    Raises: ValueError for a field other than the default that no image has.
+    """
+    stated = [str(i[split_by]) for i in annotations.images if i.get(split_by) is not None]
+    num, groups = len(annotations.images), len(set(stated))
+    if not stated and split_by != "subject":
+        raise ValueError(f"none of {num} images has the field {split_by!r} (data.split_by)")
+    notes.judge(
+        len(stated) == num and groups > 1,
+        "keypoints-subjects",
+        f"{groups} values of {split_by!r}; {num - len(stated)} of {num} images have none",
+        f"without {split_by!r} in each of `images`, images of one person fall on both sides of the "
+        "split (data.split_by names another field)",
+        bad="warning",
+    )
+
+
+def missing_images(annotations: Annotations, root: Path) -> list[str]:
+    """File names of images with hands that are not below the folder."""
+    used = {hand.image for hand in annotations.hands}
+    names = [annotations.images[i]["file_name"] for i in sorted(used)]
+    return [name for name in names if not (root / name).is_file()]
+
+
 def load_annotations(path: Path, root: Path, notes: Notes) -> Annotations:
-    """Read a file and check it against its images, as training and the doctor do.
+    """Read a file and check it against its images.
 
     Args:
         path: JSON file.
@@ -57,35 +96,23 @@ def load_annotations(path: Path, root: Path, notes: Notes) -> Annotations:
 
 
 def _numbered(names: Iterable[str]) -> list[str]:
-    """Names told apart: the second of one name is name#2."""
+    """Distinct names: the second of one name is name#2."""
     count: Counter[str] = Counter()
-    told = []
+    numbered = []
     for name in names:
         count[name] += 1
-        told.append(name if count[name] == 1 else f"{name}#{count[name]}")
-    return told
+        numbered.append(name if count[name] == 1 else f"{name}#{count[name]}")
+    return numbered
 
 
 class KeypointPhotos(Dataset[HandSample]):
     """Square crops about the keypoints, in canonical order (wrist, thumb .. little).
 
-    Annotations follow COCO: `images` with id, file_name and perhaps the split field; `annotations`
-    with image_id, `keypoints` (21 x (x px, y px, visibility)) and perhaps
-
-    - `keypoints_3d`: 21 x 3 metres, x right, y down, z away from the camera, any origin; or 21 x 4
-      with a visibility;
-    - `K`: 3 x 3 intrinsics in px, when the 3D points are in camera coordinates;
-    - `keypoint_scores`: 21 confidences of the 2D keypoints in [0, 1], as detectors give them;
-    - `handedness`, `hand_type`, `is_right` or another field of `hand_sides.KNOWN`: the side of the
-      hand, right where no annotation states one;
-    - `category_id`: what the hand shows, where there are several categories.
-
-    COCO-WholeBody's `lefthand_kpts` and `righthand_kpts` are read instead of `keypoints` where an
-    annotation has them: up to two hands. The whole file is checked at the start (`annotations`,
-    `annotation_checks`): errors refuse it, warnings are logged.
+    data/README.md lists the fields of the file. All of it is checked at the start: errors refuse it,
+    warnings are logged.
 
     Args:
-        root: folder of the pictures.
+        root: folder of the images.
         annotations: JSON file.
         split: "train", "val" or "all".
         split_by: field of `images` whose values stay together; images count alone where they lack
@@ -112,10 +139,9 @@ class KeypointPhotos(Dataset[HandSample]):
         image_px: int = 96,
         in_memory: bool = False,
     ) -> None:
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {SPLITS}, got {split!r}")
+        one_of("split", split, SPLITS)
         self.root, self.crop_scale, self.image_px = Path(root), crop_scale, image_px
-        self._kept: dict[int, HandSample] | None = {} if in_memory else None
+        self._crops: dict[int, HandSample] | None = {} if in_memory else None
         self.annotations = path = Path(annotations)
         notes = Notes()
         content = load_annotations(path, self.root, notes)
@@ -155,42 +181,42 @@ class KeypointPhotos(Dataset[HandSample]):
 
     def __getstate__(self) -> dict[str, Any]:
         # every process keeps its own
-        return self.__dict__ | {"_kept": None if self._kept is None else {}}
+        return self.__dict__ | {"_crops": None if self._crops is None else {}}
 
     def __getitem__(self, index: int) -> HandSample:
-        if self._kept is None:
+        if self._crops is None:
             return self._cut(index)
-        if index not in self._kept:
-            self._kept[index] = self._cut(index)
-        return self._kept[index]
+        if index not in self._crops:
+            self._crops[index] = self._cut(index)
+        return self._crops[index]
 
     def class_of(self, index: int) -> Any:
         """The annotation's `category_id`; None in a file that has one category only."""
         return self.hands[index].category if self._has_classes else None
 
     def label_id(self, index: int) -> str:
-        """The picture's file name; with #2, #3 for its further hands, in the file's order."""
+        """The image's file name; with #2, #3 for its further hands, in the file's order."""
         return self._label_ids[index]
 
     def _cut(self, index: int) -> HandSample:
         hand, name = self.hands[index], self.file_names[index]
-        picture = read_image(self.root / name)
+        image = read_image(self.root / name)
         valid = hand.keypoints[:, 2] > 0
         kp_px = hand.keypoints[:, :2].copy()
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         whole = np.array([0.0, 0.0, width, height])
         box = box_of_points(kp_px[valid]) if valid.any() else whole
         kp_px[~valid] = (box[:2] + box[2:]) / 2
         crop_from_img = crop_map(box, self.crop_scale, self.image_px)
         return hand_sample(
-            cut(picture, crop_from_img, self.image_px),
+            cut(image, crop_from_img, self.image_px),
             name,
             is_right=hand.is_right,
             K_crop_px=None if hand.K is None else carry_intrinsics(crop_from_img, hand.K),
             kp2d_crop_px=carry_points(crop_from_img, kp_px),
             kp2d_valid=valid,
             kp2d_conf=hand.scores,
-            # joints that are hidden in the image keep their 3D label
+            # occluded joints keep their 3D label
             joints_cam_m=hand.joints,
             joints_valid=hand.joints_valid,
         )

@@ -1,5 +1,4 @@
-"""Rendered hands with full truth: drawn once by several processes into a cache, then read from
-memory maps."""
+"""Rendered hands with full ground truth: rendered once into a cache, then read by memory map."""
 
 import hashlib
 import json
@@ -17,13 +16,13 @@ from handmim.hand.io import load_hand_arrays
 from handmim.render.cache import open_split, read_sample, render_split
 from handmim.render.scene import RENDERER_VERSION, SceneSettings
 from handmim.types import HandSample
+from handmim.utils.arguments import at_least
 
 
 def cache_name(file_sha256: str, settings: SceneSettings, seed: int) -> str:
-    """Folder name that changes whenever the pictures would: hand file, settings, seed,
-    renderer."""
+    """Folder name that changes with the images: hand file, settings, seed, renderer."""
     facts = [RENDERER_VERSION, file_sha256, settings.plain(), seed]
-    if settings.photos_dir is not None:  # other photos make other pictures
+    if settings.photos_dir is not None:  # other photos make other images
         photos = sorted(p for p in Path(settings.photos_dir).rglob("*") if p.is_file())
         facts.append([[p.name, p.stat().st_size] for p in photos])
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
@@ -35,14 +34,13 @@ class SyntheticHands(Dataset[HandSample]):
 
     Args:
         hand_path: hand model to draw.
-        split: "train", "val" or "test": disjoint draws of pose, shape, light and place.
-        num: pictures; picture i does not depend on it, so a larger cache serves smaller sets.
-        cache_dir: where pictures are kept; the folder's name holds a hash of everything they depend
-            on.
+        split: "train", "val" or "test": disjoint draws of pose, shape, light and position.
+        num: images; image i does not depend on it, so a larger cache serves smaller sets.
+        cache_dir: where images are kept; the folder's name holds a hash of all they depend on.
         scene: `SceneSettings` or its fields.
         seed: of the whole set.
-        num_workers: processes that render when the cache lacks the pictures; None takes every core,
-            0 renders in this one.
+        num_workers: processes that render images that the cache lacks; None takes every core, 0
+            renders in this one.
     Raises: ValueError for a bad number, split or scene.
     """
 
@@ -57,10 +55,8 @@ class SyntheticHands(Dataset[HandSample]):
         seed: int = 0,
         num_workers: int | None = None,
     ) -> None:
-        if num < 1:
-            raise ValueError(f"num must be >= 1, got {num} (data.num_{split})")
-        if num_workers is not None and num_workers < 0:
-            raise ValueError(f"num_workers must be >= 0, got {num_workers} (data.num_workers)")
+        at_least(1, num=num)
+        at_least(0, num_workers=num_workers or 0)
         settings = scene if isinstance(scene, SceneSettings) else SceneSettings(**scene)
         arrays = load_hand_arrays(hand_path)
         self.hand_sha256, self.num, self.split = arrays.sha256, num, split
@@ -77,7 +73,7 @@ class SyntheticHands(Dataset[HandSample]):
 
     @staticmethod
     def _find(base: Path, split: str, num: int) -> Path | None:
-        """The smallest cache that holds at least `num` pictures."""
+        """The smallest cache that holds at least `num` images."""
         sizes = {
             path: int(path.name.removeprefix(f"{split}-"))
             for path in base.glob(f"{split}-*")
@@ -87,12 +83,11 @@ class SyntheticHands(Dataset[HandSample]):
         return min(enough, key=lambda path: sizes[path], default=None)
 
     def label_id(self, index: int) -> str:
-        """Part and number of a picture."""
+        """Part and number of an image."""
         return f"{self.split}/{index}"
 
     def fingerprint(self) -> str:
-        """Digest of what images are drawn from; rendered again elsewhere, they may differ in
-        rounding."""
+        """Digest of the settings; images rendered elsewhere may differ in rounding."""
         return digest_of(self.folder.parent.name, self.split)
 
     def __len__(self) -> int:
@@ -103,7 +98,7 @@ class SyntheticHands(Dataset[HandSample]):
 
     def __getitem__(self, index: int) -> HandSample:
         if not 0 <= index < self.num:
-            raise IndexError(f"index {index} of {self.num} pictures")
+            raise IndexError(f"index {index} of {self.num} images")
         if not self._maps:
             self._maps = open_split(self.folder, self.image_px, self.num)
         m = read_sample(self._maps, index, self.folder)

@@ -115,7 +115,7 @@ def find_images(root: Path, exclude: Sequence[str] = (), *, with_runs: bool = Fa
     if not os.path.isdir(root):
         what = f"no folder {root}"
         if os.path.isfile(root):
-            what = f"{root} is a file, wanted a folder of images (data=packed reads packed crops)"
+            what = f"{root} is a file, a folder is required (data=packed reads packed crops)"
         raise ValueError(f"{printable(what)} (data.root=DIR)")
     tree = ImageTree(root, benchmarks=_benchmarks_around(root))
     seen: set[str] = set()
@@ -155,7 +155,7 @@ def _note(tree: ImageTree, reason: str, names: list[str]) -> None:
 
 
 def _visit(tree: ImageTree, prefix: str) -> tuple[list[str], list[str], list[str]]:
-    """Images, folders and links to folders in one folder; `tree` takes note of the rest."""
+    """Images, folders and links to folders in one folder; the rest is noted in `tree`."""
     images, folders, links = list[str](), list[str](), list[str]()
     try:
         with os.scandir(os.path.join(tree.root, prefix)) as listed:

@@ -192,8 +192,8 @@ def decoded(raw: bytes, name: str, max_megapixels: float) -> Rgb:
     except DAMAGES as error:
         raise ValueError(DAMAGED) from error
     image = flattened(pixels)
-    turn = None if name == "TIFF" else ORIENTED.get(_orientation(raw, header))
-    return image if turn is None else np.ascontiguousarray(turn(image))
+    rotate = None if name == "TIFF" else ORIENTED.get(_orientation(raw, header))
+    return image if rotate is None else np.ascontiguousarray(rotate(image))
 
 
 def _tiff_size(raw: bytes) -> tuple[int, int]:
@@ -207,7 +207,7 @@ def _tiff_size(raw: bytes) -> tuple[int, int]:
 
 
 def _orientation(raw: bytes, header: ImageFile | None) -> int:
-    """Of EXIF. `getexif` of a PNG without it would decode the pixels, hence the look before."""
+    """Of EXIF. `getexif` of a PNG without it would decode the pixels, hence the search before."""
     try:
         if header is not None and "exif" in header.info:
             return int(header.getexif().get(ORIENTATION, 1))
@@ -252,7 +252,7 @@ def flattened(pixels: NDArray[np.generic]) -> Rgb:
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     channels = pixels.shape[-1]
     if channels not in (1, 2, 3, 4):
-        raise ValueError(f"it has {channels} channels, wanted 1 to 4")
+        raise ValueError(f"it has {channels} channels, 1 to 4 are required")
     colours = 1 if channels < 3 else 3
     image = eight_bit(pixels[..., :colours])
     image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if colours == 1 else image

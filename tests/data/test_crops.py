@@ -91,7 +91,7 @@ def test_contain_shows_both_ends_and_cover_the_middle_only():
     assert wide[30, 55, 2] == 255
     middle = square(image, 20, "cover")
     assert (middle[..., 1] == 255).all()
-    with pytest.raises(ValueError, match=r"data\.train\.fit"):
+    with pytest.raises(ValueError, match="fit must be one of"):
         CropFolder(".", fit="stretch")
 
 
@@ -104,7 +104,7 @@ def test_pictures_of_one_folder_may_be_one_group(tmp_path):
     group = collate_crops([data[i] for i in range(4)]).group
     assert group.tolist() == [group_number(f"group {g}") for g in ("a", "a", "b", ".")]
     assert len(set(group.tolist())) == 3
-    with pytest.raises(ValueError, match=r"data\.train\.group_by"):
+    with pytest.raises(ValueError, match="group_by must be one of"):
         CropFolder(tmp_path, group_by="video")
 
 

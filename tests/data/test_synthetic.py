@@ -150,8 +150,8 @@ def test_workers_start_without_torch():
 @pytest.mark.parametrize(
     ("change", "word"),
     [
-        ({"num": 0}, "data.num_train"),
-        ({"num_workers": -1}, "data.num_workers"),
+        ({"num": 0}, "num must be >= 1"),
+        ({"num_workers": -1}, "num_workers must be >= 0"),
         ({"split": "all"}, "split must be"),
     ],
 )

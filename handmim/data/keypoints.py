@@ -108,7 +108,7 @@ def _numbered(names: Iterable[str]) -> list[str]:
 class KeypointPhotos(Dataset[HandSample]):
     """Square crops about the keypoints, in canonical order (wrist, thumb .. little).
 
-    data/README.md lists the fields of the file. All of it is checked at the start: errors refuse it,
+    data/README.md lists the fields. The whole file is checked at the start: errors refuse it,
     warnings are logged.
 
     Args:

@@ -23,43 +23,28 @@ from handmim.pipelines.preflight import path_problems
 from handmim.utils.messages import sentence
 
 Compose = Callable[[str, list[str]], DictConfig]
-RESULT, ERROR = "result.json", "error.txt"
-OLD_RESULT = "cell.json"  # of format 1
+RESULTS = ("result.json", "cell.json")  # the second is of format 1
+ERROR = "error.txt"
 STAGES = ("pretrain", "finetune")  # configs that a variant's overrides compose
 SEED_FOLDER = re.compile(r"seed_(-?\d+)")
 
 
 class Definition(NamedTuple):
-    """What the runs of a variant are made of, whatever the seed.
+    """What the runs of a variant are made of, whatever the seed."""
 
-    Attributes:
-        overrides: that decide the result, by stage; `init` (text) and `fractions` beside them.
-        config_sha: of the composed configs behind it.
-        steps: optimizer steps by stage.
-        problems: files and folders that its configs name and that cannot be used.
-    """
-
-    overrides: dict[str, Any]
-    config_sha: str
-    steps: dict[str, int]
-    problems: tuple[str, ...] = ()
+    overrides: dict[str, Any]  # that decide the result, by stage; `init` and `fractions` beside
+    config_sha: str  # of the composed configs behind it
+    steps: dict[str, int]  # optimizer steps by stage
+    problems: tuple[str, ...] = ()  # files that its configs name and that cannot be used
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One variant with one seed.
-
-    Attributes:
-        variant: with its overrides.
-        seed: of pretraining, of the choice of labels and of fine-tuning.
-        folder: holds result.json, or error.txt.
-        store: of its stages.
-        definition: of the variant.
-    """
+    """One variant with one seed, which pretraining, choice of labels and fine-tuning share."""
 
     variant: Variant
     seed: int
-    folder: Path
+    folder: Path  # holds result.json, or error.txt
     store: StageStore
     definition: Definition
 
@@ -70,7 +55,7 @@ class Run:
 
     def result_file(self) -> Path | None:
         """The written result, perhaps of format 1; None before."""
-        paths = (self.folder / name for name in (RESULT, OLD_RESULT))
+        paths = (self.folder / name for name in RESULTS)
         return next((path for path in paths if path.is_file()), None)
 
     def read(self) -> dict[str, Any] | None:
@@ -87,31 +72,25 @@ class Run:
         done = self.read()
         if done is None or done["format"] != FORMAT:
             return []
-        there, here = done["overrides"], self.definition.overrides
-        if done["config_sha"] == self.definition.config_sha:
-            there, here = ({k: v for k, v in d.items() if k not in STAGES} for d in (there, here))
-        old, new = _items(there), _items(here)
+        is_same = done["config_sha"] == self.definition.config_sha
+        old, new = (_items(d, is_same) for d in (done["overrides"], self.definition.overrides))
         return [f"-{item}" for item in sorted(old - new)] + [
             f"+{item}" for item in sorted(new - old)
         ]
 
     @property
     def is_outdated(self) -> bool:
-        """Finished with these overrides, but other defaults in configs/ behind them, or by an
-        older format."""
+        """Finished, but with other defaults in configs/ behind its overrides, or by an older
+        format."""
         done = self.read()
-        return done is not None and (done["format"], done["config_sha"]) != (
-            FORMAT,
-            self.definition.config_sha,
+        return done is not None and (
+            done["format"] != FORMAT or done["config_sha"] != self.definition.config_sha
         )
 
     @property
     def state(self) -> str:
-        """finished, failed, stale or open.
-
-        Stale has `differences`. Finished is any other written result whose stages exist and hold
-        its metrics. An error counts until then.
-        """
+        """`stale` with differences; `finished` while its stages exist and hold its metrics;
+        `failed` after an error; else `open`."""
         done = self.read()
         if done is not None and self.differences():
             return "stale"
@@ -126,41 +105,27 @@ class Run:
         return len(found) == len(records) and metrics_of(found) == done["metrics"]
 
     def needs_run(self, overwrite: bool) -> bool:
-        """Whether there is anything to do.
-
-        Args:
-            overwrite: make again what has another definition or other defaults.
-        """
+        """Whether there is anything to do; `overwrite` makes outdated runs again."""
         return self.state != "finished" or (overwrite and self.is_outdated)
 
 
-def _items(overrides: Mapping[str, Any]) -> set[str]:
-    """Texts of all that decides the result, to be compared."""
-    items = set()
-    for stage, value in overrides.items():
-        if isinstance(value, Mapping):
-            kept = ((k, v) for k, v in value.items() if decides(k, v))
-            items |= {f"{k}={value_text(v)} ({stage})" for k, v in kept}
-        else:
-            items.add(f"{stage}={value_text(value)}")
+def _items(overrides: Mapping[str, Any], is_composed: bool) -> set[str]:
+    """What decides the result, as texts; without the overrides of configs that are compared."""
+    items = {f"{k}={value_text(v)}" for k, v in overrides.items() if k not in STAGES}
+    for stage in () if is_composed else STAGES:
+        kept = ((k, v) for k, v in overrides[stage].items() if decides(k, v))
+        items |= {f"{k}={value_text(v)} ({stage})" for k, v in kept}
     return items
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The runs of a table.
-
-    Attributes:
-        table: as read.
-        folder: of the table.
-        store: of stages.
-        definitions: by variant.
-    """
+    """The runs of a table."""
 
     table: Table
-    folder: Path
+    folder: Path  # of the table
     store: StageStore
-    definitions: Mapping[str, Definition]
+    definitions: Mapping[str, Definition]  # by variant
 
     def _run(self, variant: Variant, seed: int) -> Run:
         folder = self.folder / variant.name / f"seed_{seed}"
@@ -184,19 +149,14 @@ class Plan:
 
 
 def _seeds_of(folder: Path) -> set[int]:
-    paths = [path for name in (RESULT, OLD_RESULT) for path in folder.glob(f"*/{name}")]
+    paths = [path for name in RESULTS for path in folder.glob(f"*/{name}")]
     matches = (SEED_FOLDER.fullmatch(path.parent.name) for path in paths)
     return {int(match[1]) for match in matches if match}
 
 
 def make_plan(table: Table, folder: Path, compose: Compose, store: StageStore) -> Plan:
-    """All runs of a table, every config composed: a misspelt override is known at once.
+    """All runs of a table, every config composed by (config name, overrides) -> config.
 
-    Args:
-        table: as read.
-        folder: of the table.
-        compose: (config name, overrides) -> config.
-        store: of stages.
     Raises: ValueError naming the variant whose overrides do not compose.
     """
     definitions = {v.name: _definition(table, v, compose) for v in table.variants}
@@ -240,10 +200,7 @@ def _compose_stage(
 
 
 def _check_trainer(trainer: DictConfig) -> None:
-    """Refuse what would end a stage early or at its first validation.
-
-    Raises: ValueError naming the key.
-    """
+    """Refuse what would end a stage early or at its first validation."""
     patience = trainer.get("stop_patience")
     if patience is not None:
         raise ValueError(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from hydra.conf import OverridesConf
 from hydra.core.hydra_config import HydraConfig
@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 from handmim.engine.signals import Stopped, StopSignals
 from handmim.experiments.launch import launch, local_jobs, multirun
 from handmim.experiments.overrides import arguments
-from handmim.experiments.plan import ERROR, OLD_RESULT, RESULT, Compose, Plan, Run, make_plan
+from handmim.experiments.plan import ERROR, RESULTS, Compose, Plan, Run, make_plan
 from handmim.experiments.results import publish, write_results
 from handmim.experiments.store import FORMAT, StageStore, code_state, metrics_of, record_text
 from handmim.experiments.table import Table, Variant, read_table
@@ -33,28 +33,13 @@ log = logging.getLogger(__name__)
 FACTS = ("folder", "threads", "git_sha", "git_dirty", "commits")  # of a stage's record
 NUM_SHOWN = 6  # differences of a run in a message
 
-# (runs, called for each that ended)
-Launch = Callable[[Sequence[Run], Callable[[Run], None]], None]
-
-
-class RunStages(Protocol):
-    """Makes the stages of a run: `Stages`, or a stand-in."""
-
-    def run(self, run: Run) -> dict[str, dict[str, Any]]:
-        """Records by stage name, each with metrics, seconds and more."""
-        ...
-
-
-class Outcome(NamedTuple):
-    """What the tool prints, and its exit code."""
-
-    text: str
-    code: int = 0
+Launch = Callable[[Sequence[Run], Callable[[Run], None]], None]  # the second for each that ended
+RunStages = Callable[[Run], dict[str, dict[str, Any]]]  # records by stage
 
 
 def fill_table(
     cfg: DictConfig, given: OverridesConf, compose: Compose, command: Sequence[str]
-) -> Outcome:
+) -> tuple[str, int]:
     """Plan, run what is missing, write the table, name what failed.
 
     Args:
@@ -62,6 +47,7 @@ def fill_table(
         given: the user's overrides.
         compose: (config name, overrides) -> config, which is not changed.
         command: program and arguments that make one run of a table.
+    Returns: what to print, and the exit code.
     Raises: ValueError for what is no table, for files that a run needs and that cannot be used, and
         for stale runs without `overwrite`.
     """
@@ -74,7 +60,7 @@ def fill_table(
     plan = read_plan(cfg, once)
     check_inputs(cfg, plan, once)
     if cfg.dry_run:
-        return Outcome("\n".join(dry_run_lines(plan.chosen(), cfg.overwrite)))
+        return "\n".join(dry_run_lines(plan.chosen(), cfg.overwrite)), 0
     out = None if cfg.out is None else Path(cfg.out)
     overrides = list(given.task)
     of_hydra = [o for o in given.hydra if not o.startswith("hydra.mode=")]
@@ -91,18 +77,16 @@ def fill_table(
             failed = run_table(plan, start, cfg.overwrite, out)
     except (Stopped, KeyboardInterrupt) as stop:
         code = stop.number if isinstance(stop, Stopped) else of_signal("SIGINT")
-        return Outcome(f"stopped; the same command continues. So far: {table}", code)
+        return f"stopped; the same command continues. So far: {table}", code
     text = f"{table.read_text()}\ntable: {plan.folder}"
     if not failed:
-        return Outcome(text)
+        return text, 0
     head = f"{len(failed)} runs failed, the same command tries them again:"
-    return Outcome("\n".join([text, head, *failure_lines(failed)]), 1)
+    return "\n".join([text, head, *failure_lines(failed)]), 1
 
 
 def read_plan(cfg: DictConfig, compose: Compose, table: Table | None = None) -> Plan:
-    """All runs of a table, every override composed.
-
-    Results lie in <run_root>/ablations/<name>, stages in <run_root>/ablations/stages.
+    """All runs of a table in <run_root>/ablations/<name>, with stages in ablations/stages.
 
     Args:
         cfg: composed from configs/experiments.yaml.
@@ -115,13 +99,8 @@ def read_plan(cfg: DictConfig, compose: Compose, table: Table | None = None) -> 
 
 
 def check_inputs(cfg: DictConfig, plan: Plan, compose: Compose) -> None:
-    """Refuse a table with a run that would not find its files, or whose parts refuse their
-    settings.
+    """Refuse a table with a run that would not find its files, or whose parts refuse settings.
 
-    Args:
-        cfg: composed, of the table.
-        plan: of the table.
-        compose: as for the plan.
     Raises: ValueError naming each key, its path and what is required.
     """
     names: dict[str, list[str]] = {}
@@ -188,12 +167,7 @@ def run_table(
 
 
 def dry_run_lines(runs: Sequence[Run], overwrite: bool = False) -> list[str]:
-    """What `run_table` would do: each run with its state and its optimizer steps by stage.
-
-    Args:
-        runs: that are chosen.
-        overwrite: as for `run_table`.
-    """
+    """What `run_table` would do: each run with its state and its optimizer steps by stage."""
     lines = []
     for run in runs:
         steps = run.definition.steps
@@ -236,11 +210,8 @@ def stale_message(runs: Sequence[Run]) -> str:
 
 
 def make_one(cfg: DictConfig, compose: Compose) -> None:
-    """Make the run `run=VARIANT/SEED` of a table in this process.
+    """Make the run `cfg.run` (VARIANT/SEED) of a table in this process.
 
-    Args:
-        cfg: composed from configs/experiments.yaml.
-        compose: (config name, overrides) -> config.
     Raises: ValueError for a name that is not of the table; what fails in the run.
     """
     from handmim.experiments.stages import Stages  # imports torch
@@ -253,18 +224,14 @@ def make_one(cfg: DictConfig, compose: Compose) -> None:
     alone = replace(table, variants=(variant,), chosen=(variant.name,), seeds=(seed,))
     plan = read_plan(cfg, compose, alone)
     (run,) = plan.chosen()
-    make_run(run, Stages(compose, plan.store), cfg.overwrite)
+    make_run(run, Stages(compose, plan.store).run, cfg.overwrite)
 
 
 def make_run(run: Run, stages: RunStages, overwrite: bool = False) -> dict[str, Any]:
-    """Make a run unless it is finished, and write its result.json.
+    """Make a run unless it is finished, and write its result.json, which is returned.
 
-    Args:
-        run: of a plan.
-        stages: makes its stages.
-        overwrite: make again what has another definition or other defaults.
-    Returns: the content of result.json.
-    Raises: ValueError for a stale run; whatever the stages raise, written to error.txt as well.
+    Raises: ValueError for a stale run without `overwrite`; whatever the stages raise, written to
+        error.txt as well.
     """
     code = code_state()
     with locked(run.folder):
@@ -275,17 +242,16 @@ def make_run(run: Run, stages: RunStages, overwrite: bool = False) -> dict[str, 
             return done
         if run.state == "stale" and not overwrite:
             raise ValueError(stale_message([run]))
-        error = run.folder / ERROR
-        for path in (run.folder / RESULT, run.folder / OLD_RESULT, error):
-            path.unlink(missing_ok=True)
+        for name in (*RESULTS, ERROR):
+            (run.folder / name).unlink(missing_ok=True)
         try:
-            records = stages.run(run)
+            records = stages(run)
         except Exception as failure:  # notes of a traceback would stand behind the reason
             last = f"{type(failure).__name__}: {sentence(failure)}"
-            write_atomic(error, f"{traceback.format_exc()}\n{last}\n")
+            write_atomic(run.folder / ERROR, f"{traceback.format_exc()}\n{last}\n")
             raise
         content = _result(run, records, code)
-        write_atomic(run.folder / RESULT, record_text(content))
+        write_atomic(run.folder / RESULTS[0], record_text(content))
     return content
 
 
@@ -319,6 +285,6 @@ def main(cfg: DictConfig) -> int:
         return 0
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     command = [sys.executable, "-m", "handmim", "experiments"]
-    done = fill_table(cfg, HydraConfig.get().overrides, compose, command)
-    print(done.text)
-    return done.code
+    text, code = fill_table(cfg, HydraConfig.get().overrides, compose, command)
+    print(text)
+    return code

@@ -39,10 +39,9 @@ def record_text(record: Mapping[str, Any]) -> str:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A record of `record_text`, with today's keys; one without a SHA-256 is taken as it is.
+    """A record of `record_text` with today's keys; one without a SHA-256 is taken as it is.
 
-    Raises: FileNotFoundError; ValueError for anything else than an object, or another content than
-        was written.
+    Raises: FileNotFoundError; ValueError for no object, or another content than was written.
     """
     advice = "delete the file, and what it records runs again"
     try:
@@ -76,10 +75,7 @@ def _finite(node: Any) -> Any:
 
 
 def content_sha(path: Path) -> str:
-    """SHA-256 of a file's content.
-
-    Raises: FileNotFoundError.
-    """
+    """SHA-256 of a file's content."""
     stat = path.stat()
     return _content_sha(path, stat.st_size, stat.st_mtime_ns)
 
@@ -92,8 +88,7 @@ def _content_sha(path: Path, size: int, mtime_ns: int) -> str:
 
 @cache
 def code_state() -> dict[str, Any]:
-    """Git state at the first call of this process, before any work: the code that it has loaded
-    stays that, whatever is committed meanwhile."""
+    """Git state when this process began to work: commits made meanwhile are not what it runs."""
     return git_state(Path(__file__).parent)
 
 
@@ -125,11 +120,8 @@ class StageStore:
         return self.root / f"{kind}-{digest(definition)}"
 
     def finished(self, name: str) -> dict[str, Any] | None:
-        """The record of the stage in a folder of the store.
-
-        Returns: None when it is not finished, or an input file has another content by now. A file
-            that no longer exists has not changed; a stage without `inputs` counts as it is.
-        """
+        """The record of the stage in a folder of the store; None when it is not finished, or an
+        input file that exists has another content by now."""
         path = self.root / name / STAGE
         record = read_record(path) if path.is_file() else None
         return record if record is not None and self._is_current(record.get("inputs")) else None
@@ -139,16 +131,12 @@ class StageStore:
     ) -> dict[str, Any]:
         """The record of a stage, which runs first unless it is finished.
 
-        What other contents of the same files gave is put aside, and deleted once the stage is
-        finished anew.
-
         Args:
-            kind: of the stage, begins the folder's name.
+            kind: begins the folder's name.
             definition: plain containers: every setting that decides the metrics.
             work: (folder) -> metrics; may have been interrupted before.
-            inputs: files that decide the metrics, beside those that the definition names.
-        Returns: metrics, folder, seconds (wall and CPU, over all attempts), threads, git state, the
-            commits of all attempts, digests of the input files.
+            inputs: files that decide the metrics, beside those that the definition names. A stage
+                of other contents is put aside, and deleted once this one is finished.
         """
         code = code_state()
         folder = self.folder(kind, definition)
@@ -164,13 +152,15 @@ class StageStore:
             files = [Path(v).absolute() for v in sorted(set(named)) if os.path.isfile(v)]
             with _attempt(folder, code, self._contents([*files, *inputs])) as so_far:
                 metrics = work(folder)
+            import torch  # slow; plans and tables do without
+
             record = {
                 "kind": kind,
                 "format": FORMAT,
                 "folder": folder.name,
                 "metrics": metrics,
                 **so_far(),
-                "threads": _torch_threads(),
+                "threads": torch.get_num_threads(),
                 **code,
                 "definition": definition,
             }
@@ -190,12 +180,6 @@ class StageStore:
             not (self.root / name).is_file() or content_sha(self.root / name) == sha
             for name, sha in (inputs or {}).items()
         )
-
-
-def _torch_threads() -> int:
-    import torch  # slow to import; plans and tables do without
-
-    return torch.get_num_threads()
 
 
 def _clock(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,60 +30,38 @@ FILE = re.compile(r"[/\\]|\.(safetensors|pth?|bin)$")
 class Column:
     """A metric of the runs, and how the table shows it."""
 
-    key: str  # as in result.json, for example finetune_5/mpjpe_mm
+    key: str  # as in result.json: finetune_5/mpjpe_mm
     label: str
     decimals: int = 2
-    better: str | None = "lower"  # lower | higher | None: neither
+    better: str | None = "lower"
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A row of the table.
+    """A row of the table, with complete overrides of configs/pretrain.yaml and finetune.yaml."""
 
-    Attributes:
-        name: also of its folder.
-        label: in the table.
-        pretrain: complete overrides of configs/pretrain.yaml.
-        finetune: complete overrides of configs/finetune.yaml, without labels and initial weights.
-        is_pretrained: False starts from `init_from`, or from random weights.
-        init_from: backbone weights of a variant that is not pretrained.
-    """
-
-    name: str
+    name: str  # also of its folder
     label: str
     pretrain: Overrides
-    finetune: Overrides
-    is_pretrained: bool = True
+    finetune: Overrides  # without labels and initial weights
+    is_pretrained: bool = True  # False starts from `init_from`, or from random weights
     init_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Variants and metrics, and which runs are requested.
+    """Variants and metrics, and which runs are requested."""
 
-    Attributes:
-        name: of its folder and its published files.
-        title, question: as shown.
-        variants: all of them.
-        columns: all metrics.
-        fractions: label shares of the fine-tunings; none for probes only.
-        chosen: names of the variants to run.
-        seeds: to run.
-        baseline: name of the variant that others are compared with; None compares none.
-        curves: metrics of fine-tunings that are plotted against the number of labels, each with
-            its label, unit included.
-    """
-
-    name: str
+    name: str  # of its folder and its published files
     title: str
     question: str
     variants: tuple[Variant, ...]
     columns: tuple[Column, ...]
-    fractions: tuple[float, ...]
-    chosen: tuple[str, ...]
-    seeds: tuple[int, ...]
-    baseline: str | None = None
-    curves: tuple[tuple[str, str], ...] = ()
+    fractions: tuple[float, ...]  # label shares of the fine-tunings
+    chosen: tuple[str, ...]  # names of the variants to run
+    seeds: tuple[int, ...]  # to run
+    baseline: str | None = None  # name of the variant that others are compared with
+    curves: tuple[tuple[str, str], ...] = ()  # metric of fine-tunings and label, by labels
 
 
 def read_table(cfg: DictConfig) -> Table:
@@ -114,7 +92,6 @@ def read_table(cfg: DictConfig) -> Table:
         raise ValueError("table.variants is empty, one variant at least is required")
     rows = _variants(plain, variants)
     fractions = _fractions(plain.get("fractions") or table.get("fractions", budget["fractions"]))
-    columns = _by_fraction(plain["columns"] | (table.get("columns") or {}), fractions)
     baseline = table.get("baseline")
     if baseline is None and inits is not None and RANDOM in variants:
         baseline = RANDOM
@@ -123,7 +100,7 @@ def read_table(cfg: DictConfig) -> Table:
         title=table["title"],
         question=table["question"],
         variants=rows,
-        columns=tuple(_column(key, c) for key, c in columns.items() if c is not None),
+        columns=_columns(plain["columns"] | (table.get("columns") or {}), fractions),
         fractions=fractions,
         chosen=_names(plain["variants"], list(variants), "variants=[...]"),
         seeds=_seeds(plain["seeds"]),
@@ -229,42 +206,22 @@ def fraction_name(fraction: float) -> str:
     return f"finetune_{100 * fraction:g}"
 
 
-def _by_fraction(columns: dict[str, Any], fractions: Sequence[float]) -> dict[str, Any]:
-    """Columns with each star replaced by each share of the labels, in key and label.
-
-    A column without a star changes what a star gave its key, in whatever order; null removes it.
-    """
-    written: dict[str, Any] = {}
-    for key, column in columns.items():
-        if column is not None and not isinstance(column, dict):
-            raise ValueError(f"columns.{key} must be a mapping or null, got {column!r}")
-        if "*" not in key:
-            written.setdefault(key, None)  # keeps its order
+def _columns(columns: Mapping[str, Any], fractions: Sequence[float]) -> tuple[Column, ...]:
+    """Columns as configs have them; a star stands for each share of the labels, null for none."""
+    made = []
+    for key, values in columns.items():
+        if values is None:
             continue
-        for fraction in fractions:
-            percent = f"{100 * fraction:g}"
-            made = column
-            if column is not None:
-                made = {**column, "label": _label(key, column).replace("*", percent)}
-            written[key.replace("*", percent)] = made
-    for key, column in columns.items():
-        if "*" not in key:
-            written[key] = None if column is None else {**(written[key] or {}), **column}
-    return written
-
-
-def _column(key: str, values: dict[str, Any]) -> Column:
-    _check_keys(values, COLUMN_KEYS, f"columns.{key}")
-    column = Column(key, **{**values, "label": _label(key, values)})
-    if column.better not in BETTER:
-        raise ValueError(f"columns.{key}.better must be one of {BETTER}, got {column.better!r}")
-    return column
-
-
-def _label(key: str, column: dict[str, Any]) -> str:
-    if "label" not in column:
-        raise ValueError(f"columns.{key} needs a label, got {column}")
-    return str(column["label"])
+        if not isinstance(values, dict) or "label" not in values:
+            raise ValueError(f"columns.{key} must be a mapping with a label or null, got {values}")
+        _check_keys(values, COLUMN_KEYS, f"columns.{key}")
+        column = Column(key, **values)
+        if column.better not in BETTER:
+            raise ValueError(f"columns.{key}.better must be one of {BETTER}, got {column.better!r}")
+        for percent in [f"{100 * f:g}" for f in fractions] if "*" in key else [""]:
+            label = column.label.replace("*", percent)
+            made.append(replace(column, key=key.replace("*", percent), label=label))
+    return tuple(made)
 
 
 def _check_keys(node: Any, valid: set[str], path: str) -> None:

@@ -35,7 +35,7 @@ def filled(folder, seeds=2, variants=("random", "patch")):
     plan = planned(folder, table=COMPARED, columns=COLUMNS, seeds=seeds)
     for run in plan.chosen():
         if run.variant.name in variants:
-            make_run(run, Finetunings())
+            make_run(run, Finetunings().run)
     return plan
 
 

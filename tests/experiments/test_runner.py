@@ -24,7 +24,7 @@ def launcher(stages, overwrite=False):
     def launch(runs, finished):
         for run in runs:
             with suppress(FloatingPointError):
-                make_run(run, stages, overwrite)
+                make_run(run, stages.run, overwrite)
             finished(run)
 
     return launch
@@ -164,7 +164,7 @@ def test_a_variant_that_does_not_compose_is_named_before_anything_runs(tmp_path)
 
 def test_dry_run_counts_steps_of_what_is_left(tmp_path):
     runs = planned(tmp_path).chosen()
-    make_run(runs[0], FakeStages())
+    make_run(runs[0], FakeStages().run)
     lines = dry_run_lines(runs)
     assert "random/0" in lines[0]
     assert "finished" in lines[0]

@@ -39,7 +39,7 @@ def cases() -> dict[str, Case]:
             found[f"method={method}"] = "pretrain", (f"method={method}",)
     for loss in names("loss"):
         if of_pretraining(loss):
-            with_points = f"{loss},keypoint_align" if loss in POINTS[1:] else loss
+            with_points = f"keypoint_align,{loss}" if loss in POINTS[1:] else loss
             words = "method=handmim-plain", f"loss=[{with_points}]", "views.warp_ndc=0.05"
             found[f"loss={loss}"] = "pretrain", words
         else:

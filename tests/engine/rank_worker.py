@@ -4,6 +4,7 @@ Every process writes <FOLDER>/rank<R>.json: what each job left, or its error.
 """
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -32,10 +33,10 @@ def train(fabric, cfg, batches) -> tuple[torch.nn.Module, list[float]]:
 
 
 def digest(task: torch.nn.Module) -> list[float]:
-    """Two sums over everything that the task keeps."""
-    state = [t.double().flatten() for t in task.state_dict().values()]
-    flat = torch.cat(state)
-    return [float(flat.sum()), float(flat.square().sum())]
+    """Two sums over everything that the task keeps, whatever the order of its entries."""
+    state = [t.double() for t in task.state_dict().values()]
+    sums = [(float(t.sum()), float(t.square().sum())) for t in state]
+    return [math.fsum(column) for column in zip(*sums, strict=True)]
 
 
 def own_batches(run: Run, case) -> dict:

@@ -14,7 +14,6 @@ Batches are NamedTuples: immutable, and collate, pinning, device moves and preci
 walk them.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -176,57 +175,6 @@ class Tokens(NamedTuple):
     grid_hw: tuple[int, int]  # N = h * w
     taps: tuple[Tensor, ...] = ()  # patch tokens of the requested blocks, normed
     local_cls: Tensor | None = None  # [b, D] class tokens of local crops that went along
-
-
-class PatchTargets(NamedTuple):
-    """Masked patches only, flattened over views: student logits against teacher probabilities."""
-
-    student_logits: Tensor  # [M, P]
-    teacher_probs: Tensor  # [M, P]
-    weight: Tensor  # [M], 1 / (number of masked patches in that view)
-    num_views: int  # B * G, masked or not
-
-
-class ClassTargets(NamedTuple):
-    """Class tokens of all views: student logits against teacher probabilities of other views."""
-
-    student_logits: Tensor  # [B, G + L, P]: the G views, then L local crops
-    teacher_probs: Tensor  # [B, G, P]
-
-
-class PixelTargets(NamedTuple):
-    """Masked patches only: predicted and true pixels."""
-
-    pred: Tensor  # [M, p*p*3]
-    target: Tensor  # [M, p*p*3] in [0, 1]
-    weight: Tensor  # [M]
-    num_views: int
-
-
-class PretrainOutputs(NamedTuple):
-    """Inputs of the pretraining losses. A part whose head is not configured is None."""
-
-    cls: Tensor | None = None  # [B, G, D] the student's class tokens
-    patches: PatchTargets | None = None
-    classes: ClassTargets | None = None
-    pixels: PixelTargets | None = None
-    keypoints_ndc: Tensor | None = None  # [B, G, K, d] student, in each view's ndc (z: view scale)
-    predicted_keypoints_ndc: Tensor | None = None  # the same, or predicted from them
-    # [B, G, K, d] the side that is matched (EMA teacher or student)
-    target_keypoints_ndc: Tensor | None = None
-    class_keypoints_ndc: Tensor | None = None  # [B, G, K, d] from the class token
-    keypoint_classes: ClassTargets | None = None  # prototypes of aligned point shapes
-    # [B, G, 2, 3] predicted map of the next view's ndc -> this view's ndc
-    pred_affine: Tensor | None = None
-    pred_displacement: Tensor | None = None  # [B, G, 2, c, c] predicted warp of each view
-    thumbnail: Tensor | None = None  # [B, G, t, t] grey, from the class token
-    point_thumbnail: Tensor | None = None  # [B, G, t, t] the same from the pseudo-keypoints
-    class_hog: Tensor | None = None  # [B, G, bins, s, s] HOG predicted from the class token
-    point_hog: Tensor | None = None  # [B, G, bins, s, s] HOG predicted from the pseudo-keypoints
-    patch_hog: Tensor | None = None  # [B, G, bins, h c, w c] from each patch token
-    # by (bins, cells): [B*G, bins, cells, cells] HOG targets of the views
-    hog_targets: Mapping[tuple[int, int], Tensor] | None = None
-    dense: Tensor | None = None  # [B, G, N, E] patch embeddings of unit length
 
 
 class HandState(NamedTuple):

@@ -228,8 +228,7 @@ def test_regression_tasks_are_built(head):
 
 def test_settings_of_losses_that_are_not_chosen_are_dropped():
     cfg = composed("pretrain", "experiment=quickstart_pretrain", "loss=[patch_distill,pixel_recon]")
-    drop_unbuilt(cfg.task.losses)
-    drop_unbuilt(cfg.task.heads)
+    drop_unbuilt(cfg.task)
     task = instantiate(cfg.task)
     assert set(task.losses.terms) == {"patch_distill", "pixel_recon"}
     assert cfg.task.losses.patch_distill.weight == 0.05
@@ -237,8 +236,7 @@ def test_settings_of_losses_that_are_not_chosen_are_dropped():
 
 def test_an_ablation_is_one_override():
     cfg = composed("pretrain", "backbone=vit_nano_p8", "loss=[pixel_recon]")
-    drop_unbuilt(cfg.task.losses)
-    drop_unbuilt(cfg.task.heads)
+    drop_unbuilt(cfg.task)
     assert set(cfg.task.losses) == {"pixel_recon"}
     assert set(cfg.task.heads) == {"pixel"}
     task = instantiate(cfg.task)

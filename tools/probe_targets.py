@@ -15,15 +15,15 @@ from torch.utils.data import Dataset
 from handmim.data.augment import HandAugment
 from handmim.diagnostics.probe import whole_hands
 from handmim.diagnostics.readout import Poses, joint_probe, mean_pose
-from handmim.losses.class_recon import grey_thumbnails
-from handmim.losses.hog import oriented_gradients
+from handmim.objectives.experimental.low_res_recon import low_resolution
+from handmim.objectives.hog import oriented_gradients
 from handmim.types import HandSample
 from handmim.utils.config import build
 from handmim.utils.entry import tool
 from handmim.utils.tables import print_metrics
 
 TARGETS = {
-    "grey 24 x 24": lambda image: grey_thumbnails(image[:, None], 24).flatten(1),
+    "grey 24 x 24": lambda image: low_resolution(image[:, None], 24).flatten(1),
     "oriented gradients, 6 x 6 cells": lambda image: oriented_gradients(image, 6).flatten(1),
 }
 COMPONENTS = (32, 64, 128)

@@ -32,7 +32,7 @@ UNIFORM_ADVICE = (
 PEAKED_ADVICE = (
     "try centering=sinkhorn, a higher task.teacher_temp, or longer task.freeze_prototypes_steps"
 )
-ALIGNMENT = "task.losses.keypoint_align.term"
+ALIGNMENT = "task.objectives.keypoint_align"
 
 
 class Check(NamedTuple):
@@ -62,13 +62,13 @@ CHECKS: dict[str, Check] = {
         "features/std_share",
         False,
         0.01,
-        "lower optim.lr.start, or add class_recon or view_affine to loss=[...]",
+        "lower optim.lr.start, or add class_recon or view_affine to objective=[...]",
     ),
     "features_rank_low": Check(
         "features/rank",
         False,
         2.0,
-        "add koleo or class_recon to loss=[...], or lower optim.lr.start",
+        "add koleo or class_recon to objective=[...], or lower optim.lr.start",
     ),
     "keypoints_bunched": Check(
         "keypoints/spread_ndc",
@@ -80,7 +80,7 @@ CHECKS: dict[str, Check] = {
         "keypoints/view_std_ndc",
         False,
         0.02,
-        "set task.keypoint_target=student, or add view_affine to loss=[...]",
+        "set task.objectives.keypoint_align.target=student, or add view_affine to objective=[...]",
     ),
     "keypoints_fixed_in_source": Check(
         "keypoints/source_std_ndc",
@@ -92,21 +92,21 @@ CHECKS: dict[str, Check] = {
         "keypoints/articulation",
         False,
         0.08,
-        f"raise {ALIGNMENT}.variance_weight or views.warp_ndc, or add class_recon to loss=[...]",
+        f"raise {ALIGNMENT}.variance_weight or views.warp_ndc, or add point_hog to objective=[...]",
     ),
     "keypoints_unmatched": Check(
         "keypoints/retrieval",
         False,
         0.08,
-        f"raise {ALIGNMENT}.disc_weight (keypoint_disc=nce|proto), or add point_hog to loss=[...]",
+        f"raise {ALIGNMENT}.disc_weight (.disc=nce|proto), or add point_hog to objective=[...]",
     ),
 }
 # Of every loss term: its gradient beside the largest other term's, where the backbone ends.
 TERM_CHECKS: dict[str, Check] = {
     "term_dead": Check(
-        "ratio", False, 1e-4, "raise task.losses.{name}.weight, or leave the loss out"
+        "ratio", False, 1e-4, "raise task.objectives.{name}.weight, or leave the loss out"
     ),
-    "term_drowns": Check("ratio", True, 100.0, "lower task.losses.{name}.weight"),
+    "term_drowns": Check("ratio", True, 100.0, "lower task.objectives.{name}.weight"),
 }
 STOP_ON = (
     "targets_uniform", "targets_one_prototype", "class_targets_uniform",

@@ -1,6 +1,8 @@
 """Images of features and of pretraining batches: nearest neighbours, patch tokens as colours,
 numbered pseudo-keypoints, views with their masks and reconstructions."""
 
+from collections.abc import Mapping
+
 import cv2
 import numpy as np
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from handmim.geometry.camera import px_from_ndc
 from handmim.geometry.warp import from_source, to_source
-from handmim.models.heads.pixel import patchify, unpatchify
+from handmim.objectives.pixel_recon import PixelTargets, patchify, unpatchify
 from handmim.render.overlay import (
     contact_sheet,
     distinct_colours,
@@ -17,7 +19,7 @@ from handmim.render.overlay import (
     enlarge,
     to_image,
 )
-from handmim.types import PixelTargets, PretrainBatch, PretrainOutputs, Tokens
+from handmim.types import PretrainBatch, Tokens
 
 Image = NDArray[np.uint8]
 SIDE_PX = 144  # images are enlarged to about this
@@ -154,27 +156,30 @@ def reconstructions(
 
 def draw_pretraining(
     batch: PretrainBatch,
-    out: PretrainOutputs,
     patch_px: int,
     *,
+    pixels: PixelTargets | None = None,
     min_var: float | None = None,
+    points: Tensor | None = None,
+    low_res: Mapping[str, Tensor] | None = None,
     num: int = 6,
 ) -> dict[str, Image]:
-    """Sheets `views` and, where the parts exist, `local_views`, `keypoints`, `thumbnails` and
-    `point_thumbnails`; one row per sample or two samples in a row.
+    """Sheets `views` and, where the parts exist, `local_views`, `keypoints` and those of `low_res`;
+    one row per sample or two samples in a row.
 
     Args:
         batch: views [B, G, 3, H, W]; the first two views are shown.
-        out: outputs of the same batch.
         patch_px: patch side.
+        pixels: reconstructed patches of the same batch.
         min_var: see `reconstructions`.
+        points: [B, G, K, d] pseudo-keypoints in each view's ndc.
+        low_res: low-resolution reconstructions [B, G, t, t] by name of the sheet.
         num: samples shown.
     """
     num = min(num, len(batch.views))
     flat, flat_mask = batch.views.flatten(0, 1), batch.is_masked.flatten(0, 1)
     columns = [batch.views, _masked_grey(flat, flat_mask, patch_px).view_as(batch.views)]
-    names = ["view", "seen by the student"]
-    pixels = out.pixels
+    names = ["view", "input of the student"]
     # Where visible patches are predicted too, which ones is not recorded.
     if pixels is not None and 0 < len(pixels.pred) == int(flat_mask.sum()):
         filled = reconstructions(flat, flat_mask, pixels, patch_px, min_var=min_var)
@@ -184,11 +189,10 @@ def draw_pretraining(
     sheets = {"views": contact_sheet(tiles, 2 * len(columns), names * 2)}
     if batch.local_views is not None:
         sheets["local_views"] = _draw_local(batch.views, batch.local_views, num)
-    if out.keypoints_ndc is not None:
-        sheets["keypoints"] = _draw_keypoints(batch, out.keypoints_ndc.float(), num)
-    for name in ("thumbnail", "point_thumbnail"):
-        if (reconstructed := getattr(out, name)) is not None:
-            sheets[f"{name}s"] = _draw_low_resolution(batch.views, reconstructed.float(), num)
+    if points is not None:
+        sheets["keypoints"] = _draw_keypoints(batch, points.float(), num)
+    for name, grey in (low_res or {}).items():
+        sheets[name] = _draw_low_resolution(batch.views, grey.float(), num)
     return sheets
 
 

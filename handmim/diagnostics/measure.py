@@ -1,8 +1,8 @@
 """Diagnostics of a pretraining task on given views; nothing of the task changes."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,25 +13,24 @@ from handmim.diagnostics.statistics import (
     keypoint_diagnostics,
     kl_nats,
 )
-from handmim.losses import patch_distill
-from handmim.losses.total import LossSum
-from handmim.types import PretrainBatch, PretrainOutputs, StepInfo, Tokens
-
-# Outputs with prototype targets, and the prefix of their metrics.
-TARGETS = {
-    "patches": "targets",
-    "classes": "class_targets",
-    "keypoint_classes": "keypoint_targets",
-}
+from handmim.objectives.base import Objective, StepContext
+from handmim.types import PretrainBatch, StepInfo
 
 
 class MeasuredTask(Protocol):
     """A pretraining task as diagnostics require it."""
 
-    losses: LossSum
+    reads: frozenset[str]
 
-    def outputs(self, batch: PretrainBatch, info: StepInfo) -> tuple[PretrainOutputs, Tokens]:
-        """Outputs for the losses, and the student's tokens."""
+    @property
+    def each(self) -> Mapping[str, Objective]:
+        """Objectives by name."""
+        ...
+
+    def predict(
+        self, batch: PretrainBatch, info: StepInfo
+    ) -> tuple[StepContext, Mapping[str, Any]]:
+        """The encoded batch, and the predictions of every objective by name."""
         ...
 
 
@@ -85,24 +84,21 @@ class _TargetSums:
 
 
 def _gradient_norms(
-    losses: LossSum,
-    out: PretrainOutputs,
-    tokens: Sequence[Tensor],
-    batch: PretrainBatch,
-    info: StepInfo,
+    objectives: Mapping[str, Objective], ctx: StepContext, predictions: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Norm of every weighted loss term's gradient by the student's tokens; terms whose weight is 0
+    """Norm of every weighted loss's gradient by the student's tokens; objectives whose weight is 0
     now are left out."""
+    ends = [ctx.student.cls, ctx.student.patches, *ctx.student.taps]
     norms = {}
-    for name, term in losses.terms.items():
-        weight = losses.weights[name](info.step, info.total_steps)
+    for name, objective in objectives.items():
+        weight = objective.weight(*ctx.info)
         if not weight:
             continue
-        value = weight * term(out, batch)
+        value = weight * objective.loss(ctx, predictions[name])
         if not value.requires_grad:
             norms[name] = 0.0
             continue
-        grads = torch.autograd.grad(value, tokens, retain_graph=True, allow_unused=True)
+        grads = torch.autograd.grad(value, ends, retain_graph=True, allow_unused=True)
         squares = [float(g.double().square().sum()) for g in grads if g is not None]
         norms[name] = sum(squares) ** 0.5
     return norms
@@ -153,34 +149,29 @@ def measure(
     points: list[Tensor] = []
     metrics: dict[str, float] = {}
     device = batch.views.device
-    sums = {name: _TargetSums() for name in TARGETS}
-    patch_term = next(
-        (t for t in task.losses.terms.values() if isinstance(t, patch_distill.Term)), None
-    )
+    sums: dict[str, _TargetSums] = {}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         for start in range(0, len(batch.views), batch_size):
             part = batch.part(start, start + batch_size)
             with torch.set_grad_enabled(start == 0):
-                out, tokens = task.outputs(part, info)
+                ctx, predictions = task.predict(part, info)
                 if start == 0:
-                    ends = [tokens.cls, tokens.patches, *tokens.taps]
-                    norms = _gradient_norms(task.losses, out, ends, part, info)
-                    metrics |= _gradient_metrics(norms)
-            cls.append(tokens.cls.detach().unflatten(0, part.views.shape[:2])[:, 0])
-            if out.keypoints_ndc is not None:
-                points.append(out.keypoints_ndc.detach())
-            for name, target_sums in sums.items():
-                if (targets := getattr(out, name)) is not None:
-                    target_sums.add(targets.teacher_probs.flatten(0, -2))
-            if out.patches is not None and patch_term is not None:
-                p = out.patches
-                kl = kl_nats(p.teacher_probs, p.student_logits.detach(), patch_term.student_temp)
-                sums["patches"].add_kl(kl)
+                    metrics |= _gradient_metrics(_gradient_norms(task.each, ctx, predictions))
+            cls.append(ctx.cls.detach()[:, 0])
+            if "keypoints" in task.reads:
+                points.append(ctx.keypoints.detach())
+            for name, objective in task.each.items():
+                for prefix, found in objective.targets(predictions[name]).items():
+                    target_sums = sums.setdefault(prefix, _TargetSums())
+                    target_sums.add(found.teacher_probs)
+                    if found.student_logits is not None:
+                        logits = found.student_logits.detach()
+                        target_sums.add_kl(kl_nats(found.teacher_probs, logits, found.student_temp))
     metrics |= _feature_metrics(torch.cat(cls).float())
-    for name, target_sums in sums.items():
-        metrics |= target_sums.metrics(TARGETS[name])
+    for prefix, target_sums in sums.items():
+        metrics |= target_sums.metrics(prefix)
     if points:
-        found = keypoint_diagnostics(torch.cat(points), batch)
-        metrics |= {name: float(value) for name, value in found.items()}
+        of_points = keypoint_diagnostics(torch.cat(points), batch)
+        metrics |= {name: float(value) for name, value in of_points.items()}
     return metrics

@@ -16,7 +16,7 @@ from handmim.evaluation.scoring import Predictor, predictions
 from handmim.evaluation.tta import TurnedViews
 from handmim.geometry.camera import px_from_ndc, solve_translation
 from handmim.hand.conventions import MIRROR
-from handmim.losses.direct_keypoints import JointEstimate
+from handmim.losses.joints import JointEstimate
 from handmim.tasks.prediction_images import draw_predictions
 from handmim.types import HandBatch, HandSample, HandState
 from handmim.utils.timer import Timer

@@ -15,7 +15,7 @@ from handmim.data.augment import HandAugment
 from handmim.data.loader import batches
 from handmim.evaluation.tta import AnyEstimate, TurnedViews
 from handmim.hand.skeleton import ROOT_JOINT
-from handmim.losses.direct_keypoints import JointEstimate
+from handmim.losses.joints import JointEstimate
 from handmim.metrics.pose import KEYS, MIRRORED_SHARE, HandMetrics, crop_share_errors
 from handmim.tasks.prediction_images import draw_predictions
 from handmim.tasks.regression import Estimate, RegressionTask

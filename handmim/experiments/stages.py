@@ -171,8 +171,7 @@ def restored(cfg: DictConfig, seed: int, start: Start) -> HandMimTask:
         start: a last checkpoint of the store, else a backbone alone, else random weights.
     """
     cfg = cfg.copy()
-    drop_unbuilt(cfg.task.losses)
-    drop_unbuilt(cfg.task.heads)
+    drop_unbuilt(cfg.task)
     seed_everything(seed)
     task = build(cfg.task)
     if start.weights is None:

@@ -1,12 +1,12 @@
-"""How every regression loss is averaged, and over what.
+"""How every regression loss is averaged.
 
-Over what is labelled in a sample, then over all samples of the batch, where unlabelled ones count
+First over the labels of a sample, then over all samples of the batch, where unlabelled ones count
 0. So the gradient of a sample does not depend on its neighbours, and a mixed batch gives the mean
-of its parts. Refinement steps are told apart until `losses.total` sums: terms return one number per
-step, [T], and never score the mean hand that the head starts from. docs/losses.md lists all terms.
+of its parts. Refinement steps stay separate until `losses.composite` sums: losses return one number
+per step, [T], and never score the mean hand that the head starts from. docs/losses.md lists all.
 
-Nothing that stands in an unlabelled place counts, be it NaN: labels are blanked before they meet
-an estimate, so that no error is ever infinite, and errors after.
+Unlabelled values have no effect, be it NaN: labels are zeroed before they meet an estimate, so that
+no error is infinite, and errors after.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor
 StepWeights = Sequence[float] | str | None
 
 
-def blanked(labels: Tensor, valid: Tensor) -> Tensor:
+def zero_invalid(labels: Tensor, valid: Tensor) -> Tensor:
     """Labels with zeros wherever they are not valid.
 
     Args:
@@ -33,7 +33,7 @@ def over_points(error: Tensor, valid: Tensor, conf: Tensor | None = None) -> Ten
     """Mean over the labelled points of a sample, then over the batch.
 
     A confidence scales the error of its point and leaves the divisor, the number of labelled
-    points, as it is: a sample that is seen less surely counts less.
+    points, as it is: a sample of less confidence counts less.
 
     Args:
         error: [B, P], finite.
@@ -41,7 +41,7 @@ def over_points(error: Tensor, valid: Tensor, conf: Tensor | None = None) -> Ten
         conf: [B, P] in [0, 1]; None counts 1.
     Returns: scalar in the unit of the error.
     """
-    weight = valid.float() if conf is None else blanked(conf, valid)
+    weight = valid.float() if conf is None else zero_invalid(conf, valid)
     total = (torch.where(valid, error, 0.0) * weight).sum(dim=1)
     return (total / valid.sum(dim=1).clamp(min=1)).mean()
 
@@ -72,7 +72,7 @@ def over_steps(values: Tensor, weights: StepWeights = None) -> Tensor:
 
     Args:
         values: [T], the first refinement first.
-        weights: None counts all alike, "last" the answer alone, else one weight per step.
+        weights: None counts all alike, "last" the last alone, else one weight per step.
     Returns: scalar in the unit of the values.
     Raises: ValueError when there are not T weights.
     """

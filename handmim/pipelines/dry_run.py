@@ -29,9 +29,7 @@ def dry_run_step(cfg: DictConfig, fabric: Fabric) -> tuple[Callable[[int], None]
         not finite; and trainable parameters in millions.
     """
     seed_everything(cfg.seed)
-    drop_unbuilt(cfg.task.losses)
-    if "heads" in cfg.task:
-        drop_unbuilt(cfg.task.heads)
+    drop_unbuilt(cfg.task)
     task = build(cfg.task).to(fabric.device)
     if cfg.machine.compile:
         compile_backbones(task)

@@ -38,8 +38,7 @@ def pretrain(cfg: DictConfig) -> Pretrained:
 
 
 def _pretrain(cfg: DictConfig) -> Pretrained:
-    drop_unbuilt(cfg.task.losses)
-    drop_unbuilt(cfg.task.heads)
+    drop_unbuilt(cfg.task)
     run, task = setup_training(cfg)
     if cfg.init is not None:
         task.load_initial(cfg.init)

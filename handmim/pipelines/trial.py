@@ -51,9 +51,7 @@ def try_task(cfg: DictConfig) -> None:
     Raises: ValueError and what else a part refuses its settings with.
     """
     task = cfg.task.copy()
-    for name in ("losses", "heads"):
-        if name in task:
-            drop_unbuilt(task[name])
+    drop_unbuilt(task)
     build(task)
 
 

@@ -16,8 +16,8 @@ from handmim.geometry.rotation import chordal_mean, nearest_rotation, rotation_f
 from handmim.hand.joint_convention import JointConventions
 from handmim.hand.model import HandLayer
 from handmim.hand.skeleton import ROOT_JOINT
+from handmim.losses.composite import LossTerm
 from handmim.losses.reduction import StepWeights
-from handmim.losses.total import Weighted
 from handmim.models.heads.hand_head import HandHead
 from handmim.models.vit import ViT
 from handmim.tasks.regression import RegressionTask
@@ -40,7 +40,7 @@ class HandRegressionTask(RegressionTask):
         self,
         backbone: ViT,
         head: Callable[..., HandHead],
-        losses: Mapping[str, Weighted],
+        losses: Mapping[str, LossTerm],
         *,
         backbone_lr_scale: float = 1.0,
         layer_decay: float = 1.0,

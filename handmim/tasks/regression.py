@@ -14,9 +14,9 @@ from torch.utils.data import Dataset, Subset
 from handmim.data.augment import HandAugment
 from handmim.data.loader import SkipUnreadable
 from handmim.hand.model import HandLayer
-from handmim.losses.direct_keypoints import JointEstimate, JointOutputs
+from handmim.losses.composite import CompositeLoss, LossTerm
+from handmim.losses.joints import JointEstimate, JointOutputs
 from handmim.losses.reduction import StepWeights
-from handmim.losses.total import LossSum, Weighted
 from handmim.models.averaging import averaging_of
 from handmim.models.freezing import freeze_below
 from handmim.models.teacher import EmaTeacher
@@ -57,7 +57,7 @@ class RegressionTask(nn.Module, ABC):
         self,
         backbone: ViT,
         head: Callable[..., nn.Module],
-        losses: Mapping[str, Weighted],
+        losses: Mapping[str, LossTerm],
         *,
         backbone_lr_scale: float = 1.0,
         layer_decay: float = 1.0,
@@ -69,7 +69,7 @@ class RegressionTask(nn.Module, ABC):
         self.backbone = backbone
         self.backbone.mask_token.requires_grad_(False)  # nothing is hidden any more
         self.head = head(dim=backbone.embed_dim)
-        self.losses = LossSum(losses, step_weights)
+        self.losses = CompositeLoss(losses, step_weights)
         self.backbone_lr_scale, self.layer_decay = backbone_lr_scale, layer_decay
         self._frozen = freeze_below(backbone, trained_blocks)
         self.averaging = averaging_of(average)

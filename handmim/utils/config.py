@@ -20,6 +20,7 @@ UNCLEAR = (TypeError, AttributeError, AssertionError, IndexError, RuntimeError)
 MOST_KEYS = 3  # named for one error
 
 
+
 def resolved(cfg: DictConfig) -> dict[str, Any]:
     """A composed config as plain containers, interpolations filled in.
 
@@ -37,18 +38,19 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     return plain
 
 
-def drop_unbuilt(parts: DictConfig) -> None:
-    """Remove settings of parts that were not chosen.
+def drop_unbuilt(task: DictConfig) -> None:
+    """Remove settings of losses, objectives and heads that were not chosen, in place.
 
     An experiment may tune a loss; `loss=[...]` without that loss leaves its settings behind,
     without a `_target_`.
-
-    Args:
-        parts: mapping of named parts, changed in place.
     """
-    with open_dict(parts):
-        for name in [name for name in parts if "_target_" not in parts[name]]:
-            del parts[name]
+    for key in ("losses", "objectives", "heads"):
+        parts = task.get(key, {})
+        if not parts:
+            continue
+        with open_dict(parts):
+            for name in [name for name in parts if "_target_" not in parts[name]]:
+                del parts[name]
 
 
 def set_everywhere(node: Any, key: str, value: Any) -> None:

@@ -12,7 +12,7 @@ from handmim.diagnostics.collapse import CHECKS, TERM_CHECKS, CollapseDetection
 from handmim.engine.hooks import StopRun
 from handmim.geometry.crop import similarity, transform_points
 from handmim.geometry.warp import from_source
-from handmim.models.heads.keypoint import SoftArgmaxKeypoints
+from handmim.objectives.keypoints import SoftArgmaxKeypoints
 from handmim.types import CropSample, StepInfo
 from handmim.utils.files import UnreadableSample
 from handmim.utils.run import Run

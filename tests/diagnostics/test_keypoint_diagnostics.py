@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from handmim.diagnostics.statistics import keypoint_diagnostics, target_diagnostics
-from tests.losses.keypoint_cases import batch_of, random_maps, seen_points
+from tests.objectives.keypoint_cases import batch_of, random_maps, seen_points
 
 
 def of(points: torch.Tensor, batch) -> dict[str, float]:

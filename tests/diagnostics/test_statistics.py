@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from tests.losses.keypoint_cases import batch_of, random_maps, seen_points
 
 from handmim.diagnostics.statistics import (
     agreed_deviation,
@@ -10,7 +11,6 @@ from handmim.diagnostics.statistics import (
     keypoint_diagnostics,
     kl_nats,
 )
-from tests.losses.keypoint_cases import batch_of, random_maps, seen_points
 
 NUM = 256
 

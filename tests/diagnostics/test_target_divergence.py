@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from handmim.diagnostics.measure import measure
-from handmim.losses.patch_distill import masked_patch_ce
+from handmim.objectives.patch_distill import masked_patch_ce
 from handmim.types import StepInfo
 from tests.tasks.test_pretrain_task import make_batch, make_task
 
@@ -15,20 +15,20 @@ def metrics_of(task, batch_size: int = 4) -> dict[str, float]:
     return measure(task, make_batch(), INFO, batch_size=batch_size, seed=0)
 
 
-def planted(predict):
+def planted(answer):
     """A task whose student predicts a function of the targets [M, P], as probabilities."""
     task = make_task(("patch_distill",)).eval()
-    outputs, temp = task.outputs, task.losses.terms["patch_distill"].student_temp
+    predict, temp = task.predict, task.each["patch_distill"].student_temp
 
     def changed(batch, info):
-        out, tokens = outputs(batch, info)
-        probs = noisy_targets(len(out.patches.teacher_probs))
-        own = out.patches.student_logits  # whose gradient goes on
-        logits = temp * predict(probs).log() + own - own.detach()
-        changed_out = out.patches._replace(teacher_probs=probs, student_logits=logits)
-        return out._replace(patches=changed_out), tokens
+        ctx, predictions = predict(batch, info)
+        found = predictions["patch_distill"]
+        probs = noisy_targets(len(found.teacher_probs))
+        own = found.student_logits  # whose gradient goes on
+        logits = temp * answer(probs).log() + own - own.detach()
+        return ctx, {"patch_distill": found._replace(teacher_probs=probs, student_logits=logits)}
 
-    task.outputs = changed
+    task.predict = changed
     return task
 
 
@@ -60,9 +60,8 @@ def test_divergence_is_the_loss_without_entropy_in_one_go_or_in_parts():
         metrics["targets/kl_nats"], rel=1e-4
     )
     with torch.no_grad():
-        changed_out, _ = task.outputs(make_batch(), INFO)
-    p = changed_out.patches
-    temp = task.losses.terms["patch_distill"].student_temp
+        _, predictions = task.predict(make_batch(), INFO)
+    p, temp = predictions["patch_distill"], task.each["patch_distill"].student_temp
     every = torch.full((len(p.weight),), 1 / len(p.weight))
     cross_entropy = masked_patch_ce(p.student_logits, p.teacher_probs, every, 1, temp).item()
     entropy = metrics["targets/entropy_of_each"] * math.log(p.teacher_probs.shape[-1])

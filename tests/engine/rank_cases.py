@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from handmim.pipelines.dry_run import noise_hands
 from handmim.types import CropBatch
@@ -21,15 +21,11 @@ TINY = (
 )
 POINTS = ("keypoint_align", "point_hog", "point_recon", "keypoint_agree")
 Case = tuple[str, tuple[str, ...]]
+PLAIN, ALIGN = "method=handmim-plain", "task.objectives.keypoint_align"
 
 
 def names(group: str) -> list[str]:
     return sorted(path.stem for path in (REPO / "configs" / group).glob("*.yaml"))
-
-
-def of_pretraining(loss: str) -> bool:
-    text = (REPO / "configs" / "loss" / f"{loss}.yaml").read_text()
-    return "@package task.losses" not in text or loss == "koleo"
 
 
 def cases() -> dict[str, Case]:
@@ -37,24 +33,27 @@ def cases() -> dict[str, Case]:
     for method in names("method"):
         if method != "supervised-init":  # trains nothing
             found[f"method={method}"] = "pretrain", (f"method={method}",)
+    for name in names("objective"):
+        with_points = f"keypoint_align,{name}" if name in POINTS[1:] else name
+        words = PLAIN, f"objective=[{with_points}]", "views.warp_ndc=0.05"
+        found[f"objective={name}"] = "pretrain", words
     for loss in names("loss"):
-        if of_pretraining(loss):
-            with_points = f"keypoint_align,{loss}" if loss in POINTS[1:] else loss
-            words = "method=handmim-plain", f"loss=[{with_points}]", "views.warp_ndc=0.05"
-            found[f"loss={loss}"] = "pretrain", words
-        else:
-            found[f"loss={loss}"] = "finetune", _hand_loss(loss)
+        found[f"loss={loss}"] = "finetune", _hand_loss(loss)
     for group, rest in (
-        ("pixel_head", "loss=[pixel_recon]"),
-        ("keypoint_head", "loss=[keypoint_align]"),
-        ("keypoint_disc", "loss=[keypoint_align]"),
-        ("keypoint_predictor", "loss=[keypoint_align]"),
-        ("point_hog_head", "loss=[keypoint_align,point_hog]"),
-        ("centering", "loss=[patch_distill,class_distill]"),
+        ("keypoint_head", "objective=[keypoint_align]"),
+        ("centering", "objective=[patch_distill,class_distill]"),
     ):
         for name in names(group):
-            words = "method=handmim-plain", f"{group}={name}", rest
-            found[f"{group}={name}"] = "pretrain", words
+            found[f"{group}={name}"] = "pretrain", (PLAIN, f"{group}={name}", rest)
+    for key, values, chosen in (
+        ("pixel_recon.head", ("decoder", "linear"), "pixel_recon"),
+        ("keypoint_align.disc", ("nce", "none", "proto"), "keypoint_align"),
+        ("keypoint_align.predictor", ("true", "false"), "keypoint_align"),
+        ("point_hog.head", ("gaussians", "mlp"), "keypoint_align,point_hog"),
+    ):
+        for value in values:
+            words = PLAIN, f"objective=[{chosen}]", f"task.objectives.{key}={value}"
+            found[f"{key}={value}"] = "pretrain", words
     for head in names("head"):
         words = (f"head={head}",)
         if head == "direct":
@@ -74,16 +73,18 @@ def _hand_loss(loss: str) -> tuple[str, ...]:
 
 
 # Settings under which parameters once took no part, or branches are drawn at random.
-PLAIN, TERM = "method=handmim-plain", "task.losses.keypoint_align.term"
 MORE: dict[str, Case] = {
     "taps below the top": (
-        "pretrain", (PLAIN, "loss=[pixel_recon]", "task.heads.pixel.tap_layers=[0.5]"),
+        "pretrain",
+        (PLAIN, "objective=[pixel_recon]", "task.objectives.pixel_recon.tap_layers=[0.5]"),
     ),
     "class tokens dropped along": ("pretrain", ("method=dino", "task.mask_mode=drop")),
-    "projection of classes alone": ("pretrain", ("method=dino", "task.class_head=own")),
+    "projection of classes alone": (
+        "pretrain", ("method=dino", "task.objectives.class_distill.head=own"),
+    ),
     "prototypes without a term": (
         "pretrain",
-        (PLAIN, "loss=[keypoint_align]", "keypoint_disc=proto", f"{TERM}.parts=reg"),
+        (PLAIN, "objective=[keypoint_align]", f"{ALIGN}.disc=proto", f"{ALIGN}.parts=reg"),
     ),
     "frozen prototypes": ("pretrain", ("method=ibot", "task.freeze_prototypes_steps=2")),
     "drop path": ("pretrain", ("method=handmim", "task.backbone.drop_path_rate=0.7")),
@@ -102,15 +103,15 @@ IDLE: dict[str, Case] = {
         "pretrain",
         (
             PLAIN,
-            "loss=[keypoint_align]",
-            "keypoint_predictor=mlp",
-            f"{TERM}.reg_weight=0",
-            f"{TERM}.disc_weight=0",
+            "objective=[keypoint_align]",
+            f"{ALIGN}.predictor=true",
+            f"{ALIGN}.reg_weight=0",
+            f"{ALIGN}.disc_weight=0",
         ),
     ),
 }
 QUICK = (
-    "method=mae", "pixel_head=decoder", "method=handmim", "method=peclr", "head=pymaf_exact",
+    "method=mae", "pixel_recon.head=decoder", "method=handmim", "method=peclr", "head=pymaf_exact",
     "drop path",
 )  # fmt: skip
 
@@ -120,11 +121,12 @@ def composed(case: Case) -> DictConfig:
     data = ("data=folder", "data.root=x") if root == "pretrain" else ()
     with initialize_config_dir(str(REPO / "configs"), version_base="1.3"):
         cfg = compose(root, [*TINY, *data, *words])
-    drop_unbuilt(cfg.task.losses)
-    if "heads" in cfg.task:
-        drop_unbuilt(cfg.task.heads)
-        for name in {"projection", "keypoint_prototypes"} & set(cfg.task.heads):
-            cfg.task.heads[name].update(num_prototypes=32, hidden_dim=32, bottleneck_dim=16)
+    drop_unbuilt(cfg.task)
+    sizes = {"num_prototypes": 32, "hidden_dim": 32, "bottleneck_dim": 16}
+    if "projection" in cfg.task.get("heads", {}):
+        cfg.task.heads.projection.update(sizes)
+    if "keypoint_align" in cfg.task.get("objectives", {}):
+        OmegaConf.update(cfg, f"{ALIGN}.prototypes", sizes, force_add=True)
     if "dropout" in cfg.task.get("head", {}):
         cfg.task.head.dropout = 0.0  # drawn by each process for itself
     return cfg

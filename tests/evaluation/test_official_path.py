@@ -17,8 +17,7 @@ from handmim.evaluation.camera_space import predict_camera_hands
 from handmim.evaluation.official import BENCHMARKS, benchmark_of, score_file, score_report, submit
 from handmim.evaluation.scoring import mean_hand_predictor, score, truth_predictor
 from handmim.evaluation.submission import read_submission, write_submission
-from handmim.losses.joints import Joints3D
-from handmim.losses.total import Weighted
+from handmim.losses.joints import JointLoss
 from handmim.models.heads.pymaf import PyMafHead
 from handmim.models.vit import ViT
 from handmim.tasks.mesh import HandRegressionTask
@@ -36,7 +35,7 @@ def task(hand):
     head = partial(
         PyMafHead, hand=hand, channels=8, grid_side=2, num_points=4, point_dims=(8,), cls_dim=8
     )
-    return HandRegressionTask(backbone, head, {"joints3d": Weighted(Joints3D(root_joint=9))})
+    return HandRegressionTask(backbone, head, {"joints3d": JointLoss(root_joint=9)})
 
 
 @pytest.fixture

@@ -17,8 +17,7 @@ from handmim.evaluation.scoring import model_predictor, score, truth_predictor
 from handmim.evaluation.tta import RULES, TurnedViews, carried_back, mean_of
 from handmim.geometry.camera import ndc_from_px, project, project_weak, px_from_ndc
 from handmim.geometry.rotation import chordal_mean
-from handmim.losses.joints import Joints3D
-from handmim.losses.total import Weighted
+from handmim.losses.joints import JointLoss
 from handmim.models.heads.direct import DirectHead
 from handmim.models.heads.pymaf import PyMafHead
 from handmim.models.vit import ViT
@@ -46,7 +45,7 @@ def mesh_task(hand, camera="weak"):
         PyMafHead, hand=hand, channels=8, grid_side=2, num_points=4, point_dims=(8,), cls_dim=8,
         camera=camera,
     )  # fmt: skip
-    task = HandRegressionTask(backbone(), head, {"joints3d": Weighted(Joints3D(root_joint=9))})
+    task = HandRegressionTask(backbone(), head, {"joints3d": JointLoss(root_joint=9)})
     for regressor in task.head.regressors:  # an untrained head would say the same of every crop
         torch.nn.init.normal_(regressor.out.weight, std=0.1)
     return task
@@ -54,7 +53,7 @@ def mesh_task(hand, camera="weak"):
 
 def joint_task():
     torch.manual_seed(0)
-    losses = {"joints3d": Weighted(Joints3D(root_joint=9))}
+    losses = {"joints3d": JointLoss(root_joint=9)}
     task = KeypointRegressionTask(backbone(), DirectHead, losses)
     torch.nn.init.normal_(task.head.out.weight, std=0.1)
     return task

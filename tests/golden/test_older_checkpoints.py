@@ -36,13 +36,13 @@ PROJECTION = (
 )  # fmt: skip
 METHODS = {
     "handmim": (
-        *PROJECTION, "task.heads.keypoint.hidden_dim=16", "task.heads.keypoint.key_dim=8",
-        "task.heads.class_keypoint.hidden_dim=16", "task.heads.class_hog.hidden_dim=16",
-        "task.heads.class_hog.cells=4", "task.heads.point_hog.cells=4",
-        "task.heads.point_hog.hidden_dim=8", "task.heads.affine.hidden_dim=16",
+        *PROJECTION, "task.heads.keypoint.hidden_dim=16", "+task.heads.keypoint.key_dim=8",
+        "+task.objectives.keypoint_agree.hidden_dim=16", "+task.objectives.class_hog.hidden_dim=16",
+        "task.objectives.class_hog.cells=4", "task.objectives.point_hog.cells=4",
+        "+task.objectives.point_hog.hidden_dim=8", "+task.objectives.view_affine.hidden_dim=16",
     ),
     "ibot": PROJECTION,
-    "mae": ("task.heads.pixel.width=16", "task.heads.pixel.depth=1"),
+    "mae": ("task.objectives.pixel_recon.width=16", "task.objectives.pixel_recon.depth=1"),
     "peclr": ("task.heads.keypoint.hidden_dim=16",),
 }  # fmt: skip
 RENDERS = (

@@ -6,14 +6,11 @@ import numpy as np
 import torch
 
 from handmim.geometry.rotation import axis_angle_to_matrix
-from handmim.losses.direct_keypoints import SmoothJoints2D, SmoothJoints3D
-from handmim.losses.edges import Edges
-from handmim.losses.heatmaps import Heatmaps, gaussian_maps
-from handmim.losses.joints import Joints2D, Joints3D, Joints3DAbs
-from handmim.losses.mano_params import Betas, Rotations
-from handmim.losses.prior import Prior
-from handmim.losses.silhouette import Silhouette, hand_masks
-from handmim.losses.verts import Verts
+from handmim.losses.composite import LossTerm
+from handmim.losses.joints import CameraJointLoss, JointLoss, JointLoss2D
+from handmim.losses.maps import HeatmapLoss, SilhouetteLoss, gaussian_maps, hand_masks
+from handmim.losses.mesh import EdgeLoss, VertexLoss
+from handmim.losses.parameters import PriorLoss, RotationLoss, ShapeLoss
 from handmim.types import HandBatch, HandOutputs, HandState
 
 IMG_PX, CELLS, NUM_VERTS = 8, 6, 30
@@ -22,19 +19,20 @@ MESH = SimpleNamespace(
 )
 SIGMA = 1.0
 
-TERMS = {
-    "joints3d": Joints3D(root_joint=9),
-    "joints3d_abs": Joints3DAbs(),
-    "joints2d": Joints2D(),
-    "verts": Verts(root_joint=9),
-    "edges": Edges(MESH),
-    "rotations": Rotations(),
-    "betas": Betas(),
-    "prior": Prior(),
-    "heatmaps": Heatmaps(sigma_cells=SIGMA),
-    "silhouette": Silhouette(MESH),
-    "direct3d": SmoothJoints3D(root_joint=9),
-    "direct2d": SmoothJoints2D(),
+SMOOTH = {"unit_m": 0.1, "beta": 0.1}  # of loss=direct_keypoints
+TERMS: dict[str, LossTerm] = {
+    "joints3d": JointLoss(root_joint=9),
+    "joints3d_abs": CameraJointLoss(),
+    "joints2d": JointLoss2D(),
+    "verts": VertexLoss(root_joint=9),
+    "edges": EdgeLoss(MESH),
+    "rotations": RotationLoss(),
+    "betas": ShapeLoss(),
+    "prior": PriorLoss(),
+    "heatmaps": HeatmapLoss(sigma_cells=SIGMA),
+    "silhouette": SilhouetteLoss(MESH),
+    "direct3d": JointLoss(root_joint=9, **SMOOTH),
+    "direct2d": JointLoss2D(beta=0.1),
 }
 # What of an estimate each of them may look at.
 REACHED = {
@@ -68,7 +66,7 @@ def random_batch(b: int, seed: int = 0) -> HandBatch:
     return HandBatch(
         image=torch.zeros(b, 3, IMG_PX, IMG_PX),
         was_left=~ones,
-        joint_convention=torch.zeros(b, dtype=torch.long),
+        joint_rule=torch.zeros(b, dtype=torch.long),
         K_crop_px=K.repeat(b, 1, 1),
         has_K=ones,
         kp2d_crop_ndc=torch.rand(b, 21, 2, generator=g) * 1.8 - 0.9,

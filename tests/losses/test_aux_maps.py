@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.losses.heatmaps import Heatmaps, gaussian_maps
-from handmim.losses.silhouette import Silhouette, hand_masks
+from handmim.losses.maps import HeatmapLoss, SilhouetteLoss, gaussian_maps, hand_masks
 from handmim.models.heads.aux_maps import AuxMaps
 from handmim.models.heads.direct import KeypointOutputs, KeypointState
 from handmim.render.rasterizer import rasterise
@@ -40,7 +39,7 @@ def test_a_joint_outside_of_the_crop_asks_for_an_empty_map():
     batch = batch._replace(kp2d_crop_ndc=batch.kp2d_crop_ndc + 3.0)
     drawn = torch.full((1, 21, CELLS, CELLS), 0.5)
     state = truth_as_state(batch)
-    assert Heatmaps()(HandOutputs((state, state), heatmaps=drawn), batch) == pytest.approx(0.25)
+    assert HeatmapLoss()(HandOutputs((state, state), heatmaps=drawn), batch) == pytest.approx(0.25)
 
 
 def test_heatmaps_by_hand():
@@ -54,10 +53,10 @@ def test_heatmaps_by_hand():
     conf[0, 0] = 0.5
     out = HandOutputs((state, state), heatmaps=off)
     wanted = (0.5 * 0.09 + 0.36 / CELLS**2) / 21
-    found = Heatmaps(sigma_cells=1.0)(out, batch._replace(kp2d_conf=conf))
+    found = HeatmapLoss(sigma_cells=1.0)(out, batch._replace(kp2d_conf=conf))
     assert found.item() == pytest.approx(wanted, rel=1e-4)
     with pytest.raises(ValueError, match="sigma_cells must be > 0"):
-        Heatmaps(sigma_cells=0.0)
+        HeatmapLoss(sigma_cells=0.0)
 
 
 def test_silhouette_by_hand():
@@ -66,15 +65,15 @@ def test_silhouette_by_hand():
     seen = hand_masks(batch.verts_cam_m, batch.K_crop_px, faces, IMG_PX, (CELLS, CELLS))
     state = truth_as_state(batch)
     level = HandOutputs((state, state), silhouette=torch.zeros(2, CELLS, CELLS))
-    assert Silhouette(MESH)(level, batch).item() == pytest.approx(math.log(2.0), rel=1e-5)
+    assert SilhouetteLoss(MESH)(level, batch).item() == pytest.approx(math.log(2.0), rel=1e-5)
     # all is called hand, twice as likely as not: ln 1.5 on the hand, ln 3 beside it
     out = HandOutputs((state, state), silhouette=torch.full((2, CELLS, CELLS), math.log(2.0)))
     share = seen.float().mean().item()
     assert 0.1 < share < 0.9
     wanted = share * math.log(1.5) + (1 - share) * math.log(3.0)
-    assert Silhouette(MESH)(out, batch).item() == pytest.approx(wanted, rel=1e-4)
+    assert SilhouetteLoss(MESH)(out, batch).item() == pytest.approx(wanted, rel=1e-4)
     one = batch._replace(has_K=torch.tensor([True, False]))
-    assert Silhouette(MESH)(level, one).item() == pytest.approx(math.log(2.0) / 2, rel=1e-5)
+    assert SilhouetteLoss(MESH)(level, one).item() == pytest.approx(math.log(2.0) / 2, rel=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +110,9 @@ def test_a_head_that_draws_no_maps_is_named():
     bare = KeypointState(state.joints_root_m, state.joints_crop_ndc)
     for out in (HandOutputs((state, state)), KeypointOutputs((bare, bare))):
         with pytest.raises(ValueError, match=r"head\.heatmaps=true"):
-            Heatmaps()(out, batch)
+            HeatmapLoss()(out, batch)
         with pytest.raises(ValueError, match=r"head\.silhouette=true"):
-            Silhouette(MESH)(out, batch)
+            SilhouetteLoss(MESH)(out, batch)
 
 
 def test_maps_are_drawn_as_asked():

@@ -8,19 +8,23 @@ import pytest
 import torch
 
 from handmim.geometry.rotation import axis_angle_to_matrix
-from handmim.losses.direct_keypoints import SmoothJoints2D, SmoothJoints3D
-from handmim.losses.edges import Edges, unique_edges
-from handmim.losses.joints import Joints2D, Joints3D, Joints3DAbs
-from handmim.losses.mano_params import Betas, Rotations
-from handmim.losses.prior import Prior
+from handmim.losses.composite import CompositeLoss
+from handmim.losses.joints import CameraJointLoss, JointLoss, JointLoss2D
+from handmim.losses.mesh import EdgeLoss, VertexLoss, unique_edges
+from handmim.losses.parameters import PriorLoss, RotationLoss, ShapeLoss
 from handmim.losses.reduction import over_steps
-from handmim.losses.total import LossSum, Weighted
-from handmim.losses.verts import Verts
 from handmim.models.heads.direct import KeypointOutputs, KeypointState
-from handmim.types import HandOutputs
-from tests.losses.hand_cases import TERMS, random_batch, random_outputs, rows, truth_as_state
+from handmim.types import HandOutputs, StepInfo
+from tests.losses.hand_cases import (
+    SMOOTH,
+    TERMS,
+    random_batch,
+    random_outputs,
+    rows,
+    truth_as_state,
+)
 
-INFO = SimpleNamespace(step=0, total_steps=10)
+INFO = StepInfo(0, 10)
 
 
 def off_by(batch, **shifts):
@@ -34,17 +38,21 @@ def off_by(batch, **shifts):
     ("term", "shifts", "wanted"),
     [
         # 3 mm along one of three axes
-        (Joints3D(root_joint=9), {"joints_root_m": torch.tensor([0.003, 0.0, 0.0])}, 0.001),
-        (Joints2D(), {"joints_crop_ndc": torch.tensor([0.1, -0.3])}, 0.2),
-        (Verts(root_joint=9), {"verts_root_m": -0.002}, 0.002),
-        (Betas(), {"betas": 0.5}, 0.25),
+        (JointLoss(root_joint=9), {"joints_root_m": torch.tensor([0.003, 0.0, 0.0])}, 0.001),
+        (JointLoss2D(), {"joints_crop_ndc": torch.tensor([0.1, -0.3])}, 0.2),
+        (VertexLoss(root_joint=9), {"verts_root_m": -0.002}, 0.002),
+        (ShapeLoss(), {"betas": 0.5}, 0.25),
         # the root 6 cm too far away; the same error twice in opposite directions is none
-        (Joints3DAbs(), {"transl_cam_m": torch.tensor([0.0, 0.0, 0.06])}, 0.02),
-        (Joints3DAbs(), {"transl_cam_m": 0.1, "joints_root_m": -0.1}, 0.0),
+        (CameraJointLoss(), {"transl_cam_m": torch.tensor([0.0, 0.0, 0.06])}, 0.02),
+        (CameraJointLoss(), {"transl_cam_m": 0.1, "joints_root_m": -0.1}, 0.0),
         # 20 mm are 0.2 units: 0.2 - 0.05; 5 mm are 0.05: 0.05^2 / 0.2
-        (SmoothJoints3D(root_joint=9), {"joints_root_m": 0.02}, 0.15),
-        (SmoothJoints3D(root_joint=9), {"joints_root_m": 0.005}, 0.0125),
-        (SmoothJoints2D(), {"joints_crop_ndc": torch.tensor([0.05, 0.2])}, (0.0125 + 0.15) / 2),
+        (JointLoss(root_joint=9, **SMOOTH), {"joints_root_m": 0.02}, 0.15),
+        (JointLoss(root_joint=9, **SMOOTH), {"joints_root_m": 0.005}, 0.0125),
+        (
+            JointLoss2D(beta=0.1),
+            {"joints_crop_ndc": torch.tensor([0.05, 0.2])},
+            (0.0125 + 0.15) / 2,
+        ),
     ],
 )
 def test_values_by_hand(term, shifts, wanted):
@@ -58,13 +66,13 @@ def test_a_rotation_off_by_an_angle():
     state = truth_as_state(batch)
     turn = axis_angle_to_matrix(torch.tensor([0.0, 0.0, math.pi / 3]))
     out = HandOutputs((state, state._replace(rotmats=state.rotmats @ turn)))
-    assert Rotations()(out, batch).item() == pytest.approx(4 * (1 - 0.5), rel=1e-5)
+    assert RotationLoss()(out, batch).item() == pytest.approx(4 * (1 - 0.5), rel=1e-5)
 
 
 def test_edges_of_a_square_of_two_triangles():
     square = SimpleNamespace(faces=np.array([[0, 1, 2], [2, 1, 3]], np.int32))
     assert unique_edges(square.faces).tolist() == [[0, 1], [0, 2], [1, 2], [1, 3], [2, 3]]
-    batch, term = random_batch(1), Edges(square)
+    batch, term = random_batch(1), EdgeLoss(square)
     verts = torch.tensor([[[0.0, 0, 0], [3, 0, 0], [0, 4, 0], [3, 4, 0]]])
     batch = batch._replace(verts_cam_m=verts + 7.0)
     state = truth_as_state(batch)
@@ -77,7 +85,7 @@ def test_edges_of_a_square_of_two_triangles():
 
 def test_edges_of_the_hand_are_counted_once(hand):
     assert len(unique_edges(hand.faces)) == 2315  # data/README.md
-    assert not list(Edges(hand).parameters())
+    assert not list(EdgeLoss(hand).parameters())
 
 
 def test_joints_count_alike_and_confidence_only_shrinks():
@@ -91,10 +99,10 @@ def test_joints_count_alike_and_confidence_only_shrinks():
     conf = torch.ones(1, 21)
     conf[0, 1], conf[0, 2] = 0.5, 0.0
     seen = batch._replace(kp2d_valid=valid)
-    assert Joints2D()(out, seen).item() == pytest.approx(3 * 0.3 / 6, rel=1e-5)
+    assert JointLoss2D()(out, seen).item() == pytest.approx(3 * 0.3 / 6, rel=1e-5)
     seen = seen._replace(kp2d_conf=conf)
-    assert Joints2D()(out, seen).item() == pytest.approx(1.5 * 0.3 / 6, rel=1e-5)
-    smooth = SmoothJoints2D(beta=0.1)(out, seen).item()
+    assert JointLoss2D()(out, seen).item() == pytest.approx(1.5 * 0.3 / 6, rel=1e-5)
+    smooth = JointLoss2D(beta=0.1)(out, seen).item()
     assert smooth == pytest.approx(1.5 * 0.25 / 6, rel=1e-5)
 
 
@@ -103,19 +111,19 @@ def test_the_prior_pulls_only_hands_without_parameters():
     free = batch._replace(has_mano=torch.tensor([False, False]))
     mean = truth_as_state(batch)
     same = mean._replace(betas=torch.zeros(2, 10))
-    assert Prior()(HandOutputs((mean, same)), free).item() == pytest.approx(0.0, abs=1e-7)
-    assert Prior()(HandOutputs((mean, truth_as_state(random_batch(2, 5)))), batch).item() == 0.0
+    assert PriorLoss()(HandOutputs((mean, same)), free).item() == pytest.approx(0.0, abs=1e-7)
+    assert PriorLoss()(HandOutputs((mean, truth_as_state(random_batch(2, 5)))), batch).item() == 0.0
     # one of 15 fingers turned by 90 degrees: 4 (1 - cos) / 15; betas of 2: 0.1 * 4
     turned = same.rotmats.clone()
     turned[:, 3] = axis_angle_to_matrix(torch.tensor([0.0, 0.0, math.pi / 2])) @ turned[:, 3]
     off = same._replace(rotmats=turned, betas=torch.full((2, 10), 2.0))
-    value = Prior(betas_weight=0.1)(HandOutputs((mean, off)), free).item()
+    value = PriorLoss(betas_weight=0.1)(HandOutputs((mean, off)), free).item()
     assert value == pytest.approx(4 / 15 + 0.4, rel=1e-5)
     # the wrist is free: only 2D or 3D labels place the hand
     wrist = same.rotmats.clone()
     wrist[:, 0] = torch.eye(3)
     out = HandOutputs((mean, same._replace(rotmats=wrist)))
-    assert Prior()(out, free).item() == pytest.approx(0.0, abs=1e-7)
+    assert PriorLoss()(out, free).item() == pytest.approx(0.0, abs=1e-7)
 
 
 # ---------------------------------------------------------------- before the camera
@@ -126,14 +134,14 @@ def test_absolute_joints_want_a_head_that_places_hands():
     state = truth_as_state(batch)
     silent = state._replace(transl_cam_m=None, is_metric=None)
     with pytest.raises(ValueError, match=r"head\.camera=pinhole"):
-        Joints3DAbs()(HandOutputs((silent, silent)), batch)
+        CameraJointLoss()(HandOutputs((silent, silent)), batch)
     bare = KeypointState(state.joints_root_m, state.joints_crop_ndc)
     with pytest.raises(ValueError, match=r"head\.camera=pinhole"):
-        Joints3DAbs()(KeypointOutputs((bare, bare)), batch)
+        CameraJointLoss()(KeypointOutputs((bare, bare)), batch)
 
 
 def test_absolute_joints_wait_for_intrinsics():
-    batch, term = random_batch(2), Joints3DAbs()
+    batch, term = random_batch(2), CameraJointLoss()
     off = torch.tensor([False, False])
     state = truth_as_state(batch)
     without = batch._replace(has_K=off)
@@ -163,22 +171,21 @@ def test_steps_are_weighted_to_a_mean_of_one():
 @pytest.mark.parametrize("weights", ["first", [], [0.0, 0.0], [1.0, -1.0], [math.nan, 1.0]])
 def test_weights_of_no_use_are_refused_at_once(weights):
     with pytest.raises(ValueError, match=r"task\.step_weights"):
-        LossSum({"betas": Weighted(Betas())}, weights)
+        CompositeLoss({"betas": ShapeLoss()}, weights)
 
 
 def test_the_sum_weighs_the_steps_of_every_term_alike():
     batch = random_batch(2)
     out = random_outputs(batch, num_steps=3)
-    parts = {name: Weighted(term, 2.0) for name, term in TERMS.items()}
-    equal, by_name = LossSum(parts)(out, batch, INFO)
-    last, last_by_name = LossSum(parts, "last")(out, batch, INFO)
-    rising, _ = LossSum(parts, [1, 2, 3])(out, batch, INFO)
+    equal, by_name = CompositeLoss(TERMS)(out, batch, INFO)
+    last, last_by_name = CompositeLoss(TERMS, "last")(out, batch, INFO)
+    rising, _ = CompositeLoss(TERMS, [1, 2, 3])(out, batch, INFO)
     per_step = [0.0, 0.0, 0.0]
     for name, term in TERMS.items():
         value = term(out, batch)
         assert value.shape == (() if name in ("heatmaps", "silhouette") else (3,))
         for t, v in enumerate(value.expand(3)):
-            per_step[t] += 2 * float(v)
+            per_step[t] += float(v)
         assert by_name[f"loss/{name}"] == pytest.approx(float(value.mean()), rel=1e-5)
         final = value if value.ndim == 0 else value[-1]
         assert last_by_name[f"loss/{name}"] == pytest.approx(float(final), rel=1e-5)
@@ -193,10 +200,10 @@ def test_only_the_last_step_learns_under_last():
     out = random_outputs(batch)
     betas = [s.betas.clone().requires_grad_() for s in out.steps]
     steps = tuple(s._replace(betas=x) for s, x in zip(out.steps, betas, strict=True))
-    total, _ = LossSum({"betas": Weighted(Betas())}, "last")(HandOutputs(steps), batch, INFO)
+    total, _ = CompositeLoss({"betas": ShapeLoss()}, "last")(HandOutputs(steps), batch, INFO)
     total.backward()
     assert betas[0].grad is None
     assert betas[1].grad.abs().max() == 0.0  # in the graph all the same
     assert betas[2].grad.abs().max() > 0.0
     one = rows(out, slice(0, 1))
-    assert Betas()(one, rows(batch, slice(0, 1))).shape == (2,)
+    assert ShapeLoss()(one, rows(batch, slice(0, 1))).shape == (2,)

@@ -7,10 +7,9 @@ import torch
 from handmim.data.augment import HandAugment
 from handmim.data.colour import ColourJitter
 from handmim.hand.model import HandLayer
-from handmim.losses.joints import Joints2D, Joints3D
-from handmim.losses.mano_params import Betas, Rotations
-from handmim.losses.total import Weighted
-from handmim.losses.verts import Verts
+from handmim.losses.joints import JointLoss, JointLoss2D
+from handmim.losses.mesh import VertexLoss
+from handmim.losses.parameters import RotationLoss, ShapeLoss
 from handmim.models.heads.pymaf import PyMafHead
 from handmim.models.vit import ViT
 from handmim.tasks.mesh import HandRegressionTask
@@ -49,11 +48,11 @@ def small_hand_task(
         cls_dim=24,
     )
     losses = {
-        "joints3d": Weighted(Joints3D(root_joint=9), 100.0),
-        "verts": Weighted(Verts(root_joint=9), 100.0),
-        "joints2d": Weighted(Joints2D(), 5.0),
-        "rotations": Weighted(Rotations(), 2.0),
-        "betas": Weighted(Betas(), 0.1),
+        "joints3d": JointLoss(root_joint=9, weight=100.0),
+        "verts": VertexLoss(root_joint=9, weight=100.0),
+        "joints2d": JointLoss2D(weight=5.0),
+        "rotations": RotationLoss(weight=2.0),
+        "betas": ShapeLoss(weight=0.1),
     }
     return HandRegressionTask(backbone, head, losses, **options)
 

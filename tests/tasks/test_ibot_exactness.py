@@ -9,11 +9,11 @@ from torch.func import functional_call
 
 from handmim.engine.optim import OptimizerConfig
 from handmim.engine.schedule import Schedule
-from handmim.losses import class_distill, patch_distill
-from handmim.losses.total import Weighted
 from handmim.models.centering import Centering
-from handmim.models.heads.projection import ProjectionHead
 from handmim.models.vit import ViT
+from handmim.objectives.class_distill import ClassDistill
+from handmim.objectives.patch_distill import PatchDistill
+from handmim.objectives.prototypes import ProjectionHead
 from handmim.tasks.pretrain import HandMimTask
 from handmim.types import PretrainBatch, StepInfo
 from tests.golden import reference_ibot as reference
@@ -32,25 +32,21 @@ RECIPE = OptimizerConfig(
 )
 
 
-def make_task(over="all", **kwargs) -> HandMimTask:
+def make_task(over="all", **of_classes) -> HandMimTask:
     """In double precision, where sums in another order are the same."""
     torch.manual_seed(0)
     size = {"embed_dim": 24, "depth": 2, "num_heads": 2}
     task = HandMimTask(
         ViT("vit_tiny_patch16_224", img_px=SIDE, patch_px=PATCH, size=size),
+        {"patch_distill": PatchDistill(), "class_distill": ClassDistill(**of_classes)},
         {"projection": partial(ProjectionHead, num_prototypes=12, hidden_dim=16, bottleneck_dim=8)},
-        {
-            "patch_distill": Weighted(patch_distill.Term()),
-            "class_distill": Weighted(class_distill.Term()),
-        },
         centering=partial(Centering, over=over),
         momentum=Schedule(start=0.9, end=0.99),
         teacher_temp=Schedule(start=0.07, warmup_start=0.04, warmup_steps=STEPS),
         freeze_prototypes_steps=1,
-        **kwargs,
     )
     with torch.no_grad():  # away from a teacher that equals its student, and from small logits
-        for p in task.student.parameters():
+        for p in task.followed().parameters():
             p.add_(0.1 * torch.randn_like(p))
     return task.double().train()
 
@@ -78,8 +74,9 @@ def copied(modules: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def as_reference(task: HandMimTask) -> reference.State:
-    centres = [task.centering[field].centre.clone() for field in ("classes", "patches")]
-    return reference.State(copied(task.student), copied(task.teacher.net), *centres)
+    centres = [task.each[f"{kind}_distill"].centering.centre for kind in ("class", "patch")]
+    centres = [centre.clone() for centre in centres]
+    return reference.State(copied(task.followed()), copied(task.teacher.net), *centres)
 
 
 def our_step(task, optimizer, batch, info) -> dict[str, float]:
@@ -109,7 +106,7 @@ def assert_equals_ibot(over="all", masked=True, num_local=0, knobs=KNOBS, **kwar
         tokens = functional_call(vit, weights, (views, masks))
         return tokens.cls, tokens.patches
 
-    state, first = as_reference(task), copied(task.student)
+    state, first = as_reference(task), copied(task.followed())
     optimizer = RECIPE.build(task, task.lr_scales())
     for step in range(STEPS):
         batch = make_batch(step, num_local=num_local, masked=masked)
@@ -123,21 +120,22 @@ def assert_equals_ibot(over="all", masked=True, num_local=0, knobs=KNOBS, **kwar
         frozen = knobs[step].frozen
         moved = task.student["projection"].prototypes - first["projection.prototypes"]
         assert bool(moved.abs().max() == 0) is frozen
-        assert_same(copied(task.student), state.student, atol=1e-5)
+        assert_same(copied(task.followed()), state.student, atol=1e-5)
         assert_same(copied(task.teacher.net), state.teacher, atol=1e-5)
-        centres = {"classes": state.class_centre, "patches": state.patch_centre}
-        assert_same({k: m.centre for k, m in task.centering.items()}, centres, atol=1e-6)
+        centres = {"class_distill": state.class_centre, "patch_distill": state.patch_centre}
+        assert_same({k: o.centering.centre for k, o in task.each.items()}, centres, atol=1e-6)
     return task
 
 
 @pytest.mark.parametrize("over", ["all", "masked"])
-@pytest.mark.parametrize("class_head", ["shared", "own"])
-def test_three_steps_equal_ibot_over_all_tokens(over, class_head):
-    task = assert_equals_ibot(over, class_head=class_head)
-    assert ("class_projection" in task.student) is (class_head == "own")
-    assert all(m.centre.abs().max() > 1e-3 for m in task.centering.values())
-    apart = (task.centering["classes"].centre - task.centering["patches"].centre).abs()
-    assert apart.max() > 1e-3
+@pytest.mark.parametrize("head", ["shared", "own"])
+def test_three_steps_equal_ibot_over_all_tokens(over, head):
+    task = assert_equals_ibot(over, head=head)
+    assert ("class_projection" in task.followed()) is (head == "own")
+    of_classes, of_patches = (o.centering.centre for o in task.each.values())
+    assert of_classes.abs().max() > 1e-3
+    assert of_patches.abs().max() > 1e-3
+    assert (of_classes - of_patches).abs().max() > 1e-3
 
 
 def test_local_crops_predict_every_view():
@@ -146,13 +144,13 @@ def test_local_crops_predict_every_view():
 
 def test_class_targets_may_have_their_own_temperature():
     knobs = [reference.Knobs(**{**k.__dict__, "class_temp": 0.04}) for k in KNOBS]
-    assert_equals_ibot(class_teacher_temp=0.04, knobs=knobs)
+    assert_equals_ibot(teacher_temp=0.04, knobs=knobs)
 
 
 @pytest.mark.parametrize(("over", "moves"), [("all", True), ("masked", False)])
 def test_nothing_masked_moves_only_a_centre_over_all_patches(over, moves):
     task = assert_equals_ibot(over, masked=False)
-    assert bool(task.centering["patches"].centre.abs().max() > 0) is moves
+    assert bool(task.each["patch_distill"].centering.centre.abs().max() > 0) is moves
 
 
 def test_the_schedules_are_those_of_the_reference():
@@ -160,10 +158,11 @@ def test_the_schedules_are_those_of_the_reference():
     for step, knobs in enumerate(KNOBS):
         assert task.teacher_temp(step, STEPS) == pytest.approx(knobs.patch_temp)
         assert task.momentum(step, STEPS) == pytest.approx(knobs.momentum)
-        assert task.prototypes_frozen(StepInfo(step, STEPS)) is knobs.frozen
+        ctx = task.encode(make_batch(0), StepInfo(step, STEPS))
+        assert ctx.freeze_prototypes is knobs.frozen
 
 
-def test_looking_moves_no_centre():
+def test_evaluation_moves_no_centre():
     task = make_task().eval()
     task(make_batch(0), StepInfo(0, STEPS))
-    assert all(m.centre.abs().max() == 0 for m in task.centering.values())
+    assert all(o.centering.centre.abs().max() == 0 for o in task.each.values())

@@ -12,9 +12,7 @@ from handmim.data.loader import collate_hands
 from handmim.data.samples import hand_sample, mirror_sample
 from handmim.evaluation.scoring import PREDICTORS, score
 from handmim.geometry.camera import fit_weak
-from handmim.losses.direct_keypoints import SmoothJoints2D, SmoothJoints3D
-from handmim.losses.joints import Joints2D, Joints3D
-from handmim.losses.total import Weighted
+from handmim.losses.joints import JointLoss, JointLoss2D
 from handmim.models.heads.direct import DirectHead, KeypointOutputs, KeypointState
 from handmim.models.vit import ViT
 from handmim.tasks.keypoints import KeypointRegressionTask, mean_joints, mean_scale
@@ -58,8 +56,8 @@ def build(losses=None, dim=24, head=None, **options) -> KeypointRegressionTask:
     size = {"embed_dim": dim, "depth": 1, "num_heads": 2}
     backbone = ViT("vit_tiny_patch16_224", img_px=32, patch_px=8, pixel_norm="per_image", size=size)
     own = {
-        "direct3d": Weighted(SmoothJoints3D(root_joint=9)),
-        "direct2d": Weighted(SmoothJoints2D()),
+        "direct3d": JointLoss(root_joint=9),
+        "direct2d": JointLoss2D(),
     }
     return KeypointRegressionTask(
         backbone, partial(DirectHead, **(head or {})), losses or own, **options
@@ -79,7 +77,7 @@ def state(batch: HandBatch, off_m=0.0, off_ndc=0.0) -> KeypointOutputs:
 
 def test_losses_by_hand_and_the_mean_is_not_scored(photos):
     batch = whole_batch(photos)
-    in_3d, in_2d = SmoothJoints3D(root_joint=9, unit_m=0.1, beta=0.1), SmoothJoints2D(beta=0.1)
+    in_3d, in_2d = JointLoss(root_joint=9, unit_m=0.1, beta=0.1), JointLoss2D(beta=0.1)
     assert in_3d(state(batch), batch).item() == pytest.approx(0.0, abs=1e-9)
     # 5 mm = 0.05 units < beta: 0.05^2 / 0.2; 30 mm = 0.3 units: 0.3 - 0.05
     assert in_3d(state(batch, 0.005), batch).item() == pytest.approx(0.0125, rel=1e-3)
@@ -88,7 +86,7 @@ def test_losses_by_hand_and_the_mean_is_not_scored(photos):
     assert in_2d(state(batch, 0.0, 0.5), batch).item() == pytest.approx(0.45, rel=1e-3)
 
 
-@pytest.mark.parametrize("term", [SmoothJoints3D(root_joint=9), SmoothJoints2D()])
+@pytest.mark.parametrize("term", [JointLoss(root_joint=9), JointLoss2D()])
 def test_reduction_is_that_of_the_other_regression_losses(photos, term):
     both = whole_batch(photos[:4])
     mask = torch.ones(4, 21, dtype=torch.bool)
@@ -101,8 +99,8 @@ def test_reduction_is_that_of_the_other_regression_losses(photos, term):
     one = term(KeypointOutputs(out.steps), both).item()
     assert term(out, b).item() == pytest.approx(one / 2, rel=1e-5)
     # as masked L1 where errors are large: L1 minus beta / 2
-    l1 = Joints2D() if isinstance(term, SmoothJoints2D) else Joints3D(root_joint=9)
-    unit = 1.0 if isinstance(term, SmoothJoints2D) else 0.1
+    l1 = JointLoss2D() if isinstance(term, JointLoss2D) else JointLoss(root_joint=9)
+    unit = 1.0 if isinstance(term, JointLoss2D) else 0.1
     assert one == pytest.approx(l1(out, both).item() / unit - 0.05, rel=1e-4)
 
 
@@ -110,7 +108,7 @@ def test_3d_without_the_root_teaches_nothing(photos):
     batch = whole_batch(photos[:2])
     valid = batch.joints_valid.clone()
     valid[:, 9] = False
-    loss = SmoothJoints3D(root_joint=9)(state(batch, 0.1), batch._replace(joints_valid=valid))
+    loss = JointLoss(root_joint=9)(state(batch, 0.1), batch._replace(joints_valid=valid))
     assert loss.item() == 0.0
 
 
@@ -236,7 +234,7 @@ def test_a_frozen_backbone_stays_as_it_came(photos, augment):
 
 
 def test_plain_joint_losses_fit_too(photos, augment):
-    task = build({"joints3d": Weighted(Joints3D(root_joint=9)), "joints2d": Weighted(Joints2D())})
+    task = build({"joints3d": JointLoss(root_joint=9), "joints2d": JointLoss2D()})
     result = task(augment.evaluate(whole_batch(photos)), StepInfo(0, 1))
     assert result.loss.isfinite()
     assert set(result.scalars) == {"loss", "loss/joints3d", "loss/joints2d"}

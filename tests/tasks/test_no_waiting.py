@@ -37,8 +37,7 @@ def built(method: str, words: list[str]):
     ]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose("pretrain", [f"method={method}", *quick, *words])
-    drop_unbuilt(cfg.task.losses)
-    drop_unbuilt(cfg.task.heads)
+    drop_unbuilt(cfg.task)
     return instantiate(cfg.task), instantiate(cfg.views), instantiate(cfg.optim)
 
 

@@ -44,6 +44,6 @@ def test_ibot_in_parts_has_the_gradients_and_centres_of_the_whole(parts):
             (task(batch.part(start, start + size), INFO).loss / number).backward()
         task.after_step(INFO)
         grads = {k: p.grad for k, p in task.named_parameters() if p.grad is not None}
-        centres = {k: m.centre for k, m in task.centering.items()}
+        centres = {k: o.centering.centre for k, o in task.each.items()}
         found.append((grads, centres))
     torch.testing.assert_close(found[0], found[1])

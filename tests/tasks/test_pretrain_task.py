@@ -8,65 +8,67 @@ from handmim.data.masking import MaskSampler
 from handmim.data.views import ViewMaker
 from handmim.diagnostics.statistics import effective_rank, keypoint_diagnostics, target_diagnostics
 from handmim.engine.schedule import Schedule
-from handmim.losses import (
-    class_distill,
-    class_recon,
-    dense_match,
-    hog,
-    keypoint_align,
-    koleo,
-    latent_equivariance,
-    patch_distill,
-    pixel_recon,
-    point_recon,
-    view_affine,
-    view_flow,
-)
-from handmim.losses.total import Weighted
 from handmim.models.centering import Centering, Sinkhorn
-from handmim.models.heads.hog import HogHead, PatchHogHead
-from handmim.models.heads.keypoint import KeypointHead
-from handmim.models.heads.pixel import PixelHead
-from handmim.models.heads.projection import ProjectionHead
-from handmim.models.heads.token import AffineHead, DenseHead, DisplacementHead, ThumbnailHead
 from handmim.models.vit import ViT
 from handmim.models.weights.load import load_initial
+from handmim.objectives.class_distill import ClassDistill
+from handmim.objectives.experimental.dense_match import DenseMatch
+from handmim.objectives.experimental.latent_equivariance import LatentEquivariance
+from handmim.objectives.experimental.low_res_recon import ClassRecon, PointRecon
+from handmim.objectives.experimental.view_flow import ViewFlow
+from handmim.objectives.hog import ClassHog, PatchHog, PointHog
+from handmim.objectives.keypoint_agree import KeypointAgree
+from handmim.objectives.keypoint_align import KeypointAlign
+from handmim.objectives.keypoints import KeypointHead
+from handmim.objectives.koleo import Koleo
+from handmim.objectives.patch_distill import PatchDistill
+from handmim.objectives.pixel_recon import PixelRecon
+from handmim.objectives.prototypes import ProjectionHead
+from handmim.objectives.view_affine import ViewAffine
 from handmim.tasks.pretrain import HandMimTask
 from handmim.types import CropBatch, PretrainBatch, StepInfo
 
-POINTS = partial(KeypointHead, num_keypoints=6, hidden_dim=16, num_hidden=1)
-PROTOTYPES = partial(ProjectionHead, num_prototypes=16, hidden_dim=16, bottleneck_dim=8)
-# Every loss with the heads it brings.
-PARTS = {
-    "patch_distill": (patch_distill.Term, {"projection": PROTOTYPES}),
-    "class_distill": (class_distill.Term, {"projection": PROTOTYPES}),
-    "koleo": (koleo.Term, {}),
-    "keypoint_align": (keypoint_align.Term, {"keypoint": POINTS}),
-    "pixel_recon": (pixel_recon.Term, {"pixel": PixelHead}),
-    "view_affine": (view_affine.Term, {"affine": AffineHead}),
-    "view_flow": (view_flow.Term, {"displacement": partial(DisplacementHead, warp_grid=4)}),
-    "class_recon": (class_recon.Term, {"thumbnail": ThumbnailHead}),
-    "point_recon": (point_recon.Term, {"keypoint": POINTS, "point_thumbnail": ThumbnailHead}),
-    "class_hog": (partial(hog.Term, source="class"), {"class_hog": partial(HogHead, cells=4)}),
-    "point_hog": (
-        partial(hog.Term, source="points"),
-        {"keypoint": POINTS, "point_hog": partial(HogHead, cells=4)},
-    ),
-    "patch_hog": (partial(hog.Term, source="patches"), {"patch_hog": PatchHogHead}),
-    "dense_match": (dense_match.Term, {"dense": DenseHead}),
-    "latent_equivariance": (latent_equivariance.Term, {}),
+HEADS = {
+    "keypoint": partial(KeypointHead, num_keypoints=6, hidden_dim=16, num_hidden=1),
+    "projection": partial(ProjectionHead, num_prototypes=16, hidden_dim=16, bottleneck_dim=8),
+}
+OBJECTIVES = {
+    "patch_distill": PatchDistill,
+    "class_distill": ClassDistill,
+    "koleo": Koleo,
+    "keypoint_align": KeypointAlign,
+    "keypoint_agree": partial(KeypointAgree, hidden_dim=16, num_hidden=1),
+    "pixel_recon": PixelRecon,
+    "view_affine": ViewAffine,
+    "view_flow": ViewFlow,
+    "class_recon": ClassRecon,
+    "point_recon": partial(PointRecon, points_from="own"),
+    "class_hog": partial(ClassHog, cells=4),
+    "point_hog": partial(PointHog, cells=4, head="mlp", points_from="own"),
+    "patch_hog": PatchHog,
+    "dense_match": DenseMatch,
+    "latent_equivariance": LatentEquivariance,
 }
 HANDMIM = ("patch_distill", "keypoint_align", "pixel_recon", "view_affine", "class_recon")
 
 
-def make_task(losses=HANDMIM, extra=None, terms=None, **kwargs) -> HandMimTask:
+def make_task(names=HANDMIM, heads=None, options=None, **kwargs) -> HandMimTask:
+    """A small task.
+
+    Args:
+        names: of objectives.
+        heads: shared heads that differ from `HEADS`.
+        options: arguments by objective.
+        kwargs: further arguments of the task.
+    """
     torch.manual_seed(0)
     size = {"embed_dim": 24, "depth": 2, "num_heads": 2}
     backbone = ViT("vit_tiny_patch16_224", img_px=32, patch_px=8, size=size)
-    heads = {k: v for name in losses for k, v in PARTS[name][1].items()} | (extra or {})
-    chosen = {name: Weighted((terms or {}).get(name, PARTS[name][0])()) for name in losses}
-    settings = {"centering": Centering, "momentum": Schedule(0.9, 1.0)} | kwargs
-    return HandMimTask(backbone, heads, chosen, **settings)
+    chosen = {
+        name: OBJECTIVES[name](**{"weight": 1.0, **(options or {}).get(name, {})}) for name in names
+    }
+    settings = {"momentum": Schedule(0.9, 1.0)} | kwargs
+    return HandMimTask(backbone, chosen, HEADS | (heads or {}), **settings)
 
 
 def make_batch(seed: int = 0, share: float = 1.0, masks=None, **views):
@@ -88,8 +90,8 @@ def test_one_step_trains_every_student_part_and_no_teacher_part():
     result.loss.backward()
     idle = [
         n
-        for n, p in task.student.named_parameters()
-        if p.grad is None or not p.grad.abs().sum() > 0
+        for n, p in task.named_parameters()
+        if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)
     ]
     assert idle == []
     assert all(p.grad is None for p in task.teacher.parameters())
@@ -97,8 +99,8 @@ def test_one_step_trains_every_student_part_and_no_teacher_part():
         assert torch.isfinite(torch.as_tensor(result.scalars[key])), key
 
 
-@pytest.mark.parametrize("name", list(PARTS))
-def test_each_loss_runs_alone_with_its_own_head(name):
+@pytest.mark.parametrize("name", list(OBJECTIVES))
+def test_each_objective_runs_alone(name):
     task = make_task((name,))
     result = task(make_batch(warp_ndc=0.05), StepInfo(0, 10))
     assert torch.isfinite(result.loss)
@@ -108,21 +110,21 @@ def test_each_loss_runs_alone_with_its_own_head(name):
     )
 
 
-def test_teacher_sees_whole_views_and_student_only_unmasked_patches():
+def test_the_teacher_encodes_whole_views_and_the_student_masked_ones():
     task, batch = make_task(("patch_distill",)).eval(), make_batch()
-    out, _ = task.outputs(batch, StepInfo(0, 10))
+    _, predictions = task.predict(batch, StepInfo(0, 10))
+    found = predictions["patch_distill"]
     where = batch.is_masked.flatten(0, 2)
-    hidden = batch.is_masked.flatten(0, 1)
+    is_masked = batch.is_masked.flatten(0, 1)
     with torch.no_grad():
         whole = task.teacher.net["backbone"](batch.views.flatten(0, 1)).patches.flatten(0, 1)[where]
-        seen = task.student["backbone"](batch.views.flatten(0, 1), hidden).patches.flatten(0, 1)[
-            where
-        ]
+        student = task.student["backbone"](batch.views.flatten(0, 1), is_masked)
+        own = student.patches.flatten(0, 1)[where]
         teacher_logits = task.teacher.net["projection"](whole)
         temp = task.teacher_temp(0, 10)
-        probs = task.centering["patches"](teacher_logits, temp)
-        torch.testing.assert_close(out.patches.teacher_probs, probs)
-        torch.testing.assert_close(out.patches.student_logits, task.student["projection"](seen))
+        probs = task.each["patch_distill"].centering(teacher_logits, temp)
+        torch.testing.assert_close(found.teacher_probs, probs)
+        torch.testing.assert_close(found.student_logits, task.student["projection"](own))
 
 
 def test_teacher_follows_by_the_scheduled_momentum():
@@ -140,14 +142,10 @@ def test_teacher_follows_by_the_scheduled_momentum():
 
 def test_points_of_the_ema_teacher_carry_no_gradient_and_the_students_do():
     batch = make_batch()
-    ema = make_task(("keypoint_align",), keypoint_target="ema")
-    out, _ = ema.outputs(batch, StepInfo(0, 10))
-    assert not out.target_keypoints_ndc.requires_grad
-    both = make_task(("keypoint_align",), keypoint_target="student")
-    out, _ = both.outputs(batch, StepInfo(0, 10))
-    assert out.target_keypoints_ndc.requires_grad
-    with pytest.raises(ValueError, match=r"task\.keypoint_target"):
-        make_task(keypoint_target="both")
+    for target, has_gradient in (("ema", False), ("student", True)):
+        task = make_task(("keypoint_align",), options={"keypoint_align": {"target": target}})
+        _, predictions = task.predict(batch, StepInfo(0, 10))
+        assert predictions["keypoint_align"].target.requires_grad is has_gradient
 
 
 def test_frozen_prototypes_do_not_move_and_thaw_later():
@@ -171,11 +169,11 @@ def test_a_batch_without_masks_still_has_a_loss(centering):
 
 def test_evaluation_pictures_leave_the_task_in_training_and_the_centre_alone():
     task = make_task()
-    before = task.centering["patches"].centre.clone()
+    before = task.each["patch_distill"].centering.centre.clone()
     drawn = task.images(make_batch())
-    assert {"views", "keypoints", "thumbnails"} <= set(drawn)
+    assert {"views", "keypoints", "class_recon"} <= set(drawn)
     assert task.training
-    assert torch.equal(task.centering["patches"].centre, before)
+    assert torch.equal(task.each["patch_distill"].centering.centre, before)
     assert all(p.dtype.name == "uint8" and p.std() > 5 for p in drawn.values())
 
 
@@ -192,12 +190,39 @@ def test_exported_backbone_is_the_teachers(tmp_path):
     torch.testing.assert_close(fresh.eval()(image).cls, task.features(image).cls)
 
 
-def test_unknown_heads_are_named():
-    with pytest.raises(ValueError, match="unknown heads"):
-        make_task(("pixel_recon",), extra={"points": PixelHead})
+def test_shared_heads_are_built_only_where_an_objective_requires_them():
+    assert set(make_task(("pixel_recon",)).student) == {"backbone"}
+    assert set(make_task(("patch_distill",)).student) == {"backbone", "projection"}
+    own = make_task(("class_distill",), options={"class_distill": {"head": "own"}})
+    assert set(own.student) == {"backbone"}
+    assert set(own.teacher.net) == {"backbone", "class_projection"}
 
 
-def test_monitors_tell_collapse_from_health():
+def test_an_objective_without_its_shared_head_is_refused():
+    backbone = make_task(("pixel_recon",)).student["backbone"]
+    with pytest.raises(ValueError, match="head 'projection', which is missing"):
+        HandMimTask(backbone, {"patch_distill": PatchDistill()})
+    with pytest.raises(ValueError, match="no objective"):
+        HandMimTask(backbone, {})
+
+
+def test_an_objective_that_reads_something_unknown_is_refused():
+    class Wrong(Koleo):
+        reads = frozenset({"class"})
+
+    backbone = make_task(("pixel_recon",)).student["backbone"]
+    with pytest.raises(ValueError, match=r"reads \['class'\], which must be among"):
+        HandMimTask(backbone, {"wrong": Wrong()})
+
+
+@pytest.mark.parametrize("name", ["patch_distill", "pixel_recon", "patch_hog", "dense_match"])
+def test_objectives_of_masked_patches_refuse_that_these_are_dropped(name):
+    with pytest.raises(ValueError, match=f"mask_mode=drop .* objective {name}"):
+        make_task((name,), mask_mode="drop")
+    make_task(("pixel_recon",), options={"pixel_recon": {"head": "decoder"}}, mask_mode="drop")
+
+
+def test_diagnostics_distinguish_collapse():
     g = torch.Generator().manual_seed(0)
     assert effective_rank(torch.randn(200, 8, generator=g)) > 7
     assert (

@@ -17,8 +17,7 @@ from handmim.data.augment import HandAugment
 from handmim.evaluation.inference import PRECISIONS, CropNetwork
 from handmim.evaluation.predictor import HandPredictor
 from handmim.hand.skeleton import ROOT_JOINT
-from handmim.losses.joints import Joints3D
-from handmim.losses.total import Weighted
+from handmim.losses.joints import JointLoss
 from handmim.models.heads.hand_head import HandHead
 from handmim.models.vit import ViT
 from handmim.tasks.mesh import HandRegressionTask
@@ -33,7 +32,7 @@ def model(
     backbone: ViT, head: Callable[..., HandHead], stored_scale: float
 ) -> tuple[HandRegressionTask, HandAugment]:
     """A task of random weights that answer to the picture, and its crop rule."""
-    losses = {"joints3d": Weighted(Joints3D(root_joint=ROOT_JOINT))}  # a task wants one
+    losses = {"joints3d": JointLoss(root_joint=ROOT_JOINT)}  # a task wants one
     task = HandRegressionTask(backbone, head, losses).eval()
     for name, weight in task.head.named_parameters():
         if name.endswith("out.weight"):  # near zero before training

@@ -16,11 +16,11 @@ from benchmark.references.plain_step import PlainStep
 from handmim.data.masking import MaskSampler
 from handmim.engine.optim import OptimizerConfig
 from handmim.engine.step import TrainStep
-from handmim.losses import class_distill, patch_distill
-from handmim.losses.total import Weighted
 from handmim.models.centering import Centering
-from handmim.models.heads.projection import ProjectionHead
 from handmim.models.vit import ViT
+from handmim.objectives.class_distill import ClassDistill
+from handmim.objectives.patch_distill import PatchDistill
+from handmim.objectives.prototypes import ProjectionHead
 from handmim.pipelines.setup_run import compile_backbones
 from handmim.tasks.pretrain import HandMimTask
 from handmim.types import PretrainBatch, StepInfo
@@ -90,11 +90,8 @@ def our_step(
     backbone, head = networks(**sizes, **how)
     task = HandMimTask(
         backbone,
+        {"patch_distill": PatchDistill(), "class_distill": ClassDistill()},
         {"projection": head},
-        {
-            "patch_distill": Weighted(patch_distill.Term()),
-            "class_distill": Weighted(class_distill.Term()),
-        },
         centering=partial(Centering, over=over),
         momentum=MOMENTUM,
         teacher_temp=TEMP,

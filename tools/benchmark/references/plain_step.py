@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmim.models.heads.projection import ProjectionHead
 from handmim.models.vit import ViT
+from handmim.objectives.prototypes import ProjectionHead
 from handmim.types import PretrainBatch
 
 NO_DECAY = ("pos_embed", "cls_token", "mask_token")

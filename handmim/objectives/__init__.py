@@ -1,0 +1,1 @@
+"""Pretraining objectives: one file each holds head, target, loss and diagnostics."""

@@ -1,0 +1,175 @@
+"""Heads of pseudo-keypoints, regressed from the class token or found among the patch tokens.
+
+Every head is called with a backbone's tokens and has the attributes `num_keypoints` and `num_dims`.
+Points have d = 2 numbers in the view's ndc, or 3: z is a depth in the view's own size.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from handmim.geometry.camera import cell_centres_ndc
+from handmim.models.heads.mlp import mlp
+from handmim.types import Tokens
+
+
+def check_points(num_keypoints: int, num_dims: int) -> None:
+    """Refuse sizes that make no shape. Raises: ValueError."""
+    if num_keypoints < 3:
+        raise ValueError(
+            f"num_keypoints must be >= 3 for a shape, got {num_keypoints} "
+            "(task.heads.keypoint.num_keypoints)"
+        )
+    if num_dims not in (2, 3):
+        raise ValueError(f"num_dims must be 2 or 3, got {num_dims} (task.heads.keypoint.num_dims)")
+
+
+class KeypointHead(nn.Module):
+    """K points from the class token, bounded a little outside of the image.
+
+    Points start spread out (random output biases), and no BatchNorm is used since masked and whole
+    views share the head.
+
+    Args:
+        dim: width of the class token.
+        num_keypoints, num_dims: K and d.
+        hidden_dim, num_hidden: MLP sizes.
+        bound_ndc: largest coordinate.
+        init_spread: output biases are drawn from U(-init_spread, init_spread).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_keypoints: int = 21,
+        num_dims: int = 2,
+        hidden_dim: int = 1024,
+        num_hidden: int = 2,
+        bound_ndc: float = 1.5,
+        init_spread: float = 0.6,
+    ) -> None:
+        super().__init__()
+        check_points(num_keypoints, num_dims)
+        self.num_keypoints, self.num_dims, self.bound_ndc = num_keypoints, num_dims, bound_ndc
+        self.mlp = mlp(dim, hidden_dim, num_keypoints * num_dims, num_hidden)
+        last = self.mlp[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.uniform_(last.bias, -init_spread, init_spread)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Tokens of [V, D] to [V, K, d] points in ndc, fp32."""
+        raw = self.mlp(tokens.cls).float().unflatten(-1, (self.num_keypoints, self.num_dims))
+        return self.bound_ndc * torch.tanh(raw)
+
+
+class SoftArgmaxKeypoints(nn.Module):
+    """K points as expected positions of heat maps over the patch tokens (soft-argmax).
+
+    Each patch has refine x refine keys, one per cell; each point has a learned query, to which the
+    class token adds its own. Heat maps are the softmax of query . key and of a learned
+    Gaussian prior, which keeps points apart before training. Depth, where points have one, comes
+    from the class token.
+
+    Args:
+        dim: width of the tokens.
+        grid_hw: patches per column and row.
+        num_keypoints, num_dims: K and d.
+        refine: cells per side of a patch.
+        key_dim: width of queries and keys.
+        temp: softmax temperature of the heat maps.
+        class_query: the class token adds to the queries; False leaves learned queries alone.
+        hidden_dim, num_hidden: sizes of the class token's MLP.
+        prior_ndc: width of the Gaussians at the start; None for no prior.
+        init_spread: their centres are drawn from U(-init_spread, init_spread).
+        bound_ndc: largest depth.
+    """
+
+    cells_ndc: Tensor
+    reads_patches = True
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        grid_hw: tuple[int, int],
+        num_keypoints: int = 21,
+        num_dims: int = 2,
+        refine: int = 3,
+        key_dim: int = 64,
+        temp: float = 0.3,
+        class_query: bool = True,
+        hidden_dim: int = 256,
+        num_hidden: int = 1,
+        prior_ndc: float | None = 0.5,
+        init_spread: float = 0.6,
+        bound_ndc: float = 1.5,
+    ) -> None:
+        super().__init__()
+        check_points(num_keypoints, num_dims)
+        if refine < 1 or temp <= 0 or (prior_ndc is not None and prior_ndc <= 0):
+            raise ValueError(
+                "refine must be >= 1, temp and prior_ndc > 0 (prior_ndc may be null), got "
+                f"{refine}, {temp}, {prior_ndc} (task.heads.keypoint)"
+            )
+        self.num_keypoints, self.num_dims, self.bound_ndc = num_keypoints, num_dims, bound_ndc
+        self.refine, self.key_dim, self.grid_hw = refine, key_dim, grid_hw
+        self.scale = 1.0 / (temp * math.sqrt(key_dim))
+        self.keys = mlp(dim, 0, refine * refine * key_dim, 0)
+        self.queries = nn.Parameter(torch.randn(num_keypoints, key_dim))
+        num_depths = num_keypoints * (num_dims - 2)
+        self.of_class: nn.Sequential | None = None
+        if class_query or num_depths:
+            width = key_dim * class_query + num_depths
+            self.of_class = mlp(dim, hidden_dim, width, num_hidden)
+        self.class_query = class_query
+        self.prior_centres: nn.Parameter | None = None
+        if prior_ndc is not None:
+            centres = torch.empty(num_keypoints, 2).uniform_(-init_spread, init_spread)
+            self.prior_centres = nn.Parameter(centres)
+            self.prior_log_width = nn.Parameter(torch.full((num_keypoints,), math.log(prior_ndc)))
+        self.register_buffer("cells_ndc", self._cells(), persistent=False)
+
+    def _cells(self) -> Tensor:
+        """[N * refine^2, 2] centres of all cells, patch by patch, row by row within a patch."""
+        h, w = self.grid_hw
+        r = self.refine
+        y, x = (cell_centres_ndc(n * r) for n in (h, w))
+        grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)  # [h r, w r, 2]
+        return grid.reshape(h, r, w, r, 2).transpose(1, 2).reshape(-1, 2)
+
+    def heat_maps(self, tokens: Tokens) -> Tensor:
+        """[V, K, N * refine^2] shares of each point in the order of `cells_ndc`, fp32.
+
+        Raises: ValueError when tokens were dropped or the image has another size.
+        """
+        v, n = tokens.patches.shape[:2]
+        if n != self.grid_hw[0] * self.grid_hw[1]:
+            raise ValueError(
+                f"keypoints require a grid of {self.grid_hw} patches, got {n} "
+                "(task.heads.keypoint; task.backbone.img_px, task.mask_mode)"
+            )
+        keys = self.keys(tokens.patches).reshape(v, n * self.refine**2, self.key_dim)
+        queries = self.queries.expand(v, -1, -1)
+        if self.class_query:
+            assert self.of_class is not None
+            queries = queries + self.of_class(tokens.cls)[:, None, : self.key_dim]
+        # Sharp maps have logits beyond 50, which half precision rounds by a quarter.
+        with torch.autocast(keys.device.type, enabled=False):
+            logits = queries.float() @ keys.float().transpose(1, 2) * self.scale
+        if self.prior_centres is not None:
+            gap = (self.prior_centres[:, None] - self.cells_ndc).square().sum(dim=-1)
+            logits = logits - 0.5 * gap / (2.0 * self.prior_log_width).exp()[:, None]
+        return logits.softmax(dim=-1)
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Tokens of [V, ...] to [V, K, d] points in ndc, fp32."""
+        heat = self.heat_maps(tokens)
+        # Written out: autocast would round positions to 1e-2.
+        positions = torch.stack([(heat * axis).sum(dim=-1) for axis in self.cells_ndc.T], dim=-1)
+        if self.num_dims == 2:
+            return positions
+        assert self.of_class is not None
+        raw = self.of_class(tokens.cls).float()[:, -self.num_keypoints :]
+        return torch.cat([positions, self.bound_ndc * torch.tanh(raw)[..., None]], dim=-1)

@@ -1,0 +1,158 @@
+import math
+
+import pytest
+import torch
+
+from handmim.objectives.hog import (
+    ClassHog,
+    HogHead,
+    PatchHog,
+    PatchHogHead,
+    PointHog,
+    PointHogHead,
+    oriented_gradients,
+)
+from handmim.types import PretrainBatch
+from tests.objectives.keypoint_cases import context
+
+
+def stripes(angle_rad: float, side: int = 48) -> torch.Tensor:
+    """[1, 3, side, side] waves whose gradient points along the angle."""
+    c = torch.arange(side, dtype=torch.float32)
+    y, x = torch.meshgrid(c, c, indexing="ij")
+    wave = torch.sin((x * math.cos(angle_rad) + y * math.sin(angle_rad)) * 0.9) * 0.4 + 0.5
+    return wave.expand(1, 3, side, side)
+
+
+def batch_of(views: torch.Tensor, is_masked: torch.Tensor) -> PretrainBatch:
+    eye = torch.eye(2, 3).expand(*views.shape[:2], 2, 3)
+    return PretrainBatch(views, eye, is_masked)
+
+
+@pytest.mark.parametrize("k", range(9))
+def test_an_edge_falls_into_the_bin_of_its_orientation(k):
+    hog = oriented_gradients(stripes(k * math.pi / 9), 6)
+    assert hog.shape == (1, 9, 6, 6)
+    assert (hog[0].mean(dim=(1, 2)).argmax()) == k
+
+
+def test_orientation_between_two_bins_is_shared_and_its_opposite_is_the_same():
+    hog = oriented_gradients(stripes(2.5 * math.pi / 9), 6)[0, :, 2, 2]
+    torch.testing.assert_close(hog[2], hog[3], rtol=0.05, atol=0.05)
+    rotated = oriented_gradients(stripes(2.5 * math.pi / 9 + math.pi), 6)[0, :, 2, 2]
+    torch.testing.assert_close(hog, rotated, rtol=0.05, atol=0.05)
+
+
+def test_light_and_contrast_hardly_matter_and_edges_do():
+    g = torch.Generator().manual_seed(0)
+    image = torch.rand(4, 3, 6, 6, generator=g)
+    image = torch.nn.functional.interpolate(image, size=(48, 48), mode="bicubic").clamp(0, 1)
+    other = oriented_gradients(image.flip(0), 6)
+    hog, dim = oriented_gradients(image, 6), oriented_gradients(0.5 * image + 0.2, 6)
+    assert (hog - dim).abs().mean() < 0.2 * (hog - other).abs().mean()
+    flat = oriented_gradients(torch.full((1, 3, 48, 48), 0.3), 6)
+    assert flat.abs().max() == 0
+
+
+def test_cells_read_their_own_position_at_any_image_size():
+    image = torch.full((1, 3, 96, 96), 0.5)
+    image[..., 20:26, 66:70] = 1.0  # row 1, column 4 of 6 cells of 16 pixels
+    hog = oriented_gradients(image, 6)[0].sum(dim=0)
+    assert hog.argmax() == 1 * 6 + 4
+    assert (hog > 0).sum() <= 4
+
+
+def test_head_of_patches_puts_cells_where_they_belong():
+    head = PatchHogHead(4, (3, 3), bins=1, per_patch=2)
+    with torch.no_grad():
+        head.project[-1].weight.zero_()
+        head.project[-1].bias.copy_(torch.tensor([0.0, 1.0, 2.0, 3.0]))
+    out = head(torch.randn(5, 2, 9, 4))
+    assert out.shape == (5, 2, 1, 6, 6)
+    tile = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).repeat(3, 3)
+    torch.testing.assert_close(out[0, 0, 0], tile)
+    # A patch's token changes its own cells only.
+    tokens = torch.randn(1, 9, 4)
+    head = PatchHogHead(4, (3, 3), bins=2, per_patch=1)
+    moved = tokens.clone()
+    moved[0, 5] = torch.randn(4)
+    changed = (head(tokens) - head(moved)).abs().sum(dim=1)[0] > 0
+    assert changed.nonzero().tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("objective", [ClassHog(), PointHog(), PatchHog()])
+def test_true_gradients_cost_nothing(objective):
+    views = torch.rand(2, 2, 3, 48, 48)
+    target = oriented_gradients(views.flatten(0, 1), 6).unflatten(0, (2, 2))
+    ctx = context(batch_of(views, torch.zeros(2, 2, 36, dtype=torch.bool)))
+    assert objective.loss(ctx, target) == 0
+    assert objective.loss(ctx, target + 1) == pytest.approx(0.5)
+
+
+def test_hog_targets_of_one_size_are_computed_once():
+    views = torch.rand(1, 2, 3, 48, 48)
+    ctx = context(batch_of(views, torch.zeros(1, 2, 36, dtype=torch.bool)))
+    for objective in (ClassHog(), PatchHog(), PointHog()):
+        objective.loss(ctx, torch.zeros(1, 2, 9, 6, 6))
+    ClassHog().loss(ctx, torch.zeros(1, 2, 9, 4, 4))
+    assert set(ctx._shared) == {("hog", 9, 6), ("hog", 9, 4)}
+
+
+def test_where_picks_patches():
+    views = torch.rand(1, 2, 3, 48, 48)
+    is_masked = torch.zeros(1, 2, 9, dtype=torch.bool)
+    is_masked[0, 0, 4] = True  # one 2 x 2 block of cells
+    target = oriented_gradients(views.flatten(0, 1), 6).unflatten(0, (1, 2))
+    off = target.clone()
+    off[0, 0, :, 2:4, 2:4] += 1
+    ctx = context(batch_of(views, is_masked))
+    assert PatchHog(where="masked").loss(ctx, off) == pytest.approx(0.5)
+    assert PatchHog(where="visible").loss(ctx, off) == 0
+    none = context(batch_of(views, torch.zeros_like(is_masked)))
+    assert PatchHog(where="masked").loss(none, off) == 0
+
+
+@pytest.mark.parametrize(
+    ("objective", "option"), [(PatchHog, "where"), (PointHog, "head"), (PointHog, "points_from")]
+)
+def test_unknown_choices_of_hog_are_refused(objective, option):
+    with pytest.raises(ValueError, match=f"{option} must be one of"):
+        objective(**{option: "nothing"})
+
+
+def test_head_of_a_vector():
+    out = HogHead(12, cells=5, bins=7)(torch.randn(2, 3, 12))
+    assert out.shape == (2, 3, 7, 5, 5)
+    assert out.dtype == torch.float32
+
+
+def test_drawn_points_predict_gradients_around_their_own_position():
+    torch.manual_seed(0)
+    head = PointHogHead(3, cells=8, hidden_dim=16)
+    points = torch.tensor([[[-0.5, -0.25], [0.0, 0.25], [0.25, 0.0]]])
+    here = head(points.flatten(1))
+    assert here.shape == (1, 9, 8, 8)
+    assert here.dtype == torch.float32
+    # A cell is 0.25 ndc: points one cell to the right, gradients one cell to the right.
+    moved = head((points + torch.tensor([0.25, 0.0])).flatten(1))
+    torch.testing.assert_close(moved[..., 2:7, 2:7], here[..., 2:7, 1:6], atol=5e-4, rtol=0)
+    # The first point moves, and three cells further nothing changes.
+    points[:, 0] += 0.05
+    change = (head(points.flatten(1)) - here).abs().amax(dim=(0, 1))
+    assert change[:, 6:].max() < 1e-3 < change[2:4, 1:3].min()
+
+
+def test_drawn_points_get_a_gradient_and_ignore_depth():
+    torch.manual_seed(0)
+    head = PointHogHead(4, cells=6)
+    points = (torch.rand(2, 3, 4, 3) - 0.5).requires_grad_()
+    head(points.flatten(2)).square().sum().backward()
+    assert points.grad is not None
+    assert (points.grad[..., :2].abs() > 0).all()
+    assert (points.grad[..., 2] == 0).all()
+
+
+@pytest.mark.parametrize("wrong", [{"fine": 0}, {"sigma_cells": 0.0}])
+def test_gaussians_of_no_size_are_refused(wrong):
+    with pytest.raises(ValueError, match="fine must be >= 1"):
+        PointHogHead(4, cells=6, **wrong)

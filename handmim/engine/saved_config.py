@@ -8,8 +8,9 @@ from torch import Tensor
 
 # What configs build, by section: constructors of parts. They write nowhere but below a cache_dir.
 PARTS = (
-    "handmim.models.", "handmim.losses.", "handmim.objectives.", "handmim.tasks.", "handmim.data.", "handmim.hand.model.",
-    "handmim.hand.adapters.", "handmim.engine.schedule.", "handmim.engine.optim.", "torch.optim.",
+    "handmim.models.", "handmim.losses.", "handmim.objectives.", "handmim.tasks.", "handmim.data.",
+    "handmim.hand.model.", "handmim.hand.adapters.", "handmim.engine.schedule.",
+    "handmim.engine.optim.", "torch.optim.",
 )  # fmt: skip
 SECTIONS = {
     "task": tuple(part for part in PARTS if part != "handmim.data."),

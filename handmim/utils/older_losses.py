@@ -110,9 +110,10 @@ def _of_head(name: str, heads: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(head, dict):
         return {}
     constants = CONSTANT | CONSTANT_OF.get(name, {})
-    found: dict[str, Any] = {
-        names.get(k, k): v for k, v in head.items() if k in names or k in constants
-    }
+    found: dict[str, Any] = {}
+    for key, value in head.items():
+        if key in names or key in constants:
+            found[names.get(key) or str(key)] = value
     kind = str(head.get("_target_")).rsplit(".", 1)[-1]
     if name == "pixel_recon":
         found["head"] = "decoder" if kind == "PixelDecoder" else "linear"

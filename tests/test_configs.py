@@ -57,10 +57,6 @@ GROUPS = {
     "probe": ("pretrain", ["data=synthetic"]),
     "views": ("pretrain", []),
     "keypoint_head": ("pretrain", []),
-    "keypoint_disc": ("pretrain", []),
-    "keypoint_predictor": ("pretrain", []),
-    "pixel_head": ("pretrain", []),
-    "point_hog_head": ("pretrain", ["loss=[keypoint_align,point_hog]"]),
     "collapse": ("pretrain", []),
     "method": ("pretrain", []),
     "table": None,  # these three: tests/experiments
@@ -68,6 +64,7 @@ GROUPS = {
     "budget": None,
     "task": None,
     "loss": None,
+    "objective": None,
     "optim": None,
     "trainer": None,
     "head": ("finetune", []),
@@ -82,11 +79,6 @@ GROUPS = {
     "size": ("finetune", ["experiment=freihand"]),
     "hydra": None,
 }
-PRETRAIN_LOSSES = (
-    "patch_distill", "class_distill", "koleo", "keypoint_align", "keypoint_agree", "peclr",
-    "latent_equivariance", "pixel_recon", "view_affine", "view_flow", "class_recon", "point_recon",
-    "class_hog", "point_hog", "patch_hog", "dense_match",
-)  # fmt: skip
 MORE_HAND_LOSSES = (
     "prior", "direct_keypoints", "joints3d_abs", "edges", "heatmaps", "silhouette",
 )  # fmt: skip
@@ -158,8 +150,7 @@ CASES += [
     for e in ("pretrain", "finetune")
     for s in options("scene")
 ]
-WITH = {"keypoint_agree": "keypoint_align,"}  # reads another loss's settings
-CASES += [("pretrain", (f"loss=[{WITH.get(name, '')}{name}]",)) for name in PRETRAIN_LOSSES]
+CASES += [("pretrain", (f"objective=[{name}]",)) for name in options("objective")]
 CASES += [("finetune", (f"loss=[{name}]",)) for name in MORE_HAND_LOSSES]
 
 
@@ -181,7 +172,7 @@ def test_every_group_and_option_is_covered():
     assert named | bases == set(options("experiment"))
     finetune = composed("finetune")
     others = {*finetune.task.losses, *MORE_HAND_LOSSES}
-    assert set(options("loss")) == {*PRETRAIN_LOSSES, *others}
+    assert set(options("loss")) == others
 
 
 @pytest.mark.parametrize("entry", list(ENTRY))
@@ -200,13 +191,12 @@ def test_unknown_options_list_what_there_is(entry):
 
 
 @pytest.mark.parametrize("overrides", [(), ("experiment=quickstart_pretrain",)])
-def test_pretraining_tasks_are_built_with_one_head_per_loss(overrides):
+def test_pretraining_tasks_are_built_with_the_objectives_of_their_config(overrides):
     cfg = composed("pretrain", "backbone=vit_nano_p8", *overrides)
     task = instantiate(cfg.task)
     assert isinstance(task, Task)
-    assert set(task.losses.terms) == set(cfg.task.losses)
-    # Every loss brings its own head, so there are as many heads as losses.
-    assert len(task.student) == 1 + len(cfg.task.losses)
+    assert list(task.objectives) == list(cfg.task.objectives)
+    assert set(task.student) == {"backbone", *cfg.task.heads}
     instantiate(cfg.views)
     instantiate(cfg.optim)
 
@@ -226,21 +216,22 @@ def test_regression_tasks_are_built(head):
     instantiate(cfg.optim)
 
 
-def test_settings_of_losses_that_are_not_chosen_are_dropped():
-    cfg = composed("pretrain", "experiment=quickstart_pretrain", "loss=[patch_distill,pixel_recon]")
+def test_settings_of_objectives_that_are_not_chosen_are_dropped():
+    cfg = composed(
+        "pretrain", "experiment=quickstart_pretrain", "objective=[patch_distill,pixel_recon]"
+    )
     drop_unbuilt(cfg.task)
     task = instantiate(cfg.task)
-    assert set(task.losses.terms) == {"patch_distill", "pixel_recon"}
-    assert cfg.task.losses.patch_distill.weight == 0.05
+    assert set(task.objectives) == {"patch_distill", "pixel_recon"}
+    assert cfg.task.objectives.patch_distill.weight == 0.05
 
 
 def test_an_ablation_is_one_override():
-    cfg = composed("pretrain", "backbone=vit_nano_p8", "loss=[pixel_recon]")
+    cfg = composed("pretrain", "backbone=vit_nano_p8", "objective=[pixel_recon]")
     drop_unbuilt(cfg.task)
-    assert set(cfg.task.losses) == {"pixel_recon"}
-    assert set(cfg.task.heads) == {"pixel"}
-    task = instantiate(cfg.task)
-    assert not hasattr(task, "projection")
+    assert set(cfg.task.objectives) == {"pixel_recon"}
+    assert not cfg.task.heads
+    assert set(instantiate(cfg.task).student) == {"backbone"}
 
 
 def test_rendered_sets_have_their_datasets_picture_size_in_any_scene():
@@ -279,7 +270,7 @@ def test_help_names_the_groups_and_experiments_of_its_tool(entry):
 
 
 def test_the_report_has_a_word_for_each_loss_of_the_default():
-    assert set(LOSSES) == set(composed("pretrain", "method=handmim").task.losses)
+    assert set(LOSSES) == set(composed("pretrain", "method=handmim").task.objectives)
 
 
 def test_a_supervised_start_without_weights_is_refused(tmp_path):

@@ -202,7 +202,7 @@ class ViT(nn.Module):
         if any(not 1 <= n <= self.depth for n in taps):
             raise ValueError(
                 f"taps are blocks 1 to {self.depth}, got {tuple(taps)} "
-                "(task.heads.pixel.tap_layers)"
+                "(task.objectives.pixel_recon.tap_layers)"
             )
         if places is not None and (taps or drop_masked):
             raise ValueError("places are of whole pictures without taps")

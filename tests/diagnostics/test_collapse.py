@@ -10,6 +10,7 @@ from handmim.data.masking import MaskSampler
 from handmim.data.views import ViewMaker
 from handmim.diagnostics.collapse import CHECKS, TERM_CHECKS, CollapseDetection
 from handmim.engine.hooks import StopRun
+from handmim.engine.schedule import Schedule
 from handmim.geometry.crop import similarity, transform_points
 from handmim.geometry.warp import from_source
 from handmim.objectives.keypoints import SoftArgmaxKeypoints
@@ -69,9 +70,9 @@ def test_collapse_detection_passes_over_unreadable_images(run, monkeypatch):
     assert len(detection()._views(INFO, run.device).views) == NUM - 2
 
 
-def plant_logits(task, field, change):
+def plant_logits(task, name, change):
     """Change the teacher's logits, before they are centred and sharpened."""
-    normaliser = task.centering[field]
+    normaliser = task.each[name].centering
     normaliser.register_forward_pre_hook(lambda m, args: (change(args[0]), *args[1:]))
 
 
@@ -84,15 +85,15 @@ def plant_cls(task, change):
 
 def plant_points(task, make):
     """Points [B, G, K, 2] as a function of the batch; complete collapses."""
-    outputs = task.outputs
+    encode = task.encode
 
     def planted(batch, info):
-        out, tokens = outputs(batch, info)
-        own = out.keypoints_ndc  # whose gradient goes on
-        points = make(batch) + own - own.detach()
-        return out._replace(keypoints_ndc=points, predicted_keypoints_ndc=points), tokens
+        ctx = encode(batch, info)
+        own = ctx.keypoints  # whose gradient goes on
+        ctx._keypoints = make(batch) + own - own.detach()
+        return ctx
 
-    task.outputs = planted
+    task.encode = planted
 
 
 def live_points(batch):
@@ -141,10 +142,10 @@ def on_a_line(cls):
 
 
 PLANTS = {
-    "targets_uniform": lambda task: plant_logits(task, "patches", torch.zeros_like),
-    "targets_one_prototype": lambda task: plant_logits(task, "patches", one_column),
-    "class_targets_uniform": lambda task: plant_logits(task, "classes", torch.zeros_like),
-    "class_targets_one_prototype": lambda task: plant_logits(task, "classes", one_column),
+    "targets_uniform": lambda task: plant_logits(task, "patch_distill", torch.zeros_like),
+    "targets_one_prototype": lambda task: plant_logits(task, "patch_distill", one_column),
+    "class_targets_uniform": lambda task: plant_logits(task, "class_distill", torch.zeros_like),
+    "class_targets_one_prototype": lambda task: plant_logits(task, "class_distill", one_column),
     "features_constant": lambda task: plant_cls(task, lambda c: 0 * c),
     "features_rank_low": lambda task: plant_cls(task, on_a_line),
     "keypoints_bunched": lambda task: plant_points(task, one_spot),
@@ -260,7 +261,7 @@ def test_points_that_are_not_numbers_trigger(run):
 @torch.no_grad()
 def test_a_fresh_head_that_seeks_points_among_patches_triggers_after_grace_only(run):
     seeking = partial(SoftArgmaxKeypoints, num_keypoints=K)
-    task = make_task(extra={"keypoint": seeking}).eval()
+    task = make_task(heads={"keypoint": seeking}).eval()
     hook = detection(grace_steps=15)
     assert triggered(hook(task, StepInfo(14, 100), run)) == set()
     found = triggered(hook(task, StepInfo(15, 100), run))
@@ -290,12 +291,12 @@ def test_a_collapse_is_warned_of_once_until_it_ends(run, warned):
 @torch.no_grad()
 def test_terms_that_die_or_drown_the_others_are_named(weight, name, run):
     task = fresh()
-    task.losses.weights["pixel_recon"] = lambda step, total: weight
+    task.each["pixel_recon"].weight = Schedule(weight)
     found = triggered(detection()(task, INFO, run))
     assert name in found
     if weight < 1:
         assert found == {name}
-    task.losses.weights["pixel_recon"] = lambda step, total: 0.0
+    task.each["pixel_recon"].weight = Schedule(0.0)
     assert not any("pixel_recon" in k for k in detection()(task, INFO, run))
 
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from tests.losses.keypoint_cases import batch_of, random_maps, seen_points
+from tests.objectives.keypoint_cases import batch_of, random_maps, seen_points
 
 from handmim.diagnostics.statistics import (
     agreed_deviation,

@@ -154,9 +154,9 @@ def test_paths_keep_their_last_part(value, shown):
 
 
 def test_overrides_of_older_results_are_published_as_mappings():
-    old = ["data.root='/home/me/a b'", "~task.losses.pixel_recon", "loss=[patch,pixel]"]
+    old = ["data.root='/home/me/a b'", "~task.objectives.pixel_recon", "loss=[patch,pixel]"]
     (run,) = without_paths([{"overrides": {"pretrain": old, "fractions": ["0.5"]}}])
-    new = {"data.root": ".../a b", "~task.losses.pixel_recon": None, "loss": ["patch", "pixel"]}
+    new = {"data.root": ".../a b", "~task.objectives.pixel_recon": None, "loss": ["patch", "pixel"]}
     assert run["overrides"] == {"pretrain": new, "fractions": ["0.5"]}
     assert as_overrides(old)["data.root"] == "/home/me/a b"
 

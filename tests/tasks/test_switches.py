@@ -25,17 +25,17 @@ SMALL = (
     "views.colour.grey_prob=0",
 )
 METHODS = ("handmim-plain", "ibot", "dino", "mae", "simmim", "peclr")
-ALIGN = "task.losses.keypoint_align.term"
+ALIGN = "task.objectives.keypoint_align"
 # Baselines: what a switch is added to, so that nothing differs but the switch.
 PLAIN: tuple[str, ...] = ()
 MASKED = ("views.masks.masked_share=1.0",)  # else chance decides whether a mask is among the views
-POINTS = ("loss=[keypoint_align]",)
+POINTS = ("objective=[keypoint_align]",)
 WARPED = (*POINTS, "views.warp_ndc=0.1")
-PATCHES = ("loss=[patch_distill]", *MASKED)
-BOTH = ("loss=[patch_distill,class_distill]", *MASKED)
-CLASSES = ("loss=[class_distill]",)
-REDRAWN = ("loss=[keypoint_align,point_recon]",)
-HOG = ("loss=[patch_hog]", *MASKED)
+PATCHES = ("objective=[patch_distill]", *MASKED)
+BOTH = ("objective=[patch_distill,class_distill]", *MASKED)
+CLASSES = ("objective=[class_distill]",)
+RECONSTRUCTED = ("objective=[keypoint_align,point_recon]",)
+HOG = ("objective=[patch_hog]", *MASKED)
 MOVING = ("centering=ema", *MASKED)
 # Name: baseline, and the one override that is the switch; where the baseline has the same key, the
 # switch replaces it.
@@ -66,45 +66,51 @@ SWITCHES: dict[str, tuple[tuple[str, ...], str]] = {
     "cross-background pairs": (PLAIN, "views.partner_prob=0.5"),
     # 2.4 pseudo-keypoints
     "frame view": (PLAIN, f"{ALIGN}.frame=view"),
-    "same-view pairs": (("task.keypoint_target=ema", *MASKED), f"{ALIGN}.pairs=cross+same"),
+    "same-view pairs": (
+        ("task.objectives.keypoint_align.target=ema", *MASKED),
+        f"{ALIGN}.pairs=cross+same",
+    ),
     "l2": (PLAIN, f"{ALIGN}.kind=l2"),
     "cosine": (PLAIN, f"{ALIGN}.kind=cosine"),
-    "sigma with gradient": (PLAIN, f"{ALIGN}.detach_sigma=false"),
-    "sigma over time": (PLAIN, f"{ALIGN}.sigma_momentum=0.9"),
+    "scale with gradient": (PLAIN, f"+{ALIGN}.detach_scale=false"),
+    "scale over time": (PLAIN, f"+{ALIGN}.scale_momentum=0.9"),
     "reg": (PLAIN, f"{ALIGN}.parts=reg"),
     "regularised": (PLAIN, f"{ALIGN}.parts=regularised"),
     "nce only": (PLAIN, f"{ALIGN}.parts=disc"),
-    "proto": (PLAIN, "keypoint_disc=proto"),
-    "no contrast": (PLAIN, "keypoint_disc=none"),
+    "proto": (PLAIN, "task.objectives.keypoint_align.disc=proto"),
+    "no contrast": (PLAIN, "task.objectives.keypoint_align.disc=none"),
     "canonical shapes": (PLAIN, f"{ALIGN}.embed=canonical"),
     "K 42": (PLAIN, "task.heads.keypoint.num_keypoints=42"),
     "d 3": (PLAIN, "task.heads.keypoint.num_dims=3"),
     "points from the class token": (PLAIN, "keypoint_head=class_token"),
-    "class token does not ask": (PLAIN, "task.heads.keypoint.class_query=false"),
+    "learned queries alone": (PLAIN, "task.heads.keypoint.class_query=false"),
     "heat maps": (PLAIN, "task.heads.keypoint.temp=1.0"),
-    "ema target": (PLAIN, "task.keypoint_target=ema"),
-    "predictor": (PLAIN, "keypoint_predictor=mlp"),
-    "anchor": (POINTS, "loss=[keypoint_align,view_affine]"),
-    "anchor 3": (PLAIN, "task.losses.view_affine.weight=3"),
-    "pka": (PATCHES, "loss=[patch_distill,keypoint_align]"),
-    "dense": (POINTS, "loss=[keypoint_align,dense_match]"),
-    "flow": (WARPED, "loss=[keypoint_align,view_flow]"),
-    "agree": (POINTS, "loss=[keypoint_align,keypoint_agree]"),
-    "latent equivariance": (POINTS, "loss=[keypoint_align,latent_equivariance]"),
-    "class redraws": (POINTS, "loss=[keypoint_align,class_recon]"),
-    "points redraw": (POINTS, "loss=[keypoint_align,point_recon]"),
-    "points redraw their own view": (REDRAWN, "task.redraw_from=own"),
-    "points tell their own view": (PLAIN, "task.redraw_from=own"),
-    "class hog": (POINTS, "loss=[keypoint_align,class_hog]"),
-    "point hog": (POINTS, "loss=[keypoint_align,point_hog]"),
-    "point hog by coordinates": (PLAIN, "point_hog_head=mlp"),
-    "patch hog": (POINTS, "loss=[keypoint_align,patch_hog]"),
-    "patch hog of hidden patches": (HOG, "task.losses.patch_hog.term.where=masked"),
+    "ema target": (PLAIN, "task.objectives.keypoint_align.target=ema"),
+    "predictor": (PLAIN, "task.objectives.keypoint_align.predictor=true"),
+    "anchor": (POINTS, "objective=[keypoint_align,view_affine]"),
+    "anchor 3": (PLAIN, "task.objectives.view_affine.weight=3"),
+    "pka": (PATCHES, "objective=[patch_distill,keypoint_align]"),
+    "dense": (POINTS, "objective=[keypoint_align,dense_match]"),
+    "flow": (WARPED, "objective=[keypoint_align,view_flow]"),
+    "agree": (POINTS, "objective=[keypoint_align,keypoint_agree]"),
+    "latent equivariance": (POINTS, "objective=[keypoint_align,latent_equivariance]"),
+    "class reconstructs": (POINTS, "objective=[keypoint_align,class_recon]"),
+    "points reconstruct": (POINTS, "objective=[keypoint_align,point_recon]"),
+    "points reconstruct their own view": (
+        RECONSTRUCTED,
+        "task.objectives.point_recon.points_from=own",
+    ),
+    "points predict their own view": (PLAIN, "task.objectives.point_hog.points_from=own"),
+    "class hog": (POINTS, "objective=[keypoint_align,class_hog]"),
+    "point hog": (POINTS, "objective=[keypoint_align,point_hog]"),
+    "point hog by coordinates": (PLAIN, "task.objectives.point_hog.head=mlp"),
+    "patch hog": (POINTS, "objective=[keypoint_align,patch_hog]"),
+    "patch hog of masked patches": (HOG, "task.objectives.patch_hog.where=masked"),
     # 2.5 class distillation
-    "class term": (PATCHES, "loss=[patch_distill,class_distill]"),
-    "own class head": (BOTH, "task.class_head=own"),
-    "class temperature": (CLASSES, "task.class_teacher_temp=0.02"),
-    "koleo": (PATCHES, "loss=[patch_distill,koleo]"),
+    "class term": (PATCHES, "objective=[patch_distill,class_distill]"),
+    "own class head": (BOTH, "task.objectives.class_distill.head=own"),
+    "class temperature": (CLASSES, "task.objectives.class_distill.teacher_temp=0.02"),
+    "koleo": (PATCHES, "objective=[patch_distill,koleo]"),
     # 2.6 patch distillation
     "centring": (MASKED, "centering=ema"),
     "centring over all patches": (MOVING, "task.centering.over=all"),
@@ -121,16 +127,16 @@ SWITCHES: dict[str, tuple[tuple[str, ...], str]] = {
     "one view masked": (MASKED, "views.masks.masked_views=one"),
     "exact counts": (MASKED, "views.masks.exact_count=true"),
     # 2.7 pixels
-    "raw pixels": (MASKED, "task.losses.pixel_recon.term.per_patch_norm=false"),
-    "l1": (MASKED, "task.losses.pixel_recon.term.kind=l1"),
+    "raw pixels": (MASKED, "task.objectives.pixel_recon.per_patch_norm=false"),
+    "l1": (MASKED, "task.objectives.pixel_recon.kind=l1"),
     "clean target": (
         (*MASKED, "views.colour.jitter_prob=0.8", "views.keep_clean=true"),
-        "task.pixel.clean_target=true",
+        "task.objectives.pixel_recon.clean_target=true",
     ),
-    "decoder": (MASKED, "pixel_head=decoder"),
-    "tap of an earlier layer": (MASKED, "task.heads.pixel.tap_layers=[0.5]"),
-    "multi-level taps": (MASKED, "task.heads.pixel.tap_layers=[0.5,1.0]"),
-    "visible patches": (MASKED, "task.pixel.visible_share=0.1"),
+    "decoder": (MASKED, "task.objectives.pixel_recon.head=decoder"),
+    "tap of an earlier layer": (MASKED, "task.objectives.pixel_recon.tap_layers=[0.5]"),
+    "multi-level taps": (MASKED, "task.objectives.pixel_recon.tap_layers=[0.5,1.0]"),
+    "visible patches": (MASKED, "task.objectives.pixel_recon.visible_share=0.1"),
     # 2.8 optimisation
     "clip per tensor": (("optim.clip_norm=0.01",), "optim.clip_by=per_tensor"),
     "layer decay": (PLAIN, "task.layer_decay=0.5"),
@@ -167,13 +173,12 @@ def steps_of(overrides: tuple[str, ...], start: tuple[str, ...] | None = None) -
             head more or less does not change those of the others.
     """
     cfg = composed("pretrain", *SMALL, *overrides)
-    for part in (cfg.task.losses, cfg.task.heads):
-        drop_unbuilt(part)
+    drop_unbuilt(cfg.task)
     torch.manual_seed(0)
     task = instantiate(cfg.task)
     if start is not None:
         begin_like(task, steps_of(start).initial)
-    initial = {k: v.clone() for k, v in task.student.state_dict().items()}
+    initial = {k: v.clone() for k, v in task.state_dict().items() if k[:7] != "teacher"}
     make_views, recipe = instantiate(cfg.views), instantiate(cfg.optim)
     fabric = Fabric(accelerator="cpu")
     task, optimizer = fabric.setup(task, recipe.build(task, task.lr_scales()))
@@ -202,12 +207,11 @@ def steps_of(overrides: tuple[str, ...], start: tuple[str, ...] | None = None) -
 
 def begin_like(task, initial: dict[str, torch.Tensor]) -> None:
     """Student and teacher start from these weights where name and shape are theirs."""
-    own = task.student.state_dict()
+    own = task.state_dict()
     shared = {k: v for k, v in initial.items() if k in own and v.shape == own[k].shape}
-    task.student.load_state_dict(own | shared)
+    task.load_state_dict(own | shared)
     if task.teacher is not None:
-        for name, module in task.teacher.net.items():
-            module.load_state_dict(task.student[name].state_dict())
+        task.teacher.net.load_state_dict(task.followed().state_dict())
 
 
 @pytest.mark.parametrize("name", list(SWITCHES))
@@ -223,8 +227,7 @@ def test_every_switch_changes_what_is_learned(name):
     [
         (PLAIN, "task.export=teacher"),
         (MASKED, "views.masks.shape=block"),
-        # heads and options that nothing reads
-        (POINTS, "task.class_head=own"),
+        # options that nothing reads
         (PATCHES, "views.num_local=2"),
         (CLASSES, "task.centering.num_iters=3"),
     ],

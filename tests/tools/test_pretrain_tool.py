@@ -66,7 +66,7 @@ def test_unlabeled_folder_end_to_end_with_a_bad_file(place):
     ]
     words += [
         "trainer.batch_size=8",
-        "loss=[patch_distill,keypoint_align,pixel_recon]",
+        "objective=[patch_distill,keypoint_align,pixel_recon]",
         *TINY,
         "name=crops",
     ]

@@ -124,9 +124,6 @@ class CameraJointLoss(LossTerm):
     batch without any costs nothing.
     """
 
-    def __init__(self, *, weight: float | Schedule = 1.0) -> None:
-        super().__init__(weight)
-
     def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
         """[T] metres. Raises: ValueError when the head has no root translation."""
         terms = []

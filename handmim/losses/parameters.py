@@ -15,9 +15,6 @@ class RotationLoss(LossTerm):
     A rotation off by angle a costs 4 (1 - cos a): 2 a^2 for small a.
     """
 
-    def __init__(self, *, weight: float | Schedule = 1.0) -> None:
-        super().__init__(weight)
-
     def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
         """[T] without unit."""
         target = zero_invalid(batch.rotmats, batch.has_mano)
@@ -27,9 +24,6 @@ class RotationLoss(LossTerm):
 
 class ShapeLoss(LossTerm):
     """Mean squared error of the shape coefficients."""
-
-    def __init__(self, *, weight: float | Schedule = 1.0) -> None:
-        super().__init__(weight)
 
     def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
         """[T] without unit."""

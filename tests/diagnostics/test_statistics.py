@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-from tests.objectives.keypoint_cases import batch_of, random_maps, seen_points
 
 from handmim.diagnostics.statistics import (
     agreed_deviation,
@@ -11,6 +10,7 @@ from handmim.diagnostics.statistics import (
     keypoint_diagnostics,
     kl_nats,
 )
+from tests.objectives.keypoint_cases import batch_of, random_maps, seen_points
 
 NUM = 256
 

@@ -19,6 +19,7 @@ TARGET = re.compile(r"target '([^']+)'")
 UNCLEAR = (TypeError, AttributeError, AssertionError, IndexError, RuntimeError)
 MOST_KEYS = 3  # named for one error
 
+CHOSEN = ("losses", "objectives", "heads")  # of a task: parts that are chosen by name
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def drop_unbuilt(task: DictConfig) -> None:
     An experiment may tune a loss; `loss=[...]` without that loss leaves its settings behind,
     without a `_target_`.
     """
-    for key in ("losses", "objectives", "heads"):
+    for key in CHOSEN:
         parts = task.get(key, {})
         if not parts:
             continue

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, InterpolationResolutionError
 
-from handmim.utils.config import flatten
+from handmim.utils.config import CHOSEN, flatten
 from handmim.utils.messages import meant
 from handmim.utils.signatures import Parameter, Signature, meaning, signature_of
 
@@ -212,8 +212,11 @@ def _mapping(node: DictConfig, key: str, members: list[Member]) -> Iterator[str]
     for head, hint, module in kinds:
         if head in MAPPINGS and isinstance(hint, ast.Subscript):
             element = _elements(hint)[-1]
+            chosen = key.rpartition(".")[2] in CHOSEN  # others have settings, but no target
             for child in node:
-                yield from _value(node, str(child), Parameter(element, module))
+                part = node._get_node(child)
+                if not (chosen and isinstance(part, DictConfig) and "_target_" not in part):
+                    yield from _value(node, str(child), Parameter(element, module))
         signature = None if head is None else _class_of(head, module)
         if signature is not None and signature.parameters:
             yield from _arguments(node, signature)

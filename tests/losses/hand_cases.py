@@ -66,7 +66,7 @@ def random_batch(b: int, seed: int = 0) -> HandBatch:
     return HandBatch(
         image=torch.zeros(b, 3, IMG_PX, IMG_PX),
         was_left=~ones,
-        joint_rule=torch.zeros(b, dtype=torch.long),
+        joint_convention=torch.zeros(b, dtype=torch.long),
         K_crop_px=K.repeat(b, 1, 1),
         has_K=ones,
         kp2d_crop_ndc=torch.rand(b, 21, 2, generator=g) * 1.8 - 0.9,

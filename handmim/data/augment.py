@@ -18,7 +18,7 @@ from handmim.utils.arguments import interval
 
 
 def transform_labels(
-    batch: HandBatch, image: Tensor, source_from_crop: Tensor, angle_rad: Tensor
+    batch: HandBatch, crop_px: int, source_from_crop: Tensor, angle_rad: Tensor
 ) -> HandBatch:
     """Carry all labels along with a crop's scale, in-plane rotation and shift.
 
@@ -27,16 +27,15 @@ def transform_labels(
 
     Args:
         batch: labels of the stored crop of side S.
-        image: [B, 3, H, W] the new crop.
+        crop_px: side of the new crop, whose image is not cut here.
         source_from_crop: [B, 2, 3] new ndc -> stored ndc.
         angle_rad: [B] its rotation.
     """
     R = rotation_about_z(-angle_rad)  # [B, 3, 3]
     crop_from_source = invert(source_from_crop)
-    sides_px = image.shape[-1], batch.image.shape[-1]
+    sides_px = crop_px, batch.image.shape[-1]
     root = (R @ batch.rotmats[:, 0]).unsqueeze(1)
     return batch._replace(
-        image=image,
         K_crop_px=cropped_intrinsics(batch.K_crop_px, crop_from_source, *sides_px)
         @ R.transpose(1, 2),
         kp2d_crop_ndc=transform_points(crop_from_source, batch.kp2d_crop_ndc),
@@ -96,8 +95,8 @@ class HandAugment:
     ) -> HandBatch:
         device = batch.image.device
         source_from_crop = similarity(scale, angle_rad, shift).to(device)
-        image = self.cut(batch.image, source_from_crop)
-        return transform_labels(batch, image, source_from_crop, angle_rad.to(device))
+        labels = transform_labels(batch, self.img_px, source_from_crop, angle_rad.to(device))
+        return labels._replace(image=self.cut(batch.image, source_from_crop))
 
     def cut(self, stored: Tensor, source_from_crop: Tensor) -> Tensor:
         """The model's images out of stored crops.
@@ -142,6 +141,13 @@ class HandAugment:
         b = len(batch.image)
         side = torch.full((b,), self.evaluation_scale * scale)
         return self._apply(batch, side, torch.full((b,), angle_rad), torch.zeros(b, 2))
+
+    def evaluation_labels(self, batch: HandBatch) -> HandBatch:
+        """Labels as `evaluate` gives them, beside the stored image."""
+        b, device = len(batch.image), batch.image.device
+        side, zero = torch.full((b,), self.evaluation_scale), torch.zeros(b)
+        source_from_crop = similarity(side, zero, torch.zeros(b, 2)).to(device)
+        return transform_labels(batch, self.img_px, source_from_crop, zero.to(device))
 
     @property
     def evaluation_scale(self) -> float:

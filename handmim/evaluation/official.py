@@ -18,7 +18,7 @@ from handmim.evaluation.benchmarks import (
     derived_mm,
     mean_scores,
 )
-from handmim.evaluation.camera_space import CameraHands
+from handmim.evaluation.scoring import CameraHands
 from handmim.evaluation.submission import MB_PER_SAMPLE, read_submission, write_submission
 from handmim.evaluation.submission_checks import check_submission
 from handmim.geometry.align import similarity_align

@@ -1,5 +1,6 @@
 """A trained model as a function of arrays: crops of hands in, 3D hands out."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,13 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handmim.data.augment import cropped_intrinsics
-from handmim.evaluation.camera_space import predicted_place
-from handmim.evaluation.inference import CropNetwork
+from handmim.evaluation.inference import InferenceModule
 from handmim.evaluation.load_model import hand_config, load_model, read_model_checkpoint
-from handmim.geometry.crop import invert
+from handmim.evaluation.tta import RotatedViews
+from handmim.geometry.camera import px_from_ndc, solve_translation
 from handmim.hand.conventions import mirror_intrinsics, mirror_points, mirror_rotmats
+from handmim.losses.joints import JointEstimate
 from handmim.utils.timer import Stages
+
+PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 class HandPredictions(NamedTuple):
@@ -26,74 +29,140 @@ class HandPredictions(NamedTuple):
     verts_crop_px: NDArray[np.float32] | None  # [N, V, 2]
     rotmats: NDArray[np.float32] | None  # [N, 16, 3, 3] of the hand model, wrist first
     betas: NDArray[np.float32] | None  # [N, 10]
-    # [N, 3] metres: added to what is relative to the root, it stands before the camera; NaN where
-    # the intrinsics are not known
+    # [N, 3] root translation in metres: points relative to the root plus it are in the camera's
+    # frame; NaN where the intrinsics are not known
     transl_cam_m: NDArray[np.float64]
+
+
+def root_translation(estimate: JointEstimate, K_crop_px: Tensor, img_px: int) -> Tensor:
+    """Root joint in the camera's frame: the estimate's own where it is metric, or else solved from
+    its projection and K.
+
+    Args:
+        estimate: root-relative joints and their positions in the model's crop.
+        K_crop_px: [B, 3, 3] of the model's crops.
+        img_px: their side.
+    Returns: [B, 3] metres, OpenCV camera, float64.
+    """
+    joints_px = px_from_ndc(estimate.joints_crop_ndc.double(), img_px)
+    solved = solve_translation(estimate.joints_root_m.double(), joints_px, K_crop_px)
+    own, is_metric = (getattr(estimate, name, None) for name in ("transl_cam_m", "is_metric"))
+    if own is None or is_metric is None:
+        return solved
+    return torch.where(is_metric[:, None], own.double(), solved)
+
+
+def hand_predictions(
+    estimate: Any,
+    module: InferenceModule,
+    K_px: Tensor,
+    has_K: Tensor,
+    is_left: NDArray[np.bool_],
+    side_px: int,
+) -> HandPredictions:
+    """Estimates of right hands as hands in the stored crops and before the camera, left hands
+    mirrored back.
+
+    Args:
+        estimate: of B mirrored crops, on the CPU.
+        module: that made it.
+        K_px: [B, 3, 3] intrinsics of the mirrored stored crops, on the CPU.
+        has_K: [B] bool, where those are known.
+        is_left: [B].
+        side_px: of the stored crops.
+    """
+    transl = np.full((len(is_left), 3), np.nan)
+    if bool(has_K.any()):
+        known = type(estimate)(*(None if field is None else field[has_K] for field in estimate))
+        K_crop_px = module.crop_intrinsics(K_px[has_K].to(module.device), side_px).cpu()
+        transl[has_K.numpy()] = root_translation(known, K_crop_px, module.augment.img_px).numpy()
+
+    def array(name: str) -> Any:
+        value = getattr(estimate, name, None)
+        return None if value is None else value.numpy().copy()
+
+    joints, joints_px = array("joints_root_m"), array("joints_crop_ndc")
+    verts, verts_px = array("verts_root_m"), array("verts_crop_ndc")
+    for points_px in (joints_px, verts_px):
+        if points_px is not None:  # both crops have the same centre
+            points_px *= module.augment.evaluation_scale * side_px / 2
+            points_px += side_px / 2
+            points_px[is_left, :, 0] = side_px - points_px[is_left, :, 0]
+    for points in (joints, verts, transl):
+        if points is not None:
+            points[is_left] = mirror_points(points[is_left])
+    rotmats = array("rotmats")
+    if rotmats is not None:
+        rotmats[is_left] = mirror_rotmats(rotmats[is_left])
+    return HandPredictions(joints, joints_px, verts, verts_px, rotmats, array("betas"), transl)
 
 
 class HandPredictor:
     """Crops of hands through a trained model, batch by batch.
 
-    A crop is a square around a hand as the training set has them, of any side; the model looks at
-    the middle of it, as in evaluation. Left hands are mirrored before and after.
+    A crop is a square around a hand as the training set has them, of any side. The model sees its
+    middle, as in evaluation. Left hands are mirrored before and after.
 
     Example:
         from pathlib import Path
 
         import numpy as np
 
+        import handmim
         from handmim.images.decode import read_image
-        from handmim.evaluation.predictor import HandPredictor
 
-        predict = HandPredictor.from_checkpoint("runs/tuned/last.pt", device="cpu")
+        predict = handmim.load("runs/tuned/last.pt", device="cpu")
         files = sorted(Path("hands").glob("*.jpg"))  # squares around right hands, all of one side
         crops = np.stack([read_image(file) for file in files])  # [N, S, S, 3] RGB
         hands = predict(crops)
         print(hands.verts_root_m.shape)  # [N, 778, 3] metres, relative to the middle knuckle
 
     Args:
-        network: the model and how it runs.
+        module: the model and how it runs.
         batch_size: crops at a time. The last batch is filled up where shapes have to stay the same
             (compile, cuda_graph).
     Raises: ValueError for an empty batch.
     """
 
-    def __init__(self, network: CropNetwork, batch_size: int = 64) -> None:
+    def __init__(self, module: InferenceModule, batch_size: int = 64) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {batch_size}")
-        self.network, self.batch_size = network, batch_size
-        self.img_px = network.augment.img_px
+        self.module, self.batch_size = module, batch_size
+        self.img_px = module.augment.img_px
 
     @classmethod
     def from_checkpoint(
         cls, path: str | Path, device: str | torch.device = "cpu", *, hand_path: str | None = None,
         precision: str = "32-true", batch_size: int = 64, joint_convention: str = "model",
-        compile: bool = False, cuda_graph: bool = False,
+        views: RotatedViews | None = None, compile: bool = False, cuda_graph: bool = False,
     ) -> "HandPredictor":  # fmt: skip
         """From last.pt or best.pt of a fine-tuning; crops are cut as its evaluation cuts them.
 
         Args:
             path: of the checkpoint.
             hand_path: of the hand model, where its file has moved.
-            batch_size: as the class takes it.
-            device, precision, joint_convention, compile, cuda_graph: as `CropNetwork` takes them.
-        Raises: FileNotFoundError; ValueError for another file, another hand model, unknown words,
-            and what the device cannot do.
+            precision: one of `PRECISIONS`.
+            batch_size: crops at a time.
+            device, joint_convention, views, compile, cuda_graph: see `InferenceModule`.
+        Raises: FileNotFoundError; ValueError for another file, another hand model, unknown options,
+            and a device that is not there.
         """
         if Path(path).is_dir():
             raise FileNotFoundError(f"{path} is a folder: {Path(path) / 'last.pt'} or best.pt")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}")
         saved = read_model_checkpoint(path)
         task, augment = load_model(saved, hand_config(saved, {"path": hand_path}), str(path))
-        network = CropNetwork(
-            task, augment, device, precision=precision, joint_convention=joint_convention,
-            compile=compile, cuda_graph=cuda_graph,
+        module = InferenceModule(
+            task, augment, device, autocast=autocast_of(precision, device),
+            joint_convention=joint_convention, views=views, compile=compile, cuda_graph=cuda_graph,
         )  # fmt: skip
-        return cls(network, batch_size)
+        return cls(module, batch_size)
 
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
-        return self.network.device
+        return self.module.device
 
     @torch.inference_mode()
     def __call__(
@@ -117,23 +186,23 @@ class HandPredictor:
             raise ValueError(f"crops must be [N, S, S, 3], got {crops.shape}")
         if crops.dtype != np.uint8 or not len(crops):
             raise ValueError(
-                f"want at least one crop of uint8 in 0..255, got {len(crops)} of {crops.dtype}"
+                "at least one crop of uint8 in 0..255 is required, got "
+                f"{len(crops)} of {crops.dtype}"
             )
         right = np.ones(len(crops), bool) if is_right is None else np.asarray(is_right)
         if right.dtype != bool:
             raise ValueError(f"is_right must be [N] bool, got {right.dtype}")
-        is_left = ~right
         K = np.full((3, 3), np.nan) if K_px is None else np.asarray(K_px)
-        if is_left.shape != (len(crops),) or K.shape not in ((3, 3), (len(crops), 3, 3)):
+        if right.shape != (len(crops),) or K.shape not in ((3, 3), (len(crops), 3, 3)):
             raise ValueError(
-                f"{len(crops)} crops want K_px [3, 3] or [{len(crops)}, 3, 3] and is_right "
-                f"[{len(crops)}], got {K.shape} and {is_left.shape}"
+                f"{len(crops)} crops require K_px [3, 3] or [{len(crops)}, 3, 3] and is_right "
+                f"[{len(crops)}], got {K.shape} and {right.shape}"
             )
         K = np.broadcast_to(K, (len(crops), 3, 3))
         if (K[:, [0, 1], [0, 1]] <= 0).any():
             raise ValueError("focal lengths in K_px must be > 0 (NaN where they are not known)")
         pieces = [slice(i, i + self.batch_size) for i in range(0, len(crops), self.batch_size)]
-        parts = [self._batch(crops[p], K[p], is_left[p], stages) for p in pieces]
+        parts = [self._batch(crops[p], K[p], ~right[p], stages) for p in pieces]
         joined: list[Any] = [
             None if column[0] is None else np.concatenate(column)
             for column in zip(*parts, strict=True)
@@ -150,19 +219,19 @@ class HandPredictor:
         num, side_px = crops.shape[:2]
         if stages is not None:
             stages.begin()
-        K_px = np.where(is_left[:, None, None], mirror_intrinsics(K_px, side_px), K_px)
+        if is_left.any():
+            crops = np.where(is_left[:, None, None, None], crops[:, :, ::-1], crops)
+            K_px = np.where(is_left[:, None, None], mirror_intrinsics(K_px, side_px), K_px)
         has_K = torch.from_numpy(np.isfinite(K_px).all(axis=(1, 2)))
         K = torch.from_numpy(np.nan_to_num(K_px).astype(np.float32))
-        crop_from_source = invert(self.network.source_from_crop)
-        K_crop = cropped_intrinsics(K, crop_from_source, self.img_px, side_px)
-        given = torch.from_numpy(np.ascontiguousarray(crops)), torch.from_numpy(is_left)
-        inputs = [self._filled(t).to(self.device) for t in (*given, K_crop, has_K)]
+        image = torch.from_numpy(np.ascontiguousarray(crops))
+        image, *of_camera = (self._filled(t).to(self.device) for t in (image, K, has_K))
         if stages is not None:
             stages.done("upload", num)
-        with self.network.staged(stages, num):
-            state = self.network(*inputs)
-        on_host = type(state)(*(None if field is None else field[:num].cpu() for field in state))
-        hands = self._placed(on_host, K_crop, has_K, is_left, side_px)
+        with self.module.staged(stages, num):
+            estimate = self.module(image.permute(0, 3, 1, 2), *of_camera)
+        on_host = type(estimate)(*(None if f is None else f[:num].cpu() for f in estimate))
+        hands = hand_predictions(on_host, self.module, K, has_K, is_left, side_px)
         if stages is not None:
             stages.done("download", num)
         return hands
@@ -170,35 +239,12 @@ class HandPredictor:
     def _filled(self, rows: Tensor) -> Tensor:
         """Rows of a whole batch where shapes have to stay the same; the first is repeated."""
         missing = self.batch_size - len(rows)
-        if not (missing and self.network.has_fixed_batches):
+        if not (missing and self.module.has_fixed_batches):
             return rows
         return torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])])
 
-    def _placed(
-        self, state: Any, K_crop: Tensor, has_K: Tensor, is_left: NDArray[np.bool_], side_px: int
-    ) -> HandPredictions:
-        """An estimate of right hands in the given crops and before the camera, left hands mirrored
-        back; its arrays are written over."""
-        transl = np.full((len(is_left), 3), np.nan)
-        if bool(has_K.any()):
-            known = type(state)(*(None if field is None else field[has_K] for field in state))
-            transl[has_K.numpy()] = predicted_place(known, K_crop[has_K], self.img_px).numpy()
 
-        def array(name: str) -> Any:
-            value = getattr(state, name, None)
-            return None if value is None else value.numpy()
-
-        joints, joints_px = array("joints_root_m"), array("joints_crop_ndc")
-        verts, verts_px = array("verts_root_m"), array("verts_crop_ndc")
-        for points_px in (joints_px, verts_px):
-            if points_px is not None:  # both crops have the same centre
-                points_px *= self.network.scale * side_px / 2
-                points_px += side_px / 2
-                points_px[is_left, :, 0] = side_px - points_px[is_left, :, 0]
-        for points in (joints, verts, transl):
-            if points is not None:
-                points[is_left] = mirror_points(points[is_left])
-        rotmats = array("rotmats")
-        if rotmats is not None:
-            rotmats[is_left] = mirror_rotmats(rotmats[is_left])
-        return HandPredictions(joints, joints_px, verts, verts_px, rotmats, array("betas"), transl)
+def autocast_of(precision: str, device: str | torch.device) -> partial[torch.autocast]:
+    """The model's precision, a name of `PRECISIONS`, as a context of a device."""
+    dtype = PRECISIONS[precision]
+    return partial(torch.autocast, torch.device(device).type, dtype, enabled=dtype is not None)

@@ -1,9 +1,9 @@
-"""Scoring a regression task on a labelled set; the mean hand is scored by the same path."""
+"""Scoring on a labelled set: root-relative metrics, and predictions in the camera's frame."""
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,175 +13,214 @@ from torch.utils.data import Dataset
 
 from handmim.data.augment import HandAugment
 from handmim.data.loader import batches
-from handmim.evaluation.tta import AnyEstimate, TurnedViews
+from handmim.evaluation.inference import InferenceModule
+from handmim.evaluation.predictor import hand_predictions
+from handmim.hand.conventions import mirror_points
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.losses.joints import JointEstimate
 from handmim.metrics.pose import KEYS, MIRRORED_SHARE, HandMetrics, crop_share_errors
 from handmim.tasks.prediction_images import draw_predictions
-from handmim.tasks.regression import Estimate, RegressionTask
-from handmim.types import HandBatch, HandSample, HandState, StepInfo
+from handmim.tasks.regression import RegressionTask
+from handmim.types import HandBatch, HandSample, StepInfo
 from handmim.utils.run import Run
 from handmim.utils.timer import Timer
 
 log = logging.getLogger(__name__)
 
-Predictor = Callable[[HandBatch], HandState]  # with a mesh, as benchmarks want it
-
 # What `score` gives, without counts of samples.
-FIGURES = (*(key for key in KEYS if not key.startswith("num_")), "err2d_percent", "pck10")
+METRICS = (*(key for key in KEYS if not key.startswith("num_")), "err2d_percent", "pck10")
+SHOWN = {"mpjpe_mm": "MPJPE", "pa_mpjpe_mm": "PA-MPJPE", "pa_mpvpe_mm": "PA-MPVPE"}
 PCK_SHARE = 0.1  # of the crop's side: a 2D joint nearer than this is a hit
+PLACEMENTS = ("predicted", "given_wrist")
+
+Image = NDArray[np.uint8]
 
 
-@torch.no_grad()
-def predictions(
-    predict: Callable[[HandBatch], AnyEstimate],
+class CameraHands(NamedTuple):
+    """Predictions of a whole set in the camera's frame (OpenCV), canonical joint order."""
+
+    joints_cam_m: NDArray[np.float64]  # [n, 21, 3]
+    verts_cam_m: NDArray[np.float64]  # [n, V, 3]
+    sheet: Image | None  # drawings of the first samples
+
+
+def estimates(
+    module: InferenceModule,
     dataset: Dataset[HandSample],
-    augment: HandAugment,
-    device: torch.device,
     batch_size: int,
-    autocast: Callable[[], AbstractContextManager[Any]],
     num_workers: int,
-    tta: TurnedViews | None = None,
-    stopwatch: Timer | None = None,
-) -> Iterator[tuple[HandBatch, AnyEstimate]]:
-    """Evaluation crops of a whole set in order, on the device, and what is made of them.
+    timer: Timer | None = None,
+) -> Iterator[tuple[HandBatch, Any]]:
+    """Stored crops of a whole set in order, on the device, and their estimates.
 
     Args:
-        predict: augmented batch -> estimate in the samples' joint rule.
+        module: the model.
         dataset: crops.
-        augment: its evaluation crop is used.
-        device: where `predict` runs.
         batch_size: samples at a time.
-        autocast: precision of `predict`, for example `fabric.autocast`.
         num_workers: loader processes.
-        tta: several looks at every picture; None looks once.
-        stopwatch: times crops and predictions, without reading and moving pictures.
+        timer: takes the times of cutting and estimating, without reading and moving images.
     """
+    for stored in batches(dataset, batch_size, num_workers):
+        stored = stored.moved(module.device)
+        with torch.no_grad(), timer.lap(len(stored.image)) if timer else nullcontext():
+            estimate = module.estimate(stored)
+        yield stored, estimate
 
-    def answer(batch: HandBatch) -> AnyEstimate:
-        with autocast():
-            return predict(batch)
 
-    for stored_on_cpu in batches(dataset, batch_size, num_workers):
-        stored = stored_on_cpu.moved(device)
-        batch: HandBatch | None = None
-        with nullcontext() if stopwatch is None else stopwatch.lap(len(stored.image)):
-            if tta is None:
-                batch = augment.evaluate(stored)
-                state = answer(batch)
-            else:
-                state = tta(answer, stored, augment)
-        yield augment.evaluate(stored) if batch is None else batch, state
+def drawn(
+    module: InferenceModule, stored: HandBatch, estimate: JointEstimate, num_images: int
+) -> Image:
+    """The first estimates of a batch beside their ground truth."""
+    first = module.augment.evaluate(HandBatch(*(field[:num_images] for field in stored)))
+    return draw_predictions(first, estimate, module.task.faces, num_images)
 
 
 @torch.no_grad()
 def score(
-    predict: Callable[[HandBatch], Estimate],
+    module: InferenceModule,
     dataset: Dataset[HandSample],
-    augment: HandAugment,
-    device: torch.device,
+    *,
     batch_size: int = 64,
-    num_pictures: int = 0,
-    faces: NDArray[np.int32] | None = None,
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     num_workers: int = 0,
-    tta: TurnedViews | None = None,
-    stopwatch: Timer | None = None,
-) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
-    """Root-relative and aligned figures of a predictor over a whole set, each over the samples that
-    are labelled for it.
+    num_images: int = 0,
+    timer: Timer | None = None,
+) -> tuple[dict[str, float], Image | None]:
+    """Root-relative and aligned metrics over a whole set, each over the samples that are labelled
+    for it.
 
     Args:
-        predict: augmented batch -> estimate.
-        dataset: crops; samples with all joints in 3D count for joint figures, those of them with
-            vertices for mesh figures where `predict` gives a mesh, those with any joint in the
-            picture for the 2D error.
-        augment: its evaluation crop is used.
-        device: where `predict` runs.
-        batch_size: samples at a time.
-        num_pictures: samples drawn beside their truth.
-        faces: of the hand model, for pictures with meshes; None draws joints alone.
-        autocast: precision of `predict`, for example `fabric.autocast`.
-        num_workers: loader processes.
-        tta: several looks at every picture; None looks once.
-        stopwatch: times the predictions.
-    Returns: figures with their units in the names and the counts behind them; the sheet of pictures
-        or None.
+        module: the model.
+        dataset: crops. Samples with all joints in 3D count for joint metrics, those of them with
+            vertices for mesh metrics where the model has a mesh, those with any joint in the image
+            for the 2D error.
+        batch_size, num_workers, timer: see `estimates`.
+        num_images: samples drawn beside their ground truth.
+    Returns: metrics with their units in the names and the counts behind them; the drawings or None.
     Raises: ValueError when nothing is labelled.
     """
     # Every process scores the whole set, so there is nothing to gather.
     metrics = HandMetrics(root_joint=ROOT_JOINT)
-    sheet, seen, total = None, [], 0
-    how = (augment, device, batch_size, autocast, num_workers, tta, stopwatch)
-    for batch, state in predictions(predict, dataset, *how):
-        if sheet is None and num_pictures:
-            sheet = draw_predictions(batch, state, faces, num_pictures)
-        total += len(batch.image)
-        seen.append(errors_2d(state, batch).cpu())
-        whole = batch.joints_valid.all(dim=1)
+    sheet, errors, total = None, [], 0
+    for stored, state in estimates(module, dataset, batch_size, num_workers, timer):
+        labels = module.augment.evaluation_labels(stored)
+        if sheet is None and num_images:
+            sheet = drawn(module, stored, state, num_images)
+        total += len(stored.image)
+        errors.append(errors_2d(state, labels).cpu())
+        whole = labels.joints_valid.all(dim=1)
         if bool(whole.any()):
             verts = state.verts_root_m
-            has_verts = batch.has_verts & (verts is not None)
+            has_verts = labels.has_verts & (verts is not None)
             metrics.update(
                 state.joints_root_m[whole].cpu(),
-                (batch.verts_cam_m if verts is None else verts)[whole].cpu(),
-                batch.joints_cam_m[whole].cpu(),
-                batch.verts_cam_m[whole].cpu(),
+                (labels.verts_cam_m if verts is None else verts)[whole].cpu(),
+                labels.joints_cam_m[whole].cpu(),
+                labels.verts_cam_m[whole].cpu(),
                 has_verts[whole].cpu(),
             )
     if metrics.num_samples and (share := metrics.mirrored_share()) >= MIRRORED_SHARE:
         log.warning(
-            "%.0f%% of the predicted hands are mirror images of the truth, which aligned errors "
-            "(pa_) hide: are the sides of the hands, or the axes of the labels, right?",
+            "%.0f%% of the predicted hands are mirror images of the ground truth, which aligned "
+            "errors (pa_) hide: are the sides of the hands, or the axes of the labels, right?",
             100 * share,
         )
-    in_2d = torch.cat(seen)
-    figures = {k: float(v) for k, v in metrics.compute().items()} if metrics.num_samples else {}
+    results = {k: float(v) for k, v in metrics.compute().items()} if metrics.num_samples else {}
+    in_2d = torch.cat(errors)
     if len(in_2d):
         error, hits = in_2d.mean(dim=0).tolist()
-        figures |= {"err2d_percent": error * 100, "pck10": hits, "num_2d": len(in_2d)}
-    if not figures:
+        results |= {"err2d_percent": error * 100, "pck10": hits, "num_2d": len(in_2d)}
+    if not results:
         raise ValueError(f"nothing of this set is labelled: {total} samples (data.val, data.test)")
-    return figures, sheet
+    return results, sheet
 
 
-def errors_2d(state: JointEstimate, batch: HandBatch) -> Tensor:
-    """Of the k samples that have any joint in the picture: mean distance of estimated to labelled
+def errors_2d(state: JointEstimate, labels: HandBatch) -> Tensor:
+    """Of the k samples that have any joint in the image: mean distance of estimated to labelled
     joints as a share of the crop's side, and share of joints nearer than `PCK_SHARE`: [k, 2]."""
-    distance = crop_share_errors(state.joints_crop_ndc.float(), batch.kp2d_crop_ndc)
+    distance = crop_share_errors(state.joints_crop_ndc.float(), labels.kp2d_crop_ndc)
     both = torch.stack([distance, (distance < PCK_SHARE).float()], dim=-1)
-    count = batch.kp2d_valid.sum(dim=1)
-    total = (both * batch.kp2d_valid[..., None]).sum(dim=1)
+    count = labels.kp2d_valid.sum(dim=1)
+    total = (both * labels.kp2d_valid[..., None]).sum(dim=1)
     return (total / count.clamp(min=1)[:, None])[count > 0]
 
 
-def model_predictor(task: RegressionTask) -> Callable[[HandBatch], Any]:
-    """The answer of a task in eval mode."""
-    task.eval()
-    return task.estimate
+def predict_camera_hands(
+    module: InferenceModule,
+    dataset: Dataset[HandSample],
+    *,
+    placement: str = "predicted",
+    batch_size: int = 64,
+    num_workers: int = 0,
+    num_images: int = 0,
+    timer: Timer | None = None,
+) -> CameraHands:
+    """Joints and vertices of every sample in order, as benchmarks take them.
+
+    Args:
+        module: the model, with a mesh.
+        dataset: crops with intrinsics.
+        placement: "predicted" takes the model's root translation (`predictor.root_translation`);
+            "given_wrist" takes the labelled wrist, as HO-3D's evaluation provides it.
+        batch_size, num_workers, timer: see `estimates`.
+        num_images: samples drawn beside their ground truth.
+    Raises: ValueError for another placement, or samples without K or a wrist where it is needed.
+    """
+    if placement not in PLACEMENTS:
+        raise ValueError(
+            f"placement must be one of {PLACEMENTS}, got {placement!r} (data.placement)"
+        )
+    total = len(dataset)  # type: ignore[arg-type]
+    joints, verts, sheet, done = [], [], None, 0
+    for stored, state in estimates(module, dataset, batch_size, num_workers, timer):
+        if sheet is None and num_images:
+            sheet = drawn(module, stored, state, num_images)
+        hands = in_camera(module, stored, state, placement)
+        joints.append(hands[0])
+        verts.append(hands[1])
+        done += len(stored.image)
+        if done % (20 * batch_size) < batch_size:
+            log.info("predicted %d of %d", done, total)
+    return CameraHands(np.concatenate(joints), np.concatenate(verts), sheet)
 
 
-def mean_hand_predictor(task: RegressionTask) -> Callable[[HandBatch], Any]:
-    """What the head starts from, whatever the picture."""
-    task.eval()
-    return task.mean_estimate
+def in_camera(
+    module: InferenceModule, stored: HandBatch, state: Any, placement: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Joints [B, 21, 3] and vertices [B, V, 3] of one batch in the camera's frame, metres.
 
-
-def truth_predictor(task: RegressionTask) -> Callable[[HandBatch], Any]:
-    """The labels as a prediction: what it misses is lost on the way, not by a model."""
-    task.eval()
-    return task.true_estimate
-
-
-PREDICTORS = {
-    "model": model_predictor,
-    "mean_hand": mean_hand_predictor,
-    "truth": truth_predictor,
-}
+    Args:
+        module: that made the estimate.
+        stored: crops and their labels.
+        state: the estimate in the plain evaluation crops.
+        placement: see `predict_camera_hands`.
+    Raises: ValueError where K, or the wrist, is not known.
+    """
+    given_wrist = placement == "given_wrist"
+    if given_wrist and not bool(stored.joints_valid[:, 0].all()):
+        raise ValueError(
+            "placement=given_wrist requires the wrist of every sample, and this set has samples "
+            "without (data.placement=predicted)"
+        )
+    if not given_wrist and not bool(stored.has_K.all()):
+        raise ValueError(
+            "the root translation can be predicted only where K is known; this set has samples "
+            "without (data)"
+        )
+    state = type(state)(*(None if field is None else field.cpu() for field in state))
+    is_left = stored.was_left.cpu().numpy()
+    camera = stored.K_crop_px.cpu(), stored.has_K.cpu()
+    hands = hand_predictions(state, module, *camera, is_left, stored.image.shape[-1])
+    transl = hands.transl_cam_m
+    if given_wrist:
+        wrist = stored.joints_cam_m[:, 0].double().cpu().numpy()
+        wrist[is_left] = mirror_points(wrist[is_left])
+        transl = wrist - hands.joints_root_m[:, 0]
+    assert hands.verts_root_m is not None
+    return hands.joints_root_m + transl[:, None], hands.verts_root_m + transl[:, None]
 
 
 class EvalHook:
-    """Validation figures while fine-tuning.
+    """Validation metrics while fine-tuning.
 
     Args:
         dataset: labelled crops.
@@ -205,20 +244,14 @@ class EvalHook:
         self.batch_size, self.num_workers = batch_size, num_workers
 
     def __call__(self, task: nn.Module, info: StepInfo, run: Run) -> dict[str, float]:
-        """Figures as `val/<name>`."""
+        """Metrics as `val/<name>`."""
         assert isinstance(task, RegressionTask)
-        figures, _ = score(
-            model_predictor(task),
-            self.dataset,
-            self.augment,
-            run.device,
-            self.batch_size,
-            autocast=run.fabric.autocast,
-            num_workers=self.num_workers,
+        module = InferenceModule(task, self.augment, run.device, autocast=run.fabric.autocast)
+        metrics, _ = score(
+            module, self.dataset, batch_size=self.batch_size, num_workers=self.num_workers
         )
-        shown = {"mpjpe_mm": "MPJPE", "pa_mpjpe_mm": "PA-MPJPE", "pa_mpvpe_mm": "PA-MPVPE"}
-        words = [f"{text} {figures[k]:.2f} mm" for k, text in shown.items() if k in figures]
-        if "err2d_percent" in figures:
-            words.append(f"2D {figures['err2d_percent']:.2f} %")
-        log.info("step %d: validation %s", info.step, ", ".join(words))
-        return {f"val/{name}": value for name, value in figures.items()}
+        shown = [f"{text} {metrics[k]:.2f} mm" for k, text in SHOWN.items() if k in metrics]
+        if "err2d_percent" in metrics:
+            shown.append(f"2D {metrics['err2d_percent']:.2f} %")
+        log.info("step %d: validation %s", info.step, ", ".join(shown))
+        return {f"val/{name}": value for name, value in metrics.items()}

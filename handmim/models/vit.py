@@ -267,6 +267,35 @@ class ViT(nn.Module):
             return int(name.split(".")[2]) + 1
         return self.depth + 1 if name.startswith("net.norm.") else 0
 
+    def freeze_below(self, trained_blocks: int | None) -> tuple[nn.Module, ...]:
+        """Take the gradient from all but the last blocks, in place.
+
+        Frozen blocks lie below all that is trained, so autograd keeps none of their activations.
+
+        Args:
+            trained_blocks: None trains all of it; 0 nothing; k the last k blocks and the final
+                norm, but never embeddings and positions.
+        Returns: modules that have to stay in eval mode, so that no path of theirs is dropped.
+        Raises: ValueError for a number that is no number of blocks.
+        """
+        if trained_blocks is None:
+            return ()
+        if not 0 <= trained_blocks <= self.depth:
+            raise ValueError(
+                f"trained_blocks must be null or 0 to {self.depth}, the blocks of this backbone, "
+                f"got {trained_blocks} (task.trained_blocks)"
+            )
+        top_frozen = self.depth - trained_blocks if trained_blocks else self.depth + 1
+        for name, parameter in self.named_parameters():
+            if self.layer_of(name) <= top_frozen:
+                parameter.requires_grad_(False)
+        net = self.net
+        below = (net.patch_embed, net.pos_drop, net.norm_pre, *net.blocks[:top_frozen])
+        frozen = below if trained_blocks else (self,)
+        for module in frozen:
+            module.eval()
+        return frozen
+
     def export(self, path: Path, extra: Mapping[str, str] | None = None) -> None:
         """Write the weights under timm's own names as safetensors.
 

@@ -1,6 +1,7 @@
 """Scoring fine-tuned checkpoints, or an existing submission file."""
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from handmim.data.datasets import hand_sha256_of
 from handmim.data.label_files import find_ground_truth, read_ground_truth
 from handmim.engine.saved_config import require
 from handmim.engine.workers import Watchdog
-from handmim.evaluation.camera_space import predict_camera_hands
+from handmim.evaluation.inference import SOURCES, InferenceModule
 from handmim.evaluation.load_model import (
     build_part,
     check_same_hand,
@@ -18,12 +19,11 @@ from handmim.evaluation.load_model import (
     load_model,
     read_model_checkpoint,
 )
-from handmim.evaluation.multi_checkpoint import check_comparable, expanded
+from handmim.evaluation.multi_checkpoint import check_comparable, expanded, write_averages
 from handmim.evaluation.official import score_file, submit
-from handmim.evaluation.scoring import PREDICTORS, score
-from handmim.pipelines.setup_run import compile_backbones, setup_run
-from handmim.reports.averages import write_averages
-from handmim.reports.scores import TIME, TTA, write_report
+from handmim.evaluation.report import TIME, TTA, write_report
+from handmim.evaluation.scoring import predict_camera_hands, score
+from handmim.pipelines.setup_run import setup_run
 from handmim.utils.config import build, resolved, set_everywhere
 from handmim.utils.run import Run
 from handmim.utils.timer import Timer
@@ -34,7 +34,7 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 
     Args:
         cfg: composed from configs/eval.yaml.
-    Returns: flat figures, with the official ones under "official" where there are any and those of
+    Returns: flat metrics, with the official ones under "official" where there are any and those of
         test-time augmentation under "tta"; of several checkpoints their `summary`.
     Raises: ValueError unless exactly one of checkpoint and predictions is given.
     """
@@ -42,8 +42,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         raise ValueError("give either checkpoint=FILE.pt or predictions=pred.json")
     if cfg.predictions is not None:
         return evaluate_file(cfg)
-    if cfg.predictor not in PREDICTORS:
-        raise ValueError(f"predictor must be one of {sorted(PREDICTORS)}, got {cfg.predictor!r}")
+    if cfg.predictor not in SOURCES:
+        raise ValueError(f"predictor must be one of {sorted(SOURCES)}, got {cfg.predictor!r}")
     given = [cfg.checkpoint] if isinstance(cfg.checkpoint, str) else list(cfg.checkpoint)
     paths = expanded(given)
     if len(paths) > 1:
@@ -57,15 +57,13 @@ def evaluate_file(cfg: DictConfig) -> dict[str, Any]:
     if cfg.get("data") is None or cfg.data.get("benchmark") is None:
         raise ValueError("predictions= needs the benchmark: data=freihand data.root=DIR, ...")
     if cfg.tta.views is not None:
-        raise ValueError("a submission file holds one answer: tta needs a checkpoint (tta=none)")
+        raise ValueError(
+            "a submission file holds one prediction: tta needs a checkpoint (tta=none)"
+        )
     run = setup_run(cfg)
     truth = read_ground_truth(cfg.data.root, cfg.data.cache_dir)
-    report = score_file(
-        cfg.predictions,
-        cfg.data.benchmark,
-        truth,
-        mb_per_sample=cfg.predictions_mb_per_sample,
-    )
+    bound = {"mb_per_sample": cfg.predictions_mb_per_sample}
+    report = score_file(cfg.predictions, cfg.data.benchmark, truth, **bound)
     write_report(run, cfg.predictions, report)
     return report
 
@@ -114,9 +112,9 @@ def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> d
         part_of: a run, and the name of the folder below it that takes the results; None starts a
             run.
     """
-    tta = None if cfg.tta.views is None else build(cfg.tta.views)
+    views = None if cfg.tta.views is None else build(cfg.tta.views)
     saved = read_model_checkpoint(cfg.checkpoint)
-    OmegaConf.set_struct(cfg, False)  # its own words are checked by now
+    OmegaConf.set_struct(cfg, False)  # its own overrides are checked by now
     whose_hand = "given" if cfg.hand.get("path") is not None else "the checkpoint's own (hand.path)"
     cfg.hand = hand_config(saved, cfg.hand)
     own_data = cfg.get("data") is None
@@ -125,37 +123,42 @@ def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> d
     run = setup_run(cfg) if part_of is None else part_of[0].below(part_of[1], resolved(cfg))
     run.log.info("hand model: %s, %s", cfg.hand.path, whose_hand)
     if own_data:
-        words = "data: the checkpoint's own (root %s), caches below %s (data=..., paths.data_dir)"
-        run.log.info(words, cfg.data.get("root"), cfg.data.cache_dir)
+        text = "data: the checkpoint's own (root %s), caches below %s (data=..., paths.data_dir)"
+        run.log.info(text, cfg.data.get("root"), cfg.data.cache_dir)
     task, augment = load_model(saved, cfg.hand, cfg.checkpoint)
-    if run.compile:
-        compile_backbones(task)
     with run.fabric.rank_zero_first():
         part = cfg.data.get("test") or cfg.data.val
         dataset = build_part(part, cfg.checkpoint, "data") if own_data else build(part)
     check_same_hand(task.hand_sha256, hand_sha256_of(dataset), "the data")
-    task.to(run.device)
-    predict = PREDICTORS[cfg.predictor](task)
-    how = {"faces": task.faces, "batch_size": cfg.batch_size, "num_workers": cfg.num_workers}
-    how |= {"autocast": run.fabric.autocast}
+    module = partial(
+        InferenceModule,
+        task,
+        augment,
+        run.device,
+        autocast=run.fabric.autocast,
+        source=cfg.predictor,
+    )
+    sizes = {"batch_size": cfg.batch_size, "num_workers": cfg.num_workers}
 
-    def scored(folder: str, **more: Any) -> tuple[dict[str, Any], Any]:
-        if cfg.data.get("benchmark") is None or task.faces is None:  # submissions need meshes
-            return score(predict, dataset, augment, run.device, **how, **more)
-        more["placement"] = cfg.data.placement
-        hands = predict_camera_hands(predict, dataset, augment, run.device, **how, **more)
-        truth = find_ground_truth(cfg.data.root, cfg.data.cache_dir)
-        return submit(run, cfg.data.benchmark, hands, truth, folder), hands.sheet
-
-    watch = Timer(run.device)
-    with Watchdog(run):
-        report, sheet = scored(".", num_pictures=cfg.num_pictures, stopwatch=watch)
-    if tta is not None:
-        report[TIME] = watch.seconds_per_item * 1e3
-        watch = Timer(run.device)
+    def scored(module: InferenceModule, folder: str, num_images: int) -> tuple[Any, Any, float]:
+        """Report, drawings, and milliseconds of an image."""
+        timer = Timer(run.device)
+        more = {"num_images": num_images, "timer": timer, **sizes}
         with Watchdog(run):
-            block = scored(TTA, tta=tta, stopwatch=watch)[0]
-        block |= {"num_looks": len(tta.views), TIME: watch.seconds_per_item * 1e3}
-        report[TTA] = block
+            if cfg.data.get("benchmark") is None or task.faces is None:  # submissions need meshes
+                report, sheet = score(module, dataset, **more)
+            else:
+                placement = cfg.data.placement
+                hands = predict_camera_hands(module, dataset, placement=placement, **more)
+                truth = find_ground_truth(cfg.data.root, cfg.data.cache_dir)
+                report = submit(run, cfg.data.benchmark, hands, truth, folder)
+                sheet = hands.sheet
+        return report, sheet, timer.seconds_per_item * 1e3
+
+    report, sheet, ms = scored(module(compile=run.compile), ".", cfg.num_images)
+    if views is not None:
+        report[TIME] = ms
+        block, _, ms = scored(module(views=views), TTA, 0)
+        report[TTA] = block | {"num_views": len(views.views), TIME: ms}
     write_report(run, f"{cfg.predictor} of {cfg.checkpoint}", report, sheet)
     return report

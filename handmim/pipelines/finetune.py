@@ -82,7 +82,7 @@ def _finetune(cfg: DictConfig) -> Finetuned:
         recipe,
         hooks=[EvalHook(val, augment, cfg.eval_every, num_workers=workers)],
         resume=cfg.resume,
-        meta=task.hand_facts() | chosen.facts | data,
+        meta=task.hand_metadata() | chosen.facts | data,
     )
     path = export(run, task, cfg.seed, result)
     if result.exit_code == DONE:

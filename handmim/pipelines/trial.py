@@ -9,7 +9,7 @@ from torch import nn
 
 from handmim.engine.best import BestRule
 from handmim.engine.trainer import Trainer
-from handmim.evaluation.scoring import FIGURES
+from handmim.evaluation.scoring import METRICS
 from handmim.pipelines.labels import check_choice
 from handmim.utils.config import build, drop_unbuilt
 
@@ -26,7 +26,7 @@ def try_parts(cfg: DictConfig) -> None:
     """
     Trainer(**cfg.trainer)
     if "eval_every" in cfg:
-        BestRule(cfg.trainer.keep_best).check([f"val/{name}" for name in FIGURES])
+        BestRule(cfg.trainer.keep_best).check([f"val/{name}" for name in METRICS])
     for key in ("views", "augment"):
         if key in cfg:
             build(cfg[key])

@@ -1,4 +1,4 @@
-"""Supervised regression of 21 joints without a hand model, from photos that have keypoints but no
+"""Supervised regression of 21 joints without a hand model, from images that have keypoints but no
 meshes; also the quickest fair comparison of backbones."""
 
 import torch
@@ -15,10 +15,10 @@ from handmim.types import HandBatch, HandSample, Intrinsics
 
 
 class KeypointRegressionTask(RegressionTask):
-    """Picture in, root-relative joints in metres and their places in the picture out.
+    """Image in, root-relative joints in metres and their image positions out.
 
     Without a mesh, joints cannot be carried from one definition to another: the task learns that of
-    its training labels, and a mix of sources teaches it something between theirs.
+    its training labels, and a mix of sources trains it towards something between theirs.
     """
 
     head: DirectHead
@@ -28,30 +28,32 @@ class KeypointRegressionTask(RegressionTask):
         """There is no hand model."""
         return
 
-    def outputs(self, batch: HandBatch) -> KeypointOutputs:
-        """The mean of the training labels, then the answer."""
-        head: DirectHead = self._answering("head")
-        return head(self.tokens(batch.image))
+    def _outputs(self, image: Tensor) -> KeypointOutputs:
+        head: DirectHead = self._active("head")
+        return head(self.active_backbone(image))
 
-    def answer(
+    def outputs(self, batch: HandBatch) -> KeypointOutputs:
+        """The mean of the training labels, then the estimate."""
+        return self._outputs(batch.image)
+
+    def predict(
         self,
         image: Tensor,
         joint_convention: Tensor | None = None,
         intrinsics: Intrinsics | None = None,
     ) -> KeypointState:
-        """The joints as the training labels define them, whatever rule is asked for."""
-        head: DirectHead = self._answering("head")
-        return head(self.tokens(image)).steps[-1]
+        """The joints as the training labels define them, whatever the rule."""
+        return self._outputs(image).steps[-1]
 
     def mean_estimate(self, batch: HandBatch) -> KeypointState:
-        """The mean of the training labels, for every picture."""
+        """The mean of the training labels, for every image."""
         return self.head.mean_state(len(batch.image))
 
-    def true_estimate(self, batch: HandBatch) -> KeypointState:
+    def label_estimate(self, batch: HandBatch) -> KeypointState:
         """The labelled joints."""
         labelled = batch.joints_valid.any(dim=1) | batch.kp2d_valid.any(dim=1)
         if not bool(labelled.all()):
-            raise ValueError("predictor=truth needs labels, and this set has none")
+            raise ValueError("predictor=ground_truth needs labels, and this set has none")
         root = batch.joints_cam_m[:, ROOT_JOINT, None]
         return KeypointState(batch.joints_cam_m - root, batch.kp2d_crop_ndc)
 
@@ -62,22 +64,15 @@ class KeypointRegressionTask(RegressionTask):
         device: torch.device,
         num_workers: int,
     ) -> None:
-        """The mean joints, and where the head wants it the mean scale."""
+        """The mean joints, and where the head needs it the mean scale."""
         self.head.set_mean_joints(*mean_joints(dataset, augment, num_workers=num_workers))
         if self.head.coords == "25d":
             self.head.set_mean_scale(mean_scale(dataset, augment, num_workers=num_workers))
 
 
-def _mean(total: Tensor, count: Tensor) -> Tensor:
-    return (total / count.clamp(min=1)[:, None]).float()
-
-
 @torch.no_grad()
 def mean_joints(
-    dataset: Dataset[HandSample],
-    augment: HandAugment,
-    batch_size: int = 256,
-    num_workers: int = 0,
+    dataset: Dataset[HandSample], augment: HandAugment, batch_size: int = 256, num_workers: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Mean of the labels, joint by joint over the samples that have it; 0 where none has.
 
@@ -102,10 +97,11 @@ def mean_joints(
     count = torch.stack([c for _, c in sums]).sum(dim=0)
     if not int(count.sum()):
         raise ValueError(
-            "no training sample has a joint in the picture, or joints in 3D with the root: the "
+            "no training sample has a joint in the image, or joints in 3D with the root: the "
             "mean joints are undefined (data)"
         )
-    return _mean(total[:, :3], count[:, 0]), _mean(total[:, 3:], count[:, 1])
+    mean = total / count.clamp(min=1).repeat_interleave(torch.tensor([3, 2]), dim=-1)
+    return mean[:, :3].float(), mean[:, 3:].float()
 
 
 @torch.no_grad()
@@ -116,14 +112,11 @@ def mean_scale(
     num_workers: int = 0,
     scale0_per_m: float = 8.0,
 ) -> float:
-    """Geometric mean of the hands' sizes in the picture, over samples with all joints in 3D and 2D.
+    """Geometric mean of the hands' sizes in the image, over samples with all joints in 3D and 2D.
 
     Args:
-        dataset: labelled crops.
-        augment: whose evaluation crop defines the ndc.
-        batch_size: samples read at a time.
-        num_workers: loader processes.
-        scale0_per_m: the answer where no sample has all joints.
+        dataset, augment, batch_size, num_workers: see `mean_joints`.
+        scale0_per_m: the result where no sample has all joints.
     Returns: ndc units per metre of the least-squares weak-perspective camera.
     """
     logs = []
@@ -133,5 +126,5 @@ def mean_scale(
         joints = batch.joints_cam_m[whole]
         root = joints[:, ROOT_JOINT, None]
         logs.append(fit_weak(joints - root, batch.kp2d_crop_ndc[whole], scale0_per_m)[:, 0])
-    found = torch.cat(logs)
-    return scale0_per_m * (float(found.mean().exp()) if len(found) else 1.0)
+    sizes = torch.cat(logs)
+    return scale0_per_m * (float(sizes.mean().exp()) if len(sizes) else 1.0)

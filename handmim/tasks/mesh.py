@@ -1,9 +1,6 @@
 """Supervised regression of a hand model: its parameters, and the mean hand every regression starts
 from."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -16,62 +13,29 @@ from handmim.geometry.rotation import chordal_mean, nearest_rotation, rotation_f
 from handmim.hand.joint_convention import JointConventions
 from handmim.hand.model import HandLayer
 from handmim.hand.skeleton import ROOT_JOINT
-from handmim.losses.composite import LossTerm
 from handmim.losses.reduction import StepWeights
 from handmim.models.heads.hand_head import HandHead
-from handmim.models.vit import ViT
 from handmim.tasks.regression import RegressionTask
 from handmim.types import HandBatch, HandOutputs, HandSample, HandState, Intrinsics
 
 
 class HandRegressionTask(RegressionTask):
-    """Picture in, hand model out.
-
-    Args:
-        backbone: ViT; `init_from` fills it before training.
-        head: constructor of the head, called with `dim=`.
-        losses: weighted terms by name.
-        options: of every regression, see `RegressionTask`.
-    """
+    """Image in, hand model out; arguments as `RegressionTask`, with a head that is a `HandHead`."""
 
     head: HandHead
 
-    def __init__(
-        self,
-        backbone: ViT,
-        head: Callable[..., HandHead],
-        losses: Mapping[str, LossTerm],
-        *,
-        backbone_lr_scale: float = 1.0,
-        layer_decay: float = 1.0,
-        step_weights: StepWeights = None,
-        trained_blocks: int | None = None,
-        average: Mapping[str, Any] | float | None = None,
-    ) -> None:
-        super().__init__(
-            backbone,
-            head,
-            losses,
-            backbone_lr_scale=backbone_lr_scale,
-            layer_decay=layer_decay,
-            step_weights=step_weights,
-            trained_blocks=trained_blocks,
-            average=average,
-        )
-        if not isinstance(self.head, HandHead):
-            raise ValueError(
-                f"{type(self.head).__name__} regresses no hand model: a head of the kind of pymaf, "
-                "or task=keypoints loss=[direct_keypoints] (head)"
-            )
-        self.joint_conventions = JointConventions(self.head.hand)
-        self._check_head(step_weights)
+    def check_head(self, step_weights: StepWeights) -> None:
+        """Refuse a head without a mesh, parts of it without a gradient, and missing blocks.
 
-    def _check_head(self, step_weights: StepWeights) -> None:
-        """Refuse what would leave parts of the head without a gradient, or fail after minutes.
-
-        Raises: ValueError naming the keys.
+        Raises: ValueError naming the settings.
         """
         head, depth = self.head, self.backbone.depth
+        if not isinstance(head, HandHead):
+            raise ValueError(
+                f"{type(head).__name__} regresses no hand model: a head of the kind of pymaf, "
+                "or task=keypoints loss=[direct_keypoints] (head)"
+            )
+        self.joint_conventions = JointConventions(head.hand)
         if any(not 1 <= block <= depth for block in head.tapped_blocks):
             raise ValueError(
                 f"the head taps blocks {list(head.tapped_blocks)} of a backbone that has 1 to "
@@ -80,7 +44,7 @@ class HandRegressionTask(RegressionTask):
         unread = sorted(head.drawn - self.losses.needs)
         if unread:
             raise ValueError(
-                f"the head draws {unread} and no loss looks at them: loss=[...,{unread[0]}], or "
+                f"the head draws {unread} and no loss reads them: loss=[...,{unread[0]}], or "
                 f"task.head.{unread[0]}=false"
             )
         zeros = step_weights == "last" or (step_weights is not None and 0 in step_weights)
@@ -96,40 +60,30 @@ class HandRegressionTask(RegressionTask):
         """The hand model that is regressed."""
         return self.head.hand
 
+    def refinements(self, image: Tensor, intrinsics: Intrinsics | None = None) -> HandOutputs:
+        """Images to the mean hand and all refinement steps, in the hand model's own convention."""
+        head: HandHead = self._active("head")
+        out: HandOutputs = head(self.active_backbone(image, taps=head.tapped_blocks), intrinsics)
+        return out
+
     def predict(
         self,
         image: Tensor,
         joint_convention: Tensor | None = None,
         intrinsics: Intrinsics | None = None,
-    ) -> HandOutputs:
-        """Pictures to all refinement steps.
-
-        Args:
-            image: [B, 3, H, W] in [0, 1].
-            joint_convention: [B] whose joints are wanted; None takes the hand model's own.
-            intrinsics: of the pictures; None where nothing is known of the camera.
-        """
-        head: HandHead = self._answering("head")
-        out: HandOutputs = head(self.tokens(image, head.tapped_blocks), intrinsics)
-        if joint_convention is None:
-            return out
-        return self.joint_conventions.outputs(out, joint_convention, self.head.camera, intrinsics)
-
-    def answer(
-        self,
-        image: Tensor,
-        joint_convention: Tensor | None = None,
-        intrinsics: Intrinsics | None = None,
     ) -> HandState:
-        """As the last step of `predict`, without bringing the others to the rule."""
-        state = self.predict(image, intrinsics=intrinsics).steps[-1]
+        """The last refinement; arguments as `RegressionTask.predict`."""
+        state = self.refinements(image, intrinsics).steps[-1]
         if joint_convention is None:
             return state
         return self.joint_conventions.state(state, joint_convention, self.head.camera, intrinsics)
 
     def outputs(self, batch: HandBatch) -> HandOutputs:
-        """All refinement steps in the samples' joint rules."""
-        return self.predict(batch.image, batch.joint_convention, batch.intrinsics)
+        """All refinement steps in the samples' joint conventions."""
+        out, intrinsics = self.refinements(batch.image, batch.intrinsics), batch.intrinsics
+        return self.joint_conventions.outputs(
+            out, batch.joint_convention, self.head.camera, intrinsics
+        )
 
     def mean_estimate(self, batch: HandBatch) -> HandState:
         """The hand that the head starts from."""
@@ -138,36 +92,35 @@ class HandRegressionTask(RegressionTask):
             mean, batch.joint_convention, self.head.camera, batch.intrinsics
         )
 
-    def true_estimate(self, batch: HandBatch) -> HandState:
+    def label_estimate(self, batch: HandBatch) -> HandState:
         """The labels: posed from MANO parameters where they are known, else the labelled mesh."""
         if not bool((batch.has_mano | (batch.has_verts & batch.joints_valid.all(dim=1))).all()):
-            raise ValueError("predictor=truth needs labels, and this set has none")
+            raise ValueError("predictor=ground_truth needs labels, and this set has none")
         camera = self.head.camera
         scale0 = camera.scale0_per_m
         root = batch.joints_cam_m[:, ROOT_JOINT, None]
-        labelled = batch.verts_cam_m - root, batch.joints_cam_m - root
         mesh = self.hand(batch.rotmats, batch.betas)
-        own = root_align(mesh.verts_m, mesh.joints_m, ROOT_JOINT)
-        own_joints = root_align(mesh.joints_m, mesh.joints_m, ROOT_JOINT)
-        cam = fit_weak(own_joints, batch.kp2d_crop_ndc, scale0)
+        verts = root_align(mesh.verts_m, mesh.joints_m, ROOT_JOINT)
+        joints = root_align(mesh.joints_m, mesh.joints_m, ROOT_JOINT)
+        cam = fit_weak(joints, batch.kp2d_crop_ndc, scale0)
         state = HandState(
             rotmats=batch.rotmats,
             betas=batch.betas,
             cam=cam,
-            verts_root_m=own,
-            joints_root_m=own_joints,
-            verts_crop_ndc=project_weak(own, cam, scale0),
-            joints_crop_ndc=project_weak(own_joints, cam, scale0),
+            verts_root_m=verts,
+            joints_root_m=joints,
+            verts_crop_ndc=project_weak(verts, cam, scale0),
+            joints_crop_ndc=project_weak(joints, cam, scale0),
         )
         state = self.joint_conventions.state(state, batch.joint_convention, camera)
         posed = batch.has_mano[:, None, None]
-        placed = batch.has_K & batch.joints_valid[:, ROOT_JOINT]
+        has_root = batch.has_K & batch.joints_valid[:, ROOT_JOINT]
         return state._replace(
-            verts_root_m=torch.where(posed, state.verts_root_m, labelled[0]),
-            joints_root_m=torch.where(posed, state.joints_root_m, labelled[1]),
-            joints_crop_ndc=batch.kp2d_crop_ndc,  # seen by the true camera, not a weak one
-            transl_cam_m=torch.where(placed[:, None], root[:, 0], 0.0),
-            is_metric=placed,
+            verts_root_m=torch.where(posed, state.verts_root_m, batch.verts_cam_m - root),
+            joints_root_m=torch.where(posed, state.joints_root_m, batch.joints_cam_m - root),
+            joints_crop_ndc=batch.kp2d_crop_ndc,  # of the true camera, not a weak one
+            transl_cam_m=torch.where(has_root[:, None], root[:, 0], 0.0),
+            is_metric=has_root,
         )
 
     @torch.no_grad()
@@ -179,9 +132,8 @@ class HandRegressionTask(RegressionTask):
         num_workers: int,
     ) -> None:
         """The mean hand, and the mean and deviation of the class token."""
-        mean = mean_hand(
-            dataset, augment, self.head.camera.scale0_per_m, self.hand, num_workers=num_workers
-        )
+        scale0 = self.head.camera.scale0_per_m
+        mean = mean_hand(dataset, augment, scale0, self.hand, num_workers=num_workers)
         self.head.set_mean_hand(*mean)
         if not self.head.standardise_cls:
             return
@@ -207,7 +159,7 @@ def mean_hand(
     """Chordal mean rotations and mean camera of the labelled samples.
 
     Samples without MANO parameters count with the rotation that brings the model's mean pose
-    nearest to their joints, in 3D or else in the picture; their fingers say nothing. Where no
+    nearest to their joints, in 3D or else in the image; their fingers do not count. Where no
     sample has fingers, they are those of the model's mean pose.
 
     Args:
@@ -222,15 +174,14 @@ def mean_hand(
     """
     mean_pose = hand.mean_rotmats.float()
     rest = hand(mean_pose[None], mean_pose.new_zeros(1, hand.num_betas)).joints_m.cpu()
-    mean_pose = mean_pose.cpu()
-    turns, fingers, cams = [], [], []
+    wrists, fingers, cams = [], [], []
     for stored in batches(dataset, batch_size, num_workers):
         batch = augment.evaluate(stored)
         in_3d, in_2d = batch.joints_valid.all(dim=1), batch.kp2d_valid.all(dim=1)
         mano, by_3d = batch.has_mano, in_3d & ~batch.has_mano
         by_2d = in_2d & ~in_3d & ~mano
         flat = rotation_from_view(rest.expand(int(by_2d.sum()), -1, -1), batch.kp2d_crop_ndc[by_2d])
-        turns += [
+        wrists += [
             batch.rotmats[mano, 0],
             nearest_rotation(rest.expand(int(by_3d.sum()), -1, -1), batch.joints_cam_m[by_3d]),
             flat,
@@ -242,12 +193,12 @@ def mean_hand(
         ):
             joints_root_m = root_align(joints, joints, ROOT_JOINT)
             cams.append(fit_weak(joints_root_m, batch.kp2d_crop_ndc[rows], scale0_per_m))
-    all_turns, all_fingers, all_cams = torch.cat(turns), torch.cat(fingers), torch.cat(cams)
-    if not len(all_turns):
+    all_wrists, all_fingers, all_cams = torch.cat(wrists), torch.cat(fingers), torch.cat(cams)
+    if not len(all_wrists):
         raise ValueError(
             "no training sample has MANO parameters or all 21 joints: the mean hand is undefined "
             "(data)"
         )
-    mean_fingers = chordal_mean(all_fingers) if len(all_fingers) else mean_pose[1:]
+    mean_fingers = chordal_mean(all_fingers) if len(all_fingers) else mean_pose.cpu()[1:]
     cam = all_cams.mean(dim=0) if len(all_cams) else torch.zeros(3)
-    return torch.cat([chordal_mean(all_turns)[None], mean_fingers]), cam
+    return torch.cat([chordal_mean(all_wrists)[None], mean_fingers]), cam

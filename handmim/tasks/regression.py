@@ -1,8 +1,8 @@
-"""What all supervised regressions share: backbone, head, losses, and the few questions that
-training and scoring ask."""
+"""Shared parts of all supervised regressions: backbone, head, losses, moving average, learning
+rates."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,13 +18,12 @@ from handmim.losses.composite import CompositeLoss, LossTerm
 from handmim.losses.joints import JointEstimate, JointOutputs
 from handmim.losses.reduction import StepWeights
 from handmim.models.averaging import averaging_of
-from handmim.models.freezing import freeze_below
 from handmim.models.teacher import EmaTeacher
 from handmim.models.vit import ViT
 from handmim.tasks.prediction_images import draw_predictions
-from handmim.types import HandBatch, HandSample, Intrinsics, StepInfo, StepResult, Tokens
+from handmim.types import HandBatch, HandSample, Intrinsics, StepInfo, StepResult
 
-PICTURES = 8
+NUM_IMAGES = 8
 
 
 class Estimate(JointEstimate, Protocol):
@@ -36,10 +35,10 @@ class Estimate(JointEstimate, Protocol):
 
 
 class RegressionTask(nn.Module, ABC):
-    """Picture in, joints out, with or without a mesh.
+    """Image in, joints out, with or without a mesh.
 
-    With `average`, the moving average of the weights answers in eval mode and is exported; training
-    looks at the live ones.
+    With `average`, the EMA of the weights predicts in eval mode and is exported; training uses the
+    live ones.
 
     Args:
         backbone: ViT; `init_from` fills it before training.
@@ -49,7 +48,7 @@ class RegressionTask(nn.Module, ABC):
         layer_decay: further factor per layer below the top.
         step_weights: of refinement steps in every loss that scores them: None (equal), one number
             each, or "last".
-        trained_blocks: of the backbone, see `freeze_below`; None for all of it, 0 for none.
+        trained_blocks: of the backbone, see `ViT.freeze_below`; None for all of it, 0 for none.
         average: settings of `Averaging`; None keeps no average.
     """
 
@@ -67,36 +66,40 @@ class RegressionTask(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.backbone.mask_token.requires_grad_(False)  # nothing is hidden any more
+        self.backbone.mask_token.requires_grad_(False)  # nothing is masked any more
         self.head = head(dim=backbone.embed_dim)
         self.losses = CompositeLoss(losses, step_weights)
         self.backbone_lr_scale, self.layer_decay = backbone_lr_scale, layer_decay
-        self._frozen = freeze_below(backbone, trained_blocks)
+        self._frozen = backbone.freeze_below(trained_blocks)
         self.averaging = averaging_of(average)
         self.averaged: EmaTeacher | None = None
         if self.averaging is not None:
             constant = self._frozen if self.hand is None else (self.hand, *self._frozen)
-            self.averaged = EmaTeacher(self._followed(), shared=constant)
+            self.averaged = EmaTeacher(self._live(), shared=constant)
+        self.check_head(step_weights)
 
-    def _followed(self) -> nn.ModuleDict:
-        """What is averaged."""
+    def check_head(self, step_weights: StepWeights) -> None:
+        """Refuse a head that does not fit the task; runs at the end of the constructor."""
+
+    def _live(self) -> nn.ModuleDict:
         return nn.ModuleDict({"backbone": self.backbone, "head": self.head})
 
-    def _answering(self, name: str) -> Any:
-        """The part, "backbone" or "head", that answers: live or averaged."""
+    def _active(self, name: str) -> Any:
+        """The "backbone" or "head" that predicts: the live one in training mode; its EMA, where one
+        is kept, in eval mode."""
         if self.training or self.averaged is None:
             return getattr(self, name)
         return self.averaged.net[name]
 
     @property
-    def answering_backbone(self) -> ViT:
-        """The live backbone in training mode; its average, where one is kept, in eval mode."""
-        backbone: ViT = self._answering("backbone")
+    def active_backbone(self) -> ViT:
+        """The live backbone in training mode; its EMA, where one is kept, in eval mode."""
+        backbone: ViT = self._active("backbone")
         return backbone
 
     @property
     def export_backbone(self) -> ViT:
-        """The backbone worth keeping: the averaged one where there is one."""
+        """The EMA of the backbone where one is kept, else the live one."""
         if self.averaged is None:
             return self.backbone
         kept: Any = self.averaged.net["backbone"]
@@ -109,15 +112,31 @@ class RegressionTask(nn.Module, ABC):
 
     @abstractmethod
     def outputs(self, batch: HandBatch) -> JointOutputs:
-        """Augmented pictures to the start and all refinements, joints in the samples' rules."""
+        """Augmented images to the start and all refinements, joints in the samples' rules."""
+
+    @abstractmethod
+    def predict(
+        self,
+        image: Tensor,
+        joint_convention: Tensor | None = None,
+        intrinsics: Intrinsics | None = None,
+    ) -> Estimate:
+        """The last estimate for images.
+
+        Args:
+            image: [B, 3, H, W] in [0, 1].
+            joint_convention: [B] of the joints, where there is a mesh to take them from; None takes
+                the hand model's own.
+            intrinsics: of the images; None where nothing is known of the camera.
+        """
 
     @abstractmethod
     def mean_estimate(self, batch: HandBatch) -> Estimate:
-        """What is said of every picture before looking at it."""
+        """The estimate that the head starts from, the same for every image."""
 
     @abstractmethod
-    def true_estimate(self, batch: HandBatch) -> Estimate:
-        """The labels in the form of an answer.
+    def label_estimate(self, batch: HandBatch) -> Estimate:
+        """The labels in the form of an estimate.
 
         Raises: ValueError where they do not suffice.
         """
@@ -130,66 +149,39 @@ class RegressionTask(nn.Module, ABC):
         device: torch.device,
         num_workers: int,
     ) -> None:
-        """Give the head what it measures from; arguments as `start_from_labels`."""
+        """Set the head's start from labels; arguments as `start_from_labels`."""
 
     def start_from_labels(
         self,
         dataset: Dataset[HandSample],
         augment: HandAugment,
         device: torch.device,
-        max_pictures: int = 2048,
+        max_images: int = 2048,
         num_workers: int = 0,
         max_unreadable: float = 0.0,
     ) -> None:
-        """Give the head what it measures from, the backbone being initialised already; averaged
+        """Set the head's start from labels, the backbone being initialised already; averaged
         weights start here.
 
         Args:
             dataset: labelled training crops.
             augment: whose evaluation crop is used.
-            device: where pictures are looked at.
-            max_pictures: of a larger set so many are looked at, the same ones every time.
+            device: of the backbone.
+            max_images: of a larger set so many are read, the same ones every time.
             num_workers: loader processes.
             max_unreadable: share of the set that may be left out, one sample at least; 0 is none.
         """
-        share = max_unreadable * len(dataset)  # type: ignore[arg-type]
-        most = int(max(1.0, share)) if max_unreadable else 0
-        looked_at = SkipUnreadable(some_of(dataset, max_pictures), most)
-        self.measure_labels(looked_at, augment, device, num_workers)
+        total = len(dataset)  # type: ignore[arg-type]
+        most = int(max(1.0, max_unreadable * total)) if max_unreadable else 0
+        if total > max_images:
+            order = np.random.default_rng(total).permutation(total)[:max_images]
+            dataset = Subset(dataset, np.sort(order).tolist())
+        self.measure_labels(SkipUnreadable(dataset, most), augment, device, num_workers)
         if self.averaged is not None:
-            self.averaged.net.load_state_dict(self._followed().state_dict())
-
-    @abstractmethod
-    def answer(
-        self,
-        image: Tensor,
-        joint_convention: Tensor | None = None,
-        intrinsics: Intrinsics | None = None,
-    ) -> Estimate:
-        """The last estimate for pictures, of which nothing else need be known.
-
-        Args:
-            image: [B, 3, H, W] in [0, 1].
-            joint_convention: [B] convention of the joints, where there is a mesh to take them from;
-                None takes the hand model's own.
-            intrinsics: of the pictures; None where nothing is known of the camera.
-        """
-
-    def estimate(self, batch: HandBatch) -> Estimate:
-        """The answer for augmented pictures in the samples' joint rules."""
-        return self.answer(batch.image, batch.joint_convention, batch.intrinsics)
-
-    def tokens(self, image: Tensor, taps: Sequence[int] = ()) -> Tokens:
-        """Pictures through the backbone.
-
-        Args:
-            image: [B, 3, H, W] in [0, 1].
-            taps: blocks whose patch tokens are wanted too.
-        """
-        return self.answering_backbone(image, taps=taps)
+            self.averaged.net.load_state_dict(self._live().state_dict())
 
     def train(self, mode: bool = True) -> "RegressionTask":
-        """As every module; what is frozen stays as in evaluation."""
+        """As every module; frozen ones stay in eval mode."""
         super().train(mode)
         for module in self._frozen:
             module.eval()
@@ -204,11 +196,11 @@ class RegressionTask(nn.Module, ABC):
         """Nothing is frozen for a while here."""
 
     def after_step(self, info: StepInfo) -> dict[str, float]:
-        """The average follows the optimizer, where one is kept."""
+        """Update the moving average, where one is kept."""
         if self.averaging is None or self.averaged is None:
             return {}
         decay = self.averaging(info.step)
-        self.averaged.update(self._followed(), decay)
+        self.averaged.update(self._live(), decay)
         return {"schedule/average_decay": decay}
 
     def lr_scales(self) -> dict[str, float]:
@@ -222,15 +214,15 @@ class RegressionTask(nn.Module, ABC):
 
     @torch.no_grad()
     def images(self, batch: HandBatch) -> dict[str, NDArray[np.uint8]]:
-        """Input, prediction and truth of the first samples."""
+        """Input, prediction and ground truth of the first samples."""
         training = self.training
         self.eval()
-        first = HandBatch(*(field[:PICTURES] for field in batch))
+        first = HandBatch(*(field[:NUM_IMAGES] for field in batch))
         try:
-            estimate = self.estimate(first)
+            estimate = self.predict(first.image, first.joint_convention, first.intrinsics)
         finally:
             self.train(training)
-        return {"predictions": draw_predictions(first, estimate, self.faces, PICTURES)}
+        return {"predictions": draw_predictions(first, estimate, self.faces, NUM_IMAGES)}
 
     @property
     def faces(self) -> NDArray[np.int32] | None:
@@ -239,20 +231,11 @@ class RegressionTask(nn.Module, ABC):
 
     @property
     def hand_sha256(self) -> str | None:
-        """Of the hand model whose vertices and betas are meant, where there is one."""
+        """Of the hand model that vertices and betas belong to, where there is one."""
         return None if self.hand is None else self.hand.sha256
 
-    def hand_facts(self) -> dict[str, str]:
-        """What a checkpoint remembers of the hand model."""
+    def hand_metadata(self) -> dict[str, str]:
+        """The hand model as checkpoints record it."""
         if self.hand is None:
             return {}
         return {"hand": self.hand.name, "hand_sha256": self.hand.sha256}
-
-
-def some_of(dataset: Dataset[HandSample], max_pictures: int) -> Dataset[HandSample]:
-    """At most so many samples of a set, spread over it, the same ones every time."""
-    total = len(dataset)  # type: ignore[arg-type]
-    if total <= max_pictures:
-        return dataset
-    order = np.random.default_rng(total).permutation(total)[:max_pictures]
-    return Subset(dataset, np.sort(order).tolist())

@@ -26,6 +26,8 @@ KEYS: dict[str, str] = {
     "views.hidden_full_rotation_prob": "views.shared_full_rotation_prob",
     "views.hidden_scale": "views.shared_scale",
     "views.hidden_shift_ndc": "views.shared_shift_ndc",
+    "num_pictures": "num_images",
+    "predictor=truth": "predictor=ground_truth",
     "trainer.picture_every": "trainer.image_every",
     "rows": "variants",
     "cell": "run",
@@ -76,6 +78,7 @@ KEYS: dict[str, str] = {
 TARGETS: dict[str, str] = {
     "handmim.engine.optim.OptimRecipe": "handmim.engine.optim.OptimizerConfig",
     "handmim.tasks.finetune": "handmim.tasks.mesh",
+    "handmim.models.heads.plain": "handmim.models.heads.iterative",
     "handmim.tasks.keypoint_regression": "handmim.tasks.keypoints",
     "handmim.metrics.probe": "handmim.diagnostics.readout",
     "handmim.metrics.retrieval": "handmim.diagnostics.readout",

@@ -59,9 +59,7 @@ def test_projection_holds_before_and_after():
 def test_rotation_turns_root_and_points_alike():
     batch = make_batch()
     angle = torch.linspace(-1, 1, 6)
-    out = transform_labels(
-        batch, torch.zeros(6, 3, 32, 32), similarity(torch.ones(6), angle, torch.zeros(6, 2)), angle
-    )
+    out = transform_labels(batch, 32, similarity(torch.ones(6), angle, torch.zeros(6, 2)), angle)
     R = out.rotmats[:, 0] @ batch.rotmats[:, 0].transpose(1, 2)
     torch.testing.assert_close(out.verts_cam_m, batch.verts_cam_m @ R.transpose(1, 2))
     torch.testing.assert_close(

@@ -10,11 +10,13 @@ from handmim.data.augment import HandAugment, transform_labels
 from handmim.data.loader import collate_hands
 from handmim.data.pixels import sample_views
 from handmim.data.samples import hand_sample, mirror_sample
-from handmim.evaluation.camera_space import place
+from handmim.evaluation.inference import InferenceModule
+from handmim.evaluation.scoring import in_camera
 from handmim.geometry.camera import cell_centres_ndc, ndc_from_px, project, px_from_ndc
 from handmim.geometry.crop import compose, similarity
 from handmim.geometry.rotation_numpy import rotvec_to_matrix
 from handmim.types import HandBatch, HandSample, HandState, StepInfo
+from tests.tasks.small_tasks import small_hand_task
 
 INFO = StepInfo(0, 1)
 
@@ -114,9 +116,10 @@ def test_pixels_ride_along(labelled, img_px):
     assert found > 50
 
 
-def test_predictions_for_left_hands_land_on_the_original_when_mirrored_back(labelled):
+def test_predictions_for_left_hands_land_on_the_original_when_mirrored_back(labelled, hand):
     # The truth as a prediction for upright crops, which are always those of right hands.
-    out = HandAugment(img_px=48, scale=(0.7, 0.9)).evaluate(collate_hands(labelled))
+    stored, augment = collate_hands(labelled), HandAugment(img_px=48, scale=(0.7, 0.9))
+    out, module = augment.evaluate(stored), InferenceModule(small_hand_task(hand), augment)
     root = out.joints_cam_m[:, :1]
     unsaid = HandState(
         rotmats=out.rotmats,
@@ -134,11 +137,11 @@ def test_predictions_for_left_hands_land_on_the_original_when_mirrored_back(labe
         (said, "predicted", 1e-6),
     )
     for answer, placement, metres in answers:
-        joints, verts = place(answer, out, placement)
+        joints, verts = in_camera(module, stored, answer, placement)
         for i, one in enumerate(labelled):
             np.testing.assert_allclose(joints[i], one.joints_cam_m, atol=metres)
             np.testing.assert_allclose(verts[i], one.verts_cam_m, atol=metres)
-            seen = joints[i].numpy() @ one.K_crop_px.T
+            seen = joints[i] @ one.K_crop_px.T
             assert np.abs(seen[:, :2] / seen[:, 2:] - one.kp2d_crop_px).max() < 0.05
 
 
@@ -147,13 +150,12 @@ def test_two_augmentations_are_one_by_the_composed_map(labelled):
     u = torch.rand(2, n, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
     angle = 3 * u[..., 0]
     maps = similarity(1 + 0.3 * u[..., 1], angle, 0.3 * u[..., 2:])
-    first = transform_labels(batch, torch.zeros(n, 3, 48, 48), maps[0], angle[0])
-    both = transform_labels(first, torch.zeros(n, 3, 224, 224), maps[1], angle[1])
-    at_once = transform_labels(
-        batch, torch.zeros(n, 3, 224, 224), compose(maps[0], maps[1]), angle.sum(dim=0)
-    )
+    first = transform_labels(batch, 48, maps[0], angle[0])
+    first = first._replace(image=torch.zeros(n, 3, 48, 48))  # its side is that of the labels
+    both = transform_labels(first, 224, maps[1], angle[1])
+    at_once = transform_labels(batch, 224, compose(maps[0], maps[1]), angle.sum(dim=0))
     tolerance = {"K_crop_px": 2e-2, "kp2d_crop_ndc": 1e-5}
-    for name in HandBatch._fields:
+    for name in HandBatch._fields[1:]:
         a, b = getattr(both, name), getattr(at_once, name)
         torch.testing.assert_close(a, b, atol=tolerance.get(name, 2e-6), rtol=0, msg=name)
     # Pixels too: bilinear sampling is exact on a ramp, wherever both crops lie inside.

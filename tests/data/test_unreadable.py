@@ -2,11 +2,11 @@ import copy
 
 import pytest
 import torch
-from tests.tasks.test_keypoint_regression import photo
 from torch.utils.data import DataLoader, Dataset
 
 from handmim.data.loader import SkipUnreadable, batches
 from handmim.images.decode import UnreadableImage
+from tests.tasks.test_keypoints_task import photo
 
 
 class _Damaged(Dataset):

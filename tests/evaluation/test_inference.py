@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from handmim.evaluation.inference import CropNetwork
+from handmim.evaluation.inference import InferenceModule
 from handmim.utils.graphed import Graphed
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -30,13 +30,13 @@ def pretended(t: torch.Tensor) -> torch.Tensor:
     return torch.empty(t.shape, dtype=t.dtype, device="cuda")
 
 
-def network(head: str, joint_convention: str) -> CropNetwork:
+def network(head: str, joint_convention: str) -> InferenceModule:
     words = ["data=synthetic", "backbone=vit_nano_p8", f"head={head}"]
     words += ["task.head.camera=pinhole"] if head != "direct" else []
     words += ["task=keypoints", "loss=[direct_keypoints]"] if head == "direct" else []
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose("finetune", [*words, f"paths.data_dir={CONFIGS.parent / 'data'}"])
-    return CropNetwork(
+    return InferenceModule(
         instantiate(cfg.task), instantiate(cfg.augment), joint_convention=joint_convention
     )
 
@@ -58,21 +58,20 @@ def nothing_from_the_host(monkeypatch):
 def test_every_model_could_be_recorded(head, joint_convention, nothing_from_the_host):
     net = network(head, joint_convention)
     with FakeTensorMode():
-        for module in net.task.modules():
+        for module in net.modules():
             for name, value in list(module._parameters.items()):
                 if value is not None:
                     module._parameters[name] = torch.nn.Parameter(pretended(value), False)
             for name, value in list(module._buffers.items()):
                 if value is not None:
                     module._buffers[name] = pretended(value)
-        net.device, net._map = torch.device("cuda"), pretended(net._map)
-        net.rule = None if net.rule is None else pretended(net.rule)
-        crops = torch.empty(2, 96, 96, 3, dtype=torch.uint8, device="cuda")
+        net.device = torch.device("cuda")
+        crops = torch.empty(2, 96, 96, 3, dtype=torch.uint8, device="cuda").permute(0, 3, 1, 2)
         flags = torch.empty(2, dtype=torch.bool, device="cuda")
         K = torch.empty(2, 3, 3, device="cuda")
         nothing_from_the_host()
         with torch.inference_mode(), OnDeviceOnly():
-            state = net._answer(crops, flags, K, flags)
+            state = net(crops, K, flags)
     assert state.joints_root_m.device.type == "cuda"
 
 

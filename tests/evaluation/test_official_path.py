@@ -13,16 +13,15 @@ from handmim.data.ho3d import Ho3d
 from handmim.data.label_files import read_ground_truth
 from handmim.data.samples import mirror_sample
 from handmim.evaluation.benchmarks import Benchmark
-from handmim.evaluation.camera_space import predict_camera_hands
+from handmim.evaluation.inference import InferenceModule
 from handmim.evaluation.official import BENCHMARKS, benchmark_of, score_file, score_report, submit
-from handmim.evaluation.scoring import mean_hand_predictor, score, truth_predictor
+from handmim.evaluation.scoring import predict_camera_hands, score
 from handmim.evaluation.submission import read_submission, write_submission
 from handmim.losses.joints import JointLoss
 from handmim.models.heads.pymaf import PyMafHead
 from handmim.models.vit import ViT
 from handmim.tasks.mesh import HandRegressionTask
 
-CPU = torch.device("cpu")
 LENGTHS = (
     "abs_mpjpe_mm", "mpjpe_mm", "pa_mpjpe_mm", "abs_mpvpe_mm", "mpvpe_mm", "pa_mpvpe_mm",
 )  # fmt: skip
@@ -44,7 +43,8 @@ def augment():
 
 
 def predicted(task, dataset, augment, **how):
-    return predict_camera_hands(truth_predictor(task), dataset, augment, CPU, 5, **how)
+    module = InferenceModule(task, augment, source="ground_truth")
+    return predict_camera_hands(module, dataset, batch_size=5, **how)
 
 
 def written_and_scored(hands, benchmark: Benchmark, truth, folder):
@@ -130,10 +130,10 @@ def test_left_hands_come_back_as_left_hands(task, augment, freihand_tree, tmp_pa
 
 def test_root_relative_scores_of_the_truth_are_zero_too(task, augment, freihand_tree, tmp_path):
     data = FreiHand(freihand_tree, "standin", split="evaluation", image_px=64, cache_dir=tmp_path)
-    figures, _ = score(truth_predictor(task), data, augment, CPU)
+    figures, _ = score(InferenceModule(task, augment, source="ground_truth"), data)
     assert figures["mpjpe_mm"] < 0.01
     assert figures["mpvpe_mm"] < 0.01
-    far, _ = score(mean_hand_predictor(task), data, augment, CPU)
+    far, _ = score(InferenceModule(task, augment, source="mean_hand"), data)
     assert far["pa_mpjpe_mm"] > 5
 
 
@@ -141,9 +141,8 @@ def test_a_submission_is_what_is_scored_and_can_be_scored_again(
     task, augment, freihand_tree, tmp_path
 ):
     data = FreiHand(freihand_tree, "standin", split="evaluation", image_px=64, cache_dir=tmp_path)
-    hands = predict_camera_hands(
-        mean_hand_predictor(task), data, augment, CPU, 3, num_pictures=2, faces=task.head.hand.faces
-    )
+    mean = InferenceModule(task, augment, source="mean_hand")
+    hands = predict_camera_hands(mean, data, batch_size=3, num_images=2)
     assert hands.sheet is not None
     truth = read_ground_truth(freihand_tree, tmp_path)
     run = SimpleNamespace(dir=tmp_path, is_main=True)
@@ -153,7 +152,7 @@ def test_a_submission_is_what_is_scored_and_can_be_scored_again(
     assert report["pa_mpjpe_mm"] == pytest.approx(10 * report["official"]["xyz_al_mean3d"])
     low, high = report["interval_95"]["pa_mpjpe_mm"]
     assert low < report["pa_mpjpe_mm"] < high
-    figures, _ = score(mean_hand_predictor(task), data, augment, CPU)
+    figures, _ = score(InferenceModule(task, augment, source="mean_hand"), data)
     for name in ("mpjpe_mm", "mpvpe_mm", "pa_mpvpe_mm"):
         assert report[name] == pytest.approx(figures[name], abs=1e-3), name
     joints = [j["pa_mm"] for j in report["per_joint"].values()]

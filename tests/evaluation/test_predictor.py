@@ -1,7 +1,6 @@
 """Arrays in, hands out: the same as the evaluation path says of the same crops."""
 
 import textwrap
-from contextlib import nullcontext
 
 import cv2
 import numpy as np
@@ -13,17 +12,15 @@ from torch.utils.data import Dataset
 from handmim.data.augment import HandAugment
 from handmim.data.samples import hand_sample, mirror_sample
 from handmim.engine.checkpoint import save_checkpoint
-from handmim.evaluation.camera_space import predict_camera_hands
-from handmim.evaluation.inference import CropNetwork
+from handmim.evaluation.inference import InferenceModule
 from handmim.evaluation.load_model import hand_config, load_model, read_model_checkpoint
 from handmim.evaluation.predictor import HandPredictor
-from handmim.evaluation.scoring import model_predictor, predictions
+from handmim.evaluation.scoring import estimates, predict_camera_hands
 from handmim.types import HandSample
 from handmim.utils.config import resolved
 from handmim.utils.timer import Stages
 from tests.pipelines.test_evaluate import SMALL, composed
 
-CPU = torch.device("cpu")
 NUM, SIDE = 11, 72
 
 
@@ -35,7 +32,7 @@ def checkpoint(folder, hand_path, *words):
     for name, weight in task.head.named_parameters():
         if name.endswith("out.weight"):
             torch.nn.init.normal_(weight, std=0.05)
-    state = {"step": 1, "task": task.state_dict(), "meta": task.hand_facts()}
+    state = {"step": 1, "task": task.state_dict(), "meta": task.hand_metadata()}
     path = folder / "last.pt"
     save_checkpoint(path, {**state, "config": resolved(cfg)})
     return path
@@ -95,12 +92,11 @@ def evaluated(path, dataset, batch_size=4):
     """The evaluation path: hands before the camera, and estimates batch by batch."""
     saved = read_model_checkpoint(path)
     task, augment = load_model(saved, hand_config(saved, {}), str(path))
-    predict = model_predictor(task)
-    how = (augment, CPU, batch_size, nullcontext, 0)
-    states = [(b, s) for b, s in predictions(predict, dataset, *how)]
+    module = InferenceModule(task, augment)
+    states = list(estimates(module, dataset, batch_size, 0))
     hands = None
     if states[0][1].verts_root_m is not None:
-        hands = predict_camera_hands(predict, dataset, augment, CPU, batch_size)
+        hands = predict_camera_hands(module, dataset, batch_size=batch_size)
     return hands, states
 
 
@@ -157,9 +153,9 @@ def test_any_number_of_crops_in_any_batches(trained, crops, intrinsics):
             np.testing.assert_allclose(a, b, atol=2e-5)
     # filled up as compiled and recorded models want it
     predictor = HandPredictor.from_checkpoint(trained, batch_size=8)
-    predictor.network.has_fixed_batches = True
+    predictor.module.has_fixed_batches = True
     shapes = []
-    predictor.network.task.answering_backbone.register_forward_pre_hook(
+    predictor.module.task.active_backbone.register_forward_pre_hook(
         lambda _, args: shapes.append(args[0].shape[0])
     )
     filled = predictor(crops, intrinsics, IS_RIGHT)
@@ -232,9 +228,9 @@ def test_what_cannot_be_is_refused(trained, crops, monkeypatch):
     for given, message in (
         ((crops[0],), r"crops must be \[N, S, S, 3\], got \(72, 72, 3\)"),
         ((crops[:, :50],), r"crops must be \[N, S, S, 3\]"),
-        ((crops.astype(np.float32),), "of uint8 in 0..255, got 11 of float32"),
+        ((crops.astype(np.float32),), "of uint8 in 0..255 is required, got 11 of float32"),
         ((crops[:0],), "at least one crop"),
-        ((crops, np.eye(3)[None]), r"want K_px \[3, 3\] or \[11, 3, 3\]"),
+        ((crops, np.eye(3)[None]), r"require K_px \[3, 3\] or \[11, 3, 3\]"),
         ((crops, None, IS_RIGHT[:4]), r"is_right \[11\]"),
         ((crops, None, np.array(["left"] * NUM)), r"is_right must be \[N\] bool, got <U4"),
         ((crops, np.zeros((3, 3))), "focal lengths in K_px must be > 0"),
@@ -287,7 +283,7 @@ def test_a_recorded_model_says_the_same(trained, crops, intrinsics, compile):
 def test_the_crop_is_the_evaluation_crop(trained):
     saved = read_model_checkpoint(trained)
     task, augment = load_model(saved, hand_config(saved, {}), str(trained))
-    network = CropNetwork(task, augment)
-    side = float(network.source_from_crop[0, 0, 0])
+    module = InferenceModule(task, augment)
+    side = float(module.source_from_crop[0, 0, 0])
     assert side == pytest.approx((0.7 * 1.0) ** 0.5)
     assert isinstance(augment, HandAugment)

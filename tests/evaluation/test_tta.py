@@ -12,9 +12,9 @@ from handmim.data.augment import HandAugment
 from handmim.data.freihand import FreiHand
 from handmim.data.loader import collate_hands
 from handmim.data.samples import mirror_sample
-from handmim.evaluation.camera_space import place, predict_camera_hands
-from handmim.evaluation.scoring import model_predictor, score, truth_predictor
-from handmim.evaluation.tta import RULES, TurnedViews, carried_back, mean_of
+from handmim.evaluation.inference import InferenceModule
+from handmim.evaluation.scoring import in_camera, predict_camera_hands, score
+from handmim.evaluation.tta import RULES, CropTransform, RotatedViews, carried_back, mean_of
 from handmim.geometry.camera import ndc_from_px, project, project_weak, px_from_ndc
 from handmim.geometry.rotation import chordal_mean
 from handmim.losses.joints import JointLoss
@@ -28,7 +28,7 @@ from handmim.utils.timer import Timer
 
 CPU = torch.device("cpu")
 ANGLES = [-40.0, -20.0, 0.0, 20.0, 40.0]
-MANY = TurnedViews(angles_deg=ANGLES, scales=[0.9, 1.0, 1.1])
+MANY = RotatedViews(angles_deg=ANGLES, scales=[0.9, 1.0, 1.1])
 # mean cosine of the five angles: (1 + 2 cos 20 + 2 cos 40) / 5
 MEAN_COS = (1 + 2 * 0.9396926 + 2 * 0.7660444) / 5
 IMG_PX = 48
@@ -81,6 +81,17 @@ def stored(photos):
     return collate_hands(photos)
 
 
+def predicted(task, crop):
+    with torch.no_grad():
+        return task.eval().predict(crop.image, crop.joint_convention, crop.intrinsics)
+
+
+def averaged(task, augment, stored, angles_deg):
+    with torch.no_grad():
+        views = RotatedViews(angles_deg=angles_deg)
+        return InferenceModule(task, augment, views=views).estimate(stored)
+
+
 def told(estimate) -> dict[str, torch.Tensor]:
     return {k: v for k, v in estimate._asdict().items() if v is not None}
 
@@ -91,20 +102,20 @@ def test_every_field_of_a_hand_has_a_rule(stored, augment):
         depth_m: torch.Tensor
 
     assert set(HandState._fields) == set(RULES)
-    with pytest.raises(ValueError, match=r"Odd has \['depth_m'\], and nothing says how they turn"):
-        carried_back(Odd(torch.ones(1, 21, 3), torch.ones(1)), 0.0, 1.0)
-    with pytest.raises(ValueError, match="need at least one angle"):
-        TurnedViews(angles_deg=[])
-    with pytest.raises(ValueError, match=r"scales > 0, got .* scales=\[0\.0\] \(tta\.views\)"):
-        TurnedViews(angles_deg=[0.0], scales=[0.0])
+    with pytest.raises(ValueError, match=r"Odd has \['depth_m'\], which no rule carries back"):
+        carried_back(Odd(torch.ones(1, 21, 3), torch.ones(1)), CropTransform.of(0.0, 1.0))
+    with pytest.raises(ValueError, match="at least one angle and scale"):
+        RotatedViews(angles_deg=[])
+    with pytest.raises(ValueError, match=r"are required, got .* scales=\[0\.0\] \(tta\.views\)"):
+        RotatedViews(angles_deg=[0.0], scales=[0.0])
     assert len(MANY.views) == 15
 
 
 def test_labels_of_turned_crops_are_those_of_the_plain_one(task, stored, augment):
-    predict = truth_predictor(task)
-    plain = predict(augment.evaluate(stored))
-    for views in (MANY, TurnedViews(angles_deg=[180.0]), TurnedViews(angles_deg=[90, -5.0])):
-        mean = views(predict, stored, augment)
+    plain = task.label_estimate(augment.evaluate(stored))
+    for views in (MANY, RotatedViews(angles_deg=[180.0]), RotatedViews(angles_deg=[90, -5.0])):
+        module = InferenceModule(task, augment, source="ground_truth", views=views)
+        mean = module.estimate(stored)
         for name, value in told(plain).items():
             if name == "is_metric":
                 assert bool(getattr(mean, name).all())
@@ -118,10 +129,11 @@ def test_what_is_carried_back_is_seen_where_it_was(hand, stored, augment):
     # Both cameras: the estimate of a turned crop lands in the plain crop on the same content.
     task = mesh_task(hand, "pinhole")
     angle, scale = math.radians(33), 1.2
+    to_plain = CropTransform.of(angle, scale)
     turned = augment.evaluate_at(stored, angle, scale)
     plain = augment.evaluate(stored)
     with torch.no_grad():
-        back = carried_back(model_predictor(task)(turned), angle, scale)
+        back = carried_back(predicted(task, turned), to_plain)
     again = task.hand(back.rotmats, back.betas).verts_m
     between = (again - back.verts_root_m)[:, 1:] - (again - back.verts_root_m)[:, :1]
     assert between.abs().max() < 1e-5
@@ -132,7 +144,7 @@ def test_what_is_carried_back_is_seen_where_it_was(hand, stored, augment):
     camera = task.head.camera
     weak = mesh_task(hand)
     with torch.no_grad():
-        back = carried_back(model_predictor(weak)(turned), angle, scale)
+        back = carried_back(predicted(weak, turned), to_plain)
     seen = project_weak(back.joints_root_m, back.cam, camera.scale0_per_m)
     torch.testing.assert_close(seen, back.joints_crop_ndc, atol=1e-5, rtol=1e-5)
     # From the picture of the turned crop: its middle is that of the plain one, 33 degrees turned.
@@ -147,7 +159,7 @@ def test_a_bias_in_the_crops_frame_shrinks_by_the_mean_cosine(hand, stored, augm
     off_cam = torch.tensor([0.2, 0.01, -0.03])
 
     def biased(batch):
-        truth = task.true_estimate(batch)
+        truth = task.label_estimate(batch)
         return truth._replace(
             verts_root_m=truth.verts_root_m + off_m,
             joints_crop_ndc=truth.joints_crop_ndc + off_ndc,
@@ -155,11 +167,13 @@ def test_a_bias_in_the_crops_frame_shrinks_by_the_mean_cosine(hand, stored, augm
             transl_cam_m=truth.transl_cam_m + off_m,
         )
 
-    truth = task.true_estimate(augment.evaluate(stored))
+    truth = task.label_estimate(augment.evaluate(stored))
     # Sines of symmetric angles cancel: what lies in the picture's plane shrinks, depth stays.
     shrunk_m = off_m * torch.tensor([MEAN_COS, MEAN_COS, 1.0])
     for scales, mean_scale in (([1.0], 1.0), ([0.8, 1.0, 1.5], 1.1)):
-        mean = TurnedViews(angles_deg=ANGLES, scales=scales)(biased, stored, augment)
+        views = RotatedViews(angles_deg=ANGLES, scales=scales).views
+        crops = [(augment.evaluate_at(stored, *v), CropTransform.of(*v)) for v in views]
+        mean = mean_of([carried_back(biased(crop), to_plain) for crop, to_plain in crops])
         for name, wanted in (
             ("verts_root_m", shrunk_m),
             ("transl_cam_m", shrunk_m),
@@ -173,9 +187,8 @@ def test_a_bias_in_the_crops_frame_shrinks_by_the_mean_cosine(hand, stored, augm
 def test_rotations_are_averaged_chordally_and_metric_means_all(hand, stored, augment):
     task = mesh_task(hand, "pinhole")
     with torch.no_grad():
-        predict = model_predictor(task)
-        views = [augment.evaluate_at(stored, *view) for view in MANY.views[:3]]
-        backs = [carried_back(predict(b), *v) for b, v in zip(views, MANY.views, strict=False)]
+        views = [(augment.evaluate_at(stored, *v), CropTransform.of(*v)) for v in MANY.views[:3]]
+        backs = [carried_back(predicted(task, b), to_plain) for b, to_plain in views]
     backs[1] = backs[1]._replace(is_metric=torch.arange(len(stored.image)) > 0)
     mean = mean_of(backs)
     torch.testing.assert_close(mean.rotmats, chordal_mean(torch.stack([b.rotmats for b in backs])))
@@ -184,21 +197,17 @@ def test_rotations_are_averaged_chordally_and_metric_means_all(hand, stored, aug
 
 
 def test_one_plain_look_is_the_plain_answer_exactly(task, stored, augment):
-    predict = model_predictor(task)
-    with torch.no_grad():
-        plain = predict(augment.evaluate(stored))
-        same = TurnedViews(angles_deg=[0.0])(predict, stored, augment)
+    plain = predicted(task, augment.evaluate(stored))
+    same = averaged(task, augment, stored, [0.0])
     assert told(plain).keys() == told(same).keys()
     assert all(torch.equal(value, getattr(same, name)) for name, value in told(plain).items())
 
 
 def test_the_order_of_views_does_not_matter_and_views_do(task, stored, augment):
-    predict = model_predictor(task)
-    with torch.no_grad():
-        plain = predict(augment.evaluate(stored))
-        a = TurnedViews(angles_deg=ANGLES)(predict, stored, augment)
-        b = TurnedViews(angles_deg=ANGLES[::-1])(predict, stored, augment)
-        c = TurnedViews(angles_deg=[20.0, 0.0, -40.0, 40.0, -20.0])(predict, stored, augment)
+    plain = predicted(task, augment.evaluate(stored))
+    a = averaged(task, augment, stored, ANGLES)
+    b = averaged(task, augment, stored, ANGLES[::-1])
+    c = averaged(task, augment, stored, [20.0, 0.0, -40.0, 40.0, -20.0])
     for name, value in told(a).items():
         torch.testing.assert_close(value, getattr(b, name), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(value, getattr(c, name), atol=1e-5, rtol=1e-5)
@@ -207,35 +216,33 @@ def test_the_order_of_views_does_not_matter_and_views_do(task, stored, augment):
 
 
 def test_figures_and_submissions_of_the_truth_stay_perfect(hand, photos, augment):
-    task, watch = mesh_task(hand), Timer(CPU)
-    how = {"tta": MANY, "stopwatch": watch}
-    figures, _ = score(truth_predictor(task), photos, augment, CPU, 3, **how)
+    watch = Timer(CPU)
+    module = InferenceModule(mesh_task(hand), augment, source="ground_truth", views=MANY)
+    figures, _ = score(module, photos, batch_size=3, timer=watch)
     assert figures["mpvpe_mm"] < 0.01
     assert figures["err2d_percent"] < 0.02
     assert [num for _, num in watch.laps] == [3, 3, 2]
-    hands = predict_camera_hands(truth_predictor(task), photos, augment, CPU, 3, tta=MANY)
+    hands = predict_camera_hands(module, photos, batch_size=3)
     for name in ("joints_cam_m", "verts_cam_m"):
         wanted = np.stack([getattr(p, name) for p in photos])
         assert np.abs(getattr(hands, name) - wanted).max() < 5e-5
 
 
-@pytest.mark.parametrize("tta", [None, TurnedViews(angles_deg=[-20, 35])], ids=["plain", "tta"])
+@pytest.mark.parametrize("tta", [None, RotatedViews(angles_deg=[-20, 35])], ids=["plain", "tta"])
 def test_a_left_hand_is_its_mirrored_right_hand_to_the_end(task, photos, augment, tta):
     # An off-centre camera, and right hands between the left ones.
     K = photos[0].K_crop_px + np.float32([[0, 0, 9], [0, 0, -4], [0, 0, 0]])
     right = [p.__class__(**{**p.__dict__, "K_crop_px": K}) for p in photos]
     left = [mirror_sample(p) if i % 2 else p for i, p in enumerate(right)]
     assert [p.is_right for p in left] == [True, False] * 4
-    predict = model_predictor(task)
-    a, b = (score(predict, hands, augment, CPU, 3, tta=tta)[0] for hands in (right, left))
+    module = InferenceModule(task, augment, views=tta)
+    a, b = (score(module, hands, batch_size=3)[0] for hands in (right, left))
     assert a.keys() == b.keys()
     assert a == pytest.approx(b, rel=1e-4)
     assert a["err2d_percent"] > 1
     if task.hand is None:
         return
-    hands, mirrored = (
-        predict_camera_hands(predict, h, augment, CPU, 3, tta=tta) for h in (right, left)
-    )
+    hands, mirrored = (predict_camera_hands(module, h, batch_size=3) for h in (right, left))
     sign = np.where(np.arange(8) % 2 == 0, 1, -1)[:, None]
     for name in ("joints_cam_m", "verts_cam_m"):
         wanted = getattr(hands, name).copy()
@@ -247,23 +254,26 @@ def test_placed_left_hands_are_seen_in_their_own_picture(hand, photos, augment):
     left = [mirror_sample(p) for p in photos]
     for camera in ("weak", "pinhole"):
         task = mesh_task(hand, camera)
-        batch = augment.evaluate(collate_hands(left))
-        truth = truth_predictor(task)(batch)
-        joints, verts = place(truth, batch, "predicted")
+        stored, module = collate_hands(left), InferenceModule(task, augment)
+        batch = augment.evaluate(stored)
+        joints, verts = in_camera(module, stored, task.label_estimate(batch), "predicted")
         np.testing.assert_allclose(joints, [s.joints_cam_m for s in left], atol=2e-5)
         np.testing.assert_allclose(verts, [s.verts_cam_m for s in left], atol=2e-5)
         with torch.no_grad():
-            state = model_predictor(task)(batch)
-        placed, _ = place(state, batch, "predicted")
+            state = module.estimate(stored)
+        in_space, _ = in_camera(module, stored, state, "predicted")
         # The unmirrored stored crop of 64 px, its own K; the evaluation crop is sqrt(0.75) of it.
-        seen_px = project(placed, torch.from_numpy(np.stack([s.K_crop_px for s in left])).double())
+        seen_px = project(
+            torch.from_numpy(in_space),
+            torch.from_numpy(np.stack([s.K_crop_px for s in left])).double(),
+        )
         said_px = px_from_ndc(state.joints_crop_ndc * math.sqrt(0.75), 64)
         said_px[..., 0] = 64 - said_px[..., 0]
         if camera == "pinhole":  # exact; a weak camera's nearest pinhole is not
             torch.testing.assert_close(seen_px, said_px.double(), atol=0.02, rtol=1e-3)
         centre = (seen_px - said_px).mean(dim=1).norm(dim=-1)
         assert centre.max() < 1.0
-    wrist, _ = place(state, batch, "given_wrist")
+    wrist, _ = in_camera(module, stored, state, "given_wrist")
     np.testing.assert_allclose(wrist[:, 0], [s.joints_cam_m[0] for s in left], atol=1e-6)
 
 

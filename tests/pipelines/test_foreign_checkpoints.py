@@ -27,7 +27,7 @@ def tuned(tmp_path_factory, freihand_tree, hand_path) -> Path:
     places.append(f"data.cache_dir={root / 'cache'}")
     cfg = composed("finetune", *SMALL, *DATA, *places)
     task = instantiate(cfg.task)
-    state = {"step": 1, "task": task.state_dict(), "meta": task.hand_facts()}
+    state = {"step": 1, "task": task.state_dict(), "meta": task.hand_metadata()}
     save_checkpoint(root / "last.pt", {**state, "config": resolved(cfg)})
     return root / "last.pt"
 
@@ -163,9 +163,7 @@ def test_nothing_is_written_where_a_checkpoint_says(tuned: Path, tmp_path: Path)
         state["config"]["paths"] = {"data_dir": str(evil), "run_root": str(evil)}
 
     path = changed(tuned, tmp_path, change)
-    report = evaluate(
-        composed("eval", f"checkpoint={path}", *places_of(tmp_path), "num_pictures=0")
-    )
+    report = evaluate(composed("eval", f"checkpoint={path}", *places_of(tmp_path), "num_images=0"))
     assert report["num_samples"] == 8
     assert not evil.exists()
     assert os.listdir(tmp_path / "mine" / "cache")
@@ -183,5 +181,5 @@ def test_a_cache_in_a_list_is_not_written_either(tuned: Path, tmp_path: Path):
 
     path = changed(tuned, tmp_path, change)
     with pytest.raises(ValueError, match="data of its config cannot be built"):
-        evaluate(composed("eval", f"checkpoint={path}", *places_of(tmp_path), "num_pictures=0"))
+        evaluate(composed("eval", f"checkpoint={path}", *places_of(tmp_path), "num_images=0"))
     assert not evil.exists()

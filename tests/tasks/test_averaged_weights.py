@@ -2,8 +2,6 @@ from functools import partial
 
 import pytest
 import torch
-from tests.tasks.test_keypoint_regression import build as keypoint_task
-from tests.tasks.test_keypoint_regression import photo
 
 from handmim.data.loader import collate_hands
 from handmim.data.synthetic import SyntheticHands
@@ -11,12 +9,15 @@ from handmim.engine.checkpoint import load_checkpoint
 from handmim.engine.optim import OptimizerConfig
 from handmim.engine.schedule import Schedule
 from handmim.engine.trainer import Trainer
-from handmim.evaluation.scoring import EvalHook, model_predictor, score
+from handmim.evaluation.inference import InferenceModule
+from handmim.evaluation.scoring import EvalHook, score
 from handmim.models.averaging import Averaging, averaging_of
 from handmim.models.weights.load import load_initial
 from handmim.types import HandBatch, StepInfo
 from handmim.utils.run import Run
 from tests.tasks.small_tasks import SCENE, small_augment, small_hand_task
+from tests.tasks.test_keypoints_task import build as keypoint_task
+from tests.tasks.test_keypoints_task import photo
 
 CPU = torch.device("cpu")
 PLAIN = {"decay": 0.75, "warmup": False}
@@ -47,12 +48,12 @@ def moved(task, by: float) -> None:
 
 
 def live(task) -> dict[str, torch.Tensor]:
-    return {n: v.clone() for n, v in task._followed().state_dict().items()}
+    return {n: v.clone() for n, v in task._live().state_dict().items()}
 
 
 def answers(task, batch: HandBatch) -> torch.Tensor:
     with torch.no_grad():
-        return task.estimate(batch).joints_root_m
+        return task.predict(batch.image, batch.joint_convention).joints_root_m
 
 
 def test_decay_warms_up_by_hand():
@@ -86,7 +87,7 @@ def test_the_average_by_hand(hand):
     assert task.after_step(StepInfo(0, 9)) == {"schedule/average_decay": 0.75}
     moved(task, 1.0)
     task.after_step(StepInfo(1, 9))
-    trained = {n for n, p in task._followed().named_parameters() if p.requires_grad}
+    trained = {n for n, p in task._live().named_parameters() if p.requires_grad}
     for name, value in task.averaged.net.state_dict().items():
         # 0 -> 0.25 -> 0.75 * 0.25 + 0.25 * 2; the mask token and buffers stand still
         want = start[name] + (0.6875 if name in trained else 0.0)
@@ -141,10 +142,10 @@ def test_evaluation_asks_the_average_and_training_the_live_weights(hand, hands, 
     moved(task, 0.02)
     assert not torch.equal(answers(task, batch), start)  # no dropout: the weights alone differ
     assert torch.equal(answers(task.eval(), batch), start)
-    figures, _ = score(model_predictor(task), hands, augment, CPU)
+    figures, _ = score(InferenceModule(task, augment), hands)
     bare = small_hand_task(hand)
-    bare._followed().load_state_dict(task.averaged.net.state_dict())
-    theirs, _ = score(model_predictor(bare), hands, augment, CPU)
+    bare._live().load_state_dict(task.averaged.net.state_dict())
+    theirs, _ = score(InferenceModule(bare, augment), hands)
     assert figures == theirs
     assert task.export_backbone is task.averaged.net["backbone"]
 

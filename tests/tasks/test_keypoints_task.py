@@ -10,7 +10,8 @@ from handmim.data.augment import HandAugment
 from handmim.data.keypoints import KeypointPhotos
 from handmim.data.loader import collate_hands
 from handmim.data.samples import hand_sample, mirror_sample
-from handmim.evaluation.scoring import PREDICTORS, score
+from handmim.evaluation.inference import InferenceModule
+from handmim.evaluation.scoring import score
 from handmim.geometry.camera import fit_weak
 from handmim.losses.joints import JointLoss, JointLoss2D
 from handmim.models.heads.direct import DirectHead, KeypointOutputs, KeypointState
@@ -173,7 +174,7 @@ def test_it_learns_and_is_scored_without_a_mesh(photos, augment, coords):
     task = build(head={"coords": coords})
     assert isinstance(task, Task)
     task.start_from_labels(photos, augment, CPU)
-    before, _ = score(PREDICTORS["mean_hand"](task), photos, augment, CPU, 5)
+    before, _ = score(InferenceModule(task, augment, source="mean_hand"), photos, batch_size=5)
     task.train()
     batch = augment.evaluate(whole_batch(photos))
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=3e-3)
@@ -181,7 +182,8 @@ def test_it_learns_and_is_scored_without_a_mesh(photos, augment, coords):
         task(batch, StepInfo(step, 150)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    after, sheet = score(PREDICTORS["model"](task), photos, augment, CPU, 5, num_pictures=4)
+    model = InferenceModule(task, augment)
+    after, sheet = score(model, photos, batch_size=5, num_images=4)
     assert after["err2d_percent"] < 0.3 * before["err2d_percent"]
     assert after["mpjpe_mm"] < 0.5 * before["mpjpe_mm"]
     assert after["pck10"] >= before["pck10"]
@@ -190,27 +192,29 @@ def test_it_learns_and_is_scored_without_a_mesh(photos, augment, coords):
     assert (after["num_samples"], after["num_meshes"], after["num_2d"]) == (16, 0, 16)
     assert sheet is not None
     assert sheet.std() > 10
-    again, _ = score(PREDICTORS["mean_hand"](task), photos, augment, CPU, 16)
+    again, _ = score(InferenceModule(task, augment, source="mean_hand"), photos, batch_size=16)
     assert again["mpjpe_mm"] == pytest.approx(before["mpjpe_mm"], rel=1e-5)
-    truth, _ = score(PREDICTORS["truth"](task), photos, augment, CPU)
+    labels = InferenceModule(task, augment, source="ground_truth")
+    truth, _ = score(labels, photos)
     assert truth["mpjpe_mm"] == pytest.approx(0, abs=1e-3)
     assert truth["err2d_percent"] == pytest.approx(0, abs=1e-3)
     assert truth["pck10"] == 1.0
     bare = Relabelled(photos, joints_valid=NONE, kp2d_valid=NONE)
-    with pytest.raises(ValueError, match="predictor=truth needs labels"):
-        score(PREDICTORS["truth"](task), bare, augment, CPU)
+    with pytest.raises(ValueError, match="predictor=ground_truth needs labels"):
+        score(labels, bare)
 
 
 def test_2d_figures_by_hand(photos, augment):
     task = build()
     batch = augment.evaluate(whole_batch(photos[:2]))
 
-    def predict(batch):
-        kp = batch.kp2d_crop_ndc.clone()
-        kp[0, :7, 0] += 0.6  # 30 % of the side, a third of the joints
-        return task.mean_estimate(batch)._replace(joints_crop_ndc=kp)
+    class Shifted(InferenceModule):
+        def estimate(self, stored):
+            kp = augment.evaluate(stored).kp2d_crop_ndc.clone()
+            kp[0, :7, 0] += 0.6  # 30 % of the side, a third of the joints
+            return task.mean_estimate(stored)._replace(joints_crop_ndc=kp)
 
-    figures, _ = score(predict, photos[:2], augment, CPU)
+    figures, _ = score(Shifted(task, augment), photos[:2])
     assert batch.kp2d_valid.all()
     assert figures["err2d_percent"] == pytest.approx(5.0, rel=1e-4)
     assert figures["pck10"] == pytest.approx(1 - 1 / 6, rel=1e-5)

@@ -6,7 +6,8 @@ import torch
 
 from handmim.data.loader import collate_hands
 from handmim.data.synthetic import SyntheticHands
-from handmim.evaluation.scoring import mean_hand_predictor, model_predictor, score
+from handmim.evaluation.inference import InferenceModule
+from handmim.evaluation.scoring import score
 from handmim.geometry.camera import fit_weak
 from handmim.geometry.rotation import chordal_mean
 from handmim.tasks.mesh import mean_hand
@@ -96,7 +97,7 @@ def test_a_few_pictures_can_be_learned_by_heart(make, hands, augment):
         return float((state.joints_root_m - target).norm(dim=-1).mean().detach() * 1e3)
 
     task.eval()
-    steps = task.predict(batch.image).steps
+    steps = task.refinements(batch.image).steps
     assert mpjpe_mm(steps[-1]) < 0.35 * mpjpe_mm(steps[0])
 
 
@@ -124,9 +125,8 @@ def test_learning_rates_fall_towards_the_input(make):
 def test_scores_of_the_mean_hand_are_those_of_a_constant(make, hands, augment):
     task = make()
     task.head.set_mean_hand(*mean_hand(hands, augment, 8.0, task.head.hand))
-    figures, sheet = score(
-        mean_hand_predictor(task), hands, augment, torch.device("cpu"), 7, 4, task.head.hand.faces
-    )
+    mean = InferenceModule(task, augment, source="mean_hand")
+    figures, sheet = score(mean, hands, batch_size=7, num_images=4)
     b = augment.evaluate(whole_batch(hands))
     state = task.head.decode(task.head.mean_state(1))
     gap = state.joints_root_m - (b.joints_cam_m - b.joints_cam_m[:, 9:10])
@@ -136,7 +136,7 @@ def test_scores_of_the_mean_hand_are_those_of_a_constant(make, hands, augment):
     assert sheet.dtype == np.uint8
     seen = (state.joints_crop_ndc - b.kp2d_crop_ndc).norm(dim=-1).mean() / 2 * 100
     assert figures["err2d_percent"] == pytest.approx(float(seen), rel=1e-4)
-    other, none = score(model_predictor(task), hands, augment, torch.device("cpu"), 24)
+    other, none = score(InferenceModule(task, augment), hands, batch_size=24)
     assert none is None
     assert set(other) == set(figures)
 
@@ -145,41 +145,43 @@ def test_mirrored_predictions_are_warned_about_and_untrained_ones_are_not(
     make, hands, augment, caplog
 ):
     task = make()
-    score(model_predictor(task), hands, augment, torch.device("cpu"))
+    score(InferenceModule(task, augment), hands)
     assert not caplog.records
 
     flip = torch.tensor([-1, 1, 1])
 
-    def mirrored(batch):
-        joints = batch.joints_cam_m - batch.joints_cam_m[:, 9:10]
-        return model_predictor(task)(batch)._replace(joints_root_m=joints * flip)
+    class Mirrored(InferenceModule):
+        def estimate(self, stored):
+            joints = stored.joints_cam_m - stored.joints_cam_m[:, 9:10]
+            return super().estimate(stored)._replace(joints_root_m=joints * flip)
 
-    score(mirrored, hands, augment, torch.device("cpu"))
-    assert "100% of the predicted hands are mirror images of the truth" in caplog.text
+    score(Mirrored(task, augment), hands)
+    assert "100% of the predicted hands are mirror images of the ground truth" in caplog.text
 
 
 def test_only_what_is_labelled_is_scored(make, hands, augment):
     task = make()
     no = np.zeros(21, bool)
-    whole, _ = score(mean_hand_predictor(task), hands, augment, torch.device("cpu"))
+    mean = InferenceModule(task, augment, source="mean_hand")
+    whole, _ = score(mean, hands)
     flat = Relabelled(hands, has_mano=False, has_verts=False, joints_valid=no)
-    figures, _ = score(mean_hand_predictor(task), flat, augment, torch.device("cpu"))
+    figures, _ = score(mean, flat)
     assert set(figures) == {"err2d_percent", "pck10", "num_2d"}
     assert figures["err2d_percent"] == pytest.approx(whole["err2d_percent"])
     half = [flat[0], hands[1], hands[2]]
-    figures, _ = score(mean_hand_predictor(task), half, augment, torch.device("cpu"))
-    alone, _ = score(mean_hand_predictor(task), half[1:], augment, torch.device("cpu"))
+    figures, _ = score(mean, half)
+    alone, _ = score(mean, half[1:])
     assert (figures["num_samples"], figures["num_2d"]) == (2, 3)
     assert figures["mpjpe_mm"] == pytest.approx(alone["mpjpe_mm"], rel=1e-6)
     bare = Relabelled(flat, kp2d_valid=no)
     with pytest.raises(ValueError, match="nothing of this set is labelled"):
-        score(mean_hand_predictor(task), bare, augment, torch.device("cpu"))
+        score(mean, bare)
 
 
 def test_scores_do_not_depend_on_the_batch_size(make, hands, augment):
     task = make()
-    a, _ = score(model_predictor(task), hands, augment, torch.device("cpu"), 5)
-    b, _ = score(model_predictor(task), hands, augment, torch.device("cpu"), 24)
+    a, _ = score(InferenceModule(task, augment), hands, batch_size=5)
+    b, _ = score(InferenceModule(task, augment), hands, batch_size=24)
     for key in a:
         assert a[key] == pytest.approx(b[key], rel=1e-4), key
 
@@ -193,4 +195,4 @@ def test_pictures_show_prediction_and_truth(make, hands, augment):
 
 def test_checkpoints_remember_the_hand(make):
     task = make()
-    assert task.hand_facts() == {"hand": task.hand.name, "hand_sha256": task.hand.sha256}
+    assert task.hand_metadata() == {"hand": task.hand.name, "hand_sha256": task.hand.sha256}

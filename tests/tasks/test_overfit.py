@@ -65,7 +65,7 @@ def learned_by_heart(cfg: DictConfig, steps: int) -> tuple[HandBatch, HandState]
         schedule.step()
     task.eval()
     with torch.no_grad():
-        answer = task.estimate(batch)
+        answer = task.predict(batch.image, batch.joint_convention, batch.intrinsics)
     assert isinstance(answer, HandState)
     return batch, answer
 

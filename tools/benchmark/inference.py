@@ -14,8 +14,8 @@ from benchmark.ceiling import flops_of, matmul_flops_per_s
 from benchmark.race import Bench, Row, compared
 from benchmark.references.plain_predictor import predict_one_by_one
 from handmim.data.augment import HandAugment
-from handmim.evaluation.inference import PRECISIONS, CropNetwork
-from handmim.evaluation.predictor import HandPredictor
+from handmim.evaluation.inference import InferenceModule
+from handmim.evaluation.predictor import PRECISIONS, HandPredictor, autocast_of
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.losses.joints import JointLoss
 from handmim.models.heads.hand_head import HandHead
@@ -46,6 +46,20 @@ def noise_crops(num: int, side_px: int) -> Crops:
     return rng.integers(0, 256, (num, side_px, side_px, 3), dtype=np.uint8)
 
 
+def predictor(
+    task: HandRegressionTask,
+    augment: HandAugment,
+    device: torch.device,
+    batch_size: int,
+    precision: str = "32-true",
+    **options: Any,
+) -> HandPredictor:
+    """A model at a precision; options as `InferenceModule` takes them."""
+    autocast = autocast_of(precision, device)
+    module = InferenceModule(task, augment, device, autocast=autocast, **options)
+    return HandPredictor(module, batch_size)
+
+
 def stage_shares(predictor: HandPredictor, crops: Crops) -> str:
     """Where a batch's time goes, by stage."""
     stages = Stages(predictor.device)
@@ -73,14 +87,14 @@ def measure(
         backbone, head: of the model.
         crop_px: side of the stored crops; the model looks at seven eighths of it.
         batch_sizes: crops at a time.
-        variants: arguments of `CropNetwork` by name.
+        variants: precision and arguments of `InferenceModule` by name.
         asked: promised speedups by variant, at every batch size.
     """
     task, augment = model(backbone, head, 7 / 8)
     task = task.to(bench.device)
     crops = noise_crops(max(batch_sizes), crop_px)
     truth = np.stack([a["joints_root_m"] for a in predict_one_by_one(task, augment, crops)])
-    one = HandPredictor(CropNetwork(task, augment, bench.device), batch_size=1)
+    one = HandPredictor(InferenceModule(task, augment, bench.device), batch_size=1)
     flops = flops_of(lambda: one(crops[:1]))
     rates = {
         how.get("precision", "32-true"): matmul_flops_per_s(
@@ -92,9 +106,7 @@ def measure(
         some = crops[:size]
         # each with a model of its own: compiling changes it
         predictors = {
-            name: HandPredictor(
-                CropNetwork(copy.deepcopy(task), augment, bench.device, **how), batch_size=size
-            )
+            name: predictor(copy.deepcopy(task), augment, bench.device, size, **how)
             for name, how in variants.items()
         }
         works: dict[str, Callable[[], object]] = {

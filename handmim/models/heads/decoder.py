@@ -1,9 +1,9 @@
-"""MANO parameters read off by queries that attend to all tokens (a transformer decoder as in
-HaMeR, Pavlakos et al. 2024, arXiv 2312.05251).
+"""MANO parameters from queries that attend to all tokens (a transformer decoder as in HaMeR,
+Pavlakos et al. 2024, arXiv 2312.05251).
 
-Where a token lies is known from the token itself: the backbone adds learned positions to its
-patches, so none are added here, and any grid will do. Otherwise than in HaMeR, the class token is
-looked at beside the patches, and queries are told the current state beside what they have learned.
+The backbone adds learned positions to its patches, so none are added here, and any grid will do.
+Otherwise than in HaMeR, queries attend to the class token beside the patches, and the current state
+is added to the learned queries.
 """
 
 import torch
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from handmim.hand.model import HandLayer
 from handmim.models.heads.hand_head import HandHead, small_linear
 from handmim.types import HandOutputs, Intrinsics, Tokens
+from handmim.utils.arguments import at_least
 
 
 class DecoderLayer(nn.Module):
-    """Queries look at each other, at the tokens, and think; each part normalises what it reads.
+    """Self-attention of queries, cross-attention to tokens, an MLP; pre-norm.
 
     Args:
         width, num_heads: of both attentions.
@@ -49,8 +50,8 @@ class DecoderLayer(nn.Module):
             queries = queries + self.dropout(self.own(x, x, x, need_weights=False)[0])
         x = self.cross_norm(queries)
         queries = queries + self.dropout(self.cross(x, context, context, need_weights=False)[0])
-        thought: Tensor = self.dropout(self.mlp(queries))
-        return queries + thought
+        update: Tensor = self.dropout(self.mlp(queries))
+        return queries + update
 
 
 def _attention(width: int, num_heads: int, dropout: float) -> nn.MultiheadAttention:
@@ -62,12 +63,12 @@ class DecoderHead(HandHead):
 
     Args:
         dim, hand, camera, scale0_per_m, standardise_cls: see `HandHead`.
-        num_queries: learned queries; all of them see the current state, and the update is read
+        num_queries: learned queries; the current state is added to each, and the update is read
             off all of them together.
         num_layers: decoder layers.
         width, num_heads, mlp_ratio, dropout: see `DecoderLayer`.
-        num_steps: how often the whole decoder is applied, its answer fed back with its gradient; 1
-            as in HaMeR.
+        num_steps: how often the whole decoder is applied, its estimate fed back with its gradient;
+            1 as in HaMeR.
         supervise_layers: read an estimate off after every layer, with one readout for all.
     """
 
@@ -88,18 +89,9 @@ class DecoderHead(HandHead):
         supervise_layers: bool = False,
         standardise_cls: bool = False,
     ) -> None:
-        for name, number in (
-            ("num_queries", num_queries),
-            ("num_layers", num_layers),
-            ("num_steps", num_steps),
-        ):
-            if number < 1:
-                raise ValueError(f"{name} must be >= 1, got {number} (head.{name})")
+        at_least(1, num_queries=num_queries, num_layers=num_layers, num_steps=num_steps)
         if num_heads < 1 or width % num_heads:
-            raise ValueError(
-                f"width must be a multiple of num_heads, got {width} and {num_heads} (head.width, "
-                "head.num_heads)"
-            )
+            raise ValueError(f"width must be a multiple of num_heads, got {width} and {num_heads}")
         super().__init__(
             dim,
             hand,
@@ -130,9 +122,9 @@ class DecoderHead(HandHead):
 
     def forward(self, tokens: Tokens, intrinsics: Intrinsics | None = None) -> HandOutputs:
         """Tokens of one batch to the mean hand and the estimates after it."""
-        seen = torch.cat([self.seen_cls(tokens)[:, None], tokens.patches], dim=1)
-        context = self.embed_tokens(seen)
-        state, mean = self.start(len(seen), intrinsics)
+        every = torch.cat([self.cls_token(tokens)[:, None], tokens.patches], dim=1)
+        context = self.embed_tokens(every)
+        state, mean = self.start(len(every), intrinsics)
         steps = [mean]
         for _ in range(self.num_steps):
             states = [state + update for update in self._updates(state, context)]

@@ -1,5 +1,5 @@
-"""Joints straight from a backbone's tokens, without a hand model: a yardstick for backbones, and
-all that photos without meshes need."""
+"""Joints straight from a backbone's tokens, without a hand model: a baseline for backbones, and
+enough for images without meshes."""
 
 from typing import NamedTuple
 
@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from handmim.hand.skeleton import NUM_JOINTS, ROOT_JOINT
-from handmim.models.heads.token_features import feature_dim, token_features
+from handmim.models.heads.hand_head import feature_dim, token_features
 from handmim.types import Tokens
+from handmim.utils.arguments import above, one_of
 
 COORDS = ("3d", "25d")
 INIT_STD = 1e-3
@@ -27,7 +28,7 @@ class KeypointState(NamedTuple):
 
 
 class KeypointOutputs(NamedTuple):
-    """The mean of the training labels, then the answer."""
+    """The mean of the training labels, then the estimate."""
 
     steps: tuple[KeypointState, KeypointState]
 
@@ -35,7 +36,7 @@ class KeypointOutputs(NamedTuple):
 def lift_25d(
     joints_crop_ndc: Tensor, depths_root_m: Tensor, scale_ndc_per_m: Tensor
 ) -> KeypointState:
-    """Joints in the picture and their depths to joints in metres, seen by weak perspective.
+    """Image positions of joints and their depths to joints in metres, under weak perspective.
 
     Args:
         joints_crop_ndc: [B, 21, 2].
@@ -49,18 +50,18 @@ def lift_25d(
 
 
 class DirectHead(nn.Module):
-    """Normalised token features to what 21 joints differ from their mean by.
+    """Normalised token features to the differences of 21 joints from their mean.
 
     Args:
         dim: width of the backbone's tokens.
-        features: "cls" looks at the class token, "cls_patch" at it and the mean patch token.
+        features: see `token_features`.
         hidden_dim: width of a hidden layer; None leaves the head linear.
         dropout: before the last layer.
         unit_m: metres per unit of the 3D outputs; 0.1 makes them the size of the 2D ones.
-        coords: "3d" says joints in metres and joints in the picture apart. "25d" (Iqbal et al.
-            2018, arXiv 1804.09534) says joints in the picture, their depths and one log scale;
-            metres follow by weak perspective (`lift_25d`), so both always agree. True labels of
-            renders, half a metre away, disagree with themselves by 2.6 mm that way.
+        coords: "3d" predicts joints in metres and joints in the image separately. "25d" (Iqbal et
+            al. 2018, arXiv 1804.09534) predicts joints in the image, their depths and one log
+            scale; metres follow by weak perspective (`lift_25d`), so both always agree. True labels
+            of renders, half a metre away, disagree with themselves by 2.6 mm that way.
     """
 
     mean_joints_root_m: Tensor
@@ -78,12 +79,8 @@ class DirectHead(nn.Module):
         coords: str = "3d",
     ) -> None:
         super().__init__()
-        if unit_m <= 0:
-            raise ValueError(f"unit_m must be > 0, got {unit_m} (configs/head/direct.yaml)")
-        if coords not in COORDS:
-            raise ValueError(
-                f"coords must be one of {COORDS}, got {coords!r} (configs/head/direct.yaml)"
-            )
+        above(0, unit_m=unit_m)
+        one_of("coords", coords, COORDS)
         self.features, self.unit_m, self.coords = features, unit_m, coords
         width = feature_dim(features, dim)
         layers: list[nn.Module] = [nn.LayerNorm(width)]
@@ -102,38 +99,37 @@ class DirectHead(nn.Module):
 
     @torch.no_grad()
     def set_mean_joints(self, joints_root_m: Tensor, joints_crop_ndc: Tensor) -> None:
-        """Set what answers are measured from: [21, 3] metres and [21, 2] crop ndc."""
+        """Set the mean that estimates differ from: [21, 3] metres and [21, 2] crop ndc."""
         self.mean_joints_root_m.copy_(joints_root_m)
         self.mean_joints_crop_ndc.copy_(joints_crop_ndc)
 
     @torch.no_grad()
     def set_mean_scale(self, scale_ndc_per_m: float) -> None:
-        """Set the scale that coords=25d measures from: ndc units per metre of a typical hand.
+        """Set the mean scale of coords=25d: ndc units per metre of a typical hand.
 
         Raises: ValueError when it is not positive.
         """
-        if not scale_ndc_per_m > 0:
-            raise ValueError(f"scale_ndc_per_m must be > 0, got {scale_ndc_per_m}")
+        above(0, scale_ndc_per_m=scale_ndc_per_m)
         self.mean_scale_ndc_per_m.fill_(scale_ndc_per_m)
 
     def mean_state(self, batch_size: int) -> KeypointState:
-        """The same mean for every picture."""
+        """The same mean for every image."""
         return KeypointState(
             self.mean_joints_root_m.expand(batch_size, -1, -1),
             self.mean_joints_crop_ndc.expand(batch_size, -1, -1),
         )
 
     def forward(self, tokens: Tokens) -> KeypointOutputs:
-        """Tokens of one batch to the mean and the answer; fp32 from the last layer on."""
+        """Tokens of one batch to the mean and the estimate; fp32 from the last layer on."""
         features = self.body(token_features(tokens.cls, tokens.patches, self.features))
         with torch.autocast(features.device.type, enabled=False):
             delta = self.out(features.float())
             mean = self.mean_state(len(delta))
-            answer = self._in_3d(mean, delta) if self.coords == "3d" else self._in_25d(mean, delta)
-        return KeypointOutputs((mean, answer))
+            state = self._in_3d(mean, delta) if self.coords == "3d" else self._in_25d(mean, delta)
+        return KeypointOutputs((mean, state))
 
     def _in_3d(self, mean: KeypointState, delta: Tensor) -> KeypointState:
-        """[B, 105]: joint by joint three numbers in metres, two in the picture."""
+        """[B, 105]: joint by joint three numbers in metres, two in the image."""
         delta = delta.unflatten(1, (NUM_JOINTS, 5))
         joints = mean.joints_root_m + delta[..., :3] * self.unit_m
         return KeypointState(
@@ -142,7 +138,7 @@ class DirectHead(nn.Module):
         )
 
     def _in_25d(self, mean: KeypointState, delta: Tensor) -> KeypointState:
-        """[B, 64]: joint by joint depth and two numbers in the picture; last the log scale."""
+        """[B, 64]: joint by joint depth and two numbers in the image; last the log scale."""
         scale = self.mean_scale_ndc_per_m * delta[:, -1].exp()
         delta = delta[:, :-1].unflatten(1, (NUM_JOINTS, 3))
         depths = mean.joints_root_m[..., 2] + delta[..., 0] * self.unit_m

@@ -1,5 +1,5 @@
-"""What all heads share that regress a hand model: where they start, what their numbers mean, how
-the hand is seen."""
+"""Shared parts of all heads that regress a hand model: their state, their start, and the hand's
+projection into the crop."""
 
 from abc import ABC, abstractmethod
 
@@ -11,24 +11,27 @@ from handmim.hand.crop_camera import CropCamera
 from handmim.hand.model import HandLayer
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.types import HandOutputs, HandState, Intrinsics, Tokens
+from handmim.utils.arguments import one_of
 
 NUM_ROT6D, NUM_CAM = 96, 3
+FEATURES = ("cls", "cls_patch")
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "none": nn.Identity}
 
 
 class HandHead(nn.Module, ABC):
-    """Tokens in, a hand model's parameters out, as a list of ever better estimates.
+    """Tokens in, a hand model's parameters out, as a list of refined estimates.
 
-    State: 16 rotations in 6D, betas, camera (log(s / s0), tx, ty). Answers are updates of the mean
-    hand of the training labels, which `set_mean_hand` gives.
+    State: 16 rotations in 6D, betas, camera (log(s / s0), tx, ty). Estimates are updates of the
+    mean hand of the training labels, which `set_mean_hand` sets.
 
     Args:
         dim: width of the backbone's tokens.
         hand: the hand model that turns parameters into vertices and joints.
         camera: "weak" or "pinhole", see `CropCamera`.
         scale0_per_m: s0, ndc units per metre of a typical hand.
-        standardise_cls: see the class token channel by channel relative to its mean and deviation
-            over training pictures (`set_cls_statistics`). Most of a pretrained class token is the
-            same for every picture.
+        standardise_cls: read the class token channel by channel relative to its mean and deviation
+            over training images (`set_cls_statistics`). Most of a pretrained class token is the
+            same for every image.
     Raises: ValueError for a left hand.
     """
 
@@ -50,7 +53,7 @@ class HandHead(nn.Module, ABC):
         if hand.side != "right":
             raise ValueError(
                 "the head regresses right hands (left ones are mirrored before and after), got the "
-                f"{hand.side} hand {hand.name} (hand.path)"
+                f"{hand.side} hand {hand.name} "
             )
         self.hand, self.num_betas = hand, hand.num_betas
         self.camera = CropCamera(camera, scale0_per_m)
@@ -64,7 +67,7 @@ class HandHead(nn.Module, ABC):
 
     @property
     def tapped_blocks(self) -> tuple[int, ...]:
-        """Blocks of the backbone, counted from 1, whose patch tokens the head wants beside the last
+        """Blocks of the backbone, counted from 1, whose patch tokens the head reads beside the last
         ones (`Tokens.taps`)."""
         return ()
 
@@ -86,12 +89,12 @@ class HandHead(nn.Module, ABC):
 
     @torch.no_grad()
     def set_cls_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Set what class tokens are measured against, [D] each; deviations are floored at 1e-2."""
+        """Set the statistics that standardise class tokens, [D] each; deviations are >= 1e-2."""
         self.cls_mean.copy_(mean)
         self.cls_std.copy_(std.clamp(min=1e-2))
 
-    def seen_cls(self, tokens: Tokens) -> Tensor:
-        """[B, D] the class token as the head is to see it."""
+    def cls_token(self, tokens: Tokens) -> Tensor:
+        """[B, D] the class token, standardised where the head does so."""
         if not self.standardise_cls:
             return tokens.cls
         return (tokens.cls - self.cls_mean) / self.cls_std
@@ -185,11 +188,7 @@ class StateUpdate(nn.Module):
         activation: str = "gelu",
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"activation must be one of {sorted(ACTIVATIONS)}, got {activation!r} "
-                "(head.activation)"
-            )
+        one_of("activation", activation, ACTIVATIONS)
         act = ACTIVATIONS[activation]
         self.body = nn.Sequential(
             nn.Linear(feature_dim + state_dim, hidden_dim),
@@ -206,12 +205,32 @@ class StateUpdate(nn.Module):
         return self.out(self.body(torch.cat([features, state], dim=-1)))
 
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "none": nn.Identity}
-
-
 def small_linear(dim: int, state_dim: int) -> nn.Linear:
-    """A last layer whose updates are near zero before training (Xavier with gain 0.01, as HMR)."""
+    """A last layer whose output is near zero before training (Xavier with gain 0.01, as HMR)."""
     layer = nn.Linear(dim, state_dim)
     nn.init.xavier_uniform_(layer.weight, gain=0.01)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def feature_dim(features: str, dim: int) -> int:
+    """Width of `token_features` for tokens of width `dim`.
+
+    Raises: ValueError for features that are not in `FEATURES`.
+    """
+    one_of("features", features, FEATURES)
+    return dim * (2 if features == "cls_patch" else 1)
+
+
+def token_features(cls: Tensor, patches: Tensor, features: str) -> Tensor:
+    """Tokens to one vector.
+
+    Args:
+        cls: [B, D].
+        patches: [B, N, D], any N.
+        features: "cls" is the class token, "cls_patch" it and the mean patch token.
+    Returns: [B, D] or [B, 2 D].
+    """
+    if features == "cls":
+        return cls
+    return torch.cat([cls, patches.mean(dim=1)], dim=-1)

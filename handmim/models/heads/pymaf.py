@@ -1,13 +1,12 @@
 """Mesh-aligned iterative regression of MANO parameters (Zhang et al. 2021, PyMAF, arXiv
 2103.16507).
 
-The head starts at the mean hand, samples the feature pyramid first on a grid and then where the
-current mesh lands, and updates pose, shape and camera. What it does otherwise than PyMAF is the
-default of an option each (configs/head/pymaf_exact.yaml has PyMAF's): a light pyramid, a GELU
-between the two linear layers, joints sampled beside vertices, the class token as an input. Always
-ours are farthest-point vertices instead of a down-sampling matrix, a log-scale camera, a grid of
-cell centres, and one deconvolution fewer, for tokens of 16 px patches are as fine as PyMAF's first
-map already.
+The head starts at the mean hand, samples the feature pyramid first on a grid and then at the
+projected mesh, and updates pose, shape and camera. Most differences from PyMAF are options, whose
+values as in PyMAF are in configs/head/pymaf_exact.yaml: a light pyramid, a GELU between the two
+linear layers, joints sampled beside vertices, the class token as an input. Always ours are
+farthest-point vertices instead of a down-sampling matrix, a log-scale camera, a grid of cell
+centres, and one deconvolution fewer: tokens of 16 px patches are as fine as PyMAF's first map.
 """
 
 import itertools
@@ -20,11 +19,10 @@ from torch import Tensor, nn
 
 from handmim.geometry.camera import cell_centres_ndc
 from handmim.hand.model import HandLayer
-from handmim.models.heads.aux_maps import AuxMaps
+from handmim.models.feature_maps import PYRAMIDS, AuxMaps, sample_map
 from handmim.models.heads.hand_head import HandHead, StateUpdate
-from handmim.models.pyramid import PYRAMIDS
-from handmim.models.sampling import sample_map
 from handmim.types import HandOutputs, HandState, Intrinsics, Tokens
+from handmim.utils.arguments import at_least, one_of
 
 CLS_AT = ("none", "first", "all")
 POOLS = ("flatten", "max")
@@ -38,7 +36,7 @@ def farthest_points(points: NDArray[np.floating], num: int) -> NDArray[np.int64]
         num: 1..V.
     """
     if not 1 <= num <= len(points):
-        raise ValueError(f"num_points must be in 1..{len(points)}, got {num} (head.num_points)")
+        raise ValueError(f"num_points must be in 1..{len(points)}, got {num}")
     chosen = [0]
     distance = np.linalg.norm(points - points[0], axis=1)
     while len(chosen) < num:
@@ -48,7 +46,7 @@ def farthest_points(points: NDArray[np.floating], num: int) -> NDArray[np.int64]
 
 
 class PointMlp(nn.Module):
-    """Reduce every sampled feature to a few numbers; the input is shown again to each later layer.
+    """Reduce every sampled feature to a few numbers; each later layer reads the input again.
 
     Args:
         dims: widths, input first.
@@ -58,8 +56,7 @@ class PointMlp(nn.Module):
 
     def __init__(self, dims: tuple[int, ...], pool: str = "flatten") -> None:
         super().__init__()
-        if pool not in POOLS:
-            raise ValueError(f"pool must be one of {POOLS}, got {pool!r} (head.pool)")
+        one_of("pool", pool, POOLS)
         self.pool = pool
         layers = [
             nn.Linear(a + (dims[0] if i else 0), b)
@@ -77,7 +74,7 @@ class PointMlp(nn.Module):
 
 
 class PointAttention(nn.Module):
-    """Points look at each other, and at the grid, before they are reduced: one layer of one head
+    """Points attend to each other and to the grid before they are reduced: one layer of one head
     (PyMAF-X, Zhang et al. 2023, arXiv 2207.06400).
 
     Args:
@@ -94,12 +91,12 @@ class PointAttention(nn.Module):
     def forward(self, points: Tensor, grid: Tensor) -> Tensor:
         """[B, P, C] mesh features and [B, Q, C] grid features to [B, P, C]."""
         q, k, v = self.qkv(self.norm(torch.cat([points, grid], dim=1))).chunk(3, dim=-1)
-        seen = F.scaled_dot_product_attention(q[:, : points.shape[1]], k, v)
-        return points + self.out(seen)
+        mixed = F.scaled_dot_product_attention(q[:, : points.shape[1]], k, v)
+        return points + self.out(mixed)
 
 
 class PyMafHead(HandHead):
-    """Refine MANO parameters by looking at the picture where the current mesh lands.
+    """Refine MANO parameters by features sampled at the current mesh's image positions.
 
     Args:
         dim, hand, camera, scale0_per_m, standardise_cls: see `HandHead`.
@@ -113,12 +110,12 @@ class PyMafHead(HandHead):
         num_points: mesh vertices sampled in later steps, chosen as farthest points of the template;
             778 are all.
         append_joints: sample at the 21 projected joints too.
-        attention: mesh points look at each other and at the grid before they are reduced.
+        attention: mesh points attend to each other and to the grid, see `PointAttention`.
         point_dims: widths of the point MLP after the pyramid's.
-        pool: what becomes of the points: "flatten" or "max".
+        pool: see `PointMlp`.
         hidden_dim, dropout, activation: of the updates, see `StateUpdate`.
         cls_dim: width of the class-token feature.
-        cls_at: which steps see the class token: "none", "first" or "all".
+        cls_at: steps that read the class token: "none", "first" or "all".
         detach: states are handed on without their gradient, so that every step learns to improve
             whatever it is given.
         heatmaps, silhouette: also draw the joints, or the hand's outline, from the finest map, for
@@ -156,14 +153,9 @@ class PyMafHead(HandHead):
         heatmaps: bool = False,
         silhouette: bool = False,
     ) -> None:
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be >= 1, got {num_steps} (head.num_steps)")
-        if cls_at not in CLS_AT:
-            raise ValueError(f"cls_at must be one of {CLS_AT}, got {cls_at!r} (head.cls_at)")
-        if pyramid not in PYRAMIDS:
-            raise ValueError(
-                f"pyramid must be one of {sorted(PYRAMIDS)}, got {pyramid!r} (head.pyramid)"
-            )
+        at_least(1, num_steps=num_steps)
+        one_of("cls_at", cls_at, CLS_AT)
+        one_of("pyramid", pyramid, PYRAMIDS)
         super().__init__(
             dim,
             hand,
@@ -179,7 +171,7 @@ class PyMafHead(HandHead):
         widths = (channels, *point_dims)
         num_mesh = num_points + (21 if append_joints else 0)
         counts = [grid_side**2] + [num_mesh] * (num_steps - 1)
-        cls_dims = [cls_dim if self._sees_cls(t) else 0 for t in range(num_steps)]
+        cls_dims = [cls_dim if self._reads_cls(t) else 0 for t in range(num_steps)]
         self.point_mlps = nn.ModuleList(PointMlp(widths, pool) for _ in range(num_steps))
         self.attentions = nn.ModuleList(
             PointAttention(channels) for _ in range(num_steps - 1 if attention else 0)
@@ -204,26 +196,25 @@ class PyMafHead(HandHead):
 
     @property
     def tapped_blocks(self) -> tuple[int, ...]:
-        """As the option `taps` says."""
+        """The option `taps`."""
         return self.taps
 
     @property
     def steps_train_alone(self) -> bool:
-        """Every step has weights of its own, and no gradient of later ones where states are
-        detached."""
+        """Whether states are detached between steps, which have weights of their own."""
         return self.detach and self.num_steps > 1
 
     @property
     def drawn(self) -> frozenset[str]:
-        """As the options `heatmaps` and `silhouette` say."""
+        """The options `heatmaps` and `silhouette`."""
         names = ("heatmaps", "silhouette")
         return frozenset(n for n in names if getattr(self.aux, n) is not None)
 
-    def _sees_cls(self, step: int) -> bool:
+    def _reads_cls(self, step: int) -> bool:
         return self.cls_at == "all" or (self.cls_at == "first" and step == 0)
 
     def _points(self, step: int, hand: HandState) -> Tensor:
-        """[B, P, 2] where step `step` looks, in ndc, detached."""
+        """[B, P, 2] sampled by step `step`, in ndc, detached."""
         if step == 0:
             return self.grid_ndc.expand(len(hand.cam), -1, -1)
         points = hand.verts_crop_ndc[:, self.vert_idx]
@@ -232,7 +223,7 @@ class PyMafHead(HandHead):
         return points.detach()
 
     def _features(self, step: int, feature_map: Tensor, hand: HandState) -> Tensor:
-        """[B, C, h, w] to [B, F]: what step `step` sees of its map."""
+        """[B, C, h, w] to [B, F]: features of step `step` from its map."""
         sampled = sample_map(feature_map, self._points(step, hand))
         if step > 0 and len(self.attentions):
             grid = sample_map(feature_map, self.grid_ndc.expand(len(hand.cam), -1, -1))
@@ -244,12 +235,12 @@ class PyMafHead(HandHead):
         """Tokens of one batch to the mean hand and T refinements of it."""
         patches = torch.cat([*tokens.taps, tokens.patches], dim=-1)
         maps = self.pyramid(patches.transpose(1, 2).unflatten(2, tokens.grid_hw))
-        cls = None if self.cls_proj is None else self.cls_proj(self.seen_cls(tokens))
+        cls = None if self.cls_proj is None else self.cls_proj(self.cls_token(tokens))
         state, mean = self.start(len(tokens.cls), intrinsics)
         steps = [mean]
         for t, regressor in enumerate(self.regressors):
             features = self._features(t, maps[t], steps[-1])
-            if cls is not None and self._sees_cls(t):
+            if cls is not None and self._reads_cls(t):
                 features = torch.cat([features, cls], dim=-1)
             before = state.detach() if self.detach else state
             state = before + regressor(features, before)

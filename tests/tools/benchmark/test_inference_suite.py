@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from benchmark.inference import model, noise_crops, stage_shares
 from benchmark.race import Bench
 from benchmark.references.plain_predictor import predict_one_by_one
-from handmim.evaluation.inference import CropNetwork
+from handmim.evaluation.inference import InferenceModule
 from handmim.evaluation.predictor import HandPredictor
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -54,7 +54,7 @@ def test_the_plain_loop_says_what_the_predictor_says():
     task, augment = model(how["backbone"], how["head"], 7 / 8)
     crops = noise_crops(3, 56)
     plain = predict_one_by_one(task, augment, crops)
-    ours = HandPredictor(CropNetwork(task, augment))(crops)
+    ours = HandPredictor(InferenceModule(task, augment))(crops)
     np.testing.assert_allclose(ours.verts_root_m, [a["verts_root_m"] for a in plain], atol=1e-6)
     assert ours.betas.std(axis=0).max() > 1e-6, "answers depend on the picture"
-    assert "backbone" in stage_shares(HandPredictor(CropNetwork(task, augment)), crops)
+    assert "backbone" in stage_shares(HandPredictor(InferenceModule(task, augment)), crops)

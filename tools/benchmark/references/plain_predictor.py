@@ -24,7 +24,7 @@ def predict_one_by_one(
             stored = torch.from_numpy(crop.transpose(2, 0, 1)[None].copy()).to(device)
             source_from_crop = similarity(scale, torch.zeros(1), torch.zeros(1, 2)).to(device)
             picture = augment.cut(stored, source_from_crop)
-            state = task.predict(picture).steps[-1]
+            state = task.predict(picture)
         fields = {name: value for name, value in state._asdict().items() if value is not None}
         answers.append({name: value.cpu().numpy()[0] for name, value in fields.items()})
     return answers

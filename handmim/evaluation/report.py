@@ -1,4 +1,4 @@
-"""Figures of one evaluation: metrics.json, the official scores.txt, pictures, a table."""
+"""Results of one evaluation: metrics.json, the official scores.txt, drawings, a table."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,8 +12,8 @@ from handmim.utils.files import write_atomic
 from handmim.utils.run import Run
 from handmim.utils.tables import METRICS, print_metrics
 
-TTA = "tta"  # block of a report, and folder: figures and files of the mean over several looks
-TIME = "ms_per_picture"
+TTA = "tta"  # block of a report, and folder: metrics and files of the mean over several views
+TIME = "ms_per_image"
 
 
 def official_lines(report: dict[str, Any]) -> str:
@@ -22,27 +22,27 @@ def official_lines(report: dict[str, Any]) -> str:
 
 
 def blocks(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What a report says of the plain answer, by "", and of test-time augmentation, by its name."""
+    """Metrics of the plain crops, by "", and of test-time augmentation, by its name."""
     return {"": report} | ({TTA: report[TTA]} if TTA in report else {})
 
 
 def columns_of(rows: Iterable[Mapping[str, Any]]) -> Sequence[tuple[str, str]]:
     """Columns of a table of evaluations; times are shown where they were taken."""
-    timed = any(TIME in figures for figures in rows)
-    return (*METRICS, (TIME, "ms/picture")) if timed else METRICS
+    timed = any(TIME in metrics for metrics in rows)
+    return (*METRICS, (TIME, "ms/image")) if timed else METRICS
 
 
 def write_report(
     run: Run, what: str, report: dict[str, Any], sheet: NDArray[np.uint8] | None = None
 ) -> None:
-    """Write and print the figures; the main process does.
+    """Write and print the metrics; the main process does.
 
     Args:
         run: whose folder takes metrics.json, scores.txt and predictions.png.
         what: was scored, for the table.
-        report: flat figures, perhaps with the official ones under "official" and those of test-time
+        report: flat metrics, perhaps with the official ones under "official" and those of test-time
             augmentation under "tta".
-        sheet: [H, W, 3] RGB pictures.
+        sheet: [H, W, 3] RGB drawings.
     """
     if not run.is_main:
         return
@@ -51,12 +51,12 @@ def write_report(
     if sheet is not None:
         cv2.imwrite(str(run.dir / "predictions.png"), sheet[:, :, ::-1])
     rows = {}
-    for name, figures in blocks(report).items():
-        label = f"{TTA}, {figures['num_looks']} looks" if name else what
-        rows[label] = figures
-        if "official" in figures:
-            write_atomic(run.dir / name / "scores.txt", official_lines(figures))
+    for name, metrics in blocks(report).items():
+        label = f"{TTA}, {metrics['num_views']} views" if name else what
+        rows[label] = metrics
+        if "official" in metrics:
+            write_atomic(run.dir / name / "scores.txt", official_lines(metrics))
             title = f"{label}\n" if len(blocks(report)) > 1 else ""
-            Console().print(title + official_lines(figures), end="", highlight=False)
+            Console().print(title + official_lines(metrics), end="", highlight=False)
     print_metrics(rows, columns_of(rows.values()))
-    run.log.info("figures: %s", run.dir / "metrics.json")
+    run.log.info("metrics: %s", run.dir / "metrics.json")

@@ -89,14 +89,9 @@ def _scored_settings(saved: Mapping[str, Any], data: DictConfig | None) -> dict[
     """Leaves that two checkpoints must share for their metrics to be averaged, by dotted name."""
     config = saved["config"]
     chosen: Any = config["data"] if data is None else OmegaConf.to_container(data)
-    compared = {
-        **{f"task.{part}": config["task"][part] for part in ("backbone", "head")},
-        **{f"augment.{name}": config["augment"][name] for name in ("img_px", "scale")},
-        **{f"data.{name}": chosen.get(name) for name in ("benchmark", "placement")},
-        "data.val": chosen.get("test") or chosen.get("val"),
-    }
-    shared = {key: deciding(node, By.MEAN, key) for key, node in compared.items()}
-    return flatten({"hand": saved["meta"].get("hand_sha256"), **shared})
+    scored = {**chosen, "test": chosen.get("test") or chosen.get("val"), "val": None}
+    compared = deciding({**config, "data": scored}, By.MEAN)
+    return flatten({"hand": saved["meta"].get("hand_sha256"), **compared})
 
 
 def averaged(reports: Sequence[Report], fold: Callable[[list[float]], float]) -> dict[str, Any]:

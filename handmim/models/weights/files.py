@@ -26,7 +26,6 @@ CACHED_NAMES = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
 SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(\.\w+)")
 ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", INDEX)
-OPTION = "init=, init_from="
 NAMESPACES = (argparse.Namespace, SimpleNamespace)
 # Plain values beside the weights, and inert substitutes under the names that files give them.
 SETTINGS: list[Any] = [
@@ -36,7 +35,7 @@ SETTINGS: list[Any] = [
     (OrderedDict, "lightning_fabric.utilities.data.AttributeDict"),
     (PurePosixPath, "pathlib.PosixPath"),
 ]
-WEIGHTS = f"a file of weights ({OPTION})"
+WEIGHTS = "a file of weights"
 MAX_DEPTH, MAX_NODES = 32, 1_000_000  # of nested dicts
 
 
@@ -65,9 +64,9 @@ def read_weights(source: str) -> WeightFile:
     elif path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if p.name.endswith(ENDINGS))
         found = f", give one of its files: {', '.join(inside[:4])}" if inside else ""
-        raise FileNotFoundError(f"{path} is a folder{found} ({OPTION})")
+        raise FileNotFoundError(f"{path} is a folder{found}")
     elif not path.exists():
-        raise FileNotFoundError(f"no weights at {path} ({OPTION})")
+        raise FileNotFoundError(f"no weights at {path}")
     index = _index_of(path)
     tensors, state, meta = _one_file(path) if index is None else (_sharded(index), {}, {})
     return WeightFile(source, tensors, state, meta, _hub_config(path.parent), card)
@@ -81,9 +80,9 @@ def cached_timm(name: str) -> tuple[Path, Any]:
     try:
         card = get_pretrained_cfg(name, allow_unregistered=False)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"timm has no pretrained weights {name!r} (init=timm:NAME)") from error
+        raise ValueError(f"timm has no pretrained weights {name!r}") from error
     if card is None or not card.hf_hub_id:
-        raise ValueError(f"timm's weights of {name!r} are on no hub (init=FILE)")
+        raise ValueError(f"timm's weights of {name!r} are on no hub")
     for file in (card.hf_hub_filename,) if card.hf_hub_filename else CACHED_NAMES:
         found = huggingface_hub.try_to_load_from_cache(card.hf_hub_id, file)
         if isinstance(found, str):
@@ -160,17 +159,17 @@ def _index_of(path: Path) -> Path | None:
     index = path.with_name(f"{found[1]}{found[2]}{INDEX}")
     if not index.is_file():
         raise FileNotFoundError(
-            f"{path} is one of several shards and their index {index} is missing ({OPTION})"
+            f"{path} is one of several shards and their index {index} is missing"
         )
     return index
 
 
 def _sharded(index: Path) -> dict[str, Tensor]:
     """Tensors of all shards that an index names; they lie beside it."""
-    content = read_json(index, max_mb=100, option=OPTION)
+    content = read_json(index, max_mb=100)
     shard_of = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shard_of, dict) or not shard_of:
-        raise ValueError(f"{index} holds no weight_map of tensors to shards ({OPTION})")
+        raise ValueError(f"{index} holds no weight_map of tensors to shards")
     names = sorted({str(name) for name in shard_of.values()})
     tensors: dict[str, Tensor] = {}
     for name in names:
@@ -178,10 +177,8 @@ def _sharded(index: Path) -> dict[str, Tensor]:
             raise ValueError(f"{index} names {name!r}, a shard must lie beside its index")
         shard = index.with_name(name)
         if not shard.is_file():
-            raise FileNotFoundError(
-                f"{index} names {len(names)} shards, {name} is missing ({OPTION})"
-            )
+            raise FileNotFoundError(f"{index} names {len(names)} shards, {name} is missing")
         tensors |= _one_file(shard)[0]
     if missing := sorted(shard_of.keys() - tensors.keys()):
-        raise ValueError(f"{index} names tensors that its shards lack: {missing[:3]} ({OPTION})")
+        raise ValueError(f"{index} names tensors that its shards lack: {missing[:3]}")
     return tensors

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from handmim.models.vit import ViT
 from handmim.models.weights.compare import is_same_network, token_difference
-from handmim.models.weights.files import OPTION, read_weights
+from handmim.models.weights.files import read_weights
 from handmim.models.weights.names import (
     PATCHES,
     complete_positions,
@@ -99,7 +99,7 @@ def load_initial(backbone: ViT, source: str | None) -> InitialWeights:
     if parts := foreign_parts(weights, mine):
         raise ValueError(
             f"{source} is no plain ViT but has {'; '.join(parts)}: its features would differ, take "
-            f"weights without ({OPTION})"
+            "weights without"
         )
     _check_size(backbone, weights, source, stated)
     _check_stated(backbone, source, stated)
@@ -109,7 +109,7 @@ def load_initial(backbone: ViT, source: str | None) -> InitialWeights:
         folded += fold_pixel_constants(weights, stated.mean, stated.std)
     resampled = completed + resample(backbone, weights, grid)
     if wrong := [text for name in weights if (text := _misfit(name, mine, weights))]:
-        raise ValueError(f"{source} does not fit this backbone: {', '.join(wrong[:6])} ({OPTION})")
+        raise ValueError(f"{source} does not fit this backbone: {', '.join(wrong[:6])}")
     matched = [name for name in mine if name in weights]
     backbone.net.load_state_dict({**mine, **{name: weights[name] for name in matched}})
     mask_token = found.mask_token
@@ -137,13 +137,9 @@ def load_initial(backbone: ViT, source: str | None) -> InitialWeights:
 def _check_values(weights: Mapping[str, Tensor], source: str) -> None:
     for name, value in weights.items():
         if not value.is_floating_point() or value.layout != torch.strided:
-            raise ValueError(
-                f"{source}: {name} is of {value.dtype}, floats are required ({OPTION})"
-            )
+            raise ValueError(f"{source}: {name} is of {value.dtype}, floats are required")
         if not value.isfinite().all():
-            raise ValueError(
-                f"{source} does not fit this backbone: {name} is not finite ({OPTION})"
-            )
+            raise ValueError(f"{source} does not fit this backbone: {name} is not finite")
 
 
 def _check_stated(backbone: ViT, source: str, stated: Stated) -> None:
@@ -193,7 +189,7 @@ def _compared(
         return text, []
     text = "; ".join([text, *unlike])
     if not unlike or not all(part.startswith(TOLERATED) for part in unlike):
-        raise ValueError(f"{source} is another network ({stated.by}): {text} ({OPTION})")
+        raise ValueError(f"{source} is another network ({stated.by}): {text}")
     return "", [text]
 
 

@@ -17,7 +17,7 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 
 from handmim.models.vit import IMAGENET_MEAN, IMAGENET_STD, ViT
-from handmim.models.weights.files import OPTION, WeightFile
+from handmim.models.weights.files import WeightFile
 
 Weights = dict[str, Tensor]
 PATCHES, PATCH_BIAS = "patch_embed.proj.weight", "patch_embed.proj.bias"
@@ -109,7 +109,7 @@ def find_vit(file: WeightFile) -> FoundViT:
     if weights[PATCHES].ndim != 4:
         raise ValueError(
             f"{file.source} embeds patches by a tensor {tuple(weights[PATCHES].shape)}, this ViT "
-            f"by a convolution of images [D, 3, p, p] ({OPTION})"
+            "by a convolution of images [D, 3, p, p]"
         )
     return FoundViT(prefix, weights, mask_token, dict(unused))
 
@@ -144,10 +144,10 @@ def _join_qkv(weights: Weights) -> None:
 def _no_vit(file: WeightFile) -> str:
     for pattern, kind in OTHERS:
         if any(re.search(pattern, name) for name in file.tensors):
-            return f"{file.source} holds no plain ViT but {kind} ({OPTION})"
+            return f"{file.source} holds no plain ViT but {kind}"
     return (
         f"{file.source} holds no plain ViT: no tensor is named ...{PATCHES}; its names begin "
-        f"{sorted(file.tensors)[:3]} ({OPTION})"
+        f"{sorted(file.tensors)[:3]}"
     )
 
 
@@ -215,8 +215,7 @@ def complete_positions(weights: Weights, source: str) -> tuple[tuple[int, int], 
     position, width = weights["pos_embed"], len(weights[PATCHES])
     if position.ndim != 3 or position.shape[0] != 1 or position.shape[2] != width:
         raise ValueError(
-            f"{source} has positions {tuple(position.shape)}, [1, N, {width}] are required "
-            f"({OPTION})"
+            f"{source} has positions {tuple(position.shape)}, [1, N, {width}] are required"
         )
     count = position.shape[1]
     grid = _grid(count)
@@ -227,7 +226,7 @@ def complete_positions(weights: Weights, source: str) -> tuple[tuple[int, int], 
     if grid is None:
         raise ValueError(
             f"{source} has {count} positions, which is no square grid and no upright one of 4:3, "
-            f"with or without one class token ({OPTION})"
+            "with or without one class token"
         )
     if grid[0] == grid[1] or "cls_token" in weights:
         return grid, []

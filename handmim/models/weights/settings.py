@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
-from handmim.models.weights.files import NAMESPACES, OPTION, WeightFile
+from handmim.models.weights.files import NAMESPACES, WeightFile
 from handmim.utils.json_files import parse_json
 
 # In lower case.
@@ -76,7 +76,7 @@ def stated_settings(file: WeightFile, width: int) -> tuple[dict[str, Any], list[
             listed = ", ".join(f"{where}={value}" for value, where in values.items())
             raise ValueError(
                 f"{file.source} states its {setting} twice: {listed}; correct the config.json, or "
-                f"save the weights alone ({OPTION})"
+                "save the weights alone"
             )
         if values:
             found[setting], where = list(values.items())[-1]

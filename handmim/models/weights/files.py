@@ -80,9 +80,9 @@ def cached_timm(name: str) -> tuple[Path, Any]:
     try:
         card = get_pretrained_cfg(name, allow_unregistered=False)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"timm has no pretrained weights {name!r}") from error
+        raise ValueError(f"timm:{name}: timm has no pretrained weights {name!r}") from error
     if card is None or not card.hf_hub_id:
-        raise ValueError(f"timm's weights of {name!r} are on no hub")
+        raise ValueError(f"timm:{name}: timm's weights of {name!r} are on no hub")
     for file in (card.hf_hub_filename,) if card.hf_hub_filename else CACHED_NAMES:
         found = huggingface_hub.try_to_load_from_cache(card.hf_hub_id, file)
         if isinstance(found, str):

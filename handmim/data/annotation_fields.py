@@ -133,7 +133,7 @@ def _refuse_form(entry: str, field: str, value: Any, came: str, faults: Faults) 
         faults.add("count", f"{entry} has no {field}", fix)
     elif is_flat and len(value) != 3 * NUM_JOINTS:
         two = " (two hands need two annotations)" * (len(value) == 6 * NUM_JOINTS)
-        text = f"{entry} has {len(value) / 3:g} {field}, wanted {NUM_JOINTS}{two}"
+        text = f"{entry} has {len(value) / 3:g} {field}, {NUM_JOINTS} are required{two}"
         faults.add("count", text, fix)
     else:
         text = f"{entry}: {field} must be {3 * NUM_JOINTS} numbers, {came}"
@@ -245,8 +245,8 @@ class SideReader:
         """Whether a hand is a right one, and the field that states it; None where none does.
 
         Args:
-            entries: the annotation, its image, and what the file says of itself; the later ones
-                count where the earlier ones are silent.
+            entries: the annotation, its image, and `info` of the file; the later ones count where
+                the earlier ones state none.
         Raises: ValueError for an unknown value or fields that contradict each other.
         """
         for entry in entries:

@@ -1,4 +1,4 @@
-"""COCO-style keypoint files: read, checked entry by entry, and turned into arrays.
+"""COCO-style keypoint files: read, checked entry by entry, and converted to arrays.
 
 Errors are findings, so that the doctor reports all of them. `annotation_checks` checks what the
 numbers mean.
@@ -131,7 +131,7 @@ class _HandReader:
         images: positions and entries of images, by id.
         refused: ids of images whose hands are left out.
         sides: of the file.
-        info: what the file says of itself.
+        info: of the file.
         faults: where those of the entries go.
     """
 

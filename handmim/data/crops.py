@@ -46,7 +46,7 @@ def find_photos(
         root: folder.
         exclude: patterns of relative paths that are left out.
         include_all: also take masks, depth maps, and images of training runs.
-        max_megapixels: larger images are not looked at.
+        max_megapixels: larger images are not decoded.
     Raises: ValueError when there is no folder or no image.
     """
     tree = find_images(root, exclude, with_runs=include_all)
@@ -160,7 +160,7 @@ class CropFolder(Dataset[CropSample]):
         group_by: "folder" when images of one folder show nearly the same hand (frames of a
             video), so that they are no negatives of each other; "none" otherwise.
         exclude: patterns of relative paths that are left out, such as "evaluation/*".
-        include_all: also take what looks like masks and maps, and images of training runs.
+        include_all: also take masks and maps, and images of training runs.
         max_megapixels: larger images are refused before they are decoded.
     Raises: ValueError when nothing readable is found.
     """

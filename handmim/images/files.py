@@ -74,7 +74,7 @@ class ImageTree:
 
     @property
     def num_files(self) -> int:
-        """All files that were seen, hidden ones apart."""
+        """All files but those whose names begin with a dot."""
         return len(self.names) + self.endings.total() + sum(map(len, self.left_out.values()))
 
     def account(self) -> str | None:
@@ -102,7 +102,7 @@ class ImageTree:
 
 def find_images(root: Path, exclude: Sequence[str] = (), *, with_runs: bool = False) -> ImageTree:
     """All image files below a folder, by ending in any case; every folder is visited once, links
-    are followed, hidden files left out.
+    are followed, names that begin with a dot left out.
 
     FIFOs, devices, sockets, and links to them are named and never opened.
 
@@ -228,6 +228,6 @@ def _counted_as(path: str, ending: str) -> str:
 
 def is_run(folder: Path) -> bool:
     """Whether a training run wrote the images of a folder."""
-    place = folder.parent if folder.name in IMAGE_FOLDERS else folder
-    has = [os.path.isfile(place / name) for name in ("config.yaml", *RUN_FILES)]
+    run = folder.parent if folder.name in IMAGE_FOLDERS else folder
+    has = [os.path.isfile(run / name) for name in ("config.yaml", *RUN_FILES)]
     return has[0] and any(has[1:])

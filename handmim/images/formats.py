@@ -116,7 +116,7 @@ def described(raw: bytes) -> str:
     return DAMAGED
 
 
-def tiff_tag(tiff: bytes, wanted: int) -> int | None:
+def tiff_tag(tiff: bytes, number: int) -> int | None:
     """A number in the first directory of a TIFF file, or of EXIF data, which have the same form.
 
     Raises: struct.error for a directory beyond the end.
@@ -129,9 +129,9 @@ def tiff_tag(tiff: bytes, wanted: int) -> int | None:
     for entry in range(num):
         position = first + 2 + 12 * entry
         tag, kind = struct.unpack_from(f"{order}HH", tiff, position)
-        if tag == wanted:
-            number = struct.unpack_from(f"{order}{'I' if kind == 4 else 'H'}", tiff, position + 8)
-            return int(number[0])
+        if tag == number:
+            value = struct.unpack_from(f"{order}{'I' if kind == 4 else 'H'}", tiff, position + 8)
+            return int(value[0])
     return None
 
 

@@ -2,7 +2,7 @@
 
 Images are judged in groups that one program wrote: those of one folder, one ending, one word for
 a map in their names (`0001_mask.png`), and one affix beside others (`0001.png`, `0001_m.png`). A
-few images of each group are looked at. Numbers count as they are stored, before they are scaled
+few images of each group are decoded. Numbers count as they are stored, before they are scaled
 for the eye: ids of labels, distances in any unit.
 """
 
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from handmim.images.decode import MAX_MEGAPIXELS, UnreadableImage, decode_image
 from handmim.images.formats import format_of, stored_numbers
 
-SAMPLED = 8  # images of a group that are looked at
+SAMPLED = 8  # images of a group that are decoded
 FEW = 4  # a smaller group is judged only where its name has a word for a map
-SIDE = 96  # of the grid of pixels that is looked at
+SIDE = 96  # of the grid of pixels that is analysed
 LOSSY = ("JPEG", "WEBP", "AVIF")
 MOST_LABELS, MOST_BYTE_LABEL = 32, 64  # numbers of one image; the largest of 8 bits, 255 apart
 # Of neighbours in greyscale photos of hands, 0.37 to 0.97 differ by at most 4 (95 % below 0.88),
@@ -104,7 +104,7 @@ def find_maps(
     Args:
         names: relative paths of images.
         read: content of a file; called for a few of each group.
-        max_megapixels: larger images are not looked at.
+        max_megapixels: larger images are not decoded.
     """
     found: defaultdict[str, list[str]] = defaultdict(list)
     for group, members in groups_of(names).items():
@@ -127,7 +127,7 @@ def find_maps(
 
 
 def kind_of(image: NDArray[np.uint8], numbers: Array | None = None, *, is_lossy: bool) -> str:
-    """What an image looks like: a photo, or a kind of map.
+    """Kind of an image: a photo, or a kind of map.
 
     Args:
         image: [H, W, 3] RGB.

@@ -8,7 +8,7 @@ from handmim.utils.progress import Progress
 
 
 def main() -> None:
-    """Read, square, write, say what was left out."""
+    """Read, square, write; print the number of left out images."""
     parser = argparse.ArgumentParser(description="write a tree of images as one file, or as shards")
     parser.add_argument(
         "source", type=given_path, help="folder of images or tar files, or a tar file"

@@ -13,7 +13,7 @@ from handmim.utils.overrides import given_path
 
 @plain_tool
 def main() -> None:
-    """Draw, write, say where."""
+    """Draw, write and print the paths."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=given_path, default=Path("data/splits"))
     for path in write_splits(parser.parse_args().out):

@@ -1,4 +1,4 @@
-"""What plain pictures and oriented gradients tell of a hand by themselves, to choose targets by.
+"""How much of a hand grey images and oriented gradients encode by themselves, to choose targets.
 
 python tools/probe_targets.py data=synthetic probe=synthetic
 python tools/probe_targets.py probe=keypoints probe.root=DIR probe.annotations=FILE.json
@@ -31,7 +31,7 @@ COLUMNS = (("err2d_percent", "2D %"), ("mpjpe_mm", "MPJPE mm"), ("pa_mpjpe_mm", 
 
 
 def crops_and_poses(dataset: Dataset[HandSample], augment: HandAugment) -> tuple[Tensor, Poses]:
-    """Pictures and joints of all samples that the probe would use."""
+    """Images and joints of all samples that the probe would use."""
     parts = list(whole_hands(dataset, augment, 256))
     joints_root_m = torch.cat([p.joints_root_m for p in parts])
     all_3d = all(p.all_3d for p in parts)
@@ -45,7 +45,7 @@ def main(cfg: DictConfig) -> None:
     hook = cfg.probe.hook
     if hook is None:
         raise ValueError(
-            "labelled crops are wanted, got probe=none: probe=keypoints, or data=synthetic "
+            "labelled crops are required, got probe=none: probe=keypoints, or data=synthetic "
             "probe=synthetic"
         )
     augment = build(hook.augment)

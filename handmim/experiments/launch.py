@@ -21,33 +21,21 @@ ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPEN
 
 
 class Job(NamedTuple):
-    """A process that makes runs.
-
-    Attributes:
-        command: program and arguments.
-        runs: that it makes.
-        log: file for its output, with one thread; None: output and threads of this process.
-    """
+    """A process that makes runs."""
 
     command: list[str]
     runs: list[Run]
-    log: Path | None = None
+    log: Path | None = None  # for its output, with one thread; None: output of this process
 
 
 def multirun(command: Sequence[str], overrides: Sequence[str], runs: Sequence[Run]) -> list[Job]:
-    """All runs as one Hydra multirun, so that `hydra/launcher=...` decides where they run.
-
-    Args:
-        command: that makes one run, and its options.
-        overrides: the user's own, launcher included.
-        runs: to make.
-    """
+    """All runs as one Hydra multirun, so that `hydra/launcher=...` decides where they run."""
     names = ",".join(run.name for run in runs)
     return [Job([*command, "--multirun", f"run={names}", *overrides], list(runs))]
 
 
 def local_jobs(command: Sequence[str], overrides: Sequence[str], runs: Sequence[Run]) -> list[Job]:
-    """A process per run with one torch thread; its output goes to log.txt. Args as `multirun`."""
+    """A process per run with one torch thread; its output goes to log.txt."""
     return [
         Job(
             [*command, *overrides, f"run={run.name}", "machine.num_threads=1"],
@@ -59,12 +47,9 @@ def local_jobs(command: Sequence[str], overrides: Sequence[str], runs: Sequence[
 
 
 def launch(jobs: Sequence[Job], finished: Callable[[Run], None], *, at_once: int = 1) -> None:
-    """Run jobs in order; a run that fails does not stop the others.
+    """Start `at_once` jobs at a time; `finished` is called for every run soon after it ended.
 
-    Args:
-        jobs: to run.
-        finished: called for every run soon after it ended.
-        at_once: processes at a time.
+    A run that fails does not stop the others.
     """
     waiting = list(jobs)
     before = {run.name: _time_of(run) for job in jobs for run in job.runs}

@@ -59,10 +59,6 @@ def dot_plot(title: str, panels: Panels) -> Figure:
     """A panel per metric, a line per variant, a dot per seed, mean ± spread as a bar.
 
     Axes do not start at zero.
-
-    Args:
-        title: above everything.
-        panels: in order; all have the same variants, in order.
     """
     variants = list(dict.fromkeys(name for panel in panels.values() for name in panel))
     figure, axes = _panels(title, len(panels), 2.6, 0.25 * len(variants) + 0.6)
@@ -83,12 +79,7 @@ def dot_plot(title: str, panels: Panels) -> Figure:
 
 
 def curve_plot(title: str, curves: Curves) -> Figure:
-    """Metrics against the number of labels: lines join means, dots are seeds, bands mean ± spread.
-
-    Args:
-        title: above everything.
-        curves: panels in order, named with their unit; all have the same variants, in order.
-    """
+    """Metrics against the number of labels: lines join means, dots are seeds, bands mean ± spread."""
     variants = list(dict.fromkeys(name for panel in curves.values() for name in panel))
     figure, axes = _panels(title, len(curves), 3.4, 2.9)
     for axis, (label, panel) in zip(axes, curves.items(), strict=True):
@@ -118,11 +109,7 @@ def _draw_curve(axis: Axes, label: str, spots: Sequence[Spot], colour: str) -> N
 
 
 def line_plot(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> Figure:
-    """Scalars of training against the step.
-
-    Args:
-        panels: (step, value) by line, by title; panels without a line of two points are left out.
-    """
+    """Scalars of training against the step; panels without a line of two points are left out."""
     drawn = {
         title: {label: points for label, points in lines.items() if len(points) > 1}
         for title, lines in panels.items()

@@ -127,13 +127,9 @@ def _stage(number: int, command: str, *overrides: str) -> float:
 
 
 def write_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write report.html, with everything inside it.
+    """Write report.html, which holds its images, into the quickstart's folder; returns its path.
 
-    Args:
-        folder: of the quickstart; its stages are pretrain, scratch, handmim, eval_<row>.
-        rows: one mapping per predictor with `name`, the keys of COLUMNS, `seed` and
-            `total_seconds`.
-    Returns: the page's path.
+    `rows` have `name`, the keys of COLUMNS, `seed` and `total_seconds`.
     """
     from jinja2 import Environment  # here and below: only a page needs them
 

@@ -23,12 +23,9 @@ ABSOLUTE = re.compile(r"(?:[A-Za-z]:)?[/\\]|~")  # begins a path, of a drive or 
 
 def write_results(plan: Plan, *, with_plots: bool = True) -> list[Row]:
     """Write the table as it is now: table.md, table.csv, runs.json (every metric of every finished
-    run), plot.png and .pdf, and curve.png and .pdf where the table has curves.
+    run), plot.png and .pdf, and curve.png and .pdf where the table has curves; returns its rows.
 
-    Args:
-        plan: of the table.
-        with_plots: False leaves out the plots, which take a second.
-    Returns: the rows.
+    `with_plots=False` leaves out the plots, which take a second.
     """
     table, folder, runs = plan.table, plan.folder, plan.shown()
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,12 +48,7 @@ def write_results(plan: Plan, *, with_plots: bool = True) -> list[Row]:
 
 
 def curves_of(table: Table, runs: Sequence[Run]) -> dict[str, dict[str, list[Spot]]]:
-    """The curves of a table by panel and variant.
-
-    Args:
-        table: its `curves` are the panels; one without values is left out.
-        runs: that are finished.
-    """
+    """The curves of finished runs by panel and variant; a panel without values is left out."""
     read = [(run.variant.name, result) for run in runs if (result := run.read()) is not None]
     panels: dict[str, dict[str, list[Spot]]] = {}
     for key, label in table.curves:
@@ -79,14 +71,8 @@ def _spot(runs: Sequence[Mapping[str, float | None]], stage: str, key: str) -> S
 
 
 def publish(name: str, folder: Path, out: Path) -> list[Path]:
-    """Copy a table's files into a folder that holds several tables.
-
-    Args:
-        name: of the table.
-        folder: its own.
-        out: takes <name>.md, .csv, .json, .png and .pdf, and <name>-curve.png and .pdf.
-    Returns: the copies.
-    """
+    """Copy a table's files to <out>/<name>.md, .csv, .json, .png and .pdf, and to
+    <name>-curve.png and .pdf; returns the copies."""
     out.mkdir(parents=True, exist_ok=True)
     files = {f"table{end}": f"{name}{end}" for end in (".md", ".csv")}
     files |= {f"plot{end}": f"{name}{end}" for end in (".png", ".pdf")}

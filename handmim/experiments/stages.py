@@ -29,18 +29,11 @@ SHOWN = ("loss", "features", "keypoints", "targets", "speed", "diagnostics", "co
 
 
 class Start(NamedTuple):
-    """Initial weights of the probes and fine-tunings of a run.
+    """Initial weights of the probes and fine-tunings of a run."""
 
-    Attributes:
-        name: in their definitions.
-        weights: backbone; None for random weights.
-        is_own: whether a pretraining stage of the store made it and left its heads beside it;
-            other files beside it are not read.
-    """
-
-    name: str
-    weights: Path | None = None
-    is_own: bool = True
+    name: str  # in their definitions
+    weights: Path | None = None  # backbone; None: random
+    is_own: bool = True  # a stage of the store made it; other files beside it are not read
 
     @property
     def files(self) -> list[Path]:
@@ -49,12 +42,7 @@ class Start(NamedTuple):
 
 
 class Stages:
-    """Pretraining, frozen probes and fine-tunings of a run, kept in a store.
-
-    Args:
-        compose: (config name, overrides) -> config.
-        store: of finished stages.
-    """
+    """Pretraining, frozen probes and fine-tunings of a run, kept in a store."""
 
     def __init__(self, compose: Compose, store: StageStore) -> None:
         self.compose, self.store = compose, store
@@ -165,10 +153,7 @@ def _check_whole(result: FitResult, folder: Path) -> None:
 def restored(cfg: DictConfig, seed: int, start: Start) -> HandMimTask:
     """A pretraining task as it was left, or as it begins.
 
-    Args:
-        cfg: as composed for it.
-        seed: of initial weights.
-        start: a last checkpoint of the store, else a backbone alone, else random weights.
+    `start` is a last checkpoint of the store, else a backbone alone, else random weights by `seed`.
     """
     cfg = cfg.copy()
     drop_unbuilt(cfg.task)

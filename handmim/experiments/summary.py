@@ -152,12 +152,9 @@ def _csv_number(value: float | None) -> str:
 
 
 def as_markdown(table: Table, rows: Sequence[Row], runs: Sequence[Run]) -> str:
-    """The table with its question, how to read it, and where its numbers come from.
+    """The table with its question, how to read it, and which code and machines made it.
 
-    Args:
-        table: as read.
-        rows: of it.
-        runs: that are finished.
+    `runs` are the finished ones.
     """
     columns = used_columns(table, rows)
     best = {c.key: best_rows(rows, c) for c in columns}

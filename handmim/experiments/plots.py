@@ -79,7 +79,7 @@ def dot_plot(title: str, panels: Panels) -> Figure:
 
 
 def curve_plot(title: str, curves: Curves) -> Figure:
-    """Metrics against the number of labels: lines join means, dots are seeds, bands mean ± spread."""
+    """Metrics by number of labels: lines join means, dots are seeds, bands are mean ± spread."""
     variants = list(dict.fromkeys(name for panel in curves.values() for name in panel))
     figure, axes = _panels(title, len(curves), 3.4, 2.9)
     for axis, (label, panel) in zip(axes, curves.items(), strict=True):

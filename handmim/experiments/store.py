@@ -39,7 +39,7 @@ def record_text(record: Mapping[str, Any]) -> str:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A record of `record_text` with today's keys; one without a SHA-256 is taken as it is.
+    """A record of `record_text` with today's keys; one of format 1 may lack the SHA-256.
 
     Raises: FileNotFoundError; ValueError for no object, or another content than was written.
     """
@@ -50,16 +50,11 @@ def read_record(path: Path) -> dict[str, Any]:
         raise ValueError(f"{error}: {advice}") from error
     if not isinstance(record, dict):
         raise ValueError(f"{path} holds a {type(record).__name__}, not an object: {advice}")
-    last = next(reversed(record), None)
     written = record.pop(SHA256, None)
-    rest = {key: value for key, value in record.items() if key != last}
-    is_renamed = written is None and last is not None and record[last] == _sha256(rest)
-    if is_renamed or (written is not None and written != _sha256(record)):
+    if written != _sha256(record) and (written is not None or "format" in record):
         raise ValueError(f"{path} has another content than was written to it: {advice}")
-    return {
-        "format": 1,
-        **{RENAMED.get(str(key), str(key)): value for key, value in record.items()},
-    }
+    renamed = {RENAMED.get(str(key), str(key)): value for key, value in record.items()}
+    return {"format": 1, **renamed}
 
 
 def _sha256(plain: Any) -> str:

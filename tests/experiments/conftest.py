@@ -6,7 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from handmim.experiments.overrides import arguments
 from handmim.experiments.plan import Plan, Run, make_plan
-from handmim.experiments.store import FORMAT, STAGE, StageStore, json_text
+from handmim.experiments.store import FORMAT, STAGE, StageStore, record_text
 from handmim.experiments.table import read_table
 
 REPO = Path(__file__).parents[2]
@@ -125,5 +125,5 @@ class FakeStages:
             "git_dirty": False,
             **self.facts,
         }
-        (folder / STAGE).write_text(json_text(record))
+        (folder / STAGE).write_text(record_text(record))
         return record

@@ -72,12 +72,14 @@ def configs_of(tool: str, words: list[str]) -> list[tuple[str, list[str]]]:
     command = re.search(r'main\("(\w+)"\)', source)
     decorated = re.search(r'@tool\("(\w+)"\)', source)
     config = COMMANDS_OF_CLI[command[1]].config if command else decorated and decorated[1]
+    if "--methods" in words:
+        return [("pretrain", [*overrides, *needed_by(overrides)])]
     if "--estimate" in words:
         return [(words[words.index("--estimate") + 1], overrides)]
     if tool == "quickstart":
         parts = ("pretrain", "finetune")
         return [(part, [f"experiment=quickstart_{part}", *overrides]) for part in parts]
-    if tool in ("benchmark_methods", "probe_targets"):
+    if tool == "probe_targets":
         return [("pretrain", [*overrides, *needed_by(overrides)])]
     if config is None:
         return []

@@ -1,12 +1,15 @@
-"""What a config will cost before it starts: a few steps at small batches, carried to its own.
+"""Cost of a config before it starts: a few steps at small batches, extrapolated to its own; and of
+pretraining methods relative to each other.
 
 Time and memory of a step are close to straight lines of the batch size once it is not tiny: both
 are measured at two sizes, as large as a few seconds allow, and the lines are followed.
 """
 
 import gc
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +17,7 @@ from lightning_fabric import Fabric
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from benchmark.ceiling import flops_of
-from benchmark.memory import MIB, peak_mib
+from benchmark.core import MIB, Bench, flops_of, peak_mib
 from handmim.pipelines.dry_run import dry_run_step
 from handmim.utils.timer import Timer
 
@@ -24,7 +26,7 @@ STEPS = 3
 
 
 class Probe(NamedTuple):
-    """A step at one batch size."""
+    """Cost of a step at one batch size."""
 
     samples: int  # of a process and part of its batch
     seconds: float
@@ -32,7 +34,7 @@ class Probe(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What a run will take on this machine, without loading data, hooks and files."""
+    """Cost of a run on this machine, without loading data, hooks and files."""
 
     parameters: float  # trainable, millions
     gflop: float  # of a step of one process
@@ -66,7 +68,7 @@ def estimate(cfg: DictConfig) -> Estimate:
     if machine.num_threads is not None:
         torch.set_num_threads(machine.num_threads)
     probes, parameters, flops = _probed(cfg, part)
-    at = carried(probes, part)
+    at = extrapolated(probes, part)
     seconds = at.seconds * trainer.accumulate
     return Estimate(
         parameters=parameters,
@@ -79,7 +81,7 @@ def estimate(cfg: DictConfig) -> Estimate:
     )
 
 
-def carried(probes: tuple[Probe, ...], samples: int) -> Probe:
+def extrapolated(probes: tuple[Probe, ...], samples: int) -> Probe:
     """A straight line through the first and the last probe, at another size; never below the
     last where it falls. Of one probe, where more did not fit, a line from zero."""
     first, last = probes[0], probes[-1]
@@ -154,8 +156,8 @@ def _lazy_step(content: str, samples: int) -> Callable[[], None]:
         if not held:
             cfg = _small(content, samples)
             machine = cfg.machine
-            how = {"accelerator": machine.accelerator, "precision": machine.precision}
-            held["step"], held["number"] = dry_run_step(cfg, Fabric(devices=1, **how))[0], 0
+            kwargs = {"accelerator": machine.accelerator, "precision": machine.precision}
+            held["step"], held["number"] = dry_run_step(cfg, Fabric(devices=1, **kwargs))[0], 0
         held["step"](held["number"])
         held["number"] += 1
 
@@ -163,7 +165,7 @@ def _lazy_step(content: str, samples: int) -> Callable[[], None]:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that suits it."""
+    """With its unit."""
     for unit, length in (("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"
@@ -171,8 +173,8 @@ def duration(seconds: float) -> str:
 
 
 def estimate_table(found: Estimate) -> Table:
-    """The estimate and what it rests on."""
-    table = Table("", "", show_header=False, title="what a run will take on this machine")
+    """The estimate as a table."""
+    table = Table("", "", show_header=False, title="cost of a run on this machine")
     table.add_row("trainable parameters", f"{found.parameters:.2f} M")
     table.add_row("operations of a step", f"{found.gflop:.1f} GFLOP")
     table.add_row("time of a step", duration(found.seconds))
@@ -182,7 +184,37 @@ def estimate_table(found: Estimate) -> Table:
     sizes = " and ".join(str(probe.samples) for probe in found.probes)
     table.caption = (
         f"measured at {sizes} samples, views made within the step; without reading files "
-        "(data.root is not looked at), collapse detection, probes and validation. A bare "
+        "(data.root is not read), collapse detection, probes and validation. A bare "
         "process takes about 1 GiB on a CPU"
     )
+    return table
+
+
+def compare_methods(configs: Mapping[str, DictConfig], num_steps: int) -> Table:
+    """Time of a pretraining step of each config, relative to the first; on a CPU with one thread.
+
+    The steps are interleaved, so that a noisy machine disturbs all of them alike.
+    """
+    reference = next(iter(configs))
+    machine = configs[reference].machine
+    fabric = Fabric(accelerator=machine.accelerator, devices=1, precision=machine.precision)
+    torch.set_num_threads(1)  # threads that wait for each other would count as work
+    steps = {name: dry_run_step(cfg, fabric) for name, cfg in configs.items()}
+
+    def work(step: Callable[[int], None]) -> Callable[[], None]:
+        numbers = count()
+        return lambda: step(next(numbers))
+
+    works = {name: work(step) for name, (step, _) in steps.items()}
+    seconds = Bench(fabric.device, num_steps).race(works)
+    base = statistics.median(seconds[reference])
+    unit = "median CPU-ms" if fabric.device.type == "cpu" else "median ms"
+    table = Table("method", unit, "relative", "range", "M parameters")
+    for name, times in seconds.items():
+        ratios = sorted(s / base for s in times)
+        ratio = statistics.median(ratios)
+        spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+        table.add_row(
+            name, f"{1e3 * ratio * base:.0f}", f"{ratio:.2f}", spread, f"{steps[name][1]:.1f}"
+        )
     return table

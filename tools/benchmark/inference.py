@@ -1,4 +1,4 @@
-"""A trained model at work: pictures a second, latency, and where the time goes."""
+"""Inference of a whole model: images per second, latency, and time by stage."""
 
 import copy
 import statistics
@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmark.ceiling import flops_of, matmul_flops_per_s
-from benchmark.race import Bench, Row, compared
-from benchmark.references.plain_predictor import predict_one_by_one
+from benchmark.core import Bench, Row, Work, compared, flops_of, peak_flops_per_s
 from handmim.data.augment import HandAugment
 from handmim.evaluation.inference import InferenceModule
 from handmim.evaluation.predictor import PRECISIONS, HandPredictor, autocast_of
+from handmim.geometry.crop import similarity
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.losses.joints import JointLoss
 from handmim.models.heads.hand_head import HandHead
@@ -31,8 +30,8 @@ PLAIN = "one by one"
 def model(
     backbone: ViT, head: Callable[..., HandHead], stored_scale: float
 ) -> tuple[HandRegressionTask, HandAugment]:
-    """A task of random weights that answer to the picture, and its crop rule."""
-    losses = {"joints3d": JointLoss(root_joint=ROOT_JOINT)}  # a task wants one
+    """A task of random weights whose predictions depend on the image, and its augmentation."""
+    losses = {"joints3d": JointLoss(root_joint=ROOT_JOINT)}  # a task requires one
     task = HandRegressionTask(backbone, head, losses).eval()
     for name, weight in task.head.named_parameters():
         if name.endswith("out.weight"):  # near zero before training
@@ -41,7 +40,7 @@ def model(
 
 
 def noise_crops(num: int, side_px: int) -> Crops:
-    """[N, S, S, 3] of no hands."""
+    """[N, S, S, 3] noise."""
     rng = np.random.default_rng(0)
     return rng.integers(0, 256, (num, side_px, side_px, 3), dtype=np.uint8)
 
@@ -60,8 +59,27 @@ def predictor(
     return HandPredictor(module, batch_size)
 
 
+def predict_one_by_one(
+    task: HandRegressionTask, augment: HandAugment, crops: Crops
+) -> list[dict[str, Any]]:
+    """Vertices, joints and parameters of [N, S, S, 3] crops of right hands as most demonstration
+    code predicts them: one image at a time, fp32, eager, fetched piece by piece."""
+    device = next(task.parameters()).device
+    scale = torch.tensor([augment.evaluation_scale])
+    predictions = []
+    for crop in crops:
+        with torch.no_grad():
+            stored = torch.from_numpy(crop.transpose(2, 0, 1)[None].copy()).to(device)
+            source_from_crop = similarity(scale, torch.zeros(1), torch.zeros(1, 2)).to(device)
+            image = augment.cut(stored, source_from_crop)
+            state = task.predict(image)
+        fields = {name: value for name, value in state._asdict().items() if value is not None}
+        predictions.append({name: value.cpu().numpy()[0] for name, value in fields.items()})
+    return predictions
+
+
 def stage_shares(predictor: HandPredictor, crops: Crops) -> str:
-    """Where a batch's time goes, by stage."""
+    """Shares of a batch's time by stage."""
     stages = Stages(predictor.device)
     for _ in range(3):
         predictor(crops, stages=stages)
@@ -78,49 +96,39 @@ def measure(
     crop_px: int,
     batch_sizes: Sequence[int],
     variants: Mapping[str, Mapping[str, Any]],
-    asked: Mapping[str, float],
+    promised: Mapping[str, float],
 ) -> Iterator[list[Row]]:
-    """A case per batch size: crops as arrays to hands as arrays.
-
-    Args:
-        bench: where and how long.
-        backbone, head: of the model.
-        crop_px: side of the stored crops; the model looks at seven eighths of it.
-        batch_sizes: crops at a time.
-        variants: precision and arguments of `InferenceModule` by name.
-        asked: promised speedups by variant, at every batch size.
-    """
+    """A case per batch size: crops as arrays to hands as arrays; `variants` are a precision
+    and arguments of `InferenceModule` by name. The model takes seven eighths of a crop's side."""
     task, augment = model(backbone, head, 7 / 8)
     task = task.to(bench.device)
     crops = noise_crops(max(batch_sizes), crop_px)
-    truth = np.stack([a["joints_root_m"] for a in predict_one_by_one(task, augment, crops)])
+    expected = np.stack([a["joints_root_m"] for a in predict_one_by_one(task, augment, crops)])
     one = HandPredictor(InferenceModule(task, augment, bench.device), batch_size=1)
     flops = flops_of(lambda: one(crops[:1]))
     rates = {
-        how.get("precision", "32-true"): matmul_flops_per_s(
-            bench.device, PRECISIONS[how.get("precision", "32-true")] or torch.float32
+        kwargs.get("precision", "32-true"): peak_flops_per_s(
+            bench.device, PRECISIONS[kwargs.get("precision", "32-true")] or torch.float32
         )
-        for how in variants.values()
+        for kwargs in variants.values()
     }
     for size in batch_sizes:
         some = crops[:size]
         # each with a model of its own: compiling changes it
         predictors = {
-            name: predictor(copy.deepcopy(task), augment, bench.device, size, **how)
-            for name, how in variants.items()
+            name: predictor(copy.deepcopy(task), augment, bench.device, size, **kwargs)
+            for name, kwargs in variants.items()
         }
-        works: dict[str, Callable[[], object]] = {
-            PLAIN: partial(predict_one_by_one, task, augment, some)
-        }
+        works: dict[str, Work] = {PLAIN: partial(predict_one_by_one, task, augment, some)}
         works |= {name: partial(predict, some) for name, predict in predictors.items()}
         seconds = bench.race(works)
         more: dict[str, dict[str, Any]] = {}
         for name, predict in predictors.items():
             rate = flops * size / statistics.median(seconds[name])
-            off = float(np.abs(predict(some).joints_root_m - truth[:size]).max())
+            off = float(np.abs(predict(some).joints_root_m - expected[:size]).max())
             more[name] = {
                 "gflop": flops * size / 1e9,
-                "ceiling_share": rate / rates[variants[name].get("precision", "32-true")],
+                "peak_share": rate / rates[variants[name].get("precision", "32-true")],
                 "error": off,
                 "error_unit": "m",
                 "note": stage_shares(predict, some),
@@ -131,7 +139,7 @@ def measure(
             seconds,
             PLAIN,
             items=size,
-            unit="pictures",
-            asked=asked,
+            unit="images",
+            promised=promised,
             more=more,
         )

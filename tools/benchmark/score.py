@@ -1,17 +1,20 @@
-"""Scoring against a plain scorer in numpy and scipy: all figures of a set, and their parts."""
+"""Scoring against a plain scorer in numpy, scipy and json: all metrics of a set, their parts, and
+prediction files."""
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmark.race import Bench, Row, compared
-from benchmark.references import plain_json, scipy_scorer
+from benchmark.core import Bench, Row, compared
+from benchmark.references import scipy_scorer
 from handmim.evaluation.benchmarks import FREIHAND, HO3D_V2
 from handmim.evaluation.submission import read_submission, write_submission
 from handmim.geometry.align import similarity_align, tensor_similarity_align
@@ -28,47 +31,48 @@ Work = Callable[[Arrays], Any]
 BATCH = 64  # of metrics that are filled batch by batch
 
 
-def hands(path: Path, num: int, turn_rad: float, shift_m: float, seed: int = 0) -> Arrays:
-    """Predicted and true hands: joints [n, 21, 3] and vertices [n, 778, 3] of each, metres.
+def hands(path: Path, num: int, rotation_rad: float, shift_m: float, seed: int = 0) -> Arrays:
+    """Predicted and true hands of any pose, shape and translation: joints [n, 21, 3] and vertices
+    [n, 778, 3] of each, metres.
 
     Args:
         path: of a hand model with joint limits.
-        num: hands, of any pose, shape and place before a camera.
-        turn_rad: deviation of every joint's predicted rotation.
-        shift_m: of the predicted place.
+        num: hands.
+        rotation_rad: deviation of every joint's predicted rotation.
+        shift_m: deviation of the predicted translation.
         seed: of everything.
     """
     hand, rng = HandModel.from_file(path), np.random.default_rng(seed)
     rotmats = np.tile(np.eye(3), (num, 16, 1, 1))
     rotmats[:, 1:] = PoseSampler.from_arrays(hand.arrays).sample(num, rng)
     rotmats[:, 0] = rotvec_to_matrix(rng.normal(0, 2, (num, 3)))
-    turns = rotvec_to_matrix(rng.normal(0, turn_rad, (num * 16, 3))).reshape(num, 16, 3, 3)
+    wrong = rotvec_to_matrix(rng.normal(0, rotation_rad, (num * 16, 3))).reshape(num, 16, 3, 3)
     betas = sample_betas(num, hand.num_betas, rng)
-    place = rng.normal(0, 0.1, (num, 3)) + np.array([0, 0, 0.8])
-    moved = place + rng.normal(0, shift_m, (num, 3))
+    transl = rng.normal(0, 0.1, (num, 3)) + np.array([0, 0, 0.8])
+    moved = transl + rng.normal(0, shift_m, (num, 3))
     arrays: Arrays = []
-    for given in ((rotmats @ turns, betas / 2, moved), (rotmats, betas, place)):
+    for parameters in ((rotmats @ wrong, betas / 2, moved), (rotmats, betas, transl)):
         with torch.no_grad():
-            mesh = hand(*(torch.from_numpy(a).float() for a in given))
+            mesh = hand(*(torch.from_numpy(a).float() for a in parameters))
         arrays += [mesh.joints_m.double().numpy(), mesh.verts_m.double().numpy()]
     return arrays
 
 
 def training_metrics(arrays: Arrays) -> dict[str, float]:
-    """What an evaluation while training reports, batch by batch in single precision."""
+    """Metrics of an evaluation while training, batch by batch in single precision."""
     metrics = HandMetrics(ROOT_JOINT)
     for start in range(0, len(arrays[0]), BATCH):
         rows = slice(start, start + BATCH)
         metrics.update(*(torch.from_numpy(a[rows]).float() for a in arrays))
-    figures = metrics.compute()
-    return {name: value for name, value in figures.items() if not name.startswith("num_")}
+    found = metrics.compute()
+    return {name: value for name, value in found.items() if not name.startswith("num_")}
 
 
-def aligned_mm(arrays: Arrays, how: Callable[..., torch.Tensor]) -> NDArray[np.float64]:
+def aligned_mm(arrays: Arrays, align: Callable[..., torch.Tensor]) -> NDArray[np.float64]:
     """[n] mean distances of vertices after an alignment, in pieces."""
     pred, gt = (torch.from_numpy(arrays[i]) for i in (1, 3))
     pieces = zip(pred.split(BATCH), gt.split(BATCH), strict=True)
-    means = [point_errors_m(how(a, b), b).mean(dim=1) for a, b in pieces]
+    means = [point_errors_m(align(a, b), b).mean(dim=1) for a, b in pieces]
     return torch.cat(means).numpy() * 1e3
 
 
@@ -84,21 +88,21 @@ def vertex_f_scores(arrays: Arrays) -> NDArray[np.float64]:
 
 
 CASES: dict[str, tuple[str, dict[str, Work]]] = {
-    "FreiHAND, all figures": (
+    "FreiHAND, all metrics": (
         "",
         {
             "scipy": lambda arrays: scipy_scorer.official(*arrays, is_ho3d=False),
             "handmim": lambda arrays: FREIHAND.score(*arrays),
         },
     ),
-    "HO-3D, all figures": (
+    "HO-3D, all metrics": (
         "",
         {
             "scipy": lambda arrays: scipy_scorer.official(*arrays, is_ho3d=True),
             "handmim": lambda arrays: HO3D_V2.score(*arrays),
         },
     ),
-    "figures while training": (
+    "metrics while training": (
         "",
         {
             "scipy": lambda arrays: scipy_scorer.root_relative(ROOT_JOINT, *arrays),
@@ -109,8 +113,8 @@ CASES: dict[str, tuple[str, dict[str, Work]]] = {
         "mm",
         {
             "scipy": partial(plainly, scipy_scorer.aligned_mm),
-            "handmim": partial(aligned_mm, how=similarity_align),
-            "tensor operations": partial(aligned_mm, how=tensor_similarity_align),
+            "handmim": partial(aligned_mm, align=similarity_align),
+            "tensor operations": partial(aligned_mm, align=tensor_similarity_align),
         },
     ),
     "F-scores of vertices": (
@@ -121,13 +125,13 @@ CASES: dict[str, tuple[str, dict[str, Work]]] = {
 
 
 def gap(ours: Any, theirs: Any) -> float:
-    """Largest difference of two answers: arrays, or figures by name.
+    """Largest difference of two results: arrays, or metrics by name.
 
-    Raises: ValueError for figures of other names.
+    Raises: ValueError for metrics of other names.
     """
     if isinstance(ours, Mapping):
         if set(ours) != set(theirs):
-            raise ValueError(f"figures differ in {sorted(set(ours) ^ set(theirs))}")
+            raise ValueError(f"metrics differ in {sorted(set(ours) ^ set(theirs))}")
         return max(abs(ours[name] - theirs[name]) for name in ours)
     return float(np.abs(ours - theirs).max())
 
@@ -139,37 +143,28 @@ def measure(
     num: int,
     num_plain: int,
     num_files: int,
-    turn_rad: float,
+    rotation_rad: float,
     shift_m: float,
-    asked: Mapping[str, float],
+    promised: Mapping[str, float],
 ) -> Iterator[list[Row]]:
-    """A case per set of figures, and one for writing and reading prediction files.
+    """A case per set of metrics, and one for writing and reading prediction files, all on the CPU.
 
-    The reference looks at the first `num_plain` samples; its times are given per set of `num`.
-
-    Args:
-        bench: how long; everything runs on the CPU.
-        hand: file of the hand model.
-        num: samples to score.
-        num_plain: samples that the reference scores, on which answers are compared.
-        num_files: samples written and read.
-        turn_rad, shift_m: how wrong predictions are, see `hands`.
-        asked: promised speedups by case.
+    The reference scores the first `num_plain` samples, on which results are compared; its times
+    are given per set of `num`.
     """
-    arrays = hands(Path(hand), num, turn_rad, shift_m)
+    arrays = hands(Path(hand), num, rotation_rad, shift_m)
     some = [a[:num_plain] for a in arrays]
     for case, (unit, works) in CASES.items():
         given = {name: some if name == "scipy" else arrays for name in works}
         seconds = bench.race({name: partial(work, given[name]) for name, work in works.items()})
-        truth = works["scipy"](some)
+        expected = works["scipy"](some)
         more = {
-            name: {"error": gap(work(some), truth), "error_unit": unit}
+            name: {"error": gap(work(some), expected), "error_unit": unit}
             for name, work in works.items()
             if name != "scipy"
         }
         reference = f"scipy, {num_plain} samples x {num / num_plain:.4g}"
         times = {reference: [s * num / num_plain for s in seconds.pop("scipy")], **seconds}
-        promised = {"handmim": asked[case]} if case in asked else {}
         yield compared(
             "score",
             f"{case} of {num} samples",
@@ -177,13 +172,13 @@ def measure(
             reference,
             items=num,
             unit="samples",
-            asked=promised,
+            promised=_of_case(promised, case),
             more=more,
         )
-    yield from _files(bench, [a[:num_files] for a in arrays[:2]], asked)
+    yield from _files(bench, [a[:num_files] for a in arrays[:2]], promised)
 
 
-def _files(bench: Bench, pred: Arrays, asked: Mapping[str, float]) -> Iterator[list[Row]]:
+def _files(bench: Bench, pred: Arrays, promised: Mapping[str, float]) -> Iterator[list[Row]]:
     """Writing pred.json and its zip, and reading pred.json."""
     num = len(pred[0])
     with tempfile.TemporaryDirectory() as name:
@@ -191,11 +186,11 @@ def _files(bench: Bench, pred: Arrays, asked: Mapping[str, float]) -> Iterator[l
         plain.mkdir()
         works: dict[str, dict[str, Callable[[], Any]]] = {
             "writing predictions": {
-                "json": lambda: plain_json.write(plain, *pred),
+                "json": lambda: write_json(plain, *pred),
                 "handmim": lambda: write_submission(ours, *pred),
             },
             "reading predictions": {
-                "json": lambda: plain_json.read(plain / "pred.json"),
+                "json": lambda: read_json(plain / "pred.json"),
                 "handmim": lambda: read_submission(ours / "pred.json"),
             },
         }
@@ -210,6 +205,23 @@ def _files(bench: Bench, pred: Arrays, asked: Mapping[str, float]) -> Iterator[l
                 "json",
                 items=num,
                 unit="samples",
-                asked={"handmim": asked[case]} if case in asked else {},
+                promised=_of_case(promised, case),
                 more={"handmim": {"error": off, "error_unit": "m"}},
             )
+
+
+def _of_case(promised: Mapping[str, float], case: str) -> dict[str, float]:
+    return {"handmim": promised[case]} if case in promised else {}
+
+
+def write_json(folder: Path, *pred: NDArray[np.float64]) -> None:
+    """pred.json with seven decimals and the zip around it, by the json module."""
+    with (folder / "pred.json").open("w") as file:
+        json.dump([points.astype(np.float64).round(7).tolist() for points in pred], file)
+    with ZipFile(folder / "pred.zip", "w", ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.write(folder / "pred.json", "pred.json")
+
+
+def read_json(path: Path) -> Arrays:
+    """Joints [n, 21, 3] and vertices [n, 778, 3]."""
+    return [np.array(points) for points in json.loads(path.read_text())]

@@ -1,4 +1,4 @@
-"""The pretraining step against a plain one of the same mathematics."""
+"""The pretraining step against a plain one of the same mathematics, and how it scales."""
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from benchmark.ceiling import flops_of, matmul_flops_per_s
-from benchmark.memory import peak_mib
-from benchmark.race import Bench, Row, compared
+from benchmark.core import Bench, Row, compared, flops_of, peak_flops_per_s, peak_mib
 from benchmark.references.plain_step import PlainStep
 from handmim.data.masking import MaskSampler
 from handmim.engine.optim import OptimizerConfig
@@ -41,7 +39,7 @@ def noise_batch(
     num_local: int = 0,
     local_px: int = 96,
 ) -> PretrainBatch:
-    """Two views of noise, 30 % of the patches of each hidden in blocks, and local crops."""
+    """Two views of noise, 30 % of the patches of each masked in blocks, and local crops."""
     g = torch.Generator().manual_seed(0)
     grid = (view_px // patch_px, view_px // patch_px)
     masks = MaskSampler(ratio=(0.3, 0.3), masked_share=1.0)
@@ -57,12 +55,17 @@ def noise_batch(
 
 
 def networks(
-    arch: str, view_px: int, patch_px: int, num_prototypes: int, drop_path_rate: float, **how: Any
+    arch: str,
+    view_px: int,
+    patch_px: int,
+    num_prototypes: int,
+    drop_path_rate: float,
+    **kwargs: Any,
 ) -> tuple[ViT, Callable[..., ProjectionHead]]:
     """A backbone and the constructor of its head, the same ones at every call."""
     torch.manual_seed(0)
-    how |= {"img_px": view_px, "patch_px": patch_px, "drop_path_rate": drop_path_rate}
-    return ViT(arch, **how), partial(ProjectionHead, num_prototypes=num_prototypes)
+    kwargs |= {"img_px": view_px, "patch_px": patch_px, "drop_path_rate": drop_path_rate}
+    return ViT(arch, **kwargs), partial(ProjectionHead, num_prototypes=num_prototypes)
 
 
 def our_step(
@@ -73,7 +76,7 @@ def our_step(
     *,
     over: str = "all",
     compiled: bool = False,
-    **how: Any,
+    **kwargs: Any,
 ) -> Step:
     """Our step as the loop takes it, iBOT's two losses.
 
@@ -84,10 +87,10 @@ def our_step(
         precision: Fabric's.
         over: patches that the centre follows, "all" (iBOT) or "masked" (DINOv2).
         compiled: let torch.compile fuse blocks.
-        how: further arguments of the ViT.
+        kwargs: further arguments of the ViT.
     """
     fabric = Fabric(accelerator=device.type, devices=1, precision=precision)  # type: ignore[arg-type]
-    backbone, head = networks(**sizes, **how)
+    backbone, head = networks(**sizes, **kwargs)
     task = HandMimTask(
         backbone,
         {"patch_distill": PatchDistill(), "class_distill": ClassDistill()},
@@ -132,14 +135,14 @@ def loss_gap(
     sizes: Mapping[str, Any],
     batch_args: Mapping[str, Any],
     steps: int = 3,
-    **how: Any,
+    **kwargs: Any,
 ) -> float:
-    """Largest difference of the losses of both over some steps, no paths dropped; `how` is that of
+    """Largest difference of the losses of both over some steps, no paths dropped; `kwargs` of
     `our_step`, in whose precision both run."""
     sizes = {**sizes, "drop_path_rate": 0.0}
-    ours = our_step(device, sizes, batch_args, **how)
-    same = {"over": how.get("over", "all")}
-    plain = plain_step(device, sizes, batch_args, how.get("precision", "32-true"), **same)
+    ours = our_step(device, sizes, batch_args, **kwargs)
+    same = {"over": kwargs.get("over", "all")}
+    plain = plain_step(device, sizes, batch_args, kwargs.get("precision", "32-true"), **same)
     pairs = [(ours(), plain()) for _ in range(steps)]
     return max(abs(float(a["loss"]) - float(b["loss"])) for a, b in pairs)
 
@@ -170,26 +173,15 @@ def measure(
     local_px: int,
     variants: Mapping[str, Mapping[str, Any]],
     plain: Sequence[str],
-    asked: Mapping[str, float],
+    promised: Mapping[str, float],
     over: str = "all",
     profile: str | None = None,
 ) -> Iterator[list[Row]]:
-    """Speed at one batch size, memory at another; a variant may have no measured memory.
+    """Speed at one batch size, memory at another; a compiled variant has no measured memory.
 
-    Args:
-        bench: where and how long.
-        arch: timm's name.
-        batch_size: crops of a step.
-        memory_batch_size: the same for peak memory, each in a process of its own; 0 measures none.
-        view_px, patch_px, num_prototypes, drop_path_rate: of networks and views.
-        num_local, local_px: local crops, which the plain step does not know: with some, the case
-            has our variants alone.
-        variants: arguments of `our_step` by name.
-        plain: precisions of the plain step; the first is the reference.
-        asked: promised speedups by variant.
-        over: patches that the centre of all steps follows, "all" (iBOT) or "masked" (DINOv2).
-        profile: folder for a profile of a step of the last variant: trace.json (for
-            chrome://tracing or perfetto.dev) and kernels.txt; None for none.
+    With local crops, which the plain step does not have, the case has our variants alone. `profile`
+    is a folder for a profile of a step of the last variant: trace.json (for chrome://tracing or
+    perfetto.dev) and kernels.txt.
     """
     sizes = {
         "arch": arch,
@@ -198,26 +190,27 @@ def measure(
         "num_prototypes": num_prototypes,
         "drop_path_rate": drop_path_rate,
     }
-    places = {"view_px": view_px, "patch_px": patch_px}
-    local = {"num_local": num_local, "local_px": local_px}
-    batch_args: dict[str, Any] = {"batch_size": batch_size, **places, **local}
+    batch_args: dict[str, Any] = {"batch_size": batch_size, "view_px": view_px}
+    batch_args |= {"patch_px": patch_px, "num_local": num_local, "local_px": local_px}
     device = bench.device
     makers: dict[str, tuple[Callable[..., Step], dict[str, Any]]] = {}
     if not num_local:
         makers = {
             f"plain {name}": (plain_step, {"precision": name, "over": over}) for name in plain
         }
-    makers |= {name: (our_step, {"over": over, **how}) for name, how in variants.items()}
-    steps = {name: make(device, sizes, batch_args, **how) for name, (make, how) in makers.items()}
+    makers |= {name: (our_step, {"over": over, **kwargs}) for name, kwargs in variants.items()}
+    steps = {
+        name: make(device, sizes, batch_args, **kwargs) for name, (make, kwargs) in makers.items()
+    }
     reference = next(iter(steps))
-    rates = {p: matmul_flops_per_s(device, dtype) for p, dtype in DTYPES.items()}
+    rates = {p: peak_flops_per_s(device, dtype) for p, dtype in DTYPES.items()}
     seconds = bench.race(steps)
     more: dict[str, dict[str, Any]] = {}
-    for name, (_, how) in makers.items():
+    for name, (_, kwargs) in makers.items():
         flops = flops_of(steps[name])
         rate = flops / statistics.median(seconds[name])
-        share = rate / rates[how.get("precision", "32-true")]
-        more[name] = {"gflop": flops / 1e9, "ceiling_share": share}
+        share = rate / rates[kwargs.get("precision", "32-true")]
+        more[name] = {"gflop": flops / 1e9, "peak_share": share}
     if profile is not None:
         write_profile(steps[next(reversed(steps))], Path(profile))
     steps.clear()
@@ -229,10 +222,17 @@ def measure(
     case = f"{arch}, {batch_size} crops, {view_px} px, K {num_prototypes}, centre over {over}"
     case += f", {num_local} local crops" if num_local else ""
     yield compared(
-        "step", case, seconds, reference, items=batch_size, unit="crops", asked=asked, more=more
+        "step",
+        case,
+        seconds,
+        reference,
+        items=batch_size,
+        unit="crops",
+        promised=promised,
+        more=more,
     )
     for precision in () if num_local else plain[1:]:  # against the plain step in this precision
-        own = [k for k, (_, how) in makers.items() if how.get("precision") == precision]
+        own = [k for k, (_, kwargs) in makers.items() if kwargs.get("precision") == precision]
         of_own = {name: seconds[name] for name in own}
         yield compared(
             "step", f"{case}, in {precision}", of_own, own[0], items=batch_size, unit="crops"
@@ -249,9 +249,9 @@ def _memory(
 ) -> list[Row]:
     """Peaks, and their shares of the plain step's at the same precision where that was measured."""
     peaks = {
-        name: peak_mib(partial(make, **how), device, sizes, batch_args, device=device)
-        for name, (make, how) in makers.items()
-        if not how.get("compiled")
+        name: peak_mib(partial(make, **kwargs), device, sizes, batch_args, device=device)
+        for name, (make, kwargs) in makers.items()
+        if not kwargs.get("compiled")
     }
     rows = []
     for name, peak in peaks.items():
@@ -260,3 +260,45 @@ def _memory(
         case = f"peak memory, {batch_args['batch_size']} crops"
         rows.append(Row("step", case, name, peak_mib=peak, memory_share=share))
     return rows
+
+
+def measure_scaling(
+    bench: Bench,
+    *,
+    arch: str,
+    drop_path_rate: float,
+    precision: str,
+    base: Mapping[str, int],
+    grow: Mapping[str, Sequence[int]],
+) -> Iterator[list[Row]]:
+    """A case per size that grows, the others as in the base; speed is relative to its first value,
+    per crop.
+
+    Raises: ValueError for a name that is no size.
+    """
+    unknown = sorted(set(grow) - set(base))
+    if unknown:
+        raise ValueError(f"grow must name sizes of {sorted(base)}, got {unknown}")
+    for name, values in grow.items():
+        steps, more = {}, {}
+        for value in values:
+            made = {**base, name: value}
+            batch = {k: made[k] for k in ("batch_size", "view_px", "patch_px")}
+            sizes: dict[str, Any] = {
+                "arch": arch,
+                "drop_path_rate": drop_path_rate,
+                **{k: made[k] for k in ("view_px", "patch_px", "num_prototypes")},
+            }
+            make, label = partial(our_step, precision=precision), str(value)
+            steps[label] = make(bench.device, sizes, batch)
+            more[label] = {
+                "gflop": flops_of(steps[label]) / 1e9,
+                "peak_mib": peak_mib(make, bench.device, sizes, batch, device=bench.device),
+            }
+        seconds, num = bench.race(steps), base["batch_size"]
+        per_crop = {}
+        for value, (label, times) in zip(values, seconds.items(), strict=True):
+            crops = value if name == "batch_size" else num
+            per_crop[label] = [s / crops for s in times]
+        first = str(values[0])
+        yield compared("scaling", f"{name}, per crop", per_crop, first, unit="crops", more=more)

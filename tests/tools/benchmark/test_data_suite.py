@@ -7,9 +7,18 @@ import torch
 from PIL import Image
 from scipy.stats import wasserstein_distance
 
-from benchmark.data import FLOAT, PIL, TURNED, UINT8, WARP, like_ibot, measure, views_of
-from benchmark.pictures import write_jpegs
-from benchmark.race import Bench
+from benchmark.core import Bench
+from benchmark.data import (
+    FLOAT,
+    PIL,
+    ROTATED,
+    UINT8,
+    WARP,
+    like_ibot,
+    measure,
+    views_of,
+    write_jpegs,
+)
 from benchmark.references.pil_views import PilViews, colours
 from handmim.data.colour import ColourJitter
 from handmim.data.crops import CropFolder
@@ -21,7 +30,7 @@ CPU = torch.device("cpu")
 
 def test_rows_of_every_kind_of_file():
     sources = {
-        name: {"size_wh": size, "mean_kib": 2, "crop_px": 48, "asked": {UINT8: 7.0}}
+        name: {"size_wh": size, "mean_kib": 2, "crop_px": 48, "promised": {UINT8: 7.0}}
         for name, size in (("crops", (48, 48)), ("photos", (96, 64)))
     }
     cases = list(measure(Bench(CPU, 1), hand=HAND, num=2, view_px=32, sources=sources))
@@ -30,9 +39,9 @@ def test_rows_of_every_kind_of_file():
         assert decoded[0].variant == "PIL"
         assert "OpenCV" in {row.variant for row in decoded}
         packed = [f"{UINT8}, packed as {coding}" for coding in ("jpeg", "raw")]
-        assert [row.variant for row in viewed] == [PIL, FLOAT, UINT8, TURNED, WARP, *packed]
-        assert [row.asked for row in viewed[:4]] == [None, None, 7.0, None]
-        assert all(row.unit == "pictures" for row in decoded + viewed)
+        assert [row.variant for row in viewed] == [PIL, FLOAT, UINT8, ROTATED, WARP, *packed]
+        assert [row.promised for row in viewed[:4]] == [None, None, 7.0, None]
+        assert all(row.unit == "images" for row in decoded + viewed)
     assert "48x48" in cases[0][0].case
     assert "96x64" in cases[3][0].case
 

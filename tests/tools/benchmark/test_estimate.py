@@ -4,7 +4,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from rich.console import Console
 
-from benchmark.estimate import Probe, carried, duration, estimate, estimate_table
+from benchmark.estimate import Probe, duration, estimate, estimate_table, extrapolated
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 QUICK = {"pretrain": "quickstart_pretrain", "finetune": "quickstart_finetune"}
@@ -17,12 +17,12 @@ def composed(entry: str, *words: str):
 
 def test_lines_are_followed():
     probes = Probe(4, 1.0, 100.0), Probe(8, 1.5, 180.0)
-    assert carried(probes, 16) == Probe(16, 2.5, 340.0)
-    assert carried(probes, 8) == probes[1]
-    assert carried(probes[:1], 4) == probes[0]
-    assert carried(probes[:1], 12) == Probe(12, 3.0, 300.0)  # one probe: from zero
+    assert extrapolated(probes, 16) == Probe(16, 2.5, 340.0)
+    assert extrapolated(probes, 8) == probes[1]
+    assert extrapolated(probes[:1], 4) == probes[0]
+    assert extrapolated(probes[:1], 12) == Probe(12, 3.0, 300.0)  # one probe: from zero
     # noise may let a line fall; a larger batch costs no less
-    assert carried((Probe(4, 1.5, 100.0), Probe(8, 1.4, 90.0)), 16) == Probe(16, 1.4, 90.0)
+    assert extrapolated((Probe(4, 1.5, 100.0), Probe(8, 1.4, 90.0)), 16) == Probe(16, 1.4, 90.0)
 
 
 def test_slow_steps_are_measured_at_two_sizes_all_the_same(monkeypatch):

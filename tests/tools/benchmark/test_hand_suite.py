@@ -1,12 +1,12 @@
 import torch
 
-from benchmark.hand import measure
-from benchmark.race import Bench
+from benchmark.core import Bench
+from benchmark.hands import measure
 
 
 def test_answers_agree_with_smplx(hand_path):
     bench = Bench(torch.device("cpu"), rounds=1)
-    cases = list(measure(bench, hand=str(hand_path), batch_sizes=[1, 3], asked=[1.0, 1.0]))
+    cases = list(measure(bench, hand=str(hand_path), batch_sizes=[1, 3], promised=[1.0, 1.0]))
     assert [len(rows) for rows in cases] == [2, 2]
     for theirs, ours in cases:
         assert (theirs.variant, ours.variant) == ("smplx", "handmim")

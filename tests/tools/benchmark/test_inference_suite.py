@@ -8,15 +8,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from benchmark.inference import model, noise_crops, stage_shares
-from benchmark.race import Bench
-from benchmark.references.plain_predictor import predict_one_by_one
+from benchmark.core import Bench
+from benchmark.inference import model, noise_crops, predict_one_by_one, stage_shares
 from handmim.evaluation.inference import InferenceModule
 from handmim.evaluation.predictor import HandPredictor
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 SMALL = [
-    "suite=inference",
     "backbone@suites.inference.backbone=vit_nano_p8",
     "head@suites.inference.head=pymaf_small",
     "suites.inference.crop_px=56",
@@ -26,12 +24,12 @@ SMALL = [
 def suite(*words: str):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose("benchmark", overrides=[*SMALL, *words])
-    return instantiate(cfg.suites)["inference"]
+    return instantiate(cfg.suites.inference)
 
 
 def test_batches_are_compared_with_single_pictures():
     found = list(
-        suite("suites.inference.batch_sizes=[1,3]", "+suites.inference.asked.fp32=1.25")(
+        suite("suites.inference.batch_sizes=[1,3]", "+suites.inference.promised.fp32=1.25")(
             Bench(torch.device("cpu"), rounds=1)
         )
     )
@@ -41,10 +39,10 @@ def test_batches_are_compared_with_single_pictures():
         assert [row.variant for row in rows] == ["one by one", "fp32", "bf16"]
         assert plain.case.endswith(f"batch {size}")
         assert plain.speedup is None
-        assert (fp32.asked, bf16.asked) == (1.25, None)
+        assert (fp32.promised, bf16.promised) == (1.25, None)
         assert fp32.error < 1e-5 < bf16.error < 1e-2
         assert fp32.gflop == pytest.approx(size * found[0][1].gflop)
-        assert 0 < fp32.ceiling_share < 2
+        assert 0 < fp32.peak_share < 2
         shares = {part.rsplit(" ", 1)[0] for part in fp32.note.split(", ")}
         assert shares == {"upload", "crop", "backbone", "head and hand", "download"}
 

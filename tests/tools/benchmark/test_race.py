@@ -6,10 +6,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmark.ceiling import flops_of, matmul_flops_per_s
-from benchmark.memory import peak_mib
-from benchmark.race import Bench, Row, compared
-from benchmark.table import machine_facts, rows_table, write_rows
+from benchmark.core import Bench, Row, compared, flops_of, peak_flops_per_s, peak_mib
+from benchmark.table import machine_metadata, rows_table, write_rows
 
 CPU = torch.device("cpu")
 
@@ -37,9 +35,9 @@ def test_more_work_takes_more_cpu_time_and_sleeping_takes_none():
 
 def test_figures_by_hand():
     seconds = {"slow": [4.0, 6.0, 5.0], "fast": [2.0, 2.0, 1.0]}
-    slow, fast = compared("s", "c", seconds, "slow", items=10, unit="x", asked={"fast": 3.0})
+    slow, fast = compared("s", "c", seconds, "slow", items=10, unit="x", promised={"fast": 3.0})
     assert (slow.ms, slow.speedup, slow.per_s) == (5000.0, None, 2.0)
-    assert (fast.speedup, fast.low, fast.high, fast.asked) == (2.5, 2.0, 5.0, 3.0)
+    assert (fast.speedup, fast.low, fast.high, fast.promised) == (2.5, 2.0, 5.0, 3.0)
 
 
 def test_rows_are_printed_and_written(tmp_path):
@@ -49,7 +47,7 @@ def test_rows_are_printed_and_written(tmp_path):
     text = console.file.getvalue()
     assert "1.50-3.00" in text
     assert "GFLOP" not in text  # nobody has any
-    write_rows(tmp_path / "a.json", rows, machine_facts(CPU))
+    write_rows(tmp_path / "a.json", rows, machine_metadata(CPU))
     content = json.loads((tmp_path / "a.json").read_text())
     assert content["rows"][1] == rows[1].plain()
     assert content["machine"]["torch"] == torch.__version__
@@ -79,13 +77,13 @@ def test_work_that_fails_elsewhere_is_named():
 def test_operations_and_their_rate():
     a, b = torch.randn(8, 16), torch.randn(16, 32)
     assert flops_of(lambda: a @ b) == 2 * 8 * 16 * 32
-    assert matmul_flops_per_s(CPU, torch.float32, rounds=2) > 1e8
+    assert peak_flops_per_s(CPU, torch.float32, rounds=2) > 1e8
 
 
 def test_what_falls_short_of_a_promise_is_red():
     rows = [
-        Row("s", "c", "a", per_s=90, unit="x", asked_per_s=100, speedup=3, asked=2.5),
-        Row("s", "c", "b", per_s=110, unit="x", asked_per_s=100, speedup=2, asked=2.5),
+        Row("s", "c", "a", per_s=90, unit="x", promised_per_s=100, speedup=3, promised=2.5),
+        Row("s", "c", "b", per_s=110, unit="x", promised_per_s=100, speedup=2, promised=2.5),
     ]
     console = Console(width=120, file=io.StringIO(), force_terminal=True)
     console.print(rows_table(rows))

@@ -1,19 +1,19 @@
 import pytest
 import torch
 
-from benchmark.race import Bench
-from benchmark.scaling import measure
+from benchmark.core import Bench
+from benchmark.step import measure_scaling
 
 BASE = {"batch_size": 1, "view_px": 32, "patch_px": 16, "num_prototypes": 64}
 
 
 def rows(grow):
     how = {"arch": "vit_tiny_patch16_224", "drop_path_rate": 0.0, "precision": "32-true"}
-    return list(measure(Bench(torch.device("cpu"), rounds=1), **how, base=BASE, grow=grow))
+    return list(measure_scaling(Bench(torch.device("cpu"), rounds=1), **how, base=BASE, grow=grow))
 
 
 def test_more_costs_more(monkeypatch):
-    monkeypatch.setattr("benchmark.scaling.peak_mib", lambda make, *args, device: 1.0)
+    monkeypatch.setattr("benchmark.step.peak_mib", lambda make, *args, device: 1.0)
     found = rows({"batch_size": [1, 3], "view_px": [32, 64], "num_prototypes": [64, 4096]})
     assert [len(case) for case in found] == [2, 2, 2]
     for small, large in found:
@@ -24,5 +24,5 @@ def test_more_costs_more(monkeypatch):
 
 
 def test_unknown_sizes_are_named():
-    with pytest.raises(ValueError, match=r"got \['depth'\] \(suites\.scaling\.grow\)"):
+    with pytest.raises(ValueError, match=r"grow must name sizes of .*, got \['depth'\]"):
         rows({"depth": [1]})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmark.race import Bench
+from benchmark.core import Bench
 from benchmark.references import scipy_scorer
 from benchmark.score import CASES, gap, hands, measure
 from handmim.evaluation.benchmarks import FREIHAND
@@ -42,10 +42,10 @@ def test_other_figures_are_no_agreement():
 
 
 def test_rows(hand_path):
-    sizes = {"num": 8, "num_plain": 2, "num_files": 2, "turn_rad": 0.1, "shift_m": 0.01}
+    sizes = {"num": 8, "num_plain": 2, "num_files": 2, "rotation_rad": 0.1, "shift_m": 0.01}
     bench = Bench(torch.device("cpu"), rounds=1)
-    asked = {"FreiHAND, all figures": 2.0}
-    found = list(measure(bench, hand=str(hand_path), **sizes, asked=asked))
+    promised = {"FreiHAND, all metrics": 2.0}
+    found = list(measure(bench, hand=str(hand_path), **sizes, promised=promised))
     assert len(found) == len(CASES) + 2
     names = [[row.variant for row in rows] for rows in found]
     assert names[0] == ["scipy, 2 samples x 4", "handmim"]
@@ -53,7 +53,7 @@ def test_rows(hand_path):
     for rows in found:
         assert rows[0].speedup is None
         assert all(row.error < 1e-4 for row in rows[1:])
-    assert [rows[1].asked for rows in found] == [2.0] + [None] * (len(found) - 1)
+    assert [rows[1].promised for rows in found] == [2.0] + [None] * (len(found) - 1)
 
 
 def test_without_scipy_it_says_where_it_comes_from(monkeypatch):

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from benchmark.race import Bench
+from benchmark.core import Bench
 from benchmark.step import loss_gap, measure, noise_batch, our_step, plain_step
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def test_rows(num_local, tmp_path):
             local_px=32,
             variants={"ours": {}, "recomputed": {"recompute_blocks": 12}},
             plain=["32-true"],
-            asked={"ours": 1.0},
+            promised={"ours": 1.0},
             profile=str(tmp_path / "profile") if num_local else None,
         )
     )
@@ -70,12 +70,12 @@ def test_rows(num_local, tmp_path):
     if not num_local:
         assert by_name["plain 32-true"].gflop > 1.05 * by_name["ours"].gflop
         assert by_name["ours"].error < 1e-5
-        assert by_name["ours"].asked == 1.0
+        assert by_name["ours"].promised == 1.0
 
 
 @pytest.mark.slow
 def test_memory_is_measured_apart():
-    how = {"variants": {"ours": {}}, "plain": ["32-true"], "asked": {}}
+    how = {"variants": {"ours": {}}, "plain": ["32-true"], "promised": {}}
     sizes = SIZES | {"num_prototypes": 8192}
     local = {"num_local": 0, "local_px": 32}
     bench = Bench(CPU, rounds=1)

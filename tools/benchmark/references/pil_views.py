@@ -1,4 +1,4 @@
-"""Two views of a picture as iBOT composes its global ones (Zhou et al. 2022, arXiv 2111.07832),
+"""Two views of a image as iBOT composes its global ones (Zhou et al. 2022, arXiv 2111.07832),
 from Pillow and torchvision's first transforms."""
 
 from pathlib import Path
@@ -18,11 +18,11 @@ class Blur:
     def __init__(self, prob: float, seed: int) -> None:
         self.prob, self.rng = prob, np.random.default_rng(seed)
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
+    def __call__(self, image: Image.Image) -> Image.Image:
         """Blurred, or as it is."""
         if self.rng.random() >= self.prob:
-            return picture
-        return picture.filter(ImageFilter.GaussianBlur(radius=self.rng.uniform(0.1, 2.0)))
+            return image
+        return image.filter(ImageFilter.GaussianBlur(radius=self.rng.uniform(0.1, 2.0)))
 
 
 class Solarise:
@@ -31,9 +31,9 @@ class Solarise:
     def __init__(self, prob: float, seed: int) -> None:
         self.prob, self.rng = prob, np.random.default_rng(seed)
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
+    def __call__(self, image: Image.Image) -> Image.Image:
         """Solarised, or as it is."""
-        return ImageOps.solarize(picture) if self.rng.random() < self.prob else picture
+        return ImageOps.solarize(image) if self.rng.random() < self.prob else image
 
 
 def colours() -> T.Compose:
@@ -48,7 +48,7 @@ class PilViews:
 
     Args:
         view_px: side of the views.
-        scale: least and largest area of a crop relative to the picture's.
+        scale: least and largest area of a crop relative to the image's.
         seed: of blur and solarisation; the rest draws from torch's global generator.
     """
 
@@ -64,5 +64,5 @@ class PilViews:
     def __call__(self, path: Path) -> tuple[Tensor, Tensor]:
         """Read a file and cut it twice."""
         with open(path, "rb") as file:
-            picture = Image.open(file).convert("RGB")
-        return self.first(picture), self.second(picture)
+            image = Image.open(file).convert("RGB")
+        return self.first(image), self.second(image)

@@ -2,7 +2,7 @@
 
 Heads, logits and losses run on the tokens of all patches and the mask comes last; attention is
 written out; gradients are clipped, moved and averaged tensor by tensor, each with a number fetched
-from the device. The same mathematics as ours: `tests/speed` holds both against each other.
+from the device. The same mathematics as ours: `tests/tools/benchmark` compares both.
 """
 
 import copy
@@ -19,12 +19,12 @@ from handmim.types import PretrainBatch
 NO_DECAY = ("pos_embed", "cls_token", "mask_token")
 
 
-def plain_tokens(backbone: ViT, views: Tensor, hidden: Tensor | None) -> Tensor:
+def plain_tokens(backbone: ViT, views: Tensor, masked: Tensor | None) -> Tensor:
     """[V, 1 + N, D] tokens of a timm ViT, its blocks written out."""
     net = backbone.net
     x = net.patch_embed(backbone.normalise(views))
-    if hidden is not None:
-        x = torch.where(hidden.unsqueeze(-1), backbone.mask_token.to(x.dtype), x)
+    if masked is not None:
+        x = torch.where(masked.unsqueeze(-1), backbone.mask_token.to(x.dtype), x)
     x = torch.cat([net.cls_token.expand(len(x), -1, -1), x], dim=1) + net.pos_embed
     for block in net.blocks:
         x = x + plain_drop_path(block.drop_path1, plain_attention(block.attn, block.norm1(x)))
@@ -100,12 +100,12 @@ class PlainStep:
     def losses(self, batch: PretrainBatch) -> tuple[Tensor, Tensor]:
         """Class and patch term; centres move."""
         num, g = batch.views.shape[:2]
-        views, hidden = batch.views.flatten(0, 1), batch.is_masked.flatten(0, 1)
+        views, masked = batch.views.flatten(0, 1), batch.is_masked.flatten(0, 1)
         with torch.no_grad():
             t_cls, t_patch = self._logits(self.teacher, views, None)
             p_cls = ((t_cls - self.class_centre) / self.teacher_temp).softmax(dim=-1)
             p_patch = ((t_patch - self.patch_centre) / self.teacher_temp).softmax(dim=-1)
-        s_cls, s_patch = self._logits(self.student, views, hidden)
+        s_cls, s_patch = self._logits(self.student, views, masked)
         p_cls, s_cls = p_cls.unflatten(0, (num, g)), s_cls.unflatten(0, (num, g))
         class_loss, terms = torch.zeros((), device=views.device), 0
         for q in range(g):
@@ -115,12 +115,12 @@ class PlainStep:
                     class_loss = class_loss - (p_cls[:, q] * log_p).sum(dim=-1).mean()
                     terms += 1
         each = -(p_patch * F.log_softmax(s_patch / self.student_temp, dim=-1)).sum(dim=-1)
-        mask = hidden.to(each.dtype)
+        mask = masked.to(each.dtype)
         patch_loss = ((each * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)).mean()
         with torch.no_grad():
             keep = self.centre_momentum
             self.class_centre = keep * self.class_centre + (1 - keep) * t_cls.mean(dim=0)
-            counted = t_patch[hidden] if self.over == "masked" else t_patch.flatten(0, 1)
+            counted = t_patch[masked] if self.over == "masked" else t_patch.flatten(0, 1)
             mean = counted.mean(dim=0)
             self.patch_centre = keep * self.patch_centre + (1 - keep) * mean
         return class_loss / terms, patch_loss
@@ -131,7 +131,7 @@ class PlainStep:
         with torch.autocast(device, dtype=torch.bfloat16, enabled=self.is_mixed):
             class_loss, patch_loss = self.losses(batch)
             loss = class_loss + patch_loss
-        told = {"loss": loss.item(), "class": class_loss.item(), "patch": patch_loss.item()}
+        losses = {"loss": loss.item(), "class": class_loss.item(), "patch": patch_loss.item()}
         self.optimizer.zero_grad()
         loss.backward()
         for p in self.student.parameters():
@@ -145,11 +145,11 @@ class PlainStep:
                 self.teacher.parameters(), self.student.parameters(), strict=True
             ):
                 mine.mul_(self.momentum).add_(theirs.detach(), alpha=1 - self.momentum)
-        return told
+        return losses
 
     @staticmethod
-    def _logits(net: nn.ModuleDict, views: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _logits(net: nn.ModuleDict, views: Tensor, masked: Tensor | None) -> tuple[Tensor, Tensor]:
         """[V, P] of class tokens and [V, N, P] of all patches, in full precision."""
         backbone: Any = net["backbone"]
-        logits = net["projection"](plain_tokens(backbone, views, hidden))
+        logits = net["projection"](plain_tokens(backbone, views, masked))
         return logits[:, 0], logits[:, 1:]

@@ -7,8 +7,6 @@ import pytest
 from handmim.data.label_subsets import read_ids
 from tests.tools.calls import call
 
-METHODS_MEASURED = ("mae", "handmim")
-
 DATA = "data.num_val: 8, data.num_train: 16, data.num_workers: 0, data.scene.image_px: 48"
 TABLE = [
     "table=objectives",

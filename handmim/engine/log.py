@@ -156,10 +156,14 @@ class StepProgress(Progress):
 
     def show(self, step: int, loss: float | None) -> None:
         """Show `step` finished steps; `loss` is None between log points."""
-        rate, is_end = self.images_per_s(step), step == self.total_steps
+        if loss is None:
+            if self.is_bar:
+                self.update(step)
+            return
+        rate = self.images_per_s(step)
         if self.is_bar:
-            self.update(step, None if loss is None else f"loss {loss:.4f} {rate:.0f} images/s")
-        elif self.shown and loss is not None and (is_end or step % self.line_every == 0):
+            self.update(step, f"loss {loss:.4f} {rate:.0f} images/s")
+        elif self.shown and (step % self.line_every == 0 or step == self.total_steps):
             left = (self.total_steps - step) * self.batch_size / max(rate, 1e-9)
             log.info(
                     "step %d/%d  loss %.4f  %.0f images/s  %.0f s left",

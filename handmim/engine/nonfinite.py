@@ -2,6 +2,7 @@
 that would cost, refused, skipped or rewound."""
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -149,38 +150,25 @@ class FiniteGuard:
         )
 
 
+@dataclass
 class GuardedSteps:
-    """Makes one step after the other. One whose loss or gradient is not finite leaves no trace.
+    """Makes one step after the other. One whose loss or gradient is not finite leaves no trace."""
 
-    Args:
-        run: devices and folder.
-        loader: of batches.
-        train_step: the step.
-        guard: checks it.
-        saver: saves the run before an error ends it.
-        ledger: notes steps that are skipped.
-        policy: for steps that are not finite: "stop" before them, "skip" them, or "rewind" to the
-            last checkpoint and skip them.
-        first_step: of this process.
-    """
+    run: Run
+    loader: PrefetchingLoader
+    train_step: TrainStep
+    guard: FiniteGuard
+    saver: Saver  # saves the run before an error ends it
+    ledger: Ledger  # notes steps that are skipped
+    # "stop" before steps that are not finite, "skip" them, or "rewind" to the last checkpoint and
+    # skip them
+    policy: str
+    first_step: int  # of this process
 
-    def __init__(
-        self,
-        run: Run,
-        loader: PrefetchingLoader,
-        train_step: TrainStep,
-        guard: FiniteGuard,
-        saver: Saver,
-        ledger: Ledger,
-        *,
-        policy: str,
-        first_step: int,
-    ) -> None:
-        self.run, self.loader, self.train_step, self.guard = run, loader, train_step, guard
-        self.saver, self.ledger, self.policy, self.first_step = saver, ledger, policy, first_step
+    def __post_init__(self) -> None:
         self._rewound_to, self._rewinds = -1, 0
         # What a forward pass may change: running averages.
-        self._buffers = list(train_step.task.buffers())
+        self._buffers = list(self.train_step.task.buffers())
 
     def __call__(self, info: StepInfo) -> StepOutput | None:
         """Make a step; None where it is skipped.

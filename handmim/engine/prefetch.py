@@ -109,33 +109,18 @@ class SampleOrder:
         return int(self._order[offset])
 
 
+@dataclass
 class StepBatches(Dataset[Loaded]):
-    """Whole batches by (step, indices of their samples), made in the processes that load.
+    """Whole batches by (step, indices of their samples), made in the processes that load."""
 
-    Args:
-        dataset: map-style samples.
-        collate: samples -> batch.
-        on_host: further work on a batch.
-        seed, rank: of its generator.
-        total_steps: of the run.
-        replaces: take another sample, chosen by (seed, step, rank, position in the batch), for an
-            `UnreadableSample`.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset[Any],
-        collate: Collate,
-        on_host: Prepare | None,
-        *,
-        seed: int,
-        rank: int,
-        total_steps: int,
-        replaces: bool,
-    ) -> None:
-        self.dataset, self.collate, self.on_host = dataset, collate, on_host
-        self.seed, self.rank, self.total_steps = seed, rank, total_steps
-        self.replaces = replaces
+    dataset: Dataset[Any]  # map-style samples
+    collate: Collate
+    on_host: Prepare | None  # further work on a batch
+    seed: int  # of its generator, with the rank
+    rank: int
+    total_steps: int
+    # Take another sample, chosen by (seed, step, rank, position), for an `UnreadableSample`.
+    replaces: bool
 
     def __getitem__(self, request: tuple[int, list[int]]) -> Loaded:
         return attempt(lambda: self._make(*request))

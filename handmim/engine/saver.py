@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,47 +31,26 @@ from handmim.utils.run import Run
 log = logging.getLogger(__name__)
 
 
+@dataclass
 class Saver:
     """Writes last.pt, best.pt, and numbered copies that stay, and reads them back; the main process
     writes.
 
     A save that the disk refuses is an error of the log alone, but for the last one.
-
-    Args:
-        run: devices, folder and config.
-        task: the module that is trained.
-        optimizer: as Fabric wrapped it.
-        best, ledger: also kept in every checkpoint.
-        check: called with the last finished step before weights are written; refuses them.
-        identity: facts that have to be the same for a run to go on, see `check_same_run`.
-        meta: further facts kept in every checkpoint.
-        save_every, keep_every: steps between checkpoints, and between copies; None for none.
-        keep_last: newest checkpoints that stay: last.pt, and last-1.pt that it replaced, ...
-
-    Attributes:
-        newest: checkpoint that was written, or resumed from, last.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        task: nn.Module,
-        optimizer: Any,
-        best: BestTracker,
-        ledger: Ledger,
-        check: Callable[[int], None],
-        identity: dict[str, Any],
-        meta: dict[str, Any],
-        *,
-        save_every: int | None,
-        keep_every: int | None,
-        keep_last: int = 1,
-    ) -> None:
-        self.run, self.task, self.optimizer = run, task, optimizer
-        self.best, self.ledger, self.check = best, ledger, check
-        self.facts = {"identity": identity, "meta": meta, "config": run.config}
-        self.save_every, self.keep_every, self.keep_last = save_every, keep_every, keep_last
-        self.newest: Path | None = None
+    run: Run
+    task: nn.Module
+    optimizer: Any  # as Fabric wrapped it
+    best: BestTracker
+    ledger: Ledger
+    check: Callable[[int], None]  # called with the last finished step; refuses lost weights
+    identity: dict[str, Any]  # what has to be the same for a run to go on, see `check_same_run`
+    meta: dict[str, Any]  # further facts kept in every checkpoint
+    save_every: int | None  # steps between checkpoints
+    keep_every: int | None  # steps between numbered copies
+    keep_last: int  # newest checkpoints that stay: last.pt, and last-1.pt that it replaced, ...
+    newest: Path | None = None  # checkpoint that was written, or resumed from, last
 
     def restore(self, resume: str, *, extend: bool = False) -> int:
         """Put everything where a checkpoint left it; the best metric is forgotten unless the
@@ -87,7 +67,7 @@ class Saver:
             self.run.write_start()
             return 0
         self.newest, state = loaded
-        identity = self.facts["identity"]
+        identity = self.identity
         check_same_run(state, identity, self.run.config, self.newest, extend=extend)
         self.run.write_start()
         step: int = state["step"]
@@ -174,7 +154,9 @@ class Saver:
         state = {
             "step": step,
             "task": self.task.state_dict(),
-            **self.facts,
+            "identity": self.identity,
+            "meta": self.meta,
+            "config": self.run.config,
             "optimizer": self.optimizer.state_dict(),
             "precision": self.run.fabric.strategy.precision.state_dict(),
             "best": self.best.state_dict(),

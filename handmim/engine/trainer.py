@@ -7,6 +7,7 @@ and resumed run equals an uninterrupted one.
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -69,62 +70,39 @@ class FitResult(NamedTuple):
         return processes.of_signal(str(self.stopped_by))
 
 
+@dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """Runs a task for a number of steps.
+    """Runs a task for a number of steps. Raises ValueError for settings that cannot be used."""
 
-    Args:
-        max_steps: optimizer steps of the whole run.
-        batch_size: samples per step over all processes.
-        num_workers: loader processes per training process.
-        log_every: steps between logged means.
-        save_every: steps between checkpoints; None saves at the end only.
-        keep_every: steps between numbered copies that stay; None keeps the last only.
-        keep_last: newest checkpoints that stay, last.pt among them.
-        image_every: steps between images; None draws at the end only.
-        check_finite_every: steps between checks of loss and gradient norm before the update, see
-            `nonfinite.FiniteGuard`.
-        nonfinite: policy for steps that are not finite, see `nonfinite.GuardedSteps`.
-        max_unreadable: share of the samples that others may stand in for.
-        accumulate: parts of each process's batch, see `step.TrainStep`.
-        stop_after: stop, resumable, after this many steps of this process.
-        extend: resume a run that was begun with another `max_steps`.
-        keep_best: validation metric whose best checkpoint is kept, see `best.BestRule`.
-        stop_patience: validations in a row without an improvement before the run stops.
-    """
+    max_steps: int  # optimizer steps of the whole run
+    batch_size: int  # samples per step over all processes
+    accumulate: int = 1  # parts of each process's batch, see `step.TrainStep`
+    num_workers: int = 0  # loader processes per training process
+    max_unreadable: float = 0.01  # share of the samples that others may stand in for
+    log_every: int = 20  # steps between logged means
+    image_every: int | None = None  # steps between images; None draws at the end only
+    save_every: int | None = None  # steps between checkpoints; None saves at the end only
+    keep_every: int | None = None  # steps between numbered copies that stay; None keeps none
+    keep_last: int = 1  # newest checkpoints that stay, last.pt among them
+    keep_best: str | None = None  # metric whose best checkpoint is kept, see `best.BestRule`
+    stop_patience: int | None = None  # validations in a row without an improvement before the end
+    stop_after: int | None = None  # stop, resumable, after this many steps of this process
+    extend: bool = False  # resume a run that was begun with another `max_steps`
+    nonfinite: str = STOP  # policy for steps that are not finite, see `nonfinite.GuardedSteps`
+    check_finite_every: int | None = None  # steps between checks, see `nonfinite.FiniteGuard`
 
-    def __init__(
-        self,
-        *,
-        max_steps: int,
-        batch_size: int,
-        num_workers: int = 0,
-        log_every: int = 20,
-        save_every: int | None = None,
-        keep_every: int | None = None,
-        keep_last: int = 1,
-        image_every: int | None = None,
-        check_finite_every: int | None = None,
-        nonfinite: str = STOP,
-        max_unreadable: float = 0.01,
-        accumulate: int = 1,
-        stop_after: int | None = None,
-        extend: bool = False,
-        keep_best: str | None = None,
-        stop_patience: int | None = None,
-    ) -> None:
-        at_least(1, max_steps=max_steps, batch_size=batch_size, log_every=log_every)
-        at_least(1, accumulate=accumulate, keep_last=keep_last)
-        if check_finite_every is not None:
-            at_least(1, check_finite_every=check_finite_every)
-        one_of("nonfinite", nonfinite, POLICIES)
-        shares(max_unreadable=max_unreadable)
-        self.max_steps, self.batch_size, self.accumulate = max_steps, batch_size, accumulate
-        self.num_workers, self.max_unreadable = num_workers, max_unreadable
-        self.log_every, self.image_every = log_every, image_every
-        self.saving = {"save_every": save_every, "keep_every": keep_every, "keep_last": keep_last}
-        self.nonfinite, self.check_finite_every = nonfinite, check_finite_every
-        self.stop_after, self.extend = stop_after, extend
-        self.best_rule = BestRule(keep_best, stop_patience)
+    def __post_init__(self) -> None:
+        at_least(1, max_steps=self.max_steps, batch_size=self.batch_size)
+        at_least(1, accumulate=self.accumulate, log_every=self.log_every, keep_last=self.keep_last)
+        if self.check_finite_every is not None:
+            at_least(1, check_finite_every=self.check_finite_every)
+        one_of("nonfinite", self.nonfinite, POLICIES)
+        shares(max_unreadable=self.max_unreadable)
+        self.best_rule()
+
+    def best_rule(self) -> BestRule:
+        """Which checkpoint is kept as the best, and when to stop."""
+        return BestRule(self.keep_best, self.stop_patience)
 
     def check_batch(self, world_size: int) -> None:
         """Raises: ValueError for a batch that does not divide by processes and parts."""
@@ -170,7 +148,7 @@ class Trainer:
         self.check_batch(run.world_size)
         if self.num_workers:
             start_server()
-        best, ledger, meta = BestTracker(self.best_rule), Ledger(), meta or {}
+        best, ledger, meta = BestTracker(self.best_rule()), Ledger(), meta or {}
         sizes = {"batch_size": self.batch_size, "seed": run.seed}
         step = TrainStep(
             run.fabric, task, config, prepare=prepare, accumulate=self.accumulate, **sizes
@@ -178,8 +156,10 @@ class Trainer:
         # Before a step is skipped it has to be checked.
         guard = FiniteGuard(run, task, 1 if self.nonfinite == SKIP else self.check_finite_every)
         identity = self._identity(run, dataset, meta)
-        parts = run, task, step.optimizer, best, ledger, guard.check
-        saver = Saver(*parts, identity, meta, **self.saving)  # type: ignore[arg-type]
+        saver = Saver(
+            run, task, step.optimizer, best, ledger, guard.check, identity, meta,
+            save_every=self.save_every, keep_every=self.keep_every, keep_last=self.keep_last,
+        )  # fmt: skip
         first_step = saver.restore(resume, extend=self.extend)
         log.info(
             "%d samples, %d steps of %d, %s; %.2f M trainable parameters",

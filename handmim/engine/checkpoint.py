@@ -29,7 +29,7 @@ def save_checkpoint(
     Args:
         path: of the file.
         state: to write.
-        before: called once all is written, before it takes the place of the previous file.
+        before: called once all is written, before it replaces the previous file.
     Raises: OSError for a full disk, with the bytes that are needed and free.
     """
     with atomic_path(path) as partial:

@@ -1,4 +1,4 @@
-"""Optimizer recipe: parameter groups, learning-rate and weight-decay schedules, gradient
+"""Optimizer config: parameter groups, learning-rate and weight-decay schedules, gradient
 clipping."""
 
 import inspect

@@ -1,4 +1,4 @@
-"""What a checkpoint of somebody else may say: plain values of known kinds, parts of ours alone."""
+"""Checks of checkpoints of somebody else: plain values of known kinds, parts of ours alone."""
 
 import importlib
 from collections.abc import Iterator, Mapping
@@ -57,22 +57,22 @@ def check_saved(saved: Mapping[str, Any], path: Any) -> None:
     require(saved, OF_MODELS, path)
     hand = saved["meta"].get("hand_sha256")
     if saved["step"] < 0 or not isinstance(hand, str | None):
-        raise ValueError(f"{path} says step {saved['step']} and hand_sha256 {hand!r}: refused")
+        raise ValueError(f"{path} has step {saved['step']} and hand_sha256 {hand!r}: refused")
     if wrong := [k for k, v in saved["task"].items() if not isinstance(v, Tensor)]:
         raise ValueError(f"{path} holds no tensor at task.{wrong[0]}")
     _check_sizes(saved, path)
 
 
-def require(saved: Mapping[str, Any], wanted: Mapping[str, type], path: Any) -> None:
+def require(saved: Mapping[str, Any], kinds: Mapping[str, type], path: Any) -> None:
     """Refuse a checkpoint that lacks an entry, or has another kind of value there.
 
     Args:
         saved: content of a checkpoint.
-        wanted: kinds by dotted name.
+        kinds: by dotted name.
         path: of the checkpoint, for messages.
     Raises: ValueError naming the first.
     """
-    for name, kind in wanted.items():
+    for name, kind in kinds.items():
         node: Any = saved
         for key in name.split("."):
             if not isinstance(node, Mapping) or key not in node:
@@ -109,7 +109,7 @@ def check_targets(config: Any, path: Any = "the checkpoint") -> None:
         allowed = SECTIONS.get(keys[0], PARTS)
         owner = text.startswith(allowed) and _defined_in(text)
         if not owner or not f"{owner}.".startswith(PARTS):
-            raise ValueError(f"{path}: its config wants to build {text[:60]!r} ({name}): refused")
+            raise ValueError(f"{path}: its config builds {text[:60]!r} ({name}): refused")
 
 
 def plain_leaves(config: Any, path: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -150,7 +150,7 @@ def _check_sizes(saved: Mapping[str, Any], path: Any) -> None:
         is_side = keys[0] == "data" and keys[-1].endswith("_px")
         if (of_model or is_side) and isinstance(value, (int, float)) and not abs(value) <= bound:
             raise ValueError(
-                f"{path}: its config says {'.'.join(keys)}={value:g}, its tensors allow {bound} at "
+                f"{path}: its config has {'.'.join(keys)}={value:g}, its tensors allow {bound} at "
                 "most: refused"
             )
 

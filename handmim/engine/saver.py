@@ -58,7 +58,7 @@ class Saver:
 
         Args:
             resume: "never", "auto" or a checkpoint.
-            extend: another number of steps is allowed; the log and run.json say what that changes.
+            extend: another number of steps is allowed; the log and run.json name what that changes.
         Returns: finished steps, 0 for a new run.
         Raises: FileNotFoundError, or ValueError for a damaged checkpoint or one of another run.
         """
@@ -205,7 +205,7 @@ def falls_on(step: int, every: int | None) -> bool:
 
 
 def _extend(run: Run, step: int, before: int, after: int, source: Path) -> None:
-    """Say what another number of steps changes.
+    """Log what another number of steps changes.
 
     Raises: ValueError when the run has as many steps already.
     """

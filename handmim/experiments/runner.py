@@ -120,7 +120,7 @@ def check_inputs(cfg: DictConfig, plan: Plan, compose: Compose) -> None:
 
 
 def _try_variant(variant: Variant, compose: Compose) -> None:
-    from handmim.pipelines.trial import try_parts, try_task  # they import torch
+    from handmim.pipelines.setup_run import try_parts, try_task  # they import torch
 
     for stage, overrides in (("pretrain", variant.pretrain), ("finetune", variant.finetune)):
         cfg = compose(stage, arguments(overrides))

@@ -19,8 +19,7 @@ CROP_PER_VIEW = 9 / 7  # side of the stored crops: 288 px for views of 224
 
 
 def dry_run_step(cfg: DictConfig, fabric: Fabric) -> tuple[Callable[[int], None], float]:
-    """One update: augmentation, networks, losses, backward, optimizer, averages; pictures are
-    noise.
+    """One training step on images of noise.
 
     Args:
         cfg: composed from configs/pretrain.yaml or configs/finetune.yaml.
@@ -59,7 +58,7 @@ def refuse_nonfinite(info: StepInfo, batch: Any, result: StepResult, norm: Any) 
 
 
 def noise_hands(image: torch.Tensor) -> HandBatch:
-    """[B, 3, S, S] uint8 pictures with labels of every kind, clouds of points before the camera."""
+    """[B, 3, S, S] uint8 images with labels of every kind: clouds of points before the camera."""
     b, side = len(image), image.shape[-1]
     yes = torch.ones(b, dtype=torch.bool)
     K = torch.tensor([[2.0 * side, 0.0, side / 2], [0.0, 2.0 * side, side / 2], [0.0, 0.0, 1.0]])

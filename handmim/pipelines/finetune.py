@@ -1,4 +1,4 @@
-"""Supervised regression from its composed config to the last validation's figures."""
+"""Supervised regression from its composed config to the last validation's metrics."""
 
 from collections import deque
 from pathlib import Path
@@ -52,7 +52,7 @@ def _finetune(cfg: DictConfig) -> Finetuned:
     trainer.check_batch(run.world_size)
     labels = {"num": cfg.num_labels, "fraction": cfg.label_fraction, "file": cfg.label_ids}
     augment = build(cfg.augment)
-    recipe = build(cfg.optim)
+    optimizer = build(cfg.optim)
     with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet
         train, val = build(cfg.data.train), build(cfg.data.val)
     for name, part in (("data.train", train), ("data.val", val)):
@@ -79,7 +79,7 @@ def _finetune(cfg: DictConfig) -> Finetuned:
         train,
         collate_hands,
         augment,
-        recipe,
+        optimizer,
         hooks=[EvalHook(val, augment, cfg.eval_every, num_workers=workers)],
         resume=cfg.resume,
         meta=task.hand_metadata() | chosen.facts | data,
@@ -93,16 +93,16 @@ def _finetune(cfg: DictConfig) -> Finetuned:
 
 
 def last_validation(run_dir: Path) -> dict[str, float]:
-    """Figures of the last validation that a run logged, without their `val/`; none gives none."""
-    rows = [row for row in read_rows(run_dir / "scalars.jsonl") if _figures(row)]
-    return _figures(rows[-1]) if rows else {}
+    """Metrics of the last validation that a run logged, without their `val/`; none gives none."""
+    rows = [row for row in read_rows(run_dir / "scalars.jsonl") if _metrics(row)]
+    return _metrics(rows[-1]) if rows else {}
 
 
 def validation_at(run_dir: Path, step: int) -> dict[str, float]:
-    """Figures of the validation that a run logged after so many steps, without their `val/`."""
+    """Metrics of the validation that a run logged after so many steps, without their `val/`."""
     rows = [row for row in read_rows(run_dir / "scalars.jsonl") if row["step"] == step]
-    return {name: value for row in rows for name, value in _figures(row).items()}
+    return {name: value for row in rows for name, value in _metrics(row).items()}
 
 
-def _figures(row: dict[str, float]) -> dict[str, float]:
+def _metrics(row: dict[str, float]) -> dict[str, float]:
     return {k.removeprefix("val/"): v for k, v in row.items() if k.startswith("val/")}

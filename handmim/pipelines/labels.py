@@ -1,4 +1,4 @@
-"""Which labels a fine-tuning run may see."""
+"""Which labels a fine-tuning run may use."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -21,12 +21,12 @@ LABELS = "labels.txt"
 
 
 class ChosenLabels(NamedTuple):
-    """What is left of a labelled set.
+    """The labels of a set that a run may use.
 
     Attributes:
         samples: all samples of the chosen labels.
         num: labels.
-        choice: how they were chosen, in words.
+        choice: how they were chosen.
     """
 
     samples: Dataset[HandSample]
@@ -56,12 +56,12 @@ def check_choice(*, num: int | None, fraction: float | None, file: str | None) -
     Raises: ValueError when more than one is given, and for a share outside (0, 1]; what reading the
         file raises.
     """
-    asked = {"num_labels": num, "label_fraction": fraction, "label_ids": file}
-    given = {key: value for key, value in asked.items() if value is not None}
+    options = {"num_labels": num, "label_fraction": fraction, "label_ids": file}
+    given = {key: value for key, value in options.items() if value is not None}
     if len(given) > 1:
-        said = ", ".join(f"{key}={value}" for key, value in given.items())
+        listed = ", ".join(f"{key}={value}" for key, value in given.items())
         raise ValueError(
-            f"give one of {', '.join(asked)}, not both: got {said} (KEY=null takes one back)"
+            f"give one of {', '.join(options)}, not both: got {listed} (KEY=null takes one back)"
         )
     if fraction is not None:
         share_of_labels(1, fraction)

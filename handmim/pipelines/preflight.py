@@ -1,4 +1,4 @@
-"""Files and folders that a composed config names, looked at before anything is begun or made."""
+"""Files and folders that a composed config names, checked before anything is begun or made."""
 
 import os
 import re
@@ -45,7 +45,7 @@ def preflight(cfg: DictConfig, names: Sequence[str] | None = None) -> None:
 
     Args:
         cfg: of any entry point; it stays as it is.
-        names: last parts of the keys that are looked at; None for all.
+        names: last parts of the keys that are checked; None for all.
     Raises: ValueError naming each key, its path and what is required.
     """
     if found := path_problems(cfg, names=names):
@@ -60,7 +60,7 @@ def path_problems(
     Args:
         cfg: of any entry point; it stays as it is.
         parse: also read annotation files as JSON.
-        names: last parts of the keys that are looked at; None for all.
+        names: last parts of the keys that are checked; None for all.
     """
     found: dict[str, str] = {}
     for named in _used_paths(cfg):
@@ -73,7 +73,7 @@ def path_problems(
 
 
 def _used_paths(cfg: DictConfig) -> Iterator[Named]:
-    """Paths of those parts of a config that its entry point looks at."""
+    """Paths of those parts of a config that its entry point reads."""
     data = cfg.get("data")
     if data is not None and "checkpoint" in cfg:  # an evaluation
         yield from _paths(data.get("test") or data.get("val"))

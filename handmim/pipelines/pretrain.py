@@ -31,7 +31,7 @@ def pretrain(cfg: DictConfig) -> Pretrained:
 
     Args:
         cfg: composed from configs/pretrain.yaml; train=false exports the initial weights.
-    Raises: ValueError for a config that lacks what only the user knows.
+    Raises: ValueError for a config that lacks a value that only the user knows.
     """
     with StopSignals():
         return _pretrain(cfg)
@@ -59,7 +59,7 @@ def _train(cfg: DictConfig, run: Run, task: nn.Module) -> FitResult:
     trainer = Trainer(**cfg.trainer)
     trainer.check_batch(run.world_size)
     make_views = build(cfg.views)
-    recipe = build(cfg.optim)
+    optimizer = build(cfg.optim)
     with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet
         dataset = build(cfg.data.train)
         if len(dataset) < FEWEST:
@@ -76,7 +76,7 @@ def _train(cfg: DictConfig, run: Run, task: nn.Module) -> FitResult:
         dataset,
         collate_crops,
         make_views,
-        recipe,
+        optimizer,
         hooks=hooks,
         resume=cfg.resume,
         meta={

@@ -1,23 +1,27 @@
-"""How every pipeline opens its run."""
+"""Start of a pipeline: its config is checked, its parts are tried, its run is opened."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from torch import nn
 
+from handmim.engine.best import BestRule
 from handmim.engine.checkpoint import LAST
-from handmim.engine.trainer import FitResult
+from handmim.engine.trainer import FitResult, Trainer
+from handmim.evaluation.scoring import METRICS
 from handmim.models.vit import ViT
 from handmim.models.weights.files import read_weights
+from handmim.pipelines.labels import check_choice
 from handmim.pipelines.preflight import WEIGHTS, preflight
-from handmim.pipelines.trial import try_parts
-from handmim.utils.config import build, resolved
+from handmim.utils.config import build, drop_unbuilt, resolved
 from handmim.utils.processes import DONE
 from handmim.utils.run import Run
 
 BACKBONE = "backbone.safetensors"
+RENDERED = "handmim.data.synthetic.SyntheticHands"
+SCENE = "handmim.render.scene.SceneSettings"
 
 
 def setup_training(cfg: DictConfig) -> tuple[Run, Any]:
@@ -36,14 +40,14 @@ def setup_run(
     resume: str = "never",
     before_folder: Callable[[], object] | None = None,
 ) -> Run:
-    """The run of a composed config, recorded with what it was asked for.
+    """The run of a composed config, which is recorded.
 
     Args:
         cfg: with name, seed, overwrite, paths.run_root and machine.
         resume: never, auto or a checkpoint.
         before_folder: see `Run.start`.
-    Raises: ValueError naming what only the user knows, files that are not there, and damaged
-        initial weights; what parts of the config raise.
+    Raises: ValueError naming missing values, files that are not there, and damaged initial weights;
+        what parts of the config raise.
     """
     config = resolved(cfg)
     preflight(cfg)
@@ -83,3 +87,64 @@ def compile_backbones(task: nn.Module) -> None:
     for module in task.modules():
         if isinstance(module, ViT):
             module.compile_blocks()
+
+
+def try_parts(cfg: DictConfig) -> None:
+    """Build parts that cost nothing, and throw them away: they refuse their settings before a run
+    is begun or a set is rendered.
+
+    Args:
+        cfg: composed from configs/pretrain.yaml or configs/finetune.yaml, its paths checked.
+    Raises: ValueError and what else a part refuses its settings with.
+    """
+    Trainer(**cfg.trainer)
+    if "eval_every" in cfg:
+        BestRule(cfg.trainer.keep_best).check([f"val/{name}" for name in METRICS])
+    for key in ("views", "augment"):
+        if key in cfg:
+            build(cfg[key])
+    build(cfg.optim).build(nn.Linear(1, 1), {})
+    probe = cfg.probe.hook if "probe" in cfg else None
+    if probe is not None:
+        build(probe, train_set=None, test_set=None)
+    if "collapse" in cfg and cfg.collapse.get("_target_") is not None:
+        build(cfg.collapse)(range(2), None)
+    for node in (*_rendered(cfg.data), *_rendered(probe)):
+        scene = node.scene.copy()  # it keeps its key, which messages name
+        with open_dict(scene):
+            scene._target_, scene._convert_ = SCENE, "all"
+        build(scene)
+    if "num_labels" in cfg:
+        _try_labels(cfg)
+
+
+def try_task(cfg: DictConfig) -> None:
+    """Build the networks and losses of a config, and throw them away.
+
+    Raises: ValueError and what else a part refuses its settings with.
+    """
+    task = cfg.task.copy()
+    drop_unbuilt(task)
+    build(task)
+
+
+def _rendered(node: Any) -> Iterator[DictConfig]:
+    """Rendered sets below a node."""
+    if not isinstance(node, DictConfig):
+        return
+    if node.get("_target_") == RENDERED:
+        yield node
+    for key in node:
+        if isinstance(child := node._get_node(key), DictConfig):
+            yield from _rendered(child)
+
+
+def _try_labels(cfg: DictConfig) -> None:
+    check_choice(num=cfg.num_labels, fraction=cfg.label_fraction, file=cfg.label_ids)
+    train = cfg.data.train
+    is_rendered = train.get("_target_") == RENDERED
+    if is_rendered and cfg.num_labels is not None and cfg.num_labels > train.num:
+        raise ValueError(
+            f"num_labels={cfg.num_labels}: more than the {train.num} that are rendered "
+            "(num_labels, data.num_train)"
+        )

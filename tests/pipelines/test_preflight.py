@@ -5,7 +5,7 @@ from handmim.engine.checkpoint import save_checkpoint
 from handmim.pipelines.finetune import finetune
 from handmim.pipelines.preflight import path_problems
 from handmim.pipelines.pretrain import pretrain
-from handmim.pipelines.trial import try_parts
+from handmim.pipelines.setup_run import try_parts
 from handmim.utils.entry import compose
 from handmim.utils.messages import sentence
 from tests.conftest import REPO

@@ -1,8 +1,8 @@
 import pytest
-from tests.data.test_label_ids import Plain, Shared
 
 from handmim.data.label_subsets import label_ids, read_ids
 from handmim.pipelines.labels import choose_labels
+from tests.data.test_label_subsets import Plain, Shared
 
 
 def test_number_share_and_file_choose_the_same_labels(tmp_path):

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from hydra import initialize_config_dir
 
@@ -6,6 +8,7 @@ from handmim.pipelines.finetune import finetune
 from handmim.pipelines.preflight import path_problems
 from handmim.pipelines.pretrain import pretrain
 from handmim.pipelines.setup_run import try_parts
+from handmim.utils.config import add_key
 from handmim.utils.entry import compose
 from handmim.utils.messages import sentence
 from tests.conftest import REPO
@@ -102,8 +105,11 @@ def test_what_is_refused_at_once_leaves_no_run_folder(tmp_path, word, message):
     (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:-40])
     where = [f"paths.run_root={tmp_path}/runs", f"paths.data_dir={tmp_path}/data"]
     words = ["experiment=quickstart_pretrain", "machine.accelerator=cpu", *where]
-    with pytest.raises(ValueError, match=message):
-        pretrain(compose("pretrain", [*words, word.format(folder=tmp_path)]))
+    cfg = compose("pretrain", [*words, word.format(folder=tmp_path)])
+    with pytest.raises(ValueError, match=r"\S") as refused:
+        pretrain(cfg)
+    add_key(refused.value, cfg)
+    assert re.search(message, sentence(refused.value))
     assert not (tmp_path / "runs").exists()
 
 

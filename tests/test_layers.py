@@ -7,7 +7,7 @@ REPO = Path(__file__).parent.parent
 RANK = {
     "types": 0, "geometry": 0.5, "utils": 0, "hand": 1, "engine": 1, "render": 2, "models": 2,
     "losses": 2, "metrics": 2, "objectives": 2.2, "data": 2.5, "tasks": 3, "evaluation": 4.5,
-    "reports": 4, "check": 5.5, "pipelines": 5, "experiments": 6, "images": 0.5,
+    "check": 5.5, "pipelines": 5, "experiments": 6, "images": 0.5,
     "__init__": 9, "cli": 8, "__main__": 9,
     "diagnostics": 2.7,
 }  # fmt: skip

@@ -111,6 +111,7 @@ def test_the_wheel_holds_configs_and_the_hand_and_runs(tmp_path):
     yamls = {str(p.relative_to(REPO)) for p in (REPO / "configs").rglob("*.yaml")}
     assert {f"handmim/{name}" for name in yamls} <= content
     assert "handmim/assets/standin_right.npz" in content
+    assert "handmim/experiments/quickstart.html" in content
     tops = {name.split("/")[0] for name in content}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"handmim"}
     # Beside no checkout: the installed configs and hand are what is found.

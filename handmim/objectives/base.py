@@ -32,6 +32,12 @@ READS = {
     "teacher_patches": "the teacher's tokens of all patches",
     "teacher_keypoints": "points of the teacher's head `keypoint`",
 }
+# The shared head behind a read.
+SHARED = {
+    "keypoints": "keypoint",
+    "projected_patches": "projection",
+    "projected_cls": "projection",
+}
 
 
 class Setup:
@@ -80,6 +86,13 @@ class Setup:
         if name not in self.built:
             self.built[name] = self.make_head(name)
         return self.built[name]
+
+    def build(self, objective: "Objective") -> None:
+        """Build an objective, after the shared heads that it reads."""
+        for read, head in SHARED.items():
+            if read in objective.reads:
+                self.shared(head)
+        objective.build(self)
 
 
 class Objective(nn.Module):
@@ -211,6 +224,8 @@ class StepContext:
     @property
     def patches(self) -> Tensor:
         """[B, G, N, D] patch tokens of the student; reads "masked_patches", "visible_patches"."""
+        if self.student.patches.ndim == 2:
+            raise _unread("patches", "visible_patches")
         return self.student.patches.unflatten(0, self.shape)
 
     @property
@@ -222,36 +237,31 @@ class StepContext:
     @property
     def teacher(self) -> Tokens:
         """The teacher's tokens; reads "teacher_..."."""
-        assert self._teacher is not None, "an objective reads the teacher without saying so"
+        if self._teacher is None:
+            raise _unread("teacher", "teacher_cls")
         return self._teacher
 
     def teacher_head(self, name: str) -> Any:
         """The teacher's copy of a shared head, or of an objective's own module."""
-        assert self._teacher_heads is not None
+        if self._teacher_heads is None:
+            raise _unread("teacher_head", "teacher_cls")
         return self._teacher_heads[name]
 
     @property
     def keypoints(self) -> Tensor:
         """[B, G, K, d] the student's pseudo-keypoints in each view's ndc; reads "keypoints"."""
-        assert self._keypoints is not None, "an objective reads keypoints without saying so"
+        if self._keypoints is None:
+            raise _unread("keypoints", "keypoints")
         return self._keypoints
 
     @cached_property
     def teacher_keypoints(self) -> Tensor:
         """[B, G, K, d] those of the teacher, without gradient; reads "teacher_keypoints"."""
+        tokens = self.teacher
         with torch.no_grad():
-            points: Tensor = self.teacher_head("keypoint")(self.teacher)
+            points: Tensor = self.teacher_head("keypoint")(tokens)
         return points.unflatten(0, self.shape)
 
 
-def require_positive(**values: float) -> None:
-    """Refuse numbers that are not > 0, by name."""
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be > 0, got {value}")
-
-
-def require_choice(name: str, value: str, valid: Sequence[str]) -> None:
-    """Refuse a value that is not listed."""
-    if value not in valid:
-        raise ValueError(f"{name} must be one of {tuple(valid)}, got {value!r}")
+def _unread(name: str, read: str) -> ValueError:
+    return ValueError(f"an objective uses ctx.{name}, but no `reads` names {read!r}")

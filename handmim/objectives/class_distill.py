@@ -11,8 +11,6 @@ from handmim.objectives.base import (
     Setup,
     StepContext,
     Targets,
-    require_choice,
-    require_positive,
 )
 from handmim.objectives.prototypes import (
     ClassTargets,
@@ -22,6 +20,7 @@ from handmim.objectives.prototypes import (
     project,
     projected,
 )
+from handmim.utils.arguments import above, one_of
 
 HEADS = ("shared", "own")
 
@@ -47,8 +46,8 @@ class ClassDistill(Objective):
         teacher_temp: float | Schedule | None = None,
     ) -> None:
         super().__init__(weight)
-        require_choice("head", head, HEADS)
-        require_positive(student_temp=student_temp)
+        one_of("head", head, HEADS)
+        above(0.0, student_temp=student_temp)
         self.student_temp = student_temp
         self.teacher_temp = None if teacher_temp is None else as_schedule(teacher_temp)
         self.has_own_head = head == "own"

@@ -16,8 +16,9 @@ from handmim.engine.schedule import Schedule
 from handmim.geometry.camera import cell_centres_ndc
 from handmim.geometry.warp import from_source, to_source
 from handmim.models.heads.mlp import mlp
-from handmim.objectives.base import Objective, Setup, StepContext, require_choice
+from handmim.objectives.base import Objective, Setup, StepContext
 from handmim.types import PretrainBatch
+from handmim.utils.arguments import one_of
 from handmim.utils.ranks import count_over_ranks
 
 CELL_PX = 8  # pixels per side of a cell for gradients
@@ -266,8 +267,8 @@ class PointHog(_Hog):
         hidden_dim: int | None = None,
     ) -> None:
         super().__init__(weight)
-        require_choice("head", head, POINT_HEADS)
-        require_choice("points_from", points_from, POINTS_FROM)
+        one_of("head", head, POINT_HEADS)
+        one_of("points_from", points_from, POINTS_FROM)
         self.cells, self.head_kind, self.points_from = cells, head, points_from
         self.hidden_dim = hidden_dim or (64 if head == "gaussians" else 256)
 
@@ -298,7 +299,7 @@ class PatchHog(_Hog):
         self, *, weight: float | Schedule = 1.0, where: str = "all", per_patch: int = 1
     ) -> None:
         super().__init__(weight)
-        require_choice("where", where, WHERE)
+        one_of("where", where, WHERE)
         self.where, self.per_patch = where, per_patch
 
     def build(self, setup: Setup) -> None:

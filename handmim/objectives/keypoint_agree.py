@@ -10,8 +10,9 @@ from torch import Tensor
 
 from handmim.engine.schedule import Schedule
 from handmim.losses.aligned_points import point_spread
-from handmim.objectives.base import Objective, Setup, StepContext, require_positive
+from handmim.objectives.base import Objective, Setup, StepContext
 from handmim.objectives.keypoints import KeypointHead
+from handmim.utils.arguments import above
 from handmim.utils.ranks import mean_over_ranks
 
 MIN_SCALE_NDC = 0.05  # floor of the spread that divides the error
@@ -37,7 +38,7 @@ class KeypointAgree(Objective):
         num_hidden: int = 2,
     ) -> None:
         super().__init__(weight)
-        require_positive(beta_ndc=beta_ndc)
+        above(0.0, beta_ndc=beta_ndc)
         self.beta_ndc = beta_ndc
         self.sizes = {"hidden_dim": hidden_dim, "num_hidden": num_hidden}
 

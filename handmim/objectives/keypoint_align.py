@@ -29,8 +29,6 @@ from handmim.objectives.base import (
     Setup,
     StepContext,
     Targets,
-    require_choice,
-    require_positive,
 )
 from handmim.objectives.prototypes import (
     ClassTargets,
@@ -40,6 +38,7 @@ from handmim.objectives.prototypes import (
     cross_view_ce,
     project,
 )
+from handmim.utils.arguments import above, one_of
 
 SIDES = ("ema", "student")
 DISCS = ("none", "nce", "proto")
@@ -146,14 +145,15 @@ class KeypointAlign(Objective):
         variance_weight: float = 0.1,
     ) -> None:
         super().__init__(weight)
-        require_choice("target", target, SIDES)
-        require_choice("parts", parts, tuple(PARTS))
-        require_choice("kind", kind, KINDS)
-        require_choice("frame", frame, FRAMES)
-        require_choice("pairs", pairs, PAIRS)
-        require_choice("disc", disc, DISCS)
-        require_choice("embed", embed, EMBEDS)
-        require_positive(
+        one_of("target", target, SIDES)
+        one_of("parts", parts, tuple(PARTS))
+        one_of("kind", kind, KINDS)
+        one_of("frame", frame, FRAMES)
+        one_of("pairs", pairs, PAIRS)
+        one_of("disc", disc, DISCS)
+        one_of("embed", embed, EMBEDS)
+        above(
+            0.0,
             beta_ndc=beta_ndc,
             min_scale_ndc=min_scale_ndc,
             nce_temp=nce_temp,

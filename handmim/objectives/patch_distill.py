@@ -6,13 +6,14 @@ Zhou et al. 2022 (iBOT, arXiv 2111.07832), gathered over masked positions only a
 from torch import Tensor
 
 from handmim.engine.schedule import Schedule
-from handmim.objectives.base import Objective, Setup, StepContext, Targets, require_positive
+from handmim.objectives.base import Objective, Setup, StepContext, Targets
 from handmim.objectives.prototypes import (
     PatchTargets,
     patch_targets,
     projected,
     soft_cross_entropy,
 )
+from handmim.utils.arguments import above
 
 
 def masked_patch_ce(
@@ -44,7 +45,7 @@ class PatchDistill(Objective):
 
     def __init__(self, *, weight: float | Schedule = 1.0, student_temp: float = 0.1) -> None:
         super().__init__(weight)
-        require_positive(student_temp=student_temp)
+        above(0.0, student_temp=student_temp)
         self.student_temp = student_temp
 
     def build(self, setup: Setup) -> None:

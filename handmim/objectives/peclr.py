@@ -14,9 +14,10 @@ from handmim.engine.schedule import Schedule
 from handmim.geometry.crop import invert
 from handmim.losses.point_shapes import nt_xent
 from handmim.models.batch_norm import BatchNorm1d
-from handmim.objectives.base import Objective, Setup, StepContext, require_positive
+from handmim.objectives.base import Objective, StepContext
 from handmim.objectives.keypoints import check_points
 from handmim.types import Tokens
+from handmim.utils.arguments import above
 
 
 def linear_part(source_from_view: Tensor, *, with_scale: bool) -> Tensor:
@@ -103,11 +104,8 @@ class PeCLR(Objective):
 
     def __init__(self, *, weight: float | Schedule = 1.0, temp: float = 0.5) -> None:
         super().__init__(weight)
-        require_positive(temp=temp)
+        above(0.0, temp=temp)
         self.temp = temp
-
-    def build(self, setup: Setup) -> None:
-        setup.shared("keypoint")
 
     def predict(self, ctx: StepContext) -> Tensor:
         return ctx.keypoints

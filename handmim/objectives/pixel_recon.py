@@ -9,7 +9,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from handmim.engine.schedule import Schedule
-from handmim.objectives.base import Objective, Setup, StepContext, require_choice, require_positive
+from handmim.objectives.base import Objective, Setup, StepContext
+from handmim.utils.arguments import above, one_of, shares
 
 KINDS = ("mse", "l1")
 HEADS = ("linear", "decoder")
@@ -207,11 +208,10 @@ class PixelRecon(Objective):
         visible_share: float = 0.0,
     ) -> None:
         super().__init__(weight)
-        require_choice("head", head, HEADS)
-        require_choice("kind", kind, KINDS)
-        require_positive(min_var=min_var)
-        if not 0.0 <= visible_share <= 1.0:
-            raise ValueError(f"visible_share must be in [0, 1], got {visible_share}")
+        one_of("head", head, HEADS)
+        one_of("kind", kind, KINDS)
+        above(0.0, min_var=min_var)
+        shares(visible_share=visible_share)
         tap_blocks(tap_layers, 1)  # refuses shares out of range
         self.tap_layers, self.head_kind = tuple(tap_layers), head
         self.decoder = depth, width, num_heads

@@ -21,12 +21,13 @@ from handmim.models.centering import Centering, Sinkhorn
 from handmim.models.teacher import EmaTeacher
 from handmim.models.vit import ViT
 from handmim.models.weights.load import InitialWeights, load_initial
-from handmim.objectives.base import READS, Objective, Setup, StepContext, require_choice
+from handmim.objectives.base import READS, Objective, Setup, StepContext
 from handmim.objectives.experimental.low_res_recon import LowResRecon
 from handmim.objectives.old_state import rename_old_entries
 from handmim.objectives.pixel_recon import PixelRecon, PixelTargets
 from handmim.objectives.prototypes import ProjectionHead
 from handmim.types import PretrainBatch, StepInfo, StepResult, Tokens
+from handmim.utils.arguments import one_of
 
 Predictions = dict[str, Any]  # by name of the objective
 
@@ -66,8 +67,8 @@ class HandMimTask(nn.Module):
         patch_embed_lr_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        require_choice("mask_mode", mask_mode, ("replace", "drop"))
-        require_choice("export", export, ("teacher", "student"))
+        one_of("mask_mode", mask_mode, ("replace", "drop"))
+        one_of("export", export, ("teacher", "student"))
         if not objectives:
             raise ValueError("no objective is configured (objective=[...])")
         self.export, self.drops_masked = export, mask_mode == "drop"
@@ -81,7 +82,7 @@ class HandMimTask(nn.Module):
             drops_masked=self.drops_masked,
         )
         for objective in sorted(objectives.values(), key=lambda o: o.built_last):
-            objective.build(setup)
+            setup.build(objective)
         self.student = nn.ModuleDict({"backbone": backbone, **setup.built})
         self.objectives = nn.ModuleDict(dict(objectives))
         self.reads = self._all_reads(objectives, setup)

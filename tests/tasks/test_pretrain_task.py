@@ -215,6 +215,17 @@ def test_an_objective_that_reads_something_unknown_is_refused():
         HandMimTask(backbone, {"wrong": Wrong()})
 
 
+@pytest.mark.parametrize("name", ["patches", "keypoints", "teacher", "teacher_keypoints"])
+def test_what_an_objective_uses_without_reading_it_is_named(name):
+    class Wrong(Koleo):
+        def loss(self, ctx, prediction):
+            return getattr(ctx, name)
+
+    task = HandMimTask(make_task(("pixel_recon",)).student["backbone"], {"wrong": Wrong()})
+    with pytest.raises(ValueError, match=r"uses ctx\.\w+, but no `reads` names"):
+        task(make_batch(), StepInfo(0, 10))
+
+
 @pytest.mark.parametrize("name", ["patch_distill", "pixel_recon", "patch_hog", "dense_match"])
 def test_objectives_of_masked_patches_refuse_that_these_are_dropped(name):
     with pytest.raises(ValueError, match=f"mask_mode=drop .* objective {name}"):

@@ -12,7 +12,8 @@ from handmim.engine.schedule import Schedule
 from handmim.geometry.camera import cell_centres_ndc
 from handmim.geometry.warp import to_source
 from handmim.models.heads.mlp import mlp
-from handmim.objectives.base import Objective, Setup, StepContext, require_positive
+from handmim.objectives.base import Objective, Setup, StepContext
+from handmim.utils.arguments import above
 from handmim.utils.ranks import count_over_ranks
 
 
@@ -91,7 +92,7 @@ class DenseMatch(Objective):
         out_dim: int = 64,
     ) -> None:
         super().__init__(weight)
-        require_positive(temp=temp, sigma=sigma, max_distance=max_distance)
+        above(0.0, temp=temp, sigma=sigma, max_distance=max_distance)
         self.temp, self.sigma, self.max_distance = temp, sigma, max_distance
         self.out_dim = out_dim
 

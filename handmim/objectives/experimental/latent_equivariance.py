@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from handmim.engine.schedule import Schedule
-from handmim.objectives.base import Objective, StepContext, require_choice, require_positive
+from handmim.objectives.base import Objective, StepContext
 from handmim.objectives.peclr import carried, linear_part
+from handmim.utils.arguments import above, one_of
 from handmim.utils.ranks import gathered, mean_over_ranks
 
 KINDS = ("cosine", "smooth_l1", "l2")
@@ -65,8 +66,8 @@ class LatentEquivariance(Objective):
         min_std: float = 0.5,
     ) -> None:
         super().__init__(weight)
-        require_choice("kind", kind, KINDS)
-        require_positive(beta=beta)
+        one_of("kind", kind, KINDS)
+        above(0.0, beta=beta)
         if not 0.0 < share <= 1.0:
             raise ValueError(f"share must be in (0, 1], got {share}")
         self.kind, self.with_scale, self.share, self.beta = kind, with_scale, share, beta

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from handmim.engine.schedule import Schedule
 from handmim.models.heads.mlp import mlp
-from handmim.objectives.base import Objective, Setup, StepContext, require_choice
+from handmim.objectives.base import Objective, Setup, StepContext
 from handmim.objectives.hog import POINTS_FROM, code_of_points
+from handmim.utils.arguments import one_of
 
 BETA, EDGE_BETA = 0.3, 0.1  # where smooth L1 becomes linear on values and on differences
 HIDDEN_DIM = 256
@@ -94,7 +95,7 @@ class PointRecon(LowResRecon):
         points_from: str = "other",
     ) -> None:
         super().__init__(weight=weight, side_px=side_px)
-        require_choice("points_from", points_from, POINTS_FROM)
+        one_of("points_from", points_from, POINTS_FROM)
         self.points_from = points_from
 
     def build(self, setup: Setup) -> None:

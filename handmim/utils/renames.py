@@ -43,7 +43,7 @@ KEYS: dict[str, str] = {
     "alarms.thresholds": "+collapse.thresholds",
     # Objectives of pretraining; longer keys first where one begins another.
     **{
-        f"task.losses.keypoint_align.term.{old}": f"+task.objectives.keypoint_align.{new}"
+        f"task.losses.keypoint_align.term.{old}": f"task.objectives.keypoint_align.{new}"
         for old, new in SCALE.items()
     },
     **{
@@ -62,8 +62,8 @@ KEYS: dict[str, str] = {
     "task.heads.keypoint_prototypes": "task.objectives.keypoint_align.prototypes",
     "task.heads.affine": "task.objectives.view_affine",
     "task.heads.displacement": "task.objectives.view_flow",
-    "task.heads.thumbnail.thumb_px": "+task.objectives.class_recon.side_px",
-    "task.heads.point_thumbnail.thumb_px": "+task.objectives.point_recon.side_px",
+    "task.heads.thumbnail.thumb_px": "task.objectives.class_recon.side_px",
+    "task.heads.point_thumbnail.thumb_px": "task.objectives.point_recon.side_px",
     "task.heads.class_hog": "task.objectives.class_hog",
     "task.heads.point_hog": "task.objectives.point_hog",
     "task.heads.patch_hog": "task.objectives.patch_hog",

@@ -50,3 +50,28 @@ def test_a_config_that_refers_to_itself_is_walked_once():
     config["b"] = [config]
     renames.update_targets(config)
     assert config["a"] == {"_target_": "handmim.new"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "now"),
+    [
+        ("loss=[patch_distill,pixel_recon]", "objective=[patch_distill,pixel_recon]"),
+        ("task.losses.patch_distill.weight=1", "task.objectives.patch_distill.weight=1"),
+        ("task.losses.pixel_recon.term.kind=l1", "task.objectives.pixel_recon.kind=l1"),
+        ("~task.losses.koleo", "task.objectives.koleo"),
+        ("task.heads.pixel.depth=8", "task.objectives.pixel_recon.depth=8"),
+        ("task.pixel.visible_share=0.1", "task.objectives.pixel_recon.visible_share=0.1"),
+        ("pixel_head=decoder", "task.objectives.pixel_recon.head=decoder"),
+        ("keypoint_predictor=mlp", "task.objectives.keypoint_align.predictor=true"),
+        ("task.losses.joints3d.term.root_joint=0", "task.losses.joints3d.root_joint=0"),
+    ],
+)
+def test_old_settings_of_losses_are_answered(typed, now):
+    with pytest.raises(ValueError) as refused:
+        hydra_overrides([typed])
+    assert f"write {now}" in str(refused.value)
+
+
+def test_losses_of_fine_tuning_keep_their_names():
+    kept = ["loss=[joints3d,verts]", "task.losses.joints3d.weight=2", "task.heads.keypoint.temp=1"]
+    assert hydra_overrides(kept) == kept

@@ -1,4 +1,4 @@
-"""How far the average of a model's weights follows them at each step."""
+"""Exponential moving average of a model's weights: its decay at every step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields

@@ -1,9 +1,10 @@
-"""Turning teacher logits into targets without collapse: moving centre, or Sinkhorn-Knopp."""
+"""Targets of self-distillation from teacher logits: moving centre, or Sinkhorn-Knopp."""
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from handmim.utils.arguments import at_least, one_of, shares
 from handmim.utils.ranks import is_spread_out
 
 OVER = ("masked", "all")
@@ -23,8 +24,8 @@ def _logsumexp_of_columns(x: Tensor, sync: bool) -> Tensor:
 def sinkhorn_knopp(logits: Tensor, temp: float, num_iters: int = 3, *, sync: bool = True) -> Tensor:
     """Soft assignment in which every prototype gets an equal share of the batch (SwAV, DINOv2).
 
-    Columns and rows of exp(logits / temp) are normalised in turn, in logarithms: prototypes that no
-    row is near to neither underflow nor take a floor.
+    Columns and rows of exp(logits / temp) are normalised alternately, in logarithms: prototypes far
+    from all rows neither underflow nor need a floor.
 
     Args:
         logits: [M, P] in full precision.
@@ -44,15 +45,15 @@ def sinkhorn_knopp(logits: Tensor, temp: float, num_iters: int = 3, *, sync: boo
 class Centering(nn.Module):
     """Teacher probabilities softmax((logits - centre) / temp); the centre follows the mean logit.
 
-    Scoring changes nothing, and `follow` only takes note: the centre moves in `move`, once when a
-    step is over, however many parts its batch came in. So a step's targets are centred by what
-    earlier steps saw (as in DINO and iBOT).
+    A forward pass changes nothing, and `follow` only adds to a sum: the centre moves in `move`,
+    once when a step is over, however many parts its batch came in. So targets of a step are centred
+    by earlier steps (as in DINO and iBOT).
 
     Args:
         num_prototypes: P.
         momentum: of the centre.
         over: the patches whose mean logit is followed: "masked" ones (DINOv2) or "all" (iBOT); read
-            by `tasks.distillation`. A centre of class tokens follows all of them anyway.
+            by `objectives.patch_distill`. A centre of class tokens follows all of them anyway.
     Raises: ValueError for values out of range.
     """
 
@@ -60,15 +61,13 @@ class Centering(nn.Module):
 
     def __init__(self, num_prototypes: int, momentum: float = 0.9, over: str = "masked") -> None:
         super().__init__()
-        if not 0.0 <= momentum <= 1.0:
-            raise ValueError(f"a momentum lies in [0, 1], got {momentum} (task.centering.momentum)")
-        if over not in OVER:
-            raise ValueError(f"over must be one of {OVER}, got {over!r} (task.centering.over)")
+        shares(momentum=momentum)
+        one_of("over", over, OVER)
         self.momentum, self.over = momentum, over
         self.register_buffer("centre", torch.zeros(num_prototypes))
-        # Sums of logits since the centre last moved, then their number. No buffer: distributed
+        # Sum of logits since the centre last moved, then their number. No buffer: distributed
         # training would overwrite it with the first process's.
-        self._noted: Tensor | None = None
+        self._pending: Tensor | None = None
 
     def forward(self, logits: Tensor, temp: float) -> Tensor:
         """[M, P] logits, in full precision, to [M, P] probabilities."""
@@ -76,26 +75,26 @@ class Centering(nn.Module):
 
     @torch.no_grad()
     def follow(self, mean_logits: Tensor, count: int) -> None:
-        """Take note of tokens that the centre will follow.
+        """Add tokens that the centre will follow.
 
         Args:
-            mean_logits: [P] of this process; whatever it holds where count is 0.
+            mean_logits: [P] of this process; ignored where count is 0.
             count: tokens it is the mean of.
         """
         if count:
             own = mean_logits.to(self.centre.dtype) * count
             total = torch.cat([own, own.new_tensor([float(count)])])
-            self._noted = total if self._noted is None else self._noted + total
+            self._pending = total if self._pending is None else self._pending + total
 
     def forget_step(self) -> None:
-        """Drop what was noted: its step is refused (`engine.nonfinite`)."""
-        self._noted = None
+        """Drop the sum of a step that is refused."""
+        self._pending = None
 
     @torch.no_grad()
     def move(self) -> None:
-        """Move the centre towards the mean logit of what was noted on all processes, which all of
-        them have to ask for; where all of them have none, nothing moves."""
-        total, self._noted = self._noted, None
+        """Move the centre towards the mean logit of the tokens of all processes, which all have to
+        call; without any token nothing moves."""
+        total, self._pending = self._pending, None
         if is_spread_out():
             total = self.centre.new_zeros(len(self.centre) + 1) if total is None else total
             dist.all_reduce(total)
@@ -105,7 +104,7 @@ class Centering(nn.Module):
 
 
 class Sinkhorn(nn.Module):
-    """Stateless alternative to `Centering` with the same calls.
+    """Stateless alternative to `Centering` with the same methods.
 
     Args:
         num_prototypes: P, unused but part of the common constructor.
@@ -117,8 +116,7 @@ class Sinkhorn(nn.Module):
 
     def __init__(self, num_prototypes: int, num_iters: int = 3) -> None:
         super().__init__()
-        if num_iters < 1:
-            raise ValueError(f"num_iters must be >= 1, got {num_iters} (task.centering.num_iters)")
+        at_least(1, num_iters=num_iters)
         self.num_prototypes, self.num_iters = num_prototypes, num_iters
 
     def forward(self, logits: Tensor, temp: float) -> Tensor:

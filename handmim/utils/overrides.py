@@ -49,7 +49,7 @@ def hydra_overrides(words: Iterable[str], is_sweep: bool = False) -> list[str]:
 
 def _hydra_word(word: str, is_sweep: bool) -> str:
     key, equals, value = word.partition("=")
-    if word.startswith("-") or not equals:
+    if word.startswith("-") or not (equals or word.startswith("~")):
         return word
     try:
         word.encode()
@@ -57,6 +57,8 @@ def _hydra_word(word: str, is_sweep: bool) -> str:
         raise ValueError(f"{key}={value!a} is no UTF-8 text, as a config must be") from error
     if (renamed := new_key(word.lstrip("+~"))) is not None:
         raise ValueError(f"{word}: {key.lstrip('+~')} has another name now, write {renamed}")
+    if not equals:
+        return word
     value = ENVIRONMENT.sub(lambda m: os.environ.get(m[1], m[0]), value)
     if is_sweep and _is_sweep(f"{key}={value}"):
         return f"{key}={value}"

@@ -30,7 +30,7 @@ def test_a_gaussian_stands_where_the_joint_is():
     assert divmod(int(wide.argmax()), 16) in {(5, 4), (5, 5)}
 
 
-def test_a_joint_outside_of_the_crop_asks_for_an_empty_map():
+def test_a_joint_outside_of_the_crop_has_an_empty_target():
     points = torch.tensor([[[1.0001, 0.0], [0.0, -1.5], [1.0, 1.0]]])
     maps = gaussian_maps(points, (8, 8), sigma_cells=2.0)
     assert maps[0, :2].abs().max() == 0.0
@@ -96,7 +96,7 @@ def test_masks_are_those_of_the_renderer(rendered, hand_arrays):
         rasterise(x, y, 1 / seen[:, 2], hand_arrays.faces, 0, depth, face_id)
         mesh = face_id >= 0
         assert (mesh & mask).sum() / (mesh | mask).sum() > 0.995
-        # and of the picture, whose forearm goes on behind the wrist
+        # and of the image, whose forearm goes on behind the wrist
         hand = np.asarray(r.mask) > 0
         assert (hand & mask).sum() / (hand | mask).sum() > 0.95
     # the same crop at another resolution: the share that is covered stays
@@ -122,7 +122,7 @@ def test_maps_are_drawn_as_asked():
     assert heatmaps.shape == (2, 21, 5, 7)
     assert silhouette.shape == (2, 5, 7)
     assert sum(p.numel() for p in both.parameters()) == 22 * 9
-    # 1x1: a cell is told by its own features
+    # 1x1: a cell is predicted from its own features
     again = both(features[:, :, 2:3, 3:4])
     torch.testing.assert_close(again[0][..., 0, 0], heatmaps[..., 2, 3])
     torch.testing.assert_close(again[1][:, 0, 0], silhouette[:, 2, 3])

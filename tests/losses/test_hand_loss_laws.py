@@ -30,7 +30,7 @@ def free_of_parameters(name, batch):
 
 
 @EVERY
-def test_truth_costs_nothing_and_the_mean_hand_is_not_scored(name):
+def test_ground_truth_costs_nothing_and_the_mean_hand_is_not_scored(name):
     batch = random_batch(3)
     assert TERMS[name](truth_as_outputs(batch), batch).abs().max() < 1e-6
 
@@ -82,7 +82,7 @@ def test_a_mixed_batch_is_the_mean_of_its_samples_alone(name):
 
 @EVERY
 @pytest.mark.parametrize("garbage", [math.nan, math.inf, 1e30, 7.0])
-def test_what_stands_in_unlabelled_places_changes_nothing(name, garbage):
+def test_unlabelled_values_change_nothing(name, garbage):
     batch = mixed_batch()
     out = random_outputs(batch)
     value, gradient = value_and_gradient(TERMS[name], out, batch)

@@ -76,7 +76,7 @@ def test_edges_of_a_square_of_two_triangles():
     verts = torch.tensor([[[0.0, 0, 0], [3, 0, 0], [0, 4, 0], [3, 4, 0]]])
     batch = batch._replace(verts_cam_m=verts + 7.0)
     state = truth_as_state(batch)
-    # twice as wide: 3 -> 6 twice, 4 stays twice, 5 -> sqrt(52) once; moved and turned for nothing
+    # twice as wide: 3 -> 6 twice, 4 stays twice, 5 -> sqrt(52) once; moved and rotated for nothing
     wide = (verts * torch.tensor([2.0, 1.0, 1.0]) + 1.0).flip(-1)
     out = HandOutputs((state, state._replace(verts_root_m=wide)))
     assert term(out, batch).item() == pytest.approx((3 + 3 + math.sqrt(52) - 5) / 5, rel=1e-5)
@@ -113,10 +113,10 @@ def test_the_prior_pulls_only_hands_without_parameters():
     same = mean._replace(betas=torch.zeros(2, 10))
     assert PriorLoss()(HandOutputs((mean, same)), free).item() == pytest.approx(0.0, abs=1e-7)
     assert PriorLoss()(HandOutputs((mean, truth_as_state(random_batch(2, 5)))), batch).item() == 0.0
-    # one of 15 fingers turned by 90 degrees: 4 (1 - cos) / 15; betas of 2: 0.1 * 4
-    turned = same.rotmats.clone()
-    turned[:, 3] = axis_angle_to_matrix(torch.tensor([0.0, 0.0, math.pi / 2])) @ turned[:, 3]
-    off = same._replace(rotmats=turned, betas=torch.full((2, 10), 2.0))
+    # one of 15 fingers rotated by 90 degrees: 4 (1 - cos) / 15; betas of 2: 0.1 * 4
+    rotated = same.rotmats.clone()
+    rotated[:, 3] = axis_angle_to_matrix(torch.tensor([0.0, 0.0, math.pi / 2])) @ rotated[:, 3]
+    off = same._replace(rotmats=rotated, betas=torch.full((2, 10), 2.0))
     value = PriorLoss(betas_weight=0.1)(HandOutputs((mean, off)), free).item()
     assert value == pytest.approx(4 / 15 + 0.4, rel=1e-5)
     # the wrist is free: only 2D or 3D labels place the hand
@@ -129,7 +129,7 @@ def test_the_prior_pulls_only_hands_without_parameters():
 # ---------------------------------------------------------------- before the camera
 
 
-def test_absolute_joints_want_a_head_that_places_hands():
+def test_camera_joints_require_a_root_translation():
     batch = random_batch(2)
     state = truth_as_state(batch)
     silent = state._replace(transl_cam_m=None, is_metric=None)

@@ -32,7 +32,7 @@ def warped(general: bool = True):
 @pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize("d", [2, 3])
 @pytest.mark.parametrize("with_warp", [False, True])
-def test_true_points_cost_nothing_under_turns_sizes_shifts_flips_and_stretch(
+def test_true_points_cost_nothing_under_rotations_sizes_shifts_flips_and_stretch(
     kind, frame, d, with_warp
 ):
     batch = warped() if with_warp else batch_of(random_maps(32, 2, general=True))
@@ -44,7 +44,7 @@ def test_true_points_cost_nothing_under_turns_sizes_shifts_flips_and_stretch(
     assert cost(off, batch, kind=kind, frame=frame) > 1e-4
 
 
-def test_a_warp_that_is_not_told_is_an_error():
+def test_a_warp_that_is_left_out_is_an_error():
     batch = warped()
     points = seen_points(batch)
     assert cost(points, batch._replace(displacement_ndc=None)) > 1e-3
@@ -107,7 +107,7 @@ def test_carried_points_outside_the_view_are_left_out_or_not(frame):
     assert cost(mine, batch, target=points, frame=frame).item() == 0.0
     assert cost(mine, batch, target=points, limit_ndc=None, frame=frame) > 0.0
     depth = torch.zeros(1, 2, 3, 3)
-    depth[..., 2] = 1.6  # a depth is no place outside the picture
+    depth[..., 2] = 1.6  # a depth is no position outside of the image
     assert cost(torch.zeros(1, 2, 3, 3), batch, target=depth, frame=frame) > 0.0
 
 
@@ -160,9 +160,9 @@ def test_without_scale_only_views_of_one_size_agree(frame):
     batch = batch_of(random_maps(8, 2))
     points = seen_points(batch)
     assert cost(points, batch, frame=frame, invert_scale=False) > 1e-2
-    turned = batch_of(random_maps(8, 2, scale=(1.0, 1.0)))
-    points = seen_points(turned)
-    assert cost(points, turned, frame=frame, invert_scale=False) < 1e-5
+    rotated = batch_of(random_maps(8, 2, scale=(1.0, 1.0)))
+    points = seen_points(rotated)
+    assert cost(points, rotated, frame=frame, invert_scale=False) < 1e-5
 
 
 def test_three_views_are_compared_pair_by_pair():

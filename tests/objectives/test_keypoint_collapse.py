@@ -77,7 +77,7 @@ def test_the_collapses_are_three_different_ones(collapsed):
     assert border["spread_ndc"] > 0.2  # a whole template, the same for every hand
     assert border["cosine"] > 0.99
     assert frame["spread_ndc"] > 0.2  # one template that goes with the hand: only
-    assert frame["source_std_ndc"] > 0.1  # articulation tells
+    assert frame["source_std_ndc"] > 0.1  # articulation differs
     assert frame["retrieval"] > 0.9
 
 

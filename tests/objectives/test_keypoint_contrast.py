@@ -26,14 +26,14 @@ def test_contrast_prefers_matching_samples(embed, d):
 
 
 def test_contrast_is_log_batch_when_all_samples_look_alike():
-    # One template for everybody: the mean-free shapes vanish, nothing can be told apart.
+    # One template for everybody: the mean-free shapes vanish, nothing can be contrasted.
     batch = batch_of(torch.eye(2, 3).expand(4, 2, 2, 3))
     points = torch.rand(1, 1, 6, 2).expand(4, 2, 6, 2)
     loss = aligned_nce(points, points, batch, temp=0.1)
     assert loss.item() == pytest.approx(math.log(4), rel=1e-3)
 
 
-def test_canonical_shapes_cannot_be_told_apart_by_orientation():
+def test_canonical_shapes_are_not_contrasted_by_orientation():
     base = torch.rand(6, 2, generator=torch.Generator().manual_seed(2)) - 0.5
     turns = random_maps(16, 1, scale=(1.0, 1.0))[..., :2]
     points = (base @ turns.mT).expand(-1, 2, -1, -1)
@@ -77,7 +77,7 @@ def test_contrast_matches_hand_value(both_views):
 
 
 @pytest.mark.parametrize("both_views", [False, True])
-def test_one_sample_has_nothing_to_be_told_from(both_views):
+def test_one_sample_has_nothing_to_be_contrasted_with(both_views):
     z = F.normalize(torch.randn(1, 2, 4), dim=-1).requires_grad_()
     loss = nt_xent(z, z, temp=0.5, both_views=both_views)
     loss.backward()

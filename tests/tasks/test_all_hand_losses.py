@@ -104,7 +104,7 @@ def test_every_refinement_has_a_gradient_whatever_its_weight(batch, words):
     assert all(total > 0 for total in sums)
 
 
-def test_the_mask_follows_the_augmented_picture(batch, hand):
+def test_the_mask_follows_the_augmented_image(batch, hand):
     faces = torch.from_numpy(hand.faces).long()
     wanted = hand_masks(batch.verts_cam_m, batch.K_crop_px, faces, 32, (32, 32))
     with torch.autocast("cpu", torch.bfloat16):  # training in half precision draws the same truth

@@ -167,7 +167,7 @@ def test_a_batch_without_masks_still_has_a_loss(centering):
     assert torch.isfinite(result.loss)
 
 
-def test_evaluation_pictures_leave_the_task_in_training_and_the_centre_alone():
+def test_images_leave_the_task_in_training_and_the_centre_alone():
     task = make_task()
     before = task.each["patch_distill"].centering.centre.clone()
     drawn = task.images(make_batch())

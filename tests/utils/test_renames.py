@@ -1,5 +1,7 @@
 """Names of before are answered or mapped."""
 
+import re
+
 import pytest
 
 from handmim.utils import renames
@@ -67,9 +69,8 @@ def test_a_config_that_refers_to_itself_is_walked_once():
     ],
 )
 def test_old_settings_of_losses_are_answered(typed, now):
-    with pytest.raises(ValueError) as refused:
+    with pytest.raises(ValueError, match=re.escape(f"write {now}")):
         hydra_overrides([typed])
-    assert f"write {now}" in str(refused.value)
 
 
 def test_losses_of_fine_tuning_keep_their_names():

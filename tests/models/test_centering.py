@@ -115,11 +115,11 @@ def test_sinkhorn_breaks_a_one_prototype_collapse():
 
 
 def test_settings_are_checked():
-    with pytest.raises(ValueError, match="^over must be"):
+    with pytest.raises(ValueError, match=r"^over must be"):
         Centering(2, over="visible")
-    with pytest.raises(ValueError, match="^momentum must be"):
+    with pytest.raises(ValueError, match=r"^momentum must be"):
         Centering(2, momentum=1.5)
-    with pytest.raises(ValueError, match="^num_iters must be"):
+    with pytest.raises(ValueError, match=r"^num_iters must be"):
         Sinkhorn(2, num_iters=0)
 
 

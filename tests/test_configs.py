@@ -33,6 +33,7 @@ QUICK = ("experiment=quickstart", "experiment=cpu_")  # bring their own data
 NEEDED = {
     "data=folder": ["data.root=crops"],
     "data=packed": ["data.root=x"],
+    "data=webdataset": ["data.root=x"],
     "data=freihand": ["data.root=x"],
     "data=ho3d_v2": ["data.root=x"],
     "data=ho3d_v3": ["data.root=x"],

@@ -36,7 +36,7 @@ def px_from_ndc(points_ndc: Tensor, size_px: int) -> Tensor:
 
 
 def project_weak(points_root_m: Tensor, cam: Tensor, scale0_per_m: float) -> Tensor:
-    """Weak perspective with a scale that cannot turn negative.
+    """Weak perspective with a positive scale.
 
     Args:
         points_root_m: [B, P, 3] camera axes, root joint at the origin.
@@ -67,9 +67,9 @@ def fit_weak(points_root_m: Tensor, points_ndc: Tensor, scale0_per_m: float) -> 
 
 
 def solve_translation(points_root_m: Tensor, points_px: Tensor, K_px: Tensor) -> Tensor:
-    """Where a known shape stands in front of a pinhole camera, given its points in the picture.
+    """Translation of a known shape before a pinhole camera, given its points in the image.
 
-    Linear least squares: every point asks for fx (X + Tx) + skew (Y + Ty) = (u - cx)(Z + Tz) and
+    Linear least squares: every point requires fx (X + Tx) + skew (Y + Ty) = (u - cx)(Z + Tz) and
     likewise for v. Exact for points that are true projections; for a weak-perspective estimate it
     is the pinhole camera nearest to it.
 

@@ -47,7 +47,7 @@ def covered_cells(
     top, below = _cells_between(low, high, h)
     if is_shown is not None:
         below = torch.where(is_shown[:, faces].all(dim=-1), below, top)
-    # So many rows are looked at from the top of every triangle; it meets no row of the others.
+    # As many rows from the top of every triangle are tested; it meets no other.
     most = int((below - top).amax().clamp(min=0))
     rows = top[..., None] + torch.arange(most, device=points.device)
     first, past = _cells_between(*_spans(corners, rows), w)

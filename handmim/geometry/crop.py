@@ -1,7 +1,7 @@
 """2D affine maps: composing, inverting, carrying points. `a_from_b` maps b-points to a. No pixels.
 
 An affine map is [..., 2, 3]: y = A[:, :2] x + A[:, 2]. Products are written out instead of using
-matmul, which autocast would lower to bf16: 1e-2 ndc where 1e-7 is wanted.
+matmul, which autocast would lower to bf16: 1e-2 ndc instead of 1e-7.
 """
 
 import torch

@@ -38,11 +38,11 @@ class _Rodrigues(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         r, R, b, c = ctx.saved_tensors
-        # What a small further turn dw would change, then dw = (I + b [r] + c [r]^2) dr.
-        by_turn = torch.linalg.cross(R, grad, dim=-2).sum(dim=-1)
-        once = torch.linalg.cross(r, by_turn, dim=-1)
+        # Gradient of a small further rotation dw, then dw = (I + b [r] + c [r]^2) dr.
+        by_rotation = torch.linalg.cross(R, grad, dim=-2).sum(dim=-1)
+        once = torch.linalg.cross(r, by_rotation, dim=-1)
         twice = torch.linalg.cross(r, once, dim=-1)
-        return torch.addcmul(by_turn, b, once, value=-1).addcmul_(c, twice)
+        return torch.addcmul(by_rotation, b, once, value=-1).addcmul_(c, twice)
 
 
 def matrix_to_axis_angle(rotmat: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def nearest_rotation(src: Tensor, dst: Tensor) -> Tensor:
 
 
 def rotation_from_view(src: Tensor, seen: Tensor) -> Tensor:
-    """Proper rotations under which centred points look most like their picture, whatever its scale.
+    """Proper rotations under which centred points are nearest to their image points, at any scale.
 
     Scaled orthography: the least-squares 2 x 3 map is brought to the nearest pair of orthonormal
     rows.

@@ -19,7 +19,7 @@ def rotvec_to_matrix(rotvec_rad: Array) -> Array:
 def matrix_to_rotvec(rotmat: Array) -> Array:
     """Rotation matrices to the shortest rotation vectors: [..., 3, 3] -> [..., 3] radians.
 
-    By way of the unit quaternion, taken from its largest component: exact at half turns too.
+    By way of the unit quaternion, taken from its largest component: exact at 180 degrees too.
     """
     R = np.asarray(rotmat, np.float64)
     trace = np.trace(R, axis1=-2, axis2=-1)

@@ -96,14 +96,14 @@ def pixels_in_source(
         source_from_view: [..., 2, 3].
         side_px: side of the views.
         displacement_ndc: [..., 2, c, c] or None for affine views.
-    Returns: [..., side_px, side_px, 2] ndc, as `grid_sample` wants it.
+    Returns: [..., side_px, side_px, 2] ndc, as `grid_sample` takes it.
     """
     A = _precise(source_from_view)
     t = (torch.arange(side_px, device=A.device, dtype=A.dtype) + 0.5) * (2 / side_px) - 1
     x, y, offset = (A[..., column, None] for column in range(3))
     grid = (t * y + offset)[..., :, None] + (t * x)[..., None, :]  # [..., 2, S, S]
     if displacement_ndc is not None:
-        # The field is linear in its control values: turned into the source's frame first, it only
+        # The field is linear in its control values: rotated into the source's frame first, it only
         # has to be added. Node by node, for a sum over an axis of its own would hold c fields.
         control = _precise(displacement_ndc).unsqueeze(-4)
         control = (A[..., :2, None, None] * control).sum(dim=-3)
@@ -179,7 +179,7 @@ def to_source(
         source_from_view: [..., 2, 3].
         displacement_ndc: [..., 2, c, c] the views' warps; None where they have none.
         with_scale: False leaves the views' scale out of the map.
-    Returns: [..., K, d], at least fp32 whatever autocast says.
+    Returns: [..., K, d], at least fp32 whatever the autocast state.
     """
     points = _precise(points)
     A, scale = _map_and_scale(source_from_view, with_scale)
@@ -197,7 +197,7 @@ def from_source(
     *,
     with_scale: bool = True,
 ) -> Tensor:
-    """The inverse of `to_source`, same arguments; `unwarp` says which warps it can undo."""
+    """The inverse of `to_source`, same arguments; of warps that `unwarp` can undo."""
     points = _precise(points)
     A, scale = _map_and_scale(source_from_view, with_scale)
     xy = transform_points(invert(A), points[..., :2])

@@ -65,7 +65,7 @@ class SmplxHand(HandLayer):
 
     def __init__(self, arrays: HandArrays) -> None:
         super().__init__(arrays)
-        data = smplx_data(arrays)  # first, for it says what to install
+        data = smplx_data(arrays)  # first: its error names what to install
         import smplx
 
         with contextlib.redirect_stdout(io.StringIO()):  # it remarks on ten betas
@@ -134,10 +134,10 @@ class ManopthHand(HandLayer):
         """
         path = resolve_hand_path(path)
         arrays = load_hand_arrays(path, left_shapedirs=left_shapedirs)
-        wanted = f"MANO_{arrays.side.upper()}.pkl"
-        if path.name != wanted:
+        file_name = f"MANO_{arrays.side.upper()}.pkl"
+        if path.name != file_name:
             raise ValueError(
-                f"manopth reads {wanted} as downloaded, got {path.name} (hand.path);"
+                f"manopth reads {file_name} as downloaded, got {path.name} (hand.path);"
                 " hand=mano reads any"
             )
         return cls(arrays, path.parent)

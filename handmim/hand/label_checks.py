@@ -155,7 +155,7 @@ def note_bones(notes: Notes, prefix: str, joints_m: Array, where: str) -> None:
         f"{where}: bones of {lengths.min() * 1e3:.1f} to {lengths.max() * 1e3:.1f} mm, median "
         f"{np.median(lengths) * 1e3:.1f}, wrist to middle knuckle {palm * 1e3:.0f} mm; {odd:.0%} "
         "of the hands have a bone out of 5 to 120 mm",
-        f"look at the lengths in {where}: wrist to middle knuckle is 50 to 140 mm in metres",
+        f"check the lengths in {where}: wrist to middle knuckle is 50 to 140 mm in metres",
         bad="warning",
     )
 

@@ -69,7 +69,7 @@ def chain(rotmats: Array, joints: Array) -> tuple[Array, Array]:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def least_gaps_m(beads, radii, heel, heel_radius, tips):  # type: ignore[no-untyped-def]
+def least_gaps_m(beads, radii, heel, heel_radius, tips):
     """Least gap between beads of different digits, and between the last `tips` beads of every digit
     and the palm's: [n, D, B, 3] centres, [D, B] radii, [n, H, 3] centres -> [n], negative where two
     overlap."""

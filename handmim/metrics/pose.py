@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handmim.geometry.align import check_norms, root_align, similarity_align
-from handmim.geometry.align_kernel import align_sample
+from handmim.geometry.align import align_sample, check_norms, root_align, similarity_align
 from handmim.metrics.neighbours import (
     add_hits,
     harmonic_means,

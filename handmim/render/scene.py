@@ -15,10 +15,9 @@ from handmim.hand.arrays import HandArrays
 from handmim.hand.poses import PoseSampler, sample_betas
 from handmim.render.background import BackdropBank
 from handmim.render.effects import ImageEffects, expose
-from handmim.render.lighting import ShadowMap, random_lights
 from handmim.render.objects import HeldObject, held_object, muted
 from handmim.render.rasterizer import rasterise, vertex_normals
-from handmim.render.shading import shade
+from handmim.render.shading import ShadowMap, random_lights, shade
 from handmim.render.skin import SKIN_TONES
 from handmim.render.surface import HandSurface
 from handmim.utils.arguments import at_least, one_of, shares

@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.geometry.align import similarity_align, tensor_similarity_align
-from handmim.geometry.align_kernel import svd3
+from handmim.geometry.align import similarity_align, svd3, tensor_similarity_align
 
 
 def hands(num=12, points=60, seed=0):
     rng = np.random.default_rng(seed)
     gt = rng.normal(0, 1, (num, points, 3)) * [0.09, 0.045, 0.02]
-    turn = np.linalg.qr(rng.normal(size=(num, 3, 3)))[0]
-    gt = gt @ turn + rng.normal(0, 0.1, (num, 1, 3)) + [0, 0, 0.7]
+    rotation = np.linalg.qr(rng.normal(size=(num, 3, 3)))[0]
+    gt = gt @ rotation + rng.normal(0, 0.1, (num, 1, 3)) + [0, 0, 0.7]
     return 1.07 * gt + rng.normal(0, 0.007, gt.shape), gt
 
 
@@ -68,8 +67,8 @@ def test_single_precision_comes_back_and_gradients_go_by_tensor_operations():
     assert float(src.grad.abs().sum()) > 0
     with torch.no_grad():
         assert not similarity_align(src, dst).requires_grad
-    turned = similarity_align(src.detach().flip(2), dst.flip(2)).flip(2)  # not contiguous
-    torch.testing.assert_close(turned, ours, atol=1e-6, rtol=0)
+    rotated = similarity_align(src.detach().flip(2), dst.flip(2)).flip(2)  # not contiguous
+    torch.testing.assert_close(rotated, ours, atol=1e-6, rtol=0)
     assert similarity_align(dst[:0], dst[:0]).shape == (0, 60, 3)
 
 

@@ -31,21 +31,21 @@ def test_cells_are_those_whose_centres_lie_in_a_triangle(size_hw, spread):
     if spread > 10:
         faces = faces[:2]  # larger than the grid, which would else be full
     found = covered_cells(torch.from_numpy(points), torch.from_numpy(faces), size_hw).numpy()
-    wanted = brute_force(points, faces, size_hw)
-    assert 0 < wanted.mean() < 1
-    assert np.array_equal(found, wanted)
+    expected = brute_force(points, faces, size_hw)
+    assert 0 < expected.mean() < 1
+    assert np.array_equal(found, expected)
 
 
 def test_one_triangle_by_hand_and_corners_that_are_hidden():
     points = torch.tensor([[[0.0, 0.0], [4.0, 0.0], [0.0, 4.0], [9.0, 9.0]]])
     faces = torch.tensor([[0, 1, 2]])
-    wanted = torch.ones(4, 4, dtype=torch.bool).tril().flip(0)
-    assert torch.equal(covered_cells(points, faces, (4, 4))[0], wanted)
-    assert torch.equal(covered_cells(points, faces.flip(1), (4, 4))[0], wanted)  # either side
+    expected = torch.ones(4, 4, dtype=torch.bool).tril().flip(0)
+    assert torch.equal(covered_cells(points, faces, (4, 4))[0], expected)
+    assert torch.equal(covered_cells(points, faces.flip(1), (4, 4))[0], expected)  # either side
     shown = torch.tensor([[True, True, False, True]])
     assert not covered_cells(points, faces, (4, 4), shown).any()
     shown = torch.tensor([[True, True, True, False]])
-    assert torch.equal(covered_cells(points, faces, (4, 4), shown)[0], wanted)
+    assert torch.equal(covered_cells(points, faces, (4, 4), shown)[0], expected)
 
 
 def test_nothing_in_sight_covers_nothing():

@@ -58,9 +58,9 @@ def test_reflections_are_allowed_or_refused():
     torch.testing.assert_close(similarity_align(mirrored, dst), dst, atol=1e-6, rtol=0)
     proper = similarity_align(mirrored, dst, allow_reflection=False)
     assert (proper - dst).norm(dim=-1).mean() > 0.1
-    turned = dst @ random_rotations(4)
+    rotated = dst @ random_rotations(4)
     torch.testing.assert_close(
-        similarity_align(turned, dst, allow_reflection=False), dst, atol=1e-6, rtol=0
+        similarity_align(rotated, dst, allow_reflection=False), dst, atol=1e-6, rtol=0
     )
 
 
@@ -170,9 +170,9 @@ def test_rot6d_layout_is_two_columns_and_tolerates_scale():
 
 
 def test_chordal_mean_of_symmetric_turns_is_the_middle():
-    turns = rotation_about_z(torch.tensor([-0.3, 0.0, 0.3], dtype=torch.float64))
+    rotations = rotation_about_z(torch.tensor([-0.3, 0.0, 0.3], dtype=torch.float64))
     torch.testing.assert_close(
-        chordal_mean(turns), torch.eye(3, dtype=torch.float64), atol=1e-7, rtol=0
+        chordal_mean(rotations), torch.eye(3, dtype=torch.float64), atol=1e-7, rtol=0
     )
 
 

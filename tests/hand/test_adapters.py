@@ -80,7 +80,7 @@ def fake_manopth(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, hand_arrays):
+def folder(tmp_path_factory, hand_arrays):
     folder = tmp_path_factory.mktemp("mano")
     right = replace(hand_arrays, name="MANO_RIGHT")
     forge_mano_pickle(right, folder / "MANO_RIGHT.pkl")
@@ -111,8 +111,8 @@ def assert_close(ours, theirs):
 
 
 @pytest.mark.parametrize("side", ["RIGHT", "LEFT"])
-def test_agrees_with_our_own_skinning(adapter, place, capsys, side):
-    path = place / f"MANO_{side}.pkl"
+def test_agrees_with_our_own_skinning(adapter, folder, capsys, side):
+    path = folder / f"MANO_{side}.pkl"
     ours, theirs = HandModel.from_file(path), adapter.from_file(path)
     assert isinstance(theirs, HandLayer)
     pose, betas, transl = inputs()
@@ -125,8 +125,8 @@ def test_agrees_with_our_own_skinning(adapter, place, capsys, side):
     assert capsys.readouterr().out == ""
 
 
-def test_the_chosen_repair_reaches_the_layer(adapter, place):
-    path = place / "MANO_LEFT.pkl"
+def test_the_chosen_repair_reaches_the_layer(adapter, folder):
+    path = folder / "MANO_LEFT.pkl"
     pose, betas, _ = inputs()
     seen = []
     for option in ("as_is", "negate_x", "negate_all"):
@@ -137,8 +137,8 @@ def test_the_chosen_repair_reaches_the_layer(adapter, place):
     assert (seen[1] - seen[2]).abs().max() > 1e-3
 
 
-def test_behaves_as_a_module(adapter, place):
-    layer = adapter.from_file(place / "MANO_RIGHT.pkl")
+def test_behaves_as_a_module(adapter, folder):
+    layer = adapter.from_file(folder / "MANO_RIGHT.pkl")
     assert layer.state_dict() == {}
     assert not list(layer.parameters())
     pose, betas, transl = inputs()
@@ -154,51 +154,51 @@ def test_behaves_as_a_module(adapter, place):
         layer(pose, betas[:, :9])
 
 
-def test_gradients_reach_pose_and_shape(adapter, place):
+def test_gradients_reach_pose_and_shape(adapter, folder):
     """At random poses as our own, and finite where a rotation is none at all."""
     pose, betas, _ = inputs(2)
     grads = []
     for layer in (HandModel, adapter):
         p, b = pose.clone().requires_grad_(), betas.clone().requires_grad_()
-        mesh = layer.from_file(place / "MANO_RIGHT.pkl")(p, b)
+        mesh = layer.from_file(folder / "MANO_RIGHT.pkl")(p, b)
         (mesh.verts_m.square().sum() + mesh.joints_m.square().sum()).backward()
         grads.append((p.grad, b.grad))
     for ours, theirs in zip(*grads, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     p = torch.eye(3).expand(1, 16, 3, 3).clone().requires_grad_()
-    adapter.from_file(place / "MANO_RIGHT.pkl")(p, betas[:1]).verts_m.square().sum().backward()
+    adapter.from_file(folder / "MANO_RIGHT.pkl")(p, betas[:1]).verts_m.square().sum().backward()
     assert p.grad.isfinite().all()
     assert p.grad.abs().max() > 0
 
 
-def test_missing_packages_are_named(place, monkeypatch):
+def test_missing_packages_are_named(folder, monkeypatch):
     for name in ("smplx", "manopth", "manopth.manolayer"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ImportError, match=r"pip install smplx.*hand=mano"):
-        SmplxHand.from_file(place / "MANO_RIGHT.pkl")
+        SmplxHand.from_file(folder / "MANO_RIGHT.pkl")
     with pytest.raises(ImportError, match=r"not on PyPI\) and chumpy.*hand=mano"):
-        ManopthHand.from_file(place / "MANO_RIGHT.pkl")
+        ManopthHand.from_file(folder / "MANO_RIGHT.pkl")
 
 
-def test_smplx_takes_any_file_of_ours(place, tmp_path):
+def test_smplx_takes_any_file_of_ours(folder, tmp_path):
     pytest.importorskip("smplx")
-    save_npz(tmp_path / "mine.npz", load_hand_arrays(place))
+    save_npz(tmp_path / "mine.npz", load_hand_arrays(folder))
     pose, betas, _ = inputs()
     assert_close(
         SmplxHand.from_file(tmp_path / "mine.npz")(pose, betas),
-        HandModel.from_file(place)(pose, betas),
+        HandModel.from_file(folder)(pose, betas),
     )
 
 
-def test_manopth_wants_the_file_as_downloaded_and_the_same_hand(fake_manopth, place, tmp_path):
-    save_npz(tmp_path / "MANO_RIGHT.npz", load_hand_arrays(place))
+def test_manopth_wants_the_file_as_downloaded_and_the_same_hand(fake_manopth, folder, tmp_path):
+    save_npz(tmp_path / "MANO_RIGHT.npz", load_hand_arrays(folder))
     with pytest.raises(ValueError, match=r"manopth reads MANO_RIGHT\.pkl .*MANO_RIGHT\.npz"):
         ManopthHand.from_file(tmp_path / "MANO_RIGHT.npz")
-    (tmp_path / "MANO_RIGHT.pkl").write_bytes((place / "MANO_LEFT.pkl").read_bytes())
+    (tmp_path / "MANO_RIGHT.pkl").write_bytes((folder / "MANO_LEFT.pkl").read_bytes())
     with pytest.raises(ValueError, match=r"manopth reads MANO_LEFT\.pkl"):
         ManopthHand.from_file(tmp_path / "MANO_RIGHT.pkl", left_shapedirs="negate_x")
-    arrays = load_hand_arrays(place)
+    arrays = load_hand_arrays(folder)
     other = replace(arrays, v_template=arrays.v_template * 1.01)
     with pytest.raises(ValueError, match=r"another hand from .* \(hand\.path\)"):
-        ManopthHand(other, place)
-    assert ManopthHand.from_file(place).name == "MANO_RIGHT"  # a folder will do
+        ManopthHand(other, folder)
+    assert ManopthHand.from_file(folder).name == "MANO_RIGHT"  # a folder will do

@@ -15,7 +15,7 @@ S0 = 8.0
 
 
 def turned_intrinsics(b: int = 6) -> torch.Tensor:
-    """Intrinsics of turned, scaled and shifted crops with unequal focal lengths."""
+    """Intrinsics of rotated, scaled and shifted crops with unequal focal lengths."""
     g = torch.Generator().manual_seed(3)
     K = torch.tensor([[610.0, 0.0, 120.0], [0.0, 590.0, 100.0], [0.0, 0.0, 1.0]]).expand(b, 3, 3)
     pixel_map = rotation_about_z(torch.randn(b, generator=g))
@@ -45,13 +45,13 @@ def test_depth_by_hand():
     K = torch.tensor([[[500.0, 0, 112], [0, 500.0, 112], [0, 0, 1]]])
     s = 400 * 2 / SIDE
     cam = torch.tensor([[math.log(s / S0), 0.1, -0.05]])
-    place = root_from_weak(cam, Intrinsics(K, torch.tensor([True]), SIDE), S0)
+    root_m = root_from_weak(cam, Intrinsics(K, torch.tensor([True]), SIDE), S0)
     # the root is seen 0.1 m x 400 px/m = 40 px right of the centre: X = 40 / 500 * Z = 0.1 m
-    torch.testing.assert_close(place, torch.tensor([[0.1, -0.05, 1.25]]))
+    torch.testing.assert_close(root_m, torch.tensor([[0.1, -0.05, 1.25]]))
 
 
 def test_the_pinhole_is_the_weak_camera_to_first_order():
-    """At the root the same place; around it the same pixels per metre, whatever K."""
+    """At the root the same position; around it the same pixels per metre, whatever K."""
     eyes, cam = intrinsics(), cams()
     camera = CropCamera("pinhole", S0)
     transl, is_metric = camera.root_translation(cam, eyes)

@@ -35,7 +35,7 @@ def right(hand_arrays):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory, right):
+def folder(tmp_path_factory, right):
     """A download: both hands as MANO ships them, the left one with its well-known fault."""
     folder = tmp_path_factory.mktemp("mano")
     forge_mano_pickle(right, folder / "MANO_RIGHT.pkl")
@@ -44,14 +44,14 @@ def place(tmp_path_factory, right):
 
 
 @pytest.fixture(scope="module")
-def lonely_left(tmp_path_factory, place):
+def lonely_left(tmp_path_factory, folder):
     path = tmp_path_factory.mktemp("left") / "MANO_LEFT.pkl"
-    path.write_bytes((place / "MANO_LEFT.pkl").read_bytes())
+    path.write_bytes((folder / "MANO_LEFT.pkl").read_bytes())
     return path
 
 
-def test_a_pickle_like_manos_reads_as_the_hand_it_was_made_from(place, right):
-    raw = (place / "MANO_RIGHT.pkl").read_bytes()
+def test_a_pickle_like_manos_reads_as_the_hand_it_was_made_from(folder, right):
+    raw = (folder / "MANO_RIGHT.pkl").read_bytes()
     for word in (
         b"cchumpy.reordering\nSelect\n",
         b"cchumpy.reordering\nReshape\n",
@@ -62,15 +62,15 @@ def test_a_pickle_like_manos_reads_as_the_hand_it_was_made_from(place, right):
         b"bs_type",
     ):
         assert word in raw
-    loaded = load_hand_arrays(place / "MANO_RIGHT.pkl")
+    loaded = load_hand_arrays(folder / "MANO_RIGHT.pkl")
     assert_same(loaded, right)
     assert "chumpy" not in sys.modules
-    assert set(read_mano(place / "MANO_RIGHT.pkl")) == {*FLOATS, "f", "kintree_table"}
+    assert set(read_mano(folder / "MANO_RIGHT.pkl")) == {*FLOATS, "f", "kintree_table"}
 
 
-def test_conversion_to_npz_and_back_changes_nothing(tmp_path, place, hand_arrays):
+def test_conversion_to_npz_and_back_changes_nothing(tmp_path, folder, hand_arrays):
     for name in ("MANO_RIGHT.pkl", "MANO_LEFT.pkl"):
-        loaded = load_hand_arrays(place / name)
+        loaded = load_hand_arrays(folder / name)
         save_npz(tmp_path / "some.npz", loaded)
         again = load_hand_arrays(tmp_path / "some.npz")
         assert_same(again, loaded)
@@ -129,10 +129,10 @@ def smplx_mano(smplx, arrays, dtype, **options):
 @pytest.mark.parametrize("num_pca_comps", [None, 6, 12])
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_pickle_npz_and_smplx_pose_the_same_hand(
-    tmp_path, place, capsys, side, num_pca_comps, flat_hand_mean
+    tmp_path, folder, capsys, side, num_pca_comps, flat_hand_mean
 ):
     smplx = pytest.importorskip("smplx")
-    arrays = load_hand_arrays(place / f"MANO_{side.upper()}.pkl")
+    arrays = load_hand_arrays(folder / f"MANO_{side.upper()}.pkl")
     save_npz(tmp_path / "converted.npz", arrays)
     theirs = smplx_mano(
         smplx,
@@ -180,8 +180,8 @@ def test_the_left_hand_is_the_mirror_image_of_the_right_in_every_pose(right):
 
 
 @pytest.mark.parametrize("beside", [True, False])
-def test_the_fault_of_the_left_file_is_found_and_recorded(place, lonely_left, right, beside):
-    path = place / "MANO_LEFT.pkl" if beside else lonely_left
+def test_the_fault_of_the_left_file_is_found_and_recorded(folder, lonely_left, right, beside):
+    path = folder / "MANO_LEFT.pkl" if beside else lonely_left
     found = load_hand_arrays(path)
     assert found.repairs == ("left shapedirs x negated",)
     assert_same(found, replace(mirrored(right), repairs=found.repairs))
@@ -191,10 +191,10 @@ def test_the_fault_of_the_left_file_is_found_and_recorded(place, lonely_left, ri
     assert as_is.sha256 != found.sha256
     assert as_is.file_sha256 == found.file_sha256
     assert load_hand_arrays(path, left_shapedirs="negate_x").sha256 == found.sha256
-    turned = load_hand_arrays(path, left_shapedirs="negate_all")
-    np.testing.assert_array_equal(turned.shapedirs, -as_is.shapedirs)
-    assert turned.repairs == ("left shapedirs negated",)
-    assert len({turned.sha256, as_is.sha256, found.sha256}) == 3
+    rotated = load_hand_arrays(path, left_shapedirs="negate_all")
+    np.testing.assert_array_equal(rotated.shapedirs, -as_is.shapedirs)
+    assert rotated.repairs == ("left shapedirs negated",)
+    assert len({rotated.sha256, as_is.sha256, found.sha256}) == 3
 
 
 @pytest.mark.parametrize("beside", [True, False])
@@ -228,10 +228,10 @@ def test_the_right_file_is_proof_where_the_guess_fails_and_only_if_it_is_the_sam
         load_hand_arrays(path)
 
 
-def test_a_converted_left_hand_is_not_settled_twice(tmp_path, place):
+def test_a_converted_left_hand_is_not_settled_twice(tmp_path, folder):
     target = tmp_path / "left.npz"
     for option in ("auto", "as_is", "negate_x", "negate_all"):
-        loaded = load_hand_arrays(place / "MANO_LEFT.pkl", left_shapedirs=option)
+        loaded = load_hand_arrays(folder / "MANO_LEFT.pkl", left_shapedirs=option)
         save_npz(target, loaded)
         assert_same(load_hand_arrays(target), loaded)
         other = "negate_x" if option in ("as_is", "negate_all") else "negate_all"
@@ -239,29 +239,29 @@ def test_a_converted_left_hand_is_not_settled_twice(tmp_path, place):
             load_hand_arrays(target, left_shapedirs=other)
 
 
-def test_options_without_meaning_are_refused(place):
+def test_options_without_meaning_are_refused(folder):
     for option in ("as_is", "negate_x", "negate_all"):
         with pytest.raises(ValueError, match=rf"a right hand: hand\.left_shapedirs={option}"):
-            load_hand_arrays(place / "MANO_RIGHT.pkl", left_shapedirs=option)
+            load_hand_arrays(folder / "MANO_RIGHT.pkl", left_shapedirs=option)
     with pytest.raises(ValueError, match=r"one of .*got 'yes' \(hand\.left_shapedirs\)"):
-        load_hand_arrays(place / "MANO_LEFT.pkl", left_shapedirs="yes")
+        load_hand_arrays(folder / "MANO_LEFT.pkl", left_shapedirs="yes")
 
 
-def test_folders_are_searched_for_the_right_hand(tmp_path, place, right):
-    assert resolve_hand_path(place) == place / "MANO_RIGHT.pkl"
-    assert load_hand_arrays(place).sha256 == right.sha256
+def test_folders_are_searched_for_the_right_hand(tmp_path, folder, right):
+    assert resolve_hand_path(folder) == folder / "MANO_RIGHT.pkl"
+    assert load_hand_arrays(folder).sha256 == right.sha256
     with pytest.raises(FileNotFoundError, match=r"no MANO_RIGHT\.pkl .*hand\.path"):
         load_hand_arrays(tmp_path)
     (tmp_path / "models").mkdir()
     save_npz(tmp_path / "models" / "MANO_RIGHT.npz", right)
     assert load_hand_arrays(tmp_path).sha256 == right.sha256
     (tmp_path / "mano").mkdir()
-    (tmp_path / "mano" / "MANO_RIGHT.pkl").write_bytes((place / "MANO_RIGHT.pkl").read_bytes())
+    (tmp_path / "mano" / "MANO_RIGHT.pkl").write_bytes((folder / "MANO_RIGHT.pkl").read_bytes())
     assert resolve_hand_path(tmp_path).parent.name == "mano"
 
 
-def test_a_pickle_cut_short_is_a_value_error_wherever_it_is_cut(tmp_path, place):
-    whole = (place / "MANO_RIGHT.pkl").read_bytes()
+def test_a_pickle_cut_short_is_a_value_error_wherever_it_is_cut(tmp_path, folder):
+    whole = (folder / "MANO_RIGHT.pkl").read_bytes()
     path = tmp_path / "MANO_RIGHT.pkl"
     cuts = {*range(60), *np.linspace(60, len(whole) - 1, 40).astype(int), len(whole) - 1}
     for cut in sorted(cuts):
@@ -290,10 +290,10 @@ def test_an_npz_cut_short_or_of_objects_is_a_value_error(tmp_path, right):
         load_hand_arrays(tmp_path / "hand.mat")
 
 
-def test_code_inside_a_hand_file_is_refused_and_does_not_run(tmp_path, place):
+def test_code_inside_a_hand_file_is_refused_and_does_not_run(tmp_path, folder):
     marker = tmp_path / "ran"
     order = f"S'touch {marker}'\n".encode()
-    whole = (place / "MANO_RIGHT.pkl").read_bytes()
+    whole = (folder / "MANO_RIGHT.pkl").read_bytes()
     path = tmp_path / "MANO_RIGHT.pkl"
     for call in (b"cos\nsystem\n(" + order + b"tR", b"(" + order + b"ios\nsystem\n"):
         pickle.load(io.BytesIO(call + b"."))  # noqa: S301  the attack is real
@@ -383,7 +383,7 @@ def test_sparse_matrices_are_written_out_as_scipy_would(tmp_path, kind):
             pickled(path, J_regressor=node)
 
 
-def test_pickles_of_other_things_are_refused(tmp_path, place):
+def test_pickles_of_other_things_are_refused(tmp_path, folder):
     path = tmp_path / "a.pkl"
     dump([1, 2], path)
     with pytest.raises(ValueError, match=r"must hold MANO's dict, got a list \(hand\.path\)"):

@@ -57,7 +57,7 @@ def test_a_rule_moves_joints_and_root_but_no_vertex_in_the_picture(hand, posed):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=0)
     (other,) = layer.outputs(HandOutputs((state,)), rules(*["freihand"] * 4), camera).steps
     assert other.joints_root_m[:, 9].abs().max() < 1e-7
-    # the same vertices in the same place of the picture, seen from the new root
+    # the same vertices in the same place of the image, seen from the new root
     again = project_weak(other.verts_root_m, other.cam, scale0)
     torch.testing.assert_close(again, state.verts_crop_ndc, atol=1e-5, rtol=0)
     gap = (other.joints_root_m - state.joints_root_m).norm(dim=-1)

@@ -20,13 +20,13 @@ def test_digits_move_together_as_joint_by_joint():
             world, posed = chain(rotmats, rest)
             rest = np.broadcast_to(rest, (num, 16, 3))
             for n in range(num):
-                turn, place = [rotmats[n, 0]], [rest[n, 0]]
+                rotation, position = [rotmats[n, 0]], [rest[n, 0]]
                 for j in range(1, 16):
                     p = CHAIN_PARENTS[j]
-                    turn.append(turn[p] @ rotmats[n, j])
-                    place.append(place[p] + turn[p] @ (rest[n, j] - rest[n, p]))
-                np.testing.assert_allclose(world[n], turn, atol=1e-14)
-                np.testing.assert_allclose(posed[n], place, atol=1e-14)
+                    rotation.append(rotation[p] @ rotmats[n, j])
+                    position.append(position[p] + rotation[p] @ (rest[n, j] - rest[n, p]))
+                np.testing.assert_allclose(world[n], rotation, atol=1e-14)
+                np.testing.assert_allclose(posed[n], position, atol=1e-14)
 
 
 def test_least_gaps_are_those_of_all_pairs():

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from handmim.geometry.rotation import axis_angle_to_matrix
-from handmim.hand.model import HandModel
+from handmim.hand.model import BlendSkinning, HandModel
 from handmim.hand.skeleton import CANONICAL_FROM_CHAIN_AND_TIPS
-from handmim.hand.skinning import BlendSkinning
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +70,14 @@ def gradients(verts, joints, inputs, *grads):
 @pytest.mark.parametrize("b", [1, 63, 64, 65, 130])
 def test_equals_the_textbook(arrays, model, b):
     pose, betas, *grads = draw(b)
-    wanted_inputs = (pose.requires_grad_(), betas.requires_grad_())
-    wanted = textbook(arrays, *wanted_inputs)
-    inputs = tuple(t.detach().float().requires_grad_() for t in wanted_inputs)
+    expected_inputs = (pose.requires_grad_(), betas.requires_grad_())
+    expected = textbook(arrays, *expected_inputs)
+    inputs = tuple(t.detach().float().requires_grad_() for t in expected_inputs)
     mesh = model(*inputs)
-    for ours, theirs in zip((mesh.verts_m, mesh.joints_m), wanted, strict=True):
+    for ours, theirs in zip((mesh.verts_m, mesh.joints_m), expected, strict=True):
         assert (ours - theirs).abs().max() < 1e-6
     found = gradients(mesh.verts_m, mesh.joints_m, inputs, *(g.float() for g in grads))
-    for ours, theirs in zip(found, gradients(*wanted, wanted_inputs, *grads), strict=True):
+    for ours, theirs in zip(found, gradients(*expected, expected_inputs, *grads), strict=True):
         assert (ours - theirs).abs().max() < 5e-6 * theirs.abs().max()
 
 
@@ -86,14 +85,14 @@ def test_equals_the_textbook(arrays, model, b):
 def test_chunks_change_nothing(arrays, model, b):
     pose, betas, *grads = draw(b, torch.float32)
     inputs = (pose.requires_grad_(), betas.requires_grad_())
-    answers = []
+    results = []
     for layer in (model, HandModel(arrays, chunk_size=1), HandModel(arrays, chunk_size=3)):
         mesh = layer(*inputs)
         assert mesh.verts_m.shape == (b, 778, 3)
         found = gradients(mesh.verts_m, mesh.joints_m, inputs, *grads)
-        answers.append((mesh.verts_m, mesh.joints_m, *found))
-    for other in answers[1:]:
-        torch.testing.assert_close(other, answers[0], atol=2e-5, rtol=1e-5)
+        results.append((mesh.verts_m, mesh.joints_m, *found))
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], atol=2e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="chunk_size must be >= 1, got 0"):
         HandModel(arrays, chunk_size=0)
 
@@ -116,14 +115,14 @@ def test_gradients_only_where_they_are_asked_for(model):
 
 def test_a_loss_on_joints_alone_and_one_on_vertices_alone(arrays, model):
     pose, betas, grad_verts, grad_joints = draw(2)
-    wanted_inputs = (pose.requires_grad_(), betas.requires_grad_())
-    wanted = textbook(arrays, *wanted_inputs)
-    inputs = tuple(t.detach().float().requires_grad_() for t in wanted_inputs)
+    expected_inputs = (pose.requires_grad_(), betas.requires_grad_())
+    expected = textbook(arrays, *expected_inputs)
+    inputs = tuple(t.detach().float().requires_grad_() for t in expected_inputs)
     mesh = model(*inputs)
     ours = (mesh.verts_m, mesh.joints_m)
     for i, grad in enumerate((grad_verts, grad_joints)):
         found = torch.autograd.grad(ours[i], inputs, grad.float(), retain_graph=True)
-        theirs = torch.autograd.grad(wanted[i], wanted_inputs, grad, retain_graph=True)
+        theirs = torch.autograd.grad(expected[i], expected_inputs, grad, retain_graph=True)
         for a, b in zip(found, theirs, strict=True):
             assert (a - b).abs().max() < 5e-6 * b.abs().max()
 
@@ -176,11 +175,11 @@ def test_a_second_derivative_is_refused(model):
 def test_compiles_without_a_break(model):
     pose, betas, *grads = draw(2, torch.float32)
     pose.requires_grad_()
-    answers = []
+    results = []
     for layer in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
         mesh = layer(pose, betas)
-        answers.append((mesh, gradients(mesh.verts_m, mesh.joints_m, pose, *grads)))
-    torch.testing.assert_close(*answers)
+        results.append((mesh, gradients(mesh.verts_m, mesh.joints_m, pose, *grads)))
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("angle_rad", [0, 1e-12, 1e-7, 1e-3, 0.1, 1, 3.1, 6.3])
@@ -189,8 +188,8 @@ def test_rotation_vectors_are_exponentials(angle_rad):
     r, grad = (torch.randn(20, *s, generator=g, dtype=torch.float64) for s in ((3,), (3, 3)))
     r = angle_rad * torch.nn.functional.normalize(r, dim=-1)
     ours, theirs = r.float().requires_grad_(), r.float().double().requires_grad_()
-    R, wanted = axis_angle_to_matrix(ours), torch.linalg.matrix_exp(cross_matrix(theirs))
-    assert (R - wanted).abs().max() < 1e-6
+    R, expected = axis_angle_to_matrix(ours), torch.linalg.matrix_exp(cross_matrix(theirs))
+    assert (R - expected).abs().max() < 1e-6
     (found,) = torch.autograd.grad(R, ours, grad.float())
-    assert (found - torch.autograd.grad(wanted, theirs, grad)[0]).abs().max() < 3e-6
+    assert (found - torch.autograd.grad(expected, theirs, grad)[0]).abs().max() < 3e-6
     assert torch.autograd.gradcheck(axis_angle_to_matrix, r[0].clone().requires_grad_(), atol=1e-5)

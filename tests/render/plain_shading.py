@@ -59,16 +59,16 @@ def lit_share(point, cosine, shadow, to_shadow):
     column, row, depth = to_shadow @ np.append(point, 1)
     depth -= 0.004 + 0.012 * (1 - abs(cosine))
     around = shadow[int(row) - 1 : int(row) + 2, int(column) - 1 : int(column) + 2]
-    hidden = sum(q > 0 and 1 / q < depth for q in around.ravel())
-    return 1 - 0.85 * hidden / 9
+    covered = sum(q > 0 and 1 / q < depth for q in around.ravel())
+    return 1 - 0.85 * covered / 9
 
 
 def plain_shade(
     covered, face_id, inv_depth, x_px, y_px, inv_z, faces, corners, centre_px, focal_px, bone,
-    frame, lines, nail_rgb, lamps, lamp_rgb, up, sky, ground, shadow, to_shadow, table, look,
+    frame, lines, nail_rgb, lamps, lamp_rgb, up, sky, ground, shadow, to_shadow, table, skin,
     image,
 ):  # fmt: skip
-    seed, freq, amount, gloss, shine, crease = look
+    seed, freq, amount, gloss, shine, crease = skin
     for pixel in covered:
         i, j = divmod(int(pixel), face_id.shape[1])
         t, corner = face_id[i, j], faces[face_id[i, j]]

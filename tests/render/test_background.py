@@ -50,7 +50,7 @@ def test_crops_are_resized_mirrored_and_tinted_pieces():
         piece = cv2.resize(image[y : y + k, x : x + k], (50, 50), interpolation=cv2.INTER_AREA)
         piece = piece[:, ::-1] if rng.random() < 0.5 else piece
         cast = rng.uniform(-0.03, 0.03, 3)
-        wanted = np.clip(piece * rng.uniform(0.7, 1.15) + cast, 0, 1)
+        expected = np.clip(piece * rng.uniform(0.7, 1.15) + cast, 0, 1)
         got = bank.crop(np.random.default_rng(seed), 50)
         assert got.dtype == np.float32
-        np.testing.assert_allclose(got, wanted, atol=1e-6)
+        np.testing.assert_allclose(got, expected, atol=1e-6)

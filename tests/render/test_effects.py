@@ -29,7 +29,7 @@ def test_exposure_agrees_with_plain_numpy(brightness):
     np.testing.assert_allclose(expose(shaded, covered, hand, backdrop, LUMA), image, atol=1e-6)
 
 
-def test_a_picture_without_a_hand_keeps_its_exposure():
+def test_a_image_without_a_hand_keeps_its_exposure():
     shaded, _, hand, backdrop = random_parts(1)
     nothing = np.zeros_like(hand)
     image = expose(shaded, nothing, nothing, backdrop, LUMA)
@@ -74,14 +74,14 @@ def test_the_effects_agrees_with_plain_numpy(occluders, blur):
     bank = BackdropBank("room", np.random.default_rng(0), size=64, num=3)
     odds = {"occluders": occluders, "blur": blur, "motion_blur": 0.0, "noise": 0.1}
     effects = ImageEffects(size, soften=True, **odds, backdrops=bank)
-    hidden = 0
+    covered = 0
     for seed in range(20):
         image = np.random.default_rng(seed).random((size, size, 3), dtype=np.float32)
         mask = np.ones((size, size), np.float32)
-        wanted, visible = plain_image(effects, np.random.default_rng(seed), image, mask)
+        expected, visible = plain_image(effects, np.random.default_rng(seed), image, mask)
         got = effects(np.random.default_rng(seed), image.copy(), mask)
-        assert np.abs(got.astype(int) - wanted).max() <= 1
-        assert (got != wanted).mean() < 1e-3
+        assert np.abs(got.astype(int) - expected).max() <= 1
+        assert (got != expected).mean() < 1e-3
         np.testing.assert_allclose(mask, visible, atol=1e-6)
-        hidden += (mask < 0.5).mean() / 20
-    assert (0.05 < hidden < 0.7) == bool(occluders)
+        covered += (mask < 0.5).mean() / 20
+    assert (0.05 < covered < 0.7) == bool(occluders)

@@ -3,9 +3,9 @@ import pytest
 
 from handmim.geometry.rotation_numpy import unit
 from handmim.hand.poses import PoseSampler
-from handmim.render.lighting import ShadowMap
 from handmim.render.objects import superquadric
 from handmim.render.rasterizer import corner_weights, rasterise, vertex_normals
+from handmim.render.shading import ShadowMap
 from handmim.render.surface import HandSurface
 
 

@@ -28,15 +28,15 @@ def same(a: RenderedHand, b: RenderedHand) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_a_picture_depends_on_seed_split_and_index_only(hand_arrays, renderer):
-    wanted = [renderer.render(i) for i in (0, 5, 300)]
+def test_a_image_depends_on_seed_split_and_index_only(hand_arrays, renderer):
+    expected = [renderer.render(i) for i in (0, 5, 300)]
     again = SceneRenderer(hand_arrays, SceneSettings(image_px=96), seed=3)
     got = [again.render(i) for i in (300, 5, 0)][::-1]
-    assert all(same(a, b) for a, b in zip(wanted, got, strict=True))
+    assert all(same(a, b) for a, b in zip(expected, got, strict=True))
     other_split = SceneRenderer(hand_arrays, SceneSettings(image_px=96), 3, "val").render(0)
     other_seed = SceneRenderer(hand_arrays, SceneSettings(image_px=96), 4).render(0)
     for other in (other_split, other_seed, renderer.render(1)):
-        assert np.abs(other.joints_cam_m - wanted[0].joints_cam_m).max() > 1e-3
+        assert np.abs(other.joints_cam_m - expected[0].joints_cam_m).max() > 1e-3
 
 
 def test_truth_is_what_the_hand_model_says(renderer, hand):
@@ -71,8 +71,8 @@ def test_vertices_project_into_the_mask_and_fill_it(plain, hand_arrays):
 
 
 def test_joints_of_a_flat_hand_lie_on_the_hand(plain):
-    turn = random_orientation(plain.settings, np.random.default_rng(0))
-    rest = np.concatenate([turn[None], np.tile(np.eye(3), (15, 1, 1))])
+    rotation = random_orientation(plain.settings, np.random.default_rng(0))
+    rest = np.concatenate([rotation[None], np.tile(np.eye(3), (15, 1, 1))])
     r = plain.draw(rest, np.zeros(10), np.random.default_rng(0))
     px = r.joints_cam_m @ r.K_px.T
     cell = np.floor(px[:, :2] / px[:, 2:]).astype(int)
@@ -110,8 +110,8 @@ def test_objects_do_not_enter_the_hand(hand_arrays, renderer):
         # Undo the placement: the object's points are a rigid copy of the superquadric's.
         centre, base = found[0].mean(axis=0), points - points.mean(axis=0)
         U, _, Vt = np.linalg.svd(base.T @ (found[0] - centre))
-        turn = U @ np.diag([1, 1, np.linalg.det(U @ Vt)]) @ Vt
-        local = (verts - centre) @ turn.T + points.mean(axis=0)
+        rotation = U @ np.diag([1, 1, np.linalg.det(U @ Vt)]) @ Vt
+        local = (verts - centre) @ rotation.T + points.mean(axis=0)
         assert depth_inside_m(local, radii, exponents) < 0.003 + 1e-6
     assert held >= 10
 
@@ -136,18 +136,18 @@ def test_bad_split_and_background_are_named(hand_arrays):
         SceneRenderer(hand_arrays, SceneSettings(image_px=32, background="beach"))
 
 
-def test_pictures_are_those_that_caches_hold(hand_arrays):
+def test_images_are_those_that_caches_hold(hand_arrays):
     drawn = renders.draw(hand_arrays)
     with np.load(renders.FILE) as kept:
         assert set(kept.files) == set(drawn)
         for name, got in drawn.items():
-            wanted = kept[name]
+            expected = kept[name]
             if name.endswith(".image"):
-                off = np.abs(got.astype(int) - wanted)
+                off = np.abs(got.astype(int) - expected)
                 # A hair of rounding may decide what a pixel on an edge shows.
                 assert (off > 2).mean() < 5e-4, name
                 assert off.mean() < 0.1, name
             elif name.endswith(".mask"):
-                assert (got != wanted).mean() < 5e-4, name
+                assert (got != expected).mean() < 5e-4, name
             else:
-                np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-11, err_msg=name)
+                np.testing.assert_allclose(got, expected, rtol=0, atol=1e-11, err_msg=name)

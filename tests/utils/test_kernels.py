@@ -14,7 +14,7 @@ def test_machine_code_is_kept_by_what_all_sources_say(tmp_path):
     copy = tmp_path / "handmim"
     shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
     assert sources_digest(copy) == sources_digest()
-    kernel = copy / "geometry" / "align_kernel.py"
+    kernel = copy / "geometry" / "align.py"
     kernel.write_text(kernel.read_text() + "\n# changed\n")
     assert sources_digest(copy) != sources_digest()
 

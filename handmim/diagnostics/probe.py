@@ -116,12 +116,9 @@ class ProbeHook:
 
     def _embed(self, task: Any, image: Tensor) -> dict[str, Tensor]:
         tokens = task.features(image)
-        points = task.keypoints(tokens) if "points" in self.features else None
-        found = {
-            "cls": tokens.cls,
-            "cls_patch": torch.cat([tokens.cls, tokens.patches.mean(dim=1)], dim=1),
-        }
-        if points is not None:
+        both = torch.cat([tokens.cls, tokens.patches.mean(dim=1)], dim=1)
+        found = {"cls": tokens.cls, "cls_patch": both}
+        if "points" in self.features and (points := task.keypoints(tokens)) is not None:
             found["points"] = points.flatten(1)
         return {name: x.float().cpu() for name, x in found.items()}
 

@@ -125,7 +125,7 @@ def load_initial(backbone: ViT, source: str | None) -> InitialWeights:
         folded=tuple(folded),
         missing=tuple(name for name in (*mine, "mask_token") if name not in matched),
         unused=found.unused,
-        warnings=(*_warnings(backbone, stated), *_lacking(weights, grid), *doubts),
+        warnings=(*_warnings(backbone, stated, weights, grid), *doubts),
         network=network,
         meta=dict(file.meta),
     )
@@ -193,69 +193,64 @@ def _compared(
     return "", [text]
 
 
-def _lacking(weights: Mapping[str, Tensor], grid: tuple[int, int]) -> list[str]:
-    """Warnings of parts that the source does not have."""
-    found = []
-    if "cls_token" not in weights:
-        found.append(
+def _warnings(
+    backbone: ViT, stated: Stated, weights: Mapping[str, Tensor], grid: tuple[int, int]
+) -> list[str]:
+    """Differences that are not refused, and properties that nothing states."""
+    is_public, norm_eps = stated.pixel_norm is None, backbone.norm_eps
+    cases = (
+        (
+            is_public and backbone.pixel_norm != "imagenet",
+            "public weights expect pixels normalised by constants, this backbone has pixel_norm="
+            f"{backbone.pixel_norm} (task.backbone.pixel_norm=imagenet)",
+        ),
+        (
+            is_public and stated.norm_eps not in (None, norm_eps),
+            f"norms had epsilon {stated.norm_eps or 0:g}, this backbone has {norm_eps:g}",
+        ),
+        *((is_public, f"{t}: features may differ from the source's") for t in stated.unknown),
+        *((is_public, text) for text in _unstated(backbone, stated)),
+        (
+            "cls_token" not in weights,
             "the source has no class token, ours starts random and takes part in attention: patch "
-            "features differ from the source's"
-        )
-    if "norm.weight" not in weights:
-        found.append("the source has no final norm, ours starts as 1 and 0")
-    if grid[0] != grid[1]:
-        found.append(
+            "features differ from the source's",
+        ),
+        ("norm.weight" not in weights, "the source has no final norm, ours starts as 1 and 0"),
+        (
+            grid[0] != grid[1],
             f"positions of {grid[0]} x {grid[1]} patches are stretched to a square grid; ViTPose "
-            "also pads images by 2 px, which shifts its patches"
-        )
-    return found
+            "also pads images by 2 px, which shifts its patches",
+        ),
+    )
+    return [text for is_so, text in cases if is_so]
 
 
-def _warnings(backbone: ViT, stated: Stated) -> list[str]:
-    """Warnings of differences that are not refused, and of properties that nothing states."""
-    if stated.pixel_norm is not None:
-        return []
-    found, mine = [], backbone.norm_eps
-    is_imagenet, is_bare = backbone.pixel_norm == "imagenet", stated.timm_name is None
-    if not is_imagenet:
-        found.append(
-            f"public weights expect pixels normalised by constants, this backbone has pixel_norm="
-            f"{backbone.pixel_norm} (task.backbone.pixel_norm=imagenet)"
-        )
-    if stated.norm_eps not in (None, mine):
-        found.append(f"norms had epsilon {stated.norm_eps:g}, this backbone has {mine:g}")
-    found += [f"{text}: features may differ from the source's" for text in stated.unknown]
-    unstated = {
-        name: assumed
-        for name, is_unstated, assumed in (
+def _unstated(backbone: ViT, stated: Stated) -> list[str]:
+    """One warning of all properties that nothing states, and of what is assumed for them."""
+    is_bare, is_imagenet = stated.timm_name is None, backbone.pixel_norm == "imagenet"
+    assumed = {
+        name: value
+        for name, is_unstated, value in (
             ("heads", is_bare and stated.num_heads is None, f"{backbone.num_heads} heads"),
             ("activation", is_bare and stated.activation is None, backbone.activation),
-            ("norms", is_bare and stated.norm_eps is None, f"epsilon {mine:g}"),
+            ("norms", is_bare and stated.norm_eps is None, f"epsilon {backbone.norm_eps:g}"),
             ("pixel constants", is_imagenet and stated.mean is None, "ImageNet's constants"),
         )
         if is_unstated
     }
-    if unstated:
-        text = f"the file does not state its {', '.join(unstated)}: read with "
-        text += ", ".join(unstated.values())
-        if "heads" in unstated:
-            text += _usual_heads(stated, backbone)
-        if is_bare:
-            text += (
-                '. A config.json beside the file, {"architecture": "NAME IN TIMM"}, states them, '
-                "and they are then compared"
-            )
-        found.append(text)
-    return found
-
-
-def _usual_heads(stated: Stated, backbone: ViT) -> str:
-    """The probable number of heads of the source, where ours is another."""
+    if not assumed:
+        return []
+    text = f"the file does not state its {', '.join(assumed)}: read with "
+    text += ", ".join(assumed.values())
     width, mine = backbone.embed_dim, backbone.num_heads
     usual, who = stated.likely_heads or (public_heads(width), f"public ViTs of width {width} have")
-    if usual in (None, mine):
-        return ""
-    return f"; {who} {usual}, this backbone has {mine} (++task.backbone.size.num_heads={usual})"
+    if "heads" in assumed and usual not in (None, mine):
+        text += f"; {who} {usual}, this backbone has {mine} "
+        text += f"(++task.backbone.size.num_heads={usual})"
+    if is_bare:
+        text += '. A config.json beside the file, {"architecture": "NAME IN TIMM"}, states them, '
+        text += "and they are then compared"
+    return [text]
 
 
 def _depth(weights: Mapping[str, Tensor]) -> int:

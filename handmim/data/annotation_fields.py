@@ -150,7 +150,7 @@ def read_optional(entry: str, note: Mapping[str, Any], field: str, faults: Fault
     if not isinstance(found, str) and field == "keypoints_3d" and found.size == 4 * NUM_JOINTS:
         rows = found.reshape(NUM_JOINTS, 4)
         bad = unfit(rows[:, 3])
-        found = np.where(rows[:, 3:] > 0, rows, 0.0)  # hidden joints may hold anything
+        found = np.where(rows[:, 3:] > 0, rows, 0.0)  # occluded joints may hold anything
     if isinstance(found, str) or (bad := bad or unfit(found, low, high)):
         text = f"{entry}: {field} must be {what}, {bad or found}"
         faults.add(kind, text, f"{FORM}; leave {field} out where it is not known")
@@ -223,15 +223,15 @@ class SideReader:
         self, entries: Iterable[Mapping[str, Any]], categories: Iterable[Mapping[str, Any]]
     ) -> None:
         sided: dict[str, set[bool]] = {key: set() for key in (*_OFTEN, *_LOOSE)}
-        numbers: dict[str, set[str]] = {key: set() for key in _OFTEN}
+        spelled: dict[str, set[str]] = {key: set() for key in _OFTEN}
         for entry in entries:
             for key, (_, value) in _fields(entry).items():
                 if key in sided and value is not None:
                     sided[key].add(side_of(value) is not None)
-                    if key in numbers:
-                        numbers[key].add(str(value))
-        self._numbered = [key for key in _OFTEN if numbers[key] == {"0", "1"}]
-        self._words = (*_NAMED, *(key for key in _OFTEN if True in sided[key]))
+                    if key in spelled:
+                        spelled[key].add(str(value))
+        self._numbered = [key for key in _OFTEN if spelled[key] == {"0", "1"}]
+        self._side_fields = (*_NAMED, *(key for key in _OFTEN if True in sided[key]))
         self._loose = [key for key in _LOOSE if sided[key] == {True}]
         names = {c.get("id"): c.get("name") for c in categories}
         are_all = all(side_of(name) is not None for name in names.values())
@@ -269,7 +269,7 @@ class SideReader:
                 found[name] = value == _BARE_FLAGS[key]
             elif key in self._loose and (side := side_of(value)) is not None:
                 loose[name] = side
-            if value is None or not (key in self._words or key in _FLAGS):
+            if value is None or not (key in self._side_fields or key in _FLAGS):
                 continue
             side = side_of(value)
             if key in _FLAGS:

@@ -48,13 +48,8 @@ def transform_labels(
 def cropped_intrinsics(
     K_source_px: Tensor, crop_from_source: Tensor, crop_px: int, source_px: int
 ) -> Tensor:
-    """Intrinsics [B, 3, 3] of a crop before any rotation of the camera.
-
-    Args:
-        K_source_px: [B, 3, 3] of the image of side `source_px`.
-        crop_from_source: [B, 2, 3] ndc.
-        crop_px, source_px: sides.
-    """
+    """Intrinsics [B, 3, 3] of a crop before any rotation of the camera, from those of its source;
+    crop_from_source is [B, 2, 3] in ndc."""
     return homogeneous(px_from_px(crop_from_source, crop_px, source_px)) @ K_source_px
 
 
@@ -99,13 +94,8 @@ class HandAugment:
         return labels._replace(image=self.cut(batch.image, source_from_crop))
 
     def cut(self, stored: Tensor, source_from_crop: Tensor) -> Tensor:
-        """The model's images out of stored crops.
-
-        Args:
-            stored: [B, 3, S, S] uint8.
-            source_from_crop: [B, 2, 3] new ndc -> stored ndc, on the device of the crops.
-        Returns: [B, 3, img_px, img_px] in [0, 1].
-        """
+        """The model's images [B, 3, img_px, img_px] in [0, 1] out of stored crops [B, 3, S, S]
+        uint8; source_from_crop [B, 2, 3] is new ndc -> stored ndc."""
         source = stored.float() / 255.0
         # Sampling reads four pixels: crops much larger than the input are shrunk by area before.
         stored_px = source.shape[-1]

@@ -46,13 +46,8 @@ def _luma(device: torch.device, dtype: torch.dtype) -> Tensor:
 def colour_maps(
     brightness: Tensor, contrast: Tensor, saturation: Tensor, hue_rad: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Compose the jitters, in this order, into rgb' = linear rgb + lift * mean luma.
-
-    Args:
-        brightness, contrast, saturation: [B] factors, 1 = unchanged.
-        hue_rad: [B] rotation of the chroma plane.
-    Returns: [B, 3, 3] and [B].
-    """
+    """Compose [B] jitters, in this order, into rgb' = linear rgb + lift * mean luma: [B, 3, 3] and
+    [B]. Factors of 1 change nothing; hue rotates the chroma plane."""
     b = len(brightness)
     eye = torch.eye(3, dtype=brightness.dtype, device=brightness.device).expand(b, 3, 3)
     grey = brightness.new_tensor(LUMA).expand(3, 3)

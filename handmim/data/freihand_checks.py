@@ -69,11 +69,7 @@ def check_every_sample(
 ) -> None:
     """Note FreiHAND samples without a possible camera, hand or position, of all samples.
 
-    Args:
-        notes: where faults are noted.
-        part: training or evaluation.
-        labels: finite ones by name of the list, all samples.
-        size_px: width and height of the images.
+    Args as of `check_labels`; labels are finite.
     """
     K = labels["K"].astype(np.float64)
     is_camera = usable(K)
@@ -103,13 +99,7 @@ def _note_samples(
 
 
 def settled(notes: Notes, part: str, raw: Labels) -> tuple[dict[str, Array], NDArray[np.bool_]]:
-    """FreiHAND's labels in metres, canonical order and OpenCV axes, and which samples are finite.
-
-    Args:
-        notes: where faults are noted.
-        part: training or evaluation.
-        raw: by name of the list, [n, ...] each.
-    """
+    """FreiHAND's labels in metres, canonical order and OpenCV axes; which samples are finite."""
     num = len(next(iter(raw.values()))) if raw else 0
     is_finite = np.ones(num, bool)
     for name, values in raw.items():

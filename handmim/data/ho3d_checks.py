@@ -46,12 +46,10 @@ def check_training(
     """Note what is wrong with pose, joints and camera of HO-3D's training metas.
 
     Args:
-        notes, prefix: where and how findings are noted.
-        metas: by their index in the list.
-        frames: names of those indices.
+        notes, prefix, source: where and how findings are noted, and how to get the original back.
+        metas, frames: contents and names by their index in the list.
         model: the hand; None leaves out what needs it.
         size_px: width and height of the images.
-        source: how to get the original back.
     """
     nameless = [frames[i] for i, m in metas.items() if any(m.get(k) is None for k in POSE)]
     notes.judge(
@@ -162,14 +160,8 @@ def _cameras(
 def check_evaluation(
     notes: Notes, prefix: str, metas: Metas, size_px: tuple[int, int], source: str
 ) -> None:
-    """Note what is wrong with boxes, wrists and cameras of HO-3D's evaluation metas.
-
-    Args:
-        notes, prefix: where and how findings are noted.
-        metas: by their index in the list.
-        size_px: width and height of the images.
-        source: how to get the original back.
-    """
+    """Note what is wrong with boxes, wrists and cameras of HO-3D's evaluation metas; arguments as
+    of `check_training`."""
     given = [m for m in metas.values() if m.get("handBoundingBox") is not None]
     notes.judge(
         len(given) == len(metas),

@@ -101,11 +101,9 @@ def settle_joints(
     """[n, 21, 3] joints in metres, canonical order and the dataset's axes; notes what they were in.
 
     Args:
-        notes, prefix: where and how findings are noted.
+        notes, prefix, where: where and how findings are noted, and about which file or field.
         joints: as they are in the file.
-        order: the dataset's, a name of `hand.skeleton.LABEL_ORDERS`.
-        sign_z: `OPENCV` (hands at z > 0) or `OPENGL`.
-        where: file or field, for the text.
+        order, sign_z: of the dataset: a name of `LABEL_ORDERS`, and `OPENCV` or `OPENGL`.
     """
     joints = settle_unit(notes, prefix, joints, where)
     joints = settle_order(notes, prefix, joints, order, where)
@@ -119,13 +117,8 @@ def reposed_error_m(
     betas: NDArray[np.floating],
     verts_m: NDArray[np.floating],
 ) -> Array:
-    """Mean distance [n] of re-posed to given vertices, whatever the translation of the hands.
-
-    Args:
-        hand: the model.
-        rotmats, betas: [n, 16, 3, 3] and [n, 10].
-        verts_m: [n, V, 3].
-    """
+    """Mean distance [n] of re-posed to given vertices [n, V, 3], whatever their translation;
+    rotmats and betas are [n, 16, 3, 3] and [n, 10]."""
     with torch.no_grad():
         posed = hand(torch.from_numpy(rotmats).float(), torch.from_numpy(betas).float())
     return centred_error_m(posed.verts_m.double().numpy(), np.asarray(verts_m, np.float64))[0]
@@ -143,11 +136,9 @@ def note_residual(
     """Note how far posed hands are off their labels; False for another hand model.
 
     Args:
-        notes, prefix: where and how findings are noted.
+        notes, prefix, fix: where and how findings are noted.
         posing: the subject of the text: "posing X by the MANO vectors misses the given vertices".
-        residuals_m: [n].
-        usual_m: median up to which nothing is wrong.
-        fix: of what is wrong.
+        residuals_m, usual_m: [n], and the median up to which nothing is wrong.
     """
     residual_m = float(np.median(residuals_m))
     is_good = residual_m <= LARGEST_RESIDUAL_M

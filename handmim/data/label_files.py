@@ -175,12 +175,9 @@ def cached_number_lists(
 def stored_ground_truth(
     root: str | Path, cache_dir: str | Path
 ) -> tuple[StoredArray, StoredArray] | None:
-    """Released ground truth of an official evaluation: joints [n, 21, 3] and vertices [n, V, 3].
+    """Released ground truth of an official evaluation: joints [n, 21, 3] and vertices [n, V, 3] in
+    metres, in the benchmark's own order and axes; None where a file is missing.
 
-    Args:
-        root: folder of the dataset.
-        cache_dir: where the large files are kept as arrays.
-    Returns: both in metres, in the benchmark's own order and axes; None where a file is missing.
     Raises: ValueError for unequal counts.
     """
     paths = {name: Path(root) / f"evaluation_{name}.json" for name in GROUND_TRUTH}

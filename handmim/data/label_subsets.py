@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, Subset
 
 from handmim.data.datasets import SharesLabels, label_id_of, size_of, source_of
-from handmim.data.freihand import source_text, split_samples
 from handmim.types import HandSample
 from handmim.utils.files import write_atomic
 
@@ -23,12 +22,6 @@ SHOWN = 5  # ids in a message
 MAX_BYTES = 1 << 26  # some millions of ids
 HEAD = " labels of "  # in the first comment; the second holds the sha256
 SHA = re.compile(r"^# sha256 [^:\n]*: ([0-9a-f]{64})$", re.MULTILINE)
-
-# The published subsets of FreiHAND follow from its size alone: no file of it is read.
-NUM_UNIQUE = 32560  # hands of the training images, each before four backgrounds
-VAL_FRACTION, SPLIT_SEED = 0.02, 0  # as configs/data/freihand.yaml has them
-PERCENTS, SEEDS = (1, 5, 10, 25), (0, 1, 2)
-TABLE_HEAD = "| file | labels | sha256 of its ids |\n| --- | ---: | --- |\n"
 
 
 def drawn_labels(total: int, num: int, seed: int) -> NDArray[np.int64]:
@@ -89,14 +82,7 @@ def lines_sha256(ids: Sequence[str]) -> str:
 
 
 def ids_text(ids: Sequence[str], source: str, num_all: int, choice: str) -> str:
-    """Content of a file of ids.
-
-    Args:
-        ids: chosen labels.
-        source: the set they are of.
-        num_all: labels it has.
-        choice: how they were chosen: "seed 0".
-    """
+    """Content of a file of ids out of the `num_all` of a source, chosen by "seed 0"."""
     head = [
         f"# {len(ids)} of {num_all} labels of {source}; {choice}",
         f"# sha256 of the lines without #: {lines_sha256(ids)}",
@@ -162,32 +148,3 @@ def subset_of_ids(dataset: Dataset[HandSample], ids: Sequence[str]) -> Dataset[H
         return dataset
     chosen = [i for name in ids for i in indices[name]]
     return Subset(dataset, sorted(chosen) if isinstance(dataset, SharesLabels) else chosen)
-
-
-def file_name(percent: int, seed: int) -> str:
-    """Of a published subset of FreiHAND."""
-    return f"freihand-{percent}-seed{seed}.txt"
-
-
-def write_splits(folder: Path) -> list[Path]:
-    """Write all published subsets of FreiHAND, and the table of them at the end of README.md.
-
-    Raises: FileNotFoundError, or ValueError for a README.md without the table's head.
-    """
-    readme = folder / "README.md"
-    text, head, _ = readme.read_text().partition(TABLE_HEAD)
-    if not head:
-        raise ValueError(f"{readme} has no table of splits, which begins with {TABLE_HEAD!r}")
-    every = [str(i) for i in split_samples(NUM_UNIQUE, "train", VAL_FRACTION, SPLIT_SEED)]
-    source = source_text("train", VAL_FRACTION, SPLIT_SEED)
-    paths, rows = [], []
-    for percent in PERCENTS:
-        for seed in SEEDS:
-            num = share_of_labels(len(every), percent / 100)
-            ids = [every[i] for i in np.sort(drawn_labels(len(every), num, seed))]
-            path = folder / file_name(percent, seed)
-            write_atomic(path, ids_text(ids, source, len(every), f"seed {seed}"))
-            paths.append(path)
-            rows.append(f"| `{path.name}` | {len(ids)} | `{lines_sha256(ids)}` |\n")
-    write_atomic(readme, text + head + "".join(rows))
-    return [*paths, readme]

@@ -142,15 +142,8 @@ class MaskSampler:
         generator: torch.Generator,
         info: StepInfo,
     ) -> Tensor:
-        """Masks of a batch.
-
-        Args:
-            shape: samples B and views of each G.
-            grid_hw: patches per column and row.
-            generator: source of randomness.
-            info: step of the training, for the curriculum.
-        Returns: [B, G, N] bool on the CPU, N = h * w row by row.
-        """
+        """Masks [B, G, N] bool on the CPU of B samples with G views each, N = h * w row by row; a
+        curriculum depends on the step in `info`."""
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         num_patches = grid_hw[0] * grid_hw[1]
         masks = np.zeros((shape[0] * shape[1], num_patches), dtype=bool)

@@ -42,7 +42,7 @@ def draw_sides(u: Tensor, irregular: Tensor, area: tuple[float, float]) -> tuple
         u: [n, 6] uniform: kind, area, stretch, angle, and where in the shape the joint lies.
         irregular: [n, SIDES] uniform, of the polygons.
         area: lowest and highest share of the crop's area; a polygon's varies about it.
-    Returns: normals n [n, SIDES, 2] of unit length and reach [n, SIDES] > 0 in ndc.
+    Returns: normals [n, SIDES, 2] of unit length and reach [n, SIDES] > 0 in ndc.
     """
     kind, is_bar = (3 * u[:, 0]).long(), u[:, 0] >= 2 / 3
     half_area = log_uniform(u[:, 1], *area) * torch.where(is_bar, 1.0, 4 / math.pi)
@@ -70,20 +70,19 @@ def shrinking(
     max_joints: float,
     spare_ndc: float,
 ) -> Tensor:
-    """How far shapes shrink towards the joint they cover so as not to cover too many.
+    """Factors [n] in [0, 1] by which shapes shrink so as not to cover too many joints.
 
     A convex shape that shrinks towards a point inside it sheds joints one by one: joint j is
     farther than `spare_ndc` from it below the factor g_j = max_k (n_k . offset_j - spare) /
     reach_k. Of m seen joints floor(max_joints m) may be nearer, so the factor is the next smallest
-    g, or 1 where that is less of a change, or 0 where there is no such shape.
+    g, at most 1, or 0 where there is no such shape.
 
     Args:
-        offsets_ndc: [n, 21, 2] joints from the one that is covered.
-        is_seen: [n, 21] bool, the joints that count; where there is none nothing shrinks.
-        normals, reach: [n, SIDES, 2] and [n, SIDES], see `draw_sides`.
+        offsets_ndc: [n, 21, 2] joints from the covered one.
+        is_seen: [n, 21] bool, the joints that count; without any nothing shrinks.
+        normals, reach: of `draw_sides`.
         max_joints: share of the seen joints that may be covered.
         spare_ndc: distance from the shape at which a joint counts as free.
-    Returns: [n] in [0, 1].
     """
     along = (offsets_ndc.unsqueeze(2) * normals.unsqueeze(1)).sum(dim=-1)  # [n, 21, SIDES]
     free_below = ((along - spare_ndc) / reach[:, None]).amax(dim=-1)
@@ -96,15 +95,8 @@ def shrinking(
 def cover(
     side_px: int, joint_ndc: Tensor, normals: Tensor, reach: Tensor, soft_px: float
 ) -> Tensor:
-    """Opacity of shapes in pixels: 0 outside, rising to 1 over `soft_px` from their border inwards.
-
-    Args:
-        side_px: of the image.
-        joint_ndc: [n, 2] where the shapes lie.
-        normals, reach: [n, SIDES, 2] and [n, SIDES].
-        soft_px: width of the border.
-    Returns: [n, 1, side, side].
-    """
+    """Opacity [n, 1, side, side] of shapes about joints [n, 2], cut by normals [n, SIDES, 2] at
+    reach [n, SIDES]: 0 outside, rising to 1 over `soft_px` from their border inwards."""
     at = cell_centres_ndc(side_px, reach.device)
     reach = reach + (normals * joint_ndc[:, None]).sum(dim=-1)  # from the crop's centre
     depth = torch.full((len(reach), side_px, side_px), math.inf, device=reach.device)
@@ -123,13 +115,11 @@ def in_image(kp2d_crop_ndc: Tensor, kp2d_valid: Tensor) -> Tensor:
 
 
 def pick_joint(kp2d_crop_ndc: Tensor, is_seen: Tensor, u: Tensor) -> Tensor:
-    """One of the seen joints of every sample, or the crop's centre where there is none.
+    """One [B, 2] of the seen joints of every sample, or the crop's centre where there is none.
 
     Args:
-        kp2d_crop_ndc: [B, 21, 2].
-        is_seen: [B, 21] bool.
+        kp2d_crop_ndc, is_seen: [B, 21, 2] and [B, 21] bool.
         u: [B] uniform in [0, 1).
-    Returns: [B, 2] ndc.
     """
     rank = is_seen.long().cumsum(dim=1)
     number = (u * rank[:, -1]).long() + 1
@@ -170,14 +160,7 @@ class HandCutOut:
     def __call__(
         self, image: Tensor, kp2d_crop_ndc: Tensor, kp2d_valid: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Augmented crops and their joints to crops with rectangles.
-
-        Args:
-            image: [B, 3, H, W] in [0, 1]; stays as it is.
-            kp2d_crop_ndc, kp2d_valid: [B, 21, 2] and [B, 21].
-            generator: CPU.
-        Returns: [B, 3, H, W].
-        """
+        """A copy of crops [B, 3, H, W] in [0, 1], with joints [B, 21, 2], with rectangles."""
         u = torch.rand(len(image), 6, generator=generator)
         rows = (u[:, 0] < self.prob).nonzero().squeeze(1)
         if not len(rows):
@@ -240,14 +223,7 @@ class OccluderPaste:
     def __call__(
         self, image: Tensor, kp2d_crop_ndc: Tensor, kp2d_valid: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """Augmented crops and their joints to crops with objects before the hands.
-
-        Args:
-            image: [B, 3, H, W] in [0, 1]; stays as it is.
-            kp2d_crop_ndc, kp2d_valid: [B, 21, 2] and [B, 21].
-            generator: CPU.
-        Returns: [B, 3, H, W].
-        """
+        """A copy of crops [B, 3, H, W] in [0, 1], with joints [B, 21, 2], behind objects."""
         b = len(image)
         u = torch.rand(b, 12, generator=generator)
         irregular = torch.rand(b, SIDES, generator=generator)

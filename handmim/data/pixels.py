@@ -91,8 +91,8 @@ def sample_views(
         image: [B, 3, S, S], any range.
         source_from_view: [B, G, 2, 3] view ndc -> crop ndc.
         view_px: side of the views.
-        displacement_ndc: [B, G, 2, c, c] warps of the views; None for affine ones.
-        padding: continuation of the crop, a key of `PADDINGS`.
+        displacement_ndc: [B, G, 2, c, c] warps of the views, or None.
+        padding: a key of `PADDINGS`.
     Returns: [B, G, 3, view_px, view_px].
     """
     b, num_views = source_from_view.shape[:2]

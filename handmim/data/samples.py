@@ -35,7 +35,7 @@ def crop_map(box_px: Array, scale: float, crop_px: int) -> Array:
     Args:
         box_px: [4] x0, y0, x1, y1 in the image.
         scale: side of the crop relative to the longer side of the box.
-        crop_px: side of the crop in its own pixels.
+        crop_px: side of the crop.
     Raises: ValueError when the box is not finite or its corners are exchanged.
     """
     box = np.asarray(box_px, np.float64)

@@ -137,10 +137,9 @@ def decode_image(
     """An image file's pixels with EXIF rotation applied, whatever its format.
 
     Args:
-        raw: content of the file.
-        name: of the file, for errors.
-        side: of the square crop that will be made of it; None gives all pixels.
-        fit: of that crop (`crops.square`): the longer ("contain") or shorter side ("cover") counts.
+        raw, name: content of the file, and its name for errors.
+        side, fit: of the square crop that will be made of it (`crops.square`); None gives all
+            pixels.
         max_megapixels: a file with more pixels is refused before they are decoded.
     Returns: [H, W, 3] uint8.
     Raises: UnreadableImage.

@@ -19,7 +19,6 @@ from handmim.experiments.overrides import (
 )
 from handmim.experiments.store import FORMAT, StageStore, metrics_of, read_record
 from handmim.experiments.table import RANDOM, Table, Variant, fraction_name
-from handmim.pipelines.preflight import path_problems
 from handmim.utils.messages import sentence
 
 Compose = Callable[[str, list[str]], DictConfig]
@@ -35,7 +34,6 @@ class Definition(NamedTuple):
     overrides: dict[str, Any]  # that decide the result, by stage; `init` and `fractions` beside
     config_sha: str  # of the composed configs behind it
     steps: dict[str, int]  # optimizer steps by stage
-    problems: tuple[str, ...] = ()  # files that its configs name and that cannot be used
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,10 +176,7 @@ def _definition(table: Table, variant: Variant, compose: Compose) -> Definition:
     trains = variant.is_pretrained and configs["pretrain"].get("train", True)
     steps = {"pretrain": configs["pretrain"].trainer.max_steps} if trains else {}
     steps |= {fraction_name(f): configs["finetune"].trainer.max_steps for f in table.fractions}
-    problems = [p for cfg in configs.values() for p in path_problems(cfg, parse=True)]
-    if variant.init_from is not None and not Path(variant.init_from).is_file():
-        problems.append(f"no weights at {variant.init_from} (init_from)")
-    return Definition(overrides, digest(content), steps, tuple(dict.fromkeys(problems)))
+    return Definition(overrides, digest(content), steps)
 
 
 def _compose_stage(

@@ -15,11 +15,6 @@ from handmim.utils.files import atomic_path
 FORMATS = ("png", "pdf")
 PER_LINE = 4  # panels
 DOT, BAR = "#1f6fb4", "#d1622b"
-# Distinguishable with any colour vision; variants beyond them begin anew.
-COLOURS = (
-    "#6e6864", "#d1622b", "#1f6fb4", "#2e8b57", "#a550a0",
-    "#c8a000", "#5ab4d7", "#963c3c", "#3c3c8c", "#785a32",
-)  # fmt: skip
 
 Panels = Mapping[str, Mapping[str, Sequence[float]]]  # metric -> variant -> values of its seeds
 
@@ -88,7 +83,7 @@ def curve_plot(title: str, curves: Curves) -> Figure:
         axis.xaxis.set(major_locator=FixedLocator(nums), minor_locator=NullLocator())
         axis.xaxis.set_major_formatter(ScalarFormatter())
         for i, name in enumerate(variants):
-            _draw_curve(axis, name, panel.get(name, ()), COLOURS[i % len(COLOURS)])
+            _draw_curve(axis, name, panel.get(name, ()), f"C{i}")
     if axes:
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=PER_LINE, frameon=False)

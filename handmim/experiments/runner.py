@@ -18,10 +18,10 @@ from omegaconf import DictConfig
 from handmim.engine.signals import Stopped, StopSignals
 from handmim.experiments.launch import launch, local_jobs, multirun
 from handmim.experiments.overrides import arguments
-from handmim.experiments.plan import ERROR, RESULTS, Compose, Plan, Run, make_plan
+from handmim.experiments.plan import ERROR, RESULTS, STAGES, Compose, Plan, Run, make_plan
 from handmim.experiments.results import publish, write_results
 from handmim.experiments.store import FORMAT, StageStore, code_state, metrics_of, record_text
-from handmim.experiments.table import Table, Variant, read_table
+from handmim.experiments.table import Table, read_table
 from handmim.pipelines.preflight import path_problems, preflight
 from handmim.utils.entry import compose
 from handmim.utils.files import locked, write_atomic
@@ -103,30 +103,29 @@ def check_inputs(cfg: DictConfig, plan: Plan, compose: Compose) -> None:
 
     Raises: ValueError naming each key, its path and what is required.
     """
-    names: dict[str, list[str]] = {}
-    todo = [run for run in plan.chosen() if run.needs_run(cfg.overwrite)]
-    for run in todo:
-        for problem in run.definition.problems:
-            names.setdefault(problem, []).append(run.variant.name)
-    if not names:
-        for variant in {run.variant.name: run.variant for run in todo}.values():
-            _try_variant(variant, compose)
-        return
-    # The table's own keys, where they name all of it.
-    problems = path_problems(cfg, parse=True) or [
-        f"{problem} (variants {', '.join(dict.fromkeys(of))})" for problem, of in names.items()
+    todo = {run.variant.name: run.variant for run in plan.chosen() if run.needs_run(cfg.overwrite)}
+    configs = [
+        (variant, stage, compose(stage, arguments(getattr(variant, stage))))
+        for variant in todo.values()
+        for stage in STAGES
     ]
-    raise ValueError("; ".join(problems))
-
-
-def _try_variant(variant: Variant, compose: Compose) -> None:
+    names: dict[str, dict[str, None]] = {}  # of variants, by problem
+    for variant, _, composed in configs:
+        problems = path_problems(composed, parse=True)
+        if variant.init_from is not None and not Path(variant.init_from).is_file():
+            problems = [*problems, f"no weights at {variant.init_from} (init_from)"]
+        for problem in problems:
+            names.setdefault(problem, {})[variant.name] = None
+    if names:
+        problems = [f"{problem} (variants {', '.join(of)})" for problem, of in names.items()]
+        own = path_problems(cfg, parse=True)  # the table's keys, where they name all of it
+        raise ValueError("; ".join(own or problems))
     from handmim.pipelines.setup_run import try_parts, try_task  # they import torch
 
-    for stage, overrides in (("pretrain", variant.pretrain), ("finetune", variant.finetune)):
-        cfg = compose(stage, arguments(overrides))
+    for variant, stage, composed in configs:
         try:
-            try_parts(cfg)
-            try_task(cfg)
+            try_parts(composed)
+            try_task(composed)
         except (ValueError, OSError) as error:
             raise ValueError(f"variant {variant.name}, {stage}: {sentence(error)}") from error
 

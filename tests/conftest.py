@@ -41,7 +41,7 @@ def _tree(tmp_path_factory, layout: str, side: int) -> Path:
 
     root = tmp_path_factory.mktemp(layout)
     scene = {"image_px": side, "occluders": 0.0}
-    return synthesize(root, layout, 24, 8, scene, num_workers=0, forge_mano=True)
+    return synthesize(root, layout, 24, 8, scene, num_workers=0, fake_mano=True)
 
 
 @pytest.fixture(scope="session")

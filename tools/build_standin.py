@@ -1,4 +1,4 @@
-"""Build the stand-in hand from its anthropometric figures (a minute; needs the extra `sculpt`).
+"""Build the stand-in hand from its anthropometric measures (a minute; needs the extra `sculpt`).
 
 python tools/build_standin.py [--out data/standin_right.npz]
 """

@@ -2,7 +2,7 @@
 
 python tools/faults.py starts --num 100     # fresh starts of every tool with loader workers
 python tools/faults.py kills --num 60       # killed at random moments, then compared bit for bit
-python tools/faults.py signals --num 60     # asked to stop, resumed, compared
+python tools/faults.py signals --num 60     # signalled to stop, resumed, compared
 python tools/faults.py damage --num 200     # damaged copies of every kind of file
 python tools/faults.py twins --num 10       # two starts of one name
 
@@ -60,17 +60,17 @@ def _run(given: argparse.Namespace, folder: Path, report) -> None:
     from faults import damage, interruptions, starts, twins
     from faults.workplace import Workplace
 
-    place = Workplace(folder, given.limit_s, given.num_workers)
+    work = Workplace(folder, given.limit_s, given.num_workers)
     if given.campaign == "starts":
-        starts.starts(place, given.num, report)
+        starts.starts(work, given.num, report)
     elif given.campaign == "kills":
-        interruptions.kills(place, given.num, given.seed, report)
+        interruptions.kills(work, given.num, given.seed, report)
     elif given.campaign == "signals":
-        interruptions.signals(place, given.num, given.seed, report)
+        interruptions.signals(work, given.num, given.seed, report)
     elif given.campaign == "damage":
-        damage.damage(place, given.num, given.seed, report)
+        damage.damage(work, given.num, given.seed, report)
     else:
-        twins.twins(place, given.num, report)
+        twins.twins(work, given.num, report)
 
 
 if __name__ == "__main__":

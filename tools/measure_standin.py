@@ -1,8 +1,8 @@
-"""Measure the stand-in hand and compare every figure with what it has to satisfy.
+"""Measure the stand-in hand and compare every measure with its range.
 
 python tools/measure_standin.py [--hand data/standin_right.npz] [--poses 300] [--markdown]
 
-Exit status 1 when a figure is out of its range.
+Exit status 1 when a measure is out of its range.
 """
 
 import argparse
@@ -31,21 +31,21 @@ def main() -> int:
     rows = [
         (
             f.text,
-            f"{found[f.key]:.{f.figures}f} {f.unit}".strip(),
-            f.wanted(),
+            f"{found[f.key]:.{f.digits}f} {f.unit}".strip(),
+            f.required(),
             f.holds(found[f.key]),
         )
         for f in FACTS
     ]
     if args.markdown:
-        print("| figure | measured | must be |\n|---|---|---|")
-        print("\n".join(f"| {text} | {value} | {wanted} |" for text, value, wanted, _ in rows))
+        print("| measure | measured | must be |\n|---|---|---|")
+        print("\n".join(f"| {text} | {value} | {required} |" for text, value, required, _ in rows))
     else:
         table = Table(
-            "figure", "measured", "must be", "", title=f"{arrays.name} {arrays.sha256[:12]}"
+            "measure", "measured", "must be", "", title=f"{arrays.name} {arrays.sha256[:12]}"
         )
-        for text, value, wanted, ok in rows:
-            table.add_row(text, value, wanted, "" if ok else "[red]out of range")
+        for text, value, required, ok in rows:
+            table.add_row(text, value, required, "" if ok else "[red]out of range")
         Console().print(table)
     return 0 if all(ok for *_, ok in rows) else 1
 

@@ -17,7 +17,7 @@ NUM, NUM_EVAL = 6, 3
 
 def _tree(tmp_path_factory, format, scene):
     root = tmp_path_factory.mktemp("sound") / format
-    return synthesize(root, format, NUM, NUM_EVAL, scene, num_workers=0, forge_mano=True)
+    return synthesize(root, format, NUM, NUM_EVAL, scene, num_workers=0, fake_mano=True)
 
 
 @pytest.fixture(scope="session")

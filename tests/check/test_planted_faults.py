@@ -16,7 +16,7 @@ from handmim.hand.conventions import OPENCV_FROM_OPENGL
 from handmim.hand.io import save_npz
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D, HO3D_FROM_CANONICAL
 from handmim.utils.unpickle import load_pickle
-from synthesis.mano import forge_mano_pickle, mirrored
+from synthesis.mano import mirrored, write_fake_mano
 from synthesis.python2_pickle import dump
 
 HOSTILE = b"cos\nsystem\n(S'true'\ntR."
@@ -65,10 +65,10 @@ def hands(tmp_path_factory, hand_arrays):
     """MANO's two files as they ship, and a mended left one that stands alone."""
     folder = tmp_path_factory.mktemp("hands")
     right = replace(hand_arrays, name="MANO_RIGHT", extras={})
-    forge_mano_pickle(right, folder / "MANO_RIGHT.pkl")
-    forge_mano_pickle(mirrored(right, buggy_shapedirs=True), folder / "MANO_LEFT.pkl")
+    write_fake_mano(right, folder / "MANO_RIGHT.pkl")
+    write_fake_mano(mirrored(right, buggy_shapedirs=True), folder / "MANO_LEFT.pkl")
     (folder / "alone").mkdir()
-    forge_mano_pickle(mirrored(right), folder / "alone" / "MANO_LEFT.pkl")
+    write_fake_mano(mirrored(right), folder / "alone" / "MANO_LEFT.pkl")
     return folder
 
 

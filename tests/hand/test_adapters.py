@@ -12,7 +12,7 @@ from handmim.hand.adapters import ManopthHand, SmplxHand
 from handmim.hand.io import load_hand_arrays, read_mano, save_npz
 from handmim.hand.model import HandLayer, HandModel
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D
-from synthesis.mano import forge_mano_pickle, mirrored
+from synthesis.mano import mirrored, write_fake_mano
 
 
 class FakeManoLayer(nn.Module):
@@ -83,8 +83,8 @@ def fake_manopth(monkeypatch):
 def folder(tmp_path_factory, hand_arrays):
     folder = tmp_path_factory.mktemp("mano")
     right = replace(hand_arrays, name="MANO_RIGHT")
-    forge_mano_pickle(right, folder / "MANO_RIGHT.pkl")
-    forge_mano_pickle(mirrored(right, buggy_shapedirs=True), folder / "MANO_LEFT.pkl")
+    write_fake_mano(right, folder / "MANO_RIGHT.pkl")
+    write_fake_mano(mirrored(right, buggy_shapedirs=True), folder / "MANO_LEFT.pkl")
     return folder
 
 

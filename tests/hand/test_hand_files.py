@@ -13,7 +13,7 @@ from handmim.hand.conventions import absolute_pose
 from handmim.hand.io import load_hand_arrays, read_mano, resolve_hand_path, save_npz
 from handmim.hand.model import HandModel
 from handmim.utils.unpickle import UnsafePickleError
-from synthesis.mano import forge_mano_pickle, mirrored
+from synthesis.mano import mirrored, write_fake_mano
 from synthesis.python2_pickle import Foreign, dump
 
 FLOATS = ("v_template", "shapedirs", "posedirs", "J_regressor", "weights", "hands_mean",
@@ -38,8 +38,8 @@ def right(hand_arrays):
 def folder(tmp_path_factory, right):
     """A download: both hands as MANO ships them, the left one with its well-known fault."""
     folder = tmp_path_factory.mktemp("mano")
-    forge_mano_pickle(right, folder / "MANO_RIGHT.pkl")
-    forge_mano_pickle(mirrored(right, buggy_shapedirs=True), folder / "MANO_LEFT.pkl")
+    write_fake_mano(right, folder / "MANO_RIGHT.pkl")
+    write_fake_mano(mirrored(right, buggy_shapedirs=True), folder / "MANO_LEFT.pkl")
     return folder
 
 
@@ -199,9 +199,9 @@ def test_the_fault_of_the_left_file_is_found_and_recorded(folder, lonely_left, r
 
 @pytest.mark.parametrize("beside", [True, False])
 def test_a_sound_left_file_is_left_alone(tmp_path, right, beside):
-    forge_mano_pickle(mirrored(right), tmp_path / "MANO_LEFT.pkl")
+    write_fake_mano(mirrored(right), tmp_path / "MANO_LEFT.pkl")
     if beside:
-        forge_mano_pickle(right, tmp_path / "MANO_RIGHT.pkl")
+        write_fake_mano(right, tmp_path / "MANO_RIGHT.pkl")
     loaded = load_hand_arrays(tmp_path / "MANO_LEFT.pkl")
     assert loaded.repairs == ()
     assert_same(loaded, mirrored(right))
@@ -216,14 +216,14 @@ def test_the_right_file_is_proof_where_the_guess_fails_and_only_if_it_is_the_sam
     dirs[:, 0, 0] = 0.01 * right.v_template[:, 1]
     odd = replace(right, shapedirs=dirs)
     path = tmp_path / "MANO_LEFT.pkl"
-    forge_mano_pickle(mirrored(odd, buggy_shapedirs=True), path)
+    write_fake_mano(mirrored(odd, buggy_shapedirs=True), path)
     with pytest.raises(ValueError, match=r"does not show .*hand\.left_shapedirs=negate_x"):
         load_hand_arrays(path)
     assert load_hand_arrays(path, left_shapedirs="as_is").repairs == ()
-    forge_mano_pickle(odd, tmp_path / "MANO_RIGHT.pkl")
+    write_fake_mano(odd, tmp_path / "MANO_RIGHT.pkl")
     assert load_hand_arrays(path).repairs == ("left shapedirs x negated",)
     other = right.shapedirs[:, :, ::-1] * np.arange(1, 11)  # some other hand's file
-    forge_mano_pickle(replace(right, shapedirs=other), tmp_path / "MANO_RIGHT.pkl")
+    write_fake_mano(replace(right, shapedirs=other), tmp_path / "MANO_RIGHT.pkl")
     with pytest.raises(ValueError, match="does not show"):
         load_hand_arrays(path)
 

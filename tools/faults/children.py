@@ -20,19 +20,19 @@ class Child:
     """One call of an entry point.
 
     Args:
-        words: script below tools/ and its arguments.
+        command: script below tools/ and its arguments.
         folder: working folder; takes the output as <mark>.log.
         mark: value of the environment variable `MARK` in the child and all its children.
     """
 
-    def __init__(self, words: Sequence[str], folder: Path, mark: str) -> None:
+    def __init__(self, command: Sequence[str], folder: Path, mark: str) -> None:
         kept = {k: v for k, v in os.environ.items() if not THREADS.fullmatch(k)}
         environment = {**kept, MARK: mark, "PYTHONPATH": str(REPO), "HYDRA_FULL_ERROR": "0"}
         self.mark, self.log = mark, folder / f"{mark}.log"
         self.began = time.monotonic()
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
-                [sys.executable, str(REPO / "tools" / words[0]), *words[1:]],
+                [sys.executable, str(REPO / "tools" / command[0]), *command[1:]],
                 cwd=folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,

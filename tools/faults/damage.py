@@ -47,21 +47,21 @@ class Target:
 
 def damaged(whole: bytes, rng: random.Random) -> bytes:
     """A copy with one changed bit, or with a block of zeros, or cut off."""
-    place = rng.randrange(len(whole))
-    way = rng.random()
-    if way < 0.6:
-        return whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1 :]
-    if way < 0.8:
-        return whole[:place]
-    size = min(rng.randint(1, MAX_BLOCK), len(whole) - place)
-    return whole[:place] + bytes(size) + whole[place + size :]
+    offset = rng.randrange(len(whole))
+    kind = rng.random()
+    if kind < 0.6:
+        return whole[:offset] + bytes([whole[offset] ^ 1 << rng.randrange(8)]) + whole[offset + 1 :]
+    if kind < 0.8:
+        return whole[:offset]
+    size = min(rng.randint(1, MAX_BLOCK), len(whole) - offset)
+    return whole[:offset] + bytes(size) + whole[offset + size :]
 
 
-def damage(place: Workplace, num: int, seed: int, report: Callable[[Result], None]) -> None:
+def damage(work: Workplace, num: int, seed: int, report: Callable[[Result], None]) -> None:
     """Damage every kind of file `num` times and read it."""
     rng = random.Random(seed)
-    for kind, target in targets(place).items():
-        scratch = place.folder / "damaged"
+    for kind, target in targets(work).items():
+        scratch = work.folder / "damaged"
         with _read_copy(target, scratch) as copy:
             expected = content_sha256(target.read(copy))
             raw = copy.read_bytes()
@@ -77,14 +77,14 @@ def damage(place: Workplace, num: int, seed: int, report: Callable[[Result], Non
             report(Result(kind, outcome, is_fine, seconds, f"damage {i}: {detail}"))
 
 
-def targets(place: Workplace) -> dict[str, Target]:
+def targets(work: Workplace) -> dict[str, Target]:
     """Every kind of file, made by the project's own writers and entry points."""
     for kind, name in (("pretraining", "written"), ("fine-tuning", "tuned")):
-        if not (place.run_dir(name) / LAST).is_file():
-            place.make([*place.words(kind, name), "trainer.keep_every=1"], name)
-    if not (place.folder / "packed.crops").is_file():
-        place.make(place.words("packing", "packed"), "packed")
-    trained, tuned = place.run_dir("written"), place.run_dir("tuned")
+        if not (work.run_dir(name) / LAST).is_file():
+            work.make([*work.command(kind, name), "trainer.keep_every=1"], name)
+    if not (work.folder / "packed.crops").is_file():
+        work.make(work.command("packing", "packed"), "packed")
+    trained, tuned = work.run_dir("written"), work.run_dir("tuned")
     found = {
         LAST: Target(trained / LAST, load_checkpoint),
         "best.pt": Target(tuned / "best.pt", load_checkpoint),
@@ -92,9 +92,9 @@ def targets(place: Workplace) -> dict[str, Target]:
         BACKBONE: Target(trained / BACKBONE, lambda path: read_weights(str(path)).tensors),
         "scalars.jsonl": Target(trained / "scalars.jsonl", read_rows),
         "labels.txt": Target(tuned / "labels.txt", read_ids),
-        "packed crops": Target(place.folder / "packed.crops", _crops),
+        "packed crops": Target(work.folder / "packed.crops", _crops),
     }
-    made = place.folder / "made"
+    made = work.folder / "made"
     stage = StageStore(made / "stages").get("probe", {"seed": 0}, lambda folder: {"error_mm": 3.25})
     found[STAGE] = Target(made / "stages" / stage["folder"] / STAGE, read_record)
     rng = np.random.default_rng(0)
@@ -152,8 +152,8 @@ def _read_copy(target: Target, scratch: Path) -> Iterator[Path]:
 
 
 def outcome_of(target: Target, copy: Path, expected: str) -> tuple[str, bool, str]:
-    """What happened, whether that is right, and what was said."""
-    with _warnings() as said:
+    """What happened, whether that is right, and what was logged."""
+    with _warnings() as messages:
         try:
             same = content_sha256(target.read(copy)) == expected
         except (ValueError, OSError) as error:
@@ -164,23 +164,23 @@ def outcome_of(target: Target, copy: Path, expected: str) -> tuple[str, bool, st
             return f"{type(error).__name__}", False, str(error)[:200]
     if same:
         return "equal content", True, ""
-    if any(copy.name in text for text in said):
-        return "dropped by name", True, said[0]
+    if any(copy.name in text for text in messages):
+        return "dropped by name", True, messages[0]
     return "another content in silence", False, ""
 
 
 @contextlib.contextmanager
 def _warnings() -> Iterator[list[str]]:
     """Messages at level WARNING of the package, which are not shown meanwhile."""
-    said: list[str] = []
+    messages: list[str] = []
     logger = logging.getLogger("handmim")
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     before = logger.propagate
     logger.addHandler(handler)
     logger.propagate = False
     try:
-        yield said
+        yield messages
     finally:
         logger.removeHandler(handler)
         logger.propagate = before

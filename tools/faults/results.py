@@ -19,7 +19,7 @@ class Result:
 
     Attributes:
         kind: what was tried, a row of the table.
-        outcome: what happened, in a few words.
+        outcome: what happened, in short.
         is_fine: whether that is what is promised.
         seconds: how long it took.
         detail: what explains a failure.

@@ -9,19 +9,19 @@ from faults.workplace import Workplace
 KINDS = ("pretraining", "fine-tuning", "evaluation", "packing", "rendering")
 
 
-def prepare_base(place: Workplace) -> None:
+def prepare_base(work: Workplace) -> None:
     """Fine-tune the run "base" that evaluations read, unless it is there."""
-    if not (place.run_dir("base") / "last.pt").is_file():
-        place.make(place.words("fine-tuning", "base"), "base")
+    if not (work.run_dir("base") / "last.pt").is_file():
+        work.make(work.command("fine-tuning", "base"), "base")
 
 
-def starts(place: Workplace, num: int, report: Callable[[Result], None]) -> None:
+def starts(work: Workplace, num: int, report: Callable[[Result], None]) -> None:
     """Start every kind of work `num` times, one after another."""
-    prepare_base(place)
+    prepare_base(work)
     for i in range(num):
         for kind in KINDS:
-            child = place.start(place.words(kind, "fresh"))
-            code = child.wait(place.limit_s)
+            child = work.start(work.command(kind, "fresh"))
+            code = child.wait(work.limit_s)
             seconds = child.seconds
             outcome = "hung" if code is None else "done" if code == 0 else f"exit code {code}"
             remaining = left_over(child.mark, patience_s=60.0)
@@ -30,4 +30,4 @@ def starts(place: Workplace, num: int, report: Callable[[Result], None]) -> None
                 outcome = "left processes"
             detail = f"start {i}, {child.log}: {child.text[-300:]}"
             report(Result(kind, outcome, outcome == "done", seconds, detail))
-            place.forget("fresh")
+            work.forget("fresh")

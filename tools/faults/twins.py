@@ -1,4 +1,4 @@
-"""Two starts of one name at the same time: one trains, the other says so and ends."""
+"""Two starts of one name at the same time: one trains, the other ends with a message."""
 
 from collections.abc import Callable
 
@@ -7,21 +7,21 @@ from faults.workplace import TRAINED, Workplace
 from handmim.utils import processes
 
 
-def twins(place: Workplace, num: int, report: Callable[[Result], None]) -> None:
-    """Start `num` pairs, pretraining and fine-tuning in turn."""
+def twins(work: Workplace, num: int, report: Callable[[Result], None]) -> None:
+    """Start `num` pairs, alternating pretraining and fine-tuning."""
     for i in range(num):
         kind, name = TRAINED[i % len(TRAINED)], f"twins-{i:04d}"
-        children = [place.start(place.words(kind, name, steps=6)) for _ in range(2)]
-        codes = [child.wait(place.limit_s) for child in children]
+        children = [work.start(work.command(kind, name, steps=6)) for _ in range(2)]
+        codes = [child.wait(work.limit_s) for child in children]
         problem = ""
         if sorted(str(code) for code in codes) != [str(processes.DONE), str(processes.BAD_INPUT)]:
             problem = f"exit codes {codes}"
         else:
             loser = children[codes.index(processes.BAD_INPUT)]
             if "Traceback" in loser.text or name not in loser.text:
-                problem = f"the second start said {loser.text[-300:]!r}"
+                problem = f"the second start printed {loser.text[-300:]!r}"
         outcome = "one trained" if not problem else "both, or none, or without a sentence"
         seconds = max(child.seconds for child in children)
         report(Result(f"{kind}, twice", outcome, not problem, seconds, f"{name}: {problem}"))
         if not problem:
-            place.forget(name)
+            work.forget(name)

@@ -41,7 +41,7 @@ class Workplace:
             smooth = cv2.resize(coarse, (CROP_PX, CROP_PX), interpolation=cv2.INTER_CUBIC)
             cv2.imwrite(str(crops / f"{i:03d}.png"), smooth)
 
-    def words(self, kind: str, name: str, *, steps: int = 2, save_every: int = 1) -> list[str]:
+    def command(self, kind: str, name: str, *, steps: int = 2, save_every: int = 1) -> list[str]:
         """The command of a kind of work.
 
         Args:
@@ -86,22 +86,22 @@ class Workplace:
         """Folder of a run."""
         return self.folder / "runs" / name
 
-    def start(self, words: list[str]) -> Child:
+    def start(self, command: list[str]) -> Child:
         """Start a command as a child with a mark of its own."""
         self.num_children += 1
         mark = f"{self.folder.name}-{os.getpid()}-{self.num_children:04d}"
-        return Child(words, self.folder, mark)
+        return Child(command, self.folder, mark)
 
-    def make(self, words: list[str], name: str) -> Child:
-        """Run a command that has to succeed, in place of what stands under its name.
+    def make(self, command: list[str], name: str) -> Child:
+        """Run a command that has to succeed, replacing what its name holds.
 
         Raises: RuntimeError with the end of its output.
         """
         self.forget(name)
-        child = self.start(words)
+        child = self.start(command)
         code = child.wait(self.limit_s)
         if code != 0:
-            raise RuntimeError(f"{words[0]} ended with {code}: {child.text[-2000:]}")
+            raise RuntimeError(f"{command[0]} ended with {code}: {child.text[-2000:]}")
         return child
 
     def forget(self, name: str) -> None:

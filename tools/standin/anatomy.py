@@ -1,7 +1,7 @@
-"""Anthropometric figures of an average adult hand and the skeleton they make.
+"""Anthropometric measures of an average adult hand and the skeleton they make.
 
 Facts only, mean of men and women. Bone lengths [BK] were compared with a second transcription of
-the paper; [GA], [AN] and [KA] figures are rounded averages.
+the paper; [GA], [AN] and [KA] measures are rounded averages.
 [BK] Buryanov & Kotiuk 2010, Proportions of hand segments, Int. J. Morphol. 28(3): bone lengths and
 pulp thickness.
 [GA] Garrett 1971, The adult human hand, Human Factors 13: breadth and depth of the finger joints,
@@ -165,7 +165,7 @@ class Skeleton:
         return self.J[4] if j == 0 else (self.tip[j // 3 - 1] if j % 3 == 0 else self.J[j + 1])
 
     def posed(self, rotvec):
-        """A copy with every joint turned by rotvec (16,3), given in the design frame."""
+        """A copy with every joint rotated by rotvec (16,3), given in the design frame."""
         q = object.__new__(Skeleton)
         q.__dict__.update(self.__dict__)
         A, q.J = transforms(rotvec_to_matrix(rotvec), self.J)

@@ -1,4 +1,4 @@
-"""What the stand-in hand measures, and what every figure must satisfy.
+"""Measures of the stand-in hand and the ranges that each must stay in.
 
 One table (`FACTS`) serves the tests, `tools/measure_standin.py` and data/README.md. Overlap and
 surface distance are taken against the sculpt itself, so they need neither the mesh builder nor its
@@ -27,13 +27,13 @@ OVERLAP_MM = 2.0
 
 @dataclass(frozen=True)
 class Fact:
-    """A figure of the stand-in and the range it has to stay in.
+    """A measure of the stand-in and the range it has to stay in.
 
     Args:
         key: name in the measures.
         text: what it is.
         low, high: inclusive range; None leaves a side open.
-        figures: digits after the point when printed.
+        digits: digits after the point when printed.
         unit: of value and range.
     """
 
@@ -41,7 +41,7 @@ class Fact:
     text: str
     low: float | None = None
     high: float | None = None
-    figures: int = 0
+    digits: int = 0
     unit: str = ""
 
     def holds(self, value: float) -> bool:
@@ -49,7 +49,7 @@ class Fact:
         above = value >= self.low if self.low is not None else value == value
         return above and (self.high is None or value <= self.high)
 
-    def wanted(self) -> str:
+    def required(self) -> str:
         """The range as text."""
         if self.low is not None and self.low == self.high:
             return f"= {self.low:g}"
@@ -168,8 +168,8 @@ def overlaps(arrays: HandArrays, rotmats: Array, depth_mm: float = OVERLAP_MM) -
         rotmats: [16, 3, 3], wrist identity.
         depth_mm: allowed depth.
     """
-    turn = matrix_to_rotvec(rotmats[None])[0]
-    skeleton = Skeleton().posed(_to_design_axes(turn))
+    rotvec = matrix_to_rotvec(rotmats[None])[0]
+    skeleton = Skeleton().posed(_to_design_axes(rotvec))
     points = _to_design_axes((pose_verts(arrays, rotmats) - WRIST) * 1e3)
     share = arrays.weights[:, 1:].reshape(-1, 5, 3).sum(axis=2)
     owner = np.where(share.max(axis=1) > 0.9, share.argmax(axis=1), -1)
@@ -313,7 +313,7 @@ def _poses(arrays: HandArrays, num: int, seed: int) -> Iterator[tuple[str, float
 
 
 def measure(arrays: HandArrays, num_poses: int = 300, seed: int = 5) -> dict[str, float]:
-    """All figures of `FACTS`.
+    """All measures of `FACTS`.
 
     Args:
         arrays: the stand-in.

@@ -18,10 +18,10 @@ from synthesis.layout import (
     entries,
     json_list,
     needs_items,
-    write_picture,
+    write_image,
     write_text,
 )
-from synthesis.studio import Studio
+from synthesis.scenes import SceneSource
 
 SPLITS = {"training": "train", "evaluation": "test"}
 LISTS = {"K": None, "mano": None, "scale": METRE_DIGITS, "verts": METRE_DIGITS, "xyz": METRE_DIGITS}
@@ -51,38 +51,38 @@ class FreiHandLayout:
     def __init__(self, num: int, num_eval: int) -> None:
         needs_items(num, num_eval, 10**8 // len(VERSIONS), "freihand")
         self.counts = {"training": num, "evaluation": num_eval}
-        self.pictures_per_item = {"training": len(VERSIONS), "evaluation": 1}
+        self.images_per_item = {"training": len(VERSIONS), "evaluation": 1}
 
     def files(self) -> Iterator[str]:
         """Every file below the root, relative to it."""
         for part, num in self.counts.items():
             yield from (f"{part}_{name}.json" for name in LISTS)
-            for image_id in range(num * self.pictures_per_item[part]):
+            for image_id in range(num * self.images_per_item[part]):
                 yield f"{part}/rgb/{image_id:08d}.jpg"
         yield from (f"training/mask/{i:08d}.jpg" for i in range(self.counts["training"]))
 
-    def write(self, studio: Studio, root: Path, part: str, index: int) -> Labels:
+    def write(self, source: SceneSource, root: Path, part: str, index: int) -> Labels:
         """Images of one hand before all its backgrounds, its mask and its labels."""
         split = SPLITS[part]
-        renderer, rng = studio.renderer(split), studio.rng(split, HAND, index)
-        turn = random_orientation(studio.settings, rng)
-        rotmats = np.concatenate([turn[None], renderer.fingers(index)])
+        renderer, rng = source.renderer(split), source.rng(split, HAND, index)
+        rotation = random_orientation(source.settings, rng)
+        rotmats = np.concatenate([rotation[None], renderer.fingers(index)])
         betas = sample_betas(1, 10, rng)[0]
         scene = renderer.shade(rotmats, betas, rng)
         lens = rng.bit_generator.state
         mask: NDArray[np.bool_] | None = None
-        for place in range(self.pictures_per_item[part]):
+        for version in range(self.images_per_item[part]):
             rng.bit_generator.state = lens  # hand, camera, light and lens stay; the backdrop goes
-            other = studio.rng(split, BACKDROP, index, place)
-            on_green = place == 0 if part == "training" else other.random() < 0.5
+            other = source.rng(split, BACKDROP, index, version)
+            on_green = version == 0 if part == "training" else other.random() < 0.5
             backdrop = self._backdrop(renderer, other, on_green)
             image, mask = renderer.finish(scene, backdrop, rng)
-            image_id = index + place * self.counts[part]
-            write_picture(root / part / "rgb" / f"{image_id:08d}.jpg", image)
+            image_id = index + version * self.counts[part]
+            write_image(root / part / "rgb" / f"{image_id:08d}.jpg", image)
         if part == "training" and mask is not None:
             grey = np.repeat(mask[..., None].astype(np.uint8) * np.uint8(255), 3, axis=2)
-            write_picture(root / part / "mask" / f"{index:08d}.jpg", grey)
-        return self._labels(studio, scene, rotmats, betas)
+            write_image(root / part / "mask" / f"{index:08d}.jpg", grey)
+        return self._labels(source, scene, rotmats, betas)
 
     @staticmethod
     def _backdrop(renderer: SceneRenderer, rng: RNG, on_green: bool) -> NDArray[np.float32]:
@@ -91,12 +91,12 @@ class FreiHandLayout:
 
     @staticmethod
     def _labels(
-        studio: Studio,
+        source: SceneSource,
         scene: ShadedScene,
         rotmats: NDArray[np.floating],
         betas: NDArray[np.floating],
     ) -> Labels:
-        arrays, verts = studio.arrays, scene.verts_cam_m
+        arrays, verts = source.arrays, scene.verts_cam_m
         xyz = regressed_joints(verts, arrays.J_regressor, FINGERTIP_VERTS["freihand"])
         root_cam_m = xyz[ROOT_JOINT]
         vector = freihand_vector(rotmats, betas, root_cam_m, scene.K_px, arrays.hands_mean)

@@ -17,15 +17,15 @@ from synthesis.layout import (
     entries,
     json_list,
     needs_items,
-    write_picture,
+    write_image,
     write_text,
 )
 from synthesis.python2_pickle import dump
-from synthesis.studio import Studio
-from synthesis.takes import Sequence, Shot, World, contact, sequences, shoot, world
+from synthesis.scenes import SceneSource
+from synthesis.sequences import Frame, Sequence, World, contact, render_frame, sequences, world
 
 Array = NDArray[np.floating]
-Place = tuple[Sequence, int, bool]
+FramePosition = tuple[Sequence, int, bool]
 
 SPLITS = {"train": "train", "evaluation": "test"}
 SEQUENCES = {
@@ -80,9 +80,9 @@ class Ho3dLayout:
         self.counts = {
             part: count + min(count, len(SEQUENCES[part])) for part, count in self.listed.items()
         }
-        self.pictures_per_item = dict.fromkeys(self.counts, 1)
+        self.images_per_item = dict.fromkeys(self.counts, 1)
 
-    def place(self, part: str, index: int) -> Place:
+    def position(self, part: str, index: int) -> FramePosition:
         """Sequence, file number and whether it is annotated, of an item; the first `listed` ones
         are."""
         here, extra = SEQUENCES[part], index - self.listed[part]
@@ -101,39 +101,39 @@ class Ho3dLayout:
         yield from ("train.txt", "evaluation.txt", "evaluation_xyz.json", "evaluation_verts.json")
         for part, count in self.counts.items():
             for index in range(count):
-                yield from self._files(part, *self.place(part, index)[:2])
+                yield from self._files(part, *self.position(part, index)[:2])
 
-    def write(self, studio: Studio, root: Path, part: str, index: int) -> Labels:
+    def write(self, source: SceneSource, root: Path, part: str, index: int) -> Labels:
         """Image, depth and meta of one frame."""
-        size = studio.settings.image_px
-        sequence, number, known = self.place(part, index)
-        takes = tuple(dict.fromkeys(s.take for s in SEQUENCES[part]))
-        take = takes.index(sequence.take)
+        size = source.settings.image_px
+        sequence, number, known = self.position(part, index)
+        recordings = tuple(dict.fromkeys(s.recording for s in SEQUENCES[part]))
+        recording = recordings.index(sequence.recording)
         split = SPLITS[part]
-        w = world(studio, split, take, len(takes), number)
-        shot = shoot(studio, split, take, sequence.camera, number, w)
+        w = world(source, split, recording, len(recordings), number)
+        frame = render_frame(source, split, recording, sequence.camera, number, w)
 
         rows = slice(size // 8, size - size // 8)
-        seen = np.maximum(shot.inv_depth[rows], 1e-6)
-        depth = np.where(shot.inv_depth[rows] > 0, 1 / seen, shot.wall_m)
+        seen = np.maximum(frame.inv_depth[rows], 1e-6)
+        depth = np.where(frame.inv_depth[rows] > 0, 1 / seen, frame.wall_m)
         rgb_file, depth_file, meta_file = (
             root / name for name in self._files(part, sequence, number)
         )
-        write_picture(rgb_file, shot.image[rows])
-        write_picture(depth_file, encode_depth(depth))
-        verts = shot.verts_cam_m @ OPENCV_FROM_OPENGL
-        joints = shot.joints_cam_m @ OPENCV_FROM_OPENGL
+        write_image(rgb_file, frame.image[rows])
+        write_image(depth_file, encode_depth(depth))
+        verts = frame.verts_cam_m @ OPENCV_FROM_OPENGL
+        joints = frame.joints_cam_m @ OPENCV_FROM_OPENGL
         joints = joints[list(HO3D_FROM_CANONICAL)]
         joints[16:] = verts[list(FINGERTIP_VERTS["ho3d"])]
-        meta = self._object_fields(shot, w, take)
-        meta["camMat"] = shot.K_px - np.array([[0, 0, 0], [0, 0, rows.start], [0, 0, 0.0]])
+        meta = self._object_fields(frame, w, recording)
+        meta["camMat"] = frame.K_px - np.array([[0, 0, 0], [0, 0, rows.start], [0, 0, 0.0]])
         if part == "train":
-            meta |= self._hand_fields(shot, w, joints)
-            cameras = [s.camera for s in SEQUENCES[part] if s.take == sequence.take]
+            meta |= self._hand_fields(frame, w, joints)
+            cameras = [s.camera for s in SEQUENCES[part] if s.recording == sequence.recording]
             meta["camIDList"] = [str(camera) for camera in cameras]
         else:
-            height = shot.image[rows].shape[0]
-            box = self._box(shot.verts_cam_m, meta["camMat"], size, height)
+            height = frame.image[rows].shape[0]
+            box = self._box(frame.verts_cam_m, meta["camMat"], size, height)
             meta |= {"handJoints3D": joints[0], "handBoundingBox": box}
         partial = root / PARTS / f"{part}-{index}.pkl"  # where leftovers of a crash are swept up
         meta = meta if known else meta | {k: None for k in UNKNOWN if k in meta}
@@ -141,10 +141,10 @@ class Ho3dLayout:
         partial.replace(meta_file)
         return {} if part == "train" else {"xyz": joints, "verts": verts}
 
-    def _object_fields(self, shot: Shot, w: World, take: int) -> dict[str, Any]:
-        turn, at = shot.cam_from_world
-        rotmat = OPENCV_FROM_OPENGL @ turn @ w.object_turn
-        trans = OPENCV_FROM_OPENGL @ (turn @ w.object_at_m + at)
+    def _object_fields(self, frame: Frame, w: World, recording: int) -> dict[str, Any]:
+        rotation, at = frame.cam_from_world
+        rotmat = OPENCV_FROM_OPENGL @ rotation @ w.object_rotation
+        trans = OPENCV_FROM_OPENGL @ (rotation @ w.object_centre_m + at)
         signs = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
         rest = signs * w.solid.radii
         return {
@@ -152,16 +152,16 @@ class Ho3dLayout:
             "objRot": matrix_to_rotvec(rotmat)[:, None],
             "objCorners3D": rest @ rotmat.T + trans,
             "objCorners3DRest": rest,
-            "objName": f"{900 + take:03d}_superquadric",
-            "objLabel": 900 + take,
+            "objName": f"{900 + recording:03d}_superquadric",
+            "objLabel": 900 + recording,
         }
 
-    def _hand_fields(self, shot: Shot, w: World, joints: Array) -> dict[str, Any]:
-        pose, trans = ho3d_pose(shot.rotmats, shot.transl_m, shot.rest_wrist_m)
+    def _hand_fields(self, frame: Frame, w: World, joints: Array) -> dict[str, Any]:
+        pose, trans = ho3d_pose(frame.rotmats, frame.transl_m, frame.rest_wrist_m)
         return {
             "handPose": pose,
             "handTrans": trans,
-            "handBeta": shot.betas,
+            "handBeta": frame.betas,
             "handJoints3D": joints,
         }
 
@@ -175,8 +175,8 @@ class Ho3dLayout:
     def assemble(self, root: Path, blocks: Callable[[str], Iterator[Labels]], temp: Path) -> None:
         """Write the two lists of frames and the truth of the evaluation."""
         for part, count in self.listed.items():
-            places = (self.place(part, i) for i in range(count))
-            lines = (f"{sequence.name}/{number:04d}\n" for sequence, number, _ in places)
+            positions = (self.position(part, i) for i in range(count))
+            lines = (f"{sequence.name}/{number:04d}\n" for sequence, number, _ in positions)
             write_text(root / f"{part}.txt", lines, temp)
         for name in ("xyz", "verts"):
             values = entries(blocks("evaluation"), name)
@@ -198,11 +198,11 @@ class Ho3dV3Layout(Ho3dLayout):
 
     version, rgb_suffix, meta_protocol = 3, ".jpg", 2
 
-    def _hand_fields(self, shot: Shot, w: World, joints: Array) -> dict[str, Any]:
+    def _hand_fields(self, frame: Frame, w: World, joints: Array) -> dict[str, Any]:
         near = contact(w)
-        turn, at = shot.cam_from_world
-        surface = (near["surface_m"] @ turn.T + at) @ OPENCV_FROM_OPENGL
-        return super()._hand_fields(shot, w, joints) | {
+        rotation, at = frame.cam_from_world
+        surface = (near["surface_m"] @ rotation.T + at) @ OPENCV_FROM_OPENGL
+        return super()._hand_fields(frame, w, joints) | {
             "handVertContact": near["touches"],
             "handVertDist": near["dist_m"],
             "handVertIntersec": near["intersects"],

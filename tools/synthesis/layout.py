@@ -1,4 +1,4 @@
-"""What a dataset's layout has to say for itself, and ways of writing that all of them share."""
+"""The protocol of a dataset's layout, what all layouts share, and a tree of unlabeled crops."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.utils.files import atomic_path
-from synthesis.studio import Studio
+from synthesis.scenes import SceneSource
 
 Labels = dict[str, NDArray[Any]]
 JPEG_QUALITY = 95
+NUM_FOLDERS = 4  # of a tree of crops
 METRE_DIGITS = 8  # of coordinates in JSON files: 10 nanometres
 
 
@@ -21,14 +22,14 @@ class Layout(Protocol):
     """Files of one dataset, made item by item."""
 
     counts: Mapping[str, int]  # items of each part of the set, numbered from 0
-    pictures_per_item: Mapping[str, int]
+    images_per_item: Mapping[str, int]
     side_multiple: int  # scene.image_px must be one of this
 
     def files(self) -> Iterator[str]:
         """Every file below the root, relative to it."""
         ...
 
-    def write(self, studio: Studio, root: Path, part: str, index: int) -> Labels:
+    def write(self, source: SceneSource, root: Path, part: str, index: int) -> Labels:
         """Write what is particular to an item; return the labels that go into lists."""
         ...
 
@@ -37,10 +38,10 @@ class Layout(Protocol):
         ...
 
 
-def write_picture(path: Path, image: NDArray[np.uint8]) -> None:
+def write_image(path: Path, image: NDArray[np.uint8]) -> None:
     """Write an RGB image as jpg or png, the same bytes every time.
 
-    Raises: OSError when the disk does not take it.
+    Raises: OSError when the disk does not recording it.
     """
     options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY] if path.suffix == ".jpg" else []
     ok, data = cv2.imencode(path.suffix, image[:, :, ::-1], options)
@@ -71,7 +72,7 @@ def json_list(values: Iterable[NDArray[Any]], digits: int | None = None) -> Iter
 
 
 def entries(blocks: Iterator[Labels], name: str) -> Iterator[NDArray[Any]]:
-    """One label of all items, in order."""
+    """One label of all items, in spec."""
     for block in blocks:
         yield from block[name]
 
@@ -80,4 +81,39 @@ def needs_items(num: int, num_eval: int, most: int, name: str) -> None:
     """Raises: ValueError when a dataset of both parts cannot have so many items."""
     for key, value in {"num": num, "num_eval": num_eval}.items():
         if not 1 <= value <= most:
-            raise ValueError(f"{key} must be 1 to {most} for format={name}, got {value} ({key}=)")
+            raise ValueError(f"{key} must be 1 to {most} for format={name}, got {value}")
+
+
+class FolderLayout:
+    """Crops dealt out to a few subfolders.
+
+    Args:
+        num: images.
+        num_eval: 0: there is nothing to evaluate on.
+    """
+
+    side_multiple = 1
+
+    def __init__(self, num: int, num_eval: int) -> None:
+        if not 1 <= num < 10**8:
+            raise ValueError(f"num must be 1 to {10**8 - 1} for format=folder, got {num}")
+        if num_eval:
+            raise ValueError(f"format=folder has no evaluation part, got num_eval={num_eval}")
+        self.counts = {"crops": num}
+        self.images_per_item = {"crops": 1}
+
+    @staticmethod
+    def _file(index: int) -> str:
+        return f"set_{index % NUM_FOLDERS}/{index:08d}.jpg"
+
+    def files(self) -> Iterator[str]:
+        """Every file below the root, relative to it."""
+        return (self._file(i) for i in range(self.counts["crops"]))
+
+    def write(self, source: SceneSource, root: Path, part: str, index: int) -> Labels:
+        """One crop."""
+        write_image(root / self._file(index), source.renderer("train").render(index).image)
+        return {}
+
+    def assemble(self, root: Path, blocks: Callable[[str], Iterator[Labels]], temp: Path) -> None:
+        """Nothing to write: there are no labels."""

@@ -47,7 +47,7 @@ def _sparse_columns(dense: NDArray[np.float64]) -> Foreign:
     return Foreign("scipy.sparse.csc", "csc_matrix", state)
 
 
-def forge_mano_pickle(arrays: HandArrays, path: str | Path) -> None:
+def write_fake_mano(arrays: HandArrays, path: str | Path) -> None:
     """Write a hand as Python 2 pickled MANO_RIGHT.pkl and MANO_LEFT.pkl.
 
     The shape directions are a chumpy selection of the first half of twenty, the skinning weights a
@@ -55,18 +55,18 @@ def forge_mano_pickle(arrays: HandArrays, path: str | Path) -> None:
     module that is gone, the root's parent 2^32 - 1, and keys that nobody needs are there.
 
     Args:
-        arrays: the hand. Its fingertips and extras have no place in such a file.
+        arrays: the hand. Such a file has no fingertips and extras.
         path: target.
     """
     num_verts, _, num_betas = arrays.shapedirs.shape
-    places = np.arange(num_verts * 3 * _NUM_DIRECTIONS).reshape(num_verts, 3, _NUM_DIRECTIONS)
+    indices = np.arange(num_verts * 3 * _NUM_DIRECTIONS).reshape(num_verts, 3, _NUM_DIRECTIONS)
     unused = arrays.shapedirs[:, ::-1] * 0.1  # would show if the wrong half were taken
     select = _chumpy(
         "chumpy.reordering",
         "Select",
         set(),
         a=_leaf(np.concatenate([arrays.shapedirs, unused], axis=2)),
-        idxs=places[:, :, :num_betas].ravel(),
+        idxs=indices[:, :, :num_betas].ravel(),
         preferred_shape=arrays.shapedirs.shape,
     )
     weights = _chumpy(

@@ -1,6 +1,6 @@
 """Write pickles byte for byte as Python 2 with an old numpy did, for files like MANO's and HO-3D's.
 
-Python 3 cannot be asked for that: it writes its own names, and text where Python 2 had strings.
+Python 3 cannot do that: it writes its own names, and text where Python 2 had strings.
 Objects of classes that are not installed can be written too.
 """
 
@@ -17,7 +17,7 @@ from handmim.utils.files import atomic_path
 
 @dataclass(frozen=True)
 class Foreign:
-    """An object of a class that need not exist here: its class's place and what it holds."""
+    """An object of a class that need not exist here: its class's path and what it holds."""
 
     module: str
     name: str
@@ -31,17 +31,17 @@ class _Writer:
 
     def __init__(self) -> None:
         self.out = bytearray(self.start)
-        self.places: dict[int, tuple[int, Any]] = {}  # by id; holds the object so that ids last
+        self.memo: dict[int, tuple[int, Any]] = {}  # by id; holds the object so that ids last
         self.globals: dict[tuple[str, str], int] = {}
-        self.num_places = 0
+        self.num_memoised = 0
 
     def _put(self) -> int:
-        place, self.num_places = self.num_places, self.num_places + 1
-        self.out += b"q" + bytes([place]) if place < 256 else b"r" + struct.pack("<I", place)
-        return place
+        index, self.num_memoised = self.num_memoised, self.num_memoised + 1
+        self.out += b"q" + bytes([index]) if index < 256 else b"r" + struct.pack("<I", index)
+        return index
 
-    def _get(self, place: int) -> None:
-        self.out += b"h" + bytes([place]) if place < 256 else b"j" + struct.pack("<I", place)
+    def _get(self, index: int) -> None:
+        self.out += b"h" + bytes([index]) if index < 256 else b"j" + struct.pack("<I", index)
 
     def _global(self, module: str, name: str) -> None:
         if (module, name) in self.globals:
@@ -105,7 +105,7 @@ class _Writer:
     def _items(self, value: list[Any] | dict[Any, Any]) -> None:
         """A list or dict: made empty, placed for those inside that refer to it, then filled."""
         self.out += b"]" if isinstance(value, list) else b"}"
-        self.places[id(value)] = (self._put(), value)
+        self.memo[id(value)] = (self._put(), value)
         self.out += b"("
         for item in value if isinstance(value, list) else value.items():
             for part in (item,) if isinstance(value, list) else item:
@@ -129,20 +129,20 @@ class _Writer:
             self._float(value)
         elif value is _NDARRAY:
             self._global("numpy", "ndarray")
-        elif id(value) in self.places:
-            self._get(self.places[id(value)][0])
+        elif id(value) in self.memo:
+            self._get(self.memo[id(value)][0])
         elif type(value) is tuple:
             self._tuple(value)
         elif isinstance(value, (list, dict)):
             self._items(value)
         elif isinstance(value, Foreign):
             self._new(value.module, value.name)
-            self.places[id(value)] = (self._put(), value)
+            self.memo[id(value)] = (self._put(), value)
             self.write(value.state)
             self.out += b"b"
         else:
             self._leaf(value)
-            self.places[id(value)] = (self._put(), value)
+            self.memo[id(value)] = (self._put(), value)
 
     def _leaf(self, value: Any) -> None:
         if isinstance(value, (str, bytes)):
@@ -160,7 +160,7 @@ class _Writer:
 
 
 class _TextWriter(_Writer):
-    """Protocol 0, which Python 2 took unless told otherwise: a line each, strings as it shows them,
+    """Protocol 0, the default of Python 2: a line each, strings as it shows them,
     which is as Python 3 shows bytes."""
 
     start = b""
@@ -169,12 +169,12 @@ class _TextWriter(_Writer):
         self.out += text.encode("ascii") + b"\n"
 
     def _put(self) -> int:
-        place, self.num_places = self.num_places, self.num_places + 1
-        self._line(f"p{place}")
-        return place
+        index, self.num_memoised = self.num_memoised, self.num_memoised + 1
+        self._line(f"p{index}")
+        return index
 
-    def _get(self, place: int) -> None:
-        self._line(f"g{place}")
+    def _get(self, index: int) -> None:
+        self._line(f"g{index}")
 
     def _tuple(self, items: tuple[Any, ...]) -> None:
         self.out += b"("
@@ -198,7 +198,7 @@ class _TextWriter(_Writer):
 
     def _items(self, value: list[Any] | dict[Any, Any]) -> None:
         self.out += b"(l" if isinstance(value, list) else b"(d"
-        self.places[id(value)] = (self._put(), value)
+        self.memo[id(value)] = (self._put(), value)
         for item in value if isinstance(value, list) else value.items():
             for part in (item,) if isinstance(value, list) else item:
                 self.write(part)
@@ -222,7 +222,7 @@ def dump(obj: Any, path: str | Path, protocol: Literal[0, 2] = 2) -> None:
         obj: plain values, lists, tuples, dicts, sets of strings, numpy arrays and scalars, and
             `Foreign` objects. Text becomes strings of bytes by Latin-1.
         path: target.
-        protocol: 0, text, which Python 2 took unless told otherwise, or 2.
+        protocol: 0, text, the default of Python 2, or 2.
     Raises: TypeError for anything else.
     """
     writer = _Writer() if protocol else _TextWriter()

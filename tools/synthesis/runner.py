@@ -25,16 +25,16 @@ from handmim.render.workers import cores, run_workers
 from handmim.utils.files import atomic_path
 from handmim.utils.processes import end_with_parent
 from handmim.utils.progress import Progress
-from synthesis.facts import (
-    MANO_FILE,
-    Order,
-    claim,
-    order_from_facts,
-    own_files,
-)
 from synthesis.layout import Labels, Layout, write_text
-from synthesis.mano import forge_mano_pickle
-from synthesis.studio import Studio
+from synthesis.mano import write_fake_mano
+from synthesis.metadata import (
+    MANO_FILE,
+    DatasetSpec,
+    claim,
+    own_files,
+    spec_from_metadata,
+)
+from synthesis.scenes import SceneSource
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Block(NamedTuple):
 
 
 def blocks_of(layout: Layout) -> list[Block]:
-    """All work, in order."""
+    """All work, in spec."""
     return [
         Block(part, start, min(start + BLOCK, count))
         for part, count in layout.counts.items()
@@ -62,9 +62,9 @@ def blocks_of(layout: Layout) -> list[Block]:
     ]
 
 
-def write_block(layout: Layout, studio: Studio, root: Path, block: Block) -> None:
+def write_block(layout: Layout, source: SceneSource, root: Path, block: Block) -> None:
     """Files of a block, then its labels."""
-    rows = [layout.write(studio, root, block.part, i) for i in range(block.start, block.stop)]
+    rows = [layout.write(source, root, block.part, i) for i in range(block.start, block.stop)]
     labels = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     target = block.label_file(root)
     with atomic_path(target, sync=False) as partial, partial.open("wb") as file:
@@ -75,15 +75,15 @@ def run_job(job: Mapping[str, Any], worker: int, report: Callable[[], None] = la
     """One worker's share of the pending blocks.
 
     Args:
-        job: root, hand_path, facts, blocks, num_workers.
+        job: root, hand_path, metadata, blocks, num_workers.
         worker: 0 .. num_workers - 1.
         report: called after each block.
     """
-    order = order_from_facts(job["facts"])
-    studio = Studio(load_hand_arrays(job["hand_path"]), order.scene, order.seed)
-    layout = order.layout()
+    spec = spec_from_metadata(job["metadata"])
+    source = SceneSource(load_hand_arrays(job["hand_path"]), spec.scene, spec.seed)
+    layout = spec.layout()
     for block in job["blocks"][worker :: max(1, job["num_workers"])]:
-        write_block(layout, studio, Path(job["root"]), Block(*block))
+        write_block(layout, source, Path(job["root"]), Block(*block))
         report()
 
 
@@ -96,7 +96,7 @@ def _labels(layout: Layout, root: Path, part: str) -> Iterator[Labels]:
 
 def _render(layout: Layout, job: dict[str, Any], pending: Sequence[Block]) -> None:
     root, num_workers = Path(job["root"]), job["num_workers"]
-    sizes = [(b, (b.stop - b.start) * layout.pictures_per_item[b.part]) for b in pending]
+    sizes = [(b, (b.stop - b.start) * layout.images_per_item[b.part]) for b in pending]
 
     def finished() -> int:
         return sum(size for block, size in sizes if block.label_file(root).is_file())
@@ -111,16 +111,16 @@ def _render(layout: Layout, job: dict[str, Any], pending: Sequence[Block]) -> No
             return
         # One small image here compiles the kernels before all processes would at the same time.
         small = SceneSettings(image_px=16, background="studio")
-        Studio(load_hand_arrays(job["hand_path"]), small, 0).renderer("train").render(0)
+        SceneSource(load_hand_arrays(job["hand_path"]), small, 0).renderer("train").render(0)
         run_workers(__name__, job, root / PARTS, num_workers, report)
 
 
-def _finish(root: Path, layout: Layout, arrays: HandArrays, facts: Mapping[str, Any]) -> None:
+def _finish(root: Path, layout: Layout, arrays: HandArrays, metadata: Mapping[str, Any]) -> None:
     temp = root / PARTS
     layout.assemble(root, lambda part: _labels(layout, root, part), temp)
-    if facts["forge_mano"]:
-        forge_mano_pickle(arrays, root / MANO_FILE)
-    write_text(root / FACTS, [json.dumps(facts, indent=2) + "\n"], temp)
+    if metadata["forge_mano"]:
+        write_fake_mano(arrays, root / MANO_FILE)
+    write_text(root / FACTS, [json.dumps(metadata, indent=2) + "\n"], temp)
     shutil.rmtree(temp)
 
 
@@ -133,7 +133,7 @@ def synthesize(
     *,
     hand_path: str | Path = "standin",
     seed: int = 0,
-    forge_mano: bool = False,
+    fake_mano: bool = False,
     num_workers: int | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -148,30 +148,30 @@ def synthesize(
         scene: `SceneSettings` or its fields.
         hand_path: hand model to draw, and the model of the labels.
         seed: of everything random.
-        forge_mano: also write the hand model as mano/MANO_RIGHT.pkl.
-        num_workers: processes that render; None takes every core, 0 renders in this one.
+        fake_mano: also write the hand model as mano/MANO_RIGHT.pkl.
+        num_workers: processes that render; None recordings every core, 0 renders in this one.
         overwrite: replace a set that is there already.
     Returns: root.
     Raises: ValueError for bad settings; FileExistsError when the folder holds something else.
     """
     root = Path(root)
     settings = scene if isinstance(scene, SceneSettings) else SceneSettings(**scene)
-    order = Order(format, num, num_eval, seed, settings, forge_mano)
+    spec = DatasetSpec(format, num, num_eval, seed, settings, fake_mano)
     num_workers = cores() if num_workers is None else num_workers
     if num_workers < 0:
-        raise ValueError(f"num_workers must be >= 0, got {num_workers} (num_workers=)")
+        raise ValueError(f"num_workers must be >= 0, got {num_workers}")
     arrays = load_hand_arrays(hand_path)
-    Studio(arrays, settings, seed)  # a hand that cannot be drawn is refused before anything is made
-    facts = order.facts(arrays)
-    if not claim(root, facts, overwrite):
+    SceneSource(arrays, settings, seed)  # refuses a hand that cannot be rendered
+    metadata = spec.metadata(arrays)
+    if not claim(root, metadata, overwrite):
         log.info("%s is whole already: %d %s samples", root, num, format)
         return root
-    layout = order.layout()
-    for folder in {str(Path(name).parent) for name in own_files(order)}:
+    layout = spec.layout()
+    for folder in {str(Path(name).parent) for name in own_files(spec)}:
         (root / folder).mkdir(parents=True, exist_ok=True)
     todo = blocks_of(layout)
     pending = [block for block in todo if not block.label_file(root).is_file()]
-    images = sum((b.stop - b.start) * layout.pictures_per_item[b.part] for b in pending)
+    images = sum((b.stop - b.start) * layout.images_per_item[b.part] for b in pending)
     began = time.perf_counter()
     log.info(
         "%s: %d of %d blocks are there, %d images to go, %d processes",
@@ -180,13 +180,13 @@ def synthesize(
     job = {
         "root": str(root.resolve()),
         "hand_path": str(resolve_hand_path(hand_path).resolve()),
-        "facts": facts,
+        "metadata": metadata,
         "blocks": pending,
         "num_workers": min(num_workers, len(pending)),
     }
     if pending:
         _render(layout, job, pending)
-    _finish(root, layout, arrays, facts)
+    _finish(root, layout, arrays, metadata)
     seconds = time.perf_counter() - began
     log.info("%d images in %.0f s (%.1f/s): %s", images, seconds, images / seconds, root)
     return root

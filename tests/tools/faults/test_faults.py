@@ -54,12 +54,12 @@ def test_children_are_found_by_their_mark_after_their_parent_is_gone(sleeper):
 
 
 def test_every_kind_of_work_is_a_command_with_workers(tmp_path):
-    place = Workplace(tmp_path, limit_s=1.0, num_workers=3)
+    work = Workplace(tmp_path, limit_s=1.0, num_workers=3)
     for kind in ("pretraining", "fine-tuning", "evaluation", "rendering"):
-        assert any(word.endswith("num_workers=3") for word in place.words(kind, "x")), kind
+        assert any(word.endswith("num_workers=3") for word in work.command(kind, "x")), kind
     assert len(list((tmp_path / "crops").iterdir())) == 24
     with pytest.raises(ValueError, match="no kind of work 'sleep'"):
-        place.words("sleep", "x")
+        work.command("sleep", "x")
 
 
 def a_run(folder, value=1.0, loss=0.5):

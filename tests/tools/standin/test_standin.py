@@ -17,7 +17,7 @@ def measured(hand_arrays):
 @pytest.mark.parametrize("fact", FACTS, ids=lambda f: f.key)
 def test_every_measure_is_in_its_range(measured, fact):
     assert fact.holds(measured[fact.key]), (
-        f"{fact.text}: {measured[fact.key]}, wanted {fact.wanted()}"
+        f"{fact.text}: {measured[fact.key]}, required {fact.required()}"
     )
 
 
@@ -30,7 +30,7 @@ def test_a_fact_refuses_what_is_out_of_range():
         False,
         False,
     ]
-    assert fact.wanted() == ">= 1, <= 2"
+    assert fact.required() == ">= 1, <= 2"
 
 
 def test_overlap_is_seen_where_fingers_are_pushed_together(hand_arrays):

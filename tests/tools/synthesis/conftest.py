@@ -4,7 +4,7 @@ import pytest
 
 from synthesis.runner import synthesize
 
-# Plain backdrops take no time to paint; nothing hides the hand.
+# Plain backdrops recording no time to paint; nothing hides the hand.
 PLAIN = {"image_px": 64, "background": "studio", "objects": 0.0, "occluders": 0.0}
 FILMED = PLAIN | {"image_px": 128, "focal": [0.94, 0.98], "fill": [0.3, 0.45], "offset": 0.3}
 NUM, NUM_EVAL = 5, 3

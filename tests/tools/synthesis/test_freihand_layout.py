@@ -59,8 +59,8 @@ def test_joints_are_regressed_from_vertices_with_freihands_tips(labels, hand_arr
         verts, xyz = np.stack(found["verts"]), np.stack(found["xyz"])
         chain = hand_arrays.J_regressor @ verts
         tips = verts[:, [744, 320, 443, 555, 672]]
-        wanted = np.concatenate([chain, tips], axis=1)[:, order]
-        np.testing.assert_allclose(xyz, wanted, atol=2e-8)
+        expected = np.concatenate([chain, tips], axis=1)[:, order]
+        np.testing.assert_allclose(xyz, expected, atol=2e-8)
         bone = np.linalg.norm(xyz[:, 9] - xyz[:, 10], axis=1)
         np.testing.assert_allclose(found["scale"], bone, atol=3e-8)
         assert (xyz[:, :, 2] > 0.1).all()
@@ -104,7 +104,7 @@ def test_joints_fall_into_the_mask(freihand_root, labels):
 
 def test_versions_show_the_same_hand_before_other_backdrops(freihand_root):
     for i in range(NUM):
-        names = [f"training/rgb/{i + NUM * place:08d}.jpg" for place in range(4)]
+        names = [f"training/rgb/{i + NUM * version:08d}.jpg" for version in range(4)]
         versions = [image(freihand_root, name).astype(float) for name in names]
         mask = image(freihand_root, f"training/mask/{i:08d}.jpg")[..., 0]
         inner = cv2.erode((mask > 127).astype(np.uint8), np.ones((5, 5))).astype(bool)

@@ -11,7 +11,7 @@ from handmim.hand.conventions import ho3d_hand
 from handmim.hand.model import HandModel
 from handmim.utils.unpickle import load_pickle
 from synthesis.ho3d import SEQUENCES, encode_depth
-from synthesis.takes import sequences
+from synthesis.sequences import sequences
 
 NUM, NUM_EVAL, WIDTH, HEIGHT = 22, 4, 128, 96
 OBJECT = {"objTrans", "objRot", "objCorners3D", "objCorners3DRest", "objName", "objLabel"}
@@ -75,17 +75,17 @@ def test_metas_are_what_python_2_wrote_in_both_its_ways(ho3d_root, is_v3):
 
 
 def test_names_of_takes_and_cameras():
-    several = [s for s in SEQUENCES["train"] if s.take == "ABF1"]
+    several = [s for s in SEQUENCES["train"] if s.recording == "ABF1"]
     assert [s.name for s in several] == ["ABF10", "ABF11", "ABF12", "ABF13", "ABF14"]
     assert [s.camera for s in several] == [0, 1, 2, 3, 4]
     assert sequences(("MC1", "SiS1")) == (("MC1", "MC1", 0), ("SiS1", "SiS1", 0))
-    names = {part: {s.take for s in SEQUENCES[part]} for part in SEQUENCES}
+    names = {part: {s.recording for s in SEQUENCES[part]} for part in SEQUENCES}
     assert not names["train"] & names["evaluation"]
 
 
 def test_every_file_is_there_and_unlisted_frames_too(ho3d_root, is_v3):
-    wanted = {"handmim.json", "train.txt", "evaluation.txt"}
-    wanted |= {"evaluation_xyz.json", "evaluation_verts.json"}
+    expected = {"handmim.json", "train.txt", "evaluation.txt"}
+    expected |= {"evaluation_xyz.json", "evaluation_verts.json"}
     for part, num in {"train": NUM, "evaluation": NUM_EVAL}.items():
         here = frames(ho3d_root, part)
         assert len(set(here)) == len(here) == num
@@ -95,11 +95,11 @@ def test_every_file_is_there_and_unlisted_frames_too(ho3d_root, is_v3):
         for frame in [*here, *(f"{name}/0000" for name in used)]:
             sequence, number = frame.split("/")
             stem = f"{part}/{sequence}"
-            wanted |= {f"{stem}/rgb/{number}.{'jpg' if is_v3 else 'png'}"}
-            wanted |= {f"{stem}/depth/{number}.png", f"{stem}/meta/{number}.pkl"}
+            expected |= {f"{stem}/rgb/{number}.{'jpg' if is_v3 else 'png'}"}
+            expected |= {f"{stem}/depth/{number}.png", f"{stem}/meta/{number}.pkl"}
     have = {str(p.relative_to(ho3d_root)) for p in ho3d_root.rglob("*") if p.is_file()}
-    assert have == wanted
-    for name in wanted:
+    assert have == expected
+    for name in expected:
         if "/rgb/" in name or "/depth/" in name:
             assert cv2.imread(str(ho3d_root / name)).shape == (HEIGHT, WIDTH, 3)
 
@@ -151,8 +151,8 @@ def test_hand_parameters_give_joints_in_opengl_axes(ho3d_root, double_hand):
         ]
         mesh = double_hand(*to)
         verts, chain = mesh.verts_m[0].numpy(), mesh.chain_joints_m[0].numpy()
-        wanted = np.concatenate([chain, verts[[744, 333, 444, 555, 672]]])
-        assert np.abs(wanted - m["handJoints3D"]).max() < 1e-6
+        expected = np.concatenate([chain, verts[[744, 333, 444, 555, 672]]])
+        assert np.abs(expected - m["handJoints3D"]).max() < 1e-6
         assert (m["handJoints3D"][:, 2] < -0.1).all()
         # And brought to our camera.
         wrist = arrays.J_regressor[0] @ (arrays.v_template + arrays.shapedirs @ m["handBeta"])

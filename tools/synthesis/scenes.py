@@ -11,10 +11,10 @@ from handmim.hand.skeleton import CHAIN_FINGERS, FINGERS
 from handmim.render.scene import SPLITS, SceneRenderer, SceneSettings
 
 # What posing and drawing need beyond MANO's own arrays.
-DRESS = ("axes", "limits", "J", "tips", "wrist_ring")
+RIG = ("axes", "limits", "J", "tips", "wrist_ring")
 
 
-def dressed(arrays: HandArrays) -> HandArrays:
+def with_rig(arrays: HandArrays) -> HandArrays:
     """A hand model with joint axes, limits and wrist ring: its own, else the stand-in's.
 
     The stand-in shares MANO's rest pose and the numbers of the vertices at fingertips and wrist, so
@@ -26,12 +26,12 @@ def dressed(arrays: HandArrays) -> HandArrays:
         raise ValueError(
             f"{arrays.name} is a left hand: sets of right hands are written (hand.path)"
         )
-    have = [key for key in DRESS if key in arrays.extras]
-    if len(have) == len(DRESS):
+    have = [key for key in RIG if key in arrays.extras]
+    if len(have) == len(RIG):
         return arrays
     if have:
         raise ValueError(
-            f"{arrays.name} has {have} but not {sorted(set(DRESS) - set(have))}: it can be posed "
+            f"{arrays.name} has {have} but not {sorted(set(RIG) - set(have))}: it can be posed "
             "neither by its own joint axes nor by the stand-in's (hand.path)"
         )
     standin = load_hand_arrays("standin")
@@ -42,7 +42,7 @@ def dressed(arrays: HandArrays) -> HandArrays:
     return replace(arrays, extras=arrays.extras | extras)
 
 
-class Studio:
+class SceneSource:
     """A hand before a camera, reproducibly.
 
     Args:
@@ -53,7 +53,7 @@ class Studio:
 
     def __init__(self, arrays: HandArrays, settings: SceneSettings, seed: int) -> None:
         cv2.setNumThreads(1)
-        self.arrays, self.settings, self.seed = dressed(arrays), settings, seed
+        self.arrays, self.settings, self.seed = with_rig(arrays), settings, seed
         self._renderers: dict[str, SceneRenderer] = {}
 
     def renderer(self, split: str) -> SceneRenderer:
@@ -63,14 +63,14 @@ class Studio:
             self._renderers[split] = made
         return self._renderers[split]
 
-    def rng(self, split: str, stream: int, *place: int) -> np.random.Generator:
-        """A generator for one purpose and place.
+    def rng(self, split: str, stream: int, *numbers: int) -> np.random.Generator:
+        """A generator for one purpose and numbers.
 
         Args:
             split: "train", "val" or "test".
             stream: purpose, 0 .. 255.
-            place: which take, frame, ...; the same count of numbers for one purpose.
+            numbers: which recording, frame, ...; the same count of numbers for one purpose.
         """
         # Words that no other generator of the renderer starts with.
-        words = [self.seed, SPLITS.index(split), 2**31 + 256 + stream, *place, 1]
+        words = [self.seed, SPLITS.index(split), 2**31 + 256 + stream, *numbers, 1]
         return np.random.default_rng(np.random.SeedSequence(words))

@@ -1,11 +1,14 @@
-"""Checkpoints: whole or absent, loadable without running code, checked before they are resumed."""
+"""Checkpoints: whole or absent, loadable without running code; those of somebody else hold plain
+values of known kinds and build our own parts alone."""
 
+import importlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from handmim.utils.checksums import CHECKED, CheckedWriter
 from handmim.utils.files import atomic_path
@@ -127,3 +130,185 @@ def _is_older(path: Path, step: int) -> bool:
     """Whether a numbered copy is older than a step, by its name."""
     number = path.stem.removeprefix("step_")
     return number.isdigit() and int(number) <= step
+
+
+# What configs build, by section: constructors of parts. They write nowhere but below a cache_dir.
+PARTS = (
+    "handmim.models.", "handmim.losses.", "handmim.objectives.", "handmim.tasks.", "handmim.data.",
+    "handmim.hand.model.", "handmim.hand.adapters.", "handmim.engine.schedule.",
+    "handmim.engine.optim.", "torch.optim.",
+)  # fmt: skip
+SECTIONS = {
+    "task": tuple(part for part in PARTS if part != "handmim.data."),
+    "hand": ("handmim.hand.model.", "handmim.hand.adapters."),
+    "augment": ("handmim.data.augment.", "handmim.data.colour.", "handmim.data.occlusion."),
+}
+# What rebuilding a model reads, beside what each part checks of its own arguments.
+OF_MODELS: dict[str, type] = {
+    "step": int,
+    "meta": dict,
+    "task": dict,
+    "config": dict,
+    "config.hand": dict,
+    "config.hand.path": str,
+    "config.task": dict,
+    "config.task._target_": str,
+    "config.task.backbone": dict,
+    "config.task.backbone._target_": str,
+    "config.task.head": dict,
+    "config.task.head._target_": str,
+    "config.augment": dict,
+    "config.augment._target_": str,
+    "config.augment.img_px": int,
+    "config.augment.scale": list,
+}
+OF_RUNS: dict[str, type] = {"config.name": str, "config.seed": int, "config.data": dict}
+MAX_DEPTH, MAX_LEAVES = 32, 100_000
+MAX_SETTING = 4096  # sides in pixels, widths and counts, where no tensor of the file is larger
+SIZED = ("backbone", "head", "augment")
+
+
+def check_saved(saved: Mapping[str, Any], path: Any) -> None:
+    """Refuse a checkpoint from which no model can be rebuilt safely.
+
+    Args:
+        saved: content of a checkpoint.
+        path: of it, for messages.
+    Raises: ValueError naming the entry.
+    """
+    require(saved, {"config": dict, "config.task": dict}, path)
+    check_targets(saved["config"], path)
+    if "head" not in saved["config"]["task"]:
+        raise ValueError(f"{path} is a pretraining checkpoint: fine-tune it first")
+    require(saved, OF_MODELS, path)
+    hand = saved["meta"].get("hand_sha256")
+    if saved["step"] < 0 or not isinstance(hand, str | None):
+        raise ValueError(f"{path} has step {saved['step']} and hand_sha256 {hand!r}: refused")
+    if wrong := [k for k, v in saved["task"].items() if not isinstance(v, Tensor)]:
+        raise ValueError(f"{path} holds no tensor at task.{wrong[0]}")
+    _check_sizes(saved, path)
+
+
+def require(saved: Mapping[str, Any], kinds: Mapping[str, type], path: Any) -> None:
+    """Refuse a checkpoint that lacks an entry, or has another kind of value there.
+
+    Args:
+        saved: content of a checkpoint.
+        kinds: by dotted name.
+        path: of the checkpoint, for messages.
+    Raises: ValueError naming the first.
+    """
+    for name, kind in kinds.items():
+        node: Any = saved
+        for key in name.split("."):
+            if not isinstance(node, Mapping) or key not in node:
+                raise ValueError(
+                    f"{path} is no whole checkpoint of this project: {name} is missing"
+                )
+            node = node[key]
+        if not isinstance(node, kind) or isinstance(node, bool):
+            raise ValueError(
+                f"{path} holds {str(node)[:60]!r} at {name}, {kind.__name__} is required"
+            )
+
+
+def check_targets(config: Any, path: Any = "the checkpoint") -> None:
+    """Refuse a checkpoint's config that is no plain resolved one, or builds anything but our own
+    parts.
+
+    A target must lie in `PARTS`, or in those of its section, by its path and by where it is
+    defined: a path may not lead through one of our modules to what it imports
+    (`handmim.data.crops.os.system`).
+
+    Raises: ValueError naming the target.
+    """
+    for keys, value in plain_leaves(config, path):
+        name, text = ".".join(keys), str(value)
+        if "${" in text or text == "???":  # saved configs are resolved
+            raise ValueError(f"{path}: its config holds {text[:60]!r} ({name}): refused")
+        if "_args_" in keys:  # arguments without a name would escape checks by name
+            raise ValueError(f"{path}: its config holds arguments without names ({name}): refused")
+        if "cache_dir" in keys and keys[0] not in ("data", "probe"):
+            raise ValueError(f"{path}: its config holds a folder to write ({name}): refused")
+        if "_target_" not in keys:
+            continue
+        allowed = SECTIONS.get(keys[0], PARTS)
+        owner = text.startswith(allowed) and _defined_in(text)
+        if not owner or not f"{owner}.".startswith(PARTS):
+            raise ValueError(f"{path}: its config builds {text[:60]!r} ({name}): refused")
+
+
+def plain_leaves(config: Any, path: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Leaves of nested dicts and lists and their keys, within bounds.
+
+    Raises: ValueError for a config that refers to itself, is too large or holds other values.
+    """
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), config)]
+    for _ in range(MAX_LEAVES):
+        if not waiting:
+            return
+        keys, node = waiting.pop()
+        name = ".".join(keys)
+        if len(keys) > MAX_DEPTH:
+            break
+        if isinstance(node, dict):
+            if wrong := [key for key in node if not isinstance(key, str)]:
+                raise ValueError(f"{path}: its config has the key {wrong[0]!r} ({name}): refused")
+            waiting += [((*keys, key), value) for key, value in node.items()]
+        elif isinstance(node, (list, tuple)):
+            waiting += [((*keys, str(i)), value) for i, value in enumerate(node)]
+        elif node is None or isinstance(node, (bool, int, float, str)):
+            yield keys, node
+        else:
+            raise ValueError(f"{path}: its config holds a {type(node).__name__} ({name}): refused")
+    raise ValueError(
+        f"{path}: its config nests more than {MAX_DEPTH} deep, refers to itself or has more than "
+        f"{MAX_LEAVES} entries: refused"
+    )
+
+
+def _check_sizes(saved: Mapping[str, Any], path: Any) -> None:
+    """Refuse numbers that would build more than the file has tensors for."""
+    largest = max((max(v.shape, default=0) for v in saved["task"].values()), default=0)
+    bound = max(largest, MAX_SETTING)
+    for keys, value in plain_leaves(saved["config"], path):
+        of_model = keys[0] in ("task", "augment") and set(keys) & set(SIZED)
+        is_side = keys[0] == "data" and keys[-1].endswith("_px")
+        if (of_model or is_side) and isinstance(value, (int, float)) and not abs(value) <= bound:
+            raise ValueError(
+                f"{path}: its config has {'.'.join(keys)}={value:g}, its tensors allow {bound} at "
+                "most: refused"
+            )
+
+
+def check_fits(there: Mapping[str, Tensor], here: Mapping[str, Tensor], path: Any) -> None:
+    """Refuse tensors that are not those of the model their own config builds.
+
+    Args:
+        there: tensors of the checkpoint.
+        here: of the model.
+        path: of the checkpoint, for messages.
+    Raises: ValueError naming the first that differs.
+    """
+    for name in sorted(there.keys() | here.keys()):
+        shapes = [tuple(side[name].shape) if name in side else None for side in (there, here)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{path}: its config does not fit its tensors: {name} is {shapes[0] or 'missing'}, "
+                f"the config builds {shapes[1] or 'none'}"
+            )
+
+
+def _defined_in(path: str) -> str | None:
+    """Module that defines the class or class method of a dotted path; None when there is none."""
+    parts = path.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:cut]))
+        except (ModuleNotFoundError, ValueError):
+            continue
+        for name in parts[cut:]:
+            found = getattr(found, name, None)
+        is_part = isinstance(found, type) or isinstance(getattr(found, "__self__", None), type)
+        return found.__module__ if is_part else None
+    return None

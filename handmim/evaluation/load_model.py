@@ -9,8 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from handmim.data.augment import HandAugment
-from handmim.engine.checkpoint import load_checkpoint
-from handmim.engine.saved_config import check_fits, check_saved
+from handmim.engine.checkpoint import check_fits, check_saved, load_checkpoint
 from handmim.tasks.regression import RegressionTask
 from handmim.utils.config import build, set_everywhere
 

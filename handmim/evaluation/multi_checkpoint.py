@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from handmim.engine.checkpoint import OF_RUNS, require
 from handmim.engine.identity import By, deciding
-from handmim.engine.saved_config import OF_RUNS, require
 from handmim.evaluation.load_model import read_model_checkpoint
 from handmim.evaluation.report import TTA, blocks, columns_of
 from handmim.utils.config import differences, flatten

@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from handmim.engine.checkpoint import (
+    check_targets,
     load_checkpoint,
     save_checkpoint,
 )
 from handmim.engine.identity import check_same_run
-from handmim.engine.saved_config import check_targets
 from handmim.utils.files import replaced_folder
 from handmim.utils.run import Run
 from tests.engine.toy import fit

@@ -71,8 +71,8 @@ def ended(run: Run, hooks, data, settings) -> dict:
             run, ToyTask(), data, collate, prepare, optimizer_config(), hooks=hooks
         )
         return {"code": result.exit_code, "step": result.step, "best": result.best}
-    except (RuntimeError, ValueError, KeyError, OSError) as error:  # the test says which
-        return {"error": type(error).__name__, "words": str(error)}
+    except (RuntimeError, ValueError, KeyError, OSError) as error:  # the test names it
+        return {"error": type(error).__name__, "text": str(error)}
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ HELD: list = []  # there until the interpreter takes modules apart
 
 
 class Faulty(Dataset):
-    """The toy samples; those at `places` do something else as long as the file `flag` is there.
+    """The toy samples; those at `indices` do something else as long as the file `flag` is there.
 
     Args:
         fault: "unreadable" and "error" raise, "dies" ends the process, "blocks" never returns,
@@ -27,14 +27,14 @@ class Faulty(Dataset):
         flag: None is always.
     """
 
-    def __init__(self, fault: str, places: tuple[int, ...], flag: Path | None = None) -> None:
-        self.fault, self.places, self.flag = fault, places, flag
+    def __init__(self, fault: str, indices: tuple[int, ...], flag: Path | None = None) -> None:
+        self.fault, self.indices, self.flag = fault, indices, flag
 
     def __len__(self) -> int:
         return len(DATA)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        if index in self.places and (self.flag is None or self.flag.is_file()):
+        if index in self.indices and (self.flag is None or self.flag.is_file()):
             if self.fault == "unreadable":
                 raise UnreadableSample(f"{index}.jpg", "cut short")
             if self.fault == "dies":
@@ -50,24 +50,24 @@ class Faulty(Dataset):
 class OddError(Exception):
     """Made of two arguments, kept as one: it cannot be made again from what it keeps."""
 
-    def __init__(self, index: int, words: str) -> None:
-        super().__init__(f"{words} {index}")
+    def __init__(self, index: int, text: str) -> None:
+        super().__init__(f"{text} {index}")
 
 
-def feed(data: Dataset, num_workers: int, end: int = 10, **kwargs) -> PrefetchingLoader:
+def loader_of(data: Dataset, num_workers: int, end: int = 10, **kwargs) -> PrefetchingLoader:
     fabric = Fabric(accelerator="cpu", devices=1)
     sizes = {"batch_size": 4, "total_steps": end, "num_workers": num_workers}
     return PrefetchingLoader(fabric, data, collate, prepare, **sizes, **kwargs)
 
 
 def begin_after_opencv() -> None:
-    """Use OpenCV's threads here, then load by two workers; say who they are, and wait."""
+    """Use OpenCV's threads here, then load by two workers; print their ids, and wait."""
     import cv2
     import numpy as np
 
     cv2.setNumThreads(4)
     cv2.GaussianBlur(np.zeros((2000, 2000, 3), np.uint8), (31, 31), 5)
-    loading = feed(DATA, 2, end=200)
+    loading = loader_of(DATA, 2, end=200)
     loading.batch_of(0)
     sys.stdout.write(" ".join(str(worker.pid) for worker in active_children()) + "\n")
     sys.stdout.flush()
@@ -95,5 +95,5 @@ def train_until_stalled(folder: str, num_workers: str, limit_s: str) -> None:
 
 def leave_while_loading() -> None:
     """End the interpreter while a generator holds workers that never answer."""
-    HELD.append(iter(feed(Faulty("blocks", (3,)), 1, end=100)))
+    HELD.append(iter(loader_of(Faulty("blocks", (3,)), 1, end=100)))
     next(HELD[0])

@@ -32,15 +32,15 @@ def slurm_env(rank: int, port: int, num: int = 2) -> dict[str, str]:
     }  # fmt: skip
 
 
-def start(words: list[str], make_env=torchrun_env, num: int = 2, folder: Path | None = None):
-    """Started processes by rank, each running `python WORDS...`."""
+def start(arguments: list[str], make_env=torchrun_env, num: int = 2, folder: Path | None = None):
+    """Started processes by rank, each running `python ARGUMENTS...`."""
     port = free_port()
     base = os.environ | {
         "PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
     }  # fmt: skip
     return [
         subprocess.Popen(
-            [sys.executable, *words], env=base | make_env(rank, port, num), cwd=folder,
+            [sys.executable, *arguments], env=base | make_env(rank, port, num), cwd=folder,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for rank in range(num)

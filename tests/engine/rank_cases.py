@@ -35,8 +35,8 @@ def cases() -> dict[str, Case]:
             found[f"method={method}"] = "pretrain", (f"method={method}",)
     for name in names("objective"):
         with_points = f"keypoint_align,{name}" if name in POINTS[1:] else name
-        words = PLAIN, f"objective=[{with_points}]", "views.warp_ndc=0.05"
-        found[f"objective={name}"] = "pretrain", words
+        overrides = PLAIN, f"objective=[{with_points}]", "views.warp_ndc=0.05"
+        found[f"objective={name}"] = "pretrain", overrides
     for loss in names("loss"):
         found[f"loss={loss}"] = "finetune", _hand_loss(loss)
     for group, rest in (
@@ -52,24 +52,24 @@ def cases() -> dict[str, Case]:
         ("point_hog.head", ("gaussians", "mlp"), "keypoint_align,point_hog"),
     ):
         for value in values:
-            words = PLAIN, f"objective=[{chosen}]", f"task.objectives.{key}={value}"
-            found[f"{key}={value}"] = "pretrain", words
+            overrides = PLAIN, f"objective=[{chosen}]", f"task.objectives.{key}={value}"
+            found[f"{key}={value}"] = "pretrain", overrides
     for head in names("head"):
-        words = (f"head={head}",)
+        overrides = (f"head={head}",)
         if head == "direct":
-            words += ("task=keypoints", "loss=[direct_keypoints]")
-        found[f"head={head}"] = "finetune", words
+            overrides += ("task=keypoints", "loss=[direct_keypoints]")
+        found[f"head={head}"] = "finetune", overrides
     return found | MORE
 
 
 def _hand_loss(loss: str) -> tuple[str, ...]:
-    words = {
+    overrides = {
         "joints3d_abs": ("task.head.camera=pinhole",),
         "heatmaps": ("task.head.heatmaps=true",),
         "silhouette": ("task.head.silhouette=true",),
     }.get(loss, ())
     beside = f"{loss},joints2d" if loss in ("heatmaps", "silhouette") else loss
-    return ("head=pymaf_small", f"loss=[{beside}]", *words)
+    return ("head=pymaf_small", f"loss=[{beside}]", *overrides)
 
 
 # Settings under which parameters once took no part, or branches are drawn at random.
@@ -117,10 +117,10 @@ QUICK = (
 
 
 def composed(case: Case) -> DictConfig:
-    root, words = case
+    root, overrides = case
     data = ("data=folder", "data.root=x") if root == "pretrain" else ()
     with initialize_config_dir(str(REPO / "configs"), version_base="1.3"):
-        cfg = compose(root, [*TINY, *data, *words])
+        cfg = compose(root, [*TINY, *data, *overrides])
     drop_unbuilt(cfg.task)
     sizes = {"num_prototypes": 32, "hidden_dim": 32, "bottleneck_dim": 16}
     if "projection" in cfg.task.get("heads", {}):

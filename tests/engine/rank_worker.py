@@ -82,7 +82,7 @@ def work(run: Run, jobs: list[str]) -> dict:
         job, case = name.split(":")
         try:
             found[name] = JOBS[job](run, known.get(case))
-        except (ValueError, RuntimeError) as error:  # the test says which
+        except (ValueError, RuntimeError) as error:  # the test names it
             found[name] = {"error": f"{type(error).__name__}: {error}"}
     return found
 

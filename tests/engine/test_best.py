@@ -31,7 +31,7 @@ MM = "val/pa_mpvpe_mm"
         ("val/pa_f15", True),
     ],
 )
-def test_which_figures_are_good_when_large(metric, higher):
+def test_which_metrics_are_good_when_large(metric, higher):
     assert is_higher_better(metric) is higher
 
 
@@ -49,10 +49,10 @@ def test_auto_takes_the_mesh_before_joints_before_the_picture():
 
 
 @pytest.mark.parametrize("name", ["val/pa_mpvpe", "val/num_2d"])
-def test_an_unknown_figure_is_refused_with_those_there_are(name):
+def test_an_unknown_metric_is_refused_with_those_there_are(name):
     metrics = {MM: 3.0, "val/f5": 0.1, "val/num_2d": 8.0}
-    wanted = rf"no {name}, it has val/f5, {MM} \(trainer\.keep_best"
-    with pytest.raises(ValueError, match=wanted):
+    message = rf"no {name}, it has val/f5, {MM} \(trainer\.keep_best"
+    with pytest.raises(ValueError, match=message):
         BestRule(name).choose(metrics)
 
 
@@ -84,7 +84,7 @@ def test_only_a_finite_and_better_value_is_the_best():
     ]
 
 
-def test_another_figure_than_before_begins_anew():
+def test_another_metric_than_before_begins_anew():
     best = BestTracker(BestRule("auto", stop_patience=2))
     best.update(1, {MM: 3.0, "val/err2d_percent": 50.0})
     best.update(2, {MM: 4.0})
@@ -105,17 +105,17 @@ def test_another_number_of_samples_than_before_begins_anew(caplog, monkeypatch):
     assert not caplog.records
     assert again.update(3, {MM: 5.0, "val/num_samples": 4.0, "val/num_2d": 9})
     assert again.best == (MM, 5.0, 3)
-    (said,) = {record.getMessage() for record in caplog.records}
-    assert f"{MM} of num_2d 9, num_samples 4 is what counts from now on" in said
-    assert f"not {MM} of num_2d 9, num_samples 8" in said
+    (text,) = {record.getMessage() for record in caplog.records}
+    assert f"{MM} of num_2d 9, num_samples 4 is what counts from now on" in text
+    assert f"not {MM} of num_2d 9, num_samples 8" in text
     assert not again.update(4, {MM: 6.0, "val/num_samples": 4.0, "val/num_2d": 9})
     assert again.reason is None
 
 
 def test_a_checkpoint_that_knows_no_number_of_samples_goes_on():
     best = BestTracker(BestRule("auto"))
-    figure = {"metric": MM, "value": 3.0, "step": 2}
-    best.load_state_dict({"figure": figure, "waited": 1})
+    kept = {"metric": MM, "value": 3.0, "step": 2}
+    best.load_state_dict({"figure": kept, "waited": 1})
     assert not best.update(4, {MM: 4.0, "val/num_samples": 8.0})
     assert best.best == (MM, 3.0, 2)
 
@@ -139,11 +139,11 @@ def test_best_pt_holds_the_best_step_and_last_pt_the_last(tmp_path):
     _, result = fit(tmp_path, hooks=[Scripted(*VALUES[:4], 3.2)], keep_best="auto")
     best, last = (load_checkpoint(tmp_path / name) for name in ("best.pt", "last.pt"))
     assert (best["step"], last["step"]) == (4, 10)
-    figure = {"metric": MM, "value": 3.0, "step": 4}
+    kept = {"metric": MM, "value": 3.0, "step": 4}
     counts = {"val/num_samples": 1}
-    assert last["best"] == {"figure": figure, "counts": counts, "waited": 3}
-    assert best["best"] == {"figure": figure, "counts": counts, "waited": 0}
-    assert json.loads((tmp_path / "run.json").read_text())["best"] == figure
+    assert last["best"] == {"figure": kept, "counts": counts, "waited": 3}
+    assert best["best"] == {"figure": kept, "counts": counts, "waited": 0}
+    assert json.loads((tmp_path / "run.json").read_text())["best"] == kept
     assert result.best == (MM, 3.0, 4)
     assert (result.interrupted, result.reason) == (False, None)
     assert f"best {MM}: 3 after step 4" in (tmp_path / "log.txt").read_text()
@@ -151,7 +151,7 @@ def test_best_pt_holds_the_best_step_and_last_pt_the_last(tmp_path):
     assert torch.equal(best["task"]["linear.weight"], stopped.linear.weight)
 
 
-def test_without_a_figure_to_keep_nothing_is_kept(tmp_path):
+def test_without_a_metric_to_keep_nothing_is_kept(tmp_path):
     _, result = fit(tmp_path, hooks=[Scripted(*VALUES)])
     assert result.best is None
     assert not (tmp_path / "best.pt").exists()
@@ -242,7 +242,7 @@ def test_a_best_pt_that_is_not_the_remembered_one_is_forgotten(tmp_path, left):
     assert load_checkpoint(tmp_path / "a" / "best.pt")["step"] == 8
 
 
-def test_an_unknown_figure_ends_training_at_the_first_validation(tmp_path):
+def test_an_unknown_metric_ends_training_at_the_first_validation(tmp_path):
     hook = Scripted(*VALUES)
     with pytest.raises(ValueError, match=rf"no val/f5, it has {MM}"):
         fit(tmp_path, hooks=[hook], keep_best="val/f5")

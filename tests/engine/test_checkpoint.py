@@ -75,7 +75,7 @@ def test_content_named_by_a_hash_must_be_the_same(tmp_path):
 
 @pytest.mark.parametrize("key", ["data_sha256", "val_sha256"])
 def test_a_run_does_not_go_on_over_other_data(tmp_path, key):
-    fit(tmp_path, stop_after=3)  # a checkpoint that says nothing of its data
+    fit(tmp_path, stop_after=3)  # a checkpoint that names no data
     fit(tmp_path, resume="auto", stop_after=1, meta={key: "1" * 64})
     assert "does not say which" in (tmp_path / "log.txt").read_text()
     fit(tmp_path, resume="auto", stop_after=1, meta={key: "1" * 64})

@@ -19,7 +19,7 @@ def test_a_batch_that_one_process_cannot_load_ends_all_saved(ends):
     for end in ends:
         lost = end["lost mount"]
         assert (lost["error"], lost["saved"]) == ("LoadingError", 4)
-        assert "jpg: cut short" in lost["words"]
+        assert "jpg: cut short" in lost["text"]
 
 
 def test_a_first_batch_that_one_process_cannot_load_is_the_error_of_all(ends):
@@ -46,4 +46,4 @@ def test_the_best_is_that_of_the_main_process_on_all(ends):
 def test_a_last_save_that_the_main_process_cannot_make_is_the_error_of_all(ends):
     found = [end["full disk"] for end in ends]
     assert [end["error"] for end in found] == ["OSError"] * 2
-    assert all("last.pt was not written" in end["words"] for end in found)
+    assert all("last.pt was not written" in end["text"] for end in found)

@@ -30,7 +30,7 @@ def keys() -> set[str]:
 
 def test_every_key_is_declared(keys):
     missing = sorted(key for key in keys if declared(key) is None)
-    assert not missing, f"say in engine/identity.py who compares {missing}"
+    assert not missing, f"declare in engine/identity.py who compares {missing}"
 
 
 def test_every_declaration_is_of_a_key(keys):

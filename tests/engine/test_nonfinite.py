@@ -67,9 +67,9 @@ def test_a_refused_step_leaves_no_trace_and_the_run_is_saved_before_it(tmp_path)
     assert bad["step"] == good["step"] == 5
     assert all(torch.equal(bad["task"][name], good["task"][name]) for name in good["task"])
     assert same(TASKS[-2], TASKS[-1])
-    said = json.loads((tmp_path / "bad" / "run.json").read_text())["stopped"]
-    assert said["step"] == 5
-    assert "not finite at step 5" in said["reason"]
+    text = json.loads((tmp_path / "bad" / "run.json").read_text())["stopped"]
+    assert text["step"] == 5
+    assert "not finite at step 5" in text["reason"]
 
 
 def test_a_stopped_run_goes_on_past_the_step_it_refused(tmp_path):
@@ -112,7 +112,7 @@ def test_a_run_that_only_skips_is_stopped_and_saved(tmp_path):
 
 
 def test_rewinding_goes_on_from_the_last_checkpoint_without_the_step(tmp_path):
-    """Nothing looks at steps before their updates, as on a GPU: the weights are lost when the
+    """No step is checked before its update, as on a GPU: the weights are lost when the
     poison of step 5 is found after step 7."""
     how = {"check_finite_every": 100, "log_every": 8, "save_every": 2}
     lazy, result = fit_toy(tmp_path / "lazy", make=poisoned(5), nonfinite="rewind", **how)
@@ -201,7 +201,7 @@ def test_too_many_unreadable_samples_end_the_run_saved(tmp_path):
     flag = tmp_path / "flag"
 
     class Later(Faulty):
-        """The mount is lost when the fifth batch is asked for."""
+        """The mount is lost when the fifth batch is due."""
 
         reads = 0
 
@@ -220,7 +220,7 @@ def test_too_many_unreadable_samples_end_the_run_saved(tmp_path):
     assert same(whole, fit(tmp_path / "run", Faulty("unreadable", ()), resume="auto"))
 
 
-def test_a_share_of_unreadable_samples_may_be_asked_for(tmp_path):
+def test_a_share_of_unreadable_samples_may_be_allowed(tmp_path):
     data = Faulty("unreadable", (3, 4))
     with pytest.raises(ValueError, match=r"2 of 11 samples cannot be read.*max_unreadable"):
         fit(tmp_path / "few", data, max_unreadable=0.1)

@@ -9,7 +9,7 @@ from tests.engine.toy import DATA, ToyBatch, ToyTask, collate, optimizer_config,
 
 
 class HostNoise:
-    """Draws its noise on the host, tells where it was, doubles it on the device."""
+    """Draws its noise on the host, notes where it was, doubles it on the device."""
 
     def __init__(self) -> None:
         self.given: list[ToyBatch] = []

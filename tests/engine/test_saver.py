@@ -16,9 +16,9 @@ from handmim.utils.run import Run
 from tests.engine.toy import DATA, ToyTask, collate, fit, optimizer_config, prepare
 
 
-def flip(path, place: int = 300) -> None:
+def flip(path, index: int = 300) -> None:
     content = bytearray(path.read_bytes())
-    content[place] ^= 4
+    content[index] ^= 4
     path.write_bytes(content)
 
 
@@ -31,8 +31,8 @@ def test_every_changed_byte_of_a_checkpoint_is_refused(tmp_path):
     save_checkpoint(path, {"step": 1})
     whole = path.read_bytes()
     assert torch.load(path, weights_only=True)["step"] == 1, "plain torch reads it"
-    for place in range(len(whole)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    for index in range(len(whole)):
+        path.write_bytes(whole[:index] + bytes([whole[index] ^ 1]) + whole[index + 1 :])
         with pytest.raises(ValueError, match=r"last\.pt is damaged"):
             load_checkpoint(path)
 
@@ -120,7 +120,7 @@ def test_the_last_n_checkpoints_stay(keep_last, tmp_path):
     assert kept == dict(zip(names, (10, 8, 6, 4), strict=False))
 
 
-def test_fewer_checkpoints_stay_when_fewer_are_asked_for(tmp_path):
+def test_fewer_checkpoints_stay_when_fewer_are_kept(tmp_path):
     fit(tmp_path, save_every=2, stop_after=8, keep_last=4)
     fit(tmp_path, resume="auto", save_every=2, keep_last=2)
     assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["last-1.pt", "last.pt"]
@@ -193,10 +193,10 @@ def longer(folder, max_steps: int, config=CONFIG, **how):
     return trainer.fit(run, ToyTask(), DATA, collate, prepare, optimizer_config(), resume=resume)
 
 
-def test_a_longer_schedule_is_a_wish_and_its_difference_is_stated(tmp_path):
+def test_a_longer_schedule_is_an_option_and_its_difference_is_stated(tmp_path):
     longer(tmp_path, 5)
-    words = r"exactly \(trainer\.max_steps: 5 there, 9 here\).*trainer\.extend=true.*init_from="
-    with pytest.raises(ValueError, match=words):
+    text = r"exactly \(trainer\.max_steps: 5 there, 9 here\).*trainer\.extend=true.*init_from="
+    with pytest.raises(ValueError, match=text):
         longer(tmp_path, 9, resume="auto")
     result = longer(tmp_path, 9, resume="auto", extend=True)
     assert (result.step, result.exit_code) == (9, 0)

@@ -39,7 +39,7 @@ def quick(tmp_path_factory) -> tuple[dict, dict]:
 def check_trained(first: dict, second: dict) -> None:
     assert "error" not in first, first
     assert all(math.isfinite(loss) for loss in (*first["losses"], *second["losses"]))
-    if any(first["losses"]):  # the prior asks nothing of labelled hands
+    if any(first["losses"]):  # the prior costs labelled hands nothing
         assert first["losses"] != second["losses"]  # each had a batch of its own
     assert first["digest"] == second["digest"]
 

@@ -1,4 +1,4 @@
-"""A process that is stopped: the others end in time and say which."""
+"""A process that is stopped: the others end in time and name it."""
 
 import pytest
 
@@ -8,8 +8,8 @@ from tests.engine.launched import start
 
 @pytest.mark.parametrize("stopped", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_others_end_and_name_the_stopped_process(stopped, tmp_path):
-    words = ["-m", "tests.engine.stopped_worker", str(tmp_path / "run"), str(stopped)]
-    processes = start(words)
+    arguments = ["-m", "tests.engine.stopped_worker", str(tmp_path / "run"), str(stopped)]
+    processes = start(arguments)
     try:
         waiting = processes[1 - stopped]
         text, _ = waiting.communicate(timeout=120)

@@ -89,7 +89,7 @@ def test_what_goes_wrong_between_checks_is_seen_before_anything_is_saved(tmp_pat
         every, at_start = 4, False
 
         def __call__(self, task, info, run):
-            raise AssertionError("looked at lost weights")
+            raise AssertionError("called on lost weights")
 
     how = {
         "logged": {"log_every": 4},

@@ -28,9 +28,9 @@ def test_a_run_that_stands_still_ends_with_what_it_waited_for(
     env = os.environ | {"PYTHONPATH": str(REPO)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == STALLED, done.stderr
-    words = f"rank 0 stands still: it waited {waited}"
-    assert words in done.stderr
-    assert words in (tmp_path / "log.txt").read_text()
+    text = f"rank 0 stands still: it waited {waited}"
+    assert text in done.stderr
+    assert text in (tmp_path / "log.txt").read_text()
     assert "machine.stall_timeout_s" in done.stderr
     if num_workers == "0":
         assert "faulty.py" in done.stderr  # where it stands

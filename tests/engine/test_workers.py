@@ -12,7 +12,7 @@ import pytest
 from handmim.engine.signals import StopSignals
 from handmim.engine.workers import WorkerDiedError
 from handmim.utils.files import UnreadableSample
-from tests.engine.faulty import Faulty, feed
+from tests.engine.faulty import Faulty, loader_of
 from tests.engine.toy import DATA
 from tests.processes import is_running
 
@@ -38,7 +38,7 @@ def test_workers_start_after_opencv_was_used_and_end_with_a_killed_parent():
 
 
 def test_signals_that_stop_a_run_leave_its_workers_alone():
-    with feed(DATA, 2) as loading:
+    with loader_of(DATA, 2) as loading:
         loading.batch_of(0)
         workers = active_children()
         for number in StopSignals.numbers():
@@ -49,7 +49,7 @@ def test_signals_that_stop_a_run_leave_its_workers_alone():
 
 
 def test_a_stopped_worker_is_ended():
-    with feed(DATA, 1, end=100) as loading:
+    with loader_of(DATA, 1, end=100) as loading:
         loading.batch_of(0)
         (worker,) = active_children()
         os.kill(worker.pid, signal.SIGSTOP)
@@ -59,26 +59,26 @@ def test_a_stopped_worker_is_ended():
 
 
 def test_a_worker_that_dies_is_named_with_its_signal():
-    batches = feed(Faulty("dies", (3,)), 1)
+    batches = loader_of(Faulty("dies", (3,)), 1)
     with pytest.raises(WorkerDiedError, match=r"worker \d+ was ended by SIGKILL: out of memory\?$"):
         list(batches)
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind", "words"),
+    ("fault", "kind", "text"),
     [
         ("error", KeyError, "'no label for 3.jpg'"),
         ("unreadable", UnreadableSample, "3.jpg: cut short"),
         ("unpicklable", RuntimeError, "OddError: odd 3"),
     ],
 )
-def test_an_error_of_a_worker_keeps_its_kind_and_its_words(fault, kind, words):
-    batches = feed(Faulty(fault, (3,)), 1)
+def test_an_error_of_a_worker_keeps_its_kind_and_its_text(fault, kind, text):
+    batches = loader_of(Faulty(fault, (3,)), 1)
     with pytest.raises(kind) as raised:
         list(batches)
     assert type(raised.value) is kind
-    assert str(raised.value) == words
-    assert "tests/engine/faulty.py" in str(raised.value.__cause__)  # where, for those who look
+    assert str(raised.value) == text
+    assert "tests/engine/faulty.py" in str(raised.value.__cause__)  # where it was raised
 
 
 @pytest.mark.slow

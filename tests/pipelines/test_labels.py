@@ -35,7 +35,7 @@ def test_all_labels_are_not_listed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("options", "message"),
     [
         ({"num": 2, "fraction": 0.5}, "got num_labels=2, label_fraction=0.5"),
         ({"num": 2, "file": "x"}, "got num_labels=2, label_ids=x"),
@@ -44,6 +44,6 @@ def test_all_labels_are_not_listed(tmp_path):
         ({"num": 11}, r"num_labels must be in 1\.\.10, got 11"),
     ],
 )
-def test_one_way_at_a_time(asked, said):
-    with pytest.raises(ValueError, match=said):
-        choose_labels(Plain(), **asked)
+def test_one_way_at_a_time(options, message):
+    with pytest.raises(ValueError, match=message):
+        choose_labels(Plain(), **options)

@@ -24,14 +24,14 @@ def configs():
         yield
 
 
-def problems(entry: str, *words: str) -> list[str]:
-    return path_problems(compose(entry, list(words)))
+def problems(entry: str, *overrides: str) -> list[str]:
+    return path_problems(compose(entry, list(overrides)))
 
 
 def test_every_path_that_is_not_there_is_named_once(tmp_path):
-    words = ["data=keypoints", f"data.root={tmp_path}", f"data.annotations={tmp_path}"]
-    words += ["init_from=nope.pt", "hand.path=nope.pkl", "label_ids=nope.txt", "resume=nope"]
-    assert sorted(problems("finetune", *words)) == [
+    overrides = ["data=keypoints", f"data.root={tmp_path}", f"data.annotations={tmp_path}"]
+    overrides += ["init_from=nope.pt", "hand.path=nope.pkl", "label_ids=nope.txt", "resume=nope"]
+    assert sorted(problems("finetune", *overrides)) == [
         f"data.annotations={tmp_path}: a folder, a file is required",
         "hand.path=nope.pkl: does not exist",
         "init_from=nope.pt: does not exist",
@@ -42,9 +42,9 @@ def test_every_path_that_is_not_there_is_named_once(tmp_path):
 
 def test_what_is_written_needs_a_folder(tmp_path):
     (tmp_path / "file").touch()
-    words = ["data=synthetic", f"paths.run_root={tmp_path}/file/runs"]
-    words.append(f"data.cache_dir={tmp_path}/file")
-    assert problems("pretrain", *words) == [
+    overrides = ["data=synthetic", f"paths.run_root={tmp_path}/file/runs"]
+    overrides.append(f"data.cache_dir={tmp_path}/file")
+    assert problems("pretrain", *overrides) == [
         f"data.cache_dir={tmp_path}/file: {tmp_path}/file is no folder",
         f"paths.run_root={tmp_path}/file/runs: {tmp_path}/file is no folder",
     ]
@@ -85,10 +85,10 @@ def test_what_is_not_looked_at_need_not_be_there():
 )
 def test_cheap_refusals_come_before_anything_is_rendered(tmp_path, run, entry, word, message):
     where = [f"paths.run_root={tmp_path}/runs", f"paths.data_dir={tmp_path}/data"]
-    words = [f"experiment=quickstart_{entry}", "machine.accelerator=cpu", *where, word]
+    overrides = [f"experiment=quickstart_{entry}", "machine.accelerator=cpu", *where, word]
     labels = ["num_labels=null"] if word == "label_fraction=1.5" else []
     with pytest.raises(ValueError, match=message):
-        run(compose(entry, [*words, *labels]))
+        run(compose(entry, [*overrides, *labels]))
     assert not (tmp_path / "data").exists()
 
 
@@ -105,17 +105,17 @@ def test_what_is_refused_at_once_leaves_no_run_folder(tmp_path, word, message):
     save_checkpoint(tmp_path / "cut.pt", {"task": {}})
     (tmp_path / "cut.pt").write_bytes((tmp_path / "cut.pt").read_bytes()[:-40])
     where = [f"paths.run_root={tmp_path}/runs", f"paths.data_dir={tmp_path}/data"]
-    words = ["experiment=quickstart_pretrain", "machine.accelerator=cpu", *where]
-    words.append(word.format(folder=tmp_path))
+    overrides = ["experiment=quickstart_pretrain", "machine.accelerator=cpu", *where]
+    overrides.append(word.format(folder=tmp_path))
     with pytest.raises(ValueError, match=r"\S") as refused:
-        pretrain(compose("pretrain", words))
-    add_key(refused.value, hydra_compose("pretrain", words))
+        pretrain(compose("pretrain", overrides))
+    add_key(refused.value, hydra_compose("pretrain", overrides))
     assert re.search(message, sentence(refused.value))
     assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
-    ("entry", "words", "message"),
+    ("entry", "overrides", "message"),
     [
         ("pretrain", ["probe=synthetic", "probe.features=[cls,foo]"], r"features .* \['foo'\]"),
         ("pretrain", ["collapse.num=1"], "collapse detection compares images"),
@@ -130,10 +130,10 @@ def test_what_is_refused_at_once_leaves_no_run_folder(tmp_path, word, message):
     ],
 )
 def test_what_a_part_refuses_is_said_before_anything_is_rendered(
-    tmp_path, monkeypatch, entry, words, message
+    tmp_path, monkeypatch, entry, overrides, message
 ):
     monkeypatch.chdir(tmp_path)
-    cfg = compose(entry, ["data=synthetic", *words])
+    cfg = compose(entry, ["data=synthetic", *overrides])
     with pytest.raises(ValueError, match=message):
         (pretrain if entry == "pretrain" else finetune)(cfg)
     assert list(tmp_path.iterdir()) == []
@@ -150,8 +150,8 @@ def test_initial_weights_do_not_replace_trained_ones(tmp_path):
     folder = tmp_path / "runs" / "trained"
     folder.mkdir(parents=True)
     save_checkpoint(folder / "last.pt", {"task": {}, "step": 3})
-    words = ["experiment=quickstart_pretrain", "machine.accelerator=cpu", "name=trained"]
-    words += ["train=false", "resume=auto", f"paths.run_root={tmp_path}/runs"]
+    overrides = ["experiment=quickstart_pretrain", "machine.accelerator=cpu", "name=trained"]
+    overrides += ["train=false", "resume=auto", f"paths.run_root={tmp_path}/runs"]
     with pytest.raises(FileExistsError, match=r"train=false .*\(name=\.\.\.\)"):
-        pretrain(compose("pretrain", words))
+        pretrain(compose("pretrain", overrides))
     assert [path.name for path in folder.iterdir() if path.suffix == ".safetensors"] == []

@@ -24,8 +24,8 @@ def test_a_validation_image_cut_short_ends_the_start_by_name(tmp_path):
     for name in KeypointPhotos(tmp_path, labels, split="val").file_names:
         path = tmp_path / name
         path.write_bytes(path.read_bytes()[:6000])
-    words = "experiment=cpu_keypoints_finetune", f"data.root={tmp_path}", "trainer.batch_size=2"
-    words += f"data.annotations={labels}", f"paths.run_root={tmp_path / 'runs'}", "name=cut"
+    overrides = "experiment=cpu_keypoints_finetune", f"data.root={tmp_path}", "trainer.batch_size=2"
+    overrides += f"data.annotations={labels}", f"paths.run_root={tmp_path / 'runs'}", "name=cut"
     with pytest.raises(ValueError, match=rf"1 of 1 labelled images .*{name}.*annotations"):
-        finetune(composed("finetune", list(words)))
+        finetune(composed("finetune", list(overrides)))
     assert not (tmp_path / "runs" / "cut" / "last.pt").exists()

@@ -190,7 +190,7 @@ class CropFolder(Dataset[CropSample]):
         self.names = [name for name in tree.names if name not in reasons]
         where, skipped = printable(str(root)), named_unreadable(reasons, len(tree.names))
         if not self.names:
-            raise ValueError(f"none of the images below {where} can be read: {skipped} (data.root)")
+            raise ValueError(f"none of the images below {where} can be read: {skipped}")
         if reasons:
             log.warning(skipped)
         log.info("%d unlabeled images below %s", len(self.names), where)

@@ -78,14 +78,14 @@ def present_versions(
     if last and int(last[:8]) >= num * (len(VERSIONS) if folder.parent.name == "training" else 1):
         raise ValueError(
             f"{folder} has images up to {last}, the lists have {num} entries: they are of "
-            "different versions, or the lists are cut off; unpack FreiHAND again (data.root)"
+            "different versions, or the lists are cut off; unpack FreiHAND again"
         )
     present = tuple(version for version in versions if len(missing[version]) < len(samples))
     lost = [name for version in present or versions for name in missing[version]]
     counts = ", ".join(f"{v} {len(samples) - len(missing[v])}" for v in versions)
     text = f"{folder} has of {len(samples)} images of each version: {counts}"
     if not present:
-        raise FileNotFoundError(f"{text}; missing {shown(lost)} (data.root)")
+        raise FileNotFoundError(f"{text}; missing {shown(lost)}")
     if present != tuple(versions):
         listed = ",".join(present)
         log.warning("%s: training on %s (data.versions=[%s])", text, listed, listed)
@@ -135,7 +135,7 @@ class FreiHand(Dataset[HandSample | CropSample]):
         if partners and (split == "evaluation" or len(set(versions)) < 2):
             raise ValueError(
                 "partners=true requires training images of two versions or more, got split "
-                f"{split}, versions {list(versions)} (data.partners, data.versions)"
+                f"{split}, versions {list(versions)}"
             )
         self.partners = partners
         self.root, self.split, self.image_px = Path(root), split, image_px

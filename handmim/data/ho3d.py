@@ -184,7 +184,7 @@ class Ho3d(Dataset[HandSample | CropSample]):
         if missing:
             raise FileNotFoundError(
                 f"{len(missing)} files of {len(self.frames)} frames of {self.folder}.txt are not "
-                f"in {self.root}: {shown(missing)}; unpack HO-3D again (data.root)"
+                f"in {self.root}: {shown(missing)}; unpack HO-3D again"
             )
         chosen = {int(i): self.frames[i] for i in spread(len(self.frames), CHECKED)}
         metas = {i: self._meta(frame) for i, frame in chosen.items()}

@@ -56,7 +56,7 @@ def check_groups(annotations: Annotations, split_by: str, notes: Notes) -> None:
     stated = [str(i[split_by]) for i in annotations.images if i.get(split_by) is not None]
     num, groups = len(annotations.images), len(set(stated))
     if not stated and split_by != "subject":
-        raise ValueError(f"none of {num} images has the field {split_by!r} (data.split_by)")
+        raise ValueError(f"none of {num} images has the field split_by={split_by!r}")
     notes.judge(
         len(stated) == num and groups > 1,
         "keypoints-subjects",

@@ -25,9 +25,7 @@ log = logging.getLogger(__name__)
 def _stack_images(images: Sequence[NDArray[np.uint8]]) -> Tensor:
     sides = {image.shape for image in images}
     if len(sides) != 1:
-        raise ValueError(
-            f"crops of one batch must share one size, got {sorted(sides)} (data.image_px)"
-        )
+        raise ValueError(f"crops of one batch must share one size, got {sorted(sides)} (image_px)")
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)  # channels last in memory
 
 

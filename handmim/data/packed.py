@@ -93,7 +93,7 @@ def read_index(path: Path) -> dict[str, Any]:
     if size != start + length or hashlib.sha256(index).digest() != digest:
         raise ValueError(
             f"{path} is damaged: {size} bytes and another index than its head states "
-            f"({start + length} bytes); copy it again (data.root)"
+            f"({start + length} bytes); copy it again"
         )
     return json.loads(index)
 
@@ -141,7 +141,7 @@ class PackedCrops(Dataset[CropSample]):
         if zlib.crc32(content) != self._crc32[index]:
             raise UnreadableImage(
                 f"{self.root}: {self.names[index]}",
-                "it is not what was written, the file is damaged: copy it again (data.root)",
+                "it is not what was written, the file is damaged: copy it again",
             )
         return content
 

@@ -145,7 +145,7 @@ class ProbeHook:
         if len(indices) < required:
             raise ValueError(
                 f"only {len(indices)} of {total} samples have all 21 joints in 2D, the probe needs "
-                f"{required} (probe.annotations)"
+                f"{required}"
             )
         poses = Poses(torch.cat(kp2d), torch.cat(joints) if all_3d else None)
         features = {name: torch.cat(parts) for name, parts in embedded.items()}

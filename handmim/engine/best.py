@@ -51,15 +51,12 @@ class BestRule:
         if not is_known:
             raise ValueError(
                 f"keep_best must be auto, null or a validation metric such as {AUTO_METRICS[0]}, "
-                f"got {self.keep_best!r} (trainer.keep_best)"
+                f"got {self.keep_best!r}"
             )
         if self.stop_patience is None:
             return
         if self.stop_patience < 1:
-            raise ValueError(
-                f"stop_patience must be >= 1 or null, got {self.stop_patience} "
-                "(trainer.stop_patience)"
-            )
+            raise ValueError(f"stop_patience must be >= 1 or null, got {self.stop_patience}")
         if self.keep_best is None:
             raise ValueError(
                 f"stop_patience={self.stop_patience} waits for a better metric, and "
@@ -74,7 +71,7 @@ class BestRule:
         if self.keep_best not in (None, AUTO, *known):
             raise ValueError(
                 f"keep_best={self.keep_best}: no validation has this metric, choose one of "
-                f"{', '.join(known)}, auto or null (trainer.keep_best)"
+                f"{', '.join(known)}, auto or null"
             )
 
     def choose(self, scalars: Mapping[str, float]) -> str | None:

@@ -96,9 +96,7 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         if self.clip_by not in CLIPS:
-            raise ValueError(
-                f"clip_by must be one of {CLIPS}, got {self.clip_by!r} (optim.clip_by)"
-            )
+            raise ValueError(f"clip_by must be one of {CLIPS}, got {self.clip_by!r}")
         object.__setattr__(self, "_lr", as_schedule(self.lr))
         object.__setattr__(self, "_weight_decay", as_schedule(self.weight_decay))
 
@@ -122,7 +120,7 @@ class OptimizerConfig:
             how = {"fused": True} if fused else {}
             return self.make(groups, lr=self._lr.start, **how)
         except (TypeError, ValueError, LookupError) as error:
-            raise ValueError(f"the optimizer cannot be made: {error} (optim.make)") from error
+            raise ValueError(f"the optimizer cannot be made: {error} (make)") from error
 
     def apply(
         self, optimizer: Optimizer, step: int, total_steps: int, batch_size: int

@@ -277,7 +277,7 @@ class PrefetchingLoader:
             raise ValueError(
                 f"{len(known)} of {size} samples cannot be read, the last one {replaced[-1][0]} "
                 f"({replaced[-1][1]}), and a share of {self.max_unreadable:g} may be "
-                "(trainer.max_unreadable)"
+                "(max_unreadable)"
             )
 
     def _ahead(self, batches: Iterator[Any]) -> Iterator[Any]:

@@ -210,7 +210,7 @@ def _extend(run: Run, step: int, before: int, after: int, source: Path) -> None:
     Raises: ValueError when the run has as many steps already.
     """
     if step >= after:
-        raise ValueError(f"{source} has {step} steps already, got {after} (trainer.max_steps)")
+        raise ValueError(f"{source} has {step} steps already, got {after} (max_steps)")
     changed = changed_schedules(run.config, step, before, after)
     text = ", ".join(f"{k} {a:.4g} to {b:.4g}" for k, (a, b) in changed.items())
     log.warning(

@@ -144,7 +144,7 @@ class TrainStep:
         if rest or not size:
             raise ValueError(
                 f"{batch.num_samples} samples of a process do not divide into {self.accumulate} "
-                "parts (trainer.accumulate, trainer.batch_size)"
+                "parts (accumulate, batch_size)"
             )
         results: list[StepResult] = []
         for number in range(self.accumulate):

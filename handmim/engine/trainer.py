@@ -109,7 +109,7 @@ class Trainer:
         if self.batch_size % (world_size * self.accumulate):
             raise ValueError(
                 f"a batch of {self.batch_size} does not divide by {world_size} processes and "
-                f"{self.accumulate} parts (trainer.batch_size, trainer.accumulate)"
+                f"{self.accumulate} parts (batch_size, accumulate)"
             )
 
     def fit(

@@ -63,7 +63,7 @@ def load_model(
     config = OmegaConf.create(saved["config"])
     set_everywhere(config.task, "hand", hand)  # bare joints have none
     if Path(hand["path"]).exists() and not Path(hand["path"]).is_file():
-        raise ValueError(f"{path}: {hand['path']} is no regular file (hand.path)")
+        raise ValueError(f"{path}: {hand['path']} is no regular file")
     augment = build_part(config.augment, path, "augment")
     if not isinstance(augment, HandAugment):
         raise ValueError(f"{path}: augment of its config builds a {type(augment).__name__}")

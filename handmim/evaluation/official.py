@@ -39,7 +39,7 @@ def benchmark_of(name: str, num_samples: int) -> Benchmark:
     Raises: ValueError listing the names.
     """
     if name not in BENCHMARKS:
-        raise ValueError(f"no benchmark {name!r}; there are {sorted(BENCHMARKS)} (data.benchmark)")
+        raise ValueError(f"no benchmark {name!r}; there are {sorted(BENCHMARKS)}")
     official = BENCHMARKS[name]
     if num_samples != official.num_samples:
         log.warning(

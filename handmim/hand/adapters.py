@@ -120,9 +120,7 @@ class ManopthHand(HandLayer):
         )
         template = layer.th_v_template.reshape(-1, 3)
         if np.abs(template.numpy() - arrays.v_template).max() > 1e-6:
-            raise ValueError(
-                f"manopth has read another hand from {mano_root} than {arrays.name} (hand.path)"
-            )
+            raise ValueError(f"manopth has read another hand from {mano_root} than {arrays.name}")
         layer.th_shapedirs = torch.from_numpy(arrays.shapedirs.astype(np.float32))
         self.layer = _leave_out_of_checkpoints(layer)
 

@@ -70,11 +70,9 @@ class CropCamera:
 
     def __post_init__(self) -> None:
         if self.kind not in CAMERAS:
-            raise ValueError(f"camera must be one of {CAMERAS}, got {self.kind!r} (head.camera)")
+            raise ValueError(f"camera must be one of {CAMERAS}, got {self.kind!r}")
         if self.scale0_per_m <= 0:
-            raise ValueError(
-                f"scale0_per_m must be > 0, got {self.scale0_per_m} (head.scale0_per_m)"
-            )
+            raise ValueError(f"scale0_per_m must be > 0, got {self.scale0_per_m}")
 
     def root_translation(
         self, cam: Tensor, intrinsics: Intrinsics | None

@@ -83,7 +83,7 @@ def resolve_hand_path(path: str | Path) -> Path:
             if (folder / f"MANO_RIGHT{suffix}").is_file():
                 return folder / f"MANO_RIGHT{suffix}"
     raise FileNotFoundError(
-        f"no MANO_RIGHT.pkl or MANO_RIGHT.npz in {path}, its mano/ or its models/ (hand.path)"
+        f"no MANO_RIGHT.pkl or MANO_RIGHT.npz in {path}, its mano/ or its models/"
     )
 
 
@@ -101,7 +101,6 @@ def load_hand_arrays(path: str | Path, *, left_shapedirs: str = "auto") -> HandA
     if left_shapedirs not in LEFT_SHAPEDIRS:
         raise ValueError(
             f"left_shapedirs must be one of {tuple(LEFT_SHAPEDIRS)}, got {left_shapedirs!r}"
-            " (hand.left_shapedirs)"
         )
     path = resolve_hand_path(path)
     if not path.is_file():
@@ -115,9 +114,9 @@ def load_hand_arrays(path: str | Path, *, left_shapedirs: str = "auto") -> HandA
         arrays = arrays_from(raw, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
         side = arrays.side
     except UnsafePickleError as error:
-        raise UnsafePickleError(f"{error} (hand.path)") from None
+        raise UnsafePickleError(f"{error}") from None
     except ValueError as error:
-        raise ValueError(f"{error} (hand.path)") from error
+        raise ValueError(f"{error}") from error
     if side == "left" and "repairs" not in raw:
         return _repair_left(arrays, path, left_shapedirs)
     if side == "right" and left_shapedirs != "auto":

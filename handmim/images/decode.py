@@ -225,8 +225,7 @@ def check_file_size(size: int, max_megapixels: float, name: str | Path) -> None:
     if size > max_megapixels * 1e6 * BYTES_PER_PIXEL + HEAD_BYTES:
         raise UnreadableImage(
             name,
-            f"the file of {size / 2**30:.1f} GiB is larger than any image may be "
-            "(data.max_megapixels)",
+            f"the file of {size / 2**30:.1f} GiB is larger than any image may be (max_megapixels)",
         )
 
 

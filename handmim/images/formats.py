@@ -142,7 +142,7 @@ def check_size(height: int, width: int, max_megapixels: float) -> None:
     if height * width > max_megapixels * 1e6:
         raise ValueError(
             f"it has {width} x {height} pixels, more than {max_megapixels:g} megapixels "
-            "(data.max_megapixels)"
+            "(max_megapixels)"
         )
 
 

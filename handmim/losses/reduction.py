@@ -63,7 +63,7 @@ def check_step_weights(weights: StepWeights) -> None:
         return
     raise ValueError(
         "step_weights must be null (equal), last, or one weight >= 0 per refinement step such as "
-        f"[0.5,0.75,1.0], got {weights} (task.step_weights)"
+        f"[0.5,0.75,1.0], got {weights}"
     )
 
 
@@ -83,6 +83,6 @@ def over_steps(values: Tensor, weights: StepWeights = None) -> Tensor:
     if len(weights) != len(values):
         raise ValueError(
             f"got {len(weights)} weights {list(weights)} for {len(values)} refinement steps "
-            "(task.step_weights, task.head.num_steps)"
+            "(step_weights, num_steps)"
         )
     return (values * values.new_tensor(weights)).sum() / sum(weights)

@@ -21,7 +21,7 @@ class Averaging:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.decay < 1.0:
-            raise ValueError(f"decay must be in [0, 1), got {self.decay} (task.average.decay)")
+            raise ValueError(f"decay must be in [0, 1), got {self.decay}")
 
     def __call__(self, step: int) -> float:
         """Share of the average that stays at step 0, 1, ..."""
@@ -40,7 +40,5 @@ def averaging_of(settings: Mapping[str, Any] | float | None) -> Averaging | None
     known = {f.name for f in fields(Averaging)}
     unknown = sorted(set(settings) - known)
     if unknown:
-        raise ValueError(
-            f"averages have no settings {unknown}, they have {sorted(known)} (task.average)"
-        )
+        raise ValueError(f"averages have no settings {unknown}, they have {sorted(known)}")
     return Averaging(**settings)

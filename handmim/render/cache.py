@@ -66,9 +66,7 @@ def open_split(folder: Path, image_px: int, num: int) -> dict[str, NDArray[Any]]
             if _header_crc(folder / f"{name}.npy") != crc:
                 raise ValueError(f"{folder / name}.npy is damaged: its header or size has changed")
     except (ValueError, FileNotFoundError) as error:
-        raise ValueError(
-            f"{error}; delete {folder} and it is rendered anew (data.cache_dir)"
-        ) from error
+        raise ValueError(f"{error}; delete {folder} and it is rendered anew") from error
     return dict(maps)
 
 
@@ -115,7 +113,7 @@ def read_sample(
     if written is not None and int(written) != _sample_crc(fields):
         raise ValueError(
             f"{folder} is damaged: sample {index} is not what was rendered; delete {folder} and it "
-            "is rendered anew (data.cache_dir)"
+            "is rendered anew"
         )
     return fields
 
@@ -174,7 +172,7 @@ def check_space(folder: Path, arrays: Iterable[tuple[tuple[int, ...], str]], num
     if need > free:
         raise OSError(
             f"{num} images need {need / 1e6:.0f} MB in {folder.parent}, {free / 1e6:.0f} MB are "
-            "free (data.cache_dir, data.num_train)"
+            "free (cache_dir, num_train)"
         )
 
 
@@ -210,9 +208,7 @@ def render_split(
             partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
             partial.chmod(target.parent.stat().st_mode)
         except OSError as error:
-            raise PermissionError(
-                f"cannot write the cache {target}: {error} (data.cache_dir)"
-            ) from error
+            raise PermissionError(f"cannot write the cache {target}: {error}") from error
         try:
             job = {"hand_path": str(resolve_hand_path(hand_path).resolve()), "seed": seed}
             job |= {"scene": settings.plain(), "split": split, "num": num}

@@ -80,7 +80,7 @@ class SceneSettings:
     def __post_init__(self) -> None:
         one_of("view", self.view, ("any", "cone"))
         if not set(self.sides) <= set(CAM_FROM_MODEL) or not self.sides:
-            raise ValueError(f"sides must be dorsal and/or palmar, got {self.sides} (scene.sides)")
+            raise ValueError(f"sides must be dorsal and/or palmar, got {self.sides}")
         at_least(16, image_px=self.image_px)
         at_least(1, supersample=self.supersample)
         BackdropBank.check(self.background, self.photos_dir)
@@ -89,9 +89,7 @@ class SceneSettings:
         for name in ("focal", "fill", "hand_luma"):
             low, *_, high = getattr(self, name)
             if not 0 <= low <= high or not high:
-                raise ValueError(
-                    f"need 0 <= low <= high, got {name}={list(getattr(self, name))} (scene.{name})"
-                )
+                raise ValueError(f"need 0 <= low <= high, got {name}={list(getattr(self, name))}")
 
     def plain(self) -> dict[str, Any]:
         """JSON-ready values, for hashing and for meta files."""

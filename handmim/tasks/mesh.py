@@ -39,7 +39,7 @@ class HandRegressionTask(RegressionTask):
         if any(not 1 <= block <= depth for block in head.tapped_blocks):
             raise ValueError(
                 f"the head taps blocks {list(head.tapped_blocks)} of a backbone that has 1 to "
-                f"{depth} (task.head.taps)"
+                f"{depth}"
             )
         unread = sorted(head.drawn - self.losses.needs)
         if unread:
@@ -52,7 +52,7 @@ class HandRegressionTask(RegressionTask):
             raise ValueError(
                 f"step_weights={step_weights} would leave steps of this head without any gradient, "
                 "for each trains by its own estimate alone: task.head.detach=false, or weights "
-                "above 0 (task.step_weights)"
+                "above 0"
             )
 
     @property

@@ -215,7 +215,7 @@ def test_versions_without_images_are_left_out_with_a_warning(load, copy, freihan
     (root / "training" / "rgb" / f"{data.ids[3]:08d}.jpg").unlink()
     load(root, versions=("gs",))
     assert f"missing {data.ids[3]:08d}.jpg" in caplog.text
-    with pytest.raises(FileNotFoundError, match=r"auto 0; missing .*data\.root"):
+    with pytest.raises(FileNotFoundError, match=r"auto 0; missing"):
         load(root, versions=("auto",))
 
 

@@ -167,7 +167,7 @@ def test_foreign_and_damaged_files_are_refused(tree, tmp_path):
         with pytest.raises(ValueError, match=message):
             PackedCrops(other)
 
-    with pytest.raises(ValueError, match=r"no file .*data\.root"):
+    with pytest.raises(ValueError, match=r"no file"):
         PackedCrops(tmp_path / "none.hm")
     refused(b"", "holds no packed crops")
     refused(b"PK\x03\x04" + whole[4:], "holds no packed crops")

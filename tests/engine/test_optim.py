@@ -81,5 +81,5 @@ def test_without_a_limit_nothing_is_clipped(tmp_path):
     r = OptimizerConfig(partial(torch.optim.SGD), 1.0)
     module, optimizer = run.fabric.setup(task, r.build(task, {}))
     assert r.clip(run.fabric, module, optimizer) is None
-    with pytest.raises(ValueError, match=r"clip_by.*optim\.clip_by"):
+    with pytest.raises(ValueError, match=r"clip_by"):
         OptimizerConfig(partial(torch.optim.SGD), 1.0, clip_by="tensor")

@@ -209,7 +209,7 @@ def test_a_longer_schedule_is_an_option_and_its_difference_is_stated(tmp_path):
 
 def test_a_run_is_not_extended_to_fewer_steps_than_it_has(tmp_path):
     longer(tmp_path, 5)
-    with pytest.raises(ValueError, match=r"has 5 steps already, got 4 \(trainer\.max_steps\)"):
+    with pytest.raises(ValueError, match=r"has 5 steps already, got 4 \(max_steps\)"):
         longer(tmp_path, 4, resume="auto", extend=True)
 
 

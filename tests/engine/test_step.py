@@ -40,7 +40,7 @@ def test_parts_give_the_gradients_and_losses_of_the_whole(parts):
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match=r"6 samples.*into 4 parts \(trainer\.accumulate"):
+    with pytest.raises(ValueError, match=r"6 samples.*into 4 parts \(accumulate"):
         train_step(4)[1].backward(batch(), StepInfo(0, 5))
 
 

@@ -59,7 +59,7 @@ def test_gain_is_learned_or_stays_1(train_gain):
 
 @pytest.mark.parametrize("size", ["num_prototypes", "hidden_dim", "bottleneck_dim", "num_layers"])
 def test_sizes_below_1_are_refused_by_name(size):
-    with pytest.raises(ValueError, match=rf"task\.heads\.projection\.{size}"):
+    with pytest.raises(ValueError, match=size):
         projection(**{size: 0})
 
 

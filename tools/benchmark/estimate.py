@@ -63,7 +63,7 @@ def estimate(cfg: DictConfig) -> Estimate:
     if rest or not part:
         raise ValueError(
             f"a batch of {trainer.batch_size} does not divide by {processes} processes and "
-            f"{trainer.accumulate} parts (trainer.batch_size, trainer.accumulate)"
+            f"{trainer.accumulate} parts (batch_size, accumulate)"
         )
     if machine.num_threads is not None:
         torch.set_num_threads(machine.num_threads)

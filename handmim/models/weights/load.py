@@ -146,7 +146,7 @@ def _check_stated(backbone: ViT, source: str, stated: Stated) -> None:
     if stated.pixel_norm not in (None, backbone.pixel_norm):
         raise ValueError(
             f"{source} was trained with pixel_norm={stated.pixel_norm}, this backbone has "
-            f"{backbone.pixel_norm} (task.backbone.pixel_norm)"
+            f"{backbone.pixel_norm}"
         )
     if stated.activation not in (None, backbone.activation):
         raise ValueError(

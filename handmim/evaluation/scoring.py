@@ -166,9 +166,7 @@ def predict_camera_hands(
     Raises: ValueError for another placement, or samples without K or a wrist where it is needed.
     """
     if placement not in PLACEMENTS:
-        raise ValueError(
-            f"placement must be one of {PLACEMENTS}, got {placement!r} (data.placement)"
-        )
+        raise ValueError(f"placement must be one of {PLACEMENTS}, got {placement!r}")
     total = len(dataset)  # type: ignore[arg-type]
     joints, verts, sheet, done = [], [], None, 0
     for stored, state in estimates(module, dataset, batch_size, num_workers, timer):

@@ -29,7 +29,7 @@ class RotatedViews:
         if not angles_deg or not scales or min(scales) <= 0:
             raise ValueError(
                 "at least one angle and scale, scales > 0, are required, got "
-                f"angles_deg={angles_deg}, scales={scales} (tta.views)"
+                f"angles_deg={angles_deg}, scales={scales}"
             )
         self.views = [(math.radians(a), float(s)) for s in scales for a in angles_deg]
 

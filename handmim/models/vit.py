@@ -91,18 +91,11 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         if attention not in ATTENTIONS:
-            raise ValueError(
-                f"attention must be one of {ATTENTIONS}, got {attention!r} (task.backbone)"
-            )
+            raise ValueError(f"attention must be one of {ATTENTIONS}, got {attention!r}")
         if img_px % patch_px:
-            raise ValueError(
-                f"img_px must be a multiple of patch_px, got {img_px} and {patch_px} "
-                "(task.backbone)"
-            )
+            raise ValueError(f"img_px must be a multiple of patch_px, got {img_px} and {patch_px}")
         if pixel_norm not in PIXEL_NORMS:
-            raise ValueError(
-                f"pixel_norm must be one of {PIXEL_NORMS}, got {pixel_norm!r} (task.backbone)"
-            )
+            raise ValueError(f"pixel_norm must be one of {PIXEL_NORMS}, got {pixel_norm!r}")
         self.timm_name = arch
         self.timm_args: dict[str, Any] = {
             "img_size": img_px,
@@ -120,17 +113,14 @@ class ViT(nn.Module):
             or self.net.num_prefix_tokens != 1
             or not all(is_plain(block) for block in self.net.blocks)
         ):
-            raise ValueError(f"{arch} is not a plain ViT with one class token (task.backbone.arch)")
+            raise ValueError(f"{arch} is not a plain ViT with one class token (arch)")
         self.net.patch_embed.strict_img_size = False  # local crops are smaller
         self.embed_dim: int = self.net.embed_dim
         self.grid_hw: tuple[int, int] = tuple(self.net.patch_embed.grid_size)
         self.num_patches = self.grid_hw[0] * self.grid_hw[1]
         self.depth = len(self.net.blocks)
         if not 0 <= recompute_blocks <= self.depth:
-            raise ValueError(
-                f"recompute_blocks must be 0 to {self.depth}, got {recompute_blocks} "
-                "(task.backbone.recompute_blocks)"
-            )
+            raise ValueError(f"recompute_blocks must be 0 to {self.depth}, got {recompute_blocks}")
         self.attention, self.recompute_blocks = attention, recompute_blocks
         self._compiled: Callable[..., Tensor] | None = None
         self.num_heads: int = self.net.blocks[0].attn.num_heads
@@ -164,7 +154,7 @@ class ViT(nn.Module):
         if height % self.patch_px or width % self.patch_px or not min(height, width):
             raise ValueError(
                 f"sides of pictures must be multiples of {self.patch_px} px, got {height} x "
-                f"{width} (views.view_px, views.local_px, task.backbone.img_px)"
+                f"{width} (view_px, local_px, img_px)"
             )
         return height // self.patch_px, width // self.patch_px
 
@@ -200,10 +190,7 @@ class ViT(nn.Module):
         Raises: ValueError for taps that there are not, or places beside taps or dropped patches.
         """
         if any(not 1 <= n <= self.depth for n in taps):
-            raise ValueError(
-                f"taps are blocks 1 to {self.depth}, got {tuple(taps)} "
-                "(task.objectives.pixel_recon.tap_layers)"
-            )
+            raise ValueError(f"taps are blocks 1 to {self.depth}, got {tuple(taps)} (tap_layers)")
         if places is not None and (taps or drop_masked):
             raise ValueError("places are of whole pictures without taps")
         batches = [self._embedded(image, is_masked, drop_masked)]
@@ -283,7 +270,7 @@ class ViT(nn.Module):
         if not 0 <= trained_blocks <= self.depth:
             raise ValueError(
                 f"trained_blocks must be null or 0 to {self.depth}, the blocks of this backbone, "
-                f"got {trained_blocks} (task.trained_blocks)"
+                f"got {trained_blocks}"
             )
         top_frozen = self.depth - trained_blocks if trained_blocks else self.depth + 1
         for name, parameter in self.named_parameters():

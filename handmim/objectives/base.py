@@ -76,7 +76,7 @@ class Setup:
         Raises: ValueError when it is not configured.
         """
         if name not in self._makers:
-            raise ValueError(f"an objective reads the head {name!r}, which is missing (task.heads)")
+            raise ValueError(f"an objective reads the head {name!r}, which is missing")
         sizes = {"dim": self.dim, "grid_hw": self.grid_hw}
         taken = inspect.signature(self._makers[name]).parameters
         return self._makers[name](**{k: v for k, v in sizes.items() if k in taken})

@@ -17,12 +17,9 @@ from handmim.types import Tokens
 def check_points(num_keypoints: int, num_dims: int) -> None:
     """Refuse sizes that make no shape. Raises: ValueError."""
     if num_keypoints < 3:
-        raise ValueError(
-            f"num_keypoints must be >= 3 for a shape, got {num_keypoints} "
-            "(task.heads.keypoint.num_keypoints)"
-        )
+        raise ValueError(f"num_keypoints must be >= 3 for a shape, got {num_keypoints}")
     if num_dims not in (2, 3):
-        raise ValueError(f"num_dims must be 2 or 3, got {num_dims} (task.heads.keypoint.num_dims)")
+        raise ValueError(f"num_dims must be 2 or 3, got {num_dims}")
 
 
 class KeypointHead(nn.Module):
@@ -111,7 +108,7 @@ class SoftArgmaxKeypoints(nn.Module):
         if refine < 1 or temp <= 0 or (prior_ndc is not None and prior_ndc <= 0):
             raise ValueError(
                 "refine must be >= 1, temp and prior_ndc > 0 (prior_ndc may be null), got "
-                f"{refine}, {temp}, {prior_ndc} (task.heads.keypoint)"
+                f"{refine}, {temp}, {prior_ndc}"
             )
         self.num_keypoints, self.num_dims, self.bound_ndc = num_keypoints, num_dims, bound_ndc
         self.refine, self.key_dim, self.grid_hw = refine, key_dim, grid_hw
@@ -147,8 +144,7 @@ class SoftArgmaxKeypoints(nn.Module):
         v, n = tokens.patches.shape[:2]
         if n != self.grid_hw[0] * self.grid_hw[1]:
             raise ValueError(
-                f"keypoints require a grid of {self.grid_hw} patches, got {n} "
-                "(task.heads.keypoint; task.backbone.img_px, task.mask_mode)"
+                f"keypoints require a grid of {self.grid_hw} patches, got {n} (img_px, mask_mode)"
             )
         keys = self.keys(tokens.patches).reshape(v, n * self.refine**2, self.key_dim)
         queries = self.queries.expand(v, -1, -1)

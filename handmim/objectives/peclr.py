@@ -115,8 +115,7 @@ class PeCLR(Objective):
         points = prediction.float()
         if points.shape[-1] != 2:
             raise ValueError(
-                f"peclr rotates points in the plane, got {points.shape[-1]} numbers per point "
-                "(task.heads.keypoint)"
+                f"peclr rotates points in the plane, got {points.shape[-1]} numbers per point"
             )
         with torch.autocast(points.device.type, enabled=False):
             z = unit(undone(unit(points), ctx.batch.source_from_view)).flatten(-2)

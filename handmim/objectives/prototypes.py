@@ -52,7 +52,7 @@ class ProjectionHead(nn.Module):
         }
         for name, size in sizes.items():
             if size < 1:
-                raise ValueError(f"{name} must be >= 1, got {size} (task.heads.projection.{name})")
+                raise ValueError(f"{name} must be >= 1, got {size}")
         widths = [dim] + [hidden_dim] * (num_layers - 1) + [bottleneck_dim]
         layers: list[nn.Module] = []
         for a, b in itertools.pairwise(widths):

@@ -193,7 +193,7 @@ def huge(name) -> bytes:
 @pytest.mark.parametrize("name", ["PNG", "JPEG", "GIF", "BMP", "PPM"])
 def test_huge_images_are_refused_before_their_pixels_are_decoded(name):
     tracemalloc.start()
-    with pytest.raises(UnreadableImage, match=r"32000 x 32000 pixels.*200 mega.*data\.max_mega"):
+    with pytest.raises(UnreadableImage, match=r"32000 x 32000 pixels.*200 mega.*max_mega"):
         decode_image(huge(name), "x")
     assert tracemalloc.get_traced_memory()[1] < 2**22
     tracemalloc.stop()

@@ -192,7 +192,7 @@ def test_a_damaged_cache_is_refused_with_the_folder_to_delete(make, name, damage
     damage(folder / f"{name}.npy")
     with pytest.raises(ValueError, match=rf"{name}.*{message}|{message}.*{name}") as caught:
         make()
-    assert f"delete {folder} and it is rendered anew " in str(caught.value)
+    assert f"delete {folder} and it is rendered anew" in str(caught.value)
     shutil.rmtree(folder)
     assert make().folder == folder
 

@@ -243,14 +243,14 @@ def test_options_without_meaning_are_refused(folder):
     for option in ("as_is", "negate_x", "negate_all"):
         with pytest.raises(ValueError, match=rf"a right hand: hand\.left_shapedirs={option}"):
             load_hand_arrays(folder / "MANO_RIGHT.pkl", left_shapedirs=option)
-    with pytest.raises(ValueError, match=r"one of .*got 'yes' \(hand\.left_shapedirs\)"):
+    with pytest.raises(ValueError, match=r"one of .*got 'yes'"):
         load_hand_arrays(folder / "MANO_LEFT.pkl", left_shapedirs="yes")
 
 
 def test_folders_are_searched_for_the_right_hand(tmp_path, folder, right):
     assert resolve_hand_path(folder) == folder / "MANO_RIGHT.pkl"
     assert load_hand_arrays(folder).sha256 == right.sha256
-    with pytest.raises(FileNotFoundError, match=r"no MANO_RIGHT\.pkl .*hand\.path"):
+    with pytest.raises(FileNotFoundError, match=r"no MANO_RIGHT\.pkl"):
         load_hand_arrays(tmp_path)
     (tmp_path / "models").mkdir()
     save_npz(tmp_path / "models" / "MANO_RIGHT.npz", right)
@@ -266,7 +266,7 @@ def test_a_pickle_cut_short_is_a_value_error_wherever_it_is_cut(tmp_path, folder
     cuts = {*range(60), *np.linspace(60, len(whole) - 1, 40).astype(int), len(whole) - 1}
     for cut in sorted(cuts):
         path.write_bytes(whole[:cut])
-        with pytest.raises(ValueError, match=r"MANO_RIGHT\.pkl is damaged .*hand\.path"):
+        with pytest.raises(ValueError, match=r"MANO_RIGHT\.pkl is damaged"):
             load_hand_arrays(path)
 
 
@@ -276,7 +276,7 @@ def test_an_npz_cut_short_or_of_objects_is_a_value_error(tmp_path, right):
     whole = path.read_bytes()
     for cut in (0, 3, 100, 5000, len(whole) // 2, len(whole) - 30):
         path.write_bytes(whole[:cut])
-        with pytest.raises(ValueError, match=r"hand\.npz is damaged or not an npz .*hand\.path"):
+        with pytest.raises(ValueError, match=r"hand\.npz is damaged or not an npz"):
             load_hand_arrays(path)
     np.savez(path, f=np.array([{"a": 1}], dtype=object))
     with pytest.raises(ValueError, match=r"hand\.npz is damaged or not an npz"):
@@ -300,7 +300,7 @@ def test_code_inside_a_hand_file_is_refused_and_does_not_run(tmp_path, folder):
         assert marker.exists()
         marker.unlink()
         path.write_bytes(whole[:-2] + b"U\x01z" + call + b"u.")
-        with pytest.raises(UnsafePickleError, match=r"os\.system: refused, nothing .*hand\.path"):
+        with pytest.raises(UnsafePickleError, match=r"os\.system: refused, nothing"):
             load_hand_arrays(path)
         assert not marker.exists()
 
@@ -386,7 +386,7 @@ def test_sparse_matrices_are_written_out_as_scipy_would(tmp_path, kind):
 def test_pickles_of_other_things_are_refused(tmp_path, folder):
     path = tmp_path / "a.pkl"
     dump([1, 2], path)
-    with pytest.raises(ValueError, match=r"must hold MANO's dict, got a list \(hand\.path\)"):
+    with pytest.raises(ValueError, match=r"must hold MANO's dict, got a list"):
         load_hand_arrays(path)
     dump({"handPose": np.zeros(48)}, path)
     with pytest.raises(ValueError, match=r"a\.pkl lacks .*not a hand model"):

@@ -210,9 +210,9 @@ def test_damaged_files_are_refused_by_name(tmp_path, hand_path):
         load(hands_mean=np.array(["hello"] * 45))
     assert load(tip_ids=None).tip_ids == (744, 320, 443, 554, 671)
     assert load(shapedirs=np.tile(good["shapedirs"], 2)).shapedirs.shape == (778, 3, 10)
-    with pytest.raises(ValueError, match=r"MANO's axes are required.*hand\.path"):
+    with pytest.raises(ValueError, match=r"MANO's axes are required"):
         load(v_template=good["v_template"][:, [1, 0, 2]])  # fingers along y
-    with pytest.raises(ValueError, match=r"MANO's axes are required.*hand\.path"):
+    with pytest.raises(ValueError, match=r"MANO's axes are required"):
         load(v_template=good["v_template"] * [-1, 1, -1])  # half a rotation: not a left hand
     message = r"standin_right\.npz \(hand=standin\).*hand=mano hand\.path=FILE"
     with pytest.raises(FileNotFoundError, match=message):

@@ -199,6 +199,6 @@ def test_manopth_wants_the_file_as_downloaded_and_the_same_hand(fake_manopth, fo
         ManopthHand.from_file(tmp_path / "MANO_RIGHT.pkl", left_shapedirs="negate_x")
     arrays = load_hand_arrays(folder)
     other = replace(arrays, v_template=arrays.v_template * 1.01)
-    with pytest.raises(ValueError, match=r"another hand from .* \(hand\.path\)"):
+    with pytest.raises(ValueError, match=r"another hand from .*"):
         ManopthHand(other, folder)
     assert ManopthHand.from_file(folder).name == "MANO_RIGHT"  # a folder will do

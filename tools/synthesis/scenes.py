@@ -23,16 +23,14 @@ def with_rig(arrays: HandArrays) -> HandArrays:
     Raises: ValueError for a left hand, and when some are there and some are not.
     """
     if arrays.side != "right":
-        raise ValueError(
-            f"{arrays.name} is a left hand: sets of right hands are written (hand.path)"
-        )
+        raise ValueError(f"{arrays.name} is a left hand: sets of right hands are written")
     have = [key for key in RIG if key in arrays.extras]
     if len(have) == len(RIG):
         return arrays
     if have:
         raise ValueError(
             f"{arrays.name} has {have} but not {sorted(set(RIG) - set(have))}: it can be posed "
-            "neither by its own joint axes nor by the stand-in's (hand.path)"
+            "neither by its own joint axes nor by the stand-in's"
         )
     standin = load_hand_arrays("standin")
     tip_ids = [arrays.tip_ids[FINGERS.index(finger)] for finger in CHAIN_FINGERS]

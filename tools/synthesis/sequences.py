@@ -97,7 +97,7 @@ def world(
     # 0.4 m of steps: far enough from any hand.
     centre = centre_off_palm(solid, object_rotation, verts, joints, rotation, gap_m, steps=64)
     if centre is None:
-        raise ValueError(f"{source.arrays.name}: its palm does not face -y at rest (hand.path)")
+        raise ValueError(f"{source.arrays.name}: its palm does not face -y at rest")
     return World(rotmats, betas, transl, verts, solid, colours, object_rotation, centre)
 
 

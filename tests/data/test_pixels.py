@@ -165,7 +165,7 @@ def test_pixels_are_made_without_asking_the_device_for_a_number(settings):
     views = make(there, torch.Generator(), INFO)
     assert views.views.device.type == views.local_views.device.type == "meta"
     assert views.views.shape == views.clean_views.shape == (4, 2, 3, 48, 48)
-    assert views.num_hidden == planned.plan.num_masked
+    assert views.num_masked == planned.plan.num_masked
 
 
 class Images(Dataset):

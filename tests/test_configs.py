@@ -17,6 +17,7 @@ from handmim.experiments.quickstart import LOSSES
 from handmim.pipelines.pretrain import pretrain
 from handmim.types import Task
 from handmim.utils.config import drop_unbuilt, resolved
+from handmim.utils.entry import compose as checked
 
 REPO = Path(__file__).parent.parent
 CONFIGS = REPO / "configs"
@@ -90,7 +91,7 @@ def composed(name: str, *overrides: str) -> DictConfig:
         if name == "pretrain" and not any(o.startswith(("data=", *QUICK)) for o in chosen):
             chosen.append("data=folder")
         needed = [o for choice in chosen for o in NEEDED.get(choice, [])]
-        return compose(name, overrides=[*chosen, *needed])
+        return checked(name, [*chosen, *needed])
 
 
 def options(group: str) -> list[str]:

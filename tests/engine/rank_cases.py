@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from handmim.pipelines.dry_run import noise_hands
 from handmim.types import CropBatch
 from handmim.utils.config import drop_unbuilt
+from handmim.utils.entry import compose
 from handmim.utils.seed import step_generator
 
 REPO = Path(__file__).parents[2]

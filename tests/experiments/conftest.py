@@ -1,13 +1,14 @@
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from handmim.experiments.overrides import arguments
 from handmim.experiments.plan import Plan, Run, make_plan
 from handmim.experiments.store import FORMAT, STAGE, StageStore, record_text
 from handmim.experiments.table import read_table
+from handmim.utils.entry import compose
 
 REPO = Path(__file__).parents[2]
 PRETRAIN_STEPS = 10

@@ -4,12 +4,13 @@ import inspect
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object, instantiate
 
 from handmim.objectives.base import Setup
 from handmim.utils.config import drop_unbuilt
+from handmim.utils.entry import compose
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.stem for path in (CONFIGS / "objective").glob("*.yaml"))
@@ -20,7 +21,7 @@ OTHER = {"weight", "warp_grid"}
 def composed(*overrides: str):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         chosen = ["data=folder", "data.root=x", "method=handmim-plain", *overrides]
-        task = compose("pretrain", overrides=chosen).task
+        task = compose("pretrain", chosen).task
     drop_unbuilt(task)
     return task
 

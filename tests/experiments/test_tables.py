@@ -92,7 +92,7 @@ def test_photos_may_lie_in_any_folder(hydra_configs):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TABLES)
 def test_every_variant_builds_its_task(name, hydra_configs):
-    table = table_of(hydra_configs, name)
+    table = table_of(hydra_configs, name, name if name in DATASETS else "renders")
     make_plan(table, Path("x"), hydra_configs, StageStore(Path("x")))
     for variant in table.variants:
         cfg = composed(hydra_configs, "pretrain", variant.pretrain)

@@ -136,10 +136,10 @@ def _is_older(path: Path, step: int) -> bool:
 PARTS = (
     "handmim.models.", "handmim.losses.", "handmim.objectives.", "handmim.tasks.", "handmim.data.",
     "handmim.hand.model.", "handmim.hand.adapters.", "handmim.engine.schedule.",
-    "handmim.engine.optim.", "torch.optim.",
+    "handmim.engine.optim.", "handmim.diagnostics.", "torch.optim.",
 )  # fmt: skip
 SECTIONS = {
-    "task": tuple(part for part in PARTS if part != "handmim.data."),
+    "task": tuple(part for part in PARTS if part not in ("handmim.data.", "handmim.diagnostics.")),
     "hand": ("handmim.hand.model.", "handmim.hand.adapters."),
     "augment": ("handmim.data.augment.", "handmim.data.colour.", "handmim.data.occlusion."),
 }

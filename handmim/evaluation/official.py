@@ -112,53 +112,51 @@ def per_joint_mm(
 
 
 def root_relative_mm(
-    benchmark: Benchmark, pred: JointsAndVerts, truth: JointsAndVerts
+    benchmark: Benchmark, pred: JointsAndVerts, gt: JointsAndVerts
 ) -> dict[str, float]:
     """MPJPE and MPVPE with the middle knuckle on the true one, as our other reports give them."""
     root = benchmark.joint_names.index(JOINT_NAMES[ROOT_JOINT])
-    shift = truth[0][:, [root]] - pred[0][:, [root]]
+    shift = gt[0][:, [root]] - pred[0][:, [root]]
 
     def error_mm(i: int) -> float:
         """Mean over all points, in pieces that stay in a core's cache."""
         pieces = [slice(k, k + CHUNK) for k in range(0, len(shift), CHUNK)]
-        totals = [np.linalg.norm(pred[i][p] + shift[p] - truth[i][p], axis=2).sum() for p in pieces]
+        totals = [np.linalg.norm(pred[i][p] + shift[p] - gt[i][p], axis=2).sum() for p in pieces]
         return float(np.sum(totals)) / (len(pred[i]) * pred[i].shape[1]) * 1e3
 
     return {"mpjpe_mm": error_mm(0), "mpvpe_mm": error_mm(1)}
 
 
-def score_report(
-    benchmark: Benchmark, pred: JointsAndVerts, truth: JointsAndVerts
-) -> dict[str, Any]:
+def score_report(benchmark: Benchmark, pred: JointsAndVerts, gt: JointsAndVerts) -> dict[str, Any]:
     """Every official metric, the usual names in mm, intervals and errors by joint.
 
     Args:
         benchmark: whose order and axes all arrays are in.
-        pred, truth: joints [n, 21, 3] and vertices [n, V, 3] each, metres.
+        pred, gt: joints [n, 21, 3] and vertices [n, V, 3] each, metres.
     """
-    per_sample = benchmark.per_sample_scores(*pred, *truth)
+    per_sample = benchmark.per_sample_scores(*pred, *gt)
     official = mean_scores(per_sample)
     intervals = bootstrap_intervals(per_sample)
     low, high = (derived_mm({name: e[i] for name, e in intervals.items()}) for i in (0, 1))
     return {
         **derived_mm(official),
-        **root_relative_mm(benchmark, pred, truth),
+        **root_relative_mm(benchmark, pred, gt),
         "num_samples": len(pred[0]),
         "benchmark": benchmark.name,
         "official": official,
         "interval_95": {name: [low[name], high[name]] for name in low},
-        "per_joint": per_joint_mm(pred[0], truth[0], benchmark.joint_names),
+        "per_joint": per_joint_mm(pred[0], gt[0], benchmark.joint_names),
     }
 
 
 def _checked(
-    pred: JointsAndVerts, truth: JointsAndVerts | None, benchmark: Benchmark, what: str
+    pred: JointsAndVerts, gt: JointsAndVerts | None, benchmark: Benchmark, what: str
 ) -> list[dict[str, str]]:
     """Findings of `check_submission`, logged.
 
     Raises: ValueError for those that nothing could be scored with: `UNSCORABLE`.
     """
-    findings = check_submission(*pred, benchmark, None if truth is None else truth[0])
+    findings = check_submission(*pred, benchmark, None if gt is None else gt[0])
     for finding in findings:
         level = logging.ERROR if finding.level == "error" else logging.WARNING
         log.log(level, "%s: %s: %s", what, finding.name, finding.text)
@@ -169,7 +167,7 @@ def _checked(
 
 
 def submit(
-    run: Run, name: str, hands: CameraHands, truth: JointsAndVerts | None, folder: str = "."
+    run: Run, name: str, hands: CameraHands, gt: JointsAndVerts | None, folder: str = "."
 ) -> dict[str, Any]:
     """Write pred.json and its zip, check them, and score what was written where the ground truth is
     known.
@@ -178,7 +176,7 @@ def submit(
         run: whose main process writes and scores.
         name: of the benchmark.
         hands: predictions.
-        truth: joints and vertices in the benchmark's own form, or None.
+        gt: ground truth, joints and vertices in the benchmark's own form, or None.
         folder: of the files, below that of the run.
     Returns: the metrics; without ground truth only what was written; nothing on other processes.
     Raises: ValueError for predictions that are not finite; what else is odd about them is logged
@@ -191,28 +189,28 @@ def submit(
     path = write_submission(run.dir / folder, *form)
     written = read_submission(path)  # what is scored is what would be sent
     name_of_file = str(path.relative_to(run.dir))
-    findings = _checked(written, truth, benchmark, name_of_file)
+    findings = _checked(written, gt, benchmark, name_of_file)
     report: dict[str, Any] = {"benchmark": name, "num_samples": len(written[0])}
-    if truth is None:
+    if gt is None:
         log.info("no ground truth of the evaluation here: submit %s", path)
     else:
-        report = score_report(benchmark, written, truth)
+        report = score_report(benchmark, written, gt)
     return report | {"findings": findings, "submission": name_of_file}
 
 
 def score_file(
-    path: str | Path, name: str, truth: JointsAndVerts, *, mb_per_sample: float = MB_PER_SAMPLE
+    path: str | Path, name: str, gt: JointsAndVerts, *, mb_per_sample: float = MB_PER_SAMPLE
 ) -> dict[str, Any]:
     """Check and score an existing submission, pred.json or its zip.
 
     Args:
         path: file.
         name: of the benchmark.
-        truth: joints and vertices in the benchmark's own form.
+        gt: ground truth, joints and vertices in the benchmark's own form.
         mb_per_sample: largest size of the unpacked file per sample of the ground truth.
     Raises: ValueError when it is none; what else is odd about it is logged and reported.
     """
-    benchmark = benchmark_of(name, len(truth[0]))
-    pred = read_submission(path, len(truth[0]), mb_per_sample)
-    findings = _checked(pred, truth, benchmark, str(path))
-    return score_report(benchmark, pred, truth) | {"findings": findings, "submission": str(path)}
+    benchmark = benchmark_of(name, len(gt[0]))
+    pred = read_submission(path, len(gt[0]), mb_per_sample)
+    findings = _checked(pred, gt, benchmark, str(path))
+    return score_report(benchmark, pred, gt) | {"findings": findings, "submission": str(path)}

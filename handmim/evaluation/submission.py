@@ -127,7 +127,7 @@ def _check_size(name: str, num_bytes: int, num_samples: int | None, mb_per_sampl
 
 
 def _member(archive: ZipFile, name: str) -> ZipInfo:
-    # macOS adds a folder of its own, which the evaluators never look at.
+    # macOS adds a folder of its own, which the evaluators never read.
     infos = [info for info in archive.infolist() if not info.filename.startswith("__MACOSX/")]
     flat = [i for i in infos if i.filename.endswith(".json") and "/" not in i.filename]
     named = [info for info in flat if info.filename == MEMBER]
@@ -135,7 +135,7 @@ def _member(archive: ZipFile, name: str) -> ZipInfo:
         return (named or flat)[-1]
     found = [info.filename[:40] for info in infos[:5]]
     raise ValueError(
-        f"{name} holds {found}, wanted {MEMBER} alone and in no folder: zip the file itself, "
+        f"{name} holds {found}, {MEMBER} alone is required and in no folder: zip the file itself, "
         "not the folder around it"
     )
 
@@ -179,7 +179,9 @@ class _PredictionFile:
                     values = parse_numbers(entry)
             if len(values) != 3 * num_points:
                 found = self.describe(entry, num_points)
-                self.fail(f"has {found} as entry {index} of the {what}, wanted {num_points} points")
+                self.fail(
+                    f"has {found} as entry {index} of the {what}, {num_points} points are required"
+                )
             yield values.reshape(num_points, 3)
             after = self.next_byte()
             if after == b"]":

@@ -27,7 +27,7 @@ class Finding:
 
     level: Literal["error", "warning"]
     name: str
-    text: str  # what came, what is wanted, how to mend it
+    text: str  # what came, what is required, how to mend it
 
 
 KNOWN_ORDERS = {name: SKELETONS[name] for name in ("freihand", *FOREIGN_ORDERS)}
@@ -46,7 +46,7 @@ MISFIT_MARGIN, MISFIT_LIMIT = 1.25, 0.4
 # under 2 cm.
 BEND_SHARE = 0.3
 DEPTH_M = (0.1, 3.0)
-MOST_LOOKED_AT = 500
+MOST_CHECKED = 500
 
 
 def check_submission(
@@ -54,7 +54,7 @@ def check_submission(
 ) -> list[Finding]:
     """What would be refused or score badly for a reason that has nothing to do with the method.
 
-    Proportions, units and distances are looked at in up to 500 samples spread over the set; signs,
+    Proportions, units and distances are checked in up to 500 samples spread over the set; signs,
     zeros and values that are not finite in all.
 
     Args:
@@ -71,9 +71,8 @@ def check_submission(
     kinds = joints.dtype.kind + verts.dtype.kind
     fits = shapes == ((NUM_JOINTS, 3), (NUM_VERTS, 3)) and len(joints) == len(verts) > 0
     if not fits or not set(kinds) <= set("fiu"):
-        text = (
-            f"joints are {joints.shape} and vertices {verts.shape}, wanted [n, 21, 3], [n, 778, 3]"
-        )
+        came = f"joints are {joints.shape} and vertices {verts.shape}"
+        text = f"{came}, [n, 21, 3] and [n, 778, 3] are required"
         return [Finding("error", "shape", text)]
     findings = []
     if len(joints) != benchmark.num_samples:
@@ -94,7 +93,7 @@ def check_submission(
         true_joints = None if true_joints is None else true_joints[good]
         if not len(good):
             return findings
-    some = np.linspace(0, len(joints) - 1, min(len(joints), MOST_LOOKED_AT)).astype(int)
+    some = np.linspace(0, len(joints) - 1, min(len(joints), MOST_CHECKED)).astype(int)
     findings += _axes(joints, verts, benchmark)
     findings += _hands(joints[some].astype(np.float64), verts[some].astype(np.float64), benchmark)
     if true_joints is not None and len(true_joints) == len(joints):
@@ -103,11 +102,11 @@ def check_submission(
     if empty.any():
         text = (
             f"all vertices are zero in {empty.sum()} of {len(verts)} samples: right for a "
-            "joints-only method, whose mesh figures then mean nothing; otherwise the mesh was lost"
+            "joints-only method, whose mesh metrics then mean nothing; otherwise the mesh was lost"
         )
         findings.append(Finding("warning", "zero-verts", text))
     if len(joints) > 1 and np.abs(joints - joints[0]).max() < 1e-6:
-        text = f"all {len(joints)} samples have the same joints: the pictures made no difference"
+        text = f"all {len(joints)} samples have the same joints: the images made no difference"
         findings.append(Finding("warning", "constant", text))
     return findings
 
@@ -124,7 +123,7 @@ def _axes(
     hard = benchmark.axes == "opengl" or either.mean() > 0.5
     text = (
         f"behind the camera are all joints in {counts[0]} and all vertices in {counts[1]} of "
-        f"{len(joints)} samples: {benchmark.name} wants {axes} axes, hands at z "
+        f"{len(joints)} samples: {benchmark.name} requires {axes} axes, hands at z "
         f"{'>' if side > 0 else '<'} 0; multiply y and z by -1 if the axes are the other ones"
     )
     return [Finding("error" if hard else "warning", "behind-camera", text)]
@@ -154,8 +153,8 @@ def _hands(
         findings += _side(joints[:, KNOWN_ORDERS[order]])
     if min(np.abs(wrist).max(), np.abs(root).max()) < 1e-6:
         text = (
-            "the wrist or the middle knuckle is at the origin in every sample: unaligned figures "
-            "compare absolute camera coordinates; add the hand's place, or quote aligned ones only"
+            "the wrist or the middle knuckle is at the origin in every sample: unaligned metrics "
+            "compare absolute camera coordinates; add the root translation, or quote aligned ones"
         )
         findings.append(Finding("warning", "root-relative", text))
     else:
@@ -163,7 +162,7 @@ def _hands(
         if not DEPTH_M[0] <= depth <= DEPTH_M[1]:
             text = (
                 f"hands are {depth:.2f} m from the camera by their median, expected "
-                f"{DEPTH_M[0]} to {DEPTH_M[1]} m: unaligned figures need the true place"
+                f"{DEPTH_M[0]} to {DEPTH_M[1]} m: unaligned metrics need the true root translation"
             )
             findings.append(Finding("warning", "depth", text))
     if has_verts.any():
@@ -195,7 +194,7 @@ def _unit_finding(what: str, spread: NDArray[np.float64]) -> Finding:
     )
     text = (
         f"the {what} of a hand lie {np.median(spread):.3g} from their centre, of a true hand some "
-        f"0.055 m, and metres are wanted: {guess}"
+        f"0.055 m, and metres are required: {guess}"
     )
     return Finding("error", "unit", text)
 
@@ -217,7 +216,7 @@ def _order(joints_m: NDArray[np.float64], benchmark: Benchmark) -> tuple[str | N
     if claimed > MISFIT_MARGIN * misfits[best] and misfits[best] < MISFIT_LIMIT:
         text = (
             f"the bones have a hand's proportions in the order '{best}', not in "
-            f"'{benchmark.skeleton}' that {benchmark.name} wants: reorder the joints"
+            f"'{benchmark.skeleton}' that {benchmark.name} requires: reorder the joints"
         )
         return best, [Finding("error", "joint-order", text)]
     if claimed > MISFIT_LIMIT:
@@ -238,12 +237,14 @@ def _side(joints_m: NDArray[np.float64]) -> list[Finding]:
 
 
 def _reflected(joints: Points, true_joints: Points) -> list[Finding]:
-    """Predictions that fit the truth far better when they are mirrored."""
+    """Predictions that fit the ground truth far better when they are mirrored."""
     pair = (torch.from_numpy(as_numpy(a).astype(np.float64)) for a in (joints, true_joints))
     share = float(mirrored(*pair).double().mean())
     if share < MIRRORED_SHARE:
         return []
-    return [_mirrored(f"{share:.0%} of the {len(joints)} hands are mirror images of the truth")]
+    return [
+        _mirrored(f"{share:.0%} of the {len(joints)} hands are mirror images of the ground truth")
+    ]
 
 
 def _mirrored(what: str) -> Finding:
@@ -262,7 +263,7 @@ def _mesh(
     if distance > OFF_VERTS_M:
         text = (
             f"joints lie {distance * 1e3:.0f} mm from the nearest vertex on average, on a hand "
-            "about 10: joints and vertices must share axes, unit and place"
+            "about 10: joints and vertices must share axes, unit and origin"
         )
         return [Finding("error", "joints-off-verts", text)]
     if order is None:
@@ -272,7 +273,7 @@ def _mesh(
     if distance > OFF_TIPS_M:
         text = (
             f"fingertip vertices lie {distance * 1e3:.0f} mm from the fingertips: vertices are "
-            "wanted in MANO's order, of the hand that the joints are of"
+            "required in MANO's order, of the hand that the joints are of"
         )
         return [Finding("warning", "verts-order", text)]
     return []

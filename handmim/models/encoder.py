@@ -1,8 +1,8 @@
-"""A ViT's blocks over several batches of sequences at once, with no more work than is asked for.
+"""A ViT's blocks over several batches of sequences at once, with no more work than is required.
 
 timm's modules and weights, called our own way. Sequences of different lengths (whole views, local
 crops) lie one after another, so that all but attention is one call for all of them (DINOv2, Oquab
-et al. 2023, arXiv 2304.07193, packs them too). In the last block, rows that nobody asks for take
+et al. 2023, arXiv 2304.07193, packs them too). In the last block, rows that nobody reads take
 part as keys and values alone. Both give what timm's own forward gives.
 """
 
@@ -38,15 +38,15 @@ def unpack(rows: Tensor, sizes: Sizes) -> list[Tensor]:
     return [part.unflatten(0, size) for part, size in zip(parts, sizes, strict=True)]
 
 
-def rows_of(places: Tensor, sizes: Sizes) -> Tensor:
-    """Rows of packed views' class tokens, of patches at `places` [M] in B * N, then of the class
+def rows_of(patch_idx: Tensor, sizes: Sizes) -> Tensor:
+    """Rows of packed views' class tokens, of patches at `patch_idx` [M] in B * N, then of the class
     tokens of the batches behind the first."""
     first, cls = 0, []
     for num, length in sizes:
-        cls.append(torch.arange(num, device=places.device) * length + first)
+        cls.append(torch.arange(num, device=patch_idx.device) * length + first)
         first += num * length
     tokens = sizes[0][1]
-    patches = places // (tokens - 1) * tokens + 1 + places % (tokens - 1)
+    patches = patch_idx // (tokens - 1) * tokens + 1 + patch_idx % (tokens - 1)
     return torch.cat([cls[0], patches, *cls[1:]])
 
 
@@ -57,7 +57,7 @@ def visible(tokens: Tensor, is_masked: Tensor) -> Tensor:
     low, high = torch.stack(torch.aminmax(counts)).tolist()
     if low != high:
         raise ValueError(
-            f"dropping hidden patches needs as many in every view, got views with {low - 1} to "
+            f"dropping masked patches needs as many in every view, got views with {low - 1} to "
             f"{high - 1} visible ones (views.masks: exact_count=true and masked_share=1.0, or "
             "task.mask_mode=replace)"
         )
@@ -118,7 +118,7 @@ def run_block(
         x: [R, D].
         sizes: of the packed batches.
         attention: as in `attend`.
-        keep: [K] rows that are wanted; None = all.
+        keep: [K] rows that are required; None = all.
     Returns: [R, D], or [K, D] in the order of `keep`.
     """
     if keep is not None:
@@ -143,7 +143,7 @@ def whole_block(
     second: Tensor | None,
 ) -> Tensor:
     """`run_block` on all rows with draws made outside: the same code for every block, as a compiler
-    wants it.
+    takes it.
 
     Args:
         block, x, sizes, attention: as in `run_block`.

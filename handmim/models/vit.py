@@ -38,11 +38,11 @@ PIXEL_NORMS = ("imagenet", "per_image")
 
 
 def standardise_per_image(image: Tensor, floor: float = 0.03) -> Tensor:
-    """Remove each picture's own colour cast and contrast.
+    """Remove each image's own colour cast and contrast.
 
     Args:
         image: [B, 3, H, W] in [0, 1].
-        floor: added to the RMS so that a flat picture stays flat.
+        floor: added to the RMS so that a flat image stays flat.
     Returns: [B, 3, H, W], channel means 0, divided by the RMS over all channels + floor.
     """
     centred = image - image.mean(dim=(-2, -1), keepdim=True)
@@ -148,12 +148,12 @@ class ViT(nn.Module):
     def grid_of(self, image: Tensor) -> tuple[int, int]:
         """Rows and columns of patches in [B, 3, H, W].
 
-        Raises: ValueError when patches do not fill the picture.
+        Raises: ValueError when patches do not fill the image.
         """
         height, width = image.shape[-2:]
         if height % self.patch_px or width % self.patch_px or not min(height, width):
             raise ValueError(
-                f"sides of pictures must be multiples of {self.patch_px} px, got {height} x "
+                f"sides of images must be multiples of {self.patch_px} px, got {height} x "
                 f"{width} (view_px, local_px, img_px)"
             )
         return height // self.patch_px, width // self.patch_px
@@ -171,10 +171,10 @@ class ViT(nn.Module):
         *,
         drop_masked: bool = False,
         taps: Sequence[int] = (),
-        places: Tensor | None = None,
+        patch_idx: Tensor | None = None,
         local: Tensor | None = None,
     ) -> Tokens:
-        """Encode pictures, some patches hidden.
+        """Encode images, some patches masked.
 
         Args:
             image: [B, 3, H, W] in [0, 1], sides multiples of patch_px.
@@ -182,26 +182,26 @@ class ViT(nn.Module):
                 added.
             drop_masked: leave them out instead; as many in each row.
             taps: blocks, counted from 1, whose patch tokens come back too.
-            places: [M] places in B * N: the last block finishes these patches alone.
-            local: [b, 3, h, w] smaller pictures that go along, for their class tokens.
+            patch_idx: [M] indices in B * N: the last block finishes these patches alone.
+            local: [b, 3, h, w] smaller images encoded along, for their class tokens.
         Returns: Tokens after the final norm: cls [B, D], patches [B, N, D] (the visible ones alone,
-            in grid order, where hidden ones were dropped; [M, D] where places were given), taps the
-            same of each block asked for, local_cls [b, D].
-        Raises: ValueError for taps that there are not, or places beside taps or dropped patches.
+            in grid order, where masked ones were dropped; [M, D] with patch_idx), taps the same of
+            each tapped block, local_cls [b, D].
+        Raises: ValueError for taps that there are not, or patch_idx beside taps or dropped patches.
         """
         if any(not 1 <= n <= self.depth for n in taps):
             raise ValueError(f"taps are blocks 1 to {self.depth}, got {tuple(taps)} (tap_layers)")
-        if places is not None and (taps or drop_masked):
-            raise ValueError("places are of whole pictures without taps")
+        if patch_idx is not None and (taps or drop_masked):
+            raise ValueError("patch_idx needs whole images without taps")
         batches = [self._embedded(image, is_masked, drop_masked)]
         if local is not None:
             batches.append(self._embedded(local))
         rows, sizes = pack(batches)
-        keep = None if places is None else rows_of(places, sizes)
+        keep = None if patch_idx is None else rows_of(patch_idx, sizes)
         rows, tapped = self._encoded(rows, sizes, taps, keep)
         norm, grid_hw = self.net.norm, self.grid_of(image)
-        if places is not None:
-            counts = [len(image), len(places), 0 if local is None else len(local)]
+        if patch_idx is not None:
+            counts = [len(image), len(patch_idx), 0 if local is None else len(local)]
             cls, patches, local_cls = norm(rows).split(counts)
             return Tokens(cls, patches, grid_hw, (), None if local is None else local_cls)
         whole, *others = unpack(norm(rows), sizes)

@@ -61,9 +61,9 @@ def evaluate_file(cfg: DictConfig) -> dict[str, Any]:
             "a submission file holds one prediction: tta needs a checkpoint (tta=none)"
         )
     run = setup_run(cfg)
-    truth = read_ground_truth(cfg.data.root, cfg.data.cache_dir)
+    gt = read_ground_truth(cfg.data.root, cfg.data.cache_dir)
     bound = {"mb_per_sample": cfg.predictions_mb_per_sample}
-    report = score_file(cfg.predictions, cfg.data.benchmark, truth, **bound)
+    report = score_file(cfg.predictions, cfg.data.benchmark, gt, **bound)
     write_report(run, cfg.predictions, report)
     return report
 
@@ -86,8 +86,8 @@ def evaluate_several(cfg: DictConfig, paths: list[str]) -> dict[str, Any]:
 
 
 def data_of(saved: dict[str, Any], cfg: DictConfig) -> Any:
-    """Config of the checkpoint's own data, which is read where it says; what is written goes where
-    the user's own config says.
+    """Config of the checkpoint's own data, read from its own folders; what is written goes where
+    the user's own config names.
 
     Raises: ValueError naming what it lacks.
     """
@@ -150,8 +150,8 @@ def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> d
             else:
                 placement = cfg.data.placement
                 hands = predict_camera_hands(module, dataset, placement=placement, **more)
-                truth = find_ground_truth(cfg.data.root, cfg.data.cache_dir)
-                report = submit(run, cfg.data.benchmark, hands, truth, folder)
+                gt = find_ground_truth(cfg.data.root, cfg.data.cache_dir)
+                report = submit(run, cfg.data.benchmark, hands, gt, folder)
                 sheet = hands.sheet
         return report, sheet, timer.seconds_per_item * 1e3
 

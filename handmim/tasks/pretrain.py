@@ -167,14 +167,14 @@ class HandMimTask(nn.Module):
             is_masked,
             drop_masked=self.drops_masked,
             taps=self.taps,
-            places=masked_idx if masked_alone else None,
+            patch_idx=masked_idx if masked_alone else None,
             local=None if local is None else local.flatten(0, 1),
         )
         teacher: Tokens | None = None
         if self.teacher is not None and self.needs_teacher:
-            places = None if "teacher_patches" in reads else masked_idx
+            patch_idx = None if "teacher_patches" in reads else masked_idx
             with torch.inference_mode():
-                teacher = self.teacher.net["backbone"](views, places=places)
+                teacher = self.teacher.net["backbone"](views, patch_idx=patch_idx)
         points: Tensor | None = None
         if "keypoints" in reads:
             points = self.student["keypoint"](student).unflatten(0, batch.views.shape[:2])

@@ -27,7 +27,7 @@ IDS = ["freihand", "ho3d"]
 
 
 def hands(num, noise_m=0.006, shift_m=0.02, seed=0):
-    """Prediction and truth: smooth sheets of the size of a hand, bent, turned and moved."""
+    """Prediction and ground truth: smooth sheets of the size of a hand, bent, rotated and moved."""
     rng = np.random.default_rng(seed)
     u = rng.uniform(-1, 1, (num, 799, 2))
     bend = rng.uniform(-0.05, 0.05, (num, 1))
@@ -40,7 +40,7 @@ def hands(num, noise_m=0.006, shift_m=0.02, seed=0):
 
 @pytest.mark.parametrize(("benchmark", "reference"), BOTH, ids=IDS)
 @pytest.mark.parametrize("noise_m", [0.0, 0.002, 0.008, 0.05])
-def test_every_figure_equals_the_scripts_rules_sample_by_sample(benchmark, reference, noise_m):
+def test_every_metric_equals_the_scripts_rules_sample_by_sample(benchmark, reference, noise_m):
     arrays = hands(5, noise_m, shift_m=0.01)
     ours, theirs = benchmark.score(*arrays), reference(*arrays)
     assert list(ours) == list(benchmark.score_names)
@@ -140,8 +140,8 @@ def test_scale_translation_by_hand_and_with_a_bone_of_length_zero():
     expected = 0.1 * (zero_bone - zero_bone[:, :1]) + gt[:, :1]
     np.testing.assert_allclose(scale_trans_align(zero_bone, gt), expected, atol=1e-12)
     # no rotation
-    turned = gt[..., [1, 0, 2]]
-    assert np.linalg.norm(scale_trans_align(turned, gt) - gt, axis=2).mean() > 0.1
+    rotated = gt[..., [1, 0, 2]]
+    assert np.linalg.norm(scale_trans_align(rotated, gt) - gt, axis=2).mean() > 0.1
 
 
 def test_the_scale_comes_from_joints_0_and_4_of_the_raw_prediction():
@@ -221,7 +221,7 @@ def test_per_sample_values_belong_to_their_samples(benchmark):
     assert mean_scores(values) == benchmark.score(*arrays)
 
 
-def test_derived_figures_are_the_official_ones_in_millimetres():
+def test_derived_metrics_are_the_official_ones_in_millimetres():
     arrays = hands(3)
     scores, st = FREIHAND.score(*arrays), HO3D_V2.score(*arrays)
     mm, mm_ho3d = derived_mm(scores), derived_mm(st)
@@ -268,7 +268,7 @@ def test_canonical_hands_go_to_the_benchmark_and_back(benchmark, kind):
     assert (np.asarray(there[1])[..., 2] * sign[2] > 0).all()
 
 
-def test_figures_do_not_depend_on_the_form():
+def test_metrics_do_not_depend_on_the_form():
     # Axes and order change nothing but HO-3D's scale, which asks for its own order.
     arrays = hands(3)
     pred, gt = (

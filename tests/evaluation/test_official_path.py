@@ -47,10 +47,10 @@ def predicted(task, dataset, augment, **how):
     return predict_camera_hands(module, dataset, batch_size=5, **how)
 
 
-def written_and_scored(hands, benchmark: Benchmark, truth, folder):
+def written_and_scored(hands, benchmark: Benchmark, gt, folder):
     joints, verts = benchmark.canonical_to_benchmark(hands.joints_cam_m, hands.verts_cam_m)
     path = write_submission(folder, joints, verts)
-    return score_report(benchmark, read_submission(path), truth)
+    return score_report(benchmark, read_submission(path), gt)
 
 
 def assert_perfect(report):
@@ -68,11 +68,11 @@ def test_freihand_from_parameters(task, augment, freihand_tree, tmp_path, split)
     )  # fmt: skip
     assert data[0].has_mano
     hands = predicted(task, data, augment)
-    truth = read_ground_truth(freihand_tree, tmp_path)
+    gt = read_ground_truth(freihand_tree, tmp_path)
     if split == "val":
-        truth = tuple(data.labels[n][data.ids] for n in ("xyz", "verts"))
+        gt = tuple(data.labels[n][data.ids] for n in ("xyz", "verts"))
     benchmark = benchmark_of("freihand", len(data))
-    assert_perfect(written_and_scored(hands, benchmark, truth, tmp_path))
+    assert_perfect(written_and_scored(hands, benchmark, gt, tmp_path))
 
 
 @pytest.mark.parametrize("version", ["v2", "v3"])
@@ -112,11 +112,11 @@ def test_ho3d_from_parameters(task, augment, ho3d_v3_tree, tmp_path):
     )
     with torch.no_grad():
         mesh = layer(global_orient=pose[:, :3], hand_pose=pose[:, 3:], betas=betas, transl=trans)
-    truth = np.stack([m["handJoints3D"] for m in metas]), mesh.vertices.numpy()
+    gt = np.stack([m["handJoints3D"] for m in metas]), mesh.vertices.numpy()
     for placement in ("predicted", "given_wrist"):
         hands = predicted(task, data, augment, placement=placement)
         benchmark = benchmark_of("ho3d_v3", len(data))
-        assert_perfect(written_and_scored(hands, benchmark, truth, tmp_path))
+        assert_perfect(written_and_scored(hands, benchmark, gt, tmp_path))
 
 
 def test_left_hands_come_back_as_left_hands(task, augment, freihand_tree, tmp_path):
@@ -128,11 +128,11 @@ def test_left_hands_come_back_as_left_hands(task, augment, freihand_tree, tmp_pa
     np.testing.assert_allclose(mirrored.joints_cam_m, [s.joints_cam_m for s in left], atol=1e-5)
 
 
-def test_root_relative_scores_of_the_truth_are_zero_too(task, augment, freihand_tree, tmp_path):
+def test_root_relative_scores_of_labels_are_zero_too(task, augment, freihand_tree, tmp_path):
     data = FreiHand(freihand_tree, "standin", split="evaluation", image_px=64, cache_dir=tmp_path)
-    figures, _ = score(InferenceModule(task, augment, source="ground_truth"), data)
-    assert figures["mpjpe_mm"] < 0.01
-    assert figures["mpvpe_mm"] < 0.01
+    metrics, _ = score(InferenceModule(task, augment, source="ground_truth"), data)
+    assert metrics["mpjpe_mm"] < 0.01
+    assert metrics["mpvpe_mm"] < 0.01
     far, _ = score(InferenceModule(task, augment, source="mean_hand"), data)
     assert far["pa_mpjpe_mm"] > 5
 
@@ -144,17 +144,17 @@ def test_a_submission_is_what_is_scored_and_can_be_scored_again(
     mean = InferenceModule(task, augment, source="mean_hand")
     hands = predict_camera_hands(mean, data, batch_size=3, num_images=2)
     assert hands.sheet is not None
-    truth = read_ground_truth(freihand_tree, tmp_path)
+    gt = read_ground_truth(freihand_tree, tmp_path)
     run = SimpleNamespace(dir=tmp_path, is_main=True)
-    report = submit(run, "freihand", hands, truth)
-    again = score_file(tmp_path / "pred.json", "freihand", truth)
+    report = submit(run, "freihand", hands, gt)
+    again = score_file(tmp_path / "pred.json", "freihand", gt)
     assert report["official"] == again["official"]
     assert report["pa_mpjpe_mm"] == pytest.approx(10 * report["official"]["xyz_al_mean3d"])
     low, high = report["interval_95"]["pa_mpjpe_mm"]
     assert low < report["pa_mpjpe_mm"] < high
-    figures, _ = score(InferenceModule(task, augment, source="mean_hand"), data)
+    metrics, _ = score(InferenceModule(task, augment, source="mean_hand"), data)
     for name in ("mpjpe_mm", "mpvpe_mm", "pa_mpvpe_mm"):
-        assert report[name] == pytest.approx(figures[name], abs=1e-3), name
+        assert report[name] == pytest.approx(metrics[name], abs=1e-3), name
     joints = [j["pa_mm"] for j in report["per_joint"].values()]
     assert np.mean(joints) == pytest.approx(report["pa_mpjpe_mm"])
     bare = submit(run, "freihand", hands, None)
@@ -175,6 +175,6 @@ def test_what_a_set_lacks_is_named(task, augment, ho3d_v2_tree, freihand_tree, t
     report = submit(run, "freihand", behind, read_ground_truth(freihand_tree, tmp_path))
     assert "behind-camera" in [f["name"] for f in report["findings"]]
     assert report["abs_mpjpe_mm"] > 500, "scored all the same, as the servers would"
-    truth = tuple(t[:5] for t in read_ground_truth(freihand_tree, tmp_path))
+    gt = tuple(t[:5] for t in read_ground_truth(freihand_tree, tmp_path))
     with pytest.raises(ValueError, match=r"pred\.json cannot be scored .* count: "):
-        score_file(tmp_path / "pred.json", "freihand", truth)
+        score_file(tmp_path / "pred.json", "freihand", gt)

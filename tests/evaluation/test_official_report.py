@@ -6,7 +6,7 @@ from handmim.evaluation.official import bootstrap_intervals, per_joint_mm
 
 
 def clouds(num):
-    """Prediction and truth of hand-sized clouds."""
+    """Prediction and ground truth of hand-sized clouds."""
     rng = np.random.default_rng(0)
     gt = rng.normal(0, 0.04, (num, 799, 3)) + np.array([0, 0, 0.7])
     pred = gt + rng.normal(0, 0.008, gt.shape) + rng.normal(0, 0.02, (num, 1, 3))
@@ -25,7 +25,7 @@ def test_bootstrap_covers_as_theory_says():
     assert narrow[0] == pytest.approx(5 - 0.6745 * 0.1, abs=0.01)
 
 
-def test_bootstrap_intervals_hold_the_official_figures():
+def test_bootstrap_intervals_hold_the_official_metrics():
     arrays = clouds(40)
     values = FREIHAND.per_sample_scores(*arrays)
     intervals = bootstrap_intervals(values, num=300)
@@ -35,7 +35,7 @@ def test_bootstrap_intervals_hold_the_official_figures():
         assert low <= scores[name] <= high, name
     assert intervals == bootstrap_intervals(values, num=300)
     assert intervals != bootstrap_intervals(values, num=300, seed=1)
-    # one draw serves all figures: a multiple of a figure has the multiple of its interval
+    # one draw serves all metrics: a multiple of a metric has the multiple of its interval
     twice = bootstrap_intervals({"a": values["xyz_mean3d"], "b": 2 * values["xyz_mean3d"]})
     assert twice["b"] == pytest.approx([2 * x for x in twice["a"]])
 
@@ -64,7 +64,7 @@ def test_bootstrap_refuses(values, arguments, message):
 
 
 @pytest.mark.parametrize("benchmark", [FREIHAND, HO3D_V2], ids=["freihand", "ho3d"])
-def test_per_joint_errors_are_named_and_average_to_the_official_figures(benchmark):
+def test_per_joint_errors_are_named_and_average_to_the_official_metrics(benchmark):
     pred_joints, pred_verts, joints, verts = clouds(4)
     place = benchmark.joint_names.index("ring_tip")
     pred_joints[:, place] += 0.5
@@ -72,6 +72,6 @@ def test_per_joint_errors_are_named_and_average_to_the_official_figures(benchmar
     assert tuple(by_joint) == benchmark.joint_names
     assert max(by_joint, key=lambda n: by_joint[n]["abs_mm"]) == "ring_tip"
     mm = derived_mm(benchmark.score(pred_joints, pred_verts, joints, verts))
-    for key, figure in (("abs_mm", "abs_mpjpe_mm"), ("pa_mm", "pa_mpjpe_mm")):
+    for key, metric in (("abs_mm", "abs_mpjpe_mm"), ("pa_mm", "pa_mpjpe_mm")):
         mean = np.mean([entry[key] for entry in by_joint.values()])
-        assert mean == pytest.approx(mm[figure], abs=1e-9)
+        assert mean == pytest.approx(mm[metric], abs=1e-9)

@@ -25,7 +25,7 @@ NUM, SIDE = 11, 72
 
 
 def checkpoint(folder, hand_path, *words):
-    """As fine-tuning would leave it, with random weights that do see the picture."""
+    """As fine-tuning would leave it, with random weights that do see the image."""
     cfg = composed("finetune", "data=synthetic", f"hand.path={hand_path}", *words)
     torch.manual_seed(0)
     task = instantiate(cfg.task)
@@ -109,14 +109,14 @@ def test_hands_before_the_camera_are_those_of_the_evaluation(
     )
     ours = predictor(crops, intrinsics, IS_RIGHT)
     theirs, states = evaluated(trained, Crops(crops, intrinsics, joint_convention))
-    for points, wanted in (
+    for points, expected in (
         (ours.joints_root_m, theirs.joints_cam_m),
         (ours.verts_root_m, theirs.verts_cam_m),
     ):
-        np.testing.assert_allclose(points + ours.transl_cam_m[:, None], wanted, atol=1e-6)
+        np.testing.assert_allclose(points + ours.transl_cam_m[:, None], expected, atol=1e-6)
     betas = torch.cat([state.betas for _, state in states]).numpy()
     np.testing.assert_allclose(ours.betas, betas, atol=1e-6)
-    assert ours.betas.std(axis=0).min() > 1e-4, "pictures make a difference"
+    assert ours.betas.std(axis=0).min() > 1e-4, "images make a difference"
     assert all(a.dtype == np.float32 for a in (ours.joints_root_m, ours.rotmats, ours.betas))
 
 
@@ -269,12 +269,12 @@ def test_a_recorded_model_says_the_same(trained, crops, intrinsics, compile):
     recorded = HandPredictor.from_checkpoint(
         trained, "cuda", batch_size=4, cuda_graph=True, compile=compile
     )
-    wanted = plain(crops, intrinsics, IS_RIGHT)
+    expected = plain(crops, intrinsics, IS_RIGHT)
     for _ in range(2):
-        for a, b in zip(recorded(crops, intrinsics, IS_RIGHT), wanted, strict=True):
+        for a, b in zip(recorded(crops, intrinsics, IS_RIGHT), expected, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4)
     shuffled = recorded(crops[::-1].copy(), intrinsics[::-1], IS_RIGHT[::-1])
-    np.testing.assert_allclose(shuffled.betas[::-1], wanted.betas, atol=1e-4)
+    np.testing.assert_allclose(shuffled.betas[::-1], expected.betas, atol=1e-4)
     stages = Stages(recorded.device)
     recorded(crops, intrinsics, IS_RIGHT, stages)
     assert list(stages.seconds_per_item) == ["upload", "model", "download"]

@@ -97,9 +97,9 @@ def faulty_files():
         "no_vertices_at_all": ([[j], []], "nothing as entry 0 of the vertices"),
         "empty_vertices": ([[j, j], [v, []]], "an empty list .* as entry 1 of the vertices"),
         "empty_vertices_first": ([[j, j], [[], []]], "an empty list .*as entry 0 of the vertices"),
-        "twenty_joints": ([[j, j[:20]], [v, v]], "20 points as entry 1 of the joints, wanted 21"),
-        "other_mesh": ([[j], [v * 2]], "1556 points as entry 0 of the vertices, wanted 778"),
-        "swapped": ([[v], [j]], "778 points .are the two lists swapped.* of the joints, wanted 21"),
+        "twenty_joints": ([[j, j[:20]], [v, v]], "20 points as entry 1 of the joints, 21"),
+        "other_mesh": ([[j], [v * 2]], "1556 points as entry 0 of the vertices, 778"),
+        "swapped": ([[v], [j]], "778 points .are the two lists swapped.* of the joints, 21"),
         "ragged": ([[ragged], [v]], "21 points, not all of three numbers, as entry 0 of the joi"),
         "words": ([[words], [v]], "21 points, not all of three numbers"),
         "null": ([[j], [short]], "778 points, not all of three numbers"),
@@ -156,7 +156,7 @@ def test_zips_are_flat_with_one_prediction(tmp_path):
     assert read_submission(zipped(tmp_path / "a.zip", fine))[1][0, 0, 0] == 0.5
     assert len(read_submission(zipped(tmp_path / "b.zip", {"mine.json": text}))[0]) == 1
     for members in ({"folder/pred.json": text}, {"a.json": text, "b.json": text}, {"a.txt": text}):
-        with pytest.raises(ValueError, match=r"c\.zip holds .* wanted pred\.json alone"):
+        with pytest.raises(ValueError, match=r"c\.zip holds .* pred\.json alone is required"):
             read_submission(zipped(tmp_path / "c.zip", members))
     (tmp_path / "d.zip").write_bytes(b"no zip")
     with pytest.raises(ValueError, match=r"d\.zip is no zip archive"):

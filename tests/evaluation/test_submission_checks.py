@@ -42,21 +42,21 @@ def test_single_hands_in_any_pose_give_no_findings(posed, benchmark):
 @pytest.mark.parametrize("benchmark", BENCHMARKS, ids=IDS)
 def test_every_wrong_joint_order_is_named(posed, benchmark):
     joints, verts = posed(60, seed=2)
-    turned = benchmark.canonical_to_benchmark(joints, verts)[1]
+    rotated = benchmark.canonical_to_benchmark(joints, verts)[1]
     axes = [1, 1, 1] if benchmark.axes == "opencv" else [1, -1, -1]
-    wanted = replace(benchmark, num_samples=60)
+    expected = replace(benchmark, num_samples=60)
     for name, order in KNOWN_ORDERS.items():
         theirs = (joints * axes)[:, np.argsort(order)]
         if name == benchmark.skeleton:
-            assert names(theirs, turned, wanted) == []
+            assert names(theirs, rotated, expected) == []
             continue
-        finding = only(theirs, turned, wanted, "joint-order")
+        finding = only(theirs, rotated, expected, "joint-order")
         assert finding.level == "error"
         assert f"'{name}'" in finding.text
         # one hand is enough
         for i in range(0, 60, 7):
             one = check_submission(
-                theirs[i : i + 1], turned[i : i + 1], replace(benchmark, num_samples=1)
+                theirs[i : i + 1], rotated[i : i + 1], replace(benchmark, num_samples=1)
             )
             assert [f.name for f in one] == ["joint-order"]
             assert f"'{name}'" in one[0].text
@@ -161,7 +161,7 @@ def test_mirrored_hands_are_a_warning_although_their_aligned_error_is_zero(hands
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS, ids=IDS)
 @pytest.mark.parametrize("num", [4, 20, 32, NUM])
-def test_single_mirrored_hands_are_found_where_the_truth_is_known(hands, benchmark, num):
+def test_single_mirrored_hands_are_found_where_the_ground_truth_is_known(hands, benchmark, num):
     joints, verts = benchmark.canonical_to_benchmark(*hands)
     pred = joints + np.random.default_rng(0).normal(0, 0.007, joints.shape)
     verts = verts.copy()
@@ -169,7 +169,9 @@ def test_single_mirrored_hands_are_found_where_the_truth_is_known(hands, benchma
         points[:num] *= [-1, 1, 1]
     (finding,) = check_submission(pred, verts, benchmark, joints)
     assert (finding.level, finding.name) == ("warning", "mirrored")
-    assert f"{num / NUM:.0%} of the {NUM} hands are mirror images of the truth" in finding.text
+    assert (
+        f"{num / NUM:.0%} of the {NUM} hands are mirror images of the ground truth" in finding.text
+    )
     assert ("mirrored" in names(pred, verts, benchmark)) == (num > 4)  # without it, from 30 % on
 
 

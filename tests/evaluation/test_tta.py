@@ -1,4 +1,4 @@
-"""What turned crops say is carried back exactly, then averaged."""
+"""What rotated crops say is carried back exactly, then averaged."""
 
 import math
 from functools import partial
@@ -92,7 +92,7 @@ def averaged(task, augment, stored, angles_deg):
         return InferenceModule(task, augment, views=views).estimate(stored)
 
 
-def told(estimate) -> dict[str, torch.Tensor]:
+def fields(estimate) -> dict[str, torch.Tensor]:
     return {k: v for k, v in estimate._asdict().items() if v is not None}
 
 
@@ -111,12 +111,12 @@ def test_every_field_of_a_hand_has_a_rule(stored, augment):
     assert len(MANY.views) == 15
 
 
-def test_labels_of_turned_crops_are_those_of_the_plain_one(task, stored, augment):
+def test_labels_of_rotated_crops_are_those_of_the_plain_one(task, stored, augment):
     plain = task.label_estimate(augment.evaluate(stored))
     for views in (MANY, RotatedViews(angles_deg=[180.0]), RotatedViews(angles_deg=[90, -5.0])):
         module = InferenceModule(task, augment, source="ground_truth", views=views)
         mean = module.estimate(stored)
-        for name, value in told(plain).items():
+        for name, value in fields(plain).items():
             if name == "is_metric":
                 assert bool(getattr(mean, name).all())
                 continue
@@ -126,14 +126,14 @@ def test_labels_of_turned_crops_are_those_of_the_plain_one(task, stored, augment
 
 
 def test_what_is_carried_back_is_seen_where_it_was(hand, stored, augment):
-    # Both cameras: the estimate of a turned crop lands in the plain crop on the same content.
+    # Both cameras: the estimate of a rotated crop lands in the plain crop on the same content.
     task = mesh_task(hand, "pinhole")
     angle, scale = math.radians(33), 1.2
     to_plain = CropTransform.of(angle, scale)
-    turned = augment.evaluate_at(stored, angle, scale)
+    rotated = augment.evaluate_at(stored, angle, scale)
     plain = augment.evaluate(stored)
     with torch.no_grad():
-        back = carried_back(predicted(task, turned), to_plain)
+        back = carried_back(predicted(task, rotated), to_plain)
     again = task.hand(back.rotmats, back.betas).verts_m
     between = (again - back.verts_root_m)[:, 1:] - (again - back.verts_root_m)[:, :1]
     assert between.abs().max() < 1e-5
@@ -144,12 +144,12 @@ def test_what_is_carried_back_is_seen_where_it_was(hand, stored, augment):
     camera = task.head.camera
     weak = mesh_task(hand)
     with torch.no_grad():
-        back = carried_back(predicted(weak, turned), to_plain)
+        back = carried_back(predicted(weak, rotated), to_plain)
     seen = project_weak(back.joints_root_m, back.cam, camera.scale0_per_m)
     torch.testing.assert_close(seen, back.joints_crop_ndc, atol=1e-5, rtol=1e-5)
-    # From the picture of the turned crop: its middle is that of the plain one, 33 degrees turned.
-    assert turned.kp2d_crop_ndc.abs().max() < plain.kp2d_crop_ndc.abs().max() * 1.3
-    radius = [b.kp2d_crop_ndc.norm(dim=-1) for b in (turned, plain)]
+    # From the image of the rotated crop: its middle is that of the plain one, 33 degrees rotated.
+    assert rotated.kp2d_crop_ndc.abs().max() < plain.kp2d_crop_ndc.abs().max() * 1.3
+    radius = [b.kp2d_crop_ndc.norm(dim=-1) for b in (rotated, plain)]
     torch.testing.assert_close(radius[0] * scale, radius[1], atol=1e-5, rtol=1e-5)
 
 
@@ -159,29 +159,29 @@ def test_a_bias_in_the_crops_frame_shrinks_by_the_mean_cosine(hand, stored, augm
     off_cam = torch.tensor([0.2, 0.01, -0.03])
 
     def biased(batch):
-        truth = task.label_estimate(batch)
-        return truth._replace(
-            verts_root_m=truth.verts_root_m + off_m,
-            joints_crop_ndc=truth.joints_crop_ndc + off_ndc,
-            cam=truth.cam + off_cam,
-            transl_cam_m=truth.transl_cam_m + off_m,
+        gt = task.label_estimate(batch)
+        return gt._replace(
+            verts_root_m=gt.verts_root_m + off_m,
+            joints_crop_ndc=gt.joints_crop_ndc + off_ndc,
+            cam=gt.cam + off_cam,
+            transl_cam_m=gt.transl_cam_m + off_m,
         )
 
-    truth = task.label_estimate(augment.evaluate(stored))
-    # Sines of symmetric angles cancel: what lies in the picture's plane shrinks, depth stays.
+    gt = task.label_estimate(augment.evaluate(stored))
+    # Sines of symmetric angles cancel: what lies in the image's plane shrinks, depth stays.
     shrunk_m = off_m * torch.tensor([MEAN_COS, MEAN_COS, 1.0])
     for scales, mean_scale in (([1.0], 1.0), ([0.8, 1.0, 1.5], 1.1)):
         views = RotatedViews(angles_deg=ANGLES, scales=scales).views
         crops = [(augment.evaluate_at(stored, *v), CropTransform.of(*v)) for v in views]
         mean = mean_of([carried_back(biased(crop), to_plain) for crop, to_plain in crops])
-        for name, wanted in (
+        for name, expected in (
             ("verts_root_m", shrunk_m),
             ("transl_cam_m", shrunk_m),
             ("joints_crop_ndc", off_ndc * MEAN_COS * mean_scale),
             ("cam", off_cam * torch.tensor([1.0, MEAN_COS, MEAN_COS])),
         ):
-            off = getattr(mean, name) - getattr(truth, name)
-            torch.testing.assert_close(off, wanted.expand_as(off), atol=1e-5, rtol=1e-4)
+            off = getattr(mean, name) - getattr(gt, name)
+            torch.testing.assert_close(off, expected.expand_as(off), atol=1e-5, rtol=1e-4)
 
 
 def test_rotations_are_averaged_chordally_and_metric_means_all(hand, stored, augment):
@@ -199,8 +199,8 @@ def test_rotations_are_averaged_chordally_and_metric_means_all(hand, stored, aug
 def test_one_plain_look_is_the_plain_answer_exactly(task, stored, augment):
     plain = predicted(task, augment.evaluate(stored))
     same = averaged(task, augment, stored, [0.0])
-    assert told(plain).keys() == told(same).keys()
-    assert all(torch.equal(value, getattr(same, name)) for name, value in told(plain).items())
+    assert fields(plain).keys() == fields(same).keys()
+    assert all(torch.equal(value, getattr(same, name)) for name, value in fields(plain).items())
 
 
 def test_the_order_of_views_does_not_matter_and_views_do(task, stored, augment):
@@ -208,24 +208,24 @@ def test_the_order_of_views_does_not_matter_and_views_do(task, stored, augment):
     a = averaged(task, augment, stored, ANGLES)
     b = averaged(task, augment, stored, ANGLES[::-1])
     c = averaged(task, augment, stored, [20.0, 0.0, -40.0, 40.0, -20.0])
-    for name, value in told(a).items():
+    for name, value in fields(a).items():
         torch.testing.assert_close(value, getattr(b, name), atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(value, getattr(c, name), atol=1e-5, rtol=1e-5)
     assert (a.joints_root_m - plain.joints_root_m).abs().max() > 1e-4
     assert a.joints_root_m[:, 9].abs().max() < 1e-6, "the root stays the origin"
 
 
-def test_figures_and_submissions_of_the_truth_stay_perfect(hand, photos, augment):
+def test_metrics_and_submissions_of_the_ground_truth_stay_perfect(hand, photos, augment):
     watch = Timer(CPU)
     module = InferenceModule(mesh_task(hand), augment, source="ground_truth", views=MANY)
-    figures, _ = score(module, photos, batch_size=3, timer=watch)
-    assert figures["mpvpe_mm"] < 0.01
-    assert figures["err2d_percent"] < 0.02
+    metrics, _ = score(module, photos, batch_size=3, timer=watch)
+    assert metrics["mpvpe_mm"] < 0.01
+    assert metrics["err2d_percent"] < 0.02
     assert [num for _, num in watch.laps] == [3, 3, 2]
     hands = predict_camera_hands(module, photos, batch_size=3)
     for name in ("joints_cam_m", "verts_cam_m"):
-        wanted = np.stack([getattr(p, name) for p in photos])
-        assert np.abs(getattr(hands, name) - wanted).max() < 5e-5
+        expected = np.stack([getattr(p, name) for p in photos])
+        assert np.abs(getattr(hands, name) - expected).max() < 5e-5
 
 
 @pytest.mark.parametrize("tta", [None, RotatedViews(angles_deg=[-20, 35])], ids=["plain", "tta"])
@@ -245,12 +245,12 @@ def test_a_left_hand_is_its_mirrored_right_hand_to_the_end(task, photos, augment
     hands, mirrored = (predict_camera_hands(module, h, batch_size=3) for h in (right, left))
     sign = np.where(np.arange(8) % 2 == 0, 1, -1)[:, None]
     for name in ("joints_cam_m", "verts_cam_m"):
-        wanted = getattr(hands, name).copy()
-        wanted[..., 0] *= sign
-        np.testing.assert_allclose(getattr(mirrored, name), wanted, atol=2e-5)
+        expected = getattr(hands, name).copy()
+        expected[..., 0] *= sign
+        np.testing.assert_allclose(getattr(mirrored, name), expected, atol=2e-5)
 
 
-def test_placed_left_hands_are_seen_in_their_own_picture(hand, photos, augment):
+def test_placed_left_hands_are_seen_in_their_own_image(hand, photos, augment):
     left = [mirror_sample(p) for p in photos]
     for camera in ("weak", "pinhole"):
         task = mesh_task(hand, camera)

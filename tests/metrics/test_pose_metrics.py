@@ -34,7 +34,7 @@ def scored(arrays, root=None, batch=7):
 
 @pytest.mark.parametrize("root", [None, 9])
 @pytest.mark.parametrize("noise_m", [0.001, 0.006, 0.03])
-def test_every_figure_equals_the_independent_reference(root, noise_m):
+def test_every_metric_equals_the_independent_reference(root, noise_m):
     arrays = hands(20, noise_m)
     ours, theirs = scored(arrays, root), reference.all_metrics(*arrays, root=root)
     assert set(ours) == set(KEYS) == set(theirs)
@@ -52,11 +52,11 @@ def test_mirrored_hands_score_zero_after_alignment():
 
 
 def test_the_share_of_mirrored_samples_is_known():
-    joints, verts, *truth = (torch.from_numpy(a) for a in hands(20, 0.006))
+    joints, verts, *gt = (torch.from_numpy(a) for a in hands(20, 0.006))
     metrics = HandMetrics(root_joint=9)
-    metrics.update(joints, verts, *truth)
+    metrics.update(joints, verts, *gt)
     assert metrics.mirrored_share() == 0
-    metrics.update(joints * torch.tensor([1, 1, -1]), verts, *truth)
+    metrics.update(joints * torch.tensor([1, 1, -1]), verts, *gt)
     assert metrics.mirrored_share() == 0.5
 
 
@@ -129,11 +129,11 @@ def test_samples_without_vertices_count_with_their_joints_only():
     some.update(*tensors, has_verts)
     none.update(*tensors, torch.zeros(6, dtype=torch.bool))
     whole, part = scored(arrays, 9), scored([a[has_verts.numpy()] for a in arrays], 9)
-    figures = some.compute()
-    assert figures["num_meshes"] == 3
+    metrics = some.compute()
+    assert metrics["num_meshes"] == 3
     for key in set(KEYS) - {"num_samples", "num_meshes"}:
         expected = part if key in VERT_KEYS else whole
-        assert figures[key] == pytest.approx(expected[key], rel=1e-12), key
+        assert metrics[key] == pytest.approx(expected[key], rel=1e-12), key
     assert set(none.compute()) == set(KEYS) - set(VERT_KEYS)
 
 

@@ -19,12 +19,12 @@ def test_before_training_the_answer_is_nearly_the_mean():
     mean_3d -= mean_3d[9].clone()
     mean_2d = torch.randn(21, 2)
     head.set_mean_joints(mean_3d, mean_2d)
-    start, answer = head(tokens()).steps
+    start, estimate = head(tokens()).steps
     torch.testing.assert_close(start.joints_root_m[1], mean_3d)
     torch.testing.assert_close(start.joints_crop_ndc[2], mean_2d)
-    assert (answer.joints_root_m - start.joints_root_m).abs().max() < 5e-3
-    assert (answer.joints_crop_ndc - start.joints_crop_ndc).abs().max() < 5e-2
-    assert answer.verts_root_m is None
+    assert (estimate.joints_root_m - start.joints_root_m).abs().max() < 5e-3
+    assert (estimate.joints_crop_ndc - start.joints_crop_ndc).abs().max() < 5e-2
+    assert estimate.verts_root_m is None
 
 
 def test_outputs_are_in_units_and_relative_to_the_root():
@@ -34,11 +34,11 @@ def test_outputs_are_in_units_and_relative_to_the_root():
         head.out.bias.zero_()
         head.out.bias.view(21, 5)[4] = torch.tensor([1.0, 2.0, 3.0, 0.5, -0.5])
         head.out.bias.view(21, 5)[9, 2] = 1.0  # moving the root moves every other joint back
-    answer = head(tokens(b=1)).steps[-1]
-    torch.testing.assert_close(answer.joints_root_m[0, 4], torch.tensor([0.1, 0.2, 0.2]))
-    torch.testing.assert_close(answer.joints_root_m[0, 0], torch.tensor([0.0, 0.0, -0.1]))
-    assert answer.joints_root_m[0, 9].abs().max() == 0
-    torch.testing.assert_close(answer.joints_crop_ndc[0, 4], torch.tensor([0.5, -0.5]))
+    estimate = head(tokens(b=1)).steps[-1]
+    torch.testing.assert_close(estimate.joints_root_m[0, 4], torch.tensor([0.1, 0.2, 0.2]))
+    torch.testing.assert_close(estimate.joints_root_m[0, 0], torch.tensor([0.0, 0.0, -0.1]))
+    assert estimate.joints_root_m[0, 9].abs().max() == 0
+    torch.testing.assert_close(estimate.joints_crop_ndc[0, 4], torch.tensor([0.5, -0.5]))
 
 
 @pytest.mark.parametrize(("features", "sees_patches"), [("cls", False), ("cls_patch", True)])
@@ -48,8 +48,8 @@ def test_features_are_those_that_were_asked_for(features, sees_patches):
     other = seen._replace(patches=seen.patches + torch.randn(1, 1, 8))
     a, b = (head(t).steps[-1].joints_root_m for t in (seen, other))
     assert torch.equal(a, b) is not sees_patches
-    turned = seen._replace(patches=seen.patches.flip(1))  # only their mean is looked at
-    torch.testing.assert_close(head(turned).steps[-1].joints_root_m, a)
+    rotated = seen._replace(patches=seen.patches.flip(1))  # only their mean is looked at
+    torch.testing.assert_close(head(rotated).steps[-1].joints_root_m, a)
     moved = seen._replace(cls=tokens(seed=1).cls)
     assert not torch.equal(head(moved).steps[-1].joints_root_m, a)
 
@@ -97,24 +97,24 @@ def test_the_default_has_the_weights_and_answers_it_always_had():
     t = tokens()
     seen = torch.cat([t.cls, t.patches.mean(dim=1)], dim=-1)
     delta = head.out(torch.nn.functional.layer_norm(seen, (16,))).unflatten(1, (21, 5))
-    answer = head(t).steps[-1]
+    estimate = head(t).steps[-1]
     expected = 0.1 * (delta[..., :3] - delta[:, 9:10, :3])
-    torch.testing.assert_close(answer.joints_root_m, expected)
-    torch.testing.assert_close(answer.joints_crop_ndc, delta[..., 3:])
+    torch.testing.assert_close(estimate.joints_root_m, expected)
+    torch.testing.assert_close(estimate.joints_crop_ndc, delta[..., 3:])
 
 
-def test_25d_agrees_with_itself_in_the_picture():
+def test_25d_agrees_with_itself_in_the_image():
     head = DirectHead(8, coords="25d")
     head.set_mean_joints(torch.randn(21, 3) * 0.05, torch.randn(21, 2) * 0.3)
     head.set_mean_scale(6.0)
     torch.nn.init.normal_(head.out.weight, std=0.2)
-    answer = head(tokens()).steps[-1]
-    assert answer.joints_root_m[:, 9].abs().max() == 0
-    # Some weak-perspective camera per picture shows the joints exactly where they are said to be.
-    cam = fit_weak(answer.joints_root_m, answer.joints_crop_ndc, 6.0)
-    seen = project_weak(answer.joints_root_m, cam, 6.0)
-    torch.testing.assert_close(seen, answer.joints_crop_ndc, atol=1e-5, rtol=1e-5)
-    assert cam[:, 0].std() > 1e-2, "each picture has a scale of its own"
+    estimate = head(tokens()).steps[-1]
+    assert estimate.joints_root_m[:, 9].abs().max() == 0
+    # Some weak-perspective camera per image shows the joints exactly where they are said to be.
+    cam = fit_weak(estimate.joints_root_m, estimate.joints_crop_ndc, 6.0)
+    seen = project_weak(estimate.joints_root_m, cam, 6.0)
+    torch.testing.assert_close(seen, estimate.joints_crop_ndc, atol=1e-5, rtol=1e-5)
+    assert cam[:, 0].std() > 1e-2, "each image has a scale of its own"
 
 
 def test_25d_by_hand():
@@ -128,10 +128,10 @@ def test_25d_by_hand():
         head.out.bias[-1] = math.log(2.0)
         head.out.bias[:-1].view(21, 3)[4] = torch.tensor([0.2, 0.1, 0.0])
         head.out.bias[:-1].view(21, 3)[9] = torch.tensor([0.1, 0.0, 0.1])
-    start, answer = head(tokens(b=1)).steps
+    start, estimate = head(tokens(b=1)).steps
     # 10 ndc per metre: (0.4 + 0.1 - 0) / 10, (-0.2 - 0.1) / 10, 0.03 + 0.2 * 0.1 - 0.1 * 0.1
-    torch.testing.assert_close(answer.joints_root_m[0, 4], torch.tensor([0.05, -0.03, 0.04]))
-    torch.testing.assert_close(answer.joints_crop_ndc[0, 4], torch.tensor([0.5, -0.2]))
+    torch.testing.assert_close(estimate.joints_root_m[0, 4], torch.tensor([0.05, -0.03, 0.04]))
+    torch.testing.assert_close(estimate.joints_crop_ndc[0, 4], torch.tensor([0.5, -0.2]))
     torch.testing.assert_close(start.joints_root_m[0], mean_3d)
 
 

@@ -27,7 +27,7 @@ def vit(drop_path_rate: float = 0.0, size=SIZE, **kwargs) -> ViT:
     return net.double()
 
 
-def pictures(num: int = 4, side: int = SIDE, seed: int = 0) -> torch.Tensor:
+def images(num: int = 4, side: int = SIDE, seed: int = 0) -> torch.Tensor:
     g = torch.Generator().manual_seed(seed)
     return torch.rand(num, 3, side, side, generator=g, dtype=torch.float64)
 
@@ -55,7 +55,7 @@ def timm_forward(net: ViT, image: torch.Tensor, is_masked: torch.Tensor) -> torc
 @pytest.mark.parametrize("way", list(WAYS))
 def test_tokens_are_those_of_timms_own_forward(way, attention):
     net = vit(size=SIZE | WAYS[way], attention=attention)
-    tokens, expected = net(pictures(), mask()), timm_forward(net, pictures(), mask())
+    tokens, expected = net(images(), mask()), timm_forward(net, images(), mask())
     torch.testing.assert_close(whole(tokens), expected)
 
 
@@ -67,13 +67,13 @@ def test_paths_drop_as_timm_drops_them(rate, num_local):
     for forward in (timm_forward, lambda net, *args: whole(net(*args))):
         net.zero_grad(set_to_none=True)
         torch.manual_seed(5)
-        out = forward(net, pictures(), mask())
+        out = forward(net, images(), mask())
         out.pow(3).sum().backward()
         found.append((out, {k: p.grad for k, p in net.named_parameters()}))
     torch.testing.assert_close(found[0], found[1])
     if num_local:
         torch.manual_seed(5)
-        tokens = net(pictures(), mask(), local=pictures(num_local, SIDE // 2))
+        tokens = net(images(), mask(), local=images(num_local, SIDE // 2))
         assert whole(tokens).isfinite().all()
         assert tokens.local_cls.shape == (num_local, 24)
 
@@ -85,7 +85,7 @@ def test_a_branch_that_is_dropped_for_all_has_gradients_of_zero():
         for forward in (timm_forward, lambda net, *args: whole(net(*args))):
             net.zero_grad(set_to_none=True)
             torch.manual_seed(seed)
-            forward(net, pictures(1), mask(1)).pow(3).sum().backward()
+            forward(net, images(1), mask(1)).pow(3).sum().backward()
             found.append({k: p.grad for k, p in net.named_parameters()})
         torch.testing.assert_close(found[0], found[1])
         seen.add(bool(found[0]["net.blocks.2.mlp.fc1.weight"].any()))
@@ -95,13 +95,13 @@ def test_a_branch_that_is_dropped_for_all_has_gradients_of_zero():
 @pytest.mark.parametrize("drop_path_rate", [0.0, 0.6])
 @pytest.mark.parametrize("size", [SIZE, SIZE | {"init_values": 0.3}])
 def test_places_alone_are_the_same_places_of_all(size, drop_path_rate):
-    net, places = vit(drop_path_rate, size).train(), mask().flatten().nonzero().squeeze(1)
+    net, patch_idx = vit(drop_path_rate, size).train(), mask().flatten().nonzero().squeeze(1)
     outs, grads = [], []
-    for chosen in (None, places):
+    for chosen in (None, patch_idx):
         net.zero_grad(set_to_none=True)
         torch.manual_seed(5)
-        tokens = net(pictures(), mask(), places=chosen)
-        patches = tokens.patches.flatten(0, 1)[places] if chosen is None else tokens.patches
+        tokens = net(images(), mask(), patch_idx=chosen)
+        patches = tokens.patches.flatten(0, 1)[patch_idx] if chosen is None else tokens.patches
         (tokens.cls.square().sum() + patches.pow(3).sum()).backward()
         outs.append((tokens.cls, patches))
         grads.append({k: p.grad for k, p in net.named_parameters()})
@@ -109,11 +109,11 @@ def test_places_alone_are_the_same_places_of_all(size, drop_path_rate):
     torch.testing.assert_close(grads[0], grads[1])
 
 
-@pytest.mark.parametrize("places", [None, mask().flatten().nonzero().squeeze(1)])
-def test_local_crops_that_go_along_are_as_if_alone(places):
-    net, local = vit(), pictures(5, SIDE // 2, seed=2)
-    packed = net(pictures(), mask(), places=places, local=local)
-    alone = net(pictures(), mask(), places=places)
+@pytest.mark.parametrize("patch_idx", [None, mask().flatten().nonzero().squeeze(1)])
+def test_local_crops_that_go_along_are_as_if_alone(patch_idx):
+    net, local = vit(), images(5, SIDE // 2, seed=2)
+    packed = net(images(), mask(), patch_idx=patch_idx, local=local)
+    alone = net(images(), mask(), patch_idx=patch_idx)
     torch.testing.assert_close(packed.cls, alone.cls)
     torch.testing.assert_close(packed.patches, alone.patches)
     torch.testing.assert_close(packed.local_cls, net(local).cls)
@@ -129,7 +129,7 @@ def test_recomputed_blocks_give_the_same_gradients_from_less_memory(drop_path_ra
         with torch.autograd.graph.saved_tensors_hooks(
             lambda x, kept=kept: kept.append(x.numel()) or x, lambda x: x
         ):
-            tokens = net(pictures(), mask())
+            tokens = net(images(), mask())
         (tokens.cls.square().sum() + tokens.patches.square().sum()).backward()
         saved.append(sum(kept))
         grads.append({k: p.grad for k, p in net.named_parameters()})
@@ -140,8 +140,8 @@ def test_recomputed_blocks_give_the_same_gradients_from_less_memory(drop_path_ra
 
 def test_taps_are_of_the_views_when_crops_go_along():
     net = vit()
-    tokens = net(pictures(), taps=(1, 3), local=pictures(2, SIDE // 2))
-    for tap, expected in zip(tokens.taps, net(pictures(), taps=(1, 3)).taps, strict=True):
+    tokens = net(images(), taps=(1, 3), local=images(2, SIDE // 2))
+    for tap, expected in zip(tokens.taps, net(images(), taps=(1, 3)).taps, strict=True):
         torch.testing.assert_close(tap, expected)
 
 
@@ -157,7 +157,7 @@ def test_settings_are_checked():
         with pytest.raises(ValueError, match=rf"0 to 3, got {blocks}"):
             vit(recompute_blocks=blocks)
     with pytest.raises(ValueError, match="without taps"):
-        vit()(pictures(), mask(), taps=(1,), places=torch.zeros(1, dtype=torch.int64))
+        vit()(images(), mask(), taps=(1,), patch_idx=torch.zeros(1, dtype=torch.int64))
 
 
 def test_bfloat16_on_a_cpu_writes_attention_out(monkeypatch):
@@ -172,7 +172,7 @@ def test_bfloat16_on_a_cpu_writes_attention_out(monkeypatch):
     for is_mixed, num in ((False, 3), (True, 0)):
         calls.clear()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_mixed):
-            net(pictures().float())
+            net(images().float())
         assert len(calls) == num
 
 
@@ -182,7 +182,7 @@ def test_compiled_blocks_say_the_same_and_share_their_code():
     """Ten blocks with rates of their own: a compilation each would be given up on."""
     torch._dynamo.reset()
     net = vit(drop_path_rate=0.4, size=SIZE | {"depth": 10}).float().train()
-    local = pictures(2, SIDE // 2).float()
+    local = images(2, SIDE // 2).float()
     found = []
     for compiled in (False, True):
         if compiled:
@@ -191,7 +191,7 @@ def test_compiled_blocks_say_the_same_and_share_their_code():
         for _ in range(2):
             net.zero_grad(set_to_none=True)
             torch.manual_seed(5)
-            tokens = net(pictures().float(), mask(), local=local)
+            tokens = net(images().float(), mask(), local=local)
             (whole(tokens).square().mean() + tokens.local_cls.square().mean()).backward()
         grads = {k: p.grad for k, p in net.named_parameters()}
         found.append((whole(tokens), tokens.local_cls, grads))

@@ -20,12 +20,12 @@ def test_equals_grid_sample_inside_and_outside(layout):
     points[0, :4] = torch.tensor([[-1.0, -1], [1, 1], [0, 1e30], [-1e30, 0]])
     assert (points.abs() > 1.2).any(dim=2).sum() > 50
     grad = torch.randn(3, 200, 5, generator=g)
-    answers = []
+    estimates = []
     for sample in (plain, sample_map):
         inputs = (feature_map.requires_grad_(), points.requires_grad_())
         seen = sample(*inputs)
-        answers.append((seen, *torch.autograd.grad(seen, inputs, grad)))
-    for ours, theirs, atol in zip(answers[1], answers[0], (1e-5, 1e-5, 1e-4), strict=True):
+        estimates.append((seen, *torch.autograd.grad(seen, inputs, grad)))
+    for ours, theirs, atol in zip(estimates[1], estimates[0], (1e-5, 1e-5, 1e-4), strict=True):
         torch.testing.assert_close(ours, theirs, atol=atol, rtol=1e-5)
 
 

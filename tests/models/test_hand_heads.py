@@ -112,14 +112,14 @@ def test_all_estimates_are_whole(make, name, camera, b, known):
 
 @every_head
 def test_where_the_hand_stands_follows_from_camera_and_lens(make, name):
-    answer = make(name, camera="pinhole")(tokens(1), intrinsics(1)).steps[-1]
-    expected = root_from_weak(answer.cam, intrinsics(1), 8.0)
-    torch.testing.assert_close(answer.transl_cam_m, expected)
+    estimate = make(name, camera="pinhole")(tokens(1), intrinsics(1)).steps[-1]
+    expected = root_from_weak(estimate.cam, intrinsics(1), 8.0)
+    torch.testing.assert_close(estimate.transl_cam_m, expected)
     blind = make(name, camera="weak")(tokens(1), intrinsics(1)).steps[-1]
     # Heads that look where the mesh lands see other places through another camera.
     if name != "pymaf":
-        torch.testing.assert_close(blind.joints_root_m, answer.joints_root_m)
-    assert (blind.joints_crop_ndc - answer.joints_crop_ndc).abs().max() > 1e-4
+        torch.testing.assert_close(blind.joints_root_m, estimate.joints_root_m)
+    assert (blind.joints_crop_ndc - estimate.joints_crop_ndc).abs().max() > 1e-4
 
 
 @every_head
@@ -170,7 +170,7 @@ def test_tokens_matter_where_they_should(make, name):
 
 
 @every_head
-def test_a_picture_alone_is_answered_as_in_a_batch_and_every_time(make, name):
+def test_a_image_alone_is_answered_as_in_a_batch_and_every_time(make, name):
     head, t = make(name, camera="pinhole"), tokens(3)
     whole, again = head(t, intrinsics(3)), head(t, intrinsics(3))
     assert all(torch.equal(a, b) for a, b in zip(fields(whole), fields(again), strict=True))
@@ -187,9 +187,9 @@ def test_geometry_stays_fp32_under_autocast(make, name):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         low = head(tokens())
     assert {f.dtype for f in fields(low)} == {torch.float32}
-    answer = low.steps[-1].rotmats
-    eye = torch.eye(3).expand_as(answer)
-    torch.testing.assert_close(answer @ answer.mT, eye, atol=1e-5, rtol=0)
+    estimate = low.steps[-1].rotmats
+    eye = torch.eye(3).expand_as(estimate)
+    torch.testing.assert_close(estimate @ estimate.mT, eye, atol=1e-5, rtol=0)
     low.steps[-1].verts_root_m.sum().backward()
     full = make(name)(tokens()).steps[-1]
     assert (low.steps[-1].joints_root_m - full.joints_root_m).abs().max() < 5e-3
@@ -211,12 +211,12 @@ def test_weights_carry_everything(make, name):
 @every_head
 @pytest.mark.parametrize("grid", [(6, 6), (3, 5)])
 def test_other_grids_of_tokens_are_taken(make, name, grid):
-    answer = make(name)(tokens(grid=grid)).steps[-1]
-    assert answer.verts_root_m.isfinite().all()
+    estimate = make(name)(tokens(grid=grid)).steps[-1]
+    assert estimate.verts_root_m.isfinite().all()
 
 
 @every_head
-def test_a_standardised_class_token_ignores_what_all_pictures_share(make, name):
+def test_a_standardised_class_token_ignores_what_all_images_share(make, name):
     head = make(name, standardise_cls=True)
     t = tokens()
     before = head(t).steps[-1].rotmats
@@ -295,12 +295,12 @@ def test_decoders_start_again_from_their_own_answer(make, hand):
     once = make("decoder")
     twice = DecoderHead(DIM, hand, num_steps=2, **DECODER).eval()
     twice.load_state_dict(once.state_dict())
-    answer = twice(tokens(1)).steps
-    # One more round from the first answer as the mean hand is the second answer.
-    torch.testing.assert_close(once(tokens(1)).steps[-1].cam, answer[1].cam)
-    assert (answer[2].rotmats - answer[1].rotmats).abs().max() > 1e-5
+    estimate = twice(tokens(1)).steps
+    # One more round from the first estimate as the mean hand is the second estimate.
+    torch.testing.assert_close(once(tokens(1)).steps[-1].cam, estimate[1].cam)
+    assert (estimate[2].rotmats - estimate[1].rotmats).abs().max() > 1e-5
     once.mean_state = lambda b: once_state(twice, b)  # type: ignore[method-assign]
-    torch.testing.assert_close(once(tokens(1)).steps[-1].rotmats, answer[2].rotmats)
+    torch.testing.assert_close(once(tokens(1)).steps[-1].rotmats, estimate[2].rotmats)
 
 
 def once_state(head: DecoderHead, b: int) -> torch.Tensor:

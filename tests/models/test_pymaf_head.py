@@ -85,7 +85,7 @@ def test_class_token_reaches_the_steps_it_should(make, cls_at):
     assert any(moves) is (cls_at != "none")
 
 
-def test_a_standardised_class_token_ignores_what_all_pictures_share(make):
+def test_a_standardised_class_token_ignores_what_all_images_share(make):
     head = make(cls_at="all", standardise_cls=True)
     for reg in head.regressors:
         torch.nn.init.normal_(reg.out.weight, std=0.1)
@@ -207,7 +207,7 @@ def test_the_default_pyramid_costs_at_most_a_tenth_of_the_backbone(hand):
     """Multiply-adds at ViT-S/16, 224 px: pyramid, samples, point MLPs and updates."""
     backbone = ViT("vit_small_patch16_224", img_px=224, patch_px=16)
     head = PyMafHead(384, hand)
-    picture = torch.rand(1, 3, 224, 224)
+    image = torch.rand(1, 3, 224, 224)
 
     def flops(work) -> int:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -215,8 +215,8 @@ def test_the_default_pyramid_costs_at_most_a_tenth_of_the_backbone(hand):
         return counter.get_total_flops()
 
     with torch.no_grad():
-        seen = backbone(picture)
-    body, whole = flops(lambda: backbone(picture)), flops(lambda: head(seen))
+        seen = backbone(image)
+    body, whole = flops(lambda: backbone(image)), flops(lambda: head(seen))
     assert 0.01 * body < whole <= 0.10 * body
     heavy = PyMafHead(384, hand, pyramid="deconv", channels=256)
     assert flops(lambda: heavy(seen)) > 0.25 * body

@@ -5,12 +5,17 @@ import logging
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+import handmim
+from handmim.data.freihand import FreiHand
+from handmim.data.label_files import read_ground_truth
 from handmim.engine.checkpoint import load_checkpoint, save_checkpoint
+from handmim.evaluation.benchmarks import FREIHAND
 from handmim.evaluation.multi_checkpoint import (
     CheckpointFacts,
     averaged,
@@ -83,6 +88,21 @@ def test_each_of_several_is_scored_as_by_itself(tuned, several):
     assert not (tuned / "alone" / "tta").exists()
 
 
+def test_the_public_predictor_makes_the_official_scores(tuned, freihand_tree, hand_path):
+    """Image by image, scored as the evaluation scores its own submission."""
+    path = tuned / "seed0" / "last.pt"
+    official = scored(tuned, f"checkpoint={path}", "name=official")["official"]
+    cache = tuned / "cache"
+    data = FreiHand(freihand_tree, hand_path, split="evaluation", image_px=64, cache_dir=cache)
+    samples = [data[i] for i in range(len(data))]
+    predict = handmim.load(path, batch_size=1, joint_convention=samples[0].joint_convention)
+    hands = [predict(sample.image[None], sample.K_crop_px) for sample in samples]
+    joints = np.concatenate([h.joints_root_m + h.transl_cam_m[:, None] for h in hands])
+    verts = np.concatenate([h.verts_root_m + h.transl_cam_m[:, None] for h in hands])
+    ours = FREIHAND.score(joints, verts, *read_ground_truth(freihand_tree, cache))
+    assert ours == pytest.approx(official, abs=5e-4)
+
+
 def test_mean_and_sample_deviation_are_of_what_each_got(several):
     made, folder = several
     each = [json.loads((folder / str(i) / "metrics.json").read_text()) for i in (1, 2, 3)]
@@ -91,9 +111,9 @@ def test_mean_and_sample_deviation_are_of_what_each_got(several):
         values = [e[name] for e in each]
         assert made["mean"][name] == pytest.approx(sum(values) / 3)
         assert made["std"][name] == pytest.approx(statistics.stdev(values))
-        turned = [e["tta"][name] for e in each]
-        assert made["mean"]["tta"][name] == pytest.approx(sum(turned) / 3)
-        assert turned != values
+        rotated = [e["tta"][name] for e in each]
+        assert made["mean"]["tta"][name] == pytest.approx(sum(rotated) / 3)
+        assert rotated != values
     text = (folder / "table.md").read_text()
     mean, std = (made[k]["pa_mpjpe_mm"] for k in ("mean", "std"))
     assert f"{mean:.2f} ± {std:.2f}" in text
@@ -104,19 +124,19 @@ def test_mean_and_sample_deviation_are_of_what_each_got(several):
     assert "ms/image" in lines[0]
 
 
-def test_turned_crops_have_their_own_files_and_figures(several):
+def test_rotated_crops_have_their_own_files_and_metrics(several):
     _, folder = several
     report = json.loads((folder / "1" / "metrics.json").read_text())
     assert report["submission"] == "pred.zip"
     assert report["tta"]["submission"] == "tta/pred.zip"
     assert report["tta"]["num_views"] == 5
     assert report["tta"]["ms_per_image"] > report["ms_per_image"] > 0
-    plain, turned = (read_submission(folder / "1" / p / "pred.json") for p in (".", "tta"))
-    assert plain[0].shape == turned[0].shape
-    assert 1e-5 < abs(plain[1] - turned[1]).max() < 0.5
+    plain, rotated = (read_submission(folder / "1" / p / "pred.json") for p in (".", "tta"))
+    assert plain[0].shape == rotated[0].shape
+    assert 1e-5 < abs(plain[1] - rotated[1]).max() < 0.5
     lines = (folder / "1" / "tta" / "scores.txt").read_text().splitlines()
-    wanted = report["tta"]["official"]["xyz_al_mean3d"]
-    assert f"xyz_al_mean3d: {wanted:.6f}" in lines
+    expected = report["tta"]["official"]["xyz_al_mean3d"]
+    assert f"xyz_al_mean3d: {expected:.6f}" in lines
 
 
 def test_without_a_benchmark_both_are_scored_too(tuned):

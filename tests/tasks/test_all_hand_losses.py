@@ -23,7 +23,7 @@ INFO = StepInfo(0, 10)
 
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory, hand_path) -> HandBatch:
-    """Eight augmented pictures of 32 px."""
+    """Eight augmented images of 32 px."""
     folder = tmp_path_factory.mktemp("c")
     hands = SyntheticHands(hand_path, "train", 8, folder, SCENE, num_workers=0)
     augment = HandAugment(img_px=32, scale=(0.6, 1.0), rotation_deg=40.0)
@@ -106,14 +106,16 @@ def test_every_refinement_has_a_gradient_whatever_its_weight(batch, words):
 
 def test_the_mask_follows_the_augmented_image(batch, hand):
     faces = torch.from_numpy(hand.faces).long()
-    wanted = hand_masks(batch.verts_cam_m, batch.K_crop_px, faces, 32, (32, 32))
-    with torch.autocast("cpu", torch.bfloat16):  # training in half precision draws the same truth
+    expected = hand_masks(batch.verts_cam_m, batch.K_crop_px, faces, 32, (32, 32))
+    with torch.autocast(
+        "cpu", torch.bfloat16
+    ):  # training in half precision draws the same ground truth
         masks = hand_masks(batch.verts_cam_m, batch.K_crop_px, faces, 32, (32, 32))
-    assert torch.equal(masks, wanted)
+    assert torch.equal(masks, expected)
     column, row = ((batch.kp2d_crop_ndc + 1) * 16).floor().long().unbind(-1)
     is_inside = (batch.kp2d_crop_ndc.abs() < 1).all(dim=-1)
-    picture = torch.arange(8)[:, None].expand(8, 21)
-    hit = masks[picture, row.clamp(0, 31), column.clamp(0, 31)][is_inside]
+    image = torch.arange(8)[:, None].expand(8, 21)
+    hit = masks[image, row.clamp(0, 31), column.clamp(0, 31)][is_inside]
     assert is_inside.float().mean() > 0.8
     assert hit.float().mean() > 0.9  # a fingertip may lie on the rim
     assert masks.float().mean() < 0.5

@@ -51,7 +51,7 @@ def live(task) -> dict[str, torch.Tensor]:
     return {n: v.clone() for n, v in task._live().state_dict().items()}
 
 
-def answers(task, batch: HandBatch) -> torch.Tensor:
+def estimates(task, batch: HandBatch) -> torch.Tensor:
     with torch.no_grad():
         return task.predict(batch.image, batch.joint_convention).joints_root_m
 
@@ -124,7 +124,7 @@ def test_it_starts_at_the_weights_after_the_labels_were_looked_at(hand, hands, a
     plain = small_hand_task(hand)
     plain.head.standardise_cls = True
     plain.load_state_dict({k: v for k, v in task.state_dict().items() if "averaged" not in k})
-    assert torch.equal(answers(task.eval(), batch), answers(plain.eval(), batch))
+    assert torch.equal(estimates(task.eval(), batch), estimates(plain.eval(), batch))
 
 
 def test_buffers_follow(hand):
@@ -137,16 +137,16 @@ def test_buffers_follow(hand):
 def test_evaluation_asks_the_average_and_training_the_live_weights(hand, hands, augment, batch):
     task = small_hand_task(hand, average=PLAIN)
     task.start_from_labels(hands, augment, CPU)
-    start = answers(task.eval(), batch)
+    start = estimates(task.eval(), batch)
     task.train()
     moved(task, 0.02)
-    assert not torch.equal(answers(task, batch), start)  # no dropout: the weights alone differ
-    assert torch.equal(answers(task.eval(), batch), start)
-    figures, _ = score(InferenceModule(task, augment), hands)
+    assert not torch.equal(estimates(task, batch), start)  # no dropout: the weights alone differ
+    assert torch.equal(estimates(task.eval(), batch), start)
+    metrics, _ = score(InferenceModule(task, augment), hands)
     bare = small_hand_task(hand)
     bare._live().load_state_dict(task.averaged.net.state_dict())
     theirs, _ = score(InferenceModule(bare, augment), hands)
-    assert figures == theirs
+    assert metrics == theirs
     assert task.export_backbone is task.averaged.net["backbone"]
 
 
@@ -227,8 +227,8 @@ def test_bare_joints_are_averaged_too(augment):
     task = keypoint_task(average=PLAIN)
     task.start_from_labels(photos, augment, CPU)
     batch = augment.evaluate(collate_hands(photos))
-    start = answers(task.eval(), batch)
+    start = estimates(task.eval(), batch)
     moved(task.train(), 0.02)
-    assert not torch.equal(answers(task, batch), start)
-    assert torch.equal(answers(task.eval(), batch), start)
+    assert not torch.equal(estimates(task, batch), start)
+    assert torch.equal(estimates(task.eval(), batch), start)
     assert task.averaged.net["head"].mean_joints_crop_ndc.abs().max() > 0

@@ -72,8 +72,8 @@ def whole_batch(photos) -> HandBatch:
 def state(batch: HandBatch, off_m=0.0, off_ndc=0.0) -> KeypointOutputs:
     root = batch.joints_cam_m[:, 9, None]
     far = KeypointState(batch.joints_cam_m + 9.0, batch.kp2d_crop_ndc + 9.0)
-    answer = KeypointState(batch.joints_cam_m - root + off_m, batch.kp2d_crop_ndc + off_ndc)
-    return KeypointOutputs((far, answer))
+    estimate = KeypointState(batch.joints_cam_m - root + off_m, batch.kp2d_crop_ndc + off_ndc)
+    return KeypointOutputs((far, estimate))
 
 
 def test_losses_by_hand_and_the_mean_is_not_scored(photos):
@@ -132,7 +132,7 @@ def test_the_mean_is_joint_by_joint_over_what_is_labelled(photos, augment):
         mean_joints(Relabelled(photos, joints_valid=NONE, kp2d_valid=NONE), augment)
 
 
-def test_the_mean_scale_is_that_of_the_pictures(photos, augment):
+def test_the_mean_scale_is_that_of_the_images(photos, augment):
     batch = augment.evaluate(whole_batch(photos))
     root = batch.joints_cam_m[:, 9, None]
     logs = fit_weak(batch.joints_cam_m - root, batch.kp2d_crop_ndc, 1.0)[:, 0]
@@ -195,16 +195,16 @@ def test_it_learns_and_is_scored_without_a_mesh(photos, augment, coords):
     again, _ = score(InferenceModule(task, augment, source="mean_hand"), photos, batch_size=16)
     assert again["mpjpe_mm"] == pytest.approx(before["mpjpe_mm"], rel=1e-5)
     labels = InferenceModule(task, augment, source="ground_truth")
-    truth, _ = score(labels, photos)
-    assert truth["mpjpe_mm"] == pytest.approx(0, abs=1e-3)
-    assert truth["err2d_percent"] == pytest.approx(0, abs=1e-3)
-    assert truth["pck10"] == 1.0
+    gt, _ = score(labels, photos)
+    assert gt["mpjpe_mm"] == pytest.approx(0, abs=1e-3)
+    assert gt["err2d_percent"] == pytest.approx(0, abs=1e-3)
+    assert gt["pck10"] == 1.0
     bare = Relabelled(photos, joints_valid=NONE, kp2d_valid=NONE)
     with pytest.raises(ValueError, match="predictor=ground_truth needs labels"):
         score(labels, bare)
 
 
-def test_2d_figures_by_hand(photos, augment):
+def test_2d_metrics_by_hand(photos, augment):
     task = build()
     batch = augment.evaluate(whole_batch(photos[:2]))
 
@@ -214,10 +214,10 @@ def test_2d_figures_by_hand(photos, augment):
             kp[0, :7, 0] += 0.6  # 30 % of the side, a third of the joints
             return task.mean_estimate(stored)._replace(joints_crop_ndc=kp)
 
-    figures, _ = score(Shifted(task, augment), photos[:2])
+    metrics, _ = score(Shifted(task, augment), photos[:2])
     assert batch.kp2d_valid.all()
-    assert figures["err2d_percent"] == pytest.approx(5.0, rel=1e-4)
-    assert figures["pck10"] == pytest.approx(1 - 1 / 6, rel=1e-5)
+    assert metrics["err2d_percent"] == pytest.approx(5.0, rel=1e-4)
+    assert metrics["pck10"] == pytest.approx(1 - 1 / 6, rel=1e-5)
 
 
 def test_a_frozen_backbone_stays_as_it_came(photos, augment):
@@ -244,7 +244,7 @@ def test_plain_joint_losses_fit_too(photos, augment):
     assert set(result.scalars) == {"loss", "loss/joints3d", "loss/joints2d"}
 
 
-def test_pictures_show_skeletons(photos, augment):
+def test_images_show_skeletons(photos, augment):
     task = build().train()
     drawn = task.images(augment.evaluate(whole_batch(photos)))
     assert drawn["predictions"].shape[2] == 3
@@ -259,8 +259,8 @@ def test_photos_kept_in_memory_are_read_once(tmp_path):
         "annotations": [{"image_id": 0, "keypoints": notes}],
     }
     (tmp_path / "notes.json").write_text(json.dumps(content))
-    picture = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
-    cv2.imwrite(str(tmp_path / "a.png"), picture)
+    image = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / "a.png"), image)
     kept, read = (
         KeypointPhotos(tmp_path, tmp_path / "notes.json", split="all", in_memory=flag)
         for flag in (True, False)

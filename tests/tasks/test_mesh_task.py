@@ -45,7 +45,7 @@ def test_mean_hand_is_the_chordal_mean_and_the_mean_camera(hands, augment, hand)
     torch.testing.assert_close(cam, fit_weak(joints, b.kp2d_crop_ndc, 8.0).mean(dim=0))
 
 
-def test_class_tokens_are_measured_on_the_training_pictures(make, hands, augment):
+def test_class_tokens_are_measured_on_the_training_images(make, hands, augment):
     task = make()
     task.head.standardise_cls = True
     task.start_from_labels(hands, augment, torch.device("cpu"))
@@ -62,26 +62,26 @@ def test_joints_alone_place_the_mean_hand_too(hands, augment, hand):
     bare = Relabelled(hands, has_mano=False, has_verts=False)
     rotmats, cam = mean_hand(bare, augment, 8.0, hand)
     torch.testing.assert_close(rotmats[1:], hand.mean_rotmats[1:].float())
-    truth, true_cam = mean_hand(hands, augment, 8.0, hand)
+    gt, true_cam = mean_hand(hands, augment, 8.0, hand)
     torch.testing.assert_close(cam, true_cam)
     # nearest rotation of a bent hand to the mean pose: near the true turn, not equal to it
-    angle = ((rotmats[0] @ truth[0].T).trace() - 1).div(2).clamp(-1, 1).acos()
+    angle = ((rotmats[0] @ gt[0].T).trace() - 1).div(2).clamp(-1, 1).acos()
     assert float(angle.rad2deg()) < 15
 
 
-def test_joints_in_the_picture_place_the_mean_hand(hands, augment, hand):
+def test_joints_in_the_image_place_the_mean_hand(hands, augment, hand):
     no = np.zeros(21, bool)
     flat = Relabelled(hands, has_mano=False, has_verts=False, joints_valid=no)
     rotmats, cam = mean_hand(flat, augment, 8.0, hand)
-    truth, true_cam = mean_hand(hands, augment, 8.0, hand)
-    angle = ((rotmats[0] @ truth[0].T).trace() - 1).div(2).clamp(-1, 1).acos()
+    gt, true_cam = mean_hand(hands, augment, 8.0, hand)
+    angle = ((rotmats[0] @ gt[0].T).trace() - 1).div(2).clamp(-1, 1).acos()
     assert float(angle.rad2deg()) < 40
     assert float(cam[0]) == pytest.approx(float(true_cam[0]), abs=0.25)
     with pytest.raises(ValueError, match="MANO parameters or all 21 joints:"):
         mean_hand(Relabelled(flat, kp2d_valid=no), augment, 8.0, hand)
 
 
-def test_a_few_pictures_can_be_learned_by_heart(make, hands, augment):
+def test_a_few_images_can_be_learned_by_heart(make, hands, augment):
     task = make()
     task.head.set_mean_hand(*mean_hand(hands, augment, 8.0, task.head.hand))
     batch = augment.evaluate(HandBatch(*(f[:8] for f in whole_batch(hands))))
@@ -126,19 +126,19 @@ def test_scores_of_the_mean_hand_are_those_of_a_constant(make, hands, augment):
     task = make()
     task.head.set_mean_hand(*mean_hand(hands, augment, 8.0, task.head.hand))
     mean = InferenceModule(task, augment, source="mean_hand")
-    figures, sheet = score(mean, hands, batch_size=7, num_images=4)
+    metrics, sheet = score(mean, hands, batch_size=7, num_images=4)
     b = augment.evaluate(whole_batch(hands))
     state = task.head.decode(task.head.mean_state(1))
     gap = state.joints_root_m - (b.joints_cam_m - b.joints_cam_m[:, 9:10])
-    assert figures["mpjpe_mm"] == pytest.approx(float(gap.norm(dim=-1).mean() * 1e3), rel=1e-4)
-    assert figures["num_samples"] == len(hands)
+    assert metrics["mpjpe_mm"] == pytest.approx(float(gap.norm(dim=-1).mean() * 1e3), rel=1e-4)
+    assert metrics["num_samples"] == len(hands)
     assert sheet is not None
     assert sheet.dtype == np.uint8
     seen = (state.joints_crop_ndc - b.kp2d_crop_ndc).norm(dim=-1).mean() / 2 * 100
-    assert figures["err2d_percent"] == pytest.approx(float(seen), rel=1e-4)
+    assert metrics["err2d_percent"] == pytest.approx(float(seen), rel=1e-4)
     other, none = score(InferenceModule(task, augment), hands, batch_size=24)
     assert none is None
-    assert set(other) == set(figures)
+    assert set(other) == set(metrics)
 
 
 def test_mirrored_predictions_are_warned_about_and_untrained_ones_are_not(
@@ -165,14 +165,14 @@ def test_only_what_is_labelled_is_scored(make, hands, augment):
     mean = InferenceModule(task, augment, source="mean_hand")
     whole, _ = score(mean, hands)
     flat = Relabelled(hands, has_mano=False, has_verts=False, joints_valid=no)
-    figures, _ = score(mean, flat)
-    assert set(figures) == {"err2d_percent", "pck10", "num_2d"}
-    assert figures["err2d_percent"] == pytest.approx(whole["err2d_percent"])
+    metrics, _ = score(mean, flat)
+    assert set(metrics) == {"err2d_percent", "pck10", "num_2d"}
+    assert metrics["err2d_percent"] == pytest.approx(whole["err2d_percent"])
     half = [flat[0], hands[1], hands[2]]
-    figures, _ = score(mean, half)
+    metrics, _ = score(mean, half)
     alone, _ = score(mean, half[1:])
-    assert (figures["num_samples"], figures["num_2d"]) == (2, 3)
-    assert figures["mpjpe_mm"] == pytest.approx(alone["mpjpe_mm"], rel=1e-6)
+    assert (metrics["num_samples"], metrics["num_2d"]) == (2, 3)
+    assert metrics["mpjpe_mm"] == pytest.approx(alone["mpjpe_mm"], rel=1e-6)
     bare = Relabelled(flat, kp2d_valid=no)
     with pytest.raises(ValueError, match="nothing of this set is labelled"):
         score(mean, bare)
@@ -186,7 +186,7 @@ def test_scores_do_not_depend_on_the_batch_size(make, hands, augment):
         assert a[key] == pytest.approx(b[key], rel=1e-4), key
 
 
-def test_pictures_show_prediction_and_truth(make, hands, augment):
+def test_images_show_prediction_and_ground_truth(make, hands, augment):
     task = make()
     drawn = task.images(augment.evaluate(whole_batch(hands)))
     assert drawn["predictions"].std() > 5

@@ -1,4 +1,4 @@
-"""Every head can learn a few pictures by heart: 64 renders to below 2 mm per vertex."""
+"""Every head can learn a few images by heart: 64 renders to below 2 mm per vertex."""
 
 import math
 from pathlib import Path
@@ -42,7 +42,7 @@ def composed(cache: Path, num: int, head: str, *words: str) -> DictConfig:
 
 
 def learned_by_heart(cfg: DictConfig, steps: int) -> tuple[HandBatch, HandState]:
-    """The pictures as evaluation crops them, and the answer after `steps` of training on them."""
+    """The images as evaluation crops them, and the estimate after `steps` of training on them."""
     torch.manual_seed(0)
     task: HandRegressionTask = instantiate(cfg.task)
     augment, renders = instantiate(cfg.augment), instantiate(cfg.data.train)
@@ -65,38 +65,38 @@ def learned_by_heart(cfg: DictConfig, steps: int) -> tuple[HandBatch, HandState]
         schedule.step()
     task.eval()
     with torch.no_grad():
-        answer = task.predict(batch.image, batch.joint_convention, batch.intrinsics)
-    assert isinstance(answer, HandState)
-    return batch, answer
+        estimate = task.predict(batch.image, batch.joint_convention, batch.intrinsics)
+    assert isinstance(estimate, HandState)
+    return batch, estimate
 
 
 def mm(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm(dim=-1).mean() * 1e3)
 
 
-def mpvpe_mm(batch: HandBatch, answer: HandState) -> float:
-    return mm(answer.verts_root_m, batch.verts_cam_m - batch.joints_cam_m[:, 9, None])
+def mpvpe_mm(batch: HandBatch, estimate: HandState) -> float:
+    return mm(estimate.verts_root_m, batch.verts_cam_m - batch.joints_cam_m[:, 9, None])
 
 
-def test_eight_pictures_are_learned_quickly(cache):
-    batch, answer = learned_by_heart(composed(cache, 8, "iterative_small"), 60)
-    assert mpvpe_mm(batch, answer) < 5.0
+def test_eight_images_are_learned_quickly(cache):
+    batch, estimate = learned_by_heart(composed(cache, 8, "iterative_small"), 60)
+    assert mpvpe_mm(batch, estimate) < 5.0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["pymaf_small", "iterative_small", "plain_small", "decoder_small"])
-def test_every_head_learns_64_pictures_by_heart(cache, head):
-    batch, answer = learned_by_heart(composed(cache, 64, head), STEPS)
-    assert mpvpe_mm(batch, answer) < 2.0
+def test_every_head_learns_64_images_by_heart(cache, head):
+    batch, estimate = learned_by_heart(composed(cache, 64, head), STEPS)
+    assert mpvpe_mm(batch, estimate) < 2.0
 
 
 @pytest.mark.slow
 def test_a_true_camera_learns_where_hands_stand(cache):
     cfg = composed(cache, 64, "iterative_small", "task.head.camera=pinhole")
-    batch, answer = learned_by_heart(cfg, STEPS)
-    assert mpvpe_mm(batch, answer) < 2.0
-    assert answer.transl_cam_m is not None
-    assert answer.is_metric is not None
-    assert answer.is_metric.all()
-    placed = answer.joints_root_m + answer.transl_cam_m[:, None]
+    batch, estimate = learned_by_heart(cfg, STEPS)
+    assert mpvpe_mm(batch, estimate) < 2.0
+    assert estimate.transl_cam_m is not None
+    assert estimate.is_metric is not None
+    assert estimate.is_metric.all()
+    placed = estimate.joints_root_m + estimate.transl_cam_m[:, None]
     assert mm(placed, batch.joints_cam_m) < 20.0

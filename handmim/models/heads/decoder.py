@@ -29,17 +29,17 @@ class DecoderLayer(nn.Module):
         self, width: int, num_heads: int, mlp_ratio: float, dropout: float, *, among_queries: bool
     ) -> None:
         super().__init__()
-        hidden = round(width * mlp_ratio)
+        mlp_width = round(width * mlp_ratio)
         self.own_norm = nn.LayerNorm(width) if among_queries else None
         self.own = _attention(width, num_heads, dropout) if among_queries else None
         self.cross_norm = nn.LayerNorm(width)
         self.cross = _attention(width, num_heads, dropout)
         self.mlp = nn.Sequential(
             nn.LayerNorm(width),
-            nn.Linear(width, hidden),
+            nn.Linear(width, mlp_width),
             nn.GELU(),
             nn.Dropout(dropout),
-            nn.Linear(hidden, width),
+            nn.Linear(mlp_width, width),
         )
         self.dropout = nn.Dropout(dropout)
 

@@ -143,7 +143,7 @@ class HandHead(nn.Module, ABC):
         *,
         intrinsics: Intrinsics | None,
     ) -> HandState:
-        """A posed hand with its places in the crop, and before the camera where that is known."""
+        """A posed hand with its projection into the crop, and its root translation where known."""
         with torch.autocast(cam.device.type, enabled=False):
             transl, is_metric = self.camera.root_translation(cam, intrinsics)
             return HandState(

@@ -87,7 +87,9 @@ def test_losses_by_hand_and_the_mean_is_not_scored(photos):
     assert in_2d(state(batch, 0.0, 0.5), batch).item() == pytest.approx(0.45, rel=1e-3)
 
 
-@pytest.mark.parametrize("term", [JointLoss(root_joint=9), JointLoss2D()])
+@pytest.mark.parametrize(
+    "term", [JointLoss(root_joint=9, unit_m=0.1, beta=0.1), JointLoss2D(beta=0.1)]
+)
 def test_reduction_is_that_of_the_other_regression_losses(photos, term):
     both = whole_batch(photos[:4])
     mask = torch.ones(4, 21, dtype=torch.bool)

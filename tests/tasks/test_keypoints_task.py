@@ -57,8 +57,8 @@ def build(losses=None, dim=24, head=None, **options) -> KeypointRegressionTask:
     size = {"embed_dim": dim, "depth": 1, "num_heads": 2}
     backbone = ViT("vit_tiny_patch16_224", img_px=32, patch_px=8, pixel_norm="per_image", size=size)
     own = {
-        "direct3d": JointLoss(root_joint=9),
-        "direct2d": JointLoss2D(),
+        "direct3d": JointLoss(root_joint=9, unit_m=0.1, beta=0.1),
+        "direct2d": JointLoss2D(beta=0.1),
     }
     return KeypointRegressionTask(
         backbone, partial(DirectHead, **(head or {})), losses or own, **options

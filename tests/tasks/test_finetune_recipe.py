@@ -79,7 +79,7 @@ def test_the_hand_stays_in_fp32_under_bf16(hand, hands, camera):
     batch = small_augment().evaluate(collate_hands([hands[i] for i in range(4)]))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert (batch.image.flatten(1) @ batch.image.flatten(1).T).dtype == torch.bfloat16
-        steps = task.predict(batch.image, intrinsics=batch.intrinsics).steps
+        steps = task.refinements(batch.image, batch.intrinsics).steps
     for state in steps:
         floating = [f for f in state if f is not None and f.is_floating_point()]
         assert {f.dtype for f in floating} == {torch.float32}

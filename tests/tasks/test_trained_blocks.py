@@ -88,7 +88,7 @@ def test_what_is_frozen_answers_the_same_in_training(hand, batch, k):
         )
     for mode in (True, True, False):
         task.train(mode)
-        task.tokens(batch.image)
+        task.active_backbone(batch.image)
     for name, (one, two, evaluated) in outputs.items():
         number = int(name.split()[1])
         # timm lets rates rise from 0: the first block drops no path
@@ -116,7 +116,7 @@ def test_activations_of_what_is_frozen_are_not_kept(hand, batch, k):
     for block in task.backbone.net.blocks:
         block.mlp.register_forward_hook(lambda *_: after.append(kept[0]))
     with saved_tensors_hooks(count, lambda tensor: tensor):
-        task.tokens(batch.image)
+        task.active_backbone(batch.image)
     assert [n > 0 for n in after] == [i >= DEPTH - k for i in range(DEPTH)]
     assert (kept[0] > 0) is (k > 0)
 

@@ -88,9 +88,9 @@ def test_freihand_from_training_to_submission_and_back(place, tuned_on_freihand,
     call(place, "eval.py", *words, *common, "name=fh_file")
     again = json.loads((place / "runs" / "fh_file" / "metrics.json").read_text())
     assert again["official"] == metrics["official"]
-    words = [f"checkpoint={tuned_on_freihand}", "predictor=truth", *common, "name=fh_truth"]
+    words = [f"checkpoint={tuned_on_freihand}", "predictor=ground_truth", *common, "name=fh_labels"]
     call(place, "eval.py", *words)
-    truth = json.loads((place / "runs" / "fh_truth" / "metrics.json").read_text())
+    truth = json.loads((place / "runs" / "fh_labels" / "metrics.json").read_text())
     assert (
         max(truth[k] for k in ("abs_mpjpe_mm", "abs_mpvpe_mm", "pa_mpjpe_mm", "pa_mpvpe_mm")) < 0.01
     )

@@ -35,7 +35,7 @@ def answer(folder: Path, script: str, *words: str) -> str:
             "no such setting: trainer.max_step, did you mean trainer.max_steps?",
         ),
         ("eval.py", ["data=freihand3"], "Could not find 'data/freihand3'"),
-        ("benchmark.py", ["--methods", "--help"], "relative to the first one"),
+        ("benchmark.py", ["--methods=all", "--help"], "relative to the first one"),
         ("benchmark.py", ["a=1", "--steps=0", "b=2"], "--steps must be >= 1, got 0"),
         ("benchmark.py", ["--help"], "suite: all"),
         ("benchmark.py", ["--estimate", "pertrain"], "invalid choice: 'pertrain'"),

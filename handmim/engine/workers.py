@@ -217,7 +217,7 @@ class Loading:
         workers = ", ".join(str(worker.pid) for worker in self._workers)
         raise StalledError(
             f"rank {own_rank()} stands still: it waited {self._limit_s:.0f} s for loader workers "
-            f"({workers}), one of which is stuck or stopped (stall_timeout_s)"
+            f"({workers}), one of which is stuck or stopped (machine.stall_timeout_s)"
         )
 
     def __enter__(self) -> "Loading":
@@ -341,7 +341,7 @@ class Watchdog:
     def _end(self, awaited: str, still_s: float) -> None:
         text = (
             f"rank {self.run.rank} stands still: it waited {still_s:.0f} s for {awaited}, more "
-            f"than {self.limit_s:g} s (stall_timeout_s); {GOES_ON}"
+            f"than {self.limit_s:g} s (machine.stall_timeout_s); {GOES_ON}"
         )
         text += self._of_others(awaited)
         main = sys._current_frames().get(threading.main_thread().ident or 0)

@@ -471,7 +471,7 @@ def test_one_file_under_two_ids_stays_on_one_side_of_the_split(content, load, ca
 
 
 def test_a_split_field_that_no_image_has_is_refused(content, load):
-    with pytest.raises(ValueError, match=r"none of 24 images has the field 'person'"):
+    with pytest.raises(ValueError, match=r"none of 24 images has the field split_by='person'"):
         load(content, split="train", split_by="person")
 
 

@@ -222,7 +222,7 @@ def test_a_changed_byte_of_a_rendered_sample_is_named(make):
         path.write_bytes(whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:])
         again = make()
         assert again[4].sample_id == "train/4"
-        with pytest.raises(ValueError, match=rf"{data.folder} is damaged: sample 5 .*cache_dir"):
+        with pytest.raises(ValueError, match=rf"{data.folder} is damaged: sample 5 .*delete "):
             again[5]
         path.write_bytes(whole)
 

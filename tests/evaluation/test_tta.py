@@ -106,7 +106,7 @@ def test_every_field_of_a_hand_has_a_rule(stored, augment):
         carried_back(Odd(torch.ones(1, 21, 3), torch.ones(1)), CropTransform.of(0.0, 1.0))
     with pytest.raises(ValueError, match="at least one angle and scale"):
         RotatedViews(angles_deg=[])
-    with pytest.raises(ValueError, match=r"are required, got .* scales=\[0\.0\] "):
+    with pytest.raises(ValueError, match=r"are required, got .* scales=\[0\.0\]"):
         RotatedViews(angles_deg=[0.0], scales=[0.0])
     assert len(MANY.views) == 15
 

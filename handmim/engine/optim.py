@@ -120,7 +120,7 @@ class OptimizerConfig:
             how = {"fused": True} if fused else {}
             return self.make(groups, lr=self._lr.start, **how)
         except (TypeError, ValueError, LookupError) as error:
-            raise ValueError(f"the optimizer cannot be made: {error} (make)") from error
+            raise ValueError(f"the optimizer cannot be made: {error} (optim.make)") from error
 
     def apply(
         self, optimizer: Optimizer, step: int, total_steps: int, batch_size: int

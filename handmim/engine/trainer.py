@@ -108,8 +108,8 @@ class Trainer:
         """Raises: ValueError for a batch that does not divide by processes and parts."""
         if self.batch_size % (world_size * self.accumulate):
             raise ValueError(
-                f"a batch of {self.batch_size} does not divide by {world_size} processes and "
-                f"{self.accumulate} parts (batch_size, accumulate)"
+                f"batch_size {self.batch_size} does not divide by {world_size} processes and the "
+                f"parts of accumulate {self.accumulate}"
             )
 
     def fit(

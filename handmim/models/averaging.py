@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from handmim.utils.arguments import below_one
+
 
 @dataclass(frozen=True)
 class Averaging:
@@ -36,6 +38,7 @@ def averaging_of(settings: Mapping[str, Any] | float | None) -> Averaging | None
     if settings is None:
         return None
     if isinstance(settings, (int, float)):
+        below_one(average=settings)
         return Averaging(settings)
     known = {f.name for f in fields(Averaging)}
     unknown = sorted(set(settings) - known)

@@ -3,6 +3,7 @@ import re
 import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from omegaconf import DictConfig
 
 from handmim.engine.checkpoint import save_checkpoint
 from handmim.pipelines.finetune import finetune
@@ -22,6 +23,12 @@ QUICK = ["experiment=quickstart_pretrain", *CPU]
 def configs():
     with initialize_config_dir(str(REPO / "configs"), version_base="1.3"):
         yield
+
+
+def said(error: ValueError, cfg: DictConfig) -> str:
+    """The message with which an entry point ends."""
+    add_key(error, cfg)
+    return sentence(error)
 
 
 def problems(entry: str, *overrides: str) -> list[str]:
@@ -87,8 +94,10 @@ def test_cheap_refusals_come_before_anything_is_rendered(tmp_path, run, entry, w
     where = [f"paths.run_root={tmp_path}/runs", f"paths.data_dir={tmp_path}/data"]
     overrides = [f"experiment=quickstart_{entry}", "machine.accelerator=cpu", *where, word]
     labels = ["num_labels=null"] if word == "label_fraction=1.5" else []
-    with pytest.raises(ValueError, match=message):
-        run(compose(entry, [*overrides, *labels]))
+    cfg = compose(entry, [*overrides, *labels])
+    with pytest.raises(ValueError, match=r"\S") as refused:
+        run(cfg)
+    assert re.search(message, said(refused.value, cfg))
     assert not (tmp_path / "data").exists()
 
 
@@ -107,10 +116,10 @@ def test_what_is_refused_at_once_leaves_no_run_folder(tmp_path, word, message):
     where = [f"paths.run_root={tmp_path}/runs", f"paths.data_dir={tmp_path}/data"]
     overrides = ["experiment=quickstart_pretrain", "machine.accelerator=cpu", *where]
     overrides.append(word.format(folder=tmp_path))
+    cfg = hydra_compose("pretrain", overrides)
     with pytest.raises(ValueError, match=r"\S") as refused:
         pretrain(compose("pretrain", overrides))
-    add_key(refused.value, hydra_compose("pretrain", overrides))
-    assert re.search(message, sentence(refused.value))
+    assert re.search(message, said(refused.value, cfg))
     assert not (tmp_path / "runs").exists()
 
 
@@ -134,8 +143,9 @@ def test_what_a_part_refuses_is_said_before_anything_is_rendered(
 ):
     monkeypatch.chdir(tmp_path)
     cfg = compose(entry, ["data=synthetic", *overrides])
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=r"\S") as refused:
         (pretrain if entry == "pretrain" else finetune)(cfg)
+    assert re.search(message, said(refused.value, cfg))
     assert list(tmp_path.iterdir()) == []
 
 

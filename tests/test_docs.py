@@ -96,6 +96,10 @@ def needed_by(overrides: list[str]) -> list[str]:
     return [] if any(w.startswith(with_data) for w in overrides) else ["data.root=unread"]
 
 
+# Commands without a config, and where their options are read.
+ARGPARSED = {"pack": "pipelines/pack.py", "quickstart": "experiments/quickstart.py"}
+
+
 def test_commands_are_found_in_every_kind_of_source():
     origins = " ".join(COMMANDS.values())
     assert len(COMMANDS) > 80
@@ -108,8 +112,9 @@ def check_command(command: tuple[str, ...], configs: Path) -> None:
     tool, words = command[0], list(command[1:])
     is_whole = not any(w.endswith("...") for w in words) and "--help" not in words
     source = (TOOLS / f"{tool}.py").read_text()
-    if 'main("pack")' in source:
-        source = (REPO / "handmim" / "pipelines" / "pack.py").read_text()
+    for name, module in ARGPARSED.items():
+        if f'main("{name}")' in source:
+            source = (REPO / "handmim" / module).read_text()
     for option in (w.partition("=")[0] for w in words if w.startswith("--")):
         assert option in HYDRA or f'"{option}"' in source, f"{tool} has no {option}"
     given = [w for w in words if not w.endswith("...") or "=" in w]

@@ -38,6 +38,9 @@ def pack() -> None:
 
 
 def doctor(cfg: DictConfig) -> int:
+    from handmim.pipelines.preflight import preflight
+
+    preflight(cfg, names=("report",))
     from handmim.check.run import doctor
 
     return doctor(cfg)

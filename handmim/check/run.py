@@ -18,7 +18,6 @@ from handmim.check.freihand import check_freihand
 from handmim.check.hand import check_hand
 from handmim.check.ho3d import check_ho3d
 from handmim.check.images import check_crops, check_keypoints
-from handmim.pipelines.preflight import preflight
 from handmim.utils.config import resolved
 from handmim.utils.files import write_atomic
 from handmim.utils.findings import Finding
@@ -37,7 +36,6 @@ def doctor(cfg: DictConfig) -> int:
         cfg: composed from configs/doctor.yaml.
     """
     plain = resolved(cfg)
-    preflight(cfg, names=("report",))
     parts = {key: plain[key] for key in PARTS}
     sections = {}
     for title, findings in check_all(

@@ -70,7 +70,7 @@ def test_decay_warms_up_by_hand():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"decay": 1.0}, r"decay must be in \[0, 1\), got 1.0 "),
+        ({"decay": 1.0}, r"decay must be in \[0, 1\), got 1\.0"),
         ({"decay": -0.1}, r"decay must be in"),
         ({"momentum": 0.9}, r"no settings \['momentum'\], they have \['decay', 'warmup'\]"),
     ],

@@ -22,13 +22,13 @@ def test_a_lost_process_is_one_sentence(said):
     ("word", "said"),
     [
         ("lss=[patch_distill]", "no such setting: lss, did you mean loss?"),
-        ("loss=[patch_distil]", "did you mean patch_distill?; loss= takes betas, class_distill"),
+        ("objective=[koleos]", "did you mean koleo?; objective= takes class_distill, class_hog"),
     ],
 )
 def test_a_misspelt_group_or_option_is_told_what_there_is(word, said):
     with (
         initialize_config_dir(str(REPO / "configs"), version_base="1.3"),
-        pytest.raises(Exception, match=r"lss|patch_distil") as refused,
+        pytest.raises(Exception, match=r"lss|koleos") as refused,
     ):
         compose("pretrain", [word])
     assert said in sentence(refused.value)

@@ -254,7 +254,7 @@ def test_hands_that_cannot_be_drawn_are_refused(hand_arrays):
     with pytest.raises(ValueError, match="left hand"):
         with_rig(mirrored(hand_arrays))
     some = {"axes": hand_arrays.extras["axes"]}
-    with pytest.raises(ValueError, match=r"neither.*hand\.path"):
+    with pytest.raises(ValueError, match="neither by its own joint axes nor"):
         with_rig(dataclasses.replace(hand_arrays, extras=some))
 
 

@@ -30,6 +30,7 @@ MAX_WORDS = 25
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`]+)`")
+SOURCE_FILE = re.compile(r"(?<![\w/.-])(?:[\w-]+/)+\w+\.py\b|(?<![\w/.-])test_\w+\.py\b")
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
@@ -180,6 +181,18 @@ def test_links_lead_somewhere(page):
         there = (page.parent / file).resolve() if file else page
         assert there.exists(), target
         assert not anchor or anchor in anchors(there), target
+
+
+@pytest.mark.parametrize("page", [p for p in LINKED if p.stem != "CHANGELOG"], ids=name_of)
+def test_named_source_files_exist(page):
+    """From the root of the repository, of the package or of its tests; a test by its name too."""
+    text = page.read_text(encoding="utf-8")
+    written_there = re.findall(r"^File `([^`]+)`", text, re.MULTILINE)  # by who follows the page
+    names = set(SOURCE_FILE.findall(text)).difference(written_there)
+    tests = {path.name for path in (REPO / "tests").rglob("test_*.py")}
+    roots = (REPO, REPO / "handmim", REPO / "tests")
+    there = {name for name in names if any((root / name).exists() for root in roots)}
+    assert not names - there - tests
 
 
 def test_every_page_is_in_the_table_of_contents_and_in_the_readme():

@@ -5,8 +5,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
+from handmim.utils.config import flatten
 from handmim.utils.entry import compose, prepare
 from handmim.utils.overrides import hydra_overrides
+from handmim.utils.settings import READ, RULES
 from handmim.utils.signatures import signature_of
 from tests.conftest import REPO
 
@@ -109,6 +111,29 @@ def test_whole_numbers_may_be_written_as_powers_and_numbers_as_text(changed):
 )
 def test_what_is_offered_is_accepted(entry, words):
     assert compose(entry, words) is not None
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("num_images=foo", "num_images=foo: a whole number is required"),
+        ("num_images=-3", "num_images=-3: a whole number >= 0 is required"),
+    ],
+)
+def test_the_number_of_drawn_images_is_checked(word, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        compose("eval", ["checkpoint=a.pt", word])
+
+
+def test_every_checked_key_is_one_of_a_config():
+    roots = {path.stem: [] for path in (REPO / "configs").glob("*.yaml")}
+    roots["pretrain"] = ["data=folder", "data.root=x", "method=dino"]
+    contents = [OmegaConf.to_container(hydra.compose(*root)) for root in roots.items()]
+    leaves = [key.split(".") for content in contents for key in flatten(content)]
+    paths = {".".join(parts[:n]) for parts in leaves for n in range(1, len(parts) + 1)}
+    names = {part for parts in leaves for part in parts}
+    assert not READ.keys() - paths
+    assert not RULES.keys() - names
 
 
 def test_signatures_are_read_with_what_is_inherited():

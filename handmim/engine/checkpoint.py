@@ -177,9 +177,9 @@ def check_saved(saved: Mapping[str, Any], path: Any) -> None:
     Raises: ValueError naming the entry.
     """
     require(saved, {"config": dict, "config.task": dict}, path)
-    check_targets(saved["config"], path)
     if "head" not in saved["config"]["task"]:
         raise ValueError(f"{path} is a pretraining checkpoint: fine-tune it first")
+    check_targets(saved["config"], path)
     require(saved, OF_MODELS, path)
     hand = saved["meta"].get("hand_sha256")
     if saved["step"] < 0 or not isinstance(hand, str | None):

@@ -63,6 +63,7 @@ NAMES: dict[str, dict[str, By]] = {
     },
     "data": {
         "root": By.CONTENT, "annotations": By.CONTENT, "num_val": By.CONTENT,
+        "val": By.CONTENT, "test": By.CONTENT, "benchmark": By.CONTENT, "placement": By.CONTENT,
         "max_megapixels": By.MEAN, "exclude": By.MEAN, "include_all": By.MEAN,
     },
     "task": {  # of networks, in training alone

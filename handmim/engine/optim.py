@@ -3,7 +3,7 @@ clipping."""
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,42 @@ def param_groups(module: nn.Module, lr_scales: dict[str, float]) -> list[dict[st
         {"params": params, "lr_scale": scale, "decays": decays}
         for (scale, decays), params in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+def load_optimizer(
+    optimizer: Optimizer, saved: dict[str, Any], module: nn.Module, order: Sequence[str]
+) -> None:
+    """Load an optimizer's state, which goes by position, for parameters in another order.
+
+    Args:
+        optimizer: over parameters of the module, in groups of `param_groups`.
+        saved: its `state_dict`, changed in place.
+        module: names the parameters.
+        order: names of entries of the module in the order in which `saved` has them.
+    Raises: ValueError for a state of other parameters.
+    """
+    position = {name: i for i, name in enumerate(order)}
+    names = {param: name for name, param in module.named_parameters()}
+    numbers = [len(group["params"]) for group in saved["param_groups"]]
+    if numbers != [len(group["params"]) for group in optimizer.param_groups]:
+        raise ValueError(
+            f"the checkpoint's optimizer has groups of {numbers} parameters, this run trains other "
+            "ones: start a new run from its weights"
+        )
+    for there, here in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+        params = here["params"]
+        if not all(names.get(param) in position for param in params):  # sharded by a strategy
+            continue
+        ranked = sorted(range(len(params)), key=lambda i: position[names[params[i]]])
+        there["params"] = [index for _, index in sorted(zip(ranked, there["params"], strict=True))]
+        for param, index in zip(params, there["params"], strict=True):
+            for value in saved["state"].get(index, {}).values():
+                if torch.is_tensor(value) and value.ndim and value.shape != param.shape:
+                    raise ValueError(
+                        f"the checkpoint's optimizer holds {tuple(value.shape)} for "
+                        f"{names[param]}, {tuple(param.shape)} is required"
+                    )
+    optimizer.load_state_dict(saved)
 
 
 def scaled_lr(lr: float, batch_size: int, reference_batch: int | None) -> float:

@@ -21,11 +21,12 @@ from handmim.engine.checkpoint import (
     save_checkpoint,
 )
 from handmim.engine.identity import check_same_run
-from handmim.engine.optim import FORMS
+from handmim.engine.optim import FORMS, load_optimizer
 from handmim.engine.prefetch import Ledger
 from handmim.engine.schedule import changed_schedules
 from handmim.engine.workers import beat
 from handmim.utils.files import atomic_path, is_full
+from handmim.utils.older_losses import new_entry
 from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)
@@ -96,7 +97,8 @@ class Saver:
         groups = zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=False)
         for saved, built in groups:
             saved |= {form: built[form] for form in FORMS if form in built}  # as this run chooses
-        self.optimizer.load_state_dict(state["optimizer"])
+        order = [new_entry(name) for name in state["task"]]
+        load_optimizer(self.optimizer, state["optimizer"], self.task, order)
         self.run.fabric.strategy.precision.load_state_dict(state["precision"])
         if "best" in state:
             self.best.load_state_dict(state["best"])

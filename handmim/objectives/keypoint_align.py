@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from handmim.engine.schedule import Schedule
+from handmim.engine.schedule import Schedule, as_schedule
 from handmim.geometry.warp import to_source
 from handmim.losses.aligned_points import FRAMES, KINDS, PAIRS, RunningScale, aligned_regression
 from handmim.losses.point_shapes import (
@@ -108,6 +108,7 @@ class KeypointAlign(Objective):
             teacher's of one view predicted from another).
         embed: input of "nce", "shape" | "canonical" (`aligned_shapes`).
         nce_temp, proto_temp: temperatures; of "proto" the student's.
+        teacher_temp: of the targets of "proto"; None takes the task's.
         prototypes: settings of the `ProjectionHead` of "proto" that differ from `PROTOTYPES`.
         reg_weight, disc_weight, spread_weight, repulsion_weight, variance_weight: of the parts.
         min_distance_ndc: hinge of the closest pairs.
@@ -136,6 +137,7 @@ class KeypointAlign(Objective):
         embed: str = "shape",
         nce_temp: float = 0.2,
         proto_temp: float = 0.1,
+        teacher_temp: float | Schedule | None = None,
         prototypes: Mapping[str, int] | None = None,
         reg_weight: float = 1.0,
         disc_weight: float = 0.5,
@@ -172,6 +174,7 @@ class KeypointAlign(Objective):
         if not self.weights:
             raise ValueError(f"parts={parts} has no part with a weight")
         self.disc, self.embed, self.nce_temp, self.proto_temp = disc, embed, nce_temp, proto_temp
+        self.teacher_temp = None if teacher_temp is None else as_schedule(teacher_temp)
         self.regression: dict[str, Any] = {
             "kind": kind,
             "frame": frame,
@@ -219,7 +222,7 @@ class KeypointAlign(Objective):
         pairs = [Pair(shapes(found.predicted), shapes(found.target.detach()))]
         heads = self.keypoint_prototypes, ctx.teacher_head("keypoint_prototypes")
         (pair,) = project(*heads, pairs, freeze_prototypes=ctx.freeze_prototypes)
-        temp = ctx.teacher_temp
+        temp = ctx.teacher_temp if self.teacher_temp is None else self.teacher_temp(*ctx.info)
         return class_targets(pair, heads[1], self.centering, temp, update=self.training)
 
     def part(self, name: str, ctx: StepContext, found: AlignedPoints) -> Tensor:

@@ -133,12 +133,15 @@ class HandMimTask(nn.Module):
 
     def followed(self) -> nn.ModuleDict:
         """The student's modules that the teacher follows, under the teacher's names."""
-        own = {
-            child: getattr(objective, child)
-            for objective in self.each.values()
-            for child in objective.ema
-        }
-        return nn.ModuleDict({**dict(self.student.items()), **own})
+        modules = dict(self.student.items())
+        for name, objective in self.each.items():
+            if taken := sorted(modules.keys() & set(objective.ema)):
+                raise ValueError(
+                    f"objective {name} gives the teacher a module {taken[0]!r}, a name that is "
+                    "taken: rename the module"
+                )
+            modules |= {child: getattr(objective, child) for child in objective.ema}
+        return nn.ModuleDict(modules)
 
     @property
     def each(self) -> dict[str, Objective]:

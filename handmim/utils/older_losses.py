@@ -53,6 +53,28 @@ SCALE = {
     "detach_sigma": "detach_scale",
     "sigma_momentum": "scale_momentum",
 }
+# Head of the student: where its entries are now. The shared heads stayed where they were.
+HEAD_ENTRIES = {
+    "class_projection": "class_distill.class_projection",
+    "pixel": "pixel_recon.head",
+    "affine": "view_affine.head",
+    "displacement": "view_flow",
+    "thumbnail": "class_recon",
+    "point_thumbnail": "point_recon",
+    "class_hog": "class_hog.head",
+    "point_hog": "point_hog.head",
+    "patch_hog": "patch_hog.head",
+    "dense": "dense_match",
+    "class_keypoint": "keypoint_agree.head",
+    "keypoint_predictor": "keypoint_align.predictor",
+    "keypoint_prototypes": "keypoint_align.keypoint_prototypes",
+}
+PREFIXES = {f"student.{old}.": f"objectives.{new}." for old, new in HEAD_ENTRIES.items()} | {
+    "centering.patches.": "objectives.patch_distill.centering.",
+    "centering.classes.": "objectives.class_distill.centering.",
+    "centering.keypoint_classes.": "objectives.keypoint_align.centering.",
+    "losses.terms.keypoint_align.sigma.": "objectives.keypoint_align.running_scale.",
+}
 
 
 def update_losses(config: Any) -> None:
@@ -74,12 +96,10 @@ def update_losses(config: Any) -> None:
 def _to_objectives(task: dict[str, Any]) -> None:
     heads, pixel = task["heads"], task.pop("pixel", None)
     task["objectives"] = objectives = task.pop("losses")
+    temp = task.pop("class_teacher_temp", None)
     moved = {
-        "keypoint_align": {"target": task.pop("keypoint_target", "ema")},
-        "class_distill": {
-            "head": task.pop("class_head", "shared"),
-            "teacher_temp": task.pop("class_teacher_temp", None),
-        },
+        "keypoint_align": {"target": task.pop("keypoint_target", "ema"), "teacher_temp": temp},
+        "class_distill": {"head": task.pop("class_head", "shared"), "teacher_temp": temp},
         "pixel_recon": pixel if isinstance(pixel, dict) else {},
     }
     points_from = task.pop("redraw_from", "own")
@@ -120,3 +140,11 @@ def _of_head(name: str, heads: dict[str, Any]) -> dict[str, Any]:
     if name == "point_hog":
         found["head"] = "gaussians" if kind == "PointHogHead" else "mlp"
     return found
+
+
+def new_entry(name: str) -> str:
+    """Today's name of an entry of a state dict."""
+    for old, new in PREFIXES.items():
+        if name.startswith(old):
+            return new + name[len(old) :]
+    return name

@@ -6,7 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from handmim.engine.identity import KEYS, NAMES, By, check_same_run, deciding, declared
+from handmim.engine.identity import KEYS, NAMES, By, check_same_run, deciding, declared, is_compared
 from handmim.utils.config import flatten
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -75,3 +75,14 @@ def test_a_key_of_a_new_or_an_older_version_counts_as_the_default_of_its_argumen
 def test_keys_of_older_checkpoints_are_compared_by_their_names_of_today(tmp_path):
     there, here = ({"views": {name: 0.3}} for name in ("hidden_scale", "shared_scale"))
     check_same_run({"identity": {}, "config": there}, {}, here, tmp_path)
+
+
+def test_what_is_validated_is_free_in_every_part_of_a_mixture():
+    for key in (
+        "data.photos.val.in_memory",
+        "data.ho3d.test.crop_scale",
+        "data.freihand.benchmark",
+    ):
+        assert not is_compared(key, By.RESUME)
+        assert is_compared(key, By.TABLE)
+    assert is_compared("data.photos.train.crop_scale", By.RESUME)

@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from handmim.engine.optim import OptimizerConfig, clip_per_tensor, param_groups, scaled_lr
+from handmim.engine.optim import (
+    OptimizerConfig,
+    clip_per_tensor,
+    load_optimizer,
+    param_groups,
+    scaled_lr,
+)
 from handmim.engine.schedule import Schedule, as_schedule
 from handmim.utils.run import Run
 from tests.engine.toy import ToyTask
@@ -23,6 +29,35 @@ def test_schedule_hand_values():
         Schedule(1.0, shape="step")
     with pytest.raises(ValueError, match="not both"):
         Schedule(1.0, warmup_fraction=0.1, warmup_steps=3)
+
+
+def two_layers(order):
+    module = nn.ModuleDict({name: nn.Linear(2, width) for name, width in order})
+    optimizer = torch.optim.Adam(param_groups(module, {}))
+    return module, optimizer
+
+
+def test_an_optimizer_is_loaded_by_names_where_parameters_moved():
+    old, its_optimizer = two_layers([("a", 3), ("b", 4)])
+    sum(p.sum() for p in old["b"].parameters()).backward()
+    its_optimizer.step()
+    module, optimizer = two_layers([("b", 4), ("a", 3)])
+    load_optimizer(optimizer, its_optimizer.state_dict(), module, list(old.state_dict()))
+    moments = optimizer.state[module["b"].weight]["exp_avg"]
+    assert torch.equal(moments, its_optimizer.state[old["b"].weight]["exp_avg"])
+    assert module["a"].weight not in optimizer.state
+
+
+def test_an_optimizer_of_other_parameters_is_refused():
+    module, optimizer = two_layers([("a", 3)])
+    wider, its_optimizer = two_layers([("a", 4)])
+    sum(p.sum() for p in wider.parameters()).backward()
+    its_optimizer.step()
+    with pytest.raises(ValueError, match=r"holds \(4,\) for a\.bias, \(3,\) is required"):
+        load_optimizer(optimizer, its_optimizer.state_dict(), module, list(wider.state_dict()))
+    _, more = two_layers([("a", 3), ("b", 4)])
+    with pytest.raises(ValueError, match="this run trains other"):
+        load_optimizer(optimizer, more.state_dict(), module, list(module.state_dict()))
 
 
 def test_groups_spare_biases_and_scale_rates():

@@ -44,6 +44,8 @@ METHODS = {
     "ibot": PROJECTION,
     "mae": ("task.objectives.pixel_recon.width=16", "task.objectives.pixel_recon.depth=1"),
     "peclr": ("task.heads.keypoint.hidden_dim=16",),
+    # Its optimizer has the head of the pixels before the shared one, as no run of today has.
+    "pixels_first": ("objective=[pixel_recon,patch_distill]", *PROJECTION),
 }  # fmt: skip
 RENDERS = (
     "data=synthetic", "data.num_train=16", "data.num_val=6", "data.num_workers=0",
@@ -89,7 +91,8 @@ def goes_on(folder, name, script, *overrides):
 
 @pytest.mark.parametrize("name", one_quick(METHODS, "handmim"))
 def test_an_older_pretraining_goes_on_as_it_would_have(name, folder):
-    words = (f"method={name}", *TINY, *CROPS, *METHODS[name])
+    method = () if name == "pixels_first" else (f"method={name}",)
+    words = (*method, *TINY, *CROPS, *METHODS[name])
     losses = goes_on(folder, name, "pretrain.py", *words)
     for row, kept in zip(losses, EXPECTED[name]["losses"], strict=True):
         assert row == pytest.approx(kept, rel=1e-4)

@@ -255,3 +255,12 @@ def test_diagnostics_distinguish_collapse():
     assert target_diagnostics(torch.full((3, 4), 0.25))["targets/entropy_of_each"] == pytest.approx(
         1.0
     )
+
+
+def test_the_teacher_holds_each_of_its_modules_under_one_name():
+    names = ("class_distill", "keypoint_align")
+    task = make_task(names, options={"class_distill": {"head": "own"}})
+    other = task.objectives["keypoint_align"]
+    other.class_projection, other.ema = torch.nn.Linear(2, 2), ("class_projection",)
+    with pytest.raises(ValueError, match=r"keypoint_align gives .* 'class_projection', a name"):
+        task.followed()

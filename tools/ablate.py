@@ -2,4 +2,7 @@
 
 import sys
 
-sys.exit("tools/ablate.py has another name, write python tools/experiments.py table=NAME ...")
+sys.stderr.write(
+    "tools/ablate.py has another name, write python tools/experiments.py table=NAME ..." + "\n"
+)
+sys.exit(2)

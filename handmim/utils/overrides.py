@@ -56,7 +56,7 @@ def _hydra_word(word: str, is_sweep: bool) -> str:
     except UnicodeEncodeError as error:
         raise ValueError(f"{key}={value!a} is no UTF-8 text, as a config must be") from error
     if (renamed := new_key(word.lstrip("+~"))) is not None:
-        raise ValueError(f"{word}: {key.lstrip('+~')} has another name now, write {renamed}")
+        raise ValueError(f"{word}: renamed, write {renamed}")
     if not equals:
         return word
     value = ENVIRONMENT.sub(lambda m: os.environ.get(m[1], m[0]), value)

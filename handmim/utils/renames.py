@@ -142,7 +142,7 @@ def new_key(typed: str) -> str | None:
     if equals and typed in KEYS:
         return KEYS[typed]
     if key == "loss" and set(value.strip("[]").split(",")) & set(OBJECTIVES):
-        return f"objective={value}"
+        return f"objective={value} (of pretraining)"
     found = _replaced(key, KEYS)
     return None if found is None else f"{found}{equals}{value}"
 

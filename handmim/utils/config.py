@@ -1,5 +1,6 @@
 """Composed configs: plain containers of them, and the objects that they describe."""
 
+import ast
 import re
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,6 +19,10 @@ TARGET = re.compile(r"target '([^']+)'")
 # What libraries raise for settings that they do not check.
 UNCLEAR = (TypeError, AttributeError, AssertionError, IndexError, RuntimeError)
 MOST_KEYS = 3  # named for one error
+# Values as messages show them: a list, a quoted or a bare one; and those that follow "got".
+VALUE = r"""\[[^\]]*\]|\([^)]*\)|'[^']*'|"[^"]*"|[^\s,;:()\[\]'"]+"""
+GIVEN = re.compile(rf"(?:{VALUE})(?:(?:, | and )(?:{VALUE}))*")
+CONFIG_WORDS = {"true": True, "false": False, "null": None}
 
 CHOSEN = ("losses", "objectives", "heads")  # of a task: parts that are chosen by name
 
@@ -135,8 +140,8 @@ def _is_ours(error: BaseException) -> bool:
 def add_key(error: BaseException, config: Any, otherwise: str = "") -> None:
     """Add a note to an error that names the config keys it is about, once.
 
-    A key is meant where the text holds its last part and its value ("scale must be > 0, got -1"),
-    or its value alone where that is a path.
+    A key is meant where the text holds its last part and its value ("scale must be > 0, got -1",
+    "scale=-1"), or its value alone where that is a path. A text that names a key gets no note.
 
     Args:
         config: searched, interpolations followed.
@@ -145,13 +150,26 @@ def add_key(error: BaseException, config: Any, otherwise: str = "") -> None:
     if getattr(error, "has_key", False) or not isinstance(error, (ValueError, OSError)):
         return
     text = str(error)
+    if _names_a_key(text, config):
+        return
     keys = dict.fromkeys(
-        key for name, key, value in _values(config) if _is_about(text, name, key, value)
+        key for name, key, value in _values(config) if _is_about(text, name, value)
     )
     note = ", ".join(keys) if 0 < len(keys) <= MOST_KEYS else otherwise
-    if note and not re.search(rf"(?<![\w.]){re.escape(note)}(?!\w)", text):
+    if note and not _holds(text, note):
         vars(error).setdefault("__notes__", []).append(note)  # add_note of Python 3.11
         vars(error)["has_key"] = True
+
+
+def _holds(text: str, name: str) -> bool:
+    return re.search(rf"(?<![\w.]){re.escape(name)}(?!\w|\.\w)", text) is not None
+
+
+def _names_a_key(text: str, config: Any) -> bool:
+    """Whether a text names a dotted key of the whole config that a node belongs to."""
+    if not isinstance(config, DictConfig):
+        return False
+    return any("." in key and _holds(text, key) for key in flatten_keys(config._get_root()))
 
 
 def _values(node: Any) -> Iterator[tuple[str, str, Any]]:
@@ -172,11 +190,32 @@ def _values(node: Any) -> Iterator[tuple[str, str, Any]]:
             yield str(name), source._get_full_key(None), source._value()
 
 
-def _is_about(text: str, name: str, key: str, value: Any) -> bool:
-    shown = {str(value), repr(value)}
-    if isinstance(value, list):
-        shown.add(str(tuple(value)))
-    has_value = any(re.search(rf"(?<![\w.]){re.escape(v)}(?![\w.]\w)", text) for v in shown if v)
-    if has_value and isinstance(value, str) and ("/" in value or name == "root"):
-        return True
-    return has_value and re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", text) is not None
+def _is_about(text: str, name: str, value: Any) -> bool:
+    if isinstance(value, str) and "/" in value.rstrip("/"):
+        path = re.escape(value.rstrip("/"))
+        if re.search(rf"(?:^|(?<=[\s('\"=])){path}/?(?=$|[\s,;:)'\"]|\.(?:\s|$))", text):
+            return True
+    before, _, after = text.partition("got ")
+    shown = re.findall(rf"(?<![\w.]){re.escape(name)}(?:=|: | )({VALUE})", text)
+    if after and _holds(before, name) and (given := GIVEN.match(after)):
+        shown += re.findall(VALUE, given[0])
+    return any(_is_shown(value, _parsed(one.rstrip("."))) for one in shown)
+
+
+def _parsed(text: str) -> Any:
+    """A value as a message shows it, in Python's words or those of a config."""
+    if text in CONFIG_WORDS:
+        return CONFIG_WORDS[text]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def _is_shown(value: Any, shown: Any) -> bool:
+    """Equality where 2 is 2.0 but not True, and a list is a tuple."""
+    if isinstance(value, (list, tuple)) and isinstance(shown, (list, tuple)):
+        return len(value) == len(shown) and all(map(_is_shown, value, shown))
+    if isinstance(value, bool) or isinstance(shown, bool):
+        return value is shown
+    return bool(value == shown)

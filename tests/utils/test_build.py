@@ -35,7 +35,17 @@ def test_an_error_about_no_value_is_named_by_its_part():
         ("num must be >= 1, got -1", "data.num"),  # what the set takes it from
         ("scale must be two numbers, got (0.5, 2)", "views.scale"),
         ("scale must be two numbers, got (0.5, 2) (views.scale)", None),  # it says so itself
-        ("/photos/a.png: not found", "data.root"),
+        ("/photos/own: not found", "data.root"),
+        ("no images in '/photos/own/'", "data.root"),
+        ("/photos/own/a.png is damaged", None),  # the folder may be sound
+        ("/old/photos/own: not found", None),
+        ("side must be >= 7, got 6", None),  # a bound is not the value
+        ("side must be even, got 5, needs 7", None),
+        ("side=7 is odd", "views.side, probe.side"),
+        ("tap_layers must be in (0, 1], got [2.0]", "probe.tap_layers"),
+        ("the flag must be a number, got 1", None),  # 1 is not true
+        ("another run (views.side: 5 there, 7 here), give side=7", None),
+        ("this compares images: got 1, needs at least 2", None),
         ("the scale of -1 things", None),
         ("got -1", None),
         ("num_more must be >= 1, got -1", None),
@@ -45,9 +55,9 @@ def test_an_error_about_no_value_is_named_by_its_part():
 def test_keys_of_an_error_are_found_by_name_and_value(text, note):
     cfg = OmegaConf.create(
         {
-            "data": {"num": -1, "root": "/photos", "train": {"num": "${data.num}"}, "x": "???"},
+            "data": {"num": -1, "root": "/photos/own", "train": {"num": "${data.num}"}, "x": "???"},
             "views": {"scale": [0.5, 2], "side": 7},
-            "probe": {"side": 7},
+            "probe": {"side": 7, "tap_layers": [2], "flag": True, "root": "images"},
         }
     )
     error = ValueError(text)

@@ -43,21 +43,9 @@ def load_backbone(path: str | Path) -> "ViT":
     Raises: FileNotFoundError; ValueError for a file of another origin. `timm.create_model` builds
         those.
     """
-    import json
+    from handmim.models.exported import load_exported
 
-    from handmim.models.vit import ViT
-    from handmim.models.weights.files import read_weights
-    from handmim.models.weights.load import load_initial
-
-    meta = read_weights(str(path)).meta
-    if not {"timm_name", "timm_args", "pixel_norm"} <= meta.keys():
-        raise ValueError(f"{path} is no exported backbone: backbone.safetensors is required")
-    size = json.loads(meta["timm_args"])
-    size.pop("num_classes", None)
-    sides = {"img_px": size.pop("img_size"), "patch_px": size.pop("patch_size")}
-    backbone = ViT(meta["timm_name"], **sides, pixel_norm=meta["pixel_norm"], size=size)
-    load_initial(backbone, str(path))
-    return backbone
+    return load_exported(str(path))
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,6 @@
 import sys
 
 sys.stderr.write(
-    "tools/ablate.py has another name, write python tools/experiments.py table=NAME ..." + "\n"
+    "tools/ablate.py has another name, write python tools/experiments.py table=NAME ...\n"
 )
 sys.exit(2)

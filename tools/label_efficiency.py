@@ -2,7 +2,8 @@
 
 import sys
 
-sys.exit(
+sys.stderr.write(
     "tools/label_efficiency.py has another name, write "
-    "python tools/experiments.py table=label_efficiency ..."
+    "python tools/experiments.py table=label_efficiency ...\n"
 )
+sys.exit(2)

@@ -45,7 +45,10 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 
 def test_that_is_said_before_anything_is_trained(tmp_path):
-    with pytest.raises(ValueError, match=r"batch of 4 does not divide by 1 processes and 3 parts"):
+    with pytest.raises(
+        ValueError,
+        match=r"batch_size 4 does not divide by 1 processes and the parts of accumulate 3",
+    ):
         fit(tmp_path, accumulate=3)
 
 

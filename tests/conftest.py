@@ -46,7 +46,7 @@ def _tree(tmp_path_factory, layout: str, side: int) -> Path:
 
 @pytest.fixture(scope="session")
 def freihand_tree(tmp_path_factory) -> Path:
-    """24 hands before four backgrounds and 8 evaluation pictures, 64 px, in FreiHAND's layout."""
+    """24 hands before four backgrounds and 8 evaluation images, 64 px, in FreiHAND's layout."""
     return _tree(tmp_path_factory, "freihand", 64)
 
 

@@ -208,8 +208,10 @@ DIRECT = {"task": "keypoints", "head": "direct", "loss": "[direct_keypoints]"}
 @pytest.mark.parametrize("head", options("head"))
 def test_regression_tasks_are_built(head):
     chosen = DIRECT if head == "direct" else {"head": head}
-    words = [f"{group}={option}" for group, option in chosen.items()]
-    cfg = composed("finetune", "backbone=vit_nano_p8", *words, f"paths.data_dir={REPO / 'data'}")
+    overrides = [f"{group}={option}" for group, option in chosen.items()]
+    cfg = composed(
+        "finetune", "backbone=vit_nano_p8", *overrides, f"paths.data_dir={REPO / 'data'}"
+    )
     task = instantiate(cfg.task)
     assert isinstance(task, Task)
     assert (task.hand is None) is (head == "direct")
@@ -281,17 +283,17 @@ def test_the_report_has_a_word_for_each_loss_of_the_default():
 
 
 def test_a_supervised_start_without_weights_is_refused(tmp_path):
-    words = ["method=supervised-init", f"paths.run_root={tmp_path}"]
+    overrides = ["method=supervised-init", f"paths.run_root={tmp_path}"]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("pretrain", overrides=[*words, "experiment=quickstart_pretrain"])
+        cfg = compose("pretrain", overrides=[*overrides, "experiment=quickstart_pretrain"])
     with pytest.raises(ValueError, match=r"^init must be given: init=\.\.\."):
         pretrain(cfg)
     assert not list(tmp_path.iterdir())
 
 
 def test_probe_and_data_hold_back_the_same_subjects():
-    words = ["data=keypoints", "data.root=x", "data.annotations=y", "probe=keypoints"]
-    cfg = composed("pretrain", *words)
+    overrides = ["data=keypoints", "data.root=x", "data.annotations=y", "probe=keypoints"]
+    cfg = composed("pretrain", *overrides)
     for key in ("val_fraction", "split_by"):
         assert cfg.probe[key] == cfg.data[key]
         assert {cfg.probe.hook[part][key] for part in ("train_set", "test_set")} == {cfg.data[key]}
@@ -303,8 +305,14 @@ def test_rows_on_real_data_ask_for_a_backbone_and_take_none():
         with pytest.raises(ValueError, match=r"hand\.path.*must be given") as refused:
             resolved(cfg)
         assert all(key in str(refused.value) for key in ("init_from", "data.root", "hand.path"))
-        words = ["experiment=freihand", "size=vits", "data.root=x", "hand.path=x", "init_from=null"]
-        assert resolved(compose("finetune", overrides=words))["init_from"] is None
+        overrides = [
+            "experiment=freihand",
+            "size=vits",
+            "data.root=x",
+            "hand.path=x",
+            "init_from=null",
+        ]
+        assert resolved(compose("finetune", overrides=overrides))["init_from"] is None
 
 
 @pytest.mark.parametrize(

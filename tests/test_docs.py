@@ -57,26 +57,26 @@ def written_commands(path: Path) -> list[str]:
 
 
 def commands_of(path: Path) -> dict[tuple[str, ...], str]:
-    """Tool and words of every command of a file, with the file's name."""
+    """Tool and arguments of every command of a file, with the file's name."""
     lines = [shlex.split(line, comments=True)[1:] for line in written_commands(path)]
-    return {(Path(words[0]).stem, *words[1:]): name_of(path) for words in lines}
+    return {(Path(arguments[0]).stem, *arguments[1:]): name_of(path) for arguments in lines}
 
 
 COMMANDS = {command: name for path in SOURCES for command, name in commands_of(path).items()}
 
 
-def configs_of(tool: str, words: list[str]) -> list[tuple[str, list[str]]]:
+def configs_of(tool: str, arguments: list[str]) -> list[tuple[str, list[str]]]:
     """Names of the configs that a command composes, each with its overrides."""
-    overrides = [w for w in words if "=" in w and not w.startswith(("--", *PLUGINS))]
-    chosen = [w.partition("=")[2] for w in words if w.startswith("--config-name=")]
+    overrides = [w for w in arguments if "=" in w and not w.startswith(("--", *PLUGINS))]
+    chosen = [w.partition("=")[2] for w in arguments if w.startswith("--config-name=")]
     source = (TOOLS / f"{tool}.py").read_text()
     command = re.search(r'main\("(\w+)"\)', source)
     decorated = re.search(r'@tool\("(\w+)"\)', source)
     config = COMMANDS_OF_CLI[command[1]].config if command else decorated and decorated[1]
-    if "--methods" in words:
+    if "--methods" in arguments:
         return [("pretrain", [*overrides, *needed_by(overrides)])]
-    if "--estimate" in words:
-        return [(words[words.index("--estimate") + 1], overrides)]
+    if "--estimate" in arguments:
+        return [(arguments[arguments.index("--estimate") + 1], overrides)]
     if tool == "quickstart":
         parts = ("pretrain", "finetune")
         return [(part, [f"experiment=quickstart_{part}", *overrides]) for part in parts]
@@ -84,7 +84,7 @@ def configs_of(tool: str, words: list[str]) -> list[tuple[str, list[str]]]:
         return [("pretrain", [*overrides, *needed_by(overrides)])]
     if config is None:
         return []
-    if "--multirun" in words:
+    if "--multirun" in arguments:
         overrides = [w.split(",")[0] if "[" not in w else w for w in overrides]
     if tool in TABLES:
         overrides.append("name=table")  # is made of the names of groups, which a command has
@@ -110,15 +110,15 @@ def test_commands_are_found_in_every_kind_of_source():
 
 def check_command(command: tuple[str, ...], configs: Path) -> None:
     """Compose what a command composes; a command without `...` lacks no value."""
-    tool, words = command[0], list(command[1:])
-    is_whole = not any(w.endswith("...") for w in words) and "--help" not in words
+    tool, arguments = command[0], list(command[1:])
+    is_whole = not any(w.endswith("...") for w in arguments) and "--help" not in arguments
     source = (TOOLS / f"{tool}.py").read_text()
     for name, module in ARGPARSED.items():
         if f'main("{name}")' in source:
             source = (REPO / "handmim" / module).read_text()
-    for option in (w.partition("=")[0] for w in words if w.startswith("--")):
+    for option in (w.partition("=")[0] for w in arguments if w.startswith("--")):
         assert option in HYDRA or f'"{option}"' in source, f"{tool} has no {option}"
-    given = [w for w in words if not w.endswith("...") or "=" in w]
+    given = [w for w in arguments if not w.endswith("...") or "=" in w]
     with initialize_config_dir(str(configs), version_base="1.3"):
         for name, overrides in configs_of(tool, given):
             cfg = compose(name, overrides)
@@ -141,23 +141,23 @@ def documented_overrides() -> list[str]:
     found, key = [], ""
     for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE):
         for span in INLINE.findall(row):
-            words = shlex.split(span)
-            if all("=" in word for word in words):
+            arguments = shlex.split(span)
+            if all("=" in word for word in arguments):
                 found.append(span)
-                key = words[0].partition("=")[0] if len(words) == 1 else ""
-            elif key and len(words) == 1:
+                key = arguments[0].partition("=")[0] if len(arguments) == 1 else ""
+            elif key and len(arguments) == 1:
                 found.append(f"{key}={span}")
     return found
 
 
 @pytest.mark.parametrize("override", documented_overrides())
 def test_documented_overrides_compose(override):
-    words = [word.replace("=N", "=9") for word in shlex.split(override)]
+    arguments = [word.replace("=N", "=9") for word in shlex.split(override)]
     problems = []
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         for name in ("pretrain", "finetune"):
             try:
-                compose(name, words)
+                compose(name, arguments)
             except (ValueError, HydraException, OmegaConfBaseException) as error:
                 problems.append(f"{name}: {error}")
             else:

@@ -48,9 +48,9 @@ def examples(tmp_path, monkeypatch):
         sys.modules.pop(name.removesuffix(".py").replace("/", "."), None)
 
 
-def composed(folder: Path, name: str, *words: str) -> DictConfig:
+def composed(folder: Path, name: str, *overrides: str) -> DictConfig:
     with initialize_config_dir(str(folder / "configs"), version_base="1.3"):
-        return compose(name, list(words))
+        return compose(name, list(overrides))
 
 
 def one_step(cfg: DictConfig) -> None:
@@ -85,16 +85,16 @@ def test_example_objectives_train(examples):
 
 
 def test_an_example_head_trains_with_an_example_loss(examples):
-    words = ["experiment=cpu_finetune", "head=attention_pool", "loss=[joints3d,verts,bones]"]
-    one_step(composed(examples, "finetune", *words, "trainer.batch_size=2"))
+    overrides = ["experiment=cpu_finetune", "head=attention_pool", "loss=[joints3d,verts,bones]"]
+    one_step(composed(examples, "finetune", *overrides, "trainer.batch_size=2"))
 
 
 def test_an_example_dataset_feeds_fine_tuning(examples, tmp_path):
     scope: dict = {"__name__": "example"}
     exec((examples / "tests/data/test_array_hands.py").read_text(encoding="utf-8"), scope)
     scope["write_arrays"](tmp_path)
-    words = ["experiment=cpu_finetune", "data=arrays", f"data.root={tmp_path}"]
-    cfg = composed(examples, "finetune", *words, "loss=[joints2d,prior]")
+    overrides = ["experiment=cpu_finetune", "data=arrays", f"data.root={tmp_path}"]
+    cfg = composed(examples, "finetune", *overrides, "loss=[joints2d,prior]")
     dataset = build(cfg.data.train)
     assert collate_hands([dataset[i] for i in range(3)]).kp2d_valid.all()
     assert dataset.fingerprint() == build(cfg.data.train).fingerprint()

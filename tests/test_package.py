@@ -115,9 +115,9 @@ def test_the_wheel_holds_configs_and_the_hand_and_runs(tmp_path):
     tops = {name.split("/")[0] for name in content}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"handmim"}
     # Beside no checkout: the installed configs and hand are what is found.
-    words = ["pretrain", "experiment=quickstart_pretrain", "trainer.max_step=3"]
+    arguments = ["pretrain", "experiment=quickstart_pretrain", "trainer.max_step=3"]
     called = subprocess.run(
-        [sys.executable, "-m", "handmim", *words], cwd=tmp_path, capture_output=True, text=True,
+        [sys.executable, "-m", "handmim", *arguments], cwd=tmp_path, capture_output=True, text=True,
         env={"PYTHONPATH": str(tmp_path / "site")},
     )  # fmt: skip
     assert called.returncode == 2

@@ -83,7 +83,7 @@ def test_intrinsics_that_no_camera_of_these_images_has():
 def test_shares_in_masks_by_hand():
     left, right = np.zeros((40, 60), bool), np.zeros((40, 60), bool)
     left[:, :30], right[:, 30:] = True, True
-    inside, outside = [5.0, 5.0], [5.0, 45.0]  # the second is below the picture
+    inside, outside = [5.0, 5.0], [5.0, 45.0]  # the second is below the image
     points = np.array([[inside, outside, inside, inside], [[55.0, 5.0]] * 4])
     # first sample: three of four on its own mask; second: all; on each other's: none
     assert shares_in_masks(points, [left, right]) == (0.875, 0.0)

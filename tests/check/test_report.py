@@ -61,8 +61,8 @@ def test_the_table_joins_what_is_well_and_keeps_every_fault_and_brackets():
     with console.capture() as capture:
         console.print(findings_table("title [x]", findings))
     text = capture.get()
-    for words in ("title [x]", "first [m]; third", "second", "fix: mend it", "fix: mend that"):
-        assert words in text
+    for phrase in ("title [x]", "first [m]; third", "second", "fix: mend it", "fix: mend that"):
+        assert phrase in text
 
 
 def test_settings_that_make_no_sense_are_refused():
@@ -72,8 +72,8 @@ def test_settings_that_make_no_sense_are_refused():
         list(check_all(STANDIN, "data", 4, keypoints={"root": "x", "annotations": None}))
 
 
-def call(monkeypatch, capsys, *words):
-    monkeypatch.setattr(sys, "argv", ["doctor.py", *words])
+def call(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr(sys, "argv", ["doctor.py", *arguments])
     code = 0
     try:
         runpy.run_path("tools/doctor.py", run_name="__main__")
@@ -93,8 +93,8 @@ def test_the_command_reports_and_leaves_with_1_on_errors(
     code, text = call(monkeypatch, capsys, *good, f"paths.data_dir={tmp_path}")
     assert code == 0, text
     assert set(tmp_path.iterdir()) == before
-    for words in ("ho3d-v3-residual", "keypoints-unit", "crops-images", "0 errors"):
-        assert words in text
+    for phrase in ("ho3d-v3-residual", "keypoints-unit", "crops-images", "0 errors"):
+        assert phrase in text
 
     report = tmp_path / "report.json"
     code, text = call(monkeypatch, capsys, "freihand=nowhere", f"report={report}")

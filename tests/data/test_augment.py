@@ -49,7 +49,7 @@ def test_projection_holds_before_and_after():
     truth_px = px_from_ndc(out.kp2d_crop_ndc, 24)
     assert (seen_px - truth_px).abs().max() < 1e-2
     assert out.image.shape == (6, 3, 24, 24)
-    # The rotation went into the hand, not into a skewed camera: 3D and picture turn the same way.
+    # The rotation went into the hand, not into a skewed camera: 3D and image turn the same way.
     K = out.K_crop_px
     assert K[:, 0, 1].abs().max() < 1e-3
     assert K[:, 1, 0].abs().max() < 1e-3

@@ -96,14 +96,14 @@ def dotted(one: HandSample, joints: list[int]) -> HandSample:
 
 @pytest.mark.parametrize("img_px", [24, 48, 224])
 def test_pixels_ride_along(labelled, img_px):
-    # Dots are drawn into the pictures as they are stored, left hands before they are mirrored.
+    # Dots are drawn into the images as they are stored, left hands before they are mirrored.
     found, px = 0, torch.arange(img_px) + 0.5
     for first in range(0, 21, 3):
         joints = list(range(first, first + 3))
         out = augmented([dotted(s, joints) for s in labelled], img_px, seed=first)
         stored = collate_hands(labelled).kp2d_crop_ndc[:, joints]
         truth = px_from_ndc(out.kp2d_crop_ndc[:, joints], img_px)
-        # Whole dots only, far from the border, behind which the picture goes on in a mirror.
+        # Whole dots only, far from the border, behind which the image goes on in a mirror.
         clear = (stored.abs() < 0.7).all(-1) & (ndc_from_px(truth, img_px).abs() < 0.6).all(-1)
         near_x = (px - truth[..., :1]).abs() < 0.3 * img_px / 2
         near_y = (px - truth[..., 1:]).abs() < 0.3 * img_px / 2

@@ -11,11 +11,11 @@ def test_pixels_and_points_ride_the_same_map(side, place):
     # A blob's centre of mass is where its centre is carried to, at any zoom and sub-pixel place.
     y, x = np.mgrid[0:480, 0:640] + 0.5
     blob = 255 * np.exp(-((x - place[0]) ** 2 + (y - place[1]) ** 2) / (2 * (side / 15) ** 2))
-    picture = np.repeat(blob[..., None], 3, axis=2).round().astype(np.uint8)
+    image = np.repeat(blob[..., None], 3, axis=2).round().astype(np.uint8)
     box = np.array([place[0] - side / 2 + 3, place[1] - side / 2, place[0] + side / 2 + 3, 0])
     box[3] = place[1] + side / 2
     crop_from_img = crop_map(box, 1.3, 112)
-    crop = cut(picture, crop_from_img, 112)[..., 0].astype(float)
+    crop = cut(image, crop_from_img, 112)[..., 0].astype(float)
     y, x = np.mgrid[0:112, 0:112] + 0.5
     centre = [(crop * x).sum() / crop.sum(), (crop * y).sum() / crop.sum()]
     expected = carry_points(crop_from_img, np.array([place]))[0]
@@ -24,7 +24,7 @@ def test_pixels_and_points_ride_the_same_map(side, place):
 
 def test_a_crop_is_a_square_about_the_box():
     crop_from_img = crop_map(np.array([10, 20, 50, 100]), 1.5, 60)
-    # longer side 80, so 120 px of the picture make 60 px of the crop
+    # longer side 80, so 120 px of the image make 60 px of the crop
     corners = carry_points(crop_from_img, np.array([[30 - 60, 60 - 60], [30 + 60, 60 + 60.0]]))
     np.testing.assert_allclose(corners, [[0, 0], [60, 60]], atol=1e-12)
     points = np.array([[3.0, 9.0], [-1.0, 4.0]])
@@ -44,8 +44,8 @@ def test_intrinsics_follow_the_crop():
 
 
 def test_beyond_the_picture_it_is_reflected_and_bad_boxes_are_refused():
-    picture = np.full((20, 20, 3), 200, np.uint8)
-    crop = cut(picture, crop_map(np.array([-10, -10, 10, 10]), 1.0, 16), 16)
+    image = np.full((20, 20, 3), 200, np.uint8)
+    crop = cut(image, crop_map(np.array([-10, -10, 10, 10]), 1.0, 16), 16)
     assert (crop == 200).all()
     for box in ([0, 0, np.nan, 5], [5, 0, 0, 5]):
         with pytest.raises(ValueError, match="x0 <= x1"):

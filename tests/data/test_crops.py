@@ -132,7 +132,7 @@ def test_partners_are_kept_where_all_have_one_and_groups_where_any_has():
     assert both.group.dtype.is_signed
     mixed = collate_crops([crop("a", 1, 2, "g"), crop("g"), crop("b"), crop("b")])
     assert mixed.partner is None
-    assert len(set(mixed.group.tolist())) == 3, "one picture drawn twice is a group"
+    assert len(set(mixed.group.tolist())) == 3, "one image drawn twice is a group"
 
 
 def test_copies_of_one_sample_are_one_group_whatever_the_others_have():

@@ -77,8 +77,8 @@ def test_benchmarks_are_known_by_labels_and_images(layout, request, hand_path, t
     first, again = make(tree, hand, **how), make(moved, hand, **how)
     part = make(tree, hand, split="val", **how)
     assert first.fingerprint() == again.fingerprint() != part.fingerprint()
-    picture = next(p for p in sorted(moved.rglob("rgb/*.*")) if again_holds(again, p))
-    picture.write_bytes(picture.read_bytes() + b"0")
+    image_path = next(p for p in sorted(moved.rglob("rgb/*.*")) if again_holds(again, p))
+    image_path.write_bytes(image_path.read_bytes() + b"0")
     assert make(moved, hand, **how).fingerprint() != first.fingerprint()
 
 

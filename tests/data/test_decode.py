@@ -13,7 +13,7 @@ from handmim.images.decode import JpegHead, decode_rgb, jpeg_head, reduction, tu
 SIDES = [(64, 48), (61, 95), (8, 8), (1, 1), (33, 257)]
 
 
-def picture(height=61, width=95, channels=3):
+def noise_image(height=61, width=95, channels=3):
     rng = np.random.default_rng(0)
     shape = (height, width) if channels == 1 else (height, width, channels)
     return cv2.GaussianBlur(rng.integers(0, 256, shape, dtype=np.uint8), (0, 0), 2)
@@ -50,14 +50,14 @@ def codec(request, monkeypatch):
     "settings", [{}, {"IMWRITE_JPEG_PROGRESSIVE": 1}, {"IMWRITE_JPEG_SAMPLING_FACTOR": 0x111111}]
 )
 def test_pixels_are_those_of_opencv_whoever_decodes(codec, shape, settings):
-    raw = jpeg(picture(*shape), **settings)
+    raw = jpeg(noise_image(*shape), **settings)
     assert jpeg_head(raw) == JpegHead(*shape, 1)
     np.testing.assert_array_equal(decode_rgb(raw), by_opencv(raw))
 
 
 @pytest.mark.parametrize("by", [2, 4, 8])
 def test_small_crops_are_decoded_at_a_smaller_scale(codec, by):
-    raw = jpeg(cv2.GaussianBlur(picture(328, 400), (0, 0), 4))
+    raw = jpeg(cv2.GaussianBlur(noise_image(328, 400), (0, 0), 4))
     found = decode_rgb(raw, 400 // by)
     assert found.shape == (328 // by, 400 // by, 3)
     np.testing.assert_array_equal(found, by_opencv(raw, decode.REDUCED[by]))
@@ -81,7 +81,7 @@ def test_a_scale_is_never_below_the_wanted_side():
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("orientation", range(9))
 def test_exif_rotation_is_applied(codec, order, orientation):
-    raw = with_exif(jpeg(picture(200, 120)), orientation, order)
+    raw = with_exif(jpeg(noise_image(200, 120)), orientation, order)
     assert jpeg_head(raw) == JpegHead(200, 120, orientation)
     found = decode_rgb(raw)
     np.testing.assert_array_equal(found, by_opencv(raw))
@@ -91,12 +91,12 @@ def test_exif_rotation_is_applied(codec, order, orientation):
 
 
 def test_grey_and_cmyk_become_rgb(codec):
-    grey = jpeg(picture(channels=1))
+    grey = jpeg(noise_image(channels=1))
     assert (decode_rgb(grey) == by_opencv(grey)).all()
     import io
 
     stream = io.BytesIO()
-    Image.fromarray(picture(channels=4), "CMYK").save(stream, "JPEG")
+    Image.fromarray(noise_image(channels=4), "CMYK").save(stream, "JPEG")
     cmyk = stream.getvalue()
     assert jpeg_head(cmyk) == JpegHead(61, 95, 1)
     np.testing.assert_array_equal(decode_rgb(cmyk), by_opencv(cmyk))
@@ -105,7 +105,7 @@ def test_grey_and_cmyk_become_rgb(codec):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.1, 0.5, 0.9, 0.99])
 def test_files_cut_short_end_as_with_opencv(codec, share):
-    whole = jpeg(picture(200, 200))
+    whole = jpeg(noise_image(200, 200))
     raw = whole[: int(len(whole) * share)]
     expected = None if not raw else by_opencv(raw)
     found = decode_rgb(raw)
@@ -127,7 +127,7 @@ def test_noise_is_no_picture(codec):
 
 
 def test_other_formats_come_whole(codec):
-    image = picture(200, 120)
+    image = noise_image(200, 120)
     for suffix in (".png", ".webp"):
         raw = cv2.imencode(suffix, image, [cv2.IMWRITE_WEBP_QUALITY, 101])[1].tobytes()
         np.testing.assert_array_equal(decode_rgb(raw, 16), image[..., ::-1])
@@ -135,7 +135,7 @@ def test_other_formats_come_whole(codec):
 
 
 def test_folders_use_it(tmp_path):
-    raw = jpeg(picture(330, 402))
+    raw = jpeg(noise_image(330, 402))
     (tmp_path / "a.jpg").write_bytes(raw)
     crop = CropFolder(tmp_path, image_px=64)[0].image
     np.testing.assert_array_equal(crop, square(by_opencv(raw, decode.REDUCED[4]), 64, "contain"))

@@ -28,7 +28,7 @@ def load(freihand_tree, tmp_path):
 
 @pytest.fixture
 def copy(freihand_tree, tmp_path):
-    """Tree with other JSON files, pictures shared."""
+    """Tree with other JSON files, images shared."""
 
     def build(**changes):
         root = tmp_path / "copy"
@@ -71,15 +71,15 @@ def test_a_hand_never_straddles_the_split_and_versions_share_labels(load):
     assert len(val) == 6
     assert len(train) == 18 * 4
     same = [i for i, image in enumerate(train.ids) if image % 24 == train.ids[0]]
-    pictures = [train[i] for i in same]
-    assert [p.sample_id for p in pictures] == [
+    images = [train[i] for i in same]
+    assert [p.sample_id for p in images] == [
         f"training/{int(train.ids[0]) + 24 * v:08d}" for v in range(4)
     ]
     assert {train.label_id(i) for i in same} == {str(int(train.ids[0]) % 24)}
     assert train.source == "FreiHAND, part train, val_fraction 0.25, split seed 0"
-    for other in pictures[1:]:
-        np.testing.assert_array_equal(other.verts_cam_m, pictures[0].verts_cam_m)
-        assert (other.image != pictures[0].image).any()
+    for other in images[1:]:
+        np.testing.assert_array_equal(other.verts_cam_m, images[0].verts_cam_m)
+        assert (other.image != images[0].image).any()
     few = label_subset(train, 3, seed=0)
     assert len(few) == 12, "three hands before four backgrounds each"
     assert len({int(train.ids[i]) % 24 for i in few.indices}) == 3

@@ -12,15 +12,15 @@ from handmim.geometry.camera import px_from_ndc
 
 @pytest.fixture
 def photos(tmp_path):
-    """Eight subjects, two pictures each; joints lie on a known spiral, marked in the picture."""
+    """Eight subjects, two images each; joints lie on a known spiral, marked in the image."""
     rng = np.random.default_rng(0)
     images, notes = [], []
     for i in range(16):
-        picture = np.full((120, 160, 3), 40, np.uint8)
+        image = np.full((120, 160, 3), 40, np.uint8)
         kp = rng.uniform([40, 30], [120, 90], (21, 2))
         x, y = kp[0].astype(int)
-        picture[y - 1 : y + 2, x - 1 : x + 2] = 255
-        cv2.imwrite(str(tmp_path / f"{i}.png"), picture)
+        image[y - 1 : y + 2, x - 1 : x + 2] = 255
+        cv2.imwrite(str(tmp_path / f"{i}.png"), image)
         images.append({"id": i, "file_name": f"{i}.png", "subject": f"s{i // 2}"})
         flat = np.column_stack([kp, np.full(21, 2)]).ravel().tolist()
         notes.append(

@@ -200,7 +200,7 @@ def test_never_more_joints_are_covered_than_allowed_and_always_some(max_joints):
     valid = torch.rand(n, 21, generator=g) > 0.1
     paste = OccluderPaste(prob=1.0, area=(0.1, 0.4), max_joints=max_joints, texture="noise")
     seen = in_image(kp2d, valid)
-    # A picture of a negative colour, so that whatever is painted shows, however thinly.
+    # A image of a negative colour, so that whatever is painted shows, however thinly.
     on = (paste(torch.full((n, 3, side, side), -9.0), kp2d, valid, seeded(2)) > -9).any(dim=1)
     allowed = (seen.sum(dim=1) * max_joints + 1e-4).long()
     covered = (hit(on, kp2d) & seen).sum(dim=1)

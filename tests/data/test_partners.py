@@ -22,15 +22,15 @@ def test_freihand_partners_show_the_same_hand_before_another_background(freihand
     plain = freihand(freihand_tree, tmp_path)
     data = freihand(freihand_tree, tmp_path, partners=True)
     assert len(data) == len(plain)
-    pictures = {number(s.sample_id): s.image for s in (plain[i] for i in range(len(plain)))}
+    images = {number(s.sample_id): s.image for s in (plain[i] for i in range(len(plain)))}
     places = set()
     for i in range(len(data)):
         sample = data[i]
         assert isinstance(sample, CropSample)
         own = number(sample.sample_id)
-        np.testing.assert_array_equal(sample.image, pictures[own])
-        same_hand = [n for n in pictures if n % 24 == own % 24 and n != own]
-        matches = [n for n in same_hand if np.array_equal(pictures[n], sample.partner)]
+        np.testing.assert_array_equal(sample.image, images[own])
+        same_hand = [n for n in images if n % 24 == own % 24 and n != own]
+        matches = [n for n in same_hand if np.array_equal(images[n], sample.partner)]
         assert len(matches) == 1
         places.add((own // 24, matches[0] // 24))
         np.testing.assert_array_equal(data[i].partner, sample.partner)

@@ -49,9 +49,9 @@ CASES = {
 
 
 def crops(b: int = 10, side: int = 56) -> CropBatch:
-    """Pictures with edges and fine grain, some of them bright, some dark."""
+    """Images with edges and fine grain, some of them bright, some dark."""
     rng = np.random.default_rng(0)
-    pictures = []
+    images = []
     for _ in range(b):
         image = np.full((side, side, 3), rng.integers(30, 220, 3), np.uint8)
         for _disc in range(4):
@@ -59,8 +59,8 @@ def crops(b: int = 10, side: int = 56) -> CropBatch:
             fill = [int(c) for c in rng.integers(0, 256, 3)]
             cv2.circle(image, [int(c) for c in centre], radius, fill, -1)
         grain = rng.normal(0, 4.0, image.shape)
-        pictures.append((cv2.GaussianBlur(image, (0, 0), 0.7) + grain).clip(0, 255).astype("u1"))
-    stack = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+        images.append((cv2.GaussianBlur(image, (0, 0), 0.7) + grain).clip(0, 255).astype("u1"))
+    stack = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     return CropBatch(stack, partner=stack.flip(0), group=torch.arange(b))
 
 

@@ -51,7 +51,7 @@ def hidden_map(make: ViewMaker, b: int, seed: int) -> Tensor:
 
 
 def dot_image(points_ndc: Tensor, side: int) -> Tensor:
-    """[B, 3, S, S] uint8 pictures with a smooth bump on one point each."""
+    """[B, 3, S, S] uint8 images with a smooth bump on one point each."""
     centre = (torch.arange(side) + 0.5) * 2 / side - 1
     y, x = torch.meshgrid(centre, centre, indexing="ij")
     d2 = (x - points_ndc[:, 0, None, None]) ** 2 + (y - points_ndc[:, 1, None, None]) ** 2
@@ -59,7 +59,7 @@ def dot_image(points_ndc: Tensor, side: int) -> Tensor:
 
 
 def centroid_ndc(image: Tensor) -> Tensor:
-    """Centre of mass of each picture: [B, 3, S, S] -> [B, 2]."""
+    """Centre of mass of each image: [B, 3, S, S] -> [B, 2]."""
     side = image.shape[-1]
     centre = (torch.arange(side) + 0.5) * 2 / side - 1
     weight = image[:, 0] / image[:, 0].sum(dim=(1, 2), keepdim=True)
@@ -85,7 +85,7 @@ def test_pixels_and_points_move_together(settings):
 
 
 def test_values_are_those_of_the_mapped_places():
-    # On a picture that is linear in x and y, a view's values are its pixels' coordinates.
+    # On a image that is linear in x and y, a view's values are its pixels' coordinates.
     side = 64
     ramp = (torch.arange(side, dtype=torch.uint8)[None] * 2).expand(side, side)
     image = torch.stack([ramp, ramp.T, ramp])[None].expand(16, -1, -1, -1)

@@ -31,11 +31,11 @@ def pretended(t: torch.Tensor) -> torch.Tensor:
 
 
 def network(head: str, joint_convention: str) -> InferenceModule:
-    words = ["data=synthetic", "backbone=vit_nano_p8", f"head={head}"]
-    words += ["task.head.camera=pinhole"] if head != "direct" else []
-    words += ["task=keypoints", "loss=[direct_keypoints]"] if head == "direct" else []
+    overrides = ["data=synthetic", "backbone=vit_nano_p8", f"head={head}"]
+    overrides += ["task.head.camera=pinhole"] if head != "direct" else []
+    overrides += ["task=keypoints", "loss=[direct_keypoints]"] if head == "direct" else []
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("finetune", [*words, f"paths.data_dir={CONFIGS.parent / 'data'}"])
+        cfg = compose("finetune", [*overrides, f"paths.data_dir={CONFIGS.parent / 'data'}"])
     return InferenceModule(
         instantiate(cfg.task), instantiate(cfg.augment), joint_convention=joint_convention
     )

@@ -24,9 +24,9 @@ from tests.pipelines.test_evaluate import SMALL, composed
 NUM, SIDE = 11, 72
 
 
-def checkpoint(folder, hand_path, *words):
+def checkpoint(folder, hand_path, *overrides):
     """As fine-tuning would leave it, with random weights that do see the image."""
-    cfg = composed("finetune", "data=synthetic", f"hand.path={hand_path}", *words)
+    cfg = composed("finetune", "data=synthetic", f"hand.path={hand_path}", *overrides)
     torch.manual_seed(0)
     task = instantiate(cfg.task)
     for name, weight in task.head.named_parameters():
@@ -40,14 +40,14 @@ def checkpoint(folder, hand_path, *words):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, hand_path):
-    words = [*SMALL, "task.head.camera=pinhole", "augment.scale=[0.7,1.0]"]
-    return checkpoint(tmp_path_factory.mktemp("trained"), hand_path, *words)
+    overrides = [*SMALL, "task.head.camera=pinhole", "augment.scale=[0.7,1.0]"]
+    return checkpoint(tmp_path_factory.mktemp("trained"), hand_path, *overrides)
 
 
 @pytest.fixture(scope="module")
 def joints_only(tmp_path_factory, hand_path):
-    words = ["task=keypoints", "head=direct", "loss=[direct_keypoints]", *SMALL[4:]]
-    return checkpoint(tmp_path_factory.mktemp("joints"), hand_path, *words)
+    overrides = ["task=keypoints", "head=direct", "loss=[direct_keypoints]", *SMALL[4:]]
+    return checkpoint(tmp_path_factory.mktemp("joints"), hand_path, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -213,14 +213,14 @@ def test_bfloat16_is_near(trained, crops):
 
 def test_what_cannot_be_is_refused(trained, crops, monkeypatch):
     make = HandPredictor.from_checkpoint
-    for words, message in (
+    for overrides, message in (
         ({"cuda_graph": True}, "needs a CUDA device, got device=cpu"),
         ({"precision": "half"}, r"precision must be one of \['32-true'"),
         ({"joint_convention": "mine"}, "joint_convention must be one of"),
         ({"batch_size": 0}, "batch_size must be >= 1"),
     ):
         with pytest.raises(ValueError, match=message):
-            make(trained, **words)
+            make(trained, **overrides)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="sees no GPU here"):
         make(trained, device="cuda")
@@ -240,7 +240,7 @@ def test_what_cannot_be_is_refused(trained, crops, monkeypatch):
 
 
 def test_the_example_runs(trained, crops, tmp_path, monkeypatch):
-    # The docstring's own words, beside the files that they name.
+    # The docstring's own overrides, beside the files that they name.
     text = HandPredictor.__doc__.split("Example:\n")[1].split("\n    Args:")[0]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "tuned").mkdir(parents=True)

@@ -2,7 +2,7 @@
 
 Student and teacher run their heads on all tokens, all logits exist, masks come last. Optimiser,
 centres and teacher are written out. Only the transformer itself is borrowed: any function of
-(weights, pictures, mask) that returns (class tokens [n, D], patch tokens [n, N, D]).
+(weights, images, mask) that returns (class tokens [n, D], patch tokens [n, N, D]).
 """
 
 from dataclasses import dataclass, field

@@ -1,6 +1,6 @@
-"""Pictures and labels of a few renders, kept in renders.npz as version 3 of the renderer drew them.
+"""Images and labels of a few renders, kept in renders.npz as version 3 of the renderer drew them.
 
-When pictures are meant to change, raise RENDERER_VERSION and write the file anew:
+When images are meant to change, raise RENDERER_VERSION and write the file anew:
 python -m tests.golden.renders
 """
 

@@ -92,8 +92,8 @@ def goes_on(folder, name, script, *overrides):
 @pytest.mark.parametrize("name", one_quick(METHODS, "handmim"))
 def test_an_older_pretraining_goes_on_as_it_would_have(name, folder):
     method = () if name == "pixels_first" else (f"method={name}",)
-    words = (*method, *TINY, *CROPS, *METHODS[name])
-    losses = goes_on(folder, name, "pretrain.py", *words)
+    overrides = (*method, *TINY, *CROPS, *METHODS[name])
+    losses = goes_on(folder, name, "pretrain.py", *overrides)
     for row, kept in zip(losses, EXPECTED[name]["losses"], strict=True):
         assert row == pytest.approx(kept, rel=1e-4)
 
@@ -101,8 +101,8 @@ def test_an_older_pretraining_goes_on_as_it_would_have(name, folder):
 @SLOW
 @pytest.mark.parametrize("name", HEADS)
 def test_an_older_fine_tuning_goes_on_as_it_would_have(name, folder):
-    words = (f"head={name}", *TINY, *HEADS[name], *RENDERS)
-    losses = goes_on(folder, name, "finetune.py", *words)
+    overrides = (f"head={name}", *TINY, *HEADS[name], *RENDERS)
+    losses = goes_on(folder, name, "finetune.py", *overrides)
     for row, kept in zip(losses, EXPECTED[name]["losses"], strict=True):
         assert row == pytest.approx(kept, rel=1e-4)
 
@@ -126,8 +126,8 @@ def test_an_older_model_predicts_what_it_predicted(name):
 @pytest.mark.parametrize("name", [*METHODS, "pymaf"])
 def test_an_older_backbone_starts_a_fine_tuning(name, folder):
     weights = OLDER / f"{name}.pt"
-    words = (*TINY, *RENDERS, "head=plain_small", "resume=never", "trainer.max_steps=1")
-    text = call(folder, "finetune.py", f"init_from={weights}", *words)
+    overrides = (*TINY, *RENDERS, "head=plain_small", "resume=never", "trainer.max_steps=1")
+    text = call(folder, "finetune.py", f"init_from={weights}", *overrides)
     assert "initial weights" in text
 
 

@@ -121,7 +121,7 @@ def with_garbage(batch: HandBatch, value: float) -> HandBatch:
 
 
 def only_2d(batch: HandBatch) -> HandBatch:
-    """Intrinsics and joints in the picture are all that is left."""
+    """Intrinsics and joints in the image are all that is left."""
     off = torch.zeros_like(batch.has_mano)
     return batch._replace(
         joints_valid=torch.zeros_like(batch.joints_valid), has_verts=off, has_mano=off

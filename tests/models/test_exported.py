@@ -27,7 +27,7 @@ def test_sizes_with_a_way_to_initialise_are_loaded(exported):
 
 
 @pytest.mark.parametrize(
-    ("meta", "words"),
+    ("meta", "message"),
     [
         ({"timm_name": "hf-hub:evil/model"}, "must be a model of timm, got 'hf-hub:evil/model'"),
         ({"timm_name": "local-dir:/tmp"}, "must be a model of timm"),
@@ -48,14 +48,14 @@ def test_sizes_with_a_way_to_initialise_are_loaded(exported):
         ({"pixel_norm": "none"}, "pixel_norm must be one of"),
     ],
 )
-def test_other_metadata_is_a_value_error_that_names_the_file(tmp_path, exported, meta, words):
+def test_other_metadata_is_a_value_error_that_names_the_file(tmp_path, exported, meta, message):
     with safe_open(exported, framework="pt") as file:
         stated = {key: file.metadata()[key] for key in ("timm_name", "timm_args", "pixel_norm")}
         names = file.keys()
         tensors = {key: file.get_tensor(key) for key in names}
     path = tmp_path / "other.safetensors"
     save_weights(tensors, path, stated | meta)
-    with pytest.raises(ValueError, match=words) as refused:
+    with pytest.raises(ValueError, match=message) as refused:
         handmim.load_backbone(path)
     assert str(path) in str(refused.value)
 

@@ -38,9 +38,9 @@ SMALL = [
 SMALL += ["backbone=vit_nano_p8", "task.backbone.img_px=32", "task.backbone.size.depth=1"]
 
 
-def composed(entry: str, *words: str):
+def composed(entry: str, *overrides: str):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose(entry, overrides=[*words, "machine.accelerator=cpu"])
+        return compose(entry, overrides=[*overrides, "machine.accelerator=cpu"])
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,9 @@ def tuned(tmp_path_factory, freihand_tree, hand_path):
     return root
 
 
-def scored(root: Path, *words: str):
+def scored(root: Path, *overrides: str):
     places = [f"paths.run_root={root}", f"paths.data_dir={root}"]
-    return evaluate(composed("eval", *words, *places, "num_images=2"))
+    return evaluate(composed("eval", *overrides, *places, "num_images=2"))
 
 
 @pytest.fixture(scope="module")
@@ -140,11 +140,11 @@ def test_rotated_crops_have_their_own_files_and_metrics(several):
 
 
 def test_without_a_benchmark_both_are_scored_too(tuned):
-    words = [f"checkpoint={tuned}/seed0/last.pt", "tta=rotations_scales", "name=plain"]
-    words += ["predictor=ground_truth", "tta.views.angles_deg=[-30,30]", "data=freihand"]
+    overrides = [f"checkpoint={tuned}/seed0/last.pt", "tta=rotations_scales", "name=plain"]
+    overrides += ["predictor=ground_truth", "tta.views.angles_deg=[-30,30]", "data=freihand"]
     saved = load_checkpoint(tuned / "seed0" / "last.pt")["config"]["data"]
-    words += [f"data.{k}={saved[k]}" for k in ("root", "image_px", "cache_dir")]
-    report = scored(tuned, *words, "data.benchmark=null")
+    overrides += [f"data.{k}={saved[k]}" for k in ("root", "image_px", "cache_dir")]
+    report = scored(tuned, *overrides, "data.benchmark=null")
     assert report["tta"]["num_views"] == 6
     assert max(report["mpvpe_mm"], report["tta"]["mpvpe_mm"]) < 0.01
     assert set(report["tta"]) - {"num_views"} == set(report) - {"tta"}
@@ -178,12 +178,12 @@ def test_other_hands_crops_and_data_are_not_averaged(tuned, tmp_path, caplog, mo
         save_checkpoint(tmp_path / name, state)
         return [path, str(tmp_path / name)]
 
-    for change, words in (
+    for change, overrides in (
         (lambda s: s["meta"].update(hand_sha256="0" * 64), r"hand: [0-9a-f]+ there, 0{64} here"),
         (lambda s: s["config"]["augment"].update(img_px=64), r"augment\.img_px: 32 there, 64 here"),
         (lambda s: s["config"]["data"]["test"].update(split="val"), "split: evaluation there"),
     ):
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=overrides):
             check_comparable(other("x.pt", change), None)
     # Where they lie and what they learned from is no difference; equal seeds are mentioned.
     moved = other("y.pt", lambda s: s["config"]["data"]["test"].update(hand_path="z"))
@@ -219,11 +219,11 @@ def test_only_numbers_that_all_have_are_averaged():
 
 
 def test_the_log_says_whose_hand_file_is_used(tuned, hand_path):
-    words = [f"checkpoint={tuned}/seed0/last.pt", "hand=mano", "name=hand", "overwrite=true"]
-    scored(tuned, *words)
+    overrides = [f"checkpoint={tuned}/seed0/last.pt", "hand=mano", "name=hand", "overwrite=true"]
+    scored(tuned, *overrides)
     text = (tuned / "hand" / "log.txt").read_text()
     assert f"hand model: {hand_path}, the checkpoint's own " in text
-    scored(tuned, *words, f"hand.path={hand_path}")
+    scored(tuned, *overrides, f"hand.path={hand_path}")
     text = (tuned / "hand" / "log.txt").read_text()
     assert f"hand model: {hand_path}, given" in text
 
@@ -231,8 +231,8 @@ def test_the_log_says_whose_hand_file_is_used(tuned, hand_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch.compile's own
 def test_a_compiled_model_scores_the_same(tuned):
-    words = [f"checkpoint={tuned}/seed0/last.pt", "overwrite=true"]
-    plain = scored(tuned, *words, "name=eager")
-    compiled = scored(tuned, *words, "name=compiled", "machine.compile=true")
+    overrides = [f"checkpoint={tuned}/seed0/last.pt", "overwrite=true"]
+    plain = scored(tuned, *overrides, "name=eager")
+    compiled = scored(tuned, *overrides, "name=compiled", "machine.compile=true")
     assert compiled["official"] == pytest.approx(plain["official"], abs=1e-4)
     assert "compile: true" in (tuned / "compiled" / "config.yaml").read_text()

@@ -89,10 +89,10 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda s: s["task"].pop("backbone.net.norm.bias"),
         r"backbone\.net\.norm\.bias is missing",
     ),
-    "a step in words": (put("seven", "step"), "'seven' at step"),
+    "a step in text": (put("seven", "step"), "'seven' at step"),
     "a negative step": (put(-1, "step"), "step -1"),
-    "a config in words": (put("x", "config"), "'x' at config"),
-    "a head in words": (put("x", "config", "task", "head"), "head"),
+    "a config in text": (put("x", "config"), "'x' at config"),
+    "a head in text": (put("x", "config", "task", "head"), "head"),
     "meta as list": (put([], "meta"), "at meta"),
     "a number as tensor": (put(1.0, "task", "x"), r"no tensor at task\.x"),
     "itself": (refer_to_itself, "refers to itself"),
@@ -108,7 +108,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a huge image": (put(10**6, "config", "augment", "img_px"), "img_px=1e"),
     "a huge head": (put(10**8, "config", "task", "head", "hidden_dim"), "hidden_dim=1e"),
     "another width": (put(12, *SIZE, "embed_dim"), "does not fit its tensors"),
-    "heads in words": (put("many", *SIZE, "num_heads"), r"task\.backbone of its config cannot"),
+    "heads in text": (put("many", *SIZE, "num_heads"), r"task\.backbone of its config cannot"),
     "an unknown setting": (put(1, "config", "task", "head", "spin"), r"task\.head of its config"),
     "a dataset as task": (
         put("handmim.data.synthetic.SyntheticHands", "config", "task", "_target_"),
@@ -123,18 +123,18 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_a_config_that_builds_no_model_is_refused_by_entry(kind: str, tuned: Path, tmp_path: Path):
-    change, words = REFUSED[kind]
+    change, message = REFUSED[kind]
     path = changed(tuned, tmp_path, change)
-    with pytest.raises(ValueError, match=words) as raised:
+    with pytest.raises(ValueError, match=message) as raised:
         HandPredictor.from_checkpoint(path)
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         evaluate(composed("eval", f"checkpoint={path}", *places_of(tmp_path)))
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         (without("config", "data"), r"config\.data is missing"),
         (without("config", "data", "root"), r"config\.data\.root is missing"),
@@ -146,10 +146,10 @@ def test_a_config_that_builds_no_model_is_refused_by_entry(kind: str, tuned: Pat
     ],
 )
 def test_data_that_cannot_be_read_are_refused_by_entry(
-    change: Any, words: str, tuned: Path, tmp_path: Path
+    change: Any, message: str, tuned: Path, tmp_path: Path
 ):
     path = changed(tuned, tmp_path, change)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=message):
         evaluate(composed("eval", f"checkpoint={path}", *places_of(tmp_path)))
 
 

@@ -29,11 +29,11 @@ def test_workers_end_when_the_process_that_started_them_is_killed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("free", "kind", "words"),
+    ("free", "kind", "message"),
     [(5, OSError, "5 bytes are free on its disk"), (10**9, RuntimeError, "failed .*No module")],
 )
-def test_a_worker_that_fails_says_why(tmp_path, monkeypatch, free, kind, words):
+def test_a_worker_that_fails_says_why(tmp_path, monkeypatch, free, kind, message):
     usage = shutil.disk_usage(tmp_path)._replace(free=free)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(kind, match=words):
+    with pytest.raises(kind, match=message):
         run_workers("handmim.absent", {}, tmp_path, 1, lambda: None)

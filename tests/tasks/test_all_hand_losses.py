@@ -31,14 +31,14 @@ def batch(tmp_path_factory, hand_path) -> HandBatch:
     return augment(stored, torch.Generator().manual_seed(0), INFO)
 
 
-def build(*words: str):
+def build(*overrides: str):
     torch.manual_seed(0)
     small = ("backbone=vit_nano_p8", "task.backbone.img_px=32")
-    if "head=direct" not in words:
+    if "head=direct" not in overrides:
         small += ("head=pymaf_small", "task.head.num_steps=2")
     with initialize_config_dir(str(REPO / "configs"), version_base="1.3"):
         paths = f"paths.data_dir={REPO / 'data'}"
-        return instantiate(compose("finetune", overrides=[*small, *words, paths]).task)
+        return instantiate(compose("finetune", overrides=[*small, *overrides, paths]).task)
 
 
 def test_all_of_them_train_and_each_is_reported(batch):
@@ -74,17 +74,17 @@ def test_a_head_that_could_not_train_whole_is_refused():
         r"step_weights=\[0\.0, 1\.0\] would": ["task.step_weights=[0.0,1.0]"],
         r"DirectHead regresses no hand model": ["head=direct"],
     }
-    for message, words in cases.items():
+    for message, overrides in cases.items():
         with pytest.raises(Exception, match=message):
-            build(*words)
+            build(*overrides)
     build("task.step_weights=last", "head=iterative_small")  # one update, shared by all steps
 
 
 def test_steps_are_weighted_by_the_task(batch):
     found = {}
-    for words in ("null", "last", "[1.0,1.0]", "[1.0,0.0]", "[0.5,1.0]"):
-        task = build(f"task.step_weights={words}", "task.head.detach=false")
-        found[words] = task.eval()(batch, INFO).loss.item()
+    for overrides in ("null", "last", "[1.0,1.0]", "[1.0,0.0]", "[0.5,1.0]"):
+        task = build(f"task.step_weights={overrides}", "task.head.detach=false")
+        found[overrides] = task.eval()(batch, INFO).loss.item()
     first, last = found["[1.0,0.0]"], found["last"]
     assert found["null"] == pytest.approx((first + last) / 2, rel=1e-5)
     assert found["[1.0,1.0]"] == pytest.approx(found["null"], rel=1e-5)
@@ -96,9 +96,9 @@ def test_steps_are_weighted_by_the_task(batch):
         build("task.step_weights=best")
 
 
-@pytest.mark.parametrize("words", [(), ("task.step_weights=[0.2,1.0]",)])
-def test_every_refinement_has_a_gradient_whatever_its_weight(batch, words):
-    task = build(*words)
+@pytest.mark.parametrize("overrides", [(), ("task.step_weights=[0.2,1.0]",)])
+def test_every_refinement_has_a_gradient_whatever_its_weight(batch, overrides):
+    task = build(*overrides)
     task(batch, INFO).loss.backward()
     sums = [sum(float(p.grad.abs().sum()) for p in r.parameters()) for r in task.head.regressors]
     assert all(total > 0 for total in sums)

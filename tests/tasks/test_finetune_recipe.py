@@ -19,13 +19,13 @@ from tests.tasks.small_tasks import SCENE, small_augment, small_hand_task
 REPO = Path(__file__).parents[2]
 
 
-def composed(*words: str):
+def composed(*overrides: str):
     with initialize_config_dir(str(REPO / "configs"), version_base="1.3"):
-        return compose("finetune", overrides=[f"paths.data_dir={REPO / 'data'}", *words])
+        return compose("finetune", overrides=[f"paths.data_dir={REPO / 'data'}", *overrides])
 
 
-def built(*words: str):
-    return instantiate(composed("backbone=vit_nano_p8", "head=pymaf_small", *words).task)
+def built(*overrides: str):
+    return instantiate(composed("backbone=vit_nano_p8", "head=pymaf_small", *overrides).task)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ WAYS = {
 }
 
 
-def built(method: str, words: list[str]):
+def built(method: str, overrides: list[str]):
     quick = [
         "backbone=vit_nano_p8",
         "data=folder",
@@ -36,7 +36,7 @@ def built(method: str, words: list[str]):
         "task.backbone.drop_path_rate=0.1",
     ]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("pretrain", [f"method={method}", *quick, *words])
+        cfg = compose("pretrain", [f"method={method}", *quick, *overrides])
     drop_unbuilt(cfg.task)
     return instantiate(cfg.task), instantiate(cfg.views), instantiate(cfg.optim)
 

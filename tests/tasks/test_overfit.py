@@ -25,7 +25,7 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("renders")
 
 
-def composed(cache: Path, num: int, head: str, *words: str) -> DictConfig:
+def composed(cache: Path, num: int, head: str, *overrides: str) -> DictConfig:
     with initialize_config_dir(str(REPO / "configs"), version_base="1.3"):
         return compose(
             "finetune",
@@ -36,7 +36,7 @@ def composed(cache: Path, num: int, head: str, *words: str) -> DictConfig:
                 "data.num_workers=0",
                 f"data.cache_dir={cache}",
                 f"paths.data_dir={REPO / 'data'}",
-                *words,
+                *overrides,
             ],
         )
 

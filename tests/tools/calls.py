@@ -35,10 +35,10 @@ def small_data(folder: Path) -> list[str]:
 
 
 def call(
-    folder: Path, script: str, *words: str, fails: bool = False, code: int | None = None
+    folder: Path, script: str, *arguments: str, fails: bool = False, code: int | None = None
 ) -> str:
     """What a tool says; it fails where `fails`, or ends with `code`."""
-    command = [sys.executable, str(REPO / "tools" / script), *words]
+    command = [sys.executable, str(REPO / "tools" / script), *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900)
     text = done.stdout + done.stderr
     as_wanted = (done.returncode != 0) is fails if code is None else done.returncode == code

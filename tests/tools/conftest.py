@@ -4,7 +4,7 @@ from tests.tools.calls import PRETRAIN, TINY, call, small_data
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory, hand_path):
+def workdir(tmp_path_factory, hand_path):
     """A working folder with the hand model and a small cache, shared by the tests of the tools."""
     folder = tmp_path_factory.mktemp("work")
     (folder / "data").mkdir()
@@ -13,14 +13,14 @@ def place(tmp_path_factory, hand_path):
 
 
 @pytest.fixture(scope="session")
-def pretrained(place):
-    words = [
+def pretrained(workdir):
+    overrides = [
         *PRETRAIN,
         *TINY,
-        *small_data(place),
+        *small_data(workdir),
         "probe=none",
         "name=pre",
         "trainer.image_every=4",
     ]
-    call(place, "pretrain.py", *words)
-    return place / "runs" / "pre"
+    call(workdir, "pretrain.py", *overrides)
+    return workdir / "runs" / "pre"

@@ -18,14 +18,14 @@ finally:
 """
 
 
-def answer(folder: Path, script: str, *words: str) -> str:
-    command = [sys.executable, "-c", SCRIPT, str(TOOLS / script), *words]
+def answer(folder: Path, script: str, *arguments: str) -> str:
+    command = [sys.executable, "-c", SCRIPT, str(TOOLS / script), *arguments]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
-    ("script", "words", "expected"),
+    ("script", "arguments", "expected"),
     [
         ("pretrain.py", ["--help"], "method: dino, handmim"),
         ("pretrain.py", ["method=handmin"], "Could not find 'method/handmin'"),
@@ -65,16 +65,16 @@ def answer(folder: Path, script: str, *words: str) -> str:
     ],
     ids=lambda value: value if isinstance(value, str) and value.endswith(".py") else "",
 )
-def test_help_typos_and_plans_answer_without_torch(tmp_path, script, words, expected):
-    text = answer(tmp_path, script, *words)
+def test_help_typos_and_plans_answer_without_torch(tmp_path, script, arguments, expected):
+    text = answer(tmp_path, script, *arguments)
     assert expected in text
     assert "torch loaded: False" in text
 
 
 @pytest.mark.slow
 def test_a_dry_run_lists_what_would_run_and_what_a_part_refuses(tmp_path):
-    words = ["table=objectives", "dry_run=true", "variants=[random]"]
+    arguments = ["table=objectives", "dry_run=true", "variants=[random]"]
     bad = 'pretrain=["data.scene.background=phtos"]'
-    assert "3 of 3 runs to make" in answer(tmp_path, "experiments.py", *words)
-    text = answer(tmp_path, "experiments.py", *words, bad)
+    assert "3 of 3 runs to make" in answer(tmp_path, "experiments.py", *arguments)
+    text = answer(tmp_path, "experiments.py", *arguments, bad)
     assert "variant random, pretrain: background must be one of" in text

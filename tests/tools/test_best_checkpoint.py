@@ -13,20 +13,20 @@ from tests.tools.calls import FINETUNE, REPO, TINY, scalars, small_data
 PARTS = ["task.average={decay: 0.9}", "task.trained_blocks=1", "task.backbone.drop_path_rate=0.1"]
 
 
-def composed(entry: str, words: list[str]):
+def composed(entry: str, overrides: list[str]):
     with initialize_config_dir(str(REPO / "configs"), version_base="1.3"):
-        return compose(entry, overrides=words)
+        return compose(entry, overrides=overrides)
 
 
-def config(place: Path, *words: str):
-    own = [w for w in small_data(place) if not w.startswith("hydra")]
-    return composed("finetune", [*FINETUNE, *TINY, *own, "eval_every=1", *PARTS, *words])
+def config(workdir: Path, *overrides: str):
+    own = [w for w in small_data(workdir) if not w.startswith("hydra")]
+    return composed("finetune", [*FINETUNE, *TINY, *own, "eval_every=1", *PARTS, *overrides])
 
 
 @pytest.fixture(scope="module")
-def made(place):
+def made(workdir):
     # a rate at which the error is larger in the end than before
-    return finetune(config(place, "name=best", "optim.lr.start=0.02"))
+    return finetune(config(workdir, "name=best", "optim.lr.start=0.02"))
 
 
 def test_best_and_last_figures_are_both_returned(made):
@@ -46,26 +46,26 @@ def test_best_and_last_figures_are_both_returned(made):
 
 
 @pytest.mark.parametrize("which", ["best", "last"])
-def test_scoring_a_checkpoint_gives_what_it_was_kept_for(place, made, which):
-    words = [f"checkpoint={made.run_dir / f'{which}.pt'}", *TINY[:2], f"name=scored_{which}"]
-    words.append(f"paths.run_root={place / 'runs'}")
-    figures = evaluate(composed("eval", words))
+def test_scoring_a_checkpoint_gives_what_it_was_kept_for(workdir, made, which):
+    overrides = [f"checkpoint={made.run_dir / f'{which}.pt'}", *TINY[:2], f"name=scored_{which}"]
+    overrides.append(f"paths.run_root={workdir / 'runs'}")
+    figures = evaluate(composed("eval", overrides))
     kept = made.best_metrics if which == "best" else made.metrics
     assert figures["pa_mpvpe_mm"] == pytest.approx(kept["pa_mpvpe_mm"], rel=1e-4)
 
 
-def test_patience_ends_a_run_that_goes_on_with_more(place):
-    words = ["name=patient", "optim.lr.start=0.02"]
-    stopped = finetune(config(place, *words, "trainer.stop_patience=1"))
+def test_patience_ends_a_run_that_goes_on_with_more(workdir):
+    overrides = ["name=patient", "optim.lr.start=0.02"]
+    stopped = finetune(config(workdir, *overrides, "trainer.stop_patience=1"))
     assert stopped.result.reason is not None
     assert stopped.result.step < 4
     assert "score it" in (stopped.run_dir / "log.txt").read_text()
-    whole = finetune(config(place, *words, "trainer.stop_patience=9", "resume=auto"))
+    whole = finetune(config(workdir, *overrides, "trainer.stop_patience=9", "resume=auto"))
     assert (whole.result.step, whole.result.reason) == (4, None)
 
 
-def test_where_nothing_is_kept_the_last_is_scored(place):
-    made = finetune(config(place, "name=unkept", "trainer.keep_best=null"))
+def test_where_nothing_is_kept_the_last_is_scored(workdir):
+    made = finetune(config(workdir, "name=unkept", "trainer.keep_best=null"))
     assert made.best_metrics == {}
     assert not (made.run_dir / "best.pt").exists()
     assert f"checkpoint={made.run_dir / 'last.pt'}" in (made.run_dir / "log.txt").read_text()

@@ -20,28 +20,28 @@ TABLE = [
 ]
 
 
-def test_a_dry_run_lists_the_runs_and_unknown_names_are_answered(place):
-    given = [*TABLE, f"paths.data_dir={place / 'data'}", f"paths.run_root={place / 'abl'}"]
-    text = call(place, "experiments.py", *given, "dry_run=true")
+def test_a_dry_run_lists_the_runs_and_unknown_names_are_answered(workdir):
+    given = [*TABLE, f"paths.data_dir={workdir / 'data'}", f"paths.run_root={workdir / 'abl'}"]
+    text = call(workdir, "experiments.py", *given, "dry_run=true")
     assert "class_recon/0" in text
     assert "pretrain 4, finetune_50 3, finetune_100 3" in text
     assert "2 of 2 runs to make, 16 steps" in text
-    assert not (place / "abl").exists()
+    assert not (workdir / "abl").exists()
     given[3] = "variants=[nope]"
-    text = call(place, "experiments.py", *given, fails=True)
+    text = call(workdir, "experiments.py", *given, fails=True)
     assert "no variants ['nope'] in this table, it has ['random'" in text
-    text = call(place, "experiments.py", "table=nope", fails=True)
+    text = call(workdir, "experiments.py", "table=nope", fails=True)
     assert "objectives" in text
-    text = call(place, "experiments.py", "--help")
+    text = call(workdir, "experiments.py", "--help")
     assert "table: articulation, controls" in text
     assert "finished runs are kept" in text
 
 
 @pytest.mark.slow
-def test_a_table_is_filled_and_runs_nothing_twice(place):
-    given = [*TABLE, f"paths.data_dir={place / 'data'}", f"paths.run_root={place / 'abl'}"]
-    text = call(place, "experiments.py", *given, f"out={place / 'docs'}")
-    folder = place / "abl" / "ablations" / "objectives-renders-smoke"
+def test_a_table_is_filled_and_runs_nothing_twice(workdir):
+    given = [*TABLE, f"paths.data_dir={workdir / 'data'}", f"paths.run_root={workdir / 'abl'}"]
+    text = call(workdir, "experiments.py", *given, f"out={workdir / 'docs'}")
+    folder = workdir / "abl" / "ablations" / "objectives-renders-smoke"
     runs = json.loads((folder / "runs.json").read_text())
     assert {run["variant"] for run in runs} == {"random", "class_recon"}
     keys = {"probe/err2d_percent", "finetune_50/mpjpe_mm", "finetune_100/pa_mpjpe_mm"}
@@ -49,20 +49,20 @@ def test_a_table_is_filled_and_runs_nothing_twice(place):
     assert all(run["stages"]["probe"]["threads"] == 1 for run in runs)
     assert "| random init | 1 |" in text
     assert (folder.parent / "multirun.yaml").is_file()
-    assert not (place / "multirun.yaml").exists()
-    names = {p.name for p in (place / "docs").iterdir()}
+    assert not (workdir / "multirun.yaml").exists()
+    names = {p.name for p in (workdir / "docs").iterdir()}
     assert names == {
         f"objectives-renders-smoke.{end}" for end in ("md", "csv", "png", "pdf", "json")
     }
     written = (folder / "random" / "seed_0" / "result.json").stat().st_mtime_ns
-    call(place, "experiments.py", *given, "jobs=2")
+    call(workdir, "experiments.py", *given, "jobs=2")
     assert (folder / "random" / "seed_0" / "result.json").stat().st_mtime_ns == written
     # The same rows in processes of their own, with nothing left but the stages: none runs again.
-    stages = sorted((place / "abl" / "ablations" / "stages").glob("*/stage.json"))
+    stages = sorted((workdir / "abl" / "ablations" / "stages").glob("*/stage.json"))
     assert len(stages) == 1 + 2 + 4
-    call(place, "experiments.py", *given, "jobs=2", "name=again")
-    assert sorted((place / "abl" / "ablations" / "stages").glob("*/stage.json")) == stages
-    again = json.loads((place / "abl" / "ablations" / "again" / "runs.json").read_text())
+    call(workdir, "experiments.py", *given, "jobs=2", "name=again")
+    assert sorted((workdir / "abl" / "ablations" / "stages").glob("*/stage.json")) == stages
+    again = json.loads((workdir / "abl" / "ablations" / "again" / "runs.json").read_text())
     assert [run["metrics"] for run in again] == [run["metrics"] for run in runs]
 
 
@@ -79,32 +79,32 @@ LABELS = [
 ]
 
 
-def of_labels(place):
-    return [*LABELS, f"paths.data_dir={place / 'data'}", f"paths.run_root={place / 'lab'}"]
+def of_labels(workdir):
+    return [*LABELS, f"paths.data_dir={workdir / 'data'}", f"paths.run_root={workdir / 'lab'}"]
 
 
-def test_label_efficiency_is_a_table_of_inits(place):
-    text = call(place, "experiments.py", *of_labels(place), "dry_run=true")
+def test_label_efficiency_is_a_table_of_inits(workdir):
+    text = call(workdir, "experiments.py", *of_labels(workdir), "dry_run=true")
     assert "pretrain 4, finetune_25 3, finetune_50 3, finetune_100 3" in text
     assert "2 of 2 runs to make, 22 steps" in text
-    assert not (place / "lab").exists()
+    assert not (workdir / "lab").exists()
     given = ["table=label_efficiency", "inits=[nope]", "dry_run=true"]
-    text = call(place, "experiments.py", *given, fails=True)
+    text = call(workdir, "experiments.py", *given, fails=True)
     assert "Could not find 'method/nope'" in text
 
 
-def test_earlier_names_of_tools_and_options_are_answered(place):
+def test_earlier_names_of_tools_and_options_are_answered(workdir):
     for tool in ("ablate.py", "label_efficiency.py"):
-        assert "python tools/experiments.py table=" in call(place, tool, fails=True)
-    text = call(place, "experiments.py", "table=objectives", "rows=[patch]", fails=True)
+        assert "python tools/experiments.py table=" in call(workdir, tool, fails=True)
+    text = call(workdir, "experiments.py", "table=objectives", "rows=[patch]", fails=True)
     assert "variants=[patch]" in text
 
 
 @pytest.mark.slow
-def test_inits_are_compared_over_shares_of_the_labels(place):
-    given = [*of_labels(place), "jobs=2", f"out={place / 'labdocs'}"]
-    text = call(place, "experiments.py", *given)
-    folder = place / "lab" / "ablations" / "label_efficiency-renders-smoke"
+def test_inits_are_compared_over_shares_of_the_labels(workdir):
+    given = [*of_labels(workdir), "jobs=2", f"out={workdir / 'labdocs'}"]
+    text = call(workdir, "experiments.py", *given)
+    folder = workdir / "lab" / "ablations" / "label_efficiency-renders-smoke"
     runs = json.loads((folder / "runs.json").read_text())
     assert [run["variant"] for run in runs] == ["random", "mae"]
     for percent, num in ((25, 4), (50, 8), (100, 16)):
@@ -116,9 +116,9 @@ def test_inits_are_compared_over_shares_of_the_labels(place):
     assert float(random["finetune_25/mpjpe_mm:change"]) == 0
     assert mae["finetune_25/mpjpe_mm:change"]
     assert cv2.imread(str(folder / "curve.png")).std() > 10
-    assert (place / "labdocs" / "label_efficiency-renders-smoke-curve.png").is_file()
+    assert (workdir / "labdocs" / "label_efficiency-renders-smoke-curve.png").is_file()
     # One seed gives all inits the same labels, and those of a smaller share to a larger one.
-    stages = place / "lab" / "ablations" / "stages"
+    stages = workdir / "lab" / "ablations" / "stages"
     lists = {}
     for run in runs:
         folders = {p: stages / run["stages"][f"finetune_{p}"]["folder"] for p in (25, 50, 100)}
@@ -130,8 +130,8 @@ def test_inits_are_compared_over_shares_of_the_labels(place):
     # Other weights in a multirun of one process: nothing that is there runs again.
     before = {p: p.stat().st_mtime_ns for p in stages.glob("*/stage.json")}
     backbone = stages / runs[1]["stages"]["pretrain"]["folder"] / "backbone.safetensors"
-    more = [*of_labels(place), f"inits=[random,mae,{backbone}]"]
-    call(place, "experiments.py", *[g for g in more if g != LABELS[1]])
+    more = [*of_labels(workdir), f"inits=[random,mae,{backbone}]"]
+    call(workdir, "experiments.py", *[g for g in more if g != LABELS[1]])
     assert {p: p.stat().st_mtime_ns for p in before} == before
     runs = json.loads((folder / "runs.json").read_text())
     assert {run["variant"] for run in runs} == {"random", "mae", "backbone"}

@@ -21,10 +21,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.mark.slow
-def test_the_first_steps_do_without_posix(place):
-    words = [*PRETRAIN, *TINY, *small_data(place), "probe=none", "name=elsewhere"]
-    words.append("trainer.max_steps=2")
-    command = [sys.executable, "-c", WITHOUT, str(REPO / "tools" / "pretrain.py"), *words]
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=300)
+def test_the_first_steps_do_without_posix(workdir):
+    arguments = [*PRETRAIN, *TINY, *small_data(workdir), "probe=none", "name=elsewhere"]
+    arguments.append("trainer.max_steps=2")
+    command = [sys.executable, "-c", WITHOUT, str(REPO / "tools" / "pretrain.py"), *arguments]
+    done = subprocess.run(command, cwd=workdir, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    assert (place / "runs" / "elsewhere" / "backbone.safetensors").is_file()
+    assert (workdir / "runs" / "elsewhere" / "backbone.safetensors").is_file()

@@ -12,10 +12,10 @@ from tests.tools.test_best_checkpoint import composed
 
 
 @pytest.fixture(scope="module")
-def config(place):
-    def of(*words: str):
-        own = [w for w in (*FINETUNE, *small_data(place)) if not w.startswith(("hydra", "num_l"))]
-        return composed("finetune", [*own, *TINY, "num_labels=null", *words])
+def config(workdir):
+    def of(*overrides: str):
+        own = [w for w in (*FINETUNE, *small_data(workdir)) if not w.startswith(("hydra", "num_l"))]
+        return composed("finetune", [*own, *TINY, "num_labels=null", *overrides])
 
     return of
 
@@ -65,9 +65,9 @@ def test_other_labels_of_the_same_name_and_number_are_refused_and_not_listed(sto
 def test_a_refused_resume_on_other_numbers_of_labels_leaves_the_list(stopped, config):
     run, _ = stopped
     before = (run / "labels.txt").read_text()
-    for words in (["num_labels=4"], []):
+    for overrides in (["num_labels=4"], []):
         with pytest.raises(ValueError, match="cannot be resumed exactly"):
-            finetune(config(f"name={run.name}", *words, "resume=auto"))
+            finetune(config(f"name={run.name}", *overrides, "resume=auto"))
         assert (run / "labels.txt").read_text() == before
 
 
@@ -80,6 +80,6 @@ def test_a_list_may_move(stopped, config, tmp_path):
 
 def test_a_run_that_goes_on_in_another_folder_lists_its_labels_there(stopped, config):
     run, ids = stopped
-    words = [f"name={run.name}_there", f"label_ids={ids}", f"resume={run / 'last.pt'}"]
-    made = finetune(config(*words))
+    overrides = [f"name={run.name}_there", f"label_ids={ids}", f"resume={run / 'last.pt'}"]
+    made = finetune(config(*overrides))
     assert read_ids(made.run_dir / "labels.txt") == read_ids(run / "labels.txt")

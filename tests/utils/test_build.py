@@ -66,7 +66,7 @@ def test_keys_of_an_error_are_found_by_name_and_value(text, note):
 
 
 @pytest.mark.parametrize(
-    ("node", "words"),
+    ("node", "message"),
     [
         ({"_target_": "handmim.engine.schedule.Schedule", "strat": 1}, "unexpected .* 'strat'"),
         ({"_target_": "handmim.engine.schedule.Schedule"}, "missing .* 'start'"),
@@ -74,8 +74,8 @@ def test_keys_of_an_error_are_found_by_name_and_value(text, note):
         ({"_target_": "handmim.models.vit.ViT", "arch": "vit_tinny"}, "Unknown model .vit_tinny"),
     ],
 )
-def test_what_cannot_be_called_is_one_sentence_with_the_key(node, words):
-    with pytest.raises(ValueError, match=words) as caught:
+def test_what_cannot_be_called_is_one_sentence_with_the_key(node, message):
+    with pytest.raises(ValueError, match=message) as caught:
         build(config(**node).data.train)
     assert str(caught.value).startswith("data.train (handmim.")
     assert "\n" not in str(caught.value)

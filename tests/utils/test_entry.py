@@ -12,10 +12,10 @@ from handmim.utils.processes import FAILED, TRAINED
 
 @pytest.fixture
 def outcome(monkeypatch, capsys):
-    """(error or exit code, words) -> exit code and what was printed to stderr."""
+    """(error or exit code, arguments) -> exit code and what was printed to stderr."""
 
-    def of(what, *words: str):
-        monkeypatch.setattr(sys, "argv", ["tools/some.py", *words])
+    def of(what, *arguments: str):
+        monkeypatch.setattr(sys, "argv", ["tools/some.py", *arguments])
 
         def main():
             if isinstance(what, BaseException):

@@ -9,9 +9,11 @@ from handmim.utils.paths import git_state
 def checkout(tmp_path):
     """A repository with one commit and a package in it."""
 
-    def git(*words):
+    def git(*arguments):
         who = ["-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false"]
-        subprocess.run(["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True)
+        subprocess.run(
+            ["git", "-C", str(tmp_path), *who, *arguments], check=True, capture_output=True
+        )
 
     git("init")
     (tmp_path / "handmim").mkdir()

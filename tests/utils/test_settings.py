@@ -23,16 +23,16 @@ def configs():
 
 @pytest.fixture(scope="module")
 def composed(configs):
-    return {name: hydra.compose(name, words) for name, words in WORDS.items()}
+    return {name: hydra.compose(name, overrides) for name, overrides in WORDS.items()}
 
 
 @pytest.fixture
 def changed(composed):
-    """(entry, words) -> its config with some values changed, checked."""
+    """(entry, overrides) -> its config with some values changed, checked."""
 
-    def of(entry: str, words: list[str]):
+    def of(entry: str, overrides: list[str]):
         cfg = composed[entry].copy()
-        for word in words:
+        for word in overrides:
             override = OverridesParser.create().parse_override(*hydra_overrides([word]))
             OmegaConf.update(cfg, override.key_or_group, override.value(), force_add=True)
         prepare(cfg)
@@ -81,14 +81,14 @@ def test_a_value_of_the_wrong_kind_is_named_with_what_is_required(changed, word,
 
 
 def test_all_wrong_values_are_named_at_once(changed):
-    words = ["seed=abc", "trainer.max_steps=x", "eval_every=often", "num_labels=2.5"]
+    overrides = ["seed=abc", "trainer.max_steps=x", "eval_every=often", "num_labels=2.5"]
     with pytest.raises(ValueError, match=r"max_steps=x.*seed=abc.*num_labels=2\.5.*eval_every=of"):
-        changed("finetune", words)
+        changed("finetune", overrides)
 
 
 def test_whole_numbers_may_be_written_as_powers_and_numbers_as_text(changed):
-    words = ["trainer.max_steps=1e1", "data.num_train=16.0", "machine.precision=32", "seed=-3"]
-    cfg = changed("pretrain", words)
+    overrides = ["trainer.max_steps=1e1", "data.num_train=16.0", "machine.precision=32", "seed=-3"]
+    cfg = changed("pretrain", overrides)
     assert repr(cfg.trainer.max_steps) == "10"
     assert repr(cfg.data.train.num) == "16"
     assert cfg.machine.precision == "32"
@@ -96,7 +96,7 @@ def test_whole_numbers_may_be_written_as_powers_and_numbers_as_text(changed):
 
 
 @pytest.mark.parametrize(
-    ("entry", "words"),
+    ("entry", "overrides"),
     [
         ("pretrain", ["method=mae", "data.root=x"]),
         ("finetune", ["experiment=freihand", "size=vitb", "optim.lr=1e-3", "eval_every=null"]),
@@ -109,8 +109,8 @@ def test_whole_numbers_may_be_written_as_powers_and_numbers_as_text(changed):
         ("doctor", ["crops=x"]),
     ],
 )
-def test_what_is_offered_is_accepted(entry, words):
-    assert compose(entry, words) is not None
+def test_what_is_offered_is_accepted(entry, overrides):
+    assert compose(entry, overrides) is not None
 
 
 @pytest.mark.parametrize(

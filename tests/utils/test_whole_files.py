@@ -120,8 +120,8 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
 def test_a_full_disk_is_named_with_path_and_bytes(number, tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(bytes(1000))
-    words = r"a\.bin was not written .*needs 1000 bytes or more, \d+ bytes are free.*is whole"
-    with pytest.raises(OSError, match=words) as caught:
+    message = r"a\.bin was not written .*needs 1000 bytes or more, \d+ bytes are free.*is whole"
+    with pytest.raises(OSError, match=message) as caught:
         _write_part(path, bytes(100), OSError(number, os.strerror(number)))
     assert caught.value.errno == number
     assert path.read_bytes() == bytes(1000)

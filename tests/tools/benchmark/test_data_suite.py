@@ -72,9 +72,9 @@ def test_reference_and_ours_give_two_views_each(files):
     assert not made.is_masked.any()
 
 
-def figures(pictures: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """By figure [P]: mean and deviation of each channel, saturation, hue turned to its mean."""
-    stack = np.stack(pictures).astype(np.float64)
+def statistics(images: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """By statistic [P]: mean and deviation of each channel, saturation, hue turned to its mean."""
+    stack = np.stack(images).astype(np.float64)
     pixels = stack.reshape(len(stack), -1, 3)
     mean, std = pixels.mean(axis=1), pixels.std(axis=1)
     found = {f"mean {c}": mean[:, i] for i, c in enumerate("rgb")}
@@ -87,7 +87,7 @@ def figures(pictures: list[np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def apart(files, strength: float, hue_deg: float, times: int = 250) -> dict[str, float]:
-    """By figure, of the worst picture: distance (Wasserstein's, 1) of the distributions that both
+    """By statistic, of the worst pixels: distance (Wasserstein's, 1) of the distributions that both
     families draw, in deviations of the reference's."""
     jitter = ColourJitter(
         brightness=strength, contrast=0.4, saturation=0.2, hue_deg=hue_deg, jitter_prob=0.8,
@@ -97,12 +97,12 @@ def apart(files, strength: float, hue_deg: float, times: int = 250) -> dict[str,
     theirs, generator = colours(), torch.Generator().manual_seed(0)
     worst: dict[str, float] = {}
     for path in files:
-        picture = cv2.imread(str(path))[..., ::-1].copy()
-        image = Image.fromarray(picture)
-        by_pil = figures([np.asarray(theirs(image)) for _ in range(times)])
-        ours = [picture.copy() for _ in range(times)]
+        pixels = cv2.imread(str(path))[..., ::-1].copy()
+        image = Image.fromarray(pixels)
+        by_pil = statistics([np.asarray(theirs(image)) for _ in range(times)])
+        ours = [pixels.copy() for _ in range(times)]
         colour_images(ours, jitter.draw(times, (64, 64), generator))
-        by_matrix = figures(ours)
+        by_matrix = statistics(ours)
         for name, values in by_pil.items():
             distance = wasserstein_distance(values, by_matrix[name]) / values.std()
             worst[name] = max(worst.get(name, 0.0), distance)

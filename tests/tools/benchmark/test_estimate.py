@@ -10,9 +10,9 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 QUICK = {"pretrain": "quickstart_pretrain", "finetune": "quickstart_finetune"}
 
 
-def composed(entry: str, *words: str):
+def composed(entry: str, *overrides: str):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        return compose(entry, [f"experiment={QUICK[entry]}", "machine.accelerator=cpu", *words])
+        return compose(entry, [f"experiment={QUICK[entry]}", "machine.accelerator=cpu", *overrides])
 
 
 def test_lines_are_followed():
@@ -71,9 +71,9 @@ def test_a_small_run_is_measured_as_it_is(entry):
 def test_parts_and_processes_share_a_batch(monkeypatch):
     probes = Probe(2, 1.0, 50.0), Probe(4, 2.0, 60.0)
     monkeypatch.setattr("benchmark.estimate._probed", lambda cfg, part: (probes, 1.0, 4 * 10**9))
-    words = ["trainer.batch_size=64", "trainer.accumulate=2", "machine.devices=4"]
-    found = estimate(composed("pretrain", *words))
+    overrides = ["trainer.batch_size=64", "trainer.accumulate=2", "machine.devices=4"]
+    found = estimate(composed("pretrain", *overrides))
     # 8 samples at a time: 4 s and 80 MiB, twice a step
     assert (found.seconds, found.mib, found.gflop, found.images_per_s) == (8.0, 80.0, 16.0, 8.0)
     with pytest.raises(ValueError, match=r"64 does not divide by 4 processes and 3 parts"):
-        estimate(composed("pretrain", words[0], "trainer.accumulate=3", words[2]))
+        estimate(composed("pretrain", overrides[0], "trainer.accumulate=3", overrides[2]))

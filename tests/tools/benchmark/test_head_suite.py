@@ -12,13 +12,13 @@ CONFIGS = Path(__file__).parents[3] / "configs"
 BENCH = Bench(torch.device("cpu"), rounds=1)
 
 
-def suite(*words: str):
+def suite(*overrides: str):
     """On a small backbone, with two heads of its size."""
     heads = [f"head@suites.head.heads.{name}={name}_small" for name in ("pymaf", "plain")]
     others = [f"~head@suites.head.heads.{k}" for k in ("pymaf_exact", "iterative", "decoder")]
     chosen = ["backbone@suites.head.backbone=vit_nano_p8", *heads, *others]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("benchmark", overrides=[*chosen, "suites.head.batch_size=2", *words])
+        cfg = compose("benchmark", overrides=[*chosen, "suites.head.batch_size=2", *overrides])
     return instantiate(cfg.suites.head)
 
 
@@ -44,11 +44,11 @@ def test_operations_by_hand():
     images = torch.rand(2, 3, 48, 48)
     found = []
     for features in ("cls_patch", "cls"):
-        words = (
+        overrides = (
             "suites.head.heads.plain.num_hidden=0",
             f"suites.head.heads.plain.features={features}",
         )
-        parts = suite(*words).keywords
+        parts = suite(*overrides).keywords
         backbone = parts["backbone"]
         head = parts["heads"]["plain"](dim=backbone.embed_dim)
         found.append(forward_flops(head, *inputs_of(head, backbone, images)))

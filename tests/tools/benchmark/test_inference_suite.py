@@ -21,9 +21,9 @@ SMALL = [
 ]
 
 
-def suite(*words: str):
+def suite(*overrides: str):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("benchmark", overrides=[*SMALL, *words])
+        cfg = compose("benchmark", overrides=[*SMALL, *overrides])
     return instantiate(cfg.suites.inference)
 
 
@@ -54,5 +54,5 @@ def test_the_plain_loop_says_what_the_predictor_says():
     plain = predict_one_by_one(task, augment, crops)
     ours = HandPredictor(InferenceModule(task, augment))(crops)
     np.testing.assert_allclose(ours.verts_root_m, [a["verts_root_m"] for a in plain], atol=1e-6)
-    assert ours.betas.std(axis=0).max() > 1e-6, "answers depend on the picture"
+    assert ours.betas.std(axis=0).max() > 1e-6, "answers depend on the image"
     assert "backbone" in stage_shares(HandPredictor(InferenceModule(task, augment)), crops)

@@ -219,10 +219,10 @@ def test_workers_start_without_torch():
 
 def test_the_tool_writes_a_set_and_says_when_it_is_whole(tmp_path):
     tool = TOOLS / "synthesize.py"
-    words = ["format=ho3d_v3", f"root={tmp_path / 'set'}", "num=2", "num_eval=1"]
-    words += ["scene=studio", "scene.image_px=32", "num_workers=0"]
+    overrides = ["format=ho3d_v3", f"root={tmp_path / 'set'}", "num=2", "num_eval=1"]
+    overrides += ["scene=studio", "scene.image_px=32", "num_workers=0"]
     for text in ("images in", "is whole already"):
-        command = [sys.executable, str(tool), *words]
+        command = [sys.executable, str(tool), *overrides]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         assert text in done.stderr

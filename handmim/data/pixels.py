@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handmim.data.colour import LUMA, ColourPlan, coloured
-from handmim.geometry.crop import px_from_px
-from handmim.geometry.warp import pixels_in_source
+from handmim.geometry.crop import pixels_in_source, px_from_px
 from handmim.types import CropBatch, PretrainBatch
 
 Images = NDArray[np.uint8]  # [..., H, W, 3] RGB

@@ -24,8 +24,7 @@ from handmim.data.pixels import (
     cpu_views,
     torch_views,
 )
-from handmim.geometry.crop import compose, similarity
-from handmim.geometry.warp import bounded
+from handmim.geometry.crop import bounded, compose, similarity
 from handmim.types import CropBatch, PretrainBatch, StepInfo
 from handmim.utils.arguments import at_least, below_one, interval, one_of, shares
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handmim.geometry.camera import px_from_ndc
-from handmim.geometry.warp import from_source, to_source
+from handmim.geometry.crop import from_source, to_source
 from handmim.objectives.pixel_recon import PixelTargets, patchify, unpatchify
 from handmim.render.overlay import (
     contact_sheet,

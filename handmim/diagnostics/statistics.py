@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from handmim.geometry.warp import to_source
+from handmim.geometry.crop import to_source
 from handmim.losses.point_shapes import canonical_shapes
 from handmim.types import PretrainBatch
 

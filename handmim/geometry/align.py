@@ -15,20 +15,12 @@ TINY = 1e-14
 
 
 def similarity_align(src: Tensor, dst: Tensor, allow_reflection: bool = True) -> Tensor:
-    """Move `src` onto `dst` by the best scale, rotation and translation.
+    """Move `src` onto `dst` by the best scale, rotation and translation, as the FreiHAND and HO-3D
+    evaluators do: two [B, P, 3] in any units, P >= 3 -> [B, P, 3] in the unit of `dst`.
 
-    Same definition as the FreiHAND and HO-3D evaluators: both sets are centred and divided by their
-    Frobenius norm + 1e-8 (a collapsed prediction stays finite, at the centroid of `dst`), the
-    orthogonal Procrustes problem is solved, the scale is the sum of the singular values. The
-    evaluators allow reflections; so does the default here.
-
-    Compiled and in float64 inside for tensors on the CPU without gradients; others go by
-    `tensor_similarity_align`.
-
-    Args:
-        src, dst: [B, P, 3] matching points, any unit, P >= 3.
-        allow_reflection: False restricts to proper rotations (Umeyama 1991).
-    Returns: [B, P, 3] `src` in the frame and unit of `dst`.
+    Centred sets are divided by their Frobenius norm + 1e-8: a collapsed prediction stays finite.
+    The evaluators allow reflections; False restricts to rotations (Umeyama 1991). float64 inside on
+    the CPU without gradients; others go by `tensor_similarity_align`.
     Raises: ValueError for other shapes, or values that are not finite.
     """
     if src.shape != dst.shape or src.ndim != 3 or src.shape[-1] != 3 or src.shape[1] < 3:
@@ -65,12 +57,9 @@ def tensor_similarity_align(src: Tensor, dst: Tensor, allow_reflection: bool = T
 
 
 def check_norms(norms: Tensor) -> None:
-    """Refuse samples with a number that is not finite; one bad number spoils its sample's norm, so
-    the points need no pass of their own.
+    """Norms [2, B] of centred `src` and `dst`: one bad number spoils that of its sample.
 
-    Args:
-        norms: [2, B] of the centred `src` and `dst`.
-    Raises: ValueError naming the samples.
+    Raises: ValueError naming the samples that are not finite.
     """
     for name, norm in zip(("src", "dst"), norms, strict=True):
         if not bool(norm.isfinite().all()):
@@ -85,9 +74,9 @@ def root_align(points_m: Tensor, joints_m: Tensor, root_joint: int) -> Tensor:
 
 @compiled
 def _cross(a, b, out):
-    out[0] = a[1] * b[2] - a[2] * b[1]
-    out[1] = a[2] * b[0] - a[0] * b[2]
-    out[2] = a[0] * b[1] - a[1] * b[0]
+    for i in range(3):
+        j, k = (i + 1) % 3, (i + 2) % 3
+        out[i] = a[j] * b[k] - a[k] * b[j]
 
 
 @compiled
@@ -104,7 +93,8 @@ def _rotate(m, p, q, c, s):
 
 @compiled
 def _divide(a, by):
-    a[0], a[1], a[2] = a[0] / by, a[1] / by, a[2] / by
+    for i in range(3):
+        a[i] /= by
 
 
 @compiled
@@ -121,10 +111,8 @@ def _complete(m):
 
 @compiled
 def svd3(m, u, s, v):
-    """Singular value decomposition of a 3 x 3 matrix by Jacobi rotations of its columns.
-
-    Columns are rotated until they are orthogonal: then their lengths are the singular values,
-    small ones as exact as large ones.
+    """Singular value decomposition of a 3 x 3 matrix by Jacobi rotations of its columns, with small
+    values as exact as large ones.
 
     Args:
         m: [3, 3].
@@ -160,8 +148,7 @@ def svd3(m, u, s, v):
         _divide(u[rank], s[rank])
         rank += 1
     if rank == 0:
-        for k in range(3):
-            u[k, 0], u[k, 1], u[k, 2] = v[k, 0], v[k, 1], v[k, 2]
+        u[:] = v
     if rank == 1:
         _complete(u)
         _complete(v)
@@ -171,19 +158,23 @@ def svd3(m, u, s, v):
 
 
 @compiled
+def _mean(points, out):
+    x = y = z = 0.0
+    for i in range(len(points)):
+        x, y, z = x + points[i, 0], y + points[i, 1], z + points[i, 2]
+    out[0], out[1], out[2] = x / len(points), y / len(points), z / len(points)
+
+
+@compiled
 def _moments(src, dst, means, cov):
     """Norms of the centred points; out, both means, and the products of the centred points, dst's
     coordinates down and src's across."""
-    num = src.shape[0]
-    a0 = a1 = a2 = b0 = b1 = b2 = 0.0
-    for i in range(num):
-        a0, a1, a2 = a0 + src[i, 0], a1 + src[i, 1], a2 + src[i, 2]
-        b0, b1, b2 = b0 + dst[i, 0], b1 + dst[i, 1], b2 + dst[i, 2]
-    a0, a1, a2, b0, b1, b2 = a0 / num, a1 / num, a2 / num, b0 / num, b1 / num, b2 / num
-    means[0, 0], means[0, 1], means[0, 2] = a0, a1, a2
-    means[1, 0], means[1, 1], means[1, 2] = b0, b1, b2
+    _mean(src, means[0])
+    _mean(dst, means[1])
+    a0, a1, a2 = means[0, 0], means[0, 1], means[0, 2]
+    b0, b1, b2 = means[1, 0], means[1, 1], means[1, 2]
     aa = bb = m00 = m01 = m02 = m10 = m11 = m12 = m20 = m21 = m22 = 0.0
-    for i in range(num):
+    for i in range(len(src)):
         x, y, z = src[i, 0] - a0, src[i, 1] - a1, src[i, 2] - a2
         u, v, w = dst[i, 0] - b0, dst[i, 1] - b1, dst[i, 2] - b2
         aa += x * x + y * y + z * z
@@ -199,12 +190,10 @@ def _moments(src, dst, means, cov):
 
 @compiled
 def align_sample(src, dst, allow_reflection, out, room):
-    """Align one sample.
+    """`similarity_align` of one sample.
 
     Args:
-        src, dst: [P, 3] float64.
-        allow_reflection: as `similarity_align` takes it.
-        out: [P, 3] float64 out.
+        src, dst, out: [P, 3] float64; `out` is written.
         room: [5, 3, 3] float64, written over.
     Returns: norms of the centred `src` and `dst`; where one is not finite, `out` means nothing.
     """
@@ -244,5 +233,5 @@ def align_sample(src, dst, allow_reflection, out, room):
 def align_samples(src, dst, allow_reflection, out, norms):
     """`align_sample` of [B, P, 3] float64; its norms go to [2, B]."""
     room = np.empty((5, 3, 3))
-    for b in range(src.shape[0]):
+    for b in range(len(src)):
         norms[0, b], norms[1, b] = align_sample(src[b], dst[b], allow_reflection, out[b], room)

@@ -1,7 +1,6 @@
-"""Projection: pinhole, weak perspective, pixels and ndc. No crops, no hands.
+"""Projection: pinhole, weak perspective, pixels and ndc, and the cells that a mesh covers.
 
-Pixel coordinates put the image on [0, size]^2 (the centre of the first pixel is 0.5), ndc on [-1,
-1]^2.
+Pixels put the image on [0, size]^2, the first pixel's centre at 0.5; ndc puts it on [-1, 1]^2.
 """
 
 import torch
@@ -9,13 +8,8 @@ from torch import Tensor
 
 
 def project(points_cam_m: Tensor, K_px: Tensor) -> Tensor:
-    """Pinhole projection.
-
-    Args:
-        points_cam_m: [..., P, 3] camera frame (x right, y down, z forward), metres, z > 0.
-        K_px: [..., 3, 3] intrinsics.
-    Returns: [..., P, 2] pixels.
-    """
+    """Pinhole projection of [..., P, 3] (x right, y down, z forward, z > 0) by [..., 3, 3]:
+    [..., P, 2] pixels."""
     homogeneous = points_cam_m @ K_px.transpose(-1, -2)
     return homogeneous[..., :2] / homogeneous[..., 2:]
 
@@ -36,27 +30,21 @@ def px_from_ndc(points_ndc: Tensor, size_px: int) -> Tensor:
 
 
 def project_weak(points_root_m: Tensor, cam: Tensor, scale0_per_m: float) -> Tensor:
-    """Weak perspective with a positive scale.
+    """Weak perspective: x = s (X + tx), y = s (Y + ty).
 
     Args:
         points_root_m: [B, P, 3] camera axes, root joint at the origin.
         cam: [B, 3] (log(s / s0), tx_m, ty_m).
-        scale0_per_m: s0, ndc units per metre at cam[0] = 0.
-    Returns: [B, P, 2] ndc, x = s (X + tx), y = s (Y + ty).
+        scale0_per_m: s0, ndc units per metre.
+    Returns: [B, P, 2] ndc.
     """
     scale = scale0_per_m * cam[:, None, :1].exp()
     return scale * (points_root_m[..., :2] + cam[:, None, 1:])
 
 
 def fit_weak(points_root_m: Tensor, points_ndc: Tensor, scale0_per_m: float) -> Tensor:
-    """Least-squares weak-perspective camera for known points.
-
-    Args:
-        points_root_m: [B, P, 3] camera axes, root joint at the origin.
-        points_ndc: [B, P, 2] where they are seen.
-        scale0_per_m: s0 of the returned parametrisation.
-    Returns: [B, 3] (log(s / s0), tx_m, ty_m); the scale is floored at 1e-3 s0.
-    """
+    """The least-squares `cam` of `project_weak`, [B, 3], for points seen at [B, P, 2]; its scale is
+    at least 1e-3 s0."""
     xy = points_root_m[..., :2]
     mean_xy, mean_ndc = xy.mean(dim=-2, keepdim=True), points_ndc.mean(dim=-2, keepdim=True)
     spread = ((xy - mean_xy) ** 2).sum(dim=(-1, -2)).clamp(min=1e-12)
@@ -67,17 +55,10 @@ def fit_weak(points_root_m: Tensor, points_ndc: Tensor, scale0_per_m: float) -> 
 
 
 def solve_translation(points_root_m: Tensor, points_px: Tensor, K_px: Tensor) -> Tensor:
-    """Translation of a known shape before a pinhole camera, given its points in the image.
+    """Translation [B, 3] of known points [B, P, 3], P >= 2, before a pinhole camera [B, 3, 3] that
+    sees them at [B, P, 2].
 
-    Linear least squares: every point requires fx (X + Tx) + skew (Y + Ty) = (u - cx)(Z + Tz) and
-    likewise for v. Exact for points that are true projections; for a weak-perspective estimate it
-    is the pinhole camera nearest to it.
-
-    Args:
-        points_root_m: [B, P, 3] camera axes, any origin, P >= 2.
-        points_px: [B, P, 2] where they are seen.
-        K_px: [B, 3, 3].
-    Returns: [B, 3] metres, to be added to the points; float64 inside.
+    Linear least squares in float64: fx (X + Tx) + skew (Y + Ty) = (u - cx)(Z + Tz), likewise for v.
     """
     dtype = points_root_m.dtype
     points, seen, K = points_root_m.double(), points_px.double(), K_px.double()
@@ -89,3 +70,55 @@ def solve_translation(points_root_m: Tensor, points_px: Tensor, K_px: Tensor) ->
     known = rays * points[..., 2:] - (K[:, None, :2, :2] @ points[..., :2, None]).squeeze(-1)
     solution = torch.linalg.lstsq(rows.flatten(1, 2), known.flatten(1).unsqueeze(-1)).solution
     return solution.squeeze(-1).to(dtype)
+
+
+def _cells_between(low: Tensor, high: Tensor, num: int) -> tuple[Tensor, Tensor]:
+    """The first of `num` cells whose centres lie in [low, high], and the one after the last."""
+    return (low - 0.5).ceil().clamp(0, num).long(), (high + 0.5).floor().clamp(0, num).long()
+
+
+def _spans(corners: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Left and right ends [..., k] of triangles [..., 3, 2] on the centre lines of rows [..., k];
+    +inf and -inf where they do not meet."""
+    y = rows + 0.5
+    left = torch.full_like(y, torch.inf)
+    right = -left
+    for i, j in ((0, 1), (1, 2), (2, 0)):
+        (x0, y0), (x1, y1) = (corners[..., c, :, None].unbind(-2) for c in (i, j))
+        crosses = (y0 <= y) != (y1 <= y)  # half open: of three edges none or two
+        at = x0 + (y - y0) * ((x1 - x0) / (y1 - y0))
+        left = torch.where(crosses, torch.minimum(left, at), left)
+        right = torch.where(crosses, torch.maximum(right, at), right)
+    return left, right
+
+
+@torch.no_grad()
+def covered_cells(
+    points: Tensor, faces: Tensor, size_hw: tuple[int, int], is_shown: Tensor | None = None
+) -> Tensor:
+    """Cells [B, h, w] whose centre lies in any triangle, from either side; exact.
+
+    Args:
+        points: [B, V, 2] finite, in cells; the first centre is (0.5, 0.5).
+        faces: [F, 3] int64.
+        size_hw: (h, w).
+        is_shown: [B, V] bool; triangles with any other corner are left out. None shows all.
+    """
+    h, w = size_hw
+    corners = points.float()[:, faces]  # [B, F, 3, 2]
+    low, high = corners[..., 1].aminmax(dim=-1)
+    top, below = _cells_between(low, high, h)
+    if is_shown is not None:
+        below = torch.where(is_shown[:, faces].all(dim=-1), below, top)
+    # As many rows from the top of every triangle are tested; it meets no other.
+    most = int((below - top).amax().clamp(min=0))
+    rows = top[..., None] + torch.arange(most, device=points.device)
+    first, past = _cells_between(*_spans(corners, rows), w)
+    meets = (past > first) & (rows < below[..., None])
+    rows = rows.clamp(max=h - 1)
+    start = torch.arange(len(points), device=points.device)[:, None, None] * h + rows
+    change = torch.zeros(len(points) * h * (w + 1), dtype=torch.int32, device=points.device)
+    step = meets.flatten().int()
+    change.index_add_(0, (start * (w + 1) + first).flatten(), step)
+    change.index_add_(0, (start * (w + 1) + past).flatten(), -step)
+    return change.view(-1, h, w + 1)[..., :w].cumsum(dim=-1) > 0

@@ -1,24 +1,27 @@
-"""2D affine maps: composing, inverting, carrying points. `a_from_b` maps b-points to a. No pixels.
+"""Maps of the plane: affine ones, and smooth warps on top of affine views.
 
-An affine map is [..., 2, 3]: y = A[:, :2] x + A[:, 2]. Products are written out instead of using
-matmul, which autocast would lower to bf16: 1e-2 ndc instead of 1e-7.
+`a_from_b` maps b-points to a: [..., 2, 3], y = A[:, :2] x + A[:, 2]. Products are written out:
+autocast would lower matmul to bf16, 1e-2 ndc instead of 1e-7.
+
+A warp moves a point p of a view to p + d(p). d is a uniform cubic B-spline over c x c control
+values, spread evenly on [-1, 1]^2; it follows them without passing through. Beyond the grid the
+border values repeat, so d is twice continuously differentiable everywhere.
 """
 
 import torch
 from torch import Tensor
 
+# Steepest field that `bounded` lets through: p -> p + d(p) then is one-to-one, and q - d(p) a
+# contraction in p that halves its error about every seventh step at worst.
+STEEPEST = 0.9
+ITERATIONS = 6  # of the contraction; the Newton steps that follow square what is left
+NEWTON_STEPS = 3
+
 
 def similarity(
     scale: Tensor, angle_rad: Tensor, shift: Tensor, aspect: Tensor | None = None
 ) -> Tensor:
-    """A = [ s R(angle) diag(1, aspect) | shift ].
-
-    Args:
-        scale, angle_rad: [...].
-        shift: [..., 2].
-        aspect: [...] stretch of the second axis before rotating; None for a pure similarity.
-    Returns: [..., 2, 3].
-    """
+    """A = [ s R(angle) diag(1, aspect) | shift ], [..., 2, 3], of [...], [...], [..., 2], [...]."""
     cos, sin = scale * angle_rad.cos(), scale * angle_rad.sin()
     linear = torch.stack([cos, -sin, sin, cos], dim=-1).unflatten(-1, (2, 2))
     if aspect is not None:
@@ -65,3 +68,161 @@ def px_from_px(a_ndc_from_b_ndc: Tensor, a_size_px: int, b_size_px: int) -> Tens
     # a_px = (A (2 b_px / Sb - 1) + t + 1) Sa / 2
     centre = a_ndc_from_b_ndc[..., 2:] + 1.0 - a_ndc_from_b_ndc[..., :2].sum(dim=-1, keepdim=True)
     return torch.cat([linear, centre * (a_size_px / 2.0)], dim=-1)
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _folded(at_nodes: Tensor) -> Tensor:
+    """[..., c + 4] of nodes -2 .. c + 1 to [..., c]: nodes outside repeat the border's value."""
+    first = at_nodes[..., :3].sum(dim=-1, keepdim=True)
+    last = at_nodes[..., -3:].sum(dim=-1, keepdim=True)
+    return torch.cat([first, at_nodes[..., 3:-3], last], dim=-1)
+
+
+def _from_nodes(t: Tensor, c: int) -> Tensor:
+    """[..., c + 4] distance, in nodes and with its sign, of coordinates [...] from each node."""
+    nodes = torch.arange(-2, c + 2, device=t.device, dtype=t.dtype)
+    return ((t + 1) * ((c - 1) / 2)).clamp(-1, c).unsqueeze(-1) - nodes
+
+
+def _weights(t: Tensor, c: int) -> Tensor:
+    """[..., c] weights of the control values along one axis; they sum to 1."""
+    a = _from_nodes(t, c).abs()
+    return _folded(((2 - a).clamp(min=0) ** 3 - 4 * (1 - a).clamp(min=0) ** 3) / 6)
+
+
+def _slopes(t: Tensor, c: int) -> Tensor:
+    """[..., c] derivatives of `_weights` by the coordinate."""
+    s = _from_nodes(t, c)
+    a = s.abs()
+    by_node = s.sign() * (2 * (1 - a).clamp(min=0) ** 2 - (2 - a).clamp(min=0) ** 2 / 2)
+    return _folded(by_node * ((c - 1) / 2))
+
+
+def _blend(control: Tensor, along_x: Tensor, along_y: Tensor) -> Tensor:
+    """Values [..., 2, c, c] weighed by [..., P, c] of columns and of rows: [..., P, 2]."""
+    rows = (control.unsqueeze(-4) * along_x[..., None, None, :]).sum(dim=-1)
+    return (rows * along_y.unsqueeze(-2)).sum(dim=-1)
+
+
+def displacement(points: Tensor, control: Tensor) -> Tensor:
+    """The field at points [..., P, 2] of control values [..., 2, c, c], x then y, rows downwards:
+    [..., P, 2], all in ndc, at least fp32; differentiable in both."""
+    points, control = _precise(points), _precise(control)
+    c = control.shape[-1]
+    return _blend(control, _weights(points[..., 0], c), _weights(points[..., 1], c))
+
+
+def bounded(control: Tensor) -> Tensor:
+    """Scale fields [..., 2, c, c] that are too steep to be one-to-one down to `STEEPEST`.
+
+    The bound on |d(p) - d(q)| / |p - q| in the maximum norm is the sum over both axes of the
+    largest difference of neighbours per node spacing.
+    """
+    per_ndc = (control.shape[-1] - 1) / 2
+    across = control.diff(dim=-1).abs().flatten(-2).amax(dim=-1)
+    down = control.diff(dim=-2).abs().flatten(-2).amax(dim=-1)
+    bound = ((across + down) * per_ndc).amax(dim=-1)
+    return control * (STEEPEST / bound.clamp(min=STEEPEST))[..., None, None, None]
+
+
+def pixels_in_source(
+    source_from_view: Tensor, side_px: int, displacement_ndc: Tensor | None = None
+) -> Tensor:
+    """`to_source` of all pixel centres of square views: [..., S, S, 2] ndc for `grid_sample`."""
+    A = _precise(source_from_view)
+    t = (torch.arange(side_px, device=A.device, dtype=A.dtype) + 0.5) * (2 / side_px) - 1
+    x, y, offset = (A[..., column, None] for column in range(3))
+    grid = (t * y + offset)[..., :, None] + (t * x)[..., None, :]  # [..., 2, S, S]
+    if displacement_ndc is not None:
+        # The field is linear in its control values: rotated into the source's frame first, it only
+        # has to be added. Node by node, for a sum over an axis of its own would hold c fields.
+        control = _precise(displacement_ndc).unsqueeze(-4)
+        control = (A[..., :2, None, None] * control).sum(dim=-3)
+        weights = _weights(t, control.shape[-1])  # [S, c], of rows and of columns alike
+        rows = (control.unsqueeze(-2) * weights).sum(dim=-1)  # [..., 2, c, S]
+        for node in range(control.shape[-1]):
+            grid.addcmul_(weights[:, node, None], rows[..., node, None, :])
+    return grid.movedim(-3, -1)
+
+
+def unwarp(points: Tensor, control: Tensor) -> Tensor:
+    """The p [..., P, 2] with p + d(p) = q, for `bounded` fields.
+
+    The contraction p <- q - d(p) comes close, Newton's method ends it. The last step alone carries
+    gradients: by the implicit function theorem those of the exact inverse.
+    """
+    q, control = _precise(points), _precise(control)
+    with torch.no_grad():
+        p = q.detach()
+        for _ in range(ITERATIONS):
+            p = q - displacement(p, control)
+        for _ in range(NEWTON_STEPS - 1):
+            p = _newton_step(p, q, control)
+    return _newton_step(p, q, control)
+
+
+def _newton_step(p: Tensor, q: Tensor, control: Tensor) -> Tensor:
+    """p - (1 + d'(p))^-1 (p + d(p) - q)."""
+    c = control.shape[-1]
+    along_x, along_y = (_weights(p[..., axis], c) for axis in (0, 1))
+    fixed = control.detach()
+    by_x = _blend(fixed, _slopes(p[..., 0], c), along_y)
+    by_y = _blend(fixed, along_x, _slopes(p[..., 1], c))
+    zero = torch.zeros_like(p[..., 0])
+    residual = p + _blend(control, along_x, along_y) - q
+    jacobian = torch.stack([by_x, by_y, torch.stack([zero, zero], dim=-1)], dim=-1)
+    jacobian = jacobian + torch.eye(2, 3, device=p.device, dtype=p.dtype)
+    return p - transform_points(invert(jacobian), residual.unsqueeze(-2)).squeeze(-2)
+
+
+def _map_and_scale(source_from_view: Tensor, with_scale: bool) -> tuple[Tensor, Tensor]:
+    """The map, and the square root of its determinant; divided by that without scale."""
+    A = _precise(source_from_view)
+    scale = (A[..., 0, 0] * A[..., 1, 1] - A[..., 0, 1] * A[..., 1, 0]).abs().sqrt()
+    if with_scale:
+        return A, scale
+    return torch.cat([A[..., :2] / scale[..., None, None], A[..., 2:]], dim=-1), scale / scale
+
+
+def to_source(
+    points: Tensor,
+    source_from_view: Tensor,
+    displacement_ndc: Tensor | None = None,
+    *,
+    with_scale: bool = True,
+) -> Tensor:
+    """Carry points of views to the source crop that the views of a sample share.
+
+    Args:
+        points: [..., K, d], d = 2, or 3 with a relative depth, which scales with the view.
+        source_from_view: [..., 2, 3].
+        displacement_ndc: [..., 2, c, c] the views' warps.
+        with_scale: False leaves the views' scale out of the map.
+    Returns: [..., K, d], at least fp32 whatever the autocast state.
+    """
+    points = _precise(points)
+    A, scale = _map_and_scale(source_from_view, with_scale)
+    xy = points[..., :2]
+    if displacement_ndc is not None:
+        xy = xy + displacement(xy, displacement_ndc)
+    xy = transform_points(A, xy)
+    return torch.cat([xy, points[..., 2:] * scale[..., None, None]], dim=-1)
+
+
+def from_source(
+    points: Tensor,
+    source_from_view: Tensor,
+    displacement_ndc: Tensor | None = None,
+    *,
+    with_scale: bool = True,
+) -> Tensor:
+    """The inverse of `to_source`, same arguments; of warps that `unwarp` can undo."""
+    points = _precise(points)
+    A, scale = _map_and_scale(source_from_view, with_scale)
+    xy = transform_points(invert(A), points[..., :2])
+    if displacement_ndc is not None:
+        xy = unwarp(xy, displacement_ndc)
+    return torch.cat([xy, points[..., 2:] / scale[..., None, None]], dim=-1)

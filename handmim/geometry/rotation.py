@@ -1,5 +1,4 @@
-"""Rotation maps over roma with one documented 6D layout. Radians; any leading batch shape; no hand
-facts."""
+"""Rotation maps over roma, in radians, with one documented 6D layout."""
 
 from typing import Any
 
@@ -10,11 +9,8 @@ from torch.autograd.function import once_differentiable
 
 
 def axis_angle_to_matrix(axis_angle_rad: Tensor) -> Tensor:
-    """Rotation vectors to matrices: [..., 3] radians -> [..., 3, 3].
-
-    Differentiable once, at zero too. Several times faster than roma's, and its gradient is more
-    exact at small angles.
-    """
+    """Rotation vectors to matrices, [..., 3] -> [..., 3, 3]: differentiable once, at zero too, and
+    several times faster than roma's."""
     return _Rodrigues.apply(axis_angle_rad)
 
 
@@ -46,16 +42,13 @@ class _Rodrigues(torch.autograd.Function):
 
 
 def matrix_to_axis_angle(rotmat: Tensor) -> Tensor:
-    """Rotation matrices to the shortest rotation vectors: [..., 3, 3] -> [..., 3] radians."""
+    """Rotation matrices to the shortest rotation vectors: [..., 3, 3] -> [..., 3]."""
     return roma.rotmat_to_rotvec(rotmat)
 
 
 def matrix_to_rot6d(rotmat: Tensor) -> Tensor:
-    """First two columns, one after the other: [..., 3, 3] -> [..., 6] = (R00 R10 R20 R01 R11 R21).
-
-    The continuous form of Zhou et al. 2019 (arXiv 1812.07035). Some codes lay the same six numbers
-    out row by row; weights of such codes need a permutation.
-    """
+    """First two columns, one after the other (Zhou et al. 2019, arXiv 1812.07035): [..., 3, 3] ->
+    [..., 6] = (R00 R10 R20 R01 R11 R21). Some codes lay them out row by row."""
     return rotmat[..., :, :2].transpose(-1, -2).flatten(-2)
 
 
@@ -78,15 +71,10 @@ def nearest_rotation(src: Tensor, dst: Tensor) -> Tensor:
 
 
 def rotation_from_view(src: Tensor, seen: Tensor) -> Tensor:
-    """Proper rotations under which centred points are nearest to their image points, at any scale.
+    """Rotations [B, 3, 3], z away from the camera, of points [B, P, 3], not all in one plane, that
+    are seen at [B, P, 2], x right, y down, at any scale.
 
-    Scaled orthography: the least-squares 2 x 3 map is brought to the nearest pair of orthonormal
-    rows.
-
-    Args:
-        src: [B, P, 3] points, not all in one plane.
-        seen: [B, P, 2] where they are seen, x right, y down.
-    Returns: [B, 3, 3], z away from the camera.
+    Scaled orthography: the least-squares 2 x 3 map, brought to the nearest orthonormal rows.
     """
     if not len(src):
         return src.new_zeros(0, 3, 3)

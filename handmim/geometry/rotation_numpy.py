@@ -7,7 +7,7 @@ Array = NDArray[np.floating]
 
 
 def rotvec_to_matrix(rotvec_rad: Array) -> Array:
-    """Rotation vectors to matrices: [..., 3] radians -> [..., 3, 3]."""
+    """Rotation vectors to matrices: [..., 3] -> [..., 3, 3]."""
     rotvec = np.asarray(rotvec_rad, np.float64)
     angle = np.linalg.norm(rotvec, axis=-1)[..., None, None]
     x, y, z = np.moveaxis(rotvec / np.maximum(angle[..., 0], 1e-12), -1, 0)
@@ -17,10 +17,8 @@ def rotvec_to_matrix(rotvec_rad: Array) -> Array:
 
 
 def matrix_to_rotvec(rotmat: Array) -> Array:
-    """Rotation matrices to the shortest rotation vectors: [..., 3, 3] -> [..., 3] radians.
-
-    By way of the unit quaternion, taken from its largest component: exact at 180 degrees too.
-    """
+    """Rotation matrices to the shortest rotation vectors, [..., 3, 3] -> [..., 3], by way of the
+    quaternion's largest component: exact at 180 degrees too."""
     R = np.asarray(rotmat, np.float64)
     trace = np.trace(R, axis1=-2, axis2=-1)
     diagonal = np.diagonal(R, axis1=-2, axis2=-1)

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmim.geometry.warp import from_source, to_source
+from handmim.geometry.crop import from_source, to_source
 from handmim.utils.ranks import count_over_ranks, mean_over_ranks
 
 KINDS = ("smooth_l1", "l2", "cosine")

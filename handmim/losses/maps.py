@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from handmim.engine.schedule import Schedule
-from handmim.geometry.camera import project
-from handmim.geometry.coverage import covered_cells
+from handmim.geometry.camera import covered_cells, project
 from handmim.losses.composite import LossTerm
 from handmim.losses.mesh import Triangles
 from handmim.losses.reduction import over_points, over_samples, zero_invalid

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from handmim.geometry.warp import to_source
+from handmim.geometry.crop import to_source
 from handmim.types import PretrainBatch
 from handmim.utils.ranks import gathered, mean_over_ranks
 

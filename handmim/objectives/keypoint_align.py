@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from handmim.engine.schedule import Schedule, as_schedule
-from handmim.geometry.warp import to_source
+from handmim.geometry.crop import to_source
 from handmim.losses.aligned_points import FRAMES, KINDS, PAIRS, RunningScale, aligned_regression
 from handmim.losses.point_shapes import (
     EMBEDS,

@@ -8,8 +8,7 @@ from handmim.data.colour import ColourJitter, colour_maps, colour_matrices, gaus
 from handmim.data.masking import MaskSampler
 from handmim.data.pixels import sample_views
 from handmim.data.views import ViewMaker, draw_shared, draw_views, draw_warps
-from handmim.geometry.crop import compose, transform_points
-from handmim.geometry.warp import from_source, to_source
+from handmim.geometry.crop import compose, from_source, to_source, transform_points
 from handmim.types import CropBatch, PretrainBatch, StepInfo
 
 INFO = StepInfo(0, 1)

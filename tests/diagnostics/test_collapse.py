@@ -11,8 +11,7 @@ from handmim.data.views import ViewMaker
 from handmim.diagnostics.collapse import CHECKS, CollapseDetection
 from handmim.engine.hooks import StopRun
 from handmim.engine.schedule import Schedule
-from handmim.geometry.crop import similarity, transform_points
-from handmim.geometry.warp import from_source
+from handmim.geometry.crop import from_source, similarity, transform_points
 from handmim.objectives.keypoints import SoftArgmaxKeypoints
 from handmim.types import CropSample, StepInfo
 from handmim.utils.files import UnreadableSample

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.geometry.coverage import covered_cells
+from handmim.geometry.camera import covered_cells
 
 
 def brute_force(points, faces, size_hw):

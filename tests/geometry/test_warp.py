@@ -3,12 +3,14 @@ import math
 import pytest
 import torch
 
-from handmim.geometry.crop import compose, invert, similarity
-from handmim.geometry.warp import (
+from handmim.geometry.crop import (
     bounded,
+    compose,
     displacement,
     from_source,
+    invert,
     pixels_in_source,
+    similarity,
     to_source,
     unwarp,
 )

@@ -6,8 +6,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from handmim.geometry.crop import compose, invert, similarity
-from handmim.geometry.warp import from_source
+from handmim.geometry.crop import compose, from_source, invert, similarity
 from handmim.objectives.base import StepContext
 from handmim.objectives.keypoint_align import AlignedPoints, KeypointAlign
 from handmim.types import PretrainBatch, StepInfo, Tokens

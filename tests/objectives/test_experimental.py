@@ -5,8 +5,7 @@ import math
 import pytest
 import torch
 
-from handmim.geometry.crop import similarity
-from handmim.geometry.warp import to_source
+from handmim.geometry.crop import similarity, to_source
 from handmim.objectives.base import Setup
 from handmim.objectives.experimental.dense_match import DenseMatch, patch_centres
 from handmim.objectives.experimental.low_res_recon import ClassRecon, PointRecon, low_resolution

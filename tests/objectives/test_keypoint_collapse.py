@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from handmim.diagnostics.statistics import keypoint_diagnostics
-from handmim.geometry.warp import from_source
+from handmim.geometry.crop import from_source
 from handmim.losses import point_shapes
 from handmim.objectives.keypoint_align import REGULARISERS, KeypointAlign
 from tests.objectives.keypoint_cases import (

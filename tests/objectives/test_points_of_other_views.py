@@ -4,8 +4,7 @@ gradient."""
 import pytest
 import torch
 
-from handmim.geometry.crop import similarity
-from handmim.geometry.warp import bounded, from_source
+from handmim.geometry.crop import bounded, from_source, similarity
 from handmim.objectives.hog import code_of_points
 from handmim.types import PretrainBatch
 from tests.objectives.keypoint_cases import context

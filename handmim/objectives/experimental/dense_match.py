@@ -10,7 +10,7 @@ from torch import Tensor
 
 from handmim.engine.schedule import Schedule
 from handmim.geometry.camera import cell_centres_ndc
-from handmim.geometry.warp import to_source
+from handmim.geometry.crop import to_source
 from handmim.models.heads.mlp import mlp
 from handmim.objectives.base import Objective, Setup, StepContext
 from handmim.utils.arguments import above

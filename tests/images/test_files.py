@@ -148,7 +148,7 @@ def test_printable_names_keep_what_can_be_read():
 def test_the_images_of_a_training_run_are_left_out(tmp_path, caplog):
     put(tmp_path / "a.png")
     put(tmp_path / "runs" / "x" / "images" / "step.png")
-    put(tmp_path / "runs" / "x" / "images" / "step.png")
+    put(tmp_path / "runs" / "x" / "pictures" / "step.png")
     put(tmp_path / "runs" / "x" / "predictions.png")
     put(tmp_path / "project" / "b.png")
     (tmp_path / "project" / "config.yaml").write_text("")

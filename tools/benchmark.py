@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from handmim.pipelines.preflight import preflight
 from handmim.utils.arguments import one_of
 from handmim.utils.config import resolved
-from handmim.utils.entry import compose, plain_tool, tool
+from handmim.utils.entry import compose, tool
 from handmim.utils.paths import CONFIGS
 
 ALL_METHODS = "handmim,handmim-plain,ibot,dino,peclr,simmim,mae"
@@ -57,7 +57,7 @@ def main(cfg: DictConfig) -> None:
         write_rows(Path(plain["json"]), rows, machine_metadata(bench.device))
 
 
-@plain_tool
+@tool()
 def measure_configs() -> None:
     """Print the cost of configs of pretrain.py or finetune.py on this machine."""
     parser = argparse.ArgumentParser(description="the cost of a run before it starts")

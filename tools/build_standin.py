@@ -7,12 +7,12 @@ import argparse
 from pathlib import Path
 
 from handmim.hand.io import load_hand_arrays
-from handmim.utils.entry import plain_tool
+from handmim.utils.entry import tool
 from handmim.utils.overrides import given_output
 from standin.build import build, write_npz
 
 
-@plain_tool
+@tool()
 def main() -> None:
     """Sculpt, mesh, rig, write, check."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])

@@ -10,7 +10,7 @@ import numpy as np
 
 from handmim.data.freihand import source_text, split_samples
 from handmim.data.label_subsets import drawn_labels, ids_text, lines_sha256, share_of_labels
-from handmim.utils.entry import plain_tool
+from handmim.utils.entry import tool
 from handmim.utils.files import write_atomic
 from handmim.utils.overrides import given_path
 
@@ -50,7 +50,7 @@ def write_splits(folder: Path) -> list[Path]:
     return [*paths, readme]
 
 
-@plain_tool
+@tool()
 def main() -> None:
     """Draw, write, print the files."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])

@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from handmim.hand.io import load_hand_arrays
-from handmim.utils.entry import plain_tool
+from handmim.utils.entry import tool
 from handmim.utils.overrides import given_path
 from standin.measures import FACTS, measure
 
 
-@plain_tool
+@tool()
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])

@@ -19,7 +19,7 @@ from handmim.experiments.overrides import (
 )
 from handmim.experiments.store import FORMAT, StageStore, metrics_of, read_record
 from handmim.experiments.table import RANDOM, Table, Variant, fraction_name
-from handmim.utils.messages import sentence
+from handmim.utils.config import sentence
 
 Compose = Callable[[str, list[str]], DictConfig]
 RESULTS = ("result.json", "cell.json")  # the second is of format 1

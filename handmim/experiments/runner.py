@@ -23,9 +23,9 @@ from handmim.experiments.results import publish, write_results
 from handmim.experiments.store import FORMAT, StageStore, code_state, metrics_of, record_text
 from handmim.experiments.table import Table, read_table
 from handmim.pipelines.preflight import path_problems, preflight
+from handmim.utils.config import sentence
 from handmim.utils.entry import compose
 from handmim.utils.files import locked, write_atomic
-from handmim.utils.messages import sentence
 from handmim.utils.processes import of_signal
 
 log = logging.getLogger(__name__)

@@ -1,30 +1,45 @@
-"""Composed configs: plain containers of them, and the objects that they describe."""
+"""Composed configs: plain containers of them, the objects that they describe, and errors as one
+sentence that names the key."""
 
 import ast
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from hydra.errors import InstantiationException
+from hydra.errors import (
+    ConfigCompositionException,
+    InstantiationException,
+    MissingConfigException,
+)
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
-from omegaconf.errors import InterpolationResolutionError
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+)
 
-from handmim.utils.paths import PACKAGE
+from handmim.utils.arguments import meant
+from handmim.utils.paths import CONFIGS, PACKAGE, options_of
+from handmim.utils.processes import GOES_ON
 
+CHOSEN = ("losses", "objectives", "heads")  # of a task: parts that are chosen by name
 KEY = re.compile(r"full_key: (\S+)")
 TARGET = re.compile(r"target '([^']+)'")
 # What libraries raise for settings that they do not check.
 UNCLEAR = (TypeError, AttributeError, AssertionError, IndexError, RuntimeError)
 MOST_KEYS = 3  # named for one error
+MOST_BESIDE = 12  # keys listed beside one that is unknown
+FOLDERS = ("root", "photos_dir")  # an error about a file in them is about them
 # Values as messages show them: a list, a quoted or a bare one; and those that follow "got".
 VALUE = r"""\[[^\]]*\]|\([^)]*\)|'[^']*'|"[^"]*"|[^\s,;:()\[\]'"]+"""
 GIVEN = re.compile(rf"(?:{VALUE})(?:(?:, | and )(?:{VALUE}))*")
 CONFIG_WORDS = {"true": True, "false": False, "null": None}
-
-CHOSEN = ("losses", "objectives", "heads")  # of a task: parts that are chosen by name
+# What gloo and NCCL say where another process of a run is gone or silent.
+OF_PEERS = re.compile(r"gloo/transport/|Connection (closed|reset) by peer|ncclRemoteError")
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -36,26 +51,19 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     leaves = flatten(OmegaConf.to_container(cfg))
     missing = [key for key, value in leaves.items() if value in ("???", "")]
     if missing:
-        raise ValueError(
-            f"{', '.join(missing)} must be given: "
-            f"{' '.join(f'{key}=...' for key in missing)} (see --help, --cfg job)"
-        )
+        words = " ".join(f"{key}=..." for key in missing)
+        raise ValueError(f"{', '.join(missing)} must be given: {words} (see --help, --cfg job)")
     plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     return plain
 
 
 def drop_unbuilt(task: DictConfig) -> None:
-    """Remove settings of losses, objectives and heads that were not chosen, in place.
-
-    An experiment may tune a loss; `loss=[...]` without that loss leaves its settings behind,
-    without a `_target_`.
-    """
+    """Remove settings of losses, objectives and heads that were not chosen, in place: an experiment
+    may tune a loss that `loss=[...]` leaves out."""
     for key in CHOSEN:
-        parts = task.get(key, {})
-        if not parts:
-            continue
-        with open_dict(parts):
-            for name in [name for name in parts if "_target_" not in parts[name]]:
+        parts = task.get(key) or {}
+        for name in [name for name in parts if "_target_" not in parts[name]]:
+            with open_dict(parts):
                 del parts[name]
 
 
@@ -91,18 +99,48 @@ def flatten(config: Any, path: str = "") -> dict[str, Any]:
     }
 
 
-def flatten_keys(cfg: Any) -> list[str]:
-    """Dotted keys of all leaves of a config, interpolations not followed."""
-    return list(flatten(OmegaConf.to_container(cfg)))
+def source_of(node: DictConfig, name: Any) -> Any:
+    """The node that gives a value, interpolations followed; None for one that is yet to be given,
+    and for an interpolation that fails, which whoever resolves the whole config says."""
+    held: Any = node._get_node(name)
+    try:
+        source = held._dereference_node() if held._is_interpolation() else held
+    except InterpolationResolutionError:
+        return None
+    return None if source is None or source._is_missing() else source
+
+
+class Value(NamedTuple):
+    """A plain value of a config: last part of its key, the key that gives it, and its mapping."""
+
+    name: str
+    key: str
+    value: Any
+    node: DictConfig
+
+
+def values(node: Any, names: Collection[Any] | None = None) -> Iterator[Value]:
+    """Values below a node, or some names of it; interpolations followed, a list is one value."""
+    if isinstance(node, ListConfig) and not node._is_none():
+        for index in range(len(node)):
+            yield from values(node._get_node(index))
+    is_mapping = isinstance(node, DictConfig) and not node._is_none()
+    for name in (node if names is None else names) if is_mapping else ():
+        if (source := source_of(node, name)) is None:
+            continue
+        if not isinstance(source, DictConfig) or source._is_none():
+            is_list = isinstance(source, ListConfig)
+            plain = OmegaConf.to_container(source) if is_list else source._value()
+            yield Value(str(name), source._get_full_key(None) or str(name), plain, node)
+        yield from values(source)
 
 
 def build(node: Any, *args: Any, **kwargs: Any) -> Any:
-    """Build what a config node describes (`hydra.utils.instantiate`).
+    """Build what a config node with `_target_`, or a mapping or list of such, describes
+    (`hydra.utils.instantiate`); None for a node that is null.
 
     Args:
-        node: config with `_target_`, or a mapping or list of such.
         args, kwargs: further arguments of its target.
-    Returns: the object; None for a node that is null.
     Raises: what the target raises, with a note that names the config key, see `add_key`; ValueError
         for arguments that the target does not take, for what a library raises for bad settings,
         and for targets that cannot be imported.
@@ -117,15 +155,14 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
 def _failure(error: InstantiationException, node: Any) -> BaseException:
     """The target's own exception, or a sentence where the target was not entered."""
     key, target = (found[1] if (found := p.search(str(error))) else "" for p in (KEY, TARGET))
-    where = f"{key or 'a part of the config'}{f' ({target})' if target else ''}"
+    where = f"{key or 'a part of the config'}{f' ({target})' if target else ''} cannot be built"
     cause = error.__cause__
     if cause is None or isinstance(cause, ImportError):
-        reason = str(error).splitlines()[0] if cause is None else str(cause).splitlines()[0]
-        return ValueError(f"{where} cannot be built: {reason}")
+        return ValueError(f"{where}: {str(cause or error).splitlines()[0]}")
     is_unclear = type(cause) in UNCLEAR and not _is_ours(cause)
     if is_unclear or isinstance(cause, ArithmeticError):  # of a setting of 0, or beyond floats
         text = str(cause).replace("__init__()", target.rsplit(".", 1)[-1])
-        refusal = ValueError(f"{where} cannot be built: {text or type(cause).__name__}")
+        refusal = ValueError(f"{where}: {text or type(cause).__name__}")
         refusal.__cause__ = cause
         return refusal
     add_key(cause, node, key)
@@ -141,7 +178,8 @@ def add_key(error: BaseException, config: Any, otherwise: str = "") -> None:
     """Add a note to an error that names the config keys it is about, once.
 
     A key is meant where the text holds its last part and its value ("scale must be > 0, got -1",
-    "scale=-1"), or its value alone where that is a path. A text that names a key gets no note.
+    "scale=-1"), its value alone where that is a path, or a file in the folder that it names. A text
+    that names a key gets no note.
 
     Args:
         config: searched, interpolations followed.
@@ -150,11 +188,15 @@ def add_key(error: BaseException, config: Any, otherwise: str = "") -> None:
     if getattr(error, "has_key", False) or not isinstance(error, (ValueError, OSError)):
         return
     text = str(error)
-    if _names_a_key(text, config):
+    if isinstance(config, DictConfig) and any(
+        "." in key and _holds(text, key)
+        for key in flatten(OmegaConf.to_container(config._get_root()))
+    ):
         return
-    keys = dict.fromkeys(
-        key for name, key, value in _values(config) if _is_about(text, name, value)
-    )
+    given = list(values(config))
+    shown = [v.key for v in given if _is_shown(text, v.name, v.value)]
+    within = [v.key for v in given if v.name in FOLDERS and _has_path(text, v.value, "/")]
+    keys = dict.fromkeys(shown or within)
     note = ", ".join(keys) if 0 < len(keys) <= MOST_KEYS else otherwise
     if note and not _holds(text, note):
         vars(error).setdefault("__notes__", []).append(note)  # add_note of Python 3.11
@@ -165,41 +207,22 @@ def _holds(text: str, name: str) -> bool:
     return re.search(rf"(?<![\w.]){re.escape(name)}(?!\w|\.\w)", text) is not None
 
 
-def _names_a_key(text: str, config: Any) -> bool:
-    """Whether a text names a dotted key of the whole config that a node belongs to."""
-    if not isinstance(config, DictConfig):
+def _has_path(text: str, value: Any, tail: str = "") -> bool:
+    """Whether a text shows a path, followed by `tail`."""
+    if not isinstance(value, str) or not value.strip("/"):
         return False
-    return any("." in key and _holds(text, key) for key in flatten_keys(config._get_root()))
+    end = tail or r"/?(?=$|[\s,;:)'\"]|\.(?:\s|$))"
+    return bool(re.search(rf"(?:^|(?<=[\s('\"=])){re.escape(value.rstrip('/'))}{end}", text))
 
 
-def _values(node: Any) -> Iterator[tuple[str, str, Any]]:
-    """Name, full key and plain value of every value below a node; a list is one value."""
-    for name in node if isinstance(node, DictConfig) and not node._is_none() else ():
-        child: Any = node._get_node(name)
-        try:
-            source = child._dereference_node() if child._is_interpolation() else child
-        except InterpolationResolutionError:
-            continue
-        if source is None or source._is_missing():
-            continue
-        if isinstance(source, DictConfig) and not source._is_none():
-            yield from _values(source)
-        elif isinstance(source, ListConfig) and not source._is_none():
-            yield str(name), source._get_full_key(None), OmegaConf.to_container(source)
-        else:
-            yield str(name), source._get_full_key(None), source._value()
-
-
-def _is_about(text: str, name: str, value: Any) -> bool:
-    if isinstance(value, str) and "/" in value.rstrip("/"):
-        path = re.escape(value.rstrip("/"))
-        if re.search(rf"(?:^|(?<=[\s('\"=])){path}/?(?=$|[\s,;:)'\"]|\.(?:\s|$))", text):
-            return True
+def _is_shown(text: str, name: str, value: Any) -> bool:
+    if isinstance(value, str) and "/" in value.rstrip("/") and _has_path(text, value):
+        return True
     before, _, after = text.partition("got ")
     shown = re.findall(rf"(?<![\w.]){re.escape(name)}(?:=|: | )({VALUE})", text)
     if after and _holds(before, name) and (given := GIVEN.match(after)):
         shown += re.findall(VALUE, given[0])
-    return any(_is_shown(value, _parsed(one.rstrip("."))) for one in shown)
+    return any(_equal(value, _parsed(one.rstrip("."))) for one in shown)
 
 
 def _parsed(text: str) -> Any:
@@ -212,10 +235,52 @@ def _parsed(text: str) -> Any:
         return text
 
 
-def _is_shown(value: Any, shown: Any) -> bool:
+def _equal(value: Any, shown: Any) -> bool:
     """Equality where 2 is 2.0 but not True, and a list is a tuple."""
     if isinstance(value, (list, tuple)) and isinstance(shown, (list, tuple)):
-        return len(value) == len(shown) and all(map(_is_shown, value, shown))
-    if isinstance(value, bool) or isinstance(shown, bool):
-        return value is shown
-    return bool(value == shown)
+        return len(value) == len(shown) and all(map(_equal, value, shown))
+    return isinstance(value, bool) == isinstance(shown, bool) and bool(value == shown)
+
+
+def sentence(error: BaseException) -> str:
+    """What an error of Hydra, of OmegaConf or any other says, on one line, notes included."""
+    cause = error.__cause__
+    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
+        error = cause
+    if isinstance(error, MissingConfigException):
+        return _no_option(error)
+    if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and error.full_key:
+        return _no_key(error)
+    text = str(error)
+    if isinstance(error, RuntimeError) and OF_PEERS.search(text):
+        lost = "another process of this run ended or does not answer, its own message says why"
+        return f"{lost}; {GOES_ON}"
+    if isinstance(error, OmegaConfBaseException):
+        text = f"{text.splitlines()[0]}{f' ({error.full_key})' if error.full_key else ''}"
+    elif isinstance(error, OSError) and error.strerror is not None:
+        names = [str(n) for n in (error.filename, error.filename2) if n is not None]
+        text = f"{' to '.join(names)}{': ' * bool(names)}{error.strerror}"
+    notes = " ".join(f"({note})" for note in getattr(error, "__notes__", ()))
+    return re.sub(r"\s*\n\s*", "; ", f"{text} {notes}".strip()) or type(error).__name__
+
+
+def _no_option(error: MissingConfigException) -> str:
+    group, _, option = (error.missing_cfg_file or "").rpartition("/")
+    options = list(error.options or options_of(group))
+    listed = f"; {group}= takes {', '.join(options)}" if options else ""
+    return f"{str(error).splitlines()[0]}{meant(option, options)}{listed}"
+
+
+def _no_key(error: OmegaConfBaseException) -> str:
+    key, parent = str(error.full_key), error.parent_node
+    groups = [path.name for path in CONFIGS.glob("*/")]
+    if key in groups:
+        return f"no such setting: {key}.*, unless {key}= is one of {', '.join(options_of(key))}"
+    if not isinstance(parent, DictConfig):
+        return f"no such setting: {key}"
+    beside = [str(parent._get_full_key(name)) for name in parent]
+    everywhere = list(flatten(OmegaConf.to_container(parent._get_root())))
+    named = [k for k in everywhere if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1]]
+    close = meant(key, beside) or meant(key, named, cutoff=0.0) or meant(key, everywhere + groups)
+    listed = "" if close or len(beside) > MOST_BESIDE else f"; there are {', '.join(beside)}"
+    return f"no such setting: {key}{close}{listed} (--cfg job prints all)"

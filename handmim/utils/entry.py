@@ -1,4 +1,4 @@
-"""What every entry point shares: words to a checked config, errors to one message, exit codes."""
+"""What entry points share: overrides to a checked config, errors to one message and exit code."""
 
 import errno
 import functools
@@ -20,9 +20,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from handmim.utils.config import add_key
+from handmim.utils.config import add_key, sentence
 from handmim.utils.files import FULL
-from handmim.utils.messages import sentence
 from handmim.utils.overrides import expand_paths, hydra_overrides
 from handmim.utils.paths import CONFIGS
 from handmim.utils.processes import (
@@ -46,32 +45,20 @@ LAST_WORD_S = 3.0  # in which what started this process ends it, where the main 
 MACHINE_FAILED = (*FULL, errno.EIO, errno.ENOMEM)
 
 Result = TypeVar("Result")
-Main = Callable[[DictConfig], int | None]
+Main = Callable[..., int | None]
 
 
-def tool(config_name: str) -> Callable[[Main], Callable[[], None]]:
-    """Make an entry point of a function that takes a config of configs/<config_name>.yaml; see
-    `run_tool`."""
-
-    def decorate(main: Main) -> Callable[[], None]:
-        return functools.wraps(main)(functools.partial(run_tool, main, config_name))
-
-    return decorate
-
-
-def plain_tool(main: Callable[[], int | None]) -> Callable[[], None]:
-    """The same for a function that parses its own arguments."""
-    return functools.wraps(main)(functools.partial(run_tool, main))
+def tool(config_name: str | None = None) -> Callable[[Main], Callable[[], None]]:
+    """Make an entry point of a function, see `run_tool`."""
+    return lambda main: functools.wraps(main)(functools.partial(run_tool, main, config_name))
 
 
 def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
-    """A config of configs/ from a user's overrides, checked; within an entry point, or within
-    `hydra.initialize_config_dir`.
+    """A checked config of configs/; within an entry point or `hydra.initialize_config_dir`.
 
     Raises: ValueError; errors of Hydra and OmegaConf.
     """
-    given = hydra_overrides(overrides)
-    cfg = _with_unlisted(lambda overrides: hydra.compose(config_name, overrides), given)
+    cfg = _with_unlisted(functools.partial(hydra.compose, config_name), hydra_overrides(overrides))
     prepare(cfg)
     return cfg
 
@@ -99,7 +86,7 @@ def prepare(cfg: DictConfig) -> None:
 
 
 def run_tool(
-    main: Callable[..., int | None],
+    main: Main,
     config_name: str | None = None,
     *,
     program: str | None = None,
@@ -109,9 +96,8 @@ def run_tool(
 
     Args:
         main: returns its exit code, or None where it is done.
-        config_name: it takes a config of configs/<config_name>.yaml; None: it takes nothing.
-        program: name in messages.
-        arguments: of the command line.
+        config_name: it takes a config of configs/<config_name>.yaml; None: it parses sys.argv.
+        program, arguments: name in messages and words; None is those of the command line.
     Raises: SystemExit with any code but 0. ValueError, OSError and errors of the config give one
         message and code 2 where nothing was trained yet, any other error code 1. Tracebacks go to
         log.txt of the run where there is one; `debug=true` prints them as well.
@@ -130,7 +116,7 @@ def run_tool(
         else:
             code = _under_hydra(main, config_name, program, arguments)
     except KeyboardInterrupt:
-        _print_error(program, "interrupted")
+        sys.stderr.write(f"{program}: interrupted\n")
         code = of_signal("SIGINT")
     except Exception as error:
         code = _report(program, error)
@@ -148,24 +134,23 @@ def _under_hydra(main: Main, config_name: str, program: str, arguments: list[str
     @functools.wraps(main)
     def job(cfg: DictConfig) -> None:
         sys.argv = typed  # what a run records, and what its further processes are started with
-        is_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
             prepare(cfg)
             codes.append(main(cfg) or DONE)
         except Exception as error:
             add_key(error, cfg)
-            if is_sweep:  # a launcher has to see which jobs failed
+            if HydraConfig.get().mode == RunMode.MULTIRUN:  # a launcher sees which jobs failed
                 raise
             codes.append(_report(program, error))
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on instead of printing them
-    is_sweep = any(argument in SWEEPS for argument in arguments)
     start = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)
 
     def run(overrides: list[str]) -> None:
         sys.argv = [program, *overrides]
         start()
 
+    is_sweep = any(argument in SWEEPS for argument in arguments)
     _with_unlisted(run, hydra_overrides(arguments, is_sweep=is_sweep))
     return next((code for code in codes if code), DONE)
 
@@ -182,10 +167,9 @@ def _report(program: str, error: Exception) -> int:
     if not is_input and not isinstance(error, (OSError, ArithmeticError)):
         text = f"{type(error).__name__}: {text}"
     logs = _write_traceback(error)
-    if not is_input and not logs:
-        logs = [_error_file(error)]
-    where = "" if is_input else f" (traceback: {', '.join(logs)})"
-    _print_error(program, f"{text}{where}")
+    if not is_input:
+        text = f"{text} (traceback: {', '.join(logs or [_error_file(error)])})"
+    sys.stderr.write(f"{program}: {text}\n")
     if DEBUG in sys.argv:
         traceback.print_exception(error)
     if isinstance(error, StalledError) or isinstance(error.__cause__, StalledError):
@@ -210,7 +194,3 @@ def _error_file(error: Exception) -> str:
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         traceback.print_exception(error, file=file)
     return path
-
-
-def _print_error(program: str, text: str) -> None:
-    sys.stderr.write(f"{program}: {text}\n")

@@ -8,11 +8,12 @@ import os
 import re
 from argparse import ArgumentTypeError
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig
 
@@ -37,11 +38,9 @@ OPENING, CLOSING = "([{", ")]}"
 
 
 def hydra_overrides(words: Iterable[str], is_sweep: bool = False) -> list[str]:
-    """Words as Hydra reads them; options (`--help`) stay.
+    """Words as Hydra reads them; options (`--help`) stay, and in a sweep unquoted commas, which
+    separate values.
 
-    Args:
-        words: of the command line.
-        is_sweep: unquoted commas are several values of one key.
     Raises: ValueError naming a word that cannot be read, and how to quote it.
     """
     return [_hydra_word(word, is_sweep) for word in words]
@@ -72,23 +71,26 @@ def _hydra_word(word: str, is_sweep: bool) -> str:
         is_null = value == "null" and not (last in NEVER_NULL and os.path.lexists(value))
         value = value if is_null else quoted(value)
     try:
-        read = OverridesParser.create().parse_override(f"{key}={value}")
+        read = _parsed(f"{key}={value}").value()
     except HydraException as error:
         raise ValueError(
             f"{word!r} cannot be read ({str(error).splitlines()[0]}): a value with other "
             f"characters than letters, digits and /-+.$%*@?| needs quotes inside quotes, "
             f"{key}='\"...\"'"
         ) from error
-    if (options := options_of(name)) and not isinstance(read.value(), (str, list)):
+    if (options := options_of(name)) and not isinstance(read, (str, list)):
         raise ValueError(f"{word}: one of {', '.join(options)} is required ({name}=)")
     return f"{key}={value}"
 
 
+def _parsed(word: str) -> Override:
+    return OverridesParser.create().parse_override(word)
+
+
 def _is_sweep(word: str) -> bool:
-    try:
-        return OverridesParser.create().parse_override(word).is_sweep_override()
-    except HydraException:
-        return False
+    with suppress(HydraException):
+        return _parsed(word).is_sweep_override()
+    return False
 
 
 def is_path(key: str) -> bool:
@@ -102,12 +104,9 @@ def quoted(value: str) -> str:
     `${...}` is part of the text where a file of that name exists, else it stands for another key.
     """
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-        try:
-            read = OverridesParser.create().parse_override(f"key={value}").value()
-        except HydraException:
-            read = None
-        if isinstance(read, str):
-            return value
+        with suppress(HydraException):
+            if isinstance(_parsed(f"key={value}").value(), str):
+                return value
         value = value[1:-1]  # it's, in quotes that were meant for Hydra
     if "${" in value and os.path.lexists(value):
         value = value.replace("${", "\\${")
@@ -116,20 +115,19 @@ def quoted(value: str) -> str:
 
 
 def _quoted_list(value: str) -> str:
-    parts, depth, quote, begin = [], 0, "", 1
-    for i, letter in enumerate(value[:-1]):
+    """A list in brackets with each of its parts quoted."""
+    parts, depth, quote = [""], 0, ""
+    for i, letter in enumerate(value[1:-1], start=1):
+        if letter == "," and not depth and not quote:
+            parts.append("")
+            continue
+        parts[-1] += letter
         if quote:
             quote = "" if letter == quote and value[i - 1] != "\\" else quote
-        elif letter in "'\"" and i == begin:
+        elif letter in "'\"" and parts[-1] == letter:
             quote = letter
-        elif letter in OPENING:
-            depth += 1
-        elif letter in CLOSING:
-            depth -= 1
-        elif letter == "," and depth == 1:
-            parts.append(value[begin:i])
-            begin = i + 1
-    parts.append(value[begin:-1])
+        else:
+            depth += (letter in OPENING) - (letter in CLOSING)
     return f"[{','.join(quoted(part.strip()) for part in parts if part.strip())}]"
 
 
@@ -140,12 +138,12 @@ def user_path(text: str) -> str:
 
 
 def given_path(text: str) -> Path:
-    """A path that an option of a command line gives (argparse: type=given_path)."""
+    """A path of a command line (argparse: type=given_path)."""
     return Path(user_path(text))
 
 
 def given_output(text: str) -> Path:
-    """A file to write that an option gives (argparse: type=given_output).
+    """A file to write (argparse: type=given_output).
 
     Raises: ArgumentTypeError where it cannot be written.
     """

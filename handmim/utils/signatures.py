@@ -1,87 +1,85 @@
-"""Parameters of classes and functions, read from their source: nothing is imported or run."""
+"""Parameters of this package's classes and functions, read from source: nothing is imported.
+
+A misspelt setting is thus answered without waiting for torch.
+"""
 
 import ast
-from collections.abc import Iterator
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal, NamedTuple, get_type_hints
 
 from handmim.utils.paths import PACKAGE
 
-NAME = PACKAGE.name
-
-
-class Parameter(NamedTuple):
-    """One parameter: its type hint as a syntax tree, and the module that the hint is written in."""
-
-    hint: ast.expr | None
-    module: str
+HINTS = (
+    int, float, bool, str, list, tuple, dict, Any, Literal, Path, Callable, Collection, Iterable,
+    Mapping, Sequence,
+)  # fmt: skip
+BY_NAME = {getattr(hint, "__name__", None) or "Any": hint for hint in HINTS}
+Definition = tuple[ast.stmt, str]  # and the module that it is written in
 
 
 class Signature(NamedTuple):
-    """Parameters by name.
+    """Type hints by the parameters that a config can name; `is_open`: any other one is taken."""
 
-    Attributes:
-        parameters: those that a config can name.
-        is_open: any further name is taken as well (**kwargs).
-    """
-
-    parameters: dict[str, Parameter]
+    parameters: dict[str, Any]
     is_open: bool = False
 
 
-@lru_cache(maxsize=256)
+class Named(type):
+    """Stands in hints for a class that is not imported."""
+
+    target: str = ""  # dotted name of a class of this package
+
+    def __getitem__(cls, _: Any) -> "Named":
+        return cls
+
+    def __getattr__(cls, name: str) -> "Named":
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return cls
+
+
+@cache
 def signature_of(target: str) -> Signature | None:
-    """The signature of a class, a function or a method of this package.
-
-    Args:
-        target: dotted name.
-    Returns: None for what is not of this package or cannot be found in its source.
-    """
-    if not target.startswith(f"{NAME}."):
-        return None
+    """The signature of a class, function or method by its dotted name; None where it is not found
+    in this package."""
     module, _, name = target.rpartition(".")
-    found = _definition(module, name)
-    if found is None:  # a method
+    found = _definition(name, module)
+    if found is None:
         module, _, owner = module.rpartition(".")
-        found = _definition(module, owner)
-        if found is None or not isinstance(found[0], ast.ClassDef):
-            return None
-        method = _method(found[0], found[1], name)
-        return None if method is None else _of_function(*method, skip=1)
-    node, module = found
+        found = _definition(owner, module)
+        found = None if found is None else _method(*found, name)
+    return None if found is None else _signature(*found)
+
+
+def _signature(node: ast.stmt, module: str) -> Signature | None:
     if isinstance(node, ast.FunctionDef):
-        return _of_function(node, module)
-    return _of_class(node, module) if isinstance(node, ast.ClassDef) else None
-
-
-def _of_class(node: ast.ClassDef, module: str) -> Signature | None:
-    bases = _bases(node, module)
-    if any("dataclass" in ast.unparse(d) for d in node.decorator_list):
-        inherited = [s.parameters for base in bases if (s := _of_class(*base)) is not None]
-        fields = {name: p for parameters in inherited for name, p in parameters.items()}
-        return Signature(fields | dict(_fields(node, module)))
-    made = _method(node, module, "__init__")
-    if made is not None:
-        return _of_function(*made, skip=1)
-    return _of_class(*bases[0]) if bases else None
-
-
-def _fields(node: ast.ClassDef, module: str) -> Iterator[tuple[str, Parameter]]:
+        named = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        hints = {a.arg: _hint(a.annotation, module) for a in named if a.arg not in ("self", "cls")}
+        return Signature(hints, node.args.kwarg is not None)
+    if not isinstance(node, ast.ClassDef):
+        return None
+    if not any("dataclass" in ast.unparse(d) for d in node.decorator_list):
+        made = _method(node, module, "__init__")
+        return None if made is None else _signature(*made)
+    fields: dict[str, Any] = {}
+    for base in _bases(node, module):
+        inherited = _signature(*base)
+        fields |= {} if inherited is None else inherited.parameters
     for line in node.body:
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
-            value = "" if line.value is None else ast.unparse(line.value)
-            if "init=False" not in value and "ClassVar" not in ast.unparse(line.annotation):
-                yield line.target.id, Parameter(line.annotation, module)
+            text = ast.unparse(line)
+            if "init=False" not in text and "ClassVar" not in text:
+                fields[line.target.id] = _hint(line.annotation, module)
+    return Signature(fields)
 
 
-def _of_function(node: ast.FunctionDef, module: str, skip: int = 0) -> Signature:
-    named = [*node.args.posonlyargs, *node.args.args][skip:] + node.args.kwonlyargs
-    parameters = {arg.arg: Parameter(arg.annotation, module) for arg in named}
-    return Signature(parameters, node.args.kwarg is not None)
-
-
-def _method(node: ast.ClassDef, module: str, name: str) -> tuple[ast.FunctionDef, str] | None:
-    """A method of a class or of what it inherits from, and the module that it is written in."""
+def _method(node: ast.stmt, module: str, name: str) -> Definition | None:
+    """A method of a class or of what it inherits from."""
+    if not isinstance(node, ast.ClassDef):
+        return None
     for line in node.body:
         if isinstance(line, ast.FunctionDef) and line.name == name:
             return line, module
@@ -89,45 +87,49 @@ def _method(node: ast.ClassDef, module: str, name: str) -> tuple[ast.FunctionDef
     return next((found for found in inherited if found is not None), None)
 
 
-def _bases(node: ast.ClassDef, module: str) -> list[tuple[ast.ClassDef, str]]:
+def _bases(node: ast.ClassDef, module: str) -> list[Definition]:
     named = [base.value if isinstance(base, ast.Subscript) else base for base in node.bases]
-    found = (_definition(module, ast.unparse(base)) for base in named)
-    return [(f[0], f[1]) for f in found if f is not None and isinstance(f[0], ast.ClassDef)]
+    found = (_definition(ast.unparse(base), module) for base in named)
+    return [base for base in found if base is not None]
 
 
-def meaning(name: str, module: str) -> tuple[ast.expr, str] | str | None:
-    """What a name of a hint stands for in a module.
-
-    Returns: the hint that it abbreviates and that hint's module, the dotted name of a class of
-        this package, or None.
-    """
-    found = _definition(module, name)
-    if found is None:
-        return None
-    node, module = found
-    if isinstance(node, ast.ClassDef):
-        return f"{module}.{node.name}"
-    return (node.value, module) if isinstance(node, ast.Assign) else None
+def _hint(node: ast.expr | None, module: str) -> Any:
+    """A hint as an object; Any without one."""
+    if node is None:
+        return Any
+    holder = SimpleNamespace(__annotations__={"hint": ast.unparse(node)})
+    return get_type_hints(holder, {}, _Names(module))["hint"]
 
 
-def _definition(module: str, name: str) -> tuple[ast.stmt, str] | None:
-    """The statement that defines a name of a module, imports followed; and its module."""
-    names = _names(module)
-    node = names.get(name)
+class _Names(dict[str, Any]):
+    """What names mean in the hints of a module."""
+
+    def __init__(self, module: str) -> None:
+        super().__init__(BY_NAME)
+        self.module = module
+
+    def __missing__(self, name: str) -> Any:
+        node, module = _definition(name, self.module) or (None, "")
+        if isinstance(node, ast.Assign):
+            return _hint(node.value, module)
+        target = f"{module}.{node.name}" if isinstance(node, ast.ClassDef) else ""
+        return Named(name, (), {"target": target})
+
+
+def _definition(name: str, module: str) -> Definition | None:
+    """The statement that defines a name of a module, imports followed."""
+    node = _statements(module).get(name)
     if isinstance(node, ast.ImportFrom):
-        assert node.module is not None
         original = next(a.name for a in node.names if (a.asname or a.name) == name)
-        return _definition(node.module, original)
+        return _definition(original, node.module or "")
     return None if node is None else (node, module)
 
 
-@lru_cache(maxsize=256)
-def _names(module: str) -> dict[str, ast.stmt]:
+@cache
+def _statements(module: str) -> dict[str, ast.stmt]:
     """Statements of a module of this package by the name that they define."""
-    if module.split(".")[0] != NAME:
-        return {}
     path = PACKAGE.parent.joinpath(*module.split(".")).with_suffix(".py")
-    if not path.is_file():
+    if module.split(".")[0] != PACKAGE.name or not path.is_file():
         return {}
     names: dict[str, ast.stmt] = {}
     for node in ast.parse(path.read_text("utf-8")).body:

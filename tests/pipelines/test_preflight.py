@@ -10,9 +10,8 @@ from handmim.pipelines.finetune import finetune
 from handmim.pipelines.preflight import path_problems
 from handmim.pipelines.pretrain import pretrain
 from handmim.pipelines.setup_run import try_parts
-from handmim.utils.config import add_key
+from handmim.utils.config import add_key, sentence
 from handmim.utils.entry import compose
-from handmim.utils.messages import sentence
 from tests.conftest import REPO
 
 CPU = ["machine.accelerator=cpu"]

@@ -37,7 +37,9 @@ def test_an_error_about_no_value_is_named_by_its_part():
         ("scale must be two numbers, got (0.5, 2) (views.scale)", None),  # it says so itself
         ("/photos/own: not found", "data.root"),
         ("no images in '/photos/own/'", "data.root"),
-        ("/photos/own/a.png is damaged", None),  # the folder may be sound
+        ("/photos/own/a.png is damaged", "data.root"),
+        ("images/a.png is damaged", "probe.root"),
+        ("/photos/owner/a.png is damaged", None),
         ("/old/photos/own: not found", None),
         ("side must be >= 7, got 6", None),  # a bound is not the value
         ("side must be even, got 5, needs 7", None),

@@ -6,7 +6,7 @@ from subprocess import CalledProcessError
 
 import pytest
 
-from handmim.utils.entry import plain_tool, run_tool
+from handmim.utils.entry import run_tool, tool
 from handmim.utils.processes import FAILED, TRAINED
 
 
@@ -92,4 +92,4 @@ def test_a_part_that_failed_has_spoken_for_itself(outcome):
 
 def test_an_exit_code_is_handed_on_and_none_ends_well(outcome):
     assert outcome(75) == (75, "")
-    assert plain_tool(lambda: None)() is None
+    assert tool()(lambda: None)() is None

@@ -70,7 +70,7 @@ def changed(composed):
         ("data.num_val=0", "data.num_val=0: a whole number >= 1 is required"),
         ("probe.every=0", "probe.every=0: a whole number >= 1 is required"),
         ("machine.num_threads=100000", "machine.num_threads=100000: a whole number >= 1, 1024 at"),
-        ("machine=null", "machine=null: a mapping {...} is required"),
+        ("machine=null", "machine=null: a mapping for machine is required"),
         ("paths=null", "paths=null: a mapping {...} is required"),
     ],
 )

@@ -54,7 +54,8 @@ def path_problems(
             continue
         problem = _problem(used)
         if problem is None and parse and used.name == "annotations":
-            problem = _parse_problem(used.value, os.stat(used.value).st_mtime_ns, used.key)
+            problem = _parse_problem(used.value, os.stat(used.value).st_mtime_ns)
+            problem = None if problem is None else f"{problem} ({used.key})"
         if problem is not None:
             found.setdefault(used.key, problem)
     return list(found.values())
@@ -119,10 +120,10 @@ def _unwritable(key: str, path: str, is_folder: bool) -> str | None:
 
 
 @lru_cache(maxsize=16)
-def _parse_problem(path: str, mtime_ns: int, key: str) -> str | None:
+def _parse_problem(path: str, mtime_ns: int) -> str | None:
     """Rows of a table name the same file: it is read once."""
     try:
-        read_json(path, option=key)
+        read_json(path)
     except (ValueError, OSError) as error:
         return str(error)
     return None

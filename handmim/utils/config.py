@@ -38,6 +38,7 @@ FOLDERS = ("root", "photos_dir")  # an error about a file in them is about them
 VALUE = r"""\[[^\]]*\]|\([^)]*\)|'[^']*'|"[^"]*"|[^\s,;:()\[\]'"]+"""
 GIVEN = re.compile(rf"(?:{VALUE})(?:(?:, | and )(?:{VALUE}))*")
 CONFIG_WORDS = {"true": True, "false": False, "null": None}
+OPTION = re.compile(r"\([a-z_.]+=")  # a text that ends so names a setting
 # What gloo and NCCL say where another process of a run is gone or silent.
 OF_PEERS = re.compile(r"gloo/transport/|Connection (closed|reset) by peer|ncclRemoteError")
 
@@ -197,6 +198,7 @@ def add_key(error: BaseException, config: Any, otherwise: str = "") -> None:
     shown = [v.key for v in given if _is_shown(text, v.name, v.value)]
     within = [v.key for v in given if v.name in FOLDERS and _has_path(text, v.value, "/")]
     keys = dict.fromkeys(shown or within)
+    otherwise = "" if OPTION.search(text) else otherwise
     note = ", ".join(keys) if 0 < len(keys) <= MOST_KEYS else otherwise
     if note and not _holds(text, note):
         vars(error).setdefault("__notes__", []).append(note)  # add_note of Python 3.11

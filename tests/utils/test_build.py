@@ -24,9 +24,11 @@ def test_the_argument_of_an_error_is_named_by_its_key():
 
 
 def test_an_error_about_no_value_is_named_by_its_part():
-    error = ValueError("nothing to mix")
-    add_key(error, config(sets={}), "data.train")
+    error, named = ValueError("nothing to mix"), ValueError("nothing to mix (set=[...])")
+    for one in (error, named):
+        add_key(one, config(sets={}), "data.train")
     assert error.__notes__ == ["data.train"]
+    assert not hasattr(named, "__notes__")
 
 
 @pytest.mark.parametrize(

@@ -62,10 +62,10 @@ def drop_unbuilt(task: DictConfig) -> None:
     """Remove settings of losses, objectives and heads that were not chosen, in place: an experiment
     may tune a loss that `loss=[...]` leaves out."""
     for key in CHOSEN:
-        parts = task.get(key) or {}
-        for name in [name for name in parts if "_target_" not in parts[name]]:
+        if parts := task.get(key):
             with open_dict(parts):
-                del parts[name]
+                for name in [name for name in parts if "_target_" not in parts[name]]:
+                    del parts[name]
 
 
 def set_everywhere(node: Any, key: str, value: Any) -> None:

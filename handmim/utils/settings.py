@@ -151,7 +151,8 @@ def _parts(node: Any) -> Iterator[str]:
         signature = signature_of(target) if isinstance(target, str) else None
         if signature is not None:
             yield from _arguments(node, signature)
-    for key in node if isinstance(node, DictConfig) else range(len(node)):
+    keys: Iterable[Any] = node if isinstance(node, DictConfig) else range(len(node))
+    for key in keys:
         yield from _parts(node._get_node(key))
 
 

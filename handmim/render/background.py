@@ -1,7 +1,9 @@
-"""Backdrops of rendered hands: procedural rooms out of focus, studio gradients, or photos."""
+"""Backdrops of rendered hands (procedural rooms out of focus, studio gradients, or photos), and the
+exposure of a scene before one."""
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -11,11 +13,16 @@ from numpy.typing import NDArray
 from handmim.images.decode import UnreadableImage, not_too_long, read_image
 from handmim.images.files import find_images
 from handmim.images.formats import printable
-from handmim.utils.arguments import one_of
+from handmim.render.rasterizer import compiled
 
 log = logging.getLogger(__name__)
 
+Array = NDArray[np.floating]
 Image = NDArray[np.float32]  # [S, S, 3] RGB in [0, 1]
+
+KINDS = ("studio", "room", "photos")
+MAX_PHOTOS = 500
+KNEE = 0.8  # highlights above it are rolled off below white
 
 # Muted colours of walls, wood, cloth, plants and sky; saturation is drawn down further per image.
 MATERIALS = (
@@ -39,8 +46,7 @@ def studio(rng: np.random.Generator, size: int) -> Image:
 
 
 def _grain(rng: np.random.Generator, size: int, stretch: float) -> Image:
-    """Soft noise with a 1/f look, [S, S, 1], mean 0 and deviation about 1; `stretch` elongates
-    it."""
+    """Soft noise with a 1/f look, [S, S, 1], mean 0 and deviation about 1."""
     total = np.zeros((size, size), np.float32)
     for octave in range(2, 7):
         cells = 2**octave
@@ -88,15 +94,13 @@ def room(rng: np.random.Generator, size: int) -> Image:
     return np.clip(image, 0, 1, out=image)
 
 
-def load_photos(folder: str | Path, size: int, limit: int = 500) -> list[Image]:
-    """The first `limit` images of a folder, by name, scaled to their shorter side and cut to a
+def load_photos(folder: str | Path, size: int) -> list[Image]:
+    """The first `MAX_PHOTOS` images of a folder, by name, scaled to their shorter side and cut to a
     square.
 
     Raises: ValueError when the folder is missing or has no readable image.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"photos_dir {printable(str(folder))} is no folder")
     try:
         tree = find_images(folder)
     except ValueError as error:
@@ -106,7 +110,7 @@ def load_photos(folder: str | Path, size: int, limit: int = 500) -> list[Image]:
         log.warning(account)
     out: list[Image] = []
     unreadable: list[str] = []
-    for name in sorted(tree.names, key=lambda name: Path(name).parts)[:limit]:
+    for name in sorted(tree.names, key=lambda name: Path(name).parts)[:MAX_PHOTOS]:
         try:
             image = not_too_long(read_image(folder / name))
         except UnreadableImage as error:
@@ -126,24 +130,8 @@ def load_photos(folder: str | Path, size: int, limit: int = 500) -> list[Image]:
 
 
 class BackdropBank:
-    """A fixed set of images from which random crops are taken.
-
-    Args:
-        kind: "studio", "room" or "photos".
-        rng: source of the images.
-        size: their side in pixels.
-        num: procedural images to paint.
-        photos_dir: folder for "photos".
-    """
-
-    KINDS = ("studio", "room", "photos")
-
-    @classmethod
-    def check(cls, kind: str, photos_dir: str | None) -> None:
-        """Raises: ValueError for an unknown kind, and photos without a folder."""
-        one_of("background", kind, cls.KINDS)
-        if kind == "photos" and photos_dir is None:
-            raise ValueError("background=photos requires photos_dir, got None")
+    """A fixed set of images of `size` px from which random crops are taken: `num` painted rooms, or
+    the photos of a folder; studios are painted anew."""
 
     def __init__(
         self,
@@ -154,11 +142,9 @@ class BackdropBank:
         num: int = 64,
         photos_dir: str | None = None,
     ) -> None:
-        self.check(kind, photos_dir)
         self.kind = kind
         self.images: list[Image] = []
-        if kind == "photos":
-            assert photos_dir is not None
+        if kind == "photos" and photos_dir is not None:
             self.images = load_photos(photos_dir, size)
         elif kind == "room":
             self.images = [room(rng, size) for _ in range(num)]
@@ -177,3 +163,35 @@ class BackdropBank:
         rows *= np.float32(rng.uniform(0.7, 1.15))
         rows += np.tile(cast, size)
         return np.clip(rows, 0, 1, out=rows).reshape(size, size, 3)
+
+
+@compiled
+def _expose(shaded, covered, hand, backdrop, darkest, brightest, image):
+    total, num = 0.0, 0
+    for n in range(len(hand)):
+        if hand[n]:
+            total += shaded[n, 0] + shaded[n, 1] + shaded[n, 2]
+            num += 3
+    mean = total / max(num, 1)
+    gain = np.float32(min(max(mean, darkest), brightest) / max(mean, 1e-6) if num else 1.0)
+    for n in range(len(covered)):
+        for k in range(3):
+            x = gain * (shaded[n, k] if covered[n] else backdrop[n, k])
+            if x > KNEE:
+                x = KNEE + (1 - KNEE) * 0.96 * (1 - math.exp((KNEE - x) / (1 - KNEE)))
+            image[n, k] = x
+
+
+def expose(
+    shaded: Array,
+    covered: NDArray[np.bool_],
+    hand: NDArray[np.bool_],
+    backdrop: Array,
+    luma: Sequence[float],
+) -> NDArray[np.float32]:
+    """A shaded scene [H, W, 3] before its backdrop, exposed so that the mean of `hand` [H, W] lies
+    in `luma`: [H, W, 3] below 1, highlights rolled off."""
+    image = np.empty(shaded.shape, np.float32)
+    front, back, flat = (a.reshape(-1, 3) for a in (shaded, backdrop, image))
+    _expose(front, covered.ravel(), hand.ravel(), back, luma[0], luma[1], flat)
+    return image

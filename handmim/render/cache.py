@@ -2,15 +2,18 @@
 and read as memory maps."""
 
 import contextlib
+import errno
 import json
 import logging
 import math
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,11 @@ from numpy.typing import NDArray
 
 from handmim.hand.io import load_hand_arrays, resolve_hand_path
 from handmim.render.scene import POSE_BLOCK, RENDERER_VERSION, SceneRenderer, SceneSettings
-from handmim.render.workers import JOB, cores, run_workers
 from handmim.utils.arrays import open_array
 from handmim.utils.checksums import with_crc, without_crc
 from handmim.utils.files import locked, reserve
 from handmim.utils.json_files import read_json
-from handmim.utils.processes import end_with_parent
+from handmim.utils.processes import end_with_parent, start_child
 from handmim.utils.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -40,8 +42,11 @@ FIELDS: dict[str, tuple[tuple[int, ...], str]] = {
     "transl_m": ((3,), "float32"),
 }
 CRC = "crc32"  # array and entry of meta.json: checksums of samples, and of headers
-META = "meta.json"
+META, JOB = "meta.json", "job.json"
 TAKEN, DONE = ".taken-", ".done-"
+MIN_FREE = 100_000  # bytes: a disk with less is full
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+POLL_S = 0.1
 
 
 def open_split(folder: Path, image_px: int, num: int) -> dict[str, NDArray[Any]]:
@@ -49,9 +54,7 @@ def open_split(folder: Path, image_px: int, num: int) -> dict[str, NDArray[Any]]
 
     Headers and meta.json are compared with their checksums here, samples by `read_sample`; a cache
     of an older version has none.
-
-    Raises: ValueError naming the array that is missing, empty, cut off or of another shape, or the
-        file that is not what was written.
+    Raises: ValueError naming the array or file that is missing or not what was written.
     """
     arrays = _arrays_of(image_px)
     try:
@@ -71,12 +74,10 @@ def open_split(folder: Path, image_px: int, num: int) -> dict[str, NDArray[Any]]
 
 
 def _arrays_of(image_px: int) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape of one entry and type of every array of a split."""
     return {"image": ((image_px, image_px, 3), "uint8"), **FIELDS, CRC: ((), "uint32")}
 
 
 def _written_headers(folder: Path) -> dict[str, int] | None:
-    """Checksums of the arrays' headers in meta.json; None of an older version."""
     meta = read_json(folder / META, max_mb=10)
     if not isinstance(meta, dict) or CRC not in meta:
         if (folder / f"{CRC}.npy").exists():
@@ -118,13 +119,62 @@ def read_sample(
     return fields
 
 
-def _take(folder: Path, start: int) -> bool:
-    """Whether this process renders a block; no other one will then."""
-    try:
-        (folder / f"{TAKEN}{start}").touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    return True
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_workers(
+    module: str,
+    job: Mapping[str, Any],
+    folder: Path,
+    num_workers: int,
+    while_waiting: Callable[[], None],
+) -> None:
+    """Run `python -m MODULE FOLDER/job.json WORKER` for WORKER 0 .. num_workers - 1, until all are
+    done or one has failed. None outlives the call, nor this process, however it ends.
+
+    Args:
+        module: calls `end_with_parent`, reads the job, does one worker's share in one thread.
+        job: JSON-ready settings.
+        folder: existing folder for the job.
+        num_workers: processes; they start without torch and inherit nothing.
+        while_waiting: called several times a second, for progress.
+    Raises: RuntimeError with the message of a worker that failed; OSError for a full disk.
+    """
+    (folder / JOB).write_text(json.dumps(job))
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, sys.path)])
+    env = os.environ | dict.fromkeys(THREADS, "1") | {"PYTHONPATH": path}
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for i in range(num_workers):
+            # Not in the folder, whose disk may fill up.
+            errors = stack.enter_context(tempfile.TemporaryFile())
+            command = [sys.executable, "-m", module, str(folder / JOB), str(i)]
+            worker = start_child(command, env=env, stderr=errors)
+            stack.callback(_end, worker)
+            workers.append((worker, errors))
+        while any(worker.poll() is None for worker, _ in workers):
+            time.sleep(POLL_S)
+            if any(worker.poll() for worker, _ in workers):
+                break  # one has failed: do not wait for the others
+            while_waiting()
+        for worker, errors in workers:
+            if worker.poll():
+                free = shutil.disk_usage(folder).free
+                if free < MIN_FREE:
+                    text = f"{folder} cannot take the renders: {free} bytes are free on its disk"
+                    raise OSError(errno.ENOSPC, text)
+                errors.seek(0)
+                message = errors.read().decode(errors="replace").strip()[-2000:]
+                raise RuntimeError(f"a rendering process failed (exit {worker.poll()}): {message}")
+
+
+def _end(worker: "subprocess.Popen[bytes]") -> None:
+    worker.kill()
+    worker.wait()
+    if worker.stdin is not None:
+        worker.stdin.close()
 
 
 def render_blocks(job: Mapping[str, Any], folder: Path) -> None:
@@ -137,7 +187,9 @@ def render_blocks(job: Mapping[str, Any], folder: Path) -> None:
     maps = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in names}
     plain = {name: np.asarray(array) for name, array in maps.items()}  # quicker to write to
     for start in range(0, job["num"], POSE_BLOCK):
-        if not _take(folder, start):
+        try:
+            (folder / f"{TAKEN}{start}").touch(exist_ok=False)
+        except FileExistsError:
             continue
         for i in range(start, min(start + POSE_BLOCK, job["num"])):
             hand = renderer.render(i)
@@ -157,25 +209,6 @@ def _run_workers(job: Mapping[str, Any], folder: Path, num_workers: int) -> None
         run_workers(__name__, job, folder, num_workers, lambda: progress.update(finished))
 
 
-def check_space(folder: Path, arrays: Iterable[tuple[tuple[int, ...], str]], num: int) -> None:
-    """Refuse arrays that the disk cannot hold: memory maps of a full disk end a process without a
-    message.
-
-    Args:
-        folder: of the arrays.
-        arrays: shape and type of one sample in each.
-        num: samples.
-    Raises: OSError with the bytes that are needed and free.
-    """
-    need = num * sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in arrays)
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise OSError(
-            f"{num} images need {need / 1e6:.0f} MB in {folder.parent}, {free / 1e6:.0f} MB are "
-            "free (cache_dir, num_train)"
-        )
-
-
 def render_split(
     target: Path,
     hand_path: Path,
@@ -185,17 +218,14 @@ def render_split(
     num: int,
     num_workers: int | None,
 ) -> None:
-    """Render images 0 .. num - 1 of a split into `target`, which appears whole or not at all.
+    """Render images 0 .. num - 1 of a split into `target`, which appears whole or not at all, by
+    `num_workers` processes; None takes every core, 0 renders in this one.
 
-    Args:
-        target: folder of the finished arrays.
-        hand_path: hand model file.
-        settings: the scene.
-        seed, split, num: which images.
-        num_workers: processes; None takes every core, 0 renders in this one.
     Raises: PermissionError when the folder cannot be made; OSError for a full disk; RuntimeError
         when a worker fails.
     """
+    job = {"hand_path": str(resolve_hand_path(hand_path).resolve()), "seed": seed}
+    job |= {"scene": settings.plain(), "split": split, "num": num}
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(target.parent, f".{target.name}.lock"))
@@ -206,31 +236,33 @@ def render_split(
                     log.info("removed %s, left over by a process that ended", leftover)
                     shutil.rmtree(leftover, ignore_errors=True)
             partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            stack.callback(shutil.rmtree, partial, ignore_errors=True)
             partial.chmod(target.parent.stat().st_mode)
         except OSError as error:
             raise PermissionError(f"cannot write the cache {target}: {error}") from error
-        try:
-            job = {"hand_path": str(resolve_hand_path(hand_path).resolve()), "seed": seed}
-            job |= {"scene": settings.plain(), "split": split, "num": num}
-            _render(partial, target, settings, job, num_workers)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        began = time.perf_counter()
+        log.info("rendering %d %s images of %d px into %s", num, split, settings.image_px, target)
+        _render(partial, settings, job, cores() if num_workers is None else num_workers)
+        partial.rename(target)
+        seconds = time.perf_counter() - began
+        log.info("rendered %d images in %.0f s (%.0f images/s)", num, seconds, num / seconds)
 
 
 def _render(
-    partial: Path,
-    target: Path,
-    settings: SceneSettings,
-    job: Mapping[str, Any],
-    num_workers: int | None,
+    folder: Path, settings: SceneSettings, job: Mapping[str, Any], num_workers: int
 ) -> None:
-    began, (seed, split, num) = time.perf_counter(), (job["seed"], job["split"], job["num"])
-    log.info("rendering %d %s images of %d px into %s", num, split, settings.image_px, target)
     arrays, files = load_hand_arrays(job["hand_path"]), _arrays_of(settings.image_px)
-    num_workers = min(cores() if num_workers is None else num_workers, -(-num // POSE_BLOCK))
-    check_space(partial, files.values(), num)
+    num = job["num"]
+    # Memory maps of a full disk end a process without a message.
+    need = num * sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in files.values())
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise OSError(
+            f"{num} images need {need / 1e6:.0f} MB in {folder.parent}, {free / 1e6:.0f} MB are "
+            "free (cache_dir, num_train)"
+        )
     for name, (shape, dtype) in files.items():
-        path = partial / f"{name}.npy"
+        path = folder / f"{name}.npy"
         np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (num, *shape)).flush()
         reserve(path)
     if num_workers:
@@ -238,19 +270,16 @@ def _render(
         # and refuses bad settings; rooms take long to paint and cannot fail.
         rooms = settings.background == "room"
         trial = replace(settings, background="studio") if rooms else settings
-        SceneRenderer(arrays, trial, seed, split).render(0)
-        _run_workers(job, partial, num_workers)
+        SceneRenderer(arrays, trial, job["seed"], job["split"]).render(0)
+        _run_workers(job, folder, min(num_workers, -(-num // POSE_BLOCK)))
     else:
-        render_blocks(job, partial)
-    meta = {"hand": arrays.name, "hand_sha256": arrays.sha256, "split": split, "num": num}
-    meta |= {"seed": seed, "renderer": RENDERER_VERSION, "scene": settings.plain()}
-    meta["headers"] = {name: _header_crc(partial / f"{name}.npy") for name in files}
-    (partial / META).write_text(json.dumps(with_crc(meta), indent=2) + "\n")
-    for leftover in [partial / JOB, *partial.glob(".*")]:
+        render_blocks(job, folder)
+    meta = {"hand": arrays.name, "hand_sha256": arrays.sha256, "renderer": RENDERER_VERSION}
+    meta |= {key: job[key] for key in ("split", "num", "seed", "scene")}
+    meta["headers"] = {name: _header_crc(folder / f"{name}.npy") for name in files}
+    (folder / META).write_text(json.dumps(with_crc(meta), indent=2) + "\n")
+    for leftover in [folder / JOB, *folder.glob(".*")]:
         leftover.unlink(missing_ok=True)
-    partial.rename(target)
-    seconds = time.perf_counter() - began
-    log.info("rendered %d images in %.0f s (%.0f images/s)", num, seconds, num / seconds)
 
 
 if __name__ == "__main__":

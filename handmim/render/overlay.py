@@ -13,6 +13,7 @@ Array = NDArray[np.floating]
 
 FINGER_RGB = ((230, 90, 60), (240, 180, 40), (80, 180, 80), (60, 140, 230), (170, 90, 210))
 SUBPIXEL_BITS = 4
+GAP = 4  # between the images of a sheet, pixels
 
 
 def distinct_colours(num: int) -> NDArray[np.uint8]:
@@ -25,16 +26,17 @@ def distinct_colours(num: int) -> NDArray[np.uint8]:
 
 def enlarge(image: Image, zoom: int) -> Image:
     """A copy of a [H, W, 3] image, `zoom` times as large."""
-    if zoom == 1:
-        return image.copy()
-    return cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+    return (
+        image.copy()
+        if zoom == 1
+        else cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
+    )
 
 
 def to_image(image: Array) -> Image:
     """[3, H, W] in [0, 1] to [H, W, 3] uint8."""
-    return np.ascontiguousarray(
-        (np.clip(image, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
-    )
+    pixels = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+    return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
 
 def _fixed_point(points_px: Array, zoom: int) -> NDArray[np.int32]:
@@ -52,18 +54,8 @@ def draw_mesh(
     alpha: float = 0.7,
     zoom: int = 1,
 ) -> Image:
-    """Blend a shaded mesh over a image, far faces first, back faces left out.
-
-    Args:
-        image: [H, W, 3] RGB.
-        verts_px: [V, 2] projected vertices; any camera.
-        verts_depth_m: [V] depth in metres, larger is farther; only differences count.
-        faces: [F, 3] counter-clockwise from outside.
-        colour: RGB of the mesh.
-        alpha: opacity.
-        zoom: enlarge the image first.
-    Returns: [H * zoom, W * zoom, 3].
-    """
+    """Blend a shaded mesh over an enlarged image: projected vertices [V, 2] and their depth [V], of
+    any camera; faces [F, 3] counter-clockwise from outside."""
     canvas = enlarge(image, zoom)
     # Pixels to metres by the mesh's own size, so that normals are right for any camera.
     span_px = max(float(np.ptp(verts_px, axis=0).max()), 1e-6)
@@ -86,8 +78,7 @@ def draw_mesh(
 def draw_joints(
     image: Image, kp2d_px: Array, valid: NDArray[np.bool_] | None = None, *, zoom: int = 1
 ) -> Image:
-    """Bones in one colour per finger, joints as dots: [21, 2] canonical order; `valid` [21] joints
-    are drawn, None draws all."""
+    """Bones in one colour per finger and joints as dots, of all or the `valid` [21] joints."""
     canvas = enlarge(image, zoom)
     shown = np.ones(len(kp2d_px), bool) if valid is None else valid
     fixed = _fixed_point(kp2d_px, zoom)
@@ -120,7 +111,7 @@ def draw_points(
 
 
 def contact_sheet(
-    images: Sequence[Image], columns: int, headings: Sequence[str] | None = None, gap: int = 4
+    images: Sequence[Image], columns: int, headings: Sequence[str] | None = None
 ) -> Image:
     """Images of one size, row by row on a white sheet; headings stand above the columns."""
     if not images:
@@ -128,15 +119,13 @@ def contact_sheet(
     height, width = images[0].shape[:2]
     rows = -(-len(images) // columns)
     top = 20 if headings else 0
-    shape = (top + rows * (height + gap) + gap, columns * (width + gap) + gap, 3)
+    shape = (top + rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, 3)
     sheet = np.full(shape, 255, np.uint8)
     for i, image in enumerate(images):
-        y = top + gap + (i // columns) * (height + gap)
-        x = gap + (i % columns) * (width + gap)
+        y = top + GAP + (i // columns) * (height + GAP)
+        x = GAP + (i % columns) * (width + GAP)
         sheet[y : y + height, x : x + width] = image
     for i, text in enumerate(headings or ()):
-        origin = (gap + i * (width + gap), 14)
-        cv2.putText(
-            sheet, text, origin, cv2.FONT_HERSHEY_SIMPLEX, 0.38, (40, 40, 40), 1, cv2.LINE_AA
-        )
+        origin, font = (GAP + i * (width + GAP), 14), cv2.FONT_HERSHEY_SIMPLEX
+        cv2.putText(sheet, text, origin, font, 0.38, (40, 40, 40), 1, cv2.LINE_AA)
     return sheet

@@ -11,16 +11,11 @@ compiled = njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
 
 @compiled
 def rasterise(x_px, y_px, inv_z, faces, facing, inv_depth, face_id):
-    """Nearest face of every pixel.
+    """Nearest face [H, W] int32 and 1 / its depth [H, W] of every pixel, -1 and 0 where there is
+    none, of projected vertices [V]; the first pixel's centre is (0.5, 0.5).
 
-    Args:
-        x_px, y_px, inv_z: [V] projected vertices and 1 / depth; the first pixel's centre is (0.5,
-            0.5).
-        faces: [F, 3].
-        facing: 1 or -1 draws only faces with that sign of their area in the image (y down): all
-            that can be seen of closed surfaces. 0 draws every face.
-        inv_depth: [H, W] out, 0 where nothing is seen.
-        face_id: [H, W] int32 out, -1 where nothing is seen.
+    `facing` 1 or -1 draws faces with that sign of their area in the image (y down): all that is
+    seen of closed surfaces. 0 draws every face.
     """
     height, width = face_id.shape
     inv_depth[:] = 0.0
@@ -66,8 +61,7 @@ def rasterise(x_px, y_px, inv_z, faces, facing, inv_depth, face_id):
 
 @compiled
 def corner_weights(px, py, q, a, b, c, x_px, y_px, inv_z):
-    """Perspective-correct weights of corners b and c of a face at (px, py), whose 1 / depth is q;
-    the rest as `rasterise` takes it."""
+    """Perspective-correct weights of corners b and c of a face at (px, py) of 1 / depth q."""
     ux, uy, vx, vy = x_px[b] - x_px[a], y_px[b] - y_px[a], x_px[c] - x_px[a], y_px[c] - y_px[a]
     dx, dy = px - x_px[a], py - y_px[a]
     k = 1.0 / ((ux * vy - vx * uy) * q)

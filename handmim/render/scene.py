@@ -13,13 +13,17 @@ from numpy.typing import NDArray
 from handmim.geometry.rotation_numpy import random_rotation, rotations_about_axes
 from handmim.hand.arrays import HandArrays
 from handmim.hand.poses import PoseSampler, sample_betas
-from handmim.render.background import BackdropBank
-from handmim.render.effects import ImageEffects, expose
-from handmim.render.objects import HeldObject, held_object, muted
-from handmim.render.rasterizer import rasterise, vertex_normals
-from handmim.render.shading import ShadowMap, random_lights, shade
-from handmim.render.skin import SKIN_TONES
-from handmim.render.surface import HandSurface
+from handmim.render.background import KINDS, BackdropBank, expose
+from handmim.render.rasterizer import compiled, rasterise, vertex_normals
+from handmim.render.shading import random_lights, shade, shadow_map
+from handmim.render.surfaces import (
+    HandSurface,
+    HeldObject,
+    held_object,
+    muted,
+    nail_colour,
+    skin_tone,
+)
 from handmim.utils.arguments import at_least, one_of, shares
 
 Array = NDArray[np.floating]
@@ -40,41 +44,24 @@ SKIN_NOISE = np.array([[0, 120, 0.02, 0.03, 8, 0.2], [50, 300, 0.07, 0.2, 40, 1.
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """Settings of random images. Ranges are (low, high).
-
-    Args:
-        image_px: side of the images.
-        supersample: render this much larger, then average.
-        view: "any" orientation, or a "cone" about the sides listed.
-        sides: "dorsal" and/or "palmar", for cones.
-        cone_deg: half angles about the optical axis, the vertical and the horizontal.
-        background: "room", "studio" or "photos" (with photos_dir).
-        objects, occluders, sleeves: probabilities.
-        focal: focal length in image sides.
-        fill: how much of the image the hand's box fills.
-        offset: shift of the hand, share of its half extent.
-        blur, motion_blur: probabilities.
-        noise: highest sensor noise (standard deviation).
-        hand_luma: allowed mean luma of the hand; exposure is corrected to it.
-        photos_dir: folder of background photos.
-    """
+    """Settings of random images; ranges are (low, high), objects to sleeves and blurs shares."""
 
     image_px: int = 224
-    supersample: int = 1
-    view: str = "any"
+    supersample: int = 1  # images are rendered this much larger, then averaged
+    view: str = "any"  # or a "cone" about `sides`
     sides: Sequence[str] = ("dorsal", "palmar")
-    cone_deg: Sequence[float] = (40.0, 30.0, 30.0)
-    background: str = "room"
+    cone_deg: Sequence[float] = (40.0, 30.0, 30.0)  # about the optical, vertical, horizontal axis
+    background: str = "room"  # "studio", or "photos" with `photos_dir`
     objects: float = 0.45
     occluders: float = 0.25
     sleeves: float = 0.5
-    focal: Sequence[float] = (1.6, 3.2)
-    fill: Sequence[float] = (0.6, 0.88)
-    offset: float = 0.08
+    focal: Sequence[float] = (1.6, 3.2)  # in image sides
+    fill: Sequence[float] = (0.6, 0.88)  # of the image by the hand's box
+    offset: float = 0.08  # of the hand, in its half extents
     blur: float = 0.25
     motion_blur: float = 0.15
-    noise: float = 0.03
-    hand_luma: Sequence[float] = (0.25, 0.75)
+    noise: float = 0.03  # highest standard deviation
+    hand_luma: Sequence[float] = (0.25, 0.75)  # exposure brings the hand's mean into it
     photos_dir: str | None = None
 
     def __post_init__(self) -> None:
@@ -83,7 +70,9 @@ class SceneSettings:
             raise ValueError(f"sides must be dorsal and/or palmar, got {self.sides}")
         at_least(16, image_px=self.image_px)
         at_least(1, supersample=self.supersample)
-        BackdropBank.check(self.background, self.photos_dir)
+        one_of("background", self.background, KINDS)
+        if self.background == "photos" and self.photos_dir is None:
+            raise ValueError("background=photos requires photos_dir, got None")
         probabilities = ("objects", "occluders", "sleeves", "blur", "motion_blur")
         shares(**{name: getattr(self, name) for name in probabilities})
         for name in ("focal", "fill", "hand_luma"):
@@ -133,6 +122,70 @@ class ShadedScene(NamedTuple):
     transl_m: Array  # [3]
 
 
+@compiled
+def _add_noise(image, grain, noise, pixels):
+    noise, white, half = np.float32(noise), np.float32(255), np.float32(0.5)
+    for n in range(len(image)):
+        x = (image[n] + noise * grain[n]) * white + half
+        pixels[n] = np.uint8(min(max(x, half), white + half))
+
+
+class ImageEffects:
+    """Occluder cut from a backdrop, blur, gamma and noise of an image."""
+
+    def __init__(self, settings: SceneSettings, backdrops: BackdropBank) -> None:
+        self.settings, self.backdrops = settings, backdrops
+        # Sensor noise is read from a fixed strip at a random position: drawing it anew costs as
+        # much as the raster.
+        strip = max(1 << 20, 4 * 3 * settings.image_px**2)
+        self.grain = np.random.default_rng(2).standard_normal(strip, dtype=np.float32)
+
+    def __call__(self, rng: RNG, image: Array, mask: Array) -> NDArray[np.uint8]:
+        """RGB bytes of an image [S, S, 3] float32 in [0, 1], which may be overwritten; an occluder
+        is taken off the hand's share `mask` [S, S] in place."""
+        s = self.settings
+        if s.supersample == 1:  # in place of antialiasing
+            image = cv2.GaussianBlur(image, (3, 3), 0.45)
+        if rng.random() < s.occluders:
+            self._occlude(rng, image, mask)
+        draw = rng.random()
+        if draw < s.blur:
+            sigma_px = float(rng.uniform(0.4, 1.6) * s.image_px / 224)
+            image = cv2.GaussianBlur(image, (0, 0), sigma_px)
+        elif draw < s.blur + s.motion_blur:
+            image = cv2.filter2D(image, -1, _motion_kernel(rng, s.image_px))
+        image = cv2.pow(np.clip(image, 0, 1, out=image), float(rng.uniform(0.85, 1.15)))
+        start = int(rng.integers(len(self.grain) - image.size))
+        grain = self.grain[start : start + image.size]
+        pixels = np.empty(image.shape, np.uint8)
+        _add_noise(image.ravel(), grain, rng.uniform(0, s.noise), pixels.reshape(-1))
+        return pixels
+
+    def _occlude(self, rng: RNG, image: Array, mask: Array) -> None:
+        """A random polygon of backdrop before the hand."""
+        size = self.settings.image_px
+        spots = rng.integers(size // 6, 5 * size // 6, 2) + rng.normal(0, size / 9, (6, 2))
+        hull = cv2.convexHull(spots.astype(np.int32))
+        share = np.zeros((size, size), np.float32)
+        cv2.fillConvexPoly(share, hull, 1.0, cv2.LINE_AA)
+        cover = self.backdrops.crop(rng, size)
+        left, top, width, height = cv2.boundingRect(hull)
+        # Smooth edges reach a little further.
+        part = slice(max(top - 2, 0), top + height + 2), slice(max(left - 2, 0), left + width + 2)
+        mask[part] *= 1 - share[part]
+        alpha = share[part][..., None]
+        image[part] += (cover[part] - image[part]) * alpha
+
+
+def _motion_kernel(rng: RNG, size: int) -> NDArray[np.float32]:
+    n = int(rng.integers(3, 3 + max(2, size // 28)))
+    kernel, centre, angle = np.zeros((n, n), np.float32), (n - 1) / 2, rng.uniform(0, np.pi)
+    direction = centre * np.array([np.cos(angle), np.sin(angle)])
+    ends = [[round(x) for x in centre + sign * direction] for sign in (-1, 1)]
+    cv2.line(kernel, ends[0], ends[1], 1.0)
+    return kernel / kernel.sum()
+
+
 def random_orientation(settings: SceneSettings, rng: RNG) -> Array:
     """[3, 3] R_cam_from_mano within the views of the settings."""
     if settings.view == "any":
@@ -146,11 +199,7 @@ def random_orientation(settings: SceneSettings, rng: RNG) -> Array:
 class SceneRenderer:
     """Renders image number i of a split: the same one in any process and order.
 
-    Args:
-        arrays: the hand.
-        settings: of the images.
-        seed: of the whole set.
-        split: "train", "val" or "test": disjoint draws of poses, shapes and everything else.
+    `seed` is that of the whole set; splits "train", "val" and "test" are disjoint draws.
     """
 
     def __init__(
@@ -164,27 +213,17 @@ class SceneRenderer:
             settings.background, self._rng(2**31), photos_dir=settings.photos_dir
         )
         self.table = np.random.default_rng(1).uniform(-1, 1, 4096).astype(np.float32)
-        self.effects = ImageEffects(
-            settings.image_px,
-            soften=settings.supersample == 1,
-            occluders=settings.occluders,
-            blur=settings.blur,
-            motion_blur=settings.motion_blur,
-            noise=settings.noise,
-            backdrops=self.backdrops,
-        )
+        self.effects = ImageEffects(settings, self.backdrops)
         side = settings.image_px * settings.supersample
         self._inv_depth = np.zeros((side, side))
         self._face_id = np.zeros((side, side), np.int32)
-        self._shadow = ShadowMap()
         self._pose_block = lru_cache(maxsize=4)(self._draw_pose_block)
 
     def _rng(self, *numbers: int) -> RNG:
         return np.random.default_rng(np.random.SeedSequence([*self.stream, *numbers]))
 
     def _draw_pose_block(self, block: int) -> Array:
-        # Poses are accepted or refused in batches: much cheaper than one by one, and still a
-        # function of the index.
+        # Poses are accepted or refused in batches: cheaper, and still a function of the index.
         return self.poses.sample(POSE_BLOCK, self._rng(2**31 + 1, block))
 
     def fingers(self, index: int) -> Array:
@@ -222,14 +261,8 @@ class SceneRenderer:
     def shade(
         self, rotmats: Array, betas: Array, rng: RNG, given: SceneOverrides | None = None
     ) -> ShadedScene:
-        """A hand under random light, by a random camera, with arm and perhaps an object.
-
-        Args:
-            rotmats: [16, 3, 3].
-            betas: [10].
-            rng: of everything random.
-            given: parts that are not random.
-        """
+        """A hand, [16, 3, 3] and [10], under random light, by a random camera, with arm and perhaps
+        an object."""
         given = given or SceneOverrides()
         s, surface = self.settings, self.surface
         skin_rng, room_rng = given.skin_rng or rng, given.room_rng or rng
@@ -239,7 +272,7 @@ class SceneRenderer:
         size = s.image_px
         K = np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1.0]])
 
-        tone = _skin_tone(skin_rng)
+        tone = skin_tone(skin_rng)
         bare = skin_rng.random() >= s.sleeves
         all_verts = np.vstack([verts, surface.arm(verts, rotmats[0][:, 0])])
         colours = surface.colours(tone)
@@ -275,13 +308,13 @@ class SceneRenderer:
         backdrop = self.backdrops.crop(room_rng, size)
         image = np.zeros((*face_id.shape, 3), np.float32)
         lights = random_lights(room_rng)
-        to_shadow = self._shadow.draw(lights.lamps[0], all_verts, faces)
+        shadow, to_shadow = shadow_map(lights.lamps[0], all_verts, faces)
         covered = face_id >= 0
         noise = SKIN_NOISE[0] + (SKIN_NOISE[1] - SKIN_NOISE[0]) * room_rng.random(6)
         shade(
             np.flatnonzero(covered), face_id, inv_depth, x_px, y_px, inv_z, faces.view(np.uint32),
-            corners, centre_px, focal_px, bone, surface.frame, surface.lines, _nail_colour(tone),
-            *lights, self._shadow.inv_depth, to_shadow, self.table, noise, image.reshape(-1, 3),
+            corners, centre_px, focal_px, bone, surface.frame, surface.lines, nail_colour(tone),
+            *lights, shadow, to_shadow, self.table, noise, image.reshape(-1, 3),
         )  # fmt: skip
         hand = covered & (face_id < len(surface.arrays.faces))
         layers = (image, covered, hand, inv_depth.astype(np.float32))
@@ -290,14 +323,8 @@ class SceneRenderer:
     def finish(
         self, scene: ShadedScene, backdrop: Array, rng: RNG
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """The image of a shaded scene.
-
-        Args:
-            scene: of `shade`.
-            backdrop: [S, S, 3] float32 in [0, 1].
-            rng: of occluder, blur and noise; the same state gives the same ones.
-        Returns: image [S, S, 3] RGB and visible hand [S, S].
-        """
+        """Image [S, S, 3] RGB and visible hand [S, S] of a shaded scene before a backdrop
+        [S, S, 3] float32 in [0, 1]."""
         s = self.settings
         size, big = s.image_px, s.image_px * s.supersample
         behind = cv2.resize(backdrop, (big, big)) if s.supersample > 1 else backdrop
@@ -308,14 +335,3 @@ class SceneRenderer:
                 cv2.resize(a, (size, size), interpolation=cv2.INTER_AREA) for a in (image, mask)
             )
         return self.effects(rng, image, mask), mask > 0.5
-
-
-def _skin_tone(rng: RNG) -> Array:
-    i, w = rng.integers(len(SKIN_TONES) - 1), rng.random()
-    tone = SKIN_TONES[i] * w + SKIN_TONES[i + 1] * (1 - w)
-    return np.clip(tone * rng.uniform(0.92, 1.1) * (1 + rng.normal(0, 0.025, 3)), 0.03, 1)
-
-
-def _nail_colour(tone: Array) -> Array:
-    share = 0.45 + 0.55 * tone.mean()
-    return np.clip(tone * 0.55 + np.array([0.40, 0.30, 0.28]) * share, 0, 1)

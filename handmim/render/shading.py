@@ -1,5 +1,9 @@
-"""Random light, and compiled per-pixel shading of rasterised faces: a hemisphere, two lamps, one
-shadow map. `handmim/render/skin.py` says why in batches."""
+"""Random light, and compiled shading of rasterised faces: skin with nails, creases and mottling, a
+hemisphere, two lamps, one shadow map.
+
+Pixels come in batches, as arrays whose last axis counts them, and go through each step together:
+short loops are fast. `tests/render/plain_shading.py` does the same pixel by pixel.
+"""
 
 import math
 from typing import NamedTuple
@@ -9,11 +13,11 @@ from numpy.typing import NDArray
 
 from handmim.geometry.rotation_numpy import unit
 from handmim.render.rasterizer import compiled, corner_weights, rasterise
-from handmim.render.skin import mottle, paint
 
 Array = NDArray[np.floating]
 RNG = np.random.Generator
 
+SHADOW_PX = 128  # side of the shadow map
 WRAP = 0.25  # light bleeds around soft skin
 BATCH = 256  # pixels; their arrays stay in a processor's nearest memory
 
@@ -42,39 +46,141 @@ def random_lights(rng: RNG) -> Lights:
 
 
 def _cross(a: Array, b: Array) -> Array:
-    """Cross product of two vectors [3]; numpy's costs ten times as much on so few numbers."""
+    # numpy's costs ten times as much on so few numbers
     (x, y, z), (u, v, w) = a.tolist(), b.tolist()
     return np.array([y * w - z * v, z * u - x * w, x * v - y * u])
 
 
-class ShadowMap:
-    """Depth map of a distant lamp, `side_px` wide."""
+def shadow_map(lamp: Array, points: Array, faces: NDArray[np.int32]) -> tuple[Array, Array]:
+    """Depth of closed surfaces, camera frame, seen from a distant lamp in the unit direction [3].
 
-    def __init__(self, side_px: int = 128) -> None:
-        self.side_px = side_px
-        # A margin where nothing is, so that every pixel has neighbours.
-        self.inv_depth = np.zeros((side_px + 2, side_px + 2))
-        self._face_id = np.zeros(self.inv_depth.shape, np.int32)
+    Returns: 1 / depth (1 / m), square; [3, 4] from the camera frame to its column and row, and
+    depth in metres.
+    """
+    side = unit(_cross(lamp, np.array([0, 1, 0.1])))
+    rows = np.stack([side, _cross(lamp, side), -lamp])
+    in_map = rows @ points.T
+    low, high = in_map.min(axis=1), in_map.max(axis=1)
+    scale = (SHADOW_PX - 1) / max(high[0] - low[0], high[1] - low[1])
+    scales = np.array([scale, scale, 1])
+    offsets = 1 - low * scales
+    x_px, y_px, depth = in_map * scales[:, None] + offsets[:, None]
+    # A margin where nothing is, so that every pixel has neighbours.
+    inv_depth = np.empty((SHADOW_PX + 2, SHADOW_PX + 2))
+    rasterise(x_px, y_px, 1 / depth, faces, 1, inv_depth, np.empty(inv_depth.shape, np.int32))
+    return inv_depth, np.column_stack([rows * scales[:, None], offsets])
 
-    def draw(self, lamp: Array, points: Array, faces: NDArray[np.int32]) -> Array:
-        """Fill `inv_depth` (1 / m).
 
-        Args:
-            lamp: [3] unit direction towards the lamp.
-            points: [V, 3] camera frame, metres.
-            faces: [F, 3] of closed surfaces.
-        Returns: [3, 4] from the camera frame to column and row of the map, and depth in metres.
-        """
-        side = unit(_cross(lamp, np.array([0, 1, 0.1])))
-        rows = np.stack([side, _cross(lamp, side), -lamp])
-        in_map = rows @ points.T
-        low, high = in_map.min(axis=1), in_map.max(axis=1)
-        scale = (self.side_px - 1) / max(high[0] - low[0], high[1] - low[1])
-        scales = np.array([scale, scale, 1])
-        offsets = 1 - low * scales
-        x_px, y_px, depth = in_map * scales[:, None] + offsets[:, None]
-        rasterise(x_px, y_px, 1 / depth, faces, 1, self.inv_depth, self._face_id)
-        return np.column_stack([rows * scales[:, None], offsets])
+@compiled
+def _noise(x, y, z, table):
+    """Smooth value noise in [-1, 1] from a table of 4096 random values."""
+    xi, yi, zi = math.floor(x), math.floor(y), math.floor(z)
+    fx, fy, fz = x - xi, y - yi, z - zi
+    fx, fy, fz = fx * fx * (3 - 2 * fx), fy * fy * (3 - 2 * fy), fz * fz * (3 - 2 * fz)
+    x0, y0, z0 = xi * 73856093, yi * 19349663, zi * 83492791
+    x1, y1, z1 = x0 + 73856093, y0 + 19349663, z0 + 83492791
+    a, b, c, d = y0 ^ z0, y1 ^ z0, y0 ^ z1, y1 ^ z1
+    ta, tb = table[(x0 ^ a) & 4095], table[(x0 ^ b) & 4095]
+    tc, td = table[(x0 ^ c) & 4095], table[(x0 ^ d) & 4095]
+    ta += fx * (table[(x1 ^ a) & 4095] - ta)
+    tb += fx * (table[(x1 ^ b) & 4095] - tb)
+    tc += fx * (table[(x1 ^ c) & 4095] - tc)
+    td += fx * (table[(x1 ^ d) & 4095] - td)
+    ta += fy * (tb - ta)
+    tc += fy * (td - tc)
+    return ta + fz * (tc - ta)
+
+
+@compiled
+def mottle(num, rest, seed, freq, amount, table, base, normal):
+    """Vary colours `base` and bump normals, [3, n] in place, by noise that sticks to the surface's
+    rest positions [3, n]; `freq` is in 1/m."""
+    for n in range(num):
+        x, y, z = rest[0, n] * freq, rest[1, n] * freq, rest[2, n] * freq
+        tone = 0.6 * _noise(x + seed, y, z, table)
+        tone += 0.4 * _noise(x * 3.1, y * 3.1 + seed, z * 3.1, table)
+        bump = 1.3 * amount * _noise(x * 7, y * 7, z * 7 + 9.1, table)
+        normal[0, n] += bump
+        normal[1, n] -= 0.7 * bump
+        normal[2, n] += 0.4 * bump
+        for k in range(3):
+            base[k, n] *= 1 + amount * tone
+
+
+@compiled
+def _fading(squares):
+    """exp(-x^2) from x^2, or 0 where that is below 3e-5."""
+    return math.exp(np.float32(-squares)) if squares < 10.5 else np.float32(0)
+
+
+@compiled
+def _crease(s, palmar, dorsal):
+    """Darkness of a joint's creases at distance s (m) along the bone: a line in the palm, ripples
+    on the back."""
+    if palmar > 0:
+        return 0.20 * palmar * _fading((s / 0.0009) ** 2)
+    share = dorsal * _fading((s / 0.005) ** 2)
+    return 0.07 * share * (0.5 + 0.5 * math.cos(np.float32(s * 2600.0))) if share > 0 else 0.0
+
+
+@compiled
+def _palm_line(x, z, lines):
+    """Darkness of the palm's lines at (x, z) of the rest pose."""
+    near = 1.0
+    for m in range(lines.shape[0]):
+        dx, dz, ex, ez = x - lines[m, 0], z - lines[m, 1], lines[m, 2], lines[m, 3]
+        h = min(1.0, max(0.0, (dx * ex + dz * ez) * lines[m, 4]))
+        near = min(near, (dx - h * ex) ** 2 + (dz - h * ez) ** 2)
+    return 0.20 * _fading(near / 9e-7)
+
+
+@compiled
+def paint(num, bones, rest, frame, lines, crease, nail_rgb, base, wet):
+    """Paint nails, which are wetter, and creases: colours `base` [3, n] and gloss `wet` [n] in
+    place, of pixels at rest positions [3, n] on `bones` [n], -1 where there is no bare skin.
+
+    Args:
+        frame: [16, 5, 3] of each bone: rest joint, distal, lateral and dorsal axis, (length, half
+            breadth, 0).
+        lines: [m, 5] palm lines: x and z of the start, of the vector to the end, 1 / its squared
+            length.
+    """
+    for n in range(num):
+        b = bones[n]
+        if b < 0:
+            continue
+        x, y = rest[0, n] - frame[b, 0, 0], rest[1, n] - frame[b, 0, 1]
+        z = rest[2, n] - frame[b, 0, 2]
+        along = x * frame[b, 1, 0] + y * frame[b, 1, 1] + z * frame[b, 1, 2]
+        aside = x * frame[b, 2, 0] + y * frame[b, 2, 1] + z * frame[b, 2, 2]
+        above = x * frame[b, 3, 0] + y * frame[b, 3, 1] + z * frame[b, 3, 2]
+        length, breadth = frame[b, 4, 0], frame[b, 4, 1]
+        # In its digit: 1 and 2 for the first two bones, 0 for the last.
+        segment = b % 3 if b else -1
+        if segment == 0 and above > 0.25 * breadth:  # the nail, with a darker rim
+            e = ((along - 0.74 * length) / (0.27 * length)) ** 4 + (aside / (0.66 * breadth)) ** 4
+            if e < 1.3:
+                f = min(1.0, max(0.0, (1.0 - e) * 6 + 0.5))
+                rim = 0.84 if e > 0.72 else 1.0
+                for k in range(3):
+                    base[k, n] = (base[k, n] * (1 - f) + nail_rgb[k] * f) * rim
+                wet[n] *= 1 + 1.5 * f
+        dark, line = 0.0, 0.0
+        if b > 0:
+            palmar = min(1.0, max(0.0, -above / (0.5 * breadth)))
+            dorsal = min(1.0, max(0.0, above / (0.5 * breadth)))
+            if segment == 1 and b < 13:  # a knuckle: its palmar crease lies half-way along the bone
+                dark = _crease(along - 0.50 * length, palmar, 0.0)
+            else:
+                dark = _crease(along, palmar if b < 13 or b == 15 else 0.0, dorsal)
+            if segment != 0 and b != 13:
+                dark += _crease(along - length, palmar, dorsal)
+        if (b == 0 or segment == 1) and rest[1, n] < 0.001:
+            line = _palm_line(rest[0, n], rest[2, n], lines)
+        if dark + line > 0:
+            for k in range(3):
+                strength = crease * (1.0 + 0.25 * k)
+                base[k, n] *= (1 - strength * dark) * (1 - strength * line)
 
 
 @compiled
@@ -136,8 +242,7 @@ def _facing(num, normal, light, cosine):
 
 @compiled
 def _shadow(num, point, cosine, shadow, to_map, seen):
-    """Share of the first light that reaches each point: 3 x 3 filtered shadow map with a slope
-    bias."""
+    """Share of the first light at each point: 3 x 3 filtered shadow map with a slope bias."""
     for n in range(num):
         seen[n] = 1.0
         if cosine[n] <= -WRAP:  # no light there
@@ -178,21 +283,18 @@ def shade(
     frame, lines, nail_rgb, lamps, lamp_rgb, up, sky, ground, shadow, to_shadow, table, noise,
     image,
 ):  # fmt: skip
-    """Shade every covered pixel of `image` in place.
+    """Shade the covered pixels of `image` [H * W, 3], linear, in place.
 
     Args:
         covered: indices of the pixels that a face covers, row by row.
-        face_id, inv_depth: [H, W] of `rasterise`; x_px, y_px, inv_z: [V] what it was given.
+        face_id, inv_depth, x_px, y_px, inv_z: of `rasterise`.
         faces: [F, 3]; unsigned saves a test per look-up, as no index counts from the end.
         corners: [V, 9] normals in the camera frame, rest positions (m), RGB.
-        centre_px, focal_px: of the camera, whose images are square.
         bone: [F] dominant joint of a face, -1 for anything but bare skin.
-        frame, lines, nail_rgb: as `paint` takes them.
-        lamps, lamp_rgb, up, sky, ground: of `Lights`.
-        shadow, to_shadow: of `ShadowMap`, for the first lamp.
-        table: [4096] noise.
+        frame, lines, nail_rgb: of `paint`; lamps to ground: of `Lights`.
+        shadow, to_shadow: of `shadow_map`, for the first lamp.
+        table: [4096] random values.
         noise: seed, frequency (1/m), amount, gloss, its sharpness, crease strength.
-        image: [H * W, 3] out, linear; uncovered pixels stay what they are.
     """
     seed, freq, amount, gloss, sharpness, crease = noise
     bones = np.empty(BATCH, np.int64)

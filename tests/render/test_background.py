@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from handmim.render.background import BackdropBank, load_photos, room, studio
+from handmim.render.scene import SceneSettings
 
 
 @pytest.mark.parametrize("paint", [studio, room])
@@ -37,7 +38,7 @@ def test_folders_without_photos_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"photos_dir"):
         load_photos(tmp_path, 48)
     with pytest.raises(ValueError, match=r"photos_dir"):
-        BackdropBank("photos", np.random.default_rng(0))
+        SceneSettings(background="photos")
 
 
 def test_crops_are_resized_mirrored_and_tinted_pieces():

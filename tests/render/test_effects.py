@@ -2,8 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
-from handmim.render.background import BackdropBank
-from handmim.render.effects import ImageEffects, expose
+from handmim.render.background import BackdropBank, expose
+from handmim.render.scene import ImageEffects, SceneSettings
 
 LUMA = (0.25, 0.75)
 
@@ -50,21 +50,21 @@ def test_exposure_keeps_order_and_stays_below_white():
 
 def plain_image(effects: ImageEffects, rng, image, mask):
     """The effects without short cuts, for odds of 0 or 1."""
-    size = effects.size
-    if effects.soften:
-        image = cv2.GaussianBlur(image, (3, 3), 0.45)
-    if rng.random() < effects.occluders:
+    settings = effects.settings
+    size = settings.image_px
+    image = cv2.GaussianBlur(image, (3, 3), 0.45)
+    if rng.random() < settings.occluders:
         spots = rng.integers(size // 6, 5 * size // 6, 2) + rng.normal(0, size / 9, (6, 2))
         cut = np.zeros((size, size), np.float32)
         cv2.fillConvexPoly(cut, cv2.convexHull(spots.astype(np.int32)), 1.0, cv2.LINE_AA)
         image = image * (1 - cut[..., None]) + effects.backdrops.crop(rng, size) * cut[..., None]
         mask = mask * (1 - cut)
-    if rng.random() < effects.blur:
+    if rng.random() < settings.blur:
         image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.4, 1.6) * size / 224))
     image = np.clip(image, 0, 1).astype(np.float64) ** rng.uniform(0.85, 1.15)
     start = int(rng.integers(len(effects.grain) - image.size))
     grain = effects.grain[start : start + image.size].reshape(image.shape)
-    image = image + rng.uniform(0, effects.noise) * grain
+    image = image + rng.uniform(0, settings.noise) * grain
     return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8), mask
 
 
@@ -73,7 +73,7 @@ def test_the_effects_agrees_with_plain_numpy(occluders, blur):
     size = 48
     bank = BackdropBank("room", np.random.default_rng(0), size=64, num=3)
     odds = {"occluders": occluders, "blur": blur, "motion_blur": 0.0, "noise": 0.1}
-    effects = ImageEffects(size, soften=True, **odds, backdrops=bank)
+    effects = ImageEffects(SceneSettings(image_px=size, **odds), bank)
     covered = 0
     for seed in range(20):
         image = np.random.default_rng(seed).random((size, size, 3), dtype=np.float32)

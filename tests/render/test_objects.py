@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from handmim.geometry.rotation_numpy import random_rotation
-from handmim.render.objects import enters, superquadric
+from handmim.render.surfaces import enters, superquadric
 from tests.render.plain_shading import depth_inside_m
 
 

@@ -3,10 +3,9 @@ import pytest
 
 from handmim.geometry.rotation_numpy import unit
 from handmim.hand.poses import PoseSampler
-from handmim.render.objects import superquadric
 from handmim.render.rasterizer import corner_weights, rasterise, vertex_normals
-from handmim.render.shading import ShadowMap
-from handmim.render.surface import HandSurface
+from handmim.render.shading import SHADOW_PX, shadow_map
+from handmim.render.surfaces import HandSurface, superquadric
 
 
 def rasterise_reference(x_px, y_px, inv_z, faces, size_hw):
@@ -80,8 +79,8 @@ def test_faces_of_one_side_only():
 
 def test_of_closed_surfaces_one_side_is_enough(hand_arrays):
     surface, rng = HandSurface(hand_arrays), np.random.default_rng(0)
-    one_side, every_face = ShadowMap(96), np.zeros((98, 98))
-    face_id = np.zeros((98, 98), np.int32)
+    every_face = np.zeros((SHADOW_PX + 2, SHADOW_PX + 2))
+    face_id = np.zeros(every_face.shape, np.int32)
     for fingers in PoseSampler.from_arrays(hand_arrays).sample(8, rng):
         verts, _ = surface.pose(np.concatenate([np.eye(3)[None], fingers]), np.zeros(10))
         hand = np.vstack([verts, surface.arm(verts, np.array([1.0, 0, 0]))])
@@ -89,12 +88,12 @@ def test_of_closed_surfaces_one_side_is_enough(hand_arrays):
         points = np.vstack([hand, thing.points - np.array([0, 0.08, 0])])
         faces = np.vstack([surface.faces, thing.faces + len(hand)])
         lamp = unit(rng.normal(size=3))
-        to_map = one_side.draw(lamp, points, faces)
+        one_side, to_map = shadow_map(lamp, points, faces)
         x_px, y_px, depth = to_map @ np.vstack([points.T, np.ones(len(points))])
         assert np.ptp(depth) == pytest.approx(np.ptp(points @ lamp))
         rasterise(x_px, y_px, 1 / depth, faces, 0, every_face, face_id)
         assert (every_face > 0).mean() > 0.1
-        assert (np.abs(one_side.inv_depth - every_face) > 1e-9).mean() < 1e-4
+        assert (np.abs(one_side - every_face) > 1e-9).mean() < 1e-4
 
 
 def test_nearest_face_wins_and_depth_is_perspective_correct():

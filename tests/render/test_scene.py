@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from handmim.hand.poses import PoseSampler, sample_betas
-from handmim.render.objects import held_object, superquadric
 from handmim.render.scene import RenderedHand, SceneRenderer, SceneSettings, random_orientation
+from handmim.render.surfaces import held_object, superquadric
 from tests.golden import renders
 from tests.render.plain_shading import depth_inside_m
 

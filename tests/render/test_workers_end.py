@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from handmim.render.workers import run_workers
+from handmim.render.cache import run_workers
 from tests.processes import is_running
 
 REPO = Path(__file__).parents[2]

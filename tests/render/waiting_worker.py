@@ -1,11 +1,11 @@
-"""A worker of `render.workers` that says who it is and waits."""
+"""A worker of `render.cache` that says who it is and waits."""
 
 import os
 import sys
 import time
 from pathlib import Path
 
-from handmim.render.workers import run_workers
+from handmim.render.cache import run_workers
 from handmim.utils.processes import end_with_parent
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ import numpy as np
 from handmim.data.label_files import FACTS, PARTS
 from handmim.hand.arrays import HandArrays
 from handmim.hand.io import load_hand_arrays, resolve_hand_path
+from handmim.render.cache import cores, run_workers
 from handmim.render.scene import SceneSettings
-from handmim.render.workers import cores, run_workers
 from handmim.utils.files import atomic_path
 from handmim.utils.processes import end_with_parent
 from handmim.utils.progress import Progress

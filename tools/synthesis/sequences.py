@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from handmim.data.label_files import take_of
 from handmim.geometry.rotation_numpy import random_rotation, rotvec_to_matrix
 from handmim.hand.poses import sample_betas
-from handmim.render.objects import (
+from handmim.render.scene import SceneOverrides, random_orientation
+from handmim.render.surfaces import (
     HeldObject,
     Solid,
     centre_off_palm,
@@ -16,7 +17,6 @@ from handmim.render.objects import (
     size_at,
     superquadric,
 )
-from handmim.render.scene import SceneOverrides, random_orientation
 from synthesis.scenes import SceneSource
 
 Array = NDArray[np.floating]

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from handmim.hand.io import load_hand_arrays
+from handmim.render.cache import run_workers
 from handmim.render.scene import SceneSettings
-from handmim.render.workers import run_workers
 from synthesis import runner
 from synthesis.mano import mirrored, write_fake_mano
 from synthesis.metadata import DatasetSpec, own_files

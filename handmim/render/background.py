@@ -101,6 +101,8 @@ def load_photos(folder: str | Path, size: int) -> list[Image]:
     Raises: ValueError when the folder is missing or has no readable image.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"photos_dir {printable(str(folder))} is no folder")
     try:
         tree = find_images(folder)
     except ValueError as error:

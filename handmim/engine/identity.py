@@ -91,10 +91,9 @@ def declared(key: str) -> By | None:
 def is_compared(key: str, by: By) -> bool:
     """Whether `by` compares a key, or some below it; one that is not declared always counts."""
     who = declared(key)
-    below = [other for name, other in KEYS.items() if name.startswith(f"{key}.")]
-    if who is None and not below:
-        return True
-    return any(by in other for other in (*below, *([] if who is None else [who])))
+    known = [other for name, other in KEYS.items() if name.startswith(f"{key}.")]
+    known += [] if who is None else [who]
+    return not known or any(by in other for other in known)
 
 
 def deciding(config: Any, by: By, key: str = "") -> Any:
@@ -102,7 +101,6 @@ def deciding(config: Any, by: By, key: str = "") -> Any:
 
     Args:
         config: resolved; a saved one may use older names of keys.
-        by: one of `By`.
         key: where it stands in the whole config.
     """
     if isinstance(config, list):
@@ -130,10 +128,9 @@ def check_same_run(
     A key that one of two configs lacks is compared with the default of the argument that it gives.
 
     Args:
-        saved: the checkpoint.
+        saved: the checkpoint at `path`.
         identity: facts of the run that goes on.
         config: its resolved config.
-        path: of the checkpoint, for the message.
         extend: the number of steps may differ.
     Raises: ValueError for other data, or listing every other difference.
     """
@@ -144,10 +141,10 @@ def check_same_run(
             name = new_key(key) or key
             if is_compared(name, By.RESUME):
                 side[name] = value
-    for key in there.keys() ^ here.keys():
-        for default in _default(config, key):
-            there.setdefault(key, default)
-            here.setdefault(key, default)
+    defaults = flatten(_defaults(config))
+    for key in (there.keys() ^ here.keys()) & defaults.keys():
+        there.setdefault(key, defaults[key])
+        here.setdefault(key, defaults[key])
     for key in [key for key in there if f"trainer.{key}" in there]:  # by its key alone
         there.pop(key), here.pop(key, None)
     free = LENGTH if extend else ()
@@ -163,23 +160,22 @@ def check_same_run(
     )
 
 
-def _default(config: Any, key: str) -> list[Any]:
-    """The default, if any, of the argument that a key gives to the `_target_` beside it."""
-    *above, name = key.split(".")
-    for part in above:
-        config = config.get(part) if isinstance(config, dict) else None
-    target = config.get("_target_") if isinstance(config, dict) else None
-    defaults = {} if target is None else _defaults(target)
-    return [defaults[name]] if name in defaults else []
+def _defaults(config: Any) -> dict[str, Any]:
+    """Default arguments of each `_target_` of a config, at their keys."""
+    if not isinstance(config, dict):
+        return {}
+    below = {name: found for name, node in config.items() if (found := _defaults(node))}
+    return _arguments(str(config.get("_target_"))) | below
 
 
 @cache
-def _defaults(target: str) -> dict[str, Any]:
+def _arguments(target: str) -> dict[str, Any]:
     try:
-        arguments = inspect.signature(pkgutil.resolve_name(target)).parameters.values()
+        parameters = inspect.signature(pkgutil.resolve_name(target)).parameters.values()
     except (ImportError, AttributeError, ValueError, TypeError):
         return {}
-    return {a.name: a.default for a in arguments if a.default is not inspect.Parameter.empty}
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in defaults.items()}
 
 
 # Digests of data by what they are of; a checkpoint may lack them.

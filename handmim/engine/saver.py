@@ -26,7 +26,7 @@ from handmim.engine.prefetch import Ledger
 from handmim.engine.schedule import changed_schedules
 from handmim.engine.workers import beat
 from handmim.utils.files import atomic_path, is_full
-from handmim.utils.older_losses import new_entry
+from handmim.utils.renames import new_entry
 from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)

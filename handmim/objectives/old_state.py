@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from handmim.utils.older_losses import new_entry
+from handmim.utils.renames import new_entry
 
 
 def rename_old_entries(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -1,8 +1,8 @@
 """What one process would compute of the whole batch, over all training processes.
 
-Every function returns its argument unchanged in a single process, and has to be called by every
-process otherwise. Distributed training averages gradients over processes: a loss that each of them
-takes of its own rows, or all of them of the same gathered rows, then has the gradient of the whole.
+Functions return their argument unchanged in a single process; else every process has to call them.
+Training averages gradients over processes: a loss of each one's own rows, or of the same gathered
+rows in all of them, then has the gradient of the whole.
 """
 
 import copy
@@ -66,25 +66,16 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 def count_over_ranks(count: Tensor, *, sync: bool = True) -> Tensor:
     """What a sum over counted items is divided by so that the mean over processes is the mean over
-    the items of all: the mean count, at least one item of all.
-
-    Args:
-        count: [] integer of this process.
-        sync: False takes this process alone.
-    """
+    the items of all: the mean of the [] integer counts, at least one item of all. `sync=False`
+    takes this process alone."""
     if not (sync and is_spread_out()):
         return count.clamp(min=1)
     return mean_over_ranks(count.float()).clamp(min=1.0 / dist.get_world_size())
 
 
 def gathered(rows: Tensor) -> tuple[Tensor, int]:
-    """Rows of all processes in rank order with their gradients, and the index of this process's
-    first one.
-
-    Args:
-        rows: [B, ...], of one shape in all processes.
-    Returns: [B * processes, ...].
-    """
+    """Rows [B, ...] of all processes in rank order, [B * processes, ...] with their gradients, and
+    the index of this process's first one."""
     if not is_spread_out():
         return rows, 0
     every: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
@@ -112,34 +103,31 @@ def portable(error: Exception) -> Exception:
 
 
 def words_of_ranks(words: str, wait_s: float) -> dict[int, str | None]:
-    """What the other processes say when all of them are asked because one does not go on.
+    """What the other processes say, by rank, when all of them call this because one does not go on.
 
-    Every process that notices has to ask, about then. A stopped or dead process says nothing.
+    A stopped or dead process says None. Empty in a single process.
 
     Args:
         words: what this process says.
         wait_s: seconds that the others have to notice.
-    Returns: their words by rank; None for those that are silent. Empty in a single process.
     """
     if not is_spread_out():
         return {}
-    own, others = dist.get_rank(), set(range(dist.get_world_size()))
-    said: dict[int, str | None] = {rank: None for rank in sorted(others - {own})}
+    own, left = dist.get_rank(), threading.Event()
+    said: dict[int, str | None] = {r: None for r in range(dist.get_world_size()) if r != own}
 
-    def ask() -> None:
+    def exchange() -> None:
         store = dist.distributed_c10d._get_default_store()
         store.set(f"handmim/stalled/{own}", words)
         while not left.is_set() and None in said.values():
             for rank in [rank for rank, text in said.items() if text is None]:
-                key = f"handmim/stalled/{rank}"
-                if store.check([key]):
+                if store.check([key := f"handmim/stalled/{rank}"]):
                     said[rank] = store.get(key).decode()
             left.wait(wait_s / 50)
 
-    left = threading.Event()
     # The process that holds the store may be the silent one: then nobody answers.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(wait_s)
+    exchanging = threading.Thread(target=exchange, daemon=True)
+    exchanging.start()
+    exchanging.join(wait_s)
     left.set()
     return said

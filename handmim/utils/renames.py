@@ -3,18 +3,36 @@
 from collections.abc import Mapping
 from typing import Any
 
-from handmim.utils.older_losses import SCALE, update_losses
-
-EXPERIMENTAL = "handmim.objectives.experimental"
-OBJECTIVES = (
-    "patch_distill", "class_distill", "koleo", "keypoint_align", "keypoint_agree", "peclr",
-    "pixel_recon", "view_affine", "view_flow", "class_recon", "point_recon", "class_hog",
-    "point_hog", "patch_hog", "dense_match", "latent_equivariance",
-)  # fmt: skip
+# Objectives of pretraining: their modules and classes, which were `losses.NAME.Term`.
+OBJECTIVES = {
+    "patch_distill": "patch_distill.PatchDistill",
+    "class_distill": "class_distill.ClassDistill",
+    "koleo": "koleo.Koleo",
+    "keypoint_align": "keypoint_align.KeypointAlign",
+    "keypoint_agree": "keypoint_agree.KeypointAgree",
+    "peclr": "peclr.PeCLR",
+    "pixel_recon": "pixel_recon.PixelRecon",
+    "view_affine": "view_affine.ViewAffine",
+    "class_hog": "hog.ClassHog",
+    "point_hog": "hog.PointHog",
+    "patch_hog": "hog.PatchHog",
+    "view_flow": "experimental.view_flow.ViewFlow",
+    "class_recon": "experimental.low_res_recon.ClassRecon",
+    "point_recon": "experimental.low_res_recon.PointRecon",
+    "dense_match": "experimental.dense_match.DenseMatch",
+    "latent_equivariance": "experimental.latent_equivariance.LatentEquivariance",
+}
 HAND_LOSSES = (
     "joints3d", "joints3d_abs", "joints2d", "direct3d", "direct2d", "verts", "edges", "rotations",
     "betas", "prior", "heatmaps", "silhouette",
 )  # fmt: skip
+SCALE = {
+    "min_sigma_ndc": "min_scale_ndc",
+    "detach_sigma": "detach_scale",
+    "sigma_momentum": "scale_momentum",
+}
+SHARED = ("rotation_deg", "full_rotation_prob", "scale", "shift_ndc")
+VIEWS = {f"hidden_{name}": f"shared_{name}" for name in SHARED}
 # Config keys (with everything below them) and options: a typed one is answered with the new one.
 KEYS: dict[str, str] = {
     **{
@@ -22,10 +40,7 @@ KEYS: dict[str, str] = {
         for old, new in (("freihand", "freihand"), ("ho3dv2", "ho3d_v2"), ("ho3dv3", "ho3d_v3"))
         for size in ("cpu", "vits", "vitb")
     },
-    "views.hidden_rotation_deg": "views.shared_rotation_deg",
-    "views.hidden_full_rotation_prob": "views.shared_full_rotation_prob",
-    "views.hidden_scale": "views.shared_scale",
-    "views.hidden_shift_ndc": "views.shared_shift_ndc",
+    **{f"views.{old}": f"views.{new}" for old, new in VIEWS.items()},
     "num_pictures": "num_images",
     "forge_mano": "fake_mano",
     **{f"suites.{s}.asked": f"suites.{s}.promised" for s in ("step", "step_gpu", "hand", "score")},
@@ -103,36 +118,75 @@ TARGETS: dict[str, str] = {
     "handmim.losses.prior.Prior": "handmim.losses.parameters.PriorLoss",
     "handmim.losses.heatmaps.Heatmaps": "handmim.losses.maps.HeatmapLoss",
     "handmim.losses.silhouette.Silhouette": "handmim.losses.maps.SilhouetteLoss",
-    "handmim.losses.patch_distill.Term": "handmim.objectives.patch_distill.PatchDistill",
-    "handmim.losses.class_distill.Term": "handmim.objectives.class_distill.ClassDistill",
-    "handmim.losses.koleo.Term": "handmim.objectives.koleo.Koleo",
-    "handmim.losses.keypoint_align.Term": "handmim.objectives.keypoint_align.KeypointAlign",
-    "handmim.losses.keypoint_agree.Term": "handmim.objectives.keypoint_agree.KeypointAgree",
-    "handmim.losses.peclr.Term": "handmim.objectives.peclr.PeCLR",
-    "handmim.losses.pixel_recon.Term": "handmim.objectives.pixel_recon.PixelRecon",
-    "handmim.losses.view_affine.Term": "handmim.objectives.view_affine.ViewAffine",
-    "handmim.losses.class_hog.Term": "handmim.objectives.hog.ClassHog",
-    "handmim.losses.point_hog.Term": "handmim.objectives.hog.PointHog",
-    "handmim.losses.patch_hog.Term": "handmim.objectives.hog.PatchHog",
-    "handmim.losses.view_flow.Term": f"{EXPERIMENTAL}.view_flow.ViewFlow",
-    "handmim.losses.class_recon.Term": f"{EXPERIMENTAL}.low_res_recon.ClassRecon",
-    "handmim.losses.point_recon.Term": f"{EXPERIMENTAL}.low_res_recon.PointRecon",
-    "handmim.losses.dense_match.Term": f"{EXPERIMENTAL}.dense_match.DenseMatch",
-    "handmim.losses.latent_equivariance.Term": (
-        f"{EXPERIMENTAL}.latent_equivariance.LatentEquivariance"
-    ),
+    **{
+        f"handmim.losses.{name}.Term": f"handmim.objectives.{new}"
+        for name, new in OBJECTIVES.items()
+    },
     "handmim.models.heads.projection": "handmim.objectives.prototypes",
     "handmim.models.heads.keypoint.LatentPoints": "handmim.objectives.peclr.LatentPoints",
     "handmim.models.heads.keypoint": "handmim.objectives.keypoints",
 }
 # Arguments by the new target: the new name, or None where the argument is gone.
 ARGUMENTS: dict[str, dict[str, str | None]] = {
-    "handmim.data.views.ViewMaker": {
-        "hidden_rotation_deg": "shared_rotation_deg",
-        "hidden_full_rotation_prob": "shared_full_rotation_prob",
-        "hidden_scale": "shared_scale",
-        "hidden_shift_ndc": "shared_shift_ndc",
+    "handmim.data.views.ViewMaker": {**VIEWS},
+}
+# Checkpoints from before objectives held their own heads: a loss was `{_target_: Weighted, weight,
+# term: {...}}`, heads lay in `task.heads`, some settings of single losses in `task`.
+WEIGHTED = "handmim.losses.total.Weighted"
+PRETRAINING = "handmim.tasks.pretrain.HandMimTask"
+HOG = "handmim.losses.hog.Term"
+# The head that an objective took, and those of its settings that the objective has.
+HEADS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "pixel_recon": ("pixel", ("tap_layers", "depth", "width", "num_heads")),
+    "view_affine": ("affine", ("hidden_dim",)),
+    "view_flow": ("displacement", ("warp_grid",)),
+    "class_recon": ("thumbnail", ("thumb_px",)),
+    "point_recon": ("point_thumbnail", ("thumb_px",)),
+    "class_hog": ("class_hog", ("cells", "hidden_dim")),
+    "point_hog": ("point_hog", ("cells", "hidden_dim")),
+    "patch_hog": ("patch_hog", ("per_patch",)),
+    "dense_match": ("dense", ("out_dim",)),
+    "keypoint_agree": ("class_keypoint", ("hidden_dim", "num_hidden")),
+}
+# Settings of terms and heads that are constants now, and their values.
+CONSTANT: dict[str, Any] = {
+    "min_std_ndc": 0.25, "min_articulation_std": 0.15, "covariance_weight": 0.01, "source": None,
+    "bins": 9, "fine": 2, "sigma_cells": 0.75, "mlp_ratio": 4.0, "num_layers": None,
+}  # fmt: skip
+CONSTANT_OF: dict[str, dict[str, Any]] = {
+    "keypoint_agree": {
+        "min_sigma_ndc": 0.05, "bound_ndc": 1.5, "init_spread": 0.6,
+        "num_keypoints": None, "num_dims": None,
     },
+    "class_recon": {"beta": 0.3, "edge_beta": 0.1, "hidden_dim": 256, "num_hidden": 1},
+    "point_recon": {"beta": 0.3, "edge_beta": 0.1, "hidden_dim": 256, "num_hidden": 1},
+    "class_hog": {"beta": 1.0, "num_hidden": 1},
+    "point_hog": {"beta": 1.0, "num_hidden": 1, "where": "all"},
+    "patch_hog": {"beta": 1.0},
+    "view_affine": {"num_hidden": 1},
+    "view_flow": {"hidden_dim": 256, "num_hidden": 1},
+}  # fmt: skip
+# Head of the student: where its entries are now. The shared heads stayed where they were.
+HEAD_ENTRIES = {
+    "class_projection": "class_distill.class_projection",
+    "pixel": "pixel_recon.head",
+    "affine": "view_affine.head",
+    "displacement": "view_flow",
+    "thumbnail": "class_recon",
+    "point_thumbnail": "point_recon",
+    "class_hog": "class_hog.head",
+    "point_hog": "point_hog.head",
+    "patch_hog": "patch_hog.head",
+    "dense": "dense_match",
+    "class_keypoint": "keypoint_agree.head",
+    "keypoint_predictor": "keypoint_align.predictor",
+    "keypoint_prototypes": "keypoint_align.keypoint_prototypes",
+}
+PREFIXES = {f"student.{old}.": f"objectives.{new}." for old, new in HEAD_ENTRIES.items()} | {
+    "centering.patches.": "objectives.patch_distill.centering.",
+    "centering.classes.": "objectives.class_distill.centering.",
+    "centering.keypoint_classes.": "objectives.keypoint_align.centering.",
+    "losses.terms.keypoint_align.sigma.": "objectives.keypoint_align.running_scale.",
 }
 
 
@@ -176,3 +230,73 @@ def _replaced(name: str, table: Mapping[str, str]) -> str | None:
         if (new := table.get(".".join(parts[:cut]))) is not None:
             return ".".join([new, *parts[cut:]])
     return None
+
+
+def update_losses(config: Any) -> None:
+    """Give the task of a checkpoint's config today's losses or objectives, in place."""
+    task = config.get("task") if isinstance(config, dict) else None
+    if not isinstance(task, dict) or not isinstance(losses := task.get("losses"), dict):
+        return
+    for name, node in losses.items():
+        if isinstance(node, dict) and node.get("_target_") == WEIGHTED:
+            term = node.get("term")
+            losses[name] = {
+                **(term if isinstance(term, dict) else {}),
+                "weight": node.get("weight"),
+            }
+    if task.get("_target_") == PRETRAINING and isinstance(task.get("heads"), dict):
+        _to_objectives(task)
+
+
+def _to_objectives(task: dict[str, Any]) -> None:
+    heads, pixel = task["heads"], task.pop("pixel", None)
+    task["objectives"] = objectives = task.pop("losses")
+    temp = task.pop("class_teacher_temp", None)
+    moved = {
+        "keypoint_align": {"target": task.pop("keypoint_target", "ema"), "teacher_temp": temp},
+        "class_distill": {"head": task.pop("class_head", "shared"), "teacher_temp": temp},
+        "pixel_recon": pixel if isinstance(pixel, dict) else {},
+    }
+    points_from = task.pop("redraw_from", "own")
+    moved |= {name: {"points_from": points_from} for name in ("point_hog", "point_recon")}
+    for name, node in objectives.items():
+        if not isinstance(node, dict):
+            continue
+        if name == "keypoint_align":
+            node |= {SCALE[key]: node.pop(key) for key in SCALE.keys() & node.keys()}
+            node["predictor"] = heads.pop("keypoint_predictor", None) is not None
+            prototypes = heads.pop("keypoint_prototypes", None)
+            if isinstance(prototypes, dict):
+                taken = ("num_prototypes", "hidden_dim", "bottleneck_dim", "num_layers")
+                node["prototypes"] = {k: v for k, v in prototypes.items() if k in taken}
+        node |= moved.get(name, {}) | _of_head(name, heads)
+        if node.get("_target_") == HOG:
+            node["_target_"] = f"handmim.losses.{name}.Term"
+        constants = CONSTANT | CONSTANT_OF.get(name, {})
+        for key in constants.keys() & node.keys():
+            if constants[key] in (None, node[key]):
+                del node[key]
+
+
+def _of_head(name: str, heads: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an objective's own head, which is taken out of the heads."""
+    old, names = HEADS.get(name, ("", ()))
+    head = heads.pop(old, None)
+    if not isinstance(head, dict):
+        return {}
+    kept = {*names, *CONSTANT, *CONSTANT_OF.get(name, {})}
+    found = {"side_px" if k == "thumb_px" else k: v for k, v in head.items() if k in kept}
+    kind = str(head.get("_target_")).rsplit(".", 1)[-1]
+    if name == "pixel_recon":
+        found["head"] = "decoder" if kind == "PixelDecoder" else "linear"
+    if name == "point_hog":
+        found["head"] = "gaussians" if kind == "PointHogHead" else "mlp"
+    return found
+
+
+def new_entry(name: str) -> str:
+    """Today's name of an entry of a state dict."""
+    for old, new in PREFIXES.items():
+        if name.startswith(old):
+            return new + name[len(old) :]
+    return name

@@ -25,6 +25,7 @@ from lightning_fabric.strategies import DDPStrategy
 from rich.logging import RichHandler
 
 import handmim
+from handmim.utils.arguments import one_of
 from handmim.utils.files import (
     FolderBusyError,
     FolderLock,
@@ -44,15 +45,20 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "32",
 RESULTS = ("*.pt", "*.safetensors", "scalars.jsonl", "metrics.json")  # nothing replaces them
 
 
-def prepare_folder(folder: Path, resume: str, overwrite: bool) -> None:
-    """Create the run folder, or say how to go on when it already holds a run.
+def open_folder(folder: Path, resume: str, overwrite: bool) -> FolderLock:
+    """Create and lock the run folder.
 
-    Raises: ValueError for a bad `resume`; FileExistsError naming the three ways out.
+    Raises: ValueError for a bad `resume`; FileExistsError for a folder that another process writes,
+        and for one that holds a run, naming the three ways out.
     """
+    try:
+        lock = lock_folder(folder)
+    except FolderBusyError as error:
+        text = f"{error}: wait for its end, or take another name (name=...)"
+        raise FileExistsError(text) from None
     if resume not in RESUME_WORDS and not Path(resume).is_file():
-        raise ValueError(
-            f"resume must be never, auto or a checkpoint file, got {resume!r} (resume=)"
-        )
+        text = f"resume must be never, auto or a checkpoint file, got {resume!r} (resume=)"
+        raise ValueError(text)
     if (last := folder / "last.pt").is_dir():
         raise ValueError(f"{last} is a folder, where a checkpoint has to be written: remove it")
     # A start that failed before its first result is nothing to protect.
@@ -64,25 +70,11 @@ def prepare_folder(folder: Path, resume: str, overwrite: bool) -> None:
                 f"{folder} already holds a run: go on with it (resume=auto), take another name "
                 "(name=...), or replace it (overwrite=true)"
             )
-    folder.mkdir(parents=True, exist_ok=True)
-
-
-def lock_run(folder: Path) -> FolderLock:
-    """Keep other processes out of a run folder.
-
-    Raises: FileExistsError naming the owner.
-    """
-    try:
-        return lock_folder(folder)
-    except FolderBusyError as error:
-        raise FileExistsError(
-            f"{error}: wait for its end, or take another name (name=...)"
-        ) from None
+    return lock
 
 
 def start_log(folder: Path | None) -> None:
-    """Log to the terminal, and to log.txt of the run folder where there is one; quiet on other
-    ranks."""
+    """Log to the terminal and to log.txt of the folder; None, on other ranks, is quiet."""
     root = logging.getLogger("handmim")
     root.setLevel(logging.INFO if folder is not None else logging.WARNING)
     for handler in list(root.handlers):
@@ -107,6 +99,14 @@ def precision_in_force(fabric: Fabric) -> str:
     """The precision that is worked in, "32-true" or such: a CPU, for one, turns 16-mixed into
     bf16-mixed."""
     return str(fabric._precision.precision)
+
+
+def _fabric(**settings: Any) -> Fabric:
+    try:
+        return Fabric(**settings)
+    except (TypeError, ValueError, RuntimeError, ImportError) as error:
+        named = ", ".join(f"machine.{key}={value}" for key, value in settings.items())
+        raise ValueError(f"{error} ({named})") from error
 
 
 @dataclass
@@ -148,48 +148,32 @@ class Run:
         """Launch processes or join those of a launcher, make the folder, record what is being run.
 
         Args:
-            name: of the run.
-            run_dir: its folder.
-            seed: of everything random; any integer, 0 included.
             config: resolved plain containers, written to config.yaml.
             accelerator, devices, num_nodes, strategy, precision: as Lightning Fabric takes them,
                 but one device of one node is what torchrun or Slurm started, see `devices_of`.
             num_threads: torch threads of this process; None keeps torch's choice.
             compile: for those who build networks: they may let torch.compile fuse them.
-            stall_timeout_s: seconds that a run may stand still before it ends; None is for ever.
-            resume: "never", "auto" or a checkpoint; "never" refuses a folder that holds a run.
-            overwrite: replace an earlier run of that folder, kept aside until the first result.
+            stall_timeout_s: how long a run may stand still before it ends; None is for ever.
+            resume, overwrite: see `open_folder`; an earlier run is kept aside until the first
+                result.
             before_folder: called under the run's seed; what it raises leaves no folder behind.
         Raises: ValueError for devices that contradict the launcher; FileExistsError for a folder
             that another process writes, or that holds a run.
         """
         if stall_timeout_s is not None and not 0 < stall_timeout_s < float("inf"):
-            raise ValueError(
-                f"stall_timeout_s must be seconds above 0 or null, got {stall_timeout_s} "
-                "(machine.stall_timeout_s)"
-            )
+            raise ValueError(f"stall_timeout_s must be > 0 or null, got {stall_timeout_s}")
+        one_of("precision", precision, PRECISIONS)
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         folder = Path(run_dir).absolute()
         devices, num_nodes = devices_of(devices, num_nodes)
-        if precision not in PRECISIONS:
-            raise ValueError(
-                f"precision must be one of {', '.join(PRECISIONS)}, got {precision} "
-                "(machine.precision)"
-            )
-        try:
-            fabric = Fabric(
-                accelerator=accelerator,
-                devices=devices,
-                num_nodes=num_nodes,
-                strategy=strategy,
-                precision=precision,  # type: ignore[arg-type]
-            )
-        except (TypeError, ValueError, RuntimeError, ImportError) as error:
-            raise ValueError(
-                f"{error} (machine.accelerator={accelerator}, machine.devices={devices}, "
-                f"machine.strategy={strategy}, machine.precision={precision})"
-            ) from error
+        fabric = _fabric(
+            accelerator=accelerator,
+            devices=devices,
+            num_nodes=num_nodes,
+            strategy=strategy,
+            precision=precision,
+        )
         # Beyond the watchdog's, which says more; this one also holds before it starts.
         limit = None if stall_timeout_s is None else timedelta(seconds=MARGIN * stall_timeout_s)
         if limit is not None and isinstance(fabric.strategy, DDPStrategy):
@@ -202,29 +186,20 @@ class Run:
         seed_everything(seed)
         if before_folder is not None:
             before_folder()
-        lock: FolderLock | None = None
-        if fabric.is_global_zero:
-            lock = lock_run(folder)
-            prepare_folder(folder, resume, overwrite)
+        lock = open_folder(folder, resume, overwrite) if fabric.is_global_zero else None
         fabric.barrier()
         start_log(folder if fabric.is_global_zero else None)
-        logger = logging.getLogger("handmim.run")
+        log = logging.getLogger("handmim.run")
         in_force = precision_in_force(fabric)
         run = cls(
-            name, folder, seed, config, fabric, logger, in_force, compile, stall_timeout_s, lock,
-            hosts,
-        )  # fmt: skip
+            name, folder, seed, config, fabric, log, in_force, compile, stall_timeout_s, lock, hosts
+        )
         if resume == "never":
             run.write_start()
-        run.log.info(
-            "run %s: %s x %d, %s, %d torch threads, seed %d, folder %s",
-            name,
-            run.device.type,
-            run.world_size,
-            in_force,
-            torch.get_num_threads(),
-            seed,
-            folder,
+        machine = f"{run.device.type} x {run.world_size}, {in_force}"
+        threads = torch.get_num_threads()
+        log.info(
+            "run %s: %s, %d torch threads, seed %d, folder %s", name, machine, threads, seed, folder
         )
         return run
 
@@ -235,12 +210,8 @@ class Run:
             self.write_json("run.json", self.facts())
 
     def below(self, name: str, config: Any) -> "Run":
-        """A part of this run in a folder of its own below: same machine, same log.
-
-        Args:
-            name: of the folder.
-            config: resolved plain containers, written to its config.yaml.
-        """
+        """A part of this run in a folder of its own below, with a config.yaml: same machine, same
+        log."""
         folder = self.dir / name
         part = replace(self, name=f"{self.name}/{name}", dir=folder, config=config)
         if self.is_main:
@@ -319,8 +290,8 @@ class Run:
         return next(other for other in objects_of_ranks(error) if other is not None)
 
     def record(self, name: str, what: Any) -> None:
-        """Add a fact to run.json: how the run ended beside how it began; the main process does. A
-        disk that does not take it is an error of the log alone."""
+        """Add a fact to run.json; the main process does. A disk that does not take it is an error
+        of the log alone."""
         if self.is_main:
             try:
                 facts = json.loads((self.dir / "run.json").read_text())

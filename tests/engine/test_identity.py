@@ -72,6 +72,16 @@ def test_a_key_of_a_new_or_an_older_version_counts_as_the_default_of_its_argumen
         check_same_run({"identity": {}, "config": here}, {}, other, tmp_path)
 
 
+def test_a_list_that_one_side_lacks_counts_as_the_default_of_its_argument(tmp_path):
+    masks = {"_target_": "handmim.data.masking.MaskSampler"}
+    given = {"views": masks | {"ratio": [0.1, 0.5]}}
+    short, other = {"views": masks}, {"views": masks | {"ratio": [0.2, 0.5]}}
+    for there, here in ((short, given), (given, short)):
+        check_same_run({"identity": {}, "config": there}, {}, here, tmp_path)
+    with pytest.raises(ValueError, match=r"views\.ratio\.0: 0\.1 there, 0\.2 here"):
+        check_same_run({"identity": {}, "config": short}, {}, other, tmp_path)
+
+
 def test_keys_of_older_checkpoints_are_compared_by_their_names_of_today(tmp_path):
     there, here = ({"views": {name: 0.3}} for name in ("hidden_scale", "shared_scale"))
     check_same_run({"identity": {}, "config": there}, {}, here, tmp_path)

@@ -1,6 +1,6 @@
 """Configs and entries of checkpoints from before objectives held their heads."""
 
-from handmim.utils.older_losses import new_entry, update_losses
+from handmim.utils.renames import new_entry, update_losses
 
 
 def test_the_temperature_of_all_classes_goes_to_both_of_their_objectives():

@@ -1,9 +1,9 @@
 """The official FreiHAND and HO-3D evaluations: errors of every sample in float64, and their means
 under the names and units of the official scripts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,16 +28,14 @@ AXES = {"opencv": (1.0, 1.0, 1.0), "opengl": (1.0, -1.0, -1.0)}
 HO3D_WRIST, HO3D_KNUCKLE = 0, 4
 
 F_NAMES = ("f_score_5", "f_al_score_5", "f_score_15", "f_al_score_15")
-# The names that papers and our other reports use: of lengths (official: cm, here mm), of shares.
-MM_NAMES = {
+# Names that papers and our other reports use; lengths are cm in the official scripts, mm here.
+USUAL_NAMES = {
     "xyz_mean3d": "abs_mpjpe_mm",
     "xyz_al_mean3d": "pa_mpjpe_mm",
     "xyz_procrustes_al_mean3d": "pa_mpjpe_mm",
     "xyz_scale_trans_al_mean3d": "st_mpjpe_mm",
     "mesh_mean3d": "abs_mpvpe_mm",
     "mesh_al_mean3d": "pa_mpvpe_mm",
-}
-SHARE_NAMES = {
     "xyz_auc3d": "abs_auc_joints",
     "xyz_al_auc3d": "pa_auc_joints",
     "xyz_procrustes_al_auc3d": "pa_auc_joints",
@@ -49,19 +47,6 @@ SHARE_NAMES = {
     "f_score_15": "abs_f15",
     "f_al_score_15": "pa_f15",
 }
-
-
-class SampleErrors(NamedTuple):
-    """Errors of n samples, float64; "al" is after the similarity alignment of these points."""
-
-    joints_m: NDArray[np.float64]  # [n, 21]
-    joints_al_m: NDArray[np.float64]  # [n, 21]
-    verts_m: NDArray[np.float64]  # [n] mean over vertices
-    verts_al_m: NDArray[np.float64]  # [n]
-    verts_auc: NDArray[np.float64]  # [n] area under this sample's share of hits
-    verts_al_auc: NDArray[np.float64]  # [n]
-    f: NDArray[np.float64]  # [n, 2] at 5 and 15 mm
-    f_al: NDArray[np.float64]  # [n, 2]
 
 
 def as_numpy(points: Points) -> NDArray[np.floating]:
@@ -114,44 +99,21 @@ def as_pair(
     return pair
 
 
-def per_sample_errors(
-    pred_joints_m: Points, pred_verts_m: Points, gt_joints_m: Points, gt_verts_m: Points
-) -> SampleErrors:
-    """Errors as both official scripts define them; absolute coordinates, no root.
+def _of_errors(errors_m: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Mean in cm and AUC of every sample: [n, P] metres -> two of [n]."""
+    return [errors_m.mean(axis=1) * 100, sample_auc(torch.from_numpy(errors_m)).numpy()]
 
-    Joints and vertices are aligned separately, reflections allowed. Works in pieces of 64 samples
-    on the CPU, whatever the device: beside its inputs it needs a few MB.
 
-    Args:
-        pred_joints_m, gt_joints_m: [n, 21, 3] metres, same axes and order.
-        pred_verts_m, gt_verts_m: [n, 778, 3].
-    Raises: ValueError as `as_pair`, and for different numbers of joints and vertices.
-    """
-    joints = as_pair("joints", pred_joints_m, gt_joints_m, NUM_JOINTS)
-    verts = as_pair("verts", pred_verts_m, gt_verts_m, NUM_VERTS)
-    if len(joints[0]) != len(verts[0]):
-        raise ValueError(f"{len(joints[0])} samples of joints and {len(verts[0])} of vertices")
-    n = len(joints[0])
-    pj, gj = (torch.from_numpy(np.array(points, np.float64)) for points in joints)
-    means, aucs = np.empty((2, n)), np.empty((2, n))
-    f = np.empty((2, n, len(F_THRESHOLDS_M)))
-    for start in range(0, n, CHUNK):
-        rows = slice(start, start + CHUNK)
-        part = mesh_errors(verts[0][rows], verts[1][rows], F_THRESHOLDS_M)
-        for i, errors_m in enumerate((part.verts_m, part.verts_al_m)):
-            means[i, rows] = errors_m.mean(axis=1)
-            aucs[i, rows] = sample_auc(torch.from_numpy(errors_m)).numpy()
-        f[0, rows], f[1, rows] = part.f, part.f_al
-    return SampleErrors(
-        joints_m=point_errors_m(pj, gj).numpy(),
-        joints_al_m=point_errors_m(similarity_align(pj, gj), gj).numpy(),
-        verts_m=means[0],
-        verts_al_m=means[1],
-        verts_auc=aucs[0],
-        verts_al_auc=aucs[1],
-        f=f[0],
-        f_al=f[1],
-    )
+def _mesh_columns(verts: Sequence[NDArray[np.floating]]) -> list[NDArray[np.float64]]:
+    """Mean and AUC as they are and aligned, then `F_NAMES`, of every sample of a pair: eight of
+    [n]."""
+    pieces = []
+    for start in range(0, len(verts[0]), CHUNK):
+        pred, gt = (points[start : start + CHUNK] for points in verts)
+        part = mesh_errors(pred, gt, F_THRESHOLDS_M)
+        f = [part.f[:, 0], part.f_al[:, 0], part.f[:, 1], part.f_al[:, 1]]
+        pieces.append(np.stack([*_of_errors(part.verts_m), *_of_errors(part.verts_al_m), *f]))
+    return list(np.concatenate(pieces, axis=1))
 
 
 def scale_trans_align(
@@ -163,8 +125,7 @@ def scale_trans_align(
     As in the official script, a predicted bone of length 0 is not divided by, but the true length
     (about 0.1) is multiplied all the same: such a hand shrinks tenfold.
 
-    Args:
-        pred_joints, gt_joints: [n, 21, 3] metres, HO-3D's order.
+    Both are [n, 21, 3] metres in HO-3D's order.
     """
     pred, gt = np.asarray(pred_joints, np.float64), np.asarray(gt_joints, np.float64)
     bone = np.linalg.norm(pred[:, HO3D_KNUCKLE] - pred[:, HO3D_WRIST], axis=1)
@@ -187,13 +148,10 @@ def derived_mm(scores: Mapping[str, float]) -> Scores:
 
     Raises: ValueError for names that are no official metrics.
     """
-    unknown = sorted(set(scores) - set(MM_NAMES) - set(SHARE_NAMES))
-    if unknown:
+    if unknown := sorted(set(scores) - set(USUAL_NAMES)):
         raise ValueError(f"{unknown} are no official metrics of FreiHAND or HO-3D")
-    return {
-        MM_NAMES.get(name) or SHARE_NAMES[name]: value * 10 if name in MM_NAMES else value
-        for name, value in scores.items()
-    }
+    usual = {USUAL_NAMES[name]: value for name, value in scores.items()}
+    return {name: value * 10 if name.endswith("_mm") else value for name, value in usual.items()}
 
 
 @dataclass(frozen=True)
@@ -224,25 +182,31 @@ class Benchmark:
     ) -> Scores:
         """The script's metrics under its names: means in cm, AUC and F as shares of 1.
 
-        Raises: ValueError as `per_sample_errors`.
+        Raises: ValueError as `per_sample_scores`.
         """
         return mean_scores(self.per_sample_scores(pred_joints, pred_verts, gt_joints, gt_verts))
 
     def per_sample_scores(
         self, pred_joints: Points, pred_verts: Points, gt_joints: Points, gt_verts: Points
     ) -> SampleScores:
-        """What each sample adds to every metric of `score`: [n] each."""
-        errors = per_sample_errors(pred_joints, pred_verts, gt_joints, gt_verts)
-        joints_m = [errors.joints_m, errors.joints_al_m]
+        """What each sample adds to every metric of `score`: [n] float64 each.
+
+        Joints and vertices are aligned separately, reflections allowed; absolute coordinates, no
+        root; on the CPU, whatever the device.
+
+        Raises: ValueError as `as_pair`, and for different numbers of joints and vertices.
+        """
+        joints = as_pair("joints", pred_joints, gt_joints, NUM_JOINTS)
+        verts = as_pair("verts", pred_verts, gt_verts, NUM_VERTS)
+        if len(joints[0]) != len(verts[0]):
+            raise ValueError(f"{len(joints[0])} samples of joints and {len(verts[0])} of vertices")
+        pred, gt = (torch.from_numpy(np.array(points, np.float64)) for points in joints)
+        aligned = similarity_align(pred, gt)
+        errors_m = [point_errors_m(each, gt).numpy() for each in (pred, aligned)]
         if self.has_scale_trans:
-            pred, gt = as_numpy(pred_joints), as_numpy(gt_joints)
-            joints_m.append(np.linalg.norm(scale_trans_align(pred, gt) - gt, axis=2))
-        columns = []
-        for each in joints_m:
-            columns += [each.mean(axis=1) * 100, sample_auc(torch.from_numpy(each)).numpy()]
-        columns += [errors.verts_m * 100, errors.verts_auc]
-        columns += [errors.verts_al_m * 100, errors.verts_al_auc]
-        columns += [errors.f[:, 0], errors.f_al[:, 0], errors.f[:, 1], errors.f_al[:, 1]]
+            errors_m.append(np.linalg.norm(scale_trans_align(*joints) - joints[1], axis=2))
+        columns = [column for each in errors_m for column in _of_errors(each)]
+        columns += _mesh_columns(verts)
         return dict(zip(self.score_names, columns, strict=True))
 
     @property
@@ -270,21 +234,7 @@ class Benchmark:
         return points * np.asarray(AXES[self.axes], points.dtype)
 
 
-FREIHAND = Benchmark(
-    name="freihand",
-    num_samples=3960,
-    skeleton="freihand",
-    axes="opencv",
-    aligned="xyz_al",
-    has_scale_trans=False,
-)
-HO3D_V2 = Benchmark(
-    name="ho3d_v2",
-    num_samples=11524,
-    skeleton="ho3d",
-    axes="opengl",
-    aligned="xyz_procrustes_al",
-    has_scale_trans=True,
-)
+FREIHAND = Benchmark("freihand", 3960, "freihand", "opencv", "xyz_al", has_scale_trans=False)
+HO3D_V2 = Benchmark("ho3d_v2", 11524, "ho3d", "opengl", "xyz_procrustes_al", has_scale_trans=True)
 HO3D_V3 = replace(HO3D_V2, name="ho3d_v3", num_samples=20137)
 BENCHMARKS = {b.name: b for b in (FREIHAND, HO3D_V2, HO3D_V3)}

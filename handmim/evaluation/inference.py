@@ -1,16 +1,17 @@
 """A trained model from stored crops to estimates on one device: eager, compiled, or as one CUDA
-graph. Every prediction of the project is made here."""
+graph; of the plain crops, or averaged over rotated and scaled ones (test-time augmentation)."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from handmim.data.augment import HandAugment
-from handmim.evaluation.tta import CropTransform, RotatedViews, carried_back, mean_of
-from handmim.geometry.crop import invert, px_from_px, similarity
+from handmim.geometry.crop import invert, px_from_px, similarity, transform_points
+from handmim.geometry.rotation import chordal_mean, rotation_about_z
 from handmim.hand.skeleton import CONVENTION_NAMES
 from handmim.tasks.regression import RegressionTask
 from handmim.types import HandBatch, Intrinsics
@@ -20,6 +21,110 @@ from handmim.utils.timer import Stages
 # What is scored: the model, the mean hand that refinement starts from, or the labels themselves.
 SOURCES = ("model", "mean_hand", "ground_truth")
 PLAIN = ((0.0, 1.0),)  # angle and scale of the evaluation crop itself
+
+
+class RotatedViews:
+    """Rotated and scaled evaluation crops of every image about its centre, every angle with every
+    scale; a scale is the side relative to the plain crop."""
+
+    def __init__(self, *, angles_deg: Sequence[float], scales: Sequence[float] = (1.0,)) -> None:
+        if not angles_deg or not scales or min(scales) <= 0:
+            raise ValueError(
+                "at least one angle and scale, scales > 0, are required, got "
+                f"angles_deg={angles_deg}, scales={scales}"
+            )
+        self.views = [(math.radians(a), float(s)) for s in scales for a in angles_deg]
+
+
+class CropTransform(NamedTuple):
+    """How a plain crop follows from a rotated one that is `scale` times as large."""
+
+    R_plain_from_crop: Tensor  # [3, 3] of the camera's axes, about the optical axis
+    plain_from_crop: Tensor  # [2, 3] crop ndc -> plain crop's ndc
+    log_scale: float
+
+    @classmethod
+    def of(cls, angle_rad: float, scale: float) -> "CropTransform":
+        """The transform of a crop of `HandAugment.evaluate_at`."""
+        angle = torch.tensor(angle_rad)
+        plain_from_crop = similarity(torch.full_like(angle, scale), angle, angle.new_zeros(2))
+        return cls(rotation_about_z(angle), plain_from_crop, math.log(scale))
+
+
+def _rotated(points: Tensor, to_plain: CropTransform) -> Tensor:
+    return points @ to_plain.R_plain_from_crop.to(points).T
+
+
+def _moved(points_ndc: Tensor, to_plain: CropTransform) -> Tensor:
+    return transform_points(to_plain.plain_from_crop.to(points_ndc), points_ndc)
+
+
+def _rotated_pose(rotmats: Tensor, to_plain: CropTransform) -> Tensor:
+    wrist = to_plain.R_plain_from_crop.to(rotmats) @ rotmats[:, :1]
+    return torch.cat([wrist, rotmats[:, 1:]], dim=1)
+
+
+def _moved_camera(cam: Tensor, to_plain: CropTransform) -> Tensor:
+    # A crop twice as large shows the hand at half the size: s grows by its scale.
+    shift_m = cam[:, 1:] @ to_plain.R_plain_from_crop[:2, :2].to(cam).T
+    return torch.cat([cam[:, :1] + to_plain.log_scale, shift_m], dim=1)
+
+
+# How each field of an estimate is carried back from a rotated crop; None: it stays as it is.
+RULES: dict[str, Callable[[Tensor, CropTransform], Tensor] | None] = {
+    "rotmats": _rotated_pose,
+    "betas": None,
+    "cam": _moved_camera,
+    "verts_root_m": _rotated,
+    "joints_root_m": _rotated,
+    "verts_crop_ndc": _moved,
+    "joints_crop_ndc": _moved,
+    "transl_cam_m": _rotated,
+    "is_metric": None,
+}
+
+
+def _fields_of(estimate: Any) -> dict[str, Tensor]:
+    unknown = sorted(set(estimate._fields) - set(RULES))
+    if unknown:
+        raise ValueError(
+            f"{type(estimate).__name__} has {unknown}, which no rule carries back from a rotated "
+            f"crop; known are {sorted(RULES)} (handmim.evaluation.inference.RULES, tta=none)"
+        )
+    return {name: value for name, value in estimate._asdict().items() if value is not None}
+
+
+def carried_back(estimate: Any, to_plain: CropTransform) -> Any:
+    """The estimate of a rotated crop in the frame of the plain one, the same NamedTuple.
+
+    Raises: ValueError for a field that is not among `RULES`.
+    """
+    fields = _fields_of(estimate)
+    back = {
+        name: rule(fields[name], to_plain)
+        for name, rule in RULES.items()
+        if rule is not None and name in fields
+    }
+    return estimate._replace(**back)
+
+
+def _mean(name: str, values: Tensor) -> Tensor:
+    if name == "rotmats":
+        return chordal_mean(values)
+    return values.all(dim=0) if name == "is_metric" else values.mean(dim=0)
+
+
+def mean_of(estimates: Sequence[Any]) -> Any:
+    """Mean of several estimates of the same crops: rotations by their chordal mean, everything else
+    by its arithmetic one; a single one is returned unchanged.
+
+    The mean mesh is not exactly the one that the mean parameters pose.
+    """
+    first = estimates[0]
+    if len(estimates) == 1:
+        return first
+    stacked = {n: torch.stack([getattr(e, n) for e in estimates]) for n in _fields_of(first)}
+    return first._replace(**{name: _mean(name, values) for name, values in stacked.items()})
 
 
 class InferenceModule(nn.Module):
@@ -43,7 +148,7 @@ class InferenceModule(nn.Module):
     R_plain_from_crop: Tensor
     plain_from_crop: Tensor
     last_row: Tensor
-    convention: Tensor
+    convention: Tensor | None
 
     def __init__(
         self,
@@ -77,7 +182,6 @@ class InferenceModule(nn.Module):
         self.source, self.cuda_graph = source, cuda_graph
         self.has_fixed_batches = compile or cuda_graph
         self.views = PLAIN if views is None else tuple(views.views)
-        transforms = [CropTransform.of(*view) for view in self.views]
         maps = [
             similarity(
                 torch.tensor([augment.evaluation_scale * scale]),
@@ -86,17 +190,18 @@ class InferenceModule(nn.Module):
             )
             for angle_rad, scale in self.views
         ]
+        transforms = [CropTransform.of(*view) for view in self.views]
+        R, plain, self.log_scales = zip(*transforms, strict=True)
+        # heads give joints by the convention "model"
+        convention = torch.tensor([CONVENTION_NAMES.index(joint_convention)])
         for name, value in (
             ("source_from_crop", torch.cat(maps)),  # [views, 2, 3]
-            ("R_plain_from_crop", torch.stack([t.R_plain_from_crop for t in transforms])),
-            ("plain_from_crop", torch.stack([t.plain_from_crop for t in transforms])),
+            ("R_plain_from_crop", torch.stack(R)),
+            ("plain_from_crop", torch.stack(plain)),
             ("last_row", torch.tensor([[[0.0, 0.0, 1.0]]])),
-            # heads give joints by the convention "model"
-            ("convention", torch.tensor([CONVENTION_NAMES.index(joint_convention)])),
+            ("convention", None if joint_convention == "model" else convention),
         ):
             self.register_buffer(name, value, persistent=False)
-        self.has_convention = joint_convention != "model"
-        self.log_scales = [t.log_scale for t in transforms]
         self._graphs: dict[torch.Size, Graphed[Any]] = {}
         self.to(self.device).eval()
         if compile:
@@ -114,7 +219,7 @@ class InferenceModule(nn.Module):
             joint_convention: [B] int64 indices in `skeleton.CONVENTION_NAMES`; None takes that of
                 the module.
         """
-        if joint_convention is None and self.has_convention:
+        if joint_convention is None and self.convention is not None:
             joint_convention = self.convention.expand(len(image))
         inputs = (image, K_px, has_K, *(() if joint_convention is None else (joint_convention,)))
         if not self.cuda_graph:
@@ -128,19 +233,21 @@ class InferenceModule(nn.Module):
     ) -> Any:
         # Nothing here may wait for the device or read memory of the host: a graph could not.
         estimates = []
-        for i, log_scale in enumerate(self.log_scales):
+        for i in range(len(self.views)):
             source_from_crop = self.source_from_crop[i : i + 1].expand(len(image), 2, 3)
             crop = self.augment.cut(image, source_from_crop)
-            intrinsics = Intrinsics(
-                self.crop_intrinsics(K_px, image.shape[-1], i), has_K, crop.shape[-1]
-            )
+            K_crop_px = self.crop_intrinsics(K_px, image.shape[-1], i)
             with self.autocast():
+                intrinsics = Intrinsics(K_crop_px, has_K, crop.shape[-1])
                 estimate = self.task.predict(crop, joint_convention, intrinsics)
             if self.views is PLAIN:
                 return estimate
-            to_plain = CropTransform(self.R_plain_from_crop[i], self.plain_from_crop[i], log_scale)
-            estimates.append(carried_back(estimate, to_plain))
+            estimates.append(carried_back(estimate, self._to_plain(i)))
         return mean_of(estimates)
+
+    def _to_plain(self, view: int) -> CropTransform:
+        R, plain = self.R_plain_from_crop[view], self.plain_from_crop[view]
+        return CropTransform(R, plain, self.log_scales[view])
 
     def crop_intrinsics(self, K_px: Tensor, side_px: int, view: int = 0) -> Tensor:
         """Intrinsics [B, 3, 3] of a view from those of stored crops of side `side_px`."""
@@ -153,12 +260,14 @@ class InferenceModule(nn.Module):
         """The estimate of a labelled batch on the device, by the module's source."""
         if self.source == "model":
             return self(stored.image, stored.K_crop_px, stored.has_K, stored.joint_convention)
-        task = self.task
-        of_crop = task.mean_estimate if self.source == "mean_hand" else task.label_estimate
-        transforms = [CropTransform.of(*view) for view in self.views]
-        crops = [self.augment.evaluate_at(stored, *view) for view in self.views]
-        pairs = zip(crops, transforms, strict=True)
-        return mean_of([carried_back(of_crop(crop), to_plain) for crop, to_plain in pairs])
+        is_mean = self.source == "mean_hand"
+        of_crop = self.task.mean_estimate if is_mean else self.task.label_estimate
+        return mean_of(
+            [
+                carried_back(of_crop(self.augment.evaluate_at(stored, *view)), self._to_plain(i))
+                for i, view in enumerate(self.views)
+            ]
+        )
 
     @contextmanager
     def staged(self, stages: Stages | None, num: int) -> Iterator[None]:

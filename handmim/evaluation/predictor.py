@@ -1,5 +1,7 @@
-"""A trained model as a function of arrays: crops of hands in, 3D hands out."""
+"""A fine-tuned checkpoint back into its model, and that as a function of arrays: crops of hands in,
+3D hands out."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -7,17 +9,108 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
+from handmim.data.augment import HandAugment
+from handmim.engine.checkpoint import check_fits, check_saved, load_checkpoint
 from handmim.evaluation.inference import InferenceModule
-from handmim.evaluation.load_model import hand_config, load_model, read_model_checkpoint
-from handmim.evaluation.tta import RotatedViews
 from handmim.geometry.camera import px_from_ndc, solve_translation
 from handmim.hand.conventions import mirror_intrinsics, mirror_points, mirror_rotmats
 from handmim.losses.joints import JointEstimate
+from handmim.tasks.regression import RegressionTask
+from handmim.utils.config import build, set_everywhere
 from handmim.utils.timer import Stages
 
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+# What constructors raise for values of a wrong kind or size.
+UNBUILDABLE = (ValueError, RuntimeError, TypeError, AttributeError, LookupError, ArithmeticError)
+
+
+def read_model_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint of fine-tuning whose config builds nothing but our own parts.
+
+    Raises: FileNotFoundError; ValueError for another file, a checkpoint of pretraining, and one
+        whose entries are missing or of another kind.
+    """
+    saved = load_checkpoint(path, map_location="cpu")
+    check_saved(saved, path)
+    return saved
+
+
+def hand_config(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Config of the hand model: the checkpoint's own, but for what is given and not None."""
+    return {**saved["config"]["hand"], **{k: v for k, v in given.items() if v is not None}}
+
+
+def build_part(config: Any, path: str, key: str) -> Any:
+    """Build a part of a checkpoint's config; its path and the part's key are for messages.
+
+    Raises: FileNotFoundError for a file that the part reads; ValueError for a part that cannot be
+        built.
+    """
+    try:
+        return build(config)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path}: {error} ({key} of its config)") from error
+    except (OmegaConfBaseException, *UNBUILDABLE) as error:
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{path}: {key} of its config cannot be built: {text[0]}") from error
+
+
+def load_model(
+    saved: Mapping[str, Any], hand: Mapping[str, Any], path: str
+) -> tuple[RegressionTask, HandAugment]:
+    """The model of `read_model_checkpoint`, its weights loaded, and the rule that its crops are cut
+    by; `hand` as `hand_config` gives it.
+
+    Raises: FileNotFoundError for the hand model; ValueError for another hand than it was trained
+        with, and for a config that does not fit the weights.
+    """
+    config = OmegaConf.create(saved["config"])
+    set_everywhere(config.task, "hand", hand)  # bare joints have none
+    if Path(hand["path"]).exists() and not Path(hand["path"]).is_file():
+        raise ValueError(f"{path}: {hand['path']} is no regular file")
+    augment = build_part(config.augment, path, "augment")
+    if not isinstance(augment, HandAugment):
+        raise ValueError(f"{path}: augment of its config builds a {type(augment).__name__}")
+    _check_networks(config.task, saved["task"], path)
+    task = build_part(config.task, path, "task")
+    if not isinstance(task, RegressionTask):
+        raise ValueError(f"{path}: task of its config builds a {type(task).__name__}")
+    check_same_hand(task.hand_sha256, saved["meta"].get("hand_sha256"), path)
+    check_fits(saved["task"], task.state_dict(), path)
+    task.load_state_dict(saved["task"])
+    return task, augment
+
+
+def _check_networks(config: DictConfig, tensors: Mapping[str, Any], path: str) -> None:
+    """Compare backbone and head with the checkpoint's tensors, before either takes memory."""
+    head: Any = OmegaConf.to_container(config.head)
+    hand = {"hand": build_part(head.pop("hand"), path, "hand")} if "hand" in head else {}
+    with torch.device("meta"):
+        parts = {"backbone": build_part(config.backbone, path, "task.backbone")}
+        make = build_part({**head, "_partial_": True}, path, "task.head")
+        try:
+            parts["head"] = make(dim=parts["backbone"].embed_dim, **hand)
+        except UNBUILDABLE as error:
+            raise ValueError(f"{path}: task.head of its config cannot be built: {error}") from error
+    here = {f"{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
+    check_fits({k: v for k, v in tensors.items() if k.startswith(tuple(parts))}, here, path)
+
+
+def check_same_hand(model: str | None, data: str | None, where: str) -> None:
+    """Refuse to mix hand models, whose vertices and betas mean different things.
+
+    `model` and `data` are SHA-256 of the model's hand and of that which labels or weights `where`
+    were made with; None for one that has none.
+    """
+    if model is not None and data is not None and data != model:
+        raise ValueError(
+            f"{where} was made with hand model {data[:12]}, the model's hand is {model[:12]}: "
+            "their vertices and betas do not correspond (hand.path, data)"
+        )
 
 
 class HandPredictions(NamedTuple):
@@ -34,16 +127,9 @@ class HandPredictions(NamedTuple):
     transl_cam_m: NDArray[np.float64]
 
 
-def root_translation(estimate: JointEstimate, K_crop_px: Tensor, img_px: int) -> Tensor:
-    """Root joint in the camera's frame: the estimate's own where it is metric, or else solved from
-    its projection and K.
-
-    Args:
-        estimate: root-relative joints and their positions in the model's crop.
-        K_crop_px: [B, 3, 3] of the model's crops.
-        img_px: their side.
-    Returns: [B, 3] metres, OpenCV camera, float64.
-    """
+def _root_translation(estimate: JointEstimate, K_crop_px: Tensor, img_px: int) -> Tensor:
+    """Root joint [B, 3] in the camera's frame, float64: the estimate's own where it is metric, or
+    else solved from its projection and the model crops' K."""
     joints_px = px_from_ndc(estimate.joints_crop_ndc.double(), img_px)
     solved = solve_translation(estimate.joints_root_m.double(), joints_px, K_crop_px)
     own, is_metric = (getattr(estimate, name, None) for name in ("transl_cam_m", "is_metric"))
@@ -64,18 +150,16 @@ def hand_predictions(
     mirrored back.
 
     Args:
-        estimate: of B mirrored crops, on the CPU.
-        module: that made it.
-        K_px: [B, 3, 3] intrinsics of the mirrored stored crops, on the CPU.
+        estimate: of B mirrored crops by `module`, on the CPU.
+        K_px: [B, 3, 3] intrinsics of the mirrored stored crops of side `side_px`, on the CPU.
         has_K: [B] bool, where those are known.
         is_left: [B].
-        side_px: of the stored crops.
     """
     transl = np.full((len(is_left), 3), np.nan)
     if bool(has_K.any()):
         known = type(estimate)(*(None if field is None else field[has_K] for field in estimate))
         K_crop_px = module.crop_intrinsics(K_px[has_K].to(module.device), side_px).cpu()
-        transl[has_K.numpy()] = root_translation(known, K_crop_px, module.augment.img_px).numpy()
+        transl[has_K.numpy()] = _root_translation(known, K_crop_px, module.augment.img_px).numpy()
 
     def array(name: str) -> Any:
         value = getattr(estimate, name, None)
@@ -98,30 +182,13 @@ def hand_predictions(
 
 
 class HandPredictor:
-    """Crops of hands through a trained model, batch by batch.
+    """Crops of hands through a trained model, batch by batch; left hands are mirrored before and
+    after.
 
     A crop is a square around a hand as the training set has them, of any side. The model sees its
-    middle, as in evaluation. Left hands are mirrored before and after.
+    middle, as in evaluation.
 
-    Example:
-        from pathlib import Path
-
-        import numpy as np
-
-        import handmim
-        from handmim.images.decode import read_image
-
-        predict = handmim.load("runs/tuned/last.pt", device="cpu")
-        files = sorted(Path("hands").glob("*.jpg"))  # squares around right hands, all of one side
-        crops = np.stack([read_image(file) for file in files])  # [N, S, S, 3] RGB
-        hands = predict(crops)
-        print(hands.verts_root_m.shape)  # [N, 778, 3] metres, relative to the middle knuckle
-
-    Args:
-        module: the model and how it runs.
-        batch_size: crops at a time. The last batch is filled up where shapes have to stay the same
-            (compile, cuda_graph).
-    Raises: ValueError for an empty batch.
+    The last batch is filled up where shapes have to stay the same (compile, cuda_graph).
     """
 
     def __init__(self, module: InferenceModule, batch_size: int = 64) -> None:
@@ -133,8 +200,7 @@ class HandPredictor:
     @classmethod
     def from_checkpoint(
         cls, path: str | Path, device: str | torch.device = "cpu", *, hand_path: str | None = None,
-        precision: str = "32-true", batch_size: int = 64, joint_convention: str = "model",
-        views: RotatedViews | None = None, compile: bool = False, cuda_graph: bool = False,
+        precision: str = "32-true", batch_size: int = 64, **options: Any,
     ) -> "HandPredictor":  # fmt: skip
         """From last.pt or best.pt of a fine-tuning; crops are cut as its evaluation cuts them.
 
@@ -142,8 +208,7 @@ class HandPredictor:
             path: of the checkpoint.
             hand_path: of the hand model, where its file has moved.
             precision: one of `PRECISIONS`.
-            batch_size: crops at a time.
-            device, joint_convention, views, compile, cuda_graph: see `InferenceModule`.
+            options: joint_convention, views, compile, cuda_graph of `InferenceModule`.
         Raises: FileNotFoundError; ValueError for another file, another hand model, unknown options,
             and a device that is not there.
         """
@@ -153,11 +218,8 @@ class HandPredictor:
             raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}")
         saved = read_model_checkpoint(path)
         task, augment = load_model(saved, hand_config(saved, {"path": hand_path}), str(path))
-        module = InferenceModule(
-            task, augment, device, autocast=autocast_of(precision, device),
-            joint_convention=joint_convention, views=views, compile=compile, cuda_graph=cuda_graph,
-        )  # fmt: skip
-        return cls(module, batch_size)
+        autocast = autocast_of(precision, device)
+        return cls(InferenceModule(task, augment, device, autocast=autocast, **options), batch_size)
 
     @property
     def device(self) -> torch.device:
@@ -184,29 +246,27 @@ class HandPredictor:
         crops = np.asarray(crops)
         if crops.ndim != 4 or crops.shape[1] != crops.shape[2] or crops.shape[3] != 3:
             raise ValueError(f"crops must be [N, S, S, 3], got {crops.shape}")
-        if crops.dtype != np.uint8 or not len(crops):
+        num = len(crops)
+        if crops.dtype != np.uint8 or not num:
             raise ValueError(
-                "at least one crop of uint8 in 0..255 is required, got "
-                f"{len(crops)} of {crops.dtype}"
+                f"at least one crop of uint8 in 0..255 is required, got {num} of {crops.dtype}"
             )
-        right = np.ones(len(crops), bool) if is_right is None else np.asarray(is_right)
+        right = np.ones(num, bool) if is_right is None else np.asarray(is_right)
         if right.dtype != bool:
             raise ValueError(f"is_right must be [N] bool, got {right.dtype}")
         K = np.full((3, 3), np.nan) if K_px is None else np.asarray(K_px)
-        if right.shape != (len(crops),) or K.shape not in ((3, 3), (len(crops), 3, 3)):
+        if right.shape != (num,) or K.shape not in ((3, 3), (num, 3, 3)):
             raise ValueError(
-                f"{len(crops)} crops require K_px [3, 3] or [{len(crops)}, 3, 3] and is_right "
-                f"[{len(crops)}], got {K.shape} and {right.shape}"
+                f"{num} crops require K_px [3, 3] or [{num}, 3, 3] and is_right [{num}], got "
+                f"{K.shape} and {right.shape}"
             )
-        K = np.broadcast_to(K, (len(crops), 3, 3))
+        K = np.broadcast_to(K, (num, 3, 3))
         if (K[:, [0, 1], [0, 1]] <= 0).any():
             raise ValueError("focal lengths in K_px must be > 0 (NaN where they are not known)")
-        pieces = [slice(i, i + self.batch_size) for i in range(0, len(crops), self.batch_size)]
+        pieces = [slice(i, i + self.batch_size) for i in range(0, num, self.batch_size)]
         parts = [self._batch(crops[p], K[p], ~right[p], stages) for p in pieces]
-        joined: list[Any] = [
-            None if column[0] is None else np.concatenate(column)
-            for column in zip(*parts, strict=True)
-        ]
+        columns = zip(*parts, strict=True)
+        joined: list[Any] = [None if c[0] is None else np.concatenate(c) for c in columns]
         return HandPredictions(*joined)
 
     def _batch(

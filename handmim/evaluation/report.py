@@ -1,44 +1,53 @@
-"""Results of one evaluation: metrics.json, the official scores.txt, drawings, a table."""
+"""Results of evaluations: metrics.json, the official scores.txt, drawings and a table of one; which
+checkpoints may be averaged, and the mean and spread of several."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import logging
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from handmim.engine.checkpoint import OF_RUNS, require
+from handmim.engine.identity import By, deciding
+from handmim.evaluation.predictor import read_model_checkpoint
+from handmim.utils.config import differences, flatten
 from handmim.utils.files import write_atomic
 from handmim.utils.run import Run
-from handmim.utils.tables import METRICS, print_metrics
+from handmim.utils.tables import METRICS, markdown_table, metric_text, print_metrics
+
+log = logging.getLogger(__name__)
 
 TTA = "tta"  # block of a report, and folder: metrics and files of the mean over several views
 TIME = "ms_per_image"
+Report = Mapping[str, Any]
 
 
-def official_lines(report: dict[str, Any]) -> str:
-    """As the official scripts write scores.txt: one `name: value` per line, six decimals."""
-    return "".join(f"{name}: {value:.6f}\n" for name, value in report["official"].items())
-
-
-def blocks(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _blocks(report: Report) -> dict[str, Report]:
     """Metrics of the plain crops, by "", and of test-time augmentation, by its name."""
     return {"": report} | ({TTA: report[TTA]} if TTA in report else {})
 
 
-def columns_of(rows: Iterable[Mapping[str, Any]]) -> Sequence[tuple[str, str]]:
+def _columns_of(rows: Iterable[Report]) -> Sequence[tuple[str, str]]:
     """Columns of a table of evaluations; times are shown where they were taken."""
     timed = any(TIME in metrics for metrics in rows)
     return (*METRICS, (TIME, "ms/image")) if timed else METRICS
 
 
 def write_report(
-    run: Run, what: str, report: dict[str, Any], sheet: NDArray[np.uint8] | None = None
+    run: Run, what: str, report: Report, sheet: NDArray[np.uint8] | None = None
 ) -> None:
-    """Write and print the metrics; the main process does.
+    """Write metrics.json, scores.txt and predictions.png into the run's folder, and print the
+    metrics; the main process does.
 
     Args:
-        run: whose folder takes metrics.json, scores.txt and predictions.png.
+        run: of the evaluation.
         what: was scored, for the table.
         report: flat metrics, perhaps with the official ones under "official" and those of test-time
             augmentation under "tta".
@@ -51,12 +60,157 @@ def write_report(
     if sheet is not None:
         cv2.imwrite(str(run.dir / "predictions.png"), sheet[:, :, ::-1])
     rows = {}
-    for name, metrics in blocks(report).items():
+    for name, metrics in _blocks(report).items():
         label = f"{TTA}, {metrics['num_views']} views" if name else what
         rows[label] = metrics
-        if "official" in metrics:
-            write_atomic(run.dir / name / "scores.txt", official_lines(metrics))
-            title = f"{label}\n" if len(blocks(report)) > 1 else ""
-            Console().print(title + official_lines(metrics), end="", highlight=False)
-    print_metrics(rows, columns_of(rows.values()))
+        if "official" in metrics:  # as the official scripts write them
+            lines = [f"{key}: {value:.6f}\n" for key, value in metrics["official"].items()]
+            write_atomic(run.dir / name / "scores.txt", "".join(lines))
+            title = f"{label}\n" if TTA in report else ""
+            Console().print(f"{title}{''.join(lines)}", end="", highlight=False)
+    print_metrics(rows, _columns_of(rows.values()))
     run.log.info("metrics: %s", run.dir / "metrics.json")
+
+
+class CheckpointFacts(NamedTuple):
+    """Which checkpoint a line of the table is about."""
+
+    path: str
+    name: str  # of the run that wrote it
+    seed: int
+    step: int
+
+
+def expanded(given: Sequence[str]) -> list[str]:
+    """Files that paths and patterns (`runs/seed*/last.pt`) name: each once, those of a pattern
+    sorted.
+
+    Raises: FileNotFoundError for a pattern that no file matches; ValueError for no paths at all.
+    """
+    files: dict[Path, str] = {}
+    for path in given:
+        is_pattern = has_magic(path) and not Path(path).is_file()
+        matching = sorted(glob(path, recursive=True)) if is_pattern else [path]
+        if not matching:
+            raise FileNotFoundError(f"no file matches {path!r} (checkpoint=)")
+        for match in matching:
+            files.setdefault(Path(match).absolute(), match)
+    if not files:
+        raise ValueError("checkpoint=[] names no file: checkpoint=FILE.pt or [a.pt,b.pt]")
+    return list(files.values())
+
+
+def check_comparable(paths: Sequence[str], data: DictConfig | None) -> list[CheckpointFacts]:
+    """Read what each checkpoint is, and refuse those whose mean has no meaning.
+
+    Compared are the hand model by its content, backbone and head, the evaluation crop, and the data
+    that is scored: `data`, or its own where that is None. What they were trained with may differ.
+
+    Raises: ValueError naming two checkpoints and what they differ in.
+    """
+    facts: list[CheckpointFacts] = []
+    first: dict[str, Any] = {}
+    for path in paths:
+        saved = read_model_checkpoint(path)
+        require(saved, OF_RUNS, path)
+        config = saved["config"]
+        facts.append(CheckpointFacts(path, config["name"], config["seed"], saved["step"]))
+        own = _scored_settings(saved, data)
+        first = first or own
+        if differing := differences(first, own):
+            same_data = ", or on the same data (data=...)"
+            is_data_alone = all(text.startswith("data.") for text in differing)
+            raise ValueError(
+                f"{path} is not averaged with {paths[0]} ({'; '.join(differing)}): score them one "
+                f"at a time (checkpoint=){same_data * is_data_alone}"
+            )
+    seeds = [fact.seed for fact in facts]
+    if len(set(seeds)) < len(seeds):
+        log.warning("seeds %s: the spread is not that of independent runs", seeds)
+    return facts
+
+
+def _scored_settings(saved: Mapping[str, Any], data: DictConfig | None) -> dict[str, Any]:
+    """Leaves that two checkpoints must share for their metrics to be averaged, by dotted name."""
+    config = saved["config"]
+    chosen: Any = config["data"] if data is None else OmegaConf.to_container(data)
+    scored = {**chosen, "test": chosen.get("test") or chosen.get("val"), "val": None}
+    compared = deciding({**config, "data": scored}, By.MEAN)
+    return flatten({"hand": saved["meta"].get("hand_sha256"), **compared})
+
+
+def averaged(reports: Sequence[Report], fold: Callable[[list[float]], float]) -> dict[str, Any]:
+    """`fold` of each metric that all reports have, at any depth; what is no number in them (texts,
+    intervals, findings) is left out."""
+    result: dict[str, Any] = {}
+    for key in reports[0]:
+        values: list[Any] = [report.get(key) for report in reports]
+        if all(isinstance(v, Mapping) for v in values):
+            result |= {key: inner} if (inner := averaged(values, fold)) else {}
+        elif all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+            result[key] = fold([float(v) for v in values])
+    return result
+
+
+def summary(facts: Sequence[CheckpointFacts], reports: Sequence[Report]) -> dict[str, Any]:
+    """The metrics.json of at least two checkpoints: "checkpoints", each with its facts, the folder
+    of its results and its metrics; "mean" and "std", the sample standard deviation, of the metrics
+    that all have."""
+    rows = [
+        {**fact._asdict(), "folder": str(number), "metrics": averaged([report], max)}
+        for number, (fact, report) in enumerate(zip(facts, reports, strict=True), start=1)
+    ]
+    mean, std = (averaged(reports, f) for f in (statistics.fmean, statistics.stdev))
+    return {"checkpoints": rows, "mean": mean, "std": std}
+
+
+def markdown(title: str, made: Report) -> str:
+    """`summary` as a table of Markdown."""
+    rows = [(fact, _blocks(fact["metrics"])) for fact in made["checkpoints"]]
+    every = [metrics for _, blocks in rows for metrics in blocks.values()]
+    columns = [c for c in _columns_of(every) if any(c[0] in metrics for metrics in every)]
+    lines = []
+    for name, mean in _blocks(made["mean"]).items():
+        suffix = f", {name}" * bool(name)
+        for fact, blocks in rows:
+            texts = [metric_text(key, blocks[name].get(key)) for key, _ in columns]
+            about = (str(fact[key]) for key in ("name", "seed", "step"))
+            lines.append([f"{fact['path']}{suffix}", *about, *texts])
+        std = _blocks(made["std"])[name]
+        spread = [
+            f"{metric_text(k, mean[k])} ± {metric_text(k, std[k])}" if k in mean else "-"
+            for k, _ in columns
+        ]
+        lines.append([f"mean ± std of {len(rows)}{suffix}", "", "", "", *spread])
+    headings = ["checkpoint", "run", "seed", "step", *(heading for _, heading in columns)]
+    return (
+        f"# {title}\n\n{markdown_table(headings, lines, num_left=2)}\n\nThe last line of a block "
+        "is the mean and the sample standard deviation over the checkpoints, which have one hand "
+        "model, network and crop, and were scored on the same data.\n"
+    )
+
+
+def write_averages(
+    run: Run, facts: Sequence[CheckpointFacts], reports: Sequence[Report]
+) -> dict[str, Any]:
+    """Write `summary` as metrics.json and table.md into the run's folder, below which the results
+    of each checkpoint lie, and print it; the main process does. Returns the summary."""
+    made = summary(facts, reports)
+    if not run.is_main:
+        return made
+    write_atomic(run.dir / "table.md", markdown(run.name, made))
+    run.write_json("metrics.json", made)
+    run.discard_replaced()
+    labelled = {
+        f"{number}: {fact.name}, seed {fact.seed}, step {fact.step}": report
+        for number, (fact, report) in enumerate(zip(facts, reports, strict=True), start=1)
+    }
+    labelled |= {f"{what} of {len(facts)}": made[what] for what in ("mean", "std")}
+    rows = {
+        f"{label}{f', {name}' * bool(name)}": _blocks(report)[name]
+        for name in _blocks(made["mean"])
+        for label, report in labelled.items()
+    }
+    print_metrics(rows, _columns_of(rows.values()))
+    run.log.info("metrics: %s and %s", run.dir / "metrics.json", run.dir / "table.md")
+    return made

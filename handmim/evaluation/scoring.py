@@ -32,6 +32,7 @@ METRICS = (*(key for key in KEYS if not key.startswith("num_")), "err2d_percent"
 SHOWN = {"mpjpe_mm": "MPJPE", "pa_mpjpe_mm": "PA-MPJPE", "pa_mpvpe_mm": "PA-MPVPE"}
 PCK_SHARE = 0.1  # of the crop's side: a 2D joint nearer than this is a hit
 PLACEMENTS = ("predicted", "given_wrist")
+LOG_EVERY = 20  # batches
 
 Image = NDArray[np.uint8]
 
@@ -47,19 +48,12 @@ class CameraHands(NamedTuple):
 def estimates(
     module: InferenceModule,
     dataset: Dataset[HandSample],
-    batch_size: int,
-    num_workers: int,
+    batch_size: int = 64,
+    num_workers: int = 0,
     timer: Timer | None = None,
 ) -> Iterator[tuple[HandBatch, Any]]:
-    """Stored crops of a whole set in order, on the device, and their estimates.
-
-    Args:
-        module: the model.
-        dataset: crops.
-        batch_size: samples at a time.
-        num_workers: loader processes.
-        timer: takes the times of cutting and estimating, without reading and moving images.
-    """
+    """Stored crops of a whole set in order, on the device, and their estimates; `timer` takes the
+    times of cutting and estimating, without reading and moving images."""
     for stored in batches(dataset, batch_size, num_workers):
         stored = stored.moved(module.device)
         with torch.no_grad(), timer.lap(len(stored.image)) if timer else nullcontext():
@@ -67,33 +61,23 @@ def estimates(
         yield stored, estimate
 
 
-def drawn(
-    module: InferenceModule, stored: HandBatch, estimate: JointEstimate, num_images: int
-) -> Image:
-    """The first estimates of a batch beside their ground truth."""
+def _drawn(module: InferenceModule, stored: HandBatch, estimate: Any, num_images: int) -> Image:
     first = module.augment.evaluate(HandBatch(*(field[:num_images] for field in stored)))
     return draw_predictions(first, estimate, module.task.faces, num_images)
 
 
 @torch.no_grad()
 def score(
-    module: InferenceModule,
-    dataset: Dataset[HandSample],
-    *,
-    batch_size: int = 64,
-    num_workers: int = 0,
-    num_images: int = 0,
-    timer: Timer | None = None,
+    module: InferenceModule, dataset: Dataset[HandSample], *, num_images: int = 0, **options: Any
 ) -> tuple[dict[str, float], Image | None]:
     """Root-relative and aligned metrics over a whole set, each over the samples that are labelled
     for it.
 
+    Samples with all joints in 3D count for joint metrics, those of them with vertices for mesh
+    metrics where the model has a mesh, those with any joint in the image for the 2D error.
+
     Args:
-        module: the model.
-        dataset: crops. Samples with all joints in 3D count for joint metrics, those of them with
-            vertices for mesh metrics where the model has a mesh, those with any joint in the image
-            for the 2D error.
-        batch_size, num_workers, timer: see `estimates`.
+        module, dataset, options: see `estimates`.
         num_images: samples drawn beside their ground truth.
     Returns: metrics with their units in the names and the counts behind them; the drawings or None.
     Raises: ValueError when nothing is labelled.
@@ -101,12 +85,12 @@ def score(
     # Every process scores the whole set, so there is nothing to gather.
     metrics = HandMetrics(root_joint=ROOT_JOINT)
     sheet, errors, total = None, [], 0
-    for stored, state in estimates(module, dataset, batch_size, num_workers, timer):
+    for stored, state in estimates(module, dataset, **options):
         labels = module.augment.evaluation_labels(stored)
         if sheet is None and num_images:
-            sheet = drawn(module, stored, state, num_images)
+            sheet = _drawn(module, stored, state, num_images)
         total += len(stored.image)
-        errors.append(errors_2d(state, labels).cpu())
+        errors.append(_errors_2d(state, labels).cpu())
         whole = labels.joints_valid.all(dim=1)
         if bool(whole.any()):
             verts = state.verts_root_m
@@ -134,7 +118,7 @@ def score(
     return results, sheet
 
 
-def errors_2d(state: JointEstimate, labels: HandBatch) -> Tensor:
+def _errors_2d(state: JointEstimate, labels: HandBatch) -> Tensor:
     """Of the k samples that have any joint in the image: mean distance of estimated to labelled
     joints as a share of the crop's side, and share of joints nearer than `PCK_SHARE`: [k, 2]."""
     distance = crop_share_errors(state.joints_crop_ndc.float(), labels.kp2d_crop_ndc)
@@ -149,34 +133,32 @@ def predict_camera_hands(
     dataset: Dataset[HandSample],
     *,
     placement: str = "predicted",
-    batch_size: int = 64,
-    num_workers: int = 0,
     num_images: int = 0,
-    timer: Timer | None = None,
+    **options: Any,
 ) -> CameraHands:
     """Joints and vertices of every sample in order, as benchmarks take them.
 
     Args:
         module: the model, with a mesh.
         dataset: crops with intrinsics.
-        placement: "predicted" takes the model's root translation (`predictor.root_translation`);
-            "given_wrist" takes the labelled wrist, as HO-3D's evaluation provides it.
-        batch_size, num_workers, timer: see `estimates`.
+        placement: "predicted" takes the model's root translation; "given_wrist" takes the labelled
+            wrist, as HO-3D's evaluation provides it.
         num_images: samples drawn beside their ground truth.
+        options: see `estimates`.
     Raises: ValueError for another placement, or samples without K or a wrist where it is needed.
     """
     if placement not in PLACEMENTS:
         raise ValueError(f"placement must be one of {PLACEMENTS}, got {placement!r}")
     total = len(dataset)  # type: ignore[arg-type]
     joints, verts, sheet, done = [], [], None, 0
-    for stored, state in estimates(module, dataset, batch_size, num_workers, timer):
+    for number, (stored, state) in enumerate(estimates(module, dataset, **options), start=1):
         if sheet is None and num_images:
-            sheet = drawn(module, stored, state, num_images)
+            sheet = _drawn(module, stored, state, num_images)
         hands = in_camera(module, stored, state, placement)
         joints.append(hands[0])
         verts.append(hands[1])
         done += len(stored.image)
-        if done % (20 * batch_size) < batch_size:
+        if number % LOG_EVERY == 0:
             log.info("predicted %d of %d", done, total)
     return CameraHands(np.concatenate(joints), np.concatenate(verts), sheet)
 
@@ -184,13 +166,9 @@ def predict_camera_hands(
 def in_camera(
     module: InferenceModule, stored: HandBatch, state: Any, placement: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Joints [B, 21, 3] and vertices [B, V, 3] of one batch in the camera's frame, metres.
+    """Joints [B, 21, 3] and vertices [B, V, 3] of one batch in the camera's frame, metres; `state`
+    is the module's estimate in the plain evaluation crops.
 
-    Args:
-        module: that made the estimate.
-        stored: crops and their labels.
-        state: the estimate in the plain evaluation crops.
-        placement: see `predict_camera_hands`.
     Raises: ValueError where K, or the wrist, is not known.
     """
     given_wrist = placement == "given_wrist"
@@ -218,15 +196,8 @@ def in_camera(
 
 
 class EvalHook:
-    """Validation metrics while fine-tuning.
-
-    Args:
-        dataset: labelled crops.
-        augment: its evaluation crop is used.
-        every: steps between evaluations; None for the last step only.
-        batch_size: samples at a time.
-        num_workers: loader processes.
-    """
+    """Validation metrics while fine-tuning, over the evaluation crops of `augment`; `every` is in
+    steps, None for the last one only."""
 
     at_start = False
 

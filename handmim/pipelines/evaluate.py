@@ -12,16 +12,22 @@ from handmim.data.label_files import find_ground_truth, read_ground_truth
 from handmim.engine.checkpoint import require
 from handmim.engine.workers import Watchdog
 from handmim.evaluation.inference import SOURCES, InferenceModule
-from handmim.evaluation.load_model import (
+from handmim.evaluation.official import score_file, submit
+from handmim.evaluation.predictor import (
     build_part,
     check_same_hand,
     hand_config,
     load_model,
     read_model_checkpoint,
 )
-from handmim.evaluation.multi_checkpoint import check_comparable, expanded, write_averages
-from handmim.evaluation.official import score_file, submit
-from handmim.evaluation.report import TIME, TTA, write_report
+from handmim.evaluation.report import (
+    TIME,
+    TTA,
+    check_comparable,
+    expanded,
+    write_averages,
+    write_report,
+)
 from handmim.evaluation.scoring import predict_camera_hands, score
 from handmim.pipelines.setup_run import setup_run
 from handmim.utils.config import build, resolved, set_everywhere

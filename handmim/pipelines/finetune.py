@@ -12,7 +12,7 @@ from handmim.engine.checkpoint import BEST, LAST, checkpoints_of
 from handmim.engine.signals import StopSignals
 from handmim.engine.trainer import FitResult, Trainer
 from handmim.engine.workers import Watchdog
-from handmim.evaluation.load_model import check_same_hand
+from handmim.evaluation.predictor import check_same_hand
 from handmim.evaluation.scoring import EvalHook
 from handmim.models.weights.load import load_initial
 from handmim.pipelines.labels import choose_labels

@@ -105,6 +105,7 @@ TARGETS: dict[str, str] = {
     "handmim.tasks.alarms.CollapseAlarms": "handmim.diagnostics.collapse.CollapseDetection",
     "handmim.tasks.probing": "handmim.diagnostics.probe",
     "handmim.data.mixed": "handmim.data.datasets",
+    "handmim.evaluation.tta": "handmim.evaluation.inference",
     "handmim.losses.total.Weighted": "handmim.losses.composite.LossTerm",
     "handmim.losses.joints.Joints3D": "handmim.losses.joints.JointLoss",
     "handmim.losses.joints.Joints3DAbs": "handmim.losses.joints.CameraJointLoss",

@@ -12,9 +12,15 @@ from handmim.data.augment import HandAugment
 from handmim.data.freihand import FreiHand
 from handmim.data.loader import collate_hands
 from handmim.data.samples import mirror_sample
-from handmim.evaluation.inference import InferenceModule
+from handmim.evaluation.inference import (
+    RULES,
+    CropTransform,
+    InferenceModule,
+    RotatedViews,
+    carried_back,
+    mean_of,
+)
 from handmim.evaluation.scoring import in_camera, predict_camera_hands, score
-from handmim.evaluation.tta import RULES, CropTransform, RotatedViews, carried_back, mean_of
 from handmim.geometry.camera import ndc_from_px, project, project_weak, px_from_ndc
 from handmim.geometry.rotation import chordal_mean
 from handmim.losses.joints import JointLoss

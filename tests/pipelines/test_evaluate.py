@@ -16,7 +16,7 @@ from handmim.data.freihand import FreiHand
 from handmim.data.label_files import read_ground_truth
 from handmim.engine.checkpoint import load_checkpoint, save_checkpoint
 from handmim.evaluation.benchmarks import FREIHAND
-from handmim.evaluation.multi_checkpoint import (
+from handmim.evaluation.report import (
     CheckpointFacts,
     averaged,
     check_comparable,

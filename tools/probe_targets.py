@@ -19,8 +19,8 @@ from handmim.objectives.experimental.low_res_recon import low_resolution
 from handmim.objectives.hog import oriented_gradients
 from handmim.types import HandSample
 from handmim.utils.config import build
+from handmim.utils.console import print_metrics
 from handmim.utils.entry import tool
-from handmim.utils.tables import print_metrics
 
 TARGETS = {
     "grey 24 x 24": lambda image: low_resolution(image[:, None], 24).flatten(1),

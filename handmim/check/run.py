@@ -19,9 +19,9 @@ from handmim.check.hand import check_hand
 from handmim.check.ho3d import check_ho3d
 from handmim.check.images import check_crops, check_keypoints
 from handmim.utils.config import resolved
+from handmim.utils.console import print_table
 from handmim.utils.files import write_atomic
 from handmim.utils.findings import Finding
-from handmim.utils.tables import print_table
 
 COLOURS = {"ok": "green", "warning": "yellow", "error": "bold red"}
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from handmim.utils.console import Progress
 from handmim.utils.files import write_atomic
-from handmim.utils.progress import Progress
 from handmim.utils.ranks import objects_of_ranks
 from handmim.utils.rows import read_rows, row_line
 

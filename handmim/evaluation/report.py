@@ -18,9 +18,9 @@ from handmim.engine.checkpoint import OF_RUNS, require
 from handmim.engine.identity import By, deciding
 from handmim.evaluation.predictor import read_model_checkpoint
 from handmim.utils.config import differences, flatten
+from handmim.utils.console import METRICS, markdown_table, metric_text, print_metrics
 from handmim.utils.files import write_atomic
 from handmim.utils.run import Run
-from handmim.utils.tables import METRICS, markdown_table, metric_text, print_metrics
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from handmim.experiments.plan import Run
 from handmim.experiments.table import Column, Table
-from handmim.utils.tables import markdown_table
+from handmim.utils.console import markdown_table
 
 
 class Entry(NamedTuple):

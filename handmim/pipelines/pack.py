@@ -3,8 +3,8 @@
 import argparse
 import logging
 
+from handmim.utils.console import Progress
 from handmim.utils.overrides import given_output, given_path
-from handmim.utils.progress import Progress
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Time of work on a device."""
+"""Time of work on a device, batch by batch."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,9 +6,11 @@ from contextlib import contextmanager
 
 import torch
 
+Laps = list[tuple[float, int]]  # seconds, items
+
 
 def wait_for(device: torch.device) -> None:
-    """Return once the device has done what it was asked."""
+    """Return once the device has done its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
@@ -26,16 +28,57 @@ def work_clock(device: torch.device) -> Callable[[], float]:
     return waited
 
 
-class Timer:
-    """Seconds per item of work that is done batch by batch.
+def _per_item(laps: Laps) -> float:
+    """Seconds over all batches but the first, which warms up, unless there is no other."""
+    if not laps:
+        raise ValueError("nothing was timed")
+    laps = laps[1:] or laps
+    return sum(seconds for seconds, _ in laps) / sum(num for _, num in laps)
 
-    Args:
-        device: whose queue is waited for before and after each batch.
-    """
+
+class Stages:
+    """Seconds of each stage of work, one stage after another; the device's queue is waited for at
+    the end of each."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.laps: list[tuple[float, int]] = []  # seconds, items
+        self.laps: dict[str, Laps] = {}
+        self._began = 0.0
+
+    def begin(self) -> None:
+        """A batch begins."""
+        wait_for(self.device)
+        self._began = time.perf_counter()
+
+    def done(self, stage: str, num_items: int) -> None:
+        """What happened since the last call was this stage of a batch."""
+        wait_for(self.device)
+        now = time.perf_counter()
+        self.laps.setdefault(stage, []).append((now - self._began, num_items))
+        self._began = now
+
+    @property
+    def seconds_per_item(self) -> dict[str, float]:
+        """By stage, over all batches but the first, unless there is no other."""
+        return {stage: _per_item(laps) for stage, laps in self.laps.items()}
+
+    def __str__(self) -> str:
+        """A line per stage and one of all: milliseconds per item and share."""
+        seconds = self.seconds_per_item
+        total = sum(seconds.values())
+        width = max(map(len, [*seconds, "all"]))
+        return "\n".join(
+            f"{stage:<{width}} {1e3 * each:9.3f} ms {each / total:6.1%}"
+            for stage, each in {**seconds, "all": total}.items()
+        )
+
+
+class Timer:
+    """Seconds per item of work; the device's queue is waited for before and after each batch."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.laps: Laps = []
 
     @contextmanager
     def lap(self, num_items: int) -> Iterator[None]:
@@ -48,53 +91,8 @@ class Timer:
 
     @property
     def seconds_per_item(self) -> float:
-        """Over all batches but the first, which warms up, unless there is no other.
+        """As `Stages`.
 
         Raises: ValueError when nothing was timed.
         """
-        laps = self.laps[1:] or self.laps
-        if not laps:
-            raise ValueError("nothing was timed")
-        return sum(seconds for seconds, _ in laps) / sum(num for _, num in laps)
-
-
-class Stages:
-    """Seconds of each stage of work that is done batch by batch, one stage after another.
-
-    Args:
-        device: whose queue is waited for at the end of each stage.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.watches: dict[str, Timer] = {}
-        self._began = 0.0
-
-    def begin(self) -> None:
-        """A batch begins."""
-        wait_for(self.device)
-        self._began = time.perf_counter()
-
-    def done(self, stage: str, num_items: int) -> None:
-        """What happened since the last call was this stage of a batch."""
-        wait_for(self.device)
-        now = time.perf_counter()
-        watch = self.watches.setdefault(stage, Timer(self.device))
-        watch.laps.append((now - self._began, num_items))
-        self._began = now
-
-    @property
-    def seconds_per_item(self) -> dict[str, float]:
-        """By stage, over all batches but the first, unless there is no other."""
-        return {stage: watch.seconds_per_item for stage, watch in self.watches.items()}
-
-    def __str__(self) -> str:
-        """A line per stage and one of all: milliseconds per item and share."""
-        seconds = self.seconds_per_item
-        total = sum(seconds.values())
-        width = max(map(len, [*seconds, "all"]))
-        lines = [
-            f"{stage:<{width}} {1e3 * each:9.3f} ms {each / total:6.1%}"
-            for stage, each in {**seconds, "all": total}.items()
-        ]
-        return "\n".join(lines)
+        return _per_item(self.laps)

@@ -206,7 +206,7 @@ def test_stages_have_times_and_change_nothing(trained, crops):
     assert lines[-1].endswith("100.0%")
     for a, b in zip(timed, predictor(crops), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert len(stages.watches["backbone"].laps) == 3, "hooks are gone after the call"
+    assert len(stages.laps["backbone"]) == 3, "hooks are gone after the call"
 
 
 def test_bfloat16_is_near(trained, crops):

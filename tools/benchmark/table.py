@@ -11,8 +11,8 @@ import torch
 from rich.table import Table
 
 from benchmark.core import Row
+from handmim.utils.console import print_table
 from handmim.utils.files import write_atomic
-from handmim.utils.tables import print_table
 
 CPU_MODEL = ("model name", "Hardware", "cpu model")
 

@@ -22,9 +22,9 @@ from handmim.hand.arrays import HandArrays
 from handmim.hand.io import load_hand_arrays, resolve_hand_path
 from handmim.render.cache import cores, run_workers
 from handmim.render.scene import SceneSettings
+from handmim.utils.console import Progress
 from handmim.utils.files import atomic_path
 from handmim.utils.processes import end_with_parent
-from handmim.utils.progress import Progress
 from synthesis.layout import Labels, Layout, write_text
 from synthesis.mano import write_fake_mano
 from synthesis.metadata import (

@@ -25,14 +25,8 @@ def sinkhorn_knopp(logits: Tensor, temp: float, num_iters: int = 3, *, sync: boo
     """Soft assignment in which every prototype gets an equal share of the batch (SwAV, DINOv2).
 
     Columns and rows of exp(logits / temp) are normalised alternately, in logarithms: prototypes far
-    from all rows neither underflow nor need a floor.
-
-    Args:
-        logits: [M, P] in full precision.
-        temp: softmax temperature.
-        num_iters: column and row normalisations.
-        sync: the rows of all processes count together; every process has to call then.
-    Returns: [M, P], rows sum to 1.
+    from all rows neither underflow nor need a floor. With `sync` the rows of all processes count
+    together, which all have to call. [M, P] in full precision to [M, P], rows sum to 1.
     """
     log_q = logits / temp
     sync = sync and is_spread_out()
@@ -47,14 +41,8 @@ class Centering(nn.Module):
 
     A forward pass changes nothing, and `follow` only adds to a sum: the centre moves in `move`,
     once when a step is over, however many parts its batch came in. So targets of a step are centred
-    by earlier steps (as in DINO and iBOT).
-
-    Args:
-        num_prototypes: P.
-        momentum: of the centre.
-        over: the patches whose mean logit is followed: "masked" ones (DINOv2) or "all" (iBOT); read
-            by `objectives.patch_distill`. A centre of class tokens follows all of them anyway.
-    Raises: ValueError for values out of range.
+    by earlier steps (as in DINO and iBOT). over: the patches whose mean logit is followed, "masked"
+    ones (DINOv2) or "all" (iBOT); a centre of class tokens follows all of them anyway.
     """
 
     centre: Tensor
@@ -75,12 +63,7 @@ class Centering(nn.Module):
 
     @torch.no_grad()
     def follow(self, mean_logits: Tensor, count: int) -> None:
-        """Add tokens that the centre will follow.
-
-        Args:
-            mean_logits: [P] of this process; ignored where count is 0.
-            count: tokens it is the mean of.
-        """
+        """Add `count` tokens of this process with their [P] mean, which the centre will follow."""
         if count:
             own = mean_logits.to(self.centre.dtype) * count
             total = torch.cat([own, own.new_tensor([float(count)])])
@@ -92,8 +75,8 @@ class Centering(nn.Module):
 
     @torch.no_grad()
     def move(self) -> None:
-        """Move the centre towards the mean logit of the tokens of all processes, which all have to
-        call; without any token nothing moves."""
+        """Move the centre towards the mean logit of all processes' tokens, if there are any; all
+        processes have to call."""
         total, self._pending = self._pending, None
         if is_spread_out():
             total = self.centre.new_zeros(len(self.centre) + 1) if total is None else total
@@ -104,20 +87,14 @@ class Centering(nn.Module):
 
 
 class Sinkhorn(nn.Module):
-    """Stateless alternative to `Centering` with the same methods.
-
-    Args:
-        num_prototypes: P, unused but part of the common constructor.
-        num_iters: Sinkhorn-Knopp iterations.
-    Raises: ValueError for less than one iteration.
-    """
+    """Stateless alternative to `Centering` by Sinkhorn-Knopp, with the same constructor."""
 
     over = "masked"
 
     def __init__(self, num_prototypes: int, num_iters: int = 3) -> None:
         super().__init__()
         at_least(1, num_iters=num_iters)
-        self.num_prototypes, self.num_iters = num_prototypes, num_iters
+        self.num_iters = num_iters
 
     def forward(self, logits: Tensor, temp: float) -> Tensor:
         """[M, P] logits to [M, P] probabilities; in eval mode one process may call alone."""

@@ -65,14 +65,11 @@ def visible(tokens: Tensor, is_masked: Tensor) -> Tensor:
 
 
 def attend(attn: Attention, qkv: Tensor, attention: str = "auto") -> Tensor:
-    """Multi-head self-attention of sequences, before the output projection.
+    """Multi-head self-attention of sequences, before the output projection: [B, T, 3 D] to
+    [B, T, D].
 
-    Args:
-        attn: holds heads, scale and norms.
-        qkv: [B, T, 3 D].
-        attention: "fused" calls torch's kernel, "written_out" multiplies, softens and multiplies;
-            "auto" writes it out in bfloat16 on a CPU, where the kernel's backward is the slower.
-    Returns: [B, T, D].
+    "fused" calls torch's kernel, "written_out" multiplies, softens and multiplies; "auto" writes it
+    out in bfloat16 on a CPU, where the kernel's backward is the slower.
     """
     q, k, v = qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     q, k = attn.q_norm(q), attn.k_norm(k)
@@ -93,39 +90,28 @@ def attend(attn: Attention, qkv: Tensor, attention: str = "auto") -> Tensor:
 
 
 def mixed_values(block: Any, x: Tensor, sizes: Sizes, attention: str) -> Tensor:
-    """The attention branch of packed rows [R, D] up to where heads meet: [R, D]."""
+    """[R, D]: the attention branch up to where heads meet."""
     each = unpack(block.attn.qkv(block.norm1(x)), sizes)
     return block.attn.norm(pack([attend(block.attn, qkv, attention) for qkv in each])[0])
 
 
 def attended(block: Any, values: Tensor) -> Tensor:
-    """The rest of the attention branch: [..., D] to the same."""
+    """The rest of the attention branch."""
     return block.ls1(block.attn.proj_drop(block.attn.proj(values)))
 
 
 def fed_forward(block: Any, x: Tensor) -> Tensor:
-    """The branch of the two-layer network: [..., D] to the same."""
+    """The branch of the two-layer network."""
     return block.ls2(block.mlp(block.norm2(x)))
 
 
 def run_block(
     block: Any, x: Tensor, sizes: Sizes, attention: str = "auto", keep: Tensor | None = None
 ) -> Tensor:
-    """One transformer block on packed rows.
-
-    Args:
-        block: one that `is_plain`.
-        x: [R, D].
-        sizes: of the packed batches.
-        attention: as in `attend`.
-        keep: [K] rows that are required; None = all.
-    Returns: [R, D], or [K, D] in the order of `keep`.
-    """
+    """A block that `is_plain` on packed rows [R, D]; [K, D] where rows `keep` [K] alone are
+    required, in that order."""
     if keep is not None:
-        first, second = shares_of(block, x, sizes)
-        values, x = mixed_values(block, x, sizes, attention)[keep], x[keep]
-        x = _scaled(x, attended(block, values), None if first is None else first[keep])
-        return _scaled(x, fed_forward(block, x), None if second is None else second[keep])
+        return whole_block(block, x, sizes, attention, *shares_of(block, x, sizes), keep)
 
     def attend_all(x: Tensor, sizes: Sizes) -> Tensor:
         return attended(block, mixed_values(block, x, sizes, attention))
@@ -141,15 +127,14 @@ def whole_block(
     attention: str,
     first: Tensor | None,
     second: Tensor | None,
+    keep: Tensor | None = None,
 ) -> Tensor:
-    """`run_block` on all rows with draws made outside: the same code for every block, as a compiler
-    takes it.
-
-    Args:
-        block, x, sizes, attention: as in `run_block`.
-        first, second: of `shares_of`.
-    """
+    """`run_block` with draws made outside (`shares_of`): the same code for every block, as a
+    compiler takes it."""
     values = mixed_values(block, x, sizes, attention)
+    if keep is not None:
+        values, x = values[keep], x[keep]
+        first, second = (None if s is None else s[keep] for s in (first, second))
     x = _scaled(x, attended(block, values), first)
     return _scaled(x, fed_forward(block, x), second)
 
@@ -175,11 +160,8 @@ def _scaled(x: Tensor, branch: Tensor, shares: Tensor | None) -> Tensor:
 def _added(
     drop_path: nn.Module, x: Tensor, sizes: Sizes, branch: Callable[[Tensor, Sizes], Tensor]
 ) -> Tensor:
-    """Rows [R, D] and a branch of them, under stochastic depth.
-
-    On a CPU a branch is not computed for sequences that it is dropped for; elsewhere it is
-    multiplied by 0, which keeps shapes fixed and waits for nothing.
-    """
+    """Rows and a branch of them under stochastic depth. A CPU leaves out what is dropped; elsewhere
+    it is multiplied by 0, which keeps shapes fixed and waits for nothing."""
     shares = _shares(drop_path, x, sizes)
     if shares is None or x.device.type != "cpu":
         return _scaled(x, branch(x, sizes), shares)

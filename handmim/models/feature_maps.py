@@ -2,13 +2,14 @@
 auxiliary drawings."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handmim.hand.skeleton import NUM_JOINTS
-from handmim.models.batch_norm import BatchNorm2d
+from handmim.models.layers import BatchNorm2d
 from handmim.utils.arguments import one_of
 
 NORMS = ("group", "batch")
@@ -21,14 +22,7 @@ def _norm(kind: str, channels: int) -> nn.Module:
 
 class LightPyramid(nn.Module):
     """Maps of h, 2h, 4h, ...: 1x1 convolution, then bilinear and separable 3x3; far cheaper than
-    deconvolutions.
-
-    Args:
-        dim: width of the token map.
-        channels: width of every map.
-        num_levels: maps, each twice as fine as the one before.
-        norm: "group" (the same features in a small batch and in evaluation) or "batch".
-    """
+    deconvolutions. norm: "group" (the same in small batches and in evaluation) or "batch"."""
 
     def __init__(
         self, dim: int, *, channels: int = 128, num_levels: int = 3, norm: str = "group"
@@ -57,14 +51,7 @@ class LightPyramid(nn.Module):
 
 class DeconvPyramid(nn.Module):
     """PyMAF's maps: 4x4 deconvolutions of stride 2 (Zhang et al. 2021, arXiv 2103.16507), after a
-    1x1 and a 3x3 convolution of the token map.
-
-    Args:
-        dim: width of the token map.
-        channels: width of every map, 256 in PyMAF.
-        num_levels: maps, each twice as fine as the one before.
-        norm: "batch" as in PyMAF, or "group".
-    """
+    1x1 and a 3x3 convolution of the token map."""
 
     def __init__(
         self, dim: int, *, channels: int = 256, num_levels: int = 3, norm: str = "batch"
@@ -75,13 +62,9 @@ class DeconvPyramid(nn.Module):
             *self._unit(nn.Conv2d(dim, channels, 1, bias=False), norm),
             *self._unit(nn.Conv2d(channels, channels, 3, padding=1, bias=False), norm),
         )
+        up = partial(nn.ConvTranspose2d, channels, channels, 4, stride=2, padding=1, bias=False)
         self.refine = nn.ModuleList(
-            nn.Sequential(
-                *self._unit(
-                    nn.ConvTranspose2d(channels, channels, 4, stride=2, padding=1, bias=False), norm
-                )
-            )
-            for _ in range(num_levels - 1)
+            nn.Sequential(*self._unit(up(), norm)) for _ in range(num_levels - 1)
         )
 
     def _unit(self, conv: nn.Module, norm: str) -> tuple[nn.Module, ...]:
@@ -127,8 +110,7 @@ def sample_map(feature_map: Tensor, points_ndc: Tensor) -> Tensor:
 
 
 def _corners(points_ndc: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
-    """The four cells around each point, as indices of a map row by row, and their weights, 0 for
-    those outside: [B, P, 2] to [B, P, 4] each."""
+    """[B, P, 4] indices, row by row, of the cells around each point, and weights, 0 outside."""
     size = points_ndc.new_tensor([w, h])
     position = (points_ndc + 1) * (size / 2) - 0.5
     low = position.floor()
@@ -145,12 +127,7 @@ def _corners(points_ndc: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
 
 
 class AuxMaps(nn.Module):
-    """Auxiliary 1x1 convolutions of a feature map: joint heat maps and the hand's silhouette.
-
-    Args:
-        channels: width of the map.
-        heatmaps, silhouette: which of the two are drawn.
-    """
+    """Auxiliary 1x1 convolutions of a feature map: joint heat maps and the hand's silhouette."""
 
     def __init__(self, channels: int, *, heatmaps: bool, silhouette: bool) -> None:
         super().__init__()

@@ -1,18 +1,21 @@
-"""The EMA teacher: a frozen copy that follows the student by name."""
+"""Moving averages of weights: the EMA teacher, a frozen copy that follows the student by name, and
+the decay of the average that fine-tuning keeps."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import nn
+
+from handmim.utils.arguments import below_one
 
 
 class EmaTeacher(nn.Module):
     """Exponential moving average of a student's modules; always in eval mode, never trained.
 
-    Args:
-        student: modules to copy; parameters and buffers are paired by name.
-        shared: modules among them that hold constants alone: the teacher uses them uncopied.
+    Modules in `shared` hold constants alone: the teacher uses them uncopied.
     """
 
     def __init__(self, student: nn.ModuleDict, shared: Iterable[nn.Module] = ()) -> None:
@@ -26,10 +29,8 @@ class EmaTeacher(nn.Module):
 
     @torch.no_grad()
     def update(self, student: nn.ModuleDict, momentum: float) -> None:
-        """teacher <- momentum * teacher + (1 - momentum) * student.
-
-        Buffers are copied: running statistics of batch norm, where there is any, stay those of the
-        student's own activations.
+        """teacher <- momentum * teacher + (1 - momentum) * student; buffers, such as running
+        statistics of batch norm, are copied.
 
         Raises: ValueError when the two modules do not have the same parameters.
         """
@@ -44,3 +45,34 @@ class EmaTeacher(nn.Module):
         for name, buffer in self.net.named_buffers():
             if buffer is not buffers[name]:
                 buffer.copy_(buffers[name])
+
+
+@dataclass(frozen=True)
+class Averaging:
+    """Share of a moving average of weights that stays at every step: `decay`, and with `warmup` at
+    most (1 + n) / (10 + n) at step n = 0, 1, ..., so that a short run does not average the weights
+    it began with."""
+
+    decay: float = 0.9998
+    warmup: bool = True
+
+    def __post_init__(self) -> None:
+        below_one(decay=self.decay)
+
+    def __call__(self, step: int) -> float:
+        """Share of the average that stays at step 0, 1, ..."""
+        return min(self.decay, (1 + step) / (10 + step)) if self.warmup else self.decay
+
+
+def averaging_of(settings: Mapping[str, Any] | float | None) -> Averaging | None:
+    """Settings as a config gives them, or the decay alone; None averages nothing."""
+    if settings is None:
+        return None
+    if isinstance(settings, (int, float)):
+        below_one(average=settings)
+        return Averaging(settings)
+    known = {f.name for f in fields(Averaging)}
+    unknown = sorted(set(settings) - known)
+    if unknown:
+        raise ValueError(f"averages have no settings {unknown}, they have {sorted(known)}")
+    return Averaging(**settings)

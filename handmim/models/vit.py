@@ -1,8 +1,7 @@
 """Vision transformer with mask tokens: a thin coat over timm's, whose weights timm loads back.
 
-Pictures come in as [0, 1]; the backbone normalises them itself, so that pretraining, fine-tuning,
-probing and inference cannot disagree about it. Masking and export live here; heads and losses do
-not.
+Images come in as [0, 1]; the backbone normalises them itself, so that pretraining, fine-tuning,
+probing and inference cannot disagree about it.
 """
 
 import json
@@ -29,6 +28,7 @@ from handmim.models.encoder import (
     whole_block,
 )
 from handmim.types import Tokens
+from handmim.utils.arguments import one_of
 from handmim.utils.tensor_files import save_weights
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -38,13 +38,7 @@ PIXEL_NORMS = ("imagenet", "per_image")
 
 
 def standardise_per_image(image: Tensor, floor: float = 0.03) -> Tensor:
-    """Remove each image's own colour cast and contrast.
-
-    Args:
-        image: [B, 3, H, W] in [0, 1].
-        floor: added to the RMS so that a flat image stays flat.
-    Returns: [B, 3, H, W], channel means 0, divided by the RMS over all channels + floor.
-    """
+    """[B, 3, H, W] with channel means 0, divided by the RMS over all channels + floor."""
     centred = image - image.mean(dim=(-2, -1), keepdim=True)
     return centred / (centred.square().mean(dim=(-3, -2, -1), keepdim=True).sqrt() + floor)
 
@@ -60,19 +54,14 @@ class ViT(nn.Module):
 
     Args:
         arch: any timm name of a plain `vit_*` with a class token.
-        img_px, patch_px: input side and patch side in pixels; the side sets the grid of learned
-            positions, other sides are taken too.
-        drop_path_rate: stochastic depth.
-        pixel_norm: "imagenet" constants or "per_image" standardisation; travels with exported
-            weights.
-        size: further timm arguments that set the architecture (embed_dim, depth, num_heads,
-            mlp_ratio).
-        attention: one of `encoder.ATTENTIONS`.
+        img_px: sets the grid of learned positions; images of other sides are taken too.
+        pixel_norm: "imagenet" constants or "per_image" standardisation.
+        size: further timm arguments (embed_dim, depth, num_heads, mlp_ratio).
         recompute_blocks: this many blocks, from the first on, keep no activations for the backward
             pass and run twice instead (Chen et al. 2016, arXiv 1604.06174).
-    Raises: ValueError for settings that do not fit.
     """
 
+    timm_args: dict[str, Any]
     net: Any  # timm's VisionTransformer, whose attributes are untyped
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -90,54 +79,37 @@ class ViT(nn.Module):
         recompute_blocks: int = 0,
     ) -> None:
         super().__init__()
-        if attention not in ATTENTIONS:
-            raise ValueError(f"attention must be one of {ATTENTIONS}, got {attention!r}")
+        one_of("attention", attention, ATTENTIONS)
+        one_of("pixel_norm", pixel_norm, PIXEL_NORMS)
         if img_px % patch_px:
             raise ValueError(f"img_px must be a multiple of patch_px, got {img_px} and {patch_px}")
-        if pixel_norm not in PIXEL_NORMS:
-            raise ValueError(f"pixel_norm must be one of {PIXEL_NORMS}, got {pixel_norm!r}")
         self.timm_name = arch
-        self.timm_args: dict[str, Any] = {
-            "img_size": img_px,
-            "patch_size": patch_px,
-            "num_classes": 0,
-            **(size or {}),
-        }
+        self.timm_args = {"img_size": img_px, "patch_size": patch_px, "num_classes": 0}
+        self.timm_args |= size or {}
         self.img_px, self.patch_px, self.pixel_norm = img_px, patch_px, pixel_norm
         self.net = timm.create_model(
             arch, pretrained=False, drop_path_rate=drop_path_rate, **self.timm_args
         )
-        if (
-            self.net.cls_token is None
-            or self.net.pos_embed is None
-            or self.net.num_prefix_tokens != 1
-            or not all(is_plain(block) for block in self.net.blocks)
-        ):
+        has_parts = self.net.cls_token is not None and self.net.pos_embed is not None
+        blocks = self.net.blocks
+        if not has_parts or self.net.num_prefix_tokens != 1 or not all(map(is_plain, blocks)):
             raise ValueError(f"{arch} is not a plain ViT with one class token (arch)")
         self.net.patch_embed.strict_img_size = False  # local crops are smaller
         self.embed_dim: int = self.net.embed_dim
         self.grid_hw: tuple[int, int] = tuple(self.net.patch_embed.grid_size)
         self.num_patches = self.grid_hw[0] * self.grid_hw[1]
-        self.depth = len(self.net.blocks)
+        self.depth = len(blocks)
         if not 0 <= recompute_blocks <= self.depth:
             raise ValueError(f"recompute_blocks must be 0 to {self.depth}, got {recompute_blocks}")
         self.attention, self.recompute_blocks = attention, recompute_blocks
         self._compiled: Callable[..., Tensor] | None = None
-        self.num_heads: int = self.net.blocks[0].attn.num_heads
-        self.norm_eps: float = self.net.blocks[0].norm1.eps
+        self.num_heads: int = blocks[0].attn.num_heads
+        self.norm_eps: float = blocks[0].norm1.eps
+        self.activation = activation_name(blocks[0].mlp.act)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
         nn.init.normal_(self.mask_token, std=0.02)
-        self.register_buffer(
-            "pixel_mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False
-        )
-        self.register_buffer(
-            "pixel_std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False
-        )
-
-    @property
-    def activation(self) -> str:
-        """Of the MLPs, under timm's name."""
-        return activation_name(self.net.blocks[0].mlp.act)
+        for name, values in (("pixel_mean", IMAGENET_MEAN), ("pixel_std", IMAGENET_STD)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
     def normalise(self, image: Tensor) -> Tensor:
         """[B, 3, H, W] in [0, 1] to what the transformer expects."""
@@ -146,10 +118,7 @@ class ViT(nn.Module):
         return (image - self.pixel_mean) / self.pixel_std
 
     def grid_of(self, image: Tensor) -> tuple[int, int]:
-        """Rows and columns of patches in [B, 3, H, W].
-
-        Raises: ValueError when patches do not fill the image.
-        """
+        """Rows and columns of patches in [B, 3, H, W], which they have to fill."""
         height, width = image.shape[-2:]
         if height % self.patch_px or width % self.patch_px or not min(height, width):
             raise ValueError(
@@ -174,20 +143,17 @@ class ViT(nn.Module):
         patch_idx: Tensor | None = None,
         local: Tensor | None = None,
     ) -> Tokens:
-        """Encode images, some patches masked.
+        """Encode [B, 3, H, W] images in [0, 1] whose sides are multiples of patch_px.
 
         Args:
-            image: [B, 3, H, W] in [0, 1], sides multiples of patch_px.
             is_masked: [B, N] bool, True patches are replaced by the mask token before positions are
-                added.
-            drop_masked: leave them out instead; as many in each row.
+                added; `drop_masked` leaves them out instead, as many in each row.
             taps: blocks, counted from 1, whose patch tokens come back too.
             patch_idx: [M] indices in B * N: the last block finishes these patches alone.
             local: [b, 3, h, w] smaller images encoded along, for their class tokens.
         Returns: Tokens after the final norm: cls [B, D], patches [B, N, D] (the visible ones alone,
             in grid order, where masked ones were dropped; [M, D] with patch_idx), taps the same of
             each tapped block, local_cls [b, D].
-        Raises: ValueError for taps that there are not, or patch_idx beside taps or dropped patches.
         """
         if any(not 1 <= n <= self.depth for n in taps):
             raise ValueError(f"taps are blocks 1 to {self.depth}, got {tuple(taps)} (tap_layers)")
@@ -209,14 +175,12 @@ class ViT(nn.Module):
         return Tokens(whole[:, 0], whole[:, 1:], grid_hw, kept, others[0][:, 0] if others else None)
 
     def compile_blocks(self) -> None:
-        """Let torch.compile fuse each block; the first steps wait for it, and the first batches of
-        other sizes."""
+        """Let torch.compile fuse each block; the first batches of each size wait for it."""
         self._compiled = torch.compile(whole_block)
 
     def _embedded(
         self, image: Tensor, is_masked: Tensor | None = None, drop_masked: bool = False
     ) -> Tensor:
-        """[B, T, D] tokens with positions, class token first, before the first block."""
         net, grid_hw = self.net, self.grid_of(image)
         x = net.patch_embed(self.normalise(image))  # [B, N, D]
         if is_masked is not None and not drop_masked:
@@ -255,15 +219,10 @@ class ViT(nn.Module):
         return self.depth + 1 if name.startswith("net.norm.") else 0
 
     def freeze_below(self, trained_blocks: int | None) -> tuple[nn.Module, ...]:
-        """Take the gradient from all but the last blocks, in place.
+        """Take the gradient from all but the last blocks and the final norm, in place; None trains
+        all of it, 0 nothing.
 
-        Frozen blocks lie below all that is trained, so autograd keeps none of their activations.
-
-        Args:
-            trained_blocks: None trains all of it; 0 nothing; k the last k blocks and the final
-                norm, but never embeddings and positions.
         Returns: modules that have to stay in eval mode, so that no path of theirs is dropped.
-        Raises: ValueError for a number that is no number of blocks.
         """
         if trained_blocks is None:
             return ()
@@ -284,12 +243,9 @@ class ViT(nn.Module):
         return frozen
 
     def export(self, path: Path, extra: Mapping[str, str] | None = None) -> None:
-        """Write the weights under timm's own names as safetensors.
-
-        `timm.create_model(meta["timm_name"], **json.loads(meta["timm_args"]),
-        checkpoint_path=path)` loads them; the mask token, which timm does not know, is left out.
-        The metadata also says how pixels are normalised, and holds a digest of the file.
-        `weights.load.load_initial` reads it back.
+        """Write the weights as safetensors under timm's own names, without the mask token, which
+        timm does not know. `timm.create_model(meta["timm_name"], **json.loads(meta["timm_args"]),
+        checkpoint_path=path)` loads them, and so does `weights.load.load_initial`.
         """
         meta = {
             "timm_name": self.timm_name,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from handmim.engine.schedule import Schedule
 from handmim.geometry.camera import cell_centres_ndc
 from handmim.geometry.crop import from_source, to_source
-from handmim.models.heads.mlp import mlp
+from handmim.models.layers import mlp
 from handmim.objectives.base import Objective, Setup, StepContext
 from handmim.types import PretrainBatch
 from handmim.utils.arguments import one_of

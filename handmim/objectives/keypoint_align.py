@@ -23,7 +23,7 @@ from handmim.losses.point_shapes import (
     repulsion,
     spread_hinge,
 )
-from handmim.models.heads.mlp import mlp
+from handmim.models.layers import mlp
 from handmim.objectives.base import (
     Objective,
     Setup,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from handmim.geometry.camera import cell_centres_ndc
-from handmim.models.heads.mlp import mlp
+from handmim.models.layers import mlp
 from handmim.types import Tokens
 
 

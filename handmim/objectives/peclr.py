@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from handmim.engine.schedule import Schedule
 from handmim.geometry.crop import invert
 from handmim.losses.point_shapes import nt_xent
-from handmim.models.batch_norm import BatchNorm1d
+from handmim.models.layers import BatchNorm1d
 from handmim.objectives.base import Objective, StepContext
 from handmim.objectives.keypoints import check_points
 from handmim.types import Tokens

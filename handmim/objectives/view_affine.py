@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from handmim.engine.schedule import Schedule
 from handmim.geometry.crop import compose, invert
-from handmim.models.heads.mlp import mlp
+from handmim.models.layers import mlp
 from handmim.objectives.base import Objective, Setup, StepContext
 
 

@@ -17,8 +17,7 @@ from handmim.hand.model import HandLayer
 from handmim.losses.composite import CompositeLoss, LossTerm
 from handmim.losses.joints import JointEstimate, JointOutputs
 from handmim.losses.reduction import StepWeights
-from handmim.models.averaging import averaging_of
-from handmim.models.teacher import EmaTeacher
+from handmim.models.teacher import EmaTeacher, averaging_of
 from handmim.models.vit import ViT
 from handmim.tasks.prediction_images import draw_predictions
 from handmim.types import HandBatch, HandSample, Intrinsics, StepInfo, StepResult

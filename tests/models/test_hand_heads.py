@@ -308,7 +308,7 @@ def once_state(head: DecoderHead, b: int) -> torch.Tensor:
     mean = head.mean_state(b)
     t = tokens(b)
     context = head.embed_tokens(torch.cat([t.cls[:, None], t.patches], dim=1))
-    return mean + head._updates(mean, context)[-1]
+    return mean + head.updates(0, context, mean, head.decode(mean))[-1]
 
 
 @pytest.mark.parametrize("name", ["iterative", "plain", "decoder"])

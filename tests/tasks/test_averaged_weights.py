@@ -11,7 +11,7 @@ from handmim.engine.schedule import Schedule
 from handmim.engine.trainer import Trainer
 from handmim.evaluation.inference import InferenceModule
 from handmim.evaluation.scoring import EvalHook, score
-from handmim.models.averaging import Averaging, averaging_of
+from handmim.models.teacher import Averaging, averaging_of
 from handmim.models.weights.load import load_initial
 from handmim.types import HandBatch, StepInfo
 from handmim.utils.run import Run

@@ -1,9 +1,8 @@
 """MANO parameters from queries that attend to all tokens (a transformer decoder as in HaMeR,
 Pavlakos et al. 2024, arXiv 2312.05251).
 
-The backbone adds learned positions to its patches, so none are added here, and any grid will do.
 Otherwise than in HaMeR, queries attend to the class token beside the patches, and the current state
-is added to the learned queries.
+is added to the learned queries. The backbone's patches have positions already, so any grid will do.
 """
 
 import torch
@@ -11,19 +10,13 @@ from torch import Tensor, nn
 
 from handmim.hand.model import HandLayer
 from handmim.models.heads.hand_head import HandHead, small_linear
-from handmim.types import HandOutputs, Intrinsics, Tokens
+from handmim.types import HandState, Tokens
 from handmim.utils.arguments import at_least
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention of queries, cross-attention to tokens, an MLP; pre-norm.
-
-    Args:
-        width, num_heads: of both attentions.
-        mlp_ratio: hidden width of the MLP, in widths.
-        dropout: of attention weights and of what each part adds.
-        among_queries: False leaves the self-attention out.
-    """
+    """Self-attention of queries (unless there is one alone), cross-attention to tokens, an MLP;
+    pre-norm."""
 
     def __init__(
         self, width: int, num_heads: int, mlp_ratio: float, dropout: float, *, among_queries: bool
@@ -61,15 +54,10 @@ def _attention(width: int, num_heads: int, dropout: float) -> nn.MultiheadAttent
 class DecoderHead(HandHead):
     """Refine MANO parameters by queries that attend to class token and patch tokens.
 
-    Args:
-        dim, hand, camera, scale0_per_m, standardise_cls: see `HandHead`.
-        num_queries: learned queries; the current state is added to each, and the update is read
-            off all of them together.
-        num_layers: decoder layers.
-        width, num_heads, mlp_ratio, dropout: see `DecoderLayer`.
-        num_steps: how often the whole decoder is applied, its estimate fed back with its gradient;
-            1 as in HaMeR.
-        supervise_layers: read an estimate off after every layer, with one readout for all.
+    The current state is added to each of `num_queries` learned queries, and the update is read off
+    all of them together. Each of `num_steps` (1 in HaMeR) applies the whole decoder and hands its
+    estimate on with its gradient. `supervise_layers` reads an estimate off after every layer, with
+    one readout for all.
     """
 
     def __init__(
@@ -92,13 +80,7 @@ class DecoderHead(HandHead):
         at_least(1, num_queries=num_queries, num_layers=num_layers, num_steps=num_steps)
         if num_heads < 1 or width % num_heads:
             raise ValueError(f"width must be a multiple of num_heads, got {width} and {num_heads}")
-        super().__init__(
-            dim,
-            hand,
-            camera=camera,
-            scale0_per_m=scale0_per_m,
-            standardise_cls=standardise_cls,
-        )
+        super().__init__(dim, hand, camera, scale0_per_m, standardise_cls)
         self.num_steps, self.supervise_layers = num_steps, supervise_layers
         self.queries = nn.Parameter(torch.randn(num_queries, width) * 0.02)
         self.embed_state = nn.Linear(self.state_dim, width)
@@ -110,24 +92,18 @@ class DecoderHead(HandHead):
         self.norm = nn.LayerNorm(width)
         self.out = small_linear(num_queries * width, self.state_dim)
 
-    def _updates(self, state: Tensor, context: Tensor) -> list[Tensor]:
-        """[B, S] state and [B, N, W] tokens to [B, S] updates: after every layer, or the last."""
+    def read(self, tokens: Tokens) -> Tensor:
+        """[B, 1 + N, W] embedded tokens."""
+        every = torch.cat([self.cls_token(tokens)[:, None], tokens.patches], dim=1)
+        embedded: Tensor = self.embed_tokens(every)
+        return embedded
+
+    def updates(self, step: int, read: Tensor, state: Tensor, hand: HandState) -> list[Tensor]:
+        """[B, S] after every layer, or the last."""
         x = self.queries + self.embed_state(state)[:, None]
         updates = []
         for i, layer in enumerate(self.layers):
-            x = layer(x, context)
+            x = layer(x, read)
             if self.supervise_layers or i == len(self.layers) - 1:
                 updates.append(self.out(self.norm(x).flatten(1)))
         return updates
-
-    def forward(self, tokens: Tokens, intrinsics: Intrinsics | None = None) -> HandOutputs:
-        """Tokens of one batch to the mean hand and the estimates after it."""
-        every = torch.cat([self.cls_token(tokens)[:, None], tokens.patches], dim=1)
-        context = self.embed_tokens(every)
-        state, mean = self.start(len(every), intrinsics)
-        steps = [mean]
-        for _ in range(self.num_steps):
-            states = [state + update for update in self._updates(state, context)]
-            steps += [self.decode(s, intrinsics) for s in states]
-            state = states[-1]
-        return HandOutputs(tuple(steps))

@@ -36,14 +36,8 @@ class KeypointOutputs(NamedTuple):
 def lift_25d(
     joints_crop_ndc: Tensor, depths_root_m: Tensor, scale_ndc_per_m: Tensor
 ) -> KeypointState:
-    """Image positions of joints and their depths to joints in metres, under weak perspective.
-
-    Args:
-        joints_crop_ndc: [B, 21, 2].
-        depths_root_m: [B, 21] relative to any origin.
-        scale_ndc_per_m: [B], > 0.
-    Returns: joints of which x_ndc - x_root_ndc = scale x_root_m, and so y.
-    """
+    """[B, 21, 2] positions, [B, 21] depths relative to any origin and [B] scales > 0 to joints in
+    metres under weak perspective: x_ndc - x_root_ndc = scale x_root_m, and so y."""
     xy = joints_crop_ndc / scale_ndc_per_m[:, None, None]
     joints = torch.cat([xy, depths_root_m[..., None]], dim=-1)
     return KeypointState(joints - joints[:, ROOT_JOINT, None], joints_crop_ndc)
@@ -52,16 +46,11 @@ def lift_25d(
 class DirectHead(nn.Module):
     """Normalised token features to the differences of 21 joints from their mean.
 
-    Args:
-        dim: width of the backbone's tokens.
-        features: see `token_features`.
-        hidden_dim: width of a hidden layer; None leaves the head linear.
-        dropout: before the last layer.
-        unit_m: metres per unit of the 3D outputs; 0.1 makes them the size of the 2D ones.
-        coords: "3d" predicts joints in metres and joints in the image separately. "25d" (Iqbal et
-            al. 2018, arXiv 1804.09534) predicts joints in the image, their depths and one log
-            scale; metres follow by weak perspective (`lift_25d`), so both always agree. True labels
-            of renders, half a metre away, disagree with themselves by 2.6 mm that way.
+    hidden_dim=None leaves the head linear. unit_m: metres per unit of the 3D outputs; 0.1 makes
+    them the size of the 2D ones. coords: "3d" predicts joints in metres and in the image
+    separately; "25d" (Iqbal et al. 2018, arXiv 1804.09534) predicts joints in the image, depths and
+    one log scale, from which metres follow (`lift_25d`). True labels of renders, half a metre away,
+    disagree with themselves by 2.6 mm that way.
     """
 
     mean_joints_root_m: Tensor
@@ -105,10 +94,7 @@ class DirectHead(nn.Module):
 
     @torch.no_grad()
     def set_mean_scale(self, scale_ndc_per_m: float) -> None:
-        """Set the mean scale of coords=25d: ndc units per metre of a typical hand.
-
-        Raises: ValueError when it is not positive.
-        """
+        """Set the mean scale of coords=25d: ndc units per metre of a typical hand, > 0."""
         above(0, scale_ndc_per_m=scale_ndc_per_m)
         self.mean_scale_ndc_per_m.fill_(scale_ndc_per_m)
 

@@ -1,7 +1,7 @@
-"""Shared parts of all heads that regress a hand model: their state, their start, and the hand's
-projection into the crop."""
+"""What all heads share that regress a hand model: state, refinement, projection into the crop."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,16 +22,10 @@ class HandHead(nn.Module, ABC):
     """Tokens in, a hand model's parameters out, as a list of refined estimates.
 
     State: 16 rotations in 6D, betas, camera (log(s / s0), tx, ty). Estimates are updates of the
-    mean hand of the training labels, which `set_mean_hand` sets.
+    mean hand of the training labels (`set_mean_hand`). `camera` is that of `CropCamera`;
+    `scale0_per_m` is s0, ndc units per metre of a typical hand. `standardise_cls` reads the class
+    token relative to its mean and deviation over training images (`set_cls_statistics`).
 
-    Args:
-        dim: width of the backbone's tokens.
-        hand: the hand model that turns parameters into vertices and joints.
-        camera: "weak" or "pinhole", see `CropCamera`.
-        scale0_per_m: s0, ndc units per metre of a typical hand.
-        standardise_cls: read the class token channel by channel relative to its mean and deviation
-            over training images (`set_cls_statistics`). Most of a pretrained class token is the
-            same for every image.
     Raises: ValueError for a left hand.
     """
 
@@ -39,15 +33,14 @@ class HandHead(nn.Module, ABC):
     mean_cam: Tensor
     cls_mean: Tensor
     cls_std: Tensor
+    num_steps = 1
+    detach = False  # hand states on without their gradient
+    tapped_blocks: tuple[int, ...] = ()  # blocks, counted from 1, that fill `Tokens.taps`
+    drawn: frozenset[str] = frozenset()  # auxiliary fields of the outputs
+    steps_train_alone = False  # whether a step has weights that its own estimate alone trains
 
     def __init__(
-        self,
-        dim: int,
-        hand: HandLayer,
-        *,
-        camera: str = "weak",
-        scale0_per_m: float = 8.0,
-        standardise_cls: bool = False,
+        self, dim: int, hand: HandLayer, camera: str, scale0_per_m: float, standardise_cls: bool
     ) -> None:
         super().__init__()
         if hand.side != "right":
@@ -64,22 +57,6 @@ class HandHead(nn.Module, ABC):
         self.register_buffer("mean_cam", torch.zeros(NUM_CAM))
         self.register_buffer("cls_mean", torch.zeros(dim))
         self.register_buffer("cls_std", torch.ones(dim))
-
-    @property
-    def tapped_blocks(self) -> tuple[int, ...]:
-        """Blocks of the backbone, counted from 1, whose patch tokens the head reads beside the last
-        ones (`Tokens.taps`)."""
-        return ()
-
-    @property
-    def steps_train_alone(self) -> bool:
-        """Whether a step has weights that nothing but its own estimate trains."""
-        return False
-
-    @property
-    def drawn(self) -> frozenset[str]:
-        """Fields of the outputs that the head draws for auxiliary losses."""
-        return frozenset()
 
     @torch.no_grad()
     def set_mean_hand(self, rotmats: Tensor, cam: Tensor) -> None:
@@ -101,28 +78,21 @@ class HandHead(nn.Module, ABC):
 
     def mean_state(self, batch_size: int) -> Tensor:
         """[B, S] the state every refinement starts from."""
-        start = torch.cat(
-            [self.mean_rot6d.flatten(), self.mean_cam.new_zeros(self.num_betas), self.mean_cam]
-        )
+        betas = self.mean_cam.new_zeros(self.num_betas)
+        start = torch.cat([self.mean_rot6d.flatten(), betas, self.mean_cam])
         return start.expand(batch_size, -1)
 
     def start(
         self, batch_size: int, intrinsics: Intrinsics | None = None
     ) -> tuple[Tensor, HandState]:
-        """Where every refinement starts: the mean state of all samples, [B, S], and its hand, which
-        is posed once for all of them."""
+        """The mean state of all samples, [B, S], and its hand, which is posed once for all."""
         state = self.mean_state(batch_size)
         shared = [part.expand(batch_size, *part.shape[1:]) for part in self._posed(state[:1])]
-        return state, self._seen(*shared, intrinsics=intrinsics)
+        return state, self._projected(*shared, intrinsics=intrinsics)
 
     def decode(self, state: Tensor, intrinsics: Intrinsics | None = None) -> HandState:
-        """[B, S] state to rotations, mesh and projections; fp32 whatever the autocast state.
-
-        Args:
-            state: as `mean_state` and updates make it.
-            intrinsics: of the crops; None where nothing is known of the camera.
-        """
-        return self._seen(*self._posed(state), intrinsics=intrinsics)
+        """[B, S] state to rotations, mesh and projections; fp32 whatever the autocast state."""
+        return self._projected(*self._posed(state), intrinsics=intrinsics)
 
     def _posed(self, state: Tensor) -> tuple[Tensor, ...]:
         """Rotations, betas, camera, and vertices and joints relative to the root joint."""
@@ -133,17 +103,15 @@ class HandHead(nn.Module, ABC):
             root = mesh.joints_m[:, ROOT_JOINT, None]
             return rotmats, betas, cam, mesh.verts_m - root, mesh.joints_m - root
 
-    def _seen(
+    def _projected(
         self,
         rotmats: Tensor,
         betas: Tensor,
         cam: Tensor,
         verts_root_m: Tensor,
         joints_root_m: Tensor,
-        *,
         intrinsics: Intrinsics | None,
     ) -> HandState:
-        """A posed hand with its projection into the crop, and its root translation where known."""
         with torch.autocast(cam.device.type, enabled=False):
             transl, is_metric = self.camera.root_translation(cam, intrinsics)
             return HandState(
@@ -159,25 +127,34 @@ class HandHead(nn.Module, ABC):
             )
 
     @abstractmethod
-    def forward(self, tokens: Tokens, intrinsics: Intrinsics | None = None) -> HandOutputs:
-        """Tokens of one batch to the mean hand and the estimates after it.
+    def read(self, tokens: Tokens) -> Any:
+        """What every step reads of the tokens."""
 
-        Args:
-            tokens: of the backbone, with `tapped_blocks`.
-            intrinsics: of the crops; needed for metric depth alone.
-        """
+    @abstractmethod
+    def updates(self, step: int, read: Any, state: Tensor, hand: HandState) -> list[Tensor]:
+        """[B, S] changes of a state in step 0, 1, ...; the last one is handed on."""
+
+    def drawings(self, read: Any) -> tuple[Tensor | None, ...]:
+        """Heat maps and silhouette of the outputs, where `drawn` names them."""
+        return ()
+
+    def forward(self, tokens: Tokens, intrinsics: Intrinsics | None = None) -> HandOutputs:
+        """Tokens of one batch, with `tapped_blocks`, to the mean hand and the estimates after it;
+        intrinsics of the crops give metric depth."""
+        read = self.read(tokens)
+        state, mean = self.start(len(tokens.cls), intrinsics)
+        steps = [mean]
+        for step in range(self.num_steps):
+            before = state.detach() if self.detach else state
+            states = [before + update for update in self.updates(step, read, before, steps[-1])]
+            steps += [self.decode(each, intrinsics) for each in states]
+            state = states[-1]
+        return HandOutputs(tuple(steps), *self.drawings(read))
 
 
 class StateUpdate(nn.Module):
-    """Features and the current state to an additive update; near zero before training.
-
-    Args:
-        feature_dim: width of the features.
-        state_dim: numbers of the state.
-        hidden_dim: width of both hidden layers.
-        dropout: after each of them.
-        activation: "gelu", or "none" as in PyMAF and HMR.
-    """
+    """Features and the current state to an additive update, near zero before training; activation
+    "none" as in PyMAF and HMR."""
 
     def __init__(
         self,
@@ -214,23 +191,12 @@ def small_linear(dim: int, state_dim: int) -> nn.Linear:
 
 
 def feature_dim(features: str, dim: int) -> int:
-    """Width of `token_features` for tokens of width `dim`.
-
-    Raises: ValueError for features that are not in `FEATURES`.
-    """
+    """Width of `token_features` for tokens of width `dim`."""
     one_of("features", features, FEATURES)
     return dim * (2 if features == "cls_patch" else 1)
 
 
 def token_features(cls: Tensor, patches: Tensor, features: str) -> Tensor:
-    """Tokens to one vector.
-
-    Args:
-        cls: [B, D].
-        patches: [B, N, D], any N.
-        features: "cls" is the class token, "cls_patch" it and the mean patch token.
-    Returns: [B, D] or [B, 2 D].
-    """
-    if features == "cls":
-        return cls
-    return torch.cat([cls, patches.mean(dim=1)], dim=-1)
+    """[B, D] class token and [B, N, D] patches to [B, D] ("cls": the class token) or [B, 2 D]
+    ("cls_patch": the mean patch token too)."""
+    return cls if features == "cls" else torch.cat([cls, patches.mean(dim=1)], dim=-1)

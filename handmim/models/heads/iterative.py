@@ -1,9 +1,8 @@
 """MANO parameters from one vector: by iterative regression (HMR, Kanazawa et al. 2018, arXiv
 1712.06584), or by a plain MLP, the baseline of heads that refine.
 
-In iterative regression one network, shared by all steps, reads the image's features and the current
-state and predicts an update. Otherwise than in HMR, two layers with a GELU between them start from
-normalised tokens instead of pooled convolutions, and every estimate may be supervised.
+Otherwise than in HMR, two layers with a GELU between them start from normalised tokens instead of
+pooled convolutions, and every estimate may be supervised.
 """
 
 from torch import Tensor, nn
@@ -16,20 +15,14 @@ from handmim.models.heads.hand_head import (
     small_linear,
     token_features,
 )
-from handmim.types import HandOutputs, Intrinsics, Tokens
+from handmim.types import HandState, Tokens
 from handmim.utils.arguments import at_least
 
 
 class IterativeHead(HandHead):
-    """Refine MANO parameters by the same features, read again at every step.
+    """Refine MANO parameters by the same features, read again by the same update at every step.
 
-    Args:
-        dim, hand, camera, scale0_per_m, standardise_cls: see `HandHead`.
-        features: see `token_features`.
-        num_steps: how often the one update is applied.
-        hidden_dim, dropout, activation: of the update, see `StateUpdate`.
-        detach: states are handed on without their gradient; False, as in HMR, lets later steps
-            train earlier ones.
+    detach=False, as in HMR, lets later steps train earlier ones.
     """
 
     def __init__(
@@ -49,40 +42,26 @@ class IterativeHead(HandHead):
     ) -> None:
         at_least(1, num_steps=num_steps)
         width = feature_dim(features, dim)
-        super().__init__(
-            dim,
-            hand,
-            camera=camera,
-            scale0_per_m=scale0_per_m,
-            standardise_cls=standardise_cls,
-        )
+        super().__init__(dim, hand, camera, scale0_per_m, standardise_cls)
         self.features, self.num_steps, self.detach = features, num_steps, detach
         self.norm = nn.LayerNorm(width)
         self.update = StateUpdate(width, self.state_dim, hidden_dim, dropout, activation)
 
-    def forward(self, tokens: Tokens, intrinsics: Intrinsics | None = None) -> HandOutputs:
-        """Tokens of one batch to the mean hand and `num_steps` refinements of it."""
-        vector: Tensor = self.norm(
-            token_features(self.cls_token(tokens), tokens.patches, self.features)
-        )
-        state, mean = self.start(len(vector), intrinsics)
-        steps = [mean]
-        for _ in range(self.num_steps):
-            before = state.detach() if self.detach else state
-            state = before + self.update(vector, before)
-            steps.append(self.decode(state, intrinsics))
-        return HandOutputs(tuple(steps))
+    def read(self, tokens: Tokens) -> Tensor:
+        """[B, C] normalised features."""
+        features = token_features(self.cls_token(tokens), tokens.patches, self.features)
+        normalised: Tensor = self.norm(features)
+        return normalised
+
+    def updates(self, step: int, read: Tensor, state: Tensor, hand: HandState) -> list[Tensor]:
+        """[B, S] of the one update."""
+        return [self.update(read, state)]
 
 
 class PlainHead(HandHead):
     """Token features to one update of the mean hand, which the network does not read.
 
-    Args:
-        dim, hand, camera, scale0_per_m, standardise_cls: see `HandHead`.
-        features: see `token_features`.
-        hidden_dim: width of the hidden layers.
-        num_hidden: hidden layers with a GELU; 0 leaves the head linear.
-        dropout: after each of them, or before the one layer of a linear head.
+    num_hidden=0 leaves the head linear, with its dropout before the one layer.
     """
 
     def __init__(
@@ -100,13 +79,7 @@ class PlainHead(HandHead):
     ) -> None:
         at_least(0, num_hidden=num_hidden)
         width = feature_dim(features, dim)
-        super().__init__(
-            dim,
-            hand,
-            camera=camera,
-            scale0_per_m=scale0_per_m,
-            standardise_cls=standardise_cls,
-        )
+        super().__init__(dim, hand, camera, scale0_per_m, standardise_cls)
         self.features = features
         layers: list[nn.Module] = [nn.LayerNorm(width)]
         for _ in range(num_hidden):
@@ -117,9 +90,10 @@ class PlainHead(HandHead):
         self.body = nn.Sequential(*layers)
         self.out = small_linear(width, self.state_dim)
 
-    def forward(self, tokens: Tokens, intrinsics: Intrinsics | None = None) -> HandOutputs:
-        """Tokens of one batch to the mean hand and the estimate."""
-        vector = token_features(self.cls_token(tokens), tokens.patches, self.features)
-        state, mean = self.start(len(vector), intrinsics)
-        update: Tensor = self.out(self.body(vector))
-        return HandOutputs((mean, self.decode(state + update, intrinsics)))
+    def read(self, tokens: Tokens) -> Tensor:
+        """[B, C] features."""
+        return token_features(self.cls_token(tokens), tokens.patches, self.features)
+
+    def updates(self, step: int, read: Tensor, state: Tensor, hand: HandState) -> list[Tensor]:
+        """[B, S] from the features alone."""
+        return [self.out(self.body(read))]

@@ -3,13 +3,13 @@
 
 The head starts at the mean hand, samples the feature pyramid first on a grid and then at the
 projected mesh, and updates pose, shape and camera. Most differences from PyMAF are options, whose
-values as in PyMAF are in configs/head/pymaf_exact.yaml: a light pyramid, a GELU between the two
-linear layers, joints sampled beside vertices, the class token as an input. Always ours are
-farthest-point vertices instead of a down-sampling matrix, a log-scale camera, a grid of cell
-centres, and one deconvolution fewer: tokens of 16 px patches are as fine as PyMAF's first map.
+values as in PyMAF are in configs/head/pymaf_exact.yaml. Always ours are farthest-point vertices
+instead of a down-sampling matrix, a log-scale camera, a grid of cell centres, and one deconvolution
+fewer: tokens of 16 px patches are as fine as PyMAF's first map.
 """
 
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from handmim.geometry.camera import cell_centres_ndc
 from handmim.hand.model import HandLayer
 from handmim.models.feature_maps import PYRAMIDS, AuxMaps, sample_map
 from handmim.models.heads.hand_head import HandHead, StateUpdate
-from handmim.types import HandOutputs, HandState, Intrinsics, Tokens
+from handmim.types import HandState, Tokens
 from handmim.utils.arguments import at_least, one_of
 
 CLS_AT = ("none", "first", "all")
@@ -29,12 +29,8 @@ POOLS = ("flatten", "max")
 
 
 def farthest_points(points: NDArray[np.floating], num: int) -> NDArray[np.int64]:
-    """Indices of `num` points, each as far as possible from those before; starts at point 0.
-
-    Args:
-        points: [V, 3].
-        num: 1..V.
-    """
+    """Indices of `num` of the [V, 3] points, each as far as possible from those before; starts at
+    point 0."""
     if not 1 <= num <= len(points):
         raise ValueError(f"num_points must be in 1..{len(points)}, got {num}")
     chosen = [0]
@@ -48,21 +44,18 @@ def farthest_points(points: NDArray[np.floating], num: int) -> NDArray[np.int64]
 class PointMlp(nn.Module):
     """Reduce every sampled feature to a few numbers; each later layer reads the input again.
 
-    Args:
-        dims: widths, input first.
-        pool: "flatten" keeps every point's numbers, "max" the largest over the points (WiLoR,
-            arXiv 2409.12259).
+    `dims` are widths, input first. pool: "flatten" keeps every point's numbers, "max" the largest
+    over the points (WiLoR, arXiv 2409.12259).
     """
 
     def __init__(self, dims: tuple[int, ...], pool: str = "flatten") -> None:
         super().__init__()
         one_of("pool", pool, POOLS)
         self.pool = pool
-        layers = [
+        self.layers = nn.ModuleList(
             nn.Linear(a + (dims[0] if i else 0), b)
             for i, (a, b) in enumerate(itertools.pairwise(dims))
-        ]
-        self.layers = nn.ModuleList(layers)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, P, C] to [B, P * last], or [B, last]."""
@@ -75,12 +68,7 @@ class PointMlp(nn.Module):
 
 class PointAttention(nn.Module):
     """Points attend to each other and to the grid before they are reduced: one layer of one head
-    (PyMAF-X, Zhang et al. 2023, arXiv 2207.06400).
-
-    Args:
-        dim: width of the sampled features.
-        width: of queries, keys and values.
-    """
+    (PyMAF-X, Zhang et al. 2023, arXiv 2207.06400)."""
 
     def __init__(self, dim: int, width: int = 64) -> None:
         super().__init__()
@@ -95,26 +83,26 @@ class PointAttention(nn.Module):
         return points + self.out(mixed)
 
 
+class ImageFeatures(NamedTuple):
+    """What the steps read of one batch."""
+
+    maps: list[Tensor]  # [B, C, h, w], finer and finer
+    cls: Tensor | None  # [B, cls_dim]
+
+
 class PyMafHead(HandHead):
     """Refine MANO parameters by features sampled at the current mesh's image positions.
 
     Args:
-        dim, hand, camera, scale0_per_m, standardise_cls: see `HandHead`.
-        num_steps: T refinements, each with weights of its own and a finer map.
-        pyramid: "light" or "deconv" (PyMAF's).
-        channels: width of the pyramid.
-        norm: of the pyramid, "group" or "batch".
+        num_steps: refinements, each with weights of its own and a finer map.
+        pyramid: "light" or "deconv" (PyMAF's), `channels` wide, with norm "group" or "batch".
         taps: blocks of the backbone, counted from 1, whose patch tokens feed the pyramid beside
             those of the last.
-        grid_side: first step samples grid_side^2 points.
+        grid_side: the first step samples grid_side^2 points.
         num_points: mesh vertices sampled in later steps, chosen as farthest points of the template;
-            778 are all.
-        append_joints: sample at the 21 projected joints too.
-        attention: mesh points attend to each other and to the grid, see `PointAttention`.
-        point_dims: widths of the point MLP after the pyramid's.
-        pool: see `PointMlp`.
-        hidden_dim, dropout, activation: of the updates, see `StateUpdate`.
-        cls_dim: width of the class-token feature.
+            778 are all. append_joints adds the 21 projected joints.
+        attention: see `PointAttention`.
+        point_dims, pool: of `PointMlp`; its input is as wide as the pyramid.
         cls_at: steps that read the class token: "none", "first" or "all".
         detach: states are handed on without their gradient, so that every step learns to improve
             whatever it is given.
@@ -156,17 +144,15 @@ class PyMafHead(HandHead):
         at_least(1, num_steps=num_steps)
         one_of("cls_at", cls_at, CLS_AT)
         one_of("pyramid", pyramid, PYRAMIDS)
-        super().__init__(
-            dim,
-            hand,
-            camera=camera,
-            scale0_per_m=scale0_per_m,
-            standardise_cls=standardise_cls and cls_at != "none",
-        )
+        reads_cls = cls_at != "none"
+        super().__init__(dim, hand, camera, scale0_per_m, standardise_cls and reads_cls)
         self.num_steps, self.append_joints = num_steps, append_joints
-        self.cls_at, self.detach, self.taps = cls_at, detach, tuple(taps)
+        self.cls_at, self.detach, self.tapped_blocks = cls_at, detach, tuple(taps)
+        self.steps_train_alone = detach and num_steps > 1
+        drawn = {"heatmaps": heatmaps, "silhouette": silhouette}
+        self.drawn = frozenset(name for name, is_drawn in drawn.items() if is_drawn)
         self.pyramid = PYRAMIDS[pyramid](
-            dim * (1 + len(self.taps)), channels=channels, num_levels=num_steps, norm=norm
+            dim * (1 + len(self.tapped_blocks)), channels=channels, num_levels=num_steps, norm=norm
         )
         widths = (channels, *point_dims)
         num_mesh = num_points + (21 if append_joints else 0)
@@ -176,39 +162,18 @@ class PyMafHead(HandHead):
         self.attentions = nn.ModuleList(
             PointAttention(channels) for _ in range(num_steps - 1 if attention else 0)
         )
+        dims = [(1 if pool == "max" else n) * widths[-1] for n in counts]
         self.regressors = nn.ModuleList(
-            StateUpdate(
-                (1 if pool == "max" else n) * widths[-1] + c,
-                self.state_dim,
-                hidden_dim,
-                dropout,
-                activation,
-            )
-            for n, c in zip(counts, cls_dims, strict=True)
+            StateUpdate(n + c, self.state_dim, hidden_dim, dropout, activation)
+            for n, c in zip(dims, cls_dims, strict=True)
         )
-        self.cls_proj = nn.Linear(dim, cls_dim) if cls_at != "none" else None
-        self.aux = AuxMaps(channels, heatmaps=heatmaps, silhouette=silhouette)
+        self.cls_proj = nn.Linear(dim, cls_dim) if reads_cls else None
+        self.aux = AuxMaps(channels, **drawn)
         side = cell_centres_ndc(grid_side)
         grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).reshape(-1, 2)
         self.register_buffer("grid_ndc", grid, persistent=False)
         vert_idx = farthest_points(hand.arrays.v_template, num_points)
         self.register_buffer("vert_idx", torch.from_numpy(vert_idx), persistent=False)
-
-    @property
-    def tapped_blocks(self) -> tuple[int, ...]:
-        """The option `taps`."""
-        return self.taps
-
-    @property
-    def steps_train_alone(self) -> bool:
-        """Whether states are detached between steps, which have weights of their own."""
-        return self.detach and self.num_steps > 1
-
-    @property
-    def drawn(self) -> frozenset[str]:
-        """The options `heatmaps` and `silhouette`."""
-        names = ("heatmaps", "silhouette")
-        return frozenset(n for n in names if getattr(self.aux, n) is not None)
 
     def _reads_cls(self, step: int) -> bool:
         return self.cls_at == "all" or (self.cls_at == "first" and step == 0)
@@ -222,28 +187,27 @@ class PyMafHead(HandHead):
             points = torch.cat([points, hand.joints_crop_ndc], dim=1)
         return points.detach()
 
-    def _features(self, step: int, feature_map: Tensor, hand: HandState) -> Tensor:
-        """[B, C, h, w] to [B, F]: features of step `step` from its map."""
+    def read(self, tokens: Tokens) -> ImageFeatures:
+        """Maps of the patches, and the projected class token."""
+        patches = torch.cat([*tokens.taps, tokens.patches], dim=-1)
+        maps = self.pyramid(patches.transpose(1, 2).unflatten(2, tokens.grid_hw))
+        cls = None if self.cls_proj is None else self.cls_proj(self.cls_token(tokens))
+        return ImageFeatures(maps, cls)
+
+    def updates(
+        self, step: int, read: ImageFeatures, state: Tensor, hand: HandState
+    ) -> list[Tensor]:
+        """[B, S] from features where the current hand lands in the step's map."""
+        feature_map = read.maps[step]
         sampled = sample_map(feature_map, self._points(step, hand))
         if step > 0 and len(self.attentions):
             grid = sample_map(feature_map, self.grid_ndc.expand(len(hand.cam), -1, -1))
             sampled = self.attentions[step - 1](sampled, grid)
-        features: Tensor = self.point_mlps[step](sampled)
-        return features
+        features = self.point_mlps[step](sampled)
+        if read.cls is not None and self._reads_cls(step):
+            features = torch.cat([features, read.cls], dim=-1)
+        return [self.regressors[step](features, state)]
 
-    def forward(self, tokens: Tokens, intrinsics: Intrinsics | None = None) -> HandOutputs:
-        """Tokens of one batch to the mean hand and T refinements of it."""
-        patches = torch.cat([*tokens.taps, tokens.patches], dim=-1)
-        maps = self.pyramid(patches.transpose(1, 2).unflatten(2, tokens.grid_hw))
-        cls = None if self.cls_proj is None else self.cls_proj(self.cls_token(tokens))
-        state, mean = self.start(len(tokens.cls), intrinsics)
-        steps = [mean]
-        for t, regressor in enumerate(self.regressors):
-            features = self._features(t, maps[t], steps[-1])
-            if cls is not None and self._reads_cls(t):
-                features = torch.cat([features, cls], dim=-1)
-            before = state.detach() if self.detach else state
-            state = before + regressor(features, before)
-            steps.append(self.decode(state, intrinsics))
-        heatmaps, silhouette = self.aux(maps[-1])
-        return HandOutputs(tuple(steps), heatmaps, silhouette)
+    def drawings(self, read: ImageFeatures) -> tuple[Tensor | None, ...]:
+        """From the finest map."""
+        return self.aux(read.maps[-1])

@@ -11,7 +11,7 @@ from torch import Tensor
 from handmim.engine.schedule import Schedule
 from handmim.geometry.camera import cell_centres_ndc
 from handmim.geometry.crop import to_source
-from handmim.models.heads.mlp import mlp
+from handmim.models.layers import mlp
 from handmim.objectives.base import Objective, Setup, StepContext
 from handmim.utils.arguments import above
 from handmim.utils.ranks import count_over_ranks

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handmim.engine.schedule import Schedule
-from handmim.models.heads.mlp import mlp
+from handmim.models.layers import mlp
 from handmim.objectives.base import Objective, Setup, StepContext
 from handmim.objectives.hog import POINTS_FROM, code_of_points
 from handmim.utils.arguments import one_of

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from handmim.engine.schedule import Schedule
-from handmim.models.heads.mlp import mlp
+from handmim.models.layers import mlp
 from handmim.objectives.base import Objective, Setup, StepContext
 
 

@@ -1,5 +1,4 @@
-"""Batch norm over the batches of all processes, on every device: torch's own synchronised one runs
-on GPUs alone."""
+"""Small layers that several parts share."""
 
 import torch
 from torch import Tensor, nn
@@ -8,10 +7,8 @@ from handmim.utils.ranks import is_spread_out, sum_over_ranks
 
 
 class _OverRanks(nn.modules.batchnorm._BatchNorm):
-    """As torch's in evaluation and in a single process; the names of its state are the same.
-
-    Running statistics, momentum and scale are those of the constructor's defaults.
-    """
+    """Batch norm over the batches of all processes, on every device: torch's own synchronised one
+    runs on GPUs alone. In evaluation and in a single process as torch's."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, ...] to the same."""
@@ -33,7 +30,6 @@ class _OverRanks(nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, var: Tensor) -> None:
-        """Move the running statistics, as torch does."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -49,3 +45,16 @@ class BatchNorm1d(_OverRanks, nn.BatchNorm1d):
 
 class BatchNorm2d(_OverRanks, nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` over all processes."""
+
+
+def mlp(dim_in: int, hidden_dim: int, dim_out: int, num_hidden: int) -> nn.Sequential:
+    """LayerNorm, hidden layers with GELU, a linear output; no hidden layer makes it linear."""
+    layers: list[nn.Module] = [nn.LayerNorm(dim_in)]
+    for i in range(num_hidden):
+        layers += [nn.Linear(dim_in if i == 0 else hidden_dim, hidden_dim), nn.GELU()]
+    layers.append(nn.Linear(hidden_dim if num_hidden else dim_in, dim_out))
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers)

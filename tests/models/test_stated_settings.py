@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import sys
+from collections import OrderedDict
 from pathlib import Path, PosixPath
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +38,24 @@ def test_heads_are_read_in_every_spelling(spelling: str, tmp_path: Path):
     (warning,) = load_initial(vit, path).warnings
     assert "does not state its activation, norms, pixel constants: read with gelu," in warning
     assert_same_patches(vit, net)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "pytorch_lightning.utilities.parsing",
+        "lightning.fabric.utilities.data",
+        "lightning_fabric.utilities.data",
+    ],
+)
+def test_hyper_parameters_of_every_lightning_are_read(module: str, tmp_path: Path, monkeypatch):
+    kind = type("AttributeDict", (OrderedDict,), {"__module__": module})
+    for name in (module.split(".")[0], module):
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(AttributeDict=kind))
+    content = {"state_dict": theirs().state_dict(), "hyper_parameters": kind(num_heads=4)}
+    path = saved(tmp_path / "a.ckpt", content)
+    with pytest.raises(ValueError, match=r"4 heads \(required 2\) by hyper_parameters\.num_heads"):
+        load_initial(ours(), path)
 
 
 @pytest.mark.parametrize(

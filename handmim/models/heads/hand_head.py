@@ -1,6 +1,5 @@
 """What all heads share that regress a hand model: state, refinement, projection into the crop."""
 
-from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ FEATURES = ("cls", "cls_patch")
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "none": nn.Identity}
 
 
-class HandHead(nn.Module, ABC):
+class HandHead(nn.Module):
     """Tokens in, a hand model's parameters out, as a list of refined estimates.
 
     State: 16 rotations in 6D, betas, camera (log(s / s0), tx, ty). Estimates are updates of the
@@ -40,7 +39,12 @@ class HandHead(nn.Module, ABC):
     steps_train_alone = False  # whether a step has weights that its own estimate alone trains
 
     def __init__(
-        self, dim: int, hand: HandLayer, camera: str, scale0_per_m: float, standardise_cls: bool
+        self,
+        dim: int,
+        hand: HandLayer,
+        camera: str = "weak",
+        scale0_per_m: float = 8.0,
+        standardise_cls: bool = False,
     ) -> None:
         super().__init__()
         if hand.side != "right":
@@ -110,6 +114,7 @@ class HandHead(nn.Module, ABC):
         cam: Tensor,
         verts_root_m: Tensor,
         joints_root_m: Tensor,
+        *,
         intrinsics: Intrinsics | None,
     ) -> HandState:
         with torch.autocast(cam.device.type, enabled=False):
@@ -126,13 +131,14 @@ class HandHead(nn.Module, ABC):
                 is_metric=is_metric,
             )
 
-    @abstractmethod
     def read(self, tokens: Tokens) -> Any:
         """What every step reads of the tokens."""
+        raise NotImplementedError
 
-    @abstractmethod
     def updates(self, step: int, read: Any, state: Tensor, hand: HandState) -> list[Tensor]:
-        """[B, S] changes of a state in step 0, 1, ...; the last one is handed on."""
+        """[B, S] changes of a state in step 0, 1, ...; each gives an estimate, the last is handed
+        on."""
+        raise NotImplementedError
 
     def drawings(self, read: Any) -> tuple[Tensor | None, ...]:
         """Heat maps and silhouette of the outputs, where `drawn` names them."""

@@ -13,7 +13,7 @@ from timm.layers import LayerNorm
 from torch import Tensor, nn
 
 from handmim.models.vit import ViT, activation_name
-from handmim.models.weights.names import PATCHES
+from handmim.models.weights.names import PATCHES, Weights
 from handmim.models.weights.network import Stated
 
 # Arguments of timm itself, which choose files to read.
@@ -35,49 +35,39 @@ def is_same_network(backbone: ViT, stated: Stated) -> bool:
 
 
 def token_difference(
-    backbone: ViT,
-    stated: Stated,
-    raw: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor],
-    grid: tuple[int, int],
+    backbone: ViT, stated: Stated, raw: Weights, weights: Weights, grid: tuple[int, int]
 ) -> tuple[float, list[str]]:
-    """Compare both networks on one random image.
+    """Compare timm's network with the source's tensors (`raw`, under timm's names) and one as the
+    backbone with the same as it takes them (`weights`), on a corner of the `grid` of positions.
 
-    Args:
-        backbone: gives the architecture; its weights are not read.
-        stated: names timm's architecture.
-        raw: the source's tensors under timm's names.
-        weights: the same as our ViT takes them, before patches and positions are resampled.
-        grid: rows and columns of the source's positions; a corner of them is compared.
-    Returns: norm of the difference of all patch tokens relative to the source's, and the known
-        differences of the networks.
+    Returns: norm of the difference of all patch tokens of a random image relative to the source's,
+        and the known differences of the networks.
     Raises: ValueError where timm's architecture is not that of the tensors.
     """
     patch_px = tuple(weights[PATCHES].shape[-2:])
     img_hw = [min(side, MAX_GRID) * px for side, px in zip(grid, patch_px, strict=True)]
-    raw, weights = (_corner(w, grid) for w in (raw, weights))
     size = {"img_size": img_hw, "patch_size": patch_px, "num_classes": 0}
-    theirs = _filled(str(stated.timm_name), {**stated.timm_args, **size}, raw)
-    with_token = {"cls_token": torch.zeros(1, 1, backbone.embed_dim), **weights}
+    theirs = _filled(str(stated.timm_name), {**stated.timm_args, **size}, _corner(raw, grid))
+    with_token = {"cls_token": torch.zeros(1, 1, backbone.embed_dim), **_corner(weights, grid)}
     ours = _filled(backbone.timm_name, {**backbone.timm_args, **size}, with_token)
     image = torch.randn(1, 3, *img_hw, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected, found = (
             net.forward_features(image)[0, net.num_prefix_tokens :] for net in (theirs, ours)
         )
-    properties, mine = _properties(theirs), _properties(ours)
+    mine = _properties(ours)
     unlike = [
         f"{name} {value} against {mine[name]}{OVERRIDES.get(name, '').format(value)}"
-        for name, value in properties.items()
+        for name, value in _properties(theirs).items()
         if value != mine[name]
     ]
     return float((found - expected).norm() / expected.norm()), unlike
 
 
-def _corner(weights: Mapping[str, Tensor], grid: tuple[int, int]) -> dict[str, Tensor]:
+def _corner(weights: Weights, grid: tuple[int, int]) -> Weights:
     """Weights with positions of the grid's first rows and columns alone."""
     if "pos_embed" not in weights or max(grid) <= MAX_GRID:
-        return dict(weights)
+        return weights
     position, num = weights["pos_embed"], grid[0] * grid[1]
     first, patches = position.split_with_sizes([position.shape[1] - num, num], dim=1)
     patches = patches.unflatten(1, grid)[:, :MAX_GRID, :MAX_GRID].flatten(1, 2)
@@ -91,17 +81,16 @@ def _filled(name: str, args: dict[str, Any], weights: Mapping[str, Tensor]) -> A
         if key in LOADING or (isinstance(value, (int, float)) and abs(value) > bound):
             raise ValueError(f"its argument {key}={value} is not taken")
     net = _built(name, args, weights)
+    if "norm.weight" not in weights:
+        net.norm = nn.Identity()
     state = net.state_dict()
-    missing = {k for k in state if k not in weights}
-    if "norm.weight" in missing and "norm.weight" not in weights:
-        net.norm, missing = nn.Identity(), {k for k in missing if not k.startswith("norm.")}
+    missing = sorted(state.keys() - weights.keys())
     surplus = [k for k in weights if k not in state and not k.startswith("norm.")]
     if missing or surplus:
-        raise ValueError(f"timm's {name} has {sorted(missing)[:2]}, the file {surplus[:2]}")
-    if wrong := [k for k in state if k in weights and weights[k].shape != state[k].shape]:
+        raise ValueError(f"timm's {name} has {missing[:2]}, the file {surplus[:2]}")
+    if wrong := [k for k in state if weights[k].shape != state[k].shape]:
         raise ValueError(f"timm's {name} has another shape of {wrong[0]}")
-    fitting = {k: weights[k].float() for k in net.state_dict() if k in weights}
-    net.load_state_dict(fitting, strict=False, assign=True)
+    net.load_state_dict({k: weights[k].float() for k in state}, assign=True)
     return net.eval()
 
 
@@ -122,12 +111,13 @@ def _built(name: str, args: dict[str, Any], weights: Mapping[str, Tensor]) -> An
 
 def _properties(net: Any) -> dict[str, Any]:
     block = net.blocks[0]
-    norm = getattr(block, "norm1", None)
+    norm, attn, mlp = (getattr(block, name, None) for name in ("norm1", "attn", "mlp"))
+    is_usual = isinstance(norm, (LayerNorm, nn.LayerNorm))
     return {
-        "heads": getattr(getattr(block, "attn", None), "num_heads", None),
+        "heads": getattr(attn, "num_heads", None),
         "positions": "rotary" if getattr(net, "rope", None) is not None else "learned",
-        "activation": activation_name(getattr(getattr(block, "mlp", None), "act", None)),
-        "norm": "LayerNorm" if isinstance(norm, (LayerNorm, nn.LayerNorm)) else type(norm).__name__,
+        "activation": activation_name(getattr(mlp, "act", None)),
+        "norm": "LayerNorm" if is_usual else type(norm).__name__,
         "epsilon of norms": getattr(norm, "eps", None),
         "class token": "present" if getattr(net, "cls_token", None) is not None else "absent",
     }

@@ -31,12 +31,14 @@ NAMESPACES = (argparse.Namespace, SimpleNamespace)
 SETTINGS: list[Any] = [
     *NAMESPACES,
     (OrderedDict, "pytorch_lightning.utilities.parsing.AttributeDict"),
-    (OrderedDict, "lightning_fabric.utilities.data.AttributeDict"),
+    (OrderedDict, "lightning.fabric.utilities.data.AttributeDict"),
     (OrderedDict, "lightning_fabric.utilities.data.AttributeDict"),
     (PurePosixPath, "pathlib.PosixPath"),
 ]
 WEIGHTS = "a file of weights"
 MAX_DEPTH, MAX_NODES = 32, 1_000_000  # of nested dicts
+
+Content = tuple[dict[str, Tensor], Mapping[str, Any], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,14 @@ class WeightFile:
 
 
 def read_weights(source: str) -> WeightFile:
-    """Tensors of a file or of timm's cached weights, and the values beside them.
+    """Tensors of a file, of an index of shards or of timm's cached weights ("timm:NAME"), and the
+    values beside them.
 
-    Args:
-        source: "timm:NAME", a file, or the index of several.
     Raises: FileNotFoundError; ValueError for a damaged file, and one with more than tensors.
     """
     path, card = Path(source), None
     if source.startswith(TIMM):
-        path, card = cached_timm(source.removeprefix(TIMM))
+        path, card = _cached_timm(source.removeprefix(TIMM))
     elif path.is_dir():
         inside = sorted(p.name for p in path.iterdir() if p.name.endswith(ENDINGS))
         found = f", give one of its files: {', '.join(inside[:4])}" if inside else ""
@@ -68,15 +69,12 @@ def read_weights(source: str) -> WeightFile:
     elif not path.exists():
         raise FileNotFoundError(f"no weights at {path}")
     index = _index_of(path)
-    tensors, state, meta = _one_file(path) if index is None else (_sharded(index), {}, {})
-    return WeightFile(source, tensors, state, meta, _hub_config(path.parent), card)
+    content = _one_file(path) if index is None else (_sharded(index), {}, {})
+    return WeightFile(source, *content, _hub_config(path.parent), card)
 
 
-def cached_timm(name: str) -> tuple[Path, Any]:
-    """Local file of timm's weights of a name, and timm's card of them.
-
-    Raises: ValueError for a name without weights; FileNotFoundError when they are not here.
-    """
+def _cached_timm(name: str) -> tuple[Path, Any]:
+    """Local file of timm's weights of a name, and timm's card of them."""
     try:
         card = get_pretrained_cfg(name, allow_unregistered=False)
     except (RuntimeError, ValueError) as error:
@@ -111,29 +109,22 @@ def _hub_config(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _one_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any], Mapping[str, str]]:
-    """Tensors, plain values and metadata of one file."""
-    if not path.is_file():
-        raise ValueError(f"{path} is no regular file, {WEIGHTS} is required")
-    if is_safetensors(path):
-        return _safetensors(path)
+def _one_file(path: Path) -> Content:
+    if path.is_file() and is_safetensors(path):
+        check_weights(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                names = file.keys()
+                return {k: file.get_tensor(k) for k in names}, {}, dict(file.metadata() or {})
+        except (SafetensorError, OSError, ValueError) as error:
+            kind = foreign_kind(path) or f"is cut off or damaged: {error}"
+            raise ValueError(f"{path} {kind}; {WEIGHTS} is required") from error
     state = read_torch(path, WEIGHTS, allow=SETTINGS)
     try:
         tensors = dict(_flat(state, "", MAX_DEPTH, iter(range(MAX_NODES))))
     except ValueError as error:
         raise ValueError(f"{path} is damaged or not {WEIGHTS}: {error}") from error
     return tensors, state if isinstance(state, Mapping) else {}, {}
-
-
-def _safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any], Mapping[str, str]]:
-    check_weights(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            return {k: file.get_tensor(k) for k in names}, {}, dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as error:
-        kind = foreign_kind(path) or f"is cut off or damaged: {error}"
-        raise ValueError(f"{path} {kind}; {WEIGHTS} is required") from error
 
 
 def _flat(state: Any, name: str, depth: int, nodes: Iterator[int]) -> Iterator[tuple[str, Tensor]]:
@@ -158,9 +149,7 @@ def _index_of(path: Path) -> Path | None:
         return None
     index = path.with_name(f"{found[1]}{found[2]}{INDEX}")
     if not index.is_file():
-        raise FileNotFoundError(
-            f"{path} is one of several shards and their index {index} is missing"
-        )
+        raise FileNotFoundError(f"{path} is a shard, and their index {index} is missing")
     return index
 
 
@@ -170,14 +159,13 @@ def _sharded(index: Path) -> dict[str, Tensor]:
     shard_of = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shard_of, dict) or not shard_of:
         raise ValueError(f"{index} holds no weight_map of tensors to shards")
-    names = sorted({str(name) for name in shard_of.values()})
     tensors: dict[str, Tensor] = {}
-    for name in names:
-        if Path(name).name != name:
+    for name in sorted({str(name) for name in shard_of.values()}):
+        shard = index.with_name(Path(name).name)
+        if shard.name != name:
             raise ValueError(f"{index} names {name!r}, a shard must lie beside its index")
-        shard = index.with_name(name)
         if not shard.is_file():
-            raise FileNotFoundError(f"{index} names {len(names)} shards, {name} is missing")
+            raise FileNotFoundError(f"{index} names several shards, {name} is missing")
         tensors |= _one_file(shard)[0]
     if missing := sorted(shard_of.keys() - tensors.keys()):
         raise ValueError(f"{index} names tensors that its shards lack: {missing[:3]}")

@@ -1,9 +1,8 @@
 """A backbone's first weights: our own exports and checkpoints, or those of public ViTs.
 
-read_weights -> find_vit -> stated_network -> fold, compare, resample -> load, with a report. Layer
-scale and pixel constants become part of the weights beside them. A transformer of another size is
-refused, and one that computes otherwise with tensors of the same shapes. Properties that the file
-does not state are a warning.
+read_weights -> find_vit -> stated_network -> fold, compare, resample -> load, with a report. A
+transformer of another size is refused, and one that computes otherwise with tensors of the same
+shapes. Properties that the file does not state are a warning.
 """
 
 import logging
@@ -20,14 +19,16 @@ from handmim.models.weights.compare import is_same_network, token_difference
 from handmim.models.weights.files import read_weights
 from handmim.models.weights.names import (
     PATCHES,
+    Weights,
     complete_positions,
     find_vit,
     fold_biases,
     fold_layer_scale,
     fold_pixel_constants,
+    foreign_parts,
     resample,
 )
-from handmim.models.weights.network import Stated, foreign_parts, public_heads, stated_network
+from handmim.models.weights.network import Stated, public_heads, stated_network
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ BACKBONES = {
 }
 ROUNDING = 1e-4  # relative difference of tokens of one network, computed twice
 TOLERATED = ("class token", "epsilon")  # differences of networks that are warnings alone
+SIZE = "++task.backbone.size"
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,9 @@ class InitialWeights:
 
 
 def load_initial(backbone: ViT, source: str | None) -> InitialWeights:
-    """Fill a backbone.
+    """Fill a backbone in place.
 
     Args:
-        backbone: changed in place.
         source: None keeps the random start; "timm:NAME" takes timm's weights from the local cache;
             else a file of safetensors or torch.save, or the index of its shards: our export, our
             last.pt, or a checkpoint of MAE, DINO, iBOT, DINOv2, MoCo-v3, ViTPose, timm, or of
@@ -86,15 +87,13 @@ def load_initial(backbone: ViT, source: str | None) -> InitialWeights:
     Raises: FileNotFoundError; ValueError when the transformers differ in size or in what they
         compute, or for a file that holds no plain ViT or more than tensors.
     """
-    mine = backbone.net.state_dict()
+    mine: Weights = backbone.net.state_dict()
     if source is None:
         return InitialWeights("random", missing=(*mine, "mask_token"))
     file = read_weights(source)
     found = find_vit(file)
-    _check_values(found.weights, source)
-    raw = {name: value.float() for name, value in found.weights.items()}
-    stated = stated_network(file, raw)
-    weights = dict(raw)
+    raw = {name: _checked(name, value, source) for name, value in found.weights.items()}
+    stated, weights = stated_network(file, raw), dict(raw)
     folded = fold_layer_scale(weights, mine) + fold_biases(weights, mine)
     if parts := foreign_parts(weights, mine):
         raise ValueError(
@@ -103,19 +102,18 @@ def load_initial(backbone: ViT, source: str | None) -> InitialWeights:
         )
     _check_size(backbone, weights, source, stated)
     _check_stated(backbone, source, stated)
-    grid, completed = complete_positions(weights, source)
-    network, doubts = _compared(backbone, source, stated, (raw, weights), grid)
+    grid, resampled = complete_positions(weights, source)
+    network, doubts = _compared(backbone, source, stated, raw, weights, grid)
     if backbone.pixel_norm == "imagenet":
         folded += fold_pixel_constants(weights, stated.mean, stated.std)
-    resampled = completed + resample(backbone, weights, grid)
+    resampled += resample(backbone, weights, grid)
     if wrong := [text for name in weights if (text := _misfit(name, mine, weights))]:
         raise ValueError(f"{source} does not fit this backbone: {', '.join(wrong[:6])}")
     matched = [name for name in mine if name in weights]
     backbone.net.load_state_dict({**mine, **{name: weights[name] for name in matched}})
-    mask_token = found.mask_token
-    if mask_token is not None and mask_token.shape == backbone.mask_token.shape:
-        with torch.no_grad():
-            backbone.mask_token.copy_(mask_token)
+    token = found.mask_token
+    if token is not None and token.shape == backbone.mask_token.shape:
+        backbone.mask_token.data.copy_(token)
         matched.append("mask_token")
     report = InitialWeights(
         source=source,
@@ -134,12 +132,12 @@ def load_initial(backbone: ViT, source: str | None) -> InitialWeights:
     return report
 
 
-def _check_values(weights: Mapping[str, Tensor], source: str) -> None:
-    for name, value in weights.items():
-        if not value.is_floating_point() or value.layout != torch.strided:
-            raise ValueError(f"{source}: {name} is of {value.dtype}, floats are required")
-        if not value.isfinite().all():
-            raise ValueError(f"{source} does not fit this backbone: {name} is not finite")
+def _checked(name: str, value: Tensor, source: str) -> Tensor:
+    if not value.is_floating_point() or value.layout != torch.strided:
+        raise ValueError(f"{source}: {name} is of {value.dtype}, floats are required")
+    if not value.isfinite().all():
+        raise ValueError(f"{source} does not fit this backbone: {name} is not finite")
+    return value.float()
 
 
 def _check_stated(backbone: ViT, source: str, stated: Stated) -> None:
@@ -151,8 +149,7 @@ def _check_stated(backbone: ViT, source: str, stated: Stated) -> None:
     if stated.activation not in (None, backbone.activation):
         raise ValueError(
             f"{source} was trained with activation {stated.activation} ({stated.by}), this "
-            f"backbone has {backbone.activation} "
-            f"(++task.backbone.size.act_layer={stated.activation})"
+            f"backbone has {backbone.activation} ({SIZE}.act_layer={stated.activation})"
         )
 
 
@@ -160,25 +157,23 @@ def _compared(
     backbone: ViT,
     source: str,
     stated: Stated,
-    weights: tuple[dict[str, Tensor], dict[str, Tensor]],
+    raw: Weights,
+    weights: Weights,
     grid: tuple[int, int],
 ) -> tuple[str, list[str]]:
     """How a source's network was found to be ours, and doubts about it.
 
-    Args:
-        weights: of the source, as in its file and as the backbone takes them.
-        grid: of its positions.
     Raises: ValueError where timm's network gives other tokens.
     """
     if stated.timm_name is None or (stated.pixel_norm and is_same_network(backbone, stated)):
         return (f"as {stated.by} states" if stated.num_heads else ""), []
     try:
-        difference, unlike = token_difference(backbone, stated, *weights, grid)
+        difference, unlike = token_difference(backbone, stated, raw, weights, grid)
     except ValueError as error:
         if stated.num_heads not in (None, backbone.num_heads):
             raise ValueError(
                 f"{source} has {stated.num_heads} heads ({stated.by}), this backbone has "
-                f"{backbone.num_heads} (++task.backbone.size.num_heads={stated.num_heads})"
+                f"{backbone.num_heads} ({SIZE}.num_heads={stated.num_heads})"
             ) from None
         return "", [f"{stated.by} states {stated.timm_name}, which was not compared: {error}"]
     text = (
@@ -193,74 +188,74 @@ def _compared(
     return "", [text]
 
 
-def _warnings(
-    backbone: ViT, stated: Stated, weights: Mapping[str, Tensor], grid: tuple[int, int]
-) -> list[str]:
+def _warnings(backbone: ViT, stated: Stated, weights: Weights, grid: tuple[int, int]) -> list[str]:
     """Differences that are not refused, and properties that nothing states."""
-    is_public, norm_eps = stated.pixel_norm is None, backbone.norm_eps
-    cases = (
-        (
-            is_public and backbone.pixel_norm != "imagenet",
-            "public weights expect pixels normalised by constants, this backbone has pixel_norm="
-            f"{backbone.pixel_norm} (task.backbone.pixel_norm=imagenet)",
-        ),
-        (
-            is_public and stated.norm_eps not in (None, norm_eps),
-            f"norms had epsilon {stated.norm_eps or 0:g}, this backbone has {norm_eps:g}",
-        ),
-        *((is_public, f"{t}: features may differ from the source's") for t in stated.unknown),
-        *((is_public, text) for text in _unstated(backbone, stated)),
-        (
-            "cls_token" not in weights,
+    is_public = stated.pixel_norm is None
+    found = _public_warnings(backbone, stated) if is_public else []
+    if "cls_token" not in weights:
+        found.append(
             "the source has no class token, ours starts random and takes part in attention: patch "
-            "features differ from the source's",
-        ),
-        ("norm.weight" not in weights, "the source has no final norm, ours starts as 1 and 0"),
-        (
-            grid[0] != grid[1],
-            f"positions of {grid[0]} x {grid[1]} patches are stretched to a square grid; ViTPose "
-            "also pads images by 2 px, which shifts its patches",
-        ),
-    )
-    return [text for is_so, text in cases if is_so]
-
-
-def _unstated(backbone: ViT, stated: Stated) -> list[str]:
-    """One warning of all properties that nothing states, and of what is assumed for them."""
-    is_bare, is_imagenet = stated.timm_name is None, backbone.pixel_norm == "imagenet"
-    assumed = {
-        name: value
-        for name, is_unstated, value in (
-            ("heads", is_bare and stated.num_heads is None, f"{backbone.num_heads} heads"),
-            ("activation", is_bare and stated.activation is None, backbone.activation),
-            ("norms", is_bare and stated.norm_eps is None, f"epsilon {backbone.norm_eps:g}"),
-            ("pixel constants", is_imagenet and stated.mean is None, "ImageNet's constants"),
+            "features differ from the source's"
         )
-        if is_unstated
+    if "norm.weight" not in weights:
+        found.append("the source has no final norm, ours starts as 1 and 0")
+    if grid[0] != grid[1]:
+        found.append(
+            f"positions of {grid[0]} x {grid[1]} patches are stretched to a square grid; ViTPose "
+            "also pads images by 2 px, which shifts its patches"
+        )
+    return found
+
+
+def _public_warnings(backbone: ViT, stated: Stated) -> list[str]:
+    found = []
+    if backbone.pixel_norm != "imagenet":
+        found.append(
+            "public weights expect pixels normalised by constants, this backbone has pixel_norm="
+            f"{backbone.pixel_norm} (task.backbone.pixel_norm=imagenet)"
+        )
+    if stated.norm_eps not in (None, backbone.norm_eps):
+        found.append(
+            f"norms had epsilon {stated.norm_eps or 0:g}, this backbone has {backbone.norm_eps:g}"
+        )
+    found += [f"{text}: features may differ from the source's" for text in stated.unknown]
+    is_bare = stated.timm_name is None
+    is_unstated = {
+        "heads": is_bare and stated.num_heads is None,
+        "activation": is_bare and stated.activation is None,
+        "norms": is_bare and stated.norm_eps is None,
+        "pixel constants": backbone.pixel_norm == "imagenet" and stated.mean is None,
     }
-    if not assumed:
-        return []
-    text = f"the file does not state its {', '.join(assumed)}: read with "
-    text += ", ".join(assumed.values())
+    if unstated := [name for name in is_unstated if is_unstated[name]]:
+        found.append(_assumed(backbone, stated, unstated))
+    return found
+
+
+def _assumed(backbone: ViT, stated: Stated, unstated: list[str]) -> str:
+    """What is assumed for properties that nothing states."""
+    assumed = {
+        "heads": f"{backbone.num_heads} heads",
+        "activation": backbone.activation,
+        "norms": f"epsilon {backbone.norm_eps:g}",
+        "pixel constants": "ImageNet's constants",
+    }
+    text = f"the file does not state its {', '.join(unstated)}: read with "
+    text += ", ".join(assumed[name] for name in unstated)
     width, mine = backbone.embed_dim, backbone.num_heads
     usual, who = stated.likely_heads or (public_heads(width), f"public ViTs of width {width} have")
-    if "heads" in assumed and usual not in (None, mine):
-        text += f"; {who} {usual}, this backbone has {mine} "
-        text += f"(++task.backbone.size.num_heads={usual})"
-    if is_bare:
+    if "heads" in unstated and usual not in (None, mine):
+        text += f"; {who} {usual}, this backbone has {mine} ({SIZE}.num_heads={usual})"
+    if stated.timm_name is None:
         text += '. A config.json beside the file, {"architecture": "NAME IN TIMM"}, states them, '
         text += "and they are then compared"
-    return [text]
+    return text
 
 
-def _depth(weights: Mapping[str, Tensor]) -> int:
-    return 1 + max((int(k.split(".")[1]) for k in weights if k.startswith("blocks.")), default=-1)
-
-
-def _check_size(backbone: ViT, weights: Mapping[str, Tensor], source: str, stated: Stated) -> None:
+def _check_size(backbone: ViT, weights: Weights, source: str, stated: Stated) -> None:
     """Refuse another width, depth, number of heads, or any block tensor that does not fit."""
-    mine: dict[str, Tensor] = backbone.net.state_dict()
-    width, depth = len(weights[PATCHES]), _depth(weights)
+    mine: Weights = backbone.net.state_dict()
+    numbers = [int(k.split(".")[1]) for k in weights if k.startswith("blocks.")]
+    width, depth = len(weights[PATCHES]), 1 + max(numbers, default=-1)
     blocks = {k for k in (*mine, *weights) if k.startswith("blocks.")}
     wrong = [text for k in sorted(blocks) if (text := _misfit(k, mine, weights))]
     is_compared = stated.timm_name and stated.pixel_norm is None  # with timm's network, as a whole
@@ -270,7 +265,7 @@ def _check_size(backbone: ViT, weights: Mapping[str, Tensor], source: str, state
         wrong.insert(0, f"width {width} (required {backbone.embed_dim})")
     if not wrong:
         return
-    overrides = _size_overrides(backbone, weights, stated)
+    overrides = _size_overrides(backbone, weights, stated, (width, depth))
     raise ValueError(
         f"{source} holds a ViT of width {width} and depth {depth}, this backbone has width "
         f"{backbone.embed_dim} and depth {backbone.depth}"
@@ -279,29 +274,29 @@ def _check_size(backbone: ViT, weights: Mapping[str, Tensor], source: str, state
     )
 
 
-def _size_overrides(backbone: ViT, weights: Mapping[str, Tensor], stated: Stated) -> str:
+def _size_overrides(
+    backbone: ViT, weights: Weights, stated: Stated, width_depth: tuple[int, int]
+) -> str:
     """Overrides that give a backbone the size of a file, as far as it is known; empty where they
     would change nothing."""
-    width, depth = len(weights[PATCHES]), _depth(weights)
-    mine = (backbone.embed_dim, backbone.depth)
-    fitting = BACKBONES.get((width, depth))
-    if fitting is not None and mine != (width, depth):
-        return f"backbone={fitting}"
+    width, depth = width_depth
     size: dict[str, Any] = {}
-    if mine != (width, depth):
+    if width_depth != (backbone.embed_dim, backbone.depth):
+        if width_depth in BACKBONES:
+            return f"backbone={BACKBONES[width_depth]}"
         size = {"embed_dim": width, "depth": depth, "num_heads": public_heads(width)}
     if stated.num_heads not in (None, backbone.num_heads):
         size["num_heads"] = stated.num_heads
     fc1 = "blocks.0.mlp.fc1.weight"
-    units = len(weights[fc1]) if fc1 in weights else None
-    if units is not None and (mine[0], len(backbone.net.state_dict()[fc1])) != (width, units):
+    if fc1 in weights and weights[fc1].shape != backbone.net.state_dict()[fc1].shape:
+        units = len(weights[fc1])
         ratio = units / width
         # timm cuts width times ratio down to a whole number.
         size["mlp_ratio"] = ratio if int(width * ratio) == units else math.nextafter(ratio, units)
-    return " ".join(f"++task.backbone.size.{k}={v}" for k, v in size.items() if v is not None)
+    return " ".join(f"{SIZE}.{k}={v}" for k, v in size.items() if v is not None)
 
 
-def _misfit(name: str, mine: Mapping[str, Any], theirs: Mapping[str, Tensor]) -> str:
+def _misfit(name: str, mine: Mapping[str, Any], theirs: Weights) -> str:
     """Fault of one tensor; empty when it fits."""
     if name not in theirs:
         return f"{name} is missing"

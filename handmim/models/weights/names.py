@@ -9,8 +9,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
@@ -58,35 +57,42 @@ OTHERS = (  # names of transformers that are not read, and why
     (r"layer1\.0\.conv1\.weight$", "a ResNet"),
     (r"^optimizer\.", "an optimizer without a model"),
 )  # fmt: skip
-SCALED_BY = {  # layer scale and the map whose output it multiplies
-    "ls1.gamma": "attn.proj",
-    "gamma_1": "attn.proj",
-    "ls2.gamma": "mlp.fc2",
-    "gamma_2": "mlp.fc2",
-}
+FOREIGN = (  # names of tensors, and what they are part of
+    (r"(^|\.)(rope\w*|rotary\w*|freqs_cis|freqs|inv_freq|periods)($|\.)", "rotary positions"),
+    (r"relative_position|rel_pos|rpb", "relative position biases"),
+    (r"^dist_token$", "a distillation token"),
+    (r"^(?!dist_token)[^.]*(reg|_token)[^.]*$", "register tokens"),
+    (r"\.(w12|w1|w2|w3|fc1_g|fc1_x|weights_in|gate_proj|up_proj)\.", "a gated MLP (SwiGLU)"),
+    (r"\.[qk]_norm\.", "norms of queries and keys"),
+    (r"\.(attn\.norm|mlp\.norm|sub_norm|inner_attn_ln|ffn_ln)\.", "norms within blocks"),
+    (r"^(norm_pre|ln_pre|pre_\w*norm|\w*emb\w*_norm|norm_\w*emb\w*|patch_norm)\.",
+     "a norm before the blocks (CLIP)"),
+    (r"^patch_embed\.(norm|proj\.\d|backbone)", "a patch embedding of several layers"),
+    (r"\.attn\.([qkv]|[qkv]_proj|query|key|value|in_proj)\.", "separate maps to queries and keys"),
+    (r"\.(experts|attns|ffns)\.|\.lambda_|\.proj_[lw]\.|qkv\.bias_mask", "blocks of another kind"),
+)  # fmt: skip
+# Layer scale, and the map whose output it multiplies.
+SCALE = re.compile(r"(blocks\.\d+\.)(?:(ls1\.gamma|gamma_1)|ls2\.gamma|gamma_2)")
 BIASES = ("attn.qkv.bias", "attn.proj.bias", "mlp.fc1.bias", "mlp.fc2.bias", PATCH_BIAS)
+AVERAGES = ("teacher", "ema", "averaged", "momentum_encoder")
 
 
-@dataclass(frozen=True)
-class FoundViT:
+class FoundViT(NamedTuple):
     """A ViT among tensors."""
 
     prefix: str  # of its names in the file
     weights: Weights  # as in the file, under timm's names
-    mask_token: Tensor | None = None  # [1, 1, D] where the encoder has one
-    unused: dict[str, int] = field(default_factory=dict)  # other tensors by first part of a name
+    mask_token: Tensor | None  # [1, 1, D] where the encoder has one
+    unused: dict[str, int]  # other tensors by first part of a name
 
 
 def find_vit(file: WeightFile) -> FoundViT:
-    """The ViT of a file: of several the teacher's, or an average's, comes first.
-
-    Raises: ValueError for a file without one.
-    """
-    anchor, prefixes = PATCHES, _prefixes(file.tensors, PATCHES)
+    """The ViT of a file: of several the teacher's, or an average's, comes first."""
+    anchor, prefixes = PATCHES, _prefixes(file, PATCHES)
     if not prefixes:
-        anchor, prefixes = HF_PATCHES, _prefixes(file.tensors, HF_PATCHES)
+        anchor, prefixes = HF_PATCHES, _prefixes(file, HF_PATCHES)
     if not prefixes:
-        raise ValueError(_no_vit(file))
+        raise ValueError(f"{file.source} holds no plain ViT{_reason(file)}")
     prefix = min(prefixes, key=_rank)
     patterns = HF_NAMES + OTHER_NAMES if anchor == HF_PATCHES else OTHER_NAMES
     # A decoder keeps its mask token among the encoder's names (MAE).
@@ -114,22 +120,24 @@ def find_vit(file: WeightFile) -> FoundViT:
     return FoundViT(prefix, weights, mask_token, dict(unused))
 
 
-def _prefixes(tensors: Mapping[str, Tensor], anchor: str) -> list[str]:
-    return [k.removesuffix(anchor) for k in tensors if k == anchor or k.endswith(f".{anchor}")]
+def _prefixes(file: WeightFile, anchor: str) -> list[str]:
+    names = file.tensors
+    return [k.removesuffix(anchor) for k in names if k == anchor or k.endswith(f".{anchor}")]
 
 
 def _rank(prefix: str) -> tuple[bool, bool, int]:
-    is_mean = any(word in prefix for word in ("teacher", "ema", "averaged", "momentum_encoder"))
-    return "student" in prefix, not is_mean, len(prefix)
+    is_average = any(word in prefix for word in AVERAGES)
+    return "student" in prefix, not is_average, len(prefix)
 
 
 def _group(name: str, prefix: str) -> str:
     """First part of a name, below what it shares with the ViT's prefix."""
-    shared = prefix
-    while shared and not name.startswith(shared):
-        shared = shared.rstrip(".").rpartition(".")[0]
-        shared = f"{shared}." if shared else ""
-    return name[len(shared) :].split(".")[0]
+    shared = 0
+    for part in prefix.split(".")[:-1]:
+        if not name.startswith(f"{part}.", shared):
+            break
+        shared += len(part) + 1
+    return name[shared:].split(".")[0]
 
 
 def _join_qkv(weights: Weights) -> None:
@@ -141,14 +149,30 @@ def _join_qkv(weights: Weights) -> None:
             weights[name.replace(".query.", ".qkv.")] = joined
 
 
-def _no_vit(file: WeightFile) -> str:
+def _reason(file: WeightFile) -> str:
     for pattern, kind in OTHERS:
         if any(re.search(pattern, name) for name in file.tensors):
-            return f"{file.source} holds no plain ViT but {kind}"
-    return (
-        f"{file.source} holds no plain ViT: no tensor is named ...{PATCHES}; its names begin "
-        f"{sorted(file.tensors)[:3]}"
-    )
+            return f" but {kind}"
+    names = sorted(file.tensors)[:3]
+    return f": no tensor is named ...{PATCHES}; its names begin {names}"
+
+
+def foreign_parts(weights: Mapping[str, Tensor], mine: Mapping[str, Any]) -> list[str]:
+    """Parts that our ViT (`mine`) lacks, each with the tensor that shows it."""
+    extra = [name for name in weights if name not in mine]
+    found = []
+    for pattern, part in FOREIGN:
+        if shown := next((name for name in extra if re.search(pattern, name)), None):
+            found.append(f"{part} ({shown})")
+    gates, inner = (weights.get(f"blocks.0.mlp.{part}.weight") for part in ("fc1", "fc2"))
+    if gates is not None and inner is not None and len(gates) == 2 * inner.shape[-1]:
+        found.append("a gated MLP (fc1 has twice the rows that fc2 takes)")
+    if "pos_embed" not in weights and "pos_embed" in mine:
+        found.append("no learned positions (pos_embed is missing)")
+    bare = [n for n in weights if re.search(r"norm\d\.weight$", n) and n[:-6] + "bias" in mine]
+    if bare and not any(name[:-6] + "bias" in weights for name in bare):
+        found.append(f"norms without bias, as RMSNorm ({bare[0][:-6]}bias is missing)")
+    return found
 
 
 # The functions below change `weights`, tensors of a source under timm's names, in place, and return
@@ -157,33 +181,25 @@ def _no_vit(file: WeightFile) -> str:
 
 def fold_layer_scale(weights: Weights, mine: Mapping[str, Any]) -> list[str]:
     """Multiply each branch's scale into the map before it, unless our ViT has scales."""
-    num = 0
-    for name in [k for k in weights if k not in mine]:
-        found = re.match(r"(blocks\.\d+\.)(.+)", name)
-        if found is None or found[2] not in SCALED_BY:
-            continue
-        num, gamma = num + 1, weights.pop(name)
+    found = [m for name in weights if name not in mine and (m := SCALE.fullmatch(name))]
+    for scale in found:
+        gamma, scaled = weights.pop(scale[0]), "attn.proj" if scale[2] else "mlp.fc2"
         for part, factor in (("weight", gamma[:, None]), ("bias", gamma)):
-            key = f"{found[1]}{SCALED_BY[found[2]]}.{part}"
-            if key in weights:
+            if (key := f"{scale[1]}{scaled}.{part}") in weights:
                 weights[key] = weights[key] * factor
-    return [f"layer scale of {num} branches"] if num else []
+    return [f"layer scale of {len(found)} branches"] if found else []
 
 
 def fold_biases(weights: Weights, mine: Mapping[str, Any]) -> list[str]:
-    """Write out biases that the source leaves away, which are zeros.
-
-    BEiT and EVA have biases of queries and values alone; other ViTs have none of one kind at all.
-    """
+    """Write out biases that the source leaves away, which are zeros: BEiT and EVA have biases of
+    queries and values alone, other ViTs none of one kind at all."""
     done = []
     for name in [k for k in weights if k.endswith(".attn.q_bias")]:
-        v_name = name.replace("q_bias", "v_bias")
-        if v_name not in weights:
-            continue
-        q, v = weights.pop(name), weights.pop(v_name)
-        k = weights.pop(name.replace("q_bias", "k_bias"), torch.zeros_like(q))
-        weights[name.replace("q_bias", "qkv.bias")] = torch.cat([q, k, v])
-        done = ["biases of queries and values"]
+        key, value, joined = (name.replace("q_bias", n) for n in ("k_bias", "v_bias", "qkv.bias"))
+        if value in weights:
+            q, v = weights.pop(name), weights.pop(value)
+            weights[joined] = torch.cat([q, weights.pop(key, torch.zeros_like(q)), v])
+            done = ["biases of queries and values"]
     for kind in BIASES:
         names = [k for k in mine if k.endswith(kind)]
         if names and not any(k.endswith(kind) for k in weights):
@@ -198,28 +214,24 @@ def fold_pixel_constants(
     """Let the patch embedding take pixels normalised by ImageNet's constants."""
     if mean is None or std is None or 0.0 in std or (mean, std) == (IMAGENET_MEAN, IMAGENET_STD):
         return []
-    theirs, scale = torch.tensor(mean), torch.tensor(std)
-    kernel = weights[PATCHES] / scale.view(1, 3, 1, 1)  # of pixels less their mean
-    shift = (kernel.sum(dim=(2, 3)) * (torch.tensor(IMAGENET_MEAN) - theirs)).sum(dim=1)
+    kernel = weights[PATCHES] / torch.tensor(std).view(1, 3, 1, 1)  # of pixels less their mean
+    difference = torch.tensor(IMAGENET_MEAN) - torch.tensor(mean)
+    shift = (kernel.sum(dim=(2, 3)) * difference).sum(dim=1)
     weights[PATCHES] = kernel * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1)
     weights[PATCH_BIAS] = weights.get(PATCH_BIAS, 0.0) + shift
     return [f"pixel constants {mean}, {std}"]
 
 
 def complete_positions(weights: Weights, source: str) -> tuple[tuple[int, int], list[str]]:
-    """Give positions a first one for the class token where they have none.
-
-    Returns: rows and columns of the source's grid, and what was done.
-    Raises: ValueError for positions of no known grid.
-    """
+    """Give positions a first one for the class token where they have none. Returns: rows and
+    columns of the source's grid, and what was done."""
     position, width = weights["pos_embed"], len(weights[PATCHES])
     if position.ndim != 3 or position.shape[0] != 1 or position.shape[2] != width:
         raise ValueError(
             f"{source} has positions {tuple(position.shape)}, [1, N, {width}] are required"
         )
     count = position.shape[1]
-    grid = _grid(count)
-    if grid is not None and count > 1:
+    if count > 1 and (grid := _grid(count)):
         weights["pos_embed"] = torch.cat([torch.zeros_like(position[:, :1]), position], dim=1)
         return grid, ["pos_embed: class token gets 0"]
     grid = _grid(count - 1)
@@ -245,11 +257,7 @@ def _grid(count: int) -> tuple[int, int] | None:
 
 
 def resample(backbone: ViT, weights: Weights, grid: tuple[int, int]) -> list[str]:
-    """Resample patch and position embeddings to a backbone's patch side and grid.
-
-    Args:
-        grid: rows and columns of the source's positions.
-    """
+    """Resample patch and position embeddings of a grid to a backbone's patch side and grid."""
     done: list[str] = []
     kernel, side = weights[PATCHES], backbone.patch_px
     if tuple(kernel.shape[-2:]) != (side, side):

@@ -12,7 +12,9 @@ from torch.utils.data import BatchSampler, Dataset, Subset
 
 from handmim.data.datasets import size_of
 from handmim.data.samples import mirror_sample
-from handmim.engine.workers import Loaded, Loading, attempt, beat
+from handmim.engine.loader import Loading
+from handmim.engine.stop import beat
+from handmim.engine.workers import Loaded, attempt
 from handmim.geometry.camera import ndc_from_px
 from handmim.hand.skeleton import CONVENTION_NAMES
 from handmim.types import CropBatch, CropSample, HandBatch, HandSample
@@ -140,12 +142,11 @@ def batches(
     generator = torch.Generator()  # else it would draw from the global one
     with Loading(_Collated(dataset), order, num_workers, generator=generator) as loading:
         for number in range(len(order)):
-            beat("samples to evaluate, from number", number * batch_size)
+            beat(f"samples to evaluate, from number {number * batch_size}")
             loaded = next(loading)
-            batch = loaded.unwrapped()
             skipped |= dict(loaded.replaced)
-            if batch is not None and len(skipped) <= most:
-                yield batch
+            if loaded.batch is not None and len(skipped) <= most:
+                yield loaded.batch
         beat("what is made of the samples")
     text = f"{len(skipped)} of {size} labelled images cannot be read: "
     text += shown([f"{name} ({reason})" for name, reason in skipped.items()])

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handmim.engine.schedule import Schedule, as_schedule
+from handmim.engine.optim import Schedule, as_schedule
 from handmim.types import StepInfo
 from handmim.utils.arguments import one_of, shares
 

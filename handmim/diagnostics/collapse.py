@@ -18,7 +18,6 @@ from torch.utils.data import Dataset
 from handmim.data.loader import collate_crops
 from handmim.diagnostics.images import draw_images_with_points, draw_patch_colours
 from handmim.diagnostics.measure import measure
-from handmim.engine.hooks import StopRun
 from handmim.types import CropBatch, PretrainBatch, StepInfo
 from handmim.utils.files import UnreadableSample
 from handmim.utils.run import Run
@@ -177,9 +176,11 @@ class CollapseDetection:
         self.thresholds = dict(thresholds or {})
         self.indices = np.linspace(0, size - 1, min(num, size)).round().astype(int).tolist()
         self.num_triggered: dict[str, int] = {}  # checks in a row, by name
+        self.stop_reason: str | None = None
 
     def __call__(self, task: Any, info: StepInfo, run: Run) -> dict[str, float]:
         """Measure, warn, perhaps stop."""
+        self.stop_reason = None
         batch = self._views(info, run.device)
         metrics = measure(task, batch, info, batch_size=self.batch_size, seed=self.seed)
         scalars = {f"diagnostics/{name}": value for name, value in metrics.items()}
@@ -190,9 +191,8 @@ class CollapseDetection:
             scalars[f"collapse/{result.name}"] = float(result.triggered)
             self._report(result, info)
         if fatal := [r.name for r in results if self._stops_on(r.name)]:
-            raise StopRun(
-                f"{', '.join(fatal)} triggered in {self.patience} checks in a row (patience)",
-                scalars,
+            self.stop_reason = (
+                f"{', '.join(fatal)} triggered in {self.patience} checks in a row (patience)"
             )
         return scalars
 

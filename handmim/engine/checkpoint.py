@@ -135,8 +135,8 @@ def _is_older(path: Path, step: int) -> bool:
 # What configs build, by section: constructors of parts. They write nowhere but below a cache_dir.
 PARTS = (
     "handmim.models.", "handmim.losses.", "handmim.objectives.", "handmim.tasks.", "handmim.data.",
-    "handmim.hand.model.", "handmim.hand.adapters.", "handmim.engine.schedule.",
-    "handmim.engine.optim.", "handmim.diagnostics.", "torch.optim.",
+    "handmim.hand.model.", "handmim.hand.adapters.", "handmim.engine.optim.",
+    "handmim.diagnostics.", "torch.optim.",
 )  # fmt: skip
 SECTIONS = {
     "task": tuple(part for part in PARTS if part not in ("handmim.data.", "handmim.diagnostics.")),

@@ -1,40 +1,96 @@
-"""Scalars and images of a run: TensorBoard, one JSON line per logged step, PNG files, progress."""
+"""What a run shows beside its steps: scalars and images by hooks and task, TensorBoard, one JSON
+line per logged step, PNG files, progress."""
 
 import errno
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from handmim.engine.stop import beat
+from handmim.types import StepInfo
 from handmim.utils.console import Progress
 from handmim.utils.files import write_atomic
-from handmim.utils.ranks import objects_of_ranks
 from handmim.utils.rows import read_rows, row_line
+from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)
 
 LINES = 40  # of a run's progress where there is no terminal: a file is read later
+Images = dict[str, NDArray[np.uint8]]  # [H, W, 3] RGB by name
+
+
+class Hook(Protocol):
+    """Called every so many steps: probing, validating, detecting collapse.
+
+    It may have a method `images(task, run) -> Images`, drawn with the task's, and an attribute
+    `stop_reason`: where that is a text after a call, the run is saved and ends.
+    """
+
+    every: int | None  # steps; None = only at the end
+    at_start: bool  # also before the first step
+
+    def __call__(self, task: nn.Module, info: StepInfo, run: Run) -> dict[str, float]:
+        """Scalars to log."""
+        ...
+
+
+def call_hooks(
+    hooks: Sequence[Hook], task: nn.Module, info: StepInfo, run: Run
+) -> tuple[dict[str, float], str | None]:
+    """Run hooks in eval mode without gradients, then go back to training.
+
+    Returns: scalars of the main process, and why the run should stop: the same on all processes.
+    Raises: what a hook of any process raises, on all of them.
+    """
+    scalars: dict[str, float] = {}
+    reason: str | None = None
+    if not hooks:
+        return scalars, reason
+    task.eval()
+    with run.together(), torch.no_grad():
+        for hook in hooks:
+            beat(f"{type(hook).__name__} after step {info.step}")
+            scalars |= hook(task, info, run)
+            reason = reason or getattr(hook, "stop_reason", None)
+    task.train()
+    scalars = run.fabric.broadcast(scalars)
+    if run.any_rank(reason is not None):
+        return scalars, reason or "stopped by another process"
+    return scalars, None
+
+
+def draw(task: nn.Module, batch: Any, hooks: Sequence[Hook], run: Run) -> Images:
+    """Images of the task, and of every hook that has some."""
+    images = dict(task.images(batch))  # type: ignore[operator]
+    task.eval()
+    for hook in hooks:
+        if hasattr(hook, "images"):
+            images |= hook.images(task, run)
+    task.train()
+    return images
 
 
 class RunLog:
-    """Writer of one process; on other ranks every call does nothing.
+    """Writer of one process into a run folder; None, as on other ranks, writes nothing.
 
-    Args:
-        folder: run folder, or None on ranks that do not write.
-        first_step: rows from this step on, left by an interrupted run, are dropped.
+    Rows after `first_step`, left by an interrupted run, are dropped.
     """
 
     def __init__(self, folder: Path | None, first_step: int = 0) -> None:
         self.folder = folder
         self._tensorboard: SummaryWriter | None = None
         self._owed = ""  # rows that are not written yet
+        self._has_failed = False  # TensorBoard's writer, which does not recover by itself
         if folder is None:
             return
         self.path = folder / "scalars.jsonl"
@@ -43,7 +99,6 @@ class RunLog:
             write_atomic(self.path, "".join(row_line(row) for row in kept))
         purge = first_step + 1 if first_step else None
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
-        self._has_failed = False  # TensorBoard's writer, which does not recover by itself
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Log values at `step`, the number of finished optimizer steps."""
@@ -79,22 +134,16 @@ class RunLog:
             self._has_failed = True
             log.error("the log of scalars and images is late: %s", error)
 
-    def images(self, step: int, images: Mapping[str, NDArray[np.uint8]]) -> None:
-        """Log [H, W, 3] RGB images and keep them as PNG files."""
-        if self._tensorboard is None:
+    def images(self, step: int, images: Images) -> None:
+        """Log images and keep them as PNG files."""
+        if self._tensorboard is None or self.folder is None:
             return
-        assert self.folder is not None
         target = self.folder / "images"
         with self._tolerant():
             target.mkdir(exist_ok=True)
             for name, image in images.items():
                 self._tensorboard.add_image(name, image, step, dataformats="HWC")
                 cv2.imwrite(str(target / f"step_{step:07d}_{name}.png"), image[:, :, ::-1])
-
-    def again(self, first_step: int) -> "RunLog":
-        """A log that goes on after `first_step`; what came later is dropped."""
-        self.close()
-        return RunLog(self.folder, first_step)
 
     def close(self) -> None:
         """Flush everything to disk."""
@@ -105,43 +154,8 @@ class RunLog:
                 self._tensorboard.close()
 
 
-class RunningMeans:
-    """Means of scalars since they were last taken, over all processes and the steps that gave them.
-
-    They stay on the device until then: adding does not wait for it.
-    """
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor | float] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, scalars: Mapping[str, Tensor]) -> None:
-        """Scalars [] of one step."""
-        for name, value in scalars.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach()
-            self._counts[name] = self._counts.get(name, 0) + 1
-
-    def take(self) -> dict[str, float]:
-        """The means, which begin anew; called by every process. Names may differ between them."""
-        own = {name: (float(total), self._counts[name]) for name, total in self._sums.items()}
-        self._sums, self._counts = {}, {}
-        every = objects_of_ranks(own)
-        means: dict[str, float] = {}
-        for name in dict.fromkeys(name for sums in every for name in sums):
-            parts = [sums[name] for sums in every if name in sums]
-            means[name] = sum(total for total, _ in parts) / sum(count for _, count in parts)
-        return means
-
-
 class StepProgress(Progress):
-    """Loss, images/s and time left: a bar on a terminal, a log line now and then elsewhere.
-
-    Args:
-        shown: False on ranks that do not write.
-        step, total_steps: where the run starts and ends.
-        batch_size: samples per step.
-        log_every: steps between lines at least.
-    """
+    """Loss, images/s and time left: a bar on a terminal, a log line now and then elsewhere."""
 
     def __init__(
         self, shown: bool, step: int, total_steps: int, batch_size: int, log_every: int
@@ -156,16 +170,14 @@ class StepProgress(Progress):
 
     def show(self, step: int, loss: float | None) -> None:
         """Show `step` finished steps; `loss` is None between log points."""
-        if loss is None:
-            if self.is_bar:
-                self.update(step)
-            return
         rate = self.images_per_s(step)
         if self.is_bar:
-            self.update(step, f"loss {loss:.4f} {rate:.0f} images/s")
-        elif self.shown and (step % self.line_every == 0 or step == self.total_steps):
+            self.update(step, None if loss is None else f"loss {loss:.4f} {rate:.0f} images/s")
+        elif loss is None or not self.shown:
+            return
+        elif step % self.line_every == 0 or step == self.total_steps:
             left = (self.total_steps - step) * self.batch_size / max(rate, 1e-9)
             log.info(
-                    "step %d/%d  loss %.4f  %.0f images/s  %.0f s left",
-                    step, self.total_steps, loss, rate, left,
-                )  # fmt: skip
+                "step %d/%d  loss %.4f  %.0f images/s  %.0f s left",
+                step, self.total_steps, loss, rate, left,
+            )  # fmt: skip

@@ -1,9 +1,9 @@
-"""Optimizer config: parameter groups, learning-rate and weight-decay schedules, gradient
-clipping."""
+"""Schedules, and the optimizer's config: parameter groups, rates by step, gradient clipping."""
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,14 +12,74 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from handmim.engine.schedule import Schedule, as_schedule
 from handmim.utils.run import precision_in_force
 
 log = logging.getLogger(__name__)
 
+SHAPES = ("cosine", "linear")
 NO_DECAY_SUFFIXES = ("pos_embed", "cls_token", "mask_token")
 CLIPS = ("global", "per_tensor")
 FORMS = {"fused", "foreach", "differentiable", "capturable"}  # of torch's optimizers
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A function of the step alone: warm up linearly from `warmup_start` to `start`, then go from
+    `start` to `end`. Raises ValueError for a bad shape or warm-up."""
+
+    start: float
+    end: float | None = None  # value at the last step; None keeps `start`
+    shape: str = "cosine"  # half a period of it, or "linear"
+    warmup_fraction: float = 0.0  # share of all steps that warm up
+    warmup_steps: int | None = None  # or their number
+    warmup_start: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.shape not in SHAPES:
+            raise ValueError(f"schedule shape must be one of {SHAPES}, got {self.shape!r}")
+        if not 0.0 <= self.warmup_fraction < 1.0:
+            raise ValueError(f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}")
+        if self.warmup_steps is not None and self.warmup_fraction:
+            raise ValueError("give warmup_steps or warmup_fraction, not both")
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        """Value at step 0 .. total_steps - 1; later steps keep the last value."""
+        warmup = self.warmup_steps
+        if warmup is None:
+            warmup = round(self.warmup_fraction * total_steps)
+        if step < warmup:
+            return self.warmup_start + (self.start - self.warmup_start) * (step + 1) / warmup
+        if self.end is None:
+            return self.start
+        t = min(1.0, (step - warmup) / max(1, total_steps - 1 - warmup))
+        if self.shape == "cosine":
+            t = 0.5 * (1.0 - math.cos(math.pi * t))
+        return self.start + (self.end - self.start) * t
+
+
+def as_schedule(value: float | Schedule) -> Schedule:
+    """A number as a constant schedule."""
+    return value if isinstance(value, Schedule) else Schedule(start=float(value))
+
+
+def changed_schedules(
+    config: Any, step: int, before: int, after: int
+) -> dict[str, tuple[float, float]]:
+    """Values at a step under two numbers of steps, by config key, of those schedules of a resolved
+    config that differ."""
+    values = {
+        key: (schedule(step, before), schedule(step, after))
+        for key, schedule in _schedules(config, "")
+    }
+    return {key: pair for key, pair in values.items() if pair[0] != pair[1]}
+
+
+def _schedules(node: Any, key: str) -> Iterator[tuple[str, Schedule]]:
+    if isinstance(node, dict) and node.get("_target_") == f"{__name__}.{Schedule.__name__}":
+        yield key, Schedule(**{k: v for k, v in node.items() if not k.startswith("_")})
+    elif isinstance(node, (dict, list)):
+        for name, value in node.items() if isinstance(node, dict) else enumerate(node):
+            yield from _schedules(value, f"{key}.{name}".lstrip("."))
 
 
 def param_groups(module: nn.Module, lr_scales: dict[str, float]) -> list[dict[str, Any]]:
@@ -49,13 +109,9 @@ def param_groups(module: nn.Module, lr_scales: dict[str, float]) -> list[dict[st
 def load_optimizer(
     optimizer: Optimizer, saved: dict[str, Any], module: nn.Module, order: Sequence[str]
 ) -> None:
-    """Load an optimizer's state, which goes by position, for parameters in another order.
+    """Load an optimizer's state, which goes by position; `order` names the module's entries as
+    `saved` has them, which is changed in place.
 
-    Args:
-        optimizer: over parameters of the module, in groups of `param_groups`.
-        saved: its `state_dict`, changed in place.
-        module: names the parameters.
-        order: names of entries of the module in the order in which `saved` has them.
     Raises: ValueError for a state of other parameters.
     """
     position = {name: i for i, name in enumerate(order)}
@@ -82,17 +138,9 @@ def load_optimizer(
     optimizer.load_state_dict(saved)
 
 
-def scaled_lr(lr: float, batch_size: int, reference_batch: int | None) -> float:
-    """Linear scaling rule: lr * batch / reference; unchanged without a reference."""
-    return lr if reference_batch is None else lr * batch_size / reference_batch
-
-
 @torch.no_grad()
 def clip_per_tensor(params: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Shorten the gradient of every parameter that is longer than `max_norm`, each for itself.
-
-    Returns: the norm of all together before that.
-    """
+    """Shorten each parameter's gradient to `max_norm`; returns the norm of all before that."""
     grads = [param.grad for param in params if param.grad is not None]
     if not grads:
         return torch.zeros(())
@@ -104,28 +152,16 @@ def clip_per_tensor(params: Iterable[Tensor], max_norm: float) -> Tensor:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How parameters are optimised.
+    """How parameters are optimised. Raises ValueError for an unknown `clip_by`."""
 
-    Args:
-        make: optimizer constructor that takes parameter groups and `lr`.
-        lr: learning rate, at `lr_reference_batch` samples per step if that is given.
-        weight_decay: constant or schedule.
-        clip_norm: largest gradient norm; None leaves gradients alone.
-        lr_reference_batch: scale lr linearly with the global batch relative to this.
-        clip_by: the norm is that of all gradients together ("global") or of each parameter tensor
-            for itself ("per_tensor", as in iBOT).
-        fused: the optimizer's one-kernel form, the same up to rounding; None takes it wherever
-            there is one and gradients come unscaled (a fused step unscales fp16's by itself, which
-            leaves nothing to clip).
-    Raises: ValueError for an unknown `clip_by`.
-    """
-
-    make: Callable[..., Optimizer]
+    make: Callable[..., Optimizer]  # takes parameter groups and `lr`
     lr: float | Schedule
     weight_decay: float | Schedule = 0.05
-    clip_norm: float | None = None
-    lr_reference_batch: int | None = None
-    clip_by: str = "global"
+    clip_norm: float | None = None  # None leaves gradients alone
+    lr_reference_batch: int | None = None  # lr grows linearly with the global batch from this one
+    clip_by: str = "global"  # norm of all gradients, or "per_tensor" as in iBOT
+    # The optimizer's one-kernel form. None takes it where there is one and gradients come unscaled:
+    # a fused step unscales fp16's by itself, which leaves nothing to clip.
     fused: bool | None = None
     _lr: Schedule = field(init=False, repr=False)
     _weight_decay: Schedule = field(init=False, repr=False)
@@ -139,12 +175,8 @@ class OptimizerConfig:
     def build(
         self, module: nn.Module, lr_scales: dict[str, float], precision: str = "32-true"
     ) -> Optimizer:
-        """Optimizer over all trainable parameters; rates are set by `apply` before every step.
+        """Optimizer over all trainable parameters; Fabric's `precision` decides about `fused`.
 
-        Args:
-            module: whose parameters.
-            lr_scales: factors on the learning rate by parameter name; those left out count 1.
-            precision: Fabric's, which decides about `fused`.
         Raises: ValueError for arguments that the optimizer does not take.
         """
         groups = param_groups(module, lr_scales)
@@ -161,22 +193,20 @@ class OptimizerConfig:
     def apply(
         self, optimizer: Optimizer, step: int, total_steps: int, batch_size: int
     ) -> dict[str, float]:
-        """Set this step's rates.
-
-        Returns: `schedule/lr` (of groups with factor 1) and `schedule/weight_decay`.
-        """
-        lr = scaled_lr(self._lr(step, total_steps), batch_size, self.lr_reference_batch)
+        """Set this step's rates; returns those of groups with factor 1."""
+        lr = self._scaled(self._lr(step, total_steps), batch_size)
         decay = self._weight_decay(step, total_steps)
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
             group["weight_decay"] = decay if group["decays"] else 0.0
         return {"schedule/lr": lr, "schedule/weight_decay": decay}
 
-    def clip(self, fabric: Fabric, module: nn.Module, optimizer: Optimizer) -> Tensor | None:
-        """Clip this step's gradients.
+    def _scaled(self, lr: float, batch_size: int) -> float:
+        reference = self.lr_reference_batch
+        return lr if reference is None else lr * batch_size / reference
 
-        Returns: their global norm before clipping; None without clipping.
-        """
+    def clip(self, fabric: Fabric, module: nn.Module, optimizer: Optimizer) -> Tensor | None:
+        """Clip this step's gradients; returns their global norm before, None without clipping."""
         if self.clip_norm is None:
             return None
         if self.clip_by == "global":
@@ -196,6 +226,6 @@ class OptimizerConfig:
     def describe(self, batch_size: int) -> str:
         """One line for the log, with both rates when they differ."""
         peak = self._lr.start
-        scaled = scaled_lr(peak, batch_size, self.lr_reference_batch)
+        scaled = self._scaled(peak, batch_size)
         how = f" ({peak:g} x {batch_size}/{self.lr_reference_batch})" if scaled != peak else ""
         return f"peak learning rate {scaled:g}{how}, clip {self.clip_norm} ({self.clip_by})"

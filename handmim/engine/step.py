@@ -1,25 +1,38 @@
-"""One training step, the same one for training, dry runs, benchmarks and tests.
+"""One training step, the same one for training, dry runs, benchmarks and tests, and its check for
+losses, gradients and weights that are not finite.
 
-Nothing here waits for the device: losses and norms stay there until somebody reads them.
+A step does not wait for the device: losses and norms stay there until somebody reads them.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
+from handmim.engine.checkpoint import save_checkpoint
 from handmim.engine.optim import OptimizerConfig
 from handmim.types import StepInfo, StepResult
-from handmim.utils.run import precision_in_force
+from handmim.utils.processes import GOES_ON
+from handmim.utils.ranks import objects_of_ranks
+from handmim.utils.run import Run, precision_in_force
 from handmim.utils.seed import step_generator, step_seed
 
 log = logging.getLogger(__name__)
 
+MOST_KEPT = 3  # batches of refused steps that stay on disk
+
 Prepare = Callable[[Any, torch.Generator, StepInfo], Any]
 Check = Callable[[StepInfo, Any, StepResult, Tensor | None], None]
+
+
+def falls_on(step: int, every: int | None) -> bool:
+    """Whether something that is done every so many steps is done now; None is never."""
+    return every is not None and every != 0 and step % every == 0
 
 
 class Batch(Protocol):
@@ -43,30 +56,44 @@ class StepOutput(NamedTuple):
     scalars: dict[str, Any]  # rates, gradient norm, what the task's `after_step` gives
 
 
+@dataclass
+class Ledger:
+    """What a run left out. Kept in every checkpoint: a resumed run leaves out the same."""
+
+    skipped: list[int] = field(default_factory=list)  # steps without an update
+    replaced: int = 0  # draws of samples that could not be read
+    unreadable: dict[str, str] = field(default_factory=dict)  # reason by name of the sample
+
+    def scalars(self) -> dict[str, float]:
+        """Counts worth logging: those that are not 0."""
+        counts = {"data/replaced": self.replaced, "data/skipped_steps": len(self.skipped)}
+        return {name: float(count) for name, count in counts.items() if count}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return asdict(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        vars(self).update(asdict(Ledger(**state)))
+
+
 class TrainStep:
     """Augmentation, losses, backward pass, clipping, optimizer and averages of one step.
 
-    Args:
-        fabric: device, precision and rank.
-        task: module whose forward is a step's loss (types.Task); moved to the device.
-        config: of the optimizer.
-        batch_size: samples of a step over all processes; learning rates scale with it.
-        accumulate: parts that each process's batch is divided into; their gradients are averaged.
-            Terms that compare samples or count over a batch see one part at a time.
-        seed: of everything that a step draws.
-        prepare: batch on the device -> augmented batch; None takes batches as they come.
+    Terms that compare samples or count over a batch see one of `accumulate` parts at a time.
     """
 
     def __init__(
         self,
         fabric: Fabric,
-        task: nn.Module,
+        task: nn.Module,  # types.Task; moved to the device
         config: OptimizerConfig,
         *,
-        batch_size: int,
-        accumulate: int = 1,
+        batch_size: int,  # samples of a step over all processes; learning rates scale with it
+        accumulate: int = 1,  # parts of each process's batch, whose gradients are averaged
         seed: int = 0,
-        prepare: Prepare | None = None,
+        prepare: Prepare | None = None,  # None takes batches as they come
     ) -> None:
         self.fabric, self.task, self.config, self.prepare = fabric, task, config, prepare
         self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
@@ -76,13 +103,11 @@ class TrainStep:
         self._is_checked = False
 
     def __call__(self, batch: Any, info: StepInfo, check: Check | None = None) -> StepOutput:
-        """Make a step.
+        """Make a step with a batch of this process, on the device.
 
-        Args:
-            batch: of this process, on the device.
-            info: which step.
-            check: called with (info, batch, losses, gradient norm) before the update; what it
-                raises leaves the parameters as they were.
+        `check` is called with (info, batch, losses, gradient norm) before the update; what it
+        raises leaves the parameters as they were.
+
         Raises: ValueError for a batch that does not divide into the parts, and, with several
             processes, for trainable parameters that take no part in the loss.
         """
@@ -160,3 +185,120 @@ class TrainStep:
 
 def _mean(values: list[Tensor]) -> Tensor:
     return torch.stack([torch.as_tensor(v) for v in values]).mean(dim=0)
+
+
+class RunningMeans:
+    """Means of scalars since they were last taken, over all processes and the steps that gave them.
+
+    They stay on the device until then: adding does not wait for it.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor | float] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, scalars: Mapping[str, Tensor]) -> None:
+        """Scalars [] of one step."""
+        for name, value in scalars.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach()
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """The means, which begin anew; called by every process. Names may differ between them."""
+        own = {name: (float(total), self._counts[name]) for name, total in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        every = objects_of_ranks(own)
+        means: dict[str, float] = {}
+        for name in dict.fromkeys(name for sums in every for name in sums):
+            parts = [sums[name] for sums in every if name in sums]
+            means[name] = sum(total for total, _ in parts) / sum(count for _, count in parts)
+        return means
+
+
+class NotFiniteError(FloatingPointError):
+    """A loss, gradient or weight is not finite at `step`, the first such one; the weights are lost
+    where they `was_updated` since."""
+
+    def __init__(self, step: int, text: str, *, was_updated: bool) -> None:
+        super().__init__(text)
+        self.step, self.was_updated = step, was_updated
+
+
+class FiniteGuard:
+    """Finds losses and gradients that are not finite: before the update at steps that are checked,
+    else before anything of them is logged or saved; and such weights before they are.
+
+    `every` is the number of steps between checks, which wait for the device; None checks every
+    step on a CPU and none elsewhere.
+    """
+
+    def __init__(self, run: Run, task: nn.Module, every: int | None = None) -> None:
+        self.run, self.task = run, task
+        self.every = every or (1 if run.device.type == "cpu" else None)
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: the weights were put back to before what was noted."""
+        self._first = torch.tensor(torch.inf)
+
+    def note(self, step: int, *values: Tensor | None) -> None:
+        """Remember on the device the first step with a value [] that is not finite."""
+        known = [v.detach().float() for v in values if v is not None]
+        if known:
+            is_bad = ~torch.stack(known).isfinite().all()
+            first = self._first.to(is_bad.device)
+            self._first = torch.where(is_bad, first.clamp(max=step), first)
+
+    def before_update(
+        self, info: StepInfo, batch: Any, result: StepResult, norm: Tensor | None
+    ) -> None:
+        """Check a step, or note it; a refused batch is kept on disk.
+
+        Raises: NotFiniteError: no update was made, or the weights are lost since an earlier one.
+        """
+        # fp16's scaler skips steps with such gradients itself.
+        norm = None if self.run.precision == "16-mixed" else norm
+        if not falls_on(info.step, self.every):
+            self.note(info.step, result.loss, norm)
+            return
+        if self.run.any_rank(not bool(result.loss.isfinite())):
+            self._refuse(info, batch, result, "loss")
+        if norm is not None and not bool(norm.isfinite()):
+            self._refuse(info, batch, result, "gradient norm")
+
+    def check(self, last: int) -> None:
+        """Read what was noted, and check the weights after the update of step `last`; called by all
+        processes.
+
+        Raises: NotFiniteError: the weights are lost.
+        """
+        weights = [param for param in self.task.parameters() if param.numel()]
+        self.note(max(0, last), get_total_norm(weights, norm_type=torch.inf))
+        own = float(self._first)
+        if not self.run.any_rank(own < torch.inf):
+            return
+        where = f"at step {own:.0f}" if own < torch.inf else "on another process"
+        first = self.run.fabric.all_reduce(self._first, reduce_op="min")
+        raise NotFiniteError(
+            int(torch.as_tensor(first)),
+            f"the loss, its gradient or the weights were not finite {where}, and the weights are "
+            f"lost since: {GOES_ON} (in {self.run.dir}); take a lower optim.lr.start or precision "
+            "32-true, or go past the step with trainer.nonfinite=rewind; "
+            "trainer.check_finite_every=1 finds such losses before the update and keeps the batch",
+            was_updated=True,
+        )
+
+    def _refuse(self, info: StepInfo, batch: Any, result: StepResult, name: str) -> None:
+        self.check(info.step - 1)  # weights that are lost give no finite loss
+        path = self.run.dir / f"nonfinite_step_{info.step:07d}_rank{self.run.rank}.pt"
+        others = set(self.run.dir.glob(f"nonfinite_step_*_rank{self.run.rank}.pt")) - {path}
+        if is_kept := len(others) < MOST_KEPT:
+            fields = batch._asdict() if hasattr(batch, "_asdict") else {"batch": batch}
+            save_checkpoint(path, {"step": info.step, "batch": fields})
+        bad = sorted(name for name, value in result.scalars.items() if not bool(value.isfinite()))
+        raise NotFiniteError(
+            info.step,
+            f"the {name} is not finite at step {info.step} (bad: {', '.join(bad) or 'no scalar'}); "
+            f"no update was made{f', the batch is in {path}' if is_kept else ''}",
+            was_updated=False,
+        )

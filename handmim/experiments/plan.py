@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from handmim.engine.best import BestRule
+from handmim.engine.saver import BestRule
 from handmim.experiments.overrides import (
     PROBED,
     arguments,

@@ -15,7 +15,7 @@ from hydra.conf import OverridesConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from handmim.engine.signals import Stopped, StopSignals
+from handmim.engine.stop import Stopped, StopSignals
 from handmim.experiments.launch import launch, local_jobs, multirun
 from handmim.experiments.overrides import arguments
 from handmim.experiments.plan import ERROR, RESULTS, STAGES, Compose, Plan, Run, make_plan

@@ -7,8 +7,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from handmim.engine.checkpoint import LAST, load_checkpoint
-from handmim.engine.signals import Stopped, StopSignals
-from handmim.engine.trainer import FitResult
+from handmim.engine.loop import FitResult
+from handmim.engine.stop import Stopped, StopSignals
 from handmim.experiments.overrides import PROBED, Overrides, arguments, decisive, merged
 from handmim.experiments.plan import Compose, Run
 from handmim.experiments.store import StageStore, content_sha

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from handmim.engine.schedule import Schedule, as_schedule
+from handmim.engine.optim import Schedule, as_schedule
 from handmim.losses.reduction import StepWeights, check_step_weights, over_steps
 from handmim.types import StepInfo
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from handmim.engine.schedule import Schedule
+from handmim.engine.optim import Schedule
 from handmim.losses.composite import LossTerm
 from handmim.losses.reduction import over_points, zero_invalid
 from handmim.types import HandBatch, HandOutputs

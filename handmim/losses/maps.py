@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from handmim.engine.schedule import Schedule
+from handmim.engine.optim import Schedule
 from handmim.geometry.camera import covered_cells, project
 from handmim.losses.composite import LossTerm
 from handmim.losses.mesh import Triangles

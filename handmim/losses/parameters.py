@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from handmim.engine.schedule import Schedule
+from handmim.engine.optim import Schedule
 from handmim.losses.composite import LossTerm
 from handmim.losses.reduction import over_samples, zero_invalid
 from handmim.types import HandBatch, HandOutputs

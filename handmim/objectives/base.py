@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from handmim.engine.schedule import Schedule, as_schedule
+from handmim.engine.optim import Schedule, as_schedule
 from handmim.models.centering import Centering, Sinkhorn
 from handmim.types import PretrainBatch, StepInfo, Tokens
 

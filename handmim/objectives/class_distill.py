@@ -5,7 +5,7 @@ Caron et al. 2021 (DINO, arXiv 2104.14294); the class term of iBOT (arXiv 2111.0
 
 from torch import Tensor
 
-from handmim.engine.schedule import Schedule, as_schedule
+from handmim.engine.optim import Schedule, as_schedule
 from handmim.objectives.base import (
     Objective,
     Setup,

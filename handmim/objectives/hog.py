@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmim.engine.schedule import Schedule
+from handmim.engine.optim import Schedule
 from handmim.geometry.camera import cell_centres_ndc
 from handmim.geometry.crop import from_source, to_source
 from handmim.models.layers import mlp

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from handmim.engine.schedule import Schedule
+from handmim.engine.optim import Schedule
 from handmim.losses.aligned_points import point_spread
 from handmim.objectives.base import Objective, Setup, StepContext
 from handmim.objectives.keypoints import KeypointHead

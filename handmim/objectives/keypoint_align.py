@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from handmim.engine.schedule import Schedule, as_schedule
+from handmim.engine.optim import Schedule, as_schedule
 from handmim.geometry.crop import to_source
 from handmim.losses.aligned_points import FRAMES, KINDS, PAIRS, RunningScale, aligned_regression
 from handmim.losses.point_shapes import (

@@ -5,7 +5,7 @@ Zhou et al. 2022 (iBOT, arXiv 2111.07832), gathered over masked positions only a
 
 from torch import Tensor
 
-from handmim.engine.schedule import Schedule
+from handmim.engine.optim import Schedule
 from handmim.objectives.base import Objective, Setup, StepContext, Targets
 from handmim.objectives.prototypes import (
     PatchTargets,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmim.engine.schedule import Schedule
+from handmim.engine.optim import Schedule
 from handmim.geometry.crop import invert
 from handmim.losses.point_shapes import nt_xent
 from handmim.models.layers import BatchNorm1d

@@ -8,7 +8,7 @@ from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from handmim.engine.schedule import Schedule
+from handmim.engine.optim import Schedule
 from handmim.objectives.base import Objective, Setup, StepContext
 from handmim.utils.arguments import above, one_of, shares
 

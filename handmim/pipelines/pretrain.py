@@ -9,8 +9,9 @@ from torch import nn
 from handmim.data.datasets import fingerprint_of, hand_sha256_of
 from handmim.data.loader import collate_crops
 from handmim.engine.checkpoint import checkpoints_of
-from handmim.engine.signals import StopSignals
-from handmim.engine.trainer import FitResult, Trainer
+from handmim.engine.loop import FitResult
+from handmim.engine.stop import StopSignals
+from handmim.engine.trainer import Trainer
 from handmim.pipelines.setup_run import export, setup_training
 from handmim.utils.config import build, drop_unbuilt
 from handmim.utils.run import Run

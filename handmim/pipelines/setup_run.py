@@ -7,9 +7,10 @@ from typing import Any
 from omegaconf import DictConfig, open_dict
 from torch import nn
 
-from handmim.engine.best import BestRule
 from handmim.engine.checkpoint import LAST
-from handmim.engine.trainer import FitResult, Trainer
+from handmim.engine.loop import FitResult
+from handmim.engine.saver import BestRule
+from handmim.engine.trainer import Trainer
 from handmim.evaluation.scoring import METRICS
 from handmim.models.vit import ViT
 from handmim.models.weights.files import read_weights

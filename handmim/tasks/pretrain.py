@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from handmim.diagnostics.images import draw_pretraining
 from handmim.diagnostics.statistics import keypoint_diagnostics, target_diagnostics
-from handmim.engine.schedule import Schedule, as_schedule
+from handmim.engine.optim import Schedule, as_schedule
 from handmim.models.centering import Centering, Sinkhorn
 from handmim.models.teacher import EmaTeacher
 from handmim.models.vit import ViT

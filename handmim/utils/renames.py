@@ -97,6 +97,7 @@ KEYS: dict[str, str] = {
 # Modules (with everything in them), classes and functions that checkpoints name as `_target_`.
 TARGETS: dict[str, str] = {
     "handmim.engine.optim.OptimRecipe": "handmim.engine.optim.OptimizerConfig",
+    "handmim.engine.schedule": "handmim.engine.optim",
     "handmim.tasks.finetune": "handmim.tasks.mesh",
     "handmim.models.heads.plain": "handmim.models.heads.iterative",
     "handmim.tasks.keypoint_regression": "handmim.tasks.keypoints",

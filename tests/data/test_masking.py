@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from handmim.data.masking import MaskSampler, block_mask, random_masks
-from handmim.engine.schedule import Schedule
+from handmim.engine.optim import Schedule
 from handmim.types import StepInfo
 
 

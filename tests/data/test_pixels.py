@@ -16,7 +16,7 @@ from handmim.data.loader import collate_crops
 from handmim.data.masking import MaskSampler
 from handmim.data.pixels import PlannedCrops
 from handmim.data.views import ViewMaker
-from handmim.engine.prefetch import PrefetchingLoader
+from handmim.engine.loader import PrefetchingLoader
 from handmim.types import CropBatch, CropSample, PretrainBatch, StepInfo
 
 INFO = StepInfo(0, 1)

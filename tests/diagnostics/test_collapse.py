@@ -9,8 +9,7 @@ from handmim.data.colour import ColourJitter
 from handmim.data.masking import MaskSampler
 from handmim.data.views import ViewMaker
 from handmim.diagnostics.collapse import CHECKS, CollapseDetection
-from handmim.engine.hooks import StopRun
-from handmim.engine.schedule import Schedule
+from handmim.engine.optim import Schedule
 from handmim.geometry.crop import from_source, similarity, transform_points
 from handmim.objectives.keypoints import SoftArgmaxKeypoints
 from handmim.types import CropSample, StepInfo
@@ -325,14 +324,18 @@ def test_nothing_triggers_in_grace_and_patience_stops_the_run(run):
     assert not any(k.startswith("collapse/") for k in early)
     assert "diagnostics/keypoints/spread_ndc" in early
     hook(task, StepInfo(15, 100), run)
-    with pytest.raises(StopRun, match=r"keypoints_bunched triggered in 2 checks") as stop:
-        hook(task, StepInfo(16, 100), run)
-    assert stop.value.scalars["collapse/keypoints_bunched"] == 1.0
+    assert hook.stop_reason is None
+    scalars = hook(task, StepInfo(16, 100), run)
+    assert hook.stop_reason == "keypoints_bunched triggered in 2 checks in a row (patience)"
+    assert scalars["collapse/keypoints_bunched"] == 1.0
     # a collapse that does not stop never does, nor one that ends in between
-    detection(stop_on=["features_constant"], patience=1)(task, INFO, run)
+    hook = detection(stop_on=["features_constant"], patience=1)
+    hook(task, INFO, run)
+    assert hook.stop_reason is None
     hook = detection(stop_on=["keypoints_bunched"], patience=2)
     for planted in (task, fresh(), task):
         hook(planted, INFO, run)
+        assert hook.stop_reason is None
 
 
 def test_settings_of_collapse_detection_are_checked():

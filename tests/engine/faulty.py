@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch.utils.data import Dataset
 
-from handmim.engine.prefetch import PrefetchingLoader, SampleOrder
+from handmim.engine.loader import PrefetchingLoader, SampleOrder
 from handmim.utils.files import UnreadableSample
 from tests.engine.toy import DATA, collate, prepare
 

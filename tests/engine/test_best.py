@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 
-from handmim.engine.best import BestRule, BestTracker, is_higher_better
 from handmim.engine.checkpoint import load_checkpoint
+from handmim.engine.saver import BestRule, BestTracker, is_higher_better
 from handmim.engine.trainer import Trainer
 from tests.engine.toy import fit, rows
 

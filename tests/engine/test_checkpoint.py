@@ -88,7 +88,7 @@ def test_only_our_own_parts_are_built_from_a_checkpoint():
         "handmim.tasks.mesh.HandRegressionTask",
         "handmim.hand.model.HandModel.from_file",
         "handmim.hand.adapters.SmplxHand.from_file",
-        "handmim.engine.schedule.Schedule",
+        "handmim.engine.optim.Schedule",
         "torch.optim.AdamW",
     ):
         check_targets({"task": {"part": {"_target_": good}}})

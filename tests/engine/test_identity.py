@@ -62,7 +62,7 @@ def test_who_compares_what():
 
 def test_a_key_of_a_new_or_an_older_version_counts_as_the_default_of_its_argument(tmp_path):
     """Both sides may lack it: a checkpoint from before it, and a config from after it."""
-    schedule = {"_target_": "handmim.engine.schedule.Schedule", "start": 1.0}
+    schedule = {"_target_": "handmim.engine.optim.Schedule", "start": 1.0}
     here = {"optim": {"lr": schedule}}
     there = {"optim": {"lr": schedule | {"warmup_start": 0.0}}}
     for one, other in ((here, there), (there, here)):

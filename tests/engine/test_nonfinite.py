@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from handmim.engine.checkpoint import load_checkpoint
-from handmim.engine.nonfinite import LoadingError, NotFiniteError
-from handmim.engine.prefetch import Ledger
+from handmim.engine.loop import LoadingError
+from handmim.engine.step import Ledger, NotFiniteError
 from handmim.engine.trainer import Trainer
 from handmim.models.centering import Centering
 from handmim.types import StepResult

@@ -6,12 +6,12 @@ from torch import nn
 
 from handmim.engine.optim import (
     OptimizerConfig,
+    Schedule,
+    as_schedule,
     clip_per_tensor,
     load_optimizer,
     param_groups,
-    scaled_lr,
 )
-from handmim.engine.schedule import Schedule, as_schedule
 from handmim.utils.run import Run
 from tests.engine.toy import ToyTask
 
@@ -70,8 +70,6 @@ def test_groups_spare_biases_and_scale_rates():
         param_groups(ToyTask(), {"nothing": 1.0})
     with pytest.raises(ValueError, match="frozen"):
         param_groups(ToyTask().requires_grad_(False), {})
-    assert scaled_lr(1e-3, 512, 256) == 2e-3
-    assert scaled_lr(1e-3, 512, None) == 1e-3
 
 
 def test_rates_follow_schedule_and_factor():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from handmim.engine.prefetch import PrefetchingLoader, SampleOrder
+from handmim.engine.loader import PrefetchingLoader, SampleOrder
 from handmim.engine.trainer import Trainer
 from handmim.types import StepInfo
 from handmim.utils.run import Run

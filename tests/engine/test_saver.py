@@ -181,7 +181,7 @@ def test_a_disk_that_stays_full_is_named_with_what_is_needed_and_the_old_file_st
 
 CONFIG = {
     "init_from": None,
-    "optim": {"lr": {"_target_": "handmim.engine.schedule.Schedule", "start": 1.0, "end": 0.0}},
+    "optim": {"lr": {"_target_": "handmim.engine.optim.Schedule", "start": 1.0, "end": 0.0}},
 }
 
 

@@ -6,13 +6,11 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from handmim.engine.checkpoint import load_checkpoint, save_checkpoint
-from handmim.engine.nonfinite import FiniteWatch
 from handmim.engine.optim import OptimizerConfig, clip_per_tensor
-from handmim.engine.step import TrainStep
+from handmim.engine.step import FiniteGuard, NotFiniteError, TrainStep
 from handmim.types import StepInfo
+from handmim.utils.run import Run
 from tests.engine.toy import ToyBatch, ToyTask, fit, optimizer_config
-
-CPU = torch.device("cpu")
 
 
 def train_step(accumulate: int) -> tuple[ToyTask, TrainStep]:
@@ -72,18 +70,20 @@ def test_a_step_in_parts_is_one_step_of_everything(tmp_path):
         torch.testing.assert_close(value, parts.state_dict()[name])
 
 
-def test_the_first_bad_step_is_remembered():
-    watch = FiniteWatch(CPU)
-    assert watch.first_bad is None
+def test_the_first_bad_step_is_remembered(tmp_path):
+    guard = FiniteGuard(Run.start("toy", tmp_path, 0, {}, accelerator="cpu"), ToyTask())
     good, bad = torch.tensor(1.0), torch.tensor(float("nan"))
-    watch.see(3, good, None)
-    assert watch.first_bad is None
-    watch.see(4, good, torch.tensor(float("inf")))
-    watch.see(5, bad, good)
-    watch.see(6, good)
-    assert watch.first_bad == 4
-    watch.see(0)  # nothing to see
-    assert watch.first_bad == 4
+    guard.note(3, good, None)
+    guard.check(3)
+    guard.note(4, good, torch.tensor(float("inf")))
+    guard.note(5, bad, good)
+    guard.note(6, good)
+    guard.note(0)  # nothing to see
+    with pytest.raises(NotFiniteError, match="not finite at step 4") as error:
+        guard.check(6)
+    assert (error.value.step, error.value.was_updated) == (4, True)
+    guard.forget()
+    guard.check(7)
 
 
 @pytest.mark.parametrize(

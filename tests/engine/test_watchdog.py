@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from handmim.engine.checkpoint import load_checkpoint
-from handmim.engine.workers import Watchdog, beat
+from handmim.engine.stop import Watchdog, beat
 from handmim.utils.processes import STALLED
 from handmim.utils.run import Run
 
@@ -42,7 +42,7 @@ def test_a_run_that_moves_slowly_goes_on(tmp_path):
     run = Run.start("toy", tmp_path, 0, {}, accelerator="cpu", stall_timeout_s=0.6)
     with Watchdog(run):
         for step in range(5):
-            beat("step", step)
+            beat(f"step {step}")
             time.sleep(0.2)  # 1 s together: longer than the limit
     assert not list(tmp_path.glob("stalled*"))
     assert "stands still" not in (tmp_path / "log.txt").read_text()

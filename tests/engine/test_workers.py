@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from handmim.engine.signals import StopSignals
-from handmim.engine.workers import WorkerDiedError
+from handmim.engine.loader import WorkerDiedError
+from handmim.engine.stop import StopSignals
 from handmim.utils.files import UnreadableSample
 from tests.engine.faulty import Faulty, loader_of
 from tests.engine.toy import DATA

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from handmim.engine.optim import OptimizerConfig
-from handmim.engine.schedule import Schedule
+from handmim.engine.optim import OptimizerConfig, Schedule
 from handmim.engine.trainer import Trainer
 from handmim.types import StepInfo, StepResult
 from handmim.utils.rows import read_rows

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from handmim.engine.signals import Stopped, StopSignals
+from handmim.engine.stop import Stopped, StopSignals
 from handmim.experiments.launch import launch, local_jobs, multirun
 from tests.experiments.conftest import planned
 

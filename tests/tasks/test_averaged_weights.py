@@ -6,8 +6,7 @@ import torch
 from handmim.data.loader import collate_hands
 from handmim.data.synthetic import SyntheticHands
 from handmim.engine.checkpoint import load_checkpoint
-from handmim.engine.optim import OptimizerConfig
-from handmim.engine.schedule import Schedule
+from handmim.engine.optim import OptimizerConfig, Schedule
 from handmim.engine.trainer import Trainer
 from handmim.evaluation.inference import InferenceModule
 from handmim.evaluation.scoring import EvalHook, score

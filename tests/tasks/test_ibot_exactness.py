@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch.func import functional_call
 
-from handmim.engine.optim import OptimizerConfig
-from handmim.engine.schedule import Schedule
+from handmim.engine.optim import OptimizerConfig, Schedule
 from handmim.models.centering import Centering
 from handmim.models.vit import ViT
 from handmim.objectives.class_distill import ClassDistill

@@ -9,11 +9,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from handmim.engine.log import RunningMeans
-from handmim.engine.nonfinite import FiniteWatch
 from handmim.engine.optim import clip_per_tensor
+from handmim.engine.step import FiniteGuard, RunningMeans
 from handmim.types import CropBatch, StepInfo
 from handmim.utils.config import drop_unbuilt
+from handmim.utils.run import Run
 from handmim.utils.seed import step_generator
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -42,12 +42,13 @@ def built(method: str, overrides: list[str]):
 
 
 @pytest.mark.parametrize("method", list(WAYS))
-def test_views_losses_gradients_teacher_and_logging_wait_for_nothing(method, monkeypatch):
+def test_views_losses_gradients_teacher_and_logging_wait_for_nothing(method, monkeypatch, tmp_path):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # has no meta device
     task, views, recipe = built(method, WAYS[method])
     task = task.to(META).train()
     crops = CropBatch(torch.zeros(4, 3, 64, 64, dtype=torch.uint8, device=META))
-    means, watch = RunningMeans(), FiniteWatch(META)
+    run = Run.start("meta", tmp_path, 0, {}, accelerator="cpu")
+    means, guard = RunningMeans(), FiniteGuard(run, task)
     for step in range(2):
         info = StepInfo(step, 10)
         batch = views(crops, step_generator(0, "prepare", step, 0), info)
@@ -60,7 +61,7 @@ def test_views_losses_gradients_teacher_and_logging_wait_for_nothing(method, mon
             clip_per_tensor(params, 3.0)
         else:
             torch.nn.utils.clip_grad_norm_(params, 3.0, error_if_nonfinite=False)
-        watch.see(step, result.loss)
+        guard.note(step, result.loss)
         task.after_step(info)
         means.add(result.scalars)
     assert {"loss"} <= set(means._sums)

@@ -7,7 +7,7 @@ from handmim.data.colour import ColourJitter
 from handmim.data.masking import MaskSampler
 from handmim.data.views import ViewMaker
 from handmim.diagnostics.statistics import effective_rank, keypoint_diagnostics, target_diagnostics
-from handmim.engine.schedule import Schedule
+from handmim.engine.optim import Schedule
 from handmim.models.centering import Centering, Sinkhorn
 from handmim.models.vit import ViT
 from handmim.models.weights.load import load_initial

@@ -16,7 +16,7 @@ def test_an_error_of_the_target_keeps_its_type_and_names_the_key_of_the_path():
 
 
 def test_the_argument_of_an_error_is_named_by_its_key():
-    inner = {"_target_": "handmim.engine.schedule.Schedule", "start": 1.0, "shape": "wavy"}
+    inner = {"_target_": "handmim.engine.optim.Schedule", "start": 1.0, "shape": "wavy"}
     cfg = config(_target_="builtins.dict", lr=inner)
     with pytest.raises(ValueError, match=r"shape .*wavy") as caught:
         build(cfg.data.train)
@@ -72,8 +72,8 @@ def test_keys_of_an_error_are_found_by_name_and_value(text, note):
 @pytest.mark.parametrize(
     ("node", "message"),
     [
-        ({"_target_": "handmim.engine.schedule.Schedule", "strat": 1}, "unexpected .* 'strat'"),
-        ({"_target_": "handmim.engine.schedule.Schedule"}, "missing .* 'start'"),
+        ({"_target_": "handmim.engine.optim.Schedule", "strat": 1}, "unexpected .* 'strat'"),
+        ({"_target_": "handmim.engine.optim.Schedule"}, "missing .* 'start'"),
         ({"_target_": "handmim.no.Such", "a": 1}, "handmim.no"),
         ({"_target_": "handmim.models.vit.ViT", "arch": "vit_tinny"}, "Unknown model .vit_tinny"),
     ],

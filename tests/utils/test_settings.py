@@ -138,7 +138,7 @@ def test_every_checked_key_is_one_of_a_config():
 
 def test_signatures_are_read_with_what_is_inherited():
     hand = signature_of("handmim.hand.model.HandModel.from_file")
-    schedule = signature_of("handmim.engine.schedule.Schedule")
+    schedule = signature_of("handmim.engine.optim.Schedule")
     assert hand is not None
     assert set(hand.parameters) == {"path", "left_shapedirs"}
     assert schedule is not None

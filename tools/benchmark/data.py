@@ -26,7 +26,7 @@ from handmim.data.packed import CODINGS, PackedCrops
 from handmim.data.packing import pack_crops
 from handmim.data.pixels import as_float
 from handmim.data.views import ViewMaker
-from handmim.engine.prefetch import PrefetchingLoader
+from handmim.engine.loader import PrefetchingLoader
 from handmim.hand.io import load_hand_arrays
 from handmim.images.decode import decode_rgb, turbo
 from handmim.render.scene import SceneRenderer, SceneSettings

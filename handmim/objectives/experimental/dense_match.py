@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from handmim.engine.schedule import Schedule
+from handmim.engine.optim import Schedule
 from handmim.geometry.camera import cell_centres_ndc
 from handmim.geometry.crop import to_source
 from handmim.models.layers import mlp

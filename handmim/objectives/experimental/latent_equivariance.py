@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from handmim.engine.schedule import Schedule
+from handmim.engine.optim import Schedule
 from handmim.objectives.base import Objective, StepContext
 from handmim.objectives.peclr import carried, linear_part
 from handmim.utils.arguments import above, one_of

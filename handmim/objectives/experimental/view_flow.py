@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from handmim.engine.schedule import Schedule
+from handmim.engine.optim import Schedule
 from handmim.models.layers import mlp
 from handmim.objectives.base import Objective, Setup, StepContext
 

@@ -1,80 +1,181 @@
-"""Batches of a run's steps: collated, prepared as far as the host can, and on their way to the
-device before they are needed.
+"""Batches of a run's steps, made by loader workers, on the device before they are needed.
 
-A batch is a function of (seed, step, rank): neither the number of loader workers nor the step that
-a run resumes from changes it.
+A batch is a function of (seed, step, rank): neither the number of workers nor the step that a run
+resumes from changes it.
 """
 
+import atexit
 import logging
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from multiprocessing import active_children
+from multiprocessing.connection import wait
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from handmim.engine.step import Prepare
-from handmim.engine.workers import Loaded, Loading, attempt, beat
-from handmim.types import StepInfo
-from handmim.utils.files import UnreadableSample
-from handmim.utils.seed import step_generator, step_seed
+from handmim.engine.step import Ledger, Prepare
+from handmim.engine.stop import Watchdog, beat
+from handmim.engine.workers import (
+    METHOD,
+    Collate,
+    Loaded,
+    StepBatches,
+    begin_worker,
+    end_of,
+    signals_held_back,
+    start_server,
+)
+from handmim.utils.processes import StalledError
+from handmim.utils.ranks import own_rank
+from handmim.utils.seed import step_seed
 
 log = logging.getLogger(__name__)
 
-TRIES = 8  # samples in place of one that cannot be read
-
-Collate = Callable[[list[Any]], Any]
-Replaced = list[tuple[str, str]]  # name and reason of samples that others stand in for
+LEAVE_S, END_S = 1.0, 5.0
+PARTS, TIMED_OUT = 20, "DataLoader timed out"  # time in which all is stopped counts as one part
 Batch = TypeVar("Batch")
 
 
-class HostPrepare(Protocol):
-    """A `Prepare` that does part of its work on collated batches before they go to the device, in
-    the processes that load."""
-
-    def host_part(self, device: torch.device) -> Prepare:
-        """What to do on the host for training on this device; picklable."""
-        ...
+class WorkerDiedError(RuntimeError):
+    """A loader worker ended by itself."""
 
 
-@dataclass
-class Ledger:
-    """What a run left out. Kept in every checkpoint: a resumed run leaves out the same."""
+class _StackError(Exception):
+    """The cause of an error of another process: its stack, as text."""
 
-    skipped: list[int] = field(default_factory=list)  # steps without an update
-    replaced: int = 0  # draws of samples that could not be read
-    unreadable: dict[str, str] = field(default_factory=dict)  # reason by name of the sample
 
-    def scalars(self) -> dict[str, float]:
-        """Counts worth logging: those that are not 0."""
-        counts = {"data/replaced": self.replaced, "data/skipped_steps": len(self.skipped)}
-        return {name: float(count) for name, count in counts.items() if count}
+class Loading:
+    """Items of a dataset, one per request, in order; a context that ends its workers.
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values for a checkpoint."""
-        return asdict(self)
+    Args:
+        dataset: gives a `Loaded` by request.
+        requests: in order.
+        num_workers: processes that load; 0 loads in this one.
+        pin_memory: of the tensors.
+        generator: that torch draws the workers' base seed from; None takes the global one.
+    """
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
-        self.skipped = list(state["skipped"])
-        self.replaced, self.unreadable = state["replaced"], dict(state["unreadable"])
+    def __init__(
+        self,
+        dataset: Dataset[Loaded],
+        requests: Iterable[Any],
+        num_workers: int,
+        *,
+        pin_memory: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        self._limit_s = Watchdog.loader_limit_s
+        in_processes: dict[str, Any] = {
+            "timeout": self._limit_s / PARTS,
+            "worker_init_fn": begin_worker,
+            "multiprocessing_context": METHOD,
+        }
+        loader = DataLoader(
+            dataset,
+            batch_size=None,  # a request is a whole batch
+            sampler=requests,
+            collate_fn=_unchanged,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            generator=generator,
+            **(in_processes if num_workers else {}),
+        )
+        if num_workers:
+            start_server()
+        others = set(active_children())
+        with signals_held_back():
+            self._batches = [iter(loader)]
+        self._is_waiting = self._is_stalled = False
+        self._workers = set(active_children()) - others
+        Watchdog.waiting.add(self)
+        # Registered after torch's own, which wait for workers, and so called before them.
+        atexit.register(self.kill)
+
+    def __iter__(self) -> Iterator[Loaded]:
+        return self
+
+    def __next__(self) -> Loaded:
+        """The next item.
+
+        Raises: the error of whoever made it; WorkerDiedError naming the process and how it ended;
+            StalledError naming those that give nothing within the watchdog's `loader_limit_s`.
+        """
+        self._is_waiting = True
+        for _ in range(PARTS):
+            try:
+                loaded: Loaded = next(self._batches[0])
+            except (RuntimeError, OSError, EOFError) as error:  # the dataset's own are in `loaded`
+                if str(error).startswith(TIMED_OUT):
+                    continue
+                if self._is_stalled:
+                    break
+                wait([worker.sentinel for worker in self._workers], timeout=LEAVE_S)
+                dead = [worker for worker in self._workers if worker.exitcode]
+                if not dead:
+                    raise
+                raise WorkerDiedError(end_of(dead[0])) from error
+            self._is_waiting = False
+            if loaded.error is None:
+                return loaded
+            stack = _StackError(f"\n{loaded.stack}") if loaded.stack else None
+            raise loaded.error from stack
+        workers = ", ".join(str(worker.pid) for worker in self._workers)
+        raise StalledError(
+            f"rank {own_rank()} stands still: it waited {self._limit_s:.0f} s for loader workers "
+            f"({workers}), one of which is stuck or stopped (machine.stall_timeout_s)"
+        )
+
+    def __enter__(self) -> "Loading":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def kill(self) -> None:
+        """End the workers at once, whatever they are doing."""
+        for worker in self._workers:
+            if worker.is_alive():
+                worker.kill()
+
+    def end_wait(self) -> None:
+        """Raise StalledError where an item is waited for: torch does not time out on a worker that
+        is stopped while it hands one over."""
+        if self._is_waiting:
+            self._is_stalled = True
+            self.kill()
+
+    def close(self) -> None:
+        """End the workers, those that do not leave within a second by force."""
+        if sys.is_finalizing():  # no thread starts any more; `kill` was called
+            return
+        atexit.unregister(self.kill)
+        Watchdog.waiting.discard(self)
+        # Torch asks its workers to leave when its iterator is dropped, and may wait for ever for
+        # one that is stopped or was killed in the middle of a word.
+        leaving = threading.Thread(target=self._batches.clear, daemon=True)
+        leaving.start()
+        leaving.join(LEAVE_S)
+        if leaving.is_alive():
+            self.kill()
+            leaving.join(END_S)
+
+
+def _unchanged(loaded: Any) -> Any:
+    return loaded
 
 
 class SampleOrder:
     """Which samples make up a step: endless reshuffled epochs cut into full batches.
 
     Batches run across epoch borders, so none is short. Every rank takes its slice of the batch.
-
-    Args:
-        num_samples: size of the dataset; where a batch is larger, samples repeat within it.
-        batch_size: global batch.
-        seed: of the permutations.
-        rank, world_size: slice of the global batch.
     """
 
     def __init__(
@@ -109,73 +210,13 @@ class SampleOrder:
         return int(self._order[offset])
 
 
-@dataclass
-class StepBatches(Dataset[Loaded]):
-    """Whole batches by (step, indices of their samples), made in the processes that load."""
-
-    dataset: Dataset[Any]  # map-style samples
-    collate: Collate
-    on_host: Prepare | None  # further work on a batch
-    seed: int  # of its generator, with the rank
-    rank: int
-    total_steps: int
-    # Take another sample, chosen by (seed, step, rank, position), for an `UnreadableSample`.
-    replaces: bool
-
-    def __getitem__(self, request: tuple[int, list[int]]) -> Loaded:
-        return attempt(lambda: self._make(*request))
-
-    def _make(self, step: int, indices: list[int]) -> Loaded:
-        replaced: Replaced = []
-        samples = []
-        for position, index in enumerate(indices):
-            try:
-                samples.append(self.dataset[index])
-            except UnreadableSample as error:
-                if not self.replaces:
-                    raise
-                replaced.append((error.path, error.reason))
-                samples.append(self._other(step, position, set(indices), replaced))
-        batch = self.collate(samples)
-        if self.on_host is not None:
-            generator = step_generator(self.seed, "prepare", step, self.rank)
-            batch = self.on_host(batch, generator, StepInfo(step, self.total_steps))
-        return Loaded(batch, replaced)
-
-    def _other(self, step: int, position: int, used: set[int], replaced: Replaced) -> Any:
-        """A sample that is not in the batch, where there is one."""
-        size = len(self.dataset)  # type: ignore[arg-type]
-        rng = np.random.default_rng(step_seed(self.seed, "replace", step, self.rank, position))
-        others = [index for index in rng.permutation(size).tolist() if index not in used]
-        for index in (others or list(used))[:TRIES]:
-            try:
-                return self.dataset[index]
-            except UnreadableSample as error:
-                last = error
-                replaced.append((error.path, error.reason))
-        raise last
-
-
 class PrefetchingLoader:
     """Batches of a run's steps on its device; a context that ends its workers.
 
-    Args:
-        fabric: device and rank.
-        dataset: map-style samples.
-        collate: samples -> batch.
-        prepare: of the training step; its `host_part`, where it has one (`HostPrepare`), is done
-            here.
-        batch_size: samples of a step over all processes.
-        total_steps: of the run.
-        seed: of the run.
-        num_workers: processes that load; 0 loads in this one.
-        max_unreadable: share of the samples that others may stand in for, one at least; 0 takes no
-            other sample.
-
-        ledger: where they are counted.
-
-    Attributes:
-        waited_s: seconds spent waiting for batches.
+    `prepare` of the training step may have a method `host_part(device)`: it gives a picklable
+    `Prepare` that works on collated batches here, before they go to the device. Up to a share
+    `max_unreadable` of the samples, one at least, is replaced by others and counted in `ledger`; 0
+    takes no other sample. `waited_s` are seconds spent waiting for batches.
     """
 
     def __init__(
@@ -185,7 +226,7 @@ class PrefetchingLoader:
         collate: Collate,
         prepare: Prepare,
         *,
-        batch_size: int,
+        batch_size: int,  # samples of a step over all processes
         total_steps: int,
         seed: int = 0,
         num_workers: int = 0,
@@ -201,9 +242,8 @@ class PrefetchingLoader:
         host_part = getattr(prepare, "host_part", None)
         on_host = None if host_part is None else host_part(self.device)
         self.batches = StepBatches(
-            dataset, collate, on_host,
-            seed=seed, rank=rank, total_steps=total_steps, replaces=max_unreadable > 0,
-        )  # fmt: skip
+            dataset, collate, on_host, seed, rank, total_steps, max_unreadable > 0
+        )
         self.waited_s = 0.0
         self._loading: Loading | None = None
         self._next = 0
@@ -247,7 +287,7 @@ class PrefetchingLoader:
 
     def _loaded(self, loading: Loading, step: int) -> Iterator[Any]:
         while True:
-            beat("the batch of step", step)
+            beat(f"the batch of step {step}")
             began = time.perf_counter()
             try:
                 loaded = next(loading)
@@ -255,11 +295,10 @@ class PrefetchingLoader:
                 return
             finally:
                 self.waited_s += time.perf_counter() - began
-            beat("step", step)
-            batch = loaded.unwrapped()
+            beat(f"step {step}")
             if loaded.replaced:
                 self._count(step, loaded.replaced)
-            yield batch
+            yield loaded.batch
             step += 1
 
     def _count(self, step: int, replaced: Sequence[tuple[str, str]]) -> None:

@@ -1,0 +1,194 @@
+"""What ends a run from outside: signals that stop it, and a watchdog when it stalls."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+import weakref
+from types import FrameType
+from typing import Any, ClassVar, Protocol
+
+from handmim.utils.processes import GOES_ON, STALLED, of_signal
+from handmim.utils.ranks import words_of_ranks
+from handmim.utils.run import Run
+
+log = logging.getLogger(__name__)
+
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+CHECKS = 20  # of the watchdog within its limit
+REPORT_S = 10.0  # for its report: the run's log may lie on what is dead
+OTHERS = 0.1  # of the limit: in this time the other processes notice, too
+
+
+class Stopped(SystemExit):
+    """A signal ended the run where no step was under way; the exit code is 128 + its number."""
+
+    def __init__(self, name: str) -> None:
+        self.number = of_signal(name)
+        super().__init__(self.number)
+
+
+class StopSignals:
+    """Catches the signals that stop a run.
+
+    Before `defer`, a signal raises `Stopped` at once: there is nothing to save yet. After it, a
+    signal is remembered, so that the training loop can save between two steps. A second SIGINT
+    raises KeyboardInterrupt at once. A signal that was not answered raises `Stopped` at the end.
+
+    Entered within another one, it gives that one. Signals are caught in the main thread alone, and
+    SIGHUP is left to nohup.
+    """
+
+    _active: ClassVar["StopSignals | None"] = None
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._is_deferred = self._is_answered = False
+        self._num_interrupts = 0
+        self._before: dict[int, Any] = {}
+
+    @classmethod
+    def numbers(cls) -> set[int]:
+        """Those that the platform has."""
+        return {getattr(signal, name) for name in NAMES if hasattr(signal, name)}
+
+    def defer(self) -> None:
+        """From now on the caller reads `received`."""
+        self._is_deferred = True
+
+    def answer(self) -> None:
+        """The caller ends the run for what was received."""
+        self._is_answered = True
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        self._num_interrupts += name == "SIGINT"
+        if self._num_interrupts > 1:
+            raise KeyboardInterrupt
+        if self.received is None:
+            self.received = name
+            if not self._is_deferred:
+                raise Stopped(name)
+
+    def __enter__(self) -> "StopSignals":
+        if StopSignals._active is not None:
+            return StopSignals._active
+        for number in self.numbers():
+            before = signal.getsignal(number)
+            if number == getattr(signal, "SIGHUP", None) and before == signal.SIG_IGN:
+                continue
+            try:
+                signal.signal(number, self._handle)
+            except ValueError:  # not the main thread: nothing to catch here
+                return self
+            self._before[number] = before
+        StopSignals._active = self
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if StopSignals._active is not self:
+            return
+        StopSignals._active = None
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        if kind is Stopped:
+            log.warning("%s: stopped where no step was under way, no step is lost", self.received)
+        elif kind is None and self.received is not None and not self._is_answered:
+            raise Stopped(self.received)
+
+
+class Waiting(Protocol):
+    """Waits for processes of its own, as a loader does."""
+
+    def end_wait(self) -> None:
+        """Raise in the thread that waits."""
+        ...
+
+    def kill(self) -> None:
+        """End the processes at once."""
+        ...
+
+
+class _Beat:
+    last = ("the start",)
+
+
+def beat(awaited: str) -> None:
+    """Name what this process waits for from now on."""
+    _Beat.last = (awaited,)
+
+
+class Watchdog:
+    """Ends this process, with its workers, when `beat` was not called for `stall_timeout_s` of its
+    run; None there watches nothing.
+
+    Time in which the whole process is stopped does not count. Loader workers have less time, so
+    that the main thread can save before.
+    """
+
+    waiting: ClassVar["weakref.WeakSet[Waiting]"] = weakref.WeakSet()
+    loader_limit_s: ClassVar[float] = 0.0  # of those that begin from now on; 0 is for ever
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.limit_s = run, run.stall_timeout_s or 0.0
+        self._left = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "Watchdog":
+        beat("the start")
+        if self.limit_s:
+            Watchdog.loader_limit_s = (1 - 2 * OTHERS) * self.limit_s
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        Watchdog.loader_limit_s = 0.0
+        self._left.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        pause = self.limit_s / CHECKS
+        seen, still_s, checked = _Beat.last, 0.0, time.monotonic()
+        while not self._left.wait(pause):
+            now = time.monotonic()
+            passed, checked = min(now - checked, 2 * pause), now
+            if _Beat.last is not seen:
+                seen, still_s = _Beat.last, 0.0
+                continue
+            still_s += passed
+            if still_s >= (1 - 1.5 * OTHERS) * self.limit_s:
+                for waiting in list(self.waiting):
+                    waiting.end_wait()
+            if still_s >= self.limit_s:
+                self._end(seen[0], still_s)
+
+    def _of_others(self, awaited: str) -> str:
+        """What the other processes of the run wait for, and which do not answer."""
+        answers = words_of_ranks(awaited, 2.0 + OTHERS * self.limit_s)
+        return "".join(
+            f"; rank {rank} does not answer (stopped, dead, or its machine is)"
+            if text is None
+            else f"; rank {rank} waited for {text}"
+            for rank, text in answers.items()
+        )
+
+    def _end(self, awaited: str, still_s: float) -> None:
+        text = (
+            f"rank {self.run.rank} stands still: it waited {still_s:.0f} s for {awaited}, more "
+            f"than {self.limit_s:g} s (machine.stall_timeout_s); {GOES_ON}"
+        )
+        text += self._of_others(awaited)
+        main = sys._current_frames().get(threading.main_thread().ident or 0)
+        stack = "" if main is None else "".join(traceback.format_stack(main))
+        text += f". The main thread is in:\n{stack}"
+        report = threading.Thread(target=log.error, args=(text,), daemon=True)
+        report.start()
+        report.join(REPORT_S)
+        for waiting in list(self.waiting):
+            waiting.kill()
+        os._exit(STALLED)

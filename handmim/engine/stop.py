@@ -17,7 +17,7 @@ from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)
 
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+
 CHECKS = 20  # of the watchdog within its limit
 REPORT_S = 10.0  # for its report: the run's log may lie on what is dead
 OTHERS = 0.1  # of the limit: in this time the other processes notice, too
@@ -42,6 +42,7 @@ class StopSignals:
     SIGHUP is left to nohup.
     """
 
+    NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
     _active: ClassVar["StopSignals | None"] = None
 
     def __init__(self) -> None:
@@ -53,7 +54,7 @@ class StopSignals:
     @classmethod
     def numbers(cls) -> set[int]:
         """Those that the platform has."""
-        return {getattr(signal, name) for name in NAMES if hasattr(signal, name)}
+        return {getattr(signal, name) for name in cls.NAMES if hasattr(signal, name)}
 
     def defer(self) -> None:
         """From now on the caller reads `received`."""

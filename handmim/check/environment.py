@@ -1,4 +1,4 @@
-"""Python, libraries, graphics card, disk: whether this machine can run the project."""
+"""Python, libraries, graphics card, disk, hand model: whether this machine can run the project."""
 
 import importlib
 import importlib.util
@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -14,7 +15,10 @@ import cv2
 import numpy as np
 import torch
 
+from handmim.hand.arrays import HandArrays
+from handmim.hand.io import load_hand_arrays, resolve_hand_path
 from handmim.utils.findings import Finding, Notes, shown
+from handmim.utils.unpickle import UnsafePickleError
 
 OLDEST_PYTHON = (3, 10)
 LEAST_FREE_GB = 5.0
@@ -23,6 +27,10 @@ REINSTALL = "pip install -e . in the repository's folder"
 MATCHING = "install a matching pair: pip install --upgrade torch torchvision (https://pytorch.org)"
 OPENCV = "pip install --force-reinstall opencv-python-headless"
 DRIVER = Path("/proc/driver/nvidia")
+SPAN_M = (0.12, 0.26)  # wrist to middle fingertip at rest
+MOST_JOINTS = 8  # that a vertex should follow; more is slow skinning or noise
+AUTO = "hand.left_shapedirs=auto"
+TAKE = "take MANO_RIGHT.pkl as downloaded from https://mano.is.tue.mpg.de"
 
 
 def numbers(text: str) -> tuple[int, ...]:
@@ -32,26 +40,12 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def check_environment(data_dir: str | Path) -> list[Finding]:
-    """Findings that do not depend on files of the user.
-
-    Args:
-        data_dir: folder whose disk must have room.
-    """
-    notes = Notes()
-    for name, check, fix in (
-        ("env-python", _python, REINSTALL),
-        ("env-libraries", _libraries, REINSTALL),
-        ("env-torchvision", _torchvision, MATCHING),
-        ("env-timm", _timm, REINSTALL),
-        ("env-numba", _numba, "pip install --upgrade numba (it must know this numpy)"),
-        ("env-jpeg", _jpeg, OPENCV),
-        ("env-device", _device, REINSTALL),
-        ("env-cores", _cores, REINSTALL),
-        ("env-optional", _optional, REINSTALL),
-    ):
-        with notes.guard(name, fix):
+    """Findings that do not depend on files of the user, but on the disk of a folder."""
+    notes = Notes("env", REINSTALL)
+    for name, check in CHECKS.items():
+        with notes.guard(name):
             check(notes)
-    with notes.guard("env-disk", "name a folder that can be read: paths.data_dir=DIR"):
+    with notes.guard("disk", "name a folder that can be read: paths.data_dir=DIR"):
         _disk(notes, Path(data_dir))
     return notes.findings
 
@@ -59,14 +53,14 @@ def check_environment(data_dir: str | Path) -> list[Finding]:
 def _python(notes: Notes) -> None:
     oldest = ".".join(map(str, OLDEST_PYTHON))
     text, fix = f"Python {sys.version.split()[0]}", f"Python {oldest} or newer is needed"
-    notes.judge(sys.version_info[:2] >= OLDEST_PYTHON, "env-python", text, fix)
+    notes.judge(sys.version_info[:2] >= OLDEST_PYTHON, "python", text, fix)
 
 
 def _libraries(notes: Notes) -> None:
     try:
         needed = [n for n in requires("handmim") or [] if "extra ==" not in n]
     except PackageNotFoundError:
-        notes.warning("env-libraries", "handmim itself is not installed", REINSTALL)
+        notes.warning("libraries", "handmim itself is not installed")
         return
     wrong: list[str] = []
     fine: list[str] = []
@@ -80,11 +74,11 @@ def _libraries(notes: Notes) -> None:
             wrong.append(f"{name} is missing")
             continue
         (fine if numbers(have) >= numbers(least) else wrong).append(f"{name} {have}")
-    notes.judge(not wrong, "env-libraries", ", ".join(wrong or fine), REINSTALL)
+    notes.judge(not wrong, "libraries", ", ".join(wrong or fine))
 
 
 def _torchvision(notes: Notes) -> None:
-    with notes.guard("env-torchvision", MATCHING):
+    with notes.guard("torchvision", MATCHING):
         required = [n for n in requires("torchvision") or [] if re.match(r"torch\s*\(?==", n)]
         exact = re.search(r"==\s*([\d.]+)", required[0]) if required else None
         importlib.import_module("torchvision")  # fails when it was built for another torch
@@ -92,22 +86,18 @@ def _torchvision(notes: Notes) -> None:
         fits = exact is None or numbers(exact[1]) == numbers(torch.__version__)
         if exact is not None and not fits:
             text += f": it was built for torch {exact[1]}"
-        notes.judge(fits, "env-torchvision", text, MATCHING)
+        notes.judge(fits, "torchvision", text, MATCHING)
 
 
 def _timm(notes: Notes) -> None:
-    timm = importlib.import_module("timm")
-    notes.ok("env-timm", f"timm {timm.__version__} imports")
+    notes.ok("timm", f"timm {importlib.import_module('timm').__version__} imports")
 
 
 def _numba(notes: Notes) -> None:
-    numba = importlib.import_module("numba")
-
-    def triple(x: int) -> int:
-        return 3 * x
-
-    text = f"numba {numba.__version__} compiles"
-    notes.judge(numba.njit(triple)(14) == 42, "env-numba", text, REINSTALL)
+    with notes.guard("numba", "pip install --upgrade numba (it must know this numpy)"):
+        numba = importlib.import_module("numba")
+        compiled = numba.njit(lambda x: 3 * x)
+        notes.judge(compiled(14) == 42, "numba", f"numba {numba.__version__} compiles")
 
 
 def _jpeg(notes: Notes) -> None:
@@ -115,7 +105,7 @@ def _jpeg(notes: Notes) -> None:
     image = np.stack([ramp, ramp.T, 255 - ramp], axis=2)
     read = cv2.imdecode(cv2.imencode(".jpg", image)[1], cv2.IMREAD_COLOR)
     good = read is not None and float(np.abs(np.float64(read) - image).mean()) < 5
-    notes.judge(good, "env-jpeg", f"OpenCV {cv2.__version__} reads JPEG", OPENCV)
+    notes.judge(good, "jpeg", f"OpenCV {cv2.__version__} reads JPEG", OPENCV)
 
 
 def _device(notes: Notes) -> None:
@@ -125,18 +115,18 @@ def _device(notes: Notes) -> None:
     build = torch.version.cuda or torch.version.hip
     if usable:
         for i in range(torch.cuda.device_count()):
-            with notes.guard("env-device", f"{MATCHING}; this card may need another build"):
+            with notes.guard("device", f"{MATCHING}; this card may need another build"):
                 _graphics_card(notes, i)
     elif build and (warned or DRIVER.exists()):
         why = str(warned[0].message)[:200] if warned else "torch sees no card"
-        notes.warning("env-device", f"{why} (torch for CUDA {build})", "update the NVIDIA driver")
+        notes.warning("device", f"{why} (torch for CUDA {build})", "update the NVIDIA driver")
     elif (DRIVER / "version").exists():
         text = f"there is an NVIDIA driver but torch {torch.__version__} is built for CPUs"
-        notes.warning("env-device", text, "install a CUDA build: https://pytorch.org/get-started")
+        notes.warning("device", text, "install a CUDA build: https://pytorch.org/get-started")
     elif torch.backends.mps.is_available():
-        notes.ok("env-device", "Apple graphics: training runs on the CPU, use experiment=cpu_*")
+        notes.ok("device", "Apple graphics: training runs on the CPU, use experiment=cpu_*")
     else:
-        notes.ok("env-device", "CPU only: use experiment=cpu_*")
+        notes.ok("device", "CPU only: use experiment=cpu_*")
 
 
 def _graphics_card(notes: Notes, index: int) -> None:
@@ -149,10 +139,10 @@ def _graphics_card(notes: Notes, index: int) -> None:
     text = f"cuda:{index} {card.name}, {card.total_memory / 2**30:.0f} GB, "
     text += f"{free / 2**30:.0f} GB free, bf16 {'yes' if bf16 else 'no'}"
     good = float(product[0, 0]) == 64
-    notes.judge(good, "env-device", text, "it computes wrongly: check the card")
+    notes.judge(good, "device", text, "it computes wrongly: check the card")
     if not bf16:
         fix = "machine.precision=32-true or 16-mixed instead of bf16-mixed"
-        notes.warning("env-bf16", f"cuda:{index} has no bf16", fix)
+        notes.warning("bf16", f"cuda:{index} has no bf16", fix)
 
 
 def _cores(notes: Notes) -> None:
@@ -162,7 +152,7 @@ def _cores(notes: Notes) -> None:
     text = f"{allowed} cores, torch uses {threads} threads"
     text += f" ({', '.join(f'{k}={os.environ[k]}' for k in names)})" if names else ""
     fix = f"more threads than cores slow everything down: machine.num_threads={allowed}"
-    notes.judge(threads <= (allowed or threads), "env-cores", text, fix, bad="warning")
+    notes.judge(threads <= (allowed or threads), "cores", text, fix, bad="warning")
 
 
 def _optional(notes: Notes) -> None:
@@ -170,7 +160,7 @@ def _optional(notes: Notes) -> None:
     for name, use in OPTIONAL.items():
         found[importlib.util.find_spec(name) is not None].append(f"{name} ({use})")
     text = f"present: {shown(found[True]) or 'none'}; absent: {shown(found[False]) or 'none'}"
-    notes.ok("env-optional", text)
+    notes.ok("optional", text)
 
 
 def _disk(notes: Notes, data_dir: Path) -> None:
@@ -180,4 +170,77 @@ def _disk(notes: Notes, data_dir: Path) -> None:
     free_gb = shutil.disk_usage(folder).free / 1e9
     text = f"{free_gb:.0f} GB free below {data_dir}"
     fix = "caches of rendered images and label lists need room: paths.data_dir=DIR elsewhere"
-    notes.judge(free_gb >= LEAST_FREE_GB, "env-disk", text, fix, bad="warning")
+    notes.judge(free_gb >= LEAST_FREE_GB, "disk", text, fix, bad="warning")
+
+
+CHECKS: dict[str, Callable[[Notes], None]] = {
+    "python": _python,
+    "libraries": _libraries,
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "numba": _numba,
+    "jpeg": _jpeg,
+    "device": _device,
+    "cores": _cores,
+    "optional": _optional,
+}
+
+
+def check_hand(path: str | Path, left_shapedirs: str) -> tuple[list[Finding], HandArrays | None]:
+    """Findings, and the hand where it can be used; arguments are hand.path and .left_shapedirs."""
+    notes = Notes("hand", TAKE)
+    arrays = _read_hand(notes, path, left_shapedirs)
+    if arrays is None:
+        return notes.findings, None
+    with notes.guard("side"):
+        file_name = resolve_hand_path(path).name
+        named = [side for side in ("right", "left") if side in file_name.lower()]
+        text, fix = f"{file_name} holds a {arrays.side} hand", f"it was renamed or mixed up: {TAKE}"
+        notes.judge(named in ([], [arrays.side]), "side", text, fix)
+    if arrays.side == "left":
+        with notes.guard("shapedirs", AUTO):
+            _shapedirs(notes, arrays, path, left_shapedirs)
+    with notes.guard("unit"):
+        tip, wrist = arrays.v_template[arrays.tip_ids[2]], arrays.J_regressor[0] @ arrays.v_template
+        span_m = float(np.linalg.norm(tip - wrist))
+        text = f"wrist to middle fingertip {span_m * 1e3:.0f} mm, taking the file's unit as metres"
+        good = SPAN_M[0] <= span_m <= SPAN_M[1]
+        notes.judge(good, "unit", text, f"a hand has about 190 mm: {TAKE}")
+    with notes.guard("weights"):
+        most, regressor = int((arrays.weights > 1e-3).sum(axis=1).max()), arrays.J_regressor
+        text = f"a vertex follows at most {most} joints; regressor entries "
+        text += f"{regressor.min():.3f} to {regressor.max():.3f}"
+        good = most <= MOST_JOINTS and bool((regressor > -0.5).all())
+        notes.judge(good, "weights", text, bad="warning")
+    with notes.guard("standin", "make it again: python tools/build_standin.py"):
+        if arrays.sha256 == load_hand_arrays("standin").sha256:
+            text = "this is the stand-in: its results do not compare with published ones"
+            notes.ok("standin", text)
+    return notes.findings, arrays
+
+
+def _read_hand(notes: Notes, path: str | Path, left_shapedirs: str) -> HandArrays | None:
+    arrays = None
+    with notes.guard("file", f"{TAKE}, or hand=standin"):
+        try:
+            arrays = load_hand_arrays(path, left_shapedirs=left_shapedirs)
+        except UnsafePickleError as error:
+            notes.error("pickle", str(error), f"delete it and {TAKE}")
+            return None
+        text = f"{arrays.name}: {len(arrays.v_template)} vertices, {len(arrays.faces)} triangles, "
+        text += f"file sha256 {arrays.file_sha256[:16]}, identity {arrays.sha256[:16]}"
+        notes.ok("file", text)
+    return arrays
+
+
+def _shapedirs(notes: Notes, arrays: HandArrays, path: str | Path, chosen: str) -> None:
+    wrong = "x of the left hand's shape directions has the wrong sign"
+    if not load_hand_arrays(path, left_shapedirs="auto").repairs:
+        text = f"the left hand's shape directions are sound, hand.left_shapedirs={chosen}"
+        notes.judge(chosen in ("auto", "as_is"), "shapedirs", text, AUTO, bad="warning")
+    elif arrays.repairs:
+        text = f"{wrong}, as MANO_LEFT ships; mended while reading: {', '.join(arrays.repairs)}"
+        fix = "nothing, if betas come from mended files too; else hand.left_shapedirs=as_is"
+        notes.warning("shapedirs", text, fix)
+    else:
+        notes.error("shapedirs", f"{wrong} and is left so", AUTO)

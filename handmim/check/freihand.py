@@ -7,10 +7,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.check.tree import Tree
+from handmim.check.tree import Tree, read_rows
+from handmim.data.benchmark_checks import SOURCE, Labels, check_freihand_labels
 from handmim.data.freihand import FIELDS as READ
-from handmim.data.freihand_checks import SOURCE, Labels, check_labels
-from handmim.data.label_files import GROUND_TRUTH, VERSIONS, file_names, read_number_lists
+from handmim.data.label_files import GROUND_TRUTH, VERSIONS, file_names
 from handmim.hand.arrays import HandArrays
 from handmim.hand.conventions import project_px
 from handmim.hand.model import HandModel
@@ -30,15 +30,14 @@ SHARE_GOOD, SHARE_BAD, LEAST_LEAD = 0.8, 0.6, 0.1  # of joints on masks
 def check_freihand(
     root: Path, hand: HandArrays | None, num_checked: int, *, full: bool = False
 ) -> list[Finding]:
-    """Findings on the unpacked dataset.
+    """Findings on the unpacked dataset, the folder with training/ and training_K.json.
 
     Args:
-        root: folder with training/ and training_K.json.
         hand: model of the annotations; None where it could not be read.
         num_checked: samples and images checked closely, of each part.
         full: decode all images.
     """
-    tree = Tree(root, "freihand", "freihand", SOURCE, Notes())
+    tree = Tree(root, "freihand", Notes("freihand", SOURCE))
     required = [f"{part}/rgb" for part in COUNTS]
     required += [f"{part}_{name}.json" for part, names in GIVEN.items() for name in names]
     tree.check_layout(required, "training", "training_K.json")
@@ -47,7 +46,7 @@ def check_freihand(
         tree.read_metadata()
         model = tree.usable_hand(hand)
         for part in parts:
-            with tree.guard(part):
+            with tree.notes.guard(part):
                 _check_part(tree, part, model, num_checked, full)
     return tree.notes.findings
 
@@ -55,48 +54,59 @@ def check_freihand(
 def _check_part(
     tree: Tree, part: str, model: HandModel | None, num_checked: int, full: bool
 ) -> None:
-    root, lists = tree.root, dict[str, NDArray[np.float64]]()
-    for name, shape in FIELDS.items():
-        path = root / f"{part}_{name}.json"
-        if path.is_file():
-            with tree.guard("json"):
-                lists[name] = read_number_lists(path, shape)
-    if not lists:
+    notes, folder = tree.notes, tree.root / part / "rgb"
+    lengths, ids, labels = _read_lists(tree, part, num_checked)
+    if not lengths:
         return
-    lengths = {name: len(entries) for name, entries in lists.items()}
     least, num = min(lengths.values()), max(lengths.values())
     text = f"{part}: entries {', '.join(f'{k} {n}' for k, n in lengths.items())}"
-    tree.judge(0 < least == num, "lists", text, f"the lists of one part belong together: {SOURCE}")
+    fix = f"the lists of one part belong together: {SOURCE}"
+    notes.judge(0 < least == num, "lists", text, fix)
     if not least:
         return
     tree.check_count(part, num, COUNTS[part], "FreiHAND", f"{SOURCE}, unless a part is meant")
-    ids = spread(least, num_checked)
-    side_px = int(tree.metadata["scene"]["image_px"]) if tree.metadata else SIDE_PX
-    if (root / part / "rgb").is_dir():
-        with tree.guard("images"):
+    size_px = (tree.side_px(SIDE_PX),) * 2
+    if folder.is_dir():
+        with notes.guard("images"):
             _check_files(tree, part, num)
-        with tree.guard("size"):
+        with notes.guard("size"):
             # Each sample before another background.
             versions = len(VERSIONS) if part == "training" else 1
             image_ids = ids + num * (np.arange(len(ids)) % versions)
             image_ids = np.arange(num * versions) if full else image_ids
-            paths = [root / part / "rgb" / f"{i:08d}.jpg" for i in image_ids]
-            tree.check_sizes(part, [p for p in paths if p.is_file()], (side_px, side_px))
+            paths = [folder / f"{i:08d}.jpg" for i in image_ids]
+            tree.check_sizes(part, [p for p in paths if p.is_file()], size_px)
     if part == "evaluation":
-        missing = [f"evaluation_{name}.json" for name in GROUND_TRUTH if name not in lists]
+        missing = [f"evaluation_{name}.json" for name in GROUND_TRUTH if name not in lengths]
         text = "the ground truth of the evaluation is there: scores are computed here"
         if missing:
             text = f"no {' and '.join(missing)}: predictions can be submitted, not scored "
             text += f"({EVAL_SOURCE})"
-        tree.judge(len(missing) != 1, "truth", text, EVAL_SOURCE, bad="warning")
+        notes.judge(len(missing) != 1, "truth", text, EVAL_SOURCE, bad="warning")
 
     def fall_on_masks(is_finite: NDArray[np.bool_], good: Labels) -> bool:
         return _check_masks(tree, part, ids[is_finite], good["xyz"], good["K"])
 
     # Images of another size are noted already.
-    masks = None if tree.notes.failed("freihand-size") else fall_on_masks
-    labels = {name: entries[ids] for name, entries in lists.items()}
-    check_labels(tree.notes, part, labels, model, (side_px, side_px), masks)
+    masks = None if notes.failed("size") else fall_on_masks
+    check_freihand_labels(notes, part, labels, model, size_px, masks)
+
+
+def _read_lists(
+    tree: Tree, part: str, num_checked: int
+) -> tuple[dict[str, int], NDArray[np.int64], dict[str, NDArray[np.float64]]]:
+    """Lengths of all lists; the samples that are checked closely, and their labels."""
+    lengths, labels = dict[str, int](), dict[str, NDArray[np.float64]]()
+    ids = np.zeros(0, np.int64)
+    for name, shape in FIELDS.items():
+        path = tree.root / f"{part}_{name}.json"
+        if path.is_file():
+            with tree.notes.guard("json"):
+                if not lengths:
+                    ids = spread(read_rows(path, shape, ())[0], num_checked)
+                lengths[name], labels[name] = read_rows(path, shape, ids.tolist())
+    ids = ids[: min(map(len, labels.values()), default=0)]
+    return lengths, ids, {name: rows[: len(ids)] for name, rows in labels.items()}
 
 
 def _check_files(tree: Tree, part: str, num: int) -> None:
@@ -118,10 +128,11 @@ def _check_files(tree: Tree, part: str, num: int) -> None:
     # Training leaves out versions without any image.
     lacks_versions = bool(whole) and set(have.tolist()) == {0, num} and not len(extra)
     bad: Level = "warning" if lacks_versions else "error"
-    tree.judge(not len(missing) and not len(extra), "images", text, fix, bad=bad)
+    tree.notes.judge(not len(missing) and not len(extra), "images", text, fix, bad=bad)
     if part == "training" and (tree.root / part / "mask").is_dir():
         gone = np.setdiff1d(np.arange(num), _ids(tree.root / part / "mask"))
-        tree.judge(not len(gone), "masks", f"{num - len(gone)} of {num} masks", bad="warning")
+        text = f"{num - len(gone)} of {num} masks"
+        tree.notes.judge(not len(gone), "masks", text, bad="warning")
 
 
 def _ids(folder: Path) -> NDArray[np.int64]:
@@ -153,21 +164,16 @@ def _check_masks(
     text += f" ({others:.0%} on other hands' masks, {len(rows)} images)"
     fix = f"{part}_K.json, {part}_xyz.json and the images do not belong together: {SOURCE}"
     bad: Level = "warning" if good else "error"
-    tree.judge(good and own >= SHARE_GOOD, "mask", text, fix, bad=bad)
+    tree.notes.judge(good and own >= SHARE_GOOD, "mask", text, fix, bad=bad)
     return good
 
 
 def shares_in_masks(
     points_px: NDArray[np.floating], masks: list[NDArray[np.bool_]]
 ) -> tuple[float, float]:
-    """Shares of points that fall on masks.
-
-    Args:
-        points_px: [n, P, 2].
-        masks: n, of [H, W].
-    Returns: mean share on the own mask, and on all others': near each other when labels and images
-        do not belong together. 0 for the others when there is one sample.
-    """
+    """Mean shares of points [n, P, 2] that fall on n masks [H, W]: on the own one, and on all
+    others'. They are near each other when labels and images do not belong together; 0 for the
+    others when there is one sample."""
     shares = np.zeros((len(masks), len(masks)))
     for column, mask in enumerate(masks):
         height, width = mask.shape

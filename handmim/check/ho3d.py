@@ -7,17 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from handmim.check.tree import Tree
+from handmim.check.tree import Tree, read_rows
+from handmim.data.benchmark_checks import Metas, check_ho3d_evaluation, check_ho3d_training
 from handmim.data.ho3d import image_of, missing_files, read_frames
-from handmim.data.ho3d_checks import (
-    Metas,
-    check_evaluation,
-    check_training,
-)
-from handmim.data.label_checks import OPENGL
-from handmim.data.label_files import GROUND_TRUTH, read_number_lists, take_of
+from handmim.data.label_checks import OPENGL, settle_axes, settle_order, settle_unit
+from handmim.data.label_files import GROUND_TRUTH, take_of
 from handmim.hand.arrays import HandArrays
-from handmim.hand.label_checks import settle_axes, settle_order, settle_unit
 from handmim.hand.model import HandModel
 from handmim.utils.findings import Finding, Notes, shown, spread
 from handmim.utils.unpickle import UnsafePickleError, load_pickle
@@ -28,7 +23,7 @@ COUNTS: Mapping[int, Mapping[str, tuple[int, ...]]] = {
     2: {"train": (66034,), "evaluation": (11524,)},
     3: {"train": (83325, 78297), "evaluation": (20137,)},
 }
-SIZE_PX = (640, 480)
+WIDTH_PX = 640
 SUFFIX = {2: ".png", 3: ".jpg"}
 CONTACT = "handVertContact"  # only training metas of version 3 have it
 LARGEST_MISS_M = 0.01  # ground truth against the given wrist
@@ -37,33 +32,32 @@ LARGEST_MISS_M = 0.01  # ground truth against the given wrist
 def check_ho3d(
     root: Path, version: int, hand: HandArrays | None, num_checked: int, *, full: bool = False
 ) -> list[Finding]:
-    """Findings on the unpacked dataset.
+    """Findings on the unpacked dataset, the folder with train/, evaluation/ and their .txt lists.
 
     Args:
-        root: folder with train/, evaluation/, train.txt and evaluation.txt.
         version: 2 or 3, which it is meant to be.
         hand: model of the annotations; None where it could not be read.
         num_checked: frames checked closely, of each part.
         full: decode the images of all frames.
     """
-    source = f"unpack HO3D_v{version}.zip again"
-    tree = Tree(root, f"ho3d_v{version}", f"ho3d-v{version}", source, Notes())
+    notes = Notes(f"ho3d-v{version}", f"unpack HO3D_v{version}.zip again")
+    tree = Tree(root, f"ho3d_v{version}", notes)
     tree.check_layout([n for part in PARTS for n in (f"{part}.txt", part)], "train", "train.txt")
     parts = [part for part in PARTS if (root / f"{part}.txt").is_file()]
     if not parts:
-        return tree.notes.findings
+        return notes.findings
     tree.read_metadata()
     model = tree.usable_hand(hand)
     lists: dict[str, list[str]] = {}
     for part in parts:
-        with tree.guard("list"):
+        with notes.guard("list"):
             lists[part] = read_frames(root / f"{part}.txt")
     for part, frames in lists.items():
-        with tree.guard(part):
+        with notes.guard(part):
             _check_part(tree, version, part, frames, model, num_checked, full)
     if len(lists) == 2:
         _check_recordings(tree, lists)
-    return tree.notes.findings
+    return notes.findings
 
 
 def _check_part(
@@ -78,7 +72,7 @@ def _check_part(
     twice = [frame for frame, count in Counter(frames).items() if count > 1]
     text = f"{part}.txt: {len(frames)} frames"
     text += f", {len(twice)} of them listed twice: {shown(twice)}" if twice else ", each once"
-    tree.judge(not twice, "list", text)
+    tree.notes.judge(not twice, "list", text)
     others = [v for v in COUNTS if v != version and len(frames) in COUNTS[v][part]]
     fix = f"this is version {others[0]}: ho3d_v{others[0]}=DIR" if others else ""
     name = f"HO-3D version {version}"
@@ -87,20 +81,20 @@ def _check_part(
     text = "image and meta of every listed frame are there"
     if missing:
         text = f"{len(missing)} files of listed frames are missing: {shown(missing)}"
-    tree.judge(not missing, "files", f"{part}: {text}")
-    side_px = int(tree.metadata["scene"]["image_px"]) if tree.metadata else SIZE_PX[0]
-    size_px = side_px, side_px * 3 // 4
+    tree.notes.judge(not missing, "files", f"{part}: {text}")
+    width_px = tree.side_px(WIDTH_PX)
+    size_px = width_px, width_px * 3 // 4
     chosen = {int(i): frames[i] for i in spread(len(frames), num_checked)}
-    with tree.guard("size"):
+    with tree.notes.guard("size"):
         _check_images(tree, version, part, size_px, frames if full else list(chosen.values()))
     metas = _metas(tree, part, chosen)
     if part == "train":
         _check_version(tree, version, [CONTACT in meta for meta in metas.values()])
-        check_training(tree.notes, tree.prefix, metas, chosen, model, size_px, tree.source)
+        check_ho3d_training(tree.notes, metas, chosen, model, size_px)
         return
-    with tree.guard("box"):
-        check_evaluation(tree.notes, tree.prefix, metas, size_px, tree.source)
-    with tree.guard("truth"):
+    with tree.notes.guard("box"):
+        check_ho3d_evaluation(tree.notes, metas, size_px)
+    with tree.notes.guard("truth"):
         _check_ground_truth(tree, len(frames), metas)
 
 
@@ -111,7 +105,7 @@ def _check_images(
     suffixes, expected = Counter(path.suffix for path in paths), SUFFIX[version]
     text = f"{part}: images are {', '.join(f'{n} {s}' for s, n in suffixes.items()) or 'missing'}, "
     text += f"those of version {version} are {expected}"
-    tree.judge(set(suffixes) <= {expected}, "version", text, _other_version(tree, version))
+    tree.notes.judge(set(suffixes) <= {expected}, "version", text, _other_version(tree, version))
     tree.check_sizes(part, paths, size_px)
 
 
@@ -128,17 +122,17 @@ def _metas(tree: Tree, part: str, frames: dict[int, str]) -> dict[int, dict[str,
         path = tree.root / part / sequence / "meta" / f"{name}.pkl"
         if not path.is_file():
             continue  # noted already
-        with tree.guard("meta"):
+        with tree.notes.guard("meta"):
             try:
                 meta = load_pickle(path)
             except UnsafePickleError as error:
-                tree.judge(False, "pickle", str(error), f"delete it and {tree.source}")
+                tree.notes.error("pickle", str(error), f"delete it and {tree.notes.fix}")
                 continue
             if not isinstance(meta, dict):
                 raise ValueError(f"{path} holds a {type(meta).__name__}, a dict is required")
             metas[index] = meta
     text = f"{part}: {len(metas)} of {len(frames)} metas checked are plain data"
-    tree.notes.ok(f"{tree.prefix}-meta", text)
+    tree.notes.ok("meta", text)
     return metas
 
 
@@ -146,7 +140,7 @@ def _check_version(tree: Tree, version: int, have_contact: list[bool]) -> None:
     if have_contact:
         share, expected = float(np.mean(have_contact)), float(version == 3)
         text = f"{share:.0%} of the metas have {CONTACT}, in version {version} {expected:.0%} "
-        tree.judge(share == expected, "version", f"{text}do", _other_version(tree, version))
+        tree.notes.judge(share == expected, "version", f"{text}do", _other_version(tree, version))
 
 
 def _check_recordings(tree: Tree, lists: dict[str, list[str]]) -> None:
@@ -154,42 +148,46 @@ def _check_recordings(tree: Tree, lists: dict[str, list[str]]) -> None:
     recordings = {take_of(s) for s in train} & {take_of(s) for s in test}
     if same := sorted(train & test):
         text = f"sequences are in both lists: {shown(same)}"
-        tree.judge(False, "takes", text, f"the evaluation is trained on: {tree.source}")
+        tree.notes.error("takes", text, f"the evaluation is trained on: {tree.notes.fix}")
     elif recordings:
         text = f"recordings filmed by other cameras are in both lists: {shown(sorted(recordings))}"
         fix = "results flatter on these sequences; leave them out of train.txt for a clean test"
-        tree.judge(False, "takes", text, fix, bad="warning")
+        tree.notes.warning("takes", text, fix)
     else:
-        tree.judge(True, "takes", f"{len(train)} and {len(test)} sequences share no recording")
+        tree.notes.judge(
+            True, "takes", f"{len(train)} and {len(test)} sequences share no recording"
+        )
 
 
 def _check_ground_truth(tree: Tree, num: int, metas: Metas) -> None:
     """The released ground truth of the evaluation, where it is: its count, order and wrists."""
-    notes, prefix = tree.notes, tree.prefix
+    notes = tree.notes
     paths = {key: tree.root / f"evaluation_{key}.json" for key in GROUND_TRUTH}
     missing = [path.name for path in paths.values() if not path.is_file()]
     if missing:
         fix = "both files of the ground truth were released, see the README of HO-3D's repository"
         text = f"no {' and '.join(missing)}: predictions can be submitted, not scored ({fix})"
-        tree.judge(len(missing) == 2, "truth", text, fix, bad="warning")
+        notes.judge(len(missing) == 2, "truth", text, fix, bad="warning")
         return
-    lists = {key: read_number_lists(path, GROUND_TRUTH[key]) for key, path in paths.items()}
-    counts = {key: len(entries) for key, entries in lists.items()}
-    good = set(counts.values()) == {num}
-    text = f"evaluation.txt has {num} frames, the ground truth has {counts['xyz']} joints and "
+    indices = sorted(metas)
+    (num_joints, xyz), (num_verts, verts) = (
+        read_rows(path, GROUND_TRUTH[key], indices) for key, path in paths.items()
+    )
+    good = num_joints == num_verts == num
+    text = f"evaluation.txt has {num} frames, the ground truth has {num_joints} joints and "
     fix = "the ground truth is of another version of HO-3D: take the one of this version"
-    tree.judge(good, "truth", f"{text}{counts['verts']} meshes", fix)
+    notes.judge(good, "truth", f"{text}{num_verts} meshes", fix)
     if not good or not metas:
         return
-    where, indices = "evaluation_xyz.json", sorted(metas)
-    xyz = settle_unit(notes, prefix, lists["xyz"][indices], where)
-    xyz = settle_order(notes, prefix, xyz, "ho3d", where)
-    xyz = settle_axes(notes, prefix, xyz, OPENGL, where)
-    settle_axes(notes, prefix, lists["verts"][indices[:1]], OPENGL, "evaluation_verts.json")
+    where = "evaluation_xyz.json"
+    xyz = settle_unit(notes, xyz, where)
+    xyz = settle_order(notes, xyz, "ho3d", where)
+    xyz = settle_axes(notes, xyz, OPENGL, where)
+    settle_axes(notes, verts[:1], OPENGL, "evaluation_verts.json")
     given = [np.asarray(metas[i].get("handJoints3D"), np.float64).ravel()[:3] for i in indices]
     if any(len(wrist) != 3 for wrist in given):
         return
     off_m = float(np.median(np.linalg.norm(xyz[:, 0] - np.stack(given), axis=1)))
     text = f"wrists of the ground truth are {off_m * 1e3:.2f} mm off those in the metas (median)"
     fix = "the ground truth is in another order than evaluation.txt, or of another version"
-    tree.judge(off_m <= LARGEST_MISS_M, "truth", text, fix)
+    notes.judge(off_m <= LARGEST_MISS_M, "truth", text, fix)

@@ -8,8 +8,7 @@ import numpy as np
 
 from handmim.check.tree import decoded_sizes
 from handmim.data.annotation_checks import check_annotations
-from handmim.data.annotation_fields import FORM
-from handmim.data.annotations import Annotations, read_annotations
+from handmim.data.annotations import FORM, Annotations, read_annotations
 from handmim.data.crops import find_photos, labelled_benchmarks
 from handmim.data.keypoints import check_groups, missing_images
 from handmim.hand.skeleton import NUM_JOINTS
@@ -24,29 +23,24 @@ MANY = 0.01  # share of duplicates that is worth a warning
 
 
 def check_crops(root: Path, num_checked: int) -> list[Finding]:
-    """Findings on a tree of unlabeled images: what `data=folder` reads and leaves out.
-
-    Args:
-        root: folder.
-        num_checked: images that are decoded.
-    """
-    notes = Notes()
+    """Findings on a tree of unlabeled images, `num_checked` of which are decoded: what
+    `data=folder` reads and leaves out."""
+    notes = Notes("crops", "look at the files named")
     fix = f"name a folder with image files ({' '.join(ENDINGS)}): crops=DIR"
-    look = "look at the files named"
-    with notes.guard("crops-images", fix):
+    with notes.guard("images", fix):
         tree = find_photos(root)
         names, account = tree.names, tree.account()
-        notes.ok("crops-images", f"{len(names)} images below {printable(str(root))}")
+        notes.ok("images", f"{len(names)} images below {printable(str(root))}")
         if account is not None:
-            bad = f"{look}; pretraining does not read them"
-            notes.judge(not tree.is_remarkable, "crops-left-out", account, bad, bad="warning")
+            bad = f"{notes.fix}; pretraining does not read them"
+            notes.judge(not tree.is_remarkable, "left-out", account, bad, bad="warning")
         for text in labelled_benchmarks(tree):
-            notes.warning("crops-benchmark", text, "read it as a labelled dataset, or exclude it")
+            notes.warning("benchmark", text, "read it as a labelled dataset, or exclude it")
         for text in tree.remarks:
-            notes.warning("crops-maps", text, "name the folder of the photos: crops=DIR")
-        with notes.guard("crops-size", look):
+            notes.warning("maps", text, "name the folder of the photos: crops=DIR")
+        with notes.guard("size"):
             _decode_crops(notes, root, [names[i] for i in spread(len(names), num_checked)])
-        with notes.guard("crops-duplicates", look):
+        with notes.guard("duplicates"):
             _duplicates(notes, root, names)
     return notes.findings
 
@@ -65,12 +59,12 @@ def _decode_crops(notes: Notes, root: Path, names: list[str]) -> None:
     text += f": {shown(damaged)}" if damaged else ""
     fix = "they are left out of training; delete them or copy them again"
     bad: Level = "warning" if sides else "error"
-    notes.judge(not damaged, "crops-unreadable", text, fix, bad=bad)
+    notes.judge(not damaged, "unreadable", text, fix, bad=bad)
     if sides:
         text = f"shorter sides of {min(sides)} to {max(sides)} px, {len(tiny)} below {TINY_PX} px"
         text += f": {shown(tiny)}" if tiny else ""
         fix = "leave them out: they are enlarged to data.image_px and teach nothing"
-        notes.judge(not tiny, "crops-size", text, fix, bad="warning")
+        notes.judge(not tiny, "size", text, fix, bad="warning")
 
 
 def _duplicates(notes: Notes, root: Path, names: list[str]) -> None:
@@ -88,39 +82,36 @@ def _duplicates(notes: Notes, root: Path, names: list[str]) -> None:
     text = f"{len(pairs)} of {num} files are copies of others"
     text += f": {shown(pairs)}" if pairs else ""
     fix = "copies count double in training: delete them"
-    notes.judge(len(pairs) <= MANY * num, "crops-duplicates", text, fix, bad="warning")
+    notes.judge(len(pairs) <= MANY * num, "duplicates", text, fix, bad="warning")
 
 
 def check_keypoints(
     root: Path, annotations: Path, num_checked: int, *, full: bool = False
 ) -> list[Finding]:
-    """Findings on photos with 21 keypoints in a COCO-style JSON file.
+    """Findings on photos with 21 keypoints in a COCO-style JSON file, all of which is checked.
 
     Args:
-        root: folder of the images.
-        annotations: JSON file; all of it is checked.
         num_checked: images that are decoded.
         full: decode all of them.
     """
-    notes = Notes()
-    with notes.guard("keypoints-file", FORM):
+    notes = Notes("keypoints", FORM)
+    with notes.guard("file"):
         content = read_annotations(annotations, notes, "keypoints.annotations")
-        if not notes.failed("keypoints-count"):
-            notes.ok("keypoints-count", f"{len(content.hands)} hands of {NUM_JOINTS} keypoints")
+        notes.ok("count", f"{len(content.hands)} hands of {NUM_JOINTS} keypoints")
         missing = missing_images(content, root)
         text = f"{len(content.images)} images in the file, {len(missing)} with hands are not below "
         text += f"{root}" + (f": {shown(missing)}" if missing else "")
         fix = "keypoints.root is the folder that file_name starts from"
-        notes.judge(not missing, "keypoints-images", text, fix)
+        notes.judge(not missing, "images", text, fix)
         check_groups(content, "subject", notes)
         if not missing and content.hands:
             check_annotations(content, root, notes)
-            if not notes.failed("keypoints-decode"):
+            if not notes.failed("decode"):
                 _decode_photos(notes, root, content, len(content.images) if full else num_checked)
         scores = [hand.scores for hand in content.hands if hand.scores is not None]
         if scores:
             text = f"{len(scores)} of {len(content.hands)} hands have confidences of their "
-            notes.ok("keypoints-scores", f"{text}keypoints, {np.mean(scores):.2f} on average")
+            notes.ok("scores", f"{text}keypoints, {np.mean(scores):.2f} on average")
     return notes.findings
 
 
@@ -132,4 +123,4 @@ def _decode_photos(notes: Notes, root: Path, content: Annotations, num_checked: 
     text = f"{len(chosen)} of {len(names)} images decoded, {len(damaged)} cannot be"
     text += f": {shown(damaged)}" if damaged else ""
     fix = "take them out of the annotations, or copy them again"
-    notes.judge(not damaged, "keypoints-decode", text, fix)
+    notes.judge(not damaged, "decode", text, fix)

@@ -1,15 +1,16 @@
-"""Checks that unpacked datasets share: layout, counts, sizes of images."""
+"""Checks that unpacked datasets share: layout, hand model, counts, sizes of images."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from handmim.check.hand import usable_hand
-from handmim.data.label_checks import read_facts
+import numpy as np
+from numpy.typing import NDArray
+
+from handmim.data.label_files import check_made_with, read_entries, read_facts
 from handmim.hand.arrays import HandArrays
 from handmim.hand.model import HandModel
 from handmim.images.decode import read_rgb
@@ -24,20 +25,8 @@ class Tree:
 
     root: Path
     key: str  # config key that names the root
-    prefix: str  # of the names of findings
-    source: str  # fix where there is no other
     notes: Notes
     metadata: dict[str, Any] | None = None  # of a rendered set
-
-    def judge(
-        self, is_good: bool, name: str, text: str, fix: str = "", *, bad: Level = "error"
-    ) -> None:
-        """`Notes.judge` of a name below the prefix."""
-        self.notes.judge(is_good, f"{self.prefix}-{name}", text, fix or self.source, bad=bad)
-
-    def guard(self, name: str) -> AbstractContextManager[None]:
-        """`Notes.guard` of a name below the prefix."""
-        return self.notes.guard(f"{self.prefix}-{name}", self.source)
 
     def check_layout(self, required: Sequence[str], vital: str, marker: str) -> None:
         """Look for files (names with a suffix) and folders.
@@ -53,16 +42,32 @@ class Tree:
         text = f"missing: {shown(missing, 8)}" if missing else "every folder and list is there"
         fix = f"name the inner folder: {self.key}={nested[0]}" if nested else ""
         bad: Level = "error" if any(n.startswith(vital) for n in missing) else "warning"
-        self.judge(not missing, "layout", f"{self.root}: {text}", fix, bad=bad)
+        self.notes.judge(not missing, "layout", f"{self.root}: {text}", fix, bad=bad)
 
     def read_metadata(self) -> None:
         """Metadata of a rendered set."""
-        with self.notes.guard(f"{self.prefix}-facts", "synthesize the set again"):
+        with self.notes.guard("facts", "synthesize the set again"):
             self.metadata = read_facts(self.root)
 
+    def side_px(self, genuine: int) -> int:
+        """Width of the images."""
+        return int(self.metadata["scene"]["image_px"]) if self.metadata else genuine
+
     def usable_hand(self, hand: HandArrays | None) -> HandModel | None:
-        """See `hand.usable_hand`."""
-        return usable_hand(self.notes, self.prefix, self.root, hand)
+        """The model to pose labels with, or None with a note why not."""
+        if hand is None:
+            text = "poses and joints are not checked: the hand model could not be read"
+            self.notes.warning("hand", text, "mend hand.path first")
+        elif hand.side == "left":
+            text = f"{hand.name} is a left hand, the dataset's are right"
+            self.notes.error("hand", text, "hand=mano hand.path=MANO_RIGHT.pkl")
+        else:
+            fix = "choose the hand that the set was rendered from (hand, hand.path)"
+            with self.notes.guard("hand", fix):
+                check_made_with(self.root, hand)
+                self.notes.ok("hand", f"labels are posed again with {hand.name}")
+                return HandModel(hand)
+        return None
 
     def check_count(
         self, part: str, num: int, genuine: Sequence[int], name: str, fix: str = ""
@@ -74,7 +79,7 @@ class Tree:
             expected, whose = (self.metadata[key],), "it was rendered with"
         text = f"{part}: {num} samples"
         text += "" if num in expected else f", {whose} {' or '.join(map(str, expected))}"
-        self.judge(num in expected, "counts", text, fix, bad="warning")
+        self.notes.judge(num in expected, "counts", text, fix, bad="warning")
 
     def check_sizes(self, part: str, paths: Sequence[Path], size_px: tuple[int, int]) -> None:
         """Decode images, and compare their size with that which labels are for."""
@@ -82,12 +87,12 @@ class Tree:
         sizes = Counter(size for size in decoded if size is not None)
         text = ", ".join(f"{n} of {w} x {h} px" for (w, h), n in sizes.items()) or "none"
         text = f"{part}: {len(paths)} images decoded: {text}"
-        fix = f"labels are for {size_px[0]} x {size_px[1]} px: {self.source}"
-        self.judge(set(sizes) <= {size_px}, "size", text, fix)
+        fix = f"labels are for {size_px[0]} x {size_px[1]} px: {self.notes.fix}"
+        self.notes.judge(set(sizes) <= {size_px}, "size", text, fix)
         pairs = zip(paths, decoded, strict=True)
         if damaged := [f"{p.parents[1].name}/{p.name}" for p, size in pairs if size is None]:
             text = f"{part}: {len(damaged)} of {len(paths)} images decoded are damaged: "
-            self.judge(False, "decode", text + shown(damaged))
+            self.notes.error("decode", text + shown(damaged))
 
 
 def decoded_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | None]:
@@ -99,3 +104,18 @@ def decoded_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | None]:
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         return list(pool.map(size_of, paths))
+
+
+def read_rows(
+    path: Path, shape: tuple[int, ...], ids: Iterable[int]
+) -> tuple[int, NDArray[np.float64]]:
+    """Number of entries of a JSON list, and some of them by ascending index: [k, *shape].
+
+    One entry at a time is in memory. Raises: as `read_entries`.
+    """
+    chosen, count, rows = set(ids), 0, []
+    for index, entry in enumerate(read_entries(path, shape)):
+        count = index + 1
+        if index in chosen:
+            rows.append(entry.copy())
+    return count, np.array(rows).reshape(-1, *shape)

@@ -7,19 +7,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.data.annotation_fields import FORM
-from handmim.data.annotations import Annotations, Hand
-from handmim.data.label_checks import usable
-from handmim.data.samples import MIN_SIDE_PX
-from handmim.hand.conventions import mirror_points, project_px
-from handmim.hand.label_checks import (
+from handmim.data.annotations import FORM, Annotations, Hand
+from handmim.data.label_checks import (
     FEWEST,
     FEWEST_SIDED,
     note_bones,
     note_side,
     settle_order,
     settle_unit,
+    usable,
 )
+from handmim.data.samples import MIN_SIDE_PX
+from handmim.hand.conventions import mirror_points, project_px
 from handmim.images.decode import image_heads
 from handmim.utils.findings import Level, Notes, level_of, shown
 
@@ -39,26 +38,41 @@ FEWEST_POINTS = 3  # keypoints from which on two hands are not the same by chanc
 OFF_SHARE = 0.2  # of the keypoints' extent
 # Hands of six public sets point up (55 to 100 %, by less than 45 degrees) or in all directions.
 SHOW_BACKS, POINT_AWAY = 0.6, 0.7
+RESIZED = (
+    "have another size than the file states",
+    "were they resized after labelling? take the originals, or scale the keypoints and correct "
+    "width and height",
+)
+UNROTATED = (
+    "were labelled without their EXIF rotation",
+    "images are read upright: rotate the keypoints, or store the images without EXIF",
+)
+# Oddities of single hands, and what to do about them.
+ODD = {
+    "copies": ("repeat another hand of their image", "take the copies out"),
+    "visibility": (
+        "have a visibility other than 0, 1 and 2: all above 0 count as labelled",
+        "give confidences as keypoint_scores, and 0 where a keypoint is not to be used",
+    ),
+    "box": (
+        "lie outside of their own bbox (x, y, width, height)",
+        "are keypoints relative to their crop, or of another image?",
+    ),
+}
 
 
 def check_annotations(annotations: Annotations, root: Path, notes: Notes) -> None:
-    """Note what is wrong or odd about the labels of a file.
-
-    Args:
-        annotations: well-formed entries.
-        root: folder of the images.
-        notes: where findings go; their names begin with "keypoints-".
-    """
+    """Note what is wrong or odd about the well-formed labels of a file; `root` has its images."""
     hands, images = annotations.hands, annotations.images
     if not hands:
-        notes.error("keypoints-file", "no annotation holds a hand", "see the other findings")
+        notes.error("file", "no annotation holds a hand", "see the other findings")
         return
     counts = Counter(image["file_name"] for image in images)
     twice = [name for name, count in counts.items() if count > 1]
     if twice:  # two photos of one name, or photos labelled twice
         text = f"{len(twice)} files stand under several image ids: {shown(twice)}"
         fix = "were two folders joined, whose images share names? then labels are on wrong images"
-        notes.warning("keypoints-names", text, fix)
+        notes.warning("names", text, fix)
     _check_entries(notes, annotations)
     used = sorted({hand.image for hand in hands})
     heads = np.zeros((len(images), 3), np.int64)
@@ -67,23 +81,24 @@ def check_annotations(annotations: Annotations, root: Path, notes: Notes) -> Non
     values = np.stack([hand.keypoints for hand in hands])
     if not (values[..., 2] > 0).any():
         text = f"no keypoint of {len(hands)} hands is labelled (visibility > 0)"
-        notes.error("keypoints-2d", text, "keypoints are x, y, visibility; 2 is visible")
+        notes.error("2d", text, "keypoints are x, y, visibility; 2 is visible")
         return
     _check_2d(notes, hands, values, heads[[hand.image for hand in hands]])
     _check_cameras(notes, hands)
-    if not notes.failed("keypoints-normalised", "keypoints-swapped"):
-        whole = values[(values[..., 2] > 0).all(axis=1)][..., :2]
-        if len(whole):
-            settle_order(notes, "keypoints", whole, "canonical", "keypoints")
+    if not notes.failed("normalised", "swapped"):
+        whole = (values[..., 2] > 0).all(axis=1)
+        if whole.any():
+            settle_order(notes, values[whole][..., :2], "canonical", "keypoints")
         if all(hand.joints is None for hand in hands):
-            _check_view(notes, hands, values)
+            is_right = np.array([hand.is_right for hand in hands])
+            _check_view(notes, values[whole][..., :2], is_right[whole])
     _check_3d(notes, hands)
 
 
 def _check_entries(notes: Notes, annotations: Annotations) -> None:
     """Copies in one image or several, confidences as visibilities, keypoints beside their box."""
     hands, seen = annotations.hands, set()
-    odd: dict[str, list[str]] = {"copies": [], "visibility": [], "box": []}
+    odd: dict[str, list[str]] = {name: [] for name in ODD}
     images_of: defaultdict[bytes, dict[str, str]] = defaultdict(dict)
     for hand in hands:
         points = hand.keypoints[hand.keypoints[:, 2] > 0]
@@ -99,32 +114,17 @@ def _check_entries(notes: Notes, annotations: Annotations) -> None:
             odd["visibility"].append(hand.entry)
         if hand.box is not None and _is_beside(points[:, :2], hand.box):
             odd["box"].append(hand.entry)
-    for name, text, fix in (
-        ("copies", "repeat another hand of their image", "take the copies out"),
-        (
-            "visibility",
-            "have a visibility other than 0, 1 and 2: all above 0 count as labelled",
-            "give confidences as keypoint_scores, and 0 where a keypoint is not to be used",
-        ),
-        (
-            "box",
-            "lie outside of their own bbox (x, y, width, height)",
-            "are keypoints relative to their crop, or of another image?",
-        ),
-    ):
+    for name, (what, fix) in ODD.items():
         if odd[name]:
-            text = f"{len(odd[name])} of {len(hands)} hands {text}: {shown(odd[name])}"
-            notes.warning(f"keypoints-{name}", text, fix)
+            text = f"{len(odd[name])} of {len(hands)} hands {what}: {shown(odd[name])}"
+            notes.warning(name, text, fix)
     repeated = [entry for same in images_of.values() if len(same) > 1 for entry in same.values()]
     most = max(map(len, images_of.values()), default=0)
-    notes.judge(
-        not repeated,
-        "keypoints-repeated",
-        f"{len(repeated)} of {len(hands)} hands have the same keypoints as a hand of another "
-        f"image, up to {most} images alike: {shown(repeated)}",
-        "give every image its own labels; fine for copies of one image",
-        bad="error" if most >= FEWEST_SIDED and most > len(hands) / 2 else "warning",
-    )
+    text = f"{len(repeated)} of {len(hands)} hands have the same keypoints as a hand of another "
+    text += f"image, up to {most} images alike: {shown(repeated)}"
+    fix = "give every image its own labels; fine for copies of one image"
+    bad: Level = "error" if most >= FEWEST_SIDED and most > len(hands) / 2 else "warning"
+    notes.judge(not repeated, "repeated", text, fix, bad=bad)
 
 
 def _is_beside(points_px: Array, box_px: Array) -> bool:
@@ -157,46 +157,23 @@ def _check_sizes(
     num = len(used)
     if unreadable:
         bad: Level = "error" if len(unreadable) == num else "warning"
-        text = f"{len(unreadable)} of {num} images with hands cannot be read: "
+        text = f"{len(unreadable)} of {num} images with hands cannot be read: {shown(unreadable)}"
         fix = "take them out of the annotations, or copy them again"
-        notes.judge(False, "keypoints-decode", text + shown(unreadable), fix, bad=bad)
-    for name, found, text, fix in (
-        (
-            "size",
-            other,
-            "have another size than the file states",
-            "were they resized after labelling? take the originals, or scale the keypoints and "
-            "correct width and height",
-        ),
-        (
-            "exif",
-            unrotated,
-            "were labelled without their EXIF rotation",
-            "images are read upright: rotate the keypoints, or store the images without EXIF",
-        ),
-    ):
-        text = f"{len(found)} of {num} images {text}: {shown(found)}"
-        notes.judge(not found, f"keypoints-{name}", text, fix, bad=level_of(len(found), num))
-
-
-def _outside(points: Array, seen: NDArray[np.bool_], size: Array) -> float:
-    """Share of labelled points outside of their images."""
-    out = ((points < 0) | (points > size[:, None])).any(axis=2) & seen
-    return float(out.sum() / max(1, seen.sum()))
+        notes.judge(False, "decode", text, fix, bad=bad)
+    for name, found, (what, fix) in (("size", other, RESIZED), ("exif", unrotated, UNROTATED)):
+        text = f"{len(found)} of {num} images {what}: {shown(found)}"
+        notes.judge(not found, name, text, fix, bad=level_of(len(found), num))
 
 
 def _check_2d(notes: Notes, hands: Sequence[Hand], values: Array, heads: NDArray[np.int64]) -> None:
     seen, points = values[..., 2] > 0, values[..., :2]
     far = np.where(seen[..., None], np.abs(points), 0.0).max(axis=(1, 2))
-    tiny = (far <= NORMALISED_PX) & (seen.sum(axis=1) > 1)
-    if tiny.any():
-        names = [hand.entry for hand, is_tiny in zip(hands, tiny, strict=True) if is_tiny]
-        notes.error(
-            "keypoints-normalised",
-            f"keypoints of {len(names)} of {len(hands)} hands lie within {NORMALISED_PX} px of the "
-            f"corner, as normalised ones do: {shown(names)}",
-            "keypoints are in pixels: multiply x by the image's width and y by its height",
-        )
+    tiny = np.flatnonzero((far <= NORMALISED_PX) & (seen.sum(axis=1) > 1))
+    if len(tiny):
+        text = f"keypoints of {len(tiny)} of {len(hands)} hands lie within {NORMALISED_PX} px of "
+        text += f"the corner, as normalised ones do: {shown([hands[int(i)].entry for i in tiny])}"
+        fix = "keypoints are in pixels: multiply x by the image's width and y by its height"
+        notes.error("normalised", text, fix)
         return
     known = heads[:, 0] > 0
     if not known.any():
@@ -204,48 +181,45 @@ def _check_2d(notes: Notes, hands: Sequence[Hand], values: Array, heads: NDArray
     points, seen, heads = points[known], seen[known], heads[known]
     stored = heads[:, :2].astype(np.float64)
     size = np.where(heads[:, 2:] >= ROTATED, stored[:, ::-1], stored)
-    share = _outside(points, seen, size)
-    swapped = _outside(points[..., ::-1], seen, size)
-    unrotated = _outside(points, seen, stored)
-    bad: Level = "warning" if share <= MANY_OUTSIDE else "error"
-    text = f"{share:.1%} of the labelled keypoints lie outside of their images"
+
+    def outside(points: Array, size: Array) -> float:
+        out = ((points < 0) | (points > size[:, None])).any(axis=2) & seen
+        return float(out.sum() / max(1, seen.sum()))
+
+    share, swapped = outside(points, size), outside(points[..., ::-1], size)
+    unrotated = outside(points, stored)
     name, fix = "outside", "keypoints are x, y in pixels of the stored image, from its top left"
+    bad: Level = "warning" if share <= MANY_OUTSIDE else "error"
     if share > FEW_OUTSIDE and unrotated <= share / 4:
         name, bad = "exif", "error"
         fix = f"without EXIF rotation {unrotated:.1%} do: images are read upright, rotate keypoints"
     elif share > FEW_OUTSIDE and swapped <= share / 4:
         name, bad = "swapped", "error" if len(points) >= FEWEST else "warning"
         fix = f"with x and y exchanged {swapped:.1%} do: keypoints are x, y, visibility"
-    notes.judge(share <= FEW_OUTSIDE, f"keypoints-{name}", text, fix, bad=bad)
-    if share <= FEW_OUTSIDE:
+    text = f"{share:.1%} of the labelled keypoints lie outside of their images"
+    notes.judge(share <= FEW_OUTSIDE, name, text, fix, bad=bad)
+    if share <= FEW_OUTSIDE and len(points) >= FEWEST:
         _check_reach(notes, points, seen, size)
     spans = np.ptp(np.where(seen[..., None], points, points[:, :1]), axis=1).max(axis=1)
     small = int(((spans < MIN_SIDE_PX) & (seen.sum(axis=1) > 1)).sum())
     if small:
         text = f"{small} of {len(points)} hands are smaller than {MIN_SIDE_PX:g} px"
-        notes.warning("keypoints-small", text, "take them out: a crop shows a few pixels enlarged")
+        notes.warning("small", text, "take them out: a crop shows a few pixels enlarged")
 
 
 def _check_reach(notes: Notes, points: Array, seen: NDArray[np.bool_], size: Array) -> None:
     """Percentages, and labels of smaller images, fill only the top left part of the images."""
-    if len(points) < FEWEST:
-        return
-    far = np.array([np.quantile(points[..., k][seen], 0.99) for k in (0, 1)])
-    parts = np.array([np.quantile((points[..., k] / size[:, None, k])[seen], 0.99) for k in (0, 1)])
+    far = np.quantile(points[seen], 0.99, axis=0)
+    parts = np.quantile((points / size[:, None])[seen], 0.99, axis=0)
     is_large = np.median(size.min(axis=1)) >= LARGE_PX
     if is_large and (far <= PERCENT).all() and (far >= PERCENT_REACH).all():
-        notes.error(
-            "keypoints-normalised",
-            "all keypoints lie below 100 in larger images, as percentages do",
-            "keypoints are in pixels: multiply x by width / 100 and y by height / 100",
-        )
+        text = "all keypoints lie below 100 in larger images, as percentages do"
+        fix = "keypoints are in pixels: multiply x by width / 100 and y by height / 100"
+        notes.error("normalised", text, fix)
     elif (parts < ENLARGED).all():
-        notes.warning(
-            "keypoints-reach",
-            f"keypoints fill only {parts[0]:.0%} of the width and {parts[1]:.0%} of the height of "
-            "their images, from the top left",
-            "were the images enlarged after labelling? scale the keypoints; padded images are fine",
-        )
+        text = f"keypoints fill only {parts[0]:.0%} of the width and {parts[1]:.0%} of the height "
+        fix = "were the images enlarged after labelling? scale the keypoints; padded images are "
+        notes.warning("reach", f"{text}of their images, from the top left", f"{fix}fine")
 
 
 def _check_cameras(notes: Notes, hands: Sequence[Hand]) -> None:
@@ -257,12 +231,12 @@ def _check_cameras(notes: Notes, hands: Sequence[Hand]) -> None:
     odd = [hand.entry for (hand, _), is_good in zip(cameras, good, strict=True) if not is_good]
     form = "K is [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in px, left out where it is not known"
     text = f"K of {len(odd)} of {len(cameras)} hands is no camera's: {shown(odd)}"
-    notes.judge(not odd, "keypoints-k", text, form)
+    notes.judge(not odd, "k", text, form)
     off = [] if odd else [hand.entry for hand, K in cameras if _projects_elsewhere(hand, K)]
     if off:
         text = f"K projects keypoints_3d of {len(off)} of {len(cameras)} hands elsewhere than "
         fix = "with a K, keypoints_3d are in the camera's coordinates; leave K out if they are not"
-        notes.warning("keypoints-projection", f"{text}keypoints: {shown(off)}", fix)
+        notes.warning("projection", f"{text}keypoints: {shown(off)}", fix)
 
 
 def _projects_elsewhere(hand: Hand, K_px: Array) -> bool:
@@ -277,15 +251,10 @@ def _projects_elsewhere(hand: Hand, K_px: Array) -> bool:
     return bool(miss_px > OFF_SHARE * np.ptp(points))
 
 
-def _check_view(notes: Notes, hands: Sequence[Hand], values: Array) -> None:
+def _check_view(notes: Notes, points: Array, is_right: NDArray[np.bool_]) -> None:
     """Hands that are upside down or lie, seen from the back by their sides: exchanged axes?"""
-    whole = (values[..., 2] > 0).all(axis=1)
-    if whole.sum() < FEWEST_SIDED or any(
-        f.name == "keypoints-side" and f.level == "warning" for f in notes.findings
-    ):
+    if len(points) < FEWEST_SIDED or notes.failed("side", level="warning"):
         return
-    points = values[whole][..., :2]
-    is_right = np.array([hand.is_right for hand in hands])[whole]
     index, middle, little = (points[:, k] - points[:, 0] for k in (5, 9, 17))
     cross = index[:, 0] * little[:, 1] - index[:, 1] * little[:, 0]
     backs = float(((cross > 0) == is_right).mean())
@@ -296,38 +265,38 @@ def _check_view(notes: Notes, hands: Sequence[Hand], values: Array) -> None:
         text = f"{share:.0%} of the hands point {where} and {backs:.0%} show their backs, by their "
         text += "sides and 2D keypoints alone"
         fix = "fine for hands seen so; else y runs up instead of down, or x and y are exchanged"
-        notes.warning("keypoints-view", text, fix)
+        notes.warning("view", text, fix)
 
 
 def _check_3d(notes: Notes, hands: Sequence[Hand]) -> None:
     whole = [h for h in hands if h.joints_valid is not None and h.joints_valid.all()]
     num = sum(hand.joints is not None for hand in hands)
     text = f"{num} of {len(hands)} hands have 3D keypoints" if num else "no 3D keypoints"
-    notes.ok("keypoints-3d", text + ("" if num else ": 2D losses only"))
+    notes.ok("3d", text + ("" if num else ": 2D losses only"))
     if not whole:
         return
     where = "keypoints_3d"
     raw = np.stack([hand.joints for hand in whole if hand.joints is not None])
     try:
-        joints = settle_unit(notes, "keypoints", raw, where)
+        joints = settle_unit(notes, raw, where)
     except ValueError as error:
-        notes.error("keypoints-unit", str(error), f"{where} are in metres: {FORM}")
+        notes.error("unit", str(error), f"{where} are in metres: {FORM}")
         return
     extent = np.linalg.norm(np.ptp(joints, axis=1), axis=1)
     pairs = [(h.entry, m) for h, m in zip(whole, extent, strict=True)]
     odd = [f"{entry} ({m:.3g} m)" for entry, m in pairs if not HAND_M[0] <= m <= HAND_M[1]]
-    if odd and not notes.failed("keypoints-unit"):
+    if odd and not notes.failed("unit"):
         fix = f"{where} are in metres: were files of several units joined? leave out empty ones"
         text = f"{len(odd)} of {len(whole)} hands have no hand's size in {where}: {shown(odd)}"
-        notes.error("keypoints-unit", text, fix)
-    joints = settle_order(notes, "keypoints", joints, "canonical", where)
-    if notes.failed("keypoints-order"):
+        notes.error("unit", text, fix)
+    joints = settle_order(notes, joints, "canonical", where)
+    if notes.failed("order"):
         return
-    note_bones(notes, "keypoints", joints, where)
+    note_bones(notes, joints, where)
     _check_axes(notes, joints, np.stack([hand.keypoints for hand in whole]))
-    if not notes.failed("keypoints-axes"):
+    if not notes.failed("axes"):
         is_right = np.array([hand.is_right for hand in whole])[:, None, None]
-        note_side(notes, "keypoints", np.where(is_right, joints, mirror_points(joints)), where)
+        note_side(notes, np.where(is_right, joints, mirror_points(joints)), where)
 
 
 def _check_axes(notes: Notes, joints_m: Array, keypoints: Array) -> None:
@@ -335,8 +304,9 @@ def _check_axes(notes: Notes, joints_m: Array, keypoints: Array) -> None:
     good = (keypoints[..., 2] > 0).all(axis=1)
     if not good.any():
         return
-    flat, deep = keypoints[good][..., :2], joints_m[good]
-    flat, deep = (a - a.mean(axis=1, keepdims=True) for a in (flat, deep))
+    flat, deep = (
+        a - a.mean(axis=1, keepdims=True) for a in (keypoints[good, :, :2], joints_m[good])
+    )
     norms = [np.sqrt((a**2).sum(axis=(0, 1))) for a in (flat, deep)]
     table = np.einsum("njx,njy->xy", flat, deep) / np.maximum(np.outer(*norms), 1e-12)
     x, y = table.diagonal()
@@ -351,10 +321,6 @@ def _check_axes(notes: Notes, joints_m: Array, keypoints: Array) -> None:
     elif is_clear:
         right, down = ("-" * bool(c < 0) + "xyz"[i] for c, i in zip(strongest, best, strict=True))
         fix += f"; of keypoints_3d {right} runs right and {down} runs down in the images"
-    notes.judge(
-        bool(min(x, y) > AGREES) and not is_exchanged,
-        "keypoints-axes",
-        f"keypoints_3d run with the image: correlation {x:.2f} in x, {y:.2f} in y",
-        fix,
-        bad="error" if min(x, y) < OPPOSES or is_exchanged else "warning",
-    )
+    text = f"keypoints_3d run with the image: correlation {x:.2f} in x, {y:.2f} in y"
+    bad: Level = "error" if min(x, y) < OPPOSES or is_exchanged else "warning"
+    notes.judge(bool(min(x, y) > AGREES) and not is_exchanged, "axes", text, fix, bad=bad)

@@ -62,7 +62,7 @@ def find_photos(
             kinds = " and ".join(PLURALS.get(kind, f"{kind}s") for kind in maps)
             tree.remarks.append(
                 f"all {len(tree.names)} images below {printable(str(root))} look like {kinds}, "
-                "no photos (data.root)"
+                "no photos"
             )
         return tree
     for kind, names in maps.items():

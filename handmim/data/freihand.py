@@ -1,8 +1,7 @@
 """FreiHAND (Zimmermann et al. 2019, public version 2): 32,560 hands before four backgrounds each.
 
-K, joints, vertices and MANO vectors become our frame, unit and rotations here (they already are
-metres in the OpenCV camera, canonical joint order, right hands). An image is a crop already, so its
-whole area is the hand's box.
+Labels are metres in the OpenCV camera, canonical joint order, right hands. An image is a crop
+already: its whole area is the hand's box.
 """
 
 import logging
@@ -13,10 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from handmim.data.benchmark_checks import (
+    SOURCE,
+    check_every_sample,
+    check_freihand_labels,
+    check_sizes,
+)
 from handmim.data.datasets import arrays_digest, digest_of, files_digest, some
-from handmim.data.freihand_checks import check_every_sample, check_labels
-from handmim.data.label_checks import check_made_with
-from handmim.data.label_files import VERSIONS, StoredArray, cached_number_lists, file_names
+from handmim.data.label_files import (
+    VERSIONS,
+    StoredArray,
+    cached_number_lists,
+    check_made_with,
+    file_names,
+)
 from handmim.data.samples import carry_intrinsics, carry_points, crop_map, cut, hand_sample
 from handmim.hand.arrays import NUM_VERTS
 from handmim.hand.conventions import freihand_hand, project_px
@@ -31,7 +40,6 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "all", "evaluation")
 CHECKED = 64  # samples whose labels are checked at the start
-LARGEST = 1e6  # of a label that is no vertex
 FIELDS: dict[str, tuple[int, ...]] = {
     "K": (3, 3),
     "xyz": (21, 3),
@@ -61,12 +69,7 @@ def present_versions(
 ) -> tuple[str, ...]:
     """The versions that have images; missing ones are logged.
 
-    Args:
-        names: of the files in the folder.
-        samples: unique samples that are used.
-        num: unique samples of the part.
-        versions: required ones.
-        folder: of the images, for messages.
+    `names` are the files in the folder, `samples` those used of `num` unique ones.
     Raises: FileNotFoundError when none has; ValueError for images beyond the labels.
     """
     missing: dict[str, list[str]] = {}
@@ -189,22 +192,16 @@ class FreiHand(Dataset[HandSample | CropSample]):
 
     def _check_labels(self, hand: HandModel, image: str) -> None:
         """Check the size of all labels and, with the doctor's functions, the meaning of some."""
-        notes, labels = Notes(), self.labels
-        for name, values in labels.items():
-            if name != "verts":  # 300 MB
-                flat = np.abs(values.values).reshape(len(values), -1)
-                bad = np.flatnonzero(~(flat <= LARGEST).all(axis=1))
-                text = f"{self.folder}_{name}.json: {len(bad)} samples hold NaN or numbers above "
-                text += f"{LARGEST:.0e}, the first {bad[:3].tolist()}"
-                notes.judge(not len(bad), "freihand-finite", text, "unpack FreiHAND again")
-        chosen = spread(len(labels["K"]), CHECKED)
-        head = image_head(self.root / self.folder / "rgb" / image)
-        if not notes.failed("freihand-finite"):
-            raw = {name: values[chosen] for name, values in labels.items()}
-            check_labels(notes, self.folder, raw, hand, None if head is None else head[:2])
+        notes, part = Notes("freihand", SOURCE), self.folder
+        every = {name: array.values for name, array in self.labels.items() if name != "verts"}
+        check_sizes(notes, part, every)
+        head = image_head(self.root / part / "rgb" / image)
+        if not notes.failed("finite"):
+            chosen = spread(len(self.labels["K"]), CHECKED)
+            raw = {name: array[chosen] for name, array in self.labels.items()}
+            check_freihand_labels(notes, part, raw, hand, None if head is None else head[:2])
         if head is not None and all(finding.level != "error" for finding in notes.findings):
-            every = {name: labels[name].values for name in labels if name != "verts"}
-            check_every_sample(notes, self.folder, every, head[:2])
+            check_every_sample(notes, part, every, head[:2])
         notes.enforce(f"{self.root} (data.root)")
 
     def label_of(self, index: int) -> int:

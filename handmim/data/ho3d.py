@@ -15,15 +15,20 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from handmim.data.datasets import digest_of, files_digest, some
-from handmim.data.ho3d_checks import (
-    POSE,
-    check_evaluation,
+from handmim.data.benchmark_checks import (
+    check_ho3d_evaluation,
+    check_ho3d_training,
     check_meta,
-    check_training,
+    has_pose,
 )
-from handmim.data.label_checks import check_made_with
-from handmim.data.label_files import StoredArray, file_names, stored_ground_truth, take_of
+from handmim.data.datasets import digest_of, files_digest, some
+from handmim.data.label_files import (
+    StoredArray,
+    check_made_with,
+    file_names,
+    stored_ground_truth,
+    take_of,
+)
 from handmim.data.samples import (
     box_of_points,
     carry_intrinsics,
@@ -192,12 +197,12 @@ class Ho3d(Dataset[HandSample | CropSample]):
         head = None if first is None else image_head(first)
         if head is None:  # counted when it is read
             return
-        notes, source = Notes(), "unpack HO-3D again"
-        with notes.guard("ho3d-labels", source):
+        notes = Notes("ho3d", "unpack HO-3D again")
+        with notes.guard("labels"):
             if self.split == "evaluation":
-                check_evaluation(notes, "ho3d", metas, head[:2], source)
+                check_ho3d_evaluation(notes, metas, head[:2])
             else:
-                check_training(notes, "ho3d", metas, chosen, self.hand, head[:2], source)
+                check_ho3d_training(notes, metas, chosen, self.hand, head[:2])
         notes.enforce(f"{self.root} (data.root)")
 
     def _meta(self, frame: str) -> dict[str, Any]:
@@ -264,7 +269,7 @@ class Ho3d(Dataset[HandSample | CropSample]):
             if self.ground_truth is not None:
                 joints, verts = (self._opencv(array[index]) for array in self.ground_truth)
                 joints, valid = joints[list(CANONICAL_FROM_HO3D)], np.ones(21, bool)
-        elif K is None or any(meta.get(key) is None for key in POSE):
+        elif K is None or not has_pose(meta):
             self._note_unlabelled(frame)
         else:
             rotmats, betas, joints, verts = self._labels(meta)

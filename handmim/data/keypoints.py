@@ -59,7 +59,7 @@ def check_groups(annotations: Annotations, split_by: str, notes: Notes) -> None:
         raise ValueError(f"none of {num} images has the field split_by={split_by!r}")
     notes.judge(
         len(stated) == num and groups > 1,
-        "keypoints-subjects",
+        "subjects",
         f"{groups} values of {split_by!r}; {num - len(stated)} of {num} images have none",
         f"without {split_by!r} in each of `images`, images of one person fall on both sides of the "
         "split (data.split_by names another field)",
@@ -143,12 +143,12 @@ class KeypointPhotos(Dataset[HandSample]):
         self.root, self.crop_scale, self.image_px = Path(root), crop_scale, image_px
         self._crops: dict[int, HandSample] | None = {} if in_memory else None
         self.annotations = path = Path(annotations)
-        notes = Notes()
+        notes = Notes("keypoints")
         content = load_annotations(path, self.root, notes)
         if split != "all":
             check_groups(content, split_by, notes)
         notes.enforce(f"{path} ({OPTION})")
-        log.info("%s, %s", path.name, notes.text_of("keypoints-side"))
+        log.info("%s, %s", path.name, notes.text_of("side"))
         groups = group_images(content, split_by)
         chosen = self._groups_of(split, sorted(set(groups)), val_fraction, seed)
         self.hands = [hand for hand in content.hands if groups[hand.image] in chosen]

@@ -1,21 +1,37 @@
-"""Checks of labels that several datasets share: cameras, units, axes, hand model."""
+"""Checks of pose labels that all layouts share: unit, order, axes, side, cameras, hand model.
 
-from pathlib import Path
-from typing import Any
+They measure the joints alone. A recognised fault is noted and then mended in what is returned, so
+that it is not found again under another name.
+"""
+
+from collections.abc import Mapping
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from handmim.data.label_files import FACTS, PARTS
-from handmim.hand.arrays import HandArrays
-from handmim.hand.label_checks import SIZES_M, note_bones, settle_axes, settle_order, settle_unit
-from handmim.hand.model import HandLayer
-from handmim.utils.findings import Notes
-from handmim.utils.json_files import read_object
+from handmim.hand.conventions import OPENCV_FROM_OPENGL
+from handmim.hand.skeleton import BONE_MM, BONES, LABEL_ORDERS
+from handmim.utils.findings import Level, Notes
 
 Array = NDArray[np.float64]
 
+METRES = {"m": 1.0, "cm": 0.01, "mm": 0.001}
+DIAGONAL_M = (0.05, 0.4)  # of the box around a hand, median of a set
+OTHER_UNIT_M = 0.1  # the least of it in another unit than metres: hands in inches have less in cm
+SIZES_M = (0.02, 1.0)  # the same of any hand
+BONE_M = (0.005, 0.12)
+# Share of hands with a bone out of that range: up to 0.06 in labels of detectors.
+ODD_BONES = 0.1
+PALM_M = (0.05, 0.14)  # median from wrist to middle knuckle; 0.085 to 0.1 in sets of many people
+# Wrong orders are worse by a factor of 1.5 or more in labels of detectors; the right one is not
+# worse than another from some 5 hands on.
+MISFIT_MARGIN = 1.25
+# In the right order 0.05 to 0.22, in space and in the image; a random order has 0.6.
+MISFIT_LIMIT = 0.45
+FEWEST = 5  # hands from which on the order is clear; up to 8 % of single ones mislead
+FEWEST_SIDED = 10  # hands from which on the side is
+# Share of hands of the stated side: 0.9 to 1.0 in labels of detectors, one minus that if mirrored.
+MIRRORED, DOUBTFUL = 0.2, 0.35
 FOCAL = (0.3, 20.0)  # in longer sides of the image; crops have long ones
 SQUARE = 1.2  # largest ratio of the two focal lengths
 # FreiHAND's own vertices are up to 6 mm off its MANO vectors; another hand model is off by
@@ -23,33 +39,63 @@ SQUARE = 1.2  # largest ratio of the two focal lengths
 LARGEST_RESIDUAL_M = 0.012
 OTHER_HAND = "hand=mano hand.path=MANO_RIGHT.pkl; if that is chosen, "
 OPENCV, OPENGL = 1, -1  # sign of z before the camera
+CAMERAS = {OPENCV: "OpenCV (z > 0)", OPENGL: "OpenGL (z < 0)"}
 
 
-def read_facts(root: Path) -> dict[str, Any] | None:
-    """Metadata of a rendered dataset; None for any other.
+def diagonal_of(points: Array) -> float:
+    """Median diagonal of the box around [n, P, 3] points."""
+    return float(np.median(np.linalg.norm(np.ptp(points, axis=1), axis=1)))
 
-    Raises: ValueError for a damaged file.
+
+def unit_of(points: Array) -> str | None:
+    """The unit in which [n, P, 3] points are hands; None when no unit makes them so."""
+    diagonal = diagonal_of(points)
+    low, high = DIAGONAL_M
+    lows = {unit: low if unit == "m" else OTHER_UNIT_M for unit in METRES}
+    return next((u for u, m in METRES.items() if lows[u] <= diagonal * m <= high), None)
+
+
+def bones(joints: Array) -> Array:
+    """Lengths of the 20 bones: [n, 21, D] canonical -> [n, 20]."""
+    base, end = np.array(BONES).T
+    return np.linalg.norm(joints[:, end] - joints[:, base], axis=2)
+
+
+def misfit(joints: Array) -> float:
+    """Mean |log| of bone lengths relative to a hand's proportions: [n, 21, D] canonical."""
+    lengths = bones(joints)
+    shortest = np.maximum(1e-3 * lengths.mean(axis=1, keepdims=True), 1e-12)
+    ratio = np.log(np.maximum(lengths, shortest) / np.array(BONE_MM))
+    return float(np.abs(ratio - np.median(ratio, axis=1, keepdims=True)).mean())
+
+
+def order_of(
+    joints: Array, expected: str, orders: Mapping[str, tuple[int, ...]] = LABEL_ORDERS
+) -> str:
+    """The order in which [n, 21, D] points have a hand's proportions best; the expected one when no
+    other is clearly better. Proportions, as tip and base of a closed finger are near each other."""
+    misfits = {name: misfit(joints[:, list(order)]) for name, order in orders.items()}
+    best = min(misfits, key=lambda name: misfits[name])
+    return best if misfits[expected] > MISFIT_MARGIN * misfits[best] else expected
+
+
+def right_hand_share(joints: Array) -> float:
+    """Share of hands whose fingers bend as a right hand's do.
+
+    Finger joints bend one way only: the axis of the bend points from the little finger's knuckle to
+    the index finger's on a right hand. [n, 21, 3] canonical, any unit, right-handed frame.
     """
-    path = root / FACTS
-    return read_object(path, needs=("hand", "hand_sha256")) if path.is_file() else None
+    fingers = joints[:, 5:].reshape(-1, 4, 4, 3)  # index .. little, base to tip
+    segments = np.diff(fingers, axis=2)
+    axes = np.cross(segments[:, :, :-1], segments[:, :, 1:]).sum(axis=(1, 2))
+    return float(((axes * (joints[:, 5] - joints[:, 17])).sum(axis=1) > 0).mean())
 
 
-def check_made_with(root: Path, arrays: HandArrays) -> None:
-    """Refuse labels that were rendered from another hand model.
-
-    Raises: ValueError naming both hands, or for a dataset that is still being rendered.
-    """
-    facts = read_facts(root)
-    if facts is None and (root / PARTS).is_dir():
-        raise ValueError(
-            f"{root} is not rendered to its end: call the same tools/synthesize.py again"
-        )
-    if facts is not None and facts["hand_sha256"] != arrays.sha256:
-        raise ValueError(
-            f"{root} was rendered from hand {facts['hand']} ({facts['hand_sha256'][:12]}), the "
-            f"chosen one is {arrays.name} ({arrays.sha256[:12]}): set hand and hand.path to the "
-            "hand of the dataset"
-        )
+def are_hands(joints_m: Array, sign_z: int) -> NDArray[np.bool_]:
+    """Which of [n, 21, 3] joints have a hand's size in metres and lie before the camera: [n]."""
+    size_m = np.linalg.norm(np.ptp(joints_m, axis=1), axis=1)
+    is_sized = (size_m > SIZES_M[0]) & (size_m < SIZES_M[1])
+    return is_sized & (joints_m[..., 2] * sign_z > 0).all(axis=1)
 
 
 def usable(K_px: Array) -> NDArray[np.bool_]:
@@ -71,15 +117,119 @@ def plausible(K_px: Array, width_px: int, height_px: int) -> NDArray[np.bool_]:
     return form & focal & centre
 
 
-def note_intrinsics(
-    notes: Notes, prefix: str, K_px: Array, size_px: tuple[int, int], where: str
-) -> bool:
+def settle_unit(notes: Notes, points: Array, where: str) -> Array:
+    """[n, P, 3] points in metres; notes what they were in.
+
+    Raises: ValueError when they are no hands in any unit.
+    """
+    unit = unit_of(points)
+    if unit is None:
+        raise ValueError(
+            f"{where}: the box around a hand has a diagonal of {diagonal_of(points):.4g}: no hand "
+            f"in m, cm or mm, of which most have {OTHER_UNIT_M:g} to {DIAGONAL_M[1]:g} m"
+        )
+    fix = f"metres are required: multiply {where} by {METRES[unit]:g}"
+    notes.judge(unit == "m", "unit", f"{where} is in {unit}", fix)
+    return points * METRES[unit]
+
+
+def settle_order(notes: Notes, joints: Array, expected: str, where: str) -> Array:
+    """[n, 21, D] joints in canonical order; notes which order they were in."""
+    order = order_of(joints, expected)
+    bad: Level = "error" if len(joints) >= FEWEST else "warning"
+    text = f"{where}: joints in order {order!r}"
+    text += "" if order == expected else f", {expected!r} is required"
+    fix = f"reorder the joints of {where} (LABEL_ORDERS in handmim/hand/skeleton.py)"
+    notes.judge(order == expected, "order", text, fix, bad=bad)
+    joints = joints[:, list(LABEL_ORDERS[order])]
+    found = misfit(joints)
+    if found > MISFIT_LIMIT:
+        notes.warning(
+            "proportions",
+            f"{where}: bones have a hand's proportions in no known joint order (misfit "
+            f"{found:.2f}, of hands at most {MISFIT_LIMIT})",
+            "the order is wrist, thumb, index, middle, ring, little, each from base to tip",
+        )
+    return joints
+
+
+def settle_axes(notes: Notes, points: Array, sign_z: int, where: str) -> Array:
+    """[n, P, 3] points before the camera in the axes of the dataset, `OPENCV` or `OPENGL`."""
+    share = float((points[..., 2] * sign_z > 0).all(axis=1).mean())
+    is_flipped = share < 0.5
+    text = f"{where}: {share:.0%} of the hands lie before a camera of {CAMERAS[sign_z]} axes"
+    fix = f"negate y and z of {where}" if is_flipped else f"unpack the original of {where} again"
+    notes.judge(share == 1.0, "axes", text, fix)
+    return points @ OPENCV_FROM_OPENGL if is_flipped else points
+
+
+def settle_joints(notes: Notes, joints: Array, order: str, sign_z: int, where: str) -> Array:
+    """[n, 21, 3] joints in metres, canonical order and the dataset's axes; notes what they were in.
+
+    `order` and `sign_z` are the dataset's: a name of `LABEL_ORDERS`, and `OPENCV` or `OPENGL`.
+    """
+    joints = settle_unit(notes, joints, where)
+    joints = settle_order(notes, joints, order, where)
+    note_bones(notes, joints, where)
+    return settle_axes(notes, joints, sign_z, where)
+
+
+def note_bones(notes: Notes, joints_m: Array, where: str) -> None:
+    """Whether bones and palms are as long as a hand's: [n, 21, 3] canonical, metres."""
+    lengths = bones(joints_m)
+    odd = float(((lengths < BONE_M[0]) | (lengths > BONE_M[1])).any(axis=1).mean())
+    palm = float(np.median(np.linalg.norm(joints_m[:, 9] - joints_m[:, 0], axis=1)))
+    notes.judge(
+        odd <= ODD_BONES and PALM_M[0] <= palm <= PALM_M[1],
+        "bones",
+        f"{where}: bones of {lengths.min() * 1e3:.1f} to {lengths.max() * 1e3:.1f} mm, median "
+        f"{np.median(lengths) * 1e3:.1f}, wrist to middle knuckle {palm * 1e3:.0f} mm; {odd:.0%} "
+        "of the hands have a bone out of 5 to 120 mm",
+        f"check the lengths in {where}: wrist to middle knuckle is 50 to 140 mm in metres",
+        bad="warning",
+    )
+
+
+def note_side(notes: Notes, right_joints: Array, where: str) -> None:
+    """Whether hands bend as hands of their stated side do: [n, 21, 3] canonical, left hands
+    mirrored to right ones."""
+    if len(right_joints) < FEWEST_SIDED:
+        return
+    share = right_hand_share(right_joints)
+    text = f"{where}: {share:.0%} of {len(right_joints)} hands bend as a hand of their side does"
+    fix = "left and right are exchanged, or one axis is negated: negate z, or exchange the sides"
+    bad: Level = "error" if share <= MIRRORED else "warning"
+    notes.judge(share >= DOUBTFUL, "mirrored", text, fix, bad=bad)
+
+
+def finite(
+    notes: Notes, labels: Mapping[str, Array], where: Mapping[str, str]
+) -> NDArray[np.bool_]:
+    """Samples of [n, ...] labels without NaN and infinity, as a mask [n]; notes how many have some.
+
+    Raises: ValueError when a list has none left.
+    """
+    goods = {
+        name: np.asarray(np.isfinite(values).reshape(len(values), -1).all(axis=1))
+        for name, values in labels.items()
+    }
+    for name, good in goods.items():
+        if not good.all():
+            text = f"{where[name]}: {(~good).sum()} of {len(good)} samples checked hold NaN or "
+            fix = f"unpack the original of {where[name]} again"
+            notes.error("finite", f"{text}infinity", fix)
+        if not good.any():
+            raise ValueError(f"{where[name]}: no sample without NaN")
+    return np.asarray(np.logical_and.reduce(list(goods.values())))
+
+
+def note_cameras(notes: Notes, K_px: Array, size_px: tuple[int, int], where: str) -> bool:
     """Note whether [n, 3, 3] intrinsics are possible for images of (width, height)."""
     good = plausible(K_px, *size_px)
     fx, cx, cy = (float(np.median(K_px[:, i, j])) for i, j in ((0, 0), (0, 2), (1, 2)))
     notes.judge(
         bool(good.all()),
-        f"{prefix}-k",
+        "k",
         f"{where}: {good.mean():.0%} of the intrinsics are possible for {size_px[0]} x "
         f"{size_px[1]} px (medians: focal length {fx:.0f} px, centre {cx:.0f}, {cy:.0f})",
         f"unpack the original of {where} again: K is [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in "
@@ -88,77 +238,32 @@ def note_intrinsics(
     return bool(good.all())
 
 
-def are_hands(joints_m: Array, sign_z: int) -> NDArray[np.bool_]:
-    """Which of [n, 21, 3] joints have a hand's size in metres and lie before the camera: [n]."""
-    size_m = np.linalg.norm(np.ptp(joints_m, axis=1), axis=1)
-    is_sized = (size_m > SIZES_M[0]) & (size_m < SIZES_M[1])
-    return is_sized & (joints_m[..., 2] * sign_z > 0).all(axis=1)
-
-
-def settle_joints(
-    notes: Notes, prefix: str, joints: Array, order: str, sign_z: int, where: str
-) -> Array:
-    """[n, 21, 3] joints in metres, canonical order and the dataset's axes; notes what they were in.
-
-    Args:
-        notes, prefix, where: where and how findings are noted, and about which file or field.
-        joints: as they are in the file.
-        order, sign_z: of the dataset: a name of `LABEL_ORDERS`, and `OPENCV` or `OPENGL`.
-    """
-    joints = settle_unit(notes, prefix, joints, where)
-    joints = settle_order(notes, prefix, joints, order, where)
-    note_bones(notes, prefix, joints, where)
-    return settle_axes(notes, prefix, joints, sign_z, where)
-
-
-def reposed_error_m(
-    hand: HandLayer,
-    rotmats: NDArray[np.floating],
-    betas: NDArray[np.floating],
-    verts_m: NDArray[np.floating],
-) -> Array:
-    """Mean distance [n] of re-posed to given vertices [n, V, 3], whatever their translation;
-    rotmats and betas are [n, 16, 3, 3] and [n, 10]."""
-    with torch.no_grad():
-        posed = hand(torch.from_numpy(rotmats).float(), torch.from_numpy(betas).float())
-    return centred_error_m(posed.verts_m.double().numpy(), np.asarray(verts_m, np.float64))[0]
-
-
-def centred_error_m(ours_m: Array, given_m: Array) -> tuple[Array, Array]:
-    """Mean distance [n] of [n, P, 3] points after the mean translation, and the translations."""
-    shift = (given_m - ours_m).mean(axis=1, keepdims=True)
-    return np.linalg.norm(ours_m + shift - given_m, axis=2).mean(axis=1), shift
-
-
-def note_residual(
-    notes: Notes, prefix: str, posing: str, residuals_m: Array, usual_m: float, fix: str
+def note_posing(
+    notes: Notes,
+    posed_m: Array,
+    given_m: Array,
+    posing: str,
+    usual_m: float,
+    fix: str,
+    placed: tuple[str, str] | None,
 ) -> bool:
-    """Note how far posed hands are off their labels; False for another hand model.
+    """Note how far posed points [n, P, 3] are off their labels; False for another hand model.
 
     Args:
-        notes, prefix, fix: where and how findings are noted.
-        posing: the subject of the text: "posing X by the MANO vectors misses the given vertices".
-        residuals_m, usual_m: [n], and the median up to which nothing is wrong.
+        posing: subject of the text: "posing X by the MANO vectors misses the given vertices".
+        usual_m: median up to which nothing is wrong, whatever the translation.
+        placed: what is placed by which labels, and the fix where the translation is wrong; None
+            leaves it unchecked.
     """
-    residual_m = float(np.median(residuals_m))
+    shift = (given_m - posed_m).mean(axis=1, keepdims=True)
+    residuals_m = np.linalg.norm(posed_m + shift - given_m, axis=2).mean(axis=1)
+    residual_m, off_m = (float(np.median(x)) for x in (residuals_m, np.linalg.norm(shift, axis=2)))
     is_good = residual_m <= LARGEST_RESIDUAL_M
-    notes.judge(
-        residual_m <= usual_m,
-        f"{prefix}-residual",
-        f"{posing} by {residual_m * 1e3:.2f} mm (median of {len(residuals_m)}, worst "
-        f"{residuals_m.max() * 1e3:.2f})",
-        fix,
-        bad="warning" if is_good else "error",
-    )
+    text = f"{posing} by {residual_m * 1e3:.2f} mm (median of {len(residuals_m)}, worst "
+    text += f"{residuals_m.max() * 1e3:.2f})"
+    bad: Level = "warning" if is_good else "error"
+    notes.judge(residual_m <= usual_m, "residual", text, fix, bad=bad)
+    if is_good and placed is not None:
+        text = f"{placed[0]} are {off_m * 1e3:.2f} mm off the given ones (median)"
+        notes.judge(off_m <= LARGEST_RESIDUAL_M, "placement", text, placed[1])
     return is_good
-
-
-def note_placement(notes: Notes, prefix: str, hands: str, off_m: Array, fix: str) -> None:
-    """Note how far [n] placed points are off their labels: "joints placed by handTrans"."""
-    middle_m = float(np.median(off_m))
-    notes.judge(
-        middle_m <= LARGEST_RESIDUAL_M,
-        f"{prefix}-placement",
-        f"{hands} are {middle_m * 1e3:.2f} mm off the given ones (median of {len(off_m)})",
-        fix,
-    )

@@ -1,26 +1,32 @@
-"""Label files of FreiHAND and HO-3D: names, JSON lists of numbers as arrays, ground truth.
+"""Label files of public hand sets: names, JSON lists of numbers as arrays, ground truth.
 
-FreiHAND's vertices are 1.6 GB of text. The text is read in pieces, the numbers go straight into an
-array, which is kept as .npy in a cache folder and read back by memory map. No torch: rendering
-processes import this module.
+FreiHAND's vertices are 1.6 GB of text: lists are read entry by entry, converted once into .npy
+files of a cache folder, and read back by memory map. No torch: rendering processes import this.
 """
 
 import hashlib
+import itertools
+import json
 import logging
 import math
 import os
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.hand.arrays import NUM_VERTS
+from handmim.hand.arrays import NUM_VERTS, HandArrays
 from handmim.utils.arrays import check_array, open_array, save_array
-from handmim.utils.json_files import parse_numbers
+from handmim.utils.json_files import parse_numbers, read_object
 
 log = logging.getLogger(__name__)
+
+Array = NDArray[np.float64]
+GroundTruth = tuple[NDArray[np.floating], NDArray[np.floating]]
 
 FACTS = "handmim.json"  # metadata of a rendered set; written last: with it a set is complete
 PARTS = ".parts"  # folder in a rendered set until it is complete
@@ -28,11 +34,16 @@ PARTS = ".parts"  # folder in a rendered set until it is complete
 VERSIONS = ("gs", "hom", "sample", "auto")
 GROUND_TRUTH: dict[str, tuple[int, ...]] = {"xyz": (21, 3), "verts": (NUM_VERTS, 3)}
 
-PIECE_BYTES = 1 << 23
-# White space and brackets around one number: no program that writes such lists makes as many.
-LONGEST_NUMBER_BYTES, MAX_BRACKETS_PER_NUMBER = 1 << 24, 16
-BETWEEN_NUMBERS = b"[], \n\r\t"
-GroundTruth = tuple[NDArray[np.floating], NDArray[np.floating]]
+PIECE_BYTES = 1 << 22
+# No entry of 778 points is near this long, whatever its digits and white space; nor is a gap.
+LONGEST_ENTRY_BYTES = 1 << 24
+# Longer entries are not parsed for a message: lists take many times the memory of their text.
+LONGEST_DESCRIBED_BYTES = 1 << 20
+DEPTH_BYTES = 64  # in which the first number of a list begins
+NOT_SPACE = re.compile(rb"\S")
+OPENING = re.compile(rb"[\[\s]*")
+# What numbers are made of, NaN and Infinity included: the rest is an entry's structure.
+NUMBER_BYTES = b"0123456789+-.eENaInfity \t\r\n"
 
 
 def take_of(sequence: str) -> str:
@@ -52,14 +63,188 @@ def file_names(folder: Path) -> list[str]:
         return [entry.name for entry in entries if not entry.is_dir()]
 
 
-class StoredArray:
-    """An array on disk, read by memory map; other processes get its path, not its content.
+def read_facts(root: Path) -> dict[str, Any] | None:
+    """Metadata of a rendered dataset; None for any other.
+
+    Raises: ValueError for a damaged file.
+    """
+    path = root / FACTS
+    return read_object(path, needs=("hand", "hand_sha256")) if path.is_file() else None
+
+
+def check_made_with(root: Path, arrays: HandArrays) -> None:
+    """Refuse labels that were rendered from another hand model.
+
+    Raises: ValueError naming both hands, or for a dataset that is still being rendered.
+    """
+    facts = read_facts(root)
+    if facts is None and (root / PARTS).is_dir():
+        raise ValueError(
+            f"{root} is not rendered to its end: call the same tools/synthesize.py again"
+        )
+    if facts is not None and facts["hand_sha256"] != arrays.sha256:
+        raise ValueError(
+            f"{root} was rendered from hand {facts['hand']} ({facts['hand_sha256'][:12]}), the "
+            f"chosen one is {arrays.name} ({arrays.sha256[:12]}): set hand and hand.path to the "
+            "hand of the dataset"
+        )
+
+
+def short(value: Any) -> str:
+    """A value as text of at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def numbers(value: Any, shapes: Sequence[tuple[int, ...]]) -> Array | str:
+    """A JSON list of numbers, or of equally long lists of them; null becomes NaN.
+
+    Returns: an array of one of the shapes, or in a few words what came instead.
+    """
+    if not isinstance(value, list):
+        return f"got {short(value)}"
+    is_nested = bool(value) and all(isinstance(row, list) for row in value)
+    lengths = {len(row) for row in value} if is_nested else {0}
+    flat = [x for row in value for x in row] if is_nested else value
+    shape = (len(value), *lengths) if is_nested else (len(value),)
+    if len(lengths) > 1 or shape not in shapes:
+        came = " x ".join(map(str, shape)) if len(lengths) == 1 else "unequal lists of"
+        return f"got {came} values"
+    if not set(map(type, flat)) <= {int, float, type(None)}:
+        number = next(i for i, x in enumerate(flat) if type(x) not in (int, float, type(None)))
+        return f"number {number} is {short(flat[number])}"
+    try:
+        return np.array(flat, np.float64).reshape(shape)
+    except OverflowError:
+        return "a number is too large"
+
+
+class NumberLists:
+    """JSON lists of equally shaped entries of numbers, read piece by piece and entry by entry.
 
     Args:
-        path: .npy file.
-        item_shape: shape behind the first axis.
-        dtype: of the numbers.
+        file: the text.
+        name: of its file, begins every message.
+        form: of the whole file, ends every message.
     """
+
+    def __init__(self, file: IO[bytes], name: str, form: str) -> None:
+        self.file, self.name, self.form = file, name, form
+        self.text, self.at = b"", 0
+
+    def fail(self, what: str) -> NoReturn:
+        """Raises: ValueError."""
+        raise ValueError(f"{self.name} {what}: {self.form}")
+
+    def entries(self, what: str, shape: tuple[int, ...]) -> Iterator[Array]:
+        """The entries of the list that begins here, of all but white space.
+
+        Args:
+            what: it holds.
+            shape: of an entry, also where the text nests it deeper than that.
+        Raises: ValueError naming the first entry of another form.
+        """
+        if self.next_byte() != b"[":
+            self.fail(f"has no list where that of the {what} should begin")
+        depth = self._depth()
+        nested = (1,) * (depth - len(shape)) + shape
+        structure = b""
+        for size in reversed(nested):
+            structure = b"[" + b",".join([structure] * size) + b"]"
+        end = re.compile(rb"\]\s*" * depth or rb"(?=[,\]])")
+        for index in itertools.count():
+            if not index and not depth and self.text[self.at : self.at + 1] == b"]":
+                self.at += 1
+                return
+            entry = self._entry(end)
+            values = np.zeros(0)
+            if entry.translate(None, NUMBER_BYTES) == structure:
+                with suppress(ValueError):
+                    values = parse_numbers(entry)
+            if len(values) != math.prod(shape):
+                required = f"{' x '.join(map(str, shape)) or 'plain'} numbers are required"
+                self.fail(f"entry {index} of the {what}: {_described(entry, nested)}, {required}")
+            yield values.reshape(shape)
+            after = self.next_byte()
+            if after == b"]":
+                return
+            if after != b",":
+                self.fail(f"is cut off or no JSON after entry {index} of the {what}")
+
+    def next_byte(self) -> bytes:
+        """The next byte that is not white space, b"" at the end."""
+        gap = 0
+        while not (match := NOT_SPACE.search(self.text, self.at)):
+            gap += len(self.text) - self.at
+            self.at = len(self.text)
+            if gap > LONGEST_ENTRY_BYTES:
+                self.fail(f"holds {gap / 1e6:.0f} MB of white space in a row")
+            if not self._read_more():
+                return b""
+        self.at = match.end()
+        return match[0]
+
+    def _depth(self) -> int:
+        """How many brackets open before the next number."""
+        if self.next_byte():
+            self.at -= 1
+        while len(self.text) - self.at < DEPTH_BYTES and self._read_more():
+            pass
+        opening = OPENING.match(self.text, self.at, self.at + DEPTH_BYTES)
+        return opening[0].count(b"[") if opening else 0
+
+    def _entry(self, end: re.Pattern[bytes]) -> bytes:
+        """Text up to the end of the next entry, or all that is left without one."""
+        while not (match := end.search(self.text, self.at)):
+            if len(self.text) - self.at > LONGEST_ENTRY_BYTES or not self._read_more():
+                break
+        start, self.at = self.at, match.end() if match else len(self.text)
+        return self.text[start : self.at]
+
+    def _read_more(self) -> bool:
+        piece = self.file.read(PIECE_BYTES)
+        self.text, self.at = self.text[self.at :] + piece, 0
+        return bool(piece)
+
+
+def _described(entry: bytes, shape: tuple[int, ...]) -> str:
+    """What came instead of an entry of numbers."""
+    if len(entry) > LONGEST_DESCRIBED_BYTES:
+        return f"{len(entry) / 1e6:.1f} MB of text"
+    try:
+        value = json.JSONDecoder().raw_decode(entry.decode("latin-1").lstrip())[0]
+    except ValueError:
+        return "cut off or no JSON"
+    except RecursionError:
+        return "lists nested too deeply"
+    found = numbers(value, [shape])
+    return found if isinstance(found, str) else "null is no number"
+
+
+def read_entries(path: Path, shape: tuple[int, ...]) -> Iterator[Array]:
+    """The entries of a JSON list of equally nested lists of numbers, one at a time.
+
+    Raises: FileNotFoundError; ValueError naming the first entry that is not of this shape.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    with path.open("rb") as file:
+        lists = NumberLists(file, path.name, "damaged, cut off, or another file")
+        yield from lists.entries("list", shape)
+        if lists.next_byte():
+            lists.fail("goes on after its list")
+
+
+def read_number_lists(
+    path: Path, item_shape: tuple[int, ...], dtype: str = "float64"
+) -> NDArray[np.floating]:
+    """`read_entries` as one array [n, *item_shape]."""
+    items = [item.astype(dtype) for item in read_entries(path, item_shape)]
+    return np.stack(items) if items else np.zeros((0, *item_shape), dtype)
+
+
+class StoredArray:
+    """An array [n, *item_shape] in a .npy file; other processes get its path, not its content."""
 
     def __init__(self, path: Path, item_shape: tuple[int, ...], dtype: str) -> None:
         self.path, self.item_shape, self.dtype = path, item_shape, dtype
@@ -81,73 +266,17 @@ class StoredArray:
     def __len__(self) -> int:
         return len(self.values)
 
-    def __getitem__(self, index: Any) -> NDArray[np.float64]:
+    def __getitem__(self, index: Any) -> Array:
         return np.asarray(self.values[index], np.float64)
-
-
-def read_number_lists(path: Path, item_shape: tuple[int, ...]) -> NDArray[np.float64]:
-    """A JSON list of equally nested lists of numbers.
-
-    Args:
-        path: file.
-        item_shape: shape of one entry, () for plain numbers.
-    Returns: [n, *item_shape]. Only the count of numbers is checked, not the nesting in an entry.
-    Raises: FileNotFoundError; ValueError for anything but numbers, for a count that is no multiple
-        of an entry's, or when brackets outnumber the numbers.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    pieces, rest, num_brackets = [np.zeros(0)], b"", 0
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 64))
-        if not file.read().rstrip().endswith(b"]"):
-            raise ValueError(f"{path.name} does not end like a JSON list: cut off or another file")
-        file.seek(0)
-        is_end = False
-        while not is_end:
-            block = file.read(PIECE_BYTES)
-            is_end = not block
-            num_brackets += block.count(b"[")
-            text = rest + block
-            cut = len(text) if is_end else text.rfind(b",") + 1  # a number may go on
-            text, rest = text[:cut], text[cut:]
-            if len(rest) > LONGEST_NUMBER_BYTES:
-                raise _no_numbers(path, f"{len(rest) / 1e6:.0f} MB without a comma")
-            if text.strip(BETWEEN_NUMBERS):
-                try:
-                    pieces.append(parse_numbers(text.rstrip(BETWEEN_NUMBERS)))
-                except ValueError as error:
-                    raise _no_numbers(path, str(error)) from error
-    numbers = np.concatenate(pieces)
-    if num_brackets > MAX_BRACKETS_PER_NUMBER * (len(numbers) + 1):
-        raise _no_numbers(path, f"{num_brackets} opening brackets and {len(numbers)} numbers")
-    per_item = math.prod(item_shape)
-    if len(numbers) % per_item:
-        raise ValueError(
-            f"{path.name} holds {len(numbers)} numbers, a multiple of {per_item} is required "
-            f"({'x'.join(map(str, item_shape))} per sample): damaged or another file"
-        )
-    return numbers.reshape(-1, *item_shape)
-
-
-def _no_numbers(path: Path, reason: str) -> ValueError:
-    return ValueError(f"{path.name} is not a JSON list of numbers: {reason}")
 
 
 def cached_number_lists(
     path: Path, item_shape: tuple[int, ...], cache_dir: Path, dtype: str = "float32"
 ) -> StoredArray:
-    """`read_number_lists` as an array on disk, converted when the file is new or changed.
+    """`read_number_lists` as an array in cache_dir/labels, converted when the file is new, changed,
+    or its converted array damaged.
 
-    A converted array that is damaged, or lacks its CRC-32, is converted anew.
-
-    Args:
-        path: JSON file.
-        item_shape: shape of one entry.
-        cache_dir: whose folder labels/ keeps the converted array.
-        dtype: of the stored numbers; scores require float64.
-    Raises: FileNotFoundError; ValueError for other content; OSError when the cache cannot be
-        written.
+    Raises: as `read_entries`; OSError when the cache cannot be written.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
@@ -163,7 +292,7 @@ def cached_number_lists(
         except ValueError as error:
             log.warning("%s; converted anew from %s", error, path)
     log.info("converting %s (%.0f MB) once", path.name, path.stat().st_size / 1e6)
-    values = read_number_lists(path, item_shape).astype(dtype)
+    values = read_number_lists(path, item_shape, dtype)
     try:
         save_array(target, values)
     except OSError as error:
@@ -176,7 +305,7 @@ def stored_ground_truth(
     root: str | Path, cache_dir: str | Path
 ) -> tuple[StoredArray, StoredArray] | None:
     """Released ground truth of an official evaluation: joints [n, 21, 3] and vertices [n, V, 3] in
-    metres, in the benchmark's own order and axes; None where a file is missing.
+    metres, in the benchmark's own order and axes, float64; None where a file is missing.
 
     Raises: ValueError for unequal counts.
     """

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import Dataset
 
-from handmim.data.annotation_fields import Faults, SideReader, read_keypoints, read_optional
+from handmim.data.annotations import read_field, read_joints, read_keypoints
 from handmim.data.crops import check_grouping, group_of, square
 from handmim.data.datasets import digest_of
+from handmim.data.hand_sides import SideReader
 from handmim.data.samples import carry_intrinsics, carry_points, crop_map, cut, hand_sample
 from handmim.images.decode import MAX_MEGAPIXELS, UnreadableImage, check_file_size, decode_image
 from handmim.images.files import ENDINGS
@@ -197,34 +198,29 @@ class ShardCrops(Dataset[CropSample | HandSample]):
     def _labelled(
         self, index: int, image: np.ndarray[Any, np.dtype[np.uint8]], metadata: Mapping[str, Any]
     ) -> HandSample:
-        notes = Notes()
-        faults, entry = Faults(notes), self.names[index]
-        keypoints = read_keypoints(entry, "keypoints", metadata["keypoints"], faults)
-        scores, joints, K = (
-            read_optional(entry, metadata, field, faults)
-            for field in ("keypoint_scores", "keypoints_3d", "K")
-        )
+        notes, entry = Notes("keypoints"), self.names[index]
+        keypoints = read_keypoints(notes, entry, metadata, "keypoints")
+        scores, K = (read_field(notes, entry, metadata, f) for f in ("keypoint_scores", "K"))
+        joints, is_valid = read_joints(notes, entry, metadata)
         is_right = True
         try:
             is_right, _ = SideReader([metadata], []).read(metadata) or (True, "")
         except ValueError as error:
-            faults.add("side", str(error))
-        faults.note()
+            notes.error("side", str(error))
         if notes.findings or keypoints is None:
             raise UnreadableSample(self._name(index), "; ".join(f.text for f in notes.findings))
         height, width = image.shape[:2]
         crop_from_img = crop_map(np.array([0.0, 0.0, width, height]), 1.0, self.image_px)
-        joints = None if joints is None else joints.reshape(len(keypoints), -1)
         return hand_sample(
             cut(image, crop_from_img, self.image_px),
             entry,
             is_right=is_right,
-            K_crop_px=None if K is None else carry_intrinsics(crop_from_img, K.reshape(3, 3)),
+            K_crop_px=None if K is None else carry_intrinsics(crop_from_img, K),
             kp2d_crop_px=carry_points(crop_from_img, keypoints[:, :2]),
             kp2d_valid=keypoints[:, 2] > 0,
-            kp2d_conf=scores,
-            joints_cam_m=None if joints is None else joints[:, :3],
-            joints_valid=joints[:, 3] > 0 if joints is not None and joints.shape[1] == 4 else None,
+            kp2d_conf=None if scores is None else scores[0],
+            joints_cam_m=joints,
+            joints_valid=is_valid,
         )
 
 

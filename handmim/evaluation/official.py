@@ -163,7 +163,7 @@ def _checked(
     fatal = [f"{f.name}: {f.text}" for f in findings if f.name in UNSCORABLE]
     if fatal:
         raise ValueError(f"{what} cannot be scored as {benchmark.name}. " + " ".join(fatal))
-    return [dataclasses.asdict(f) for f in findings]
+    return [{"level": f.level, "name": f.name, "text": f.text} for f in findings]
 
 
 def submit(

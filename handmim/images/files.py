@@ -116,7 +116,7 @@ def find_images(root: Path, exclude: Sequence[str] = (), *, with_runs: bool = Fa
         what = f"no folder {root}"
         if os.path.isfile(root):
             what = f"{root} is a file, a folder is required (data=packed reads packed crops)"
-        raise ValueError(f"{printable(what)} (data.root=DIR)")
+        raise ValueError(printable(what))
     tree = ImageTree(root, benchmarks=_benchmarks_around(root))
     seen: set[str] = set()
     folders, links = deque([""]), deque[str]()  # what lies in the tree goes before links to it
@@ -144,7 +144,6 @@ def find_images(root: Path, exclude: Sequence[str] = (), *, with_runs: bool = Fa
         raise ValueError(
             f"no image file ({' '.join(ENDINGS)}) below {printable(str(root))}"
             + (f": {account}" if account else "")
-            + " (data.root=DIR)"
         )
     return tree
 

@@ -1,6 +1,7 @@
-"""Findings of checks of input files, and which of many entries a check looks at."""
+"""Findings of checks of input files, and which of many entries a check reads."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,31 +15,24 @@ log = logging.getLogger(__name__)
 
 Level = Literal["ok", "warning", "error"]
 
-# What damaged files and broken installations raise; anything else is a fault of the doctor.
+# What damaged files and broken installations raise; anything else is a fault of the checks.
 EXPECTED = (
     OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, ImportError,
     RuntimeError, MemoryError,
 )  # fmt: skip
 FEW_WRONG = 0.005  # share of entries; one of 1,367 in a public set
 LONGEST = 400  # characters of an exception's text
-MOST_RAISED = 3  # errors in one exception
+MOST_RAISED = 3  # errors in one exception, entries in one finding
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report.
-
-    Args:
-        level: "ok" also holds for facts that are merely told.
-        name: stable, such as "freihand-unit".
-        text: what was found.
-        fix: what to do about it; empty when nothing.
-    """
+    """One line of a report; "ok" also holds for facts."""
 
     level: Level
-    name: str
-    text: str
-    fix: str = ""
+    name: str  # stable, such as "freihand-unit"
+    text: str  # what was found
+    fix: str = ""  # what to do about it; empty where nothing is
 
 
 @cache
@@ -48,41 +42,58 @@ def _warn_once(text: str) -> None:
 
 
 class Notes:
-    """Findings in the order in which they are made."""
+    """Findings in the order in which they are made.
 
-    def __init__(self) -> None:
+    Args:
+        prefix: begins the name of every finding: "unit" becomes "freihand-unit".
+        fix: of findings without one of their own.
+    """
+
+    def __init__(self, prefix: str = "", fix: str = "") -> None:
+        self.prefix, self.fix = prefix and f"{prefix}-", fix
         self.findings: list[Finding] = []
 
     def ok(self, name: str, text: str) -> None:
         """All is well, or a fact worth knowing."""
-        self.findings.append(Finding("ok", name, text))
+        self.judge(True, name, text)
 
-    def warning(self, name: str, text: str, fix: str) -> None:
+    def warning(self, name: str, text: str, fix: str = "") -> None:
         """Something that may be meant but often is not."""
-        self.findings.append(Finding("warning", name, text, fix))
+        self.judge(False, name, text, fix, bad="warning")
 
-    def error(self, name: str, text: str, fix: str) -> None:
-        """Something that will fail or give wrong figures."""
-        self.findings.append(Finding("error", name, text, fix))
+    def error(self, name: str, text: str, fix: str = "") -> None:
+        """Something that will fail or give wrong results."""
+        self.judge(False, name, text, fix)
 
-    def judge(self, is_good: bool, name: str, text: str, fix: str, *, bad: Level = "error") -> None:
+    def judge(
+        self, is_good: bool, name: str, text: str, fix: str = "", *, bad: Level = "error"
+    ) -> None:
         """`ok` or, with the fix, a finding of level `bad`."""
         level: Level = "ok" if is_good else bad
-        self.findings.append(Finding(level, name, text, "" if is_good else fix))
+        fix = "" if is_good else fix or self.fix
+        self.findings.append(Finding(level, self.prefix + name, text, fix))
 
-    def failed(self, *names: str) -> bool:
-        """Whether one of these checks has found an error."""
-        return any(f.level == "error" and f.name in names for f in self.findings)
+    def failed(self, *names: str, level: Level = "error") -> bool:
+        """Whether one of these checks has a finding of this level."""
+        full = {self.prefix + name for name in names}
+        return any(f.level == level and f.name in full for f in self.findings)
 
     def text_of(self, name: str) -> str:
         """Texts of the findings of one name."""
-        return "; ".join(f.text for f in self.findings if f.name == name)
+        return "; ".join(f.text for f in self.findings if f.name == self.prefix + name)
+
+    def add_entries(self, entries: "Notes") -> None:
+        """Add errors of single entries, without prefix: those of one name and fix become one."""
+        texts = defaultdict(list)
+        for finding in entries.findings:
+            texts[finding.name, finding.fix].append(finding.text)
+        for (name, fix), found in texts.items():
+            count = f"{len(found)} entries, the first: " if len(found) > MOST_RAISED else ""
+            self.error(name, count + "; ".join(found[:MOST_RAISED]), fix)
 
     def enforce(self, source: str) -> None:
-        """Log warnings; refuse the source when there are errors.
+        """Log warnings; refuse the source, a file or folder with its config key, for errors.
 
-        Args:
-            source: file or folder, with its config key, for the message.
         Raises: ValueError listing the first few errors.
         """
         for finding in self.findings:
@@ -95,12 +106,13 @@ class Notes:
             raise ValueError(f"{source}: {text}; tools/doctor.py lists all findings")
 
     @contextmanager
-    def guard(self, name: str, fix: str) -> Iterator[None]:
+    def guard(self, name: str, fix: str = "") -> Iterator[None]:
         """A check that breaks down becomes an error of its name, and the next ones go on."""
         try:
             yield
         except EXPECTED as error:
-            self.error(name, f"{type(error).__name__}: {str(error)[:LONGEST]}", fix)
+            kind = "" if type(error) in (ValueError, FileNotFoundError) else type(error).__name__
+            self.error(name, f"{kind}{': ' * bool(kind)}{str(error)[:LONGEST]}", fix)
 
 
 def level_of(num: int, total: int, few: float = FEW_WRONG) -> Level:

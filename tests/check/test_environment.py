@@ -38,7 +38,7 @@ def test_numbers_of_versions():
 
 
 def one(check):
-    notes = environment.Notes()
+    notes = environment.Notes("env", "mend")
     check(notes)
     return notes.findings
 

@@ -5,9 +5,16 @@ import pytest
 import torch
 
 from handmim.check.freihand import shares_in_masks
-from handmim.data.label_checks import plausible
+from handmim.data.label_checks import (
+    METRES,
+    bones,
+    order_of,
+    plausible,
+    settle_axes,
+    settle_unit,
+    unit_of,
+)
 from handmim.geometry.rotation_numpy import rotvec_to_matrix
-from handmim.hand.label_checks import METRES, bones, order_of, settle_axes, settle_unit, unit_of
 from handmim.hand.skeleton import LABEL_ORDERS, SKELETONS
 from handmim.utils.findings import Notes
 
@@ -28,7 +35,7 @@ def test_the_unit_is_noted_and_mended(joints, unit):
     scaled = joints / METRES[unit]
     assert unit_of(scaled) == unit
     notes = Notes()
-    np.testing.assert_allclose(settle_unit(notes, "x", scaled, "file"), joints, rtol=1e-12)
+    np.testing.assert_allclose(settle_unit(notes, scaled, "file"), joints, rtol=1e-12)
     assert [f.level for f in notes.findings] == ["ok" if unit == "m" else "error"]
 
 
@@ -36,7 +43,7 @@ def test_the_unit_is_noted_and_mended(joints, unit):
 def test_points_that_are_no_hand_in_any_unit_are_refused(joints, factor):
     assert unit_of(joints * factor) is None
     with pytest.raises(ValueError, match="no hand"):
-        settle_unit(Notes(), "x", joints * factor, "file")
+        settle_unit(Notes(), joints * factor, "file")
 
 
 @pytest.mark.parametrize("order", LABEL_ORDERS)
@@ -63,10 +70,10 @@ def test_bones_have_their_lengths(hand, hand_arrays):
 def test_axes_are_mended_only_where_most_hands_are_behind_the_camera(joints):
     notes = Notes()
     turned = joints * [1, -1, -1]
-    np.testing.assert_array_equal(settle_axes(notes, "x", turned, 1, "file"), joints)
-    np.testing.assert_array_equal(settle_axes(notes, "x", turned, -1, "file"), turned)
+    np.testing.assert_array_equal(settle_axes(notes, turned, 1, "file"), joints)
+    np.testing.assert_array_equal(settle_axes(notes, turned, -1, "file"), turned)
     few = np.concatenate([joints, turned[:2]])
-    np.testing.assert_array_equal(settle_axes(notes, "x", few, 1, "file"), few)
+    np.testing.assert_array_equal(settle_axes(notes, few, 1, "file"), few)
     assert [f.level for f in notes.findings] == ["error", "ok", "error"]
 
 

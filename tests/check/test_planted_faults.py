@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 
+from handmim.check.environment import check_hand
 from handmim.check.freihand import check_freihand
-from handmim.check.hand import check_hand
 from handmim.check.ho3d import check_ho3d
 from handmim.check.images import check_crops, check_keypoints
 from handmim.hand.conventions import OPENCV_FROM_OPENGL
@@ -464,7 +464,7 @@ def in_another_order(note):
         (labels(in_another_order), ("error", "order")),
         (labels(each("keypoints_3d", lambda v: v * [1, -1, -1])), ("error", "axes")),
         (labels(each("keypoints", lambda v: v * np.tile([3, 3, 1], 21))), ("error", "outside")),
-        (labels(each("keypoints", lambda v: v[:60])), ("error", "count")),
+        (labels(each("keypoints", lambda v: v[:60])), ("error", "numbers")),
         (lambda r: (r / "images" / "00000001.jpg").unlink(), ("error", "images")),
         (labels(lambda image: image.update(width=640), "images"), ("error", "size")),
         (labels(lambda image: image.pop("subject"), "images"), ("warning", "subjects")),

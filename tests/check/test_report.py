@@ -7,11 +7,19 @@ import sys
 import pytest
 from rich.console import Console
 
+from handmim.check.images import check_crops
 from handmim.check.run import check_all, findings_table, totals
 from handmim.data.label_files import file_names
 from handmim.utils.findings import Finding, Notes, spread
 
-STANDIN = {"path": "standin", "left_shapedirs": "auto"}
+SETTINGS = {
+    **dict.fromkeys(("freihand", "ho3d_v2", "ho3d_v3", "crops")),
+    "hand": {"path": "standin", "left_shapedirs": "auto"},
+    "keypoints": {"root": None, "annotations": None},
+    "paths": {"data_dir": "data"},
+    "num_checked": 4,
+    "full": False,
+}
 
 
 def test_a_check_that_breaks_down_is_a_finding_and_the_next_go_on():
@@ -67,9 +75,16 @@ def test_the_table_joins_what_is_well_and_keeps_every_fault_and_brackets():
 
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="num_checked"):
-        list(check_all(STANDIN, "data", 0))
+        list(check_all(SETTINGS | {"num_checked": 0}))
     with pytest.raises(ValueError, match=r"keypoints\.annotations"):
-        list(check_all(STANDIN, "data", 4, keypoints={"root": "x", "annotations": None}))
+        list(check_all(SETTINGS | {"keypoints": {"root": "x", "annotations": None}}))
+
+
+def test_a_missing_folder_of_crops_is_named_with_its_own_key(tmp_path):
+    (finding,) = check_crops(tmp_path / "nope", 4)
+    assert finding.text == f"no folder {tmp_path / 'nope'}"
+    assert finding.fix.endswith("crops=DIR")
+    assert "data.root" not in finding.text
 
 
 def call(monkeypatch, capsys, *arguments):

@@ -160,8 +160,8 @@ def in_order(order):
         ("xyz", lambda v: (np.array(v) + 0.01).tolist(), "joints regressed .* off the given"),
         ("K", lambda v: np.swapaxes(v, 1, 2).tolist(), "training_K.json: 0% of the intrinsics"),
         ("mano", lambda v: np.roll(v, 1, axis=0).tolist(), "misses the given vertices"),
-        ("xyz", lambda v: [*v[:5], [[1e30] * 3] * 21, *v[6:]], r"1 samples hold .* \[5\]"),
-        ("mano", lambda v: [*v[:-1], [[float("nan")] * 61]], r"1 samples hold NaN .* \[23\]"),
+        ("xyz", lambda v: [*v[:5], [[1e30] * 3] * 21, *v[6:]], r"1 of 24 samples have .* \[5\]"),
+        ("mano", lambda v: [*v[:-1], [[float("nan")] * 61]], r"1 of 24 samples have NaN .* \[23\]"),
     ],
 )
 def test_labels_are_checked_where_they_are_read(load, copy, name, change, message):

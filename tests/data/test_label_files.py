@@ -32,7 +32,7 @@ def test_other_content_is_refused_by_name(tmp_path):
         with pytest.raises(ValueError, match=r"training_xyz\.json"):
             read_number_lists(path, (3,))
     path.write_text("[[1, 2, 3], [4, 5]]")
-    with pytest.raises(ValueError, match="5 numbers, a multiple of 3 is required"):
+    with pytest.raises(ValueError, match=r"entry 1 of the list: got 2 values, 3 numbers are req"):
         read_number_lists(path, (3,))
     with pytest.raises(FileNotFoundError, match="absent"):
         read_number_lists(tmp_path / "absent.json", (3,))
@@ -86,18 +86,53 @@ def test_a_cache_of_another_shape_is_converted_anew(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("shape", "damage", "message"),
+    [
+        ((3, 3), lambda v: [*v[:7], v[7][:2], *v[8:]], "entry 7 of the list: got 2 x 3 values"),
+        ((61,), lambda v: [*v[:7], v[7][:60], *v[8:]], "entry 7 of the list: got 60 values, 61"),
+        ((), lambda v: [*v[:7], None, *v[8:]], "entry 7 of the list: got None, plain numbers"),
+        ((3, 3), lambda v: [*v[:7], [["x"] * 3] * 3], "entry 7 of the list: number 0 is 'x'"),
+    ],
+)
+def test_the_damaged_entry_of_a_list_is_named(tmp_path, shape, damage, message):
+    path = tmp_path / "training_K.json"
+    path.write_text(json.dumps(damage(np.ones((9, *shape)).tolist())))
+    with pytest.raises(ValueError, match=rf"training_K\.json {message}"):
+        read_number_lists(path, shape)
+
+
+def test_lists_that_end_early_or_late_are_refused(tmp_path):
+    path = tmp_path / "training_K.json"
+    text = json.dumps(np.ones((9, 3)).tolist())
+    for changed, message in (
+        (text[:-1], "is cut off or no JSON after entry 8"),
+        (text + "1", "goes on after its list"),
+    ):
+        path.write_text(changed)
+        with pytest.raises(ValueError, match=message):
+            read_number_lists(path, (3,))
+
+
+def test_entries_may_be_nested_deeper_than_their_shape(tmp_path):
+    """As FreiHAND's MANO vectors are."""
+    path = tmp_path / "training_mano.json"
+    path.write_text(json.dumps(np.ones((4, 1, 61)).tolist(), indent=1))
+    assert read_number_lists(path, (61,)).shape == (4, 61)
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"[" * 500_000 + b"]" * 500_000, "500000 opening brackets and 0 numbers"),
-        (b"[1," * 1000 + b"[" * 500_000 + b"1" + b"]" * 501_000, "501000 opening brackets and"),
-        (b"[" + b" " * 17_000_000 + b"]", "0 numbers|without a comma"),
-        (b"[1," + b" " * 17_000_000 + b"2]", "17 MB without a comma"),
-        (b"[" + b"7" * 17_000_000 + b"]", "17 MB without a comma"),
-        (b"[" + b"-," * 100_000 + b"1]", "could not convert"),
+        (b"[" * 500_000 + b"]" * 500_000, "lists nested too deeply"),
+        (b"[1," * 1000 + b"[" * 500_000 + b"1" + b"]" * 501_000, "lists nested too deeply|got 1"),
+        (b"[" + b" " * 30_000_000 + b"]", r"\d\d MB of white space"),
+        (b"[[1," + b" " * 17_000_000 + b"2]]", r"\d\d\.\d MB of text"),
+        (b"[[" + b"7" * 30_000_000 + b"]]", r"\d\d\.\d MB of text"),
+        (b"[[" + b"-," * 100_000 + b"1]]", "cut off or no JSON"),
     ],
 )
 def test_long_nonsense_is_no_list_of_numbers(tmp_path, text, message):
     path = tmp_path / "training_verts.json"
     path.write_bytes(text)
-    with pytest.raises(ValueError, match=rf"training_verts\.json is not .*({message})"):
+    with pytest.raises(ValueError, match=rf"training_verts\.json .*({message})"):
         read_number_lists(path, (1,))

@@ -1,0 +1,342 @@
+"""Whether the labels of FreiHAND and HO-3D agree with themselves, a hand model and conventions."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from handmim.data.label_checks import (
+    METRES,
+    OPENCV,
+    OPENGL,
+    OTHER_HAND,
+    are_hands,
+    finite,
+    note_cameras,
+    note_posing,
+    settle_axes,
+    settle_joints,
+    settle_unit,
+    usable,
+)
+from handmim.geometry.rotation_numpy import rotvec_to_matrix
+from handmim.hand.conventions import (
+    OPENCV_FROM_OPENGL,
+    freihand_hand,
+    project_px,
+    regressed_joints,
+)
+from handmim.hand.model import HandLayer, HandModel
+from handmim.hand.skeleton import CANONICAL_FROM_HO3D, FINGERTIP_VERTS, ROOT_JOINT
+from handmim.utils.findings import FEW_WRONG, Level, Notes, level_of, shown
+
+Array = NDArray[np.float64]
+Labels = Mapping[str, Array]
+Metas = Mapping[int, dict[str, Any]]
+
+SOURCE = "unpack FreiHAND_pub_v2.zip again"
+LARGEST = 1e6  # of a label that is no vertex
+# Version 2's own vertices are 0.6 mm off their vectors in the mean, up to 6.
+USUAL_M = {"freihand": 0.002, "ho3d": 0.003}
+USUAL_JOINTS_M, LARGEST_JOINTS_M = 0.001, 0.005  # joints regressed from vertices, off the given
+LARGEST_SCALE_ERROR = 0.02  # relative
+POSE = {"handPose": (48,), "handTrans": (3,), "handBeta": (10,), "handJoints3D": (21, 3)}
+BOX_SLACK = 0.2  # of the box's side, by which a wrist may be outside of it
+SEEN = 0.8  # share of joints inside of the images
+# What single samples must be: by field, which of [n, ...] are, and what the others have.
+NO_CAMERA, NO_HAND = "no intrinsics of a camera", "no hand of metres before the camera"
+POSSIBLE: dict[str, tuple[Callable[[Array], NDArray[np.bool_]], str]] = {
+    "K": (usable, NO_CAMERA),
+    "mano": (lambda vectors: vectors[:, 60] > 0, "no scale above 0 as number 60"),
+    "xyz": (partial(are_hands, sign_z=OPENCV), NO_HAND),
+    "camMat": (usable, NO_CAMERA),
+    "handJoints3D": (partial(are_hands, sign_z=OPENGL), f"{NO_HAND} (z < 0)"),
+}
+
+
+def check_freihand_labels(
+    notes: Notes,
+    part: str,
+    raw: Labels,
+    model: HandModel | None,
+    size_px: tuple[int, int] | None,
+    fall_on_masks: Callable[[NDArray[np.bool_], Labels], bool] | None = None,
+) -> None:
+    """Note what is wrong with FreiHAND's labels of some samples; a wrong K is noted once.
+
+    Args:
+        part: training or evaluation.
+        raw: by name of the list, [n, ...] each.
+        model: None leaves out what needs the hand.
+        size_px: width and height of the images; None leaves K unchecked.
+        fall_on_masks: from the finite samples and their labels, whether joints fall on masks.
+    """
+    where = {name: f"{part}_{name}.json" for name in raw}
+    is_finite = finite(notes, raw, where)
+    labels = {name: values[is_finite] for name, values in raw.items()}
+    with notes.guard("xyz"):
+        if "xyz" in labels:
+            xyz = settle_joints(notes, labels.pop("xyz"), "canonical", OPENCV, where["xyz"])
+            labels["xyz"] = xyz
+    with notes.guard("verts"):
+        if "verts" in labels:
+            verts = settle_unit(notes, labels.pop("verts"), where["verts"])
+            labels["verts"] = settle_axes(notes, verts, OPENCV, where["verts"])
+    if "scale" in labels and "xyz" in labels:
+        _note_scale(notes, labels["scale"], labels["xyz"], part)
+    trusts_K = "K" in labels
+    if trusts_K and size_px is not None:
+        trusts_K = note_cameras(notes, labels["K"], size_px, where["K"])
+    if trusts_K and "xyz" in labels and fall_on_masks is not None:
+        with notes.guard("mask"):
+            trusts_K = fall_on_masks(is_finite, labels)
+    if model is not None and "verts" in labels:
+        with notes.guard("residual"):
+            _note_freihand_pose(notes, part, labels, model, trusts_K)
+
+
+def _note_scale(notes: Notes, scale: Array, xyz_m: Array, part: str) -> None:
+    ratio = scale / np.linalg.norm(xyz_m[:, ROOT_JOINT] - xyz_m[:, ROOT_JOINT + 1], axis=1)
+    middle, where = float(np.median(ratio)), f"{part}_scale.json"
+    unit = next((u for u, m in METRES.items() if abs(middle * m - 1) < 0.1), "m")
+    if unit != "m":
+        fix = f"metres are required: multiply {where} by {METRES[unit]:g}, or {SOURCE}"
+        notes.error("unit", f"{where} is in {unit}", fix)
+    off = float(np.quantile(np.abs(ratio * METRES[unit] - 1), 0.9))
+    text = f"{where} is within {off:.1%} of the length from joint 9 to 10 in nine of ten samples"
+    fix = f"{where} and {part}_xyz.json do not belong together: {SOURCE}"
+    notes.judge(off <= LARGEST_SCALE_ERROR, "scale", text, fix)
+
+
+def _note_freihand_pose(
+    notes: Notes, part: str, labels: Labels, model: HandModel, trusts_K: bool
+) -> None:
+    """Posed hands against the vertices, and joints regressed from vertices against the given."""
+
+    def joints_of(verts_m: Array) -> Array:
+        tips = FINGERTIP_VERTS["freihand"]
+        return np.asarray(regressed_joints(verts_m, model.arrays.J_regressor, tips))
+
+    verts, off_m = labels["verts"], None
+    if "xyz" in labels:
+        error = np.linalg.norm(joints_of(verts) - labels["xyz"], axis=2)
+        off_m = float(np.median(error.mean(axis=1)))
+    agree = off_m is not None and off_m <= USUAL_JOINTS_M
+    if "mano" in labels and "K" in labels:
+        pairs = zip(labels["mano"], labels["K"], strict=True)
+        hands = [freihand_hand(vector, K, model.arrays.hands_mean) for vector, K in pairs]
+        rotmats, betas, root_m = (np.stack(values) for values in zip(*hands, strict=True))
+        posed, _ = _posed(model, rotmats, betas)
+        posed = posed + (root_m - joints_of(posed)[:, ROOT_JOINT])[:, None]
+        posing = f"{part}: posing {model.name} by the MANO vectors misses the given vertices"
+        fix = f"{OTHER_HAND}{SOURCE}; MANO v1.2 and FreiHAND version 2 give below 2 mm"
+        if agree:
+            fix = f"vertices and joints agree, {part}_mano.json is of other samples or another "
+            fix += f"version: {SOURCE}"
+        placed = (
+            f"{part}: vertices placed by root, scale and K",
+            f"{part}_mano.json and {part}_K.json do not belong together: {SOURCE}",
+        )
+        if not note_posing(
+            notes, posed, verts, posing, USUAL_M["freihand"], fix, placed if trusts_K else None
+        ):
+            return  # joints of another hand's regressor have no meaning
+    if off_m is not None:
+        notes.judge(
+            agree,
+            "joints",
+            f"{part}: joints regressed from the vertices are {off_m * 1e3:.2f} mm off the given "
+            f"ones (median of {len(verts)})",
+            f"{part}_xyz.json and {part}_verts.json do not belong together, or the hand model is "
+            f"not theirs: hand=mano hand.path=MANO_RIGHT.pkl, {SOURCE}",
+            bad="error" if off_m > LARGEST_JOINTS_M else "warning",
+        )
+
+
+def _posed(
+    hand: HandLayer, rotmats: Array, betas: Array, transl_m: Array | None = None
+) -> tuple[Array, Array]:
+    """Vertices [n, V, 3] and joints of the kinematic chain [n, 16, 3] of posed hands."""
+    with torch.no_grad():
+        pose = [torch.from_numpy(x).float() for x in (rotmats, betas, transl_m) if x is not None]
+        mesh = hand(*pose)
+    return mesh.verts_m.double().numpy(), mesh.chain_joints_m.double().numpy()
+
+
+def check_sizes(notes: Notes, part: str, labels: Mapping[str, NDArray[np.floating]]) -> None:
+    """Note FreiHAND samples with NaN, infinity or huge numbers, of all samples."""
+    for name, values in labels.items():
+        good = ~(~(np.abs(values) <= LARGEST)).reshape(len(values), -1).any(axis=1)
+        text = f"NaN or numbers above {LARGEST:.0e}"
+        _note_samples(notes, f"{part}_{name}.json", good, text, "finite", few=0.0)
+
+
+def check_every_sample(
+    notes: Notes, part: str, labels: Mapping[str, NDArray[np.floating]], size_px: tuple[int, int]
+) -> None:
+    """Note FreiHAND samples without a possible camera, hand or position, of all samples.
+
+    Args as of `check_freihand_labels`; labels are finite.
+    """
+    good: dict[str, NDArray[np.bool_]] = {}
+    for name, (is_possible, what) in POSSIBLE.items():
+        if name in labels:
+            good[name] = is_possible(labels[name].astype(np.float64))
+            few = 0.0 if name == "K" else FEW_WRONG
+            _note_samples(notes, f"{part}_{name}.json", good[name], what, "samples", few)
+    if "xyz" in labels and good["K"].all():
+        xyz = np.where(good["xyz"][:, None, None], labels["xyz"], 1.0).astype(np.float64)
+        off = np.abs(project_px(xyz, labels["K"].astype(np.float64)) - np.array(size_px) / 2)
+        is_outside = np.asarray((off > size_px).any(axis=2))
+        in_image = ~is_outside.all(axis=1) | ~good["xyz"]
+        where = f"{part}_xyz.json and {part}_K.json"
+        text = "all joints far outside of their image"
+        _note_samples(notes, where, in_image, text, "samples", FEW_WRONG)
+
+
+def _note_samples(
+    notes: Notes, where: str, good: NDArray[np.bool_], what: str, name: str, few: float
+) -> None:
+    bad = np.flatnonzero(~good)
+    if len(bad):
+        text = f"{where}: {len(bad)} of {len(good)} samples have {what}, "
+        text += f"the first {bad[:3].tolist()}"
+        notes.judge(False, name, text, bad=level_of(len(bad), len(good), few))
+
+
+def check_ho3d_training(
+    notes: Notes,
+    metas: Metas,
+    frames: Mapping[int, str],
+    model: HandModel | None,
+    size_px: tuple[int, int],
+) -> None:
+    """Note what is wrong with pose, joints and camera of HO-3D's training metas.
+
+    Args:
+        metas, frames: contents and names by their index in the list.
+        model: None leaves out what needs the hand.
+        size_px: width and height of the images.
+    """
+    nameless = [frames[i] for i, m in metas.items() if not has_pose(m)]
+    text = f"{len(nameless)} of {len(metas)} checked frames have no hand annotation"
+    text += f" (None fields): {shown(nameless)}" if nameless else ""
+    fix = f"they count as unlabelled; the genuine lists have none: {notes.fix}"
+    notes.judge(not nameless, "none", text, fix, bad="warning")
+    known = [m for m in metas.values() if has_pose(m)]
+    if not known:
+        return
+    labels = {key: stacked(known, key, shape) for key, shape in POSE.items()}
+    is_finite = finite(notes, labels, {key: key for key in POSE})
+    labels = {key: values[is_finite] for key, values in labels.items()}
+    where = "handJoints3D"
+    joints = settle_joints(notes, labels[where], "ho3d", OPENGL, where)
+    if model is not None:
+        with notes.guard("residual"):
+            _note_ho3d_pose(notes, labels, joints, model)
+    good = [meta for meta, is_good in zip(known, is_finite, strict=True) if is_good]
+    K = _cameras(notes, good, size_px, "train: camMat")
+    if K is not None:
+        px = project_px(joints @ OPENCV_FROM_OPENGL, K)
+        inside = float(((px >= 0) & (px <= size_px)).all(axis=2).mean())
+        text = f"{inside:.0%} of the joints fall into the images by camMat"
+        fix = f"camMat and {where} do not belong to these images: {notes.fix}"
+        notes.judge(inside >= SEEN, "projection", text, fix)
+
+
+def has_pose(meta: Mapping[str, Any]) -> bool:
+    """Whether HO-3D annotated the hand of a frame."""
+    return all(meta.get(key) is not None for key in POSE)
+
+
+def check_meta(meta: dict[str, Any], is_training: bool) -> None:
+    """Refuse a frame of HO-3D without possible labels.
+
+    Raises: ValueError naming the field.
+    """
+    shapes: dict[str, tuple[int, ...]] = (
+        {"camMat": (3, 3)} if meta.get("camMat") is not None else {}
+    )
+    if is_training and has_pose(meta):
+        shapes |= POSE
+    for key, shape in shapes.items():
+        values = stacked([meta], key, shape)
+        is_possible, what = POSSIBLE.get(key, (None, ""))
+        if is_possible is not None and not is_possible(values).all():
+            raise ValueError(f"{key} is {what}")
+        if not np.isfinite(values).all():
+            raise ValueError(f"{key} holds NaN or infinity")
+
+
+def stacked(metas: list[dict[str, Any]], key: str, shape: tuple[int, ...]) -> Array:
+    """[n, *shape] of one field.
+
+    Raises: ValueError naming the field when a meta has another count of numbers.
+    """
+    rows = [np.asarray(meta[key], np.float64).ravel() for meta in metas]
+    sizes, size = {len(row) for row in rows}, int(np.prod(shape))
+    if sizes != {size}:
+        raise ValueError(f"{key} holds {sorted(sizes)} numbers, {size} are required")
+    return np.stack(rows).reshape(-1, *shape)
+
+
+def _note_ho3d_pose(notes: Notes, labels: Labels, joints_m: Array, model: HandModel) -> None:
+    """Joints of the posed hand against the given ones, in the axes of the file."""
+    rotmats = np.asarray(rotvec_to_matrix(labels["handPose"].reshape(-1, 16, 3)), np.float64)
+    verts, chain = _posed(model, rotmats, labels["handBeta"], labels["handTrans"])
+    posed = np.concatenate([chain, verts[:, list(FINGERTIP_VERTS["ho3d"])]], axis=1)
+    posed = posed[:, list(CANONICAL_FROM_HO3D)]
+    if np.median(posed[..., 2]) > 0:  # noted for the joints already
+        posed = posed @ OPENCV_FROM_OPENGL
+    posing = f"posing {model.name} by handPose and handBeta misses the given joints"
+    fix = "handTrans is added to MANO's vertices, it is not the wrist's position"
+    placed = None
+    if not notes.failed("unit"):
+        placed = "joints placed by handTrans", f"{fix}: {notes.fix}"
+    fix = OTHER_HAND + notes.fix
+    note_posing(notes, posed, joints_m, posing, USUAL_M["ho3d"], fix, placed)
+
+
+def _cameras(
+    notes: Notes, metas: list[dict[str, Any]], size_px: tuple[int, int], where: str
+) -> Array | None:
+    """[n, 3, 3] intrinsics where every meta has plausible ones."""
+    missing = sum(meta.get("camMat") is None for meta in metas)
+    if missing:
+        notes.error("k", f"{missing} of {len(metas)} metas have no camMat")
+        return None
+    K = stacked(metas, "camMat", (3, 3))
+    return K if note_cameras(notes, K, size_px, where) else None
+
+
+def check_ho3d_evaluation(notes: Notes, metas: Metas, size_px: tuple[int, int]) -> None:
+    """Note what is wrong with boxes, wrists and cameras of HO-3D's evaluation metas; arguments as
+    of `check_ho3d_training`."""
+    given = [m for m in metas.values() if m.get("handBoundingBox") is not None]
+    text = f"{len(given)} of {len(metas)} checked evaluation frames have a handBoundingBox"
+    fix = f"without it the whole image is cropped: {notes.fix}"
+    notes.judge(len(given) == len(metas), "box", text, fix)
+    if not given:
+        return
+    K = _cameras(notes, given, size_px, "evaluation: camMat")
+    boxes = stacked(given, "handBoundingBox", (2, 2))
+    exchanged = (boxes[:, 1] <= boxes[:, 0]).any(axis=1)
+    outside = ((boxes < -1) | (boxes > np.array(size_px) + 1)).any(axis=(1, 2))
+    text = f"{outside.sum()} of {len(given)} boxes reach out of the image, {exchanged.sum()} have "
+    text += "their corners exchanged"
+    fix = f"handBoundingBox is x0, y0, x1, y1 in pixels: {notes.fix}"
+    bad: Level = "error" if exchanged.any() else "warning"
+    notes.judge(not (exchanged | outside).any(), "box", text, fix, bad=bad)
+    if K is None or exchanged.any() or any(m.get("handJoints3D") is None for m in given):
+        return
+    wrists = np.stack([np.asarray(m["handJoints3D"], np.float64).ravel()[:3] for m in given])
+    wrists = settle_axes(notes, wrists[:, None], OPENGL, "the given wrist")
+    px = project_px(wrists @ OPENCV_FROM_OPENGL, K)[:, 0]
+    slack = BOX_SLACK * (boxes[:, 1] - boxes[:, 0])
+    within = float(((px >= boxes[:, 0] - slack) & (px <= boxes[:, 1] + slack)).all(axis=1).mean())
+    text = f"{within:.0%} of the given wrists fall into or near their box by camMat"
+    fix = f"camMat, wrist and handBoundingBox do not belong together: {notes.fix}"
+    notes.judge(within >= SEEN, "wrist", text, fix)

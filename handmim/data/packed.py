@@ -16,6 +16,7 @@ import mmap
 import struct
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,7 +26,7 @@ from torch.utils.data import Dataset
 
 from handmim.data.crops import check_grouping, group_of
 from handmim.data.datasets import digest_of
-from handmim.images.decode import UnreadableImage, decode_rgb
+from handmim.images.decode import UnreadableImage, decode_image
 from handmim.types import CropSample
 
 MAGIC, VERSION = b"HMcrops\n", 1
@@ -156,9 +157,10 @@ class PackedCrops(Dataset[CropSample]):
         side = self.image_px
         if self.coding == "raw":
             return np.frombuffer(content, np.uint8).reshape(side, side, 3)
-        image = decode_rgb(content)
-        if image is None or image.shape != (side, side, 3):
-            raise UnreadableImage(
-                f"{self.root}: {name}", "it is no crop of the file's size: write the file again"
-            )
-        return image
+        with suppress(UnreadableImage):
+            image = decode_image(content, name)
+            if image.shape == (side, side, 3):
+                return image
+        raise UnreadableImage(
+            f"{self.root}: {name}", "it is no crop of the file's size: write the file again"
+        )

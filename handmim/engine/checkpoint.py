@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from handmim.utils.checksums import CHECKED, CheckedWriter
+from handmim.utils.checked_files import CHECKED, CheckedWriter
 from handmim.utils.files import atomic_path
 from handmim.utils.renames import update_targets
 from handmim.utils.tensor_files import read_torch

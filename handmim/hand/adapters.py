@@ -1,7 +1,5 @@
-"""Other people's hand layers behind our interface, for comparisons: smplx and manopth.
-
-Both are optional and licensed separately; `HandModel` needs neither.
-"""
+"""Hand layers of smplx and manopth behind our interface, for comparisons; both are optional and
+licensed separately."""
 
 import contextlib
 import io
@@ -13,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from handmim.geometry.rotation import matrix_to_axis_angle
-from handmim.hand.arrays import HandArrays
+from handmim.hand.arrays import SHAPES, HandArrays
 from handmim.hand.io import load_hand_arrays, resolve_hand_path
 from handmim.hand.model import HandLayer
 from handmim.hand.skeleton import CHAIN_FROM_CANONICAL
@@ -41,24 +39,12 @@ def smplx_data(arrays: HandArrays) -> Any:
             "hand=smplx needs the smplx package (pip install smplx); hand=mano reads the same"
             " files without it"
         ) from error
-    return smplx.utils.Struct(
-        v_template=arrays.v_template,
-        f=arrays.faces,
-        shapedirs=arrays.shapedirs,
-        posedirs=arrays.posedirs,
-        J_regressor=arrays.J_regressor,
-        weights=arrays.weights,
-        kintree_table=arrays.kintree_table,
-        hands_mean=arrays.hands_mean,
-        hands_components=arrays.hands_components,
-    )
+    content = {key: getattr(arrays, key) for key in SHAPES if key != "f"}
+    return smplx.utils.Struct(f=arrays.faces, **content)
 
 
 class SmplxHand(HandLayer):
-    """`smplx.MANOLayer` on arrays that we have read.
-
-    MANOLayer takes rotation matrices, returns metres and never adds the mean pose
-    (`flat_hand_mean` has no effect on it), as our interface requires.
+    """`smplx.MANOLayer` on arrays that we have read; it never adds the mean pose.
 
     Raises: ImportError naming the package when smplx is missing.
     """
@@ -86,16 +72,13 @@ class SmplxHand(HandLayer):
 class ManopthHand(HandLayer):
     """`manopth.manolayer.ManoLayer`, which returns millimetres in OpenPose order.
 
-    PCA is off and the flat hand is zero, so that no mean pose is added. It gets axis-angle: of
-    matrices it takes an SVD whose gradient is not finite at rotations. Its translation is not used,
-    as it reads exact zeros as none.
+    It gets axis-angle: of matrices it takes an SVD whose gradient is not finite at rotations. Its
+    translation is not used, as it reads exact zeros as none.
 
-    manopth unpickles its file itself, with chumpy; `from_file` reads the file first and refuses one
-    of more than arrays. Its shape directions are replaced by ours, which may be repaired.
+    manopth unpickles its file in `mano_root` itself, with chumpy; `from_file` reads the file first
+    and refuses one of more than arrays. Its shape directions are replaced by ours, which may be
+    repaired.
 
-    Args:
-        arrays: checked model arrays, of the same file.
-        mano_root: folder of that file.
     Raises: ImportError naming what to install; ValueError when manopth has read another hand.
     """
 

@@ -90,12 +90,9 @@ class HandArrays:
 def arrays_from(
     raw: Mapping[str, NDArray[Any]], file_name: str, file_sha256: str = ""
 ) -> HandArrays:
-    """Check the arrays of a file; what it holds beyond MANO's names becomes `extras`.
+    """Check the arrays of a file by MANO's names (`SHAPES`); `tip_ids` [5] and `repairs` may be
+    missing, further ones become `extras`.
 
-    Args:
-        raw: by MANO's names, see `SHAPES`; `tip_ids` [5] and `repairs` may be missing.
-        file_name: with suffix, for messages.
-        file_sha256: of the file.
     Raises: ValueError naming the array that is wrong.
     """
     check_raw(raw, file_name)

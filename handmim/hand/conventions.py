@@ -28,15 +28,11 @@ def absolute_pose(
     num_pca_comps: int | None = None,
     flat_hand_mean: bool = True,
 ) -> Array:
-    """Finger pose of any MANO convention as absolute axis-angle (zero = flat hand).
+    """Finger pose of any MANO convention as absolute axis-angle [B, 45] radians (zero = flat hand).
 
-    Args:
-        hand_pose: [B, num_pca_comps] PCA coefficients, or [B, 45] axis-angle when that is None.
-        arrays: hand model whose components and mean pose are meant.
-        num_pca_comps: how many of its components the coefficients go with.
-        flat_hand_mean: False when the pose is an offset from the model's mean pose, as smplx's
-            `flat_hand_mean=False` and FreiHAND's annotations are.
-    Returns: [B, 45] radians.
+    `hand_pose` are [B, num_pca_comps] PCA coefficients, or [B, 45] axis-angle when that is None;
+    `flat_hand_mean` as in smplx, False for FreiHAND's annotations.
+
     Raises: ValueError for another width.
     """
     width = 45 if num_pca_comps is None else num_pca_comps
@@ -48,24 +44,6 @@ def absolute_pose(
     return pose if flat_hand_mean else pose + arrays.hands_mean
 
 
-def pose_coefficients(
-    pose_absolute: Array,
-    arrays: HandArrays,
-    *,
-    num_pca_comps: int | None = None,
-    flat_hand_mean: bool = True,
-) -> Array:
-    """Inverse of `absolute_pose`; with fewer than 45 components the nearest pose they reach.
-
-    [B, 45] radians -> [B, 45] or [B, num_pca_comps].
-    """
-    pose = np.asarray(pose_absolute, np.float64)
-    pose = pose if flat_hand_mean else pose - arrays.hands_mean
-    if num_pca_comps is None:
-        return pose
-    return np.linalg.lstsq(arrays.hands_components[:num_pca_comps].T, pose.T, rcond=None)[0].T
-
-
 def project_px(points_cam_m: Array, K_px: Array) -> Array:
     """Pinhole projection: [..., P, 3] OpenCV camera and [..., 3, 3] -> [..., P, 2] pixels."""
     seen = points_cam_m @ np.swapaxes(K_px, -1, -2)
@@ -73,10 +51,8 @@ def project_px(points_cam_m: Array, K_px: Array) -> Array:
 
 
 def regressed_joints(verts_m: Array, J_regressor: Array, tip_verts: Sequence[int]) -> Array:
-    """The 21 joints of posed vertices by regressor and fingertip vertices, in canonical order.
-
-    FreiHAND's annotations are made this way. [..., V, 3] -> [..., 21, 3] metres.
-    """
+    """The 21 joints of posed vertices by regressor and fingertip vertices, in canonical order, as
+    in FreiHAND's annotations: [..., V, 3] -> [..., 21, 3] metres."""
     chain = J_regressor @ verts_m
     both = np.concatenate([chain, verts_m[..., list(tip_verts), :]], axis=-2)
     return both[..., list(CANONICAL_FROM_CHAIN_AND_TIPS), :]
@@ -85,14 +61,9 @@ def regressed_joints(verts_m: Array, J_regressor: Array, tip_verts: Sequence[int
 def freihand_vector(
     rotmats: Array, betas: Array, root_cam_m: Array, K_px: Array, hands_mean: Array
 ) -> Array:
-    """A hand as FreiHAND's `*_mano.json` has it.
+    """A hand as FreiHAND's `*_mano.json` has it, from [16, 3, 3] rotations, [10] betas and the
+    regressed joint 9 (middle knuckle).
 
-    Args:
-        rotmats: [16, 3, 3].
-        betas: [10].
-        root_cam_m: [3] regressed joint 9 (middle knuckle).
-        K_px: [3, 3].
-        hands_mean: [45] of the hand model.
     Returns: [61]: global rotation, 45 axis-angle offsets from the mean pose, 10 betas, pixel u v of
         the root, pixels per metre at its depth.
     """
@@ -104,11 +75,8 @@ def freihand_vector(
 
 
 def freihand_hand(vector: Array, K_px: Array, hands_mean: Array) -> tuple[Array, Array, Array]:
-    """Inverse of `freihand_vector`: rotmats [16, 3, 3], betas [10], root_cam_m [3].
-
-    The mesh is posed without translation and then moved so that its regressed joint 9 lies on the
-    root.
-    """
+    """Inverse of `freihand_vector`: rotmats [16, 3, 3], betas [10], root_cam_m [3], on which the
+    regressed joint 9 of the posed mesh lies."""
     pose = np.concatenate([vector[:3], vector[3:48] + hands_mean])
     focal = (K_px[0, 0] + K_px[1, 1]) / 2
     uv, scale = vector[58:60], vector[60]
@@ -117,27 +85,17 @@ def freihand_hand(vector: Array, K_px: Array, hands_mean: Array) -> tuple[Array,
 
 
 def rest_wrist(arrays: HandArrays, betas: Array) -> Array:
-    """Wrist of the unposed hand, the centre of the global rotation: [3] metres.
-
-    Args:
-        arrays: hand model.
-        betas: [10].
-    """
+    """Wrist [3] of the unposed hand of [10] betas, the centre of the global rotation, metres."""
     row = arrays.J_regressor[0]
     return row @ arrays.v_template + np.einsum("v,vck,k->c", row, arrays.shapedirs, betas)
 
 
 def ho3d_pose(rotmats: Array, transl_m: Array, rest_wrist_m: Array) -> tuple[Array, Array]:
-    """A hand as HO-3D's metas have it: OpenGL axes.
+    """HO-3D's handPose [48], absolute axis-angle, and handTrans [3] in OpenGL axes, from rotations
+    [16, 3, 3] and translation [3] in an OpenCV camera.
 
-    The global rotation is about the rest wrist J0, so the translation changes with the axes: t'
-    = F (J0 + t) - J0.
-
-    Args:
-        rotmats: [16, 3, 3] OpenCV camera.
-        transl_m: [3] OpenCV camera.
-        rest_wrist_m: [3] wrist of the unposed hand of these betas.
-    Returns: handPose [48] absolute axis-angle, handTrans [3].
+    The global rotation is about the rest wrist J0 (`rest_wrist`), so the translation changes with
+    the axes: t' = F (J0 + t) - J0.
     """
     F = OPENCV_FROM_OPENGL
     rotated = np.concatenate([(F @ rotmats[0])[None], rotmats[1:]])
@@ -163,11 +121,8 @@ def mirror_rotmats(rotmats: Array) -> Array:
 
 
 def mirror_intrinsics(K_px: Array, width_px: float) -> Array:
-    """Intrinsics of the mirrored image: u' = width - u with the first pixel's centre at 0.5.
-
-    Holds for mirrored points: focal lengths stay, the principal point moves to width - cx.
-    [..., 3, 3] -> [..., 3, 3].
-    """
+    """Intrinsics [..., 3, 3] of the mirrored image: u' = width - u, the first pixel's centre at
+    0.5."""
     mirrored = np.array(K_px, np.float64)
     mirrored[..., 0, 1] = -mirrored[..., 0, 1]
     mirrored[..., 0, 2] = width_px - mirrored[..., 0, 2]

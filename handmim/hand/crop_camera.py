@@ -15,6 +15,7 @@ from handmim.geometry import camera as pinhole_camera
 from handmim.geometry.camera import ndc_from_px, project_weak, px_from_ndc
 from handmim.geometry.crop import invert, transform_points
 from handmim.types import Intrinsics
+from handmim.utils.arguments import above, one_of
 
 CAMERAS = ("weak", "pinhole")
 MIN_DEPTH_M = 0.02  # nearer points are not projected; early guesses may stand behind the camera
@@ -28,16 +29,11 @@ def focal_px(K_px: Tensor) -> Tensor:
 
 
 def root_from_weak(cam: Tensor, intrinsics: Intrinsics, scale0_per_m: float) -> Tensor:
-    """Root translation from a weak-perspective camera and true intrinsics.
+    """Root translation [B, 3] in metres from a weak-perspective camera [B, 3] (log(s / s0), tx_m,
+    ty_m) and true intrinsics; samples without K get numbers that mean nothing.
 
     s ndc units per metre are s S / 2 pixels per metre, and a pinhole shows f / Z of them: Z = 2 f /
     (s S). The root is seen at s (tx, ty).
-
-    Args:
-        cam: [B, 3] (log(s / s0), tx_m, ty_m).
-        intrinsics: of the crops; samples without K get numbers that mean nothing.
-        scale0_per_m: s0.
-    Returns: [B, 3] metres, OpenCV camera.
     """
     K = _usable_intrinsics(intrinsics)
     scale = scale0_per_m * cam[:, 0].exp()
@@ -58,32 +54,21 @@ def _usable_intrinsics(intrinsics: Intrinsics) -> Tensor:
 class CropCamera:
     """The camera of a head's predictions.
 
-    Args:
-        kind: "weak" (weak perspective everywhere) or "pinhole" (the crop's intrinsics where they
-            are known, weak perspective elsewhere).
-        scale0_per_m: s0, ndc units per metre of a typical hand.
     Raises: ValueError for another kind, or a scale that is not positive.
     """
 
-    kind: str = "weak"
-    scale0_per_m: float = 8.0
+    kind: str = "weak"  # or "pinhole": the crop's intrinsics where they are known
+    scale0_per_m: float = 8.0  # s0, ndc units per metre of a typical hand
 
     def __post_init__(self) -> None:
-        if self.kind not in CAMERAS:
-            raise ValueError(f"camera must be one of {CAMERAS}, got {self.kind!r}")
-        if self.scale0_per_m <= 0:
-            raise ValueError(f"scale0_per_m must be > 0, got {self.scale0_per_m}")
+        one_of("camera", self.kind, CAMERAS)
+        above(0, scale0_per_m=self.scale0_per_m)
 
     def root_translation(
         self, cam: Tensor, intrinsics: Intrinsics | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Translation of the root joint, and for which samples it is metric.
-
-        Args:
-            cam: [B, 3].
-            intrinsics: of the crops; None where nothing is known of them.
-        Returns: [B, 3] metres (zero where not metric) and [B] bool; None twice by a weak camera.
-        """
+        """Translation of the root joint, [B, 3] metres (zero where not metric), and for which
+        samples it is metric, [B] bool; None twice by a weak camera."""
         if self.kind == "weak":
             return None, None
         if intrinsics is None:
@@ -101,15 +86,8 @@ class CropCamera:
         transl_cam_m: Tensor | None,
         intrinsics: Intrinsics | None,
     ) -> Tensor:
-        """Points of the hand in the crop.
-
-        Args:
-            points_root_m: [B, P, 3] camera axes, root joint at the origin.
-            cam: [B, 3].
-            transl_cam_m: [B, 3] of `root_translation`.
-            intrinsics: of the crops.
-        Returns: [B, P, 2] ndc.
-        """
+        """Points [B, P, 3] in camera axes, the root joint at the origin, in the crop: [B, P, 2]
+        ndc; `transl_cam_m` is that of `root_translation`."""
         weak = project_weak(points_root_m, cam, self.scale0_per_m)
         if transl_cam_m is None or intrinsics is None:
             return weak

@@ -1,5 +1,4 @@
-"""Files of hand models: MANO's own pickle, read without chumpy and scipy, and our npz of the same
-arrays."""
+"""Files of hand models: MANO's pickle, read without chumpy and scipy, and our npz."""
 
 import hashlib
 import lzma
@@ -14,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.hand.arrays import NUM_BETAS, SHAPES, HandArrays, arrays_from, check_raw
-from handmim.utils.arrays import BAD_HEADER
+from handmim.utils.arguments import one_of
+from handmim.utils.checked_files import BAD_HEADER
 from handmim.utils.files import atomic_path
 from handmim.utils.paths import STANDIN
 from handmim.utils.unpickle import Record, UnsafePickleError, load_pickle
@@ -36,40 +36,22 @@ BAD_NPZ = (
 )  # fmt: skip
 
 
-class _Leaf(Record):
-    """chumpy.ch.Ch: an array."""
-
-
-class _Select(Record):
-    """chumpy.reordering.Select: entries of another node."""
-
-
-class _Reshape(Record):
-    """chumpy.reordering.Reshape: another node in another shape."""
-
-
-class _SparseColumns(Record):
-    """scipy's csc_matrix."""
-
-
-class _SparseRows(Record):
-    """scipy's csr_matrix."""
-
-
+# Foreign classes that a pickle may hold, by name and modules.
+_MODULES = {
+    "Ch": ("chumpy.ch",),
+    "Select": ("chumpy.reordering",),
+    "Reshape": ("chumpy.reordering",),
+    "csc_matrix": ("scipy.sparse.csc", "scipy.sparse._csc"),
+    "csr_matrix": ("scipy.sparse.csr", "scipy.sparse._csr"),
+}
 _FOREIGN: dict[tuple[str, str], type[Record]] = {
-    ("chumpy.ch", "Ch"): _Leaf,
-    ("chumpy.reordering", "Select"): _Select,
-    ("chumpy.reordering", "Reshape"): _Reshape,
-    ("scipy.sparse.csc", "csc_matrix"): _SparseColumns,
-    ("scipy.sparse._csc", "csc_matrix"): _SparseColumns,
-    ("scipy.sparse.csr", "csr_matrix"): _SparseRows,
-    ("scipy.sparse._csr", "csr_matrix"): _SparseRows,
+    (module, name): type(name, (Record,), {}) for name in _MODULES for module in _MODULES[name]
 }
 
 
 def resolve_hand_path(path: str | Path) -> Path:
-    """The file of a hand: "standin" is the one that ships with handmim; a folder is searched for
-    MANO_RIGHT.pkl and .npz, then its mano/ and models/; else the path itself.
+    """The file of a hand: "standin" ships with handmim; a folder is searched for MANO_RIGHT.pkl and
+    .npz, then its mano/ and models/; else the path itself.
 
     Raises: FileNotFoundError for a folder without a hand.
     """
@@ -90,18 +72,15 @@ def resolve_hand_path(path: str | Path) -> Path:
 def load_hand_arrays(path: str | Path, *, left_shapedirs: str = "auto") -> HandArrays:
     """Read and check a hand model: MANO's own pickle, or an npz in its layout.
 
-    Args:
-        path: as `resolve_hand_path` takes it.
-        left_shapedirs: what to do with a left hand's shape directions, in MANO_LEFT of which x has
-            the wrong sign: "auto" (repair when they have), "as_is", "negate_x", or "negate_all",
-            which H2O-3D's annotations need. An npz of `save_npz` is never repaired again.
+    `path` as `resolve_hand_path` takes it; `left_shapedirs` says what to do with a left hand's
+    shape directions, in MANO_LEFT of which x has the wrong sign: "auto" (repair when they have),
+    "as_is", "negate_x", or "negate_all", which H2O-3D's annotations need. An npz of `save_npz` is
+    never repaired again.
+
     Raises: FileNotFoundError saying where the files come from; ValueError for a file that is no
         hand model, an unknown option or one that does not fit the file's hand.
     """
-    if left_shapedirs not in LEFT_SHAPEDIRS:
-        raise ValueError(
-            f"left_shapedirs must be one of {tuple(LEFT_SHAPEDIRS)}, got {left_shapedirs!r}"
-        )
+    one_of("left_shapedirs", left_shapedirs, LEFT_SHAPEDIRS)
     path = resolve_hand_path(path)
     if not path.is_file():
         raise FileNotFoundError(
@@ -109,17 +88,11 @@ def load_hand_arrays(path: str | Path, *, left_shapedirs: str = "auto") -> HandA
             " MANO is licensed per user at https://mano.is.tue.mpg.de (hand=mano hand.path=FILE,"
             " MANO_RIGHT.pkl as downloaded)"
         )
-    try:
-        raw = read_mano(path)
-        arrays = arrays_from(raw, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
-        side = arrays.side
-    except UnsafePickleError as error:
-        raise UnsafePickleError(f"{error}") from None
-    except ValueError as error:
-        raise ValueError(f"{error}") from error
-    if side == "left" and "repairs" not in raw:
+    raw = read_mano(path)
+    arrays = arrays_from(raw, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+    if arrays.side == "left" and "repairs" not in raw:
         return _repair_left(arrays, path, left_shapedirs)
-    if side == "right" and left_shapedirs != "auto":
+    if arrays.side == "right" and left_shapedirs != "auto":
         raise ValueError(
             f"{path.name} is a right hand: hand.left_shapedirs={left_shapedirs} has no meaning"
             " for it, leave it at auto"
@@ -133,13 +106,11 @@ def load_hand_arrays(path: str | Path, *, left_shapedirs: str = "auto") -> HandA
 
 
 def read_mano(path: str | Path) -> dict[str, NDArray[Any]]:
-    """The arrays of a hand model's file under MANO's names, unchecked.
+    """The arrays of a hand model's .pkl or .npz under MANO's names, unchecked.
 
     Only `shapedirs` is cut to its first ten directions. Of a pickle, keys outside `SHAPES` are left
-    out (hands_coeffs, bs_style, ...); of an npz everything is returned.
+    out (hands_coeffs, bs_style, ...).
 
-    Args:
-        path: MANO_RIGHT.pkl or MANO_LEFT.pkl as downloaded, or an npz with the same names.
     Raises: UnsafePickleError, ValueError: other formats, damaged files, and pickles that name
         anything but arrays (nothing in them is ever executed).
     """
@@ -153,11 +124,7 @@ def read_mano(path: str | Path) -> dict[str, NDArray[Any]]:
 
 
 def save_npz(path: str | Path, arrays: HandArrays) -> None:
-    """Write a hand model as npz: the same arrays, and the same identity, when it is read again.
-
-    `repairs` stands in the file: reading it does not repair a left hand once more. The file is
-    there as a whole or not at all.
-    """
+    """Write a hand model as npz, whole or not at all; reading it repairs no left hand once more."""
     path = Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"hand models are written as .npz, got {path.name}")
@@ -172,8 +139,8 @@ def _read_pickle(path: Path) -> dict[str, NDArray[Any]]:
     try:
         raw = load_pickle(path, _FOREIGN)
     except UnsafePickleError as error:
-        text = f"{error}; of chumpy only Ch, Select and Reshape are known"
-        raise UnsafePickleError(text) from None
+        known = ", ".join(_MODULES)
+        raise UnsafePickleError(f"{error}; of chumpy and scipy only {known} are read") from None
     if not isinstance(raw, dict):
         raise ValueError(f"{path} must hold MANO's dict, got a {type(raw).__name__}")
     arrays = {}
@@ -186,20 +153,18 @@ def _read_pickle(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _value(node: Any, depth: int = 0) -> NDArray[Any]:
-    """The array that a node of the pickle stands for; chumpy saves formulas without their results.
-
-    Raises: one of BAD_NODE for what makes no array.
-    """
+    """The array that a node of the pickle stands for; chumpy saves formulas without results."""
     if isinstance(node, np.ndarray):
         return node
     if not isinstance(node, Record) or not isinstance(node.state, dict) or depth > 20:
         raise ValueError(f"{type(node).__name__} where an array was expected")
-    if isinstance(node, (_SparseColumns, _SparseRows)):
-        return _dense(node.state, by_columns=isinstance(node, _SparseColumns))
-    if isinstance(node, _Leaf):
-        return _value(node.state["x"], depth + 1)
-    inner = _value(node.state["a"], depth + 1)
-    if isinstance(node, _Reshape):
+    name = type(node).__name__
+    if name in ("csc_matrix", "csr_matrix"):
+        return _dense(node.state, by_columns=name == "csc_matrix")
+    inner = _value(node.state["x" if name == "Ch" else "a"], depth + 1)
+    if name == "Ch":
+        return inner
+    if name == "Reshape":
         return inner.reshape(node.state["newshape"])
     idxs = np.asarray(node.state["idxs"])
     if idxs.size > MAX_SIZE:
@@ -217,13 +182,9 @@ def _dense(state: Mapping[str, Any], *, by_columns: bool) -> NDArray[Any]:
         raise ValueError(f"a sparse matrix of {num_rows} x {num_cols}")
     lines, others = (num_cols, num_rows) if by_columns else (num_rows, num_cols)
     counts = np.diff(indptr)
-    if (
-        len(counts) != lines
-        or indptr[0] != 0
-        or (counts < 0).any()
-        or not indptr[-1] == len(data) == len(indices)
-        or (len(indices) and not 0 <= indices.min() <= indices.max() < others)
-    ):
+    fits = len(counts) == lines and indptr[0] == 0 and (counts >= 0).all()
+    fits = fits and indptr[-1] == len(data) == len(indices)
+    if not fits or (len(indices) and not 0 <= indices.min() <= indices.max() < others):
         raise ValueError("a sparse matrix whose indices do not fit")
     dense = np.zeros((lines, others), dtype=data.dtype)
     np.add.at(dense, (np.repeat(np.arange(lines), counts), indices), data)  # scipy adds repeats up
@@ -253,18 +214,15 @@ def _repair_left(arrays: HandArrays, path: Path, left_shapedirs: str) -> HandArr
         wrong = _x_equals_the_rights(path, arrays.shapedirs)
         wrong = _x_shrinks_while_the_rest_grows(arrays) if wrong is None else wrong
         left_shapedirs = "negate_x" if wrong else "as_is"
-    repair = LEFT_SHAPEDIRS[left_shapedirs]
-    if repair is None:
+    if (repair := LEFT_SHAPEDIRS[left_shapedirs]) is None:
         return arrays
     signs = np.array([-1.0, 1.0, 1.0] if left_shapedirs == "negate_x" else [-1.0, -1.0, -1.0])
     return replace(arrays, shapedirs=arrays.shapedirs * signs[:, None], repairs=(repair,))
 
 
 def _x_equals_the_rights(path: Path, shapedirs: NDArray[np.float64]) -> bool | None:
-    """Whether x of a left hand's shape directions is that of the right hand's file beside it.
-
-    None: there is no such file, or its hand is not this one's mirror image.
-    """
+    """Whether x of a left hand's shape directions is that of the right hand's file beside it; None
+    without such a file, or where its hand is not this one's mirror image."""
     name = path.name.replace("LEFT", "RIGHT").replace("left", "right")
     if name == path.name or not path.with_name(name).is_file():
         return None
@@ -280,10 +238,7 @@ def _x_equals_the_rights(path: Path, shapedirs: NDArray[np.float64]) -> bool | N
 def _x_shrinks_while_the_rest_grows(arrays: HandArrays) -> bool:
     """Guess from one left hand alone whether x of its shape directions has the wrong sign.
 
-    The first shape direction is size, so it moves vertices outwards in x as in y and z. Compared
-    are the slopes of displacement on position.
-
-    Raises: ValueError when the slopes do not decide.
+    The first shape direction is size: slopes of displacement on position have one sign.
     """
     position = arrays.v_template - arrays.v_template.mean(axis=0)
     products = (position * arrays.shapedirs[:, :, 0]).sum(axis=0)

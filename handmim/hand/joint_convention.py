@@ -16,11 +16,7 @@ from handmim.types import HandOutputs, HandState, Intrinsics
 
 
 class JointConventions(nn.Module):
-    """Every convention of `skeleton.JOINT_CONVENTIONS` over one hand model.
-
-    Args:
-        hand: whose regressor and own fingertips are used.
-    """
+    """Every convention of `skeleton.JOINT_CONVENTIONS` over one hand model."""
 
     tip_verts: Tensor
     is_regressed: Tensor
@@ -38,13 +34,10 @@ class JointConventions(nn.Module):
         self.register_buffer("chain_order", order, persistent=False)
 
     def joints(self, verts_m: Tensor, chain_joints_m: Tensor, convention: Tensor) -> Tensor:
-        """The 21 joints of every sample by its convention.
+        """The 21 joints [B, 21, 3] of every sample by its convention, canonical order, from posed
+        vertices [B, V, 3] and chain joints [B, 16, 3] in any frame.
 
-        Args:
-            verts_m: [B, V, 3] posed vertices, any frame.
-            chain_joints_m: [B, 16, 3] in that frame.
-            convention: [B] int64, indices into `skeleton.CONVENTION_NAMES`.
-        Returns: [B, 21, 3] canonical order.
+        `convention` [B] int64 are indices into `skeleton.CONVENTION_NAMES`.
         """
         by_regressor = self.is_regressed[convention][:, None, None]
         chain = torch.where(by_regressor, self.hand.regress_chain(verts_m), chain_joints_m)
@@ -63,12 +56,6 @@ class JointConventions(nn.Module):
 
         The root moves with its definition, and camera and root translation with the root, so that
         every vertex is still seen where it was.
-
-        Args:
-            state: as heads give it.
-            convention: [B] int64.
-            camera: that it is seen by.
-            intrinsics: of the crops.
         """
         with torch.autocast(convention.device.type, enabled=False):
             verts = state.verts_root_m.float()

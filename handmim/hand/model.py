@@ -1,9 +1,5 @@
-"""The interface of a hand layer, and our own: batched blend skinning over any MANO-format arrays
-(Romero et al. 2017, MANO; Loper et al. 2015, SMPL).
-
-Laid out for speed: one matrix product for all blendshapes, the chain in three batched steps instead
-of fifteen, the vertex axis last so that every large operation runs over contiguous memory.
-"""
+"""The interface of a hand layer, and our own: batched blend skinning over MANO-format arrays
+(Romero et al. 2017, MANO; Loper et al. 2015, SMPL)."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -20,6 +16,7 @@ from handmim.geometry.rotation import axis_angle_to_matrix, rot6d_to_matrix
 from handmim.hand.arrays import HandArrays, Side
 from handmim.hand.io import load_hand_arrays
 from handmim.hand.skeleton import CANONICAL_FROM_CHAIN_AND_TIPS
+from handmim.utils.arguments import at_least
 
 _Layer = TypeVar("_Layer", bound="HandLayer")
 
@@ -33,12 +30,8 @@ class HandMesh(NamedTuple):
 
 
 def pose_to_matrices(pose: Tensor) -> Tensor:
-    """Rotations of the 16 joints in any supported form to matrices.
-
-    Args:
-        pose: axis-angle [B, 48] or [B, 16, 3] radians, matrices [B, 16, 3, 3], or 6D [B, 16, 6].
-    Rerotations: [B, 16, 3, 3].
-    """
+    """Rotations of the 16 joints to matrices [B, 16, 3, 3], from axis-angle [B, 48] or [B, 16, 3]
+    radians, matrices or 6D [B, 16, 6]."""
     if pose.shape[-3:] == (16, 3, 3):
         return pose
     if pose.ndim == 2 and pose.shape[-1] == 48:
@@ -59,19 +52,21 @@ class HandLayer(nn.Module, ABC):
     Rotations are absolute (zero is the flat hand; no mean pose is added) and the first rotates
     the hand about its wrist, which stays at its rest position plus `transl_m`. Nothing of a hand
     goes into checkpoints; its `sha256` does.
-
-    Args:
-        arrays: checked model arrays.
     """
 
     joint_regressor: Tensor
     tip_ids: Tensor
     order21: Tensor
     mean_rotmats: Tensor
+    faces: NDArray[np.int32]  # [F, 3] counter-clockwise from outside
+    side: Side
+    sha256: str  # identity of the model: vertices and betas of different models never mix
 
     def __init__(self, arrays: HandArrays) -> None:
         super().__init__()
-        self.arrays = arrays
+        self.arrays, self.name, self.faces = arrays, arrays.name, arrays.faces
+        self.side, self.sha256 = arrays.side, arrays.sha256
+        self.num_betas = arrays.shapedirs.shape[2]
         mean = axis_angle_to_matrix(torch.from_numpy(arrays.hands_mean).view(15, 3))
         mean = torch.cat([torch.eye(3, dtype=mean.dtype)[None], mean])
         self._keep("mean_rotmats", mean.numpy())  # [16, 3, 3], wrist identity
@@ -88,39 +83,12 @@ class HandLayer(nn.Module, ABC):
         """Read a model; arguments as `load_hand_arrays` takes them."""
         return cls(load_hand_arrays(path, left_shapedirs=left_shapedirs))
 
-    @property
-    def faces(self) -> NDArray[np.int32]:
-        """[F, 3] vertex indices, counter-clockwise from outside."""
-        return self.arrays.faces
-
-    @property
-    def num_betas(self) -> int:
-        """Number of shape coefficients."""
-        return self.arrays.shapedirs.shape[2]
-
-    @property
-    def name(self) -> str:
-        """Name of the model's file."""
-        return self.arrays.name
-
-    @property
-    def side(self) -> Side:
-        """Which hand it is."""
-        return self.arrays.side
-
-    @property
-    def sha256(self) -> str:
-        """Identity of the model: vertices and betas of different models never mix."""
-        return self.arrays.sha256
-
     def forward(self, pose: Tensor, betas: Tensor, transl_m: Tensor | None = None) -> HandMesh:
         """Pose the hand, in this layer's precision whatever the autocast state.
 
-        Args:
-            pose: as `pose_to_matrices` takes it; wrist first, then the chain's fifteen joints.
-            betas: [B, num_betas].
-            transl_m: [B, 3] added to everything, or None.
-        Rerotations: HandMesh in metres.
+        `pose` as `pose_to_matrices` takes it, the wrist first; `betas` [B, num_betas]; `transl_m`
+        [B, 3] is added to everything.
+
         Raises: ValueError on shapes that fit no form.
         """
         if betas.ndim != 2 or betas.shape[1] != self.num_betas:
@@ -147,12 +115,8 @@ class HandLayer(nn.Module, ABC):
         [B, 16, 3] and [B, 5, 3] metres."""
 
     def regress_chain(self, verts_m: Tensor) -> Tensor:
-        """The 16 chain joints from posed vertices by the joint regressor, as FreiHAND's annotations
-        do.
-
-        They differ slightly from the chain's joints when fingers bend. [B, V, 3] -> [B, 16, 3],
-        metres.
-        """
+        """The 16 chain joints from posed vertices by the joint regressor, as in FreiHAND:
+        [B, V, 3] -> [B, 16, 3] metres."""
         with torch.autocast(verts_m.device.type, enabled=False):
             return self.joint_regressor.to(verts_m.dtype) @ verts_m
 
@@ -160,10 +124,7 @@ class HandLayer(nn.Module, ABC):
 class HandModel(HandLayer):
     """Our own skinning: fast, and needs nothing but the arrays.
 
-    Args:
-        arrays: checked model arrays.
-        chunk_size: hands skinned at a time on a CPU, as many as its cache holds; other devices take
-            all at once.
+    `chunk_size` hands, as many as its cache holds, are skinned at a time on a CPU.
     """
 
     template: Tensor
@@ -174,11 +135,10 @@ class HandModel(HandLayer):
     last_row: Tensor
 
     def __init__(self, arrays: HandArrays, chunk_size: int = 32) -> None:
-        if chunk_size < 1:
-            raise ValueError(f"chunk_size must be >= 1, got {chunk_size}")
+        at_least(1, chunk_size=chunk_size)
         super().__init__(arrays)
         self.chunk_size = chunk_size
-        num_betas, num_verts = arrays.shapedirs.shape[2], len(arrays.v_template)
+        num_betas, num_verts = self.num_betas, len(arrays.v_template)
         joint_shapedirs = np.einsum("jv,vck->kjc", arrays.J_regressor, arrays.shapedirs)
         dirs = np.concatenate([arrays.shapedirs, arrays.posedirs], axis=2)  # [V, 3, 145]
         blendshapes = dirs.transpose(2, 1, 0).reshape(num_betas + 135, 3 * num_verts)
@@ -228,34 +188,24 @@ class BlendSkinning(torch.autograd.Function):
     """v = sum_j w_j A_j (template + [betas, features] blendshapes), the vertex axis last.
 
     Unposed vertices and transforms are saved for the backward pass; the transforms blended for
-    every vertex, three times as much, are made again. Both passes take a batch in chunks, since a
-    cache holds those. There is no second derivative, and torch.func does not see through it.
-
-    Args (of `apply`):
-        betas: [B, S] coefficients of the first blendshapes.
-        features: [B, K - S] of the others.
-        transforms: [B, J, 3, 4] from the rest pose.
-        template: [3V], x of all vertices first.
-        blendshapes: [K, 3V].
-        weights: [J, V].
-        tip_ids: [P] vertices to be given a second time, without a second gradient of all.
-        chunk_size: samples at a time.
-    Rerotations: vertices [B, 3, V] and those of `tip_ids`, [B, 3, P].
+    every vertex, three times as much, are made again. There is no second derivative, and torch.func
+    does not see through it. Vertices of `tip_ids` come a second time, without a second gradient of
+    all.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        betas: Tensor,
-        features: Tensor,
-        transforms: Tensor,
-        template: Tensor,
-        blendshapes: Tensor,
-        weights: Tensor,
-        tip_ids: Tensor,
-        chunk_size: int,
+        betas: Tensor,  # [B, S] coefficients of the first blendshapes
+        features: Tensor,  # [B, K - S] of the others
+        transforms: Tensor,  # [B, J, 3, 4] from the rest pose
+        template: Tensor,  # [3V], x of all vertices first
+        blendshapes: Tensor,  # [K, 3V]
+        weights: Tensor,  # [J, V]
+        tip_ids: Tensor,  # [P]
+        chunk_size: int,  # samples at a time
     ) -> tuple[Tensor, Tensor]:
-        """See the class."""
+        """Vertices [B, 3, V] and those of `tip_ids` [B, 3, P]."""
         b, (num_joints, num_verts) = len(betas), weights.shape
         coefficients = torch.cat([betas, features], dim=1)
         rest = torch.addmm(template, coefficients, blendshapes).view(b, 3, num_verts)

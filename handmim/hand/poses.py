@@ -1,9 +1,7 @@
-"""Plausible poses and shapes: joint limits, kinematics of a batch, clearance between digits,
-samplers.
+"""Plausible poses and shapes: kinematics, clearance between digits, samplers.
 
-Joint limits and axes after Kapandji, The physiology of the joints, vol. 1 (rounded); the coupling
-of the last two finger joints after Lin, Wu & Huang 2000, Modeling the constraints of human hand
-motion. Breadths after Garrett 1971, Human Factors 13 (rounded to 0.5 mm).
+The last two finger joints are coupled after Lin, Wu & Huang 2000, Modeling the constraints of human
+hand motion. Breadths after Garrett 1971, Human Factors 13 (rounded to 0.5 mm).
 """
 
 import math
@@ -34,27 +32,11 @@ CLOSED_TWIST_DEG = np.array([4.0, 2.0, -4.0, -0.5])
 HEEL_RADIUS_M = 0.0045  # of the palm's beads
 
 
-def joint_limits_deg() -> Array:
-    """[16, 3, 2] lowest and highest flexion, abduction (to the thumb's side) and twist of every
-    joint; wrist 0."""
-    limits = np.zeros((16, 3, 2))
-    for finger in range(4):
-        limits[1 + 3 * finger] = [(-20, 90), (-18, 18), (-6, 6)]
-        limits[2 + 3 * finger] = [(-3, 105), (-2, 2), (-2, 2)]
-        limits[3 + 3 * finger] = [(-8, 75), (-1, 1), (-1, 1)]
-    limits[13] = [(-15, 40), (-25, 30), (-20, 25)]
-    limits[14] = [(-12, 55), (-8, 8), (-5, 5)]
-    limits[15] = [(-20, 75), (-2, 2), (-2, 2)]
-    return limits
-
-
 def chain(rotmats: Array, joints: Array) -> tuple[Array, Array]:
-    """Forward kinematics.
+    """Forward kinematics about a wrist that stays where it is.
 
-    Args:
-        rotmats: [n, 16, 3, 3] relative rotations, wrist first.
-        joints: [16, 3] or [n, 16, 3] rest joints, any unit.
-    Returns: world rotations [n, 16, 3, 3] and posed joints [n, 16, 3]; the wrist stays where it is.
+    Relative rotations [n, 16, 3, 3], wrist first, and rest joints [16, 3] or [n, 16, 3] -> world
+    rotations [n, 16, 3, 3] and posed joints [n, 16, 3].
     """
     world, posed = np.empty(rotmats.shape), np.empty(rotmats.shape[:-1])
     rest = np.broadcast_to(joints, posed.shape)
@@ -96,13 +78,10 @@ def least_gaps_m(beads, radii, heel, heel_radius, tips):
 
 
 class PoseSampler:
-    """Random articulations within the joint limits in which digits keep clear of each other.
+    """Random articulations within the joint limits [16, 3, 2] in which digits keep clear.
 
-    Args:
-        axes: [16, 3, 3] flexion, abduction and twist axis of every joint, unit vectors.
-        joints_m, tips_m: [16, 3] rest joints and [5, 3] ends of the digits (index, middle, little,
-            ring, thumb).
-        limits_deg: [16, 3, 2].
+    `axes` [16, 3, 3] are unit vectors of flexion, abduction and twist, `joints_m` [16, 3] rest
+    joints, `tips_m` [5, 3] the ends of the digits (index, middle, little, ring, thumb).
     """
 
     BATCH = 2048  # raw draws at a time
@@ -136,11 +115,8 @@ class PoseSampler:
         return about[:, :, 0] @ about[:, :, 1] @ about[:, :, 2]
 
     def angles(self, num: int, rng: np.random.Generator) -> Array:
-        """Raw draws [num, 16, 3] in degrees, not yet tested for clearance.
-
-        Modes: fists, fingers curling together, every finger open or closed on its own, uniform,
-        relaxed.
-        """
+        """Raw draws [num, 16, 3] in degrees, not yet tested for clearance: fists, fingers curling
+        together, each finger open or closed on its own, uniform, relaxed."""
         a = np.zeros((num, 16, 3))
         mode = rng.choice(5, (num, 1), p=[0.26, 0.18, 0.2, 0.18, 0.18])
         fist = np.clip(rng.normal(0.93, 0.06, (num, 1)) + rng.normal(0, 0.03, (num, 4)), 0, 1)

@@ -1,17 +1,15 @@
 """Image files to RGB: JPEGs quickly and, for a small crop, at a smaller scale; other formats by
 `handmim.images.formats`.
 
-The size is known before pixels are decoded, and only regular files are opened.
-
-JPEGs go through libjpeg-turbo where simplejpeg is installed (pip install handmim[fast]), which is
-quicker than OpenCV and gives the same pixels: results do not depend on what is installed.
+JPEGs go through libjpeg-turbo where simplejpeg is installed (pip install handmim[fast]): quicker
+than OpenCV, with the same pixels.
 """
 
 import os
 import stat
 import struct
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -29,12 +27,11 @@ from handmim.images.formats import (
     ORIENTATION,
     check_size,
     decoded,
-    described,
+    exif_orientation,
     format_of,
     printable,
-    tiff_tag,
 )
-from handmim.utils.files import UnreadableSample
+from handmim.utils.files import UnreadableSample, foreign_kind
 
 ImageArray = NDArray[np.uint8]  # [H, W, 3] RGB
 
@@ -59,9 +56,7 @@ class UnreadableImage(UnreadableSample):
     """An image that cannot be read: its file, and the reason."""
 
     def __str__(self) -> str:
-        if not self.reason:
-            return self.path
-        return f"{printable(self.path)} cannot be read: {self.reason}"
+        return f"{printable(self.path)} cannot be read: {self.reason}" if self.reason else self.path
 
 
 @cache
@@ -84,37 +79,27 @@ class JpegHead(NamedTuple):
 
 def jpeg_head(raw: bytes) -> JpegHead | None:
     """None for anything that is no JPEG or is broken before its pixels begin."""
-    orientation = 1
+    orientation, at = 1, 2
     try:
-        for marker, content in _segments(raw):
+        while raw[:2] == b"\xff\xd8":
+            at = raw.index(b"\xff", at)
+            marker = raw[at + 1]
+            if marker in (0x00, 0xFF):  # filling, or other bytes between segments
+                at += 1
+                continue
+            if marker == _SCAN:
+                break
+            (length,) = struct.unpack_from(">H", raw, at + 2)
+            content = raw[at + 4 : at + 2 + length]
             if marker == _APP1 and content[:6] == b"Exif\0\0":
-                orientation = 1
-                with suppress(struct.error):
-                    found = tiff_tag(content[6:], ORIENTATION)
-                    orientation = 1 if found is None else found
+                orientation = exif_orientation(content[6:])
             elif marker in _FRAMES:
                 height, width = struct.unpack(">HH", content[1:5])
                 return JpegHead(height, width, orientation) if height and width else None
+            at += 2 + length
     except (struct.error, IndexError, ValueError):
         pass
     return None
-
-
-def _segments(raw: bytes) -> Iterator[tuple[int, bytes]]:
-    """Markers and what follows them, up to the pixels."""
-    if raw[:2] != b"\xff\xd8":
-        return
-    at = raw.index(b"\xff", 2)
-    while True:
-        marker = raw[at + 1]
-        if marker in (0x00, 0xFF):  # filling, or other bytes between segments: libjpeg skips them
-            at = raw.index(b"\xff", at + 1)
-            continue
-        if marker == _SCAN:
-            return
-        (length,) = struct.unpack_from(">H", raw, at + 2)
-        yield marker, raw[at + 4 : at + 2 + length]
-        at = raw.index(b"\xff", at + 2 + length)
 
 
 def reduction(height: int, width: int, side: int | None, fit: str) -> int:
@@ -134,20 +119,18 @@ def decode_image(
     *,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> ImageArray:
-    """An image file's pixels with EXIF rotation applied, whatever its format.
+    """Pixels [H, W, 3] uint8 of an image file of any format, EXIF rotation applied.
 
-    Args:
-        raw, name: content of the file, and its name for errors.
-        side, fit: of the square crop that will be made of it (`crops.square`); None gives all
-            pixels.
-        max_megapixels: a file with more pixels is refused before they are decoded.
-    Returns: [H, W, 3] uint8.
+    `side` and `fit` are those of the square crop that will be made of it (`crops.square`); None
+    gives all pixels. A file with more than `max_megapixels` is refused before they are decoded.
+
     Raises: UnreadableImage.
     """
     kind = format_of(raw)
     try:
         if kind is None:
-            raise ValueError(described(raw))
+            foreign = foreign_kind(raw)
+            raise ValueError(f"it {foreign}" if foreign else DAMAGED)
         if kind != "JPEG":
             return decoded(raw, kind, max_megapixels)
         head = jpeg_head(raw)
@@ -205,7 +188,7 @@ def read_bytes(path: str | Path, max_megapixels: float = MAX_MEGAPIXELS) -> byte
     try:
         facts = os.stat(path)
         if not stat.S_ISREG(facts.st_mode):
-            raise ValueError("it is no regular file")
+            raise UnreadableImage(path, "it is no regular file")
         with open(path, "rb", buffering=0) as file:
             raw = file.read(HEAD_BYTES)
             if format_of(raw) is None or facts.st_size <= len(raw):
@@ -214,19 +197,15 @@ def read_bytes(path: str | Path, max_megapixels: float = MAX_MEGAPIXELS) -> byte
             return raw + file.readall()
     except UnreadableImage:
         raise
-    except OSError as error:
-        raise UnreadableImage(path, error.strerror or str(error)) from error
-    except ValueError as error:  # also a null character in the name
-        raise UnreadableImage(path, str(error)) from error
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        raise UnreadableImage(path, getattr(error, "strerror", None) or str(error)) from error
 
 
 def check_file_size(size: int, max_megapixels: float, name: str | Path) -> None:
     """Raises: UnreadableImage for more bytes than an image of `max_megapixels` can have."""
     if size > max_megapixels * 1e6 * BYTES_PER_PIXEL + HEAD_BYTES:
-        raise UnreadableImage(
-            name,
-            f"the file of {size / 2**30:.1f} GiB is larger than any image may be (max_megapixels)",
-        )
+        text = f"the file of {size / 2**30:.1f} GiB is larger than any image may be"
+        raise UnreadableImage(name, f"{text} (max_megapixels)")
 
 
 def not_too_long(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -238,25 +217,16 @@ def not_too_long(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return image[top : top + most, left : left + most]
 
 
-def decode_rgb(raw: bytes, side: int | None = None, fit: str = "contain") -> ImageArray | None:
-    """`decode_image`, None when unreadable."""
-    with suppress(UnreadableImage):
-        return decode_image(raw, "", side, fit)
-    return None
-
-
-def read_rgb(path: Path, side: int | None = None, fit: str = "contain") -> ImageArray | None:
+def read_rgb(path: Path) -> ImageArray | None:
     """`read_image`, None when unreadable."""
     with suppress(UnreadableImage):
-        return read_image(path, side, fit)
+        return read_image(path)
     return None
 
 
 def image_head(path: Path) -> tuple[int, int, int] | None:
-    """Stored width and height, before any rotation, and EXIF orientation (1 = as stored).
-
-    Returns: None where the file is no image, or its size is not in its head.
-    """
+    """Stored width and height, before any rotation, and EXIF orientation (1 = as stored); None
+    where the file is no image, or its size is not in its head."""
     try:
         if not path.is_file():  # opening a pipe would wait forever
             return None

@@ -47,52 +47,39 @@ class Benchmark(NamedTuple):
 
 @dataclass
 class ImageTree:
-    """What a folder tree holds.
-
-    Args:
-        root: the folder.
-        names: paths of image files, relative and sorted.
-        left_out: by reason, relative paths that are not read.
-        endings: number of other files by ending.
-        benchmarks: labelled datasets among the folders.
-        remarks: further sentences for the user.
-    """
+    """What a folder tree holds."""
 
     root: Path
-    names: list[str] = field(default_factory=list)
-    left_out: dict[str, list[str]] = field(default_factory=dict)
-    endings: Counter[str] = field(default_factory=Counter)
+    names: list[str] = field(default_factory=list)  # relative paths of image files, sorted
+    left_out: dict[str, list[str]] = field(default_factory=dict)  # relative paths by reason
+    endings: Counter[str] = field(default_factory=Counter)  # of other files
     benchmarks: list[Benchmark] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)  # further sentences for the user
+
+    def note(self, reason: str, names: Sequence[str]) -> None:
+        """Add to `left_out`."""
+        if names:
+            self.left_out.setdefault(reason, []).extend(names)
 
     def leave_out(self, reason: str, names: Iterable[str]) -> None:
         """Move images from `names` to `left_out`."""
         gone = set(names)
-        if gone:
-            self.left_out.setdefault(reason, []).extend(sorted(gone))
-            self.names = [name for name in self.names if name not in gone]
-
-    @property
-    def num_files(self) -> int:
-        """All files but those whose names begin with a dot."""
-        return len(self.names) + self.endings.total() + sum(map(len, self.left_out.values()))
+        self.note(reason, sorted(gone))
+        self.names = [name for name in self.names if name not in gone]
 
     def account(self) -> str | None:
-        """What was left out in one line; None where that is nothing but notes or nothing."""
+        """What was left out in one line; None where nothing was."""
         parts = [
-            f"{count} x {ending}{_hint(ending)}"
-            for ending, count in sorted(self.endings.items(), key=lambda item: -item[1])
+            f"{count} x {ending}{_hint(ending)}" for ending, count in self.endings.most_common()
         ]
         parts += [
-            f"{len(names)} x {reason}: {shown(names, 3)}" for reason, names in self.left_out.items()
+            f"{len(names)} x {why}: {shown(names, 3)}" for why, names in self.left_out.items()
         ]
         if not parts:
             return None
-        number = self.num_files - len(self.names)
-        return (
-            f"{number} of {self.num_files} files below {printable(str(self.root))} left out: "
-            + ("; ".join(parts))
-        )
+        number = self.endings.total() + sum(map(len, self.left_out.values()))
+        total, where = number + len(self.names), printable(str(self.root))
+        return f"{number} of {total} files below {where} left out: {'; '.join(parts)}"
 
     @property
     def is_remarkable(self) -> bool:
@@ -104,12 +91,9 @@ def find_images(root: Path, exclude: Sequence[str] = (), *, with_runs: bool = Fa
     """All image files below a folder, by ending in any case; every folder is visited once, links
     are followed, names that begin with a dot left out.
 
-    FIFOs, devices, sockets, and links to them are named and never opened.
+    FIFOs, devices, sockets, and links to them are named and never opened. `exclude` are patterns of
+    relative paths, such as "evaluation/*"; `with_runs` also takes the images of training runs.
 
-    Args:
-        root: folder.
-        exclude: patterns of relative paths that are left out, such as "evaluation/*".
-        with_runs: also take the images of training runs.
     Raises: ValueError when there is no folder or no image.
     """
     if not os.path.isdir(root):
@@ -130,27 +114,17 @@ def find_images(root: Path, exclude: Sequence[str] = (), *, with_runs: bool = Fa
         folders.extend(inner)
         links.extend(linked)
         if found and not with_runs and is_run(root / prefix):
-            _note(tree, RUN, found)
+            tree.note(RUN, found)
         else:
             tree.names.extend(found)
     tree.names.sort()
-    if exclude:
-        tree.leave_out(
-            "excluded (data.train.exclude)",
-            [name for name in tree.names if any(fnmatch(name, pattern) for pattern in exclude)],
-        )
+    excluded = [n for n in tree.names if any(fnmatch(n, pattern) for pattern in exclude)]
+    tree.leave_out("excluded (data.train.exclude)", excluded)
     if not tree.names:
+        text = f"no image file ({' '.join(ENDINGS)}) below {printable(str(root))}"
         account = tree.account()
-        raise ValueError(
-            f"no image file ({' '.join(ENDINGS)}) below {printable(str(root))}"
-            + (f": {account}" if account else "")
-        )
+        raise ValueError(f"{text}{f': {account}' if account else ''}")
     return tree
-
-
-def _note(tree: ImageTree, reason: str, names: list[str]) -> None:
-    if names:
-        tree.left_out.setdefault(reason, []).extend(names)
 
 
 def _visit(tree: ImageTree, prefix: str) -> tuple[list[str], list[str], list[str]]:
@@ -160,7 +134,7 @@ def _visit(tree: ImageTree, prefix: str) -> tuple[list[str], list[str], list[str
         with os.scandir(os.path.join(tree.root, prefix)) as listed:
             entries = sorted(listed, key=lambda entry: entry.name)
     except OSError:
-        _note(tree, FOLDER, [prefix or "."])
+        tree.note(FOLDER, [prefix or "."])
         return images, folders, links
     for entry in entries:
         name, ending = entry.name, os.path.splitext(entry.name)[1].lower()
@@ -168,9 +142,9 @@ def _visit(tree: ImageTree, prefix: str) -> tuple[list[str], list[str], list[str
             continue
         path, odd = os.path.join(prefix, name), _oddity(entry)
         if odd is not None:
-            _note(tree, odd, [path])
+            tree.note(odd, [path])
         elif entry.is_dir() and name.lower() in SERVICE:
-            _note(tree, SYSTEM, [path])
+            tree.note(SYSTEM, [path])
         elif entry.is_dir():
             (links if entry.is_symlink() else folders).append(path)
         elif ending in ENDINGS:

@@ -1,8 +1,7 @@
-"""Image files other than JPEG as 8-bit RGB: which format a file holds, its size before any pixel is
-decoded, its pixels.
+"""Image files other than JPEG as 8-bit RGB: format, size before any pixel is decoded, pixels.
 
-OpenCV decodes where it keeps all channels and bits, Pillow elsewhere. Animations and files of
-several pages give their first image.
+OpenCV decodes where it keeps all channels and bits, Pillow elsewhere. Of several images in a file
+the first one counts.
 """
 
 import io
@@ -10,6 +9,7 @@ import math
 import struct
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import cv2
 import numpy as np
@@ -59,13 +59,6 @@ HEADERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
     "PPM": PpmImageFile,
 }
 BY_PILLOW = ("GIF", "AVIF")  # OpenCV reads them in some builds only
-FOREIGN = (  # offset, first bytes, what the file is
-    (4, b"ftyp", "it is a HEIC image or a video: convert it to JPEG or PNG"),
-    (0, b"version https://git-lfs", "it is a pointer of Git LFS, not the file: run git lfs pull"),
-    (0, b"%PDF", "it is a PDF file"),
-    (0, b"PK\x03\x04", "it is a zip archive"),
-    (0, b"\x1f\x8b", "it is a gzip file"),
-)
 ORIENTATION, WIDTH, HEIGHT = 0x0112, 0x0100, 0x0101  # tags
 ORIENTED: dict[int, Callable[[Rgb], Rgb]] = {
     2: lambda image: image[:, ::-1],
@@ -101,21 +94,6 @@ def format_of(raw: bytes) -> str | None:
     return None
 
 
-def described(raw: bytes) -> str:
-    """Why a file that is no image cannot be read, by its first bytes."""
-    if not raw:
-        return "it is empty"
-    for offset, mark, what in FOREIGN:
-        if raw[offset : offset + len(mark)] == mark:
-            return what
-    text = raw[:256].removeprefix(b"\xef\xbb\xbf").lstrip()
-    if text[:1] == b"<":
-        return "it is a web page or XML, no image"
-    if text.isascii() and text.decode().replace("\n", " ").replace("\r", " ").isprintable():
-        return f"it is text, no image: {text[:40].decode()!r}" if text else "it holds spaces only"
-    return DAMAGED
-
-
 def tiff_tag(tiff: bytes, number: int) -> int | None:
     """A number in the first directory of a TIFF file, or of EXIF data, which have the same form.
 
@@ -133,6 +111,14 @@ def tiff_tag(tiff: bytes, number: int) -> int | None:
             value = struct.unpack_from(f"{order}{'I' if kind == 4 else 'H'}", tiff, position + 8)
             return int(value[0])
     return None
+
+
+def exif_orientation(exif: bytes) -> int:
+    """1 (as stored) to 8 in EXIF data; 1 where it is not found."""
+    with suppress(struct.error):
+        found = tiff_tag(exif, ORIENTATION)
+        return 1 if found is None else found
+    return 1
 
 
 def check_size(height: int, width: int, max_megapixels: float) -> None:
@@ -164,13 +150,9 @@ def stored_numbers(raw: bytes) -> NDArray[np.generic] | None:
 
 
 def decoded(raw: bytes, name: str, max_megapixels: float) -> Rgb:
-    """Pixels of a file of a format in `HEADERS`, EXIF rotation applied.
+    """Pixels [H, W, 3] uint8 of a file of a format in `HEADERS`, EXIF rotation applied; transparent
+    areas are grey.
 
-    Args:
-        raw: content.
-        name: format.
-        max_megapixels: most pixels that are decoded.
-    Returns: [H, W, 3] uint8; transparent areas are grey.
     Raises: ValueError with the reason why it cannot be read.
     """
     try:
@@ -212,7 +194,7 @@ def _orientation(raw: bytes, header: ImageFile | None) -> int:
         if header is not None and "exif" in header.info:
             return int(header.getexif().get(ORIENTATION, 1))
         at = raw.rfind(b"eXIf")  # a PNG's may stand behind its pixels
-        return (at > 0 and tiff_tag(raw[at + 4 :], ORIENTATION)) or 1
+        return exif_orientation(raw[at + 4 :]) if at > 0 else 1
     except DAMAGES:
         return 1
 
@@ -240,13 +222,9 @@ def _pixels(raw: bytes, name: str, header: ImageFile | None) -> NDArray[np.gener
 
 
 def flattened(pixels: NDArray[np.generic]) -> Rgb:
-    """Pixels of any number type as 8-bit RGB, transparent areas in mid-grey.
+    """Pixels [H, W], or [H, W, C] with C = 1, 2 (grey, alpha), 3 or 4 (RGB, alpha), of any number
+    type as [H, W, 3] uint8, transparent areas in mid-grey; an alpha of zeros alone is ignored.
 
-    An alpha channel that is zero everywhere shows nothing and is ignored.
-
-    Args:
-        pixels: [H, W], or [H, W, C] with C = 1, 2 (grey, alpha), 3 or 4 (RGB, alpha).
-    Returns: [H, W, 3] uint8.
     Raises: ValueError for another number of channels.
     """
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
@@ -275,11 +253,8 @@ def eight_bit(values: NDArray[np.generic], *, full_range: bool = False) -> NDArr
 
     Dead and hot pixels do not count: the maximum is taken below a gap of a factor `HOT` among the
     brightest `OUTLIERS`; values lie close together, or below 0, without the `OUTLIERS` of both
-    ends. Values that are not finite count as the minimum.
-
-    Args:
-        values: any shape.
-        full_range: scale by the range of the type, for alpha.
+    ends. Values that are not finite count as the minimum. `full_range`, for alpha, scales by the
+    range of the type.
     """
     if values.dtype == np.uint8:
         return np.ascontiguousarray(values, np.uint8)

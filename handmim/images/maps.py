@@ -1,9 +1,7 @@
 """Masks, depth maps and segmentation maps among images, recognised by their pixels and names.
 
-Images are judged in groups that one program wrote: those of one folder, one ending, one word for
-a map in their names (`0001_mask.png`), and one affix beside others (`0001.png`, `0001_m.png`). A
-few images of each group are decoded. Numbers count as they are stored, before they are scaled
-for the eye: ids of labels, distances in any unit.
+Images are judged in groups, of which a few are decoded: those of one folder, one ending, one word
+for a map in their names (`0001_mask.png`), and one affix beside others (`0001.png`, `0001_m.png`).
 """
 
 import os
@@ -51,11 +49,6 @@ class Group(NamedTuple):
     word: str  # of `WORDS` in the path, or none
     affix: str  # of the file's name, where another file has the same name without or with another
 
-    @property
-    def is_named(self) -> bool:
-        """Whether a word for a map stands in the folder's or the file's name."""
-        return bool(self.word)
-
 
 def groups_of(names: Iterable[str]) -> dict[Group, list[str]]:
     """Images by folder, ending, word for a map, and affix."""
@@ -86,10 +79,9 @@ def _words(name: str) -> list[str]:
     return WORDS.findall(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
 
 
-def sampled(names: Sequence[str]) -> list[str]:
-    """At most `SAMPLED` of the names, at even distances."""
+def _sampled(names: Sequence[str]) -> Sequence[str]:
     if len(names) <= SAMPLED:
-        return list(names)
+        return names
     return [names[i * (len(names) - 1) // (SAMPLED - 1)] for i in range(SAMPLED)]
 
 
@@ -99,19 +91,16 @@ def find_maps(
     *,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> dict[str, list[str]]:
-    """Images that are masks or maps rather than photos, by kind.
+    """Relative paths of images that are masks or maps rather than photos, by kind.
 
-    Args:
-        names: relative paths of images.
-        read: content of a file; called for a few of each group.
-        max_megapixels: larger images are not decoded.
+    `read` gives the content of a file; images above `max_megapixels` are not decoded.
     """
     found: defaultdict[str, list[str]] = defaultdict(list)
     for group, members in groups_of(names).items():
-        if len(members) < FEW and not group.is_named:
+        if len(members) < FEW and not group.word:
             continue
         kinds = set[str]()
-        for name in sampled(members):
+        for name in _sampled(members):
             try:
                 raw = read(name)
                 image = decode_image(raw, name, max_megapixels=max_megapixels)
@@ -121,18 +110,16 @@ def find_maps(
             if IMAGE in kinds:
                 break
         kinds.discard(FLAT)
-        if kinds and (kinds <= STRONG or (group.is_named and IMAGE not in kinds)):
+        if kinds and (kinds <= STRONG or (group.word and IMAGE not in kinds)):
             found[kinds.pop() if len(kinds) == 1 else FEW_COLOURS].extend(members)
     return dict(found)
 
 
 def kind_of(image: NDArray[np.uint8], numbers: Array | None = None, *, is_lossy: bool) -> str:
-    """Kind of an image: a photo, or a kind of map.
+    """Kind of an RGB image [H, W, 3]: a photo, or a kind of map.
 
-    Args:
-        image: [H, W, 3] RGB.
-        numbers: [H, W] of a file that stores one number per pixel.
-        is_lossy: of a format whose compression changes single values.
+    `numbers` [H, W] are those of a file that stores one per pixel, before they are scaled for the
+    eye; `is_lossy` formats change single values.
     """
     height, width = image.shape[:2]
     rows = image[:: -(-height // SIDE), :: -(-width // SIDE)]

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from handmim.hand.io import load_hand_arrays, resolve_hand_path
 from handmim.render.scene import POSE_BLOCK, RENDERER_VERSION, SceneRenderer, SceneSettings
-from handmim.utils.arrays import open_array
-from handmim.utils.checksums import with_crc, without_crc
+from handmim.utils.checked_files import open_array, with_crc, without_crc
 from handmim.utils.console import Progress
 from handmim.utils.files import locked, reserve
 from handmim.utils.json_files import read_json

@@ -1,5 +1,6 @@
 """Files and folders that are whole or absent, and folders that one process writes at a time."""
 
+import codecs
 import contextlib
 import errno
 import logging
@@ -19,12 +20,58 @@ LOCK = ".lock"
 FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)")
 POLL_S = 0.2
+KIND_BYTES = 1024  # by which the kind of a file is found
+ARCHIVE = ": unpack it and give the file inside"
+KINDS = (  # offset, bytes there, text that follows the file's name
+    (0, b"\x1f\x8b", f"is a gzip archive{ARCHIVE}"),
+    (0, b"BZh", f"is a bzip2 archive{ARCHIVE}"),
+    (0, b"\xfd7zXZ", f"is an xz archive{ARCHIVE}"),
+    (0, b"7z\xbc\xaf\x27\x1c", f"is a 7-Zip archive{ARCHIVE}"),
+    (0, b"Rar!", f"is a RAR archive{ARCHIVE}"),
+    (0, b"\x28\xb5\x2f\xfd", f"is a Zstandard archive{ARCHIVE}"),
+    (0, b"PK\x03\x04", f"is a zip archive{ARCHIVE}"),
+    (257, b"ustar", f"is a tar archive{ARCHIVE}"),
+    (0, b"\x89HDF", "is an HDF5 file (Keras)"),
+    (0, b"\x93NUMPY", "is a NumPy array"),
+    (0, b"GGUF", "is a GGUF file"),
+    (0, b"%PDF", "is a PDF document"),
+    (0, b"\x89PNG", "is a PNG image"),
+    (0, b"\xff\xd8\xff", "is a JPEG image"),
+    (0, b"GIF8", "is a GIF image"),
+    (4, b"ftyp", "is a HEIC image or a video: convert it to JPEG or PNG"),
+    (0, b"version https://git-lfs", "is a Git LFS pointer, not the file: run `git lfs pull`"),
+)
+HTML = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<meta")
 # Locks that this process holds, by folder: a part of the same process may ask again.
 _held: "weakref.WeakValueDictionary[Path, FolderLock]" = weakref.WeakValueDictionary()
 
 
+class FolderBusyError(FileExistsError):
+    """Another process writes the folder."""
+
+
+class FullDiskError(OSError):
+    """A disk has no room for a file of `needed` bytes."""
+
+    def __init__(self, cause: OSError, needed: int) -> None:
+        super().__init__(cause.errno, cause.strerror)
+        self.needed = needed
+
+
+class UnreadableSample(ValueError):  # noqa: N818  named for what it stands for, as its kinds
+    """A sample that cannot be read or used, by its file (and entry in it) and the reason; training
+    may take another one in its place."""
+
+    def __init__(self, path: str | Path, reason: str = "") -> None:
+        super().__init__(str(path), reason)
+        self.path, self.reason = str(path), reason
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}" if self.reason else self.path
+
+
 def is_full(error: OSError) -> bool:
-    """Whether an error says that the disk, a quota or the bound of a file size is reached."""
+    """Whether the disk, a quota or the bound of a file size is reached."""
     return error.errno in FULL
 
 
@@ -32,12 +79,12 @@ def is_full(error: OSError) -> bool:
 def atomic_path(
     path: str | Path, *, sync: bool = True, beside: Path | None = None
 ) -> Iterator[Path]:
-    """A place to write a file at, which replaces `path` once it is whole.
+    """A path to write to, which replaces `path` once it is whole; after an error the previous file
+    is there unchanged.
 
-    Args:
-        path: the file; after an error the previous one is there unchanged.
-        sync: wait until the disk has the content; False for thousands of small files.
-        beside: folder of the same disk that keeps the partial file; None is that of `path`.
+    `sync` waits until the disk has the content; `beside` is a folder of the same disk that keeps
+    the partial file.
+
     Raises: OSError for a full disk, with the path and the bytes that are needed and free, and for
         a `path` that is no regular file.
     """
@@ -48,7 +95,8 @@ def atomic_path(
     try:
         yield partial
         if sync:
-            _sync(partial)
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
         if is_full(error):
@@ -83,19 +131,14 @@ def reserve(path: Path) -> None:
 
     Raises: OSError for a full disk, with the bytes that are needed and free.
     """
-    if hasattr(os, "posix_fallocate"):
-        size = path.stat().st_size
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
         with path.open("rb+") as file:
-            try:
-                os.posix_fallocate(file.fileno(), 0, size)
-            except OSError as error:
-                if is_full(error):
-                    raise _full(path, path, error) from error
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        if is_full(error):
+            raise _full(path, path, error) from error
 
 
 def _full(path: Path, partial: Path, error: OSError) -> OSError:
@@ -115,12 +158,9 @@ def _full(path: Path, partial: Path, error: OSError) -> OSError:
 
 
 def remove_leftovers(folder: Path, *, name: str | None = None, is_locked: bool = False) -> None:
-    """Delete partial files of processes that ended before they could.
+    """Delete partial files in a folder, of all files or of one, whose processes have ended.
 
-    Args:
-        folder: whose files are looked at, not those of folders below.
-        name: of the one file whose partial files are meant; None is all files.
-        is_locked: nobody else writes here, so that a process of the same number is another one.
+    In a locked folder nobody else writes, so that a process of the same number is another one.
     """
     for path in folder.iterdir() if folder.is_dir() else ():
         found = PARTIAL.fullmatch(path.name)
@@ -129,40 +169,26 @@ def remove_leftovers(folder: Path, *, name: str | None = None, is_locked: bool =
         pid = int(found["pid"])
         if name not in (None, found["name"]) or pid == os.getpid():
             continue
-        if is_locked or not is_alive(pid):
+        if is_locked or not _is_alive(pid):
             log.info("removed %s, left over by process %d", path, pid)
             path.unlink(missing_ok=True)
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs; True where the platform cannot tell safely."""
-    if os.name != "posix":
-        return True  # signal 0 would interrupt the process there
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
+def _is_alive(pid: int) -> bool:
+    if os.name == "posix":  # signal 0 would interrupt the process elsewhere
+        try:
+            os.kill(pid, 0)
+        except (ProcessLookupError, OverflowError):
+            return False
+        except PermissionError:
+            pass
     return True
 
 
-class FolderBusyError(FileExistsError):
-    """Another process writes the folder."""
-
-
 class FolderLock:
-    """One process at a time in a folder; the lock ends with the object or with its process.
+    """One process at a time in a folder, see `lock_folder`; ends with the object or its process."""
 
-    Use `lock_folder`, which lets parts of one process share a lock.
-
-    Args:
-        folder: existing folder; the lock is a file in it.
-        name: of the lock file.
-    Raises: FolderBusyError naming the owner.
-    """
-
-    def __init__(self, folder: Path, name: str = LOCK) -> None:
+    def __init__(self, folder: Path, name: str) -> None:
         self.file = (folder / name).open("a+")
         if not _try_lock(self.file):
             self.file.seek(0)
@@ -181,13 +207,11 @@ class FolderLock:
 
 
 def lock_folder(folder: Path, name: str = LOCK) -> FolderLock:
-    """Lock a folder for this process, made where it is missing; what dead processes left over in
-    it is removed.
+    """Lock a folder for this process by a file in it, as long as the returned object lives.
 
-    Args:
-        folder: to lock.
-        name: of the lock file.
-    Returns: the lock, which is held as long as the object lives.
+    The folder is made where it is missing; what dead processes left over in it is removed. Parts of
+    one process share a lock.
+
     Raises: FolderBusyError naming the owner.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -219,32 +243,27 @@ def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
 
 
 def _try_lock(file: IO[str]) -> bool:
-    """Lock an open file without waiting; a file system without locks counts as free."""
-    try:
+    """Lock an open file without waiting; a platform or file system without locks counts as free."""
+    with contextlib.suppress(ImportError):
         import fcntl
-    except ImportError:
-        return _try_lock_elsewhere(file)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        log.warning("%s cannot be locked: %s", file.name, error)
-    return True
 
-
-def _try_lock_elsewhere(file: IO[str]) -> bool:
-    try:
-        import msvcrt
-    except ImportError:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            log.warning("%s cannot be locked: %s", file.name, error)
         return True
-    file.seek(1 << 30)  # behind the content, which others may read
-    try:
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    except OSError:
-        return False
-    finally:
-        file.seek(0)
+    with contextlib.suppress(ImportError):
+        import msvcrt
+
+        file.seek(1 << 30)  # behind the content, which others may read
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except OSError:
+            return False
+        finally:
+            file.seek(0)
     return True
 
 
@@ -263,17 +282,31 @@ def put_aside(folder: Path) -> None:
             path.rename(aside / path.name)
 
 
-class UnreadableSample(ValueError):  # noqa: N818  named for what it stands for, as its kinds
-    """A sample that cannot be read or used; training may take another one in its place.
+def foreign_kind(head: bytes) -> str | None:
+    """What begins with these bytes, as text that follows the file's name ("is an HTML page ...").
 
-    Args:
-        path: file, or file and entry in it.
-        reason: why.
+    Returns: None for bytes of no known kind.
     """
-
-    def __init__(self, path: str | Path, reason: str = "") -> None:
-        super().__init__(str(path), reason)
-        self.path, self.reason = str(path), reason
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}" if self.reason else self.path
+    head = head[:KIND_BYTES]
+    if not head:
+        return "is empty (0 bytes): its download or copy did not start"
+    if not head.strip(b"\0"):
+        return "begins with zeros alone: its download or copy is not complete"
+    for offset, mark, kind in KINDS:
+        if head[offset : offset + len(mark)] == mark:
+            return kind
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    lower = start.lower()
+    if lower.startswith(HTML) or (lower.startswith((b"<?xml", b"<!--")) and b"<html" in lower):
+        return "is an HTML page, probably the login or error page of its download"
+    if lower.startswith(b"<?xml"):
+        return "is an XML document, probably the error answer of its download"
+    if start[:1] in (b"{", b"["):
+        return "is JSON text"
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head, len(head) < KIND_BYTES)
+    except UnicodeDecodeError:
+        return None
+    if all(c.isprintable() or c.isspace() for c in text):
+        return f"is a text file that begins {text[:40].strip()!r}"
+    return None

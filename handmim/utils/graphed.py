@@ -1,5 +1,4 @@
-"""Work on a GPU recorded once and replayed: what launching its kernels one by one costs is saved,
-which at small batches is most of the time."""
+"""Work on a GPU recorded once and replayed, without the cost of launching its kernels."""
 
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
@@ -13,14 +12,10 @@ WARM_UPS = 3  # libraries choose and load their kernels in the first calls
 
 
 class Graphed(Generic[Result]):
-    """A function of tensors as a CUDA graph.
+    """A function of tensors on one CUDA device as a CUDA graph, for inputs of the given shapes.
 
-    The work may not wait for the device nor read memory of the host, and always does the same for
-    inputs of the same shapes.
+    The work may not wait for the device nor read memory of the host, and always does the same.
 
-    Args:
-        work: function of tensors on one CUDA device.
-        inputs: tensors of the shapes that it will get.
     Raises: ValueError for tensors of another device.
     """
 

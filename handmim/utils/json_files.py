@@ -2,8 +2,7 @@
 
 import gc
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,12 +19,8 @@ _BLANK_BRACKETS = bytes.maketrans(b"[]", b"  ")
 def read_json(path: str | Path, *, max_mb: float = MAX_MB, option: str = "") -> Any:
     """Read a JSON file of any Unicode encoding, with or without a byte order mark.
 
-    Args:
-        path: the file.
-        max_mb: largest size in MB.
-        option: config key that names the file, for messages.
-    Raises: FileNotFoundError; ValueError for anything that is no JSON within these bounds. Both
-        name the file and the option.
+    Raises: FileNotFoundError; ValueError for anything that is no JSON of `max_mb` at most. Both
+        name the file and the option (a config key).
     """
     path = Path(path)
     where = f" ({option})" if option else ""
@@ -55,16 +50,14 @@ def read_object(path: str | Path, *, needs: Sequence[str] = ()) -> dict[str, Any
 def parse_json(raw: bytes, name: str) -> Any:
     """Parse JSON text in UTF-8, UTF-16 or UTF-32.
 
-    Args:
-        raw: the text.
-        name: of its source, for messages.
-    Raises: ValueError for anything else, with line and column.
+    Raises: ValueError for anything else, with the name of its source, line and column.
     """
     if not raw.strip():
         raise ValueError(f"{name} is empty, JSON is required")
+    was_enabled = gc.isenabled()
+    gc.disable()  # it would visit millions of new lists again and again
     try:
-        with _no_collection():
-            return json.loads(raw)
+        return json.loads(raw)
     except json.JSONDecodeError as error:
         is_cut = error.pos >= len(error.doc.rstrip())
         raise ValueError(
@@ -77,27 +70,16 @@ def parse_json(raw: bytes, name: str) -> Any:
         raise ValueError(f"{name} holds a number of too many digits to read") from error
     except RecursionError as error:
         raise ValueError(f"{name} nests too deeply to read") from error
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Millions of new lists let Python's collector visit all of them again and again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
     finally:
         if was_enabled:
             gc.enable()
 
 
 def parse_numbers(text: bytes) -> NDArray[np.float64]:
-    """Numbers of a JSON list, nested or not, or of a part of one; brackets are not checked.
+    """Numbers [n] of a JSON list, nested or not, or of a part of one; brackets are not checked.
 
-    Args:
-        text: numbers with a comma between any two; NaN and Infinity are numbers here.
-    Returns: [n], the float64 nearest to each.
-    Raises: ValueError for anything else.
+    NaN and Infinity are numbers; the integer -0 is 0, as in `json`. Raises: ValueError for anything
+    but numbers with a comma between any two.
     """
     flat = text.translate(_BLANK_BRACKETS)
     try:
@@ -110,11 +92,7 @@ def parse_numbers(text: bytes) -> NDArray[np.float64]:
 
 
 def rows_text(rows: NDArray[np.floating]) -> bytes:
-    """A list of lists of numbers, rounded to `DECIMALS`, without white space.
-
-    Args:
-        rows: [n, k] finite.
-    """
+    """Finite rows [n, k] as a list of lists, rounded to `DECIMALS`, without white space."""
     exact = np.asarray(rows, np.float64)
     # beyond this size float64 has no more decimals to round
     rounded = np.where(np.abs(exact) < 9e8, np.round(exact, DECIMALS) + 0.0, exact)

@@ -1,8 +1,6 @@
-"""Compiled kernels and where their machine code is kept.
+"""numba's `njit`, whose machine code is kept by a hash of all kernels' sources.
 
-numba looks at the file of a kernel alone to tell whether its cached code still holds, not at the
-kernels of other files that were compiled into it. So the code is kept by what all sources together
-say: after any change of a kernel all of them are compiled anew, once.
+numba compares only the file of a kernel with its cached code, not those of kernels it calls.
 """
 
 import hashlib
@@ -24,14 +22,9 @@ def sources_digest(package: Path = PACKAGE) -> str:
     return digest.hexdigest()[:16]
 
 
-def _cache_dir() -> str:
-    """Beside the sources where they can be written to, else below the user's cache."""
-    beside = PACKAGE / "__pycache__"
-    folder = beside if os.access(PACKAGE, os.W_OK) else Path.home() / ".cache" / "handmim"
-    return str(folder / f"kernels-{sources_digest()}")
-
-
-if not os.environ.get("NUMBA_CACHE_DIR"):  # else the user has said where
-    numba.config.CACHE_DIR = _cache_dir()  # type: ignore[attr-defined]
+if not os.environ.get("NUMBA_CACHE_DIR"):
+    is_ours = os.access(PACKAGE, os.W_OK)
+    folder = PACKAGE / "__pycache__" if is_ours else Path.home() / ".cache" / "handmim"
+    numba.config.CACHE_DIR = str(folder / f"kernels-{sources_digest()}")  # type: ignore[attr-defined]
 
 njit = numba.njit

@@ -1,8 +1,5 @@
-"""The content that a pickle may have: inert stand-ins for classes, arrays and plain values, in
-proportion to the file's size.
-
-Nothing is imported. Types, shapes and sizes of arrays are checked before numpy takes any of them.
-"""
+"""Values that a pickle may make: what it calls is only noted, and made here in proportion to the
+file's size."""
 
 import math
 import re
@@ -11,22 +8,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-# Numbers, bytes, text and plain objects; no records, no dates.
-_DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c(8|16)|[SU][1-9][0-9]*|O8?")
-_MAX_ARGS = 8
-_MAX_SHOWN = 100  # characters of a name in a message
-# Hand models have megabytes and hundreds of instructions, label files far fewer. An instruction
-# makes up to 64 bytes and takes some 2 us, so that the bounds keep a file to seconds.
-MAX_BYTES, MAX_OPCODES = 1 << 28, 1_000_000
 # Numbers of different value and equal hash are easily found: a dict of n of them takes n^2 steps.
 # Python's hashes of text and bytes are random, and those of integers of 8 bytes differ.
-_MAX_FORGEABLE_KEYS = 10_000
-_MAX_AXES = 32
+MAX_FORGEABLE_KEYS = 10_000
 # Bytes of content per byte of file, and beside that. A file may make once what it holds once, in
 # a few steps; objects referred to again and again would make gigabytes of kilobytes.
-_CONTENT_PER_BYTE, _CONTENT_FREE = 8, 16_000_000
-SLOT = 8  # bytes of a reference in a container
-_MEMBER = 32  # and of one in a set
+CONTENT_PER_BYTE, CONTENT_FREE = 8, 16_000_000
+SLOT, MEMBER = 8, 32  # bytes of a reference in a container, and in a set
+MAX_ARGS, MAX_AXES = 8, 32
+# Numbers, bytes, text and plain objects; no records, no dates.
+DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c(8|16)|[SU][1-9][0-9]*|O8?")
+PLAIN = (type(None), bool, int, float, type)
+KEYS = (type(None), str, bytes, int, float, complex, np.number, np.bool_)
 
 
 class UnsafePickleError(ValueError):
@@ -34,11 +27,9 @@ class UnsafePickleError(ValueError):
 
 
 class Record:
-    """Inert stand-in for an object of a foreign class; one subclass per foreign class.
+    """Inert stand-in for an object; one subclass per foreign class.
 
-    Attributes:
-        args: arguments that the class would have been called with.
-        state: content that the object would have been restored from, None if nothing.
+    `args` are those of its class, `state` is what it would have been restored from.
     """
 
     args: tuple[Any, ...]
@@ -46,128 +37,154 @@ class Record:
     __hash__ = None  # type: ignore[assignment]  # never a key: its state changes after it is made
 
     def __new__(cls, *args: Any) -> "Record":
-        """Made by any of the ways in which pickles make objects."""
-        if len(args) > _MAX_ARGS:
+        """Called in each of the ways in which pickles make objects."""
+        if len(args) > MAX_ARGS:
             raise ValueError(f"an object made of {len(args)} parts")
         record = super().__new__(cls)
         record.args, record.state = args, None
         return record
 
 
-class Array(Record):
-    """Stand-in for numpy.ndarray, and for an array until its content is read."""
+class Call(Record):
+    """A call of the function of `Maker` that a subclass is named after."""
+
+
+class Dict(list[Any]):
+    """Keys and values of a dict in turn."""
+
+
+class Set(list[Any]):
+    """Members of a set."""
+
+
+class FrozenSet(list[Any]):
+    """Members of a frozenset."""
 
 
 def _shown(value: Any) -> str:
     """A value in a message; containers may be endless when written out."""
-    if isinstance(value, (str, bytes)):
-        return repr(value[:40])
-    return repr(value) if isinstance(value, (bool, float)) else type(value).__name__
+    return repr(value[:40]) if isinstance(value, (str, bytes)) else type(value).__name__
 
 
 class Maker:
-    """Makes the content that a pickle makes, in proportion to the file and no more.
+    """Makes the values that a pickle notes, in proportion to the file's size in bytes.
 
-    Args:
-        file_size: bytes.
+    Types, shapes and sizes of arrays are checked before numpy takes any of them.
     """
 
     def __init__(self, file_size: int) -> None:
-        self.file_size = file_size
-        self.limit, self.spent = _CONTENT_PER_BYTE * file_size + _CONTENT_FREE, 0
-        self.num_forgeable_keys = 0
-
-    def find(self, module: str, name: str) -> Any:
-        """The stand-in for a class or function.
-
-        Raises: UnsafePickleError: nothing of that name.
-        """
-        found = _NAMES.get((module, name))
-        if found is None:
-            raise UnsafePickleError(f"names {module[:_MAX_SHOWN]}.{name[:_MAX_SHOWN]}")
-        return getattr(self, found) if isinstance(found, str) else found
+        self.file_size, self.spent, self.num_forgeable_keys = file_size, 0, 0
+        self.limit = CONTENT_PER_BYTE * file_size + CONTENT_FREE
+        self.done: dict[int, tuple[Any, Any, int]] = {}  # by id: node, its value, bytes spent
 
     def spend(self, num_bytes: int) -> None:
-        """Count bytes that are about to be made, or gone over.
+        """Count bytes that are about to be made or gone over.
 
-        Raises: UnsafePickleError: more than the file may make.
+        Raises: UnsafePickleError for more than the file may make.
         """
         self.spent += num_bytes
-        self.check(self.spent)
-
-    def check(self, num_bytes: int) -> None:
-        """Refuse content of more bytes than the file may make."""
-        if num_bytes > self.limit:
+        if self.spent > self.limit:
             raise UnsafePickleError(
                 f"makes more than {self.limit} bytes of content in a file of {self.file_size}"
             )
 
+    def value(self, node: Any) -> Any:
+        """The value that a node stands for. One that is referred to again is spent again: it is
+        small as it stands, and may be gigabytes when written out."""
+        self.spend(SLOT)
+        if isinstance(node, (str, bytes, bytearray)):
+            self.spend(len(node))
+            return node
+        if isinstance(node, PLAIN):
+            return node
+        if id(node) in self.done:
+            self.spend(self.done[id(node)][2])
+            return self.done[id(node)][1]
+        before = self.spent
+        made = self._made(node)
+        self.done[id(node)] = node, made, self.spent - before
+        return made
+
+    def _made(self, node: Any) -> Any:
+        if isinstance(node, Call):
+            return self._called(node)
+        if isinstance(node, tuple):
+            return tuple(self.value(part) for part in node)
+        if isinstance(node, (Set, FrozenSet)):
+            members = self._set([self.value(part) for part in node])
+            return members if isinstance(node, Set) else frozenset(members)
+        made: Any = {} if isinstance(node, Dict) else [] if isinstance(node, list) else node
+        self.done[id(node)] = node, made, SLOT  # for parts that hold it
+        if isinstance(node, Dict):
+            for key, value in zip(node[::2], node[1::2], strict=True):
+                made[self.key(self.value(key))] = self.value(value)
+        elif isinstance(node, list):
+            made.extend(self.value(part) for part in node)
+        elif isinstance(node, Record):
+            made.args, made.state = self.value(node.args), self.value(node.state)
+        else:
+            raise ValueError(f"a {type(node).__name__} where data is required")
+        return made
+
+    def _called(self, node: Call) -> Any:
+        name, args, state = type(node).__name__, self.value(node.args), self.value(node.state)
+        if name in RESTORED:
+            return self.call(name, state, *args)
+        if state is not None or name not in CALLED:
+            raise ValueError(f"a {name} without content, or with state")
+        return self.call(name, *args)
+
+    def call(self, name: str, *args: Any) -> Any:
+        """The result of one of the functions below."""
+        return getattr(self, f"_{name}")(*args)
+
     def key(self, key: Any) -> Any:
         """A key of a dict or member of a set, before it is hashed."""
-        if isinstance(key, tuple):
-            self.spend(SLOT * len(key))
-            for item in key:
-                if isinstance(item, tuple):
-                    raise UnsafePickleError("uses a tuple inside a tuple as a key")
-                self.key(item)
-        elif isinstance(key, (str, bytes)):
-            self.spend(len(key))
-        elif isinstance(key, int):
-            self.spend(key.bit_length() // 8)
-        elif key is not None and not isinstance(key, (float, complex, np.number, np.bool_)):
-            raise UnsafePickleError(f"uses a {type(key).__name__} as a key")
-        is_short = key is None or (isinstance(key, int) and key.bit_length() <= 64)
-        if not is_short and not isinstance(key, (str, bytes)):
+        parts = key if isinstance(key, tuple) else (key,)
+        self.spend(SLOT * len(parts))
+        for part in parts:
+            if not isinstance(part, KEYS):
+                kind = "tuple inside a tuple" if parts is key else type(part).__name__
+                raise UnsafePickleError(f"uses a {kind} as a key")
+            if isinstance(part, (str, bytes)):
+                self.spend(len(part))
+            elif isinstance(part, int):
+                self.spend(part.bit_length() // 8)
+        is_short = isinstance(key, (str, bytes, type(None)))
+        if not is_short and not (isinstance(key, int) and key.bit_length() <= 64):
             self.num_forgeable_keys += 1
-            if self.num_forgeable_keys > _MAX_FORGEABLE_KEYS:
+            if self.num_forgeable_keys > MAX_FORGEABLE_KEYS:
                 raise UnsafePickleError(
-                    f"uses more than {_MAX_FORGEABLE_KEYS} keys that are neither text nor integers "
+                    f"uses more than {MAX_FORGEABLE_KEYS} keys that are neither text nor integers "
                     "of 8 bytes"
                 )
         return key
 
-    def build(self, target: Any, state: Any) -> Any:
-        """An object with its state: a record, or the dtype or array that takes the place of its
-        stand-in."""
-        if isinstance(target, Array):
-            if not isinstance(state, tuple) or len(state) != 5:
-                raise ValueError("an array without content")
-            return self.array(*state[1:])
-        if isinstance(target, Record):
-            target.state = state
-            return target
-        if isinstance(target, np.dtype):
-            return self._ordered(target, state)
-        if callable(target) and not isinstance(target, type):
-            raise UnsafePickleError("tries to alter a function")
-        raise ValueError(f"state for a {_shown(target)}")
-
-    def dtype(self, code: Any, align: Any = False, copy: Any = False) -> np.dtype[Any]:
-        """numpy's dtype, of plain values alone."""
-        if not isinstance(code, str) or not _DTYPE.fullmatch(code):
+    def _dtype(self, state: Any, code: Any, align: Any = False, copy: Any = False) -> np.dtype[Any]:
+        if not isinstance(code, str) or not DTYPE.fullmatch(code):
             raise ValueError(f"arrays of type {_shown(code)} are not read")
-        return np.dtype(code, copy=True)  # type: ignore[call-overload, no-any-return]
-
-    @staticmethod
-    def _ordered(dtype: np.dtype[Any], state: Any) -> np.dtype[Any]:
+        dtype: np.dtype[Any] = np.dtype(code)
+        if state is None:
+            return dtype
         if not isinstance(state, tuple) or len(state) < 5 or any(s is not None for s in state[2:5]):
-            raise ValueError(f"arrays of type {dtype.str} with fields are not read")
+            raise ValueError(f"arrays of type {code} with fields are not read")
         if state[1] not in ("<", ">", "|", "="):
             raise ValueError(f"byte order {_shown(state[1])} is not one")
         return dtype.newbyteorder(state[1])
 
-    def reconstruct(self, kind: Any, shape: Any, code: Any) -> Record:
-        """An array yet to be filled."""
-        if kind is not Array:
+    def _reconstruct(self, state: Any, kind: Any, shape: Any, code: Any) -> NDArray[Any]:
+        if kind is not NAMES["numpy", "ndarray"]:
             raise UnsafePickleError("makes numpy build something other than an array")
-        return Array()
+        if not isinstance(state, tuple) or len(state) != 5:
+            raise ValueError("an array without content")
+        return self._array(*state[1:])
 
-    def array(self, shape: Any, dtype: Any, fortran: Any, content: Any) -> NDArray[Any]:
-        """Array of the recorded parts, which must fit each other."""
+    def _array(self, shape: Any, dtype: Any, fortran: Any, content: Any) -> NDArray[Any]:
+        """Array of the noted parts, which must fit each other."""
         if not isinstance(dtype, np.dtype):
             raise ValueError(f"array type is {type(dtype).__name__}, a numpy dtype is required")
-        if not isinstance(shape, tuple) or len(shape) > _MAX_AXES:
-            raise ValueError(f"array shape is {_shown(shape)}, {_MAX_AXES} axes at most are read")
+        if not isinstance(shape, tuple) or len(shape) > MAX_AXES:
+            raise ValueError(f"array shape is {_shown(shape)}, {MAX_AXES} axes at most are read")
         if any(type(n) is not int or not 0 <= n < 2**63 for n in shape):
             raise ValueError("array shape is of anything but lengths")
         order: Literal["F", "C"] = "F" if fortran else "C"
@@ -175,12 +192,11 @@ class Maker:
         if dtype.hasobject:
             if not isinstance(content, list) or len(content) != count:
                 raise ValueError(f"array of shape {shape} does not hold {count} objects")
-            self.spend(SLOT * count)
             flat = np.empty(count, dtype=object)
             for i, item in enumerate(content):
                 flat[i] = item
             return flat.reshape(shape, order=order)
-        raw = self.raw(content)
+        raw = self._raw(content)
         if len(raw) != count * dtype.itemsize:
             raise ValueError(
                 f"array of shape {shape} and type {dtype} holds {len(raw)} bytes,"
@@ -190,82 +206,77 @@ class Maker:
             return np.zeros(shape, dtype=dtype)
         return np.frombuffer(raw, dtype=dtype).reshape(shape, order=order).copy(order="K")
 
-    def raw(self, content: Any) -> bytes:
+    def _raw(self, content: Any) -> bytes:
         """Bytes of an array; Python 2 wrote them as a string."""
         if not isinstance(content, (str, bytes, bytearray)):
             raise ValueError(f"array content is {type(content).__name__}, bytes are required")
         self.spend(len(content))
         return content.encode("latin1") if isinstance(content, str) else bytes(content)
 
-    def from_buffer(self, buffer: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> Any:
-        """An array as protocol 5 writes it."""
-        array = self.array(shape, dtype, order == "F", buffer)
+    def _from_buffer(self, raw: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> Any:
+        array = self._array(shape, dtype, order == "F", raw)
         return array if axes is None else array.transpose(axes)
 
-    def scalar(self, dtype: Any, content: Any) -> Any:
-        """numpy's scalar of that type."""
-        return self.array((1,), dtype, False, content)[0]
+    def _scalar(self, dtype: Any, content: Any) -> Any:
+        return self._array((1,), dtype, False, content)[0]
 
-    def reconstructor(self, kind: Any, base: Any, state: Any) -> Record:
-        """An object yet to be filled, in protocols 0 and 1."""
-        if not (isinstance(kind, type) and issubclass(kind, Record)) or base is not object or state:
+    def _reconstructor(self, state: Any, kind: Any, base: Any, content: Any) -> Record:
+        is_class = (
+            isinstance(kind, type) and issubclass(kind, Record) and not issubclass(kind, Call)
+        )
+        if not is_class or base is not NAMES["builtins", "object"] or content:
             raise UnsafePickleError(f"tries to rebuild {_shown(kind)} from {_shown(base)}")
-        return kind()
+        record = kind()
+        record.state = state
+        return record
 
-    def encode(self, text: Any, encoding: Any = "latin1") -> bytes:
-        """How Python 3 writes bytes for Python 2."""
+    def _encode(self, text: Any, encoding: Any = "latin1") -> bytes:
         if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
             raise UnsafePickleError(f"tries to encode by {_shown(encoding)}")
-        return self.raw(text)
+        return self._raw(text)
 
-    def complex(self, real: Any, imag: Any) -> complex:
-        """Of numbers; text would have to be read."""
+    def _complex(self, real: Any, imag: Any) -> complex:
         if not isinstance(real, (int, float)) or not isinstance(imag, (int, float)):
             raise UnsafePickleError("tries to convert to a complex number")
         return complex(real, imag)
 
-    def bytes(self, *args: Any) -> bytes:
-        """How Python 3 writes no bytes for Python 2."""
+    def _bytes(self, *args: Any) -> bytes:
         if args:
             raise UnsafePickleError("tries to convert to bytes")
         return b""
 
-    def bytearray(self, content: Any = b"", encoding: Any = "latin1") -> bytearray:
-        """Of bytes, or of text as in `encode`."""
+    def _bytearray(self, content: Any = b"", encoding: Any = "latin1") -> bytearray:
         is_text = isinstance(content, str)
-        return bytearray(self.encode(content, encoding) if is_text else self.raw(content))
+        return bytearray(self._encode(content, encoding) if is_text else self._raw(content))
 
-    def set(self, members: Any = ()) -> set[Any]:
-        """Of a list."""
+    def _set(self, members: Any = ()) -> set[Any]:
         if not isinstance(members, (list, tuple)):
             raise UnsafePickleError(f"tries to convert a {type(members).__name__} to a set")
-        self.spend(_MEMBER * len(members))
+        self.spend(MEMBER * len(members))
         return {self.key(member) for member in members}
 
-    def frozenset(self, members: Any = ()) -> frozenset[Any]:
-        """Of a list."""
-        return frozenset(self.set(members))
+    def _frozenset(self, members: Any = ()) -> frozenset[Any]:
+        return frozenset(self._set(members))
 
 
-# Classes, and names of functions of `Maker`, by module and name.
-_NAMES: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): Array,
-    ("numpy", "dtype"): "dtype",
-    ("_codecs", "encode"): "encode",
-    **{
-        (f"{core}.{module}", name): function
-        for core in ("numpy.core", "numpy._core")
-        for module, name, function in (
-            ("multiarray", "_reconstruct", "reconstruct"),
-            ("multiarray", "scalar", "scalar"),
-            ("numeric", "_frombuffer", "from_buffer"),
-        )
-    },
-    **{
-        (module, name): name
-        for module in ("__builtin__", "builtins")
-        for name in ("set", "frozenset", "complex", "bytes", "bytearray")
-    },
-    **{(module, "object"): object for module in ("__builtin__", "builtins")},  # which does nothing
-    **{(module, "_reconstructor"): "reconstructor" for module in ("copy_reg", "copyreg")},
+BUILTINS = ("set", "frozenset", "complex", "bytes", "bytearray")
+CALLED = (*BUILTINS, "encode", "scalar", "from_buffer")
+RESTORED = ("dtype", "reconstruct", "reconstructor")  # from a state, which comes first
+
+
+def _named(function: str, name: str, *modules: str) -> dict[tuple[str, str], type[Record]]:
+    return dict.fromkeys([(m, name) for m in modules], type(function, (Call,), {}))
+
+
+_CORES = ("numpy.core", "numpy._core")
+NAMES: dict[tuple[str, str], type[Record]] = {
+    **_named("ndarray", "ndarray", "numpy"),
+    **_named("dtype", "dtype", "numpy"),
+    **_named("encode", "encode", "_codecs"),
+    **_named("reconstruct", "_reconstruct", *(f"{core}.multiarray" for core in _CORES)),
+    **_named("scalar", "scalar", *(f"{core}.multiarray" for core in _CORES)),
+    **_named("from_buffer", "_frombuffer", *(f"{core}.numeric" for core in _CORES)),
+    **_named("reconstructor", "_reconstructor", "copy_reg", "copyreg"),
 }
+for _name in (*BUILTINS, "object"):
+    NAMES |= _named(_name, _name, "__builtin__", "builtins")

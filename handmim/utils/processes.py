@@ -1,7 +1,7 @@
 """Processes: exit codes, programs that end with this one, and what a launcher started.
 
-torchrun and Slurm are known by their environment variables, as Fabric reads them. Nothing heavy is
-imported, since every entry point needs this.
+Launchers are known by their environment variables, as Fabric reads them. Nothing heavy is imported,
+since every entry point needs this.
 """
 
 import os
@@ -44,20 +44,14 @@ POLL_S = 0.5
 
 
 def start_child(command: Sequence[str], **how: Any) -> "subprocess.Popen[bytes]":
-    """A started program that calls `end_with_parent`.
-
-    Args:
-        command: program and arguments.
-        how: as Popen takes it, but for stdin, to which nothing is written.
-    """
+    """Start a program that calls `end_with_parent`; `how` as Popen takes it, but for stdin."""
     how["env"] = {**how.get("env", os.environ), TIED: "1"}
     return subprocess.Popen(command, stdin=subprocess.PIPE, **how)
 
 
 def end_with_parent() -> None:
-    """In a program of `start_child`: from now on it gets SIGTERM when the process that started it
-    has ended. A process started within `starting_ranks` ends at once then. Elsewhere nothing
-    happens."""
+    """Let a program of `start_child` get SIGTERM when the process that started it has ended, and
+    one started within `starting_ranks` end at once then."""
     if os.environ.pop(TIED, None):  # not for its own children
         threading.Thread(target=_wait, daemon=True).start()
     if starter := os.environ.pop(STARTER, None):
@@ -103,11 +97,6 @@ class Launched(NamedTuple):
     per_node: int
     num_nodes: int
 
-    @property
-    def total(self) -> int:
-        """Number of processes."""
-        return self.per_node * self.num_nodes
-
 
 def is_first() -> bool:
     """Whether this process is the main one of its run, or the only one."""
@@ -122,12 +111,19 @@ def launched() -> Launched | None:
     # torchrun first, as in Fabric: it is also started inside Slurm's jobs.
     if "TORCHELASTIC_RUN_ID" in os.environ:
         total, per_node = _number("WORLD_SIZE"), _number("LOCAL_WORLD_SIZE")
-        return _checked(Launched("torchrun", per_node, max(1, total // per_node)), total)
-    if "SLURM_NTASKS" in os.environ and SRUN in os.environ and not _is_interactive():
+        found = Launched("torchrun", per_node, max(1, total // per_node))
+    elif "SLURM_NTASKS" in os.environ and SRUN in os.environ and not _is_interactive():
         total = _number("SLURM_NTASKS")
         num_nodes = min(total, _number("SLURM_NNODES"))
-        return _checked(Launched("Slurm", total // num_nodes, num_nodes), total)
-    return None
+        found = Launched("Slurm", total // num_nodes, num_nodes)
+    else:
+        return None
+    if found.per_node * found.num_nodes != total:
+        raise ValueError(
+            f"{found.by} started {total} processes on {found.num_nodes} nodes, but as many are "
+            "required on each (torchrun --nproc_per_node, srun --ntasks-per-node)"
+        )
+    return found
 
 
 def _is_interactive() -> bool:
@@ -142,26 +138,16 @@ def _number(name: str) -> int:
     return int(value)
 
 
-def _checked(found: Launched, total: int) -> Launched:
-    if found.total != total:
-        raise ValueError(
-            f"{found.by} started {total} processes on {found.num_nodes} nodes, but as many are "
-            "required on each (torchrun --nproc_per_node, srun --ntasks-per-node)"
-        )
-    return found
-
-
 def devices_of(devices: Any, num_nodes: int) -> tuple[Any, int]:
-    """Devices per node and number of nodes of a run, the launcher's where the settings are open.
+    """Devices per node and number of nodes of a run, the launcher's where the settings, as Fabric
+    takes them, are open.
 
-    Args:
-        devices: as Lightning Fabric takes them (machine.devices).
-        num_nodes: likewise (machine.num_nodes).
     Raises: ValueError for settings that the launcher contradicts, and for several processes of a
         launcher that Fabric does not know.
     """
     found = launched()
-    if found is None or (found.by == "Slurm" and found.total == 1):  # may start its own processes
+    total = 1 if found is None else found.per_node * found.num_nodes
+    if found is None or (found.by == "Slurm" and total == 1):  # may start its own processes
         if num_nodes > 1 and not any(name in os.environ for name in OF_NODES):
             raise ValueError(
                 f"num_nodes={num_nodes}, but nothing started this process on several nodes: start "
@@ -172,9 +158,9 @@ def devices_of(devices: Any, num_nodes: int) -> tuple[Any, int]:
             _refuse_others(devices, num_nodes)
         return devices, num_nodes
     if found.by == "Slurm":
-        if (rank := os.environ.get("SLURM_PROCID", "")) not in map(str, range(found.total)):
+        if (rank := os.environ.get("SLURM_PROCID", "")) not in map(str, range(total)):
             raise ValueError(
-                f"SLURM_PROCID={rank!r} is no number of one of {found.total} tasks (SLURM_NTASKS): "
+                f"SLURM_PROCID={rank!r} is no number of one of {total} tasks (SLURM_NTASKS): "
                 "start them with srun"
             )
         # Fabric requires it, but srun sets it only where --ntasks-per-node was given.
@@ -219,7 +205,7 @@ def require_one_process(name: str) -> None:
     Raises: ValueError.
     """
     found = launched()
-    if found is not None and found.total > 1:
+    if found is not None and (total := found.per_node * found.num_nodes) > 1:
         raise ValueError(
-            f"{name} runs as one process, but {found.by} started {found.total}: start it as one"
+            f"{name} runs as one process, but {found.by} started {total}: start it as one"
         )

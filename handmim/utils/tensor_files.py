@@ -4,7 +4,6 @@ Our files of safetensors carry a digest of their own bytes, which every reader m
 in the metadata is the digest of the whole file with zeros in its place.
 """
 
-import codecs
 import hashlib
 import json
 import pickle
@@ -12,8 +11,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,11 +19,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from handmim.utils.checksums import CHECKED, CHUNK, has_trailer
-from handmim.utils.files import atomic_path
+from handmim.utils.checked_files import CHECKED, CHUNK, has_trailer
+from handmim.utils.files import ARCHIVE, KIND_BYTES, atomic_path, foreign_kind
 from handmim.utils.unpickle import UnsafePickleError, check_torch_pickle
 
-KIND_BYTES = 1024  # by which the kind of a file is found
 MAX_HEADER = 100_000_000  # of safetensors: the format's own bound
 LENGTH_BYTES = 8  # before that header
 DIGEST = "sha256"
@@ -39,54 +36,42 @@ HEAD_BYTES = 1 << 26  # of pickles before the tensors of files before PyTorch 1.
 UNREAD = "its content is not what PyTorch writes"
 # How torch names an object that is no tensor and no plain value.
 OBJECT = re.compile(r"(?:GLOBAL|class|function|type) ([\w.<>']*\w+\.[\w.]+)")
-ARCHIVE = ": unpack it and give the file inside"
-MAGIC = {
-    b"\x1f\x8b": f"is a gzip archive{ARCHIVE}",
-    b"BZh": f"is a bzip2 archive{ARCHIVE}",
-    b"\xfd7zXZ": f"is an xz archive{ARCHIVE}",
-    b"7z\xbc\xaf\x27\x1c": f"is a 7-Zip archive{ARCHIVE}",
-    b"Rar!": f"is a RAR archive{ARCHIVE}",
-    b"\x28\xb5\x2f\xfd": f"is a Zstandard archive{ARCHIVE}",
-    b"\x89HDF": "is an HDF5 file (Keras), PyTorch weights are required",
-    b"\x93NUMPY": "is a NumPy array, PyTorch weights are required",
-    b"GGUF": "is a GGUF file, PyTorch weights are required",
-    b"%PDF": "is a PDF document",
-    b"\x89PNG": "is a PNG image",
-    b"\xff\xd8\xff": "is a JPEG image",
-    b"GIF8": "is a GIF image",
-    b"version https://git-lfs": "is a Git LFS pointer, not the file itself: run `git lfs pull`",
-}
-HTML = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<meta")
 
 
 def read_torch(
     path: Path, what: str, *, map_location: Any = "cpu", allow: Sequence[Any] = ()
 ) -> Any:
-    """Read a file of torch.save; nothing in it is executed.
+    """Read an existing file of torch.save; nothing in it is executed.
 
-    Args:
-        path: an existing file.
-        what: the file is, for messages: "a checkpoint".
-        map_location: as torch.load takes it.
-        allow: classes of plain values that may stand beside tensors, or (class, name in the file).
+    `what` names the file in messages ("a checkpoint"); `allow` are classes of plain values that may
+    stand beside tensors, or (class, name in the file).
+
     Raises: ValueError naming the file, for another kind of file, a damaged one, one of ours with
         another content than was written, and one with objects in it.
     """
     if not path.is_file():
         raise ValueError(f"{path} is no regular file, {what} is required")
     is_checked = has_trailer(path)
-    if kind := foreign_kind(path):
+    if kind := no_tensors(path):
         raise ValueError(f"{path} {kind}; {what} is required")
     if is_safetensors(path):
         raise ValueError(f"{path} holds safetensors, {what} is required")
     try:
         _check_pickle(path)
         # torch reads a path, unlike an open file, by its ending.
-        with path.open("rb") as file, _allowing(allow):
-            state = torch.load(file, map_location=map_location, weights_only=True)
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle protocols of others
+            with torch.serialization.safe_globals(list(allow)):
+                state = torch.load(file, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own text recommends to load such a file without its protection.
-        raise ValueError(f"{path} {_refusal(str(error), what)}") from None
+        reason = f"is damaged or not {what}: {UNREAD}"
+        if found := OBJECT.search(str(error)):
+            reason = (
+                f"holds more than tensors and plain values ({found[1]}), and loading that could "
+                "run code: refused. Save its state dict alone, where you trust it"
+            )
+        raise ValueError(f"{path} {reason}") from None
     except UnsafePickleError as error:
         raise ValueError(f"{path} {error}: refused, nothing in it was executed") from None
     except DAMAGED as error:
@@ -109,23 +94,6 @@ def _check_pickle(path: Path) -> None:
     check_torch_pickle(data, path.stat().st_size)
 
 
-@contextmanager
-def _allowing(classes: Sequence[Any]) -> Iterator[None]:
-    with torch.serialization.safe_globals(list(classes)), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the pickle protocols of others
-        yield
-
-
-def _refusal(text: str, what: str) -> str:
-    """Message about a file that torch refuses to unpickle."""
-    if found := OBJECT.search(text):
-        return (
-            f"holds more than tensors and plain values ({found[1]}), and loading that could run "
-            "code: refused. Save its state dict alone, where you trust it"
-        )
-    return f"is damaged or not {what}: {UNREAD}"
-
-
 def _first_line(error: Exception) -> str:
     """Cause of an error, without advice about how to load the file nevertheless."""
     lines = str(error).strip().splitlines()
@@ -134,31 +102,17 @@ def _first_line(error: Exception) -> str:
     return lines[0][:200] if isinstance(error, (RuntimeError, OSError, ValueError)) else UNREAD
 
 
-def foreign_kind(path: Path) -> str | None:
-    """The kind of a file that holds neither a PyTorch pickle nor safetensors.
-
-    Args:
-        path: an existing file.
-    Returns: text that follows the file's name ("is an HTML page ..."); None for a file that may
-        hold tensors, and for bytes of no known kind.
-    """
+def no_tensors(path: Path) -> str | None:
+    """What a file is that holds neither a PyTorch pickle nor safetensors, as `foreign_kind`; None
+    for a file that may hold tensors, and for bytes of no known kind."""
     with path.open("rb") as file:
         head = file.read(KIND_BYTES)
-    if not head:
-        return "is empty (0 bytes): its download or copy did not start"
-    if not head.strip(b"\0"):
-        return "begins with zeros alone: its download or copy is not complete"
-    if is_safetensors(path):
+    if head.strip(b"\0") and is_safetensors(path):
         return None
     if head.startswith(b"PK"):
         return _zip_kind(path)
-    for magic, kind in MAGIC.items():
-        if head.startswith(magic):
-            return kind
-    if head[257:262] == b"ustar":
-        return f"is a tar archive{ARCHIVE}"
     is_broken = path.suffix == ".safetensors" and not head.startswith(b"\x80")
-    return _text_kind(head) or (
+    return foreign_kind(head) or (
         "is damaged: it has no header of safetensors" if is_broken else None
     )
 
@@ -187,31 +141,9 @@ def _zip_kind(path: Path) -> str | None:
     return None
 
 
-def _text_kind(head: bytes) -> str | None:
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    lower = start.lower()
-    if lower.startswith(HTML) or (lower.startswith((b"<?xml", b"<!--")) and b"<html" in lower):
-        return "is an HTML page, probably the login or error page of its download"
-    if lower.startswith(b"<?xml"):
-        return "is an XML document, probably the error answer of its download"
-    if start[:1] in (b"{", b"["):
-        return "is JSON text, not a file of tensors"
-    try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(head, len(head) < KIND_BYTES)
-    except UnicodeDecodeError:
-        return None
-    if all(c.isprintable() or c.isspace() for c in text):
-        return f"is a text file that begins {text[:40].strip()!r}"
-    return None
-
-
 def save_weights(weights: Mapping[str, Tensor], path: Path, meta: Mapping[str, str]) -> None:
-    """Write tensors whole or not at all, with a digest in the metadata.
+    """Write tensors and text metadata whole or not at all, with a digest in the metadata.
 
-    Args:
-        weights: by name.
-        path: file to write.
-        meta: further metadata.
     Raises: OSError for a full disk, with the bytes that are needed and free; ValueError for weights
         that are not finite.
     """
@@ -227,7 +159,7 @@ def save_weights(weights: Mapping[str, Tensor], path: Path, meta: Mapping[str, s
         save_file(dict(weights), partial, metadata=filled)
         partial.chmod(mode)  # safetensors lets nobody but the owner read, whatever the umask
         with partial.open("rb+") as file:
-            offset = _offset(_header(file), ZEROS)
+            offset = LENGTH_BYTES + _header(file).find(ZEROS)
             digest = _digest(file, offset)
             file.seek(offset)
             file.write(digest)
@@ -248,18 +180,14 @@ def check_weights(path: Path) -> None:
         if recorded == (None, None):
             return
         written = str(recorded[0]).encode()
-        if len(written) != len(ZEROS) or _digest(file, _offset(header, written)) != written:
+        offset = LENGTH_BYTES + header.find(written)
+        if len(written) != len(ZEROS) or _digest(file, offset) != written:
             raise ValueError(f"{path} is damaged: its content is not what was written")
 
 
 def _header(file: BinaryIO) -> bytes:
     length = int.from_bytes(file.read(LENGTH_BYTES), "little")
     return file.read(min(length, MAX_HEADER))
-
-
-def _offset(header: bytes, digest: bytes) -> int:
-    """Position of the digest in the file."""
-    return LENGTH_BYTES + header.find(digest)
 
 
 def _digest(file: BinaryIO, offset: int) -> bytes:

@@ -1,25 +1,24 @@
 """Read pickles of plain data and arrays without running anything they name.
 
-A pickle is a small program that may call whatever it names. Here a name leads to a class without
-code, to a function of `pickle_content` or nowhere, and content is in proportion to the file.
+A pickle is a small program that may call whatever it names. Here a name leads to a class that only
+notes its arguments, or nowhere; `pickle_content` makes values of the notes.
 """
 
 import io
 import pickle
 import struct
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-import numpy as np
-
 from handmim.utils.pickle_content import (
-    MAX_BYTES,
-    MAX_OPCODES,
-    SLOT,
-    Array,
+    NAMES,
+    Dict,
+    FrozenSet,
     Maker,
     Record,
+    Set,
     UnsafePickleError,
 )
 
@@ -29,14 +28,25 @@ DAMAGE = (
     pickle.UnpicklingError, EOFError, IndexError, KeyError, AttributeError, TypeError, ValueError,
     OverflowError, MemoryError, RecursionError, ImportError, struct.error,
 )  # fmt: skip
-
+# Hand models have megabytes and hundreds of instructions, label files far fewer. An instruction
+# makes up to 64 bytes and takes some 2 us, so that the bounds keep a file to seconds.
+MAX_BYTES, MAX_OPCODES = 1 << 28, 1_000_000
+FREE_OPCODES = 100_000  # of a checkpoint, beside one in four bytes
+MAX_SHOWN = 100  # characters of a name in a message
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # first of several pickles, before zip archives
-# Instructions of a checkpoint beside one in four bytes, and nesting that Python does not write.
-_FREE_OPCODES, _MAX_MARKS = 100_000, 1000
+CALLED_BY_TORCH = {
+    ("_codecs", "encode"), ("builtins", "set"), ("builtins", "bytearray"), ("builtins", "complex"),
+}  # fmt: skip
 Handlers = dict[int, Callable[[Any], None]]
 
 
 class _File(io.BytesIO):
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        if size is not None and len(data) < size:
+            raise EOFError(f"{size} bytes are required, {len(data)} are left")
+        return data
+
     def readline(self, size: int | None = -1, /) -> bytes:
         line = super().readline(size)
         if not line.endswith(b"\n"):
@@ -57,122 +67,75 @@ class _CountedHandlers(Handlers):
 
 
 class _Reader(pickle._Unpickler):
-    """Python's own reader in Python: the one in C hashes keys before they can be checked.
+    """Python's own reader in Python, which hashes no key and calls nothing but stand-ins.
 
-    Args:
-        data: the pickle.
-        allowed: further classes by module and name.
-        maker: makes the content.
-        max_opcodes: instructions.
+    `names` are the classes that the pickle may name, by module and name.
     """
 
     dispatch: ClassVar[Handlers] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
     memo: dict[int, Any]
-    _unframer: Any
     read: Callable[[int], bytes]
     pop_mark: Callable[[], list[Any]]
 
-    def __init__(
-        self,
-        data: bytes,
-        allowed: Mapping[tuple[str, str], type[Record]],
-        maker: Maker,
-        max_opcodes: int = MAX_OPCODES,
-    ) -> None:
+    def __init__(self, data: bytes, names: Mapping[Any, Any], max_opcodes: int) -> None:
         super().__init__(_File(data), fix_imports=False, encoding="latin1")
-        self.num_bytes, self.allowed, self.maker = len(data), allowed, maker
+        self.names = names
         handlers = _CountedHandlers(type(self).dispatch)
         handlers.bound = max_opcodes
         self.dispatch = handlers  # type: ignore[misc]
 
-    def find_class(self, module: str, name: str) -> Any:
-        found = self.allowed.get((module, name))
-        return self.maker.find(module, name) if found is None else found
+    def load(self) -> Any:
+        result = super().load()
+        if max(self.memo, default=0) > 10 * MAX_OPCODES:  # pickle's reader in C reserves so many
+            raise ValueError(f"notes an object as number {max(self.memo)}")
+        return result
 
-    def persistent_load(self, pid: Any) -> NoReturn:
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.names:
+            raise UnsafePickleError(f"names {module[:MAX_SHOWN]}.{name[:MAX_SHOWN]}")
+        return self.names[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
         raise UnsafePickleError("names an object by number (PERSID)")
 
     def get_extension(self, code: int) -> NoReturn:
         raise UnsafePickleError(f"names an object by number (EXT {code})")
 
-    def _load_buffer(self) -> NoReturn:
-        raise UnsafePickleError("requires content from outside the file")
-
-    def _load_frame(self) -> None:
-        (size,) = struct.unpack("<Q", self.read(8))
-        self._check_room(size)
-        self._unframer.load_frame(size)
+    def extend(self, kind: type[list[Any]], items: list[Any]) -> None:
+        if type(self.stack[-1]) is not kind:
+            raise ValueError(f"a {kind.__name__} is required, got {type(self.stack[-1]).__name__}")
+        self.stack[-1].extend(items)
 
     def _load_bytearray(self) -> None:
         (size,) = struct.unpack("<Q", self.read(8))
-        self._check_room(size)  # memory is taken before it is read
-        self.stack.append(bytearray(self.read(size)))
-
-    def _check_room(self, size: int) -> None:
-        if size > self.num_bytes:
-            raise ValueError(f"{size} bytes or objects in {self.num_bytes} bytes")
-
-    def load(self) -> Any:
-        result = super().load()
-        # pickle's reader in C, which may read it next, would reserve room for that many.
-        self._check_room(max(self.memo, default=0))
-        return result
+        self.stack.append(bytearray(self.read(size)))  # Python takes the memory before it reads
 
     def _load_build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
-        self.stack[-1] = built = self.maker.build(target, state)
-        if built is not target:
-            self._replace(target, built)
-
-    def _replace(self, target: Any, built: Any) -> None:
-        """Put what was built where its stand-in was noted, a few notes before."""
-        for index in reversed(self.memo):
-            self.maker.spend(SLOT)
-            if self.memo[index] is target:
-                self.memo[index] = built
-                break
-
-    def _put_items(self, items: list[Any]) -> None:
-        target = self.stack[-1]
-        if type(target) is not dict or len(items) % 2:
-            raise ValueError(f"{len(items)} keys and values for a {type(target).__name__}")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            target[self.maker.key(key)] = value
+        if not isinstance(target, Record):
+            raise UnsafePickleError("tries to alter something other than an object")
+        target.state = state
 
     def _load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        self._put_items([key, value])
+        self.extend(Dict, [key, value])
 
-    def _load_setitems(self) -> None:
-        self._put_items(self.pop_mark())
-
-    def _load_dict(self) -> None:
+    def _load_new(self, kind: type[list[Any]]) -> None:
         items = self.pop_mark()
-        self.stack.append({})
-        self._put_items(items)
-
-    def _load_additems(self) -> None:
-        items, target = self.pop_mark(), self.stack[-1]
-        if type(target) is not set:
-            raise ValueError(f"members for a {type(target).__name__}")
-        target.update(self.maker.set(items))
-
-    def _load_frozenset(self) -> None:
-        items = self.pop_mark()
-        self.stack.append(self.maker.frozenset(items))
+        self.stack.append(kind())
+        self.extend(kind, items)
 
     dispatch |= {
-        pickle.NEXT_BUFFER[0]: _load_buffer,
-        pickle.READONLY_BUFFER[0]: _load_buffer,
-        pickle.FRAME[0]: _load_frame,
         pickle.BYTEARRAY8[0]: _load_bytearray,
         pickle.BUILD[0]: _load_build,
+        pickle.EMPTY_DICT[0]: lambda self: self.stack.append(Dict()),
+        pickle.DICT[0]: lambda self: self._load_new(Dict),
         pickle.SETITEM[0]: _load_setitem,
-        pickle.SETITEMS[0]: _load_setitems,
-        pickle.DICT[0]: _load_dict,
-        pickle.ADDITEMS[0]: _load_additems,
-        pickle.FROZENSET[0]: _load_frozenset,
+        pickle.SETITEMS[0]: lambda self: self.extend(Dict, self.pop_mark()),
+        pickle.EMPTY_SET[0]: lambda self: self.stack.append(Set()),
+        pickle.ADDITEMS[0]: lambda self: self.extend(Set, self.pop_mark()),
+        pickle.FROZENSET[0]: lambda self: self._load_new(FrozenSet),
     }
 
 
@@ -189,23 +152,24 @@ class _TorchReader(_Reader):
     torch decides which names are admitted; keys are checked before anything hashes them.
     """
 
-    metastack: list[Any]
-    dispatch: ClassVar[Handlers] = dict(_Reader.dispatch)
+    def __init__(self, data: bytes, file_size: int) -> None:
+        bound = min(FREE_OPCODES + file_size // 4, 10 * MAX_OPCODES)
+        super().__init__(data, {}, bound)
+        self.maker = Maker(file_size)
 
     def find_class(self, module: str, name: str) -> Any:
-        if module in ("builtins", "_codecs") and name in ("set", "bytearray", "complex", "encode"):
-            return self.maker.find(module, name)
+        if (module, name) in CALLED_BY_TORCH:
+            return partial(self.maker.call, name)
         is_mapping = module == "collections" and name in ("OrderedDict", "Counter")
         return self._mapping if is_mapping else _Part
 
-    def _mapping(self, *args: Any) -> _Part:
-        """An OrderedDict or Counter."""
+    def _mapping(self, *args: Any) -> Record:
         for items in args:
             for item in items if isinstance(items, (list, tuple)) else ():
                 self._check_key(item[0] if item and isinstance(item, list) else item)
         return _Part()
 
-    def persistent_load(self, pid: Any) -> _Part:  # type: ignore[override]
+    def persistent_load(self, pid: Any) -> Record:
         for part in pid if isinstance(pid, tuple) else (pid,):
             self._check_key(part)
         return _Part()
@@ -213,76 +177,34 @@ class _TorchReader(_Reader):
     def _check_key(self, key: Any) -> None:
         self.maker.key(0.0 if isinstance(key, Record) or key is _Part else key)
 
-    def _put_items(self, items: list[Any]) -> None:
-        for key in items[::2]:
+    def extend(self, kind: type[list[Any]], items: list[Any]) -> None:
+        for key in items[:: 2 if kind is Dict else 1]:
             self._check_key(key)
-
-    def _load_build(self) -> None:
-        self.stack.pop()
-
-    def _load_mark(self) -> None:
-        if len(self.metastack) > _MAX_MARKS:
-            raise UnsafePickleError(f"nests more than {_MAX_MARKS} containers")
-        super().load_mark()  # type: ignore[misc]
-
-    dispatch |= {pickle.MARK[0]: _load_mark, pickle.BUILD[0]: _load_build}
 
 
 def check_torch_pickle(data: bytes, file_size: int) -> None:
     """Follow the pickles of a checkpoint within bounds, before torch reads them without.
 
-    Args:
-        data: begins with them: one, or several of the format before zip archives.
-        file_size: bytes of the file, which bound its instructions.
-    Raises: UnsafePickleError for more instructions, nesting or keys than checkpoints have; others
-        of `DAMAGE`.
+    `data` begins with them: one, or several of the format before zip archives. The file's size in
+    bytes bounds its instructions.
+
+    Raises: UnsafePickleError for more instructions or keys than checkpoints have; others of
+        `DAMAGE`.
     """
-    bound = min(_FREE_OPCODES + file_size // 4, 10 * MAX_OPCODES)
-    reader = _TorchReader(data, {}, Maker(file_size), bound)
+    reader = _TorchReader(data, file_size)
     if reader.load() == TORCH_MAGIC:
         for _ in ("version", "system", "content", "storages"):
             reader.load()
 
 
-def _check_weight(value: Any, maker: Maker, done: dict[int, int]) -> int:
-    """Bytes of the content when written out; an object that is referred to twice counts twice.
-
-    A list of a few lists of each other would be endless to a caller that converts it.
-    """
-    if isinstance(value, (str, bytes, bytearray)):
-        return SLOT + len(value)
-    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
-        return SLOT + value.nbytes
-    if not isinstance(value, (list, tuple, dict, np.ndarray, Record)):
-        return SLOT
-    if isinstance(value, Array):
-        raise ValueError("an array without content")
-    if id(value) in done:
-        return done[id(value)]
-    done[id(value)] = weight = SLOT  # for parts that hold it
-    parts: Any = value
-    if isinstance(value, dict):
-        parts = value.values()
-    elif isinstance(value, np.ndarray):
-        parts = value.ravel()
-    elif isinstance(value, Record):
-        parts = (value.args, value.state)
-    for part in parts:
-        weight += _check_weight(part, maker, done)
-    maker.check(weight)
-    done[id(value)] = weight
-    return weight
-
-
 def load_pickle(
     path: str | Path, allowed: Mapping[tuple[str, str], type[Record]] | None = None
 ) -> Any:
-    """Read a pickle of numbers, text, containers and numpy arrays, written by Python 2 or 3.
+    """Read a pickle of numbers, text (Latin-1 of Python 2), containers and numpy arrays.
 
-    Args:
-        path: the file. Text of Python 2 is read as Latin-1.
-        allowed: further classes by exact (module, name), each with the `Record` that stands for it.
-    Returns: the data; objects of `allowed` classes as records.
+    `allowed` are further classes by exact (module, name), each with the `Record` that stands for
+    its objects in what is returned.
+
     Raises: UnsafePickleError (a ValueError) naming what the file requires beyond that, before any
         of it has run: classes and functions, far more content than the file has bytes, keys that
         are more than plain values and flat tuples of them, more than `MAX_OPCODES` instructions;
@@ -297,11 +219,10 @@ def load_pickle(
             f"{path} has {path.stat().st_size} bytes, a pickle of at most {MAX_BYTES} is read"
         )
     data = path.read_bytes()
-    maker = Maker(len(data))
     try:
-        content = _Reader(data, allowed or {}, maker).load()
-        _check_weight(content, maker, {})
-        return content
+        return Maker(len(data)).value(
+            _Reader(data, NAMES | dict(allowed or {}), MAX_OPCODES).load()
+        )
     except UnsafePickleError as error:
         raise UnsafePickleError(
             f"{path} {error}: refused, nothing in the file was executed. Only plain values"

@@ -482,7 +482,7 @@ def test_unreadable_images_are_named_at_the_start(content, load, tmp_path, caplo
     (tmp_path / "7.png").write_text("<html>")
     data = load(content)
     assert "1 of 24 images with hands cannot be read: 7.png" in caplog.text
-    with pytest.raises(UnreadableImage, match=r"7\.png cannot be read: it is a web page"):
+    with pytest.raises(UnreadableImage, match=r"7\.png cannot be read: it is an HTML page"):
         data[7]
 
 

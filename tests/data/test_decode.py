@@ -1,4 +1,5 @@
 import struct
+from contextlib import suppress
 
 import cv2
 import numpy as np
@@ -8,9 +9,22 @@ from PIL import Image
 
 from handmim.data.crops import CropFolder, square
 from handmim.images import decode
-from handmim.images.decode import JpegHead, decode_rgb, jpeg_head, reduction, turbo
+from handmim.images.decode import (
+    JpegHead,
+    UnreadableImage,
+    decode_image,
+    jpeg_head,
+    reduction,
+    turbo,
+)
 
 SIDES = [(64, 48), (61, 95), (8, 8), (1, 1), (33, 257)]
+
+
+def decode_rgb(raw: bytes, side: int | None = None):
+    with suppress(UnreadableImage):
+        return decode_image(raw, "x", side)
+    return None
 
 
 def noise_image(height=61, width=95, channels=3):

@@ -6,7 +6,7 @@ import pytest
 
 from handmim.data import label_files
 from handmim.data.label_files import cached_number_lists, read_number_lists
-from handmim.utils.arrays import save_array
+from handmim.utils.checked_files import save_array
 
 
 @pytest.mark.parametrize("piece", [7, 64, 1 << 20])

@@ -217,9 +217,9 @@ def test_a_long_strip_is_cut_before_it_is_enlarged():
     ("content", "reason"),
     [
         (b"", "it is empty"),
-        (b"<!DOCTYPE html><html>", "web page"),
-        (b"\xef\xbb\xbf<!DOCTYPE html>", "web page"),
-        (b'{"error": "not found"}', "it is text"),
+        (b"<!DOCTYPE html><html>", "it is an HTML page"),
+        (b"\xef\xbb\xbf<!DOCTYPE html>", "it is an HTML page"),
+        (b'{"error": "not found"}', "it is JSON text"),
         (b"\0\0\0\x18ftypheic" + bytes(20), "HEIC"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"PK\x03\x04" + bytes(20), "zip"),

@@ -275,7 +275,7 @@ FORGED = b"".join(
     b"\x8a\x0c%sN" % ((2**61 - 1) * k << 4).to_bytes(12, "little") for k in range(11_000)
 )
 BOMBS = {
-    "marks": (b"(" * 2_000_000, "nests more than 1000 containers"),
+    "marks": (b"(" * 2_000_000, "more than .* instructions"),
     "tuples": (b"N" + b"\x85" * 300_000 + b".", "more than .* instructions"),
     "empty lists": (b"]" * 300_000 + b".", "more than .* instructions"),
     "keys of equal hash": (b"}(" + FORGED + b"u.", "more than 10000 keys"),

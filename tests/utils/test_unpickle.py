@@ -5,6 +5,7 @@ import pickle
 import pickletools
 import random
 import struct
+import time
 
 import numpy as np
 import pytest
@@ -257,6 +258,7 @@ def an_array(state: bytes) -> bytes:
         b"c_codecs\nencode\n(S'aGk='\nS'base64'\ntR.",
         b"c__builtin__\nbytes\n(I1000000000000\ntR.",
         b"c__builtin__\nbytearray\n(S'x'\nS'rot13'\ntR.",
+        b"cnumpy\nndarray\n}S'__new__'\nNsb.",  # alter a stand-in class
     ],
 )
 def test_admitted_names_cannot_be_misused(read, bad):
@@ -269,7 +271,6 @@ def test_admitted_names_cannot_be_misused(read, bad):
     "bad",
     [
         b"c__builtin__\nobject\n)\x81}S'x'\nNsb.",
-        b"cnumpy\nndarray\n}S'__new__'\nNsb.",  # alter a stand-in class
         b"c__builtin__\nbytearray\n(I1000000000000\ntR.",  # would reserve a terabyte
         b"Nr\xff\xff\xff\xff.",  # place 2^32 - 1 of the memo would reserve 64 GB
         b"Np4000000000\n.",
@@ -331,15 +332,15 @@ def test_content_is_in_proportion_to_the_file(read, kind):
 
 
 def test_arrays_beside_a_long_memo_are_bounded(read):
-    """Each array that nothing notes would be sought among all notes."""
+    """No array is sought among all notes."""
     notes = b"N" + b"".join(b"r" + struct.pack("<I", 10 + i) for i in range(100_000)) + b"0"
     state = b"(I1\n(I1\nt" + DTYPE_F8 + b"I00\nS'12345678'\ntq\x030"
     made = RECONSTRUCT + b"q\x010" + b"(cnumpy\nndarray\n(I0\ntS'b'\ntq\x020"
     each = b"h\x01h\x02Rh\x03b"
-    few = read(b"\x80\x02" + state + made + notes + b"](" + each * 3 + b"e.")
-    assert [len(array) for array in few] == [1, 1, 1]
-    with pytest.raises(UnsafePickleError, match="bytes of content"):
-        read(b"\x80\x02" + state + made + notes + b"](" + each * 1000 + b"e.")
+    start = time.process_time()
+    many = read(b"\x80\x02" + state + made + notes + b"](" + each * 1000 + b"e.")
+    assert time.process_time() - start < 3.0
+    assert [len(array) for array in many] == [1] * 1000
 
 
 def tower(height: int, end: bytes, pair: bytes = b"q%ch%c\x86") -> bytes:
@@ -396,9 +397,11 @@ def test_deep_and_wide_nonsense_is_damage(read):
     for bad in (wide, an_array(shape), b"c__builtin__\ncomplex\n(K\x01K\x02K\x03tR."):
         with pytest.raises(ValueError, match="damaged"):
             read(bad)
-    for bad in (b"cbuiltins\ncomplex\n(S'1'\nS'2'\ntR.", b"\x80\x05\x97.", b"N\x98."):
-        with pytest.raises(UnsafePickleError, match="refused"):
+    for bad in (b"\x80\x05\x97.", b"N\x98.", b"\x80\x05\x96" + struct.pack("<Q", 1) + b"x\x98."):
+        with pytest.raises(ValueError, match="damaged"):
             read(bad)
+    with pytest.raises(UnsafePickleError, match="refused"):
+        read(b"cbuiltins\ncomplex\n(S'1'\nS'2'\ntR.")
 
 
 def test_types_with_fields_are_refused_and_numpys_own_types_stay_what_they_are(read):
@@ -433,7 +436,7 @@ def test_classes_can_be_admitted_by_name_and_stay_inert(read):
             read(made + b".")
     with pytest.raises(UnsafePickleError, match=r"far\.away\.Thing\.__init__"):
         read(b"\x80\x04" + text("far.away") + text("Thing.__init__") + b"\x93.", allowed=allowed)
-    with pytest.raises(ValueError, match="damaged"):  # the class itself cannot be altered
+    with pytest.raises(UnsafePickleError, match="tries to alter"):  # the class itself
         read(b"cfar.away\nThing\n(N}S'__setstate__'\nc__builtin__\nset\nstb.", allowed=allowed)
     assert not hasattr(Record(), "x")
     assert read(b"\x80\x02cfar.away\nThing\nK\x05\x85\x81.", allowed=allowed).args == (5,)

@@ -28,7 +28,7 @@ from handmim.data.pixels import as_float
 from handmim.data.views import ViewMaker
 from handmim.engine.loader import PrefetchingLoader
 from handmim.hand.io import load_hand_arrays
-from handmim.images.decode import decode_rgb, turbo
+from handmim.images.decode import decode_image, turbo
 from handmim.render.scene import SceneRenderer, SceneSettings
 from handmim.types import CropSample, PretrainBatch, StepInfo
 from handmim.utils.seed import step_generator
@@ -131,8 +131,10 @@ def decoders(paths: Sequence[Path], crop_px: int) -> dict[str, Work]:
     return {
         "PIL": each(lambda path: np.asarray(Image.open(path).convert("RGB"))),
         "OpenCV": each(by_opencv),
-        name: each(lambda path: decode_rgb(path.read_bytes())),
-        f"{name}, at a crop's size": each(lambda path: decode_rgb(path.read_bytes(), crop_px)),
+        name: each(lambda p: decode_image(p.read_bytes(), p)),
+        f"{name}, at a crop's size": each(
+            lambda path: decode_image(path.read_bytes(), path, crop_px)
+        ),
     }
 
 

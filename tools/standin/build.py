@@ -5,7 +5,7 @@ import zipfile
 
 import numpy as np
 
-from handmim.hand.poses import PoseSampler, joint_limits_deg
+from handmim.hand.poses import PoseSampler
 from handmim.hand.skeleton import CHAIN_FINGERS as FINGERS
 from handmim.hand.skeleton import CHAIN_PARENTS
 from handmim.utils.files import atomic_path
@@ -20,10 +20,9 @@ from standin.anatomy import (
 )
 from standin.mesh import diffuse
 from standin.remesh import fit_level, remesh, webs
-from standin.rig import axes, correctives, regressor, shape_directions, skin_weights
+from standin.rig import LIMITS, axes, correctives, regressor, shape_directions, skin_weights
 from standin.sculpt import sdf
 
-LIMITS = joint_limits_deg()
 NOTE = (
     "Stand-in right hand of handmim, sculpted procedurally from anthropometric figures; "
     "Apache-2.0. MANO's interface,"

@@ -3,7 +3,6 @@
 import numpy as np
 
 from handmim.geometry.rotation_numpy import rotvec_to_matrix
-from handmim.hand.poses import joint_limits_deg
 from handmim.hand.skeleton import CHAIN_FINGERS as FINGERS
 from handmim.hand.skeleton import CHAIN_PARENTS as PARENT
 from standin.anatomy import NV, SHAPE_SD, Skeleton, transforms
@@ -11,7 +10,24 @@ from standin.mesh import diffuse, unit
 from standin.sculpt import project
 from standin.sdf import ramp, segment
 
-LIMITS = joint_limits_deg()
+
+def _limits_deg():
+    """Lowest and highest flexion, abduction (to the thumb's side) and twist of every joint.
+
+    After Kapandji, The physiology of the joints, vol. 1 (rounded).
+    """
+    limits = np.zeros((16, 3, 2))
+    for finger in range(4):
+        limits[1 + 3 * finger] = [(-20, 90), (-18, 18), (-6, 6)]
+        limits[2 + 3 * finger] = [(-3, 105), (-2, 2), (-2, 2)]
+        limits[3 + 3 * finger] = [(-8, 75), (-1, 1), (-1, 1)]
+    limits[13] = [(-15, 40), (-25, 30), (-20, 25)]
+    limits[14] = [(-12, 55), (-8, 8), (-5, 5)]
+    limits[15] = [(-20, 75), (-2, 2), (-2, 2)]
+    return limits
+
+
+LIMITS = _limits_deg()  # [16, 3, 2], wrist 0
 
 
 def skin(V, W, rotvecs, J):

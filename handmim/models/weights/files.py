@@ -19,7 +19,7 @@ from timm.models import get_pretrained_cfg
 from torch import Tensor
 
 from handmim.utils.json_files import read_json
-from handmim.utils.tensor_files import check_weights, foreign_kind, is_safetensors, read_torch
+from handmim.utils.tensor_files import check_weights, is_safetensors, no_tensors, read_torch
 
 TIMM = "timm:"
 CACHED_NAMES = ("model.safetensors", "pytorch_model.bin")
@@ -117,7 +117,7 @@ def _one_file(path: Path) -> Content:
                 names = file.keys()
                 return {k: file.get_tensor(k) for k in names}, {}, dict(file.metadata() or {})
         except (SafetensorError, OSError, ValueError) as error:
-            kind = foreign_kind(path) or f"is cut off or damaged: {error}"
+            kind = no_tensors(path) or f"is cut off or damaged: {error}"
             raise ValueError(f"{path} {kind}; {WEIGHTS} is required") from error
     state = read_torch(path, WEIGHTS, allow=SETTINGS)
     try:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from handmim.utils.arrays import check_array, open_array, save_array
+from handmim.utils.checked_files import check_array, open_array, save_array
 
 VALUES = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
 

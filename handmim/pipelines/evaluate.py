@@ -30,16 +30,15 @@ from handmim.evaluation.report import (
 )
 from handmim.evaluation.scoring import predict_camera_hands, score
 from handmim.pipelines.setup_run import setup_run
+from handmim.utils.arguments import one_of
 from handmim.utils.config import build, resolved, set_everywhere
 from handmim.utils.run import Run
 from handmim.utils.timer import Timer
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Score one or the other.
+    """Score what configs/eval.yaml was composed for.
 
-    Args:
-        cfg: composed from configs/eval.yaml.
     Returns: flat metrics, with the official ones under "official" where there are any and those of
         test-time augmentation under "tta"; of several checkpoints their `summary`.
     Raises: ValueError unless exactly one of checkpoint and predictions is given.
@@ -48,10 +47,8 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         raise ValueError("give either checkpoint=FILE.pt or predictions=pred.json")
     if cfg.predictions is not None:
         return evaluate_file(cfg)
-    if cfg.predictor not in SOURCES:
-        raise ValueError(f"predictor must be one of {sorted(SOURCES)}, got {cfg.predictor!r}")
-    given = [cfg.checkpoint] if isinstance(cfg.checkpoint, str) else list(cfg.checkpoint)
-    paths = expanded(given)
+    one_of("predictor", cfg.predictor, SOURCES)
+    paths = expanded([cfg.checkpoint] if isinstance(cfg.checkpoint, str) else list(cfg.checkpoint))
     if len(paths) > 1:
         return evaluate_several(cfg, paths)
     cfg.checkpoint = paths[0]
@@ -63,13 +60,11 @@ def evaluate_file(cfg: DictConfig) -> dict[str, Any]:
     if cfg.get("data") is None or cfg.data.get("benchmark") is None:
         raise ValueError("predictions= needs the benchmark: data=freihand data.root=DIR, ...")
     if cfg.tta.views is not None:
-        raise ValueError(
-            "a submission file holds one prediction: tta needs a checkpoint (tta=none)"
-        )
+        raise ValueError("a submission file holds one prediction, tta needs a checkpoint: tta=none")
     run = setup_run(cfg)
     gt = read_ground_truth(cfg.data.root, cfg.data.cache_dir)
-    bound = {"mb_per_sample": cfg.predictions_mb_per_sample}
-    report = score_file(cfg.predictions, cfg.data.benchmark, gt, **bound)
+    bound = cfg.predictions_mb_per_sample
+    report = score_file(cfg.predictions, cfg.data.benchmark, gt, mb_per_sample=bound)
     write_report(run, cfg.predictions, report)
     return report
 
@@ -77,9 +72,6 @@ def evaluate_file(cfg: DictConfig) -> dict[str, Any]:
 def evaluate_several(cfg: DictConfig, paths: list[str]) -> dict[str, Any]:
     """Score each checkpoint as by itself, below one folder; then a table of all and their mean.
 
-    Args:
-        cfg: composed from configs/eval.yaml.
-        paths: of the checkpoints.
     Raises: ValueError, before anything is scored, for checkpoints that cannot be averaged.
     """
     facts = check_comparable(paths, cfg.get("data"))
@@ -97,13 +89,13 @@ def data_of(saved: dict[str, Any], cfg: DictConfig) -> Any:
 
     Raises: ValueError naming what it lacks.
     """
-    path = cfg.checkpoint
-    require(saved, {"config.data": dict}, path)
+    needed = partial(require, saved, path=cfg.checkpoint)
+    needed({"config.data": dict})
     part = "test" if saved["config"]["data"].get("test") else "val"
-    require(saved, {f"config.data.{part}": dict, f"config.data.{part}._target_": str}, path)
+    needed({f"config.data.{part}": dict, f"config.data.{part}._target_": str})
     data = OmegaConf.create(saved["config"]["data"])
     if data.get("benchmark") is not None:
-        require(saved, {"config.data.root": str, "config.data.placement": str}, path)
+        needed({"config.data.root": str, "config.data.placement": str})
     data.cache_dir = str(Path(cfg.paths.data_dir) / "cache")
     set_everywhere(data, "cache_dir", data.cache_dir)
     set_everywhere(data, "hand_path", cfg.hand.path)
@@ -111,13 +103,8 @@ def data_of(saved: dict[str, Any], cfg: DictConfig) -> Any:
 
 
 def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> dict[str, Any]:
-    """Rebuild a model from its checkpoint and score it.
-
-    Args:
-        cfg: composed from configs/eval.yaml, with one checkpoint; completed from it in place.
-        part_of: a run, and the name of the folder below it that takes the results; None starts a
-            run.
-    """
+    """Rebuild a model from its one checkpoint, which completes the config in place, and score it;
+    results go to a new run, or to a folder below one."""
     views = None if cfg.tta.views is None else build(cfg.tta.views)
     saved = read_model_checkpoint(cfg.checkpoint)
     OmegaConf.set_struct(cfg, False)  # its own overrides are checked by now
@@ -136,14 +123,8 @@ def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> d
         part = cfg.data.get("test") or cfg.data.val
         dataset = build_part(part, cfg.checkpoint, "data") if own_data else build(part)
     check_same_hand(task.hand_sha256, hand_sha256_of(dataset), "the data")
-    module = partial(
-        InferenceModule,
-        task,
-        augment,
-        run.device,
-        autocast=run.fabric.autocast,
-        source=cfg.predictor,
-    )
+    how = {"autocast": run.fabric.autocast, "source": cfg.predictor}
+    module = partial(InferenceModule, task, augment, run.device, **how)
     sizes = {"batch_size": cfg.batch_size, "num_workers": cfg.num_workers}
 
     def scored(module: InferenceModule, folder: str, num_images: int) -> tuple[Any, Any, float]:

@@ -21,29 +21,21 @@ LABELS = "labels.txt"
 
 
 class ChosenLabels(NamedTuple):
-    """The labels of a set that a run may use.
+    """The labels of a set that a run may use."""
 
-    Attributes:
-        samples: all samples of the chosen labels.
-        num: labels.
-        choice: how they were chosen.
-    """
-
-    samples: Dataset[HandSample]
+    samples: Dataset[HandSample]  # all of these labels
     num: int
-    choice: str
+    choice: str  # how they were chosen
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a checkpoint remembers of the choice: the digest that labels.txt gives of its ids;
-        nothing of all labels."""
+        """For a checkpoint: the digest that labels.txt gives of its ids; nothing of all labels."""
         if not isinstance(self.samples, Subset):
             return {}
         return {"labels_sha256": lines_sha256(label_ids(self.samples))}
 
     def write(self, folder: Path) -> None:
-        """Name the labels in <folder>/labels.txt where they are not all of the set; else there is
-        no such file afterwards."""
+        """Name the labels in <folder>/labels.txt; all of a set leave no such file."""
         if isinstance(self.samples, Subset):
             write_ids(folder / LABELS, self.samples, self.choice)
         else:
@@ -51,11 +43,7 @@ class ChosenLabels(NamedTuple):
 
 
 def check_choice(*, num: int | None, fraction: float | None, file: str | None) -> None:
-    """Refuse what `choose_labels` refuses of any set, before there is one.
-
-    Raises: ValueError when more than one is given, and for a share outside (0, 1]; what reading the
-        file raises.
-    """
+    """Refuse what `choose_labels` refuses of any set, before there is one."""
     options = {"num_labels": num, "label_fraction": fraction, "label_ids": file}
     given = {key: value for key, value in options.items() if value is not None}
     if len(given) > 1:
@@ -77,14 +65,9 @@ def choose_labels(
     file: str | None = None,
     seed: int = 0,
 ) -> ChosenLabels:
-    """A random subset of the labels, or the very ones that a file names, or all.
+    """So many random labels of a set, or this share of them, or those whose ids a file lists; all
+    where every one is None.
 
-    Args:
-        dataset: labelled samples.
-        num: so many labels; None for all.
-        fraction: or this share of them, at least one; None for all.
-        file: or those whose ids it lists; None for all.
-        seed: of random choices.
     Raises: ValueError when more than one is given, a share outside (0, 1], more labels than there
         are, or ids that are not in the set; FileNotFoundError.
     """
@@ -92,16 +75,10 @@ def choose_labels(
     if file is not None:
         ids = read_ids(file)
         return ChosenLabels(subset_of_ids(dataset, ids), len(ids), f"as in {Path(file).name}")
-    total = count_labels(dataset)
+    total = size_of(dataset)
+    if isinstance(dataset, SharesLabels):  # several samples have one
+        total = len({dataset.label_of(i) for i in range(total)})
     if fraction is not None:
         num = share_of_labels(total, fraction)
     samples = label_subset(dataset, num, seed)
     return ChosenLabels(samples, total if num is None else num, f"seed {seed}")
-
-
-def count_labels(dataset: Dataset[HandSample]) -> int:
-    """Distinct labels of a set; several samples may share one (see `label_subset`)."""
-    size = size_of(dataset)
-    if isinstance(dataset, SharesLabels):
-        return len({dataset.label_of(i) for i in range(size)})
-    return size

@@ -10,10 +10,10 @@ from handmim.utils.overrides import given_output, given_path
 def main() -> None:
     """Read, square, write; print the number of left out images."""
     parser = argparse.ArgumentParser(description="write a tree of images as one file, or as shards")
-    parser.add_argument(
-        "source", type=given_path, help="folder of images or tar files, or a tar file"
-    )
-    parser.add_argument("file", type=given_output, help="to write; a folder with --shard-size")
+    source = "folder of images or tar files, or a tar file"
+    parser.add_argument("source", type=given_path, help=source)
+    target = "to write; a folder with --shard-size"
+    parser.add_argument("target", metavar="file", type=given_output, help=target)
     px = "side of the crops, %(default)s; smaller images are enlarged"
     parser.add_argument("--image-px", type=int, default=256, help=px)
     fits = "%(default)s: borders are reflected; cover: the centre"
@@ -36,24 +36,12 @@ def main() -> None:
     logging.basicConfig(format="%(message)s")
     with Progress(None) as shown:
         unreadable = pack_crops(
-            given.source,
-            given.file,
-            image_px=given.image_px,
-            fit=given.fit,
-            coding=given.coding,
-            quality=given.quality,
-            shard_size=given.shard_size,
-            annotations=given.annotations,
-            overwrite=given.overwrite,
-            exclude=given.exclude,
-            include_all=given.include_all,
-            max_megapixels=given.max_megapixels,
-            progress=lambda done, total: shown.update(done, total=total),
+            **vars(given), progress=lambda done, total: shown.update(done, total=total)
         )
-    files = given.file.iterdir() if given.file.is_dir() else [given.file]
+    files = given.target.iterdir() if given.target.is_dir() else [given.target]
     size = sum(file.stat().st_size for file in files) / 2**20
     data = "packed" if given.shard_size is None else "webdataset"
     print(
         f"{(shown.total or 0) - len(unreadable)} images of {given.image_px} px, {size:.1f} MiB, "
-        f"{len(unreadable)} left out: data={data} data.root={given.file}"
+        f"{len(unreadable)} left out: data={data} data.root={given.target}"
     )

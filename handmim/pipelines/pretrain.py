@@ -16,8 +16,6 @@ from handmim.pipelines.setup_run import export, setup_training
 from handmim.utils.config import build, drop_unbuilt
 from handmim.utils.run import Run
 
-FEWEST = 2  # images
-
 
 class Pretrained(NamedTuple):
     """What pretraining leaves behind."""
@@ -28,32 +26,29 @@ class Pretrained(NamedTuple):
 
 
 def pretrain(cfg: DictConfig) -> Pretrained:
-    """Assemble, train, export.
+    """Assemble, train, export; train=false exports the initial weights.
 
-    Args:
-        cfg: composed from configs/pretrain.yaml; train=false exports the initial weights.
     Raises: ValueError for a config that lacks a value that only the user knows.
     """
     with StopSignals():
-        return _pretrain(cfg)
+        drop_unbuilt(cfg.task)
+        run, task = setup_training(cfg)
+        if cfg.init is not None:
+            task.load_initial(cfg.init)
+        result = _train(cfg, run, task) if cfg.train else _untrained(cfg, run)
+        return Pretrained(run.dir, export(run, task, cfg.seed, result), result)
 
 
-def _pretrain(cfg: DictConfig) -> Pretrained:
-    drop_unbuilt(cfg.task)
-    run, task = setup_training(cfg)
-    if cfg.init is not None:
-        task.load_initial(cfg.init)
-    elif not cfg.train:
+def _untrained(cfg: DictConfig, run: Run) -> FitResult:
+    if cfg.init is None:
         run.log.warning("train=false and init=null: random weights are exported")
-    if not cfg.train:
-        if checkpoints_of(run.dir, cfg.resume):
-            raise FileExistsError(
-                f"{run.dir} holds a trained run, whose weights train=false would replace with "
-                "initial ones: take another name (name=...)"
-            )
-        run.write_start()
-    result = _train(cfg, run, task) if cfg.train else FitResult(0, 0.0, 0.0, False, {})
-    return Pretrained(run.dir, export(run, task, cfg.seed, result), result)
+    if checkpoints_of(run.dir, cfg.resume):
+        raise FileExistsError(
+            f"{run.dir} holds a trained run, whose weights train=false would replace with "
+            "initial ones: take another name (name=...)"
+        )
+    run.write_start()
+    return FitResult(0, 0.0, 0.0, False, {})
 
 
 def _train(cfg: DictConfig, run: Run, task: nn.Module) -> FitResult:
@@ -63,25 +58,12 @@ def _train(cfg: DictConfig, run: Run, task: nn.Module) -> FitResult:
     optimizer = build(cfg.optim)
     with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet
         dataset = build(cfg.data.train)
-        if len(dataset) < FEWEST:
-            raise ValueError(
-                f"pretraining compares images: it needs {FEWEST} or more, got {len(dataset)} (data)"
-            )
-        probe = None if cfg.probe.hook is None else build(cfg.probe.hook)
-    hooks = [] if probe is None else [probe]
+        if len(dataset) < 2:
+            raise ValueError(f"pretraining compares images: got {len(dataset)}, needs 2 (data)")
+        hooks = [] if cfg.probe.hook is None else [build(cfg.probe.hook)]
     if cfg.collapse.get("_target_") is not None:
         hooks.append(build(cfg.collapse)(dataset, make_views))
-    return trainer.fit(
-        run,
-        task,
-        dataset,
-        collate_crops,
-        make_views,
-        optimizer,
-        hooks=hooks,
-        resume=cfg.resume,
-        meta={
-            "hand_sha256": hand_sha256_of(dataset),  # of rendered hands
-            "data_sha256": fingerprint_of(dataset),
-        },
-    )
+    # The hand is that of rendered sets.
+    meta = {"hand_sha256": hand_sha256_of(dataset), "data_sha256": fingerprint_of(dataset)}
+    kwargs = {"hooks": hooks, "resume": cfg.resume, "meta": meta}
+    return trainer.fit(run, task, dataset, collate_crops, make_views, optimizer, **kwargs)

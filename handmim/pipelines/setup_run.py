@@ -1,6 +1,6 @@
 """Start of a pipeline: its config is checked, its parts are tried, its run is opened."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from handmim.models.vit import ViT
 from handmim.models.weights.files import read_weights
 from handmim.pipelines.labels import check_choice
 from handmim.pipelines.preflight import WEIGHTS, preflight
-from handmim.utils.config import build, drop_unbuilt, resolved
+from handmim.utils.config import build, drop_unbuilt, resolved, values
 from handmim.utils.processes import DONE
 from handmim.utils.run import Run
 
@@ -26,8 +26,7 @@ SCENE = "handmim.render.scene.SceneSettings"
 
 
 def setup_training(cfg: DictConfig) -> tuple[Run, Any]:
-    """A run and its task, which is built before there is a folder; arguments and errors as
-    `setup_run`."""
+    """A run and its task, which is built before there is a folder; errors as `setup_run`."""
     tasks: list[nn.Module] = []
     run = setup_run(cfg, resume=cfg.resume, before_folder=lambda: tasks.append(build(cfg.task)))
     if run.compile:
@@ -36,17 +35,10 @@ def setup_training(cfg: DictConfig) -> tuple[Run, Any]:
 
 
 def setup_run(
-    cfg: DictConfig,
-    *,
-    resume: str = "never",
-    before_folder: Callable[[], object] | None = None,
+    cfg: DictConfig, *, resume: str = "never", before_folder: Callable[[], object] | None = None
 ) -> Run:
-    """The run of a composed config, which is recorded.
+    """The run of a composed config, which is recorded; arguments as `Run.start`.
 
-    Args:
-        cfg: with name, seed, overwrite, paths.run_root and machine.
-        resume: never, auto or a checkpoint.
-        before_folder: see `Run.start`.
     Raises: ValueError naming missing values, files that are not there, and damaged initial weights;
         what parts of the config raise.
     """
@@ -61,24 +53,15 @@ def setup_run(
     return Run.start(cfg.name, folder, cfg.seed, config, **cfg.machine, **flags)
 
 
-def export(run: Run, task: nn.Module, seed: int, result: FitResult) -> Path | None:
-    """Write the backbone of a finished run; the main process does.
-
-    Args:
-        run: devices and folder.
-        task: with `export_backbone`.
-        seed: of the run, kept in the file.
-        result: how training ended.
-    Returns: its path; None of a run that was stopped, whose last.pt may be resumed or taken as
-        initial weights.
-    """
+def export(run: Run, task: Any, seed: int, result: FitResult) -> Path | None:
+    """Write the backbone of a finished run, with its seed; None of one that was stopped, whose
+    last.pt may be resumed or taken as initial weights. The main process does."""
     path, last = run.dir / BACKBONE, run.dir / LAST
     if result.exit_code != DONE:
         run.log.warning("no %s: the run is not finished; its weights are in %s", BACKBONE, last)
         return None
     if run.is_main:
-        backbone: ViT = task.export_backbone  # type: ignore[assignment]
-        backbone.export(path, {"step": str(result.step), "seed": str(seed)})
+        task.export_backbone.export(path, {"step": str(result.step), "seed": str(seed)})
         run.log.info("exported backbone: %s (loads with timm.create_model)", path)
     return path
 
@@ -91,11 +74,9 @@ def compile_backbones(task: nn.Module) -> None:
 
 
 def try_parts(cfg: DictConfig) -> None:
-    """Build parts that cost nothing, and throw them away: they refuse their settings before a run
-    is begun or a set is rendered.
+    """Build parts of a training config that cost nothing, and throw them away: they refuse their
+    settings before a run is begun or a set is rendered.
 
-    Args:
-        cfg: composed from configs/pretrain.yaml or configs/finetune.yaml, its paths checked.
     Raises: ValueError and what else a part refuses its settings with.
     """
     Trainer(**cfg.trainer)
@@ -110,13 +91,20 @@ def try_parts(cfg: DictConfig) -> None:
         build(probe, train_set=None, test_set=None)
     if "collapse" in cfg and cfg.collapse.get("_target_") is not None:
         build(cfg.collapse)(range(2), None)
-    for node in (*_rendered(cfg.data), *_rendered(probe)):
-        scene = node.scene.copy()  # it keeps its key, which messages name
-        with open_dict(scene):
-            scene._target_, scene._convert_ = SCENE, "all"
-        build(scene)
+    for part in (*values(cfg.data), *values(probe)):
+        if part.value == RENDERED:
+            scene = part.node.scene.copy()  # it keeps its key, which messages name
+            with open_dict(scene):
+                scene._target_, scene._convert_ = SCENE, "all"
+            build(scene)
     if "num_labels" in cfg:
-        _try_labels(cfg)
+        check_choice(num=cfg.num_labels, fraction=cfg.label_fraction, file=cfg.label_ids)
+        train = cfg.data.train
+        if train.get("_target_") == RENDERED and (cfg.num_labels or 0) > train.num:
+            raise ValueError(
+                f"num_labels={cfg.num_labels}: more than the {train.num} that are rendered "
+                "(num_labels, data.num_train)"
+            )
 
 
 def try_task(cfg: DictConfig) -> None:
@@ -127,25 +115,3 @@ def try_task(cfg: DictConfig) -> None:
     task = cfg.task.copy()
     drop_unbuilt(task)
     build(task)
-
-
-def _rendered(node: Any) -> Iterator[DictConfig]:
-    """Rendered sets below a node."""
-    if not isinstance(node, DictConfig):
-        return
-    if node.get("_target_") == RENDERED:
-        yield node
-    for key in node:
-        if isinstance(child := node._get_node(key), DictConfig):
-            yield from _rendered(child)
-
-
-def _try_labels(cfg: DictConfig) -> None:
-    check_choice(num=cfg.num_labels, fraction=cfg.label_fraction, file=cfg.label_ids)
-    train = cfg.data.train
-    is_rendered = train.get("_target_") == RENDERED
-    if is_rendered and cfg.num_labels is not None and cfg.num_labels > train.num:
-        raise ValueError(
-            f"num_labels={cfg.num_labels}: more than the {train.num} that are rendered "
-            "(num_labels, data.num_train)"
-        )

@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from handmim.pipelines.evaluate import evaluate
-from handmim.pipelines.finetune import finetune, validation_at
+from handmim.pipelines.finetune import finetune, validations
 from tests.tools.calls import FINETUNE, REPO, TINY, scalars, small_data
 
 PARTS = ["task.average={decay: 0.9}", "task.trained_blocks=1", "task.backbone.drop_path_rate=0.1"]
@@ -74,5 +74,4 @@ def test_where_nothing_is_kept_the_last_is_scored(workdir):
 def test_figures_of_a_step(tmp_path):
     rows = [{"step": 2, "val/a": 1.0}, {"step": 4, "loss": 0.5, "val/a": 2.0, "val/b": 3.0}]
     (tmp_path / "scalars.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert validation_at(tmp_path, 4) == {"a": 2.0, "b": 3.0}
-    assert validation_at(tmp_path, 3) == {}
+    assert validations(tmp_path) == {2: {"a": 1.0}, 4: {"a": 2.0, "b": 3.0}}

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from handmim.data.augment import HandAugment
 from handmim.diagnostics.probe import whole_hands
 from handmim.diagnostics.readout import Poses, joint_probe, mean_pose
-from handmim.objectives.experimental.low_res_recon import low_resolution
+from handmim.objectives.experimental import low_resolution
 from handmim.objectives.hog import oriented_gradients
 from handmim.types import HandSample
 from handmim.utils.config import build

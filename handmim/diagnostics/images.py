@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handmim.geometry.camera import px_from_ndc
-from handmim.geometry.crop import from_source, to_source
 from handmim.objectives.pixel_recon import PixelTargets, patchify, unpatchify
+from handmim.objectives.point_sets import points_of_next_view
 from handmim.render.overlay import (
     contact_sheet,
     distinct_colours,
@@ -209,8 +209,7 @@ def _draw_local(views: Tensor, local_views: Tensor, num: int) -> Image:
 
 def _draw_keypoints(batch: PretrainBatch, points: Tensor, num: int) -> Image:
     """View a with its points, view b with its own, and view b with those of a by the known map."""
-    maps = batch.source_from_view, batch.displacement_ndc
-    carried = from_source(to_source(points, *maps).roll(-1, dims=1), *maps)
+    carried = points_of_next_view(points, batch)
     last = points.shape[1] - 1  # rolling brings a's points to the last view
     tiles = [
         draw_numbered_points(batch.views[i, view], points_ndc)

@@ -13,7 +13,7 @@ from handmim.diagnostics.statistics import (
     keypoint_diagnostics,
     kl_nats,
 )
-from handmim.objectives.base import Objective, StepContext
+from handmim.objectives.base import Objective, StepContext, call
 from handmim.types import PretrainBatch, StepInfo
 
 
@@ -88,13 +88,13 @@ def _gradient_norms(
 ) -> dict[str, float]:
     """Norm of every weighted loss's gradient by the student's tokens; objectives whose weight is 0
     now are left out."""
-    ends = [ctx.student.cls, ctx.student.patches, *ctx.student.taps]
+    ends = [ctx.tokens.cls, ctx.tokens.patches, *ctx.tokens.taps]
     norms = {}
     for name, objective in objectives.items():
         weight = objective.weight(*ctx.info)
         if not weight:
             continue
-        value = weight * objective.loss(ctx, predictions[name])
+        value = weight * call(name, objective.loss, ctx, predictions[name])
         if not value.requires_grad:
             norms[name] = 0.0
             continue
@@ -158,7 +158,7 @@ def measure(
                 ctx, predictions = task.predict(part, info)
                 if start == 0:
                     metrics |= _gradient_metrics(_gradient_norms(task.each, ctx, predictions))
-            cls.append(ctx.cls.detach()[:, 0])
+            cls.append(ctx.tokens.cls.detach().unflatten(0, ctx.shape)[:, 0])
             if "keypoints" in task.reads:
                 points.append(ctx.keypoints.detach())
             for name, objective in task.each.items():

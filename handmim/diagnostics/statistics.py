@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from handmim.geometry.crop import to_source
-from handmim.losses.point_shapes import canonical_shapes
+from handmim.objectives.point_sets import canonical_shapes
 from handmim.types import PretrainBatch
 
 ENTROPY_ROWS = 64  # logarithms of all targets of a large batch would cost a percent of a step

@@ -6,6 +6,7 @@ pseudo-keypoints of d numbers.
 
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -18,68 +19,66 @@ from handmim.types import PretrainBatch, StepInfo, Tokens
 
 T = TypeVar("T")
 
-# What an objective may read; the task computes nothing else.
-READS = {
-    "masked_patches": "student tokens of masked patches",
-    "visible_patches": "student tokens of the other patches",
-    "local_cls": "student class tokens of local crops",
-    "keypoints": "points of the shared head `keypoint`",
-    "projected_patches": "masked patches after the shared head `projection`",
-    "projected_cls": "class tokens after the shared head `projection`",
-    "all_projected_patches": "all patches of the teacher after `projection`, for a centre",
-    "teacher_cls": "the teacher's class tokens",
-    "teacher_masked_patches": "the teacher's tokens of masked patches",
-    "teacher_patches": "the teacher's tokens of all patches",
-    "teacher_keypoints": "points of the teacher's head `keypoint`",
+# What an objective may read, and the shared head behind it; the task computes nothing else.
+READS: dict[str, str | None] = {
+    "cls": None,  # class tokens, beside `taps`; without taps they are always there
+    "masked_patches": None,  # student tokens of masked patches
+    "visible_patches": None,  # student tokens of the other patches
+    "local_cls": None,  # student class tokens of local crops
+    "keypoints": "keypoint",  # points of the shared head
+    "projected_patches": "projection",  # masked patches after the shared head
+    "projected_cls": "projection",  # class tokens after the shared head
+    "all_projected_patches": None,  # all patches of the teacher after `projection`, for a centre
+    "teacher_cls": None,
+    "teacher_masked_patches": None,
+    "teacher_patches": None,  # of all patches
+    "teacher_keypoints": None,  # points of the teacher's head `keypoint`
 }
-# The shared head behind a read.
-SHARED = {
-    "keypoints": "keypoint",
-    "projected_patches": "projection",
-    "projected_cls": "projection",
-}
+# Reads that need the student's last block whatever is tapped.
+LAST_BLOCK = {"cls", "local_cls", "keypoints", "projected_patches", "projected_cls"}
 
 
+class UnreadError(ValueError):
+    """An objective uses what no `reads` names."""
+
+    def __init__(self, used: str, read: str) -> None:
+        super().__init__(f"{used} is used, but no `reads` names {read!r}")
+
+
+def call(name: str, method: Callable[..., T], *args: Any) -> T:
+    """Call a method of an objective; an error of what it may read gets the objective's name."""
+    try:
+        return method(*args)
+    except UnreadError as error:
+        error.args = (f"objective {name}: {error}",)
+        raise
+
+
+@dataclass
 class Setup:
-    """What heads of objectives are built from.
+    """What heads of objectives are built from."""
 
-    Args:
-        dim: width of the tokens.
-        patch_px: side of a patch.
-        grid_hw: patches per column and row.
-        depth: blocks of the backbone.
-        heads: constructors of shared heads by name, called with those of `dim=` and `grid_hw=` that
-            they take.
-        centering: constructor of target normalisers, called with `num_prototypes=`.
-        drops_masked: masked patches have no student token.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        patch_px: int = 8,
-        grid_hw: tuple[int, int] = (4, 4),
-        depth: int = 2,
-        *,
-        heads: Mapping[str, Callable[..., nn.Module]] | None = None,
-        centering: Callable[..., Centering | Sinkhorn] = Centering,
-        drops_masked: bool = False,
-    ) -> None:
-        self.dim, self.patch_px, self.grid_hw, self.depth = dim, patch_px, grid_hw, depth
-        self.centering, self.drops_masked = centering, drops_masked
-        self._makers = dict(heads or {})
-        self.built: dict[str, nn.Module] = {}  # shared heads that an objective required
+    dim: int  # width of the tokens
+    patch_px: int = 8
+    grid_hw: tuple[int, int] = (4, 4)  # patches per column and row
+    depth: int = 2  # blocks of the backbone
+    _: KW_ONLY
+    # Constructors of shared heads, called with those of `dim=` and `grid_hw=` that they take.
+    heads: Mapping[str, Callable[..., nn.Module]] = field(default_factory=dict)
+    centering: Callable[..., Centering | Sinkhorn] = Centering  # called with `num_prototypes=`
+    drops_masked: bool = False  # masked patches have no student token
+    built: dict[str, nn.Module] = field(default_factory=dict)  # shared heads, where required
 
     def make_head(self, name: str) -> Any:
         """Another head of the settings of a shared one.
 
         Raises: ValueError when it is not configured.
         """
-        if name not in self._makers:
+        if name not in self.heads:
             raise ValueError(f"an objective reads the head {name!r}, which is missing")
         sizes = {"dim": self.dim, "grid_hw": self.grid_hw}
-        taken = inspect.signature(self._makers[name]).parameters
-        return self._makers[name](**{k: v for k, v in sizes.items() if k in taken})
+        taken = inspect.signature(self.heads[name]).parameters
+        return self.heads[name](**{k: v for k, v in sizes.items() if k in taken})
 
     def shared(self, name: str) -> Any:
         """A shared head, built for the first objective that requires it."""
@@ -89,29 +88,40 @@ class Setup:
 
     def build(self, objective: "Objective") -> None:
         """Build an objective, after the shared heads that it reads."""
-        for read, head in SHARED.items():
-            if read in objective.reads:
+        for read, head in READS.items():
+            if head and read in objective.reads:
                 self.shared(head)
         objective.build(self)
+
+
+class Targets(NamedTuple):
+    """Prototype targets of distillation and the student's estimate of them."""
+
+    teacher_probs: Tensor  # [n, P]
+    student_logits: Tensor | None = None  # [n, P], where row by row
+    student_temp: float = 1.0
 
 
 class Objective(nn.Module):
     """One pretraining objective: its heads, target, loss and diagnostics.
 
-    A subclass defines `loss`, and as far as it has them `build`, `predict` and `targets`.
-
-    Args:
-        weight: of the loss in the sum, constant or a schedule of the step.
+    A subclass defines `loss`, and as far as it has them `build`, `predict` and `targets`. The
+    weight of its loss in the sum is constant or a schedule of the step.
     """
 
-    reads: frozenset[str] = frozenset()  # of `READS`; the class tokens are always there
-    taps: tuple[int, ...] = ()  # blocks whose patch tokens it reads, and nothing else; from 1
+    reads: frozenset[str] = frozenset()  # of `READS`; without taps class tokens are always there
+    taps: tuple[int, ...] = ()  # blocks whose patch tokens it reads, from 1; see `ctx.tapped`
     ema: tuple[str, ...] = ()  # own modules that the teacher holds copies of
     built_last: ClassVar[bool] = False  # after the others; keeps the order of random numbers
 
     def __init__(self, weight: float | Schedule = 1.0) -> None:
         super().__init__()
         self.weight = as_schedule(weight)
+
+    @property
+    def reads_last_block(self) -> bool:
+        """False for one that reads tapped patch tokens alone."""
+        return not self.taps or not LAST_BLOCK.isdisjoint(self.reads)
 
     def build(self, setup: Setup) -> None:
         """Make the objective's own modules; the task calls it once."""
@@ -129,66 +139,33 @@ class Objective(nn.Module):
             if isinstance(module, Centering):
                 module.move()
 
-    def targets(self, prediction: Any) -> "dict[str, Targets]":
+    def targets(self, prediction: Any) -> dict[str, Targets]:
         """Prototype targets by the prefix of their diagnostics, where there are any."""
         return {}
 
 
-class Targets(NamedTuple):
-    """Prototype targets of distillation and the student's estimate of them."""
-
-    teacher_probs: Tensor  # [n, P]
-    student_logits: Tensor | None = None  # [n, P], where row by row
-    student_temp: float = 1.0
-
-
+@dataclass(eq=False)
 class StepContext:
-    """One batch as both networks encode it, and what several objectives share.
+    """One batch as both networks encode it, and what several objectives share."""
 
-    Shared results are computed on first use.
-
-    Args:
-        batch: views, masks and geometry.
-        info: step and number of steps.
-        student: tokens of all views, [B*G, ...]; masked patches alone, [M, D], where nothing reads
-            others.
-        teacher: tokens of all whole views, likewise; None where nothing reads them.
-        keypoints: [B, G, K, d] of the student's shared head `keypoint`.
-        heads: the student's shared heads by name.
-        teacher_heads: the teacher's copies of these, and of modules in `Objective.ema`.
-        reads: what all objectives read.
-        taps: blocks of `student.taps`.
-        teacher_temp: of prototype targets.
-        freeze_prototypes: prototypes get no gradient in this step.
-        drops_masked: masked patches have no student token.
-        training: the task is in training mode.
-    """
-
-    def __init__(
-        self,
-        batch: PretrainBatch,
-        info: StepInfo,
-        student: Tokens,
-        teacher: Tokens | None = None,
-        *,
-        keypoints: Tensor | None = None,
-        heads: Mapping[str, nn.Module] | nn.ModuleDict | None = None,
-        teacher_heads: nn.ModuleDict | None = None,
-        reads: frozenset[str] = frozenset(),
-        taps: Sequence[int] = (),
-        teacher_temp: float = 0.04,
-        freeze_prototypes: bool = False,
-        drops_masked: bool = False,
-        training: bool = False,
-    ) -> None:
-        self.batch, self.info, self.student = batch, info, student
-        self._teacher, self._keypoints, self.reads = teacher, keypoints, reads
-        self.tapped = dict(zip(taps, student.taps, strict=True))  # patch tokens by block
-        self.heads: Any = heads or {}
-        self._teacher_heads = teacher_heads
-        self.teacher_temp, self.freeze_prototypes = teacher_temp, freeze_prototypes
-        self.drops_masked, self.training = drops_masked, training
-        self._shared: dict[Hashable, Any] = {}
+    batch: PretrainBatch
+    info: StepInfo
+    # Of all views, [B*G, ...]; patches [M, D] where nothing reads others than masked ones.
+    tokens: Tokens
+    teacher_tokens: Tokens | None = None  # of whole views; None where nothing reads them
+    _: KW_ONLY
+    points: Tensor | None = None  # [B, G, K, d] of the student's shared head `keypoint`
+    heads: Any = field(default_factory=dict)  # the student's shared heads by name
+    # The teacher's copies of these, and of modules in `Objective.ema`.
+    teacher_heads: nn.ModuleDict | None = None
+    reads: frozenset[str] = frozenset()  # of all objectives
+    taps: Sequence[int] = ()  # blocks of `tokens.taps`
+    teacher_temp: float = 0.04  # of prototype targets
+    freeze_prototypes: bool = False  # they get no gradient in this step
+    drops_masked: bool = False  # masked patches have no student token
+    ends_at_taps: bool = False  # no objective reads the last block
+    training: bool = False
+    _shared: dict[Hashable, Any] = field(default_factory=dict)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """The result of `make`, called for the first objective that requires this key."""
@@ -196,6 +173,10 @@ class StepContext:
             self._shared[key] = make()
         found: T = self._shared[key]
         return found
+
+    def target_temp(self, own: Schedule | None) -> float:
+        """Temperature of prototype targets: an objective's own, or the task's."""
+        return self.teacher_temp if own is None else own(*self.info)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -207,6 +188,18 @@ class StepContext:
     def is_masked(self) -> Tensor:
         """[B*G, N] bool."""
         return self.batch.is_masked.flatten(0, 1)
+
+    @property
+    def student(self) -> Tokens:
+        """The student's tokens; beside taps reads "cls"."""
+        if self.ends_at_taps:
+            raise UnreadError("ctx.student", "cls")
+        return self.tokens
+
+    @cached_property
+    def tapped(self) -> dict[int, Tensor]:
+        """[B*G, N, D] patch tokens of the student by block."""
+        return dict(zip(self.taps, self.tokens.taps, strict=True))
 
     @property
     def cls(self) -> Tensor:
@@ -225,7 +218,7 @@ class StepContext:
     def patches(self) -> Tensor:
         """[B, G, N, D] patch tokens of the student; reads "masked_patches", "visible_patches"."""
         if self.student.patches.ndim == 2:
-            raise _unread("patches", "visible_patches")
+            raise UnreadError("ctx.patches", "visible_patches")
         return self.student.patches.unflatten(0, self.shape)
 
     @property
@@ -237,22 +230,22 @@ class StepContext:
     @property
     def teacher(self) -> Tokens:
         """The teacher's tokens; reads "teacher_..."."""
-        if self._teacher is None:
-            raise _unread("teacher", "teacher_cls")
-        return self._teacher
+        if self.teacher_tokens is None:
+            raise UnreadError("ctx.teacher", "teacher_cls")
+        return self.teacher_tokens
 
     def teacher_head(self, name: str) -> Any:
         """The teacher's copy of a shared head, or of an objective's own module."""
-        if self._teacher_heads is None:
-            raise _unread("teacher_head", "teacher_cls")
-        return self._teacher_heads[name]
+        if self.teacher_heads is None:
+            raise UnreadError("ctx.teacher_head", "teacher_cls")
+        return self.teacher_heads[name]
 
     @property
     def keypoints(self) -> Tensor:
         """[B, G, K, d] the student's pseudo-keypoints in each view's ndc; reads "keypoints"."""
-        if self._keypoints is None:
-            raise _unread("keypoints", "keypoints")
-        return self._keypoints
+        if self.points is None:
+            raise UnreadError("ctx.keypoints", "keypoints")
+        return self.points
 
     @cached_property
     def teacher_keypoints(self) -> Tensor:
@@ -263,5 +256,8 @@ class StepContext:
         return points.unflatten(0, self.shape)
 
 
-def _unread(name: str, read: str) -> ValueError:
-    return ValueError(f"an objective uses ctx.{name}, but no `reads` names {read!r}")
+def view_weights(is_chosen: Tensor, idx: Tensor) -> Tensor:
+    """[V, N] bool and the [M] indices of chosen patches in V * N: [M], 1 / (chosen patches of that
+    view)."""
+    per_view = is_chosen.sum(dim=1, keepdim=True).clamp(min=1)
+    return (1.0 / per_view.float()).expand_as(is_chosen).flatten()[idx]

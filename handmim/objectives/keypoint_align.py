@@ -2,41 +2,43 @@
 
 The paper's abstract names the module; this formulation is ours. Regression alone has three
 collapses (all points at one location, a template fixed to the source image, a rigid template fixed
-to the hand), so it comes with terms against each (`losses.point_shapes`). The nearest published
-relative is PeCLR (Spurr et al. 2021, arXiv 2106.05953), which contrasts aligned points.
+to the hand), so it comes with terms against each (`point_sets`). The nearest published relative is
+PeCLR (Spurr et al. 2021, arXiv 2106.05953), which contrasts aligned points.
 """
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handmim.engine.optim import Schedule, as_schedule
-from handmim.geometry.crop import to_source
-from handmim.losses.aligned_points import FRAMES, KINDS, PAIRS, RunningScale, aligned_regression
-from handmim.losses.point_shapes import (
-    EMBEDS,
-    aligned_nce,
-    aligned_shapes,
-    articulation_variance,
-    repulsion,
-    spread_hinge,
-)
+from handmim.geometry.crop import compose, invert
 from handmim.models.layers import mlp
-from handmim.objectives.base import (
-    Objective,
-    Setup,
-    StepContext,
-    Targets,
-)
-from handmim.objectives.prototypes import (
+from handmim.objectives.base import Objective, Setup, StepContext, Targets
+from handmim.objectives.distillation import (
     ClassTargets,
     Pair,
     ProjectionHead,
     class_targets,
     cross_view_ce,
     project,
+)
+from handmim.objectives.keypoints import KeypointHead
+from handmim.objectives.point_sets import (
+    EMBEDS,
+    FRAMES,
+    KINDS,
+    PAIRS,
+    RunningScale,
+    aligned_nce,
+    aligned_regression,
+    aligned_shapes,
+    articulation_variance,
+    in_source,
+    repulsion,
+    spread_hinge,
 )
 from handmim.utils.arguments import above, one_of
 
@@ -56,24 +58,15 @@ PROTOTYPES: dict[str, Any] = {
     "num_layers": 2,
 }
 MIN_STD_NDC = 0.25  # within a sample, of the spread hinge
-MIN_ARTICULATION_STD = 0.15  # over the batch, of the variance hinge
-COVARIANCE_WEIGHT = 0.01  # of the variance hinge
 
 
 class KeypointPredictor(nn.Module):
-    """A residual estimate of the other network's points; starts as the identity.
-
-    Args:
-        num_keypoints, num_dims: K and d.
-        hidden_dim: width of the one hidden layer.
-    """
+    """A residual estimate of the other network's points; starts as the identity."""
 
     def __init__(self, num_keypoints: int, num_dims: int, *, hidden_dim: int = 256) -> None:
         super().__init__()
         self.mlp = mlp(num_keypoints * num_dims, hidden_dim, num_keypoints * num_dims, 1)
-        last = self.mlp[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
+        nn.init.zeros_(self.mlp[-1].get_parameter("weight"))
 
     def forward(self, points: Tensor) -> Tensor:
         """[..., K, d] to [..., K, d], fp32."""
@@ -98,12 +91,10 @@ class KeypointAlign(Objective):
         target: points are matched with those of the "ema" teacher (no gradient) or of the "student"
             itself (gradient through both views).
         predictor: the student's points pass a residual MLP before they are matched.
-        parts: which parts count: "reg" | "regularised" (reg and regularisers) | "disc" (alone, as
-            in PeCLR) | "full".
-        kind, frame, pairs, beta_ndc, limit_ndc: of the regression (`aligned_regression`).
-        invert_scale: False leaves the views' sizes in, for regression and contrast.
-        min_scale_ndc, detach_scale, scale_momentum: of the spread that divides the regression
-            (`RunningScale`).
+        parts: "reg" | "regularised" (reg and regularisers) | "disc" (alone) | "full".
+        kind, frame, pairs, beta_ndc, limit_ndc, invert_scale: see `aligned_regression`; the last
+            also for the contrast.
+        min_scale_ndc, detach_scale, scale_momentum: see `RunningScale`.
         disc: "none" | "nce" (contrast with the batch) | "proto" (prototypes of aligned shapes, the
             teacher's of one view predicted from another).
         embed: input of "nce", "shape" | "canonical" (`aligned_shapes`).
@@ -112,7 +103,6 @@ class KeypointAlign(Objective):
         prototypes: settings of the `ProjectionHead` of "proto" that differ from `PROTOTYPES`.
         reg_weight, disc_weight, spread_weight, repulsion_weight, variance_weight: of the parts.
         min_distance_ndc: hinge of the closest pairs.
-    Raises: ValueError for a value that is not listed here.
     """
 
     reads = frozenset({"keypoints"})
@@ -154,13 +144,8 @@ class KeypointAlign(Objective):
         one_of("pairs", pairs, PAIRS)
         one_of("disc", disc, DISCS)
         one_of("embed", embed, EMBEDS)
-        above(
-            0.0,
-            beta_ndc=beta_ndc,
-            min_scale_ndc=min_scale_ndc,
-            nce_temp=nce_temp,
-            proto_temp=proto_temp,
-        )
+        above(0.0, beta_ndc=beta_ndc, min_scale_ndc=min_scale_ndc)
+        above(0.0, nce_temp=nce_temp, proto_temp=proto_temp)
         if parts == "disc" and disc == "none":
             raise ValueError("parts=disc with disc=none leaves no loss")
         weights = {
@@ -173,23 +158,19 @@ class KeypointAlign(Objective):
         self.weights = {name: weights[name] for name in PARTS[parts] if weights[name]}
         if not self.weights:
             raise ValueError(f"parts={parts} has no part with a weight")
-        self.disc, self.embed, self.nce_temp, self.proto_temp = disc, embed, nce_temp, proto_temp
+        self.nce_temp, self.proto_temp = nce_temp, proto_temp
         self.teacher_temp = None if teacher_temp is None else as_schedule(teacher_temp)
-        self.regression: dict[str, Any] = {
-            "kind": kind,
-            "frame": frame,
-            "pairs": pairs,
-            "beta_ndc": beta_ndc,
-            "limit_ndc": limit_ndc,
-        }
-        self.invert_scale, self.min_distance_ndc = invert_scale, min_distance_ndc
+        self.regression: dict[str, Any] = {"kind": kind, "frame": frame, "pairs": pairs}
+        self.regression |= {"beta_ndc": beta_ndc, "limit_ndc": limit_ndc}
+        self.shape: dict[str, Any] = {"embed": embed, "invert_scale": invert_scale}
+        self.regression["invert_scale"] = invert_scale
+        self.min_distance_ndc = min_distance_ndc
         self.running_scale = RunningScale(
             floor_ndc=min_scale_ndc, detach=detach_scale, momentum=scale_momentum
         )
-        self.has_predictor = predictor
-        self.prototypes = {**PROTOTYPES, **(prototypes or {})}
+        self.has_predictor, self.from_teacher = predictor, target == "ema"
+        self.prototypes = PROTOTYPES | dict(prototypes or {})
         self.has_prototypes = disc == "proto" and "disc" in self.weights
-        self.from_teacher = target == "ema"
         if self.from_teacher:
             self.reads = self.reads | {"teacher_keypoints"}
         if self.has_prototypes:
@@ -209,59 +190,35 @@ class KeypointAlign(Objective):
         points = ctx.keypoints
         predicted = points if self.predictor is None else self.predictor(points)
         target = ctx.teacher_keypoints if self.from_teacher else points
-        found = AlignedPoints(points, predicted, target)
-        return found._replace(classes=self._classes(ctx, found)) if self.has_prototypes else found
+        classes = self._classes(ctx, predicted, target) if self.has_prototypes else None
+        return AlignedPoints(points, predicted, target, classes)
 
-    def _classes(self, ctx: StepContext, found: AlignedPoints) -> ClassTargets:
+    def _classes(self, ctx: StepContext, predicted: Tensor, target: Tensor) -> ClassTargets:
         """Prototypes of aligned shapes: another view's shape is the target."""
-
-        def shapes(points: Tensor) -> Tensor:
-            scale = self.invert_scale
-            return aligned_shapes(points, ctx.batch, self.embed, invert_scale=scale)
-
-        pairs = [Pair(shapes(found.predicted), shapes(found.target.detach()))]
-        heads = self.keypoint_prototypes, ctx.teacher_head("keypoint_prototypes")
-        (pair,) = project(*heads, pairs, freeze_prototypes=ctx.freeze_prototypes)
-        temp = ctx.teacher_temp if self.teacher_temp is None else self.teacher_temp(*ctx.info)
-        return class_targets(pair, heads[1], self.centering, temp, update=self.training)
+        shapes = (aligned_shapes(p, ctx.batch, **self.shape) for p in (predicted, target.detach()))
+        name = "keypoint_prototypes"
+        (pair,) = project(ctx, self.keypoint_prototypes, name, [Pair(*shapes)])
+        update = self.training
+        return class_targets(ctx, pair, name, self.centering, self.teacher_temp, update=update)
 
     def part(self, name: str, ctx: StepContext, found: AlignedPoints) -> Tensor:
         """One part without its weight, scalar."""
-        batch, points, sync = ctx.batch, found.points.float(), self.training
-        predicted, target = found.predicted.float(), found.target.float()
+        batch, sync = ctx.batch, self.training
+        points, predicted, target = (p.float() for p in found[:3])
         if name == "reg":
-            return aligned_regression(
-                predicted,
-                target,
-                batch.source_from_view,
-                batch.displacement_ndc,
-                scale=self.running_scale(target),
-                invert_scale=self.invert_scale,
-                sync=sync,
-                **self.regression,
-            )
-        if name == "disc" and self.disc == "proto":
-            assert found.classes is not None
+            settings = {"scale": self.running_scale(target), "sync": sync, **self.regression}
+            return aligned_regression(predicted, target, batch, **settings)
+        if name == "disc" and found.classes is not None:
             return cross_view_ce(found.classes, self.proto_temp)
         if name == "disc":
-            return aligned_nce(
-                predicted,
-                target,
-                batch,
-                temp=self.nce_temp,
-                embed=self.embed,
-                invert_scale=self.invert_scale,
-                sync=sync,
-            )
+            temp = self.nce_temp
+            return aligned_nce(predicted, target, batch, temp=temp, sync=sync, **self.shape)
         if name == "spread":
             return spread_hinge(points, MIN_STD_NDC)
         if name == "repulsion":
             return repulsion(points, self.min_distance_ndc)
         # In the source: a known warp or stretch of the view is no articulation.
-        in_source = to_source(points, batch.source_from_view.float(), batch.displacement_ndc)
-        return articulation_variance(
-            in_source.flatten(0, 1), MIN_ARTICULATION_STD, COVARIANCE_WEIGHT, sync=sync
-        )
+        return articulation_variance(in_source(points, batch).flatten(0, 1), sync=sync)
 
     def loss(self, ctx: StepContext, prediction: AlignedPoints) -> Tensor:
         with torch.autocast(ctx.batch.source_from_view.device.type, enabled=False):
@@ -272,3 +229,86 @@ class KeypointAlign(Objective):
         if prediction.classes is None:
             return {}
         return {"keypoint_targets": Targets(prediction.classes.teacher_probs.flatten(0, 1))}
+
+
+class KeypointAgree(Objective):
+    """The class token predicts the points of the shared head `keypoint` by itself.
+
+    Ours, not the paper's. Points that are found among the patches (soft-argmax) stay with what is
+    visible; a class token that predicts them too has to encode the pose, which later stages read.
+    Smooth L1 (linear from `beta_ndc`) towards the detached points, divided by their spread;
+    `hidden_dim` and `num_hidden` are of the class token's `KeypointHead`.
+    """
+
+    reads = frozenset({"keypoints"})
+
+    def __init__(
+        self,
+        *,
+        weight: float | Schedule = 1.0,
+        beta_ndc: float = 0.05,
+        hidden_dim: int = 1024,
+        num_hidden: int = 2,
+    ) -> None:
+        super().__init__(weight)
+        above(0.0, beta_ndc=beta_ndc)
+        self.beta_ndc, self.scale = beta_ndc, RunningScale()
+        self.sizes = {"hidden_dim": hidden_dim, "num_hidden": num_hidden}
+
+    def build(self, setup: Setup) -> None:
+        shared = setup.shared("keypoint")
+        shape = {"num_keypoints": shared.num_keypoints, "num_dims": shared.num_dims}
+        self.head = KeypointHead(setup.dim, **shape, **self.sizes)
+
+    def predict(self, ctx: StepContext) -> Tensor:
+        points: Tensor = self.head(ctx.student)
+        return points.unflatten(0, ctx.shape)
+
+    def loss(self, ctx: StepContext, prediction: Tensor) -> Tensor:
+        own, target = prediction.float(), ctx.keypoints.detach().float()
+        scale: Tensor = self.scale(target)
+        with torch.autocast(own.device.type, enabled=False):
+            return F.smooth_l1_loss(own, target, beta=self.beta_ndc) / scale
+
+
+def relative_affine(source_from_view: Tensor) -> Tensor:
+    """Map of the next view's ndc to this view's ndc, cyclic: [B, G, 2, 3] -> [B, G, 2, 3]."""
+    return compose(invert(source_from_view), source_from_view.roll(-1, dims=1))
+
+
+class AffineHead(nn.Module):
+    """An affine map as the identity and an MLP's estimate of the difference."""
+
+    def __init__(self, dim: int, *, hidden_dim: int = 256) -> None:
+        super().__init__()
+        self.mlp = mlp(2 * dim, hidden_dim, 6, 1)
+        self.register_buffer("identity", torch.eye(2, 3), persistent=False)
+
+    def forward(self, cls_a: Tensor, cls_b: Tensor) -> Tensor:
+        """[..., D] tokens of views a and b to [..., 2, 3], an estimate of a_from_b in ndc, fp32."""
+        delta = self.mlp(torch.cat([cls_a, cls_b], dim=-1)).float().unflatten(-1, (2, 3))
+        return self.identity + delta
+
+
+class ViewAffine(Objective):
+    """The known affine map between two views, regressed from both class tokens.
+
+    Ours, not the paper's: an anchor for the class token that no constant can satisfy. Smooth L1,
+    linear from `beta` (ndc and its ratios), mean over the six numbers.
+    """
+
+    def __init__(
+        self, *, weight: float | Schedule = 1.0, beta: float = 0.1, hidden_dim: int = 256
+    ) -> None:
+        super().__init__(weight)
+        self.beta, self.hidden_dim = beta, hidden_dim
+
+    def build(self, setup: Setup) -> None:
+        self.head = AffineHead(setup.dim, hidden_dim=self.hidden_dim)
+
+    def predict(self, ctx: StepContext) -> Tensor:
+        return torch.as_tensor(self.head(ctx.cls, ctx.cls.roll(-1, dims=1)))
+
+    def loss(self, ctx: StepContext, prediction: Tensor) -> Tensor:
+        target = relative_affine(ctx.batch.source_from_view)
+        return F.smooth_l1_loss(prediction, target, beta=self.beta)

@@ -1,7 +1,7 @@
 """Heads of pseudo-keypoints, regressed from the class token or found among the patch tokens.
 
-Every head is called with a backbone's tokens and has the attributes `num_keypoints` and `num_dims`.
-Points have d = 2 numbers in the view's ndc, or 3: z is a depth in the view's own size.
+Every head is called with a backbone's tokens and has the attributes `num_keypoints` (K) and
+`num_dims` (d). Points have 2 numbers in the view's ndc, or 3: z is a depth in the view's own size.
 """
 
 import math
@@ -25,15 +25,8 @@ def check_points(num_keypoints: int, num_dims: int) -> None:
 class KeypointHead(nn.Module):
     """K points from the class token, bounded a little outside of the image.
 
-    Points start spread out (random output biases), and no BatchNorm is used since masked and whole
-    views share the head.
-
-    Args:
-        dim: width of the class token.
-        num_keypoints, num_dims: K and d.
-        hidden_dim, num_hidden: MLP sizes.
-        bound_ndc: largest coordinate.
-        init_spread: output biases are drawn from U(-init_spread, init_spread).
+    They start spread out: output biases are drawn from U(-init_spread, init_spread). No BatchNorm,
+    since masked and whole views share the head.
     """
 
     def __init__(
@@ -51,9 +44,7 @@ class KeypointHead(nn.Module):
         check_points(num_keypoints, num_dims)
         self.num_keypoints, self.num_dims, self.bound_ndc = num_keypoints, num_dims, bound_ndc
         self.mlp = mlp(dim, hidden_dim, num_keypoints * num_dims, num_hidden)
-        last = self.mlp[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.uniform_(last.bias, -init_spread, init_spread)
+        nn.init.uniform_(self.mlp[-1].get_parameter("bias"), -init_spread, init_spread)
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Tokens of [V, D] to [V, K, d] points in ndc, fp32."""
@@ -66,12 +57,10 @@ class SoftArgmaxKeypoints(nn.Module):
 
     Each patch has refine x refine keys, one per cell; each point has a learned query, to which the
     class token adds its own. Heat maps are the softmax of query . key and of a learned
-    Gaussian prior, which keeps points apart before training. Depth, where points have one, comes
-    from the class token.
+    Gaussian prior, which keeps points apart before training. A depth comes from the class token.
 
     Args:
-        dim: width of the tokens.
-        grid_hw: patches per column and row.
+        dim, grid_hw: width of the tokens; patches per column and row.
         num_keypoints, num_dims: K and d.
         refine: cells per side of a patch.
         key_dim: width of queries and keys.
@@ -115,11 +104,8 @@ class SoftArgmaxKeypoints(nn.Module):
         self.scale = 1.0 / (temp * math.sqrt(key_dim))
         self.keys = mlp(dim, 0, refine * refine * key_dim, 0)
         self.queries = nn.Parameter(torch.randn(num_keypoints, key_dim))
-        num_depths = num_keypoints * (num_dims - 2)
-        self.of_class: nn.Sequential | None = None
-        if class_query or num_depths:
-            width = key_dim * class_query + num_depths
-            self.of_class = mlp(dim, hidden_dim, width, num_hidden)
+        width = key_dim * class_query + num_keypoints * (num_dims - 2)
+        self.of_class = mlp(dim, hidden_dim, width, num_hidden) if width else None
         self.class_query = class_query
         self.prior_centres: nn.Parameter | None = None
         if prior_ndc is not None:
@@ -136,11 +122,8 @@ class SoftArgmaxKeypoints(nn.Module):
         grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)  # [h r, w r, 2]
         return grid.reshape(h, r, w, r, 2).transpose(1, 2).reshape(-1, 2)
 
-    def heat_maps(self, tokens: Tokens) -> Tensor:
-        """[V, K, N * refine^2] shares of each point in the order of `cells_ndc`, fp32.
-
-        Raises: ValueError when tokens were dropped or the image has another size.
-        """
+    def _heat_maps(self, tokens: Tokens, of_class: Tensor | None) -> Tensor:
+        """[V, K, N * refine^2] shares of each point in the order of `cells_ndc`, fp32."""
         v, n = tokens.patches.shape[:2]
         if n != self.grid_hw[0] * self.grid_hw[1]:
             raise ValueError(
@@ -148,9 +131,8 @@ class SoftArgmaxKeypoints(nn.Module):
             )
         keys = self.keys(tokens.patches).reshape(v, n * self.refine**2, self.key_dim)
         queries = self.queries.expand(v, -1, -1)
-        if self.class_query:
-            assert self.of_class is not None
-            queries = queries + self.of_class(tokens.cls)[:, None, : self.key_dim]
+        if self.class_query and of_class is not None:
+            queries = queries + of_class[:, None, : self.key_dim]
         # Sharp maps have logits beyond 50, which half precision rounds by a quarter.
         with torch.autocast(keys.device.type, enabled=False):
             logits = queries.float() @ keys.float().transpose(1, 2) * self.scale
@@ -160,12 +142,15 @@ class SoftArgmaxKeypoints(nn.Module):
         return logits.softmax(dim=-1)
 
     def forward(self, tokens: Tokens) -> Tensor:
-        """Tokens of [V, ...] to [V, K, d] points in ndc, fp32."""
-        heat = self.heat_maps(tokens)
+        """Tokens of [V, ...] to [V, K, d] points in ndc, fp32.
+
+        Raises: ValueError when tokens were dropped or the image has another size.
+        """
+        of_class = None if self.of_class is None else self.of_class(tokens.cls)
+        heat = self._heat_maps(tokens, of_class)
         # Written out: autocast would round positions to 1e-2.
         positions = torch.stack([(heat * axis).sum(dim=-1) for axis in self.cells_ndc.T], dim=-1)
-        if self.num_dims == 2:
+        if self.num_dims == 2 or of_class is None:
             return positions
-        assert self.of_class is not None
-        raw = self.of_class(tokens.cls).float()[:, -self.num_keypoints :]
+        raw = of_class.float()[:, -self.num_keypoints :]
         return torch.cat([positions, self.bound_ndc * torch.tanh(raw)[..., None]], dim=-1)

@@ -1,9 +1,7 @@
 """PeCLR's contrast (Spurr et al. 2021, arXiv 2106.05953): latent points are rotated and shifted
 back as their views were, then views of one crop are contrasted with those of others.
 
-Approximate as published, for comparison: the latents are no positions in the image, so they are
-rotated about their own mean, shifted in proportion to their own range, and their size is left
-alone.
+Approximate as published, for comparison: the latents are no positions in the image.
 """
 
 import torch
@@ -12,22 +10,17 @@ from torch import Tensor, nn
 
 from handmim.engine.optim import Schedule
 from handmim.geometry.crop import invert
-from handmim.losses.point_shapes import nt_xent
 from handmim.models.layers import BatchNorm1d
 from handmim.objectives.base import Objective, StepContext
 from handmim.objectives.keypoints import check_points
+from handmim.objectives.point_sets import nt_xent
 from handmim.types import Tokens
 from handmim.utils.arguments import above
 
 
 def linear_part(source_from_view: Tensor, *, with_scale: bool) -> Tensor:
-    """Rotation, stretch and flip of a map, with or without its size.
-
-    Args:
-        source_from_view: [..., 2, 3].
-        with_scale: False divides by sqrt|det|, which leaves the rotation of a similarity.
-    Returns: [..., 2, 2].
-    """
+    """[..., 2, 3] to [..., 2, 2]: rotation, stretch and flip of a map; without scale divided by
+    sqrt|det|, which leaves the rotation of a similarity."""
     linear = source_from_view[..., :2].float()
     if with_scale:
         return linear
@@ -41,12 +34,10 @@ def carried(linear: Tensor, vectors: Tensor) -> Tensor:
 
 
 def undone(points: Tensor, source_from_view: Tensor) -> Tensor:
-    """Take each view's shift and rotation out of its latent points.
+    """Take each view's shift and rotation out of its latent points [B, G, K, 2] of any size.
 
-    Args:
-        points: [B, G, K, 2] latents of any size.
-        source_from_view: [B, G, 2, 3]; warps are not undone.
-    Returns: [B, G, K, 2]; means and ranges carry no gradient.
+    They are shifted in proportion to their own range and rotated about their own mean, both without
+    gradient. Sizes and warps are left alone.
     """
     maps = source_from_view.float()
     range_of = points.detach().amax(dim=-2) - points.detach().amin(dim=-2)  # [B, G, 2]
@@ -65,11 +56,6 @@ class LatentPoints(nn.Module):
     """PeCLR's projection: the class token as K unbounded points of a latent plane.
 
     Batch statistics as there, over all processes; all views have to be whole (nothing masked).
-
-    Args:
-        dim: width of the class token.
-        num_keypoints: K.
-        hidden_dim, num_hidden: MLP sizes.
     """
 
     num_dims = 2
@@ -93,12 +79,7 @@ class LatentPoints(nn.Module):
 
 class PeCLR(Objective):
     """NT-Xent of the shared head `keypoint`, here unbounded latents; both views of all other
-    samples are negatives.
-
-    Args:
-        weight: of the loss.
-        temp: softmax temperature.
-    """
+    samples are negatives. `temp` is the softmax temperature."""
 
     reads = frozenset({"keypoints"})
 

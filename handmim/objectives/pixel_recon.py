@@ -1,7 +1,7 @@
 """Pixel reconstruction of masked patches (He et al. 2022, MAE; Xie et al. 2022, SimMIM)."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from timm.layers import build_sincos2d_pos_embed
@@ -9,8 +9,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from handmim.engine.optim import Schedule
-from handmim.objectives.base import Objective, Setup, StepContext
-from handmim.utils.arguments import above, one_of, shares
+from handmim.objectives.base import Objective, Setup, StepContext, view_weights
+from handmim.utils.arguments import above, at_least, one_of, shares
 
 KINDS = ("mse", "l1")
 HEADS = ("linear", "decoder")
@@ -18,34 +18,14 @@ MIN_VAR = 1e-4  # of a target patch: flat patches are divided by no less than it
 
 
 def normalise_patches(patches: Tensor, min_var: float = MIN_VAR) -> Tensor:
-    """Each patch to mean 0 and variance 1 over all its values.
+    """Each patch [M, p*p*3] to mean 0 and variance 1 over all its values.
 
     The variance is floored: the sensor noise of a uniform background would become the target
     otherwise.
-
-    Args:
-        patches: [M, p*p*3] in [0, 1].
-        min_var: floor of the variance.
     """
     centred = patches - patches.mean(dim=-1, keepdim=True)
     var = centred.square().mean(dim=-1, keepdim=True)
     return centred * var.clamp(min=min_var).rsqrt()
-
-
-def masked_pixel_error(
-    pred: Tensor, target: Tensor, weight: Tensor, num_views: int, kind: str = "mse"
-) -> Tensor:
-    """Mean error per value, averaged in each view first, then over all views; fp32 scalar.
-
-    Args:
-        pred, target: [M, p*p*3].
-        weight: [M], 1 / (chosen patches of that view).
-        num_views: views in the batch, also those without a chosen patch.
-        kind: "mse" squared or "l1" absolute.
-    """
-    difference = pred.float() - target.float()
-    error = difference.square() if kind == "mse" else difference.abs()
-    return (error.mean(dim=-1) * weight).sum() / num_views
 
 
 def patchify(image: Tensor, patch_px: int) -> Tensor:
@@ -76,12 +56,7 @@ def tap_blocks(tap_layers: Sequence[float], depth: int) -> tuple[int, ...]:
 
 
 class PixelHead(nn.Module):
-    """LayerNorm and one linear map from a token to its patch's pixels.
-
-    Args:
-        dim: width of the tokens.
-        patch_px: patch side.
-    """
+    """LayerNorm and one linear map from a token to its patch's pixels."""
 
     def __init__(self, dim: int, patch_px: int) -> None:
         super().__init__()
@@ -98,15 +73,9 @@ class PixelHead(nn.Module):
 class PixelDecoder(nn.Module):
     """A light transformer over the tokens of all patches, after which pixels are a linear map.
 
-    Patches that were dropped from the encoder come back as its own mask token. It does not read the
-    class token.
-
-    Args:
-        dim: width of the tokens.
-        patch_px: patch side.
-        grid_hw: patch grid, with fixed sine-cosine positions.
-        depth, width, num_heads, mlp_ratio: of its transformer; None is as wide as the tokens, and a
-            head per 32 channels.
+    Patches that were dropped from the encoder come back as its own mask token, at fixed sine-cosine
+    positions. It does not read the class token. A width of None is that of the tokens, a num_heads
+    of None a head per 32 channels.
     """
 
     positions: Tensor
@@ -120,11 +89,9 @@ class PixelDecoder(nn.Module):
         depth: int = 2,
         width: int | None = None,
         num_heads: int | None = None,
-        mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
-        if depth < 1:
-            raise ValueError(f"depth must be >= 1, got {depth}")
+        at_least(1, depth=depth)
         width = dim if width is None else width
         num_heads = max(1, width // 32) if num_heads is None else num_heads
         if width < 8 or width % 4 or num_heads < 1 or width % num_heads:
@@ -134,9 +101,7 @@ class PixelDecoder(nn.Module):
             )
         self.embed = nn.Linear(dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.blocks = nn.Sequential(
-            *(Block(width, num_heads, mlp_ratio, qkv_bias=True) for _ in range(depth))
-        )
+        self.blocks = nn.Sequential(*(Block(width, num_heads, qkv_bias=True) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, patch_px * patch_px * 3)
         positions = build_sincos2d_pos_embed(list(grid_hw), dim=width)
@@ -170,11 +135,11 @@ class PixelTargets(NamedTuple):
     pred: Tensor  # [M, p*p*3]
     target: Tensor  # [M, p*p*3] in [0, 1]
     weight: Tensor  # [M], 1 / (reconstructed patches of that view)
-    num_views: int
+    num_views: int  # also those without a reconstructed patch
 
 
 class PixelRecon(Objective):
-    """`masked_pixel_error` of masked patches of the augmented view.
+    """Mean error of masked patches of the augmented view, in each view first, then over views.
 
     Args:
         weight: of the loss.
@@ -187,7 +152,6 @@ class PixelRecon(Objective):
         min_var: floor of a patch's variance.
         clean_target: pixels before colour augmentation; requires views.keep_clean=true.
         visible_share: this share of the visible patches is reconstructed too.
-    Raises: ValueError for an unknown choice or a value out of range.
     """
 
     reads = frozenset({"visible_patches"})
@@ -214,7 +178,7 @@ class PixelRecon(Objective):
         shares(visible_share=visible_share)
         tap_blocks(tap_layers, 1)  # refuses shares out of range
         self.tap_layers, self.head_kind = tuple(tap_layers), head
-        self.decoder = depth, width, num_heads
+        self.decoder: dict[str, Any] = {"depth": depth, "width": width, "num_heads": num_heads}
         self.kind, self.per_patch_norm, self.min_var = kind, per_patch_norm, min_var
         self.clean_target, self.visible_share = clean_target, visible_share
         if head == "linear":
@@ -227,27 +191,16 @@ class PixelRecon(Objective):
         if self.head_kind == "linear":
             self.head = PixelHead(setup.dim, setup.patch_px)
         else:
-            depth, width, num_heads = self.decoder
-            self.head = PixelDecoder(
-                setup.dim,
-                setup.patch_px,
-                setup.grid_hw,
-                depth=depth,
-                width=width,
-                num_heads=num_heads,
-            )
+            self.head = PixelDecoder(setup.dim, setup.patch_px, setup.grid_hw, **self.decoder)
             self.head.mask_token.requires_grad_(setup.drops_masked)
 
     def predict(self, ctx: StepContext) -> PixelTargets:
         batch, is_masked = ctx.batch, ctx.is_masked
-        source = batch.views
-        if self.clean_target:
-            if batch.clean_views is None:
-                raise ValueError(
-                    "clean_target=true requires the views before colour jitter "
-                    "(views.keep_clean=true)"
-                )
-            source = batch.clean_views
+        source = batch.clean_views if self.clean_target else batch.views
+        if source is None:
+            raise ValueError(
+                "clean_target=true requires the views before colour jitter (views.keep_clean=true)"
+            )
         is_target, idx = is_masked, batch.masked_idx
         if self.visible_share > 0 and self.training:
             chance = torch.rand(is_masked.shape, device=is_masked.device)
@@ -256,12 +209,12 @@ class PixelRecon(Objective):
         tokens = torch.stack([ctx.tapped[block] for block in self.taps]).mean(dim=0)
         pred = self.head(tokens, idx, is_masked if ctx.drops_masked else None)
         target = patchify(source.flatten(0, 1), self.patch_px).flatten(0, 1)[idx]
-        per_view = is_target.sum(dim=1, keepdim=True).clamp(min=1)
-        weight = (1.0 / per_view.float()).expand_as(is_target).flatten()[idx]
-        return PixelTargets(pred, target, weight, len(is_target))
+        return PixelTargets(pred, target, view_weights(is_target, idx), len(is_target))
 
     def loss(self, ctx: StepContext, prediction: PixelTargets) -> Tensor:
         pred, target, weight, num_views = prediction
         if self.per_patch_norm:
             target = normalise_patches(target, self.min_var)
-        return masked_pixel_error(pred, target, weight, num_views, self.kind)
+        difference = pred.float() - target.float()
+        error = difference.square() if self.kind == "mse" else difference.abs()
+        return (error.mean(dim=-1) * weight).sum() / num_views

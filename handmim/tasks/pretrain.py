@@ -21,13 +21,13 @@ from handmim.models.centering import Centering, Sinkhorn
 from handmim.models.teacher import EmaTeacher
 from handmim.models.vit import ViT
 from handmim.models.weights.load import InitialWeights, load_initial
-from handmim.objectives.base import READS, Objective, Setup, StepContext
-from handmim.objectives.experimental.low_res_recon import LowResRecon
-from handmim.objectives.old_state import rename_old_entries
+from handmim.objectives.base import READS, Objective, Setup, StepContext, call
+from handmim.objectives.distillation import ProjectionHead
+from handmim.objectives.experimental import LowResRecon
 from handmim.objectives.pixel_recon import PixelRecon, PixelTargets
-from handmim.objectives.prototypes import ProjectionHead
 from handmim.types import PretrainBatch, StepInfo, StepResult, Tokens
 from handmim.utils.arguments import one_of
+from handmim.utils.renames import rename_old_entries
 
 Predictions = dict[str, Any]  # by name of the objective
 
@@ -77,7 +77,7 @@ class HandMimTask(nn.Module):
             backbone.patch_px,
             backbone.grid_hw,
             backbone.depth,
-            heads=heads,
+            heads=heads or {},
             centering=centering,
             drops_masked=self.drops_masked,
         )
@@ -126,7 +126,8 @@ class HandMimTask(nn.Module):
 
     def _freeze_unread(self, backbone: ViT, objectives: Mapping[str, Objective]) -> None:
         """Freeze parameters that no loss can reach, for which distributed training would wait."""
-        if all(objective.taps for objective in objectives.values()):
+        self.ends_at_taps = not any(o.reads_last_block for o in objectives.values())
+        if self.ends_at_taps:
             backbone.net.blocks[max(self.taps) :].requires_grad_(False)
         if self.drops_masked:
             backbone.mask_token.requires_grad_(False)
@@ -163,7 +164,7 @@ class HandMimTask(nn.Module):
         backbone, reads = self.student["backbone"], self.reads
         masked_idx = batch.masked_idx if self.training else None
         # Then the last block need not finish the other patches.
-        masked_alone = not (self.drops_masked or "visible_patches" in reads)
+        masked_alone = not (self.drops_masked or self.taps or "visible_patches" in reads)
         local = batch.local_views if "local_cls" in reads else None
         student = backbone(
             views,
@@ -186,7 +187,7 @@ class HandMimTask(nn.Module):
             info,
             student,
             teacher,
-            keypoints=points,
+            points=points,
             heads=self.student,
             teacher_heads=None if self.teacher is None else self.teacher.net,
             reads=reads,
@@ -194,13 +195,14 @@ class HandMimTask(nn.Module):
             teacher_temp=self.teacher_temp(*info),
             freeze_prototypes=info.step < self.freeze_prototypes_steps,
             drops_masked=self.drops_masked,
+            ends_at_taps=self.ends_at_taps,
             training=self.training,
         )
 
     def predict(self, batch: PretrainBatch, info: StepInfo) -> tuple[StepContext, Predictions]:
         """Encode, then what the heads of every objective make of the tokens."""
         ctx = self.encode(batch, info)
-        return ctx, {name: objective.predict(ctx) for name, objective in self.each.items()}
+        return ctx, {name: call(name, o.predict, ctx) for name, o in self.each.items()}
 
     def forward(self, batch: PretrainBatch, info: StepInfo) -> StepResult:
         """Losses and diagnostics of one batch."""
@@ -208,7 +210,7 @@ class HandMimTask(nn.Module):
         losses: list[Tensor] = []
         scalars: dict[str, Tensor] = {}
         for name, objective in self.each.items():
-            value = objective.loss(ctx, predictions[name])
+            value = call(name, objective.loss, ctx, predictions[name])
             scalars[f"loss/{name}"] = value.detach()
             # A weight of 0 counts 0 times: parameters stay in the graph of distributed training.
             losses.append(objective.weight(*info) * value)
@@ -219,7 +221,7 @@ class HandMimTask(nn.Module):
                     scalars |= target_diagnostics(targets.teacher_probs, prefix)
         if "keypoints" in self.reads:
             scalars |= keypoint_diagnostics(ctx.keypoints.detach(), batch)
-        scalars["features/cls_std"] = ctx.student.cls.detach().float().std(dim=0).mean()
+        scalars["features/cls_std"] = ctx.tokens.cls.detach().float().std(dim=0).mean()
         return StepResult(loss=loss, scalars={"loss": loss.detach(), **scalars})
 
     def before_update(self, info: StepInfo) -> None:

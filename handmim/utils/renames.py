@@ -5,22 +5,32 @@ from typing import Any
 
 # Objectives of pretraining: their modules and classes, which were `losses.NAME.Term`.
 OBJECTIVES = {
-    "patch_distill": "patch_distill.PatchDistill",
-    "class_distill": "class_distill.ClassDistill",
-    "koleo": "koleo.Koleo",
+    "patch_distill": "distillation.PatchDistill",
+    "class_distill": "distillation.ClassDistill",
+    "koleo": "distillation.Koleo",
     "keypoint_align": "keypoint_align.KeypointAlign",
-    "keypoint_agree": "keypoint_agree.KeypointAgree",
+    "keypoint_agree": "keypoint_align.KeypointAgree",
     "peclr": "peclr.PeCLR",
     "pixel_recon": "pixel_recon.PixelRecon",
-    "view_affine": "view_affine.ViewAffine",
+    "view_affine": "keypoint_align.ViewAffine",
     "class_hog": "hog.ClassHog",
     "point_hog": "hog.PointHog",
     "patch_hog": "hog.PatchHog",
-    "view_flow": "experimental.view_flow.ViewFlow",
-    "class_recon": "experimental.low_res_recon.ClassRecon",
-    "point_recon": "experimental.low_res_recon.PointRecon",
-    "dense_match": "experimental.dense_match.DenseMatch",
-    "latent_equivariance": "experimental.latent_equivariance.LatentEquivariance",
+    "view_flow": "experimental.ViewFlow",
+    "class_recon": "experimental.ClassRecon",
+    "point_recon": "experimental.PointRecon",
+    "dense_match": "experimental.DenseMatch",
+    "latent_equivariance": "experimental.LatentEquivariance",
+}
+# Modules of objectives that share a file now.
+MERGED_OBJECTIVES = {
+    **dict.fromkeys(("patch_distill", "class_distill", "prototypes", "koleo"), "distillation"),
+    **dict.fromkeys(("keypoint_agree", "view_affine"), "keypoint_align"),
+    **dict.fromkeys(
+        (f"experimental.{name}" for name in ("dense_match", "latent_equivariance", "view_flow")),
+        "experimental",
+    ),
+    "experimental.low_res_recon": "experimental",
 }
 HAND_LOSSES = (
     "joints3d", "joints3d_abs", "joints2d", "direct3d", "direct2d", "verts", "edges", "rotations",
@@ -124,7 +134,11 @@ TARGETS: dict[str, str] = {
         f"handmim.losses.{name}.Term": f"handmim.objectives.{new}"
         for name, new in OBJECTIVES.items()
     },
-    "handmim.models.heads.projection": "handmim.objectives.prototypes",
+    "handmim.models.heads.projection": "handmim.objectives.distillation",
+    **{
+        f"handmim.objectives.{old}": f"handmim.objectives.{new}"
+        for old, new in MERGED_OBJECTIVES.items()
+    },
     "handmim.models.heads.keypoint.LatentPoints": "handmim.objectives.peclr.LatentPoints",
     "handmim.models.heads.keypoint": "handmim.objectives.keypoints",
 }
@@ -302,3 +316,14 @@ def new_entry(name: str) -> str:
         if name.startswith(old):
             return new + name[len(old) :]
     return name
+
+
+def rename_old_entries(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """A hook that renames old entries in place; heads that no objective reads are left out."""
+    own = module.state_dict().keys()
+    for name in list(state):
+        renamed = prefix + new_entry(name.removeprefix(prefix))
+        if renamed != name:
+            value = state.pop(name)
+            if renamed.removeprefix(prefix) in own:
+                state[renamed] = value

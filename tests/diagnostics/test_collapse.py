@@ -88,7 +88,7 @@ def plant_points(task, make):
     def planted(batch, info):
         ctx = encode(batch, info)
         own = ctx.keypoints  # whose gradient goes on
-        ctx._keypoints = make(batch) + own - own.detach()
+        ctx.points = make(batch) + own - own.detach()
         return ctx
 
     task.encode = planted

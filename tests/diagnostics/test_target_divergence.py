@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from handmim.diagnostics.measure import measure
-from handmim.objectives.patch_distill import masked_patch_ce
+from handmim.objectives.distillation import masked_patch_ce
 from handmim.types import StepInfo
 from tests.tasks.test_pretrain_task import make_batch, make_task
 

@@ -45,7 +45,7 @@ def context(
     patches = torch.zeros(b, g, 1, 4) if patches is None else patches
     side = round(patches.shape[2] ** 0.5)
     tokens = Tokens(cls.flatten(0, 1), patches.flatten(0, 1), (side, side))
-    return StepContext(batch, StepInfo(0, 10), tokens, keypoints=keypoints)
+    return StepContext(batch, StepInfo(0, 10), tokens, points=keypoints)
 
 
 def aligned(points: Tensor, target: Tensor | None = None) -> AlignedPoints:

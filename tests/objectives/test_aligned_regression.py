@@ -3,14 +3,14 @@ import math
 import pytest
 import torch
 
-from handmim.losses.aligned_points import (
+from handmim.objectives.peclr import carried, linear_part
+from handmim.objectives.point_sets import (
     FRAMES,
     KINDS,
     RunningScale,
     aligned_regression,
     point_spread,
 )
-from handmim.objectives.peclr import carried, linear_part
 from tests.objectives.keypoint_cases import batch_of, random_maps, seen_points
 
 EYE = torch.eye(2, 3).expand(1, 2, 2, 3)
@@ -18,8 +18,7 @@ EYE = torch.eye(2, 3).expand(1, 2, 2, 3)
 
 def cost(points, batch, target=None, scale=1.0, **options) -> torch.Tensor:
     target = points if target is None else target
-    maps = batch.source_from_view, batch.displacement_ndc
-    return aligned_regression(points, target, *maps, scale=scale, **options)
+    return aligned_regression(points, target, batch, scale=scale, **options)
 
 
 def warped(general: bool = True):

@@ -5,10 +5,14 @@ import pytest
 import torch
 import yaml
 
-from handmim.objectives.class_distill import ClassDistill
-from handmim.objectives.koleo import Koleo, koleo
-from handmim.objectives.patch_distill import PatchDistill
-from handmim.objectives.prototypes import ClassTargets, cross_view_ce
+from handmim.objectives.distillation import (
+    ClassDistill,
+    ClassTargets,
+    Koleo,
+    PatchDistill,
+    cross_view_ce,
+    koleo,
+)
 from tests.objectives.keypoint_cases import batch_of, context
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "objective"

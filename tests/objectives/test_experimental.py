@@ -7,9 +7,14 @@ import torch
 
 from handmim.geometry.crop import similarity, to_source
 from handmim.objectives.base import Setup
-from handmim.objectives.experimental.dense_match import DenseMatch, patch_centres
-from handmim.objectives.experimental.low_res_recon import ClassRecon, PointRecon, low_resolution
-from handmim.objectives.experimental.view_flow import ViewFlow
+from handmim.objectives.experimental import (
+    ClassRecon,
+    DenseMatch,
+    PointRecon,
+    ViewFlow,
+    low_resolution,
+    patch_centres,
+)
 from handmim.types import PretrainBatch
 from tests.objectives.keypoint_cases import context
 

@@ -63,17 +63,17 @@ def test_cells_read_their_own_position_at_any_image_size():
 
 
 def test_head_of_patches_puts_cells_where_they_belong():
-    head = PatchHogHead(4, (3, 3), bins=1, per_patch=2)
+    head = PatchHogHead(4, (3, 3), per_patch=2)
     with torch.no_grad():
         head.project[-1].weight.zero_()
-        head.project[-1].bias.copy_(torch.tensor([0.0, 1.0, 2.0, 3.0]))
+        head.project[-1].bias.copy_(torch.arange(4.0).repeat(9))
     out = head(torch.randn(5, 2, 9, 4))
-    assert out.shape == (5, 2, 1, 6, 6)
+    assert out.shape == (5, 2, 9, 6, 6)
     tile = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).repeat(3, 3)
-    torch.testing.assert_close(out[0, 0, 0], tile)
+    torch.testing.assert_close(out[0, 0], tile.expand(9, 6, 6))
     # A patch's token changes its own cells only.
     tokens = torch.randn(1, 9, 4)
-    head = PatchHogHead(4, (3, 3), bins=2, per_patch=1)
+    head = PatchHogHead(4, (3, 3), per_patch=1)
     moved = tokens.clone()
     moved[0, 5] = torch.randn(4)
     changed = (head(tokens) - head(moved)).abs().sum(dim=1)[0] > 0
@@ -95,7 +95,7 @@ def test_hog_targets_of_one_size_are_computed_once():
     for objective in (ClassHog(), PatchHog(), PointHog()):
         objective.loss(ctx, torch.zeros(1, 2, 9, 6, 6))
     ClassHog().loss(ctx, torch.zeros(1, 2, 9, 4, 4))
-    assert set(ctx._shared) == {("hog", 9, 6), ("hog", 9, 4)}
+    assert set(ctx._shared) == {("hog", 6), ("hog", 4)}
 
 
 def test_where_picks_patches():
@@ -121,8 +121,8 @@ def test_unknown_choices_of_hog_are_refused(objective, option):
 
 
 def test_head_of_a_vector():
-    out = HogHead(12, cells=5, bins=7)(torch.randn(2, 3, 12))
-    assert out.shape == (2, 3, 7, 5, 5)
+    out = HogHead(12, cells=5)(torch.randn(2, 3, 12))
+    assert out.shape == (2, 3, 9, 5, 5)
     assert out.dtype == torch.float32
 
 
@@ -150,9 +150,3 @@ def test_drawn_points_get_a_gradient_and_ignore_depth():
     assert points.grad is not None
     assert (points.grad[..., :2].abs() > 0).all()
     assert (points.grad[..., 2] == 0).all()
-
-
-@pytest.mark.parametrize("wrong", [{"fine": 0}, {"sigma_cells": 0.0}])
-def test_gaussians_of_no_size_are_refused(wrong):
-    with pytest.raises(ValueError, match="fine must be >= 1"):
-        PointHogHead(4, cells=6, **wrong)

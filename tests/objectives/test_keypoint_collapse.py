@@ -7,7 +7,7 @@ import torch
 
 from handmim.diagnostics.statistics import keypoint_diagnostics
 from handmim.geometry.crop import from_source
-from handmim.losses import point_shapes
+from handmim.objectives import point_sets
 from handmim.objectives.keypoint_align import REGULARISERS, KeypointAlign
 from tests.objectives.keypoint_cases import (
     Hands,
@@ -132,14 +132,14 @@ def test_gradients_are_finite_where_points_have_collapsed(d, options, kind):
 
 def test_spread_and_repulsion_match_hand_values():
     bunched = torch.zeros(2, 3, 2)
-    assert point_shapes.spread_hinge(bunched, 0.25).item() == pytest.approx(0.25**2, rel=1e-2)
-    assert point_shapes.repulsion(bunched, 0.08).item() == pytest.approx(0.08**2, rel=1e-3)
+    assert point_sets.spread_hinge(bunched, 0.25).item() == pytest.approx(0.25**2, rel=1e-2)
+    assert point_sets.repulsion(bunched, 0.08).item() == pytest.approx(0.08**2, rel=1e-3)
     apart = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
-    assert point_shapes.spread_hinge(apart, 0.25).item() == 0.0
-    assert point_shapes.repulsion(apart, 0.08).item() == 0.0
+    assert point_sets.spread_hinge(apart, 0.25).item() == 0.0
+    assert point_sets.repulsion(apart, 0.08).item() == 0.0
     # one of three pairs at distance .03: (.08 - .03)^2 / 3
     near = torch.tensor([[[0.0, 0.0], [0.03, 0.0], [0.0, 1.0]]])
-    assert point_shapes.repulsion(near, 0.08).item() == pytest.approx(0.0025 / 3, rel=1e-3)
+    assert point_sets.repulsion(near, 0.08).item() == pytest.approx(0.0025 / 3, rel=1e-3)
 
 
 @pytest.mark.parametrize("d", [2, 3])
@@ -151,19 +151,17 @@ def test_canonical_shapes_forget_similarity_and_keep_articulation(d):
     plane = base[:, :2] @ linear.mT + maps[..., None, :, 2]
     depth = base[:, 2:] * linear.det().sqrt()[:, None, None] + 0.3
     rotated = torch.cat([plane, depth], dim=-1)
-    q = point_shapes.canonical_shapes(rotated)
+    q = point_sets.canonical_shapes(rotated)
     assert q.shape == (32, 6 * d)
     assert q.std(dim=0).max() < 1e-3
     bent = rotated + 0.2 * torch.randn(32, 6, d, generator=g)
-    assert point_shapes.canonical_shapes(bent).std(dim=0).mean() > 0.1
+    assert point_sets.canonical_shapes(bent).std(dim=0).mean() > 0.1
 
 
 def test_the_orientation_of_the_mean_shape_is_not_random():
     # Two batches of one hand, rotated anew: a random orientation would rotate every shape.
     base = torch.rand(6, 2, generator=torch.Generator().manual_seed(1))
-    q = [
-        point_shapes.canonical_shapes(base @ random_maps(16, seed=s)[..., :2].mT)[0] for s in (0, 1)
-    ]
+    q = [point_sets.canonical_shapes(base @ random_maps(16, seed=s)[..., :2].mT)[0] for s in (0, 1)]
     torch.testing.assert_close(q[0], q[1], atol=1e-3, rtol=0)
 
 
@@ -173,7 +171,7 @@ def test_variance_requires_every_coordinate_to_vary_and_none_twice():
     rigid = free[0] @ random_maps(256)[..., :2].mT
 
     def hinge(p):
-        return point_shapes.articulation_variance(p, 0.15, 0.0).item()
+        return point_sets.articulation_variance(p, 0.15, 0.0).item()
 
     assert hinge(rigid) == pytest.approx(0.15**2, rel=1e-2)
     assert hinge(free) < 0.01 * hinge(rigid)
@@ -181,10 +179,10 @@ def test_variance_requires_every_coordinate_to_vary_and_none_twice():
     one_way = free[0] + torch.randn(256, 1, 1, generator=g) * 0.3 * torch.randn(6, 2, generator=g)
 
     def both(p):
-        return point_shapes.articulation_variance(p, 0.0, 1.0).item()
+        return point_sets.articulation_variance(p, 0.0, 1.0).item()
 
     assert both(one_way) > 2 * both(free)
-    assert point_shapes.articulation_variance(free[:1], 0.15, 0.01).item() == 0.0
+    assert point_sets.articulation_variance(free[:1], 0.15, 0.01).item() == 0.0
 
 
 def test_known_warps_are_no_articulation():
@@ -194,7 +192,7 @@ def test_known_warps_are_no_articulation():
     points = from_source(template, batch.source_from_view, warp)
     cost = KeypointAlign().part("variance", context(batch), aligned(points))
     assert cost.item() == pytest.approx(0.15**2, rel=1e-2)
-    assert point_shapes.articulation_variance(points.flatten(0, 1), 0.15, 0.0) < 0.9 * cost
+    assert point_sets.articulation_variance(points.flatten(0, 1), 0.15, 0.0) < 0.9 * cost
 
 
 def test_every_regulariser_has_a_weight():

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from handmim.losses.point_shapes import (
+from handmim.objectives.point_sets import (
     EMBEDS,
     aligned_nce,
     aligned_shapes,

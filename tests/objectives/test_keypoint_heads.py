@@ -1,10 +1,9 @@
 import pytest
 import torch
 
-from handmim.objectives.keypoint_align import KeypointPredictor
+from handmim.objectives.keypoint_align import AffineHead, KeypointPredictor
 from handmim.objectives.keypoints import KeypointHead, SoftArgmaxKeypoints
 from handmim.objectives.peclr import LatentPoints
-from handmim.objectives.view_affine import AffineHead
 from handmim.types import Tokens
 
 

@@ -8,12 +8,11 @@ import torch
 
 from handmim.geometry.crop import invert, similarity
 from handmim.objectives.base import Setup
-from handmim.objectives.experimental.latent_equivariance import KINDS, LatentEquivariance
-from handmim.objectives.keypoint_agree import KeypointAgree
-from handmim.objectives.keypoint_align import KeypointAlign
+from handmim.objectives.distillation import ClassTargets
+from handmim.objectives.experimental import KINDS, LatentEquivariance
+from handmim.objectives.keypoint_align import KeypointAgree, KeypointAlign
 from handmim.objectives.keypoints import KeypointHead
 from handmim.objectives.peclr import PeCLR, undone
-from handmim.objectives.prototypes import ClassTargets
 from tests.objectives.keypoint_cases import (
     aligned,
     batch_of,

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from handmim.objectives.distillation import ProjectionHead
 from handmim.objectives.pixel_recon import PixelHead
-from handmim.objectives.prototypes import ProjectionHead
 
 
 def projection(**options) -> ProjectionHead:

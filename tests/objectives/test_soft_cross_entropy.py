@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from handmim.objectives.prototypes import soft_cross_entropy
+from handmim.objectives.distillation import soft_cross_entropy
 
 
 def plain(logits, probs, temp):

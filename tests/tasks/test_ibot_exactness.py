@@ -10,9 +10,7 @@ from torch.func import functional_call
 from handmim.engine.optim import OptimizerConfig, Schedule
 from handmim.models.centering import Centering
 from handmim.models.vit import ViT
-from handmim.objectives.class_distill import ClassDistill
-from handmim.objectives.patch_distill import PatchDistill
-from handmim.objectives.prototypes import ProjectionHead
+from handmim.objectives.distillation import ClassDistill, PatchDistill, ProjectionHead
 from handmim.tasks.pretrain import HandMimTask
 from handmim.types import PretrainBatch, StepInfo
 from tests.golden import reference_ibot as reference

@@ -11,20 +11,18 @@ from handmim.engine.optim import Schedule
 from handmim.models.centering import Centering, Sinkhorn
 from handmim.models.vit import ViT
 from handmim.models.weights.load import load_initial
-from handmim.objectives.class_distill import ClassDistill
-from handmim.objectives.experimental.dense_match import DenseMatch
-from handmim.objectives.experimental.latent_equivariance import LatentEquivariance
-from handmim.objectives.experimental.low_res_recon import ClassRecon, PointRecon
-from handmim.objectives.experimental.view_flow import ViewFlow
+from handmim.objectives.distillation import ClassDistill, Koleo, PatchDistill, ProjectionHead
+from handmim.objectives.experimental import (
+    ClassRecon,
+    DenseMatch,
+    LatentEquivariance,
+    PointRecon,
+    ViewFlow,
+)
 from handmim.objectives.hog import ClassHog, PatchHog, PointHog
-from handmim.objectives.keypoint_agree import KeypointAgree
-from handmim.objectives.keypoint_align import KeypointAlign
+from handmim.objectives.keypoint_align import KeypointAgree, KeypointAlign, ViewAffine
 from handmim.objectives.keypoints import KeypointHead
-from handmim.objectives.koleo import Koleo
-from handmim.objectives.patch_distill import PatchDistill
 from handmim.objectives.pixel_recon import PixelRecon
-from handmim.objectives.prototypes import ProjectionHead
-from handmim.objectives.view_affine import ViewAffine
 from handmim.tasks.pretrain import HandMimTask
 from handmim.types import CropBatch, PretrainBatch, StepInfo
 
@@ -222,8 +220,28 @@ def test_what_an_objective_uses_without_reading_it_is_named(name):
             return getattr(ctx, name)
 
     task = HandMimTask(make_task(("pixel_recon",)).student["backbone"], {"wrong": Wrong()})
-    with pytest.raises(ValueError, match=r"uses ctx\.\w+, but no `reads` names"):
+    with pytest.raises(ValueError, match=r"objective wrong: ctx\.\w+ is used, but no `reads`"):
         task(make_batch(), StepInfo(0, 10))
+
+
+class TapAndClass(Koleo):
+    taps = (1,)
+
+    def loss(self, ctx, prediction):
+        return ctx.tapped[1].mean() + super().loss(ctx, prediction)
+
+
+def test_a_tapping_objective_freezes_blocks_above_unless_it_reads_class_tokens():
+    backbone = make_task(("pixel_recon",)).student["backbone"]
+    task = HandMimTask(backbone, {"tapping": TapAndClass()}, export="student")
+    with pytest.raises(ValueError, match=r"objective tapping: ctx.student is used.* names 'cls'"):
+        task(make_batch(), StepInfo(0, 10))
+    tapping = TapAndClass()
+    tapping.reads = frozenset({"cls"})
+    backbone = make_task(("pixel_recon",)).student["backbone"]
+    task = HandMimTask(backbone, {"tapping": tapping}, export="student")
+    task(make_batch(), StepInfo(0, 10)).loss.backward()
+    assert all(p.grad is not None for p in backbone.net.blocks[-1].parameters())
 
 
 @pytest.mark.parametrize("name", ["patch_distill", "pixel_recon", "patch_hog", "dense_match"])

@@ -16,9 +16,7 @@ from handmim.engine.optim import OptimizerConfig
 from handmim.engine.step import TrainStep
 from handmim.models.centering import Centering
 from handmim.models.vit import ViT
-from handmim.objectives.class_distill import ClassDistill
-from handmim.objectives.patch_distill import PatchDistill
-from handmim.objectives.prototypes import ProjectionHead
+from handmim.objectives.distillation import ClassDistill, PatchDistill, ProjectionHead
 from handmim.pipelines.setup_run import compile_backbones
 from handmim.tasks.pretrain import HandMimTask
 from handmim.types import PretrainBatch, StepInfo

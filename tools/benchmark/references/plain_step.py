@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handmim.models.vit import ViT
-from handmim.objectives.prototypes import ProjectionHead
+from handmim.objectives.distillation import ProjectionHead
 from handmim.types import PretrainBatch
 
 NO_DECAY = ("pos_embed", "cls_token", "mask_token")

@@ -1,0 +1,364 @@
+"""Self-distillation by prototypes: masked patches (iBOT), class tokens (DINO), and KoLeo.
+
+Heads run on class tokens and masked patches only, which gives what running them on all tokens and
+masking the loss would give. Targets are centred by earlier steps (DINO, iBOT).
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from handmim.engine.optim import Schedule, as_schedule
+from handmim.models.centering import Centering, Sinkhorn
+from handmim.objectives.base import Objective, Setup, StepContext, Targets, view_weights
+from handmim.utils.arguments import above, at_least, one_of
+from handmim.utils.ranks import gathered
+
+HEADS = ("shared", "own")
+
+
+class ProjectionHead(nn.Module):
+    """D -> hidden -> hidden -> bottleneck, L2, then logits against P unit prototypes (DINO, iBOT).
+
+    Logits are linear in the unit bottleneck z: the mean logit of many tokens is `logits` of their
+    mean z. `train_gain` learns a gain per prototype (iBOT's ViT-S recipe,
+    `norm_last_layer=false`); else it stays 1 (its ViT-B recipe).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_prototypes: int = 8192,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        num_layers: int = 3,
+        train_gain: bool = True,
+    ) -> None:
+        super().__init__()
+        at_least(1, num_prototypes=num_prototypes, hidden_dim=hidden_dim)
+        at_least(1, bottleneck_dim=bottleneck_dim, num_layers=num_layers)
+        widths = [dim] + [hidden_dim] * (num_layers - 1) + [bottleneck_dim]
+        layers: list[nn.Module] = []
+        for a, b in itertools.pairwise(widths):
+            layers += [nn.Linear(a, b), nn.GELU()]
+        self.mlp = nn.Sequential(*layers[:-1])
+        self.num_prototypes = num_prototypes
+        self.prototypes = nn.Parameter(torch.empty(num_prototypes, bottleneck_dim))
+        self.gain = nn.Parameter(torch.ones(num_prototypes), requires_grad=train_gain)
+        # DINO truncates at 2.0, which is 100 standard deviations: a normal distribution.
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.prototypes, std=0.02)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """[..., D] tokens to [..., bottleneck] of unit length, in full precision."""
+        return F.normalize(self.mlp(tokens).to(self.prototypes.dtype), dim=-1)
+
+    def logits(self, z: Tensor, freeze_prototypes: bool = False) -> Tensor:
+        """[..., bottleneck] to [..., P], in full precision: small temperatures magnify rounding.
+
+        Frozen prototypes get a gradient of 0: distributed training waits for every parameter.
+        """
+        with torch.autocast(z.device.type, enabled=False):
+            weight = F.normalize(self.prototypes, dim=-1) * self.gain.unsqueeze(-1)
+            if freeze_prototypes:
+                weight = weight.detach() + 0.0 * weight
+            return F.linear(z.to(weight.dtype), weight)
+
+    def forward(self, tokens: Tensor, freeze_prototypes: bool = False) -> Tensor:
+        """[..., D] tokens to [..., P] logits in [-gain, gain]."""
+        return self.logits(self.embed(tokens), freeze_prototypes)
+
+    def cancel_last_layer_gradients(self) -> None:
+        """Hide frozen prototypes from the optimizer, after backward: a gradient of 0 would decay
+        them and count as a step of AdamW."""
+        self.prototypes.grad = None
+        self.gain.grad = None
+
+
+class Pair(NamedTuple):
+    """Tokens of one kind, before or after a prototype head."""
+
+    student: Tensor  # [..., D], then logits [..., P]
+    teacher: Tensor  # [..., D], then [..., bottleneck] of unit length
+
+
+def project(ctx: StepContext, head: ProjectionHead, name: str, pairs: Sequence[Pair]) -> list[Pair]:
+    """Logits of the student, and bottlenecks of the teacher by its copy `name` of the head.
+
+    Each head is called once on all pairs: gradients of its weights are made once, not added.
+    """
+    logits = _together([p.student for p in pairs], lambda x: head(x, ctx.freeze_prototypes))
+    with torch.no_grad():
+        z = _together([p.teacher for p in pairs], ctx.teacher_head(name).embed)
+    return [Pair(*parts) for parts in zip(logits, z, strict=True)]
+
+
+def _together(parts: Sequence[Tensor], function: Callable[[Tensor], Tensor]) -> list[Tensor]:
+    if len(parts) == 1:
+        return [function(parts[0])]
+    sizes = [part.shape[:-1] for part in parts]
+    rows = function(torch.cat([part.flatten(0, -2) for part in parts]))
+    split = rows.split([size.numel() for size in sizes])
+    return [part.unflatten(0, size) for part, size in zip(split, sizes, strict=True)]
+
+
+def class_pair(ctx: StepContext) -> Pair:
+    """Class tokens: [B, G + L, D] of the student, [B, G, D] of the teacher."""
+    return Pair(ctx.all_cls, ctx.teacher.cls.unflatten(0, ctx.shape))
+
+
+def patch_pair(ctx: StepContext) -> Pair:
+    """Masked patches [M, D]; of the teacher all patches [B*G*N, D] where a centre follows them."""
+    patches = ctx.teacher.patches
+    if patches.ndim == 3:  # of all patches
+        patches = patches.flatten(0, 1)
+        if not (ctx.training and "all_projected_patches" in ctx.reads):
+            patches = patches[ctx.batch.masked_idx]
+    return Pair(ctx.masked_patches, patches)
+
+
+def projected(ctx: StepContext) -> dict[str, Pair]:
+    """Tokens after the shared head `projection` by what reads them, in one call."""
+
+    def make() -> dict[str, Pair]:
+        kinds = {"projected_patches": patch_pair, "projected_cls": class_pair}
+        pairs = {name: pair(ctx) for name, pair in kinds.items() if name in ctx.reads}
+        done = project(ctx, ctx.heads["projection"], "projection", list(pairs.values()))
+        return dict(zip(pairs, done, strict=True))
+
+    return ctx.once("projected", make)
+
+
+@torch.no_grad()
+def teacher_probs(
+    head: ProjectionHead,
+    centering: Centering | Sinkhorn,
+    z: Tensor,
+    temp: float,
+    where: Tensor | None = None,
+    *,
+    update: bool,
+) -> Tensor:
+    """Probabilities of rows `where` of z [n, bottleneck], by the centre of earlier steps.
+
+    All rows count for the next centre; `update` is the same in all processes.
+    """
+    probs = centering(head.logits(z if where is None else z[where]), temp)
+    if update:
+        centering.follow(head.logits(z.mean(dim=0)), len(z))
+    return torch.as_tensor(probs)
+
+
+class _SoftCrossEntropy(torch.autograd.Function):
+    """The gradient is made while the loss is: with thousands of prototypes the logits are the
+    largest tensors of a step, and autograd would keep and make several of their size."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, probs: Tensor, temp: float) -> Tensor:
+        scaled = logits / temp
+        log_sum = scaled.logsumexp(dim=-1, keepdim=True)
+        agreement = torch.linalg.vecdot(probs, scaled)
+        mass = probs.sum(dim=-1, keepdim=True)
+        if ctx.needs_input_grad[0]:
+            # d/dlogits = (mass softmax(scaled) - probs) / temp
+            by_logits = scaled.sub_(log_sum).exp_().mul_(mass).sub_(probs).div_(temp)
+            ctx.save_for_backward(by_logits)
+        return (mass * log_sum).squeeze(-1) - agreement
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None
+        (by_logits,) = ctx.saved_tensors
+        return by_logits * grad.unsqueeze(-1), None, None
+
+
+def soft_cross_entropy(logits: Tensor, probs: Tensor, temp: float) -> Tensor:
+    """- sum_p probs log softmax(logits / temp), in full precision: [..., P] twice to [...].
+
+    Differentiable in the logits, once; targets are non-negative, their sums need not be 1.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        return torch.as_tensor(_SoftCrossEntropy.apply(logits, probs.detach(), temp))
+
+
+class PatchTargets(NamedTuple):
+    """Masked patches only, flattened over views."""
+
+    student_logits: Tensor  # [M, P]
+    teacher_probs: Tensor  # [M, P]
+    weight: Tensor  # [M], 1 / (number of masked patches in that view)
+    num_views: int  # B * G, masked or not
+
+
+def masked_patch_ce(
+    student_logits: Tensor, teacher_probs: Tensor, weight: Tensor, num_views: int, temp: float
+) -> Tensor:
+    """Mean cross-entropy per masked patch of `PatchTargets`, averaged in each view first, then over
+    all views; those without a mask count 0. Scalar."""
+    ce = soft_cross_entropy(student_logits, teacher_probs, temp)  # [M]
+    return (ce * weight).sum() / num_views
+
+
+class PatchDistill(Objective):
+    """Cross-entropy from teacher to student at masked patches, after the head `projection`.
+
+    Zhou et al. 2022 (iBOT, arXiv 2111.07832), gathered over masked positions as in DINOv2.
+    """
+
+    reads = frozenset({"projected_patches", "masked_patches", "teacher_masked_patches"})
+
+    def __init__(self, *, weight: float | Schedule = 1.0, student_temp: float = 0.1) -> None:
+        super().__init__(weight)
+        above(0.0, student_temp=student_temp)
+        self.student_temp = student_temp
+
+    def build(self, setup: Setup) -> None:
+        self.centering = setup.centering(num_prototypes=setup.shared("projection").num_prototypes)
+        if self.centering.over == "all":
+            self.reads = self.reads | {"teacher_patches", "all_projected_patches"}
+
+    def predict(self, ctx: StepContext) -> PatchTargets:
+        logits, z = projected(ctx)["projected_patches"]
+        head, is_masked, idx = ctx.teacher_head("projection"), ctx.is_masked, ctx.batch.masked_idx
+        where = idx if len(z) == is_masked.numel() else None  # of all patches
+        temp, update = ctx.teacher_temp, self.training
+        probs = teacher_probs(head, self.centering, z, temp, where, update=update)
+        return PatchTargets(logits, probs, view_weights(is_masked, idx), len(is_masked))
+
+    def loss(self, ctx: StepContext, prediction: PatchTargets) -> Tensor:
+        return masked_patch_ce(*prediction, temp=self.student_temp)
+
+    def targets(self, prediction: PatchTargets) -> dict[str, Targets]:
+        logits, probs, *_ = prediction
+        return {"targets": Targets(probs, logits, self.student_temp)}
+
+
+class ClassTargets(NamedTuple):
+    """Class tokens of all views."""
+
+    student_logits: Tensor  # [B, G + L, P]: the G views, then L local crops
+    teacher_probs: Tensor  # [B, G, P]
+
+
+def class_targets(
+    ctx: StepContext,
+    pair: Pair,
+    name: str,
+    centering: Centering | Sinkhorn,
+    own_temp: Schedule | None,
+    *,
+    update: bool,
+) -> ClassTargets:
+    """Targets of class tokens after a head, of which the teacher's copy is called `name`."""
+    head, temp, z = ctx.teacher_head(name), ctx.target_temp(own_temp), pair.teacher
+    probs = teacher_probs(head, centering, z.flatten(0, 1), temp, update=update)
+    return ClassTargets(pair.student, probs.unflatten(0, z.shape[:2]))
+
+
+def cross_view_ce(classes: ClassTargets, temp: float) -> Tensor:
+    """Cross-entropy from the teacher's view q to the student's view v, mean over samples and all
+    pairs with v != q.
+
+    Raises: ValueError for a single view without local crops.
+    """
+    logits, target = classes.student_logits, classes.teacher_probs
+    num_student, num_views = logits.shape[1], target.shape[1]
+    if num_student < 2:
+        raise ValueError(
+            "class distillation requires another view to predict: views.num_views >= 2 or "
+            "views.num_local >= 1"
+        )
+    others = target.sum(dim=1, keepdim=True).repeat(1, num_student, 1)
+    others[:, :num_views] -= target
+    ce = soft_cross_entropy(logits, others, temp).sum(dim=1)  # [B], over all pairs
+    return ce.mean() / (num_views * (num_student - 1))
+
+
+class ClassDistill(Objective):
+    """`cross_view_ce` of class tokens (Caron et al. 2021, DINO, arXiv 2104.14294).
+
+    Args:
+        weight: of the loss.
+        head: "shared" with masked patches, or an "own" one of the same sizes.
+        student_temp: softmax temperature of the student.
+        teacher_temp: of the targets; None takes the task's.
+    """
+
+    reads = frozenset({"projected_cls", "local_cls", "teacher_cls"})
+
+    def __init__(
+        self,
+        *,
+        weight: float | Schedule = 1.0,
+        head: str = "shared",
+        student_temp: float = 0.1,
+        teacher_temp: float | Schedule | None = None,
+    ) -> None:
+        super().__init__(weight)
+        one_of("head", head, HEADS)
+        above(0.0, student_temp=student_temp)
+        self.student_temp = student_temp
+        self.teacher_temp = None if teacher_temp is None else as_schedule(teacher_temp)
+        self.has_own_head = head == "own"
+        if self.has_own_head:
+            self.reads = self.reads - {"projected_cls"}
+            self.ema = ("class_projection",)
+
+    def build(self, setup: Setup) -> None:
+        if self.has_own_head:
+            self.class_projection = setup.make_head("projection")
+        head = self.class_projection if self.has_own_head else setup.shared("projection")
+        self.centering = setup.centering(num_prototypes=head.num_prototypes)
+
+    def predict(self, ctx: StepContext) -> ClassTargets:
+        if self.has_own_head:
+            name = "class_projection"
+            (pair,) = project(ctx, self.class_projection, name, [class_pair(ctx)])
+        else:
+            name, pair = "projection", projected(ctx)["projected_cls"]
+        update = self.training
+        return class_targets(ctx, pair, name, self.centering, self.teacher_temp, update=update)
+
+    def loss(self, ctx: StepContext, prediction: ClassTargets) -> Tensor:
+        return cross_view_ce(prediction, self.student_temp)
+
+    def targets(self, prediction: ClassTargets) -> dict[str, Targets]:
+        return {"class_targets": Targets(prediction.teacher_probs.flatten(0, 1))}
+
+
+def koleo(tokens: Tensor, eps: float = 1e-8, *, sync: bool = False) -> Tensor:
+    """Minus the mean log distance to the nearest neighbour of directions [n, D]: scalar, fp32.
+
+    Sablayrolles et al. 2019 (arXiv 1806.03198). `sync` seeks neighbours among the tokens of all
+    processes. A single token costs 0.
+    """
+    with torch.autocast(tokens.device.type, enabled=False):
+        x = F.normalize(tokens.float(), dim=-1)
+        others, first = gathered(x) if sync else (x, 0)
+        if len(others) < 2:
+            return 0.0 * x.sum()
+        with torch.no_grad():
+            cosine = x @ others.T
+            cosine.diagonal(first).fill_(-torch.inf)
+            nearest = cosine.argmax(dim=1)
+        return -((x - others[nearest]).norm(dim=-1) + eps).log().mean()
+
+
+class Koleo(Objective):
+    """`koleo` of the student's class tokens, summed over views as in DINOv2 (arXiv 2304.07193): two
+    views of one crop are no neighbours."""
+
+    def loss(self, ctx: StepContext, prediction: None) -> Tensor:
+        views = ctx.cls.unbind(dim=1)
+        return torch.stack([koleo(view, sync=self.training) for view in views]).sum()

@@ -1,1 +1,0 @@
-"""Objectives that are in no method because they did not help, or were not measured."""

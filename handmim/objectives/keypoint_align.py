@@ -51,12 +51,7 @@ PARTS = {
     "disc": ("disc",),
     "full": ("reg", "disc", *REGULARISERS),
 }
-PROTOTYPES: dict[str, Any] = {
-    "num_prototypes": 4096,
-    "hidden_dim": 512,
-    "bottleneck_dim": 256,
-    "num_layers": 2,
-}
+SIZES = {"num_prototypes": 4096, "hidden_dim": 512, "bottleneck_dim": 256, "num_layers": 2}
 MIN_STD_NDC = 0.25  # within a sample, of the spread hinge
 
 
@@ -100,7 +95,7 @@ class KeypointAlign(Objective):
         embed: input of "nce", "shape" | "canonical" (`aligned_shapes`).
         nce_temp, proto_temp: temperatures; of "proto" the student's.
         teacher_temp: of the targets of "proto"; None takes the task's.
-        prototypes: settings of the `ProjectionHead` of "proto" that differ from `PROTOTYPES`.
+        prototypes: settings of the `ProjectionHead` of "proto" that differ from `SIZES`.
         reg_weight, disc_weight, spread_weight, repulsion_weight, variance_weight: of the parts.
         min_distance_ndc: hinge of the closest pairs.
     """
@@ -169,7 +164,7 @@ class KeypointAlign(Objective):
             floor_ndc=min_scale_ndc, detach=detach_scale, momentum=scale_momentum
         )
         self.has_predictor, self.from_teacher = predictor, target == "ema"
-        self.prototypes = PROTOTYPES | dict(prototypes or {})
+        self.prototypes: dict[str, Any] = {**SIZES, **(prototypes or {})}
         self.has_prototypes = disc == "proto" and "disc" in self.weights
         if self.from_teacher:
             self.reads = self.reads | {"teacher_keypoints"}

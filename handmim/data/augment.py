@@ -3,6 +3,7 @@ affine map."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -26,18 +27,16 @@ def transform_labels(
     and after: K' = M K R_z(angle), X' = R_z(-angle) X with M the pixel map of the crop.
 
     Args:
-        batch: labels of the stored crop of side S.
-        crop_px: side of the new crop, whose image is not cut here.
-        source_from_crop: [B, 2, 3] new ndc -> stored ndc.
-        angle_rad: [B] its rotation.
+        batch: labels of the stored crop, whose image is not cut here.
+        crop_px: side of the new crop.
+        source_from_crop: [B, 2, 3] new ndc -> stored ndc, with rotation angle_rad [B].
     """
     R = rotation_about_z(-angle_rad)  # [B, 3, 3]
     crop_from_source = invert(source_from_crop)
-    sides_px = crop_px, batch.image.shape[-1]
+    px_map = homogeneous(px_from_px(crop_from_source, crop_px, batch.image.shape[-1]))
     root = (R @ batch.rotmats[:, 0]).unsqueeze(1)
     return batch._replace(
-        K_crop_px=cropped_intrinsics(batch.K_crop_px, crop_from_source, *sides_px)
-        @ R.transpose(1, 2),
+        K_crop_px=px_map @ batch.K_crop_px @ R.transpose(1, 2),
         kp2d_crop_ndc=transform_points(crop_from_source, batch.kp2d_crop_ndc),
         joints_cam_m=batch.joints_cam_m @ R.transpose(1, 2),
         verts_cam_m=batch.verts_cam_m @ R.transpose(1, 2),
@@ -45,45 +44,21 @@ def transform_labels(
     )
 
 
-def cropped_intrinsics(
-    K_source_px: Tensor, crop_from_source: Tensor, crop_px: int, source_px: int
-) -> Tensor:
-    """Intrinsics [B, 3, 3] of a crop before any rotation of the camera, from those of its source;
-    crop_from_source is [B, 2, 3] in ndc."""
-    return homogeneous(px_from_px(crop_from_source, crop_px, source_px)) @ K_source_px
-
-
+@dataclass(kw_only=True, eq=False)
 class HandAugment:
-    """Random (or, for evaluation, fixed) crop of every labelled image.
+    """Random (or, for evaluation, fixed) crop of every labelled image."""
 
-    Args:
-        img_px: side of the model input.
-        scale: lowest and highest side of the crop relative to the stored one; evaluation takes
-            their geometric mean.
-        rotation_deg: in-plane rotation +- this.
-        rotation_prob: share of samples that are rotated.
-        shift_ndc: crop centre moves by +- this.
-        colour: photometric augmentation, or None.
-        cut_out: rectangles erased last, or None; training only.
-        occluder: objects before the hand, lit and blurred with it, or None; training only.
-    """
+    img_px: int  # side of the model input
+    scale: Sequence[float] = (0.8, 1.0)  # side of the crop, log-uniform; evaluation takes the mean
+    rotation_deg: float = 30.0  # +- this, of `rotation_prob` of the samples
+    rotation_prob: float = 1.0
+    shift_ndc: float = 0.08  # of the crop's centre, +-
+    colour: ColourJitter | None = None
+    cut_out: HandCutOut | None = None  # rectangles erased last; training only
+    occluder: OccluderPaste | None = None  # lit and blurred with the hand; training only
 
-    def __init__(
-        self,
-        *,
-        img_px: int,
-        scale: Sequence[float] = (0.8, 1.0),
-        rotation_deg: float = 30.0,
-        rotation_prob: float = 1.0,
-        shift_ndc: float = 0.08,
-        colour: ColourJitter | None = None,
-        cut_out: HandCutOut | None = None,
-        occluder: OccluderPaste | None = None,
-    ) -> None:
-        self.img_px, self.scale = img_px, interval("scale", scale)
-        self.rotation_deg, self.rotation_prob = rotation_deg, rotation_prob
-        self.shift_ndc, self.colour = shift_ndc, colour
-        self.cut_out, self.occluder = cut_out, occluder
+    def __post_init__(self) -> None:
+        self.scale = interval("scale", self.scale)
 
     def _apply(
         self, batch: HandBatch, scale: Tensor, angle_rad: Tensor, shift: Tensor
@@ -102,7 +77,7 @@ class HandAugment:
         shrink = int(self.scale[0] * stored_px / self.img_px)
         if shrink > 1:
             source = F.interpolate(source, size=(stored_px // shrink,) * 2, mode="area")
-        return sample_views(source, source_from_crop[:, None], self.img_px).squeeze(1)
+        return sample_views(source, source_from_crop, self.img_px)
 
     def __call__(self, batch: HandBatch, generator: torch.Generator, info: StepInfo) -> HandBatch:
         """Random crop for training; all randomness comes from the CPU generator."""

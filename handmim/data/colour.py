@@ -6,6 +6,7 @@ Brightness, contrast, saturation, hue and grey are affine in RGB, so they are co
 """
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -74,11 +75,10 @@ def blur_radius(sigma_px: Tensor) -> int:
     return max(1, math.ceil(2.5 * float(sigma_px.max())))
 
 
-def gaussian_blur(image: Tensor, sigma_px: Tensor, radius: int | None = None) -> Tensor:
-    """Blur every image of [B, C, H, W] by its own sigma [B] in pixels; 0 is no blur. Without
-    `radius` the half width of the kernels is read from the sigmas."""
+def gaussian_blur(image: Tensor, sigma_px: Tensor, radius: int) -> Tensor:
+    """Blur every image of [B, C, H, W] by its own sigma [B] in pixels, 0 is no blur, with kernels
+    of this half width."""
     b, c = image.shape[:2]
-    radius = blur_radius(sigma_px) if radius is None else radius
     offset = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
     kernel = torch.exp(-0.5 * (offset / sigma_px.clamp(min=1e-3)[:, None]) ** 2)
     kernel = (kernel / kernel.sum(dim=1, keepdim=True)).repeat_interleave(c, dim=0)  # [B*C, 2r+1]
@@ -88,43 +88,29 @@ def gaussian_blur(image: Tensor, sigma_px: Tensor, radius: int | None = None) ->
     return x.reshape(image.shape)
 
 
+@dataclass(kw_only=True, eq=False)
 class ColourJitter:
     """Random photometric changes, drawn per image from an explicit generator.
 
-    Args:
-        brightness, contrast, saturation: factors are drawn from 1 +- these.
-        hue_deg: rotation of the chroma plane is drawn from +- this.
-        jitter_prob, grey_prob, blur_prob, solarise_prob: how often each applies.
-        blur_sigma_px: highest blur, in pixels of the view.
-        noise_prob: how often each value gets its own Gaussian noise, last of all.
-        noise_std: its highest deviation; each image's is drawn from 0 to this.
-        apply_prob: share of images that are changed at all.
+    Raises: ValueError for shares outside [0, 1].
     """
 
-    def __init__(
-        self,
-        *,
-        brightness: float = 0.4,
-        contrast: float = 0.4,
-        saturation: float = 0.2,
-        hue_deg: float = 36.0,
-        jitter_prob: float = 0.8,
-        grey_prob: float = 0.2,
-        blur_prob: float = 0.1,
-        blur_sigma_px: float = 2.0,
-        solarise_prob: float = 0.0,
-        apply_prob: float = 1.0,
-        noise_prob: float = 0.0,
-        noise_std: float = 0.05,
-    ) -> None:
-        shares(brightness=brightness, contrast=contrast, noise_prob=noise_prob)
-        above(0, noise_std=noise_std)
-        self.brightness, self.contrast, self.saturation = brightness, contrast, saturation
-        self.hue_rad = math.radians(hue_deg)
-        self.jitter_prob, self.grey_prob = jitter_prob, grey_prob
-        self.blur_prob, self.blur_sigma_px = blur_prob, blur_sigma_px
-        self.solarise_prob, self.apply_prob = solarise_prob, apply_prob
-        self.noise_prob, self.noise_std = noise_prob, noise_std
+    brightness: float = 0.4  # factors are drawn from 1 +- brightness, contrast, saturation
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue_deg: float = 36.0  # rotation of the chroma plane, +- this
+    jitter_prob: float = 0.8  # of all four together
+    grey_prob: float = 0.2
+    blur_prob: float = 0.1
+    blur_sigma_px: float = 2.0  # highest, in pixels of the view
+    solarise_prob: float = 0.0
+    apply_prob: float = 1.0  # share of images that are changed at all
+    noise_prob: float = 0.0  # each value gets its own Gaussian noise, last of all
+    noise_std: float = 0.05  # highest; each image's deviation is drawn from 0 to this
+
+    def __post_init__(self) -> None:
+        shares(brightness=self.brightness, contrast=self.contrast, noise_prob=self.noise_prob)
+        above(0, noise_std=self.noise_std)
 
     def draw(
         self, num: int, size_hw: tuple[int, int], generator: torch.Generator
@@ -143,7 +129,7 @@ class ColourJitter:
             1 + on * self.brightness * signed[:, 1],
             1 + on * self.contrast * signed[:, 2],
             (1 + on * self.saturation * signed[:, 3]) * (u[:, 5] >= self.grey_prob),
-            on * self.hue_rad * signed[:, 4],
+            on * math.radians(self.hue_deg) * signed[:, 4],
         )
         blurred = (u[:, 6] < self.blur_prob).nonzero().squeeze(1)
         sigma = 0.1 + u[blurred, 7] * (self.blur_sigma_px - 0.1)

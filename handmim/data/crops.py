@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from handmim.images.decode import (
 from handmim.images.files import ImageTree, find_images
 from handmim.images.formats import printable, shown
 from handmim.images.maps import LABELS, NORMALS, find_maps
-from handmim.types import CropSample
+from handmim.types import CropSample, HandSample
 from handmim.utils.arguments import one_of
 
 log = logging.getLogger(__name__)
@@ -40,34 +40,29 @@ def find_photos(
     include_all: bool = False,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> ImageTree:
-    """The photos of a folder tree, and what is left out.
+    """The photos of a folder tree, and what is left out; `include_all` also takes masks, depth
+    maps, and images of training runs.
 
-    Args:
-        root: folder.
-        exclude: patterns of relative paths that are left out.
-        include_all: also take masks, depth maps, and images of training runs.
-        max_megapixels: larger images are not decoded.
     Raises: ValueError when there is no folder or no image.
     """
     tree = find_images(root, exclude, with_runs=include_all)
-    maps: dict[str, list[str]] = {}
     if not include_all:
-        maps = find_maps(
-            tree.names,
-            lambda name: read_bytes(root / name, max_megapixels),
-            max_megapixels=max_megapixels,
+        leave_out_maps(tree, lambda name: read_bytes(root / name, max_megapixels), max_megapixels)
+    return tree
+
+
+def leave_out_maps(tree: ImageTree, read: Callable[[str], bytes], max_megapixels: float) -> None:
+    """Leave masks and maps out of a tree, unless it holds nothing else."""
+    maps = find_maps(tree.names, read, max_megapixels=max_megapixels)
+    if maps and sum(map(len, maps.values())) == len(tree.names):
+        kinds = " and ".join(PLURALS.get(kind, f"{kind}s") for kind in maps)
+        tree.remarks.append(
+            f"all {len(tree.names)} images below {printable(str(tree.root))} look like {kinds}, "
+            "no photos"
         )
-    if sum(map(len, maps.values())) == len(tree.names):
-        if maps:
-            kinds = " and ".join(PLURALS.get(kind, f"{kind}s") for kind in maps)
-            tree.remarks.append(
-                f"all {len(tree.names)} images below {printable(str(root))} look like {kinds}, "
-                "no photos"
-            )
-        return tree
+        return
     for kind, names in maps.items():
         tree.leave_out(f"{kind} (data.train.include_all=true keeps them)", names)
-    return tree
 
 
 def log_left_out(tree: ImageTree) -> None:
@@ -96,14 +91,8 @@ def labelled_benchmarks(tree: ImageTree) -> Iterator[str]:
 
 
 def square(image: NDArray[np.uint8], side: int, fit: str) -> NDArray[np.uint8]:
-    """An image as [side, side, 3].
-
-    Args:
-        image: [H, W, 3].
-        side: of the result in pixels.
-        fit: "contain" keeps everything and continues the short sides by reflection; "cover" cuts
-            the long ones.
-    """
+    """An image as [side, side, 3]: "contain" keeps everything and continues the short sides by
+    reflection, "cover" cuts the long ones."""
     image = not_too_long(image) if fit == "cover" else image
     height, width = image.shape[:2]
     scale = side / (max(height, width) if fit == "contain" else min(height, width))
@@ -121,23 +110,8 @@ def square(image: NDArray[np.uint8], side: int, fit: str) -> NDArray[np.uint8]:
     return cv2.copyMakeBorder(image, *pads, cv2.BORDER_REFLECT)
 
 
-def check_grouping(group_by: str) -> None:
-    """Raises: ValueError for an unknown grouping."""
-    one_of("group_by", group_by, GROUPINGS)
-
-
-def group_of(name: str, group_by: str) -> str | None:
-    """Group of an image, by its relative path."""
-    return Path(name).parent.as_posix() if group_by == "folder" else None
-
-
 def named_unreadable(reasons: Mapping[str, str], total: int) -> str:
-    """A log line on images that are left out.
-
-    Args:
-        reasons: why, by name.
-        total: number of images.
-    """
+    """A log line on images that are left out of `total`, from their reasons by name."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in reasons.items():
         by_reason.setdefault(reason, []).append(name)
@@ -145,20 +119,53 @@ def named_unreadable(reasons: Mapping[str, str], total: int) -> str:
     return f"skipped {len(reasons)} unreadable of {total} images: {'; '.join(texts)}"
 
 
-class CropFolder(Dataset[CropSample]):
+class Crops(Dataset[CropSample | HandSample]):
+    """Square crops by number: what a folder, a packed file and shards have in common.
+
+    Args:
+        root: where they lie.
+        image_px: side of the crops.
+        fit: of images that are no squares: "contain" (nothing is lost, borders are reflected) or
+            "cover" (centre square).
+        group_by: "folder" when images of one folder show nearly the same hand (frames of a
+            video), so that they are no negatives of each other; "none" otherwise.
+    """
+
+    def __init__(self, root: str | Path, image_px: int, fit: str, group_by: str) -> None:
+        one_of("fit", fit, FITS)
+        one_of("group_by", group_by, GROUPINGS)
+        self.root, self.image_px, self.fit, self.group_by = Path(root), image_px, fit, group_by
+        self.names: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> CropSample | HandSample:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index {index} of {len(self)} crops")
+        return self.sample(index)
+
+    def sample(self, index: int) -> CropSample | HandSample:
+        """The sample of a valid number."""
+        raise NotImplementedError
+
+    def crop(self, index: int, image: ImageArray, group: str | None = None) -> CropSample:
+        """The crop of an image of any size."""
+        name = self.names[index]
+        if group is None and self.group_by == "folder":
+            group = Path(name).parent.as_posix()
+        return CropSample(square(image, self.image_px, self.fit), sample_id=name, group=group)
+
+
+class CropFolder(Crops):
     """Every readable photo below a folder, as square crops; all formats of `images.files.ENDINGS`.
 
     Masks, depth maps, output of training runs, and files that are no images are left out, counted
     and named.
 
     Args:
-        root: folder; read recursively.
-        image_px: side of the crops.
-        fit: "contain" (nothing is lost, borders are reflected) or "cover" (centre square).
-        verify: decode every file once at the start, so that unreadable ones are known, named and
-            left out.
-        group_by: "folder" when images of one folder show nearly the same hand (frames of a
-            video), so that they are no negatives of each other; "none" otherwise.
+        root, image_px, fit, group_by: as of `Crops`.
+        verify: decode every file once at the start, so that unreadable ones are left out.
         exclude: patterns of relative paths that are left out, such as "evaluation/*".
         include_all: also take masks and maps, and images of training runs.
         max_megapixels: larger images are refused before they are decoded.
@@ -177,10 +184,8 @@ class CropFolder(Dataset[CropSample]):
         include_all: bool = False,
         max_megapixels: float = MAX_MEGAPIXELS,
     ) -> None:
-        one_of("fit", fit, FITS)
-        check_grouping(group_by)
-        self.group_by, self.max_megapixels = group_by, max_megapixels
-        self.root, self.image_px, self.fit = Path(root), image_px, fit
+        super().__init__(root, image_px, fit, group_by)
+        self.max_megapixels = max_megapixels
         tree = find_photos(
             self.root, exclude=exclude, include_all=include_all, max_megapixels=max_megapixels
         )
@@ -220,13 +225,6 @@ class CropFolder(Dataset[CropSample]):
         """Digest of the files, wherever the folder lies."""
         return files_digest(self.root, self.names)
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> CropSample:
-        name = self.names[index]
-        return CropSample(
-            image=square(self._read(name), self.image_px, self.fit),
-            sample_id=name,
-            group=group_of(name, self.group_by),
-        )
+    def sample(self, index: int) -> CropSample:
+        """The crop of a file."""
+        return self.crop(index, self._read(self.names[index]))

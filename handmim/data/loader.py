@@ -23,6 +23,11 @@ from handmim.utils.findings import shown
 
 log = logging.getLogger(__name__)
 
+STACKED = (  # fields of samples that batches have as they are
+    "K_crop_px", "has_K", "kp2d_valid", "kp2d_conf", "joints_cam_m", "joints_valid",
+    "verts_cam_m", "has_verts", "rotmats", "betas", "has_mano",
+)  # fmt: skip
+
 
 def _stack_images(images: Sequence[NDArray[np.uint8]]) -> Tensor:
     sides = {image.shape for image in images}
@@ -33,9 +38,8 @@ def _stack_images(images: Sequence[NDArray[np.uint8]]) -> Tensor:
 
 def group_number(group: str) -> int:
     """A group's name as an int64 that is the same in every process and run."""
-    return int.from_bytes(
-        blake2b(group.encode(errors="surrogatepass"), digest_size=8).digest(), "big", signed=True
-    )
+    digest = blake2b(group.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
 
 
 def collate_crops(samples: Sequence[CropSample | HandSample]) -> CropBatch:
@@ -81,18 +85,8 @@ def collate_hands(samples: Sequence[HandSample]) -> HandBatch:
         joint_convention=torch.tensor(
             [CONVENTION_NAMES.index(s.joint_convention) for s in samples]
         ),
-        K_crop_px=stack("K_crop_px"),
-        has_K=stack("has_K"),
         kp2d_crop_ndc=ndc_from_px(stack("kp2d_crop_px"), image.shape[-1]),
-        kp2d_valid=stack("kp2d_valid"),
-        kp2d_conf=stack("kp2d_conf"),
-        joints_cam_m=stack("joints_cam_m"),
-        joints_valid=stack("joints_valid"),
-        verts_cam_m=stack("verts_cam_m"),
-        has_verts=stack("has_verts"),
-        rotmats=stack("rotmats"),
-        betas=stack("betas"),
-        has_mano=stack("has_mano"),
+        **{name: stack(name) for name in STACKED},
     )
 
 
@@ -128,10 +122,6 @@ def batches(
 ) -> Iterator[HandBatch]:
     """All samples in order, the last batch may be short; for evaluation and probing.
 
-    Args:
-        dataset: labelled samples.
-        batch_size: samples at a time.
-        num_workers: processes that load; 0 loads in this one.
     Raises: ValueError, after all samples were read, naming those that cannot be read; up to
         `max_skipped` of a `SkipUnreadable` set are left out and named in the log.
     """

@@ -1,7 +1,4 @@
-"""Patch masks: blocks or scattered patches, with ratios stratified over the batch.
-
-True = masked.
-"""
+"""Patch masks, True = masked: blocks or scattered patches, ratios stratified over the batch."""
 
 import math
 from collections.abc import Sequence
@@ -35,21 +32,13 @@ def block_mask(
     centre_bias: float = 0.0,
     exact: bool = False,
 ) -> NDArray[np.bool_]:
-    """Mask rectangles until about `num_masked` patches are masked (Bao et al. 2022, BEiT, arXiv
-    2106.08254).
+    """Rectangles of about `num_masked` > 0 patches (BEiT, Bao et al. 2022, arXiv 2106.08254):
+    [h, w] bool with at least one and at most so many; `exact` masks single patches for the rest.
 
-    Args:
-        grid_hw: patches per column and row.
-        num_masked: never exceeded, now and then undershot by part of a block.
-        rng: source of randomness.
-        centre_bias: share of the blocks that lie around the image's middle instead of anywhere.
-        exact: mask single patches for what the blocks leave.
-    Returns: [h, w] bool; at least one patch is masked when num_masked > 0.
+    `centre_bias` is the share of the blocks that lie around the image's middle.
     """
     h, w = grid_hw
     mask = np.zeros((h, w), dtype=bool)
-    if num_masked <= 0:
-        return mask
     min_block = min(max(1, (min(h, w) // 3) ** 2), num_masked)
     log_aspect = math.log(MIN_ASPECT)
     count = 0
@@ -96,15 +85,13 @@ class MaskSampler:
 
     Args:
         shape: "block" or "random".
-        ratio: lowest and highest share of masked patches in a masked view; the highest may be a
-            `Schedule`, for a curriculum.
-        masked_share: share of the views that get a mask; of the samples where `masked_views` is
-            "one".
-        masked_views: "all" views may be masked, independently of the others of their sample, or
-            exactly "one" of a chosen sample, so that another view shows what is masked in it.
-        centre_bias: share of the blocks that lie around the image's middle, where the hand is.
-        exact_count: mask the same number of patches in every masked view of a batch, as dropping
-            masked patches from the encoder requires; one ratio is drawn per batch.
+        ratio: of masked patches in a masked view; the highest may be a `Schedule`.
+        masked_share: of the views; of the samples where `masked_views` is "one".
+        masked_views: "all" independently of each other, or exactly "one" of a chosen sample, so
+            that another view shows what is masked in it.
+        centre_bias: share of the blocks that lie around the image's middle.
+        exact_count: the same number of patches in every masked view, by one ratio per batch, as
+            dropping masked patches from the encoder requires.
     Raises: ValueError for settings that do not fit.
     """
 
@@ -142,8 +129,7 @@ class MaskSampler:
         generator: torch.Generator,
         info: StepInfo,
     ) -> Tensor:
-        """Masks [B, G, N] bool on the CPU of B samples with G views each, N = h * w row by row; a
-        curriculum depends on the step in `info`."""
+        """Masks [B, G, N] bool on the CPU of (B, G) views, N = h * w row by row."""
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         num_patches = grid_hw[0] * grid_hw[1]
         masks = np.zeros((shape[0] * shape[1], num_patches), dtype=bool)

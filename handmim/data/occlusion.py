@@ -1,14 +1,14 @@
 """Occlusion for labelled training crops: cut-outs and pasted objects.
 
 No label changes: a covered joint still counts. Everything is drawn per sample from the CPU
-generator, so an occluder depends on its sample and the generator alone, unless its texture is
-taken from another sample.
+generator.
 
 A pasted shape is { p : n_k . (p - joint) <= reach_k for all k } with the joint inside it, in ndc.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,14 +35,14 @@ def log_uniform(u: Tensor, low: float, high: float) -> Tensor:
     return low * (high / low) ** u
 
 
-def draw_sides(u: Tensor, irregular: Tensor, area: tuple[float, float]) -> tuple[Tensor, Tensor]:
-    """Ellipses, irregular polygons and bars, one third each, as the half planes they are cut from.
+def draw_sides(u: Tensor, irregular: Tensor, area: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Ellipses, irregular polygons and bars, one third each, as the half planes they are cut from:
+    normals [n, SIDES, 2] of unit length and reach [n, SIDES] > 0 in ndc.
 
     Args:
         u: [n, 6] uniform: kind, area, stretch, angle, and where in the shape the joint lies.
         irregular: [n, SIDES] uniform, of the polygons.
         area: lowest and highest share of the crop's area; a polygon's varies about it.
-    Returns: normals [n, SIDES, 2] of unit length and reach [n, SIDES] > 0 in ndc.
     """
     kind, is_bar = (3 * u[:, 0]).long(), u[:, 0] >= 2 / 3
     half_area = log_uniform(u[:, 1], *area) * torch.where(is_bar, 1.0, 4 / math.pi)
@@ -70,19 +70,12 @@ def shrinking(
     max_joints: float,
     spare_ndc: float,
 ) -> Tensor:
-    """Factors [n] in [0, 1] by which shapes shrink so as not to cover too many joints.
+    """Factors [n] in [0, 1] by which shapes of `draw_sides` shrink so as to cover no more than the
+    share `max_joints` of the joints that are seen [n, 21], at offsets [n, 21, 2] from the covered.
 
-    A convex shape that shrinks towards a point inside it sheds joints one by one: joint j is
-    farther than `spare_ndc` from it below the factor g_j = max_k (n_k . offset_j - spare) /
-    reach_k. Of m seen joints floor(max_joints m) may be nearer, so the factor is the next smallest
-    g, at most 1, or 0 where there is no such shape.
-
-    Args:
-        offsets_ndc: [n, 21, 2] joints from the covered one.
-        is_seen: [n, 21] bool, the joints that count; without any nothing shrinks.
-        normals, reach: of `draw_sides`.
-        max_joints: share of the seen joints that may be covered.
-        spare_ndc: distance from the shape at which a joint counts as free.
+    Joint j is farther than `spare_ndc` from a shape that shrinks towards a point inside it below
+    the factor g_j = max_k (n_k . offset_j - spare) / reach_k. Of m seen joints floor(max_joints m)
+    may be nearer: the factor is the next smallest g, at most 1, or 0 where there is no such shape.
     """
     along = (offsets_ndc.unsqueeze(2) * normals.unsqueeze(1)).sum(dim=-1)  # [n, 21, SIDES]
     free_below = ((along - spare_ndc) / reach[:, None]).amax(dim=-1)
@@ -115,52 +108,41 @@ def in_image(kp2d_crop_ndc: Tensor, kp2d_valid: Tensor) -> Tensor:
 
 
 def pick_joint(kp2d_crop_ndc: Tensor, is_seen: Tensor, u: Tensor) -> Tensor:
-    """One [B, 2] of the seen joints of every sample, or the crop's centre where there is none.
-
-    Args:
-        kp2d_crop_ndc, is_seen: [B, 21, 2] and [B, 21] bool.
-        u: [B] uniform in [0, 1).
-    """
+    """One [B, 2] of the seen joints of every sample, by u [B] in [0, 1), or the crop's centre where
+    there is none."""
     rank = is_seen.long().cumsum(dim=1)
     number = (u * rank[:, -1]).long() + 1
     chosen = is_seen & (rank == number[:, None])
     return torch.where(chosen.unsqueeze(-1), kp2d_crop_ndc, 0.0).sum(dim=1)
 
 
+@dataclass(kw_only=True, eq=False)
 class HandCutOut:
     """A rectangle about a random joint is erased, as in random erasing (Zhong et al. 2020, arXiv
     1708.04896), but where the hand is.
 
     The rectangle is upright and holds the joint: its centre lies off it by up to half of its half
     sides. Without a labelled joint in the image it lies about the crop's centre.
-
-    Args:
-        prob: share of samples.
-        area: lowest and highest share of the crop's area, before the crop's border cuts it.
-        aspect: lowest and highest width / height, drawn log-uniformly.
-        fill: "mean" colour of the image, uniform "noise" per pixel, or a grey value in [0, 1].
     Raises: ValueError for settings that do not fit.
     """
 
-    def __init__(
-        self,
-        *,
-        prob: float = 0.3,
-        area: Sequence[float] = (0.02, 0.12),
-        aspect: Sequence[float] = (0.5, 2.0),
-        fill: str | float = "mean",
-    ) -> None:
-        shares(prob=prob)
-        is_grey = isinstance(fill, int | float) and 0.0 <= fill <= 1.0
-        if not (is_grey or fill in FILLS):
-            raise ValueError(f"fill must be one of {FILLS} or a grey in [0, 1], got {fill!r}")
-        self.area, self.aspect = interval("area", area, 1.0), interval("aspect", aspect)
-        self.prob, self.fill = prob, fill
+    prob: float = 0.3  # share of samples
+    area: Sequence[float] = (0.02, 0.12)  # share of the crop, before its border cuts it
+    aspect: Sequence[float] = (0.5, 2.0)  # width / height, log-uniform
+    fill: str | float = "mean"  # of the image, uniform "noise" per pixel, or a grey in [0, 1]
+
+    def __post_init__(self) -> None:
+        shares(prob=self.prob)
+        is_grey = isinstance(self.fill, int | float) and 0.0 <= self.fill <= 1.0
+        if not (is_grey or self.fill in FILLS):
+            raise ValueError(f"fill must be one of {FILLS} or a grey in [0, 1], got {self.fill!r}")
+        interval("area", self.area, 1.0)
+        interval("aspect", self.aspect)
 
     def __call__(
         self, image: Tensor, kp2d_crop_ndc: Tensor, kp2d_valid: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """A copy of crops [B, 3, H, W] in [0, 1], with joints [B, 21, 2], with rectangles."""
+        """A copy of crops [B, 3, H, W] in [0, 1] with rectangles."""
         u = torch.rand(len(image), 6, generator=generator)
         rows = (u[:, 0] < self.prob).nonzero().squeeze(1)
         if not len(rows):
@@ -186,44 +168,32 @@ class HandCutOut:
         return image.index_copy(0, rows, torch.where(is_cut, paint, chosen))
 
 
+@dataclass(kw_only=True, eq=False)
 class OccluderPaste:
     """An opaque object before the hand: an ellipse, an irregular polygon or a bar in any direction.
 
     The shape covers a random joint, which lies anywhere in its inner part, and shrinks towards it
     until it covers, to the pixel, no more joints than allowed (`shrinking`). Only labelled joints
     in the image count; where there is none the shape lies about the crop's centre as it is.
-
-    Args:
-        prob: share of samples.
-        area: lowest and highest share of the crop's area before shrinking and the crop's border.
-        max_joints: share of the labelled joints in the image that may be covered.
-        texture: "batch" cuts it from a random part of another sample's image (its own in a batch
-            of one) and tints it, so that the sample depends on its neighbour; "noise" draws
-            blotches of colour.
-        border_px: width of the soft border.
     Raises: ValueError for settings that do not fit.
     """
 
-    def __init__(
-        self,
-        *,
-        prob: float = 0.3,
-        area: Sequence[float] = (0.04, 0.2),
-        max_joints: float = 0.5,
-        texture: str = "batch",
-        border_px: float = 1.5,
-    ) -> None:
-        shares(prob=prob, max_joints=max_joints)
-        above(0, max_joints=max_joints, border_px=border_px)
-        one_of("texture", texture, TEXTURES)
-        self.area = interval("area", area, 1.0)
-        self.prob, self.max_joints = prob, max_joints
-        self.texture, self.border_px = texture, border_px
+    prob: float = 0.3  # share of samples
+    area: Sequence[float] = (0.04, 0.2)  # share of the crop, before shrinking and its border
+    max_joints: float = 0.5  # share of the labelled joints in the image that may be covered
+    texture: str = "batch"  # tinted part of another sample's image, or "noise": blotches
+    border_px: float = 1.5  # width of the soft border
+
+    def __post_init__(self) -> None:
+        shares(prob=self.prob, max_joints=self.max_joints)
+        above(0, max_joints=self.max_joints, border_px=self.border_px)
+        one_of("texture", self.texture, TEXTURES)
+        interval("area", self.area, 1.0)
 
     def __call__(
         self, image: Tensor, kp2d_crop_ndc: Tensor, kp2d_valid: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """A copy of crops [B, 3, H, W] in [0, 1], with joints [B, 21, 2], behind objects."""
+        """A copy of crops [B, 3, H, W] in [0, 1] behind objects."""
         b = len(image)
         u = torch.rand(b, 12, generator=generator)
         irregular = torch.rand(b, SIDES, generator=generator)
@@ -242,7 +212,7 @@ class OccluderPaste:
         alpha = cover(side, joint, normals, reach * factor[:, None], self.border_px)
         # A part of the source about a third to two thirds as wide, rotated by any angle.
         part = similarity(0.35 + 0.3 * u[:, 8], 2 * math.pi * u[:, 9], u[:, 10:] - 0.5)
-        texture = sample_views(source, part[:, None], side).squeeze(1)
+        texture = sample_views(source, part, side)
         return image.index_copy(0, rows, torch.lerp(image[rows], texture, alpha))
 
     def _source(self, image: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:

@@ -1,38 +1,68 @@
-"""Unlabeled crops in one file, read in any order: no folder to walk, no large photos to decode.
+"""Crops in one packed file, or in WebDataset shards: tar files in which the files of one sample
+share their name. Samples are read in any order.
 
-The file, numbers little-endian; `handmim.data.packing` writes it:
+The packed file, numbers little-endian:
 
     64 bytes     magic, version, 0, start and length of the index, SHA-256 of the index
     ...          images one after the other: JPEG files, or raw RGB rows
     index        JSON: image_px, coding, ids, ends (position after each image), crc32 of each
 
-A file that was cut short, or is another, is refused when it is opened; an image that changed on
-disk when it is read.
+A sample of a shard is KEY.jpg (or another image ending) and, optionally, KEY.json with its
+metadata: `group`, `crc32` of the image, and labels in the fields of keypoint files (`keypoints` as
+21 x (x px, y px, visibility) in the stored image, `is_right`, `keypoint_scores`, `keypoints_3d`,
+`K`). The headers of all shards are read once at the start.
 """
 
 import hashlib
 import json
-import mmap
+import logging
+import os
 import struct
+import tarfile
 import zlib
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
-from handmim.data.crops import check_grouping, group_of
+from handmim.data.annotations import read_field, read_joints, read_keypoints
+from handmim.data.crops import Crops
 from handmim.data.datasets import digest_of
-from handmim.images.decode import UnreadableImage, decode_image
-from handmim.types import CropSample
+from handmim.data.hand_sides import SideReader
+from handmim.data.samples import carry_intrinsics, carry_points, crop_map, cut, hand_sample
+from handmim.images.decode import (
+    MAX_MEGAPIXELS,
+    ImageArray,
+    UnreadableImage,
+    check_file_size,
+    decode_image,
+)
+from handmim.images.files import ENDINGS
+from handmim.types import CropSample, HandSample
+from handmim.utils.files import UnreadableSample
+from handmim.utils.findings import Notes
+from handmim.utils.json_files import parse_json
+
+log = logging.getLogger(__name__)
 
 MAGIC, VERSION = b"HMcrops\n", 1
 HEAD = struct.Struct("<8sIIQQ32s")
-CODINGS = ("jpeg", "raw")
 WRITTEN_BY = "(data.root=FILE, written by tools/pack_crops.py)"
+MAX_JSON_BYTES = 1 << 20  # of one sample's metadata
+
+
+def read_part(path: Path, start: int, size: int, name: str) -> bytes:
+    """Part of a file.
+
+    Raises: UnreadableImage.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(size)
+    except OSError as error:
+        raise UnreadableImage(name, error.strerror or str(error)) from error
 
 
 def packed_head(start: int, index: bytes) -> bytes:
@@ -40,38 +70,8 @@ def packed_head(start: int, index: bytes) -> bytes:
     return HEAD.pack(MAGIC, VERSION, 0, start, len(index), hashlib.sha256(index).digest())
 
 
-class PackedWriter:
-    """Write crops one after the other, and the index last.
-
-    Args:
-        file: empty.
-        image_px, coding: of the crops.
-    """
-
-    def __init__(self, file: BinaryIO, image_px: int, coding: str) -> None:
-        self.file, self.facts = file, {"image_px": image_px, "coding": coding}
-        self.ids, self.ends, self.crcs = list[str](), list[int](), list[int]()
-        file.write(bytes(HEAD.size))
-
-    def add(self, sample_id: str, image: bytes, metadata: Mapping[str, Any] | None = None) -> None:
-        """Write one image; metadata has no room in this format."""
-        self.file.write(image)
-        self.ids.append(sample_id)
-        self.ends.append(self.file.tell())
-        self.crcs.append(zlib.crc32(image))
-
-    def close(self) -> None:
-        """Write the index."""
-        facts = {**self.facts, "ids": self.ids, "ends": self.ends, "crc32": self.crcs}
-        index = json.dumps(facts, separators=(",", ":")).encode()
-        start = self.file.tell()
-        self.file.write(index)
-        self.file.seek(0)
-        self.file.write(packed_head(start, index))
-
-
 def read_index(path: Path) -> dict[str, Any]:
-    """The index of a file.
+    """The index of a packed file.
 
     Raises: ValueError for anything but a complete file of packed crops.
     """
@@ -99,68 +99,207 @@ def read_index(path: Path) -> dict[str, Any]:
     return json.loads(index)
 
 
-class PackedCrops(Dataset[CropSample]):
-    """The crops of a packed file, in its order.
+class PackedCrops(Crops):
+    """The crops of a packed file, in its order; `group_by` as of `Crops`.
 
-    Args:
-        root: the file.
-        group_by: "folder" when images of one folder show nearly the same hand (frames of a video),
-            so that they are no negatives of each other; "none" otherwise.
     Raises: ValueError for a file that is no packed crops, or is damaged.
     """
 
     def __init__(self, root: str | Path, *, group_by: str = "none") -> None:
-        check_grouping(group_by)
-        self.root, self.group_by = Path(root), group_by
-        index = read_index(self.root)
-        self.image_px, self.coding = int(index["image_px"]), str(index["coding"])
-        self.names: list[str] = index["ids"]
+        index = read_index(Path(root))
+        super().__init__(root, int(index["image_px"]), "contain", group_by)
+        self.coding, self.names = str(index["coding"]), index["ids"]
         self._ends = np.array([HEAD.size, *index["ends"]], np.int64)
         self._crc32 = np.array(index["crc32"], np.uint32)
-        self._map: mmap.mmap | None = None
 
     def fingerprint(self) -> str:
         """Digest of names and content, wherever the file lies."""
         index = self._ends.tobytes(), self._crc32.tobytes()
         return digest_of(str(self.image_px), self.coding, *self.names, *index)
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_map": None}  # every process opens its own
-
     def stored(self, index: int) -> bytes:
         """An image as it is stored.
 
         Raises: UnreadableImage where it is not what was written.
         """
-        if self._map is None:
-            with self.root.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        content = self._map[self._ends[index] : self._ends[index + 1]]
+        start, end = self._ends[index : index + 2].tolist()
+        name = f"{self.root}: {self.names[index]}"
+        content = read_part(self.root, start, end - start, name)
         if zlib.crc32(content) != self._crc32[index]:
             raise UnreadableImage(
-                f"{self.root}: {self.names[index]}",
-                "it is not what was written, the file is damaged: copy it again",
+                name, "it is not what was written, the file is damaged: copy it again"
             )
         return content
 
-    def __getitem__(self, index: int) -> CropSample:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index {index} of {len(self)} images")
-        name = self.names[index]
-        image = self._decode(self.stored(index), name)
-        return CropSample(image, sample_id=name, group=group_of(name, self.group_by))
-
-    def _decode(self, content: bytes, name: str) -> NDArray[np.uint8]:
-        side = self.image_px
+    def sample(self, index: int) -> CropSample:
+        """A stored crop."""
+        content, shape = self.stored(index), (self.image_px, self.image_px, 3)
         if self.coding == "raw":
-            return np.frombuffer(content, np.uint8).reshape(side, side, 3)
-        with suppress(UnreadableImage):
-            image = decode_image(content, name)
-            if image.shape == (side, side, 3):
-                return image
-        raise UnreadableImage(
-            f"{self.root}: {name}", "it is no crop of the file's size: write the file again"
+            return self.crop(index, np.frombuffer(content, np.uint8).reshape(shape))
+        name = f"{self.root}: {self.names[index]}"
+        image = decode_image(content, name)
+        if image.shape != shape:
+            raise UnreadableImage(name, "it is no crop of the file's size: write the file again")
+        return self.crop(index, image)
+
+
+class Member(NamedTuple):
+    """Location of a file within a tar file."""
+
+    name: str
+    start: int
+    size: int
+
+
+def tar_members(path: Path, *, requires_end: bool = True) -> Iterator[Member]:
+    """Regular files of an uncompressed tar file; without the mark of its end it is refused, or that
+    is logged.
+
+    Raises: ValueError for a file that is no such tar file, is damaged or cut short.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is no regular file")
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                if member.isfile() and not member.issparse():
+                    yield Member(member.name, member.offset_data, member.size)
+            end = tar.offset
+    except (tarfile.TarError, OSError) as error:
+        raise ValueError(
+            f"{path} is no uncompressed tar file (gunzip it first?), or is cut short: {error}"
+        ) from error
+    mark = read_part(path, end, tarfile.BLOCKSIZE, str(path))
+    if not mark and not requires_end:
+        log.warning("%s ends without the mark of its end: is it cut short?", path)
+    elif mark != bytes(tarfile.BLOCKSIZE):
+        raise ValueError(
+            f"{path} is damaged or cut short: a header or the mark of its end is missing at byte "
+            f"{end} of {path.stat().st_size}; copy it again"
+        )
+
+
+class _Stored(NamedTuple):
+    shard: int
+    image: Member
+    metadata: Member | None
+
+
+class ShardCrops(Crops):
+    """The crops of a folder of shards in their order; labelled where their metadata has keypoints.
+
+    Args:
+        root: folder of *.tar files, or one of them.
+        image_px: side of the crops; stored images of other sizes are resized.
+        fit, group_by: as of `Crops`; metadata may have a `group` of its own.
+    Raises: ValueError naming a shard that is damaged, or for a folder without samples.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        image_px: int = 256,
+        fit: str = "contain",
+        group_by: str = "none",
+    ) -> None:
+        super().__init__(root, image_px, fit, group_by)
+        self.shards = sorted(self.root.glob("*.tar")) if self.root.is_dir() else [self.root]
+        if not self.shards:
+            raise ValueError(f"{root} holds no *.tar file (data.root is a folder of shards)")
+        self._stored: list[_Stored] = []
+        for number, path in enumerate(self.shards):
+            self._index(number, path)
+        if not self._stored:
+            raise ValueError(f"no image file ({' '.join(ENDINGS)}) in the shards of {root}")
+        log.info("%d crops in %d shards of %s", len(self), len(self.shards), root)
+
+    def _index(self, number: int, path: Path) -> None:
+        images: dict[str, Member] = {}
+        metadata: dict[str, Member] = {}
+        for member in tar_members(path):
+            folder, file = os.path.split(member.name)
+            base, _, ending = file.partition(".")  # as WebDataset divides names
+            key, ending = os.path.join(folder, base), f".{ending.lower()}"
+            if ending in ENDINGS and key in images:
+                raise ValueError(f"{path} holds two images of key {key!r}: one is required")
+            if ending in ENDINGS:
+                images[key] = member
+            elif ending == ".json":
+                metadata[key] = member
+        for key, image in images.items():
+            self.names.append(f"{path.stem}/{key}")
+            self._stored.append(_Stored(number, image, metadata.get(key)))
+
+    def fingerprint(self) -> str:
+        """Digest of the names and sizes of all samples and shards, wherever they lie."""
+        sizes = [f"{s.shard} {s.image.start} {s.image.size} {s.metadata}" for s in self._stored]
+        shards = [f"{path.name} {path.stat().st_size}" for path in self.shards]
+        return digest_of(str(self.image_px), self.fit, *shards, *self.names, *sizes)
+
+    def metadata_of(self, index: int) -> dict[str, Any]:
+        """The metadata of a sample; {} where it has none.
+
+        Raises: UnreadableSample for anything else than a JSON object of usual size.
+        """
+        shard, _, member = self._stored[index]
+        if member is None:
+            return {}
+        name = self._name(index)
+        if member.size > MAX_JSON_BYTES:
+            raise UnreadableSample(name, f"its metadata has more than {MAX_JSON_BYTES} bytes")
+        try:
+            content = parse_json(self._read(shard, member), member.name)
+        except ValueError as error:
+            raise UnreadableSample(name, str(error)) from error
+        if not isinstance(content, dict):
+            raise UnreadableSample(name, f"{member.name} holds no object")
+        return content
+
+    def _name(self, index: int) -> str:
+        stored = self._stored[index]
+        return f"{self.shards[stored.shard]}: {stored.image.name}"
+
+    def _read(self, shard: int, member: Member) -> bytes:
+        path = self.shards[shard]
+        return read_part(path, member.start, member.size, f"{path}: {member.name}")
+
+    def sample(self, index: int) -> CropSample | HandSample:
+        """A crop, or a hand where there are keypoints."""
+        shard, member, _ = self._stored[index]
+        name, metadata = self._name(index), self.metadata_of(index)
+        check_file_size(member.size, MAX_MEGAPIXELS, name)
+        raw = self._read(shard, member)
+        if metadata.get("crc32") not in (None, zlib.crc32(raw)):
+            raise UnreadableImage(name, "it is not what was written, the shard is damaged")
+        if metadata.get("keypoints") is not None:
+            return self._labelled(index, decode_image(raw, name), metadata)
+        group = metadata.get("group")
+        image = decode_image(raw, name, self.image_px, self.fit)
+        return self.crop(index, image, None if group is None else str(group))
+
+    def _labelled(self, index: int, image: ImageArray, metadata: Mapping[str, Any]) -> HandSample:
+        notes, entry = Notes("keypoints"), self.names[index]
+        keypoints = read_keypoints(notes, entry, metadata, "keypoints")
+        scores, K = (read_field(notes, entry, metadata, f) for f in ("keypoint_scores", "K"))
+        joints, is_valid = read_joints(notes, entry, metadata)
+        is_right = True
+        try:
+            is_right, _ = SideReader([metadata], []).read(metadata) or (True, "")
+        except ValueError as error:
+            notes.error("side", str(error))
+        if notes.findings or keypoints is None:
+            raise UnreadableSample(self._name(index), "; ".join(f.text for f in notes.findings))
+        height, width = image.shape[:2]
+        crop_from_img = crop_map(np.array([0.0, 0.0, width, height]), 1.0, self.image_px)
+        return hand_sample(
+            cut(image, crop_from_img, self.image_px),
+            entry,
+            is_right=is_right,
+            K_crop_px=None if K is None else carry_intrinsics(crop_from_img, K),
+            kp2d_crop_px=carry_points(crop_from_img, keypoints[:, :2]),
+            kp2d_valid=keypoints[:, 2] > 0,
+            kp2d_conf=None if scores is None else scores[0],
+            joints_cam_m=joints,
+            joints_valid=is_valid,
         )

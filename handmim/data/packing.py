@@ -1,12 +1,16 @@
-"""Write square crops into one file (`data.packed`) or shards (`data.webdataset`), from a tree of
-images, tar files of them, or photos with keypoints."""
+"""Write square crops into one file or shards (`data.packed`), from a tree of images, tar files of
+them, or photos with keypoints."""
 
+import contextlib
+import io
+import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -16,10 +20,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.data.crops import find_photos, log_left_out, named_unreadable, square
+from handmim.data.crops import find_photos, leave_out_maps, log_left_out, named_unreadable, square
 from handmim.data.keypoints import KeypointPhotos
-from handmim.data.packed import CODINGS, PackedWriter
-from handmim.data.webdataset import ShardWriter, tar_members
+from handmim.data.packed import HEAD, Member, packed_head, read_part, tar_members
 from handmim.images.decode import (
     FITS,
     MAX_MEGAPIXELS,
@@ -29,47 +32,72 @@ from handmim.images.decode import (
     jpeg_head,
     read_bytes,
 )
-from handmim.images.files import ENDINGS, find_images
+from handmim.images.files import ENDINGS, ImageTree, find_images
 from handmim.images.formats import printable
-from handmim.images.maps import find_maps
 from handmim.utils.arguments import at_least, one_of
 from handmim.utils.files import UnreadableSample, atomic_path, remove_leftovers
 
 log = logging.getLogger(__name__)
 
+CODINGS = ("jpeg", "raw")
 AT_ONCE = 256  # images in memory
 
 
-class Source(NamedTuple):
-    """Location of an image."""
-
-    sample_id: str
-    path: Path
-    start: int = 0  # within a tar file
-    size: int = -1  # -1: a file of its own
-
-    def content(self, max_megapixels: float) -> bytes:
-        """The image's file.
-
-        Raises: UnreadableImage.
-        """
-        if self.size < 0:
-            return read_bytes(self.path, max_megapixels)
-        check_file_size(self.size, max_megapixels, self.sample_id)
-        try:
-            with self.path.open("rb") as file:
-                file.seek(self.start)
-                return file.read(self.size)
-        except OSError as error:
-            raise UnreadableImage(self.sample_id, error.strerror or str(error)) from error
-
-
-class Coded(NamedTuple):
-    """A crop as a file, and its metadata."""
+class CodedCrop(NamedTuple):
+    """A crop as the content of a file, and its metadata, which a packed file has no room for."""
 
     sample_id: str
     content: bytes
     metadata: Mapping[str, Any] = {}
+
+
+def write_packed(path: Path, crops: Iterable[CodedCrop], *, image_px: int, coding: str) -> None:
+    """Write crops one after the other, and the index last."""
+    ids, ends, crcs = list[str](), list[int](), list[int]()
+    with path.open("wb") as file:
+        file.write(bytes(HEAD.size))
+        for crop in crops:
+            file.write(crop.content)
+            ids.append(crop.sample_id)
+            ends.append(file.tell())
+            crcs.append(zlib.crc32(crop.content))
+        content = {"image_px": image_px, "coding": coding, "ids": ids, "ends": ends, "crc32": crcs}
+        index = json.dumps(content, separators=(",", ":")).encode()
+        start = file.tell()
+        file.write(index)
+        file.seek(0)
+        file.write(packed_head(start, index))
+
+
+def write_shards(folder: Path, crops: Iterable[CodedCrop], *, shard_size: int, ending: str) -> None:
+    """Write crops into crops-000000.tar, crops-000001.tar, ... of an empty folder.
+
+    A crop's key is its id without ending, with further dots as "_"; a key that was there gets a
+    number. Equal crops give equal bytes: files carry no time and no owner.
+    """
+    keys = set[str]()
+    with contextlib.ExitStack() as stack:
+        for count, (sample_id, image, metadata) in enumerate(crops):
+            if count % shard_size == 0:
+                stack.close()
+                name = f"crops-{count // shard_size:06d}.tar"
+                tar = tarfile.TarFile(folder / name, "w", format=tarfile.PAX_FORMAT)
+                stack.enter_context(tar)
+            parent, file = os.path.split(os.path.splitext(sample_id)[0])
+            key = base = os.path.join(parent, file.replace(".", "_") or "_")
+            number = 2
+            while key in keys:
+                key, number = f"{base}-{number}", number + 1
+            keys.add(key)
+            facts = {"source": sample_id, "crc32": zlib.crc32(image), **metadata}
+            _put(tar, key + ending, image)
+            _put(tar, f"{key}.json", json.dumps(facts, separators=(",", ":")).encode())
+
+
+def _put(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    tar.addfile(info, io.BytesIO(content))
 
 
 def find_sources(
@@ -78,9 +106,9 @@ def find_sources(
     exclude: Sequence[str] = (),
     include_all: bool = False,
     max_megapixels: float = MAX_MEGAPIXELS,
-) -> list[Source]:
-    """Images of a tree, or of a tar file or a folder of them, in a fixed order; masks and maps are
-    left out as in `crops.find_photos`.
+) -> dict[str, Callable[[], bytes]]:
+    """Images of a tree, or of a tar file or a folder of them, in a fixed order: functions that read
+    their files, by name. Masks and maps are left out as in `crops.find_photos`.
 
     Raises: ValueError when there are none, for a folder with both kinds, or for a tar file that is
         compressed or damaged.
@@ -93,42 +121,32 @@ def find_sources(
             source, exclude=exclude, include_all=include_all, max_megapixels=max_megapixels
         )
         log_left_out(tree)
-        return [Source(name, source / name) for name in tree.names]
+        return {name: partial(read_bytes, source / name, max_megapixels) for name in tree.names}
     if source.is_dir() and _has_images(source):
         raise ValueError(
             f"{source} holds images beside {tars[0].name}: put the tar files in a folder of "
             "their own, or unpack them"
         )
-    # of two members of one name the later counts, as when unpacked
-    found = {member.sample_id: member for path in tars for member in _images_of(path)}
-    gone = {name for name in found if any(fnmatch(name, pattern) for pattern in exclude)}
+    tree, found = ImageTree(source), dict[str, Callable[[], bytes]]()
+    for path in tars:
+        for member in tar_members(path, requires_end=False):
+            name, ending = f"{path.stem}/{member.name}", os.path.splitext(member.name)[1].lower()
+            if ending in ENDINGS:  # of two members of one name the later counts, as when unpacked
+                found[name] = partial(_read_member, path, member, name, max_megapixels)
+            else:
+                tree.endings[ending or "no ending"] += 1
+    tree.names = [name for name in found if not any(fnmatch(name, text) for text in exclude)]
     if not include_all:
-        names = [name for name in found if name not in gone]
-        maps = find_maps(
-            names,
-            lambda name: found[name].content(max_megapixels),
-            max_megapixels=max_megapixels,
-        )
-        if sum(map(len, maps.values())) < len(names):  # else maps are what is meant
-            for kind, members in maps.items():
-                text = "%d of %d images of %s left out: %s (--include-all keeps them)"
-                log.warning(text, len(members), len(found), source, kind)
-                gone.update(members)
-    sources = [member for name, member in found.items() if name not in gone]
-    if not sources:
+        leave_out_maps(tree, lambda name: found[name](), max_megapixels)
+    log_left_out(tree)
+    if not tree.names:
         raise ValueError(f"no image file ({' '.join(ENDINGS)}) in {source}")
-    return sources
+    return {name: found[name] for name in tree.names}
 
 
-def _images_of(path: Path) -> Iterator[Source]:
-    num_others = 0
-    for name, start, size in tar_members(path, requires_end=False):
-        if os.path.splitext(name)[1].lower() in ENDINGS:
-            yield Source(f"{path.stem}/{name}", path, start, size)
-        else:
-            num_others += 1
-    if num_others:
-        log.info("left out of %s: %d files that are no images", path, num_others)
+def _read_member(path: Path, member: Member, name: str, max_megapixels: float) -> bytes:
+    check_file_size(member.size, max_megapixels, name)
+    return read_part(path, member.start, member.size, name)
 
 
 def _has_images(folder: Path) -> bool:
@@ -139,51 +157,37 @@ def _has_images(folder: Path) -> bool:
 
 
 class Coder(NamedTuple):
-    """How crops become files.
-
-    Args:
-        image_px, fit: of the crops, as `crops.CropFolder` makes them.
-        coding: "jpeg"; "raw" is pixels without loss, as PNG in shards.
-        quality: of JPEGs, 1 to 100; files that are such crops already are copied.
-        is_shard: crops go into shards.
-        max_megapixels: larger images are refused before they are decoded.
-    """
+    """How crops become files: JPEG, PNG, or pixels as they are."""
 
     image_px: int
     fit: str
-    coding: str
-    quality: int
-    is_shard: bool
+    ending: str  # ".jpg", ".png" or ""
+    quality: int  # of JPEGs, 1 to 100; files that are such crops already are copied
     max_megapixels: float
 
     def file(self, crop: NDArray[np.uint8]) -> bytes:
         """A square crop as the content of a file."""
-        if self.coding == "raw" and not self.is_shard:
+        if not self.ending:
             return crop.tobytes()
-        ending, options = ".jpg", [cv2.IMWRITE_JPEG_QUALITY, self.quality]
-        if self.coding == "raw":
-            ending, options = ".png", []
-        return cv2.imencode(ending, cv2.cvtColor(crop, cv2.COLOR_RGB2BGR), options)[1].tobytes()
+        options = [cv2.IMWRITE_JPEG_QUALITY, self.quality] if self.ending == ".jpg" else []
+        bgr = cv2.cvtColor(crop, cv2.COLOR_RGB2BGR)
+        return cv2.imencode(self.ending, bgr, options)[1].tobytes()
 
-    def image(self, source: Source) -> Coded | UnreadableSample:
+    def image(self, source: tuple[str, Callable[[], bytes]]) -> CodedCrop | UnreadableSample:
         """The crop of an image."""
+        name, read = source
         try:
-            content = source.content(self.max_megapixels)
+            raw = read()
             image = decode_image(
-                content,
-                source.sample_id,
-                self.image_px,
-                self.fit,
-                max_megapixels=self.max_megapixels,
+                raw, name, self.image_px, self.fit, max_megapixels=self.max_megapixels
             )
         except UnreadableImage as error:
             return error
-        head = jpeg_head(content) if self.coding == "jpeg" else None
-        if head is None or head != (self.image_px, self.image_px, 1):
-            content = self.file(square(image, self.image_px, self.fit))
-        return Coded(source.sample_id, content)
+        if self.ending == ".jpg" and jpeg_head(raw) == (self.image_px, self.image_px, 1):
+            return CodedCrop(name, raw)
+        return CodedCrop(name, self.file(square(image, self.image_px, self.fit)))
 
-    def hand(self, photos: KeypointPhotos, index: int) -> Coded | UnreadableSample:
+    def hand(self, photos: KeypointPhotos, index: int) -> CodedCrop | UnreadableSample:
         """The crop of a labelled hand, with its labels in pixels of the crop."""
         try:
             sample = photos[index]
@@ -197,7 +201,7 @@ class Coder(NamedTuple):
             metadata["keypoints_3d"] = joints.tolist()
         if sample.has_K:
             metadata["K"] = sample.K_crop_px.tolist()
-        return Coded(photos.label_id(index), self.file(sample.image), metadata)
+        return CodedCrop(photos.label_id(index), self.file(sample.image), metadata)
 
 
 def pack_crops(
@@ -221,84 +225,82 @@ def pack_crops(
     Args:
         source: a tree of images, a tar file of them, or a folder of such files.
         target: file to write; folder with `shard_size`.
-        image_px, fit, coding, quality, max_megapixels: as of `Coder`.
+        image_px, fit, exclude, include_all, max_megapixels: as of `crops.CropFolder`.
+        coding: "jpeg"; "raw" is pixels without loss, as PNG in shards.
+        quality: of JPEGs, 1 to 100.
         shard_size: samples of a WebDataset shard; None writes one packed file.
         annotations: keypoint file of the images (`data.keypoints`): shards of labelled hands.
         overwrite: replace the target.
-        exclude, include_all: as of `crops.CropFolder`.
         progress: called with the numbers of finished and of all images.
     Returns: ids of the images that cannot be read and were left out.
     Raises: ValueError for bad settings or nothing to read; FileExistsError.
     """
     one_of("fit", fit, FITS)
     one_of("coding", coding, CODINGS)
-    at_least(1, image_px=image_px)
+    at_least(1, image_px=image_px, shard_size=1 if shard_size is None else shard_size)
     if not 1 <= quality <= 100:
         raise ValueError(f"quality must be in 1..100, got {quality}")
-    if shard_size is not None:
-        at_least(1, shard_size=shard_size)
-    elif annotations is not None:
+    if shard_size is None and annotations is not None:
         raise ValueError("labels are kept in shards only: set shard_size (--shard-size)")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} exists: take another name, or overwrite it (--overwrite)")
-    coder = Coder(image_px, fit, coding, quality, shard_size is not None, max_megapixels)
-    code: Callable[[Any], Coded | UnreadableSample]
+    ending = ".jpg" if coding == "jpeg" else ".png" if shard_size is not None else ""
+    coder = Coder(image_px, fit, ending, quality, max_megapixels)
+    code: Callable[[Any], CodedCrop | UnreadableSample] = coder.image
     items: Sequence[Any]
     if annotations is not None:
         photos = KeypointPhotos(source, annotations, split="all", image_px=image_px)
         items, code = range(len(photos)), partial(coder.hand, photos)
     else:
-        items = find_sources(
+        found = find_sources(
             source, exclude=exclude, include_all=include_all, max_megapixels=max_megapixels
         )
-        code = coder.image
+        items = list(found.items())
     unreadable: dict[str, str] = {}
-    with _writer(target, coder, shard_size) as writer:
+
+    def readable() -> Iterator[CodedCrop]:
         for done, result in enumerate(_in_order(items, code), start=1):
-            if isinstance(result, Coded):
-                writer.add(*result)
+            if isinstance(result, CodedCrop):
+                yield result
             else:
                 unreadable[result.path] = result.reason
             progress(done, len(items))
         if len(unreadable) == len(items):
             reasons = named_unreadable(unreadable, len(items))
             raise ValueError(f"none of the images of {source} can be read: {reasons}")
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if shard_size is None:
+        remove_leftovers(target.parent, name=target.name)
+        with atomic_path(target) as whole:
+            write_packed(whole, readable(), image_px=image_px, coding=coding)
+    else:
+        _write_folder(
+            target, partial(write_shards, crops=readable(), shard_size=shard_size, ending=ending)
+        )
     if unreadable:
         log.warning(named_unreadable(unreadable, len(items)))
     return list(unreadable)
 
 
-@contextmanager
-def _writer(
-    target: Path, coder: Coder, shard_size: int | None
-) -> Iterator[PackedWriter | ShardWriter]:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if shard_size is None:
-        remove_leftovers(target.parent, name=target.name)
-        with atomic_path(target) as whole_file, whole_file.open("wb") as file:
-            packed = PackedWriter(file, coder.image_px, coder.coding)
-            yield packed
-            packed.close()
-        return
-    partial_folder = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    partial_folder.mkdir()
+def _write_folder(target: Path, write: Callable[[Path], None]) -> None:
+    whole = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(whole, ignore_errors=True)
+    whole.mkdir()
     try:
-        shards = ShardWriter(partial_folder, shard_size, "png" if coder.coding == "raw" else "jpeg")
-        yield shards
-        shards.close()
+        write(whole)
         if target.is_dir():
             shutil.rmtree(target)
         else:
             target.unlink(missing_ok=True)
-        partial_folder.rename(target)
+        whole.rename(target)
     finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)
+        shutil.rmtree(whole, ignore_errors=True)
 
 
 def _in_order(
-    items: Sequence[Any], code: Callable[[Any], Coded | UnreadableSample]
-) -> Iterator[Coded | UnreadableSample]:
+    items: Sequence[Any], code: Callable[[Any], CodedCrop | UnreadableSample]
+) -> Iterator[CodedCrop | UnreadableSample]:
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
         for first in range(0, len(items), AT_ONCE):
             yield from pool.map(code, items[first : first + AT_ONCE])

@@ -4,6 +4,7 @@ Both follow one `ViewPlan`. OpenCV is quicker on a CPU; each of its steps ends i
 may differ from torch's by a few of 255.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
@@ -77,100 +78,82 @@ def _batch(
 
 
 def sample_views(
-    image: Tensor,
+    source: Tensor,
     source_from_view: Tensor,
     view_px: int,
     displacement_ndc: Tensor | None = None,
     *,
     padding: str = "reflection",
 ) -> Tensor:
-    """Cut views out of crops, bilinearly.
+    """Cut a view out of each image, bilinearly: [P, 3, S, S] -> [P, 3, view_px, view_px].
 
     Args:
-        image: [B, 3, S, S], any range.
-        source_from_view: [B, G, 2, 3] view ndc -> crop ndc.
+        source: any range.
+        source_from_view: [P, 2, 3] ndc.
         view_px: side of the views.
-        displacement_ndc: [B, G, 2, c, c] warps of the views, or None.
+        displacement_ndc: [P, 2, c, c] warps of the views, or None.
         padding: a key of `PADDINGS`.
-    Returns: [B, G, 3, view_px, view_px].
     """
-    b, num_views = source_from_view.shape[:2]
-    at_ndc = pixels_in_source(source_from_view, view_px, displacement_ndc).to(image.dtype)
-    source = image if num_views == 1 else image.repeat_interleave(num_views, dim=0)
-    views = F.grid_sample(source, at_ndc.flatten(0, 1), padding_mode=padding, align_corners=False)
-    return views.unflatten(0, (b, num_views))
+    at_ndc = pixels_in_source(source_from_view, view_px, displacement_ndc).to(source.dtype)
+    return F.grid_sample(source, at_ndc, padding_mode=padding, align_corners=False)
 
 
 def torch_views(crops: CropBatch, plan: ViewPlan, frame: ViewFrame) -> PretrainBatch:
     """Views by a plan on the device of both, float in [0, 1]; nothing waits for the device."""
     image = crops.image.float().div_(255.0)
-    clean = _sample_all(image, crops.partner, plan, frame)
-    # clean views of one colour plan: all of them; of two: the first views and the later ones
-    starts = (0, 1)[: len(plan.colours)]
-    parts = [clean[:, a:b] for a, b in zip(starts, (*starts[1:], None), strict=True)]
-    views = [
-        _colour_views(part, colours) for part, colours in zip(parts, plan.colours, strict=True)
-    ]
+    b, g = plan.crop_from_view.shape[:2]
+    source = image.repeat_interleave(g, dim=0)
+    if plan.from_partner is not None and crops.partner is not None:
+        partner = crops.partner.float().div_(255.0).repeat_interleave(g, dim=0)
+        is_other = plan.from_partner[:, None] & (torch.arange(g, device=image.device) > 0)
+        source = torch.where(is_other.view(-1, 1, 1, 1), partner, source)
+    maps, warps = plan.crop_from_view.flatten(0, 1), plan.displacement_ndc
+    warps = None if warps is None else warps.flatten(0, 1)
+    clean = sample_views(source, maps, frame.view_px, warps, padding=frame.padding)
+    if len(plan.colours) == 1:
+        views = coloured(clean, plan.colours[0]).unflatten(0, (b, g))
+    else:
+        by_view = clean.unflatten(0, (b, g))
+        parts = zip((by_view[:, :1], by_view[:, 1:]), plan.colours, strict=True)
+        done = [coloured(x.flatten(0, 1), p).unflatten(0, x.shape[:2]) for x, p in parts]
+        views = torch.cat(done, dim=1)
     local: Tensor | None = None
     if plan.crop_from_local is not None:
-        local = sample_views(image, plan.crop_from_local, frame.local_px, padding=frame.padding)
-        local = _colour_views(local, plan.local_colours)
-    all_views = views[0] if len(views) == 1 else torch.cat(views, dim=1)
-    return _batch(crops, plan, all_views, clean if frame.keep_clean else None, local)
-
-
-def _colour_views(views: Tensor, plan: ColourPlan | None) -> Tensor:
-    return coloured(views.flatten(0, 1), plan).unflatten(0, views.shape[:2])
-
-
-def _sample_all(image: Tensor, partner: Tensor | None, plan: ViewPlan, frame: ViewFrame) -> Tensor:
-    """[B, G, 3, H, W] before colours; later views of some samples are cut from partners."""
-    maps, warps = plan.crop_from_view, plan.displacement_ndc
-    if plan.from_partner is None or partner is None:
-        return sample_views(image, maps, frame.view_px, warps, padding=frame.padding)
-    other = torch.where(plan.from_partner[:, None, None, None], partner.float().div_(255.0), image)
-    parts = [
-        sample_views(
-            source,
-            maps[:, part],
-            frame.view_px,
-            None if warps is None else warps[:, part],
-            padding=frame.padding,
-        )
-        for source, part in ((image, slice(0, 1)), (other, slice(1, None)))
-    ]
-    return torch.cat(parts, dim=1)
+        num, maps = plan.crop_from_local.shape[1], plan.crop_from_local.flatten(0, 1)
+        source = image.repeat_interleave(num, dim=0)
+        local = sample_views(source, maps, frame.local_px, padding=frame.padding)
+        local = coloured(local, plan.local_colours).unflatten(0, (b, num))
+    return _batch(
+        crops, plan, views, clean.unflatten(0, (b, g)) if frame.keep_clean else None, local
+    )
 
 
 def cpu_views(crops: CropBatch, plan: ViewPlan, frame: ViewFrame) -> PretrainBatch:
     """Views by a plan on the CPU, as uint8 of 0 to 255, channels last in memory."""
     image = _with_alpha(crops.image)
     b, g = plan.crop_from_view.shape[:2]
-    later = image
+    sources = [part for part in image for _ in range(g)]
     if plan.from_partner is not None and crops.partner is not None:
         partner = _with_alpha(crops.partner)
-        later = [partner[i] if own else image[i] for i, own in enumerate(plan.from_partner)]
-    sources = [image[i] if v == 0 else later[i] for i in range(b) for v in range(g)]
+        for i in plan.from_partner.nonzero().flatten().tolist():
+            sources[i * g + 1 : (i + 1) * g] = [partner[i]] * (g - 1)
     views = cut_views(
         sources, plan.crop_from_view, frame.view_px, plan.displacement_ndc, frame.padding
     )
-    clean = _channels_first(views.copy()) if frame.keep_clean else None
-    flat = list(views.reshape(b * g, *views.shape[2:]))
-    parts = (
-        [flat] if len(plan.colours) == 1 else [flat[::g], [v for i, v in enumerate(flat) if i % g]]
-    )
+    clean = _channels_first(views.copy(), b) if frame.keep_clean else None
+    flat = list(views)
+    parts = [flat]
+    if len(plan.colours) == 2:
+        parts = [flat[::g], [view for i, view in enumerate(flat) if i % g]]
     for part, colours in zip(parts, plan.colours, strict=True):
         colour_images(part, colours)
     local: Tensor | None = None
     if plan.crop_from_local is not None:
-        num = plan.crop_from_local.shape[1]
-        sources = [image[i] for i in range(b) for _ in range(num)]
-        crops_local = cut_views(sources, plan.crop_from_local, frame.local_px, None, frame.padding)
-        colour_images(
-            list(crops_local.reshape(b * num, *crops_local.shape[2:])), plan.local_colours
-        )
-        local = _channels_first(crops_local)
-    return _batch(crops, plan, _channels_first(views), clean, local)
+        sources = [part for part in image for _ in range(plan.crop_from_local.shape[1])]
+        small = cut_views(sources, plan.crop_from_local, frame.local_px, None, frame.padding)
+        colour_images(list(small), plan.local_colours)
+        local = _channels_first(small, b)
+    return _batch(crops, plan, _channels_first(views, b), clean, local)
 
 
 def as_float(batch: PretrainBatch) -> PretrainBatch:
@@ -183,7 +166,7 @@ def as_float(batch: PretrainBatch) -> PretrainBatch:
 
 
 def cut_views(
-    sources: list[Images],
+    sources: Sequence[Images],
     crop_from_view: Tensor,
     side_px: int,
     displacement_ndc: Tensor | None,
@@ -198,17 +181,15 @@ def cut_views(
         side_px: side of the views.
         displacement_ndc: [B, V, 2, c, c] or None.
         padding: a key of `PADDINGS`.
-    Returns: [B, V, side_px, side_px, 3].
+    Returns: [B V, side_px, side_px, 3].
     """
-    b, num = crop_from_view.shape[:2]
-    out = np.empty((b, num, side_px, side_px, 3), np.uint8)
-    flat = out.reshape(b * num, side_px, side_px, 3)
+    out = np.empty((len(sources), side_px, side_px, 3), np.uint8)
     four = np.empty((side_px, side_px, 4), np.uint8)
     side, border = sources[0].shape[0], PADDINGS[padding]
     if displacement_ndc is not None:
         at_ndc = pixels_in_source(crop_from_view, side_px, displacement_ndc).flatten(0, 1)
         at_px = ((at_ndc + 1) * (side / 2) - 0.5).numpy()
-        for source, view, at in zip(sources, flat, at_px, strict=True):
+        for source, view, at in zip(sources, out, at_px, strict=True):
             x, y = np.ascontiguousarray(at[..., 0]), np.ascontiguousarray(at[..., 1])
             cv2.remap(source, x, y, cv2.INTER_LINEAR, dst=four, borderMode=border)
             cv2.cvtColor(four, cv2.COLOR_RGBA2RGB, dst=view)
@@ -217,7 +198,7 @@ def cut_views(
     maps[..., 2] += (maps[..., :2].sum(dim=-1) - 1) / 2  # OpenCV counts from a pixel's centre
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     size = side_px, side_px
-    for source, view, m in zip(sources, flat, maps.flatten(0, 1).numpy(), strict=True):
+    for source, view, m in zip(sources, out, maps.flatten(0, 1).numpy(), strict=True):
         cv2.warpAffine(source, m, size, dst=four, flags=flags, borderMode=border)
         cv2.cvtColor(four, cv2.COLOR_RGBA2RGB, dst=view)
     return out
@@ -255,5 +236,6 @@ def _with_alpha(image: Tensor) -> list[Images]:
     return [cv2.cvtColor(part, cv2.COLOR_RGB2RGBA) for part in stack]
 
 
-def _channels_first(images: Images) -> Tensor:
-    return torch.from_numpy(images).movedim(-1, -3)
+def _channels_first(images: Images, b: int) -> Tensor:
+    """[B V, H, W, 3] -> [B, V, 3, H, W]."""
+    return torch.from_numpy(images).unflatten(0, (b, -1)).movedim(-1, -3)

@@ -36,11 +36,10 @@ class SyntheticHands(Dataset[HandSample]):
         hand_path: hand model to draw.
         split: "train", "val" or "test": disjoint draws of pose, shape, light and position.
         num: images; image i does not depend on it, so a larger cache serves smaller sets.
-        cache_dir: where images are kept; the folder's name holds a hash of all they depend on.
+        cache_dir: of images, in folders named by a hash of all they depend on.
         scene: `SceneSettings` or its fields.
         seed: of the whole set.
-        num_workers: processes that render images that the cache lacks; None takes every core, 0
-            renders in this one.
+        num_workers: processes that render; None takes every core, 0 renders in this one.
     Raises: ValueError for a bad number, split or scene.
     """
 

@@ -7,6 +7,7 @@ borders and framing give no cue for the map between two views.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,14 +45,8 @@ def draw_views(
 ) -> Tensor:
     """source_from_view [*shape, 2, 3] = [ s R(r) diag(f, a) | t ], drawn on the CPU.
 
-    Args:
-        shape: crops and views of each.
-        generator: source of randomness.
-        scale: s is log-uniform in [low, high].
-        rotation_deg, full_rotation_prob: r is within +- the first, or +- 180 that often.
-        shift_ndc: t is within +- this on both axes.
-        aspect: a is within 1 +- this.
-        flip_prob: how often f = -1: the view is mirrored before anything else moves it.
+    s is log-uniform; r within +- rotation_deg, or +- 180 with `full_rotation_prob`; t within +-
+    shift_ndc; a within 1 +- aspect; f is -1 with `flip_prob`: mirrored before anything else.
     """
     u = torch.rand(*shape, 6, generator=generator) * 2 - 1
     low, high = scale
@@ -86,116 +81,87 @@ def draw_shared(
 def draw_warps(
     shape: tuple[int, int], generator: torch.Generator, *, std_ndc: float, grid: int
 ) -> Tensor:
-    """[*shape, 2, grid, grid] control values of smooth one-to-one warps: normal with this spread,
-    fields that would fold flattened as a whole."""
+    """[*shape, 2, grid, grid] normal control values of smooth warps, made one-to-one."""
     return bounded(torch.randn(*shape, 2, grid, grid, generator=generator) * std_ndc)
 
 
+@dataclass(kw_only=True, eq=False)
 class ViewMaker:
     """uint8 crops to augmented views, their maps and their masks.
 
-    Args:
-        view_px, patch_px: side of a view and of a patch; masks have (view_px / patch_px)^2 patches.
-        masks: mask sampler.
-        colour: photometric augmentation, one draw per view.
-        colour_later: another one for the second and later views; None is `colour` again.
-        num_views: G.
-        scale: lowest and highest side of a view relative to the crop, drawn log-uniformly.
-        rotation_deg: views are rotated by +- this.
-        full_rotation_prob: share of views that are rotated by up to +- 180 degrees.
-        shift_ndc: views move by +- this on both axes.
-        aspect: relative stretch of one axis, +- this.
-        flip_prob: share of mirrored views; a mirrored right hand looks like a left one.
-        warp_ndc: spread of the control values of a smooth known warp of each view; 0 is none.
-        warp_grid: control values per axis.
-        shared_rotation_deg, shared_full_rotation_prob, shared_scale, shared_shift_ndc: the
-            similarity shared by the views of a sample.
-        partner_prob: share of samples whose later views are cut from the crop's partner.
-        padding: what lies outside the crop: its "reflection", "zeros", or its "border" repeated.
-        keep_clean: also keep the views before colour augmentation.
-        num_local, local_px, local_scale, local_shift_ndc: number and side of the small crops of the
-            class losses, with `scale` and `shift_ndc` of their own. They are never warped.
-        augment_on: OpenCV on the "cpu" (in the loading processes where there are some), torch on
-            the training "device", or "auto": OpenCV where training runs on a CPU.
+    Lengths are in ndc, where the crop is [-1, 1]^2; probabilities are per view.
     Raises: ValueError for settings that do not fit.
     """
 
-    def __init__(
-        self,
-        *,
-        view_px: int,
-        patch_px: int,
-        masks: MaskSampler,
-        colour: ColourJitter,
-        colour_later: ColourJitter | None = None,
-        num_views: int = 2,
-        scale: Sequence[float] = (0.55, 0.95),
-        rotation_deg: float = 45.0,
-        full_rotation_prob: float = 0.1,
-        shift_ndc: float = 0.12,
-        aspect: float = 0.0,
-        flip_prob: float = 0.0,
-        warp_ndc: float = 0.0,
-        warp_grid: int = 4,
-        shared_rotation_deg: float = 30.0,
-        shared_full_rotation_prob: float = 0.0,
-        shared_scale: float = 0.1,
-        shared_shift_ndc: float = 0.1,
-        partner_prob: float = 0.0,
-        padding: str = "reflection",
-        keep_clean: bool = False,
-        num_local: int = 0,
-        local_px: int = 96,
-        local_scale: Sequence[float] = (0.2, 0.55),
-        local_shift_ndc: float = 0.4,
-        augment_on: str = "auto",
-    ) -> None:
+    view_px: int
+    patch_px: int  # masks have (view_px / patch_px)^2 patches
+    masks: MaskSampler
+    colour: ColourJitter  # one draw per view
+    colour_later: ColourJitter | None = None  # of the second and later views; None is `colour`
+    num_views: int = 2
+    scale: Sequence[float] = (0.55, 0.95)  # side of a view relative to the crop, log-uniform
+    rotation_deg: float = 45.0  # +- this, as shifts and aspect
+    full_rotation_prob: float = 0.1  # of rotations by up to +- 180 degrees
+    shift_ndc: float = 0.12
+    aspect: float = 0.0  # relative stretch of one axis
+    flip_prob: float = 0.0  # a mirrored right hand looks like a left one
+    warp_ndc: float = 0.0  # spread of the control values of a smooth known warp; 0 is none
+    warp_grid: int = 4  # control values per axis
+    shared_rotation_deg: float = 30.0  # of the similarity shared by the views of a sample
+    shared_full_rotation_prob: float = 0.0
+    shared_scale: float = 0.1
+    shared_shift_ndc: float = 0.1
+    partner_prob: float = 0.0  # of samples whose later views are cut from the crop's partner
+    padding: str = "reflection"  # what lies outside the crop, a key of `PADDINGS`
+    keep_clean: bool = False  # also keep the views before colour augmentation
+    num_local: int = 0  # small crops for the class losses, never warped
+    local_px: int = 96
+    local_scale: Sequence[float] = (0.2, 0.55)
+    local_shift_ndc: float = 0.4
+    augment_on: str = "auto"  # "cpu" (OpenCV, where data is loaded), "device" (torch), by device
+
+    def __post_init__(self) -> None:
         shares(
-            full_rotation_prob=full_rotation_prob,
-            flip_prob=flip_prob,
-            shared_full_rotation_prob=shared_full_rotation_prob,
-            partner_prob=partner_prob,
+            full_rotation_prob=self.full_rotation_prob,
+            flip_prob=self.flip_prob,
+            shared_full_rotation_prob=self.shared_full_rotation_prob,
+            partner_prob=self.partner_prob,
         )
-        below_one(aspect=aspect, shared_scale=shared_scale)
-        at_least(0, num_local=num_local, warp_ndc=warp_ndc)
-        at_least(2, num_views=num_views, warp_grid=warp_grid)
-        one_of("padding", padding, PADDINGS)
-        one_of("augment_on", augment_on, AUGMENT_ON)
-        for name, side in (("view_px", view_px), ("local_px", local_px)):
-            if (name == "view_px" or num_local) and (side < patch_px or side % patch_px):
-                raise ValueError(f"{name}={side} is no multiple of the patch, {patch_px} px")
-        self.augment_on, self.frame = augment_on, ViewFrame(view_px, local_px, padding, keep_clean)
-        self.grid_hw = view_px // patch_px, view_px // patch_px
-        self.masks, self.colour, self.colour_later = masks, colour, colour_later
-        self.num_views, self.num_local = num_views, num_local
-        common: dict[str, Any] = {
-            "rotation_deg": rotation_deg,
-            "full_rotation_prob": full_rotation_prob,
-            "aspect": aspect,
-            "flip_prob": flip_prob,
-        }
-        scale, local_scale = interval("scale", scale), interval("local_scale", local_scale)
-        self.geometry = {**common, "scale": scale, "shift_ndc": shift_ndc}
-        self.local_geometry = {**common, "scale": local_scale, "shift_ndc": local_shift_ndc}
-        self.shared = {
-            "rotation_deg": shared_rotation_deg,
-            "full_rotation_prob": shared_full_rotation_prob,
-            "scale": shared_scale,
-            "shift_ndc": shared_shift_ndc,
-        }
-        self.warp_ndc, self.warp_grid = warp_ndc, warp_grid
-        self.partner_prob = partner_prob
+        below_one(aspect=self.aspect, shared_scale=self.shared_scale)
+        at_least(0, num_local=self.num_local, warp_ndc=self.warp_ndc)
+        at_least(2, num_views=self.num_views, warp_grid=self.warp_grid)
+        one_of("padding", self.padding, PADDINGS)
+        one_of("augment_on", self.augment_on, AUGMENT_ON)
+        for name in ("view_px", "local_px") if self.num_local else ("view_px",):
+            side = getattr(self, name)
+            if side < self.patch_px or side % self.patch_px:
+                raise ValueError(f"{name}={side} is no multiple of the patch, {self.patch_px} px")
+        interval("scale", self.scale)
+        interval("local_scale", self.local_scale)
+        self.frame = ViewFrame(self.view_px, self.local_px, self.padding, self.keep_clean)
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """Settings of `draw_views`."""
+        names = ("scale", "rotation_deg", "full_rotation_prob", "shift_ndc", "aspect", "flip_prob")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def shared(self) -> dict[str, float]:
+        """Settings of `draw_shared`."""
+        names = ("rotation_deg", "full_rotation_prob", "scale", "shift_ndc")
+        return {name: getattr(self, f"shared_{name}") for name in names}
 
     def draw(self, crops: CropBatch, generator: torch.Generator, info: StepInfo) -> ViewPlan:
         """All random choices for a batch's views, on the CPU.
 
         Raises: ValueError when partners are required and the data has none.
         """
-        b = len(crops.image)
+        b, side = len(crops.image), self.view_px // self.patch_px
         shape = b, self.num_views
         source_from_view = draw_views(shape, generator, **self.geometry)
         crop_from_source = draw_shared(b, generator, **self.shared)[:, None]
-        is_masked = self.masks(shape, self.grid_hw, generator, info)
+        is_masked = self.masks(shape, (side, side), generator, info)
         warps: Tensor | None = None
         if self.warp_ndc > 0:
             warps = draw_warps(shape, generator, std_ndc=self.warp_ndc, grid=self.warp_grid)
@@ -210,10 +176,10 @@ class ViewMaker:
         crop_from_local: Tensor | None = None
         local_colours: ColourPlan | None = None
         if self.num_local:
-            local = draw_views((b, self.num_local), generator, **self.local_geometry)
+            own = {"scale": self.local_scale, "shift_ndc": self.local_shift_ndc}
+            local = draw_views((b, self.num_local), generator, **(self.geometry | own))
             crop_from_local = compose(crop_from_source, local)
-            local_px = self.frame.local_px
-            local_colours = self.colour.draw(b * self.num_local, (local_px, local_px), generator)
+            local_colours = self.colour.draw(b * self.num_local, (self.local_px,) * 2, generator)
         return ViewPlan(
             source_from_view=source_from_view,
             crop_from_view=compose(crop_from_source, source_from_view),
@@ -228,7 +194,7 @@ class ViewMaker:
         )
 
     def _draw_colours(self, b: int, generator: torch.Generator) -> tuple[ColourPlan | None, ...]:
-        size = self.frame.view_px, self.frame.view_px
+        size = self.view_px, self.view_px
         if self.colour_later is None:
             return (self.colour.draw(b * self.num_views, size, generator),)
         first = self.colour.draw(b, size, generator)
@@ -256,12 +222,9 @@ class ViewMaker:
         generator: torch.Generator,
         info: StepInfo,
     ) -> PretrainBatch:
-        """Views as float in [0, 1] on the batch's device.
+        """Views as float in [0, 1] on the device of crops, or of the result of `host_part`; those
+        of crops depend on nothing but the CPU generator and the step.
 
-        Args:
-            batch: crops, or the result of `host_part`.
-            generator: on the CPU; the views of crops depend on nothing else.
-            info: step of the training.
         Raises: ValueError when partners are required and the data has none.
         """
         if isinstance(batch, CropBatch):

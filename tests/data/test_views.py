@@ -240,7 +240,7 @@ def test_partners_share_the_geometry_of_the_crop():
 
 def test_padding_continues_the_crop():
     white = torch.full((1, 3, 16, 16), 1.0)
-    away = torch.tensor([[[[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]]])  # half of the view lies outside
+    away = torch.tensor([[[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]])  # half of the view lies outside
     halves = {p: sample_views(white, away, 8, padding=p) for p in ("reflection", "border", "zeros")}
     assert halves["reflection"].min() == halves["border"].min() == 1
     assert halves["zeros"][..., 4:].max() == 0
@@ -320,7 +320,7 @@ def test_hue_rotates_colours_and_keeps_luma():
 
 def test_blur_keeps_the_mean_and_sigma_0_the_image():
     image = torch.rand(2, 3, 16, 16)
-    out = gaussian_blur(image, torch.tensor([0.0, 2.0]))
+    out = gaussian_blur(image, torch.tensor([0.0, 2.0]), 5)
     torch.testing.assert_close(out[0], image[0], atol=1e-5, rtol=0)
     assert out[1].std() < 0.5 * image[1].std()
     assert out[1].mean().item() == pytest.approx(image[1].mean().item(), abs=0.02)

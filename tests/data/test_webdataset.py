@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from handmim.data.crops import CropFolder
 from handmim.data.keypoints import KeypointPhotos
 from handmim.data.loader import collate_crops, collate_hands
+from handmim.data.packed import ShardCrops
 from handmim.data.packing import pack_crops
-from handmim.data.webdataset import ShardCrops
 from handmim.images.decode import UnreadableImage
 from handmim.utils.files import UnreadableSample
 

@@ -22,8 +22,8 @@ from handmim.data.colour import ColourJitter
 from handmim.data.crops import CropFolder
 from handmim.data.loader import collate_crops
 from handmim.data.masking import MaskSampler
-from handmim.data.packed import CODINGS, PackedCrops
-from handmim.data.packing import pack_crops
+from handmim.data.packed import PackedCrops
+from handmim.data.packing import CODINGS, pack_crops
 from handmim.data.pixels import as_float
 from handmim.data.views import ViewMaker
 from handmim.engine.loader import PrefetchingLoader

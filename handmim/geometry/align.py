@@ -19,8 +19,8 @@ def similarity_align(src: Tensor, dst: Tensor, allow_reflection: bool = True) ->
     evaluators do: two [B, P, 3] in any units, P >= 3 -> [B, P, 3] in the unit of `dst`.
 
     Centred sets are divided by their Frobenius norm + 1e-8: a collapsed prediction stays finite.
-    The evaluators allow reflections; False restricts to rotations (Umeyama 1991). float64 inside on
-    the CPU without gradients; others go by `tensor_similarity_align`.
+    The evaluators allow reflections; False restricts to rotations (Umeyama 1991). float64 inside,
+    on the CPU, without gradients.
     Raises: ValueError for other shapes, or values that are not finite.
     """
     if src.shape != dst.shape or src.ndim != 3 or src.shape[-1] != 3 or src.shape[1] < 3:
@@ -28,32 +28,11 @@ def similarity_align(src: Tensor, dst: Tensor, allow_reflection: bool = True) ->
             f"src and dst must be [B, P, 3] with P >= 3, got {tuple(src.shape)} and "
             f"{tuple(dst.shape)}"
         )
-    needs_grad = torch.is_grad_enabled() and (src.requires_grad or dst.requires_grad)
-    if src.device.type != "cpu" or needs_grad:
-        return tensor_similarity_align(src, dst, allow_reflection)
-    a, b = (t.detach().double().contiguous().numpy() for t in (src, dst))
+    a, b = (t.detach().to("cpu", torch.float64).contiguous().numpy() for t in (src, dst))
     aligned, norms = np.empty_like(a), np.empty((2, len(a)))
     align_samples(a, b, allow_reflection, aligned, norms)
     check_norms(torch.from_numpy(norms))
-    return torch.from_numpy(aligned).to(src.dtype)
-
-
-def tensor_similarity_align(src: Tensor, dst: Tensor, allow_reflection: bool = True) -> Tensor:
-    """`similarity_align` by tensor operations, on any device and with gradients."""
-    mean_src, mean_dst = src.mean(dim=1, keepdim=True), dst.mean(dim=1, keepdim=True)
-    a, b = src - mean_src, dst - mean_dst
-    norms = torch.stack([a.flatten(1).norm(dim=1), b.flatten(1).norm(dim=1)])
-    check_norms(norms)
-    norm_a, norm_b = norms[..., None, None] + 1e-8
-    # Norms and scale are applied to 3x3 matrices: passes over the points cost more than the rest.
-    u, s, vt = torch.linalg.svd((b.transpose(1, 2) @ a) / norm_a / norm_b)
-    if not allow_reflection:
-        sign = torch.det(u @ vt).sign()
-        flip = torch.ones_like(s)
-        flip[:, 2] = torch.where(sign == 0, torch.ones_like(sign), sign)
-        u, s = u * flip.unsqueeze(1), s * flip
-    dst_from_src = (u @ vt) * s.sum(dim=1)[:, None, None] * (norm_b / norm_a)
-    return torch.baddbmm(mean_dst, a, dst_from_src.transpose(1, 2))
+    return torch.from_numpy(aligned).to(src)
 
 
 def check_norms(norms: Tensor) -> None:

@@ -39,18 +39,6 @@ def matrix_to_rotvec(rotmat: Array) -> Array:
     return q[..., 1:] * np.where(sin_half > 1e-12, angle / np.maximum(sin_half, 1e-12), 2.0)
 
 
-def rotations_about_axes(angles: Array) -> Array:
-    """[3, 3, 3] rotations about x, about y and about z by `angles` [3] radians: `rotvec_to_matrix`
-    of np.diag(angles), to the last bit and much faster."""
-    sines, cosines = np.sin(angles).tolist(), (1 - (1 - np.cos(angles))).tolist()
-    rotations = np.zeros((3, 3, 3))
-    for i, (s, c) in enumerate(zip(sines, cosines, strict=True)):
-        j, k = (i + 1) % 3, (i + 2) % 3
-        rotations[i, i, i], rotations[i, j, j], rotations[i, k, k] = 1, c, c
-        rotations[i, k, j], rotations[i, j, k] = s, -s
-    return rotations
-
-
 def random_rotation(rng: np.random.Generator) -> Array:
     """[3, 3] uniform over all rotations."""
     w, x, y, z = unit(rng.normal(size=4))

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.geometry.rotation_numpy import random_rotation, rotations_about_axes
+from handmim.geometry.rotation_numpy import random_rotation, rotvec_to_matrix
 from handmim.hand.arrays import HandArrays
 from handmim.hand.poses import PoseSampler, sample_betas
 from handmim.render.background import KINDS, BackdropBank, expose
@@ -192,7 +192,7 @@ def random_orientation(settings: SceneSettings, rng: RNG) -> Array:
         return random_rotation(rng)
     base = CAM_FROM_MODEL[settings.sides[int(rng.integers(len(settings.sides)))]]
     angles = np.radians(rng.uniform(-1, 1, 3) * settings.cone_deg)
-    about_x, about_y, about_z = rotations_about_axes(angles)
+    about_x, about_y, about_z = rotvec_to_matrix(np.diag(angles))
     return about_z @ about_y @ about_x @ base
 
 

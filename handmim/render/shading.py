@@ -73,7 +73,6 @@ def shadow_map(lamp: Array, points: Array, faces: NDArray[np.int32]) -> tuple[Ar
 
 @compiled
 def _noise(x, y, z, table):
-    """Smooth value noise in [-1, 1] from a table of 4096 random values."""
     xi, yi, zi = math.floor(x), math.floor(y), math.floor(z)
     fx, fy, fz = x - xi, y - yi, z - zi
     fx, fy, fz = fx * fx * (3 - 2 * fx), fy * fy * (3 - 2 * fy), fz * fz * (3 - 2 * fz)
@@ -109,15 +108,12 @@ def mottle(num, rest, seed, freq, amount, table, base, normal):
 
 @compiled
 def _fading(squares):
-    """exp(-x^2) from x^2, or 0 where that is below 3e-5."""
     return math.exp(np.float32(-squares)) if squares < 10.5 else np.float32(0)
 
 
 @compiled
 def _crease(s, palmar, dorsal):
-    """Darkness of a joint's creases at distance s (m) along the bone: a line in the palm, ripples
-    on the back."""
-    if palmar > 0:
+    if palmar > 0:  # a line in the palm, ripples on the back
         return 0.20 * palmar * _fading((s / 0.0009) ** 2)
     share = dorsal * _fading((s / 0.005) ** 2)
     return 0.07 * share * (0.5 + 0.5 * math.cos(np.float32(s * 2600.0))) if share > 0 else 0.0
@@ -125,7 +121,6 @@ def _crease(s, palmar, dorsal):
 
 @compiled
 def _palm_line(x, z, lines):
-    """Darkness of the palm's lines at (x, z) of the rest pose."""
     near = 1.0
     for m in range(lines.shape[0]):
         dx, dz, ex, ez = x - lines[m, 0], z - lines[m, 1], lines[m, 2], lines[m, 3]
@@ -188,7 +183,6 @@ def _gather(
     pixels, face_id, inv_depth, x_px, y_px, inv_z, faces, corners, centre_px, focal_px,
     bone, bones, point, normal, rest, base,
 ):  # fmt: skip
-    """Points in space, bones and interpolated `corners` of some pixels."""
     width = face_id.shape[1]
     per_width, per_focal = 1.0 / width, 1.0 / focal_px
     for n in range(len(pixels)):
@@ -213,7 +207,6 @@ def _gather(
 
 @compiled
 def _face_viewer(num, point, normal, view):
-    """Unit directions to the camera, and unit normals on its side."""
     for n in range(num):
         x, y, z = point[0, n], point[1, n], point[2, n]
         s = -1.0 / math.sqrt(x * x + y * y + z * z)
@@ -226,7 +219,6 @@ def _face_viewer(num, point, normal, view):
 
 @compiled
 def _sky(num, normal, up, sky, ground, lit):
-    """Light from above and below: [3, n] out."""
     for n in range(num):
         h = 0.5 + 0.5 * (normal[0, n] * up[0] + normal[1, n] * up[1] + normal[2, n] * up[2])
         for k in range(3):
@@ -235,7 +227,6 @@ def _sky(num, normal, up, sky, ground, lit):
 
 @compiled
 def _facing(num, normal, light, cosine):
-    """Cosine between normal and light: [n] out."""
     for n in range(num):
         cosine[n] = normal[0, n] * light[0] + normal[1, n] * light[1] + normal[2, n] * light[2]
 

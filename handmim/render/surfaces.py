@@ -192,14 +192,6 @@ def superquadric(rng: RNG) -> Solid:
     return Solid(points.reshape(-1, 3) * radii, faces, radii, exponents)
 
 
-def size_at(points: Array, radii: Array, exponents: Array) -> Array:
-    """How large the superquadric must grow for its surface to hold each of `points` (object frame):
-    [n, 3] to [n], below 1 inside."""
-    e1, e2 = exponents
-    x, y, z = (np.abs(points) / radii).T + 1e-9
-    return ((x ** (2 / e2) + y ** (2 / e2)) ** (e2 / e1) + z ** (2 / e1)) ** (e1 / 2)
-
-
 @compiled
 def enters(verts, centre, rotation, radii, exponents, depth_m):
     """Whether any of `verts` [n, 3] lies at least `depth_m` > 0 inside a superquadric, along its

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.geometry.align import similarity_align, svd3, tensor_similarity_align
+from handmim.geometry.align import similarity_align, svd3
+from tests.geometry.plain_align import plain_align
 
 
 def hands(num=12, points=60, seed=0):
@@ -40,7 +41,7 @@ SPOILT = {
 def test_the_kernel_moves_points_where_tensor_operations_do(name, allow_reflection):
     src, dst = (torch.from_numpy(np.array(a)) for a in SPOILT[name](*hands()))
     ours = similarity_align(src, dst, allow_reflection)
-    plain = tensor_similarity_align(src, dst, allow_reflection)
+    plain = plain_align(src, dst, allow_reflection)
     torch.testing.assert_close(ours, plain, atol=1e-9, rtol=0)
     assert bool(ours.isfinite().all())
 
@@ -50,23 +51,20 @@ def test_where_the_truth_leaves_a_direction_open_errors_are_the_same(flat):
     # The truth lies in a plane or on a line: mirrored in it the prediction fits as well.
     src, dst = (torch.from_numpy(a) for a in hands())
     dst = dst * torch.tensor(flat)
-    ours, plain = similarity_align(src, dst), tensor_similarity_align(src, dst)
+    ours, plain = similarity_align(src, dst), plain_align(src, dst)
     torch.testing.assert_close(
         (ours - dst).norm(dim=2), (plain - dst).norm(dim=2), atol=1e-9, rtol=0
     )
 
 
-def test_single_precision_comes_back_and_gradients_go_by_tensor_operations():
+def test_single_precision_comes_back_without_gradients():
     src, dst = (torch.from_numpy(a).float() for a in hands())
     ours = similarity_align(src, dst)
     assert ours.dtype == torch.float32
-    exact = tensor_similarity_align(src.double(), dst.double())
+    exact = plain_align(src.double(), dst.double())
     torch.testing.assert_close(ours.double(), exact, atol=1e-7, rtol=0)
     src.requires_grad_()
-    similarity_align(src, dst).square().sum().backward()
-    assert float(src.grad.abs().sum()) > 0
-    with torch.no_grad():
-        assert not similarity_align(src, dst).requires_grad
+    assert not similarity_align(src, dst).requires_grad
     rotated = similarity_align(src.detach().flip(2), dst.flip(2)).flip(2)  # not contiguous
     torch.testing.assert_close(rotated, ours, atol=1e-6, rtol=0)
     assert similarity_align(dst[:0], dst[:0]).shape == (0, 60, 3)

@@ -1,14 +1,8 @@
 import numpy as np
 
-from handmim.geometry.rotation_numpy import rotations_about_axes, rotvec_to_matrix
+from handmim.geometry.rotation_numpy import rotvec_to_matrix
 from handmim.hand.poses import chain, least_gaps_m
 from handmim.hand.skeleton import CHAIN_PARENTS
-
-
-def test_turns_about_axes_are_rotations_to_the_last_bit():
-    rng = np.random.default_rng(0)
-    for angles in (*rng.uniform(-np.pi, np.pi, (50, 3)), np.zeros(3)):
-        assert np.array_equal(rotations_about_axes(angles), rotvec_to_matrix(np.diag(angles)))
 
 
 def test_digits_move_together_as_joint_by_joint():

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from handmim.render.surfaces import size_at
+from synthesis.sequences import size_at
 
 WRAP = 0.25
 

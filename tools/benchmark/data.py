@@ -14,12 +14,11 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from benchmark.core import Bench, Row, Work, compared
 from benchmark.references.pil_views import PilViews
 from handmim.data.colour import ColourJitter
-from handmim.data.crops import CropFolder
+from handmim.data.crops import CropFolder, Crops
 from handmim.data.loader import collate_crops
 from handmim.data.masking import MaskSampler
 from handmim.data.packed import PackedCrops
@@ -30,7 +29,7 @@ from handmim.engine.loader import PrefetchingLoader
 from handmim.hand.io import load_hand_arrays
 from handmim.images.decode import decode_image, turbo
 from handmim.render.scene import SceneRenderer, SceneSettings
-from handmim.types import CropSample, PretrainBatch, StepInfo
+from handmim.types import PretrainBatch, StepInfo
 from handmim.utils.seed import step_generator
 from handmim.utils.timer import wait_for
 
@@ -103,11 +102,11 @@ def like_ibot(view_px: int, *, rotated: bool = False, coloured: bool = True) -> 
 
 
 def views_of(
-    crops: Dataset[CropSample], make: ViewMaker, *, as_floats: bool = False
+    crops: Crops, make: ViewMaker, *, as_floats: bool = False
 ) -> Callable[[], PretrainBatch]:
     """Work: stored images to a batch of views."""
     number = iter(range(10**9))
-    indices = range(len(crops))  # type: ignore[arg-type]
+    indices = range(len(crops))
 
     def work() -> PretrainBatch:
         generator = torch.Generator().manual_seed(next(number))

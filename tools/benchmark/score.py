@@ -17,7 +17,7 @@ from benchmark.core import Bench, Row, compared
 from benchmark.references import scipy_scorer
 from handmim.evaluation.benchmarks import FREIHAND, HO3D_V2
 from handmim.evaluation.submission import read_submission, write_submission
-from handmim.geometry.align import similarity_align, tensor_similarity_align
+from handmim.geometry.align import similarity_align
 from handmim.geometry.rotation_numpy import rotvec_to_matrix
 from handmim.hand.model import HandModel
 from handmim.hand.poses import PoseSampler, sample_betas
@@ -114,7 +114,6 @@ CASES: dict[str, tuple[str, dict[str, Work]]] = {
         {
             "scipy": partial(plainly, scipy_scorer.aligned_mm),
             "handmim": partial(aligned_mm, align=similarity_align),
-            "tensor operations": partial(aligned_mm, align=tensor_similarity_align),
         },
     ),
     "F-scores of vertices": (

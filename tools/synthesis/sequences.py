@@ -14,7 +14,6 @@ from handmim.render.surfaces import (
     Solid,
     centre_off_palm,
     random_colours,
-    size_at,
     superquadric,
 )
 from synthesis.scenes import SceneSource
@@ -25,6 +24,14 @@ ABOUT_HALF_HAND_M = 0.1
 WRIST_ROTATION_DEG = 25.0  # how far the hand turns about each axis within a recording
 CONTACT_M = 0.004
 RECORDING, FRAME, CAMERA, SKIN, ROOM, EFFECTS = range(2, 8)  # purposes of randomness
+
+
+def size_at(points: Array, radii: Array, exponents: Array) -> Array:
+    """How large the superquadric must grow for its surface to hold each of `points` (object frame):
+    [n, 3] to [n], below 1 inside."""
+    e1, e2 = exponents
+    x, y, z = (np.abs(points) / radii).T + 1e-9
+    return ((x ** (2 / e2) + y ** (2 / e2)) ** (e2 / e1) + z ** (2 / e1)) ** (e1 / 2)
 
 
 class Sequence(NamedTuple):

@@ -1,5 +1,10 @@
-"""Labelled crops to model input, for a whole batch on the device: pixels and all labels share one
-affine map."""
+"""Labelled crops to model input, for a whole batch on the device: crops whose pixels and labels
+share one affine map, and occlusion by cut-outs and pasted objects.
+
+No label changes with occlusion: a covered joint still counts. All randomness comes from the CPU
+generator. A pasted shape is { p : n_k . (p - joint) <= reach_k for all k } with the joint inside
+it, in ndc.
+"""
 
 import math
 from collections.abc import Sequence
@@ -10,12 +15,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from handmim.data.colour import ColourJitter
-from handmim.data.occlusion import HandCutOut, OccluderPaste
 from handmim.data.pixels import sample_views
+from handmim.geometry.camera import cell_centres_ndc
 from handmim.geometry.crop import homogeneous, invert, px_from_px, similarity, transform_points
 from handmim.geometry.rotation import rotation_about_z
 from handmim.types import HandBatch, StepInfo
-from handmim.utils.arguments import interval
+from handmim.utils.arguments import above, interval, one_of, shares
+
+TEXTURES = ("batch", "noise")
+FILLS = ("mean", "noise")
+# Factors on the colours of textures from the batch: else an object cut from a plain background
+# would look like more of it, and a covered finger like a missing one.
+TINT = (0.4, 1.2)
+NOISE_CELLS = 12  # of procedural texture, along a side
+SIDES = 16  # of every shape: enough for a smooth ellipse; four of them make a bar
+OFF_CENTRE = 0.6  # the joint lies within this share of the shape's half axes
+# Sides of polygons lie so many times as far off as an ellipse's: about the same area on average.
+IRREGULAR = (0.8, 1.4)
 
 
 def transform_labels(
@@ -42,6 +58,204 @@ def transform_labels(
         verts_cam_m=batch.verts_cam_m @ R.transpose(1, 2),
         rotmats=torch.cat([root, batch.rotmats[:, 1:]], dim=1),
     )
+
+
+def log_uniform(u: Tensor, low: float, high: float) -> Tensor:
+    """[0, 1) to [low, high), evenly in the logarithm."""
+    return low * (high / low) ** u
+
+
+def draw_sides(u: Tensor, irregular: Tensor, area: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Ellipses, irregular polygons and bars, one third each, as the half planes they are cut from:
+    normals [n, SIDES, 2] of unit length and reach [n, SIDES] > 0 in ndc.
+
+    Args:
+        u: [n, 6] uniform: kind, area, stretch, angle, and where in the shape the joint lies.
+        irregular: [n, SIDES] uniform, of the polygons.
+        area: lowest and highest share of the crop's area; a polygon's varies about it.
+    """
+    kind, is_bar = (3 * u[:, 0]).long(), u[:, 0] >= 2 / 3
+    half_area = log_uniform(u[:, 1], *area) * torch.where(is_bar, 1.0, 4 / math.pi)
+    stretch = torch.where(is_bar, 3 * 2 ** u[:, 2], 2 ** u[:, 2])  # bars are 3 to 6 times as long
+    axes = torch.stack([(half_area * stretch).sqrt(), (half_area / stretch).sqrt()], dim=1)
+    angle = torch.arange(SIDES, device=u.device) * (2 * math.pi / SIDES)
+    own = torch.stack([angle.cos(), angle.sin()], dim=1)  # [SIDES, 2] along the shape's own axes
+    along = axes[:, None] * own
+    support = torch.where(is_bar[:, None], along.abs().sum(dim=-1), along.norm(dim=-1))
+    low, high = IRREGULAR
+    polygon = support * (low + (high - low) * irregular)
+    support = torch.where((kind == 1)[:, None], polygon, support)
+    direction = 2 * math.pi * u[:, 5]
+    joint = torch.stack([direction.cos(), direction.sin()], dim=1) * OFF_CENTRE * u[:, 4:5].sqrt()
+    reach = support - (along * joint[:, None]).sum(dim=-1)
+    rotation = similarity(torch.ones_like(direction), math.pi * u[:, 3], torch.zeros_like(axes))
+    return transform_points(rotation, own.expand(len(u), -1, -1)), reach
+
+
+def shrinking(
+    offsets_ndc: Tensor,
+    is_seen: Tensor,
+    normals: Tensor,
+    reach: Tensor,
+    max_joints: float,
+    spare_ndc: float,
+) -> Tensor:
+    """Factors [n] in [0, 1] by which shapes of `draw_sides` shrink so as to cover no more than the
+    share `max_joints` of the joints that are seen [n, 21], at offsets [n, 21, 2] from the covered.
+
+    Joint j is farther than `spare_ndc` from a shape that shrinks towards a point inside it below
+    the factor g_j = max_k (n_k . offset_j - spare) / reach_k. Of m seen joints floor(max_joints m)
+    may be nearer: the factor is the next smallest g, at most 1, or 0 where there is no such shape.
+    """
+    along = (offsets_ndc.unsqueeze(2) * normals.unsqueeze(1)).sum(dim=-1)  # [n, 21, SIDES]
+    free_below = ((along - spare_ndc) / reach[:, None]).amax(dim=-1)
+    ranked = free_below.masked_fill(~is_seen, math.inf).sort(dim=1).values
+    ranked = torch.cat([ranked, torch.full_like(ranked[:, :1], math.inf)], dim=1)
+    allowed = (is_seen.sum(dim=1) * max_joints + 1e-4).long()
+    return ranked.gather(1, allowed[:, None]).squeeze(1).clamp(0, 1)
+
+
+def cover(
+    side_px: int, joint_ndc: Tensor, normals: Tensor, reach: Tensor, soft_px: float
+) -> Tensor:
+    """Opacity [n, 1, side, side] of shapes about joints [n, 2], cut by normals [n, SIDES, 2] at
+    reach [n, SIDES]: 0 outside, rising to 1 over `soft_px` from their border inwards."""
+    at = cell_centres_ndc(side_px, reach.device)
+    reach = reach + (normals * joint_ndc[:, None]).sum(dim=-1)  # from the crop's centre
+    depth = torch.full((len(reach), side_px, side_px), math.inf, device=reach.device)
+    here = torch.empty_like(depth)
+    for side in range(SIDES):
+        normal = normals[:, side, :, None]
+        down = reach[:, side, None] - normal[:, 1] * at  # [n, H]
+        torch.sub(down[:, :, None], (normal[:, 0] * at)[:, None], out=here)
+        torch.minimum(depth, here, out=depth)
+    return depth.mul_(side_px / (2 * soft_px)).clamp_(0, 1).unsqueeze(1)
+
+
+def in_image(kp2d_crop_ndc: Tensor, kp2d_valid: Tensor) -> Tensor:
+    """Which labelled joints lie inside the crop: [B, 21, 2] and [B, 21] to [B, 21] bool."""
+    return kp2d_valid & (kp2d_crop_ndc.abs() < 1).all(dim=-1)
+
+
+def pick_joint(kp2d_crop_ndc: Tensor, is_seen: Tensor, u: Tensor) -> Tensor:
+    """One [B, 2] of the seen joints of every sample, by u [B] in [0, 1), or the crop's centre where
+    there is none."""
+    rank = is_seen.long().cumsum(dim=1)
+    number = (u * rank[:, -1]).long() + 1
+    chosen = is_seen & (rank == number[:, None])
+    return torch.where(chosen.unsqueeze(-1), kp2d_crop_ndc, 0.0).sum(dim=1)
+
+
+@dataclass(kw_only=True, eq=False)
+class HandCutOut:
+    """A rectangle about a random joint is erased, as in random erasing (Zhong et al. 2020, arXiv
+    1708.04896), but where the hand is.
+
+    The rectangle is upright and holds the joint: its centre lies off it by up to half of its half
+    sides. Without a labelled joint in the image it lies about the crop's centre.
+    Raises: ValueError for settings that do not fit.
+    """
+
+    prob: float = 0.3  # share of samples
+    area: Sequence[float] = (0.02, 0.12)  # share of the crop, before its border cuts it
+    aspect: Sequence[float] = (0.5, 2.0)  # width / height, log-uniform
+    fill: str | float = "mean"  # of the image, uniform "noise" per pixel, or a grey in [0, 1]
+
+    def __post_init__(self) -> None:
+        shares(prob=self.prob)
+        is_grey = isinstance(self.fill, int | float) and 0.0 <= self.fill <= 1.0
+        if not (is_grey or self.fill in FILLS):
+            raise ValueError(f"fill must be one of {FILLS} or a grey in [0, 1], got {self.fill!r}")
+        interval("area", self.area, 1.0)
+        interval("aspect", self.aspect)
+
+    def __call__(
+        self, image: Tensor, kp2d_crop_ndc: Tensor, kp2d_valid: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """A copy of crops [B, 3, H, W] in [0, 1] with rectangles."""
+        u = torch.rand(len(image), 6, generator=generator)
+        rows = (u[:, 0] < self.prob).nonzero().squeeze(1)
+        if not len(rows):
+            return image
+        noise: Tensor | None = None
+        if self.fill == "noise":
+            noise = torch.rand(len(rows), *image.shape[1:], generator=generator).to(image)
+        rows, u = rows.to(image.device), u[rows].to(image.device)
+        kp2d, chosen = kp2d_crop_ndc[rows], image[rows]
+        joint = pick_joint(kp2d, in_image(kp2d, kp2d_valid[rows]), u[:, 1])
+        share, aspect = log_uniform(u[:, 2], *self.area), log_uniform(u[:, 3], *self.aspect)
+        half = (share[:, None] * torch.stack([aspect, 1 / aspect], dim=1)).sqrt()  # the crop's is 1
+        centre = joint + (u[:, 4:] - 0.5) * half
+        at = cell_centres_ndc(image.shape[-1], image.device)
+        inside = (at - centre[..., None]).abs() < half[..., None]  # [n, 2, W]
+        is_cut = (inside[:, 1, :, None] & inside[:, 0, None, :]).unsqueeze(1)
+        if noise is not None:
+            paint = noise
+        elif self.fill == "mean":
+            paint = chosen.mean(dim=(-2, -1), keepdim=True)
+        else:
+            paint = torch.full_like(chosen[:, :, :1, :1], float(self.fill))
+        return image.index_copy(0, rows, torch.where(is_cut, paint, chosen))
+
+
+@dataclass(kw_only=True, eq=False)
+class OccluderPaste:
+    """An opaque object before the hand: an ellipse, an irregular polygon or a bar in any direction.
+
+    The shape covers a random joint, which lies anywhere in its inner part, and shrinks towards it
+    until it covers, to the pixel, no more joints than allowed (`shrinking`). Only labelled joints
+    in the image count; where there is none the shape lies about the crop's centre as it is.
+    Raises: ValueError for settings that do not fit.
+    """
+
+    prob: float = 0.3  # share of samples
+    area: Sequence[float] = (0.04, 0.2)  # share of the crop, before shrinking and its border
+    max_joints: float = 0.5  # share of the labelled joints in the image that may be covered
+    texture: str = "batch"  # tinted part of another sample's image, or "noise": blotches
+    border_px: float = 1.5  # width of the soft border
+
+    def __post_init__(self) -> None:
+        shares(prob=self.prob, max_joints=self.max_joints)
+        above(0, max_joints=self.max_joints, border_px=self.border_px)
+        one_of("texture", self.texture, TEXTURES)
+        interval("area", self.area, 1.0)
+
+    def __call__(
+        self, image: Tensor, kp2d_crop_ndc: Tensor, kp2d_valid: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """A copy of crops [B, 3, H, W] in [0, 1] behind objects."""
+        b = len(image)
+        u = torch.rand(b, 12, generator=generator)
+        irregular = torch.rand(b, SIDES, generator=generator)
+        rows = (u[:, 0] < self.prob).nonzero().squeeze(1)
+        if not len(rows):
+            return image
+        source = self._source(image, rows, generator)
+        rows, u, irregular = (x.to(image.device) for x in (rows, u[rows], irregular[rows]))
+        kp2d = kp2d_crop_ndc[rows]
+        is_seen = in_image(kp2d, kp2d_valid[rows])
+        joint = pick_joint(kp2d, is_seen, u[:, 1])
+        normals, reach = draw_sides(u[:, 2:8], irregular, self.area)
+        side, offsets = image.shape[-1], kp2d - joint[:, None]
+        spare = 1.5 / side  # 0.75 px: the pixel of a free joint stays as it is
+        factor = shrinking(offsets, is_seen, normals, reach, self.max_joints, spare)
+        alpha = cover(side, joint, normals, reach * factor[:, None], self.border_px)
+        # A part of the source about a third to two thirds as wide, rotated by any angle.
+        part = similarity(0.35 + 0.3 * u[:, 8], 2 * math.pi * u[:, 9], u[:, 10:] - 0.5)
+        texture = sample_views(source, part, side)
+        return image.index_copy(0, rows, torch.lerp(image[rows], texture, alpha))
+
+    def _source(self, image: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """[n, 3, S, S] images that textures of the chosen rows are cut from."""
+        b, n = len(image), len(rows)
+        colour = torch.rand(n, 3, 1, 1, generator=generator)
+        if self.texture == "batch":
+            u = torch.rand(n, generator=generator)
+            step = 1 + (u * (b - 1)).long()  # 1 .. B - 1: never the sample itself
+            other = image[((rows + step) % b).to(image.device)]
+            return (other * log_uniform(colour, *TINT).to(image)).clamp(0, 1)
+        blotches = torch.rand(n, 3, NOISE_CELLS, NOISE_CELLS, generator=generator)
+        return (0.7 * colour + 0.3 * blotches).to(image)
 
 
 @dataclass(kw_only=True, eq=False)

@@ -63,18 +63,6 @@ def colour_maps(
     return chroma * (brightness * contrast)[:, None, None], (1 - contrast) * brightness
 
 
-def colour_matrices(linear: Tensor, lift: Tensor, mean_luma: Tensor) -> Tensor:
-    """`colour_maps` for images of [B] mean luma, the pivot of contrast: rgb' = M[:, :3] rgb +
-    M[:, 3], [B, 3, 4]."""
-    constant = lift * mean_luma
-    return torch.cat([linear, constant[:, None, None].expand(len(lift), 3, 1)], dim=-1)
-
-
-def blur_radius(sigma_px: Tensor) -> int:
-    """Half width in pixels of kernels for [B] sigmas."""
-    return max(1, math.ceil(2.5 * float(sigma_px.max())))
-
-
 def gaussian_blur(image: Tensor, sigma_px: Tensor, radius: int) -> Tensor:
     """Blur every image of [B, C, H, W] by its own sigma [B] in pixels, 0 is no blur, with kernels
     of this half width."""
@@ -141,7 +129,7 @@ class ColourJitter:
             lift=lift,
             blur_rows=blurred if is_blurred else None,
             blur_sigma_px=sigma if is_blurred else None,
-            blur_radius=blur_radius(sigma) if is_blurred else 0,
+            blur_radius=max(1, math.ceil(2.5 * float(sigma.max()))) if is_blurred else 0,
             is_solarised=u[:, 8] < self.solarise_prob if self.solarise_prob > 0 else None,
             noise_rows=noise_rows,
             noise=noise,
@@ -175,8 +163,8 @@ def coloured(image: Tensor, plan: ColourPlan | None) -> Tensor:
 
 def _changed(image: Tensor, plan: ColourPlan) -> Tensor:
     luma = (image.mean(dim=(-2, -1)) * _luma(image.device, image.dtype)).sum(dim=1)
-    matrix = colour_matrices(plan.linear, plan.lift, luma)
-    flat = torch.baddbmm(matrix[:, :, 3:], matrix[:, :, :3], image.flatten(2))
+    constant = (plan.lift * luma)[:, None, None].expand(-1, 3, 1)
+    flat = torch.baddbmm(constant, plan.linear, image.flatten(2))
     image = flat.clamp_(0, 1).reshape(image.shape)
     if plan.blur_rows is not None and plan.blur_sigma_px is not None:
         blurred = gaussian_blur(image[plan.blur_rows], plan.blur_sigma_px, plan.blur_radius)

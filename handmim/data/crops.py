@@ -158,10 +158,7 @@ class Crops(Dataset[CropSample | HandSample]):
 
 
 class CropFolder(Crops):
-    """Every readable photo below a folder, as square crops; all formats of `images.files.ENDINGS`.
-
-    Masks, depth maps, output of training runs, and files that are no images are left out, counted
-    and named.
+    """Every readable photo below a folder, as square crops; what is left out is named.
 
     Args:
         root, image_px, fit, group_by: as of `Crops`.
@@ -205,16 +202,16 @@ class CropFolder(Crops):
             log.warning(text, repeated, num, where)
 
     def _find_unreadable(self, names: list[str]) -> dict[str, str]:
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            reasons = pool.map(self._reason, names)
-            return {n: reason for n, reason in zip(names, reasons, strict=True) if reason}
+        def reason(name: str) -> str:
+            try:
+                self._read(name)
+            except UnreadableImage as error:
+                return error.reason
+            return ""
 
-    def _reason(self, name: str) -> str | None:
-        try:
-            self._read(name)
-        except UnreadableImage as error:
-            return error.reason
-        return None
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            reasons = zip(names, pool.map(reason, names), strict=True)
+            return {name: text for name, text in reasons if text}
 
     def _read(self, name: str) -> ImageArray:
         return read_image(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -77,50 +78,41 @@ def random_masks(
     return masks
 
 
+@dataclass(kw_only=True, eq=False)
 class MaskSampler:
     """Draw masks for a batch of views.
 
     A fixed share of the views is masked; their ratios fill [low, high] evenly, so that every batch
     has light and heavy masks (as in DINOv2).
-
-    Args:
-        shape: "block" or "random".
-        ratio: of masked patches in a masked view; the highest may be a `Schedule`.
-        masked_share: of the views; of the samples where `masked_views` is "one".
-        masked_views: "all" independently of each other, or exactly "one" of a chosen sample, so
-            that another view shows what is masked in it.
-        centre_bias: share of the blocks that lie around the image's middle.
-        exact_count: the same number of patches in every masked view, by one ratio per batch, as
-            dropping masked patches from the encoder requires.
     Raises: ValueError for settings that do not fit.
     """
 
-    def __init__(
-        self,
-        *,
-        shape: str = "block",
-        ratio: Sequence[float | Schedule] = (0.1, 0.5),
-        masked_share: float = 0.5,
-        masked_views: str = "all",
-        centre_bias: float = 0.0,
-        exact_count: bool = False,
-    ) -> None:
-        one_of("shape", shape, SHAPES)
-        one_of("masked_views", masked_views, MASKED_VIEWS)
-        shares(masked_share=masked_share, centre_bias=centre_bias)
-        low, high = ratio
+    shape: str = "block"  # or "random"
+    ratio: Sequence[float | Schedule] = (0.1, 0.5)  # of masked patches; a schedule is the highest
+    masked_share: float = 0.5  # of the views; of the samples where `masked_views` is "one"
+    masked_views: str = "all"  # "one" of a chosen sample: another view shows what is masked in it
+    centre_bias: float = 0.0  # share of the blocks that lie around the image's middle
+    exact_count: bool = False  # one ratio per batch, as dropping masked patches requires
+
+    def __post_init__(self) -> None:
+        one_of("shape", self.shape, SHAPES)
+        one_of("masked_views", self.masked_views, MASKED_VIEWS)
+        shares(masked_share=self.masked_share, centre_bias=self.centre_bias)
+        low, high = self.ratio
         if isinstance(low, Schedule):
-            raise ValueError(f"only the highest ratio may be a schedule, got ratio={list(ratio)}")
+            raise ValueError(
+                f"only the highest ratio may be a schedule, got ratio={list(self.ratio)}"
+            )
         self.low, self.high = low, as_schedule(high)
         for end in (self.high.start, self.high.start if self.high.end is None else self.high.end):
             if not 0.0 <= low <= end < 1.0:
                 raise ValueError(
-                    f"ratio must be [low, high] with 0 <= low <= high < 1, got {list(ratio)}"
+                    f"ratio must be [low, high] with 0 <= low <= high < 1, got {list(self.ratio)}"
                 )
-        if centre_bias > 0 and shape != "block":
-            raise ValueError(f"centre_bias={centre_bias} requires shape=block, got shape={shape!r}")
-        self.shape, self.masked_share, self.masked_views = shape, masked_share, masked_views
-        self.centre_bias, self.exact_count = centre_bias, exact_count
+        if self.centre_bias > 0 and self.shape != "block":
+            raise ValueError(
+                f"centre_bias={self.centre_bias} requires shape=block, got shape={self.shape!r}"
+            )
 
     def __call__(
         self,

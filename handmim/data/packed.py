@@ -48,15 +48,11 @@ log = logging.getLogger(__name__)
 
 MAGIC, VERSION = b"HMcrops\n", 1
 HEAD = struct.Struct("<8sIIQQ32s")
-WRITTEN_BY = "(data.root=FILE, written by tools/pack_crops.py)"
 MAX_JSON_BYTES = 1 << 20  # of one sample's metadata
 
 
 def read_part(path: Path, start: int, size: int, name: str) -> bytes:
-    """Part of a file.
-
-    Raises: UnreadableImage.
-    """
+    """Part of a file. Raises: UnreadableImage."""
     try:
         with path.open("rb") as file:
             file.seek(start)
@@ -75,22 +71,20 @@ def read_index(path: Path) -> dict[str, Any]:
 
     Raises: ValueError for anything but a complete file of packed crops.
     """
-    if not path.is_file():
-        is_folder = f"{path} is a folder: data=folder, or pack it first"
-        raise ValueError(f"{is_folder if path.is_dir() else f'no file {path}'} {WRITTEN_BY}")
-    with path.open("rb") as file:
-        head = file.read(HEAD.size)
-        if head[: len(MAGIC)] != MAGIC or len(head) < HEAD.size:
-            raise ValueError(f"{path} holds no packed crops {WRITTEN_BY}")
-        _, version, _, start, length, digest = HEAD.unpack(head)
-        if version != VERSION:
-            raise ValueError(
-                f"{path} is of version {version}, this program reads {VERSION}: write it again "
-                "(tools/pack_crops.py)"
-            )
-        size = path.stat().st_size
-        file.seek(min(start, size))
-        index = file.read() if size == start + length else b""
+    head = read_part(path, 0, HEAD.size, str(path)) if path.is_file() else b""
+    if head[: len(MAGIC)] != MAGIC or len(head) < HEAD.size:
+        raise ValueError(
+            f"{path} is no file of packed crops (data.root=FILE): tools/pack_crops.py writes them, "
+            "data=folder reads folders"
+        )
+    _, version, _, start, length, digest = HEAD.unpack(head)
+    if version != VERSION:
+        raise ValueError(
+            f"{path} is of version {version}, this program reads {VERSION}: write it again "
+            "(tools/pack_crops.py)"
+        )
+    size = path.stat().st_size
+    index = read_part(path, start, length, str(path)) if size == start + length else b""
     if size != start + length or hashlib.sha256(index).digest() != digest:
         raise ValueError(
             f"{path} is damaged: {size} bytes and another index than its head states "
@@ -118,17 +112,12 @@ class PackedCrops(Crops):
         return digest_of(str(self.image_px), self.coding, *self.names, *index)
 
     def stored(self, index: int) -> bytes:
-        """An image as it is stored.
-
-        Raises: UnreadableImage where it is not what was written.
-        """
+        """An image as it is stored. Raises: UnreadableImage where it is not what was written."""
         start, end = self._ends[index : index + 2].tolist()
         name = f"{self.root}: {self.names[index]}"
         content = read_part(self.root, start, end - start, name)
         if zlib.crc32(content) != self._crc32[index]:
-            raise UnreadableImage(
-                name, "it is not what was written, the file is damaged: copy it again"
-            )
+            raise UnreadableImage(name, "it is not what was written: copy the file again")
         return content
 
     def sample(self, index: int) -> CropSample:
@@ -179,12 +168,6 @@ def tar_members(path: Path, *, requires_end: bool = True) -> Iterator[Member]:
         )
 
 
-class _Stored(NamedTuple):
-    shard: int
-    image: Member
-    metadata: Member | None
-
-
 class ShardCrops(Crops):
     """The crops of a folder of shards in their order; labelled where their metadata has keypoints.
 
@@ -196,18 +179,14 @@ class ShardCrops(Crops):
     """
 
     def __init__(
-        self,
-        root: str | Path,
-        *,
-        image_px: int = 256,
-        fit: str = "contain",
-        group_by: str = "none",
+        self, root: str | Path, *, image_px: int = 256, fit: str = "contain", group_by: str = "none"
     ) -> None:
         super().__init__(root, image_px, fit, group_by)
         self.shards = sorted(self.root.glob("*.tar")) if self.root.is_dir() else [self.root]
         if not self.shards:
             raise ValueError(f"{root} holds no *.tar file (data.root is a folder of shards)")
-        self._stored: list[_Stored] = []
+        # Shard, image and metadata of each sample.
+        self._stored: list[tuple[int, Member, Member | None]] = []
         for number, path in enumerate(self.shards):
             self._index(number, path)
         if not self._stored:
@@ -229,19 +208,16 @@ class ShardCrops(Crops):
                 metadata[key] = member
         for key, image in images.items():
             self.names.append(f"{path.stem}/{key}")
-            self._stored.append(_Stored(number, image, metadata.get(key)))
+            self._stored.append((number, image, metadata.get(key)))
 
     def fingerprint(self) -> str:
         """Digest of the names and sizes of all samples and shards, wherever they lie."""
-        sizes = [f"{s.shard} {s.image.start} {s.image.size} {s.metadata}" for s in self._stored]
+        sizes = [f"{n} {image.start} {image.size} {meta}" for n, image, meta in self._stored]
         shards = [f"{path.name} {path.stat().st_size}" for path in self.shards]
         return digest_of(str(self.image_px), self.fit, *shards, *self.names, *sizes)
 
     def metadata_of(self, index: int) -> dict[str, Any]:
-        """The metadata of a sample; {} where it has none.
-
-        Raises: UnreadableSample for anything else than a JSON object of usual size.
-        """
+        """The metadata of a sample; {} where it has none. Raises: UnreadableSample."""
         shard, _, member = self._stored[index]
         if member is None:
             return {}
@@ -257,8 +233,8 @@ class ShardCrops(Crops):
         return content
 
     def _name(self, index: int) -> str:
-        stored = self._stored[index]
-        return f"{self.shards[stored.shard]}: {stored.image.name}"
+        shard, image, _ = self._stored[index]
+        return f"{self.shards[shard]}: {image.name}"
 
     def _read(self, shard: int, member: Member) -> bytes:
         path = self.shards[shard]

@@ -101,11 +101,7 @@ def _put(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def find_sources(
-    source: Path,
-    *,
-    exclude: Sequence[str] = (),
-    include_all: bool = False,
-    max_megapixels: float = MAX_MEGAPIXELS,
+    source: Path, exclude: Sequence[str], include_all: bool, max_megapixels: float
 ) -> dict[str, Callable[[], bytes]]:
     """Images of a tree, or of a tar file or a folder of them, in a fixed order: functions that read
     their files, by name. Masks and maps are left out as in `crops.find_photos`.
@@ -122,7 +118,10 @@ def find_sources(
         )
         log_left_out(tree)
         return {name: partial(read_bytes, source / name, max_megapixels) for name in tree.names}
-    if source.is_dir() and _has_images(source):
+    images = list[str]()
+    with contextlib.suppress(ValueError):  # of a file, or of a folder without images
+        images = find_images(source).names
+    if images:
         raise ValueError(
             f"{source} holds images beside {tars[0].name}: put the tar files in a folder of "
             "their own, or unpack them"
@@ -147,13 +146,6 @@ def find_sources(
 def _read_member(path: Path, member: Member, name: str, max_megapixels: float) -> bytes:
     check_file_size(member.size, max_megapixels, name)
     return read_part(path, member.start, member.size, name)
-
-
-def _has_images(folder: Path) -> bool:
-    try:
-        return bool(find_images(folder).names)
-    except ValueError:
-        return False
 
 
 class Coder(NamedTuple):
@@ -226,11 +218,9 @@ def pack_crops(
         source: a tree of images, a tar file of them, or a folder of such files.
         target: file to write; folder with `shard_size`.
         image_px, fit, exclude, include_all, max_megapixels: as of `crops.CropFolder`.
-        coding: "jpeg"; "raw" is pixels without loss, as PNG in shards.
-        quality: of JPEGs, 1 to 100.
+        coding: "jpeg" of a quality; "raw" is pixels without loss, as PNG in shards.
         shard_size: samples of a WebDataset shard; None writes one packed file.
         annotations: keypoint file of the images (`data.keypoints`): shards of labelled hands.
-        overwrite: replace the target.
         progress: called with the numbers of finished and of all images.
     Returns: ids of the images that cannot be read and were left out.
     Raises: ValueError for bad settings or nothing to read; FileExistsError.
@@ -252,10 +242,7 @@ def pack_crops(
         photos = KeypointPhotos(source, annotations, split="all", image_px=image_px)
         items, code = range(len(photos)), partial(coder.hand, photos)
     else:
-        found = find_sources(
-            source, exclude=exclude, include_all=include_all, max_megapixels=max_megapixels
-        )
-        items = list(found.items())
+        items = list(find_sources(source, exclude, include_all, max_megapixels).items())
     unreadable: dict[str, str] = {}
 
     def readable() -> Iterator[CodedCrop]:

@@ -142,6 +142,7 @@ TARGETS: dict[str, str] = {
     "handmim.models.heads.keypoint.LatentPoints": "handmim.objectives.peclr.LatentPoints",
     "handmim.models.heads.keypoint": "handmim.objectives.keypoints",
     "handmim.data.webdataset": "handmim.data.packed",
+    "handmim.data.occlusion": "handmim.data.augment",
 }
 # Arguments by the new target: the new name, or None where the argument is gone.
 ARGUMENTS: dict[str, dict[str, str | None]] = {

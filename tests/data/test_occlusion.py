@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from handmim.data.occlusion import (
+from handmim.data.augment import (
     SIDES,
     HandCutOut,
     OccluderPaste,

@@ -167,11 +167,11 @@ def test_foreign_and_damaged_files_are_refused(tree, tmp_path):
         with pytest.raises(ValueError, match=message):
             PackedCrops(other)
 
-    with pytest.raises(ValueError, match=r"no file"):
+    with pytest.raises(ValueError, match=r"is no file of packed crops"):
         PackedCrops(tmp_path / "none.hm")
-    refused(b"", "holds no packed crops")
-    refused(b"PK\x03\x04" + whole[4:], "holds no packed crops")
-    refused(whole[: HEAD.size - 1], "holds no packed crops")
+    refused(b"", "is no file of packed crops")
+    refused(b"PK\x03\x04" + whole[4:], "is no file of packed crops")
+    refused(whole[: HEAD.size - 1], "is no file of packed crops")
     refused(whole[:8] + b"\x07" + whole[9:], "of version 7, this program reads 1")
     for length in (HEAD.size, len(whole) // 2, len(whole) - 1):
         refused(whole[:length], "is damaged")

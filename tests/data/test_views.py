@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from handmim.data.colour import ColourJitter, colour_maps, colour_matrices, gaussian_blur
+from handmim.data.colour import ColourJitter, colour_maps, gaussian_blur
 from handmim.data.masking import MaskSampler
 from handmim.data.pixels import sample_views
 from handmim.data.views import ViewMaker, draw_shared, draw_views, draw_warps
@@ -47,6 +47,11 @@ def hidden_map(make: ViewMaker, b: int, seed: int) -> Tensor:
     g = seeded(seed)
     draw_views((b, make.num_views), g, **make.geometry)
     return draw_shared(b, g, **make.shared)
+
+
+def colour_matrices(linear: Tensor, lift: Tensor, mean_luma: Tensor) -> Tensor:
+    """[B, 3, 4] of `colour_maps` for images of [B] mean luma."""
+    return torch.cat([linear, (lift * mean_luma)[:, None, None].expand(-1, 3, 1)], dim=-1)
 
 
 def dot_image(points_ndc: Tensor, side: int) -> Tensor:

@@ -12,8 +12,8 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from handmim.engine.identity import check_same_run
-from handmim.experiments.overrides import decisive, digest
 from handmim.experiments.quickstart import LOSSES
+from handmim.experiments.table import decisive, digest
 from handmim.pipelines.pretrain import pretrain
 from handmim.types import Task
 from handmim.utils.config import drop_unbuilt, resolved

@@ -9,16 +9,19 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from handmim.engine.saver import BestRule
-from handmim.experiments.overrides import (
+from handmim.experiments.store import FORMAT, StageStore, metrics_of, read_record
+from handmim.experiments.table import (
     PROBED,
+    RANDOM,
+    Table,
+    Variant,
     arguments,
     decides,
     decisive,
     digest,
+    fraction_name,
     value_text,
 )
-from handmim.experiments.store import FORMAT, StageStore, metrics_of, read_record
-from handmim.experiments.table import RANDOM, Table, Variant, fraction_name
 from handmim.utils.config import sentence
 
 Compose = Callable[[str, list[str]], DictConfig]
@@ -72,18 +75,14 @@ class Run:
             return []
         is_same = done["config_sha"] == self.definition.config_sha
         old, new = (_items(d, is_same) for d in (done["overrides"], self.definition.overrides))
-        return [f"-{item}" for item in sorted(old - new)] + [
-            f"+{item}" for item in sorted(new - old)
-        ]
+        return [*(f"-{i}" for i in sorted(old - new)), *(f"+{i}" for i in sorted(new - old))]
 
     @property
     def is_outdated(self) -> bool:
         """Finished, but with other defaults in configs/ behind its overrides, or by an older
         format."""
-        done = self.read()
-        return done is not None and (
-            done["format"] != FORMAT or done["config_sha"] != self.definition.config_sha
-        )
+        done, sha = self.read(), self.definition.config_sha
+        return done is not None and (done["format"] != FORMAT or done["config_sha"] != sha)
 
     @property
     def state(self) -> str:
@@ -97,10 +96,13 @@ class Run:
         return "failed" if (self.folder / ERROR).is_file() else "open"
 
     def _is_held(self, done: dict[str, Any]) -> bool:
-        stages = done["stages"].items()
-        records = {stage: self.store.finished(facts["folder"]) for stage, facts in stages}
-        found = {stage: record for stage, record in records.items() if record is not None}
-        return len(found) == len(records) and metrics_of(found) == done["metrics"]
+        found = {}
+        for stage, facts in done["stages"].items():
+            record = self.store.finished(facts["folder"])
+            if record is None:
+                return False
+            found[stage] = record
+        return metrics_of(found) == done["metrics"]
 
     def needs_run(self, overwrite: bool) -> bool:
         """Whether there is anything to do; `overwrite` makes outdated runs again."""
@@ -162,21 +164,19 @@ def make_plan(table: Table, folder: Path, compose: Compose, store: StageStore) -
 
 
 def _definition(table: Table, variant: Variant, compose: Compose) -> Definition:
-    given = {"pretrain": variant.pretrain, "finetune": variant.finetune}
-    configs, content = {}, {}
-    for stage, values in given.items():
-        configs[stage], content[stage] = _compose_stage(variant, stage, values, compose)
-    overrides: dict[str, Any] = {
-        stage: {k: v for k, v in values.items() if decides(k, v)} for stage, values in given.items()
-    }
+    configs, content, overrides = {}, {}, {}
+    for stage in STAGES:
+        given = getattr(variant, stage)
+        configs[stage], content[stage] = _compose_stage(variant, stage, given, compose)
+        overrides[stage] = {k: v for k, v in given.items() if decides(k, v)}
+    more: dict[str, Any] = {"fractions": list(table.fractions)}
     if not variant.is_pretrained:  # nothing else is taken from its config
-        overrides["init"] = variant.init_from or RANDOM
+        more = {"init": variant.init_from or RANDOM} | more
         content["pretrain"] = {k: content["pretrain"].get(k) for k in PROBED}
-    overrides["fractions"] = list(table.fractions)
     trains = variant.is_pretrained and configs["pretrain"].get("train", True)
     steps = {"pretrain": configs["pretrain"].trainer.max_steps} if trains else {}
     steps |= {fraction_name(f): configs["finetune"].trainer.max_steps for f in table.fractions}
-    return Definition(overrides, digest(content), steps)
+    return Definition(overrides | more, digest(content), steps)
 
 
 def _compose_stage(

@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from handmim.utils.console import print_metrics
+from handmim.utils.console import metric_text, print_metrics
 from handmim.utils.files import write_atomic
 from handmim.utils.overrides import given_path
 from handmim.utils.processes import start_child
@@ -69,7 +69,6 @@ FINETUNING = {
     "validation PA-MPJPE, mm": "val/pa_mpjpe_mm",
     "training loss": "loss",
 }
-Lines = dict[str, list[tuple[float, float]]]
 
 
 def main() -> None:
@@ -85,25 +84,21 @@ def main() -> None:
     machine = [o for o in args.overrides if o.startswith(("machine.", "paths.run_root="))]
     print(ALL)
     began = time.perf_counter()
-    seconds = {}
-    pretrain = _stage(
-        1, "pretrain", "experiment=quickstart_pretrain", f"name={name}/pretrain", *common
-    )
-    recipe = ["experiment=quickstart_finetune", *common]
-    seconds["scratch"] = _stage(2, "finetune", *recipe, f"name={name}/scratch")
+    recipe = ["finetune", "experiment=quickstart_finetune", *common]
     init = f"init_from={folder / 'pretrain' / 'backbone.safetensors'}"
-    seconds["handmim"] = pretrain + _stage(3, "finetune", *recipe, f"name={name}/handmim", init)
+    pretrained = ["pretrain", "experiment=quickstart_pretrain", f"name={name}/pretrain", *common]
+    pretrain_s = _stage(1, pretrained)
+    seconds = {"mean_hand": 0.0, "scratch": _stage(2, [*recipe, f"name={name}/scratch"])}
+    seconds["handmim"] = pretrain_s + _stage(3, [*recipe, f"name={name}/handmim", init])
     rows: list[dict[str, Any]] = []
-    for row, source, predictor in (
-        ("mean_hand", "scratch", "mean_hand"),
-        ("scratch", "scratch", "model"),
-        ("handmim", "handmim", "model"),
-    ):
-        checkpoint = f"checkpoint={folder / source / 'last.pt'}"
-        own = [f"name={name}/eval_{row}", f"predictor={predictor}", "machine.num_threads=1"]
-        _stage(4 + len(rows), "evaluate", checkpoint, *own, *machine)
+    for row in LABELS:
+        model = "scratch" if row == "mean_hand" else row
+        predictor = "mean_hand" if row == "mean_hand" else "model"
+        own = [f"checkpoint={folder / model / 'last.pt'}", f"predictor={predictor}"]
+        own += [f"name={name}/eval_{row}", "machine.num_threads=1", *machine]
+        _stage(4 + len(rows), ["evaluate", *own])
         metrics = json.loads((folder / f"eval_{row}" / "metrics.json").read_text())
-        rows.append({"name": row, "seconds": seconds.get(row, 0.0), **metrics})
+        rows.append({"name": row, "seconds": seconds[row], **metrics})
     total = time.perf_counter() - began
     rows = [{**row, "seed": args.seed, "total_seconds": total} for row in rows]
     write_atomic(folder / "summary.json", json.dumps(rows, indent=2) + "\n")
@@ -113,9 +108,9 @@ def main() -> None:
     print(f"{SECONDS}\n\n{LIMIT}\n\nreport: {report}")
 
 
-def _stage(number: int, command: str, *overrides: str) -> float:
+def _stage(number: int, arguments: Sequence[str]) -> float:
     """Run one of the commands as a user would; returns its seconds."""
-    arguments = [command, *overrides, "overwrite=true"]
+    arguments = [*arguments, "overwrite=true"]
     print(f"\n[{number} of {NUM_STAGES}] $ handmim {' '.join(arguments)}", flush=True)
     began = time.perf_counter()
     program = [sys.executable, "-m", "handmim", *arguments]
@@ -135,30 +130,19 @@ def write_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
 
     from handmim.experiments.plots import line_plot, save_plot
 
-    cells = []
-    for row in rows:
-        texts = [LABELS[row["name"]]]
-        for key, _ in COLUMNS:
-            digits = 2 if key.endswith("_mm") else 0 if key == "seconds" else 3
-            texts.append(f"{row[key]:.{digits}f}")
-        cells.append(texts)
     pretraining = read_rows(folder / "pretrain" / "scalars.jsonl")
     tuned = {LABELS[n]: read_rows(folder / n / "scalars.jsonl") for n in ("scratch", "handmim")}
     keys = sorted({key for row in pretraining for key in row if key.startswith("loss/")})
     shown = {LOSSES.get(key[5:], key[5:]): key for key in keys} | DIAGNOSTICS
-    save_plot(
-        line_plot(
-            {
-                t: {label: series(r, key) for label, r in tuned.items()}
-                for t, key in FINETUNING.items()
-            }
-        ),
-        folder / "finetuning",
-    )
-    save_plot(
-        line_plot({t: {"pretraining": series(pretraining, key)} for t, key in shown.items()}),
-        folder / "pretraining",
-    )
+    for stem, runs, panels in (
+        ("finetuning", tuned, FINETUNING),
+        ("pretraining", {"pretraining": pretraining}, shown),
+    ):
+        lines = {
+            title: {label: series(of, key) for label, of in runs.items()}
+            for title, key in panels.items()
+        }
+        save_plot(line_plot(lines), folder / stem)
     environment = Environment(autoescape=True, trim_blocks=True)
     environment.filters["data_url"] = data_url
     template = environment.from_string(Path(__file__).with_suffix(".html").read_text())
@@ -166,7 +150,7 @@ def write_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         folder=folder,
         latest=lambda name: latest(folder / "pretrain", name),
         headings=["", *(heading for _, heading in COLUMNS)],
-        rows=cells,
+        rows=[[LABELS[r["name"]], *(metric_text(key, r[key]) for key, _ in COLUMNS)] for r in rows],
         best=min(range(len(rows)), key=lambda i: rows[i]["mpjpe_mm"]),
         seed=rows[0]["seed"],
         total_seconds=rows[0]["total_seconds"],

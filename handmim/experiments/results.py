@@ -1,18 +1,20 @@
-"""Files of a table: Markdown, CSV, JSON and plots, and copies of them for publication."""
+"""Results of a table: mean and spread of every metric over seeds as Markdown and CSV, all runs as
+JSON, plots; and copies of these for publication."""
 
+import csv
+import io
 import re
 import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from handmim.experiments.overrides import as_overrides
 from handmim.experiments.plan import STAGES, Plan, Run
 from handmim.experiments.plots import Spot, curve_plot, dot_plot, save_plot
 from handmim.experiments.store import json_text
-from handmim.experiments.summary import Row, as_csv, as_markdown, rows_of, used_columns
-from handmim.experiments.table import Table, fraction_name
+from handmim.experiments.table import Column, Table, as_overrides, fraction_name
+from handmim.utils.console import markdown_table
 from handmim.utils.files import write_atomic
 from handmim.utils.json_files import read_json
 
@@ -20,13 +22,211 @@ RUNS = "runs.json"
 PLOTS = ("plot", "curve")  # stems; curve only of tables with `curves`
 ABSOLUTE = re.compile(r"(?:[A-Za-z]:)?[/\\]|~")  # begins a path, of a drive or of a home too
 
+Values = dict[int, float]  # of a metric, by finished seed
+Metrics = Mapping[str, float | None]
 
-def write_results(plan: Plan, *, with_plots: bool = True) -> list[Row]:
-    """Write the table as it is now: table.md, table.csv, runs.json (every metric of every finished
-    run), plot.png and .pdf, and curve.png and .pdf where the table has curves; returns its rows.
 
-    `with_plots=False` leaves out the plots, which take a second.
+class Row(NamedTuple):
+    """One variant of the table."""
+
+    name: str
+    label: str
+    values: dict[str, Values]  # by column key
+    states: dict[int, str]  # by seed
+
+    @property
+    def num_finished(self) -> int:
+        """Seeds that count."""
+        return list(self.states.values()).count("finished")
+
+    def is_short(self, column: Column) -> bool:
+        """Whether some of its finished seeds, not all, have this metric."""
+        return 0 < len(self.values[column.key]) < self.num_finished
+
+    def text(self, column: Column) -> str:
+        """Mean ± spread, with the number of seeds in brackets where not all have the metric."""
+        values = self.values[column.key]
+        text = _mean_text(values, f".{column.decimals}f")
+        return f"{text} ({len(values)})" if self.is_short(column) else text
+
+    def seeds_text(self) -> str:
+        """Finished seeds, and others by their state."""
+        states, done = list(self.states.values()), self.num_finished
+        text = str(done) if done == len(states) else f"{done} of {len(states)}"
+        bad = [f"{n} {s}" for s in ("failed", "stale") if (n := states.count(s))]
+        return f"{text} ({', '.join(bad)})" if bad else text
+
+
+def _mean(values: Values) -> float | None:
+    return statistics.fmean(values.values()) if values else None
+
+
+def _spread(values: Values) -> float | None:
+    return statistics.stdev(values.values()) if len(values) > 1 else None
+
+
+def _mean_text(values: Values, form: str, unit: str = "") -> str:
+    mean, spread = _mean(values), _spread(values)
+    if mean is None:
+        return "-"
+    text = f"{mean:{form}}{unit}"
+    return text if spread is None else f"{text} ± {spread:{form.lstrip('+')}}"
+
+
+def _read(runs: Iterable[Run]) -> list[dict[str, Any]]:
+    return [result for run in runs if (result := run.read()) is not None]
+
+
+def rows_of(table: Table, runs: Sequence[Run]) -> list[Row]:
+    """Variants that have runs; only finished runs give values."""
+    rows = []
+    for variant in table.variants:
+        own = {run.seed: run for run in runs if run.variant.name == variant.name}
+        states = {seed: run.state for seed, run in own.items()}
+        results = _read(own[seed] for seed, state in states.items() if state == "finished")
+        metrics = {result["seed"]: result["metrics"] for result in results}
+        values = {
+            c.key: {seed: of[c.key] for seed, of in metrics.items() if of.get(c.key) is not None}
+            for c in table.columns
+        }
+        if own:
+            rows.append(Row(variant.name, variant.label, values, states))
+    return rows
+
+
+def changes(row: Row, base: Row, column: Column) -> Values:
+    """Per cent by which a metric differs from that of another row, for every seed that both have:
+    one seed gives both the same labels. Zero in the other row has no percentage."""
+    own, theirs = row.values[column.key], base.values[column.key]
+    return {seed: 100 * (v / theirs[seed] - 1) for seed, v in own.items() if theirs.get(seed)}
+
+
+def best_rows(rows: Sequence[Row], column: Column) -> set[str]:
+    """Rows with the best mean as it is shown, of those with the most values."""
+    values = {row.name: row.values[column.key] for row in rows if row.values[column.key]}
+    most = max(map(len, values.values()), default=0)
+    means = {
+        name: round(statistics.fmean(of.values()), column.decimals)
+        for name, of in values.items()
+        if len(of) == most
+    }
+    if column.better is None or len(means) < 2:
+        return set()
+    best = min(means.values()) if column.better == "lower" else max(means.values())
+    return {name for name, mean in means.items() if mean == best}
+
+
+def used_columns(table: Table, rows: Sequence[Row]) -> list[Column]:
+    """Columns with a value in any row, or all while there is none."""
+    used = [c for c in table.columns if any(row.values[c.key] for row in rows)]
+    return used or list(table.columns)
+
+
+def _baseline_of(table: Table, rows: Sequence[Row]) -> Row | None:
+    return next((row for row in rows if row.name == table.baseline), None)
+
+
+def as_csv(table: Table, rows: Sequence[Row]) -> str:
+    """A row per variant: name, label, finished seeds, then mean, spread and values by column.
+
+    A table with a baseline also has the mean change from it, in per cent (`:change`).
     """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    base = _baseline_of(table, rows)
+    parts = ("", ":sd", ":values", *((":change",) if table.baseline is not None else ()))
+    heads = [f"{c.key}{part}" for c in table.columns for part in parts]
+    writer.writerow(["variant", "label", "seeds", *heads])
+    for row in rows:
+        fields: list[str] = []
+        for column in table.columns:
+            values = row.values[column.key]
+            change = {} if base is None else changes(row, base, column)
+            numbers = [_number(v) for v in (_mean(values), _spread(values), _mean(change))]
+            every = " ".join(f"{v:.6g}" for v in values.values())
+            fields += [*numbers[:2], every, numbers[2]][: len(parts)]
+        writer.writerow([row.name, row.label, row.num_finished, *fields])
+    return out.getvalue()
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def as_markdown(table: Table, rows: Sequence[Row], runs: Sequence[Run]) -> str:
+    """The table with its question, how to read it, and which code and machines made it; `runs` are
+    the finished ones."""
+    columns = used_columns(table, rows)
+    best = {c.key: best_rows(rows, c) for c in columns}
+    lines = []
+    for row in rows:
+        texts = {c.key: row.text(c) for c in columns}
+        cells = [f"**{text}**" if row.name in best[key] else text for key, text in texts.items()]
+        lines.append([row.label, row.seeds_text(), *cells])
+    body = markdown_table(["", "seeds", *(c.label for c in columns)], lines)
+    higher = ", ".join(c.label for c in columns if c.better == "higher")
+    reading = "Lower is better" + f", except for {higher}" * bool(higher)
+    if any(row.is_short(c) for row in rows for c in columns):
+        reading += ". A number in brackets counts the seeds that have the metric, where not all do"
+    return (
+        f"# {table.title}\n\n{table.question}\n\n{body}\n\n"
+        "Mean ± sample standard deviation over seeds. A seed has its own pretraining, choice of "
+        "labels and fine-tuning. Bold is the best mean of the rows with the most values; a spread "
+        f"of the same size may contradict it. {reading}.\n\n"
+        f"{_comparison(table, rows, columns)}{_provenance(runs)}\n"
+    )
+
+
+def _comparison(table: Table, rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """The section with the difference of every row to the baseline; empty while there is none."""
+    base = _baseline_of(table, rows)
+    shown = [c for c in columns if c.better is not None]
+    others = [row for row in rows if row is not base]
+    if base is None or not any(changes(row, base, c) for row in others for c in shown):
+        return ""
+    lines = [
+        [row.label, *(_mean_text(changes(row, base, c), "+.1f", " %") for c in shown)]
+        for row in others
+    ]
+    return (
+        f"## Against {base.label}\n\n{markdown_table(['', *(c.label for c in shown)], lines)}\n\n"
+        f"Per cent of the metric of {base.label}, mean ± sample standard deviation of the changes "
+        "of single seeds, over the seeds that both rows have. Where lower is better, a minus is a "
+        "gain.\n\n"
+    )
+
+
+def _provenance(runs: Sequence[Run]) -> str:
+    """Commits, machines and threads behind the numbers, and runs with other defaults."""
+    results = _read(runs)
+    if not results:
+        return "No run is finished yet."
+    stages = [stage for result in results for stage in result["stages"].values()]
+    commits = [c for stage in stages for c in stage.get("commits") or [stage]]
+    shas = sorted({(c["git_sha"] or "no git")[:10] + "+" * bool(c["git_dirty"]) for c in commits})
+    threads = sorted({str(s["threads"]) for s in stages})
+    machines = sorted({f"{r['machine']}, torch {r['torch']}" for r in results})
+    text = (
+        f"{len(results)} runs; code {', '.join(shas)} (+ = with local changes); "
+        f"{'; '.join(machines)}; {' or '.join(threads)} thread(s) per run."
+    )
+    outdated: dict[str, list[str]] = {}
+    for run in runs:
+        if run.is_outdated:
+            outdated.setdefault(run.variant.label, []).append(str(run.seed))
+    if not outdated:
+        return text
+    names = (f"{k} (seed{'s' * (len(s) > 1)} {', '.join(s)})" for k, s in outdated.items())
+    return (
+        f"{text} Made under other defaults in configs/ than today's, or by an older version "
+        f"(overwrite=true makes them again): {'; '.join(names)}."
+    )
+
+
+def write_results(plan: Plan, *, with_plots: bool = True) -> None:
+    """Write the table as it is now: table.md, table.csv, runs.json (every metric of every finished
+    run), and unless they are left out, which saves a second, plot.png and .pdf, and curve.png and
+    .pdf where the table has curves."""
     table, folder, runs = plan.table, plan.folder, plan.shown()
     folder.mkdir(parents=True, exist_ok=True)
     rows = rows_of(table, runs)
@@ -35,26 +235,22 @@ def write_results(plan: Plan, *, with_plots: bool = True) -> list[Row]:
     write_atomic(folder / "table.csv", as_csv(table, rows))
     write_atomic(folder / RUNS, json_text([run.read() for run in finished]))
     if not with_plots:
-        return rows
-    panels = {
-        c.label: {row.label: row.entries[c.key].values for row in rows}
-        for c in used_columns(table, rows)
-        if c.better is not None
-    }
+        return
+    shown = [c for c in used_columns(table, rows) if c.better is not None]
+    panels = {c.label: {r.label: list(r.values[c.key].values()) for r in rows} for c in shown}
     save_plot(dot_plot(table.title, panels), folder / PLOTS[0])
     if table.curves:
         save_plot(curve_plot(table.title, curves_of(table, finished)), folder / PLOTS[1])
-    return rows
 
 
 def curves_of(table: Table, runs: Sequence[Run]) -> dict[str, dict[str, list[Spot]]]:
     """The curves of finished runs by panel and variant; a panel without values is left out."""
-    read = [(run.variant.name, result) for run in runs if (result := run.read()) is not None]
+    results = _read(runs)
     panels: dict[str, dict[str, list[Spot]]] = {}
     for key, label in table.curves:
         panel = {}
         for variant in table.variants:
-            own = [result["metrics"] for name, result in read if name == variant.name]
+            own = [result["metrics"] for result in results if result["variant"] == variant.name]
             spots = [_spot(own, fraction_name(f), key) for f in table.fractions]
             panel[variant.label] = sorted(spot for spot in spots if spot is not None)
         if any(panel.values()):
@@ -62,7 +258,7 @@ def curves_of(table: Table, runs: Sequence[Run]) -> dict[str, dict[str, list[Spo
     return panels
 
 
-def _spot(runs: Sequence[Mapping[str, float | None]], stage: str, key: str) -> Spot | None:
+def _spot(runs: Sequence[Metrics], stage: str, key: str) -> Spot | None:
     pairs = [(run.get(f"{stage}/num_labels"), run.get(f"{stage}/{key}")) for run in runs]
     known = [(num, value) for num, value in pairs if num is not None and value is not None]
     if not known:
@@ -77,12 +273,10 @@ def publish(name: str, folder: Path, out: Path) -> list[Path]:
     files = {f"table{end}": f"{name}{end}" for end in (".md", ".csv")}
     files |= {f"plot{end}": f"{name}{end}" for end in (".png", ".pdf")}
     files |= {f"curve{end}": f"{name}-curve{end}" for end in (".png", ".pdf")}
-    copies = [(folder / file, out / copy) for file, copy in files.items()]
-    copies = [(file, copy) for file, copy in copies if file.is_file()]
-    for file, copy in copies:
-        shutil.copyfile(file, copy)
+    there = [file for file in files if (folder / file).is_file()]
+    copies = [Path(shutil.copyfile(folder / file, out / files[file])) for file in there]
     write_atomic(out / f"{name}.json", json_text(without_paths(read_json(folder / RUNS))))
-    return [*(copy for _, copy in copies), out / f"{name}.json"]
+    return [*copies, out / f"{name}.json"]
 
 
 def without_paths(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -94,8 +288,7 @@ def without_paths(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _short_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    plain = {k: as_overrides(v) if k in STAGES else v for k, v in overrides.items()}
-    return {key: _short(value) for key, value in plain.items()}
+    return {k: _short(as_overrides(v) if k in STAGES else v) for k, v in overrides.items()}
 
 
 def _short(node: Any) -> Any:

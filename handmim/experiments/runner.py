@@ -1,7 +1,11 @@
-"""From a composed configs/experiments.yaml to a finished table, and a single run of it."""
+"""From a composed configs/experiments.yaml to a finished table, in processes of its runs: one per
+run, or one of Hydra's multirun for all; and a single run of it."""
 
 import logging
+import os
 import platform
+import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -9,45 +13,50 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from hydra.conf import OverridesConf
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from handmim.engine.stop import Stopped, StopSignals
-from handmim.experiments.launch import launch, local_jobs, multirun
-from handmim.experiments.overrides import arguments
 from handmim.experiments.plan import ERROR, RESULTS, STAGES, Compose, Plan, Run, make_plan
 from handmim.experiments.results import publish, write_results
 from handmim.experiments.store import FORMAT, StageStore, code_state, metrics_of, record_text
-from handmim.experiments.table import Table, read_table
+from handmim.experiments.table import Table, arguments, read_table
 from handmim.pipelines.preflight import path_problems, preflight
 from handmim.utils.config import sentence
 from handmim.utils.entry import compose
 from handmim.utils.files import locked, write_atomic
-from handmim.utils.processes import of_signal
+from handmim.utils.processes import of_signal, start_child
 
 log = logging.getLogger(__name__)
 
 FACTS = ("folder", "threads", "git_sha", "git_dirty", "commits")  # of a stage's record
 NUM_SHOWN = 6  # differences of a run in a message
+COMMAND = (sys.executable, "-m", "handmim", "experiments")  # makes runs
+LOG = "log.txt"
+POLL_S = 0.5
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
 Launch = Callable[[Sequence[Run], Callable[[Run], None]], None]  # the second for each that ended
 RunStages = Callable[[Run], dict[str, dict[str, Any]]]  # records by stage
 
 
-def fill_table(
-    cfg: DictConfig, given: OverridesConf, compose: Compose, command: Sequence[str]
-) -> tuple[str, int]:
-    """Plan, run what is missing, write the table, name what failed.
+def main(cfg: DictConfig) -> int:
+    """Make the one run of `cfg.run`, or fill the table; returns the exit code."""
+    if cfg.run is not None:
+        make_one(cfg)
+        return 0
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    text, code = fill_table(cfg)
+    print(text)
+    return code
 
-    Args:
-        cfg: composed from configs/experiments.yaml.
-        given: the user's overrides.
-        compose: (config name, overrides) -> config, which is not changed.
-        command: program and arguments that make one run of a table.
-    Returns: what to print, and the exit code.
+
+def fill_table(cfg: DictConfig) -> tuple[str, int]:
+    """Plan, run what is missing, write the table, name what failed; returns what to print, and the
+    exit code.
+
     Raises: ValueError for what is no table, for files that a run needs and that cannot be used, and
         for stale runs without `overwrite`.
     """
@@ -61,20 +70,20 @@ def fill_table(
     check_inputs(cfg, plan, once)
     if cfg.dry_run:
         return "\n".join(dry_run_lines(plan.chosen(), cfg.overwrite)), 0
-    out = None if cfg.out is None else Path(cfg.out)
+    given = HydraConfig.get().overrides
     overrides = list(given.task)
     of_hydra = [o for o in given.hydra if not o.startswith("hydra.mode=")]
 
     def start(runs: Sequence[Run], finished: Callable[[Run], None]) -> None:
         if cfg.jobs > 1:
-            launch(local_jobs(command, overrides, runs), finished, at_once=cfg.jobs)
+            launch(local_jobs(COMMAND, overrides, runs), finished, at_once=cfg.jobs)
         else:
-            launch(multirun(command, [*overrides, *of_hydra], runs), finished)
+            launch(multirun(COMMAND, [*overrides, *of_hydra], runs), finished)
 
     table = plan.folder / "table.md"
     try:
         with StopSignals():
-            failed = run_table(plan, start, cfg.overwrite, out)
+            failed = run_table(plan, start, cfg.overwrite, cfg.out and Path(cfg.out))
     except (Stopped, KeyboardInterrupt) as stop:
         code = stop.number if isinstance(stop, Stopped) else of_signal("SIGINT")
         return f"stopped; the same command continues. So far: {table}", code
@@ -86,23 +95,16 @@ def fill_table(
 
 
 def read_plan(cfg: DictConfig, compose: Compose, table: Table | None = None) -> Plan:
-    """All runs of a table in <run_root>/ablations/<name>, with stages in ablations/stages.
-
-    Args:
-        cfg: composed from configs/experiments.yaml.
-        compose: (config name, overrides) -> config.
-        table: a part of that of `cfg`; None is all of it.
-    """
+    """All runs of a table, or of a part of it, in <run_root>/ablations/<name>, with stages in
+    ablations/stages."""
     root = Path(cfg.paths.run_root).absolute() / "ablations"
     store = StageStore(root / "stages")
     return make_plan(table or read_table(cfg), root / cfg.name, compose, store)
 
 
 def check_inputs(cfg: DictConfig, plan: Plan, compose: Compose) -> None:
-    """Refuse a table with a run that would not find its files, or whose parts refuse settings.
-
-    Raises: ValueError naming each key, its path and what is required.
-    """
+    """Refuse, with ValueError, a table with a run that would not find its files, each named by its
+    key, or whose parts refuse settings."""
     todo = {run.variant.name: run.variant for run in plan.chosen() if run.needs_run(cfg.overwrite)}
     configs = [
         (variant, stage, compose(stage, arguments(getattr(variant, stage))))
@@ -136,10 +138,9 @@ def run_table(
     """Run what is chosen and not finished; the table is written before, in between and after.
 
     Args:
-        plan: of the table.
         start: makes runs; one that fails does not stop the others.
         overwrite: make stale and outdated runs again.
-        out: folder for copies of the table's files; None for none.
+        out: folder for copies of the table's files.
     Returns: runs that failed.
     Raises: ValueError for stale runs without `overwrite`.
     """
@@ -169,8 +170,7 @@ def dry_run_lines(runs: Sequence[Run], overwrite: bool = False) -> list[str]:
     """What `run_table` would do: each run with its state and its optimizer steps by stage."""
     lines = []
     for run in runs:
-        steps = run.definition.steps
-        state = run.state
+        steps, state = run.definition.steps, run.state
         if state == "finished" and run.is_outdated:
             state = "outdated"
         text = ", ".join(f"{stage} {n}" for stage, n in steps.items())
@@ -200,19 +200,18 @@ def failure_lines(failed: Sequence[Run]) -> list[str]:
 def stale_message(runs: Sequence[Run]) -> str:
     """What is stale, what differs, and the ways out."""
     lines = [f"  {run.name}: {'; '.join(run.differences()[:NUM_SHOWN])}" for run in runs]
-    return (
-        f"{len(runs)} finished runs have another definition than today's (- then, + now):\n"
-        + "\n".join(lines)
-        + "\nmake them again (overwrite=true), restore the definition, or give the new one another "
-        "name (name=...)"
+    return "\n".join(
+        [
+            f"{len(runs)} finished runs have another definition than today's (- then, + now):",
+            *lines,
+            "make them again (overwrite=true), restore the definition, or give the new one another "
+            "name (name=...)",
+        ]
     )
 
 
-def make_one(cfg: DictConfig, compose: Compose) -> None:
-    """Make the run `cfg.run` (VARIANT/SEED) of a table in this process.
-
-    Raises: ValueError for a name that is not of the table; what fails in the run.
-    """
+def make_one(cfg: DictConfig) -> None:
+    """Make the run `cfg.run` (VARIANT/SEED) of a table in this process."""
     from handmim.experiments.stages import Stages  # imports torch
 
     table = read_table(cfg)
@@ -226,8 +225,8 @@ def make_one(cfg: DictConfig, compose: Compose) -> None:
     make_run(run, Stages(compose, plan.store).run, cfg.overwrite)
 
 
-def make_run(run: Run, stages: RunStages, overwrite: bool = False) -> dict[str, Any]:
-    """Make a run unless it is finished, and write its result.json, which is returned.
+def make_run(run: Run, stages: RunStages, overwrite: bool = False) -> None:
+    """Make a run unless it is finished, and write its result.json.
 
     Raises: ValueError for a stale run without `overwrite`; whatever the stages raise, written to
         error.txt as well.
@@ -236,9 +235,7 @@ def make_run(run: Run, stages: RunStages, overwrite: bool = False) -> dict[str, 
     with locked(run.folder):
         if not run.needs_run(overwrite):
             log.info("%s: finished before, not run again", run.name)
-            done = run.read()
-            assert done is not None
-            return done
+            return
         if run.state == "stale" and not overwrite:
             raise ValueError(stale_message([run]))
         for name in (*RESULTS, ERROR):
@@ -249,12 +246,10 @@ def make_run(run: Run, stages: RunStages, overwrite: bool = False) -> dict[str, 
             last = f"{type(failure).__name__}: {sentence(failure)}"
             write_atomic(run.folder / ERROR, f"{traceback.format_exc()}\n{last}\n")
             raise
-        content = _result(run, records, code)
-        write_atomic(run.folder / RESULTS[0], record_text(content))
-    return content
+        write_atomic(run.folder / RESULTS[0], record_text(_result(run, records) | code))
 
 
-def _result(run: Run, records: dict[str, dict[str, Any]], code: dict[str, Any]) -> dict[str, Any]:
+def _result(run: Run, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
     import torch  # made the run, so it is loaded; plans and tables do without
 
     return {
@@ -269,7 +264,6 @@ def _result(run: Run, records: dict[str, dict[str, Any]], code: dict[str, Any]) 
             stage: {key: record.get(key) for key in FACTS} for stage, record in records.items()
         },
         "overrides": run.definition.overrides,
-        **code,
         "host": platform.node(),
         "machine": platform.machine(),
         "torch": torch.__version__,
@@ -277,13 +271,81 @@ def _result(run: Run, records: dict[str, dict[str, Any]], code: dict[str, Any]) 
     }
 
 
-def main(cfg: DictConfig) -> int:
-    """Make the one run of `cfg.run`, or fill the table; returns the exit code."""
-    if cfg.run is not None:
-        make_one(cfg, compose)
-        return 0
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    command = [sys.executable, "-m", "handmim", "experiments"]
-    text, code = fill_table(cfg, HydraConfig.get().overrides, compose, command)
-    print(text)
-    return code
+class Job(NamedTuple):
+    """A process that makes runs."""
+
+    command: list[str]
+    runs: list[Run]
+    log: Path | None = None  # for its output, with one thread; None: output of this process
+
+
+def multirun(command: Sequence[str], overrides: Sequence[str], runs: Sequence[Run]) -> list[Job]:
+    """All runs as one Hydra multirun, so that `hydra/launcher=...` decides where they run."""
+    names = ",".join(run.name for run in runs)
+    return [Job([*command, "--multirun", f"run={names}", *overrides], list(runs))]
+
+
+def local_jobs(command: Sequence[str], overrides: Sequence[str], runs: Sequence[Run]) -> list[Job]:
+    """A process per run with one torch thread; its output goes to log.txt."""
+    own = [*command, *overrides, "machine.num_threads=1"]
+    return [Job([*own, f"run={run.name}"], [run], run.folder / LOG) for run in runs]
+
+
+def launch(jobs: Sequence[Job], finished: Callable[[Run], None], *, at_once: int = 1) -> None:
+    """Start `at_once` jobs at a time; `finished` is called for every run soon after it ended, and
+    one that fails does not stop the others."""
+    waiting = list(jobs)
+    before = {run.name: _time_of(run) for job in jobs for run in job.runs}
+    running: dict[subprocess.Popen[bytes], Job] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                job = waiting.pop(0)
+                running[_start(job)] = job
+            time.sleep(POLL_S)
+            for process, job in list(running.items()):
+                code = process.poll()
+                for run in list(job.runs):
+                    is_new = _time_of(run) not in (None, before[run.name])
+                    if code is not None and not is_new:
+                        _note_crash(run, job, code)
+                    if code is not None or is_new:
+                        job.runs.remove(run)
+                        finished(run)
+                if code is not None:
+                    del running[process]
+                    process.communicate()
+    finally:
+        _end(list(running))
+
+
+def _start(job: Job) -> "subprocess.Popen[bytes]":
+    if job.log is None:
+        return start_child(job.command)
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    log.info("%s: started, log in %s", job.runs[0].name, job.log)
+    with job.log.open("ab") as file:
+        env = {**os.environ, **ONE_THREAD}
+        return start_child(job.command, env=env, stdout=file, stderr=subprocess.STDOUT)
+
+
+def _time_of(run: Run) -> int | None:
+    """When the result was written, in nanoseconds; None while there is none."""
+    path = run.result_file()
+    return None if path is None else path.stat().st_mtime_ns
+
+
+def _note_crash(run: Run, job: Job, code: int) -> None:
+    """Write the error of a killed process, which could not write it itself."""
+    if job.log is not None and code and not (run.folder / ERROR).is_file():
+        write_atomic(run.folder / ERROR, f"ended with exit code {code}, see {LOG}\n")
+
+
+def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """Stop what still runs after its current step, and wait: it writes a checkpoint."""
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    for process in processes:
+        with process:  # closes its stdin and waits
+            pass

@@ -9,10 +9,16 @@ from omegaconf import DictConfig, OmegaConf
 from handmim.engine.checkpoint import LAST, load_checkpoint
 from handmim.engine.loop import FitResult
 from handmim.engine.stop import Stopped, StopSignals
-from handmim.experiments.overrides import PROBED, Overrides, arguments, decisive, merged
 from handmim.experiments.plan import Compose, Run
 from handmim.experiments.store import StageStore, content_sha
-from handmim.experiments.table import Variant, fraction_name
+from handmim.experiments.table import (
+    PROBED,
+    Overrides,
+    arguments,
+    decisive,
+    fraction_name,
+    merged,
+)
 from handmim.models.weights.load import load_initial
 from handmim.pipelines.finetune import finetune
 from handmim.pipelines.pretrain import pretrain
@@ -55,7 +61,7 @@ class Stages:
         variant, seed = run.variant, run.seed
         records: dict[str, dict[str, Any]] = {}
         start = Start(f"random {seed}")
-        self._read_labels(variant, seed)
+        self._read_labels(run)
         if variant.is_pretrained:
             records["pretrain"] = self._pretrain(variant.pretrain, seed)
             folder = self.store.root / records["pretrain"]["folder"]
@@ -71,18 +77,19 @@ class Stages:
             records[fraction_name(share)] = self._finetune(overrides, seed, start)
         return records
 
-    def _config(self, name: str, overrides: Overrides, seed: int) -> DictConfig:
-        return self.compose(name, arguments(merged(overrides, {"seed": seed})))
+    def _config(
+        self, name: str, overrides: Overrides, seed: int, folder: Path | None = None
+    ) -> DictConfig:
+        """Composed; with a folder to run in, where a stage that was interrupted resumes."""
+        run: Overrides = {"seed": seed}
+        if folder is not None:
+            run |= {"paths.run_root": str(folder.parent), "name": folder.name, "resume": "auto"}
+        return self.compose(name, arguments(merged(overrides, run)))
 
-    def _config_in(self, name: str, overrides: Overrides, seed: int, folder: Path) -> DictConfig:
-        """Composed again to run in a folder; a stage that was interrupted resumes."""
-        run = {"paths.run_root": str(folder.parent), "name": folder.name, "resume": "auto"}
-        return self._config(name, merged(overrides, run), seed)
-
-    def _read_labels(self, variant: Variant, seed: int) -> None:
+    def _read_labels(self, run: Run) -> None:
         """Read the labelled sets that are not rendered, so that errors show before pretraining."""
-        probe = self._config("pretrain", variant.pretrain, seed).probe.hook
-        data = self._config("finetune", variant.finetune, seed).data
+        probe = self._config("pretrain", run.variant.pretrain, run.seed).probe.hook
+        data = self._config("finetune", run.variant.finetune, run.seed).data
         sets = [] if probe is None else [probe.train_set, probe.test_set]
         for node in (*sets, data.train, data.val):
             leaves = flatten(OmegaConf.to_container(node, resolve=True)).values()
@@ -96,7 +103,7 @@ class Stages:
         definition = decisive(self._config("pretrain", overrides, seed))
 
         def work(folder: Path) -> dict[str, float]:
-            made = pretrain(self._config_in("pretrain", overrides, seed, folder))
+            made = pretrain(self._config("pretrain", overrides, seed, folder))
             _check_whole(made.result, folder)
             last = read_rows(folder / "scalars.jsonl")[-1:]
             return {k: v for row in last for k, v in row.items() if k.split("/")[0] in SHOWN}
@@ -117,7 +124,7 @@ class Stages:
         definition = {k: plain.get(k) for k in PROBED} | {"start": start.name} | drawn
 
         def work(folder: Path) -> dict[str, float]:
-            run = setup_run(self._config_in("pretrain", overrides, seed, folder), resume="auto")
+            run = setup_run(self._config("pretrain", overrides, seed, folder), resume="auto")
             task = restored(cfg, seed, start).to(run.device)
             with torch.no_grad():
                 metrics = build(cfg.probe.hook)(task, StepInfo(0, 1), run)
@@ -127,17 +134,16 @@ class Stages:
 
     def _finetune(self, overrides: Overrides, seed: int, start: Start) -> dict[str, Any]:
         plain = decisive(self._config("finetune", overrides, seed))
-        definition = plain | {"start": start.name}
         weights = None if start.weights is None else str(start.weights)
         # Metrics are those of the last validation; best.pt is kept where it is configured.
         overrides = merged({"trainer.keep_best": None}, overrides, {"init_from": weights})
 
         def work(folder: Path) -> dict[str, float]:
-            made = finetune(self._config_in("finetune", overrides, seed, folder))
+            made = finetune(self._config("finetune", overrides, seed, folder))
             _check_whole(made.result, folder)
             return made.metrics | {"num_labels": made.num_labels}
 
-        return self.store.get("finetune", definition, work, start.files)
+        return self.store.get("finetune", plain | {"start": start.name}, work, start.files)
 
 
 def _check_whole(result: FitResult, folder: Path) -> None:
@@ -159,11 +165,10 @@ def restored(cfg: DictConfig, seed: int, start: Start) -> HandMimTask:
     drop_unbuilt(cfg.task)
     seed_everything(seed)
     task = build(cfg.task)
-    if start.weights is None:
-        return task.eval()
-    last = start.weights.parent / LAST
-    if start.is_own and last.is_file():
-        task.load_state_dict(load_checkpoint(last)["task"])
-    else:
-        load_initial(task.export_backbone, str(start.weights))
+    if start.weights is not None:
+        last = start.weights.parent / LAST
+        if start.is_own and last.is_file():
+            task.load_state_dict(load_checkpoint(last)["task"])
+        else:
+            load_initial(task.export_backbone, str(start.weights))
     return task.eval()

@@ -13,10 +13,10 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from handmim.experiments.overrides import digest
-from handmim.utils import json_files
+from handmim.experiments.table import digest
 from handmim.utils.config import flatten
 from handmim.utils.files import locked, put_aside, replaced_folder, write_atomic
+from handmim.utils.json_files import read_json
 from handmim.utils.paths import git_state
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ STAGE, CLOCK = "stage.json", "clock.json"
 SHA256 = "sha256"  # of a record's other fields
 FORMAT = 2  # of results; 1 had other keys, and digests of configs with other names
 RENAMED = {"figures": "metrics", "row": "variant"}  # keys of format 1
+ADVICE = "delete the file, and what it records runs again"
 Work = Callable[[Path], dict[str, float]]
 
 
@@ -43,16 +44,15 @@ def read_record(path: Path) -> dict[str, Any]:
 
     Raises: FileNotFoundError; ValueError for no object, or another content than was written.
     """
-    advice = "delete the file, and what it records runs again"
     try:
-        record = _finite(json_files.read_json(path))
+        record = _finite(read_json(path))
     except ValueError as error:
-        raise ValueError(f"{error}: {advice}") from error
+        raise ValueError(f"{error}: {ADVICE}") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{path} holds a {type(record).__name__}, not an object: {advice}")
+        raise ValueError(f"{path} holds a {type(record).__name__}, not an object: {ADVICE}")
     written = record.pop(SHA256, None)
     if written != _sha256(record) and (written is not None or "format" in record):
-        raise ValueError(f"{path} has another content than was written to it: {advice}")
+        raise ValueError(f"{path} has another content than was written to it: {ADVICE}")
     renamed = {RENAMED.get(str(key), str(key)): value for key, value in record.items()}
     return {"format": 1, **renamed}
 
@@ -101,11 +101,8 @@ def metrics_of(records: Mapping[str, dict[str, Any]]) -> dict[str, float | None]
 
 
 class StageStore:
-    """Folders <root>/<kind>-<hash of the definition>, each with the stage.json of a finished stage.
-
-    Args:
-        root: of all stages of all tables.
-    """
+    """Folders <root>/<kind>-<hash of the definition> of all tables, each with the stage.json of a
+    finished stage."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
@@ -117,9 +114,8 @@ class StageStore:
     def finished(self, name: str) -> dict[str, Any] | None:
         """The record of the stage in a folder of the store; None when it is not finished, or an
         input file that exists has another content by now."""
-        path = self.root / name / STAGE
-        record = read_record(path) if path.is_file() else None
-        return record if record is not None and self._is_current(record.get("inputs")) else None
+        record = _read(self.root / name / STAGE)
+        return record if record and self._is_current(record) else None
 
     def get(
         self, kind: str, definition: Any, work: Work, inputs: Sequence[Path] = ()
@@ -133,14 +129,13 @@ class StageStore:
             inputs: files that decide the metrics, beside those that the definition names. A stage
                 of other contents is put aside, and deleted once this one is finished.
         """
-        code = code_state()
-        folder = self.folder(kind, definition)
+        code, folder = code_state(), self.folder(kind, definition)
         with locked(folder):
             record = self.finished(folder.name)
             if record is not None:
                 log.info("%s: finished before, not run again", folder.name)
                 return record
-            if (folder / STAGE).is_file() or not self._is_current(_clock(folder).get("inputs")):
+            if (folder / STAGE).is_file() or not self._is_current(_read(folder / CLOCK)):
                 log.info("%s: its input files have changed, begun anew", folder.name)
                 put_aside(folder)
             named = (v for v in flatten(definition).values() if isinstance(v, str))
@@ -170,16 +165,15 @@ class StageStore:
             for f in files
         }
 
-    def _is_current(self, inputs: Mapping[str, str] | None) -> bool:
+    def _is_current(self, record: Mapping[str, Any]) -> bool:
         return all(
             not (self.root / name).is_file() or content_sha(self.root / name) == sha
-            for name, sha in (inputs or {}).items()
+            for name, sha in (record.get("inputs") or {}).items()
         )
 
 
-def _clock(folder: Path) -> dict[str, Any]:
-    """Seconds, commits and inputs of earlier attempts at a stage; empty before the first."""
-    path = folder / CLOCK
+def _read(path: Path) -> dict[str, Any]:
+    """A record; empty where there is none."""
     return read_record(path) if path.is_file() else {}
 
 
@@ -188,7 +182,7 @@ def _attempt(
     folder: Path, code: dict[str, Any], inputs: dict[str, str]
 ) -> Iterator[Callable[[], dict[str, Any]]]:
     """Seconds of all attempts, except those that were killed outright; commits of all of them."""
-    before: dict[str, Any] = {"seconds": 0.0, "cpu_seconds": 0.0, "commits": []} | _clock(folder)
+    before = {"seconds": 0.0, "cpu_seconds": 0.0, "commits": [], **_read(folder / CLOCK)}
     commits = [*(c for c in before["commits"] if c != code), code]
     began, cpu_began = time.perf_counter(), time.process_time()
 

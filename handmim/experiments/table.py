@@ -1,5 +1,8 @@
-"""What a table compares: its variants, its metrics, and the overrides of every variant."""
+"""What a table compares: its variants, each with Hydra overrides as mappings of key to value, and
+its metrics; and which part of a composed config decides a result."""
 
+import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,11 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig
 
-from handmim.experiments.overrides import Overrides, as_overrides, merged
+from handmim.engine.identity import By, deciding, is_compared
 from handmim.utils.config import resolved
 
+Overrides = dict[str, Any]
+
+USUAL_PRECISION = "32-true"
+PROBED = ("probe", "task", "precision")  # parts of a pretraining config that decide its probe
+UNQUOTED = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z_][\w./-]*", re.IGNORECASE)
 NAME = re.compile(r"[a-z0-9_]+")
 VARIANT_KEYS = {"label", "pretrain", "finetune", "init_from"}
 TABLE_KEYS = {
@@ -23,7 +33,77 @@ BETTER = ("lower", "higher", None)
 RANDOM = "random"
 TIMM = "timm:"
 SUPERVISED = "supervised-init"
-FILE = re.compile(r"[/\\]|\.(safetensors|pth?|bin)$")
+FILE = re.compile(r"(?!timm:).*([/\\]|\.(safetensors|pth?|bin)$)")
+
+
+def as_overrides(given: Mapping[str, Any] | Sequence[str] | None) -> Overrides:
+    """Overrides by key; a list of KEY=VALUE, as a command line has it, works as well.
+
+    Raises: HydraException for an entry of a list that is no override.
+    """
+    if given is None or isinstance(given, Mapping):
+        return dict(given or {})
+    parsed = OverridesParser.create().parse_overrides(list(given))
+    return {str(o.input_line).partition("=")[0]: o.value() for o in parsed}
+
+
+def merged(*parts: Mapping[str, Any]) -> Overrides:
+    """Overrides in which the last value of each key counts, whatever its `+` or `~`.
+
+    Hydra refuses two choices of one group; here a variant may revise what its table has.
+    """
+    last: dict[str, tuple[str, Any]] = {}
+    for key, value in (item for part in parts for item in part.items()):
+        last.pop(_bare(key), None)
+        last[_bare(key)] = key, value
+    return dict(last.values())
+
+
+def _bare(key: str) -> str:
+    return key.lstrip("+~")
+
+
+def arguments(overrides: Mapping[str, Any]) -> list[str]:
+    """Overrides as Hydra takes them."""
+    return [
+        key if key.startswith("~") else f"{key}={value_text(v)}" for key, v in overrides.items()
+    ]
+
+
+def value_text(value: Any) -> str:
+    """A plain value in Hydra's grammar; strings are quoted where they have to be."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{k}:{value_text(v)}' for k, v in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(value_text, value))}]"
+    if not isinstance(value, str) or UNQUOTED.fullmatch(value):
+        return str(value)
+    return str(QuotedString(value, Quote.single).with_quotes())
+
+
+def decides(key: str, value: Any) -> bool:
+    """Whether an override changes results; the usual precision does not, given or not."""
+    if _bare(key) == "machine.precision":
+        return value != USUAL_PRECISION
+    return is_compared(_bare(key), By.TABLE)
+
+
+def digest(plain: Any) -> str:
+    """Twelve hex digits of plain containers; the order of keys does not matter."""
+    text = json.dumps(plain, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def decisive(cfg: DictConfig) -> dict[str, Any]:
+    """The part of a composed config that decides the result, resolved, as plain containers.
+
+    Raises: ValueError naming the values that are missing.
+    """
+    plain = deciding(resolved(cfg), By.TABLE)
+    machine = plain.pop("machine", {})
+    return {**plain, "precision": machine.get("precision")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +157,7 @@ def read_table(cfg: DictConfig) -> Table:
         raise ValueError(
             "choose a table: table=NAME (python tools/experiments.py --help lists them)"
         )
-    table, budget = plain["table"], plain["budget"]
+    table = plain["table"]
     _check_keys(table, TABLE_KEYS, "table")
     inits = plain.get("inits") or table.get("inits")
     variants = table.get("variants")
@@ -90,8 +170,9 @@ def read_table(cfg: DictConfig) -> Table:
         variants = init_variants(inits, table.get("labels") or {})
     if not variants:
         raise ValueError("table.variants is empty, one variant at least is required")
-    rows = _variants(plain, variants)
-    fractions = _fractions(plain.get("fractions") or table.get("fractions", budget["fractions"]))
+    fractions = plain.get("fractions") or table.get("fractions", plain["budget"]["fractions"])
+    if any(not 0 < f <= 1 for f in fractions) or len(set(fractions)) < len(fractions):
+        raise ValueError(f"fractions of labels must be distinct and in (0, 1], got {fractions}")
     baseline = table.get("baseline")
     if baseline is None and inits is not None and RANDOM in variants:
         baseline = RANDOM
@@ -99,9 +180,9 @@ def read_table(cfg: DictConfig) -> Table:
         name=plain["name"],
         title=table["title"],
         question=table["question"],
-        variants=rows,
+        variants=_variants(plain, variants),
         columns=_columns(plain["columns"] | (table.get("columns") or {}), fractions),
-        fractions=fractions,
+        fractions=tuple(fractions),
         chosen=_names(plain["variants"], list(variants), "variants=[...]"),
         seeds=_seeds(plain["seeds"]),
         baseline=None if baseline is None else _names(baseline, list(variants), "baseline")[0],
@@ -111,9 +192,9 @@ def read_table(cfg: DictConfig) -> Table:
 
 def _variants(plain: dict[str, Any], variants: Mapping[str, Any]) -> tuple[Variant, ...]:
     """Variants with the overrides that all of them share."""
-    table, dataset, budget = plain["table"], plain["dataset"], plain["budget"]
+    dataset, parts = plain["dataset"], (plain["budget"], plain["table"], plain)
     common = {
-        stage: [as_overrides(part.get(stage)) for part in (dataset, budget, table, plain)]
+        stage: [as_overrides(part.get(stage)) for part in (dataset, *parts)]
         for stage in ("pretrain", "finetune")
     }
     common["pretrain"].insert(1, as_overrides(dataset["probe"]))
@@ -124,22 +205,16 @@ def _variants(plain: dict[str, Any], variants: Mapping[str, Any]) -> tuple[Varia
         if not NAME.fullmatch(name):
             raise ValueError(f"names of variants are of a-z, 0-9 and _, got {name!r}")
         _check_keys(variant, VARIANT_KEYS, f"table.variants.{name}")
-        own = variant.get("pretrain", {})
-        if own is not None and variant.get("init_from") is not None:
+        own, init_from = variant.get("pretrain", {}), variant.get("init_from")
+        if own is not None and init_from is not None:
             raise ValueError(
                 f"variant {name} is pretrained and has init_from: give pretrain: null, or pretrain "
                 "from those weights with pretrain: {init: ...}"
             )
-        made.append(
-            Variant(
-                name,
-                variant.get("label") or name.replace("_", " "),
-                merged(*common["pretrain"], as_overrides(own), last),
-                merged(*common["finetune"], as_overrides(variant.get("finetune")), last),
-                own is not None,
-                variant.get("init_from"),
-            )
-        )
+        label = variant.get("label") or name.replace("_", " ")
+        pretrain = merged(*common["pretrain"], as_overrides(own), last)
+        finetune = merged(*common["finetune"], as_overrides(variant.get("finetune")), last)
+        made.append(Variant(name, label, pretrain, finetune, own is not None, init_from))
     return tuple(made)
 
 
@@ -162,7 +237,7 @@ def init_variants(inits: str | Sequence[str], labels: Mapping[str, str]) -> dict
     variants: dict[str, Any] = {}
     for init in given:
         label = _init_label(init)
-        if _is_file(init) and stems[_variant_name(label)] > 1:  # backbone.safetensors of many runs
+        if FILE.match(init) and stems[_variant_name(label)] > 1:  # backbone.safetensors of many
             label = f"{Path(init).absolute().parent.name}/{label}"
         name = _variant_name(label)
         if name in variants:
@@ -174,13 +249,9 @@ def init_variants(inits: str | Sequence[str], labels: Mapping[str, str]) -> dict
     return variants
 
 
-def _is_file(init: str) -> bool:
-    return not init.startswith(TIMM) and FILE.search(init) is not None
-
-
 def _init_label(init: str) -> str:
     """As written; a file by its name without suffix."""
-    return Path(init).stem if _is_file(init) else init.removeprefix(TIMM)
+    return Path(init).stem if FILE.match(init) else init.removeprefix(TIMM)
 
 
 def _variant_name(label: str) -> str:
@@ -193,7 +264,7 @@ def _source(init: str) -> dict[str, Any]:
         return {"pretrain": None}
     if init.startswith(TIMM):
         return {"pretrain": {"method": SUPERVISED, "init": init}}
-    if not _is_file(init):
+    if not FILE.match(init):
         return {"pretrain": {"method": init}}
     path = Path(init).absolute()
     if not path.is_file():
@@ -238,12 +309,6 @@ def _names(given: str | list[str] | None, known: list[str], option: str) -> tupl
         what = f"no variants {unknown}" if unknown else "no variant is chosen"
         raise ValueError(f"{what} in this table, it has {known} ({option})")
     return tuple(name for name in known if name in names)
-
-
-def _fractions(values: Sequence[float]) -> tuple[float, ...]:
-    if any(not 0 < f <= 1 for f in values) or len(set(values)) < len(values):
-        raise ValueError(f"fractions of labels must be distinct and in (0, 1], got {values}")
-    return tuple(values)
 
 
 def _seeds(seeds: int | list[int]) -> tuple[int, ...]:

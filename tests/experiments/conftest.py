@@ -4,10 +4,9 @@ import pytest
 from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from handmim.experiments.overrides import arguments
 from handmim.experiments.plan import Plan, Run, make_plan
 from handmim.experiments.store import FORMAT, STAGE, StageStore, record_text
-from handmim.experiments.table import read_table
+from handmim.experiments.table import arguments, read_table
 from handmim.utils.entry import compose
 
 REPO = Path(__file__).parents[2]

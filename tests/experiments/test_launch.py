@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from handmim.engine.stop import Stopped, StopSignals
-from handmim.experiments.launch import launch, local_jobs, multirun
+from handmim.experiments.runner import launch, local_jobs, multirun
 from tests.experiments.conftest import planned
 
 # Notes its arguments; the run random/0 is killed, or it waits to be stopped.

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from handmim.experiments.overrides import as_overrides
 from handmim.experiments.plots import Spot, curve_plot, dot_plot, line_plot, save_plot
 from handmim.experiments.results import curves_of, publish, without_paths, write_results
 from handmim.experiments.runner import make_run
+from handmim.experiments.table import as_overrides
 from handmim.utils.json_files import read_json
 from tests.experiments.conftest import FakeStages, planned
 

@@ -1,6 +1,6 @@
 """Means over fewer values than seeds, and how they are shown."""
 
-from handmim.experiments.summary import Entry, Row, as_markdown, best_rows
+from handmim.experiments.results import Row, as_markdown, best_rows
 from handmim.experiments.table import Column, read_table
 from tests.experiments.conftest import table_config
 
@@ -9,7 +9,7 @@ MM = Column("mm", "MPJPE mm")
 
 def row(name, values, num_seeds=2):
     states = dict.fromkeys(range(num_seeds), "finished")
-    return Row(name, name, {"mm": Entry(tuple(values))}, states)
+    return Row(name, name, {"mm": dict(enumerate(values))}, states)
 
 
 def test_an_entry_gives_the_number_of_seeds_where_not_all_have_it():
@@ -29,10 +29,10 @@ def test_only_rows_with_the_most_values_compete():
 
 def test_brackets_are_explained_where_there_are_some():
     table = read_table(table_config(columns={"mm": {"label": "MPJPE mm"}}))
-    columns = {c.key: Entry(()) for c in table.columns}
+    columns = {c.key: {} for c in table.columns}
 
     def text(values):
-        entries = columns | {"mm": Entry(tuple(values))}
+        entries = columns | {"mm": dict(enumerate(values))}
         return as_markdown(table, [Row("a", "a", entries, {0: "finished", 1: "finished"})], [])
 
     assert "counts the seeds that have the metric" in text([16.0])

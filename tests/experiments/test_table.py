@@ -2,15 +2,16 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from handmim.experiments.overrides import (
+from handmim.experiments.table import (
     arguments,
     as_overrides,
     decisive,
     digest,
+    fraction_name,
     merged,
+    read_table,
     value_text,
 )
-from handmim.experiments.table import fraction_name, read_table
 from tests.experiments.conftest import small, table_config
 
 

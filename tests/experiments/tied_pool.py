@@ -4,7 +4,7 @@ FOLDER`."""
 import sys
 from pathlib import Path
 
-from handmim.experiments.launch import launch, local_jobs
+from handmim.experiments.runner import launch, local_jobs
 from tests.experiments.conftest import planned
 
 if __name__ == "__main__":

@@ -22,11 +22,9 @@ __all__ = ["HandModel", "__version__", "load", "load_backbone"]
 
 
 def load(checkpoint: str | Path, device: str = "cpu", **options: Any) -> "HandPredictor":
-    """A fine-tuned model as a function from crops to hands.
+    """The model of a fine-tuning run's best.pt or last.pt as a function from crops to hands.
 
     Args:
-        checkpoint: best.pt or last.pt of a fine-tuning run.
-        device: "cpu", "cuda", ...
         options: as `HandPredictor.from_checkpoint` takes them.
     Raises: FileNotFoundError; ValueError for a file that is no such checkpoint.
     """
@@ -36,10 +34,8 @@ def load(checkpoint: str | Path, device: str = "cpu", **options: Any) -> "HandPr
 
 
 def load_backbone(path: str | Path) -> "ViT":
-    """A pretrained backbone, of the size that its file states.
+    """A backbone from backbone.safetensors of a pretraining run, of the size that it states.
 
-    Args:
-        path: backbone.safetensors of a pretraining run.
     Raises: FileNotFoundError; ValueError for a file of another origin. `timm.create_model` builds
         those.
     """

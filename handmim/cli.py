@@ -2,12 +2,12 @@
 
 import sys
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import NamedTuple
 
 from omegaconf import DictConfig
 
 import handmim
+from handmim.utils.arguments import meant
 from handmim.utils.entry import run_tool
 
 # Functions import what they run, so that --help does not wait for torch.
@@ -59,18 +59,11 @@ def quickstart() -> None:
 
 
 class Command(NamedTuple):
-    """One command.
+    """One command; without the name of a config it parses sys.argv."""
 
-    Attributes:
-        run: returns its exit code, or None where it is done.
-        config: it takes a config composed from configs/<config>.yaml; None: it takes nothing and
-            parses sys.argv.
-        text: one line of help.
-    """
-
-    run: Callable[..., int | None]
+    run: Callable[..., int | None]  # returns its exit code, or None where it is done
     config: str | None
-    text: str
+    text: str  # one line of help
 
 
 COMMANDS = {
@@ -85,12 +78,8 @@ COMMANDS = {
 
 
 def main(name: str | None = None) -> None:
-    """Run a command and end the process with its exit code, see `run_tool`.
-
-    Args:
-        name: of the command, whose arguments are all of the command line; None takes the first of
-            them as its name.
-    """
+    """Run a command and end the process with its exit code, see `run_tool`. Without a name, the
+    first argument is it."""
     program, arguments = None, sys.argv[1:]
     if name is None:
         if not arguments or arguments[0] in ("-h", "--help"):
@@ -102,8 +91,7 @@ def main(name: str | None = None) -> None:
         name, *arguments = arguments
         program = f"handmim {name}"
     if name not in COMMANDS:
-        close = "".join(f", did you mean {c}?" for c in get_close_matches(name, COMMANDS, n=1))
-        sys.stderr.write(f"handmim: no command {name!r}{close} (handmim --help)\n")
+        sys.stderr.write(f"handmim: no command {name!r}{meant(name, COMMANDS)} (handmim --help)\n")
         sys.exit(2)
     command = COMMANDS[name]
     run_tool(command.run, command.config, program=program, arguments=arguments)
@@ -112,12 +100,5 @@ def main(name: str | None = None) -> None:
 def _help() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.text}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: handmim COMMAND [key=value ...]",
-            "",
-            *lines,
-            "",
-            "handmim COMMAND --help lists its settings and examples.",
-        ]
-    )
+    more = "handmim COMMAND --help lists its settings and examples."
+    return "\n".join(["usage: handmim COMMAND [key=value ...]", "", *lines, "", more])

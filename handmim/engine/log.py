@@ -20,7 +20,7 @@ from handmim.engine.stop import beat
 from handmim.types import StepInfo
 from handmim.utils.console import Progress
 from handmim.utils.files import write_atomic
-from handmim.utils.rows import read_rows, row_line
+from handmim.utils.json_files import read_rows, row_line
 from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)

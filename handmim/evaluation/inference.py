@@ -15,8 +15,7 @@ from handmim.geometry.rotation import chordal_mean, rotation_about_z
 from handmim.hand.skeleton import CONVENTION_NAMES
 from handmim.tasks.regression import RegressionTask
 from handmim.types import HandBatch, Intrinsics
-from handmim.utils.graphed import Graphed
-from handmim.utils.timer import Stages
+from handmim.utils.timer import Graphed, Stages
 
 # What is scored: the model, the mean hand that refinement starts from, or the labels themselves.
 SOURCES = ("model", "mean_hand", "ground_truth")

@@ -16,9 +16,9 @@ import numpy as np
 
 from handmim.utils.console import metric_text, print_metrics
 from handmim.utils.files import write_atomic
+from handmim.utils.json_files import read_rows
 from handmim.utils.overrides import given_path
 from handmim.utils.processes import start_child
-from handmim.utils.rows import read_rows
 
 NUM_STAGES = 6
 ALL = "render, pretrain, fine-tune twice, score: by default 5 to 12 minutes on two CPU cores"

@@ -26,7 +26,7 @@ from handmim.pipelines.setup_run import BACKBONE, setup_run
 from handmim.tasks.pretrain import HandMimTask
 from handmim.types import StepInfo
 from handmim.utils.config import build, drop_unbuilt, flatten
-from handmim.utils.rows import read_rows
+from handmim.utils.json_files import read_rows
 from handmim.utils.seed import seed_everything
 
 POINTS = "points"  # a feature of probes: the keypoint head's points

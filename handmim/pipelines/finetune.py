@@ -15,11 +15,10 @@ from handmim.engine.trainer import Trainer
 from handmim.evaluation.predictor import check_same_hand
 from handmim.evaluation.scoring import EvalHook
 from handmim.models.weights.load import load_initial
-from handmim.pipelines.labels import choose_labels
-from handmim.pipelines.setup_run import export, setup_training
+from handmim.pipelines.setup_run import choose_labels, export, setup_training
 from handmim.utils.config import build
+from handmim.utils.json_files import read_rows
 from handmim.utils.processes import DONE
-from handmim.utils.rows import read_rows
 
 
 class Finetuned(NamedTuple):

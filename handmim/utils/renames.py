@@ -43,6 +43,19 @@ SCALE = {
 }
 SHARED = ("rotation_deg", "full_rotation_prob", "scale", "shift_ndc")
 VIEWS = {f"hidden_{name}": f"shared_{name}" for name in SHARED}
+# The head that an objective took: its name of before, its module, the settings that were kept.
+HEADS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "pixel_recon": ("pixel", ".head", ("tap_layers", "depth", "width", "num_heads")),
+    "view_affine": ("affine", ".head", ("hidden_dim",)),
+    "view_flow": ("displacement", "", ("warp_grid",)),
+    "class_recon": ("thumbnail", "", ("thumb_px",)),
+    "point_recon": ("point_thumbnail", "", ("thumb_px",)),
+    "class_hog": ("class_hog", ".head", ("cells", "hidden_dim")),
+    "point_hog": ("point_hog", ".head", ("cells", "hidden_dim")),
+    "patch_hog": ("patch_hog", ".head", ("per_patch",)),
+    "dense_match": ("dense", "", ("out_dim",)),
+    "keypoint_agree": ("class_keypoint", ".head", ("hidden_dim", "num_hidden")),
+}
 # Config keys (with everything below them) and options: a typed one is answered with the new one.
 KEYS: dict[str, str] = {
     **{
@@ -87,17 +100,10 @@ KEYS: dict[str, str] = {
     "task.class_teacher_temp": "task.objectives.class_distill.teacher_temp",
     "task.redraw_from": "task.objectives.point_hog.points_from",
     "task.pixel": "task.objectives.pixel_recon",
-    "task.heads.pixel": "task.objectives.pixel_recon",
-    "task.heads.class_keypoint": "task.objectives.keypoint_agree",
-    "task.heads.keypoint_prototypes": "task.objectives.keypoint_align.prototypes",
-    "task.heads.affine": "task.objectives.view_affine",
-    "task.heads.displacement": "task.objectives.view_flow",
+    **{f"task.heads.{old}": f"task.objectives.{name}" for name, (old, *_) in HEADS.items()},
     "task.heads.thumbnail.thumb_px": "task.objectives.class_recon.side_px",
     "task.heads.point_thumbnail.thumb_px": "task.objectives.point_recon.side_px",
-    "task.heads.class_hog": "task.objectives.class_hog",
-    "task.heads.point_hog": "task.objectives.point_hog",
-    "task.heads.patch_hog": "task.objectives.patch_hog",
-    "task.heads.dense": "task.objectives.dense_match",
+    "task.heads.keypoint_prototypes": "task.objectives.keypoint_align.prototypes",
     "pixel_head": "task.objectives.pixel_recon.head",
     "point_hog_head": "task.objectives.point_hog.head",
     "keypoint_disc": "task.objectives.keypoint_align.disc",
@@ -153,19 +159,6 @@ ARGUMENTS: dict[str, dict[str, str | None]] = {
 WEIGHTED = "handmim.losses.total.Weighted"
 PRETRAINING = "handmim.tasks.pretrain.HandMimTask"
 HOG = "handmim.losses.hog.Term"
-# The head that an objective took, and those of its settings that the objective has.
-HEADS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "pixel_recon": ("pixel", ("tap_layers", "depth", "width", "num_heads")),
-    "view_affine": ("affine", ("hidden_dim",)),
-    "view_flow": ("displacement", ("warp_grid",)),
-    "class_recon": ("thumbnail", ("thumb_px",)),
-    "point_recon": ("point_thumbnail", ("thumb_px",)),
-    "class_hog": ("class_hog", ("cells", "hidden_dim")),
-    "point_hog": ("point_hog", ("cells", "hidden_dim")),
-    "patch_hog": ("patch_hog", ("per_patch",)),
-    "dense_match": ("dense", ("out_dim",)),
-    "keypoint_agree": ("class_keypoint", ("hidden_dim", "num_hidden")),
-}
 # Settings of terms and heads that are constants now, and their values.
 CONSTANT: dict[str, Any] = {
     "min_std_ndc": 0.25, "min_articulation_std": 0.15, "covariance_weight": 0.01, "source": None,
@@ -184,23 +177,13 @@ CONSTANT_OF: dict[str, dict[str, Any]] = {
     "view_affine": {"num_hidden": 1},
     "view_flow": {"hidden_dim": 256, "num_hidden": 1},
 }  # fmt: skip
-# Head of the student: where its entries are now. The shared heads stayed where they were.
-HEAD_ENTRIES = {
-    "class_projection": "class_distill.class_projection",
-    "pixel": "pixel_recon.head",
-    "affine": "view_affine.head",
-    "displacement": "view_flow",
-    "thumbnail": "class_recon",
-    "point_thumbnail": "point_recon",
-    "class_hog": "class_hog.head",
-    "point_hog": "point_hog.head",
-    "patch_hog": "patch_hog.head",
-    "dense": "dense_match",
-    "class_keypoint": "keypoint_agree.head",
-    "keypoint_predictor": "keypoint_align.predictor",
-    "keypoint_prototypes": "keypoint_align.keypoint_prototypes",
-}
-PREFIXES = {f"student.{old}.": f"objectives.{new}." for old, new in HEAD_ENTRIES.items()} | {
+# Entries of state dicts by how they begin. The shared heads stayed where they were.
+PREFIXES = {
+    f"student.{old}.": f"objectives.{name}{module}." for name, (old, module, _) in HEADS.items()
+} | {
+    "student.class_projection.": "objectives.class_distill.class_projection.",
+    "student.keypoint_predictor.": "objectives.keypoint_align.predictor.",
+    "student.keypoint_prototypes.": "objectives.keypoint_align.keypoint_prototypes.",
     "centering.patches.": "objectives.patch_distill.centering.",
     "centering.classes.": "objectives.class_distill.centering.",
     "centering.keypoint_classes.": "objectives.keypoint_align.centering.",
@@ -220,11 +203,8 @@ def new_key(typed: str) -> str | None:
 
 
 def update_targets(config: Any) -> None:
-    """Give a config from a checkpoint today's targets and arguments, in place.
-
-    Args:
-        config: nested plain containers; one that refers to itself is walked once.
-    """
+    """Give a config from a checkpoint, nested plain containers, today's targets and arguments, in
+    place; one that refers to itself is walked once."""
     update_losses(config)
     waiting, seen = [config], set()
     while waiting:
@@ -257,11 +237,8 @@ def update_losses(config: Any) -> None:
         return
     for name, node in losses.items():
         if isinstance(node, dict) and node.get("_target_") == WEIGHTED:
-            term = node.get("term")
-            losses[name] = {
-                **(term if isinstance(term, dict) else {}),
-                "weight": node.get("weight"),
-            }
+            term = node.get("term") if isinstance(node.get("term"), dict) else {}
+            losses[name] = {**term, "weight": node.get("weight")}
     if task.get("_target_") == PRETRAINING and isinstance(task.get("heads"), dict):
         _to_objectives(task)
 
@@ -298,7 +275,7 @@ def _to_objectives(task: dict[str, Any]) -> None:
 
 def _of_head(name: str, heads: dict[str, Any]) -> dict[str, Any]:
     """The settings of an objective's own head, which is taken out of the heads."""
-    old, names = HEADS.get(name, ("", ()))
+    old, _, names = HEADS.get(name, ("", "", ()))
     head = heads.pop(old, None)
     if not isinstance(head, dict):
         return {}

@@ -4,19 +4,17 @@ A misspelt setting is thus answered without waiting for torch.
 """
 
 import ast
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import builtins
+import collections.abc
+import typing
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 from handmim.utils.paths import PACKAGE
 
-HINTS = (
-    int, float, bool, str, list, tuple, dict, Any, Literal, Path, Callable, Collection, Iterable,
-    Mapping, Sequence,
-)  # fmt: skip
-BY_NAME = {getattr(hint, "__name__", None) or "Any": hint for hint in HINTS}
+BY_NAME = {**vars(builtins), **vars(typing), **vars(collections.abc), "Path": Path}
 Definition = tuple[ast.stmt, str]  # and the module that it is written in
 
 

@@ -10,8 +10,8 @@ import torch
 from handmim.engine.checkpoint import checkpoints_of, load_checkpoint, save_checkpoint
 from handmim.engine.log import RunLog
 from handmim.engine.trainer import Trainer
+from handmim.utils.json_files import read_rows, row_line
 from handmim.utils.processes import STOPPED
-from handmim.utils.rows import read_rows, row_line
 from handmim.utils.run import Run
 from tests.engine.toy import DATA, ToyTask, collate, fit, optimizer_config, prepare
 

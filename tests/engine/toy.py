@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from handmim.engine.optim import OptimizerConfig, Schedule
 from handmim.engine.trainer import Trainer
 from handmim.types import StepInfo, StepResult
-from handmim.utils.rows import read_rows
+from handmim.utils.json_files import read_rows
 from handmim.utils.run import Run
 
 

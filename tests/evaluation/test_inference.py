@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from handmim.evaluation.inference import InferenceModule
-from handmim.utils.graphed import Graphed
+from handmim.utils.timer import Graphed
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 HEADS = ["pymaf", "pymaf_exact", "iterative", "decoder", "plain", "direct"]

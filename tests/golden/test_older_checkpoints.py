@@ -14,7 +14,7 @@ import pytest
 from handmim.evaluation.predictor import HandPredictor
 from handmim.images.decode import read_image
 from handmim.models.weights.files import read_weights
-from handmim.utils.rows import read_rows
+from handmim.utils.json_files import read_rows
 from tests.tools.calls import REPO, call
 
 OLDER = Path(__file__).parent / "older"

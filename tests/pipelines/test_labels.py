@@ -1,7 +1,7 @@
 import pytest
 
 from handmim.data.label_subsets import label_ids, read_ids
-from handmim.pipelines.labels import choose_labels
+from handmim.pipelines.setup_run import choose_labels
 from tests.data.test_label_subsets import Plain, Shared
 
 

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from handmim.utils.rows import read_rows
+from handmim.utils.json_files import read_rows
 
 REPO = Path(__file__).parents[2]
 METRICS = {

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from handmim.utils.rows import read_rows, row_line
+from handmim.utils.json_files import read_rows, row_line
 
 ROWS = [{"step": 1, "loss": 0.1 + 0.2}, {"step": 2, "loss": math.inf, "é": 1}, {"step": 3}]
 

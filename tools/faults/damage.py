@@ -24,7 +24,7 @@ from handmim.engine.checkpoint import load_checkpoint
 from handmim.evaluation.submission import read_submission, write_submission
 from handmim.experiments.store import STAGE, StageStore, read_record
 from handmim.models.weights.files import read_weights
-from handmim.utils.rows import read_rows
+from handmim.utils.json_files import read_rows
 
 SCENE = {"image_px": 32, "background": "studio", "objects": 0.0, "occluders": 0.0}
 MAX_BLOCK = 4096  # bytes that are zeroed

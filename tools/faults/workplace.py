@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from faults.children import Child
-from handmim.utils.rows import read_rows
+from handmim.utils.json_files import read_rows
 
 NUM_CROPS, CROP_PX = 24, 64
 PARTIAL = re.compile(r"\..+\.\d+|\..+\.tmp")

@@ -19,7 +19,7 @@ from faults.damage import Target, content_sha256, damaged, outcome_of
 from faults.interruptions import end_problem
 from faults.results import Result, print_results, write_results
 from faults.workplace import Workplace, difference, partial_files
-from handmim.utils.rows import read_rows, row_line
+from handmim.utils.json_files import read_rows, row_line
 
 
 @pytest.fixture

@@ -22,23 +22,17 @@ __all__ = ["HandModel", "__version__", "load", "load_backbone"]
 
 
 def load(checkpoint: str | Path, device: str = "cpu", **options: Any) -> "HandPredictor":
-    """The model of a fine-tuning run's best.pt or last.pt as a function from crops to hands.
-
-    Args:
-        options: as `HandPredictor.from_checkpoint` takes them.
-    Raises: FileNotFoundError; ValueError for a file that is no such checkpoint.
-    """
+    """The model of a fine-tuning run's best.pt or last.pt as a function from crops to hands;
+    options are those of `HandPredictor.from_checkpoint`. Raises: FileNotFoundError; ValueError for
+    another file."""
     from handmim.evaluation.predictor import HandPredictor
 
     return HandPredictor.from_checkpoint(checkpoint, device, **options)
 
 
 def load_backbone(path: str | Path) -> "ViT":
-    """A backbone from backbone.safetensors of a pretraining run, of the size that it states.
-
-    Raises: FileNotFoundError; ValueError for a file of another origin. `timm.create_model` builds
-        those.
-    """
+    """A backbone from backbone.safetensors of a pretraining run. Raises: FileNotFoundError;
+    ValueError for a file of another origin, which `timm.create_model` loads."""
     from handmim.models.exported import load_exported
 
     return load_exported(str(path))

@@ -1,5 +1,4 @@
-"""Which settings decide a result: the one declaration that resumed runs, finished runs of a table
-and means over checkpoints go by."""
+"""Which settings decide a result: the one declaration for resumed runs, tables and means."""
 
 import inspect
 import logging
@@ -97,12 +96,7 @@ def is_compared(key: str, by: By) -> bool:
 
 
 def deciding(config: Any, by: By, key: str = "") -> Any:
-    """The part of nested plain containers that `by` compares.
-
-    Args:
-        config: resolved; a saved one may use older names of keys.
-        key: where it stands in the whole config.
-    """
+    """The part of resolved plain containers, at `key` of the whole config, that `by` compares."""
     if isinstance(config, list):
         return [deciding(value, by, f"{key}.{i}".lstrip(".")) for i, value in enumerate(config)]
     if not isinstance(config, dict):
@@ -123,17 +117,9 @@ def check_same_run(
     *,
     extend: bool = False,
 ) -> None:
-    """Refuse to resume when what decides the result has changed.
-
-    A key that one of two configs lacks is compared with the default of the argument that it gives.
-
-    Args:
-        saved: the checkpoint at `path`.
-        identity: facts of the run that goes on.
-        config: its resolved config.
-        extend: the number of steps may differ.
-    Raises: ValueError for other data, or listing every other difference.
-    """
+    """Refuse to resume when what decides the result has changed, the length apart for `extend`. A
+    key that one config lacks is compared with the default of the argument that it gives. Raises:
+    ValueError for other data, or listing every other difference."""
     there, here = dict(saved["identity"]), dict(identity)
     _check_same_data(there, here, path)
     for side, node in ((there, saved["config"]), (here, config)):

@@ -19,9 +19,8 @@ CROP_PER_VIEW = 9 / 7  # side of the stored crops: 288 px for views of 224
 
 
 def dry_run_step(cfg: DictConfig, fabric: Fabric) -> tuple[Callable[[int], None], float]:
-    """One training step of a composed config on images of noise: the update by number of the step,
-    which raises FloatingPointError for a loss that is not finite; and trainable parameters in
-    millions."""
+    """One training step on images of noise: the update by number of the step, which raises
+    FloatingPointError for a loss that is not finite; and trainable parameters in millions."""
     seed_everything(cfg.seed)
     drop_unbuilt(cfg.task)
     task = build(cfg.task).to(fabric.device)

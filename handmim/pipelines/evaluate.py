@@ -37,12 +37,9 @@ from handmim.utils.timer import Timer
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
-    """Score what configs/eval.yaml was composed for.
-
-    Returns: flat metrics, with the official ones under "official" where there are any and those of
-        test-time augmentation under "tta"; of several checkpoints their `summary`.
-    Raises: ValueError unless exactly one of checkpoint and predictions is given.
-    """
+    """Flat metrics, official ones under "official", those of test-time augmentation under "tta";
+    the `summary` of several checkpoints. Raises: ValueError unless one of checkpoint and
+    predictions is given."""
     if (cfg.checkpoint is None) == (cfg.predictions is None):
         raise ValueError("give either checkpoint=FILE.pt or predictions=pred.json")
     if cfg.predictions is not None:
@@ -70,10 +67,8 @@ def evaluate_file(cfg: DictConfig) -> dict[str, Any]:
 
 
 def evaluate_several(cfg: DictConfig, paths: list[str]) -> dict[str, Any]:
-    """Score each checkpoint as by itself, below one folder; then a table of all and their mean.
-
-    Raises: ValueError, before anything is scored, for checkpoints that cannot be averaged.
-    """
+    """Score each checkpoint below one folder, then write a table of all and their mean. Raises:
+    ValueError, before anything is scored, for checkpoints that cannot be averaged."""
     facts = check_comparable(paths, cfg.get("data"))
     run, reports = setup_run(cfg), []
     for number, path in enumerate(paths, start=1):
@@ -84,11 +79,8 @@ def evaluate_several(cfg: DictConfig, paths: list[str]) -> dict[str, Any]:
 
 
 def data_of(saved: dict[str, Any], cfg: DictConfig) -> Any:
-    """Config of the checkpoint's own data, read from its own folders; what is written goes where
-    the user's own config names.
-
-    Raises: ValueError naming what it lacks.
-    """
+    """Config of the checkpoint's own data; what is written goes where the user's own config names.
+    Raises: ValueError naming what it lacks."""
     needed = partial(require, saved, path=cfg.checkpoint)
     needed({"config.data": dict})
     part = "test" if saved["config"]["data"].get("test") else "val"

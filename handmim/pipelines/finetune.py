@@ -33,10 +33,7 @@ class Finetuned(NamedTuple):
 
 
 def finetune(cfg: DictConfig) -> Finetuned:
-    """Assemble, start at the mean of the labels, train.
-
-    Raises: ValueError when more than one of num_labels, label_fraction and label_ids is given.
-    """
+    """Assemble, start at the mean of the labels, train. Raises: ValueError."""
     with StopSignals():
         return _finetune(cfg)
 

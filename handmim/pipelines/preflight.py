@@ -29,13 +29,9 @@ FILE_ROOTS = ("handmim.data.packed.PackedCrops",)
 
 
 def preflight(cfg: DictConfig, names: Sequence[str] | None = None) -> None:
-    """Refuse a config that names files or folders that cannot be read or written.
-
-    Args:
-        cfg: of any entry point; it stays as it is.
-        names: last parts of the keys that are checked; None for all.
-    Raises: ValueError naming each key, its path and what is required.
-    """
+    """Refuse a config with files or folders that cannot be read or written, of all keys or of
+    those with a last part in `names`. Raises: ValueError naming each key, its path and what is
+    required."""
     if found := path_problems(cfg, names=names):
         raise ValueError("; ".join(found))
 
@@ -43,11 +39,7 @@ def preflight(cfg: DictConfig, names: Sequence[str] | None = None) -> None:
 def path_problems(
     cfg: DictConfig, *, parse: bool = False, names: Sequence[str] | None = None
 ) -> list[str]:
-    """What is wrong with the paths of a config, one sentence per key; arguments as `preflight`.
-
-    Args:
-        parse: also read annotation files as JSON.
-    """
+    """A sentence for each of these keys; `parse` also reads annotation files as JSON."""
     found: dict[str, str] = {}
     for used in _used(cfg):
         if not isinstance(used.value, str) or (names is not None and used.name not in names):

@@ -26,10 +26,7 @@ class Pretrained(NamedTuple):
 
 
 def pretrain(cfg: DictConfig) -> Pretrained:
-    """Assemble, train, export; train=false exports the initial weights.
-
-    Raises: ValueError for a config that lacks a value that only the user knows.
-    """
+    """Assemble, train, export; train=false exports the initial weights. Raises: ValueError."""
     with StopSignals():
         drop_unbuilt(cfg.task)
         run, task = setup_training(cfg)

@@ -50,11 +50,8 @@ def setup_training(cfg: DictConfig) -> tuple[Run, Any]:
 def setup_run(
     cfg: DictConfig, *, resume: str = "never", before_folder: Callable[[], object] | None = None
 ) -> Run:
-    """The run of a composed config, which is recorded; arguments as `Run.start`.
-
-    Raises: ValueError naming missing values, files that are not there, and damaged initial weights;
-        what parts of the config raise.
-    """
+    """The recorded run of a composed config, arguments as `Run.start`. Raises: ValueError naming
+    missing values and files, and damaged initial weights; what parts of the config raise."""
     config = resolved(cfg)
     preflight(cfg)
     for source in [cfg[key] for key in WEIGHTS if cfg.get(key) is not None]:
@@ -88,10 +85,7 @@ def compile_backbones(task: nn.Module) -> None:
 
 def try_parts(cfg: DictConfig) -> None:
     """Build parts of a training config that cost nothing, and throw them away: they refuse their
-    settings before a run is begun or a set is rendered.
-
-    Raises: ValueError and what else a part refuses its settings with.
-    """
+    settings before a run is begun or a set is rendered."""
     Trainer(**cfg.trainer)
     if "eval_every" in cfg:
         BestRule(cfg.trainer.keep_best).check([f"val/{name}" for name in METRICS])
@@ -121,10 +115,7 @@ def try_parts(cfg: DictConfig) -> None:
 
 
 def try_task(cfg: DictConfig) -> None:
-    """Build the networks and losses of a config, and throw them away.
-
-    Raises: ValueError and what else a part refuses its settings with.
-    """
+    """Build the networks and losses of a config, and throw them away."""
     task = cfg.task.copy()
     drop_unbuilt(task)
     build(task)
@@ -175,12 +166,9 @@ def choose_labels(
     file: str | None = None,
     seed: int = 0,
 ) -> ChosenLabels:
-    """So many random labels of a set, or this share of them, or those whose ids a file lists; all
-    where every one is None.
-
-    Raises: ValueError when more than one is given, a share outside (0, 1], more labels than there
-        are, or ids that are not in the set; FileNotFoundError.
-    """
+    """So many random labels of a set, or this share of them, or those whose ids a file lists, or
+    all. Raises: ValueError for more than one choice, a share outside (0, 1], more labels than
+    there are, or unknown ids; FileNotFoundError."""
     check_choice(num=num, fraction=fraction, file=file)
     if file is not None:
         ids = read_ids(file)

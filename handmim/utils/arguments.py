@@ -39,10 +39,7 @@ def below_one(**values: float) -> None:
 
 
 def interval(name: str, bounds: Sequence[float], high: float = math.inf) -> tuple[float, float]:
-    """Bounds as a pair.
-
-    Raises: ValueError unless 0 < low <= high.
-    """
+    """Bounds as a pair. Raises: ValueError unless 0 < low <= high."""
     if len(bounds) != 2 or not 0.0 < bounds[0] <= bounds[1] <= high:
         limit = "" if math.isinf(high) else f" <= {high:g}"
         raise ValueError(f"{name} must be [low, high] with 0 < low <= high{limit}, got {bounds}")

@@ -44,11 +44,8 @@ OF_PEERS = re.compile(r"gloo/transport/|Connection (closed|reset) by peer|ncclRe
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """A composed config as plain containers, interpolations filled in.
-
-    Raises: ValueError naming every value that only the user knows and has not given: "???", or ""
-        where that would not replace a default.
-    """
+    """A composed config as plain containers, interpolations filled in. Raises: ValueError naming
+    every value that only the user knows: "???", or "" where that would not replace a default."""
     leaves = flatten(OmegaConf.to_container(cfg))
     missing = [key for key, value in leaves.items() if value in ("???", "")]
     if missing:
@@ -137,15 +134,10 @@ def values(node: Any, names: Collection[Any] | None = None) -> Iterator[Value]:
 
 
 def build(node: Any, *args: Any, **kwargs: Any) -> Any:
-    """Build what a config node with `_target_`, or a mapping or list of such, describes
-    (`hydra.utils.instantiate`); None for a node that is null.
-
-    Args:
-        args, kwargs: further arguments of its target.
-    Raises: what the target raises, with a note that names the config key, see `add_key`; ValueError
-        for arguments that the target does not take, for what a library raises for bad settings,
-        and for targets that cannot be imported.
-    """
+    """Build what a node with `_target_`, or a mapping or list of such, describes; null is None.
+    Raises: what the target raises, with the note of `add_key`; ValueError for arguments that it
+    does not take, for what a library raises for bad settings, and for targets that cannot be
+    imported."""
     try:
         return instantiate(node, *args, **kwargs)
     except InstantiationException as error:
@@ -176,16 +168,10 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def add_key(error: BaseException, config: Any, otherwise: str = "") -> None:
-    """Add a note to an error that names the config keys it is about, once.
-
-    A key is meant where the text holds its last part and its value ("scale must be > 0, got -1",
-    "scale=-1"), its value alone where that is a path, or a file in the folder that it names. A text
-    that names a key gets no note.
-
-    Args:
-        config: searched, interpolations followed.
-        otherwise: the note where no key is found.
-    """
+    """Add a note to an error, once, that names the config keys it is about, or `otherwise`. A key
+    is meant where the text holds its last part and its value ("scale must be > 0, got -1",
+    "scale=-1"), its path alone, or a file in the folder that it names. A text that names a key
+    gets no note."""
     if getattr(error, "has_key", False) or not isinstance(error, (ValueError, OSError)):
         return
     text = str(error)

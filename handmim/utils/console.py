@@ -68,13 +68,7 @@ class Progress:
     """Shows how much of a job is done, from the first update on; a context manager. A terminal gets
     a bar, else there is a log line now and then.
 
-    Args:
-        total: items of the job; None: `update` gives it.
-        what: name of the items.
-        done: items that were done before.
-        log: takes the lines; None: nothing without a terminal.
-        shown: False shows nothing at all.
-        every_s: seconds between lines.
+    Without `log`, nothing is shown but on a terminal; `done` items were done before.
     """
 
     def __init__(
@@ -117,12 +111,9 @@ class Progress:
     def update(
         self, done: int | Callable[[], int], text: str | None = None, total: int | None = None
     ) -> None:
-        """Show that `done` items are done.
+        """Show that `done` items, or as many as it counts when a line or bar is due, are done.
 
-        Args:
-            done: items, or a function that counts them; called only when a line or bar is due.
-            text: replaces the text beside the bar.
-            total: replaces that of the job.
+        Others replace the text beside the bar and the total.
         """
         self.total = self.total if total is None else total
         now = time.perf_counter()

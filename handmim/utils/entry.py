@@ -54,10 +54,8 @@ def tool(config_name: str | None = None) -> Callable[[Main], Callable[[], None]]
 
 
 def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
-    """A checked config of configs/; within an entry point or `hydra.initialize_config_dir`.
-
-    Raises: ValueError; errors of Hydra and OmegaConf.
-    """
+    """A checked config of configs/, within an entry point or `hydra.initialize_config_dir`.
+    Raises: ValueError; errors of Hydra and OmegaConf."""
     cfg = _with_unlisted(functools.partial(hydra.compose, config_name), hydra_overrides(overrides))
     prepare(cfg)
     return cfg
@@ -77,10 +75,7 @@ def _with_unlisted(run: Callable[[list[str]], Result], overrides: list[str]) -> 
 
 
 def prepare(cfg: DictConfig) -> None:
-    """Expand paths of a composed config and check its values, in place.
-
-    Raises: ValueError naming every value that cannot be used.
-    """
+    """Expand paths of a composed config and check its values, in place. Raises: ValueError."""
     expand_paths(cfg)
     check_settings(cfg)
 
@@ -92,16 +87,10 @@ def run_tool(
     program: str | None = None,
     arguments: Sequence[str] | None = None,
 ) -> None:
-    """Run an entry point, and turn what comes of it into an exit code and at most one message.
-
-    Args:
-        main: returns its exit code, or None where it is done.
-        config_name: it takes a config of configs/<config_name>.yaml; None: it parses sys.argv.
-        program, arguments: name in messages and words; None is those of the command line.
-    Raises: SystemExit with any code but 0. ValueError, OSError and errors of the config give one
-        message and code 2 where nothing was trained yet, any other error code 1. Tracebacks go to
-        log.txt of the run where there is one; `debug=true` prints them as well.
-    """
+    """Run an entry point, which returns its exit code or None, under configs/<config_name>.yaml or
+    with sys.argv alone. Raises: SystemExit with any code but 0. ValueError, OSError and errors of
+    the config give one message and code 2 where nothing was trained yet, any other error code 1.
+    Tracebacks go to log.txt of the run where there is one; `debug=true` prints them as well."""
     typed = sys.argv
     program = Path(typed[0]).name if program is None else program
     arguments = typed[1:] if arguments is None else list(arguments)

@@ -1,8 +1,6 @@
-"""Words of a command line, `key=value`, as a shell user writes them, to words that Hydra reads.
-
-Hydra has a grammar for values: `~`, `=`, spaces, quotes, commas and letters beyond ASCII in a path
-are errors, or change what it means. Values of keys that hold paths or names are therefore quoted.
-"""
+"""Words of a command line, `key=value`, as overrides in Hydra's grammar: there `~`, `=`, spaces,
+quotes, commas and letters beyond ASCII are errors or change the meaning, so paths and names are
+quoted."""
 
 import os
 import re
@@ -38,11 +36,8 @@ OPENING, CLOSING = "([{", ")]}"
 
 
 def hydra_overrides(words: Iterable[str], is_sweep: bool = False) -> list[str]:
-    """Words as Hydra reads them; options (`--help`) stay, and in a sweep unquoted commas, which
-    separate values.
-
-    Raises: ValueError naming a word that cannot be read, and how to quote it.
-    """
+    """Words as Hydra reads them; options (`--help`) stay, and unquoted commas of a sweep. Raises:
+    ValueError naming a word that cannot be read, and how to quote it."""
     return [_hydra_word(word, is_sweep) for word in words]
 
 
@@ -99,10 +94,8 @@ def is_path(key: str) -> bool:
 
 
 def quoted(value: str) -> str:
-    """Text in quotes as Hydra reads them; what is in quotes already stays.
-
-    `${...}` is part of the text where a file of that name exists, else it stands for another key.
-    """
+    """Text in quotes as Hydra reads them, quoted once. `${...}` is part of it where a file of that
+    name exists, else it stands for another key."""
     if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
         with suppress(HydraException):
             if isinstance(_parsed(f"key={value}").value(), str):
@@ -132,8 +125,7 @@ def _quoted_list(value: str) -> str:
 
 
 def user_path(text: str) -> str:
-    """A path with `~` and variables of the environment expanded, unless a file of that very name
-    exists."""
+    """A path with `~` and variables expanded, unless a file of that very name exists."""
     return text if os.path.lexists(text) else os.path.expandvars(os.path.expanduser(text))
 
 
@@ -143,10 +135,7 @@ def given_path(text: str) -> Path:
 
 
 def given_output(text: str) -> Path:
-    """A file to write (argparse: type=given_output).
-
-    Raises: ArgumentTypeError where it cannot be written.
-    """
+    """A file to write (argparse: type=given_output). Raises: ArgumentTypeError."""
     path = given_path(text)
     if problem := output_problem(path):
         raise ArgumentTypeError(f"{text}: {problem}")

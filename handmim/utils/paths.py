@@ -18,11 +18,8 @@ def options_of(group: str) -> list[str]:
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """Commit of the checkout that holds `folder`, and whether it has local changes; None outside
-    git.
-
-    Untracked files count where code and configs lie, since they may be what runs.
-    """
+    """Commit of the checkout of `folder`, and whether it has local changes; None outside git.
+    Untracked files count where code and configs lie, since they may be what runs."""
 
     def git(*arguments: str) -> str | None:
         try:

@@ -1,9 +1,6 @@
-"""What one process would compute of the whole batch, over all training processes.
-
-Functions return their argument unchanged in a single process; else every process has to call them.
-Training averages gradients over processes: a loss of each one's own rows, or of the same gathered
-rows in all of them, then has the gradient of the whole.
-"""
+"""What one process would compute of the whole batch. Functions return their argument unchanged in
+a single process; else every process has to call them. Training averages gradients over processes,
+which is the gradient of the whole."""
 
 import copy
 import pickle
@@ -65,9 +62,9 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 
 def count_over_ranks(count: Tensor, *, sync: bool = True) -> Tensor:
-    """What a sum over counted items is divided by so that the mean over processes is the mean over
-    the items of all: the mean of the [] integer counts, at least one item of all. `sync=False`
-    takes this process alone."""
+    """The divisor of a sum over counted items, so that the mean over processes is that over all
+    items: the mean of the [] integer counts, one item of all at least; `sync=False`: of this
+    process."""
     if not (sync and is_spread_out()):
         return count.clamp(min=1)
     return mean_over_ranks(count.float()).clamp(min=1.0 / dist.get_world_size())
@@ -103,14 +100,8 @@ def portable(error: Exception) -> Exception:
 
 
 def words_of_ranks(words: str, wait_s: float) -> dict[int, str | None]:
-    """What the other processes say, by rank, when all of them call this because one does not go on.
-
-    A stopped or dead process says None. Empty in a single process.
-
-    Args:
-        words: what this process says.
-        wait_s: seconds that the others have to notice.
-    """
+    """What the other processes say, by rank, when all of them call this because one stands still.
+    After `wait_s`, a stopped or dead process says None. Empty in a single process."""
     if not is_spread_out():
         return {}
     own, left = dist.get_rank(), threading.Event()

@@ -46,11 +46,8 @@ RESULTS = ("*.pt", "*.safetensors", "scalars.jsonl", "metrics.json")  # nothing 
 
 
 def open_folder(folder: Path, resume: str, overwrite: bool) -> FolderLock:
-    """Create and lock the run folder.
-
-    Raises: ValueError for a bad `resume`; FileExistsError for a folder that another process writes,
-        and for one that holds a run, naming the three ways out.
-    """
+    """Create and lock the run folder. Raises: ValueError for a bad `resume`; FileExistsError for a
+    folder that another process writes, or that holds a run."""
     try:
         lock = lock_folder(folder)
     except FolderBusyError as error:
@@ -146,20 +143,10 @@ class Run:
         before_folder: Callable[[], object] | None = None,
     ) -> "Run":
         """Launch processes or join those of a launcher, make the folder, record what is being run.
-
-        Args:
-            config: resolved plain containers, written to config.yaml.
-            accelerator, devices, num_nodes, strategy, precision: as Lightning Fabric takes them,
-                but one device of one node is what torchrun or Slurm started, see `devices_of`.
-            num_threads: torch threads of this process; None keeps torch's choice.
-            compile: for those who build networks: they may let torch.compile fuse them.
-            stall_timeout_s: how long a run may stand still before it ends; None is for ever.
-            resume, overwrite: see `open_folder`; an earlier run is kept aside until the first
-                result.
-            before_folder: called under the run's seed; what it raises leaves no folder behind.
-        Raises: ValueError for devices that contradict the launcher; FileExistsError for a folder
-            that another process writes, or that holds a run.
-        """
+        Accelerator to precision are Lightning Fabric's; one device of one node is what torchrun or
+        Slurm started. `config` is resolved, `compile` is for those who build networks,
+        `before_folder` is called under the run's seed: what it raises leaves no folder behind.
+        Raises: ValueError for devices that contradict the launcher; what `open_folder` raises."""
         if stall_timeout_s is not None and not 0 < stall_timeout_s < float("inf"):
             raise ValueError(f"stall_timeout_s must be > 0 or null, got {stall_timeout_s}")
         one_of("precision", precision, PRECISIONS)

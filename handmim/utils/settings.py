@@ -1,5 +1,4 @@
-"""Values of a composed config, before anything starts: against the type hints of the classes and
-functions that take them, and within the ranges of counts."""
+"""Values of a composed config against the type hints of what takes them, and ranges of counts."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -74,13 +73,9 @@ class MismatchError(ValueError):
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Check types and counts of a composed config before anything is built.
-
-    In place, whole numbers written as 1e3 become integers, and integers become text where that is
-    required.
-
-    Raises: ValueError naming each key, its value and what is required.
-    """
+    """Check a composed config before anything is built; in place, 1e3 becomes an integer, and an
+    integer text, where that is required. Raises: ValueError naming each key, its value and what is
+    required."""
     nulls = tuple(null for key, null in MAY_BE_NULL.items() if key in cfg)
     problems = dict.fromkeys([*_own(cfg), *_parts(cfg)])
     wrong = [text for text in problems if not text.startswith(nulls)]
@@ -218,11 +213,8 @@ def _signature(hint: Any) -> Signature | None:
 
 
 def _fitted(value: Any, hint: Any) -> Any:
-    """A value as a hint takes it: itself, the integer that a float without a fraction stands for,
-    or the text of an integer where text alone is allowed.
-
-    Raises: MismatchError.
-    """
+    """A value as a hint takes it; an integer for a float without a fraction, text for an
+    integer."""
     members = _members(hint)
     for member in members:
         try:

@@ -1,7 +1,5 @@
-"""Parameters of this package's classes and functions, read from source: nothing is imported.
-
-A misspelt setting is thus answered without waiting for torch.
-"""
+"""Parameters of this package's classes and functions, read from source: a misspelt setting is
+answered without waiting for torch."""
 
 import ast
 import builtins

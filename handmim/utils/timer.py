@@ -22,8 +22,8 @@ def wait_for(device: torch.device) -> None:
 
 
 def work_clock(device: torch.device) -> Callable[[], float]:
-    """A clock for comparing costs, in seconds: process time on a CPU, which other processes do not
-    lengthen, else wall time once the device is done."""
+    """A clock in seconds: process time on a CPU, which other processes do not lengthen, else wall
+    time once the device is done."""
     if device.type == "cpu":
         return time.process_time
 
@@ -105,12 +105,8 @@ class Timer:
 
 
 class Graphed(Generic[Result]):
-    """A function of tensors on one CUDA device as a CUDA graph, for inputs of the given shapes.
-
-    The work may not wait for the device nor read memory of the host, and always does the same.
-
-    Raises: ValueError for tensors of another device.
-    """
+    """A function of tensors on one CUDA device as a CUDA graph, for inputs of these shapes. The
+    work does not wait for the device nor read memory of the host. Raises: ValueError."""
 
     def __init__(self, work: Callable[..., Result], inputs: Sequence[Tensor]) -> None:
         device = inputs[0].device

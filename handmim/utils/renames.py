@@ -237,8 +237,9 @@ def update_losses(config: Any) -> None:
         return
     for name, node in losses.items():
         if isinstance(node, dict) and node.get("_target_") == WEIGHTED:
-            term = node.get("term") if isinstance(node.get("term"), dict) else {}
-            losses[name] = {**term, "weight": node.get("weight")}
+            term = node.get("term")
+            losses[name] = dict(term) if isinstance(term, dict) else {}
+            losses[name]["weight"] = node.get("weight")
     if task.get("_target_") == PRETRAINING and isinstance(task.get("heads"), dict):
         _to_objectives(task)
 

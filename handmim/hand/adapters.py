@@ -1,5 +1,4 @@
-"""Hand layers of smplx and manopth behind our interface, for comparisons; both are optional and
-licensed separately."""
+"""Hand layers of smplx and manopth, optional and licensed separately, behind our interface."""
 
 import contextlib
 import io
@@ -28,10 +27,7 @@ def _leave_out_of_checkpoints(layer: nn.Module) -> nn.Module:
 
 
 def smplx_data(arrays: HandArrays) -> Any:
-    """Arrays as smplx's layers take them (`data_struct`).
-
-    Raises: ImportError naming the package when smplx is missing.
-    """
+    """Arrays as smplx's layers take them; ImportError when smplx is missing."""
     try:
         import smplx
     except ImportError as error:
@@ -44,10 +40,7 @@ def smplx_data(arrays: HandArrays) -> Any:
 
 
 class SmplxHand(HandLayer):
-    """`smplx.MANOLayer` on arrays that we have read; it never adds the mean pose.
-
-    Raises: ImportError naming the package when smplx is missing.
-    """
+    """`smplx.MANOLayer` on arrays that we have read; it never adds the mean pose."""
 
     def __init__(self, arrays: HandArrays) -> None:
         super().__init__(arrays)
@@ -72,12 +65,9 @@ class SmplxHand(HandLayer):
 class ManopthHand(HandLayer):
     """`manopth.manolayer.ManoLayer`, which returns millimetres in OpenPose order.
 
-    It gets axis-angle: of matrices it takes an SVD whose gradient is not finite at rotations. Its
-    translation is not used, as it reads exact zeros as none.
-
-    manopth unpickles its file in `mano_root` itself, with chumpy; `from_file` reads the file first
-    and refuses one of more than arrays. Its shape directions are replaced by ours, which may be
-    repaired.
+    It gets axis-angle: of matrices it takes an SVD without finite gradient at rotations. It
+    unpickles its file in `mano_root` itself, which `from_file` reads and checks first; shape
+    directions are ours.
 
     Raises: ImportError naming what to install; ValueError when manopth has read another hand.
     """
@@ -109,10 +99,8 @@ class ManopthHand(HandLayer):
 
     @classmethod
     def from_file(cls, path: str | Path, left_shapedirs: str = "auto") -> "ManopthHand":
-        """Read a model; arguments as `load_hand_arrays` takes them.
-
-        Raises: ValueError unless the file is one that manopth reads.
-        """
+        """Read a model as `load_hand_arrays` does; ValueError for a file that manopth does not
+        read."""
         path = resolve_hand_path(path)
         arrays = load_hand_arrays(path, left_shapedirs=left_shapedirs)
         file_name = f"MANO_{arrays.side.upper()}.pkl"

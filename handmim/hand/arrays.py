@@ -71,10 +71,7 @@ class HandArrays:
 
     @cached_property
     def side(self) -> Side:
-        """Which hand it is, by its rest pose: fingers along -x are a right hand's.
-
-        Raises: ValueError for a rest pose in other axes than MANO's.
-        """
+        """Which hand it is, by its rest pose; ValueError for one in other axes than MANO's."""
         joints = self.J_regressor @ self.v_template
         reach = joints[[1, 4, 7, 10], 0].mean() - joints[0, 0]
         thumb = joints[13:16, 2].mean() - joints[7:10, 2].mean()
@@ -90,11 +87,8 @@ class HandArrays:
 def arrays_from(
     raw: Mapping[str, NDArray[Any]], file_name: str, file_sha256: str = ""
 ) -> HandArrays:
-    """Check the arrays of a file by MANO's names (`SHAPES`); `tip_ids` [5] and `repairs` may be
-    missing, further ones become `extras`.
-
-    Raises: ValueError naming the array that is wrong.
-    """
+    """Check the arrays of a file by MANO's names; `tip_ids` [5] and `repairs` may be missing,
+    further ones become `extras`. ValueError naming the array that is wrong."""
     check_raw(raw, file_name)
     tip_ids = raw.get("tip_ids", np.asarray(FINGERTIP_VERTS["smplx"]))
     is_whole = tip_ids.shape == (5,) and tip_ids.dtype.kind in "iu"

@@ -1,8 +1,7 @@
 """How datasets and hand layers write a hand down, and our one form of it; every map has an inverse.
 
-Ours: OpenCV camera (x right, y down, z forward), metres, 16 absolute rotation matrices (the first
-is R_cam_from_mano and rotates the hand about its rest wrist; a flat hand is the identity), a
-translation added to everything. numpy, float64 inside, no torch: rendering processes use it too.
+Ours: OpenCV camera, metres, 16 absolute rotation matrices (the first is R_cam_from_mano about the
+rest wrist; a flat hand is the identity), then a translation. numpy in float64, no torch.
 """
 
 from collections.abc import Sequence
@@ -28,13 +27,8 @@ def absolute_pose(
     num_pca_comps: int | None = None,
     flat_hand_mean: bool = True,
 ) -> Array:
-    """Finger pose of any MANO convention as absolute axis-angle [B, 45] radians (zero = flat hand).
-
-    `hand_pose` are [B, num_pca_comps] PCA coefficients, or [B, 45] axis-angle when that is None;
-    `flat_hand_mean` as in smplx, False for FreiHAND's annotations.
-
-    Raises: ValueError for another width.
-    """
+    """Finger pose of any MANO convention as absolute axis-angle [B, 45] radians (zero = flat hand):
+    [B, num_pca_comps] PCA coefficients, or [B, 45] axis-angle; `flat_hand_mean` as in smplx."""
     width = 45 if num_pca_comps is None else num_pca_comps
     if hand_pose.ndim != 2 or hand_pose.shape[1] != width:
         raise ValueError(f"hand_pose must be [B, {width}], got {hand_pose.shape}")
@@ -51,8 +45,8 @@ def project_px(points_cam_m: Array, K_px: Array) -> Array:
 
 
 def regressed_joints(verts_m: Array, J_regressor: Array, tip_verts: Sequence[int]) -> Array:
-    """The 21 joints of posed vertices by regressor and fingertip vertices, in canonical order, as
-    in FreiHAND's annotations: [..., V, 3] -> [..., 21, 3] metres."""
+    """The 21 joints of posed vertices by regressor and fingertip vertices, canonical, as in
+    FreiHAND: [..., V, 3] -> [..., 21, 3] metres."""
     chain = J_regressor @ verts_m
     both = np.concatenate([chain, verts_m[..., list(tip_verts), :]], axis=-2)
     return both[..., list(CANONICAL_FROM_CHAIN_AND_TIPS), :]
@@ -61,11 +55,10 @@ def regressed_joints(verts_m: Array, J_regressor: Array, tip_verts: Sequence[int
 def freihand_vector(
     rotmats: Array, betas: Array, root_cam_m: Array, K_px: Array, hands_mean: Array
 ) -> Array:
-    """A hand as FreiHAND's `*_mano.json` has it, from [16, 3, 3] rotations, [10] betas and the
-    regressed joint 9 (middle knuckle).
+    """A hand with regressed joint 9 (middle knuckle) at `root_cam_m` as FreiHAND's `*_mano.json`.
 
     Returns: [61]: global rotation, 45 axis-angle offsets from the mean pose, 10 betas, pixel u v of
-        the root, pixels per metre at its depth.
+    the root, pixels per metre at its depth.
     """
     pose = matrix_to_rotvec(rotmats)
     focal = (K_px[0, 0] + K_px[1, 1]) / 2
@@ -75,8 +68,7 @@ def freihand_vector(
 
 
 def freihand_hand(vector: Array, K_px: Array, hands_mean: Array) -> tuple[Array, Array, Array]:
-    """Inverse of `freihand_vector`: rotmats [16, 3, 3], betas [10], root_cam_m [3], on which the
-    regressed joint 9 of the posed mesh lies."""
+    """Inverse of `freihand_vector`: rotmats [16, 3, 3], betas [10], root_cam_m [3]."""
     pose = np.concatenate([vector[:3], vector[3:48] + hands_mean])
     focal = (K_px[0, 0] + K_px[1, 1]) / 2
     uv, scale = vector[58:60], vector[60]
@@ -91,11 +83,9 @@ def rest_wrist(arrays: HandArrays, betas: Array) -> Array:
 
 
 def ho3d_pose(rotmats: Array, transl_m: Array, rest_wrist_m: Array) -> tuple[Array, Array]:
-    """HO-3D's handPose [48], absolute axis-angle, and handTrans [3] in OpenGL axes, from rotations
-    [16, 3, 3] and translation [3] in an OpenCV camera.
+    """HO-3D's handPose [48], absolute axis-angle, and handTrans [3] in OpenGL axes.
 
-    The global rotation is about the rest wrist J0 (`rest_wrist`), so the translation changes with
-    the axes: t' = F (J0 + t) - J0.
+    The global rotation is about the rest wrist J0, so that t' = F (J0 + t) - J0.
     """
     F = OPENCV_FROM_OPENGL
     rotated = np.concatenate([(F @ rotmats[0])[None], rotmats[1:]])
@@ -121,8 +111,7 @@ def mirror_rotmats(rotmats: Array) -> Array:
 
 
 def mirror_intrinsics(K_px: Array, width_px: float) -> Array:
-    """Intrinsics [..., 3, 3] of the mirrored image: u' = width - u, the first pixel's centre at
-    0.5."""
+    """Intrinsics of the mirrored image: u' = width - u, the first pixel's centre at 0.5."""
     mirrored = np.array(K_px, np.float64)
     mirrored[..., 0, 1] = -mirrored[..., 0, 1]
     mirrored[..., 0, 2] = width_px - mirrored[..., 0, 2]

@@ -1,9 +1,7 @@
 """The camera of a regressed hand in its crop.
 
-Every head regresses (log(s / s0), tx, ty) of a weak-perspective camera, which leaves depth unknown.
-Where the intrinsics of the crop are known, the same three numbers fix the root translation: the
-pinhole camera whose first-order image of the root joint is that of the weak one. Only then is depth
-metric, as far as the size of the hand is.
+Heads regress a weak-perspective camera (log(s / s0), tx, ty). Where the crop's intrinsics are known
+it fixes the root translation: the pinhole camera with the same first-order image of the root.
 """
 
 from dataclasses import dataclass
@@ -22,18 +20,17 @@ MIN_DEPTH_M = 0.02  # nearer points are not projected; early guesses may stand b
 
 
 def focal_px(K_px: Tensor) -> Tensor:
-    """[..., 3, 3] intrinsics to [...]: geometric mean of both focal lengths, whatever rotation and
-    skew a rotated crop has put into K."""
+    """[..., 3, 3] intrinsics to [...]: geometric mean of both focal lengths in any rotated crop."""
     a, b, c, d = K_px[..., :2, :2].flatten(-2).unbind(-1)
     return (a * d - b * c).abs().sqrt()
 
 
 def root_from_weak(cam: Tensor, intrinsics: Intrinsics, scale0_per_m: float) -> Tensor:
-    """Root translation [B, 3] in metres from a weak-perspective camera [B, 3] (log(s / s0), tx_m,
-    ty_m) and true intrinsics; samples without K get numbers that mean nothing.
+    """Root translation [B, 3] in metres from a weak camera [B, 3] and intrinsics; samples without K
+    get numbers that mean nothing.
 
-    s ndc units per metre are s S / 2 pixels per metre, and a pinhole shows f / Z of them: Z = 2 f /
-    (s S). The root is seen at s (tx, ty).
+    s ndc units per metre are s S / 2 pixels per metre, and a pinhole shows f / Z: Z = 2 f / (s S).
+    The root is seen at s (tx, ty).
     """
     K = _usable_intrinsics(intrinsics)
     scale = scale0_per_m * cam[:, 0].exp()
@@ -52,10 +49,7 @@ def _usable_intrinsics(intrinsics: Intrinsics) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class CropCamera:
-    """The camera of a head's predictions.
-
-    Raises: ValueError for another kind, or a scale that is not positive.
-    """
+    """The camera of a head's predictions."""
 
     kind: str = "weak"  # or "pinhole": the crop's intrinsics where they are known
     scale0_per_m: float = 8.0  # s0, ndc units per metre of a typical hand
@@ -67,8 +61,8 @@ class CropCamera:
     def root_translation(
         self, cam: Tensor, intrinsics: Intrinsics | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Translation of the root joint, [B, 3] metres (zero where not metric), and for which
-        samples it is metric, [B] bool; None twice by a weak camera."""
+        """Root joint [B, 3] in metres, zero where it is not metric, and where it is, [B] bool; None
+        twice by a weak camera."""
         if self.kind == "weak":
             return None, None
         if intrinsics is None:
@@ -86,8 +80,8 @@ class CropCamera:
         transl_cam_m: Tensor | None,
         intrinsics: Intrinsics | None,
     ) -> Tensor:
-        """Points [B, P, 3] in camera axes, the root joint at the origin, in the crop: [B, P, 2]
-        ndc; `transl_cam_m` is that of `root_translation`."""
+        """Points [B, P, 3] in camera axes, the root joint at the origin, to [B, P, 2] ndc of the
+        crop."""
         weak = project_weak(points_root_m, cam, self.scale0_per_m)
         if transl_cam_m is None or intrinsics is None:
             return weak

@@ -51,10 +51,7 @@ _FOREIGN: dict[tuple[str, str], type[Record]] = {
 
 def resolve_hand_path(path: str | Path) -> Path:
     """The file of a hand: "standin" ships with handmim; a folder is searched for MANO_RIGHT.pkl and
-    .npz, then its mano/ and models/; else the path itself.
-
-    Raises: FileNotFoundError for a folder without a hand.
-    """
+    .npz, then its mano/ and models/."""
     if str(path) == "standin":
         return STANDIN
     path = Path(path)
@@ -72,13 +69,12 @@ def resolve_hand_path(path: str | Path) -> Path:
 def load_hand_arrays(path: str | Path, *, left_shapedirs: str = "auto") -> HandArrays:
     """Read and check a hand model: MANO's own pickle, or an npz in its layout.
 
-    `path` as `resolve_hand_path` takes it; `left_shapedirs` says what to do with a left hand's
-    shape directions, in MANO_LEFT of which x has the wrong sign: "auto" (repair when they have),
-    "as_is", "negate_x", or "negate_all", which H2O-3D's annotations need. An npz of `save_npz` is
-    never repaired again.
+    `left_shapedirs` says what to do with a left hand's shape directions, in MANO_LEFT of which x
+    has the wrong sign: "auto" (repair when they have), "as_is", "negate_x", or "negate_all", which
+    H2O-3D's annotations need. An npz of `save_npz` is never repaired again.
 
     Raises: FileNotFoundError saying where the files come from; ValueError for a file that is no
-        hand model, an unknown option or one that does not fit the file's hand.
+    hand model, or an option that is unknown or does not fit.
     """
     one_of("left_shapedirs", left_shapedirs, LEFT_SHAPEDIRS)
     path = resolve_hand_path(path)
@@ -106,13 +102,10 @@ def load_hand_arrays(path: str | Path, *, left_shapedirs: str = "auto") -> HandA
 
 
 def read_mano(path: str | Path) -> dict[str, NDArray[Any]]:
-    """The arrays of a hand model's .pkl or .npz under MANO's names, unchecked.
+    """Unchecked arrays of a hand model's .pkl or .npz under MANO's names, ten shape directions at
+    most; of a pickle only those in `SHAPES`.
 
-    Only `shapedirs` is cut to its first ten directions. Of a pickle, keys outside `SHAPES` are left
-    out (hands_coeffs, bs_style, ...).
-
-    Raises: UnsafePickleError, ValueError: other formats, damaged files, and pickles that name
-        anything but arrays (nothing in them is ever executed).
+    Raises: ValueError for other formats, damaged files, and pickles that name anything but arrays.
     """
     path = Path(path)
     if path.suffix not in (".pkl", ".npz"):
@@ -222,7 +215,7 @@ def _repair_left(arrays: HandArrays, path: Path, left_shapedirs: str) -> HandArr
 
 def _x_equals_the_rights(path: Path, shapedirs: NDArray[np.float64]) -> bool | None:
     """Whether x of a left hand's shape directions is that of the right hand's file beside it; None
-    without such a file, or where its hand is not this one's mirror image."""
+    where its mirror image is not there."""
     name = path.name.replace("LEFT", "RIGHT").replace("left", "right")
     if name == path.name or not path.with_name(name).is_file():
         return None
@@ -236,10 +229,8 @@ def _x_equals_the_rights(path: Path, shapedirs: NDArray[np.float64]) -> bool | N
 
 
 def _x_shrinks_while_the_rest_grows(arrays: HandArrays) -> bool:
-    """Guess from one left hand alone whether x of its shape directions has the wrong sign.
-
-    The first shape direction is size: slopes of displacement on position have one sign.
-    """
+    """Guess whether x has the wrong sign: the first shape direction is size, so that slopes of
+    displacement on position have one sign."""
     position = arrays.v_template - arrays.v_template.mean(axis=0)
     products = (position * arrays.shapedirs[:, :, 0]).sum(axis=0)
     squares = (position**2).sum(axis=0)

@@ -1,8 +1,7 @@
 """Joints of posed hands by the convention of each sample's source.
 
 FreiHAND regresses joints from posed vertices, HO-3D takes those of the kinematic chain, and each
-has its own fingertip vertices; the difference is millimetres. Labels stay as their source wrote
-them; predictions are brought to the source's convention before they are compared.
+has its own fingertips. Predictions are brought to the source's convention before they are compared.
 """
 
 import torch
@@ -34,11 +33,8 @@ class JointConventions(nn.Module):
         self.register_buffer("chain_order", order, persistent=False)
 
     def joints(self, verts_m: Tensor, chain_joints_m: Tensor, convention: Tensor) -> Tensor:
-        """The 21 joints [B, 21, 3] of every sample by its convention, canonical order, from posed
-        vertices [B, V, 3] and chain joints [B, 16, 3] in any frame.
-
-        `convention` [B] int64 are indices into `skeleton.CONVENTION_NAMES`.
-        """
+        """The 21 joints [B, 21, 3] of every sample, canonical order, from posed vertices [B, V, 3]
+        and chain joints [B, 16, 3]; `convention` [B] indexes `skeleton.CONVENTION_NAMES`."""
         by_regressor = self.is_regressed[convention][:, None, None]
         chain = torch.where(by_regressor, self.hand.regress_chain(verts_m), chain_joints_m)
         samples = torch.arange(len(convention), device=convention.device)[:, None]
@@ -52,11 +48,8 @@ class JointConventions(nn.Module):
         camera: CropCamera,
         intrinsics: Intrinsics | None = None,
     ) -> HandState:
-        """An estimate whose joints follow the hand model's own convention, in the samples' ones.
-
-        The root moves with its definition, and camera and root translation with the root, so that
-        every vertex is still seen where it was.
-        """
+        """An estimate's joints in the samples' conventions; camera and root translation move with
+        the root, so that every vertex is still seen where it was."""
         with torch.autocast(convention.device.type, enabled=False):
             verts = state.verts_root_m.float()
             own_joints = state.joints_root_m.float()

@@ -49,9 +49,8 @@ def pose_to_matrices(pose: Tensor) -> Tensor:
 class HandLayer(nn.Module, ABC):
     """MANO-format hand: rotations and shape in, vertices and joints out.
 
-    Rotations are absolute (zero is the flat hand; no mean pose is added) and the first rotates
-    the hand about its wrist, which stays at its rest position plus `transl_m`. Nothing of a hand
-    goes into checkpoints; its `sha256` does.
+    Rotations are absolute (zero is the flat hand) and the first rotates the hand about its rest
+    wrist. Nothing of a hand goes into checkpoints but its `sha256`.
     """
 
     joint_regressor: Tensor
@@ -84,13 +83,8 @@ class HandLayer(nn.Module, ABC):
         return cls(load_hand_arrays(path, left_shapedirs=left_shapedirs))
 
     def forward(self, pose: Tensor, betas: Tensor, transl_m: Tensor | None = None) -> HandMesh:
-        """Pose the hand, in this layer's precision whatever the autocast state.
-
-        `pose` as `pose_to_matrices` takes it, the wrist first; `betas` [B, num_betas]; `transl_m`
-        [B, 3] is added to everything.
-
-        Raises: ValueError on shapes that fit no form.
-        """
+        """Pose the hand, in this layer's precision whatever the autocast state; `pose` as
+        `pose_to_matrices` takes it, `betas` [B, num_betas], `transl_m` [B, 3]."""
         if betas.ndim != 2 or betas.shape[1] != self.num_betas:
             raise ValueError(f"betas must be [B, {self.num_betas}], got {tuple(betas.shape)}")
         with torch.autocast(betas.device.type, enabled=False):
@@ -111,21 +105,16 @@ class HandLayer(nn.Module, ABC):
 
     @abstractmethod
     def _pose(self, rotmats: Tensor, betas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Untranslated mesh, chain and fingertips: [B, 16, 3, 3] and [B, num_betas] to [B, V, 3],
-        [B, 16, 3] and [B, 5, 3] metres."""
+        """Untranslated vertices [B, V, 3], chain [B, 16, 3] and fingertips [B, 5, 3]."""
 
     def regress_chain(self, verts_m: Tensor) -> Tensor:
-        """The 16 chain joints from posed vertices by the joint regressor, as in FreiHAND:
-        [B, V, 3] -> [B, 16, 3] metres."""
+        """The 16 chain joints by the joint regressor: [B, V, 3] -> [B, 16, 3] metres."""
         with torch.autocast(verts_m.device.type, enabled=False):
             return self.joint_regressor.to(verts_m.dtype) @ verts_m
 
 
 class HandModel(HandLayer):
-    """Our own skinning: fast, and needs nothing but the arrays.
-
-    `chunk_size` hands, as many as its cache holds, are skinned at a time on a CPU.
-    """
+    """Our own skinning; a CPU skins `chunk_size` hands at a time, as many as its cache holds."""
 
     template: Tensor
     blendshapes: Tensor
@@ -187,10 +176,8 @@ class HandModel(HandLayer):
 class BlendSkinning(torch.autograd.Function):
     """v = sum_j w_j A_j (template + [betas, features] blendshapes), the vertex axis last.
 
-    Unposed vertices and transforms are saved for the backward pass; the transforms blended for
-    every vertex, three times as much, are made again. There is no second derivative, and torch.func
-    does not see through it. Vertices of `tip_ids` come a second time, without a second gradient of
-    all.
+    Transforms blended for every vertex are made again in the backward pass. There is no second
+    derivative. Vertices of `tip_ids` come a second time, without a second gradient of all.
     """
 
     @staticmethod

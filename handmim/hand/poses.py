@@ -33,11 +33,8 @@ HEEL_RADIUS_M = 0.0045  # of the palm's beads
 
 
 def chain(rotmats: Array, joints: Array) -> tuple[Array, Array]:
-    """Forward kinematics about a wrist that stays where it is.
-
-    Relative rotations [n, 16, 3, 3], wrist first, and rest joints [16, 3] or [n, 16, 3] -> world
-    rotations [n, 16, 3, 3] and posed joints [n, 16, 3].
-    """
+    """Forward kinematics: relative rotations [n, 16, 3, 3], wrist first, and rest joints [16, 3] or
+    [n, 16, 3] to world rotations [n, 16, 3, 3] and posed joints [n, 16, 3]."""
     world, posed = np.empty(rotmats.shape), np.empty(rotmats.shape[:-1])
     rest = np.broadcast_to(joints, posed.shape)
     world[:, 0], posed[:, 0] = rotmats[:, 0], rest[:, 0]
@@ -80,8 +77,8 @@ def least_gaps_m(beads, radii, heel, heel_radius, tips):
 class PoseSampler:
     """Random articulations within the joint limits [16, 3, 2] in which digits keep clear.
 
-    `axes` [16, 3, 3] are unit vectors of flexion, abduction and twist, `joints_m` [16, 3] rest
-    joints, `tips_m` [5, 3] the ends of the digits (index, middle, little, ring, thumb).
+    `axes` [16, 3, 3] are unit vectors of flexion, abduction and twist, `tips_m` [5, 3] ends of
+    digits.
     """
 
     BATCH = 2048  # raw draws at a time
@@ -93,10 +90,8 @@ class PoseSampler:
 
     @classmethod
     def from_arrays(cls, arrays: HandArrays) -> "PoseSampler":
-        """Sampler of a model that carries its joint axes.
-
-        Raises: ValueError when it does not (MANO's own files lack them).
-        """
+        """Sampler of a model that carries its joint axes; ValueError for MANO's own, which lack
+        them."""
         try:
             axes, limits = arrays.extras["axes"], arrays.extras["limits"]
             joints, tips = arrays.extras["J"], arrays.extras["tips"]
@@ -107,8 +102,7 @@ class PoseSampler:
         return cls(axes, joints, tips, limits)
 
     def rotmats(self, angles_deg: Array) -> Array:
-        """[n, 16, 3] degrees of flexion, abduction, twist -> [n, 16, 3, 3], applied twist first;
-        wrist identity."""
+        """[n, 16, 3] degrees to [n, 16, 3, 3], twist applied first; wrist identity."""
         about = rotvec_to_matrix(
             np.radians(angles_deg)[..., None] * self.axes
         )  # [n, 16, 3 kinds, 3, 3]
@@ -155,8 +149,7 @@ class PoseSampler:
         return np.clip(a, self.limits_deg[..., 0], self.limits_deg[..., 1])
 
     def clearance_m(self, rotmats: Array) -> Array:
-        """Least gap between bead chains of different digits and between fingertips and palm: [n]
-        metres."""
+        """Least gap between chains of digits and between fingertips and palm: [n] metres."""
         world, posed = chain(rotmats, self.joints_m)
         beads, radii = [], []
         for k, finger in enumerate(CHAIN_FINGERS):

@@ -1,8 +1,5 @@
-"""Names, orders and indices of a hand's joints.
-
-Canonical order (FreiHAND, OpenPose, COCO hands, MediaPipe): wrist, then thumb, index, middle, ring,
-little, each from base to tip.
-"""
+"""Names, orders and indices of a hand's joints: wrist, then thumb, index, middle, ring, little,
+each from base to tip (FreiHAND, OpenPose, COCO hands, MediaPipe)."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -100,10 +97,7 @@ CONVENTION_NAMES = tuple(JOINT_CONVENTIONS)
 
 
 def joint_order(source: str, target: str) -> tuple[int, ...]:
-    """Indices with `target[i] = source[order[i]]`, for points[..., order, :].
-
-    Raises: ValueError listing the orders there are.
-    """
+    """Indices with `target[i] = source[order[i]]`; ValueError listing the orders there are."""
     for name in (source, target):
         if name not in SKELETONS:
             raise ValueError(f"no joint order {name!r}; there are {sorted(SKELETONS)}")

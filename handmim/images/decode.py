@@ -1,9 +1,5 @@
-"""Image files to RGB: JPEGs quickly and, for a small crop, at a smaller scale; other formats by
-`handmim.images.formats`.
-
-JPEGs go through libjpeg-turbo where simplejpeg is installed (pip install handmim[fast]): quicker
-than OpenCV, with the same pixels.
-"""
+"""Image files to RGB: JPEGs quickly and, for a small crop, at a smaller scale, by libjpeg-turbo
+where simplejpeg is installed, with the pixels of OpenCV; others by `handmim.images.formats`."""
 
 import os
 import stat
@@ -122,9 +118,7 @@ def decode_image(
     """Pixels [H, W, 3] uint8 of an image file of any format, EXIF rotation applied.
 
     `side` and `fit` are those of the square crop that will be made of it (`crops.square`); None
-    gives all pixels. A file with more than `max_megapixels` is refused before they are decoded.
-
-    Raises: UnreadableImage.
+    gives all pixels. Raises: UnreadableImage, also for more than `max_megapixels`.
     """
     kind = format_of(raw)
     try:
@@ -171,10 +165,7 @@ def read_image(
     *,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> ImageArray:
-    """`decode_image` of a file. FIFOs, devices and links to them are never opened.
-
-    Raises: UnreadableImage.
-    """
+    """`decode_image` of a file; FIFOs, devices and links to them are never opened."""
     raw = read_bytes(path, max_megapixels)
     return decode_image(raw, path, side, fit, max_megapixels=max_megapixels)
 
@@ -182,8 +173,7 @@ def read_image(
 def read_bytes(path: str | Path, max_megapixels: float = MAX_MEGAPIXELS) -> bytes:
     """An image file's content; the rest of a file that does not begin as an image is left unread.
 
-    Raises: UnreadableImage for what is no regular file, cannot be opened, or is larger than an
-        image of `max_megapixels` can be.
+    Raises: UnreadableImage for no regular file, or a larger one than `max_megapixels` can have.
     """
     try:
         facts = os.stat(path)
@@ -209,8 +199,7 @@ def check_file_size(size: int, max_megapixels: float, name: str | Path) -> None:
 
 
 def not_too_long(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The centre of an image whose longer side is above `MAX_ASPECT` times the shorter: scaled to
-    its shorter side it would need that much more memory."""
+    """The centre of an image whose longer side is above `MAX_ASPECT` times the shorter."""
     height, width = image.shape[:2]
     most = MAX_ASPECT * min(height, width)
     top, left = max(0, (height - most) // 2), max(0, (width - most) // 2)
@@ -225,8 +214,7 @@ def read_rgb(path: Path) -> ImageArray | None:
 
 
 def image_head(path: Path) -> tuple[int, int, int] | None:
-    """Stored width and height, before any rotation, and EXIF orientation (1 = as stored); None
-    where the file is no image, or its size is not in its head."""
+    """Stored width, height and EXIF orientation (1 = as stored); None where a file has none."""
     try:
         if not path.is_file():  # opening a pipe would wait forever
             return None

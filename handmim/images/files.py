@@ -89,11 +89,9 @@ class ImageTree:
 
 def find_images(root: Path, exclude: Sequence[str] = (), *, with_runs: bool = False) -> ImageTree:
     """All image files below a folder, by ending in any case; every folder is visited once, links
-    are followed, names that begin with a dot left out.
+    are followed, names that begin with a dot left out, FIFOs, devices and sockets never opened.
 
-    FIFOs, devices, sockets, and links to them are named and never opened. `exclude` are patterns of
-    relative paths, such as "evaluation/*"; `with_runs` also takes the images of training runs.
-
+    `exclude` are patterns of relative paths; `with_runs` takes the images of training runs too.
     Raises: ValueError when there is no folder or no image.
     """
     if not os.path.isdir(root):

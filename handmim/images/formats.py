@@ -1,7 +1,6 @@
 """Image files other than JPEG as 8-bit RGB: format, size before any pixel is decoded, pixels.
 
-OpenCV decodes where it keeps all channels and bits, Pillow elsewhere. Of several images in a file
-the first one counts.
+OpenCV decodes where it keeps all channels and bits, Pillow elsewhere; the first image counts.
 """
 
 import io
@@ -95,10 +94,8 @@ def format_of(raw: bytes) -> str | None:
 
 
 def tiff_tag(tiff: bytes, number: int) -> int | None:
-    """A number in the first directory of a TIFF file, or of EXIF data, which have the same form.
-
-    Raises: struct.error for a directory beyond the end.
-    """
+    """A number in the first directory of a TIFF file, or of EXIF data, which have the same form;
+    struct.error for a directory beyond the end."""
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
         return None
@@ -150,11 +147,8 @@ def stored_numbers(raw: bytes) -> NDArray[np.generic] | None:
 
 
 def decoded(raw: bytes, name: str, max_megapixels: float) -> Rgb:
-    """Pixels [H, W, 3] uint8 of a file of a format in `HEADERS`, EXIF rotation applied; transparent
-    areas are grey.
-
-    Raises: ValueError with the reason why it cannot be read.
-    """
+    """Pixels [H, W, 3] uint8 of a file of a format in `HEADERS`, EXIF rotation applied, transparent
+    areas grey; ValueError with the reason why it cannot be read."""
     try:
         header: ImageFile | None = HEADERS[name](io.BytesIO(raw))
     except DecompressionBombError as error:
@@ -222,11 +216,8 @@ def _pixels(raw: bytes, name: str, header: ImageFile | None) -> NDArray[np.gener
 
 
 def flattened(pixels: NDArray[np.generic]) -> Rgb:
-    """Pixels [H, W], or [H, W, C] with C = 1, 2 (grey, alpha), 3 or 4 (RGB, alpha), of any number
-    type as [H, W, 3] uint8, transparent areas in mid-grey; an alpha of zeros alone is ignored.
-
-    Raises: ValueError for another number of channels.
-    """
+    """Pixels [H, W] or [H, W, 1 to 4] of any number type as [H, W, 3] uint8, transparent areas in
+    mid-grey; an alpha of zeros alone is ignored."""
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     channels = pixels.shape[-1]
     if channels not in (1, 2, 3, 4):
@@ -246,15 +237,10 @@ def flattened(pixels: NDArray[np.generic]) -> Rgb:
 def eight_bit(values: NDArray[np.generic], *, full_range: bool = False) -> NDArray[np.uint8]:
     """Values of any number type as 0 .. 255, scaled by the range that the image uses.
 
-    Integers from 0 on are scaled by the smallest range of `DEPTHS` bits that holds the maximum: a
-    photo of 16 bits by 65535, one of a 12-bit sensor by 4095. Floats from 0 on are scaled by 1
-    where the maximum is at most 1, by 255 where it is above `NARROW`. All others, and values which
-    lie close together (`NARROW`), are stretched from their minimum to their maximum.
-
-    Dead and hot pixels do not count: the maximum is taken below a gap of a factor `HOT` among the
-    brightest `OUTLIERS`; values lie close together, or below 0, without the `OUTLIERS` of both
-    ends. Values that are not finite count as the minimum. `full_range`, for alpha, scales by the
-    range of the type.
+    Integers from 0 on are scaled by the smallest range of `DEPTHS` bits that holds the maximum,
+    floats by 1 or, above `NARROW`, by 255; all others, and values that lie close together
+    (`NARROW`), are stretched. Dead and hot pixels (`HOT`, `OUTLIERS`) do not count, values that are
+    not finite count as the minimum. `full_range`, for alpha, scales by the range of the type.
     """
     if values.dtype == np.uint8:
         return np.ascontiguousarray(values, np.uint8)

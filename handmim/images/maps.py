@@ -1,8 +1,5 @@
-"""Masks, depth maps and segmentation maps among images, recognised by their pixels and names.
-
-Images are judged in groups, of which a few are decoded: those of one folder, one ending, one word
-for a map in their names (`0001_mask.png`), and one affix beside others (`0001.png`, `0001_m.png`).
-"""
+"""Masks, depth maps and segmentation maps among images, recognised by their pixels and names in
+groups of one folder, ending, word (`0001_mask.png`) and affix (`0001.png`, `0001_m.png`)."""
 
 import os
 import re
@@ -91,10 +88,8 @@ def find_maps(
     *,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> dict[str, list[str]]:
-    """Relative paths of images that are masks or maps rather than photos, by kind.
-
-    `read` gives the content of a file; images above `max_megapixels` are not decoded.
-    """
+    """Relative paths of images that are maps rather than photos, by kind; `read` gives the content
+    of a file, of which a few of each group are decoded."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     for group, members in groups_of(names).items():
         if len(members) < FEW and not group.word:
@@ -116,11 +111,8 @@ def find_maps(
 
 
 def kind_of(image: NDArray[np.uint8], numbers: Array | None = None, *, is_lossy: bool) -> str:
-    """Kind of an RGB image [H, W, 3]: a photo, or a kind of map.
-
-    `numbers` [H, W] are those of a file that stores one per pixel, before they are scaled for the
-    eye; `is_lossy` formats change single values.
-    """
+    """Kind of an RGB image [H, W, 3]: a photo, or a kind of map. `numbers` [H, W] are those that
+    the file stores before they are scaled for the eye; `is_lossy` formats change single values."""
     height, width = image.shape[:2]
     rows = image[:: -(-height // SIDE), :: -(-width // SIDE)]
     grid = rows.reshape(-1, 3)

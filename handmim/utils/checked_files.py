@@ -1,9 +1,5 @@
-"""Files whose changed or missing bytes are refused: a trailer with a CRC-32 behind binary content,
-a field in JSON.
-
-CRC-32 finds every change of up to 32 bits in a row and others but for one in 4e9; it is the
-quickest checksum of Python's library (2.2 GB/s where SHA-256 has 1.1).
-"""
+"""Files whose changed or missing bytes are refused: a CRC-32 in a trailer of binary files or in a
+field of JSON (2.2 GB/s where SHA-256 has 1.1)."""
 
 import json
 import math
@@ -30,10 +26,8 @@ BAD_HEADER = (ValueError, EOFError, SyntaxError, TokenError, RecursionError, Mem
 class CheckedWriter:
     """A new binary file, written in order, whose context ends with a trailer.
 
-    On a full disk the rest is only counted: torch.save reports a failed write as a fault of its
-    own.
-
-    Raises: FullDiskError at the end of the context.
+    On a full disk the rest is counted for the FullDiskError at the end: torch.save reports a failed
+    write as a fault of its own.
     """
 
     def __init__(self, path: Path) -> None:
@@ -81,10 +75,7 @@ class CheckedWriter:
 
 
 def has_trailer(path: Path) -> bool:
-    """Whether a file ends in the trailer of its own content; False without a trailer.
-
-    Raises: ValueError for a file whose content differs from its trailer.
-    """
+    """Whether a file ends in the trailer of its own content; ValueError for that of another."""
     with path.open("rb") as file:
         size = file.seek(0, 2) - TRAILER.size
         if size < 0:
@@ -112,10 +103,8 @@ def with_crc(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_crc(content: dict[str, Any], name: str) -> dict[str, Any]:
-    """Content of `with_crc` as it was; content without a checksum is returned as it is.
-
-    Raises: ValueError naming its source where it is not what was written.
-    """
+    """Content of `with_crc`, or without a checksum, as it was; ValueError naming its source where
+    it is not what was written."""
     rest = {key: value for key, value in content.items() if key != FIELD}
     if FIELD in content and content[FIELD] != _crc_of(rest):
         raise ValueError(f"{name} is damaged: its content is not what was written")
@@ -127,10 +116,7 @@ def _crc_of(content: dict[str, Any]) -> int:
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:
-    """Write a .npy file and its trailer, which numpy's own reader passes over; whole or not at all.
-
-    Raises: OSError.
-    """
+    """Write a .npy file and its trailer, which numpy's reader passes over; whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path.parent, name=path.name)
     with atomic_path(path) as partial, CheckedWriter(partial) as file:
@@ -138,20 +124,16 @@ def save_array(path: Path, array: NDArray[Any]) -> None:
 
 
 def check_array(path: Path) -> None:
-    """Compare a file of `save_array` with its trailer: half a second per gigabyte.
-
-    Raises: ValueError for another content or none; FileNotFoundError.
-    """
+    """Compare a file of `save_array` with its trailer, half a second per gigabyte; ValueError for
+    another content or none."""
     if not has_trailer(path):
         raise ValueError(f"{path} is damaged: its checksum is missing at its end")
 
 
 def open_array(path: Path, item_shape: tuple[int, ...], dtype: DTypeLike) -> np.memmap[Any, Any]:
-    """Memory map [n, *item_shape], read only, of a .npy file in C order; its header is believed
-    only as far as the file reaches.
+    """Memory map [n, *item_shape], read only, of a .npy file in C order.
 
-    Raises: FileNotFoundError; ValueError for a file that is empty, cut off or no .npy, or holds
-        another shape or type.
+    Raises: ValueError for a file that is empty, cut off or no .npy, or holds another shape or type.
     """
     size = path.stat().st_size
     wanted = f"an array of shape (n, {', '.join(map(str, item_shape))}) and type {np.dtype(dtype)}"

@@ -59,8 +59,8 @@ class FullDiskError(OSError):
 
 
 class UnreadableSample(ValueError):  # noqa: N818  named for what it stands for, as its kinds
-    """A sample that cannot be read or used, by its file (and entry in it) and the reason; training
-    may take another one in its place."""
+    """A sample that cannot be read or used, by its file and the reason; training may take
+    another."""
 
     def __init__(self, path: str | Path, reason: str = "") -> None:
         super().__init__(str(path), reason)
@@ -82,11 +82,9 @@ def atomic_path(
     """A path to write to, which replaces `path` once it is whole; after an error the previous file
     is there unchanged.
 
-    `sync` waits until the disk has the content; `beside` is a folder of the same disk that keeps
-    the partial file.
-
-    Raises: OSError for a full disk, with the path and the bytes that are needed and free, and for
-        a `path` that is no regular file.
+    `sync` waits until the disk has the content; `beside` is another folder of the same disk for the
+    partial file. Raises: OSError for a full disk, with the bytes that are needed and free, and for
+    a `path` that is no regular file.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -126,11 +124,8 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def reserve(path: Path) -> None:
-    """Claim the disk for a file that is filled through a memory map: a disk that is full then would
-    kill the process.
-
-    Raises: OSError for a full disk, with the bytes that are needed and free.
-    """
+    """Claim the disk for a file that is filled through a memory map, where a full disk would kill
+    the process; OSError as of `atomic_path`."""
     if not hasattr(os, "posix_fallocate"):
         return
     try:
@@ -158,10 +153,8 @@ def _full(path: Path, partial: Path, error: OSError) -> OSError:
 
 
 def remove_leftovers(folder: Path, *, name: str | None = None, is_locked: bool = False) -> None:
-    """Delete partial files in a folder, of all files or of one, whose processes have ended.
-
-    In a locked folder nobody else writes, so that a process of the same number is another one.
-    """
+    """Delete partial files in a folder, of all files or of one, whose processes have ended; where
+    it is locked, also those of a process of the same number."""
     for path in folder.iterdir() if folder.is_dir() else ():
         found = PARTIAL.fullmatch(path.name)
         if found is None or path.is_symlink() or not path.is_file():
@@ -207,10 +200,8 @@ class FolderLock:
 
 
 def lock_folder(folder: Path, name: str = LOCK) -> FolderLock:
-    """Lock a folder for this process by a file in it, as long as the returned object lives.
-
-    The folder is made where it is missing; what dead processes left over in it is removed. Parts of
-    one process share a lock.
+    """Lock a folder, made where it is missing, for this process as long as the object lives; parts
+    of a process share it. What dead processes left over is removed.
 
     Raises: FolderBusyError naming the owner.
     """
@@ -283,10 +274,8 @@ def put_aside(folder: Path) -> None:
 
 
 def foreign_kind(head: bytes) -> str | None:
-    """What begins with these bytes, as text that follows the file's name ("is an HTML page ...").
-
-    Returns: None for bytes of no known kind.
-    """
+    """What begins with these bytes, as text that follows the file's name ("is an HTML page ...");
+    None for no known kind."""
     head = head[:KIND_BYTES]
     if not head:
         return "is empty (0 bytes): its download or copy did not start"

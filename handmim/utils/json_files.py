@@ -41,10 +41,7 @@ def read_json(path: str | Path, *, max_mb: float = MAX_MB, option: str = "") -> 
 
 
 def read_object(path: str | Path, *, needs: Sequence[str] = ()) -> dict[str, Any]:
-    """Read a JSON file that holds an object with some keys.
-
-    Raises: as `read_json`; ValueError for anything else than an object with these keys.
-    """
+    """Read a JSON object with some keys; ValueError for anything else."""
     content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, an object is required")
@@ -55,10 +52,7 @@ def read_object(path: str | Path, *, needs: Sequence[str] = ()) -> dict[str, Any
 
 
 def parse_json(raw: bytes, name: str) -> Any:
-    """Parse JSON text in UTF-8, UTF-16 or UTF-32.
-
-    Raises: ValueError for anything else, with the name of its source, line and column.
-    """
+    """Parse JSON text in UTF-8, UTF-16 or UTF-32; ValueError with the name of its source."""
     if not raw.strip():
         raise ValueError(f"{name} is empty, JSON is required")
     was_enabled = gc.isenabled()
@@ -83,10 +77,10 @@ def parse_json(raw: bytes, name: str) -> Any:
 
 
 def parse_numbers(text: bytes) -> NDArray[np.float64]:
-    """Numbers [n] of a JSON list, nested or not, or of a part of one; brackets are not checked.
+    """Float64 numbers [n] of a JSON list or a part of one; brackets are not checked.
 
-    NaN and Infinity are numbers; the integer -0 is 0, as in `json`. Raises: ValueError for anything
-    but numbers with a comma between any two.
+    NaN and Infinity are numbers; the integer -0 may be 0, as in `json`. ValueError for other
+    content.
     """
     flat = text.translate(_BLANK_BRACKETS)
     try:

@@ -1,7 +1,5 @@
-"""numba's `njit`, whose machine code is kept by a hash of all kernels' sources.
-
-numba compares only the file of a kernel with its cached code, not those of kernels it calls.
-"""
+"""numba's `njit`, whose machine code is kept by a hash of all kernels' sources: numba compares the
+file of a kernel, not those of kernels that it calls."""
 
 import hashlib
 import os

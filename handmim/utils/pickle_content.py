@@ -1,5 +1,4 @@
-"""Values that a pickle may make: what it calls is only noted, and made here in proportion to the
-file's size."""
+"""Values that a pickle may make: its calls are noted, and made here in proportion to the file."""
 
 import math
 import re
@@ -27,10 +26,8 @@ class UnsafePickleError(ValueError):
 
 
 class Record:
-    """Inert stand-in for an object; one subclass per foreign class.
-
-    `args` are those of its class, `state` is what it would have been restored from.
-    """
+    """Inert stand-in for an object of a foreign class: what the class would have been called with,
+    and the state that it would have been restored from."""
 
     args: tuple[Any, ...]
     state: Any
@@ -67,10 +64,8 @@ def _shown(value: Any) -> str:
 
 
 class Maker:
-    """Makes the values that a pickle notes, in proportion to the file's size in bytes.
-
-    Types, shapes and sizes of arrays are checked before numpy takes any of them.
-    """
+    """Makes what a pickle notes, in proportion to the file's size; arrays are checked before numpy
+    takes their types, shapes and sizes."""
 
     def __init__(self, file_size: int) -> None:
         self.file_size, self.spent, self.num_forgeable_keys = file_size, 0, 0
@@ -78,10 +73,7 @@ class Maker:
         self.done: dict[int, tuple[Any, Any, int]] = {}  # by id: node, its value, bytes spent
 
     def spend(self, num_bytes: int) -> None:
-        """Count bytes that are about to be made or gone over.
-
-        Raises: UnsafePickleError for more than the file may make.
-        """
+        """Count bytes that are about to be made or gone over; UnsafePickleError for too many."""
         self.spent += num_bytes
         if self.spent > self.limit:
             raise UnsafePickleError(
@@ -89,8 +81,8 @@ class Maker:
             )
 
     def value(self, node: Any) -> Any:
-        """The value that a node stands for. One that is referred to again is spent again: it is
-        small as it stands, and may be gigabytes when written out."""
+        """The value of a node. What is referred to again is spent again: it may be gigabytes when
+        written out."""
         self.spend(SLOT)
         if isinstance(node, (str, bytes, bytearray)):
             self.spend(len(node))

@@ -1,8 +1,5 @@
-"""Processes: exit codes, programs that end with this one, and what a launcher started.
-
-Launchers are known by their environment variables, as Fabric reads them. Nothing heavy is imported,
-since every entry point needs this.
-"""
+"""Processes: exit codes, programs that end with this one, and launchers, as Fabric knows them by
+their environment. Nothing heavy is imported, since every entry point needs this."""
 
 import os
 import signal
@@ -104,10 +101,8 @@ def is_first() -> bool:
 
 
 def launched() -> Launched | None:
-    """What the launcher of this process says; None where no launcher is known.
-
-    Raises: ValueError for nodes with different numbers of processes.
-    """
+    """What the launcher of this process says; None where none is known. ValueError for nodes with
+    different numbers of processes."""
     # torchrun first, as in Fabric: it is also started inside Slurm's jobs.
     if "TORCHELASTIC_RUN_ID" in os.environ:
         total, per_node = _number("WORLD_SIZE"), _number("LOCAL_WORLD_SIZE")
@@ -139,11 +134,10 @@ def _number(name: str) -> int:
 
 
 def devices_of(devices: Any, num_nodes: int) -> tuple[Any, int]:
-    """Devices per node and number of nodes of a run, the launcher's where the settings, as Fabric
-    takes them, are open.
+    """Devices per node and number of nodes, the launcher's where the settings are open.
 
     Raises: ValueError for settings that the launcher contradicts, and for several processes of a
-        launcher that Fabric does not know.
+    launcher that Fabric does not know.
     """
     found = launched()
     total = 1 if found is None else found.per_node * found.num_nodes
@@ -200,10 +194,7 @@ def _refuse_others(devices: Any, num_nodes: int) -> None:
 
 
 def require_one_process(name: str) -> None:
-    """Refuse to run a tool in several processes, each of which would write the same files.
-
-    Raises: ValueError.
-    """
+    """Refuse to run a tool in several processes, each of which would write the same files."""
     found = launched()
     if found is not None and (total := found.per_node * found.num_nodes) > 1:
         raise ValueError(

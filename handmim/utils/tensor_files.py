@@ -1,7 +1,6 @@
 """Files of tensors: of torch.save and safetensors, ours or foreign; nothing in a file is executed.
 
-Our files of safetensors carry a digest of their own bytes, which every reader may check: `sha256`
-in the metadata is the digest of the whole file with zeros in its place.
+Metadata `sha256` of our safetensors is the digest of the file with zeros in its place.
 """
 
 import hashlib
@@ -41,13 +40,11 @@ OBJECT = re.compile(r"(?:GLOBAL|class|function|type) ([\w.<>']*\w+\.[\w.]+)")
 def read_torch(
     path: Path, what: str, *, map_location: Any = "cpu", allow: Sequence[Any] = ()
 ) -> Any:
-    """Read an existing file of torch.save; nothing in it is executed.
+    """Read an existing file of torch.save ("a checkpoint" and such in messages).
 
-    `what` names the file in messages ("a checkpoint"); `allow` are classes of plain values that may
-    stand beside tensors, or (class, name in the file).
-
-    Raises: ValueError naming the file, for another kind of file, a damaged one, one of ours with
-        another content than was written, and one with objects in it.
+    `allow` are classes of plain values that may stand beside tensors, or (class, name in the file).
+    Raises: ValueError naming a file that is foreign, damaged, not what was written or holds
+    objects.
     """
     if not path.is_file():
         raise ValueError(f"{path} is no regular file, {what} is required")
@@ -103,8 +100,7 @@ def _first_line(error: Exception) -> str:
 
 
 def no_tensors(path: Path) -> str | None:
-    """What a file is that holds neither a PyTorch pickle nor safetensors, as `foreign_kind`; None
-    for a file that may hold tensors, and for bytes of no known kind."""
+    """What a file is that holds no tensors, as `foreign_kind`; None for one that may."""
     with path.open("rb") as file:
         head = file.read(KIND_BYTES)
     if head.strip(b"\0") and is_safetensors(path):
@@ -144,8 +140,7 @@ def _zip_kind(path: Path) -> str | None:
 def save_weights(weights: Mapping[str, Tensor], path: Path, meta: Mapping[str, str]) -> None:
     """Write tensors and text metadata whole or not at all, with a digest in the metadata.
 
-    Raises: OSError for a full disk, with the bytes that are needed and free; ValueError for weights
-        that are not finite.
+    Raises: OSError for a full disk; ValueError for weights that are not finite.
     """
     bad = [name for name, value in weights.items() if not bool(value.isfinite().all())]
     if bad:
@@ -166,10 +161,7 @@ def save_weights(weights: Mapping[str, Tensor], path: Path, meta: Mapping[str, s
 
 
 def check_weights(path: Path) -> None:
-    """Compare a file of `save_weights` with its digest; files of others have none.
-
-    Raises: ValueError for another content than was written.
-    """
+    """Compare a file of `save_weights` with its digest; ValueError for another content."""
     with path.open("rb") as file:
         header = _header(file)
         try:

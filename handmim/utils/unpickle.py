@@ -67,10 +67,8 @@ class _CountedHandlers(Handlers):
 
 
 class _Reader(pickle._Unpickler):
-    """Python's own reader in Python, which hashes no key and calls nothing but stand-ins.
-
-    `names` are the classes that the pickle may name, by module and name.
-    """
+    """Python's own reader, which here hashes no key and calls nothing but the stand-ins of
+    `names`."""
 
     dispatch: ClassVar[Handlers] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
@@ -147,10 +145,8 @@ class _Part(Record):
 
 
 class _TorchReader(_Reader):
-    """Follows a checkpoint's pickle as torch's reader does, which has no bounds, and keeps nothing.
-
-    torch decides which names are admitted; keys are checked before anything hashes them.
-    """
+    """Follows a checkpoint's pickle as torch's reader does, which has no bounds, and keeps
+    nothing."""
 
     def __init__(self, data: bytes, file_size: int) -> None:
         bound = min(FREE_OPCODES + file_size // 4, 10 * MAX_OPCODES)
@@ -183,13 +179,10 @@ class _TorchReader(_Reader):
 
 
 def check_torch_pickle(data: bytes, file_size: int) -> None:
-    """Follow the pickles of a checkpoint within bounds, before torch reads them without.
+    """Follow the pickles that checkpoint data begins with (several before zip archives) within
+    bounds by the file's size, before torch reads them without.
 
-    `data` begins with them: one, or several of the format before zip archives. The file's size in
-    bytes bounds its instructions.
-
-    Raises: UnsafePickleError for more instructions or keys than checkpoints have; others of
-        `DAMAGE`.
+    Raises: UnsafePickleError for too many instructions or keys; others of `DAMAGE`.
     """
     reader = _TorchReader(data, file_size)
     if reader.load() == TORCH_MAGIC:
@@ -200,16 +193,13 @@ def check_torch_pickle(data: bytes, file_size: int) -> None:
 def load_pickle(
     path: str | Path, allowed: Mapping[tuple[str, str], type[Record]] | None = None
 ) -> Any:
-    """Read a pickle of numbers, text (Latin-1 of Python 2), containers and numpy arrays.
-
-    `allowed` are further classes by exact (module, name), each with the `Record` that stands for
-    its objects in what is returned.
+    """Read a pickle of numbers, text (Latin-1 of Python 2), containers and numpy arrays, and of
+    objects of `allowed` classes by exact (module, name), as records.
 
     Raises: UnsafePickleError (a ValueError) naming what the file requires beyond that, before any
-        of it has run: classes and functions, far more content than the file has bytes, keys that
-        are more than plain values and flat tuples of them, more than `MAX_OPCODES` instructions;
-        ValueError for a file that is no pickle, cut short, damaged or larger than `MAX_BYTES`;
-        OSError.
+    of it has run: classes and functions, more content than the file has, keys that are no plain
+    values, `MAX_OPCODES` instructions; ValueError for a damaged or larger file than `MAX_BYTES`;
+    OSError.
     """
     path = Path(path)
     if path.exists() and not path.is_file():

@@ -25,12 +25,12 @@ class JointConventions(nn.Module):
         super().__init__()
         self.hand = hand
         own, known = hand.arrays.tip_ids, JOINT_CONVENTIONS.values()
-        tips = torch.tensor([own if c.tip_verts is None else c.tip_verts for c in known])
-        self.register_buffer("tip_verts", tips, persistent=False)
-        regressed = torch.tensor([c.regressed for c in known])
-        self.register_buffer("is_regressed", regressed, persistent=False)
-        order = torch.tensor(CHAIN_FROM_CANONICAL)
-        self.register_buffer("chain_order", order, persistent=False)
+        for name, values in {
+            "tip_verts": [own if c.tip_verts is None else c.tip_verts for c in known],
+            "is_regressed": [c.regressed for c in known],
+            "chain_order": CHAIN_FROM_CANONICAL,
+        }.items():
+            self.register_buffer(name, torch.tensor(values), persistent=False)
 
     def joints(self, verts_m: Tensor, chain_joints_m: Tensor, convention: Tensor) -> Tensor:
         """The 21 joints [B, 21, 3] of every sample, canonical order, from posed vertices [B, V, 3]

@@ -32,14 +32,13 @@ class HandMesh(NamedTuple):
 def pose_to_matrices(pose: Tensor) -> Tensor:
     """Rotations of the 16 joints to matrices [B, 16, 3, 3], from axis-angle [B, 48] or [B, 16, 3]
     radians, matrices or 6D [B, 16, 6]."""
-    if pose.shape[-3:] == (16, 3, 3):
-        return pose
     if pose.ndim == 2 and pose.shape[-1] == 48:
         pose = pose.unflatten(-1, (16, 3))
-    if pose.ndim == 3 and pose.shape[-2:] == (16, 3):
-        return axis_angle_to_matrix(pose)
-    if pose.ndim == 3 and pose.shape[-2:] == (16, 6):
-        return rot6d_to_matrix(pose)
+    form = tuple(pose.shape[1:])
+    if form == (16, 3, 3):
+        return pose
+    if form in ((16, 3), (16, 6)):
+        return axis_angle_to_matrix(pose) if form == (16, 3) else rot6d_to_matrix(pose)
     raise ValueError(
         "pose must be axis-angle [B, 48] or [B, 16, 3], matrices [B, 16, 3, 3] or 6D [B, 16, 6],"
         f" got {tuple(pose.shape)}"

@@ -93,19 +93,14 @@ class PoseSampler:
         """Sampler of a model that carries its joint axes; ValueError for MANO's own, which lack
         them."""
         try:
-            axes, limits = arrays.extras["axes"], arrays.extras["limits"]
-            joints, tips = arrays.extras["J"], arrays.extras["tips"]
+            return cls(*(arrays.extras[key] for key in ("axes", "J", "tips", "limits")))
         except KeyError as error:
-            raise ValueError(
-                f"{arrays.name} has no {error}: poses are sampled for the stand-in"
-            ) from None
-        return cls(axes, joints, tips, limits)
+            text = f"{arrays.name} has no {error}: poses are sampled for the stand-in"
+            raise ValueError(text) from None
 
     def rotmats(self, angles_deg: Array) -> Array:
         """[n, 16, 3] degrees to [n, 16, 3, 3], twist applied first; wrist identity."""
-        about = rotvec_to_matrix(
-            np.radians(angles_deg)[..., None] * self.axes
-        )  # [n, 16, 3 kinds, 3, 3]
+        about = rotvec_to_matrix(np.radians(angles_deg)[..., None] * self.axes)  # [n, 16, 3, 3, 3]
         return about[:, :, 0] @ about[:, :, 1] @ about[:, :, 2]
 
     def angles(self, num: int, rng: np.random.Generator) -> Array:

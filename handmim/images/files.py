@@ -31,10 +31,6 @@ LABELLED = (  # files and folders of a labelled dataset, its name, how it is rea
     ({"train.txt", "evaluation.txt", "evaluation"}, "HO-3D", "data=ho3d_v3 or data=ho3d_v2"),
 )
 EVALUATION = "evaluation"  # their folder of images that are scored
-RUN, NOT_REGULAR, LINK, FOLDER, SYSTEM = (
-    "output of a run", "no regular file", "broken link", "folder that cannot be opened",
-    "folder of the system",
-)  # fmt: skip
 
 
 class Benchmark(NamedTuple):
@@ -69,12 +65,9 @@ class ImageTree:
 
     def account(self) -> str | None:
         """What was left out in one line; None where nothing was."""
-        parts = [
-            f"{count} x {ending}{_hint(ending)}" for ending, count in self.endings.most_common()
-        ]
-        parts += [
-            f"{len(names)} x {why}: {shown(names, 3)}" for why, names in self.left_out.items()
-        ]
+        parts = [f"{num} x {ending}{_hint(ending)}" for ending, num in self.endings.most_common()]
+        for reason, names in self.left_out.items():
+            parts.append(f"{len(names)} x {reason}: {shown(names, 3)}")
         if not parts:
             return None
         number = self.endings.total() + sum(map(len, self.left_out.values()))
@@ -112,7 +105,7 @@ def find_images(root: Path, exclude: Sequence[str] = (), *, with_runs: bool = Fa
         folders.extend(inner)
         links.extend(linked)
         if found and not with_runs and is_run(root / prefix):
-            tree.note(RUN, found)
+            tree.note("output of a run", found)
         else:
             tree.names.extend(found)
     tree.names.sort()
@@ -132,7 +125,7 @@ def _visit(tree: ImageTree, prefix: str) -> tuple[list[str], list[str], list[str
         with os.scandir(os.path.join(tree.root, prefix)) as listed:
             entries = sorted(listed, key=lambda entry: entry.name)
     except OSError:
-        tree.note(FOLDER, [prefix or "."])
+        tree.note("folder that cannot be opened", [prefix or "."])
         return images, folders, links
     for entry in entries:
         name, ending = entry.name, os.path.splitext(entry.name)[1].lower()
@@ -142,7 +135,7 @@ def _visit(tree: ImageTree, prefix: str) -> tuple[list[str], list[str], list[str
         if odd is not None:
             tree.note(odd, [path])
         elif entry.is_dir() and name.lower() in SERVICE:
-            tree.note(SYSTEM, [path])
+            tree.note("folder of the system", [path])
         elif entry.is_dir():
             (links if entry.is_symlink() else folders).append(path)
         elif ending in ENDINGS:
@@ -160,7 +153,8 @@ def _oddity(entry: os.DirEntry[str]) -> str | None:
     with suppress(OSError):  # a loop of links
         if entry.is_dir() or entry.is_file():
             return None
-    return LINK if entry.is_symlink() and not os.path.exists(entry.path) else NOT_REGULAR
+    is_broken = entry.is_symlink() and not os.path.exists(entry.path)
+    return "broken link" if is_broken else "no regular file"
 
 
 def _labelled(names: set[str]) -> tuple[str, str] | None:

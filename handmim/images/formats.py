@@ -13,16 +13,8 @@ from contextlib import suppress
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL.AvifImagePlugin import AvifImageFile
-from PIL.BmpImagePlugin import BmpImageFile
-from PIL.GifImagePlugin import GifImageFile
-from PIL.Image import MAX_IMAGE_PIXELS, DecompressionBombError
+from PIL import Image
 from PIL.ImageFile import ImageFile
-from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
-from PIL.PngImagePlugin import PngImageFile
-from PIL.PpmImagePlugin import PpmImageFile
-from PIL.TiffImagePlugin import TiffImageFile
-from PIL.WebPImagePlugin import WebPImageFile
 
 Rgb = NDArray[np.uint8]  # [H, W, 3]
 
@@ -47,16 +39,7 @@ PATTERNS = (  # format, offset, first bytes
     *(("TIFF", 0, mark) for mark in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
     *(("PPM", 0, b"P%d" % number) for number in range(1, 7)),
 )
-HEADERS: dict[str, Callable[[io.BytesIO], ImageFile]] = {
-    "PNG": PngImageFile,
-    "WEBP": WebPImageFile,
-    "GIF": GifImageFile,
-    "AVIF": AvifImageFile,
-    "JPEG2000": Jpeg2KImageFile,
-    "BMP": BmpImageFile,
-    "TIFF": TiffImageFile,
-    "PPM": PpmImageFile,
-}
+LOSSLESS = ("PNG", "TIFF", "BMP", "PPM", "GIF")
 BY_PILLOW = ("GIF", "AVIF")  # OpenCV reads them in some builds only
 ORIENTATION, WIDTH, HEIGHT = 0x0112, 0x0100, 0x0101  # tags
 ORIENTED: dict[int, Callable[[Rgb], Rgb]] = {
@@ -70,7 +53,7 @@ ORIENTED: dict[int, Callable[[Rgb], Rgb]] = {
 }
 DAMAGES = (
     OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, EOFError,
-    struct.error, zlib.error, cv2.error,
+    struct.error, zlib.error, cv2.error, Image.DecompressionBombError,
 )  # fmt: skip
 DAMAGED = "it is damaged, or no image that OpenCV or Pillow reads"
 
@@ -129,38 +112,40 @@ def check_size(height: int, width: int, max_megapixels: float) -> None:
         )
 
 
+def _opened(raw: bytes, name: str) -> ImageFile:
+    """Pillow's image before its pixels are decoded; `Image.open` would warn of its size."""
+    Image.init()
+    return Image.OPEN[name][0](io.BytesIO(raw), "")
+
+
 def stored_numbers(raw: bytes) -> NDArray[np.generic] | None:
     """[H, W] of a lossless file that stores one number per pixel: grey values, distances, or
     indices of a palette that was not made for the image (`SPARE`). None for other files."""
     name = format_of(raw) or ""
-    if name not in ("PNG", "TIFF", "BMP", "PPM", "GIF"):
+    if name not in LOSSLESS:
         return None
     try:
-        header = HEADERS[name](io.BytesIO(raw))
+        header = _opened(raw, name)
         if header.getbands()[0] not in ("1", "L", "P", "I", "F"):
             return None
         values = np.asarray(header if len(header.getbands()) == 1 else header.getchannel(0))
-    except (*DAMAGES, DecompressionBombError):
+    except DAMAGES:
         return None
     palette = header.palette.palette if header.palette and header.mode.startswith("P") else None
     return None if palette and len(palette) < 3 * SPARE * len(np.unique(values)) else values
 
 
 def decoded(raw: bytes, name: str, max_megapixels: float) -> Rgb:
-    """Pixels [H, W, 3] uint8 of a file of a format in `HEADERS`, EXIF rotation applied, transparent
+    """Pixels [H, W, 3] uint8 of a file of such a format, EXIF rotation applied, transparent
     areas grey; ValueError with the reason why it cannot be read."""
-    try:
-        header: ImageFile | None = HEADERS[name](io.BytesIO(raw))
-    except DecompressionBombError as error:
-        most = 2 * (MAX_IMAGE_PIXELS or 0) / 1e6
-        raise ValueError(f"it has more than {most:.0f} megapixels, which Pillow refuses") from error
-    except DAMAGES:
-        header = None
+    header: ImageFile | None = None
+    with suppress(*DAMAGES):
+        header = _opened(raw, name)
     if header is not None:
-        size = header.size
-    elif name == "TIFF":  # Pillow knows no colour TIFF of floats
-        size = _tiff_size(raw)
-    else:
+        size: tuple[int, int] | None = header.size
+    else:  # Pillow knows no colour TIFF of floats
+        size = _tiff_size(raw) if name == "TIFF" else None
+    if size is None:
         raise ValueError(DAMAGED)
     check_size(size[1], size[0], max_megapixels)
     try:
@@ -172,14 +157,11 @@ def decoded(raw: bytes, name: str, max_megapixels: float) -> Rgb:
     return image if rotate is None else np.ascontiguousarray(rotate(image))
 
 
-def _tiff_size(raw: bytes) -> tuple[int, int]:
-    try:
+def _tiff_size(raw: bytes) -> tuple[int, int] | None:
+    with suppress(struct.error):
         width, height = tiff_tag(raw, WIDTH), tiff_tag(raw, HEIGHT)
-    except struct.error:
-        width = height = None
-    if not width or not height:
-        raise ValueError(DAMAGED)
-    return width, height
+        return (width, height) if width and height else None
+    return None
 
 
 def _orientation(raw: bytes, header: ImageFile | None) -> int:
@@ -196,7 +178,6 @@ def _orientation(raw: bytes, header: ImageFile | None) -> int:
 def _pixels(raw: bytes, name: str, header: ImageFile | None) -> NDArray[np.generic]:
     """[H, W], [H, W, 3] or [H, W, 4], channels as RGB and alpha, of any number type."""
     has_alpha = header is not None and header.has_transparency_data
-    is_deep = header is not None and header.mode.startswith(("I", "F"))
     pixels = None
     if name not in BY_PILLOW:
         pixels = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -210,7 +191,7 @@ def _pixels(raw: bytes, name: str, header: ImageFile | None) -> NDArray[np.gener
         return pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
     if header is None:
         raise ValueError(DAMAGED)
-    if is_deep:
+    if header.mode.startswith(("I", "F")):
         return np.asarray(header)
     return np.asarray(header.convert("RGBA" if has_alpha else "RGB"))
 

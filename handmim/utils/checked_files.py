@@ -5,6 +5,7 @@ import json
 import math
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any, BinaryIO
@@ -38,22 +39,19 @@ class CheckedWriter:
     def write(self, data: Any) -> int:
         """Append bytes."""
         size = memoryview(data).nbytes
-        self._put(data)
+        self._unless_full(self.file.write, data)
         self.crc = zlib.crc32(data, self.crc)
         self.size += size
         return size
 
     def flush(self) -> None:
         """Hand what was written to the system."""
-        self._put(b"", flush=True)
+        self._unless_full(self.file.flush)
 
-    def _put(self, data: Any, *, flush: bool = False) -> None:
-        if self.full is not None:
-            return
+    def _unless_full(self, action: Callable[..., object], *args: Any) -> None:
         try:
-            self.file.write(data)
-            if flush:
-                self.file.flush()
+            if self.full is None:
+                action(*args)
         except OSError as error:
             if not is_full(error):
                 raise
@@ -64,7 +62,8 @@ class CheckedWriter:
 
     def __exit__(self, kind: object, *error: object) -> None:
         if kind is None:
-            self._put(TRAILER.pack(MAGIC, self.crc, self.size), flush=True)
+            self._unless_full(self.file.write, TRAILER.pack(MAGIC, self.crc, self.size))
+            self.flush()
         try:
             self.file.close()
         except OSError:

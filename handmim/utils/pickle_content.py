@@ -47,15 +47,7 @@ class Call(Record):
 
 
 class Dict(list[Any]):
-    """Keys and values of a dict in turn."""
-
-
-class Set(list[Any]):
-    """Members of a set."""
-
-
-class FrozenSet(list[Any]):
-    """Members of a frozenset."""
+    """A dict as its keys and values in turn."""
 
 
 def _shown(value: Any) -> str:
@@ -102,9 +94,6 @@ class Maker:
             return self._called(node)
         if isinstance(node, tuple):
             return tuple(self.value(part) for part in node)
-        if isinstance(node, (Set, FrozenSet)):
-            members = self._set([self.value(part) for part in node])
-            return members if isinstance(node, Set) else frozenset(members)
         made: Any = {} if isinstance(node, Dict) else [] if isinstance(node, list) else node
         self.done[id(node)] = node, made, SLOT  # for parts that hold it
         if isinstance(node, Dict):
@@ -121,8 +110,8 @@ class Maker:
     def _called(self, node: Call) -> Any:
         name, args, state = type(node).__name__, self.value(node.args), self.value(node.state)
         if name in RESTORED:
-            return self.call(name, state, *args)
-        if state is not None or name not in CALLED:
+            args = (state, *args)
+        elif state is not None or name not in CALLED:
             raise ValueError(f"a {name} without content, or with state")
         return self.call(name, *args)
 
@@ -165,7 +154,7 @@ class Maker:
         return dtype.newbyteorder(state[1])
 
     def _reconstruct(self, state: Any, kind: Any, shape: Any, code: Any) -> NDArray[Any]:
-        if kind is not NAMES["numpy", "ndarray"]:
+        if kind is not CALLS["ndarray"]:
             raise UnsafePickleError("makes numpy build something other than an array")
         if not isinstance(state, tuple) or len(state) != 5:
             raise ValueError("an array without content")
@@ -216,7 +205,7 @@ class Maker:
         is_class = (
             isinstance(kind, type) and issubclass(kind, Record) and not issubclass(kind, Call)
         )
-        if not is_class or base is not NAMES["builtins", "object"] or content:
+        if not is_class or base is not CALLS["object"] or content:
             raise UnsafePickleError(f"tries to rebuild {_shown(kind)} from {_shown(base)}")
         record = kind()
         record.state = state
@@ -254,21 +243,17 @@ class Maker:
 BUILTINS = ("set", "frozenset", "complex", "bytes", "bytearray")
 CALLED = (*BUILTINS, "encode", "scalar", "from_buffer")
 RESTORED = ("dtype", "reconstruct", "reconstructor")  # from a state, which comes first
-
-
-def _named(function: str, name: str, *modules: str) -> dict[tuple[str, str], type[Record]]:
-    return dict.fromkeys([(m, name) for m in modules], type(function, (Call,), {}))
-
-
-_CORES = ("numpy.core", "numpy._core")
-NAMES: dict[tuple[str, str], type[Record]] = {
-    **_named("ndarray", "ndarray", "numpy"),
-    **_named("dtype", "dtype", "numpy"),
-    **_named("encode", "encode", "_codecs"),
-    **_named("reconstruct", "_reconstruct", *(f"{core}.multiarray" for core in _CORES)),
-    **_named("scalar", "scalar", *(f"{core}.multiarray" for core in _CORES)),
-    **_named("from_buffer", "_frombuffer", *(f"{core}.numeric" for core in _CORES)),
-    **_named("reconstructor", "_reconstructor", "copy_reg", "copyreg"),
+PYTHON, NUMPY = ("__builtin__", "builtins"), ("numpy.core", "numpy._core")
+# Modules and name of what a pickle may name, by the name of its `Call`.
+KNOWN = {
+    **{name: (PYTHON, name) for name in (*BUILTINS, "object")},
+    "ndarray": (("numpy",), "ndarray"),
+    "dtype": (("numpy",), "dtype"),
+    "encode": (("_codecs",), "encode"),
+    "reconstruct": ([f"{core}.multiarray" for core in NUMPY], "_reconstruct"),
+    "scalar": ([f"{core}.multiarray" for core in NUMPY], "scalar"),
+    "from_buffer": ([f"{core}.numeric" for core in NUMPY], "_frombuffer"),
+    "reconstructor": (("copy_reg", "copyreg"), "_reconstructor"),
 }
-for _name in (*BUILTINS, "object"):
-    NAMES |= _named(_name, _name, "__builtin__", "builtins")
+CALLS: dict[str, type[Record]] = {name: type(name, (Call,), {}) for name in KNOWN}
+NAMES = {(m, name): CALLS[call] for call, (modules, name) in KNOWN.items() for m in modules}

@@ -12,15 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
-from handmim.utils.pickle_content import (
-    NAMES,
-    Dict,
-    FrozenSet,
-    Maker,
-    Record,
-    Set,
-    UnsafePickleError,
-)
+from handmim.utils.pickle_content import CALLS, NAMES, Dict, Maker, Record, UnsafePickleError
 
 __all__ = ["Record", "UnsafePickleError", "check_torch_pickle", "load_pickle"]
 
@@ -100,10 +92,17 @@ class _Reader(pickle._Unpickler):
     def get_extension(self, code: int) -> NoReturn:
         raise UnsafePickleError(f"names an object by number (EXT {code})")
 
-    def extend(self, kind: type[list[Any]], items: list[Any]) -> None:
-        if type(self.stack[-1]) is not kind:
-            raise ValueError(f"a {kind.__name__} is required, got {type(self.stack[-1]).__name__}")
+    def put(self, items: list[Any]) -> None:
+        """Keys and values in turn into the dict on the stack."""
+        if type(self.stack[-1]) is not Dict:
+            raise ValueError(f"keys and values for a {type(self.stack[-1]).__name__}")
         self.stack[-1].extend(items)
+
+    def add(self, members: list[Any]) -> None:
+        """Members into the set on the stack."""
+        if type(self.stack[-1]) is not CALLS["set"]:
+            raise ValueError(f"members for a {type(self.stack[-1]).__name__}")
+        self.stack[-1].args[0].extend(members)
 
     def _load_bytearray(self) -> None:
         (size,) = struct.unpack("<Q", self.read(8))
@@ -117,23 +116,27 @@ class _Reader(pickle._Unpickler):
 
     def _load_setitem(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        self.extend(Dict, [key, value])
+        self.put([key, value])
 
-    def _load_new(self, kind: type[list[Any]]) -> None:
+    def _load_dict(self) -> None:
         items = self.pop_mark()
-        self.stack.append(kind())
-        self.extend(kind, items)
+        self.stack.append(Dict())
+        self.put(items)
+
+    def _load_frozenset(self) -> None:
+        members = self.pop_mark()
+        self.stack.append(CALLS["frozenset"](members))
 
     dispatch |= {
         pickle.BYTEARRAY8[0]: _load_bytearray,
         pickle.BUILD[0]: _load_build,
         pickle.EMPTY_DICT[0]: lambda self: self.stack.append(Dict()),
-        pickle.DICT[0]: lambda self: self._load_new(Dict),
+        pickle.DICT[0]: _load_dict,
         pickle.SETITEM[0]: _load_setitem,
-        pickle.SETITEMS[0]: lambda self: self.extend(Dict, self.pop_mark()),
-        pickle.EMPTY_SET[0]: lambda self: self.stack.append(Set()),
-        pickle.ADDITEMS[0]: lambda self: self.extend(Set, self.pop_mark()),
-        pickle.FROZENSET[0]: lambda self: self._load_new(FrozenSet),
+        pickle.SETITEMS[0]: lambda self: self.put(self.pop_mark()),
+        pickle.EMPTY_SET[0]: lambda self: self.stack.append(CALLS["set"]([])),
+        pickle.ADDITEMS[0]: lambda self: self.add(self.pop_mark()),
+        pickle.FROZENSET[0]: _load_frozenset,
     }
 
 
@@ -173,8 +176,11 @@ class _TorchReader(_Reader):
     def _check_key(self, key: Any) -> None:
         self.maker.key(0.0 if isinstance(key, Record) or key is _Part else key)
 
-    def extend(self, kind: type[list[Any]], items: list[Any]) -> None:
-        for key in items[:: 2 if kind is Dict else 1]:
+    def put(self, items: list[Any]) -> None:
+        self.add(items[::2])
+
+    def add(self, members: list[Any]) -> None:
+        for key in members:
             self._check_key(key)
 
 

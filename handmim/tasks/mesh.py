@@ -10,8 +10,7 @@ from handmim.data.loader import batches
 from handmim.geometry.align import root_align
 from handmim.geometry.camera import fit_weak, project_weak
 from handmim.geometry.rotation import chordal_mean, nearest_rotation, rotation_from_view
-from handmim.hand.joint_convention import JointConventions
-from handmim.hand.model import HandLayer
+from handmim.hand.model import HandLayer, JointConventions
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.losses.reduction import StepWeights
 from handmim.models.heads.hand_head import HandHead
@@ -80,10 +79,9 @@ class HandRegressionTask(RegressionTask):
 
     def outputs(self, batch: HandBatch) -> HandOutputs:
         """All refinement steps in the samples' joint conventions."""
-        out, intrinsics = self.refinements(batch.image, batch.intrinsics), batch.intrinsics
-        return self.joint_conventions.outputs(
-            out, batch.joint_convention, self.head.camera, intrinsics
-        )
+        out = self.refinements(batch.image, batch.intrinsics)
+        to = batch.joint_convention, self.head.camera, batch.intrinsics
+        return out._replace(steps=tuple(self.joint_conventions.state(s, *to) for s in out.steps))
 
     def mean_estimate(self, batch: HandBatch) -> HandState:
         """The hand that the head starts from."""

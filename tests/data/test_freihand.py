@@ -11,7 +11,7 @@ from handmim.data.label_subsets import label_subset
 from handmim.data.loader import collate_hands
 from handmim.geometry.camera import project, px_from_ndc
 from handmim.hand.io import save_npz
-from handmim.hand.joint_convention import JointConventions
+from handmim.hand.model import JointConventions
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D
 from handmim.images.decode import UnreadableImage
 from synthesis.mano import mirrored

@@ -9,7 +9,7 @@ from handmim.data.label_files import read_ground_truth, take_of
 from handmim.data.label_subsets import label_ids
 from handmim.data.loader import collate_hands
 from handmim.geometry.camera import project, px_from_ndc
-from handmim.hand.joint_convention import JointConventions
+from handmim.hand.model import JointConventions
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D, joint_order
 from handmim.images.decode import UnreadableImage
 from handmim.utils.files import UnreadableSample

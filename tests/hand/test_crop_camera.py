@@ -6,9 +6,9 @@ import torch
 from handmim.geometry.camera import ndc_from_px, project, project_weak
 from handmim.geometry.rotation import rotation_about_z
 from handmim.hand.crop_camera import CropCamera, focal_px, root_from_weak
-from handmim.hand.joint_convention import JointConventions
+from handmim.hand.model import JointConventions
 from handmim.hand.skeleton import CONVENTION_NAMES
-from handmim.types import HandOutputs, HandState, Intrinsics
+from handmim.types import HandState, Intrinsics
 
 SIDE = 224
 S0 = 8.0
@@ -128,7 +128,7 @@ def test_another_joint_rule_moves_the_root_but_no_vertex(hand):
         transl, is_metric,
     )  # fmt: skip
     rule = torch.full((4,), CONVENTION_NAMES.index("freihand"))
-    (other,) = JointConventions(hand).outputs(HandOutputs((state,)), rule, camera, eyes).steps
+    other = JointConventions(hand).state(state, rule, camera, eyes)
     torch.testing.assert_close(
         other.verts_root_m + other.transl_cam_m[:, None],
         verts + transl[:, None],

@@ -18,6 +18,7 @@ from handmim.pipelines.pretrain import pretrain
 from handmim.types import Task
 from handmim.utils.config import drop_unbuilt, resolved
 from handmim.utils.entry import compose as checked
+from handmim.utils.presets import options_of, presets
 
 REPO = Path(__file__).parent.parent
 CONFIGS = REPO / "configs"
@@ -67,8 +68,6 @@ GROUPS = {
     "task": None,
     "loss": None,
     "objective": None,
-    "optim": None,
-    "trainer": None,
     "head": ("finetune", []),
     "augment": ("finetune", []),
     "tta": ("eval", ["data=synthetic"]),
@@ -92,10 +91,6 @@ def composed(name: str, *overrides: str) -> DictConfig:
             chosen.append("data=folder")
         needed = [o for choice in chosen for o in NEEDED.get(choice, [])]
         return checked(name, [*chosen, *needed])
-
-
-def options(group: str) -> list[str]:
-    return sorted(p.stem for p in (CONFIGS / group).glob("*.yaml"))
 
 
 def targets(node, path=""):
@@ -130,7 +125,7 @@ def experiments(entry: str) -> list[str]:
     real = ("freihand", "ho3d_v2", "ho3d_v3", "cpu_direct_keypoints")
     return [
         e
-        for e in options("experiment")
+        for e in options_of("experiment")
         if e.endswith(f"_{entry}") or (entry == "finetune" and e.startswith(real))
     ]
 
@@ -141,7 +136,7 @@ CASES += [
     (use[0], (f"{group}={option}", *use[1]))
     for group, use in GROUPS.items()
     if use is not None
-    for option in options(group)
+    for option in options_of(group)
 ]
 CASES += [
     (entry, (f"experiment={e}",)) for entry in ("pretrain", "finetune") for e in experiments(entry)
@@ -149,9 +144,9 @@ CASES += [
 CASES += [
     (e, ("data=synthetic", f"scene@data.scene={s}"))
     for e in ("pretrain", "finetune")
-    for s in options("scene")
+    for s in options_of("scene")
 ]
-CASES += [("pretrain", (f"objective=[{name}]",)) for name in options("objective")]
+CASES += [("pretrain", (f"objective=[{name}]",)) for name in options_of("objective")]
 CASES += [("finetune", (f"loss=[{name}]",)) for name in MORE_HAND_LOSSES]
 
 
@@ -167,13 +162,16 @@ def test_configs_compose_and_fit_what_they_configure(entry, overrides):
 
 
 def test_every_group_and_option_is_covered():
-    assert {p.name for p in CONFIGS.iterdir() if p.is_dir()} == set(GROUPS)
+    groups = {p.name for p in CONFIGS.iterdir() if p.is_dir()}
+    assert groups == set(GROUPS) - {"collapse"}
+    before = {"optim", "trainer", "collapse"}
+    assert {word.partition("=")[0] for word in presets()} <= groups | before
     named = {e for entry in ("pretrain", "finetune") for e in experiments(entry)}
     bases = {"cpu_base"}  # covered by their heirs
-    assert named | bases == set(options("experiment"))
+    assert named | bases == set(options_of("experiment"))
     finetune = composed("finetune")
     others = {*finetune.task.losses, *MORE_HAND_LOSSES}
-    assert set(options("loss")) == others
+    assert set(options_of("loss")) == others
 
 
 @pytest.mark.parametrize("entry", list(ENTRY))
@@ -205,7 +203,7 @@ def test_pretraining_tasks_are_built_with_the_objectives_of_their_config(overrid
 DIRECT = {"task": "keypoints", "head": "direct", "loss": "[direct_keypoints]"}
 
 
-@pytest.mark.parametrize("head", options("head"))
+@pytest.mark.parametrize("head", options_of("head"))
 def test_regression_tasks_are_built(head):
     chosen = DIRECT if head == "direct" else {"head": head}
     overrides = [f"{group}={option}" for group, option in chosen.items()]
@@ -239,7 +237,7 @@ def test_an_ablation_is_one_override():
 
 def test_rendered_sets_have_their_datasets_picture_size_in_any_scene():
     sides = {"freihand": 224, "folder": 224, "ho3d_v2": 640, "ho3d_v3": 640}
-    assert set(sides) == set(options("format"))
+    assert set(sides) == set(options_of("format"))
     for name, side in sides.items():
         cfg = composed("synthesize", f"format={name}")
         assert cfg.scene.image_px == side
@@ -258,7 +256,9 @@ def test_laptop_sizes_leave_methods_what_they_are(size):
     assert composed("pretrain", "method=handmim", *size).train
 
 
-@pytest.mark.parametrize("entry", sorted(p.stem for p in CONFIGS.glob("*.yaml")))
+@pytest.mark.parametrize(
+    "entry", sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem != "presets")
+)
 def test_help_names_the_groups_and_experiments_of_its_tool(entry):
     written = OmegaConf.load(CONFIGS / f"{entry}.yaml")
     groups = {
@@ -273,7 +273,7 @@ def test_help_names_the_groups_and_experiments_of_its_tool(entry):
     assert groups == set(re.split(r"[.(]", named)[0].split())
     told = set(re.findall(r"(?:quickstart|cpu)_\w+", header))
     told |= set(re.findall(r"freihand|ho3d_v\d", named))
-    assert told <= set(options("experiment"))
+    assert told <= set(options_of("experiment"))
     if entry == "finetune":
         assert told == set(experiments(entry))
 

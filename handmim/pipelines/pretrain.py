@@ -58,7 +58,7 @@ def _train(cfg: DictConfig, run: Run, task: nn.Module) -> FitResult:
         if len(dataset) < 2:
             raise ValueError(f"pretraining compares images: got {len(dataset)}, needs 2 (data)")
         hooks = [] if cfg.probe.hook is None else [build(cfg.probe.hook)]
-    if cfg.collapse.get("_target_") is not None:
+    if cfg.collapse is not None:
         hooks.append(build(cfg.collapse)(dataset, make_views))
     # The hand is that of rendered sets.
     meta = {"hand_sha256": hand_sha256_of(dataset), "data_sha256": fingerprint_of(dataset)}

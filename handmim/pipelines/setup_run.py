@@ -96,7 +96,7 @@ def try_parts(cfg: DictConfig) -> None:
     probe = cfg.probe.hook if "probe" in cfg else None
     if probe is not None:
         build(probe, train_set=None, test_set=None)
-    if "collapse" in cfg and cfg.collapse.get("_target_") is not None:
+    if cfg.get("collapse") is not None:
         build(cfg.collapse)(range(2), None)
     for part in (*values(cfg.data), *values(probe)):
         if part.value == RENDERED:

@@ -5,7 +5,7 @@ quoted."""
 import os
 import re
 from argparse import ArgumentTypeError
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig
 
 from handmim.utils.files import output_problem
-from handmim.utils.paths import options_of
+from handmim.utils.presets import may_be_null, options_of, written_out
 from handmim.utils.renames import new_key
 
 # Last parts of keys that hold a path, whatever stands before them.
@@ -35,10 +35,10 @@ ENVIRONMENT = re.compile(r"\$\{([A-Z_][A-Z0-9_]*)\}")  # config keys are in lowe
 OPENING, CLOSING = "([{", ")]}"
 
 
-def hydra_overrides(words: Iterable[str], is_sweep: bool = False) -> list[str]:
+def hydra_overrides(words: Sequence[str], is_sweep: bool = False) -> list[str]:
     """Words as Hydra reads them; options (`--help`) stay, and unquoted commas of a sweep. Raises:
     ValueError naming a word that cannot be read, and how to quote it."""
-    return [_hydra_word(word, is_sweep) for word in words]
+    return [_hydra_word(word, is_sweep) for word in written_out(words)]
 
 
 def _hydra_word(word: str, is_sweep: bool) -> str:
@@ -73,7 +73,8 @@ def _hydra_word(word: str, is_sweep: bool) -> str:
             f"characters than letters, digits and /-+.$%*@?| needs quotes inside quotes, "
             f"{key}='\"...\"'"
         ) from error
-    if (options := options_of(name)) and not isinstance(read, (str, list)):
+    is_left_out = read is None and may_be_null(name)
+    if (options := options_of(name)) and not (is_left_out or isinstance(read, (str, list))):
         raise ValueError(f"{word}: one of {', '.join(options)} is required ({name}=)")
     return f"{key}={value}"
 

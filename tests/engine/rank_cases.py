@@ -11,6 +11,7 @@ from handmim.pipelines.dry_run import noise_hands
 from handmim.types import CropBatch
 from handmim.utils.config import drop_unbuilt
 from handmim.utils.entry import compose
+from handmim.utils.presets import options_of
 from handmim.utils.seed import step_generator
 
 REPO = Path(__file__).parents[2]
@@ -25,26 +26,22 @@ Case = tuple[str, tuple[str, ...]]
 PLAIN, ALIGN = "method=handmim-plain", "task.objectives.keypoint_align"
 
 
-def names(group: str) -> list[str]:
-    return sorted(path.stem for path in (REPO / "configs" / group).glob("*.yaml"))
-
-
 def cases() -> dict[str, Case]:
     found: dict[str, Case] = {}
-    for method in names("method"):
+    for method in options_of("method"):
         if method != "supervised-init":  # trains nothing
             found[f"method={method}"] = "pretrain", (f"method={method}",)
-    for name in names("objective"):
+    for name in options_of("objective"):
         with_points = f"keypoint_align,{name}" if name in POINTS[1:] else name
         overrides = PLAIN, f"objective=[{with_points}]", "views.warp_ndc=0.05"
         found[f"objective={name}"] = "pretrain", overrides
-    for loss in names("loss"):
+    for loss in options_of("loss"):
         found[f"loss={loss}"] = "finetune", _hand_loss(loss)
     for group, rest in (
         ("keypoint_head", "objective=[keypoint_align]"),
         ("centering", "objective=[patch_distill,class_distill]"),
     ):
-        for name in names(group):
+        for name in options_of(group):
             found[f"{group}={name}"] = "pretrain", (PLAIN, f"{group}={name}", rest)
     for key, values, chosen in (
         ("pixel_recon.head", ("decoder", "linear"), "pixel_recon"),
@@ -55,7 +52,7 @@ def cases() -> dict[str, Case]:
         for value in values:
             overrides = PLAIN, f"objective=[{chosen}]", f"task.objectives.{key}={value}"
             found[f"{key}={value}"] = "pretrain", overrides
-    for head in names("head"):
+    for head in options_of("head"):
         overrides = (f"head={head}",)
         if head == "direct":
             overrides += ("task=keypoints", "loss=[direct_keypoints]")

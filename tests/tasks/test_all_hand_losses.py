@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.utils import instantiate
 
 from handmim.data.augment import HandAugment
@@ -12,6 +12,7 @@ from handmim.data.loader import collate_hands
 from handmim.data.synthetic import SyntheticHands
 from handmim.losses.maps import hand_masks
 from handmim.types import HandBatch, StepInfo
+from handmim.utils.entry import compose
 
 REPO = Path(__file__).parents[2]
 SCENE = {"image_px": 40, "view": "cone", "background": "studio", "objects": 0.0, "occluders": 0.0}
@@ -38,7 +39,7 @@ def build(*overrides: str):
         small += ("head=pymaf_small", "task.head.num_steps=2")
     with initialize_config_dir(str(REPO / "configs"), version_base="1.3"):
         paths = f"paths.data_dir={REPO / 'data'}"
-        return instantiate(compose("finetune", overrides=[*small, *overrides, paths]).task)
+        return instantiate(compose("finetune", [*small, *overrides, paths]).task)
 
 
 def test_all_of_them_train_and_each_is_reported(batch):

@@ -126,7 +126,7 @@ def test_the_number_of_drawn_images_is_checked(word, message):
 
 
 def test_every_checked_key_is_one_of_a_config():
-    roots = {path.stem: [] for path in (REPO / "configs").glob("*.yaml")}
+    roots = {path.stem: [] for path in (REPO / "configs").glob("*.yaml") if path.stem != "presets"}
     roots["pretrain"] = ["data=folder", "data.root=x", "method=dino"]
     contents = [OmegaConf.to_container(hydra.compose(*root)) for root in roots.items()]
     leaves = [key.split(".") for content in contents for key in flatten(content)]

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from handmim.data.augment import HandAugment
-from handmim.diagnostics.probe import whole_hands
-from handmim.diagnostics.readout import Poses, joint_probe, mean_pose
+from handmim.diagnostics.probe import Poses, joint_probe, mean_pose, poses_of, whole_hands
 from handmim.objectives.experimental import low_resolution
 from handmim.objectives.hog import oriented_gradients
 from handmim.types import HandSample
@@ -33,10 +32,7 @@ COLUMNS = (("err2d_percent", "2D %"), ("mpjpe_mm", "MPJPE mm"), ("pa_mpjpe_mm", 
 def crops_and_poses(dataset: Dataset[HandSample], augment: HandAugment) -> tuple[Tensor, Poses]:
     """Images and joints of all samples that the probe would use."""
     parts = list(whole_hands(dataset, augment, 256))
-    joints_root_m = torch.cat([p.joints_root_m for p in parts])
-    all_3d = all(p.all_3d for p in parts)
-    poses = Poses(torch.cat([p.kp2d_crop_ndc for p in parts]), joints_root_m if all_3d else None)
-    return torch.cat([p.image for p in parts]), poses
+    return torch.cat([p.image for p in parts]), poses_of(parts)
 
 
 @tool("pretrain")

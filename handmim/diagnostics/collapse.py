@@ -1,13 +1,14 @@
 """Collapse detection: a collapse of pretraining is named while it happens, with advice.
 
-Diagnostics are computed on a fixed set of the run's own unlabeled crops, cut into the same views
-every time, so that a change shows the network and not the data.
+Diagnostics are computed on the same views of the same crops every time, so that a change shows the
+network and not the data.
 """
 
 import fnmatch
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset
 
 from handmim.data.loader import collate_crops
 from handmim.diagnostics.images import draw_images_with_points, draw_patch_colours
-from handmim.diagnostics.measure import measure
+from handmim.diagnostics.statistics import measure
 from handmim.types import CropBatch, PretrainBatch, StepInfo
 from handmim.utils.files import UnreadableSample
 from handmim.utils.run import Run
@@ -104,12 +105,7 @@ class CheckResult(NamedTuple):
 def results_of(
     metrics: Mapping[str, float], thresholds: Mapping[str, float | None]
 ) -> Iterator[CheckResult]:
-    """Results of the checks whose metric exists.
-
-    Args:
-        metrics: of `measure`.
-        thresholds: other ones by name of a check; None leaves a check out.
-    """
+    """Results of the checks whose metric exists, under other thresholds by name of a check."""
     for name, check in CHECKS.items():
         threshold = thresholds.get(name, check.threshold)
         if threshold is None:
@@ -121,6 +117,7 @@ def results_of(
             yield CheckResult(own_name, metrics[metric], own)
 
 
+@dataclass(eq=False)
 class CollapseDetection:
     """Hook that computes diagnostics every `every` steps and warns of a collapse by name.
 
@@ -128,53 +125,34 @@ class CollapseDetection:
     given when a check becomes triggered and a note when that ends. Counts of triggered checks are
     not kept over a resume.
 
-    Args:
-        dataset: unlabeled crops of the training set.
-        make_views: the run's view maker.
-        every: steps between checks.
-        num: crops, evenly spaced over the dataset.
-        batch_size: crops at a time; gradients are measured on the first batch.
-        seed: of views and masks.
-        grace_steps: nothing is triggered before them: a fresh network looks collapsed, too.
-        patience: checks in a row that one of `stop_on` must be triggered to stop the run; None
-            never stops.
-        stop_on: names of checks, or families such as term_dead.
-        thresholds: other ones by name of a check; None leaves a check out.
     Raises: ValueError for unknown checks, and for fewer than two crops.
     """
 
+    dataset: Dataset[Any]  # unlabeled crops of the training set
+    make_views: ViewMaking
+    _: KW_ONLY
+    every: int | None = 200
+    num: int = 128  # crops, evenly spaced over the dataset
+    batch_size: int = 32  # crops at a time; gradients are measured on the first batch
+    seed: int = 0  # of views and masks
+    grace_steps: int = 0  # nothing is triggered before: a fresh network looks collapsed, too
+    patience: int | None = None  # checks in a row that one of `stop_on` is triggered to stop
+    stop_on: Sequence[str] = STOP_ON  # names of checks, or families such as term_dead
+    thresholds: Mapping[str, float | None] | None = None  # others by name; None leaves a check out
     at_start = True
 
-    def __init__(
-        self,
-        dataset: Dataset[Any],
-        make_views: ViewMaking,
-        *,
-        every: int | None = 200,
-        num: int = 128,
-        batch_size: int = 32,
-        seed: int = 0,
-        grace_steps: int = 0,
-        patience: int | None = None,
-        stop_on: Sequence[str] = STOP_ON,
-        thresholds: Mapping[str, float | None] | None = None,
-    ) -> None:
-        for key, names in (("thresholds", thresholds or {}), ("stop_on", stop_on)):
+    def __post_init__(self) -> None:
+        for key, names in (("thresholds", self.thresholds or {}), ("stop_on", self.stop_on)):
             if unknown := sorted({n for n in names if n.split("/")[0] not in CHECKS}):
                 raise ValueError(f"{key} names unknown checks {unknown}, valid: {sorted(CHECKS)}")
-        size = len(dataset)  # type: ignore[arg-type]
-        if size < 2:
-            raise ValueError(f"collapse detection compares images: got {size}, needs at least 2")
-        if num < 2 or batch_size < 2:
+        size = len(self.dataset)  # type: ignore[arg-type]
+        if min(size, self.num, self.batch_size) < 2:
             raise ValueError(
-                f"collapse detection compares images: got num={num} and batch_size={batch_size}, "
-                "both must be >= 2"
+                f"collapse detection compares images: got {size}, num={self.num} and "
+                f"batch_size={self.batch_size}, each must be >= 2"
             )
-        self.dataset, self.make_views = dataset, make_views
-        self.every, self.batch_size, self.seed = every, batch_size, seed
-        self.grace_steps, self.patience, self.stop_on = grace_steps, patience, tuple(stop_on)
-        self.thresholds = dict(thresholds or {})
-        self.indices = np.linspace(0, size - 1, min(num, size)).round().astype(int).tolist()
+        spaced = np.linspace(0, size - 1, min(self.num, size))
+        self.indices: list[int] = spaced.round().astype(int).tolist()
         self.num_triggered: dict[str, int] = {}  # checks in a row, by name
         self.stop_reason: str | None = None
 
@@ -186,20 +164,16 @@ class CollapseDetection:
         scalars = {f"diagnostics/{name}": value for name, value in metrics.items()}
         if info.step < self.grace_steps:
             return scalars
-        results = list(results_of(metrics, self.thresholds))
+        results = list(results_of(metrics, self.thresholds or {}))
         for result in results:
             scalars[f"collapse/{result.name}"] = float(result.triggered)
             self._report(result, info)
-        if fatal := [r.name for r in results if self._stops_on(r.name)]:
-            self.stop_reason = (
-                f"{', '.join(fatal)} triggered in {self.patience} checks in a row (patience)"
-            )
+        watched = [r.name for r in results if {r.name, r.name.split("/")[0]} & set(self.stop_on)]
+        fatal = [n for n in watched if self.num_triggered.get(n, 0) >= (self.patience or np.inf)]
+        if fatal:
+            in_a_row = f"{self.patience} checks in a row (patience)"
+            self.stop_reason = f"{', '.join(fatal)} triggered in {in_a_row}"
         return scalars
-
-    def _stops_on(self, name: str) -> bool:
-        if not self.patience or not {name, name.split("/")[0]} & set(self.stop_on):
-            return False
-        return self.num_triggered.get(name, 0) >= self.patience
 
     def _report(self, result: CheckResult, info: StepInfo) -> None:
         name, value, check = result

@@ -1,11 +1,17 @@
-"""Probes of frozen features during pretraining: errors of the hand's pose, in millimetres."""
+"""Probes of frozen features during pretraining: errors of the hand's pose, in millimetres.
+
+Nothing is trained. Ridge regression in closed form finds what is linear in the features; nearest
+neighbours, by which nothing is fitted, find what is there but not linear.
+"""
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
@@ -13,33 +19,30 @@ from torch.utils.data import Dataset, Subset
 from handmim.data.augment import HandAugment
 from handmim.data.loader import batches
 from handmim.diagnostics.images import draw_images_with_points, draw_neighbours
-from handmim.diagnostics.readout import (
-    MIN_TRAIN,
-    Poses,
-    class_accuracy,
-    joint_probe,
-    mean_pose,
-    nearest,
-    neighbour_errors,
-)
 from handmim.diagnostics.statistics import effective_rank
+from handmim.geometry.align import similarity_align
 from handmim.hand.skeleton import ROOT_JOINT
+from handmim.metrics.pose import crop_share_errors, point_errors_m
 from handmim.types import HandSample, StepInfo
 from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)
 
 FEATURES = ("cls", "cls_patch", "points")
-MIN_TEST = 1
+MIN_TRAIN = 10
+PENALTIES = tuple(10.0 ** (k / 2) for k in range(9))  # 1 .. 1e4
+HOLDOUT = 0.2  # share of the training set that selects the penalty
 NUM_QUERIES, NUM_SEARCHED, NUM_NEIGHBOURS = 6, 500, 5  # of the images shown
 
+Errors = dict[str, float]
+Decomposition = tuple[Tensor, Tensor, Tensor, Tensor]
 
-class LabelledFeatures(NamedTuple):
-    """Frozen features of a labelled set, and its labels."""
 
-    features: dict[str, Tensor]  # [n, D] by name of FEATURES
-    poses: Poses
-    classes: Tensor | None  # [n] int64, where the classes of all are known
+class Poses(NamedTuple):
+    """Joints of n labelled crops, true or predicted."""
+
+    kp2d_ndc: Tensor  # [n, 21, 2] crop ndc
+    joints_m: Tensor | None  # [n, 21, 3] relative to the root, metres; None for 2D only
 
 
 class WholeHands(NamedTuple):
@@ -72,6 +75,160 @@ def whole_hands(
         )
 
 
+def poses_of(parts: Sequence[WholeHands]) -> Poses:
+    """Their poses, in 3D where all have 3D joints; on the CPU."""
+    joints = torch.cat([part.joints_root_m for part in parts]).cpu()
+    all_3d = all(part.all_3d for part in parts)
+    return Poses(torch.cat([p.kp2d_crop_ndc for p in parts]).cpu(), joints if all_3d else None)
+
+
+class Ridge:
+    """Ridge regression from features [n, D] to any number of targets; float64.
+
+    Features are standardised by the training set. The penalty is chosen, per target, on the last
+    `HOLDOUT` of it. One eigendecomposition serves all penalties and targets.
+
+    Raises: ValueError for fewer than 10 training samples.
+    """
+
+    def __init__(self, train_x: Tensor) -> None:
+        if len(train_x) < MIN_TRAIN:
+            raise ValueError(f"a probe needs >= {MIN_TRAIN} training samples, got {len(train_x)}")
+        x = train_x.double()
+        self.mean, self.std = x.mean(dim=0), x.std(dim=0) + 1e-8
+        self.x = (x - self.mean) / self.std
+        self.cut = len(x) - max(1, round(HOLDOUT * len(x)))
+        self._whole = _decompose(self.x)
+        self._part = _decompose(self.x[: self.cut])
+
+    def predict(self, train_y: Tensor, test_x: Tensor) -> tuple[Tensor, float]:
+        """Fit one target [n, C] and predict it for test_x [m, D].
+
+        Returns: [m, C] predictions and the chosen penalty.
+        Raises: ValueError for another number of targets than of training samples.
+        """
+        if len(train_y) != len(self.x):
+            raise ValueError(f"got {len(train_y)} targets for {len(self.x)} features")
+        y = train_y.double()
+        errors = [
+            float((self.x[self.cut :] @ weight + bias - y[self.cut :]).square().mean())
+            for weight, bias in _solve(self._part, y[: self.cut], PENALTIES)
+        ]
+        best = PENALTIES[min(range(len(errors)), key=errors.__getitem__)]
+        weight, bias = _solve(self._whole, y, (best,))[0]
+        return (test_x.double() - self.mean) / self.std @ weight + bias, best
+
+
+def _decompose(x: Tensor) -> Decomposition:
+    mean = x.mean(dim=0)
+    values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean))
+    return x - mean, mean, values.clamp(min=0), vectors
+
+
+def _solve(
+    parts: Decomposition, y: Tensor, penalties: tuple[float, ...]
+) -> list[tuple[Tensor, Tensor]]:
+    """Weights [D, C] and biases [C] of every penalty."""
+    x, mean, values, vectors = parts
+    y_mean = y.mean(dim=0)
+    rotated = vectors.T @ (x.T @ (y - y_mean))
+    weights = [vectors @ (rotated / (values + penalty)[:, None]) for penalty in penalties]
+    return [(weight, y_mean - mean @ weight) for weight in weights]
+
+
+def pose_errors(pred: Poses, true: Poses) -> Errors:
+    """err2d_percent (mean 2D error in per cent of the crop's side), pck10 (share of 2D errors under
+    10 % of the side) and, where both have 3D joints, mpjpe_mm and pa_mpjpe_mm."""
+    err2d = crop_share_errors(pred.kp2d_ndc.double(), true.kp2d_ndc.double())
+    errors = {
+        "err2d_percent": float(err2d.mean()) * 100,
+        "pck10": float((err2d < 0.1).double().mean()),
+    }
+    if pred.joints_m is None or true.joints_m is None:
+        return errors
+    joints, target = pred.joints_m.double(), true.joints_m.double()
+    aligned = similarity_align(joints, target)
+    return errors | {
+        "mpjpe_mm": float(point_errors_m(joints, target).mean()) * 1e3,
+        "pa_mpjpe_mm": float(point_errors_m(aligned, target).mean()) * 1e3,
+    }
+
+
+def joint_probe(train_x: Tensor, train: Poses, test_x: Tensor, test: Poses) -> Errors:
+    """`pose_errors` of a ridge probe from features [n, D] to 2D and root-relative 3D joints."""
+    ridge = Ridge(train_x)
+    kp2d, _ = ridge.predict(train.kp2d_ndc.flatten(1), test_x)
+    joints = None
+    if train.joints_m is not None and test.joints_m is not None:
+        joints = ridge.predict(train.joints_m.flatten(1), test_x)[0].unflatten(1, (-1, 3))
+    return pose_errors(Poses(kp2d.unflatten(1, (-1, 2)), joints), test)
+
+
+def mean_pose(train: Poses, test: Poses) -> Errors:
+    """`pose_errors` of the training set's mean pose, a baseline that reads no features."""
+    shape = len(test.kp2d_ndc), -1, -1
+    means = (x if x is None else x.double().mean(dim=0).expand(shape) for x in train)
+    return pose_errors(Poses(*means), test)
+
+
+def nearest(query_x: Tensor, base_x: Tensor, k: int) -> Tensor:
+    """[m, k] indices of the rows of base_x [n, D] most similar to query_x [m, D] by cosine about
+    the mean of base_x, most similar first: what all crops share would dominate it.
+
+    Raises: ValueError for more neighbours than rows.
+    """
+    if not 1 <= k <= len(base_x):
+        raise ValueError(f"cannot take {k} neighbours from {len(base_x)} samples")
+    base = base_x.double()
+    mean = base.mean(dim=0)
+    similarity = F.normalize(query_x.double() - mean, dim=1) @ F.normalize(base - mean, dim=1).T
+    return similarity.topk(k, dim=1).indices
+
+
+def neighbour_poses(neighbours: Tensor, train: Poses) -> Poses:
+    """Mean poses of neighbours [m, k], nearest first.
+
+    3D joints are first aligned with those of the nearest neighbour by a similarity, so that the
+    mean keeps the fingers where neighbours differ in orientation or size. The 2D mean is plain.
+    """
+    kp2d = train.kp2d_ndc[neighbours].double().mean(dim=1)
+    if train.joints_m is None:
+        return Poses(kp2d, None)
+    joints = train.joints_m[neighbours].double()
+    first = joints[:, :1].expand_as(joints)
+    aligned = similarity_align(joints.flatten(0, 1), first.flatten(0, 1)).view_as(joints)
+    return Poses(kp2d, aligned.mean(dim=1))
+
+
+def neighbour_errors(neighbours: Tensor, train: Poses, test: Poses) -> Errors:
+    """Errors of the neighbours' mean pose: err2d_percent, pck10 and, in 3D, pa_mpjpe_mm."""
+    errors = pose_errors(neighbour_poses(neighbours, train), test)
+    errors.pop("mpjpe_mm", None)  # joints were aligned with one neighbour
+    return errors
+
+
+def class_accuracy(neighbours: Tensor, train_classes: Tensor, test_classes: Tensor) -> float:
+    """Share of test samples whose class [m] int64 >= 0 wins the vote of neighbours [m, k], nearest
+    first; ties go to nearer ones."""
+    voted = train_classes[neighbours]
+    k = voted.shape[1]
+    # Ranks add up to less than one vote, so they decide ties only.
+    ballots = 1 + (k - torch.arange(k, dtype=torch.float64)) / (2 * k * k)
+    num = int(torch.cat([train_classes, test_classes]).max()) + 1
+    votes = torch.zeros(len(voted), num, dtype=torch.float64)
+    votes.scatter_add_(1, voted, ballots.expand_as(voted))
+    return float((votes.argmax(dim=1) == test_classes).double().mean())
+
+
+class LabelledFeatures(NamedTuple):
+    """Frozen features and labels of a set."""
+
+    features: dict[str, Tensor]  # [n, D] by name of FEATURES
+    poses: Poses
+    classes: Tensor | None  # [n] int64, where the classes of all are known
+
+
+@dataclass(eq=False)
 class ProbeHook:
     """Hook that reads poses out of frozen features in closed form, on a small labelled split.
 
@@ -80,38 +237,24 @@ class ProbeHook:
     Nearest neighbours by class token give a mean pose, and classes where a dataset knows them
     (`class_of(index)`). The mean pose of the train set is scored for comparison.
 
-    Args:
-        train_set, test_set: labelled crops; split so that the train set holds nothing of the test
-            set.
-        augment: its evaluation crop is used.
-        every: steps between probes.
-        batch_size: samples at a time.
-        features: of `FEATURES`; points only where the task has them.
-        neighbours: numbers of nearest neighbours; none leaves retrieval out.
     Raises: ValueError for unknown features and numbers of neighbours below 1.
     """
 
+    train_set: Dataset[HandSample]  # labelled crops, nothing of the test set
+    test_set: Dataset[HandSample]
+    augment: HandAugment  # its evaluation crop is used
+    every: int | None = None
+    batch_size: int = 128
+    features: Sequence[str] = FEATURES  # points only where the task has them
+    neighbours: Sequence[int] = (1, 10)  # numbers of them; none leaves retrieval out
     at_start = True
 
-    def __init__(
-        self,
-        train_set: Dataset[HandSample],
-        test_set: Dataset[HandSample],
-        augment: HandAugment,
-        every: int | None = None,
-        batch_size: int = 128,
-        features: Sequence[str] = FEATURES,
-        neighbours: Sequence[int] = (1, 10),
-    ) -> None:
-        unknown = sorted(set(features) - set(FEATURES))
-        if unknown or not features:
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.features) - set(FEATURES))
+        if unknown or not self.features:
             raise ValueError(f"features must be some of {FEATURES}, got {unknown}")
-        if any(number < 1 for number in neighbours):
-            raise ValueError(f"neighbours must be whole numbers >= 1, got {list(neighbours)}")
-        self.every, self.batch_size = every, batch_size
-        self.augment = augment
-        self.train_set, self.test_set = train_set, test_set
-        self.features, self.neighbours = tuple(features), tuple(neighbours)
+        if any(number < 1 for number in self.neighbours):
+            raise ValueError(f"neighbours must be whole numbers >= 1, got {list(self.neighbours)}")
         self._reported: list[Dataset[HandSample]] = []
 
     def _embed(self, task: Any, image: Tensor) -> dict[str, Tensor]:
@@ -125,41 +268,26 @@ class ProbeHook:
     def _embed_set(
         self, task: Any, dataset: Dataset[HandSample], device: torch.device
     ) -> LabelledFeatures:
-        """Features and labels of all samples with 21 joints in 2D; 3D joints where all of those
-        have them."""
-        embedded: dict[str, list[Tensor]] = {}
-        kp2d, joints, kept, total, all_3d = [], [], [], 0, True
+        """Features and labels of all samples with 21 joints in 2D."""
+        parts: list[WholeHands] = []
+        embedded: list[dict[str, Tensor]] = []
         for hands in whole_hands(dataset, self.augment, self.batch_size, device):
-            kept.append(hands.is_whole.nonzero().squeeze(1).cpu() + total)
-            total += len(hands.is_whole)
-            all_3d &= hands.all_3d
-            for name, x in self._embed(task, hands.image).items():
-                embedded.setdefault(name, []).append(x)
-            kp2d.append(hands.kp2d_crop_ndc.cpu())
-            joints.append(hands.joints_root_m.cpu())
-        indices = torch.cat(kept)
-        if len(indices) < total and dataset not in self._reported:
-            log.info("probe: %d of %d samples have all 21 joints in 2D", len(indices), total)
+            embedded.append(self._embed(task, hands.image))
+            parts.append(hands._replace(image=hands.image[:0]))
+        is_whole = torch.cat([part.is_whole for part in parts]).cpu()
+        num, total = int(is_whole.sum()), len(is_whole)
+        if num < total and dataset not in self._reported:
+            log.info("probe: %d of %d samples have all 21 joints in 2D", num, total)
             self._reported.append(dataset)
-        required = MIN_TRAIN if dataset is self.train_set else MIN_TEST
-        if len(indices) < required:
-            raise ValueError(
-                f"only {len(indices)} of {total} samples have all 21 joints in 2D, the probe needs "
-                f"{required}"
-            )
-        poses = Poses(torch.cat(kp2d), torch.cat(joints) if all_3d else None)
-        features = {name: torch.cat(parts) for name, parts in embedded.items()}
-        return LabelledFeatures(features, poses, self._classes(dataset, indices))
+        required = MIN_TRAIN if dataset is self.train_set else 1
+        if num < required:
+            text = f"only {num} of {total} samples have all 21 joints in 2D"
+            raise ValueError(f"{text}, the probe needs {required}")
+        features = {name: torch.cat([x[name] for x in embedded]) for name in embedded[0]}
+        classes = _classes(dataset, is_whole.nonzero().squeeze(1).tolist())
+        return LabelledFeatures(features, poses_of(parts), classes)
 
-    @staticmethod
-    def _classes(dataset: Any, indices: Tensor) -> Tensor | None:
-        class_of = getattr(dataset, "class_of", None)
-        if class_of is None:
-            return None
-        found = [class_of(i) for i in indices.tolist()]
-        return None if None in found else torch.tensor(found)
-
-    def __call__(self, task: Any, info: StepInfo, run: Run) -> dict[str, float]:
+    def __call__(self, task: Any, info: StepInfo, run: Run) -> Errors:
         """Errors as `probe/<name>` (class token), `probe/<features>/<name>`, `probe/mean_pose/..`
         and `probe/knn<k>/..`; 3D ones where both sets have 3D joints."""
         train = self._embed_set(task, self.train_set, run.device)
@@ -171,34 +299,21 @@ class ProbeHook:
                 results[name] = joint_probe(x, train.poses, z, test.poses)
         if self.neighbours:
             results |= self._retrieval(train, test)
-        log.info("step %d: probe, 2D error %s", info.step, self._summary(results))
-        scalars = {
-            f"probe/{key}" if name == "cls" else f"probe/{name}/{key}": value
-            for name, errors in results.items()
-            for key, value in errors.items()
-        }
-        return scalars | {"features/cls_rank": float(effective_rank(test.features["cls"]))}
-
-    @staticmethod
-    def _summary(results: dict[str, dict[str, float]]) -> str:
-        """2D error in per cent of the crop and, in 3D, PA-MPJPE."""
-        parts = []
+        log.info("step %d: probe, 2D error %s", info.step, _summary(results))
+        scalars = {"features/cls_rank": float(effective_rank(test.features["cls"]))}
         for name, errors in results.items():
-            aligned = errors.get("pa_mpjpe_mm")
-            in_3d = "" if aligned is None else f" ({aligned:.1f} mm)"
-            parts.append(f"{name} {errors['err2d_percent']:.2f} %{in_3d}")
-        return ", ".join(parts)
+            prefix = "probe" if name == "cls" else f"probe/{name}"
+            scalars |= {f"{prefix}/{key}": value for key, value in errors.items()}
+        return scalars
 
-    def _retrieval(
-        self, train: LabelledFeatures, test: LabelledFeatures
-    ) -> dict[str, dict[str, float]]:
+    def _retrieval(self, train: LabelledFeatures, test: LabelledFeatures) -> dict[str, Errors]:
         order = nearest(test.features["cls"], train.features["cls"], max(self.neighbours))
         results = {}
         for k in self.neighbours:
             errors = neighbour_errors(order[:, :k], train.poses, test.poses)
             if train.classes is not None and test.classes is not None:
-                accuracy = class_accuracy(order[:, :k], train.classes, test.classes)
-                errors["class_accuracy"] = accuracy
+                classes = train.classes, test.classes
+                errors["class_accuracy"] = class_accuracy(order[:, :k], *classes)
             results[f"knn{k}"] = errors
         return results
 
@@ -209,9 +324,8 @@ class ProbeHook:
         query = self._crops(self.test_set, NUM_QUERIES, run.device)
         base = self._crops(self.train_set, NUM_SEARCHED, run.device)
         tokens = task.features(query)
-        parts = [task.features(chunk).cls for chunk in base.split(self.batch_size)]
-        k = min(NUM_NEIGHBOURS, len(base))
-        order = nearest(tokens.cls, torch.cat(parts), k).cpu()
+        searched = torch.cat([task.features(part).cls for part in base.split(self.batch_size)])
+        order = nearest(tokens.cls, searched, min(NUM_NEIGHBOURS, len(base))).cpu()
         sheets = {"probe_neighbours": draw_neighbours(query.cpu(), base.cpu(), order)}
         points = task.keypoints(tokens)
         if points is not None:
@@ -223,3 +337,19 @@ class ProbeHook:
         indices = np.linspace(0, len(dataset) - 1, min(num, len(dataset))).round().astype(int)
         shown = batches(Subset(dataset, indices.tolist()), self.batch_size)
         return torch.cat([self.augment.evaluate(b.moved(device)).image for b in shown])
+
+
+def _classes(dataset: Any, indices: list[int]) -> Tensor | None:
+    if not hasattr(dataset, "class_of"):
+        return None
+    found = [dataset.class_of(i) for i in indices]
+    return None if None in found else torch.tensor(found)
+
+
+def _summary(results: dict[str, Errors]) -> str:
+    """2D error in per cent of the crop and, in 3D, PA-MPJPE."""
+    texts = {name: f"{name} {errors['err2d_percent']:.2f} %" for name, errors in results.items()}
+    for name, errors in results.items():
+        if "pa_mpjpe_mm" in errors:
+            texts[name] += f" ({errors['pa_mpjpe_mm']:.1f} mm)"
+    return ", ".join(texts.values())

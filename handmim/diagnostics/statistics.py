@@ -1,14 +1,18 @@
-"""Statistics that show collapse: spread, agreement of views, entropy, rank."""
+"""Statistics that show collapse, of batches and of whole pretraining tasks: spread, agreement of
+views, entropy, rank, gradients."""
 
 import math
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from handmim.geometry.crop import to_source
+from handmim.objectives.base import Objective, StepContext, call
 from handmim.objectives.point_sets import canonical_shapes
-from handmim.types import PretrainBatch
+from handmim.types import PretrainBatch, StepInfo
 
 ENTROPY_ROWS = 64  # logarithms of all targets of a large batch would cost a percent of a step
 
@@ -21,10 +25,7 @@ def entropy_nats(probs: Tensor) -> Tensor:
 
 def effective_rank(features: Tensor) -> Tensor:
     """exp(entropy of the normalised singular values) of centred features [n, D], from 1 (collapsed)
-    to min(n - 1, D); nan where a feature is not finite.
-
-    Roy & Vetterli 2007, EUSIPCO.
-    """
+    to min(n - 1, D); nan where a feature is not finite (Roy & Vetterli 2007, EUSIPCO)."""
     x = features.float() - features.float().mean(dim=0)
     if not x.isfinite().all():  # svd would only report that it does not converge
         return x.new_tensor(math.nan)
@@ -52,26 +53,21 @@ def agreed_deviation(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def keypoint_diagnostics(points_ndc: Tensor, batch: PretrainBatch) -> dict[str, Tensor]:
-    """Spread and agreement of pseudo-keypoints.
+    """Spread and agreement of pseudo-keypoints [B, G, K, d] of each view, as keypoints/...:
 
-    Args:
-        points_ndc: [B, G, K, d] in each view.
-        batch: geometry of the views.
-    Returns: scalars under keypoints/.
-        spread_ndc: deviation within a sample; 0 when all points coincide.
-        view_std_ndc: deviation over the batch in the view; 0 for a constant template in the view.
-        source_std_ndc: `agreed_deviation` of the first two views over the batch in the source crop;
-            0 for a template that is constant there, and for points that follow nothing.
-        articulation: the same of shapes without position, size and orientation, as a share of the
-            shape's size; 0 for a rigid template, wherever it is and however noisy.
-        disagreement_ndc: distance of two views' points in the source crop.
-        retrieval: share of samples whose other view has the nearest mean-free shape in the batch.
-        cosine: mean over pairs of samples between mean-free shapes; near 1 when a common template
-            dominates them.
+    spread_ndc: deviation within a sample; 0 when all points coincide.
+    view_std_ndc: deviation over the batch in the view; 0 for a constant template in the view.
+    source_std_ndc: `agreed_deviation` of the first two views over the batch in the source crop; 0
+        for a template that is constant there, and for points that follow nothing.
+    articulation: the same of shapes without position, size and orientation, as a share of the
+        shape's size; 0 for a rigid template, wherever it is and however noisy.
+    disagreement_ndc: distance of two views' points in the source crop.
+    retrieval: share of samples whose other view has the nearest mean-free shape in the batch.
+    cosine: mean over pairs of samples between mean-free shapes; near 1 when a common template
+        dominates them.
     """
     points = points_ndc.float()
-    maps = batch.source_from_view.float(), batch.displacement_ndc
-    in_source = to_source(points, *maps)
+    in_source = to_source(points, batch.source_from_view.float(), batch.displacement_ndc)
     a, b = in_source[:, 0], in_source[:, 1]
     shapes = (in_source - in_source.mean(dim=2, keepdim=True)).flatten(2)
     distinct = shapes - shapes.mean(dim=(0, 1), keepdim=True)
@@ -105,3 +101,149 @@ def target_diagnostics(teacher_probs: Tensor, prefix: str = "targets") -> dict[s
         f"{prefix}/entropy_of_mean": entropy_nats(teacher_probs.mean(dim=0)) / top,
         f"{prefix}/entropy_of_each": entropy_nats(some).mean() / top,
     }
+
+
+class MeasuredTask(Protocol):
+    """A pretraining task as diagnostics require it."""
+
+    reads: frozenset[str]
+
+    @property
+    def each(self) -> Mapping[str, Objective]:
+        """Objectives by name."""
+        ...
+
+    def predict(
+        self, batch: PretrainBatch, info: StepInfo
+    ) -> tuple[StepContext, Mapping[str, Any]]:
+        """The encoded batch, and the predictions of every objective by name."""
+        ...
+
+
+class _TargetSums:
+    """Entropies of targets that come in batches, and the student's divergence from them."""
+
+    def __init__(self) -> None:
+        self.probs: Tensor | float = 0.0
+        self.entropy, self.num = 0.0, 0
+        self.kl: float | None = None
+
+    def add(self, probs: Tensor, logits: Tensor | None, temp: float) -> None:
+        """[n, P] more targets, and the student's predictions of them."""
+        self.probs = self.probs + probs.double().sum(dim=0)
+        self.entropy += float(entropy_nats(probs).sum())
+        self.num += len(probs)
+        if logits is not None:
+            kl = kl_nats(probs, logits.detach(), temp)
+            self.kl = (self.kl or 0.0) + float(kl.double().sum())
+
+    def metrics(self, prefix: str) -> dict[str, float]:
+        """Entropies as shares of log P, the share of prototypes in use, and divergences.
+
+        kl_nats, kl_share (of log P): mean divergence of the student from its targets.
+        constant_kl_nats: that of the best constant prediction, which is the mean target; near 0 all
+        targets are alike and distillation has nothing to teach. kl_of_constant: the ratio. At 0 the
+        student predicts every target, at 1 no more than a constant does, above 1 (as a fresh
+        student) even less.
+        """
+        if not isinstance(self.probs, Tensor) or not self.num:
+            return {}
+        top = math.log(len(self.probs))
+        of_mean = float(entropy_nats(self.probs / self.num))
+        of_each = self.entropy / self.num
+        metrics = {
+            "entropy_of_mean": of_mean / top,
+            "entropy_of_each": of_each / top,
+            "used": math.exp(of_mean) / len(self.probs),
+        }
+        if self.kl is not None:
+            kl, constant_kl = self.kl / self.num, of_mean - of_each
+            metrics |= {
+                "kl_nats": kl,
+                "kl_share": kl / top,
+                "constant_kl_nats": constant_kl,
+                "kl_of_constant": kl / max(constant_kl, 1e-9),
+            }
+        return {f"{prefix}/{name}": value for name, value in metrics.items()}
+
+
+def _gradient_norms(
+    objectives: Mapping[str, Objective], ctx: StepContext, predictions: Mapping[str, Any]
+) -> dict[str, float]:
+    """Norm of every weighted loss's gradient by the student's tokens; objectives whose weight is 0
+    now are left out."""
+    ends = [ctx.tokens.cls, ctx.tokens.patches, *ctx.tokens.taps]
+    norms = {}
+    for name, objective in objectives.items():
+        weight = objective.weight(*ctx.info)
+        if not weight:
+            continue
+        value = weight * call(name, objective.loss, ctx, predictions[name])
+        grads: tuple[Tensor | None, ...] = ()
+        if value.requires_grad:
+            grads = torch.autograd.grad(value, ends, retain_graph=True, allow_unused=True)
+        norms[name] = sum(float(g.double().square().sum()) for g in grads if g is not None) ** 0.5
+    return norms
+
+
+def _gradient_metrics(norms: Mapping[str, float]) -> dict[str, float]:
+    """Norm of each term, its share of the sum and, where there are others, its ratio to the largest
+    of them."""
+    metrics: dict[str, float] = {}
+    total = sum(norms.values())
+    for name, norm in norms.items():
+        others = [other for key, other in norms.items() if key != name]
+        metrics[f"gradient/{name}/norm"] = norm
+        metrics[f"gradient/{name}/share"] = norm / max(total, 1e-30)
+        if others:
+            metrics[f"gradient/{name}/ratio"] = norm / max(*others, 1e-30)
+    return metrics
+
+
+def measure(
+    task: MeasuredTask, batch: PretrainBatch, info: StepInfo, *, batch_size: int, seed: int
+) -> dict[str, float]:
+    """All diagnostics of the parts that a task in evaluation mode has; nothing of it changes.
+
+    targets/.., class_targets/.., keypoint_targets/..: prototype targets, see `_TargetSums.metrics`;
+    features/..: the student's class tokens in the first view, their rank, and deviation over crops
+    as a share of their length; keypoints/..: see `keypoint_diagnostics`; gradient/<term>/..: each
+    loss term where the student's backbone ends (of whole views, not of local crops).
+
+    Args:
+        batch_size: crops at a time; gradients are measured on the first of these.
+        seed: of random numbers that the task draws.
+    """
+    tokens: list[Tensor] = []
+    points: list[Tensor] = []
+    metrics: dict[str, float] = {}
+    device = batch.views.device
+    sums: dict[str, _TargetSums] = {}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        for start in range(0, len(batch.views), batch_size):
+            part = batch.part(start, start + batch_size)
+            with torch.set_grad_enabled(start == 0):
+                ctx, predictions = task.predict(part, info)
+                if start == 0:
+                    metrics |= _gradient_metrics(_gradient_norms(task.each, ctx, predictions))
+            tokens.append(ctx.tokens.cls.detach().unflatten(0, ctx.shape)[:, 0])
+            if "keypoints" in task.reads:
+                points.append(ctx.keypoints.detach())
+            for name, objective in task.each.items():
+                for prefix, found in objective.targets(predictions[name]).items():
+                    of_prefix = sums.setdefault(prefix, _TargetSums())
+                    of_prefix.add(found.teacher_probs, found.student_logits, found.student_temp)
+    cls = torch.cat(tokens).float()
+    length = cls.square().mean().sqrt().clamp(min=1e-12)
+    deviation = (cls - cls.mean(dim=0)).square().mean().sqrt()
+    metrics |= {
+        "features/rank": float(effective_rank(cls)),
+        "features/std_share": float(deviation / length),
+    }
+    for prefix, of_prefix in sums.items():
+        metrics |= of_prefix.metrics(prefix)
+    if points:
+        of_points = keypoint_diagnostics(torch.cat(points), batch)
+        metrics |= {name: float(value) for name, value in of_points.items()}
+    return metrics

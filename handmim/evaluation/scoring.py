@@ -13,13 +13,13 @@ from torch.utils.data import Dataset
 
 from handmim.data.augment import HandAugment
 from handmim.data.loader import batches
+from handmim.diagnostics.images import draw_predictions
 from handmim.evaluation.inference import InferenceModule
 from handmim.evaluation.predictor import hand_predictions
 from handmim.hand.conventions import mirror_points
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.losses.joints import JointEstimate
 from handmim.metrics.pose import KEYS, MIRRORED_SHARE, HandMetrics, crop_share_errors
-from handmim.tasks.prediction_images import draw_predictions
 from handmim.tasks.regression import RegressionTask
 from handmim.types import HandBatch, HandSample, StepInfo
 from handmim.utils.run import Run

@@ -74,33 +74,27 @@ class KeypointRegressionTask(RegressionTask):
 def mean_joints(
     dataset: Dataset[HandSample], augment: HandAugment, batch_size: int = 256, num_workers: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Mean of the labels, joint by joint over the samples that have it; 0 where none has.
+    """Mean of the labels, joint by joint over the samples that have it; 0 where none has: [21, 3]
+    root-relative metres and [21, 2] crop ndc.
 
-    Args:
-        dataset: labelled crops.
-        augment: whose evaluation crop defines the ndc.
-        batch_size: samples read at a time.
-        num_workers: loader processes.
-    Returns: [21, 3] root-relative metres and [21, 2] crop ndc.
     Raises: ValueError when no sample has a joint, or joints in 3D always lack the root.
     """
-    sums: list[tuple[Tensor, Tensor]] = []
+    total, count = torch.zeros(21, 5, dtype=torch.float64), torch.zeros(21, 2, dtype=torch.int64)
+    columns = torch.tensor([3, 2])
     for stored in batches(dataset, batch_size, num_workers):
         batch = augment.evaluate(stored)
         root = batch.joints_cam_m[:, ROOT_JOINT, None]
         in_3d = batch.joints_valid & batch.joints_valid[:, ROOT_JOINT, None]
         labels = torch.cat([batch.joints_cam_m - root, batch.kp2d_crop_ndc], dim=-1).double()
         valid = torch.stack([in_3d, batch.kp2d_valid], dim=-1)
-        spread = valid.repeat_interleave(torch.tensor([3, 2]), dim=-1)
-        sums.append((torch.where(spread, labels, 0.0).sum(dim=0), valid.sum(dim=0)))
-    total = torch.stack([s for s, _ in sums]).sum(dim=0)
-    count = torch.stack([c for _, c in sums]).sum(dim=0)
+        total += torch.where(valid.repeat_interleave(columns, dim=-1), labels, 0.0).sum(dim=0)
+        count += valid.sum(dim=0)
     if not int(count.sum()):
         raise ValueError(
             "no training sample has a joint in the image, or joints in 3D with the root: the "
             "mean joints are undefined (data)"
         )
-    mean = total / count.clamp(min=1).repeat_interleave(torch.tensor([3, 2]), dim=-1)
+    mean = total / count.clamp(min=1).repeat_interleave(columns, dim=-1)
     return mean[:, :3].float(), mean[:, 3:].float()
 
 
@@ -112,13 +106,8 @@ def mean_scale(
     num_workers: int = 0,
     scale0_per_m: float = 8.0,
 ) -> float:
-    """Geometric mean of the hands' sizes in the image, over samples with all joints in 3D and 2D.
-
-    Args:
-        dataset, augment, batch_size, num_workers: see `mean_joints`.
-        scale0_per_m: the result where no sample has all joints.
-    Returns: ndc units per metre of the least-squares weak-perspective camera.
-    """
+    """Geometric mean of the hands' sizes in the image, ndc units per metre of the least-squares
+    weak-perspective camera, over samples with all joints in 3D and 2D; else `scale0_per_m`."""
     logs = []
     for stored in batches(dataset, batch_size, num_workers):
         batch = augment.evaluate(stored)

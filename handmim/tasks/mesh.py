@@ -1,5 +1,4 @@
-"""Supervised regression of a hand model: its parameters, and the mean hand every regression starts
-from."""
+"""Supervised regression of a hand model, and the mean hand it starts from."""
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from handmim.types import HandBatch, HandOutputs, HandSample, HandState, Intrins
 
 
 class HandRegressionTask(RegressionTask):
-    """Image in, hand model out; arguments as `RegressionTask`, with a head that is a `HandHead`."""
+    """Image in, hand model out; the head is a `HandHead`."""
 
     head: HandHead
 
@@ -71,7 +70,7 @@ class HandRegressionTask(RegressionTask):
         joint_convention: Tensor | None = None,
         intrinsics: Intrinsics | None = None,
     ) -> HandState:
-        """The last refinement; arguments as `RegressionTask.predict`."""
+        """The last refinement; see `RegressionTask.predict`."""
         state = self.refinements(image, intrinsics).steps[-1]
         if joint_convention is None:
             return state
@@ -154,20 +153,12 @@ def mean_hand(
     batch_size: int = 256,
     num_workers: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Chordal mean rotations and mean camera of the labelled samples.
+    """Chordal mean rotations [16, 3, 3] and mean camera [3] of the labelled samples.
 
     Samples without MANO parameters count with the rotation that brings the model's mean pose
     nearest to their joints, in 3D or else in the image; their fingers do not count. Where no
     sample has fingers, they are those of the model's mean pose.
 
-    Args:
-        dataset: labelled crops.
-        augment: whose evaluation crop defines the ndc.
-        scale0_per_m: of the head's camera.
-        hand: the model.
-        batch_size: samples read at a time.
-        num_workers: loader processes.
-    Returns: rotations [16, 3, 3] and camera [3].
     Raises: ValueError when no sample has MANO parameters or all joints in 3D or 2D.
     """
     mean_pose = hand.mean_rotmats.float()

@@ -1,5 +1,4 @@
-"""Shared parts of all supervised regressions: backbone, head, losses, moving average, learning
-rates."""
+"""Shared parts of all supervised regressions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -12,14 +11,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from handmim.data.augment import HandAugment
+from handmim.data.datasets import size_of
 from handmim.data.loader import SkipUnreadable
+from handmim.diagnostics.images import draw_predictions
 from handmim.hand.model import HandLayer
 from handmim.losses.composite import CompositeLoss, LossTerm
 from handmim.losses.joints import JointEstimate, JointOutputs
 from handmim.losses.reduction import StepWeights
 from handmim.models.teacher import EmaTeacher, averaging_of
 from handmim.models.vit import ViT
-from handmim.tasks.prediction_images import draw_predictions
 from handmim.types import HandBatch, HandSample, Intrinsics, StepInfo, StepResult
 
 NUM_IMAGES = 8
@@ -37,31 +37,20 @@ class RegressionTask(nn.Module, ABC):
     """Image in, joints out, with or without a mesh.
 
     With `average`, the EMA of the weights predicts in eval mode and is exported; training uses the
-    live ones.
-
-    Args:
-        backbone: ViT; `init_from` fills it before training.
-        head: constructor of the head, called with `dim=`.
-        losses: weighted terms by name.
-        backbone_lr_scale: factor on the learning rate of the whole backbone.
-        layer_decay: further factor per layer below the top.
-        step_weights: of refinement steps in every loss that scores them: None (equal), one number
-            each, or "last".
-        trained_blocks: of the backbone, see `ViT.freeze_below`; None for all of it, 0 for none.
-        average: settings of `Averaging`; None keeps no average.
+    live ones. A subclass may refuse a head in `check_head`, at the end of the constructor.
     """
 
     def __init__(
         self,
         backbone: ViT,
-        head: Callable[..., nn.Module],
+        head: Callable[..., nn.Module],  # called with `dim=`
         losses: Mapping[str, LossTerm],
         *,
         backbone_lr_scale: float = 1.0,
-        layer_decay: float = 1.0,
-        step_weights: StepWeights = None,
-        trained_blocks: int | None = None,
-        average: Mapping[str, Any] | float | None = None,
+        layer_decay: float = 1.0,  # further factor on its learning rate per layer below the top
+        step_weights: StepWeights = None,  # of refinement steps: None (equal), one each, or "last"
+        trained_blocks: int | None = None,  # see `ViT.freeze_below`; None for all, 0 for none
+        average: Mapping[str, Any] | float | None = None,  # of `Averaging`
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -78,14 +67,13 @@ class RegressionTask(nn.Module, ABC):
         self.check_head(step_weights)
 
     def check_head(self, step_weights: StepWeights) -> None:
-        """Refuse a head that does not fit the task; runs at the end of the constructor."""
+        """Refuse a head that does not fit the task."""
 
     def _live(self) -> nn.ModuleDict:
         return nn.ModuleDict({"backbone": self.backbone, "head": self.head})
 
     def _active(self, name: str) -> Any:
-        """The "backbone" or "head" that predicts: the live one in training mode; its EMA, where one
-        is kept, in eval mode."""
+        """The "backbone" or "head" that predicts."""
         if self.training or self.averaged is None:
             return getattr(self, name)
         return self.averaged.net[name]
@@ -120,14 +108,8 @@ class RegressionTask(nn.Module, ABC):
         joint_convention: Tensor | None = None,
         intrinsics: Intrinsics | None = None,
     ) -> Estimate:
-        """The last estimate for images.
-
-        Args:
-            image: [B, 3, H, W] in [0, 1].
-            joint_convention: [B] of the joints, where there is a mesh to take them from; None takes
-                the hand model's own.
-            intrinsics: of the images; None where nothing is known of the camera.
-        """
+        """The last estimate for images [B, 3, H, W] in [0, 1]; without joint conventions [B] in the
+        hand model's own."""
 
     @abstractmethod
     def mean_estimate(self, batch: HandBatch) -> Estimate:
@@ -135,10 +117,7 @@ class RegressionTask(nn.Module, ABC):
 
     @abstractmethod
     def label_estimate(self, batch: HandBatch) -> Estimate:
-        """The labels in the form of an estimate.
-
-        Raises: ValueError where they do not suffice.
-        """
+        """The labels in the form of an estimate; raises ValueError where they do not suffice."""
 
     @abstractmethod
     def measure_labels(
@@ -162,15 +141,10 @@ class RegressionTask(nn.Module, ABC):
         """Set the head's start from labels, the backbone being initialised already; averaged
         weights start here.
 
-        Args:
-            dataset: labelled training crops.
-            augment: whose evaluation crop is used.
-            device: of the backbone.
-            max_images: of a larger set so many are read, the same ones every time.
-            num_workers: loader processes.
-            max_unreadable: share of the set that may be left out, one sample at least; 0 is none.
+        Of a larger set `max_images` are read, the same ones every time. A share `max_unreadable` of
+        it, one sample at least, may be left out; 0 is none.
         """
-        total = len(dataset)  # type: ignore[arg-type]
+        total = size_of(dataset)
         most = int(max(1.0, max_unreadable * total)) if max_unreadable else 0
         if total > max_images:
             order = np.random.default_rng(total).permutation(total)[:max_images]
@@ -214,14 +188,13 @@ class RegressionTask(nn.Module, ABC):
     @torch.no_grad()
     def images(self, batch: HandBatch) -> dict[str, NDArray[np.uint8]]:
         """Input, prediction and ground truth of the first samples."""
-        training = self.training
+        training, first = self.training, batch.part(0, NUM_IMAGES)
         self.eval()
-        first = HandBatch(*(field[:NUM_IMAGES] for field in batch))
         try:
             estimate = self.predict(first.image, first.joint_convention, first.intrinsics)
         finally:
             self.train(training)
-        return {"predictions": draw_predictions(first, estimate, self.faces, NUM_IMAGES)}
+        return {"predictions": draw_predictions(first, estimate, self.faces)}
 
     @property
     def faces(self) -> NDArray[np.int32] | None:

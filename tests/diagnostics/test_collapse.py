@@ -343,7 +343,7 @@ def test_settings_of_collapse_detection_are_checked():
         detection(thresholds={"hands_cold": 1.0})
     with pytest.raises(ValueError, match="stop_on names unknown checks"):
         detection(stop_on=["hands_cold"])
-    with pytest.raises(ValueError, match="got num=1"):
+    with pytest.raises(ValueError, match="num=1"):
         detection(num=1)
 
 

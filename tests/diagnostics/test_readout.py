@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from handmim.diagnostics.readout import Poses, Ridge, joint_probe, mean_pose, pose_errors
+from handmim.diagnostics.probe import Poses, Ridge, joint_probe, mean_pose, pose_errors
 
 
 def generator() -> torch.Generator:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from handmim.diagnostics.readout import (
+from handmim.diagnostics.probe import (
     Poses,
     class_accuracy,
     nearest,

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from handmim.diagnostics.measure import measure
+from handmim.diagnostics.statistics import measure
 from handmim.objectives.distillation import masked_patch_ce
 from handmim.types import StepInfo
 from tests.tasks.test_pretrain_task import make_batch, make_task

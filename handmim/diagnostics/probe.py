@@ -167,8 +167,11 @@ def joint_probe(train_x: Tensor, train: Poses, test_x: Tensor, test: Poses) -> E
 def mean_pose(train: Poses, test: Poses) -> Errors:
     """`pose_errors` of the training set's mean pose, a baseline that reads no features."""
     shape = len(test.kp2d_ndc), -1, -1
-    means = (x if x is None else x.double().mean(dim=0).expand(shape) for x in train)
-    return pose_errors(Poses(*means), test)
+    kp2d = train.kp2d_ndc.double().mean(dim=0).expand(shape)
+    joints = train.joints_m
+    if joints is not None:
+        joints = joints.double().mean(dim=0).expand(shape)
+    return pose_errors(Poses(kp2d, joints), test)
 
 
 def nearest(query_x: Tensor, base_x: Tensor, k: int) -> Tensor:

@@ -155,9 +155,9 @@ def _report(program: str, error: Exception) -> int:
     text = sentence(error)
     if not is_input and not isinstance(error, (OSError, ArithmeticError)):
         text = f"{type(error).__name__}: {text}"
-    logs = _write_traceback(error)
+    logs = _keep_traceback(error, is_input)
     if not is_input:
-        text = f"{text} (traceback: {', '.join(logs or [_error_file(error)])})"
+        text = f"{text} (traceback: {', '.join(logs)})"
     sys.stderr.write(f"{program}: {text}\n")
     if DEBUG in sys.argv:
         traceback.print_exception(error)
@@ -166,20 +166,18 @@ def _report(program: str, error: Exception) -> int:
     return BAD_INPUT if is_input else FAILED
 
 
-def _write_traceback(error: Exception) -> list[str]:
-    """Append a traceback to the logs of the run that is under way; their paths."""
+def _keep_traceback(error: Exception, is_input: bool) -> list[str]:
+    """Append a traceback to the logs of the run that is under way, else to a file of its own where
+    it is no bad input; paths."""
     logger = logging.getLogger("handmim")
     files = [h for h in logger.handlers if isinstance(h, logging.FileHandler)]
     info = (type(error), error, error.__traceback__)
     record = logger.makeRecord(logger.name, logging.ERROR, "", 0, "ended by an error", (), info)
     for handler in files:
         handler.handle(record)
-    return [handler.baseFilename for handler in files]
-
-
-def _error_file(error: Exception) -> str:
-    """A file of its own with a traceback, where there is no run yet."""
+    if files or is_input:
+        return [handler.baseFilename for handler in files]
     handle, path = tempfile.mkstemp(prefix="handmim-error-", suffix=".txt", text=True)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         traceback.print_exception(error, file=file)
-    return path
+    return [path]

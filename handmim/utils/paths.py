@@ -15,25 +15,13 @@ CODE_FOLDERS = ("handmim/", "configs/", "tools/")
 def git_state(folder: Path) -> dict[str, Any]:
     """Commit of the checkout of `folder`, and whether it has local changes; None outside git.
     Untracked files count where code and configs lie, since they may be what runs."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    status = git("status", "--porcelain", "-z", "--untracked-files=normal")
-    entries = [] if status is None else status.strip("\0").split("\0")
-    return {
-        "git_sha": git("rev-parse", "HEAD"),
-        "git_dirty": None if status is None else any(_is_change(entry) for entry in entries),
-    }
-
-
-def _is_change(entry: str) -> bool:
-    """Whether an entry of git's short status may change what runs."""
-    is_untracked, path = entry.startswith("?? "), entry[3:]
-    return path.startswith(CODE_FOLDERS) if is_untracked else bool(entry)
+    options = ["--porcelain=v2", "--branch", "-z", "--untracked-files=normal"]
+    command = ["git", "-C", str(folder), "status", *options]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {"git_sha": None, "git_dirty": None}
+    lines = [line for line in done.stdout.split("\0") if line]
+    sha = next((line[13:] for line in lines if line.startswith("# branch.oid ")), "(initial)")
+    changes = [line for line in lines if line[0] not in "#?" or line[2:].startswith(CODE_FOLDERS)]
+    return {"git_sha": None if sha == "(initial)" else sha, "git_dirty": bool(changes)}

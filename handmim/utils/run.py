@@ -39,6 +39,7 @@ from handmim.utils.processes import devices_of, starting_ranks
 from handmim.utils.ranks import objects_of_ranks, portable
 from handmim.utils.seed import seed_everything
 
+TIME = "%H:%M:%S"
 RESUME_WORDS = ("never", "auto")
 MARGIN = 1.5  # of the time that processes wait for each other, relative to `stall_timeout_s`
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "32", "16", "bf16")
@@ -78,12 +79,10 @@ def start_log(folder: Path | None) -> None:
         root.removeHandler(handler)
         handler.close()
     if folder is not None:
-        terminal: logging.Handler
+        terminal: logging.Handler = logging.StreamHandler()
+        terminal.setFormatter(logging.Formatter("%(asctime)s %(message)s", TIME))
         if sys.stderr.isatty():
-            terminal = RichHandler(show_path=False, log_time_format="%H:%M:%S")
-        else:
-            terminal = logging.StreamHandler()
-            terminal.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+            terminal = RichHandler(show_path=False, log_time_format=TIME)
         root.addHandler(terminal)
         file = logging.FileHandler(folder / "log.txt")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
@@ -108,7 +107,8 @@ def _fabric(**settings: Any) -> Fabric:
 
 @dataclass
 class Run:
-    """What every entry point needs: devices, folder, seed, log."""
+    """What every entry point needs: devices, folder, seed, log; and of this process its device, its
+    rank, the number of all, and whether it is the one that writes."""
 
     name: str
     dir: Path
@@ -178,9 +178,8 @@ class Run:
         start_log(folder if fabric.is_global_zero else None)
         log = logging.getLogger("handmim.run")
         in_force = precision_in_force(fabric)
-        run = cls(
-            name, folder, seed, config, fabric, log, in_force, compile, stall_timeout_s, lock, hosts
-        )
+        more = (in_force, compile, stall_timeout_s, lock, hosts)
+        run = cls(name, folder, seed, config, fabric, log, *more)
         if resume == "never":
             run.write_start()
         machine = f"{run.device.type} x {run.world_size}, {in_force}"
@@ -232,25 +231,10 @@ class Run:
             "handmim": handmim.__version__,
         }
 
-    @property
-    def device(self) -> torch.device:
-        """Device of this process."""
-        return self.fabric.device
-
-    @property
-    def rank(self) -> int:
-        """Rank of this process among all."""
-        return self.fabric.global_rank
-
-    @property
-    def world_size(self) -> int:
-        """Number of processes."""
-        return self.fabric.world_size
-
-    @property
-    def is_main(self) -> bool:
-        """True in the one process that writes."""
-        return self.fabric.is_global_zero
+    def __post_init__(self) -> None:
+        self.device = self.fabric.device
+        self.rank, self.world_size = self.fabric.global_rank, self.fabric.world_size
+        self.is_main = self.fabric.is_global_zero  # in the one process that writes
 
     def any_rank(self, flag: bool) -> bool:
         """Whether the flag is up on any process; all of them have to ask."""

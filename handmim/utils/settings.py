@@ -53,6 +53,9 @@ OF_SCHEDULES = ("start", "end", "warmup_start")
 
 
 SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
+MAPPING = "a mapping {...}"
+LISTS = (list, tuple, Sequence, Iterable, Collection)
+MAPPINGS = (dict, Mapping)
 KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     int: ("a whole number", lambda v: type(v) is int),
     float: ("a finite number", lambda v: type(v) in (int, float) and math.isfinite(v)),
@@ -60,10 +63,9 @@ KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     str: ("text", lambda v: isinstance(v, str)),
     Path: ("a path", lambda v: isinstance(v, str)),
     NoneType: ("null", lambda v: v is None),
+    **dict.fromkeys(LISTS, ("a list [...]", lambda v: isinstance(v, list))),
+    **dict.fromkeys(MAPPINGS, (MAPPING, lambda v: isinstance(v, dict))),
 }
-MAPPING = "a mapping {...}"
-LISTS = (list, tuple, Sequence, Iterable, Collection)
-MAPPINGS = (dict, Mapping)
 # Null there means the hand of a checkpoint and the precision of a table.
 MAY_BE_NULL = {"checkpoint": "hand.path=null:", "budget": "machine.precision=null:"}
 
@@ -196,7 +198,8 @@ def _mapping(node: DictConfig, key: str, hint: Any) -> Iterator[str]:
         if signature is not None and signature.parameters:
             yield from _arguments(node, signature)
             return
-    if all(_head(member) in (*KINDS, *LISTS, Literal) for member in members):
+    heads = {_head(member) for member in members}
+    if heads <= {*KINDS, Literal} and heads.isdisjoint(MAPPINGS):
         yield f"{key}={{...}}: {_text(hint)} is required"
 
 
@@ -232,13 +235,11 @@ def _fitted_to(value: Any, hint: Any) -> Any:
     head, arguments = _head(hint), get_args(hint)
     if head in LISTS and isinstance(value, list) and arguments:
         hints = arguments if _is_fixed(arguments) else arguments[:1] * len(value)
-        if len(hints) == len(value):
-            return [_fitted(each, hint) for each, hint in zip(value, hints, strict=True)]
-        fits = False
-    elif head is Literal:
+        if len(hints) != len(value):
+            raise MismatchError(head)
+        return [_fitted(each, hint) for each, hint in zip(value, hints, strict=True)]
+    if head is Literal:
         fits = value in arguments
-    elif head in (*LISTS, *MAPPINGS):
-        fits = isinstance(value, list if head in LISTS else dict)
     elif head in KINDS:
         fits = KINDS[head][1](value)
     else:  # a class of this package is built from a mapping; any other hint is not judged here
@@ -263,8 +264,6 @@ def _text(hint: Any) -> str:
     if head in LISTS and arguments:
         form = f"of {len(arguments)}" if _is_fixed(arguments) else "[...]"
         return f"a list {form}, each {_text(arguments[0])},"
-    if head in MAPPINGS:
-        return MAPPING
     return KINDS[head][0] if head in KINDS else f"a mapping for {head.__name__}"
 
 

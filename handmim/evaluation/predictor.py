@@ -18,7 +18,7 @@ from handmim.engine.checkpoint import check_fits, check_saved, load_checkpoint
 from handmim.evaluation.inference import InferenceModule
 from handmim.geometry.camera import px_from_ndc, solve_translation
 from handmim.hand.conventions import mirror_intrinsics, mirror_points, mirror_rotmats
-from handmim.losses.joints import JointEstimate
+from handmim.losses.hand import JointEstimate
 from handmim.tasks.regression import RegressionTask
 from handmim.utils.config import build, set_everywhere
 from handmim.utils.timer import Stages

@@ -18,7 +18,7 @@ from handmim.evaluation.inference import InferenceModule
 from handmim.evaluation.predictor import hand_predictions
 from handmim.hand.conventions import mirror_points
 from handmim.hand.skeleton import ROOT_JOINT
-from handmim.losses.joints import JointEstimate
+from handmim.losses.hand import JointEstimate
 from handmim.metrics.pose import KEYS, MIRRORED_SHARE, HandMetrics, crop_share_errors
 from handmim.tasks.regression import RegressionTask
 from handmim.types import HandBatch, HandSample, StepInfo

@@ -1,23 +1,85 @@
-"""Supervised losses with weights, and their sum."""
+"""Supervised losses with weights, how each is averaged, and their sum.
 
-from collections.abc import Mapping
+First over the labels of a sample, then over all samples of the batch, where unlabelled ones count
+0: the gradient of a sample does not depend on its neighbours. Losses return one number per
+refinement step, [T]. Unlabelled values have no effect, be it NaN: labels are zeroed before they
+meet an estimate, errors after. docs/losses.md lists all.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from handmim.engine.optim import Schedule, as_schedule
-from handmim.losses.reduction import StepWeights, check_step_weights, over_steps
 from handmim.types import StepInfo
+
+StepWeights = Sequence[float] | str | None
+
+
+def zero_invalid(labels: Tensor, valid: Tensor) -> Tensor:
+    """Labels [B, ...] with zeros wherever they are not valid; bool of their leading dimensions."""
+    spread = valid.reshape(*valid.shape, *[1] * (labels.ndim - valid.ndim))
+    return torch.where(spread, labels.float(), 0.0)
+
+
+def over_points(error: Tensor, valid: Tensor, conf: Tensor | None = None) -> Tensor:
+    """Mean over the labelled points of a sample, then over the batch: scalar.
+
+    A confidence scales the error of its point and leaves the divisor, the number of labelled
+    points, as it is: a sample of less confidence counts less.
+
+    Args:
+        error: [B, P], finite.
+        valid: [B, P] bool.
+        conf: [B, P] in [0, 1]; None counts 1.
+    """
+    weight = valid.float() if conf is None else zero_invalid(conf, valid)
+    total = (torch.where(valid, error, 0.0) * weight).sum(dim=1)
+    return (total / valid.sum(dim=1).clamp(min=1)).mean()
+
+
+def over_samples(error: Tensor, has_label: Tensor) -> Tensor:
+    """Mean over the batch of one error per sample, [B] finite with flags [B] bool: scalar."""
+    return torch.where(has_label, error, 0.0).mean()
+
+
+def _check_step_weights(weights: StepWeights) -> None:
+    if weights is None or weights == "last":
+        return
+    numbers = [] if isinstance(weights, str) else list(weights)
+    if all(math.isfinite(w) and w >= 0 for w in numbers) and sum(numbers) > 0:
+        return
+    raise ValueError(
+        "step_weights must be null (equal), last, or one weight >= 0 per refinement step such as "
+        f"[0.5,0.75,1.0], got {weights}"
+    )
+
+
+def over_steps(values: Tensor, weights: StepWeights = None) -> Tensor:
+    """Weighted mean over refinement steps [T]: scalar; weights are scaled to a mean of 1.
+
+    None counts all steps alike, "last" the last alone.
+
+    Raises: ValueError when there are not T weights.
+    """
+    if weights is None:
+        return values.mean()
+    if isinstance(weights, str):  # products with 0 keep all steps in distributed training's graph
+        weights = [0.0] * (len(values) - 1) + [1.0]
+    if len(weights) != len(values):
+        raise ValueError(
+            f"got {len(weights)} weights {list(weights)} for {len(values)} refinement steps "
+            "(step_weights, num_steps)"
+        )
+    return (values * values.new_tensor(weights)).sum() / sum(weights)
 
 
 class LossTerm(nn.Module):
     """One supervised loss; `forward(out, batch)` gives a scalar, or one number per refinement step,
-    [T], without the weight.
-
-    Args:
-        weight: constant, or a schedule of the step.
-    """
+    [T], without the weight, which is constant or a schedule of the step."""
 
     needs: tuple[str, ...] = ()  # maps of the head's outputs that the loss reads
 
@@ -27,17 +89,12 @@ class LossTerm(nn.Module):
 
 
 class CompositeLoss(nn.Module):
-    """Weighted sum of losses, each also reported by name.
-
-    Args:
-        terms: by name, in the order in which they are summed and logged.
-        step_weights: how losses of every refinement step are averaged over steps, see
-            `losses.reduction.over_steps`.
-    """
+    """Weighted sum of losses by name, in their order; each is also reported. `step_weights`: see
+    `over_steps`."""
 
     def __init__(self, terms: Mapping[str, LossTerm], step_weights: StepWeights = None) -> None:
         super().__init__()
-        check_step_weights(step_weights)
+        _check_step_weights(step_weights)
         self.step_weights = step_weights
         if not terms:
             raise ValueError("no loss term is configured (loss=[...])")

@@ -11,7 +11,7 @@ from handmim.geometry.camera import fit_weak, project_weak
 from handmim.geometry.rotation import chordal_mean, nearest_rotation, rotation_from_view
 from handmim.hand.model import HandLayer, JointConventions
 from handmim.hand.skeleton import ROOT_JOINT
-from handmim.losses.reduction import StepWeights
+from handmim.losses.composite import StepWeights
 from handmim.models.heads.hand_head import HandHead
 from handmim.tasks.regression import RegressionTask
 from handmim.types import HandBatch, HandOutputs, HandSample, HandState, Intrinsics

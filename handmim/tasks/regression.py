@@ -15,9 +15,8 @@ from handmim.data.datasets import size_of
 from handmim.data.loader import SkipUnreadable
 from handmim.diagnostics.images import draw_predictions
 from handmim.hand.model import HandLayer
-from handmim.losses.composite import CompositeLoss, LossTerm
-from handmim.losses.joints import JointEstimate, JointOutputs
-from handmim.losses.reduction import StepWeights
+from handmim.losses.composite import CompositeLoss, LossTerm, StepWeights
+from handmim.losses.hand import JointEstimate, JointOutputs
 from handmim.models.teacher import EmaTeacher, averaging_of
 from handmim.models.vit import ViT
 from handmim.types import HandBatch, HandSample, Intrinsics, StepInfo, StepResult

@@ -124,18 +124,22 @@ TARGETS: dict[str, str] = {
     "handmim.data.mixed": "handmim.data.datasets",
     "handmim.evaluation.tta": "handmim.evaluation.inference",
     "handmim.losses.total.Weighted": "handmim.losses.composite.LossTerm",
-    "handmim.losses.joints.Joints3D": "handmim.losses.joints.JointLoss",
-    "handmim.losses.joints.Joints3DAbs": "handmim.losses.joints.CameraJointLoss",
-    "handmim.losses.joints.Joints2D": "handmim.losses.joints.JointLoss2D",
-    "handmim.losses.direct_keypoints.SmoothJoints3D": "handmim.losses.joints.JointLoss",
-    "handmim.losses.direct_keypoints.SmoothJoints2D": "handmim.losses.joints.JointLoss2D",
-    "handmim.losses.verts.Verts": "handmim.losses.mesh.VertexLoss",
-    "handmim.losses.edges.Edges": "handmim.losses.mesh.EdgeLoss",
-    "handmim.losses.mano_params.Rotations": "handmim.losses.parameters.RotationLoss",
-    "handmim.losses.mano_params.Betas": "handmim.losses.parameters.ShapeLoss",
-    "handmim.losses.prior.Prior": "handmim.losses.parameters.PriorLoss",
-    "handmim.losses.heatmaps.Heatmaps": "handmim.losses.maps.HeatmapLoss",
-    "handmim.losses.silhouette.Silhouette": "handmim.losses.maps.SilhouetteLoss",
+    **{
+        f"handmim.losses.{old}": "handmim.losses.hand"
+        for old in ("joints", "mesh", "parameters", "maps")
+    },
+    "handmim.losses.joints.Joints3D": "handmim.losses.hand.JointLoss",
+    "handmim.losses.joints.Joints3DAbs": "handmim.losses.hand.CameraJointLoss",
+    "handmim.losses.joints.Joints2D": "handmim.losses.hand.JointLoss2D",
+    "handmim.losses.direct_keypoints.SmoothJoints3D": "handmim.losses.hand.JointLoss",
+    "handmim.losses.direct_keypoints.SmoothJoints2D": "handmim.losses.hand.JointLoss2D",
+    "handmim.losses.verts.Verts": "handmim.losses.hand.VertexLoss",
+    "handmim.losses.edges.Edges": "handmim.losses.hand.EdgeLoss",
+    "handmim.losses.mano_params.Rotations": "handmim.losses.hand.RotationLoss",
+    "handmim.losses.mano_params.Betas": "handmim.losses.hand.ShapeLoss",
+    "handmim.losses.prior.Prior": "handmim.losses.hand.PriorLoss",
+    "handmim.losses.heatmaps.Heatmaps": "handmim.losses.hand.HeatmapLoss",
+    "handmim.losses.silhouette.Silhouette": "handmim.losses.hand.SilhouetteLoss",
     **{
         f"handmim.losses.{name}.Term": f"handmim.objectives.{new}"
         for name, new in OBJECTIVES.items()

@@ -17,7 +17,7 @@ from handmim.evaluation.inference import InferenceModule
 from handmim.evaluation.official import BENCHMARKS, benchmark_of, score_file, score_report, submit
 from handmim.evaluation.scoring import predict_camera_hands, score
 from handmim.evaluation.submission import read_submission, write_submission
-from handmim.losses.joints import JointLoss
+from handmim.losses.hand import JointLoss
 from handmim.models.heads.pymaf import PyMafHead
 from handmim.models.vit import ViT
 from handmim.tasks.mesh import HandRegressionTask

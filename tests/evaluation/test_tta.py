@@ -23,7 +23,7 @@ from handmim.evaluation.inference import (
 from handmim.evaluation.scoring import in_camera, predict_camera_hands, score
 from handmim.geometry.camera import ndc_from_px, project, project_weak, px_from_ndc
 from handmim.geometry.rotation import chordal_mean
-from handmim.losses.joints import JointLoss
+from handmim.losses.hand import JointLoss
 from handmim.models.heads.direct import DirectHead
 from handmim.models.heads.pymaf import PyMafHead
 from handmim.models.vit import ViT

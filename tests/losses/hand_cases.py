@@ -7,10 +7,20 @@ import torch
 
 from handmim.geometry.rotation import axis_angle_to_matrix
 from handmim.losses.composite import LossTerm
-from handmim.losses.joints import CameraJointLoss, JointLoss, JointLoss2D
-from handmim.losses.maps import HeatmapLoss, SilhouetteLoss, gaussian_maps, hand_masks
-from handmim.losses.mesh import EdgeLoss, VertexLoss
-from handmim.losses.parameters import PriorLoss, RotationLoss, ShapeLoss
+from handmim.losses.hand import (
+    CameraJointLoss,
+    EdgeLoss,
+    HeatmapLoss,
+    JointLoss,
+    JointLoss2D,
+    PriorLoss,
+    RotationLoss,
+    ShapeLoss,
+    SilhouetteLoss,
+    VertexLoss,
+    gaussian_maps,
+    hand_masks,
+)
 from handmim.types import HandBatch, HandOutputs, HandState
 
 IMG_PX, CELLS, NUM_VERTS = 8, 6, 30

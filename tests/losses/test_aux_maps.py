@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.losses.maps import HeatmapLoss, SilhouetteLoss, gaussian_maps, hand_masks
+from handmim.losses.hand import HeatmapLoss, SilhouetteLoss, gaussian_maps, hand_masks
 from handmim.models.feature_maps import AuxMaps
 from handmim.models.heads.direct import KeypointOutputs, KeypointState
 from handmim.render.rasterizer import rasterise

@@ -8,11 +8,18 @@ import pytest
 import torch
 
 from handmim.geometry.rotation import axis_angle_to_matrix
-from handmim.losses.composite import CompositeLoss
-from handmim.losses.joints import CameraJointLoss, JointLoss, JointLoss2D
-from handmim.losses.mesh import EdgeLoss, VertexLoss, unique_edges
-from handmim.losses.parameters import PriorLoss, RotationLoss, ShapeLoss
-from handmim.losses.reduction import over_steps
+from handmim.losses.composite import CompositeLoss, over_steps
+from handmim.losses.hand import (
+    CameraJointLoss,
+    EdgeLoss,
+    JointLoss,
+    JointLoss2D,
+    PriorLoss,
+    RotationLoss,
+    ShapeLoss,
+    VertexLoss,
+    unique_edges,
+)
 from handmim.models.heads.direct import KeypointOutputs, KeypointState
 from handmim.types import HandOutputs, StepInfo
 from tests.losses.hand_cases import (

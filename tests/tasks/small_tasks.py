@@ -7,9 +7,7 @@ import torch
 from handmim.data.augment import HandAugment
 from handmim.data.colour import ColourJitter
 from handmim.hand.model import HandLayer
-from handmim.losses.joints import JointLoss, JointLoss2D
-from handmim.losses.mesh import VertexLoss
-from handmim.losses.parameters import RotationLoss, ShapeLoss
+from handmim.losses.hand import JointLoss, JointLoss2D, RotationLoss, ShapeLoss, VertexLoss
 from handmim.models.heads.pymaf import PyMafHead
 from handmim.models.vit import ViT
 from handmim.tasks.mesh import HandRegressionTask

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from handmim.data.augment import HandAugment
 from handmim.data.loader import collate_hands
 from handmim.data.synthetic import SyntheticHands
-from handmim.losses.maps import hand_masks
+from handmim.losses.hand import hand_masks
 from handmim.types import HandBatch, StepInfo
 from handmim.utils.entry import compose
 

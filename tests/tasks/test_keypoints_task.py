@@ -13,7 +13,7 @@ from handmim.data.samples import hand_sample, mirror_sample
 from handmim.evaluation.inference import InferenceModule
 from handmim.evaluation.scoring import score
 from handmim.geometry.camera import fit_weak
-from handmim.losses.joints import JointLoss, JointLoss2D
+from handmim.losses.hand import JointLoss, JointLoss2D
 from handmim.models.heads.direct import DirectHead, KeypointOutputs, KeypointState
 from handmim.models.vit import ViT
 from handmim.tasks.keypoints import KeypointRegressionTask, mean_joints, mean_scale

@@ -16,7 +16,7 @@ from handmim.evaluation.inference import InferenceModule
 from handmim.evaluation.predictor import PRECISIONS, HandPredictor, autocast_of
 from handmim.geometry.crop import similarity
 from handmim.hand.skeleton import ROOT_JOINT
-from handmim.losses.joints import JointLoss
+from handmim.losses.hand import JointLoss
 from handmim.models.heads.hand_head import HandHead
 from handmim.models.vit import ViT
 from handmim.tasks.mesh import HandRegressionTask

@@ -15,7 +15,6 @@ from handmim.data.label_checks import (
 )
 from handmim.evaluation.benchmarks import NUM_VERTS, Benchmark, Points, as_numpy, not_finite
 from handmim.hand.skeleton import FINGERTIP_VERTS, FOREIGN_ORDERS, NUM_JOINTS, SKELETONS
-from handmim.metrics.neighbours import nearest_distances_m
 from handmim.metrics.pose import MIRRORED_SHARE, mirrored
 from handmim.utils.findings import Finding, Notes, spread
 
@@ -200,8 +199,9 @@ def _order_of(notes: Notes, joints_m: NDArray[np.float64], benchmark: Benchmark)
 def _check_mesh(
     notes: Notes, joints_m: NDArray[np.float64], verts_m: NDArray[np.float64], order: str | None
 ) -> None:
-    nearest, _ = nearest_distances_m(torch.from_numpy(joints_m), torch.from_numpy(verts_m))
-    distance = float(nearest.mean(dim=1).median())
+    parts = (torch.from_numpy(points).split(64) for points in (joints_m, verts_m))
+    nearest = [torch.cdist(*part).amin(dim=2) for part in zip(*parts, strict=True)]
+    distance = float(torch.cat(nearest).mean(dim=1).median())
     if distance > OFF_VERTS_M:
         notes.error(
             "joints-off-verts",

@@ -1,8 +1,7 @@
 """F-scores of point clouds: nearest neighbours both ways, no correspondence, no surface sampling.
 
-Compiled counts of points that have a neighbour in another cloud: their hits are exactly those of
-all pairs compared in float64. Most points are decided in float32, whose error is bounded; those
-nearer to a threshold than the bound are compared in float64.
+Hits are exactly those of all pairs compared in float64: most points are decided in float32, whose
+error is bounded, those nearer to a threshold than the bound in float64.
 """
 
 import math
@@ -19,8 +18,6 @@ from torch import Tensor
 
 from handmim.utils.kernels import njit
 
-# Two samples of 778 x 778 distances in float64 stay in a core's cache.
-CHUNK = 2
 # Slabs that a cloud is sorted into along its widest axis: under a millimetre each on a hand.
 SLABS = 256
 # Candidates are compared in blocks of 16: a compiled loop's leftovers cost as much as the loop.
@@ -32,36 +29,10 @@ NOBODY = np.int32(2**31 - 1)  # above the bits of any number
 ERROR = 64 * 2.0**-24
 
 
-def nearest_distances_m(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance from every point to the nearest of the other cloud, both ways.
-
-    Squared distances come from one product per tile, [a, |a|^2, 1] with [-2 b, 1, |b|^2]; clouds
-    are centred first and the arithmetic is float64, so the cancellation costs less than 1e-8 m.
-
-    Args:
-        a, b: [B, P, 3] and [B, Q, 3] metres.
-    Returns: [B, P] and [B, Q] metres, float64.
-    """
-    a, b = a.double(), b.double()
-    centre = b.mean(dim=1, keepdim=True)
-    a, b = a - centre, b - centre
-    ones_a, ones_b = torch.ones_like(a[..., :1]), torch.ones_like(b[..., :1])
-    left = torch.cat([a, a.square().sum(dim=2, keepdim=True), ones_a], dim=2)
-    right = torch.cat([-2 * b, ones_b, b.square().sum(dim=2, keepdim=True)], dim=2)
-    from_a, from_b = [], []
-    for i in range(0, len(a), CHUNK):
-        d2 = torch.bmm(left[i : i + CHUNK], right[i : i + CHUNK].transpose(1, 2))
-        from_a.append(d2.amin(dim=2))
-        from_b.append(d2.amin(dim=1))
-    return torch.cat(from_a).clamp(min=0).sqrt(), torch.cat(from_b).clamp(min=0).sqrt()
-
-
 def f_scores(pred_m: Tensor, gt_m: Tensor, thresholds_m: Sequence[float]) -> Tensor:
     """Harmonic mean of the shares of points with a neighbour closer than each threshold.
 
-    Exact in float64: the same hits as comparing every pair. Only whether a neighbour is near
-    enough is searched for, not the nearest, in a compiled kernel on the CPU; tensors of other
-    devices are copied there and the result back.
+    Compiled for the CPU; tensors of other devices are copied there.
 
     Args:
         pred_m, gt_m: [B, P, 3] and [B, Q, 3] metres, P and Q >= 1. A NaN hits nothing.
@@ -76,7 +47,7 @@ def f_scores(pred_m: Tensor, gt_m: Tensor, thresholds_m: Sequence[float]) -> Ten
     order, limits = squared_limits(thresholds_m)
     hits = np.zeros((2, len(pred_m), len(limits)), np.int64)
     if hits.size:
-        hit_counts(clouds[0], clouds[1], limits, hits[0], hits[1])
+        _hit_counts(*clouds, limits, hits)
     shares = hits[0] / pred_m.shape[1], hits[1] / gt_m.shape[1]
     return torch.from_numpy(harmonic_means(*shares, order)).to(pred_m.device)
 
@@ -100,8 +71,7 @@ def harmonic_means(
 
 
 def _largest_hit_m2(threshold_m: float) -> float:
-    """The largest squared distance whose root is below the threshold, -1 where there is none: what
-    `distance < threshold` means without a root per pair."""
+    """The largest squared distance whose root is below the threshold, -1 where there is none."""
     if not threshold_m > 0:
         return -1.0
     limit = threshold_m * threshold_m
@@ -113,8 +83,8 @@ def _largest_hit_m2(threshold_m: float) -> float:
 
 
 def _float32_bits(_context, value):  # type: ignore[no-untyped-def]
-    """A float32's bits as an integer: numbers >= 0 keep their order. The smallest of many integers
-    is found by vector instructions, which floats would need fastmath for."""
+    """A float32's bits as an integer: numbers >= 0 keep their order, and the smallest of many is
+    found by vector instructions, which floats would need fastmath for."""
 
     def same_bits(_, builder, __, values):  # type: ignore[no-untyped-def]
         return builder.bitcast(values[0], ir.IntType(32))
@@ -135,15 +105,8 @@ def _slab(value, low, per_m):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _sort_by_slab(points, slabs, centre, behind, sorted_cloud):  # type: ignore[no-untyped-def]
-    """Points [P, 3] relative to a centre, those of slab SLABS left out.
-
-    Args:
-        points, slabs: [P, 3] and [P].
-        centre: [3].
-        behind: coordinate of what follows the points.
-        sorted_cloud: out, [3, P + LANES] points by slab; [SLABS + 1] where each slab starts, and
-            how many points there are; [P] their indices.
-    """
+    """Fill `sorted_cloud` (see `_cloud_of`) with points [P, 3] relative to a centre, by their slab
+    [P]; those of slab SLABS are left out, `behind` is the coordinate of what follows the points."""
     xyz, starts, order = sorted_cloud
     starts[:] = 0
     for i in range(points.shape[0]):
@@ -168,14 +131,8 @@ def _sort_by_slab(points, slabs, centre, behind, sorted_cloud):  # type: ignore[
 # Contracted products round once instead of twice, which the bound allows for.
 @njit(cache=True, nogil=True, fastmath={"contract"})
 def _nearest_of_four(xyz, start, end, queries, i, nearest):  # type: ignore[no-untyped-def]
-    """Distances of four points to a run of others: bits of the squares.
-
-    Args:
-        xyz: [3, Q] the others, of which [start, end) are compared.
-        queries: [3, P] whose columns i to i + 3 are the four.
-        nearest: [Q] smallest so far of the others, in and out.
-    Returns: the smallest of each of the four.
-    """
+    """Smallest squared distances, as bits, of queries [3, P] i to i + 3 to the others xyz [3, Q]
+    from start to end, and of these, `nearest` [Q], in and out."""
     x0, y0, z0 = queries[0, i], queries[1, i], queries[2, i]
     x1, y1, z1 = queries[0, i + 1], queries[1, i + 1], queries[2, i + 1]
     x2, y2, z2 = queries[0, i + 2], queries[1, i + 2], queries[2, i + 2]
@@ -204,6 +161,7 @@ def _any_within(points, x, y, z, limit):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _cloud_of(p):  # type: ignore[no-untyped-def]
+    # points by slab; where each slab starts, then how many points there are; their indices
     xyz = np.empty((3, p + LANES), np.float32)
     return xyz, np.empty(SLABS + 1, np.int64), np.empty(p, np.int64)
 
@@ -220,14 +178,8 @@ def workspace(p, q, num):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def sort_gt(gt, limits, work):  # type: ignore[no-untyped-def]
-    """Prepare a ground-truth cloud for `add_hits`.
-
-    Args:
-        gt: [Q, 3] float64 metres.
-        limits: [T] squared metres, rising.
-        work: of `workspace`.
-    Returns: the axis that slabs are counted on, their start and number per metre.
-    """
+    """Prepare a ground-truth cloud [Q, 3] for `add_hits`: the axis that slabs are counted on, their
+    start and number per metre."""
     _, targets, slabs, _, _, bounds, box = work
     low, high, centre = box[0], box[1], box[2]
     low[:], high[:] = np.inf, -np.inf
@@ -259,13 +211,8 @@ def sort_gt(gt, limits, work):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, nogil=True)
 def _decide(squares, who, num, points, others, limits, bounds, hits):  # type: ignore[no-untyped-def]
-    """Count points for each limit that one of the others is within.
-
-    Args:
-        squares, who: [>= num] bits of the squared distance to the nearest of the others, and the
-            index of the point.
-        points, others: [P, 3] and [Q, 3].
-    """
+    """Count points for each limit that one of the others is within; `squares` are bits of the
+    squared distance to the nearest of these, `who` the indices of the points."""
     for t in range(len(limits)):
         sure, maybe = bounds[0, t], bounds[1, t]
         doubts = 0
@@ -286,11 +233,9 @@ def add_hits(pred, gt, grid, limits, work, pred_hits, gt_hits):  # type: ignore[
     the same run of true ones.
 
     Args:
-        pred: [P, 3] float64 metres.
-        gt: [Q, 3], as `sort_gt` had it.
-        grid: of `sort_gt`.
+        pred, gt: [P, 3] and [Q, 3] float64 metres, the latter as `sort_gt` had it.
+        grid, work: of `sort_gt` and `workspace`.
         limits: [T] squared metres, rising; a hit is `<=`.
-        work: of `workspace`.
         pred_hits, gt_hits: [T] out, counts are added.
     """
     queries, (xyz, starts, order), slabs, found, nearest, bounds, box = work
@@ -322,15 +267,8 @@ def add_hits(pred, gt, grid, limits, work, pred_hits, gt_hits):  # type: ignore[
 
 
 @njit(cache=True, nogil=True)
-def hit_counts(pred, gt, limits, pred_hits, gt_hits):  # type: ignore[no-untyped-def]
-    """`add_hits` of B samples.
-
-    Args:
-        pred, gt: [B, P, 3] and [B, Q, 3] float64 metres.
-        limits: [T] squared metres, rising, T >= 1; a hit is `<=`.
-        pred_hits, gt_hits: [B, T] out, counts are added.
-    """
+def _hit_counts(pred, gt, limits, hits):  # type: ignore[no-untyped-def]
     work = workspace(pred.shape[1], gt.shape[1], len(limits))
     for b in range(pred.shape[0]):
         grid = sort_gt(gt[b], limits, work)
-        add_hits(pred[b], gt[b], grid, limits, work, pred_hits[b], gt_hits[b])
+        add_hits(pred[b], gt[b], grid, limits, work, hits[0, b], hits[1, b])

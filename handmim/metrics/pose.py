@@ -65,15 +65,11 @@ def crop_share_errors(pred_ndc: Tensor, gt_ndc: Tensor) -> Tensor:
 
 
 def sample_auc(errors_m: Tensor) -> Tensor:
-    """Area under the share of hits (PCK) over 100 thresholds, evenly from 0 to 50 mm inclusive.
+    """Area under the share of hits (PCK) over 100 thresholds, evenly from 0 to 50 mm inclusive:
+    [n, P] metres -> [n] float64.
 
-    A hit is `<=`; trapezoids, divided by 50 mm. The area is a mean over points, and that of a set
-    the mean over its samples. A perfect score is 1, but an exact fit that leaves 1e-17 misses the
-    threshold 0 and scores 1 - 1/198. Compiled for the CPU; other devices' errors are copied there.
-
-    Args:
-        errors_m: [n, P] metres; a NaN is no hit.
-    Returns: [n] float64.
+    A hit is `<=`, a NaN is none; trapezoids, divided by 50 mm. A perfect score is 1, but an exact
+    fit that leaves 1e-17 misses the threshold 0 and scores 1 - 1/198.
     """
     errors = errors_m.detach().to("cpu", torch.float64).contiguous().numpy()
     areas = np.empty(len(errors))
@@ -114,12 +110,9 @@ class MeshErrors(NamedTuple):
 
 
 def mesh_errors(pred_m: Points, gt_m: Points, thresholds_m: Sequence[float]) -> MeshErrors:
-    """Results of `similarity_align`, `point_errors_m` and `f_scores` in one compiled pass per
-    sample, over points that stay in a core's cache.
+    """Results of `similarity_align`, `point_errors_m` and `f_scores` of [B, P, 3], P >= 3, in one
+    compiled pass per sample.
 
-    Args:
-        pred_m, gt_m: [B, P, 3] metres, P >= 3.
-        thresholds_m: T >= 1 thresholds of the F-scores.
     Raises: ValueError for other shapes, or values that are not finite.
     """
     if pred_m.shape != gt_m.shape or pred_m.ndim != 3 or pred_m.shape[1] < 3:
@@ -169,12 +162,8 @@ class HandMetrics:
     """Accumulates predictions of any number of batches.
 
     Aligned ("pa_") metrics use a similarity with reflections allowed, for joints and vertices
-    separately. Unaligned ones are relative to `root_joint` of prediction and ground truth, or
-    absolute when it is None.
-
-    Args:
-        root_joint: index of the root joint; None compares absolute camera coordinates as the
-            official scripts do.
+    separately. Unaligned ones are relative to the index `root_joint` of prediction and ground
+    truth; None compares absolute camera coordinates as the official scripts do.
     """
 
     def __init__(self, root_joint: int | None) -> None:
@@ -195,12 +184,8 @@ class HandMetrics:
         gt_verts_m: Tensor,
         has_verts: Tensor | None = None,
     ) -> None:
-        """Add a batch.
+        """Add a batch: joints [B, J, 3], vertices [B, V, 3] and which samples have them, [B] bool.
 
-        Args:
-            pred_joints_m, gt_joints_m: [B, J, 3].
-            pred_verts_m, gt_verts_m: [B, V, 3].
-            has_verts: [B] bool, samples whose vertices are known; None when all are.
         Raises: ValueError for shapes that differ or values that are not finite.
         """
         tensors = (pred_joints_m, pred_verts_m, gt_joints_m, gt_verts_m)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.metrics.neighbours import _largest_hit_m2, f_scores, nearest_distances_m
+from handmim.metrics.neighbours import _largest_hit_m2, f_scores
 from handmim.metrics.pose import KEYS, VERT_KEYS, HandMetrics, pck_auc, sample_auc
 
 _PATH = Path(__file__).parent.parent / "golden" / "reference_metrics.py"
@@ -110,15 +110,6 @@ def test_f_score_hand_value():
     gt = torch.tensor([[[0.0, 0, 0], [1.0, 0, 0]]])
     pred = torch.tensor([[[0.001, 0, 0], [0.002, 0, 0], [0.5, 0, 0]]])
     assert float(f_scores(pred, gt, (0.005,))) == pytest.approx(2 * (2 / 3) * 0.5 / (2 / 3 + 0.5))
-
-
-def test_distances_keep_their_digits_far_from_the_origin():
-    g = torch.Generator().manual_seed(0)
-    a = torch.rand(3, 50, 3, generator=g, dtype=torch.float64) * 0.1 + 5.0
-    b = a + 1e-5
-    from_a, from_b = nearest_distances_m(a, b)
-    torch.testing.assert_close(from_a, torch.cdist(a, b).amin(dim=2), atol=1e-8, rtol=0)
-    torch.testing.assert_close(from_b, torch.cdist(a, b).amin(dim=1), atol=1e-8, rtol=0)
 
 
 def test_samples_without_vertices_count_with_their_joints_only():

@@ -47,7 +47,7 @@ def f_scores(pred_m: Tensor, gt_m: Tensor, thresholds_m: Sequence[float]) -> Ten
     order, limits = squared_limits(thresholds_m)
     hits = np.zeros((2, len(pred_m), len(limits)), np.int64)
     if hits.size:
-        _hit_counts(*clouds, limits, hits)
+        _hit_counts(clouds[0], clouds[1], limits, hits)
     shares = hits[0] / pred_m.shape[1], hits[1] / gt_m.shape[1]
     return torch.from_numpy(harmonic_means(*shares, order)).to(pred_m.device)
 

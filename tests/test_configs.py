@@ -62,9 +62,7 @@ GROUPS = {
     "keypoint_head": ("pretrain", []),
     "collapse": ("pretrain", []),
     "method": ("pretrain", []),
-    "table": None,  # these three: tests/experiments
-    "dataset": None,
-    "budget": None,
+    "table": None,  # tests/experiments
     "task": None,
     "loss": None,
     "objective": None,

@@ -58,11 +58,7 @@ def as_numpy(points: Points) -> NDArray[np.floating]:
 
 
 def as_points(name: str, points: Points, num_points: int) -> NDArray[np.floating]:
-    """`as_numpy` of [n, num_points, 3], checked.
-
-    Raises: ValueError for another shape or kind, for no samples, and for values that are not
-        finite, naming the samples.
-    """
+    """`as_numpy` of [n, num_points, 3] finite values, n >= 1; else ValueError, naming samples."""
     array = as_numpy(points)
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{name} holds {array.dtype}, floats are required")
@@ -120,12 +116,10 @@ def scale_trans_align(
     pred_joints: NDArray[np.floating], gt_joints: NDArray[np.floating]
 ) -> NDArray[np.float64]:
     """Scale the prediction until its bone from wrist to middle knuckle has the true length, then
-    move wrist on wrist; no rotation.
+    move wrist on wrist; no rotation. Both are [n, 21, 3] metres in HO-3D's order.
 
-    As in the official script, a predicted bone of length 0 is not divided by, but the true length
-    (about 0.1) is multiplied all the same: such a hand shrinks tenfold.
-
-    Both are [n, 21, 3] metres in HO-3D's order.
+    As in the official script, a predicted bone of length 0 shrinks its hand tenfold: it is not
+    divided by, but multiplied by the true length.
     """
     pred, gt = np.asarray(pred_joints, np.float64), np.asarray(gt_joints, np.float64)
     bone = np.linalg.norm(pred[:, HO3D_KNUCKLE] - pred[:, HO3D_WRIST], axis=1)
@@ -135,18 +129,15 @@ def scale_trans_align(
 
 
 def mean_scores(per_sample: Mapping[str, NDArray[np.floating]]) -> Scores:
-    """Every official metric is the mean of its samples' values, the AUC too: it is linear."""
+    """Every official metric is the mean of its samples' values, the AUC too."""
     return {name: float(values.mean()) for name, values in per_sample.items()}
 
 
 def derived_mm(scores: Mapping[str, float]) -> Scores:
-    """Official metrics under the names that papers and our other reports use.
+    """Official metrics, no others, under `USUAL_NAMES`.
 
-    Lengths become millimetres (official: centimetres); AUC and F stay shares of 1. `pa_` is after
-    similarity alignment, `st_` after HO-3D's scale and translation, `abs_` in absolute camera
-    coordinates, which is not the root-relative error that `mpjpe_mm` stands for elsewhere.
-
-    Raises: ValueError for names that are no official metrics.
+    `pa_` is after similarity alignment, `st_` after HO-3D's scale and translation, `abs_` in
+    absolute camera coordinates; `mpjpe_mm` stands for the root-relative error elsewhere.
     """
     if unknown := sorted(set(scores) - set(USUAL_NAMES)):
         raise ValueError(f"{unknown} are no official metrics of FreiHAND or HO-3D")
@@ -156,11 +147,8 @@ def derived_mm(scores: Mapping[str, float]) -> Scores:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One official evaluation and the form in which it takes its numbers.
-
-    Predictions and ground truth are joints [n, 21, 3] in the benchmark's order and vertices
-    [n, 778, 3], metres in its camera axes, n >= 1. A joints-only method passes 778 zero vertices,
-    as it must submit them: its mesh metrics are those of a hand collapsed to a point.
+    """One official evaluation: joints [n, 21, 3] in its order and vertices [n, 778, 3], metres in
+    its camera axes, n >= 1. A joints-only method passes 778 zero vertices, as it must submit them.
     """
 
     name: str
@@ -180,10 +168,7 @@ class Benchmark:
     def score(
         self, pred_joints: Points, pred_verts: Points, gt_joints: Points, gt_verts: Points
     ) -> Scores:
-        """The script's metrics under its names: means in cm, AUC and F as shares of 1.
-
-        Raises: ValueError as `per_sample_scores`.
-        """
+        """The script's metrics under its names: means in cm, AUC and F as shares of 1."""
         return mean_scores(self.per_sample_scores(pred_joints, pred_verts, gt_joints, gt_verts))
 
     def per_sample_scores(
@@ -191,10 +176,8 @@ class Benchmark:
     ) -> SampleScores:
         """What each sample adds to every metric of `score`: [n] float64 each.
 
-        Joints and vertices are aligned separately, reflections allowed; absolute coordinates, no
-        root; on the CPU, whatever the device.
-
-        Raises: ValueError as `as_pair`, and for different numbers of joints and vertices.
+        Joints and vertices are aligned separately, reflections allowed. Raises ValueError as
+        `as_pair`, and for different numbers of joints and vertices.
         """
         joints = as_pair("joints", pred_joints, gt_joints, NUM_JOINTS)
         verts = as_pair("verts", pred_verts, gt_verts, NUM_VERTS)

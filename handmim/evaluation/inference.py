@@ -94,10 +94,8 @@ def _fields_of(estimate: Any) -> dict[str, Tensor]:
 
 
 def carried_back(estimate: Any, to_plain: CropTransform) -> Any:
-    """The estimate of a rotated crop in the frame of the plain one, the same NamedTuple.
-
-    Raises: ValueError for a field that is not among `RULES`.
-    """
+    """The estimate of a rotated crop, whose fields are among `RULES`, in the frame of the plain
+    one."""
     fields = _fields_of(estimate)
     back = {
         name: rule(fields[name], to_plain)
@@ -114,11 +112,8 @@ def _mean(name: str, values: Tensor) -> Tensor:
 
 
 def mean_of(estimates: Sequence[Any]) -> Any:
-    """Mean of several estimates of the same crops: rotations by their chordal mean, everything else
-    by its arithmetic one; a single one is returned unchanged.
-
-    The mean mesh is not exactly the one that the mean parameters pose.
-    """
+    """Mean of several estimates of the same crops, rotations by their chordal mean; a single one is
+    returned unchanged. The mean mesh is not exactly the one that the mean parameters pose."""
     first = estimates[0]
     if len(estimates) == 1:
         return first
@@ -132,7 +127,6 @@ class InferenceModule(nn.Module):
     Args:
         task: trained; it is moved and put in eval mode.
         augment: whose evaluation crop is the model's input.
-        device: where.
         autocast: precision of the model, for example `fabric.autocast`.
         source: one of `SOURCES`.
         joint_convention: of crops that state none, a name of `skeleton.CONVENTION_NAMES`.
@@ -140,7 +134,6 @@ class InferenceModule(nn.Module):
         compile: torch.compile of the backbone's blocks, for one shape of batches.
         cuda_graph: kernels are recorded at the first batch of a shape and replayed; estimates are
             written over by the next batch.
-    Raises: ValueError for an unknown source or joint convention, and a device that is not there.
     """
 
     source_from_crop: Tensor
@@ -209,14 +202,10 @@ class InferenceModule(nn.Module):
     def forward(
         self, image: Tensor, K_px: Tensor, has_K: Tensor, joint_convention: Tensor | None = None
     ) -> Any:
-        """The model's estimate of a batch, its fields on the device.
+        """The model's estimate of uint8 stored crops [B, 3, S, S], on the device.
 
-        Args:
-            image: [B, 3, S, S] uint8 stored crops of right hands.
-            K_px: [B, 3, 3] their intrinsics.
-            has_K: [B] bool, where those are known.
-            joint_convention: [B] int64 indices in `skeleton.CONVENTION_NAMES`; None takes that of
-                the module.
+        `K_px` [B, 3, 3] are their intrinsics, `has_K` [B] bool says where those are known,
+        `joint_convention` [B] int64 are indices in `skeleton.CONVENTION_NAMES`.
         """
         if joint_convention is None and self.convention is not None:
             joint_convention = self.convention.expand(len(image))

@@ -29,11 +29,8 @@ UNBUILDABLE = (ValueError, RuntimeError, TypeError, AttributeError, LookupError,
 
 
 def read_model_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of fine-tuning whose config builds nothing but our own parts.
-
-    Raises: FileNotFoundError; ValueError for another file, a checkpoint of pretraining, and one
-        whose entries are missing or of another kind.
-    """
+    """A checkpoint of fine-tuning whose config builds nothing but our own parts; else
+    FileNotFoundError, or ValueError naming the entry that is missing or of another kind."""
     saved = load_checkpoint(path, map_location="cpu")
     check_saved(saved, path)
     return saved
@@ -45,11 +42,8 @@ def hand_config(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 
 
 def build_part(config: Any, path: str, key: str) -> Any:
-    """Build a part of a checkpoint's config; its path and the part's key are for messages.
-
-    Raises: FileNotFoundError for a file that the part reads; ValueError for a part that cannot be
-        built.
-    """
+    """Build a part of a checkpoint's config; else FileNotFoundError for a file that it reads, or
+    ValueError, with the checkpoint's path and the part's key."""
     try:
         return build(config)
     except FileNotFoundError as error:
@@ -63,11 +57,8 @@ def load_model(
     saved: Mapping[str, Any], hand: Mapping[str, Any], path: str
 ) -> tuple[RegressionTask, HandAugment]:
     """The model of `read_model_checkpoint`, its weights loaded, and the rule that its crops are cut
-    by; `hand` as `hand_config` gives it.
-
-    Raises: FileNotFoundError for the hand model; ValueError for another hand than it was trained
-        with, and for a config that does not fit the weights.
-    """
+    by; `hand` as `hand_config` gives it. Raises FileNotFoundError for the hand model, ValueError
+    for another hand than it was trained with, and for a config that does not fit the weights."""
     config = OmegaConf.create(saved["config"])
     set_everywhere(config.task, "hand", hand)  # bare joints have none
     if Path(hand["path"]).exists() and not Path(hand["path"]).is_file():
@@ -101,11 +92,8 @@ def _check_networks(config: DictConfig, tensors: Mapping[str, Any], path: str) -
 
 
 def check_same_hand(model: str | None, data: str | None, where: str) -> None:
-    """Refuse to mix hand models, whose vertices and betas mean different things.
-
-    `model` and `data` are SHA-256 of the model's hand and of that which labels or weights `where`
-    were made with; None for one that has none.
-    """
+    """Refuse to mix hand models: SHA-256 of the model's hand and of that which labels or weights
+    `where` were made with, None for one that has none."""
     if model is not None and data is not None and data != model:
         raise ValueError(
             f"{where} was made with hand model {data[:12]}, the model's hand is {model[:12]}: "
@@ -146,15 +134,9 @@ def hand_predictions(
     is_left: NDArray[np.bool_],
     side_px: int,
 ) -> HandPredictions:
-    """Estimates of right hands as hands in the stored crops and before the camera, left hands
-    mirrored back.
-
-    Args:
-        estimate: of B mirrored crops by `module`, on the CPU.
-        K_px: [B, 3, 3] intrinsics of the mirrored stored crops of side `side_px`, on the CPU.
-        has_K: [B] bool, where those are known.
-        is_left: [B].
-    """
+    """Estimates of B right hands, on the CPU, as hands in the stored crops of side `side_px` and
+    before the camera, left hands mirrored back; `K_px` [B, 3, 3] is of the mirrored stored crops,
+    `has_K` [B] says where it is known."""
     transl = np.full((len(is_left), 3), np.nan)
     if bool(has_K.any()):
         known = type(estimate)(*(None if field is None else field[has_K] for field in estimate))
@@ -209,8 +191,7 @@ class HandPredictor:
             hand_path: of the hand model, where its file has moved.
             precision: one of `PRECISIONS`.
             options: joint_convention, views, compile, cuda_graph of `InferenceModule`.
-        Raises: FileNotFoundError; ValueError for another file, another hand model, unknown options,
-            and a device that is not there.
+        Raises: FileNotFoundError, ValueError.
         """
         if Path(path).is_dir():
             raise FileNotFoundError(f"{path} is a folder: {Path(path) / 'last.pt'} or best.pt")
@@ -241,7 +222,6 @@ class HandPredictor:
             K_px: [3, 3] or [N, 3, 3] intrinsics of the crops; those with a NaN are not known.
             is_right: [N] bool; all are right hands when left out.
             stages: takes the times of the stages, for which the device is waited for after each.
-        Raises: ValueError for other shapes or kinds.
         """
         crops = np.asarray(crops)
         if crops.ndim != 4 or crops.shape[1] != crops.shape[2] or crops.shape[3] != 3:

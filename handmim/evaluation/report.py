@@ -44,14 +44,10 @@ def write_report(
     run: Run, what: str, report: Report, sheet: NDArray[np.uint8] | None = None
 ) -> None:
     """Write metrics.json, scores.txt and predictions.png into the run's folder, and print the
-    metrics; the main process does.
+    metrics of `what` was scored; the main process does.
 
-    Args:
-        run: of the evaluation.
-        what: was scored, for the table.
-        report: flat metrics, perhaps with the official ones under "official" and those of test-time
-            augmentation under "tta".
-        sheet: [H, W, 3] RGB drawings.
+    `report` holds flat metrics, perhaps with the official ones under "official" and those of
+    test-time augmentation under "tta", `sheet` [H, W, 3] RGB drawings.
     """
     if not run.is_main:
         return
@@ -194,23 +190,14 @@ def write_averages(
     run: Run, facts: Sequence[CheckpointFacts], reports: Sequence[Report]
 ) -> dict[str, Any]:
     """Write `summary` as metrics.json and table.md into the run's folder, below which the results
-    of each checkpoint lie, and print it; the main process does. Returns the summary."""
+    of each checkpoint lie, and print the table; the main process does. Returns the summary."""
     made = summary(facts, reports)
     if not run.is_main:
         return made
-    write_atomic(run.dir / "table.md", markdown(run.name, made))
+    text = markdown(run.name, made)
+    write_atomic(run.dir / "table.md", text)
     run.write_json("metrics.json", made)
     run.discard_replaced()
-    labelled = {
-        f"{number}: {fact.name}, seed {fact.seed}, step {fact.step}": report
-        for number, (fact, report) in enumerate(zip(facts, reports, strict=True), start=1)
-    }
-    labelled |= {f"{what} of {len(facts)}": made[what] for what in ("mean", "std")}
-    rows = {
-        f"{label}{f', {name}' * bool(name)}": _blocks(report)[name]
-        for name in _blocks(made["mean"])
-        for label, report in labelled.items()
-    }
-    print_metrics(rows, _columns_of(rows.values()))
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
     run.log.info("metrics: %s and %s", run.dir / "metrics.json", run.dir / "table.md")
     return made

@@ -138,13 +138,9 @@ def predict_camera_hands(
 ) -> CameraHands:
     """Joints and vertices of every sample in order, as benchmarks take them.
 
-    Args:
-        module: the model, with a mesh.
-        dataset: crops with intrinsics.
-        placement: "predicted" takes the model's root translation; "given_wrist" takes the labelled
-            wrist, as HO-3D's evaluation provides it.
-        num_images: samples drawn beside their ground truth.
-        options: see `estimates`.
+    `placement` "predicted" takes the model's root translation; "given_wrist" takes the labelled
+    wrist, as HO-3D's evaluation provides it. `options` are those of `estimates`.
+
     Raises: ValueError for another placement, or samples without K or a wrist where it is needed.
     """
     if placement not in PLACEMENTS:
@@ -166,11 +162,8 @@ def predict_camera_hands(
 def in_camera(
     module: InferenceModule, stored: HandBatch, state: Any, placement: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Joints [B, 21, 3] and vertices [B, V, 3] of one batch in the camera's frame, metres; `state`
-    is the module's estimate in the plain evaluation crops.
-
-    Raises: ValueError where K, or the wrist, is not known.
-    """
+    """Joints [B, 21, 3] and vertices [B, V, 3] of one batch in the camera's frame, metres, from the
+    module's estimate; ValueError where K, or the wrist, is not known."""
     given_wrist = placement == "given_wrist"
     if given_wrist and not bool(stored.joints_valid[:, 0].all()):
         raise ValueError(

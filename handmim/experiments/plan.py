@@ -65,11 +65,8 @@ class Run:
         return None if path is None else read_record(path)
 
     def differences(self) -> list[str]:
-        """What a finished run was made with and is no longer requested (-), and the reverse (+).
-
-        Empty where other overrides compose to the very configs that it was made of, and for a
-        result of an older format, whose overrides cannot be compared.
-        """
+        """What a finished run was made with and is no longer requested (-), and the reverse (+);
+        empty where other overrides compose to the same configs, and for an older format."""
         done = self.read()
         if done is None or done["format"] != FORMAT:
             return []
@@ -132,7 +129,7 @@ class Plan:
         return Run(variant, seed, folder, self.store, self.definitions[variant.name])
 
     def chosen(self) -> list[Run]:
-        """Runs that are requested, seed by seed, so that early ones already make a whole table."""
+        """Runs that are requested, seed by seed: early ones already make a whole table."""
         variants = [v for v in self.table.variants if v.name in self.table.chosen]
         return [self._run(variant, seed) for seed in self.table.seeds for variant in variants]
 
@@ -141,24 +138,17 @@ class Plan:
         runs = []
         for variant in self.table.variants:
             chosen = set(self.table.seeds) if variant.name in self.table.chosen else set()
-            for seed in chosen | _seeds_of(self.folder / variant.name):
+            files = [f for n in RESULTS for f in (self.folder / variant.name).glob(f"*/{n}")]
+            found = [SEED_FOLDER.fullmatch(file.parent.name) for file in files]
+            for seed in chosen | {int(match[1]) for match in found if match}:
                 run = self._run(variant, seed)
                 if seed in chosen or run.state == "finished":
                     runs.append(run)
         return sorted(runs, key=lambda run: run.seed)
 
 
-def _seeds_of(folder: Path) -> set[int]:
-    paths = [path for name in RESULTS for path in folder.glob(f"*/{name}")]
-    matches = (SEED_FOLDER.fullmatch(path.parent.name) for path in paths)
-    return {int(match[1]) for match in matches if match}
-
-
 def make_plan(table: Table, folder: Path, compose: Compose, store: StageStore) -> Plan:
-    """All runs of a table, every config composed by (config name, overrides) -> config.
-
-    Raises: ValueError naming the variant whose overrides do not compose.
-    """
+    """All runs of a table; ValueError names a variant whose overrides do not compose."""
     definitions = {v.name: _definition(table, v, compose) for v in table.variants}
     return Plan(table, folder, store, definitions)
 
@@ -185,21 +175,16 @@ def _compose_stage(
     """A variant's config of one stage, and the part of it that decides the result."""
     try:
         cfg = compose(stage, arguments(overrides))
-        _check_trainer(cfg.trainer)
+        patience = cfg.trainer.get("stop_patience")
+        if patience is not None:
+            raise ValueError(
+                f"stop_patience={patience}, but a table gives every run its whole length: "
+                "trainer.stop_patience=null"
+            )
+        BestRule(cfg.trainer.get("keep_best"))  # a metric that is there at every validation
         return cfg, decisive(cfg)
     except Exception as error:  # hydra's and omegaconf's have no common base
         raise ValueError(
             f"variant {variant.name} does not compose for {stage}: {sentence(error)} (overrides of "
             f"all variants: '{stage}={{KEY: VALUE}}')"
         ) from error
-
-
-def _check_trainer(trainer: DictConfig) -> None:
-    """Refuse what would end a stage early or at its first validation."""
-    patience = trainer.get("stop_patience")
-    if patience is not None:
-        raise ValueError(
-            f"stop_patience={patience}, but a table gives every run its whole length: "
-            "trainer.stop_patience=null"
-        )
-    BestRule(trainer.get("keep_best"))

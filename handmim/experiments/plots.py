@@ -51,10 +51,7 @@ def _panels(title: str, num: int, width: float, height: float) -> tuple[Figure, 
 
 
 def dot_plot(title: str, panels: Panels) -> Figure:
-    """A panel per metric, a line per variant, a dot per seed, mean ± spread as a bar.
-
-    Axes do not start at zero.
-    """
+    """A panel per metric, a line per variant, a dot per seed, mean ± spread as a bar."""
     variants = list(dict.fromkeys(name for panel in panels.values() for name in panel))
     figure, axes = _panels(title, len(panels), 2.6, 0.25 * len(variants) + 0.6)
     for j, (axis, (label, panel)) in enumerate(zip(axes, panels.items(), strict=True)):

@@ -123,9 +123,7 @@ def _stage(number: int, arguments: Sequence[str]) -> float:
 
 def write_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write report.html, which holds its images, into the quickstart's folder; returns its path.
-
-    `rows` have `name`, the keys of COLUMNS, `seed` and `total_seconds`.
-    """
+    `rows` have `name`, the keys of COLUMNS, `seed` and `total_seconds`."""
     from jinja2 import Environment  # here and below: only a page needs them
 
     from handmim.experiments.plots import line_plot, save_plot

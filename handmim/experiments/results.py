@@ -127,14 +127,12 @@ def _baseline_of(table: Table, rows: Sequence[Row]) -> Row | None:
 
 
 def as_csv(table: Table, rows: Sequence[Row]) -> str:
-    """A row per variant: name, label, finished seeds, then mean, spread and values by column.
-
-    A table with a baseline also has the mean change from it, in per cent (`:change`).
-    """
+    """A row per variant: name, label, finished seeds, then mean, spread and values by column, and
+    with a baseline the mean change from it in per cent (`:change`)."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     base = _baseline_of(table, rows)
-    parts = ("", ":sd", ":values", *((":change",) if table.baseline is not None else ()))
+    parts = ["", ":sd", ":values", *[":change"] * (table.baseline is not None)]
     heads = [f"{c.key}{part}" for c in table.columns for part in parts]
     writer.writerow(["variant", "label", "seeds", *heads])
     for row in rows:
@@ -270,9 +268,9 @@ def publish(name: str, folder: Path, out: Path) -> list[Path]:
     """Copy a table's files to <out>/<name>.md, .csv, .json, .png and .pdf, and to
     <name>-curve.png and .pdf; returns the copies."""
     out.mkdir(parents=True, exist_ok=True)
-    files = {f"table{end}": f"{name}{end}" for end in (".md", ".csv")}
-    files |= {f"plot{end}": f"{name}{end}" for end in (".png", ".pdf")}
-    files |= {f"curve{end}": f"{name}-curve{end}" for end in (".png", ".pdf")}
+    files = {"table.md": f"{name}.md", "table.csv": f"{name}.csv"}
+    for end in ("png", "pdf"):
+        files |= {f"plot.{end}": f"{name}.{end}", f"curve.{end}": f"{name}-curve.{end}"}
     there = [file for file in files if (folder / file).is_file()]
     copies = [Path(shutil.copyfile(folder / file, out / files[file])) for file in there]
     write_atomic(out / f"{name}.json", json_text(without_paths(read_json(folder / RUNS))))
@@ -281,14 +279,12 @@ def publish(name: str, folder: Path, out: Path) -> list[Path]:
 
 def without_paths(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Results for other readers: without hosts, and with the last part of absolute paths only."""
-    return [
-        {k: _short_overrides(v) if k == "overrides" else v for k, v in run.items() if k != "host"}
-        for run in runs
-    ]
-
-
-def _short_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: _short(as_overrides(v) if k in STAGES else v) for k, v in overrides.items()}
+    published = []
+    for run in runs:
+        overrides = run["overrides"].items()
+        short = {k: _short(as_overrides(v) if k in STAGES else v) for k, v in overrides}
+        published.append({k: v for k, v in run.items() if k != "host"} | {"overrides": short})
+    return published
 
 
 def _short(node: Any) -> Any:

@@ -55,11 +55,7 @@ def main(cfg: DictConfig) -> int:
 
 def fill_table(cfg: DictConfig) -> tuple[str, int]:
     """Plan, run what is missing, write the table, name what failed; returns what to print, and the
-    exit code.
-
-    Raises: ValueError for what is no table, for files that a run needs and that cannot be used, and
-        for stale runs without `overwrite`.
-    """
+    exit code."""
     preflight(cfg, names=("run_root", "out"))
     known = cache(lambda name, *values: compose(name, list(values)))  # variants share configs
 
@@ -135,15 +131,8 @@ def check_inputs(cfg: DictConfig, plan: Plan, compose: Compose) -> None:
 def run_table(
     plan: Plan, start: Launch, overwrite: bool = False, out: Path | None = None
 ) -> list[Run]:
-    """Run what is chosen and not finished; the table is written before, in between and after.
-
-    Args:
-        start: makes runs; one that fails does not stop the others.
-        overwrite: make stale and outdated runs again.
-        out: folder for copies of the table's files.
-    Returns: runs that failed.
-    Raises: ValueError for stale runs without `overwrite`.
-    """
+    """Run what is chosen and not finished, stale and outdated runs only with `overwrite`; write the
+    table before, in between and after, with copies in `out`. Returns runs that failed."""
     runs = plan.chosen()
     write_results(plan, with_plots=False)
     stale = [run for run in runs if run.state == "stale"]
@@ -226,11 +215,8 @@ def make_one(cfg: DictConfig) -> None:
 
 
 def make_run(run: Run, stages: RunStages, overwrite: bool = False) -> None:
-    """Make a run unless it is finished, and write its result.json.
-
-    Raises: ValueError for a stale run without `overwrite`; whatever the stages raise, written to
-        error.txt as well.
-    """
+    """Make a run unless it is finished, and write its result.json; what the stages raise is written
+    to error.txt as well."""
     code = code_state()
     with locked(run.folder):
         if not run.needs_run(overwrite):

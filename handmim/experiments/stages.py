@@ -54,10 +54,8 @@ class Stages:
         self.compose, self.store = compose, store
 
     def run(self, run: Run) -> dict[str, dict[str, Any]]:
-        """Records by stage name: pretrain, probe, finetune_<per cent of the labels>.
-
-        Raises: Stopped when a signal ended training early; what was done is kept.
-        """
+        """Records by stage name: pretrain, probe, finetune_<per cent of the labels>. Stopped when a
+        signal ended training early; what was done is kept."""
         variant, seed = run.variant, run.seed
         records: dict[str, dict[str, Any]] = {}
         start = Start(f"random {seed}")
@@ -113,7 +111,7 @@ class Stages:
     def _probe(self, overrides: Overrides, seed: int, start: Start) -> dict[str, Any]:
         cfg = self._config("pretrain", overrides, seed)
         if cfg.probe.hook is None:
-            raise ValueError("runs are probed on labelled sets (dataset.probe: {probe: ...})")
+            raise ValueError("runs are probed on labelled sets (datasets.NAME.probe: {probe: ...})")
         drawn = {}
         if not start.is_own:  # heads are drawn by the seed; no keypoint head is trained
             kept = [f for f in cfg.probe.features if f != POINTS]
@@ -157,10 +155,8 @@ def _check_whole(result: FitResult, folder: Path) -> None:
 
 
 def restored(cfg: DictConfig, seed: int, start: Start) -> HandMimTask:
-    """A pretraining task as it was left, or as it begins.
-
-    `start` is a last checkpoint of the store, else a backbone alone, else random weights by `seed`.
-    """
+    """A pretraining task from a last checkpoint of the store, else a backbone alone, else random
+    weights by `seed`."""
     cfg = cfg.copy()
     drop_unbuilt(cfg.task)
     seed_everything(seed)

@@ -40,10 +40,8 @@ def record_text(record: Mapping[str, Any]) -> str:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A record of `record_text` with today's keys; one of format 1 may lack the SHA-256.
-
-    Raises: FileNotFoundError; ValueError for no object, or another content than was written.
-    """
+    """A record of `record_text` with today's keys; one of format 1 may lack the SHA-256. ValueError
+    for no object, or another content than was written."""
     try:
         record = _finite(read_json(path))
     except ValueError as error:
@@ -126,8 +124,8 @@ class StageStore:
             kind: begins the folder's name.
             definition: plain containers: every setting that decides the metrics.
             work: (folder) -> metrics; may have been interrupted before.
-            inputs: files that decide the metrics, beside those that the definition names. A stage
-                of other contents is put aside, and deleted once this one is finished.
+            inputs: files that decide them, beside those that the definition names. A stage of other
+                contents is put aside, and deleted once this one is finished.
         """
         code, folder = code_state(), self.folder(kind, definition)
         with locked(folder):

@@ -36,10 +36,7 @@ FILE = re.compile(r"(?!timm:).*([/\\]|\.(safetensors|pth?|bin)$)")
 
 
 def as_overrides(given: Mapping[str, Any] | Sequence[str] | None) -> Overrides:
-    """Overrides by key; a list of KEY=VALUE, as a command line has it, works as well.
-
-    Raises: HydraException for an entry of a list that is no override.
-    """
+    """Overrides by key; a list of KEY=VALUE, as a command line has it, works as well."""
     if given is None or isinstance(given, Mapping):
         return dict(given or {})
     parsed = OverridesParser.create().parse_overrides(list(given))
@@ -47,10 +44,7 @@ def as_overrides(given: Mapping[str, Any] | Sequence[str] | None) -> Overrides:
 
 
 def merged(*parts: Mapping[str, Any]) -> Overrides:
-    """Overrides in which the last value of each key counts, whatever its `+` or `~`.
-
-    Hydra refuses two choices of one group; here a variant may revise what its table has.
-    """
+    """Overrides in which the last value of each key counts, whatever its `+` or `~`."""
     last: dict[str, tuple[str, Any]] = {}
     for key, value in (item for part in parts for item in part.items()):
         last.pop(_bare(key), None)
@@ -83,10 +77,7 @@ def digest(plain: Any) -> str:
 
 
 def decisive(cfg: DictConfig) -> dict[str, Any]:
-    """The part of a composed config that decides the result, resolved, as plain containers.
-
-    Raises: ValueError naming the values that are missing.
-    """
+    """The part of a composed config that decides the result, `resolved`."""
     plain = deciding(resolved(cfg), By.TABLE)
     machine = plain.pop("machine", {})
     return {**plain, "precision": machine.get("precision")}
@@ -131,19 +122,18 @@ class Table:
 
 
 def read_table(cfg: DictConfig) -> Table:
-    """The table of a composed configs/experiments.yaml, every key checked.
+    """The table of a composed configs/experiments.yaml; ValueError names a wrong key and what is
+    valid.
 
     Overrides are merged from the general to the particular: dataset, budget, table, the user's,
     variant. Machine settings come last; one that is null leaves an experiment's own.
-
-    Raises: ValueError naming the key and what is valid; FileNotFoundError for weights.
     """
-    plain = resolved(cfg)
-    if "table" not in plain:
+    if "table" not in cfg:
         raise ValueError(
             "choose a table: table=NAME (python tools/experiments.py --help lists them)"
         )
-    table = plain["table"]
+    plain = resolved(_chosen(cfg))
+    table, budget = plain["table"], plain["budgets"][plain["budget"]]
     _check_keys(table, TABLE_KEYS, "table")
     inits = plain.get("inits") or table.get("inits")
     variants = table.get("variants")
@@ -156,8 +146,9 @@ def read_table(cfg: DictConfig) -> Table:
         variants = init_variants(inits, table.get("labels") or {})
     if not variants:
         raise ValueError("table.variants is empty, one variant at least is required")
-    fractions = plain.get("fractions") or table.get("fractions", plain["budget"]["fractions"])
-    if any(not 0 < f <= 1 for f in fractions) or len(set(fractions)) < len(fractions):
+    fractions = plain.get("fractions") or table.get("fractions", budget["fractions"])
+    is_list = isinstance(fractions, list) and len(set(fractions)) == len(fractions)
+    if not is_list or any(not 0 < f <= 1 for f in fractions):
         raise ValueError(f"fractions of labels must be distinct and in (0, 1], got {fractions}")
     baseline = table.get("baseline")
     if baseline is None and inits is not None and RANDOM in variants:
@@ -176,11 +167,21 @@ def read_table(cfg: DictConfig) -> Table:
     )
 
 
+def _chosen(cfg: DictConfig) -> DictConfig:
+    """The config without datasets and budgets that are not chosen: they may lack values."""
+    cfg = cfg.copy()
+    for key, options in (("dataset", cfg.datasets), ("budget", cfg.budgets)):
+        if cfg[key] not in options:
+            raise ValueError(f"{key}={cfg[key]}: one of {', '.join(options)} is required")
+        cfg[f"{key}s"] = {cfg[key]: options[cfg[key]]}
+    return cfg
+
+
 def _variants(plain: dict[str, Any], variants: Mapping[str, Any]) -> tuple[Variant, ...]:
     """Variants with the overrides that all of them share."""
-    dataset, parts = plain["dataset"], (plain["budget"], plain["table"], plain)
+    dataset, budget = (plain[f"{key}s"][plain[key]] for key in ("dataset", "budget"))
     common = {
-        stage: [as_overrides(part.get(stage)) for part in (dataset, *parts)]
+        stage: [as_overrides(p.get(stage)) for p in (dataset, budget, plain["table"], plain)]
         for stage in ("pretrain", "finetune")
     }
     common["pretrain"].insert(1, as_overrides(dataset["probe"]))
@@ -205,14 +206,11 @@ def _variants(plain: dict[str, Any], variants: Mapping[str, Any]) -> tuple[Varia
 
 
 def init_variants(inits: str | Sequence[str], labels: Mapping[str, str]) -> dict[str, Any]:
-    """Variants as configs/table has them, one for each kind of initial weights.
+    """Variants as configs/table has them, one for each kind of initial weights: `random`, a method
+    of configs/method, or `timm:NAME` or a file of weights, which are used as they are.
 
-    Args:
-        inits: `random`; a method of configs/method; `timm:NAME` or a file of weights, which are
-            used as they are.
-        labels: of inits that the table does not show as they are written.
-    Raises: ValueError for inits that are none, given twice or of one name; FileNotFoundError for
-        weights that do not exist.
+    `labels` are of inits that the table does not show as they are written. Raises ValueError for
+    inits that are none, given twice or of one name, FileNotFoundError for weights.
     """
     given = [inits] if isinstance(inits, str) else list(inits)
     if not given or len(set(given)) < len(given):

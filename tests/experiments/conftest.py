@@ -49,11 +49,17 @@ def table_config(**changes) -> DictConfig:
         "overwrite": False,
         "machine": {"num_threads": 1},
         "paths": {"data_dir": "data", "run_root": "runs"},
-        "dataset": {"pretrain": {"data": "a"}, "probe": {"probe": "a"}, "finetune": {"data": "a"}},
-        "budget": {
-            "pretrain": {"trainer.max_steps": 10},
-            "finetune": {"lr": 1},
-            "fractions": [0.05, 1.0],
+        "dataset": "a",
+        "budget": "few",
+        "datasets": {
+            "a": {"pretrain": {"data": "a"}, "probe": {"probe": "a"}, "finetune": {"data": "a"}}
+        },
+        "budgets": {
+            "few": {
+                "pretrain": {"trainer.max_steps": 10},
+                "finetune": {"lr": 1},
+                "fractions": [0.05, 1.0],
+            },
         },
         "columns": {
             "probe/cls/mpjpe_mm": {"label": "probe, mm"},

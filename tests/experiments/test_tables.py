@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
 from handmim.experiments.plan import make_plan
 from handmim.experiments.store import StageStore
@@ -14,9 +15,12 @@ from tests.experiments.conftest import REPO, composed
 TABLES = sorted(p.stem for p in (REPO / "configs" / "table").glob("*.yaml"))
 DATASETS = {
     "renders": {},
-    "photos": {"dataset.root": "a b", "dataset.annotations": "c=d.json"},
-    "sim_to_real": {"dataset.root": "a b", "dataset.annotations": "c=d.json"},
+    **{
+        name: {f"datasets.{name}.root": "a b", f"datasets.{name}.annotations": "c=d.json"}
+        for name in ("photos", "sim_to_real")
+    },
 }
+OPTIONS = OmegaConf.load(REPO / "configs" / "experiments.yaml")
 
 
 def table_of(compose, name, dataset="renders", budget="smoke", **more):
@@ -35,10 +39,10 @@ def test_tables_are_read_and_their_variants_differ(name, hydra_configs):
 
 
 def test_every_dataset_is_tried():
-    assert {p.stem for p in (REPO / "configs" / "dataset").glob("*.yaml")} == set(DATASETS)
+    assert set(OPTIONS.datasets) == set(DATASETS)
 
 
-@pytest.mark.parametrize("budget", sorted(p.stem for p in (REPO / "configs/budget").glob("*.yaml")))
+@pytest.mark.parametrize("budget", sorted(OPTIONS.budgets))
 def test_every_budget_composes_at_one_size(budget, hydra_configs):
     table = table_of(hydra_configs, "controls", budget=budget)
     runs = make_plan(table, Path("x"), hydra_configs, StageStore(Path("x"))).chosen()

@@ -3,7 +3,7 @@
 import contextlib
 import io
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -26,17 +26,10 @@ def _leave_out_of_checkpoints(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def smplx_data(arrays: HandArrays) -> Any:
-    """Arrays as smplx's layers take them; ImportError when smplx is missing."""
-    try:
-        import smplx
-    except ImportError as error:
-        raise ImportError(
-            "hand=smplx needs the smplx package (pip install smplx); hand=mano reads the same"
-            " files without it"
-        ) from error
+def smplx_data(arrays: HandArrays) -> SimpleNamespace:
+    """Arrays as smplx's layers take them."""
     content = {key: getattr(arrays, key) for key in SHAPES if key != "f"}
-    return smplx.utils.Struct(f=arrays.faces, **content)
+    return SimpleNamespace(f=arrays.faces, **content)
 
 
 class SmplxHand(HandLayer):
@@ -44,13 +37,17 @@ class SmplxHand(HandLayer):
 
     def __init__(self, arrays: HandArrays) -> None:
         super().__init__(arrays)
-        data = smplx_data(arrays)  # first: its error names what to install
-        import smplx
-
+        try:
+            import smplx
+        except ImportError as error:
+            raise ImportError(
+                "hand=smplx needs the smplx package (pip install smplx); hand=mano reads the same"
+                " files without it"
+            ) from error
         with contextlib.redirect_stdout(io.StringIO()):  # it remarks on ten betas
             layer = smplx.MANOLayer(
                 model_path="",
-                data_struct=data,
+                data_struct=smplx_data(arrays),
                 is_rhand=arrays.side == "right",
                 use_pca=False,
                 create_body_pose=False,  # it would be a trainable parameter that nothing reads

@@ -58,14 +58,12 @@ class HandArrays:
     @cached_property
     def sha256(self) -> str:
         """Identity of the hand: of the arrays as used, whatever file or format they came from."""
+        # adding 0 leaves one kind of zero
+        parts = [(key, getattr(self, key) + 0.0, "<f8") for key in _FLOATS]
+        parts += [(key, getattr(self, key), "<i4") for key in ("faces", "parents", "tip_ids")]
         digest = hashlib.sha256()
-        integers = {"faces": self.faces, "parents": self.parents, "tip_ids": self.tip_ids}
-        for key in _FLOATS:
-            # adding 0 leaves one kind of zero
-            array = np.ascontiguousarray(getattr(self, key) + 0.0, dtype="<f8")
-            digest.update(f"{key} {array.shape} ".encode() + array.tobytes())
-        for key, values in integers.items():
-            array = np.ascontiguousarray(values, dtype="<i4")
+        for key, values, dtype in parts:
+            array = np.ascontiguousarray(values, dtype=dtype)
             digest.update(f"{key} {array.shape} ".encode() + array.tobytes())
         return digest.hexdigest()
 

@@ -1,4 +1,4 @@
-"""How datasets and hand layers write a hand down, and our one form of it; every map has an inverse.
+"""How datasets and hand layers write a hand down, and our one form of it; maps have inverses.
 
 Ours: OpenCV camera, metres, 16 absolute rotation matrices (the first is R_cam_from_mano about the
 rest wrist; a flat hand is the identity), then a translation. numpy in float64, no torch.
@@ -18,24 +18,6 @@ Array = NDArray[np.floating]
 # OpenGL cameras look along -z with y up. The map is its own inverse.
 OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0])
 MIRROR = np.diag([-1.0, 1.0, 1.0])
-
-
-def absolute_pose(
-    hand_pose: Array,
-    arrays: HandArrays,
-    *,
-    num_pca_comps: int | None = None,
-    flat_hand_mean: bool = True,
-) -> Array:
-    """Finger pose of any MANO convention as absolute axis-angle [B, 45] radians (zero = flat hand):
-    [B, num_pca_comps] PCA coefficients, or [B, 45] axis-angle; `flat_hand_mean` as in smplx."""
-    width = 45 if num_pca_comps is None else num_pca_comps
-    if hand_pose.ndim != 2 or hand_pose.shape[1] != width:
-        raise ValueError(f"hand_pose must be [B, {width}], got {hand_pose.shape}")
-    pose = np.asarray(hand_pose, np.float64)
-    if num_pca_comps is not None:
-        pose = pose @ arrays.hands_components[:num_pca_comps]
-    return pose if flat_hand_mean else pose + arrays.hands_mean
 
 
 def project_px(points_cam_m: Array, K_px: Array) -> Array:

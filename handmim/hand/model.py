@@ -101,10 +101,8 @@ class HandLayer(nn.Module, ABC):
                 raise ValueError(f"got {len(rotmats)} poses and {len(betas)} betas")
             verts_m, chain_m, tips_m = self._pose(rotmats, betas.to(dtype))
             if transl_m is not None:
-                if transl_m.shape != (len(betas), 3):
-                    raise ValueError(
-                        f"transl_m must be [{len(betas)}, 3], got {tuple(transl_m.shape)}"
-                    )
+                if (shape := tuple(transl_m.shape)) != (len(betas), 3):
+                    raise ValueError(f"transl_m must be [{len(betas)}, 3], got {shape}")
                 shift = transl_m.to(dtype).unsqueeze(1)
                 verts_m, chain_m, tips_m = verts_m + shift, chain_m + shift, tips_m + shift
             joints = torch.cat([chain_m, tips_m], dim=1).index_select(1, self.order21)

@@ -30,13 +30,10 @@ HO3D_FROM_CANONICAL = tuple(CANONICAL_FROM_HO3D.index(i) for i in range(NUM_JOIN
 CANONICAL_FROM_CHAIN_AND_TIPS = CANONICAL_FROM_HO3D
 CHAIN_FROM_CANONICAL = HO3D_FROM_CANONICAL[:16]
 
+SAME_AS_OURS = ("canonical", "freihand", "openpose", "mediapipe", "coco")
 # canonical[i] = theirs[order[i]] for every order in which 21 joints are met.
 SKELETONS: Mapping[str, tuple[int, ...]] = {
-    "canonical": tuple(range(NUM_JOINTS)),
-    "freihand": tuple(range(NUM_JOINTS)),
-    "openpose": tuple(range(NUM_JOINTS)),
-    "mediapipe": tuple(range(NUM_JOINTS)),
-    "coco": tuple(range(NUM_JOINTS)),
+    **dict.fromkeys(SAME_AS_OURS, tuple(range(NUM_JOINTS))),
     "ho3d": CANONICAL_FROM_HO3D,
     "mano": CANONICAL_FROM_CHAIN_AND_TIPS,
     # MobRecon's "MANO order": as HO-3D, but tips index, middle, ring, little, thumb

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
+from handmim.utils.files import matching
+
 Rgb = NDArray[np.uint8]  # [H, W, 3]
 
 GREY = 128  # shown where an image is transparent
@@ -26,18 +28,18 @@ OVERSHOOT = 17 / 16  # a lossy format exceeds the range of what it stores
 OUTLIERS = 1e-4  # share of pixels, 4 of 1000 at least, that may be dead or hot
 HOT = 4  # a hot pixel exceeds all others by this factor
 SPARE = 8  # a palette of so many times the used entries was not made for one image
-PATTERNS = (  # format, offset, first bytes
-    ("JPEG", 0, b"\xff\xd8"),
-    ("PNG", 0, b"\x89PNG\r\n\x1a\n"),
-    ("WEBP", 8, b"WEBP"),
-    ("GIF", 0, b"GIF8"),
-    ("AVIF", 4, b"ftypavif"),
-    ("AVIF", 4, b"ftypavis"),
-    ("JPEG2000", 0, b"\0\0\0\x0cjP  "),
-    ("JPEG2000", 0, b"\xff\x4f\xff\x51"),
-    ("BMP", 0, b"BM"),
-    *(("TIFF", 0, mark) for mark in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
-    *(("PPM", 0, b"P%d" % number) for number in range(1, 7)),
+PATTERNS = (  # offset, first bytes, format
+    (0, b"\xff\xd8", "JPEG"),
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+    (8, b"WEBP", "WEBP"),
+    (0, b"GIF8", "GIF"),
+    (4, b"ftypavif", "AVIF"),
+    (4, b"ftypavis", "AVIF"),
+    (0, b"\0\0\0\x0cjP  ", "JPEG2000"),
+    (0, b"\xff\x4f\xff\x51", "JPEG2000"),
+    (0, b"BM", "BMP"),
+    *((0, mark, "TIFF") for mark in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    *((0, b"P%d" % number, "PPM") for number in range(1, 7)),
 )
 LOSSLESS = ("PNG", "TIFF", "BMP", "PPM", "GIF")
 BY_PILLOW = ("GIF", "AVIF")  # OpenCV reads them in some builds only
@@ -70,10 +72,7 @@ def shown(names: Sequence[str], most: int = 10) -> str:
 
 def format_of(raw: bytes) -> str | None:
     """Format of a file by its first 32 bytes; None when it is no image that is read here."""
-    for name, offset, mark in PATTERNS:
-        if raw[offset : offset + len(mark)] == mark:
-            return name
-    return None
+    return matching(raw, PATTERNS)
 
 
 def tiff_tag(tiff: bytes, number: int) -> int | None:

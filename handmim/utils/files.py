@@ -10,7 +10,7 @@ import re
 import shutil
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -273,6 +273,11 @@ def put_aside(folder: Path) -> None:
             path.rename(aside / path.name)
 
 
+def matching(head: bytes, table: Iterable[tuple[int, bytes, str]]) -> str | None:
+    """The text of the first row (offset, bytes there, text) that fits the begin of a file."""
+    return next((text for at, mark, text in table if head[at : at + len(mark)] == mark), None)
+
+
 def foreign_kind(head: bytes) -> str | None:
     """What begins with these bytes, as text that follows the file's name ("is an HTML page ...");
     None for no known kind."""
@@ -281,9 +286,8 @@ def foreign_kind(head: bytes) -> str | None:
         return "is empty (0 bytes): its download or copy did not start"
     if not head.strip(b"\0"):
         return "begins with zeros alone: its download or copy is not complete"
-    for offset, mark, kind in KINDS:
-        if head[offset : offset + len(mark)] == mark:
-            return kind
+    if kind := matching(head, KINDS):
+        return kind
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     lower = start.lower()
     if lower.startswith(HTML) or (lower.startswith((b"<?xml", b"<!--")) and b"<html" in lower):

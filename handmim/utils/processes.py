@@ -79,7 +79,6 @@ def _wait() -> None:
 # Launchers.
 
 OPEN = (1, "1", -1, "-1", "auto")  # values of machine.devices that leave the number to a launcher
-SRUN = "SLURM_STEP_ID"  # set in what srun started
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")  # of a process, as launchers say
 # Numbers of processes that other launchers set. Fabric reads none of them.
 OTHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE")
@@ -107,7 +106,7 @@ def launched() -> Launched | None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         total, per_node = _number("WORLD_SIZE"), _number("LOCAL_WORLD_SIZE")
         found = Launched("torchrun", per_node, max(1, total // per_node))
-    elif "SLURM_NTASKS" in os.environ and SRUN in os.environ and not _is_interactive():
+    elif {"SLURM_NTASKS", "SLURM_STEP_ID"} <= os.environ.keys() and not _is_interactive():
         total = _number("SLURM_NTASKS")
         num_nodes = min(total, _number("SLURM_NNODES"))
         found = Launched("Slurm", total // num_nodes, num_nodes)

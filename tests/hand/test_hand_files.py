@@ -9,7 +9,6 @@ import pytest
 import torch
 from scipy import sparse
 
-from handmim.hand.conventions import absolute_pose
 from handmim.hand.io import load_hand_arrays, read_mano, resolve_hand_path, save_npz
 from handmim.hand.model import HandModel
 from handmim.utils.unpickle import UnsafePickleError
@@ -111,6 +110,12 @@ def test_identity_is_of_the_arrays_as_used(right):
     assert replace(right, tip_ids=(745, 317, 444, 556, 673)).sha256 != right.sha256
 
 
+def absolute_pose(pose, arrays, num_pca_comps, flat_hand_mean=True):
+    """Axis-angle whose zero is the flat hand."""
+    full = pose if num_pca_comps is None else pose @ arrays.hands_components[:num_pca_comps]
+    return full if flat_hand_mean else full + arrays.hands_mean
+
+
 def smplx_mano(smplx, arrays, dtype, **options):
     """smplx's own model on arrays that were read by us."""
     from smplx.utils import Struct
@@ -147,15 +152,13 @@ def test_pickle_npz_and_smplx_pose_the_same_hand(
     pose = 0.5 * torch.randn(8, num_pca_comps or 45, generator=g)
     orient, betas, transl = (torch.randn(8, n, generator=g) for n in (3, 10, 3))
     expected = theirs(betas=betas, global_orient=orient, hand_pose=pose.clone(), transl=transl)
-    full = absolute_pose(
-        pose.numpy(), arrays, num_pca_comps=num_pca_comps, flat_hand_mean=flat_hand_mean
-    )
+    full = absolute_pose(pose.numpy(), arrays, num_pca_comps, flat_hand_mean)
     full = torch.cat([orient, torch.from_numpy(full).float()], dim=1)
     for ours in (HandModel(arrays), HandModel.from_file(tmp_path / "converted.npz")):
         mesh = ours(full, betas, transl)
         assert (mesh.verts_m - expected.vertices).abs().max() < 1e-6
         assert (mesh.chain_joints_m - expected.joints).abs().max() < 1e-6
-    straight = absolute_pose(pose.numpy(), arrays, num_pca_comps=num_pca_comps)
+    straight = absolute_pose(pose.numpy(), arrays, num_pca_comps)
     if not flat_hand_mean:  # the mean pose matters: forgetting it would show
         assert np.abs(straight - full[:, 3:].numpy()).max() > 0.1
 

@@ -1,9 +1,8 @@
 """Labelled crops to model input, for a whole batch on the device: crops whose pixels and labels
-share one affine map, and occlusion by cut-outs and pasted objects.
+share one affine map, and occlusion by cut-outs and pasted objects, which changes no label.
 
-No label changes with occlusion: a covered joint still counts. All randomness comes from the CPU
-generator. A pasted shape is { p : n_k . (p - joint) <= reach_k for all k } with the joint inside
-it, in ndc.
+All randomness comes from the CPU generator. A pasted shape is { p : n_k . (p - joint) <= reach_k
+for all k } with the joint inside it, in ndc.
 """
 
 import math
@@ -37,15 +36,11 @@ IRREGULAR = (0.8, 1.4)
 def transform_labels(
     batch: HandBatch, crop_px: int, source_from_crop: Tensor, angle_rad: Tensor
 ) -> HandBatch:
-    """Carry all labels along with a crop's scale, in-plane rotation and shift.
+    """Carry all labels along to a crop of side crop_px by [B, 2, 3] new ndc -> stored ndc, of
+    scale, rotation angle_rad [B] and shift; the image stays.
 
-    The camera is rotated about its optical axis with the image, so K X / z = pixel holds before
-    and after: K' = M K R_z(angle), X' = R_z(-angle) X with M the pixel map of the crop.
-
-    Args:
-        batch: labels of the stored crop, whose image is not cut here.
-        crop_px: side of the new crop.
-        source_from_crop: [B, 2, 3] new ndc -> stored ndc, with rotation angle_rad [B].
+    The camera is rotated about its optical axis with the image, so K X / z = pixel holds before and
+    after: K' = M K R_z(angle), X' = R_z(-angle) X with M the pixel map of the crop.
     """
     R = rotation_about_z(-angle_rad)  # [B, 3, 3]
     crop_from_source = invert(source_from_crop)
@@ -67,13 +62,8 @@ def log_uniform(u: Tensor, low: float, high: float) -> Tensor:
 
 def draw_sides(u: Tensor, irregular: Tensor, area: Sequence[float]) -> tuple[Tensor, Tensor]:
     """Ellipses, irregular polygons and bars, one third each, as the half planes they are cut from:
-    normals [n, SIDES, 2] of unit length and reach [n, SIDES] > 0 in ndc.
-
-    Args:
-        u: [n, 6] uniform: kind, area, stretch, angle, and where in the shape the joint lies.
-        irregular: [n, SIDES] uniform, of the polygons.
-        area: lowest and highest share of the crop's area; a polygon's varies about it.
-    """
+    unit normals [n, SIDES, 2] and reach [n, SIDES] > 0 in ndc. u [n, 6] are uniform numbers for
+    kind, area, stretch, angle, and where in the shape the joint lies."""
     kind, is_bar = (3 * u[:, 0]).long(), u[:, 0] >= 2 / 3
     half_area = log_uniform(u[:, 1], *area) * torch.where(is_bar, 1.0, 4 / math.pi)
     stretch = torch.where(is_bar, 3 * 2 ** u[:, 2], 2 ** u[:, 2])  # bars are 3 to 6 times as long
@@ -149,12 +139,8 @@ def pick_joint(kp2d_crop_ndc: Tensor, is_seen: Tensor, u: Tensor) -> Tensor:
 @dataclass(kw_only=True, eq=False)
 class HandCutOut:
     """A rectangle about a random joint is erased, as in random erasing (Zhong et al. 2020, arXiv
-    1708.04896), but where the hand is.
-
-    The rectangle is upright and holds the joint: its centre lies off it by up to half of its half
-    sides. Without a labelled joint in the image it lies about the crop's centre.
-    Raises: ValueError for settings that do not fit.
-    """
+    1708.04896), but where the hand is; about the crop's centre without a joint in the image. Its
+    centre lies off the joint by up to half of its half sides."""
 
     prob: float = 0.3  # share of samples
     area: Sequence[float] = (0.02, 0.12)  # share of the crop, before its border cuts it
@@ -202,10 +188,8 @@ class HandCutOut:
 class OccluderPaste:
     """An opaque object before the hand: an ellipse, an irregular polygon or a bar in any direction.
 
-    The shape covers a random joint, which lies anywhere in its inner part, and shrinks towards it
-    until it covers, to the pixel, no more joints than allowed (`shrinking`). Only labelled joints
-    in the image count; where there is none the shape lies about the crop's centre as it is.
-    Raises: ValueError for settings that do not fit.
+    It covers a random joint and shrinks towards it until it covers, to the pixel, no more of the
+    joints in the image than allowed; where there is none it lies about the crop's centre.
     """
 
     prob: float = 0.3  # share of samples

@@ -23,10 +23,8 @@ _RGB_FROM_YIQ = torch.linalg.inv(torch.tensor(_YIQ_FROM_RGB)).tolist()
 
 
 class ColourPlan(NamedTuple):
-    """Random colour changes of P images, of which n change; None is "for none".
-
-    No field has to be read on the host to be used on a device.
-    """
+    """Random colour changes of P images, of which n change; None is "for none". No field has to be
+    read on the host to be used on a device."""
 
     rows: Tensor | None  # [n] int64 the images that change; None is all P in order
     linear: Tensor  # [n, 3, 3] rgb' = linear rgb + lift * mean luma of the image
@@ -78,10 +76,7 @@ def gaussian_blur(image: Tensor, sigma_px: Tensor, radius: int) -> Tensor:
 
 @dataclass(kw_only=True, eq=False)
 class ColourJitter:
-    """Random photometric changes, drawn per image from an explicit generator.
-
-    Raises: ValueError for shares outside [0, 1].
-    """
+    """Random photometric changes, drawn per image from an explicit generator."""
 
     brightness: float = 0.4  # factors are drawn from 1 +- brightness, contrast, saturation
     contrast: float = 0.4

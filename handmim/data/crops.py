@@ -41,10 +41,7 @@ def find_photos(
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> ImageTree:
     """The photos of a folder tree, and what is left out; `include_all` also takes masks, depth
-    maps, and images of training runs.
-
-    Raises: ValueError when there is no folder or no image.
-    """
+    maps, and images of training runs. Raises: ValueError when there is no image."""
     tree = find_images(root, exclude, with_runs=include_all)
     if not include_all:
         leave_out_maps(tree, lambda name: read_bytes(root / name, max_megapixels), max_megapixels)
@@ -122,13 +119,9 @@ def named_unreadable(reasons: Mapping[str, str], total: int) -> str:
 class Crops(Dataset[CropSample | HandSample]):
     """Square crops by number: what a folder, a packed file and shards have in common.
 
-    Args:
-        root: where they lie.
-        image_px: side of the crops.
-        fit: of images that are no squares: "contain" (nothing is lost, borders are reflected) or
-            "cover" (centre square).
-        group_by: "folder" when images of one folder show nearly the same hand (frames of a
-            video), so that they are no negatives of each other; "none" otherwise.
+    `fit` is "contain" (borders are reflected) or "cover" (centre square) for other shapes.
+    `group_by` is "folder" when images of one folder show nearly the same hand (frames of a video),
+    so that they are no negatives of each other; "none" otherwise.
     """
 
     def __init__(self, root: str | Path, image_px: int, fit: str, group_by: str) -> None:
@@ -161,7 +154,6 @@ class CropFolder(Crops):
     """Every readable photo below a folder, as square crops; what is left out is named.
 
     Args:
-        root, image_px, fit, group_by: as of `Crops`.
         verify: decode every file once at the start, so that unreadable ones are left out.
         exclude: patterns of relative paths that are left out, such as "evaluation/*".
         include_all: also take masks and maps, and images of training runs.

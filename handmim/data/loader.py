@@ -43,11 +43,9 @@ def group_number(group: str) -> int:
 
 
 def collate_crops(samples: Sequence[CropSample | HandSample]) -> CropBatch:
-    """Batch of images without labels; hands labelled as left are mirrored.
-
-    Partners are kept where every sample has one. A sample without a group is a group of its own, so
-    that copies of it in a batch larger than the set are no negatives of each other.
-    """
+    """Batch of images without labels; hands labelled as left are mirrored, partners kept where
+    every sample has one. A sample without a group is a group of its own, and copies of it share
+    that."""
     crops = [s if isinstance(s, CropSample) else _right_crop(s) for s in samples]
     partners = [s.partner for s in crops if s.partner is not None]
     names = [f"alone {s.sample_id}" if s.group is None else f"group {s.group}" for s in crops]
@@ -64,10 +62,8 @@ def _right_crop(sample: HandSample) -> CropSample:
 
 
 def collate_hands(samples: Sequence[HandSample]) -> HandBatch:
-    """Images and labels of the stored crops as right hands, 2D joints in ndc.
-
-    Raises: ValueError for samples without labels.
-    """
+    """Images and labels of the stored crops as right hands, 2D joints in ndc. Raises: ValueError
+    for samples without labels."""
     if not all(isinstance(s, HandSample) for s in samples):
         raise ValueError(
             "labels are required but the data gives unlabelled crops: data.partners=false, "

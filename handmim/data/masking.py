@@ -20,7 +20,6 @@ MIN_ASPECT = 0.3  # aspect ratios of blocks are log-uniform in [MIN_ASPECT, 1 / 
 
 
 def _corner(side: int, block: int, rng: np.random.Generator) -> int:
-    """First row or column of a block whose centre lies around the middle and which fits."""
     centre = side * (0.5 + CENTRE_STD * rng.standard_normal())
     return min(max(round(centre - block / 2), 0), side - block)
 
@@ -33,11 +32,8 @@ def block_mask(
     centre_bias: float = 0.0,
     exact: bool = False,
 ) -> NDArray[np.bool_]:
-    """Rectangles of about `num_masked` > 0 patches (BEiT, Bao et al. 2022, arXiv 2106.08254):
-    [h, w] bool with at least one and at most so many; `exact` masks single patches for the rest.
-
-    `centre_bias` is the share of the blocks that lie around the image's middle.
-    """
+    """Rectangles of about `num_masked` > 0 patches (BEiT, Bao et al. 2022, arXiv 2106.08254): [h,
+    w] bool with at least one and at most so many; `exact` masks single patches for the rest."""
     h, w = grid_hw
     mask = np.zeros((h, w), dtype=bool)
     min_block = min(max(1, (min(h, w) // 3) ** 2), num_masked)
@@ -80,12 +76,8 @@ def random_masks(
 
 @dataclass(kw_only=True, eq=False)
 class MaskSampler:
-    """Draw masks for a batch of views.
-
-    A fixed share of the views is masked; their ratios fill [low, high] evenly, so that every batch
-    has light and heavy masks (as in DINOv2).
-    Raises: ValueError for settings that do not fit.
-    """
+    """Draw masks for a batch of views. A fixed share of the views is masked; their ratios fill
+    [low, high] evenly, so that every batch has light and heavy masks (as in DINOv2)."""
 
     shape: str = "block"  # or "random"
     ratio: Sequence[float | Schedule] = (0.1, 0.5)  # of masked patches; a schedule is the highest
@@ -131,7 +123,6 @@ class MaskSampler:
         return torch.from_numpy(masks).unflatten(0, shape)
 
     def _choose_views(self, shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Which of the B * G views are masked, in random order."""
         num_samples, num_views = shape
         if self.masked_views == "all":
             num = round(num_samples * num_views * self.masked_share)
@@ -143,7 +134,6 @@ class MaskSampler:
     def _draw(
         self, num: int, grid_hw: tuple[int, int], rng: np.random.Generator, info: StepInfo
     ) -> NDArray[np.bool_]:
-        """[num, N] masks with stratified ratios."""
         num_patches = grid_hw[0] * grid_hw[1]
         high = max(self.low, self.high(info.step, info.total_steps))  # it may warm up from below
         within = rng.random(1 if self.exact_count else num)

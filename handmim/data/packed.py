@@ -67,10 +67,7 @@ def packed_head(start: int, index: bytes) -> bytes:
 
 
 def read_index(path: Path) -> dict[str, Any]:
-    """The index of a packed file.
-
-    Raises: ValueError for anything but a complete file of packed crops.
-    """
+    """The index of a packed file. Raises: ValueError for anything but a complete one."""
     head = read_part(path, 0, HEAD.size, str(path)) if path.is_file() else b""
     if head[: len(MAGIC)] != MAGIC or len(head) < HEAD.size:
         raise ValueError(
@@ -94,10 +91,7 @@ def read_index(path: Path) -> dict[str, Any]:
 
 
 class PackedCrops(Crops):
-    """The crops of a packed file, in its order; `group_by` as of `Crops`.
-
-    Raises: ValueError for a file that is no packed crops, or is damaged.
-    """
+    """The crops of a packed file, in its order. Raises: ValueError for other or damaged files."""
 
     def __init__(self, root: str | Path, *, group_by: str = "none") -> None:
         index = read_index(Path(root))
@@ -142,10 +136,7 @@ class Member(NamedTuple):
 
 def tar_members(path: Path, *, requires_end: bool = True) -> Iterator[Member]:
     """Regular files of an uncompressed tar file; without the mark of its end it is refused, or that
-    is logged.
-
-    Raises: ValueError for a file that is no such tar file, is damaged or cut short.
-    """
+    is logged. Raises: ValueError for another, damaged or short file."""
     if not path.is_file():
         raise ValueError(f"{path} is no regular file")
     try:
@@ -169,12 +160,9 @@ def tar_members(path: Path, *, requires_end: bool = True) -> Iterator[Member]:
 
 
 class ShardCrops(Crops):
-    """The crops of a folder of shards in their order; labelled where their metadata has keypoints.
+    """The crops of a shard or a folder of shards in their order; labelled where their metadata has
+    keypoints. Stored images of other sizes are resized.
 
-    Args:
-        root: folder of *.tar files, or one of them.
-        image_px: side of the crops; stored images of other sizes are resized.
-        fit, group_by: as of `Crops`; metadata may have a `group` of its own.
     Raises: ValueError naming a shard that is damaged, or for a folder without samples.
     """
 

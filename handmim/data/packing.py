@@ -70,11 +70,9 @@ def write_packed(path: Path, crops: Iterable[CodedCrop], *, image_px: int, codin
 
 
 def write_shards(folder: Path, crops: Iterable[CodedCrop], *, shard_size: int, ending: str) -> None:
-    """Write crops into crops-000000.tar, crops-000001.tar, ... of an empty folder.
-
-    A crop's key is its id without ending, with further dots as "_"; a key that was there gets a
-    number. Equal crops give equal bytes: files carry no time and no owner.
-    """
+    """Write crops into crops-000000.tar, crops-000001.tar, ... of an empty folder, under their ids
+    without ending, further dots as "_" and a number on a name that was there. Equal crops give
+    equal bytes: files carry no time and no owner."""
     keys = set[str]()
     with contextlib.ExitStack() as stack:
         for count, (sample_id, image, metadata) in enumerate(crops):
@@ -104,11 +102,8 @@ def find_sources(
     source: Path, exclude: Sequence[str], include_all: bool, max_megapixels: float
 ) -> dict[str, Callable[[], bytes]]:
     """Images of a tree, or of a tar file or a folder of them, in a fixed order: functions that read
-    their files, by name. Masks and maps are left out as in `crops.find_photos`.
-
-    Raises: ValueError when there are none, for a folder with both kinds, or for a tar file that is
-        compressed or damaged.
-    """
+    their files, by name. Masks and maps are left out as in `crops.find_photos`. Raises:
+    ValueError."""
     if not source.exists():
         raise ValueError(f"no such file or folder: {printable(str(source))}")
     tars = sorted(source.glob("*.tar")) if source.is_dir() else [source]
@@ -216,10 +211,9 @@ def pack_crops(
 
     Args:
         source: a tree of images, a tar file of them, or a folder of such files.
-        target: file to write; folder with `shard_size`.
+        target: file to write; folder of shards with `shard_size` samples each.
         image_px, fit, exclude, include_all, max_megapixels: as of `crops.CropFolder`.
         coding: "jpeg" of a quality; "raw" is pixels without loss, as PNG in shards.
-        shard_size: samples of a WebDataset shard; None writes one packed file.
         annotations: keypoint file of the images (`data.keypoints`): shards of labelled hands.
         progress: called with the numbers of finished and of all images.
     Returns: ids of the images that cannot be read and were left out.

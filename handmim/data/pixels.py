@@ -1,8 +1,5 @@
-"""Pixels of planned views: in torch for a whole batch on any device, or in OpenCV image by image.
-
-Both follow one `ViewPlan`. OpenCV is quicker on a CPU; each of its steps ends in uint8, so values
-may differ from torch's by a few of 255.
-"""
+"""Pixels of planned views: in torch for a whole batch on any device, or in OpenCV image by image,
+which is quicker on a CPU. OpenCV's steps end in uint8: values may differ by a few of 255."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -85,15 +82,8 @@ def sample_views(
     *,
     padding: str = "reflection",
 ) -> Tensor:
-    """Cut a view out of each image, bilinearly: [P, 3, S, S] -> [P, 3, view_px, view_px].
-
-    Args:
-        source: any range.
-        source_from_view: [P, 2, 3] ndc.
-        view_px: side of the views.
-        displacement_ndc: [P, 2, c, c] warps of the views, or None.
-        padding: a key of `PADDINGS`.
-    """
+    """Cut a view out of each image, bilinearly: [P, 3, S, S] by maps [P, 2, 3] and warps [P, 2, c,
+    c] -> [P, 3, view_px, view_px]; `padding` is a key of `PADDINGS`."""
     at_ndc = pixels_in_source(source_from_view, view_px, displacement_ndc).to(source.dtype)
     return F.grid_sample(source, at_ndc, padding_mode=padding, align_corners=False)
 
@@ -172,17 +162,8 @@ def cut_views(
     displacement_ndc: Tensor | None,
     padding: str,
 ) -> Images:
-    """Resample images, once each: rotate, scale, shift, mirror, warp.
-
-    Args:
-        sources: B V square images of one size, with a fourth channel: OpenCV warps four at once
-            more than twice as quickly as three.
-        crop_from_view: [B, V, 2, 3] ndc.
-        side_px: side of the views.
-        displacement_ndc: [B, V, 2, c, c] or None.
-        padding: a key of `PADDINGS`.
-    Returns: [B V, side_px, side_px, 3].
-    """
+    """`sample_views` in OpenCV: B V square images of one size -> [B V, side_px, side_px, 3]. They
+    have a fourth channel: four are warped more than twice as quickly as three."""
     out = np.empty((len(sources), side_px, side_px, 3), np.uint8)
     four = np.empty((side_px, side_px, 4), np.uint8)
     side, border = sources[0].shape[0], PADDINGS[padding]

@@ -30,16 +30,10 @@ def cache_name(file_sha256: str, settings: SceneSettings, seed: int) -> str:
 
 
 class SyntheticHands(Dataset[HandSample]):
-    """Rendered hand photographs of one split.
+    """Rendered hand photographs of one split, "train", "val" or "test": disjoint draws.
 
-    Args:
-        hand_path: hand model to draw.
-        split: "train", "val" or "test": disjoint draws of pose, shape, light and position.
-        num: images; image i does not depend on it, so a larger cache serves smaller sets.
-        cache_dir: of images, in folders named by a hash of all they depend on.
-        scene: `SceneSettings` or its fields.
-        seed: of the whole set.
-        num_workers: processes that render; None takes every core, 0 renders in this one.
+    Image i does not depend on `num`, so a larger cache serves smaller sets. What the cache lacks is
+    rendered by `num_workers` processes: None takes every core, 0 renders in this one.
     Raises: ValueError for a bad number, split or scene.
     """
 
@@ -72,7 +66,6 @@ class SyntheticHands(Dataset[HandSample]):
 
     @staticmethod
     def _find(base: Path, split: str, num: int) -> Path | None:
-        """The smallest cache that holds at least `num` images."""
         sizes = {
             path: int(path.name.removeprefix(f"{split}-"))
             for path in base.glob(f"{split}-*")

@@ -1,8 +1,8 @@
 """Views of an unlabelled crop with exact geometry, planned for a whole batch, then made of pixels.
 
 Every view is one resampling of the stored crop by an affine map and, optionally, a smooth warp. A
-similarity that all views of a sample share moves the crop first. The losses never see it, so that
-borders and framing give no cue for the map between two views.
+similarity that all views of a sample share moves the crop first; the losses never see it, so
+framing gives no cue for the map between two views.
 """
 
 import math
@@ -87,11 +87,8 @@ def draw_warps(
 
 @dataclass(kw_only=True, eq=False)
 class ViewMaker:
-    """uint8 crops to augmented views, their maps and their masks.
-
-    Lengths are in ndc, where the crop is [-1, 1]^2; probabilities are per view.
-    Raises: ValueError for settings that do not fit.
-    """
+    """uint8 crops to augmented views, their maps and their masks. Lengths are in ndc, where the
+    crop is [-1, 1]^2; probabilities are per view."""
 
     view_px: int
     patch_px: int  # masks have (view_px / patch_px)^2 patches
@@ -153,10 +150,8 @@ class ViewMaker:
         return {name: getattr(self, f"shared_{name}") for name in names}
 
     def draw(self, crops: CropBatch, generator: torch.Generator, info: StepInfo) -> ViewPlan:
-        """All random choices for a batch's views, on the CPU.
-
-        Raises: ValueError when partners are required and the data has none.
-        """
+        """All random choices for a batch's views, on the CPU. Raises: ValueError for data without
+        partners where they are required."""
         b, side = len(crops.image), self.view_px // self.patch_px
         shape = b, self.num_views
         source_from_view = draw_views(shape, generator, **self.geometry)
@@ -223,10 +218,7 @@ class ViewMaker:
         info: StepInfo,
     ) -> PretrainBatch:
         """Views as float in [0, 1] on the device of crops, or of the result of `host_part`; those
-        of crops depend on nothing but the CPU generator and the step.
-
-        Raises: ValueError when partners are required and the data has none.
-        """
+        of crops depend on nothing but the CPU generator and the step."""
         if isinstance(batch, CropBatch):
             device = batch.image.device
             if device.type == "cpu":

@@ -18,9 +18,8 @@ def similarity_align(src: Tensor, dst: Tensor, allow_reflection: bool = True) ->
     """Move `src` onto `dst` by the best scale, rotation and translation, as the FreiHAND and HO-3D
     evaluators do: two [B, P, 3] in any units, P >= 3 -> [B, P, 3] in the unit of `dst`.
 
-    Centred sets are divided by their Frobenius norm + 1e-8: a collapsed prediction stays finite.
-    The evaluators allow reflections; False restricts to rotations (Umeyama 1991). float64 inside,
-    on the CPU, without gradients.
+    Centred sets are divided by their Frobenius norm + 1e-8. The evaluators allow reflections; False
+    restricts to rotations (Umeyama 1991). float64 inside, on the CPU, without gradients.
     Raises: ValueError for other shapes, or values that are not finite.
     """
     if src.shape != dst.shape or src.ndim != 3 or src.shape[-1] != 3 or src.shape[1] < 3:
@@ -36,10 +35,7 @@ def similarity_align(src: Tensor, dst: Tensor, allow_reflection: bool = True) ->
 
 
 def check_norms(norms: Tensor) -> None:
-    """Norms [2, B] of centred `src` and `dst`: one bad number spoils that of its sample.
-
-    Raises: ValueError naming the samples that are not finite.
-    """
+    """Raises: ValueError naming the samples whose norms [2, B], centred, are not finite."""
     for name, norm in zip(("src", "dst"), norms, strict=True):
         if not bool(norm.isfinite().all()):
             bad = (~norm.isfinite()).nonzero().flatten().tolist()
@@ -78,7 +74,6 @@ def _divide(a, by):
 
 @compiled
 def _complete(m):
-    """Two rows to the first, which make a rotation with it."""
     x, y, z = abs(m[0, 0]), abs(m[0, 1]), abs(m[0, 2])
     m[1, 0] = 1.0 if x <= y and x <= z else 0.0
     m[1, 1] = 1.0 if y < x and y <= z else 0.0
@@ -90,15 +85,10 @@ def _complete(m):
 
 @compiled
 def svd3(m, u, s, v):
-    """Singular value decomposition of a 3 x 3 matrix by Jacobi rotations of its columns, with small
-    values as exact as large ones.
-
-    Args:
-        m: [3, 3].
-        u, s, v: [3, 3], [3] and [3, 3] out, largest first: m is the sum over k of s[k] times the
-            outer product of u[k] and v[k]. Where s[k] vanishes, u and v are completed so that the
-            sum of the outer products is a rotation.
-    """
+    """Singular values s [3] out, largest first, of m [3, 3], small ones as exact as large ones: m
+    is the sum over k of s[k] times the outer product of u[k] and v[k], [3, 3] out. Where s[k]
+    vanishes, u and v are completed so that the sum of the outer products is a rotation. Jacobi
+    rotations."""
     for k in range(3):
         for i in range(3):
             u[k, i], v[k, i] = m[i, k], 1.0 if i == k else 0.0
@@ -146,8 +136,6 @@ def _mean(points, out):
 
 @compiled
 def _moments(src, dst, means, cov):
-    """Norms of the centred points; out, both means, and the products of the centred points, dst's
-    coordinates down and src's across."""
     _mean(src, means[0])
     _mean(dst, means[1])
     a0, a1, a2 = means[0, 0], means[0, 1], means[0, 2]
@@ -169,13 +157,8 @@ def _moments(src, dst, means, cov):
 
 @compiled
 def align_sample(src, dst, allow_reflection, out, room):
-    """`similarity_align` of one sample.
-
-    Args:
-        src, dst, out: [P, 3] float64; `out` is written.
-        room: [5, 3, 3] float64, written over.
-    Returns: norms of the centred `src` and `dst`; where one is not finite, `out` means nothing.
-    """
+    """`similarity_align` of one sample in float64, [P, 3] to `out`; `room` [5, 3, 3] is written
+    over. Returns the norms of the centred sets; where one is not finite, `out` means nothing."""
     means, s, rotation, cov, u, v = room[0], room[0, 2], room[1], room[2], room[3], room[4]
     norm_a, norm_b = _moments(src, dst, means, cov)
     if not (math.isfinite(norm_a) and math.isfinite(norm_b)):

@@ -30,14 +30,8 @@ def px_from_ndc(points_ndc: Tensor, size_px: int) -> Tensor:
 
 
 def project_weak(points_root_m: Tensor, cam: Tensor, scale0_per_m: float) -> Tensor:
-    """Weak perspective: x = s (X + tx), y = s (Y + ty).
-
-    Args:
-        points_root_m: [B, P, 3] camera axes, root joint at the origin.
-        cam: [B, 3] (log(s / s0), tx_m, ty_m).
-        scale0_per_m: s0, ndc units per metre.
-    Returns: [B, P, 2] ndc.
-    """
+    """Weak perspective of [B, P, 3], root joint at the origin, by cam [B, 3] = (log(s / s0), tx_m,
+    ty_m): [B, P, 2] ndc, x = s (X + tx), y = s (Y + ty)."""
     scale = scale0_per_m * cam[:, None, :1].exp()
     return scale * (points_root_m[..., :2] + cam[:, None, 1:])
 
@@ -56,10 +50,7 @@ def fit_weak(points_root_m: Tensor, points_ndc: Tensor, scale0_per_m: float) -> 
 
 def solve_translation(points_root_m: Tensor, points_px: Tensor, K_px: Tensor) -> Tensor:
     """Translation [B, 3] of known points [B, P, 3], P >= 2, before a pinhole camera [B, 3, 3] that
-    sees them at [B, P, 2].
-
-    Linear least squares in float64: fx (X + Tx) + skew (Y + Ty) = (u - cx)(Z + Tz), likewise for v.
-    """
+    sees them at [B, P, 2]: linear least squares in float64."""
     dtype = points_root_m.dtype
     points, seen, K = points_root_m.double(), points_px.double(), K_px.double()
     rays = seen - K[:, None, :2, 2]  # [B, P, 2]
@@ -73,13 +64,10 @@ def solve_translation(points_root_m: Tensor, points_px: Tensor, K_px: Tensor) ->
 
 
 def _cells_between(low: Tensor, high: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    """The first of `num` cells whose centres lie in [low, high], and the one after the last."""
     return (low - 0.5).ceil().clamp(0, num).long(), (high + 0.5).floor().clamp(0, num).long()
 
 
 def _spans(corners: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Left and right ends [..., k] of triangles [..., 3, 2] on the centre lines of rows [..., k];
-    +inf and -inf where they do not meet."""
     y = rows + 0.5
     left = torch.full_like(y, torch.inf)
     right = -left
@@ -96,14 +84,8 @@ def _spans(corners: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
 def covered_cells(
     points: Tensor, faces: Tensor, size_hw: tuple[int, int], is_shown: Tensor | None = None
 ) -> Tensor:
-    """Cells [B, h, w] whose centre lies in any triangle, from either side; exact.
-
-    Args:
-        points: [B, V, 2] finite, in cells; the first centre is (0.5, 0.5).
-        faces: [F, 3] int64.
-        size_hw: (h, w).
-        is_shown: [B, V] bool; triangles with any other corner are left out. None shows all.
-    """
+    """Cells [B, h, w] whose centre lies in any triangle, from either side; exact. Points [B, V, 2]
+    are finite, in cells; triangles with a corner that is not shown [B, V] are left out."""
     h, w = size_hw
     corners = points.float()[:, faces]  # [B, F, 3, 2]
     low, high = corners[..., 1].aminmax(dim=-1)

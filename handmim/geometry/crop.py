@@ -1,11 +1,8 @@
 """Maps of the plane: affine ones, and smooth warps on top of affine views.
 
 `a_from_b` maps b-points to a: [..., 2, 3], y = A[:, :2] x + A[:, 2]. Products are written out:
-autocast would lower matmul to bf16, 1e-2 ndc instead of 1e-7.
-
-A warp moves a point p of a view to p + d(p). d is a uniform cubic B-spline over c x c control
-values, spread evenly on [-1, 1]^2; it follows them without passing through. Beyond the grid the
-border values repeat, so d is twice continuously differentiable everywhere.
+autocast would lower matmul to bf16, 1e-2 ndc instead of 1e-7. A warp moves a point p to p + d(p);
+d is a uniform cubic B-spline over c x c control values on [-1, 1]^2, repeated beyond the border.
 """
 
 import torch
@@ -30,7 +27,6 @@ def similarity(
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """[..., 2, 2] times [..., 2, n], in the precision of its inputs."""
     return (a.unsqueeze(-1) * b.unsqueeze(-3)).sum(dim=-2)
 
 
@@ -75,26 +71,22 @@ def _precise(x: Tensor) -> Tensor:
 
 
 def _folded(at_nodes: Tensor) -> Tensor:
-    """[..., c + 4] of nodes -2 .. c + 1 to [..., c]: nodes outside repeat the border's value."""
     first = at_nodes[..., :3].sum(dim=-1, keepdim=True)
     last = at_nodes[..., -3:].sum(dim=-1, keepdim=True)
     return torch.cat([first, at_nodes[..., 3:-3], last], dim=-1)
 
 
 def _from_nodes(t: Tensor, c: int) -> Tensor:
-    """[..., c + 4] distance, in nodes and with its sign, of coordinates [...] from each node."""
     nodes = torch.arange(-2, c + 2, device=t.device, dtype=t.dtype)
     return ((t + 1) * ((c - 1) / 2)).clamp(-1, c).unsqueeze(-1) - nodes
 
 
 def _weights(t: Tensor, c: int) -> Tensor:
-    """[..., c] weights of the control values along one axis; they sum to 1."""
     a = _from_nodes(t, c).abs()
     return _folded(((2 - a).clamp(min=0) ** 3 - 4 * (1 - a).clamp(min=0) ** 3) / 6)
 
 
 def _slopes(t: Tensor, c: int) -> Tensor:
-    """[..., c] derivatives of `_weights` by the coordinate."""
     s = _from_nodes(t, c)
     a = s.abs()
     by_node = s.sign() * (2 * (1 - a).clamp(min=0) ** 2 - (2 - a).clamp(min=0) ** 2 / 2)
@@ -102,7 +94,6 @@ def _slopes(t: Tensor, c: int) -> Tensor:
 
 
 def _blend(control: Tensor, along_x: Tensor, along_y: Tensor) -> Tensor:
-    """Values [..., 2, c, c] weighed by [..., P, c] of columns and of rows: [..., P, 2]."""
     rows = (control.unsqueeze(-4) * along_x[..., None, None, :]).sum(dim=-1)
     return (rows * along_y.unsqueeze(-2)).sum(dim=-1)
 
@@ -116,11 +107,8 @@ def displacement(points: Tensor, control: Tensor) -> Tensor:
 
 
 def bounded(control: Tensor) -> Tensor:
-    """Scale fields [..., 2, c, c] that are too steep to be one-to-one down to `STEEPEST`.
-
-    The bound on |d(p) - d(q)| / |p - q| in the maximum norm is the sum over both axes of the
-    largest difference of neighbours per node spacing.
-    """
+    """Scale fields [..., 2, c, c] down to `STEEPEST`, by the sum over both axes of the largest
+    difference of neighbours per node spacing, which bounds |d(p) - d(q)| / |p - q|."""
     per_ndc = (control.shape[-1] - 1) / 2
     across = control.diff(dim=-1).abs().flatten(-2).amax(dim=-1)
     down = control.diff(dim=-2).abs().flatten(-2).amax(dim=-1)
@@ -149,11 +137,8 @@ def pixels_in_source(
 
 
 def unwarp(points: Tensor, control: Tensor) -> Tensor:
-    """The p [..., P, 2] with p + d(p) = q, for `bounded` fields.
-
-    The contraction p <- q - d(p) comes close, Newton's method ends it. The last step alone carries
-    gradients: by the implicit function theorem those of the exact inverse.
-    """
+    """The p [..., P, 2] with p + d(p) = q, for `bounded` fields. The last step alone carries
+    gradients: by the implicit function theorem those of the exact inverse."""
     q, control = _precise(points), _precise(control)
     with torch.no_grad():
         p = q.detach()
@@ -165,7 +150,6 @@ def unwarp(points: Tensor, control: Tensor) -> Tensor:
 
 
 def _newton_step(p: Tensor, q: Tensor, control: Tensor) -> Tensor:
-    """p - (1 + d'(p))^-1 (p + d(p) - q)."""
     c = control.shape[-1]
     along_x, along_y = (_weights(p[..., axis], c) for axis in (0, 1))
     fixed = control.detach()
@@ -179,7 +163,6 @@ def _newton_step(p: Tensor, q: Tensor, control: Tensor) -> Tensor:
 
 
 def _map_and_scale(source_from_view: Tensor, with_scale: bool) -> tuple[Tensor, Tensor]:
-    """The map, and the square root of its determinant; divided by that without scale."""
     A = _precise(source_from_view)
     scale = (A[..., 0, 0] * A[..., 1, 1] - A[..., 0, 1] * A[..., 1, 0]).abs().sqrt()
     if with_scale:
@@ -194,15 +177,9 @@ def to_source(
     *,
     with_scale: bool = True,
 ) -> Tensor:
-    """Carry points of views to the source crop that the views of a sample share.
-
-    Args:
-        points: [..., K, d], d = 2, or 3 with a relative depth, which scales with the view.
-        source_from_view: [..., 2, 3].
-        displacement_ndc: [..., 2, c, c] the views' warps.
-        with_scale: False leaves the views' scale out of the map.
-    Returns: [..., K, d], at least fp32 whatever the autocast state.
-    """
+    """Carry points [..., K, d] of views to the source crop that the views of a sample share, at
+    least in fp32: d = 2, or 3 with a relative depth, which scales with the view. `with_scale=False`
+    leaves that scale out of the map."""
     points = _precise(points)
     A, scale = _map_and_scale(source_from_view, with_scale)
     xy = points[..., :2]

@@ -72,10 +72,7 @@ def nearest_rotation(src: Tensor, dst: Tensor) -> Tensor:
 
 def rotation_from_view(src: Tensor, seen: Tensor) -> Tensor:
     """Rotations [B, 3, 3], z away from the camera, of points [B, P, 3], not all in one plane, that
-    are seen at [B, P, 2], x right, y down, at any scale.
-
-    Scaled orthography: the least-squares 2 x 3 map, brought to the nearest orthonormal rows.
-    """
+    are seen at [B, P, 2]: the least-squares 2 x 3 map, brought to the nearest orthonormal rows."""
     if not len(src):
         return src.new_zeros(0, 3, 3)
     a, b = src - src.mean(dim=1, keepdim=True), seen - seen.mean(dim=1, keepdim=True)

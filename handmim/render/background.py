@@ -46,7 +46,6 @@ def studio(rng: np.random.Generator, size: int) -> Image:
 
 
 def _grain(rng: np.random.Generator, size: int, stretch: float) -> Image:
-    """Soft noise with a 1/f look, [S, S, 1], mean 0 and deviation about 1."""
     total = np.zeros((size, size), np.float32)
     for octave in range(2, 7):
         cells = 2**octave
@@ -95,11 +94,7 @@ def room(rng: np.random.Generator, size: int) -> Image:
 
 
 def load_photos(folder: str | Path, size: int) -> list[Image]:
-    """The first `MAX_PHOTOS` images of a folder, by name, scaled to their shorter side and cut to a
-    square.
-
-    Raises: ValueError when the folder is missing or has no readable image.
-    """
+    """The first `MAX_PHOTOS` images of a folder, by name, cut to squares. Raises: ValueError."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"photos_dir {printable(str(folder))} is no folder")
@@ -132,8 +127,8 @@ def load_photos(folder: str | Path, size: int) -> list[Image]:
 
 
 class BackdropBank:
-    """A fixed set of images of `size` px from which random crops are taken: `num` painted rooms, or
-    the photos of a folder; studios are painted anew."""
+    """Images of `size` px from which random crops are taken: `num` painted rooms, or the photos of
+    a folder; studios are painted anew."""
 
     def __init__(
         self,

@@ -49,10 +49,9 @@ POLL_S = 0.1
 
 
 def open_split(folder: Path, image_px: int, num: int) -> dict[str, NDArray[Any]]:
-    """Memory maps of a rendered split by field, each [at least num, ...].
+    """Memory maps [at least num, ...] of a rendered split by field. Headers and meta.json are
+    compared with their checksums, which a cache of an older version lacks.
 
-    Headers and meta.json are compared with their checksums here, samples by `read_sample`; a cache
-    of an older version has none.
     Raises: ValueError naming the array or file that is missing or not what was written.
     """
     arrays = _arrays_of(image_px)
@@ -87,7 +86,6 @@ def _written_headers(folder: Path) -> dict[str, int] | None:
 
 
 def _header_crc(path: Path) -> int:
-    """CRC-32 of the header and of the size of a .npy file of version 1."""
     with path.open("rb") as file:
         start = file.read(10)  # magic, version, length of what follows
         header = start + file.read(int.from_bytes(start[8:], "little"))
@@ -104,10 +102,7 @@ def _sample_crc(fields: Mapping[str, NDArray[Any]]) -> int:
 def read_sample(
     maps: Mapping[str, NDArray[Any]], index: int, folder: Path
 ) -> dict[str, NDArray[Any]]:
-    """Copies of one sample's arrays by field, from the maps of `open_split`.
-
-    Raises: ValueError naming the folder, for a sample that is not what was rendered.
-    """
+    """Copies of one sample's arrays by field. Raises: ValueError for another than was rendered."""
     fields = {name: np.array(values[index]) for name, values in maps.items()}
     written = fields.pop(CRC, None)
     if written is not None and int(written) != _sample_crc(fields):
@@ -131,14 +126,9 @@ def run_workers(
     while_waiting: Callable[[], None],
 ) -> None:
     """Run `python -m MODULE FOLDER/job.json WORKER` for WORKER 0 .. num_workers - 1, until all are
-    done or one has failed. None outlives the call, nor this process, however it ends.
+    done or one has failed. None outlives the call, nor this process: MODULE calls
+    `end_with_parent`.
 
-    Args:
-        module: calls `end_with_parent`, reads the job, does one worker's share in one thread.
-        job: JSON-ready settings.
-        folder: existing folder for the job.
-        num_workers: processes; they start without torch and inherit nothing.
-        while_waiting: called several times a second, for progress.
     Raises: RuntimeError with the message of a worker that failed; OSError for a full disk.
     """
     (folder / JOB).write_text(json.dumps(job))
@@ -220,8 +210,7 @@ def render_split(
     """Render images 0 .. num - 1 of a split into `target`, which appears whole or not at all, by
     `num_workers` processes; None takes every core, 0 renders in this one.
 
-    Raises: PermissionError when the folder cannot be made; OSError for a full disk; RuntimeError
-        when a worker fails.
+    Raises: OSError for a folder that cannot be made or a full disk; RuntimeError of a worker.
     """
     job = {"hand_path": str(resolve_hand_path(hand_path).resolve()), "seed": seed}
     job |= {"scene": settings.plain(), "split": split, "num": num}

@@ -12,11 +12,8 @@ compiled = njit(cache=True, fastmath=True, nogil=True, error_model="numpy")
 @compiled
 def rasterise(x_px, y_px, inv_z, faces, facing, inv_depth, face_id):
     """Nearest face [H, W] int32 and 1 / its depth [H, W] of every pixel, -1 and 0 where there is
-    none, of projected vertices [V]; the first pixel's centre is (0.5, 0.5).
-
-    `facing` 1 or -1 draws faces with that sign of their area in the image (y down): all that is
-    seen of closed surfaces. 0 draws every face.
-    """
+    none, of projected vertices [V]; the first pixel's centre is (0.5, 0.5). `facing` 1 or -1 draws
+    only faces of that sign of area (y down): all that is seen of closed surfaces; 0 draws all."""
     height, width = face_id.shape
     inv_depth[:] = 0.0
     face_id[:] = -1

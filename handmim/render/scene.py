@@ -162,7 +162,6 @@ class ImageEffects:
         return pixels
 
     def _occlude(self, rng: RNG, image: Array, mask: Array) -> None:
-        """A random polygon of backdrop before the hand."""
         size = self.settings.image_px
         spots = rng.integers(size // 6, 5 * size // 6, 2) + rng.normal(0, size / 9, (6, 2))
         hull = cv2.convexHull(spots.astype(np.int32))
@@ -197,10 +196,8 @@ def random_orientation(settings: SceneSettings, rng: RNG) -> Array:
 
 
 class SceneRenderer:
-    """Renders image number i of a split: the same one in any process and order.
-
-    `seed` is that of the whole set; splits "train", "val" and "test" are disjoint draws.
-    """
+    """Renders image number i of a split ("train", "val" or "test", disjoint draws) of a set with
+    this seed: the same one in any process and order."""
 
     def __init__(
         self, arrays: HandArrays, settings: SceneSettings, seed: int = 0, split: str = "train"
@@ -245,7 +242,6 @@ class SceneRenderer:
         return RenderedHand(image, mask, *labels, scene.transl_m)
 
     def _camera(self, verts: Array, rng: RNG, given: SceneOverrides) -> tuple[float, Array]:
-        """Focal length in pixels and the hand's translation."""
         if given.focal_px is not None and given.transl_m is not None:
             return given.focal_px, given.transl_m
         s = self.settings

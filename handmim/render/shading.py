@@ -1,8 +1,8 @@
 """Random light, and compiled shading of rasterised faces: skin with nails, creases and mottling, a
 hemisphere, two lamps, one shadow map.
 
-Pixels come in batches, as arrays whose last axis counts them, and go through each step together:
-short loops are fast. `tests/render/plain_shading.py` does the same pixel by pixel.
+Pixels go through each step in batches, as arrays whose last axis counts them: short loops are fast.
+`tests/render/plain_shading.py` does the same pixel by pixel.
 """
 
 import math
@@ -52,11 +52,8 @@ def _cross(a: Array, b: Array) -> Array:
 
 
 def shadow_map(lamp: Array, points: Array, faces: NDArray[np.int32]) -> tuple[Array, Array]:
-    """Depth of closed surfaces, camera frame, seen from a distant lamp in the unit direction [3].
-
-    Returns: 1 / depth (1 / m), square; [3, 4] from the camera frame to its column and row, and
-    depth in metres.
-    """
+    """1 / depth (1 / m), square, of closed surfaces seen from a distant lamp in the unit direction
+    [3], and [3, 4] from the camera frame to its column and row, and depth in metres."""
     side = unit(_cross(lamp, np.array([0, 1, 0.1])))
     rows = np.stack([side, _cross(lamp, side), -lamp])
     in_map = rows @ points.T
@@ -132,14 +129,9 @@ def _palm_line(x, z, lines):
 @compiled
 def paint(num, bones, rest, frame, lines, crease, nail_rgb, base, wet):
     """Paint nails, which are wetter, and creases: colours `base` [3, n] and gloss `wet` [n] in
-    place, of pixels at rest positions [3, n] on `bones` [n], -1 where there is no bare skin.
-
-    Args:
-        frame: [16, 5, 3] of each bone: rest joint, distal, lateral and dorsal axis, (length, half
-            breadth, 0).
-        lines: [m, 5] palm lines: x and z of the start, of the vector to the end, 1 / its squared
-            length.
-    """
+    place, on `bones` [n], -1 where there is no bare skin. `frame` [16, 5, 3] has each bone's rest
+    joint, its distal, lateral and dorsal axis, and (length, half breadth, 0); `lines` [m, 5] of the
+    palm have x and z of the start and of the vector to the end, and 1 / its squared length."""
     for n in range(num):
         b = bones[n]
         if b < 0:
@@ -233,7 +225,6 @@ def _facing(num, normal, light, cosine):
 
 @compiled
 def _shadow(num, point, cosine, shadow, to_map, seen):
-    """Share of the first light at each point: 3 x 3 filtered shadow map with a slope bias."""
     for n in range(num):
         seen[n] = 1.0
         if cosine[n] <= -WRAP:  # no light there
@@ -252,7 +243,6 @@ def _shadow(num, point, cosine, shadow, to_map, seen):
 
 @compiled
 def _shine(num, light, rgb, cosine, seen, normal, view, wrap, wet, sharpness, half, lit, gleam):
-    """Add a light to `lit`, which colours the surface, and to `gleam`, which lies upon it."""
     for n in range(num):
         hx, hy, hz = light[0] + view[0, n], light[1] + view[1, n], light[2] + view[2, n]
         along = normal[0, n] * hx + normal[1, n] * hy + normal[2, n] * hz
@@ -274,18 +264,12 @@ def shade(
     frame, lines, nail_rgb, lamps, lamp_rgb, up, sky, ground, shadow, to_shadow, table, noise,
     image,
 ):  # fmt: skip
-    """Shade the covered pixels of `image` [H * W, 3], linear, in place.
+    """Shade the covered pixels, by their indices, of `image` [H * W, 3], linear, in place.
 
-    Args:
-        covered: indices of the pixels that a face covers, row by row.
-        face_id, inv_depth, x_px, y_px, inv_z: of `rasterise`.
-        faces: [F, 3]; unsigned saves a test per look-up, as no index counts from the end.
-        corners: [V, 9] normals in the camera frame, rest positions (m), RGB.
-        bone: [F] dominant joint of a face, -1 for anything but bare skin.
-        frame, lines, nail_rgb: of `paint`; lamps to ground: of `Lights`.
-        shadow, to_shadow: of `shadow_map`, for the first lamp.
-        table: [4096] random values.
-        noise: seed, frequency (1/m), amount, gloss, its sharpness, crease strength.
+    Faces are unsigned, which saves a test per look-up. `corners` [V, 9] has normals, rest positions
+    (m) and RGB; `bone` [F] the dominant joints, -1 for anything but bare skin; `noise` seed,
+    frequency (1/m), amount, gloss, its sharpness and crease strength. The shadow is the first
+    lamp's.
     """
     seed, freq, amount, gloss, sharpness, crease = noise
     bones = np.empty(BATCH, np.int64)

@@ -167,7 +167,6 @@ def muted(colour: Array, saturation: float) -> Array:
 
 @cache
 def _sphere() -> tuple[tuple[Array, Array, Array, Array], NDArray[np.int32]]:
-    """Cosines and sines of a globe's longitudes and latitudes, [12, 18] each, and its faces."""
     around, up = 18, 12
     u, v = np.meshgrid(
         np.arange(around) * 2 * np.pi / around, np.linspace(-np.pi / 2, np.pi / 2, up)

@@ -117,7 +117,13 @@ class ColourJitter:
         blurred = (u[:, 6] < self.blur_prob).nonzero().squeeze(1)
         sigma = 0.1 + u[blurred, 7] * (self.blur_sigma_px - 0.1)
         is_blurred = len(blurred) > 0
-        noise_rows, noise = self._draw_noise(num, size_hw, generator)
+        noise_rows: Tensor | None = None
+        noise: Tensor | None = None
+        if self.noise_prob > 0:
+            v = torch.rand(num, 2, generator=generator)
+            noise_rows = (v[:, 0] < self.noise_prob).nonzero().squeeze(1)
+            noise = torch.randn(len(noise_rows), 3, *size_hw, generator=generator)
+            noise = noise * (self.noise_std * v[noise_rows, 1])[:, None, None, None]
         return ColourPlan(
             rows=rows,
             linear=linear,
@@ -129,16 +135,6 @@ class ColourJitter:
             noise_rows=noise_rows,
             noise=noise,
         )
-
-    def _draw_noise(
-        self, num: int, size_hw: tuple[int, int], generator: torch.Generator
-    ) -> tuple[Tensor | None, Tensor | None]:
-        if self.noise_prob == 0:
-            return None, None
-        u = torch.rand(num, 2, generator=generator)
-        rows = (u[:, 0] < self.noise_prob).nonzero().squeeze(1)
-        noise = torch.randn(len(rows), 3, *size_hw, generator=generator)
-        return rows, noise * (self.noise_std * u[rows, 1])[:, None, None, None]
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """[B, 3, H, W] in [0, 1] to the same; randomness is drawn on the CPU on any device."""

@@ -133,6 +133,11 @@ class Member(NamedTuple):
     start: int
     size: int
 
+    def read(self, path: Path, name: str, max_megapixels: float = MAX_MEGAPIXELS) -> bytes:
+        """The file's content. Raises: UnreadableImage, also for more than an image can have."""
+        check_file_size(self.size, max_megapixels, name)
+        return read_part(path, self.start, self.size, name)
+
 
 def tar_members(path: Path, *, requires_end: bool = True) -> Iterator[Member]:
     """Regular files of an uncompressed tar file; without the mark of its end it is refused, or that
@@ -213,7 +218,7 @@ class ShardCrops(Crops):
         if member.size > MAX_JSON_BYTES:
             raise UnreadableSample(name, f"its metadata has more than {MAX_JSON_BYTES} bytes")
         try:
-            content = parse_json(self._read(shard, member), member.name)
+            content = parse_json(member.read(self.shards[shard], name), member.name)
         except ValueError as error:
             raise UnreadableSample(name, str(error)) from error
         if not isinstance(content, dict):
@@ -224,16 +229,11 @@ class ShardCrops(Crops):
         shard, image, _ = self._stored[index]
         return f"{self.shards[shard]}: {image.name}"
 
-    def _read(self, shard: int, member: Member) -> bytes:
-        path = self.shards[shard]
-        return read_part(path, member.start, member.size, f"{path}: {member.name}")
-
     def sample(self, index: int) -> CropSample | HandSample:
         """A crop, or a hand where there are keypoints."""
         shard, member, _ = self._stored[index]
         name, metadata = self._name(index), self.metadata_of(index)
-        check_file_size(member.size, MAX_MEGAPIXELS, name)
-        raw = self._read(shard, member)
+        raw = member.read(self.shards[shard], name)
         if metadata.get("crc32") not in (None, zlib.crc32(raw)):
             raise UnreadableImage(name, "it is not what was written, the shard is damaged")
         if metadata.get("keypoints") is not None:

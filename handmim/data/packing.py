@@ -22,12 +22,10 @@ from numpy.typing import NDArray
 
 from handmim.data.crops import find_photos, leave_out_maps, log_left_out, named_unreadable, square
 from handmim.data.keypoints import KeypointPhotos
-from handmim.data.packed import HEAD, Member, packed_head, read_part, tar_members
+from handmim.data.packed import HEAD, packed_head, tar_members
 from handmim.images.decode import (
     FITS,
     MAX_MEGAPIXELS,
-    UnreadableImage,
-    check_file_size,
     decode_image,
     jpeg_head,
     read_bytes,
@@ -126,7 +124,7 @@ def find_sources(
         for member in tar_members(path, requires_end=False):
             name, ending = f"{path.stem}/{member.name}", os.path.splitext(member.name)[1].lower()
             if ending in ENDINGS:  # of two members of one name the later counts, as when unpacked
-                found[name] = partial(_read_member, path, member, name, max_megapixels)
+                found[name] = partial(member.read, path, name, max_megapixels)
             else:
                 tree.endings[ending or "no ending"] += 1
     tree.names = [name for name in found if not any(fnmatch(name, text) for text in exclude)]
@@ -136,11 +134,6 @@ def find_sources(
     if not tree.names:
         raise ValueError(f"no image file ({' '.join(ENDINGS)}) in {source}")
     return {name: found[name] for name in tree.names}
-
-
-def _read_member(path: Path, member: Member, name: str, max_megapixels: float) -> bytes:
-    check_file_size(member.size, max_megapixels, name)
-    return read_part(path, member.start, member.size, name)
 
 
 class Coder(NamedTuple):
@@ -160,26 +153,17 @@ class Coder(NamedTuple):
         bgr = cv2.cvtColor(crop, cv2.COLOR_RGB2BGR)
         return cv2.imencode(self.ending, bgr, options)[1].tobytes()
 
-    def image(self, source: tuple[str, Callable[[], bytes]]) -> CodedCrop | UnreadableSample:
-        """The crop of an image."""
-        name, read = source
-        try:
-            raw = read()
-            image = decode_image(
-                raw, name, self.image_px, self.fit, max_megapixels=self.max_megapixels
-            )
-        except UnreadableImage as error:
-            return error
+    def image(self, source: tuple[str, Callable[[], bytes]]) -> CodedCrop:
+        """The crop of an image. Raises: UnreadableImage."""
+        name, raw = source[0], source[1]()
+        image = decode_image(raw, name, self.image_px, self.fit, max_megapixels=self.max_megapixels)
         if self.ending == ".jpg" and jpeg_head(raw) == (self.image_px, self.image_px, 1):
             return CodedCrop(name, raw)
         return CodedCrop(name, self.file(square(image, self.image_px, self.fit)))
 
-    def hand(self, photos: KeypointPhotos, index: int) -> CodedCrop | UnreadableSample:
+    def hand(self, photos: KeypointPhotos, index: int) -> CodedCrop:
         """The crop of a labelled hand, with its labels in pixels of the crop."""
-        try:
-            sample = photos[index]
-        except UnreadableSample as error:
-            return error
+        sample = photos[index]
         points = np.column_stack([sample.kp2d_crop_px, 2 * sample.kp2d_valid])
         metadata: dict[str, Any] = {"is_right": sample.is_right, "keypoints": points.tolist()}
         metadata["keypoint_scores"] = sample.kp2d_conf.tolist()
@@ -230,7 +214,7 @@ def pack_crops(
         raise FileExistsError(f"{target} exists: take another name, or overwrite it (--overwrite)")
     ending = ".jpg" if coding == "jpeg" else ".png" if shard_size is not None else ""
     coder = Coder(image_px, fit, ending, quality, max_megapixels)
-    code: Callable[[Any], CodedCrop | UnreadableSample] = coder.image
+    code: Callable[[Any], CodedCrop] = coder.image
     items: Sequence[Any]
     if annotations is not None:
         photos = KeypointPhotos(source, annotations, split="all", image_px=image_px)
@@ -280,8 +264,14 @@ def _write_folder(target: Path, write: Callable[[Path], None]) -> None:
 
 
 def _in_order(
-    items: Sequence[Any], code: Callable[[Any], CodedCrop | UnreadableSample]
+    items: Sequence[Any], code: Callable[[Any], CodedCrop]
 ) -> Iterator[CodedCrop | UnreadableSample]:
+    def attempt(item: Any) -> CodedCrop | UnreadableSample:
+        try:
+            return code(item)
+        except UnreadableSample as error:
+            return error
+
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
         for first in range(0, len(items), AT_ONCE):
-            yield from pool.map(code, items[first : first + AT_ONCE])
+            yield from pool.map(attempt, items[first : first + AT_ONCE])

@@ -67,12 +67,10 @@ class SyntheticHands(Dataset[HandSample]):
     @staticmethod
     def _find(base: Path, split: str, num: int) -> Path | None:
         sizes = {
-            path: int(path.name.removeprefix(f"{split}-"))
-            for path in base.glob(f"{split}-*")
-            if path.name.removeprefix(f"{split}-").isdecimal() and (path / "meta.json").is_file()
+            path.parent.name.removeprefix(f"{split}-") for path in base.glob(f"{split}-*/meta.json")
         }
-        enough = [path for path, size in sizes.items() if size >= num]
-        return min(enough, key=lambda path: sizes[path], default=None)
+        enough = [int(size) for size in sizes if size.isdecimal() and int(size) >= num]
+        return base / f"{split}-{min(enough)}" if enough else None
 
     def label_id(self, index: int) -> str:
         """Part and number of an image."""

@@ -78,13 +78,6 @@ def draw_shared(
     return similarity(1 + scale * u[:, 0], reach * u[:, 1], shift_ndc * u[:, 2:])
 
 
-def draw_warps(
-    shape: tuple[int, int], generator: torch.Generator, *, std_ndc: float, grid: int
-) -> Tensor:
-    """[*shape, 2, grid, grid] normal control values of smooth warps, made one-to-one."""
-    return bounded(torch.randn(*shape, 2, grid, grid, generator=generator) * std_ndc)
-
-
 @dataclass(kw_only=True, eq=False)
 class ViewMaker:
     """uint8 crops to augmented views, their maps and their masks. Lengths are in ndc, where the
@@ -159,7 +152,8 @@ class ViewMaker:
         is_masked = self.masks(shape, (side, side), generator, info)
         warps: Tensor | None = None
         if self.warp_ndc > 0:
-            warps = draw_warps(shape, generator, std_ndc=self.warp_ndc, grid=self.warp_grid)
+            grid = self.warp_grid, self.warp_grid
+            warps = bounded(torch.randn(*shape, 2, *grid, generator=generator) * self.warp_ndc)
         from_partner: Tensor | None = None
         if self.partner_prob > 0:
             if crops.partner is None:

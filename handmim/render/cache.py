@@ -56,14 +56,18 @@ def open_split(folder: Path, image_px: int, num: int) -> dict[str, NDArray[Any]]
     """
     arrays = _arrays_of(image_px)
     try:
-        headers = _written_headers(folder)
-        if headers is None:
+        meta, headers = read_json(folder / META, max_mb=10), dict[str, int]()
+        if isinstance(meta, dict) and CRC in meta:
+            headers = without_crc(meta, str(folder / META))["headers"]
+        elif (folder / f"{CRC}.npy").exists():
+            raise ValueError(f"{folder / META} is damaged: its checksum is missing")
+        else:
             del arrays[CRC]
         maps = {n: open_array(folder / f"{n}.npy", *arrays[n]) for n in arrays}
         short = {name: len(array) for name, array in maps.items() if len(array) < num}
         if short:
             raise ValueError(f"{folder} has fewer than {num} entries: {short}")
-        for name, crc in (headers or {}).items():
+        for name, crc in headers.items():
             if _header_crc(folder / f"{name}.npy") != crc:
                 raise ValueError(f"{folder / name}.npy is damaged: its header or size has changed")
     except (ValueError, FileNotFoundError) as error:
@@ -73,16 +77,6 @@ def open_split(folder: Path, image_px: int, num: int) -> dict[str, NDArray[Any]]
 
 def _arrays_of(image_px: int) -> dict[str, tuple[tuple[int, ...], str]]:
     return {"image": ((image_px, image_px, 3), "uint8"), **FIELDS, CRC: ((), "uint32")}
-
-
-def _written_headers(folder: Path) -> dict[str, int] | None:
-    meta = read_json(folder / META, max_mb=10)
-    if not isinstance(meta, dict) or CRC not in meta:
-        if (folder / f"{CRC}.npy").exists():
-            raise ValueError(f"{folder / META} is damaged: its checksum is missing")
-        return None
-    headers: dict[str, int] = without_crc(meta, str(folder / META))["headers"]
-    return headers
 
 
 def _header_crc(path: Path) -> int:

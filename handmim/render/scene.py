@@ -214,14 +214,13 @@ class SceneRenderer:
         side = settings.image_px * settings.supersample
         self._inv_depth = np.zeros((side, side))
         self._face_id = np.zeros((side, side), np.int32)
-        self._pose_block = lru_cache(maxsize=4)(self._draw_pose_block)
+        # Poses are accepted or refused in batches: cheaper, and still a function of the index.
+        self._pose_block = lru_cache(maxsize=4)(
+            lambda block: self.poses.sample(POSE_BLOCK, self._rng(2**31 + 1, block))
+        )
 
     def _rng(self, *numbers: int) -> RNG:
         return np.random.default_rng(np.random.SeedSequence([*self.stream, *numbers]))
-
-    def _draw_pose_block(self, block: int) -> Array:
-        # Poses are accepted or refused in batches: cheaper, and still a function of the index.
-        return self.poses.sample(POSE_BLOCK, self._rng(2**31 + 1, block))
 
     def fingers(self, index: int) -> Array:
         """[15, 3, 3] absolute finger rotations of articulation `index`."""

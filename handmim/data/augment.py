@@ -295,12 +295,9 @@ class HandAugment:
             image = self.cut_out(image, *kp2d, generator)
         return out._replace(image=image)
 
-    def evaluate(self, batch: HandBatch) -> HandBatch:
-        """The fixed crop of evaluation: mean scale, upright, centred, untouched pixels."""
-        return self.evaluate_at(batch, 0.0, 1.0)
-
-    def evaluate_at(self, batch: HandBatch, angle_rad: float, scale: float) -> HandBatch:
-        """The crop of evaluation rotated about its centre, its side `scale` times as long."""
+    def evaluate(self, batch: HandBatch, angle_rad: float = 0.0, scale: float = 1.0) -> HandBatch:
+        """The fixed crop of evaluation: mean scale, upright, centred, untouched pixels; or rotated
+        about its centre, its side `scale` times as long."""
         b = len(batch.image)
         side = torch.full((b,), self.evaluation_scale * scale)
         return self._apply(batch, side, torch.full((b,), angle_rad), torch.zeros(b, 2))

@@ -23,18 +23,18 @@ _RGB_FROM_YIQ = torch.linalg.inv(torch.tensor(_YIQ_FROM_RGB)).tolist()
 
 
 class ColourPlan(NamedTuple):
-    """Random colour changes of P images, of which n change; None is "for none". No field has to be
-    read on the host to be used on a device."""
+    """Random colour changes of P images, of which n change. No field has to be read on the host to
+    be used on a device."""
 
     rows: Tensor | None  # [n] int64 the images that change; None is all P in order
     linear: Tensor  # [n, 3, 3] rgb' = linear rgb + lift * mean luma of the image
     lift: Tensor  # [n]
-    blur_rows: Tensor | None  # [m] int64 of the n: blurred images
-    blur_sigma_px: Tensor | None  # [m]
+    blur_rows: Tensor  # [m] int64 of the n: blurred images
+    blur_sigma_px: Tensor  # [m]
     blur_radius: int  # of the kernels, in pixels
-    is_solarised: Tensor | None  # [n] bool
-    noise_rows: Tensor | None  # [k] int64 of the n: images with noise
-    noise: Tensor | None  # [k, 3, H, W]
+    solar_rows: Tensor  # [s] int64 of the n: solarised images
+    noise_rows: Tensor  # [k] int64 of the n: images with noise
+    noise: Tensor  # [k, 3, H, W]
 
 
 @lru_cache
@@ -116,9 +116,7 @@ class ColourJitter:
         )
         blurred = (u[:, 6] < self.blur_prob).nonzero().squeeze(1)
         sigma = 0.1 + u[blurred, 7] * (self.blur_sigma_px - 0.1)
-        is_blurred = len(blurred) > 0
-        noise_rows: Tensor | None = None
-        noise: Tensor | None = None
+        noise_rows, noise = torch.zeros(0, dtype=torch.long), torch.zeros(0, 3, *size_hw)
         if self.noise_prob > 0:
             v = torch.rand(num, 2, generator=generator)
             noise_rows = (v[:, 0] < self.noise_prob).nonzero().squeeze(1)
@@ -128,10 +126,10 @@ class ColourJitter:
             rows=rows,
             linear=linear,
             lift=lift,
-            blur_rows=blurred if is_blurred else None,
-            blur_sigma_px=sigma if is_blurred else None,
-            blur_radius=max(1, math.ceil(2.5 * float(sigma.max()))) if is_blurred else 0,
-            is_solarised=u[:, 8] < self.solarise_prob if self.solarise_prob > 0 else None,
+            blur_rows=blurred,
+            blur_sigma_px=sigma,
+            blur_radius=max(1, math.ceil(2.5 * max(sigma.tolist(), default=0.0))),
+            solar_rows=(u[:, 8] < self.solarise_prob).nonzero().squeeze(1),
             noise_rows=noise_rows,
             noise=noise,
         )
@@ -157,13 +155,12 @@ def _changed(image: Tensor, plan: ColourPlan) -> Tensor:
     constant = (plan.lift * luma)[:, None, None].expand(-1, 3, 1)
     flat = torch.baddbmm(constant, plan.linear, image.flatten(2))
     image = flat.clamp_(0, 1).reshape(image.shape)
-    if plan.blur_rows is not None and plan.blur_sigma_px is not None:
+    if len(plan.blur_rows):
         blurred = gaussian_blur(image[plan.blur_rows], plan.blur_sigma_px, plan.blur_radius)
         image[plan.blur_rows] = blurred
-    if plan.is_solarised is not None:
-        solarised = plan.is_solarised[:, None, None, None]
-        image = torch.where(solarised & (image > 0.5), 1 - image, image)
-    if plan.noise_rows is not None and plan.noise is not None:
-        noisy = (image[plan.noise_rows] + plan.noise).clamp(0, 1)
-        image = image.index_copy(0, plan.noise_rows, noisy)
+    if len(plan.solar_rows):
+        part = image[plan.solar_rows]
+        image[plan.solar_rows] = torch.where(part > 0.5, 1 - part, part)
+    if len(plan.noise_rows):
+        image[plan.noise_rows] = (image[plan.noise_rows] + plan.noise).clamp(0, 1)
     return image

@@ -196,19 +196,16 @@ def colour_images(images: list[Images], plan: ColourPlan | None) -> None:
             continue
         constant = np.full((3, 1), lift * np.dot(LUMA, cv2.mean(image)[:3]), np.float32)
         cv2.transform(image, np.hstack([m, constant]), dst=image)
-    if plan.blur_rows is not None and plan.blur_sigma_px is not None:
-        for row, sigma in zip(plan.blur_rows.tolist(), plan.blur_sigma_px.tolist(), strict=True):
-            radius = min(plan.blur_radius, int(np.ceil(4 * sigma)))  # weights beyond are nothing
-            kernel = cv2.getGaussianKernel(2 * radius + 1, sigma)
-            image = images[row]
-            cv2.sepFilter2D(image, -1, kernel, kernel, dst=image, borderType=cv2.BORDER_REFLECT_101)
-    if plan.is_solarised is not None:
-        for row in plan.is_solarised.nonzero().squeeze(1).tolist():
-            cv2.LUT(images[row], _SOLARISED, dst=images[row])
-    if plan.noise_rows is not None and plan.noise is not None:
-        for row, noise in zip(plan.noise_rows.tolist(), plan.noise, strict=True):
-            noisy = images[row] + 255 * noise.permute(1, 2, 0).numpy()
-            images[row][:] = noisy.round().clip(0, 255)
+    for row, sigma in zip(plan.blur_rows.tolist(), plan.blur_sigma_px.tolist(), strict=True):
+        radius = min(plan.blur_radius, int(np.ceil(4 * sigma)))  # weights beyond are nothing
+        kernel = cv2.getGaussianKernel(2 * radius + 1, sigma)
+        image = images[row]
+        cv2.sepFilter2D(image, -1, kernel, kernel, dst=image, borderType=cv2.BORDER_REFLECT_101)
+    for row in plan.solar_rows.tolist():
+        cv2.LUT(images[row], _SOLARISED, dst=images[row])
+    for row, noise in zip(plan.noise_rows.tolist(), plan.noise, strict=True):
+        noisy = images[row] + 255 * noise.permute(1, 2, 0).numpy()
+        images[row][:] = noisy.round().clip(0, 255)
 
 
 def _with_alpha(image: Tensor) -> list[Images]:

@@ -44,7 +44,7 @@ class CropTransform(NamedTuple):
 
     @classmethod
     def of(cls, angle_rad: float, scale: float) -> "CropTransform":
-        """The transform of a crop of `HandAugment.evaluate_at`."""
+        """The transform of a crop of `HandAugment.evaluate`."""
         angle = torch.tensor(angle_rad)
         plain_from_crop = similarity(torch.full_like(angle, scale), angle, angle.new_zeros(2))
         return cls(rotation_about_z(angle), plain_from_crop, math.log(scale))
@@ -252,7 +252,7 @@ class InferenceModule(nn.Module):
         of_crop = self.task.mean_estimate if is_mean else self.task.label_estimate
         return mean_of(
             [
-                carried_back(of_crop(self.augment.evaluate_at(stored, *view)), self._to_plain(i))
+                carried_back(of_crop(self.augment.evaluate(stored, *view)), self._to_plain(i))
                 for i, view in enumerate(self.views)
             ]
         )

@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -134,8 +133,8 @@ def run_workers(
             # Not in the folder, whose disk may fill up.
             errors = stack.enter_context(tempfile.TemporaryFile())
             command = [sys.executable, "-m", module, str(folder / JOB), str(i)]
-            worker = start_child(command, env=env, stderr=errors)
-            stack.callback(_end, worker)
+            worker = stack.enter_context(start_child(command, env=env, stderr=errors))
+            stack.callback(worker.kill)  # before it is waited for
             workers.append((worker, errors))
         while any(worker.poll() is None for worker, _ in workers):
             time.sleep(POLL_S)
@@ -151,13 +150,6 @@ def run_workers(
                 errors.seek(0)
                 message = errors.read().decode(errors="replace").strip()[-2000:]
                 raise RuntimeError(f"a rendering process failed (exit {worker.poll()}): {message}")
-
-
-def _end(worker: "subprocess.Popen[bytes]") -> None:
-    worker.kill()
-    worker.wait()
-    if worker.stdin is not None:
-        worker.stdin.close()
 
 
 def render_blocks(job: Mapping[str, Any], folder: Path) -> None:

@@ -136,7 +136,7 @@ def test_what_is_carried_back_is_seen_where_it_was(hand, stored, augment):
     task = mesh_task(hand, "pinhole")
     angle, scale = math.radians(33), 1.2
     to_plain = CropTransform.of(angle, scale)
-    rotated = augment.evaluate_at(stored, angle, scale)
+    rotated = augment.evaluate(stored, angle, scale)
     plain = augment.evaluate(stored)
     with torch.no_grad():
         back = carried_back(predicted(task, rotated), to_plain)
@@ -178,7 +178,7 @@ def test_a_bias_in_the_crops_frame_shrinks_by_the_mean_cosine(hand, stored, augm
     shrunk_m = off_m * torch.tensor([MEAN_COS, MEAN_COS, 1.0])
     for scales, mean_scale in (([1.0], 1.0), ([0.8, 1.0, 1.5], 1.1)):
         views = RotatedViews(angles_deg=ANGLES, scales=scales).views
-        crops = [(augment.evaluate_at(stored, *v), CropTransform.of(*v)) for v in views]
+        crops = [(augment.evaluate(stored, *v), CropTransform.of(*v)) for v in views]
         mean = mean_of([carried_back(biased(crop), to_plain) for crop, to_plain in crops])
         for name, expected in (
             ("verts_root_m", shrunk_m),
@@ -193,7 +193,7 @@ def test_a_bias_in_the_crops_frame_shrinks_by_the_mean_cosine(hand, stored, augm
 def test_rotations_are_averaged_chordally_and_metric_means_all(hand, stored, augment):
     task = mesh_task(hand, "pinhole")
     with torch.no_grad():
-        views = [(augment.evaluate_at(stored, *v), CropTransform.of(*v)) for v in MANY.views[:3]]
+        views = [(augment.evaluate(stored, *v), CropTransform.of(*v)) for v in MANY.views[:3]]
         backs = [carried_back(predicted(task, b), to_plain) for b, to_plain in views]
     backs[1] = backs[1]._replace(is_metric=torch.arange(len(stored.image)) > 0)
     mean = mean_of(backs)

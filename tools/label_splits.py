@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from handmim.data.datasets import drawn_labels, ids_text, lines_sha256, share_of_labels
 from handmim.data.freihand import source_text, split_samples
-from handmim.data.label_subsets import drawn_labels, ids_text, lines_sha256, share_of_labels
 from handmim.utils.entry import tool
 from handmim.utils.files import write_atomic
 from handmim.utils.overrides import given_path

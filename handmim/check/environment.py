@@ -7,7 +7,6 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -42,8 +41,9 @@ def numbers(text: str) -> tuple[int, ...]:
 def check_environment(data_dir: str | Path) -> list[Finding]:
     """Findings that do not depend on files of the user, but on the disk of a folder."""
     notes = Notes("env", REINSTALL)
-    for name, check in CHECKS.items():
-        with notes.guard(name):
+    checks = (_python, _libraries, _torchvision, _compilers, _jpeg, _device, _cores, _optional)
+    for check in checks:
+        with notes.guard(check.__name__.removeprefix("_")):
             check(notes)
     with notes.guard("disk", "name a folder that can be read: paths.data_dir=DIR"):
         _disk(notes, Path(data_dir))
@@ -62,18 +62,16 @@ def _libraries(notes: Notes) -> None:
     except PackageNotFoundError:
         notes.warning("libraries", "handmim itself is not installed")
         return
-    wrong: list[str] = []
-    fine: list[str] = []
+    wrong, fine = list[str](), list[str]()
     for match in (re.match(r"([\w.-]+)\s*>=\s*([\d.]+)", line) for line in needed):
         if match is None:
             continue
         name, least = match[1], match[2]
         try:
             have = cv2.__version__ if name.startswith("opencv") else version(name)
+            (fine if numbers(have) >= numbers(least) else wrong).append(f"{name} {have}")
         except PackageNotFoundError:
             wrong.append(f"{name} is missing")
-            continue
-        (fine if numbers(have) >= numbers(least) else wrong).append(f"{name} {have}")
     notes.judge(not wrong, "libraries", ", ".join(wrong or fine))
 
 
@@ -84,16 +82,12 @@ def _torchvision(notes: Notes) -> None:
         importlib.import_module("torchvision")  # fails when it was built for another torch
         text = f"torchvision {version('torchvision')} with torch {torch.__version__}"
         fits = exact is None or numbers(exact[1]) == numbers(torch.__version__)
-        if exact is not None and not fits:
-            text += f": it was built for torch {exact[1]}"
+        text += "" if fits or exact is None else f": it was built for torch {exact[1]}"
         notes.judge(fits, "torchvision", text, MATCHING)
 
 
-def _timm(notes: Notes) -> None:
+def _compilers(notes: Notes) -> None:
     notes.ok("timm", f"timm {importlib.import_module('timm').__version__} imports")
-
-
-def _numba(notes: Notes) -> None:
     with notes.guard("numba", "pip install --upgrade numba (it must know this numpy)"):
         numba = importlib.import_module("numba")
         compiled = numba.njit(lambda x: 3 * x)
@@ -156,11 +150,9 @@ def _cores(notes: Notes) -> None:
 
 
 def _optional(notes: Notes) -> None:
-    found: dict[bool, list[str]] = {True: [], False: []}
-    for name, use in OPTIONAL.items():
-        found[importlib.util.find_spec(name) is not None].append(f"{name} ({use})")
-    text = f"present: {shown(found[True]) or 'none'}; absent: {shown(found[False]) or 'none'}"
-    notes.ok("optional", text)
+    present = [name for name in OPTIONAL if importlib.util.find_spec(name) is not None]
+    absent = [f"{name} ({use})" for name, use in OPTIONAL.items() if name not in present]
+    notes.ok("optional", f"present: {shown(present) or 'none'}; absent: {shown(absent) or 'none'}")
 
 
 def _disk(notes: Notes, data_dir: Path) -> None:
@@ -171,19 +163,6 @@ def _disk(notes: Notes, data_dir: Path) -> None:
     text = f"{free_gb:.0f} GB free below {data_dir}"
     fix = "caches of rendered images and label lists need room: paths.data_dir=DIR elsewhere"
     notes.judge(free_gb >= LEAST_FREE_GB, "disk", text, fix, bad="warning")
-
-
-CHECKS: dict[str, Callable[[Notes], None]] = {
-    "python": _python,
-    "libraries": _libraries,
-    "torchvision": _torchvision,
-    "timm": _timm,
-    "numba": _numba,
-    "jpeg": _jpeg,
-    "device": _device,
-    "cores": _cores,
-    "optional": _optional,
-}
 
 
 def check_hand(path: str | Path, left_shapedirs: str) -> tuple[list[Finding], HandArrays | None]:

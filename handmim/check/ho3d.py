@@ -1,21 +1,22 @@
 """HO-3D: folders, lists, version, images, and its metas by the checks that training runs."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from handmim.check.tree import Tree, read_rows
-from handmim.data.benchmark_checks import Metas, check_ho3d_evaluation, check_ho3d_training
-from handmim.data.ho3d import image_of, missing_files, read_frames
+from handmim.data.benchmark_checks import check_ho3d_evaluation, check_ho3d_training
+from handmim.data.ho3d import image_of, missing_files, read_frames, read_meta
 from handmim.data.label_checks import OPENGL, settle_axes, settle_order, settle_unit
 from handmim.data.label_files import GROUND_TRUTH, take_of
 from handmim.hand.arrays import HandArrays
 from handmim.hand.model import HandModel
 from handmim.utils.findings import Finding, Notes, shown, spread
-from handmim.utils.unpickle import UnsafePickleError, load_pickle
+from handmim.utils.unpickle import UnsafePickleError
 
 PARTS = ("train", "evaluation")
 # Version 3's own script names 78297 training frames, its list has 83325.
@@ -25,7 +26,6 @@ COUNTS: Mapping[int, Mapping[str, tuple[int, ...]]] = {
 }
 WIDTH_PX = 640
 SUFFIX = {2: ".png", 3: ".jpg"}
-CONTACT = "handVertContact"  # only training metas of version 3 have it
 LARGEST_MISS_M = 0.01  # ground truth against the given wrist
 
 
@@ -84,18 +84,18 @@ def _check_part(
     tree.notes.judge(not missing, "files", f"{part}: {text}")
     width_px = tree.side_px(WIDTH_PX)
     size_px = width_px, width_px * 3 // 4
-    chosen = {int(i): frames[i] for i in spread(len(frames), num_checked)}
+    chosen = {frames[i]: int(i) for i in spread(len(frames), num_checked)}
     with tree.notes.guard("size"):
-        _check_images(tree, version, part, size_px, frames if full else list(chosen.values()))
+        _check_images(tree, version, part, size_px, frames if full else list(chosen))
     metas = _metas(tree, part, chosen)
     if part == "train":
-        _check_version(tree, version, [CONTACT in meta for meta in metas.values()])
-        check_ho3d_training(tree.notes, metas, chosen, model, size_px)
+        check_ho3d_training(tree.notes, metas, model, size_px)
         return
     with tree.notes.guard("box"):
         check_ho3d_evaluation(tree.notes, metas, size_px)
     with tree.notes.guard("truth"):
-        _check_ground_truth(tree, len(frames), metas)
+        by_index = {chosen[frame]: meta for frame, meta in metas.items()}
+        _check_ground_truth(tree, len(frames), by_index)
 
 
 def _check_images(
@@ -105,42 +105,22 @@ def _check_images(
     suffixes, expected = Counter(path.suffix for path in paths), SUFFIX[version]
     text = f"{part}: images are {', '.join(f'{n} {s}' for s, n in suffixes.items()) or 'missing'}, "
     text += f"those of version {version} are {expected}"
-    tree.notes.judge(set(suffixes) <= {expected}, "version", text, _other_version(tree, version))
+    fix = f"this is version {5 - version}: ho3d_v{5 - version}={tree.root}"
+    tree.notes.judge(set(suffixes) <= {expected}, "version", text, fix)
     tree.check_sizes(part, paths, size_px)
 
 
-def _other_version(tree: Tree, version: int) -> str:
-    other = 5 - version
-    return f"this looks like version {other}: ho3d_v{other}={tree.root}"
-
-
-def _metas(tree: Tree, part: str, frames: dict[int, str]) -> dict[int, dict[str, Any]]:
-    """Those that can be read, by their frame's position in the list."""
-    metas: dict[int, dict[str, Any]] = {}
-    for index, frame in frames.items():
-        sequence, name = frame.split("/")
-        path = tree.root / part / sequence / "meta" / f"{name}.pkl"
-        if not path.is_file():
-            continue  # noted already
-        with tree.notes.guard("meta"):
+def _metas(tree: Tree, part: str, frames: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Those that can be read, by their frame."""
+    metas, notes = dict[str, dict[str, Any]](), tree.notes
+    for frame in frames:
+        with notes.guard("meta"), suppress(FileNotFoundError):  # noted already
             try:
-                meta = load_pickle(path)
+                metas[frame] = read_meta(tree.root, part, frame)
             except UnsafePickleError as error:
-                tree.notes.error("pickle", str(error), f"delete it and {tree.notes.fix}")
-                continue
-            if not isinstance(meta, dict):
-                raise ValueError(f"{path} holds a {type(meta).__name__}, a dict is required")
-            metas[index] = meta
-    text = f"{part}: {len(metas)} of {len(frames)} metas checked are plain data"
-    tree.notes.ok("meta", text)
+                notes.error("pickle", str(error), f"delete it and {notes.fix}")
+    notes.ok("meta", f"{part}: {len(metas)} metas checked are plain data")
     return metas
-
-
-def _check_version(tree: Tree, version: int, have_contact: list[bool]) -> None:
-    if have_contact:
-        share, expected = float(np.mean(have_contact)), float(version == 3)
-        text = f"{share:.0%} of the metas have {CONTACT}, in version {version} {expected:.0%} "
-        tree.notes.judge(share == expected, "version", f"{text}do", _other_version(tree, version))
 
 
 def _check_recordings(tree: Tree, lists: dict[str, list[str]]) -> None:
@@ -159,7 +139,7 @@ def _check_recordings(tree: Tree, lists: dict[str, list[str]]) -> None:
         )
 
 
-def _check_ground_truth(tree: Tree, num: int, metas: Metas) -> None:
+def _check_ground_truth(tree: Tree, num: int, metas: Mapping[int, dict[str, Any]]) -> None:
     """The released ground truth of the evaluation, where it is: its count, order and wrists."""
     notes = tree.notes
     paths = {key: tree.root / f"evaluation_{key}.json" for key in GROUND_TRUTH}

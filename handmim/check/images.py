@@ -96,7 +96,7 @@ def check_keypoints(
     """
     notes = Notes("keypoints", FORM)
     with notes.guard("file"):
-        content = read_annotations(annotations, notes, "keypoints.annotations")
+        content = read_annotations(annotations, notes)
         notes.ok("count", f"{len(content.hands)} hands of {NUM_JOINTS} keypoints")
         missing = missing_images(content, root)
         text = f"{len(content.images)} images in the file, {len(missing)} with hands are not below "

@@ -129,30 +129,25 @@ def is_id(value: Any) -> bool:
     return isinstance(value, int | str) and not isinstance(value, bool)
 
 
-def read_annotations(path: Path, notes: Notes, option: str = "data.annotations") -> Annotations:
-    """Read a file as far as its entries are well formed.
+def read_annotations(path: Path, notes: Notes) -> Annotations:
+    """Read a JSON file with `images` and `annotations`, as in COCO and COCO-WholeBody.
 
-    Args:
-        path: JSON file with `images` and `annotations`, as in COCO and COCO-WholeBody.
-        notes: where findings go; entries with an error are left out of what is returned.
-        option: config key that names the file.
+    Entries with an error are noted and left out.
     Raises: FileNotFoundError; ValueError for a file that is no JSON, or has no such lists.
     """
-    content = read_json(path, option=option)
+    content = read_json(path)
     lists = content if isinstance(content, dict) else {}
     for key in ("images", "annotations"):
         if key not in lists:
-            raise ValueError(
-                f"{path} lacks {key!r}: not a COCO-style keypoint file, {FORM} ({option})"
-            )
+            raise ValueError(f"{path} lacks {key!r}: not a COCO-style keypoint file, {FORM}")
         if not isinstance(lists[key], list) or not lists[key]:
             came = "an empty list" if lists[key] == [] else short(lists[key])
-            raise ValueError(f"{path}: {key} must be a list of entries, got {came} ({option})")
+            raise ValueError(f"{path}: {key} must be a list of entries, got {came}")
     errors = Notes(fix=FORM)
     categories = _categories(lists, notes, errors)
     entries = [row for row in (*lists["annotations"], *lists["images"]) if isinstance(row, dict)]
     images, refused = _images(lists["images"], errors)
-    _note_repeated(lists["annotations"], errors)
+    _note_repeated(lists, errors)
     info = lists.get("info")
     reader = _HandReader(
         images, refused, SideReader(entries, categories), info if isinstance(info, dict) else {}
@@ -182,7 +177,6 @@ def _images(rows: list[Any], errors: Notes) -> tuple[dict[Any, tuple[int, Row]],
     """Well-formed images and their positions by id, and ids of refused ones."""
     found: dict[Any, tuple[int, Row]] = {}
     refused: set[Any] = set()
-    twice: dict[Any, list[str]] = {}
     for position, row in enumerate(rows):
         key = row.get("id") if isinstance(row, dict) else None
         name = row.get("file_name") if isinstance(row, dict) else None
@@ -202,30 +196,22 @@ def _images(rows: list[Any], errors: Notes) -> tuple[dict[Any, tuple[int, Row]],
                 text = f"image {key}: {side} must be a positive number, got {short(size)}"
                 errors.error("size", text, f"leave {side} out where it is not known")
                 row = {**row, side: None}
-        if key in found and found[key][1] != row:
-            twice.setdefault(key, [found[key][1]["file_name"]]).append(name)
         found.setdefault(key, (len(found), row))
-    if twice:
-        ids = [f"{key!r} ({', '.join(names[:2])})" for key, names in twice.items()]
-        text = f"{len(twice)} image ids stand for several images: {shown(ids)}"
-        fix = "were two files joined? number the images of one again, and image_id with them"
-        errors.error("ids", text, fix)
     return found, refused
 
 
-def _note_repeated(rows: list[Any], errors: Notes) -> None:
-    """Annotation ids that several annotations share; copies of one row are meant."""
-    first: dict[Any, Row] = {}
-    twice: dict[Any, None] = {}
-    for row in rows:
-        key = row.get("id") if isinstance(row, dict) else None
-        if is_id(key) and first.setdefault(key, row) != row:
-            twice[key] = None
-    if twice:
-        ids = shown([repr(key) for key in twice])
-        text = f"{len(twice)} annotation ids occur more than once: {ids}"
-        fix = "were two files joined? number the annotations again, or leave their id out"
-        errors.error("ids", text, fix)
+def _note_repeated(lists: Row, errors: Notes) -> None:
+    """Ids that several entries share; copies of one entry are meant."""
+    for kind in ("images", "annotations"):
+        first: dict[Any, Row] = {}
+        rows = [row for row in lists[kind] if isinstance(row, dict) and is_id(row.get("id"))]
+        repeated = (row["id"] for row in rows if first.setdefault(row["id"], row) != row)
+        if twice := list(dict.fromkeys(repeated)):
+            text = (
+                f"{len(twice)} ids of {kind} occur more than once: {shown(list(map(repr, twice)))}"
+            )
+            fix = f"were two files joined? number their {kind} again, and what refers to them"
+            errors.error("ids", text, fix)
 
 
 class _HandReader(NamedTuple):

@@ -35,7 +35,7 @@ from handmim.utils.findings import FEW_WRONG, Level, Notes, level_of, shown
 
 Array = NDArray[np.float64]
 Labels = Mapping[str, Array]
-Metas = Mapping[int, dict[str, Any]]
+Metas = Mapping[str, dict[str, Any]]  # by frame
 
 SOURCE = "unpack FreiHAND_pub_v2.zip again"
 LARGEST = 1e6  # of a label that is no vertex
@@ -86,7 +86,7 @@ def check_freihand_labels(
             verts = settle_unit(notes, labels.pop("verts"), where["verts"])
             labels["verts"] = settle_axes(notes, verts, OPENCV, where["verts"])
     if "scale" in labels and "xyz" in labels:
-        _note_scale(notes, labels["scale"], labels["xyz"], part)
+        _note_scale(notes, labels["scale"], labels["xyz"], where["scale"])
     trusts_K = "K" in labels
     if trusts_K and size_px is not None:
         trusts_K = note_cameras(notes, labels["K"], size_px, where["K"])
@@ -98,17 +98,16 @@ def check_freihand_labels(
             _note_freihand_pose(notes, part, labels, model, trusts_K)
 
 
-def _note_scale(notes: Notes, scale: Array, xyz_m: Array, part: str) -> None:
+def _note_scale(notes: Notes, scale: Array, xyz_m: Array, where: str) -> None:
     ratio = scale / np.linalg.norm(xyz_m[:, ROOT_JOINT] - xyz_m[:, ROOT_JOINT + 1], axis=1)
-    middle, where = float(np.median(ratio)), f"{part}_scale.json"
+    middle = float(np.median(ratio))
     unit = next((u for u, m in METRES.items() if abs(middle * m - 1) < 0.1), "m")
     if unit != "m":
         fix = f"metres are required: multiply {where} by {METRES[unit]:g}, or {SOURCE}"
         notes.error("unit", f"{where} is in {unit}", fix)
     off = float(np.quantile(np.abs(ratio * METRES[unit] - 1), 0.9))
     text = f"{where} is within {off:.1%} of the length from joint 9 to 10 in nine of ten samples"
-    fix = f"{where} and {part}_xyz.json do not belong together: {SOURCE}"
-    notes.judge(off <= LARGEST_SCALE_ERROR, "scale", text, fix)
+    notes.judge(off <= LARGEST_SCALE_ERROR, "scale", text)
 
 
 def _note_freihand_pose(
@@ -120,11 +119,10 @@ def _note_freihand_pose(
         tips = FINGERTIP_VERTS["freihand"]
         return np.asarray(regressed_joints(verts_m, model.arrays.J_regressor, tips))
 
-    verts, off_m = labels["verts"], None
+    verts, off_m = labels["verts"], np.inf
     if "xyz" in labels:
         error = np.linalg.norm(joints_of(verts) - labels["xyz"], axis=2)
         off_m = float(np.median(error.mean(axis=1)))
-    agree = off_m is not None and off_m <= USUAL_JOINTS_M
     if "mano" in labels and "K" in labels:
         pairs = zip(labels["mano"], labels["K"], strict=True)
         hands = [freihand_hand(vector, K, model.arrays.hands_mean) for vector, K in pairs]
@@ -133,27 +131,19 @@ def _note_freihand_pose(
         posed = posed + (root_m - joints_of(posed)[:, ROOT_JOINT])[:, None]
         posing = f"{part}: posing {model.name} by the MANO vectors misses the given vertices"
         fix = f"{OTHER_HAND}{SOURCE}; MANO v1.2 and FreiHAND version 2 give below 2 mm"
-        if agree:
+        if off_m <= USUAL_JOINTS_M:
             fix = f"vertices and joints agree, {part}_mano.json is of other samples or another "
             fix += f"version: {SOURCE}"
-        placed = (
-            f"{part}: vertices placed by root, scale and K",
-            f"{part}_mano.json and {part}_K.json do not belong together: {SOURCE}",
-        )
-        if not note_posing(
-            notes, posed, verts, posing, USUAL_M["freihand"], fix, placed if trusts_K else None
-        ):
+        placed = f"{part}: vertices placed by root, scale and K" if trusts_K else None
+        if not note_posing(notes, posed, verts, posing, USUAL_M["freihand"], fix, placed):
             return  # joints of another hand's regressor have no meaning
-    if off_m is not None:
-        notes.judge(
-            agree,
-            "joints",
-            f"{part}: joints regressed from the vertices are {off_m * 1e3:.2f} mm off the given "
-            f"ones (median of {len(verts)})",
-            f"{part}_xyz.json and {part}_verts.json do not belong together, or the hand model is "
-            f"not theirs: hand=mano hand.path=MANO_RIGHT.pkl, {SOURCE}",
-            bad="error" if off_m > LARGEST_JOINTS_M else "warning",
-        )
+    if "xyz" in labels:
+        text = f"{part}: joints regressed from the vertices are {off_m * 1e3:.2f} mm off the given "
+        text += f"ones (median of {len(verts)})"
+        fix = f"{part}_xyz.json and {part}_verts.json do not belong together, or the hand model is "
+        fix += f"not theirs: {OTHER_HAND}{SOURCE}"
+        bad: Level = "error" if off_m > LARGEST_JOINTS_M else "warning"
+        notes.judge(off_m <= USUAL_JOINTS_M, "joints", text, fix, bad=bad)
 
 
 def _posed(
@@ -177,28 +167,29 @@ def check_sizes(notes: Notes, part: str, labels: Mapping[str, NDArray[np.floatin
 def check_every_sample(
     notes: Notes, part: str, labels: Mapping[str, NDArray[np.floating]], size_px: tuple[int, int]
 ) -> None:
-    """Note FreiHAND samples without a possible camera, hand or position, of all samples.
-
-    Args as of `check_freihand_labels`; labels are finite.
-    """
+    """Note FreiHAND samples without a possible camera, hand or position, of all samples, all
+    finite, for images of (width, height)."""
     good: dict[str, NDArray[np.bool_]] = {}
     for name, (is_possible, what) in POSSIBLE.items():
         if name in labels:
             good[name] = is_possible(labels[name].astype(np.float64))
             few = 0.0 if name == "K" else FEW_WRONG
-            _note_samples(notes, f"{part}_{name}.json", good[name], what, "samples", few)
+            _note_samples(notes, f"{part}_{name}.json", good[name], what, few=few)
     if "xyz" in labels and good["K"].all():
         xyz = np.where(good["xyz"][:, None, None], labels["xyz"], 1.0).astype(np.float64)
         off = np.abs(project_px(xyz, labels["K"].astype(np.float64)) - np.array(size_px) / 2)
-        is_outside = np.asarray((off > size_px).any(axis=2))
-        in_image = ~is_outside.all(axis=1) | ~good["xyz"]
-        where = f"{part}_xyz.json and {part}_K.json"
-        text = "all joints far outside of their image"
-        _note_samples(notes, where, in_image, text, "samples", FEW_WRONG)
+        is_outside = np.asarray((off > size_px).any(axis=2)).all(axis=1)
+        where, text = f"{part}_xyz.json and {part}_K.json", "all joints far outside of their image"
+        _note_samples(notes, where, ~is_outside | ~good["xyz"], text)
 
 
 def _note_samples(
-    notes: Notes, where: str, good: NDArray[np.bool_], what: str, name: str, few: float
+    notes: Notes,
+    where: str,
+    good: NDArray[np.bool_],
+    what: str,
+    name: str = "samples",
+    few: float = FEW_WRONG,
 ) -> None:
     bad = np.flatnonzero(~good)
     if len(bad):
@@ -208,20 +199,11 @@ def _note_samples(
 
 
 def check_ho3d_training(
-    notes: Notes,
-    metas: Metas,
-    frames: Mapping[int, str],
-    model: HandModel | None,
-    size_px: tuple[int, int],
+    notes: Notes, metas: Metas, model: HandModel | None, size_px: tuple[int, int]
 ) -> None:
-    """Note what is wrong with pose, joints and camera of HO-3D's training metas.
-
-    Args:
-        metas, frames: contents and names by their index in the list.
-        model: None leaves out what needs the hand.
-        size_px: width and height of the images.
-    """
-    nameless = [frames[i] for i, m in metas.items() if not has_pose(m)]
+    """Note what is wrong with pose, joints and camera of HO-3D's training metas, for images of
+    (width, height); no model leaves out what needs the hand."""
+    nameless = [frame for frame, meta in metas.items() if not has_pose(meta)]
     text = f"{len(nameless)} of {len(metas)} checked frames have no hand annotation"
     text += f" (None fields): {shown(nameless)}" if nameless else ""
     fix = f"they count as unlabelled; the genuine lists have none: {notes.fix}"
@@ -243,8 +225,7 @@ def check_ho3d_training(
         px = project_px(joints @ OPENCV_FROM_OPENGL, K)
         inside = float(((px >= 0) & (px <= size_px)).all(axis=2).mean())
         text = f"{inside:.0%} of the joints fall into the images by camMat"
-        fix = f"camMat and {where} do not belong to these images: {notes.fix}"
-        notes.judge(inside >= SEEN, "projection", text, fix)
+        notes.judge(inside >= SEEN, "projection", text)
 
 
 def has_pose(meta: Mapping[str, Any]) -> bool:
@@ -292,10 +273,7 @@ def _note_ho3d_pose(notes: Notes, labels: Labels, joints_m: Array, model: HandMo
     if np.median(posed[..., 2]) > 0:  # noted for the joints already
         posed = posed @ OPENCV_FROM_OPENGL
     posing = f"posing {model.name} by handPose and handBeta misses the given joints"
-    fix = "handTrans is added to MANO's vertices, it is not the wrist's position"
-    placed = None
-    if not notes.failed("unit"):
-        placed = "joints placed by handTrans", f"{fix}: {notes.fix}"
+    placed = None if notes.failed("unit") else "joints placed by handTrans"
     fix = OTHER_HAND + notes.fix
     note_posing(notes, posed, joints_m, posing, USUAL_M["ho3d"], fix, placed)
 
@@ -313,8 +291,7 @@ def _cameras(
 
 
 def check_ho3d_evaluation(notes: Notes, metas: Metas, size_px: tuple[int, int]) -> None:
-    """Note what is wrong with boxes, wrists and cameras of HO-3D's evaluation metas; arguments as
-    of `check_ho3d_training`."""
+    """Note what is wrong with boxes, wrists and cameras of HO-3D's evaluation metas."""
     given = [m for m in metas.values() if m.get("handBoundingBox") is not None]
     text = f"{len(given)} of {len(metas)} checked evaluation frames have a handBoundingBox"
     fix = f"without it the whole image is cropped: {notes.fix}"
@@ -336,7 +313,6 @@ def check_ho3d_evaluation(notes: Notes, metas: Metas, size_px: tuple[int, int]) 
     wrists = settle_axes(notes, wrists[:, None], OPENGL, "the given wrist")
     px = project_px(wrists @ OPENCV_FROM_OPENGL, K)[:, 0]
     slack = BOX_SLACK * (boxes[:, 1] - boxes[:, 0])
-    within = float(((px >= boxes[:, 0] - slack) & (px <= boxes[:, 1] + slack)).all(axis=1).mean())
-    text = f"{within:.0%} of the given wrists fall into or near their box by camMat"
-    fix = f"camMat, wrist and handBoundingBox do not belong together: {notes.fix}"
-    notes.judge(within >= SEEN, "wrist", text, fix)
+    is_near = ((px >= boxes[:, 0] - slack) & (px <= boxes[:, 1] + slack)).all(axis=1)
+    text = f"{is_near.mean():.0%} of the given wrists fall into or near their box by camMat"
+    notes.judge(float(is_near.mean()) >= SEEN, "wrist", text)

@@ -1,66 +1,36 @@
-"""What datasets may offer beside samples (ids, labels, fingerprints), and mixtures of them.
+"""What datasets may offer beside samples, subsets of their labels, and mixtures of them.
 
-A fingerprint is a digest of a dataset's content: it stays when files move and differs for other
-files. Names and sizes count for every file, content for some at even distances, so that a large set
-costs a fraction of a second.
+A dataset may have `source` (what it is, in words), `hand_sha256` (of the hand model of its labels),
+`label_of(i)` (the label of a sample, where several share one), `label_id(i)` (its name) and
+`fingerprint()`: a digest of its content, which stays when files move and differs for other files.
+Names and sizes count for every file, content for some at even distances.
+
+A file of label ids has one per line below a few comments: FreiHAND's unique sample number, HO-3D's
+"sequence/frame". `grep -v '^#' FILE | sha256sum` gives the SHA-256 that its comment states.
 """
 
 import hashlib
 import logging
+import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Dataset, Subset
 
 from handmim.types import HandSample
+from handmim.utils.files import write_atomic
 
 log = logging.getLogger(__name__)
 
 READ = 64  # files, or rows of an array, whose content counts
 READ_BYTES = 1 << 16  # of each file
-
-
-@runtime_checkable
-class HasFingerprint(Protocol):
-    """A dataset with a digest of its content."""
-
-    def fingerprint(self) -> str:
-        """SHA-256 in hexadecimal."""
-        ...
-
-
-@runtime_checkable
-class HasLabelIds(Protocol):
-    """A dataset whose labels have names of their own."""
-
-    def label_id(self, index: int) -> str:
-        """Name of the label of a sample."""
-        ...
-
-
-@runtime_checkable
-class SharesLabels(Protocol):
-    """A dataset in which several samples share a label (four backgrounds of one hand)."""
-
-    def label_of(self, index: int) -> Hashable:
-        """The label of a sample."""
-        ...
-
-
-@runtime_checkable
-class HasSource(Protocol):
-    """A dataset that describes itself and the cut of its part in a few words."""
-
-    source: str
-
-
-@runtime_checkable
-class HasHand(Protocol):
-    """A dataset whose labels were made with one hand model."""
-
-    hand_sha256: str | None
+SHOWN = 5  # ids in a message
+MAX_BYTES = 1 << 26  # of a file of ids: some millions
+HEAD = " labels of "  # in the first comment; the second holds the sha256
+SHA = re.compile(r"^# sha256 [^:\n]*: ([0-9a-f]{64})$", re.MULTILINE)
 
 
 def size_of(dataset: Dataset[Any]) -> int:
@@ -68,28 +38,34 @@ def size_of(dataset: Dataset[Any]) -> int:
     return len(cast(Sized, dataset))
 
 
+def labels_of(dataset: Dataset[Any]) -> list[Hashable] | None:
+    """The label of every sample; None where each has its own."""
+    label_of = getattr(dataset, "label_of", None)
+    return None if label_of is None else [label_of(i) for i in range(size_of(dataset))]
+
+
 def label_id_of(dataset: Dataset[Any], index: int) -> str:
     """The dataset's own id of the label of a sample; its number in sets without ids."""
-    if isinstance(dataset, HasLabelIds):
-        return dataset.label_id(index)
-    return str(dataset.label_of(index) if isinstance(dataset, SharesLabels) else index)
+    name = getattr(dataset, "label_id", getattr(dataset, "label_of", str))
+    return str(name(index))
 
 
 def source_of(dataset: Dataset[Any]) -> str:
-    """Description of a set; its class where it has none."""
-    return dataset.source if isinstance(dataset, HasSource) else type(dataset).__name__
+    """The dataset's own description; its class where it has none."""
+    return str(getattr(dataset, "source", type(dataset).__name__))
 
 
 def hand_sha256_of(dataset: Dataset[Any]) -> str | None:
     """Digest of the hand model of the labels; None where labels come from no model."""
-    return dataset.hand_sha256 if isinstance(dataset, HasHand) else None
+    return getattr(dataset, "hand_sha256", None)
 
 
 def fingerprint_of(dataset: Dataset[Any]) -> str | None:
     """Fingerprint of a dataset, of the whole one for a subset; None where it has none."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
-    return dataset.fingerprint() if isinstance(dataset, HasFingerprint) else None
+    fingerprint = getattr(dataset, "fingerprint", None)
+    return None if fingerprint is None else str(fingerprint())
 
 
 def digest_of(*parts: str | bytes) -> str:
@@ -146,12 +122,127 @@ def _head(path: Path) -> bytes:
         return b""
 
 
+def drawn_labels(total: int, num: int, seed: int) -> NDArray[np.int64]:
+    """Indices of `num` of `total` labels in the order of the draw; fewer are the first of more."""
+    return np.random.default_rng([seed, total]).permutation(total)[:num]
+
+
+def share_of_labels(total: int, fraction: float) -> int:
+    """Number of labels of a share: one at least.
+
+    Raises: ValueError for a share outside (0, 1].
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"label_fraction must be in (0, 1], got {fraction}")
+    return max(1, round(fraction * total))
+
+
+def label_subset(dataset: Dataset[HandSample], num: int | None, seed: int) -> Dataset[HandSample]:
+    """All samples of `num` random labels, which depend on (labels of the dataset, seed) only.
+
+    Subsets of one seed are nested: the first 50 of 100 are the 50. None keeps all.
+    Raises: ValueError when there are not that many.
+    """
+    labels = labels_of(dataset)
+    distinct = list(dict.fromkeys(labels)) if labels else list(range(size_of(dataset)))
+    total = len(distinct)
+    if num is None or num == total:
+        return dataset
+    if not 0 < num < total:
+        raise ValueError(f"num_labels must be in 1..{total}, got {num}")
+    order = drawn_labels(total, num, seed)
+    if labels is None:
+        return Subset(dataset, order.tolist())
+    chosen = {distinct[i] for i in order}
+    return Subset(dataset, [i for i, label in enumerate(labels) if label in chosen])
+
+
+def label_ids(dataset: Dataset[HandSample]) -> list[str]:
+    """Ids of all labels of a set, or of a subset of one, in its order."""
+    if isinstance(dataset, Subset):
+        return list(dict.fromkeys(label_id_of(dataset.dataset, i) for i in dataset.indices))
+    return list(dict.fromkeys(label_id_of(dataset, i) for i in range(size_of(dataset))))
+
+
+def lines_sha256(ids: Sequence[str]) -> str:
+    """SHA-256 of the ids as lines, without comments."""
+    return hashlib.sha256("".join(f"{i}\n" for i in ids).encode()).hexdigest()
+
+
+def ids_text(ids: Sequence[str], source: str, num_all: int, choice: str) -> str:
+    """Content of a file of ids out of the `num_all` of a source, chosen by "seed 0"."""
+    head = [
+        f"# {len(ids)} of {num_all} labels of {source}; {choice}",
+        f"# sha256 of the lines without #: {lines_sha256(ids)}",
+    ]
+    return "".join(f"{line}\n" for line in (*head, *ids))
+
+
+def write_ids(path: Path, subset: Subset[HandSample], choice: str) -> None:
+    """Write the ids of a subset's labels; the file is complete or absent."""
+    num_all = len(label_ids(subset.dataset))
+    write_atomic(path, ids_text(label_ids(subset), source_of(subset.dataset), num_all, choice))
+
+
+def read_ids(path: str | Path) -> list[str]:
+    """Ids of a file, in its order.
+
+    Raises: FileNotFoundError; ValueError for a file without ids, with an id twice, or with other
+        ids than its sha256 states.
+    """
+    option = "(label_ids=FILE)"
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file of label ids at {path} {option}")
+    size = Path(path).stat().st_size
+    if size > MAX_BYTES:
+        raise ValueError(f"{path} has {size} bytes, at most {MAX_BYTES} are read {option}")
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text of label ids: {error} {option}") from error
+    lines = [line.strip() for line in text.splitlines()]
+    ids = [line for line in lines if line and not line.startswith("#")]
+    if not ids or len(set(ids)) < len(ids):
+        raise ValueError(
+            f"{path} has {len(ids)} ids, {len(set(ids))} different ones: one or more are required, "
+            f"each on its own line, once {option}"
+        )
+    stated = SHA.search(text)
+    is_damaged = "\0" in text or (HEAD in text and stated is None)
+    if is_damaged or (stated and stated[1] != lines_sha256(ids)):
+        raise ValueError(
+            f"the ids of {path} are not those its sha256 was written for: take the original, or "
+            f"delete its comments if they were changed on purpose {option}"
+        )
+    return ids
+
+
+def subset_of_ids(dataset: Dataset[HandSample], ids: Sequence[str]) -> Dataset[HandSample]:
+    """All samples of exactly these labels, in the order of `label_subset`.
+
+    Returns: the dataset itself where all its labels are chosen.
+    Raises: ValueError naming ids that the set does not have.
+    """
+    indices: dict[str, list[int]] = {}
+    for i in range(size_of(dataset)):
+        indices.setdefault(label_id_of(dataset, i), []).append(i)
+    unknown = [name for name in ids if name not in indices]
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} of {len(ids)} ids are not among the {len(indices)} labels of "
+            f"{source_of(dataset)}: {unknown[:SHOWN]} (label_ids=FILE)"
+        )
+    if len(ids) == len(indices):
+        return dataset
+    chosen = [i for name in ids for i in indices[name]]
+    return Subset(dataset, sorted(chosen) if hasattr(dataset, "label_of") else chosen)
+
+
 class MixedHands(Dataset[HandSample]):
     """Several labelled sources as one, in given shares.
 
     An epoch has every sample of every source at least once. The source that is scarcest for its
-    share sets the epoch's length; the others repeat. The sample of an index is fixed, so shuffling,
-    resuming and subsets work as for one dataset.
+    share sets the epoch's length; the others repeat. The sample of an index is fixed.
 
     Args:
         sets: datasets by name.
@@ -197,8 +288,8 @@ class MixedHands(Dataset[HandSample]):
     def label_of(self, index: int) -> tuple[str, Hashable]:
         """Source and label of sample `index`."""
         name, own = self.locate(index)
-        part = self.sets[name]
-        return name, part.label_of(own) if isinstance(part, SharesLabels) else own
+        label_of = getattr(self.sets[name], "label_of", None)
+        return name, own if label_of is None else label_of(own)
 
     def label_id(self, index: int) -> str:
         """Source and the source's own id of the label of sample `index`."""

@@ -26,7 +26,7 @@ from handmim.data.label_files import (
     check_made_with,
     file_names,
 )
-from handmim.data.samples import carry_intrinsics, carry_points, crop_map, cut, hand_sample
+from handmim.data.samples import crop_map, crop_sample, cut
 from handmim.hand.arrays import NUM_VERTS
 from handmim.hand.conventions import freihand_hand, project_px
 from handmim.hand.io import load_hand_arrays
@@ -67,22 +67,22 @@ def source_text(split: str, val_fraction: float, seed: int) -> str:
 def present_versions(
     names: set[str], samples: Sequence[int], num: int, versions: Sequence[str], folder: Path
 ) -> tuple[str, ...]:
-    """The versions that have images; missing ones are logged.
+    """The versions of which the folder's files `names` have images; missing ones are logged.
 
-    `names` are the files in the folder, `samples` those used of `num` unique ones.
+    `samples` are used of `num` unique ones.
     Raises: FileNotFoundError when none has; ValueError for images beyond the labels.
     """
-    missing: dict[str, list[str]] = {}
-    for version in versions:
-        first = num * VERSIONS.index(version)
-        ids = [f"{first + int(sample):08d}.jpg" for sample in samples]
-        missing[version] = [name for name in ids if name not in names]
     last = max((name for name in names if name[:8].isdigit()), default="")
     if last and int(last[:8]) >= num * (len(VERSIONS) if folder.parent.name == "training" else 1):
         raise ValueError(
             f"{folder} has images up to {last}, the lists have {num} entries: they are of "
             "different versions, or the lists are cut off; unpack FreiHAND again"
         )
+    missing: dict[str, list[str]] = {}
+    for version in versions:
+        first = num * VERSIONS.index(version)
+        files = (f"{first + int(sample):08d}.jpg" for sample in samples)
+        missing[version] = [name for name in files if name not in names]
     present = tuple(version for version in versions if len(missing[version]) < len(samples))
     lost = [name for version in present or versions for name in missing[version]]
     counts = ", ".join(f"{v} {len(samples) - len(missing[v])}" for v in versions)
@@ -105,15 +105,10 @@ class FreiHand(Dataset[HandSample | CropSample]):
         hand_path: hand model of the annotations: its mean pose is part of every MANO vector.
         split: "train" and "val" share the training images, cut by unique sample; "all" is both;
             "evaluation" is the official one, labelled where the released ground truth is beside it.
-        versions: backgrounds, of gs, hom, sample, auto; those without any image are left out with a
-            warning; evaluation images are gs only.
-        val_fraction: share of the unique samples in "val".
-        seed: of that cut.
-        image_px: side of the stored crop.
+        versions: backgrounds; those without any image are left out with a warning.
         crop_scale: side of the crop relative to the image.
-        cache_dir: where the large JSON files are kept as arrays.
-        partners: give unlabelled crops for pretraining instead, each with the same hand before
-            another of `versions` as its partner and the hand as its group.
+        partners: give unlabelled crops for pretraining, each with the same hand before another
+            background as its partner and the hand as its group.
     Raises: FileNotFoundError naming what is missing; ValueError for settings, counts, labels or a
         hand model that do not fit.
     """
@@ -152,7 +147,7 @@ class FreiHand(Dataset[HandSample | CropSample]):
                 "(https://lmb.informatik.uni-freiburg.de/resources/datasets/FreihandDataset.en.html)"
             )
         arrays = load_hand_arrays(hand_path)
-        self.hand_name, self.hand_sha256 = arrays.name, arrays.sha256
+        self.hand_sha256 = arrays.sha256
         self.hands_mean = arrays.hands_mean
         check_made_with(self.root, arrays)
         names = set(file_names(folder))
@@ -176,12 +171,12 @@ class FreiHand(Dataset[HandSample | CropSample]):
 
     def _read_labels(self, cache: Path) -> dict[str, StoredArray]:
         labels: dict[str, StoredArray] = {}
+        # Metrics are computed in float64: the ground truth keeps all its digits.
+        dtype = "float64" if self.folder == "evaluation" else "float32"
         for name, shape in FIELDS.items():
             path = self.root / f"{self.folder}_{name}.json"
             # The ground truth of the evaluation came later; one can predict and submit without it.
             if path.is_file() or self.folder == "training" or name == "K":
-                # Metrics are computed in float64: the ground truth keeps all its digits.
-                dtype = "float64" if self.folder == "evaluation" else "float32"
                 labels[name] = cached_number_lists(path, shape, cache, dtype)
         counts = {name: len(values) for name, values in labels.items()}
         if len(set(counts.values())) != 1:
@@ -221,12 +216,11 @@ class FreiHand(Dataset[HandSample | CropSample]):
     def __len__(self) -> int:
         return len(self.ids)
 
-    def _crop(self, image_id: int) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
-        """Stored crop [S, S, 3] of an image, and crop_from_img."""
+    def _read(self, image_id: int) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
+        """An image, and crop_from_img."""
         image = read_image(self.root / self.folder / "rgb" / f"{image_id:08d}.jpg")
         height, width = image.shape[:2]
-        crop_from_img = crop_map(np.array([0, 0, width, height]), self.crop_scale, self.image_px)
-        return cut(image, crop_from_img, self.image_px), crop_from_img
+        return image, crop_map(np.array([0, 0, width, height]), self.crop_scale, self.image_px)
 
     def _partner_of(self, image_id: int) -> int:
         """The same hand before another background, always the same one for an image."""
@@ -237,25 +231,25 @@ class FreiHand(Dataset[HandSample | CropSample]):
     def __getitem__(self, index: int) -> HandSample | CropSample:
         image_id = int(self.ids[index])
         item = image_id % self.num_unique
-        image, crop_from_img = self._crop(image_id)
         sample_id = f"{self.folder}/{image_id:08d}"
         if self.partners:
-            partner, _ = self._crop(self._partner_of(image_id))
-            return CropSample(image, sample_id, partner=partner, group=f"freihand {item}")
+            ids = image_id, self._partner_of(image_id)
+            crop, partner = (cut(*self._read(i), self.image_px) for i in ids)
+            return CropSample(crop, sample_id, partner=partner, group=f"freihand {item}")
+        image, crop_from_img = self._read(image_id)
         label = {name: values[item] for name, values in self.labels.items()}
-        K = label["K"]
-        joints, kp2d = label.get("xyz"), None
-        if joints is not None:
-            kp2d = carry_points(crop_from_img, project_px(joints, K))
+        K, joints = label["K"], label.get("xyz")
         rotmats = betas = None
         if "mano" in label:
             rotmats, betas, _ = freihand_hand(label["mano"], K, self.hands_mean)
-        return hand_sample(
+        return crop_sample(
             image,
+            crop_from_img,
+            self.image_px,
             sample_id,
             joint_convention="freihand",
-            K_crop_px=carry_intrinsics(crop_from_img, K),
-            kp2d_crop_px=kp2d,
+            K_px=K,
+            kp2d_px=None if joints is None else project_px(joints, K),
             joints_cam_m=joints,
             verts_cam_m=label.get("verts"),
             rotmats=rotmats,

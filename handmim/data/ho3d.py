@@ -23,20 +23,12 @@ from handmim.data.benchmark_checks import (
 )
 from handmim.data.datasets import digest_of, files_digest, some
 from handmim.data.label_files import (
-    StoredArray,
     check_made_with,
     file_names,
     stored_ground_truth,
     take_of,
 )
-from handmim.data.samples import (
-    box_of_points,
-    carry_intrinsics,
-    carry_points,
-    crop_map,
-    cut,
-    hand_sample,
-)
+from handmim.data.samples import box_of_points, crop_map, crop_sample, cut
 from handmim.hand.conventions import OPENCV_FROM_OPENGL, ho3d_hand, project_px, rest_wrist
 from handmim.hand.io import load_hand_arrays
 from handmim.hand.model import HandModel
@@ -116,6 +108,19 @@ def missing_files(root: Path, part: str, frames: Sequence[str]) -> list[str]:
     return missing
 
 
+def read_meta(root: Path, part: str, frame: str) -> dict[str, Any]:
+    """Labels of a frame.
+
+    Raises: FileNotFoundError; ValueError for anything but a pickled dict of plain data.
+    """
+    sequence, name = frame.split("/")
+    path = root / part / sequence / "meta" / f"{name}.pkl"
+    meta = load_pickle(path)
+    if not isinstance(meta, dict):
+        raise ValueError(f"{path} holds a {type(meta).__name__}, a dict is required")
+    return meta
+
+
 class Ho3d(Dataset[HandSample | CropSample]):
     """Labelled crops of one split, or its images grouped by recording.
 
@@ -125,12 +130,8 @@ class Ho3d(Dataset[HandSample | CropSample]):
         split: "train" and "val" share train.txt, cut by recording; "all" is both; "evaluation" is
             the official one, with vertices where the released ground truth is beside it.
         val_fraction: share of the frames in "val", about: recordings stay whole.
-        seed: of that cut.
-        image_px: side of the stored crop.
         crop_scale: side of the crop relative to the hand's box.
-        cache_dir: where the large JSON files are kept as arrays.
-        grouped: give unlabelled crops for pretraining instead; a recording by all of its cameras
-            is one group.
+        grouped: give unlabelled crops for pretraining; a recording by all cameras is one group.
     Raises: FileNotFoundError naming what is missing; ValueError for settings or a hand model that
         do not fit.
     """
@@ -154,17 +155,21 @@ class Ho3d(Dataset[HandSample | CropSample]):
         self.folder = "evaluation" if split == "evaluation" else "train"
         arrays = load_hand_arrays(hand_path)
         check_made_with(self.root, arrays)
-        self.hand_name, self.hand_sha256 = arrays.name, arrays.sha256
+        self.hand_sha256 = arrays.sha256
         self.hand = HandModel(arrays)
         self.source = f"HO-3D ({self.root.name}), part {split}"
         if split in ("train", "val"):
             self.source += f", val_fraction {val_fraction:g}, split seed {seed}"
         frames = read_frames(self.root / f"{self.folder}.txt")
-        self.ground_truth: tuple[StoredArray, StoredArray] | None = None  # joints and vertices
-        if split == "evaluation":
-            self.frames = frames
-            self.ground_truth = self._read_ground_truth(Path(cache_dir))
-        else:
+        stored = stored_ground_truth(root, cache_dir) if split == "evaluation" else None
+        if stored is not None and len(stored[0]) != len(frames):
+            raise ValueError(
+                f"{root}: evaluation_xyz.json has {len(stored[0])} entries, evaluation.txt has "
+                f"{len(frames)} frames: they are of different versions"
+            )
+        self.ground_truth = stored  # joints and vertices
+        self.frames = frames
+        if split != "evaluation":
             self.frames = split_takes(frames, split, val_fraction, seed)
         if not self.frames:
             raise ValueError(
@@ -174,15 +179,6 @@ class Ho3d(Dataset[HandSample | CropSample]):
         self._is_unlabelled_noted = False
         self._check()
 
-    def _read_ground_truth(self, cache: Path) -> tuple[StoredArray, StoredArray] | None:
-        stored = stored_ground_truth(self.root, cache)
-        if stored is not None and len(stored[0]) != len(self.frames):
-            raise ValueError(
-                f"{self.root}: evaluation_xyz.json has {len(stored[0])} entries, evaluation.txt "
-                f"has {len(self.frames)} frames: they are of different versions"
-            )
-        return stored
-
     def _check(self) -> None:
         """Check the files of all frames, and some metas with the functions of the doctor."""
         missing = missing_files(self.root, self.folder, self.frames)
@@ -191,8 +187,8 @@ class Ho3d(Dataset[HandSample | CropSample]):
                 f"{len(missing)} files of {len(self.frames)} frames of {self.folder}.txt are not "
                 f"in {self.root}: {shown(missing)}; unpack HO-3D again"
             )
-        chosen = {int(i): self.frames[i] for i in spread(len(self.frames), CHECKED)}
-        metas = {i: self._meta(frame) for i, frame in chosen.items()}
+        chosen = [self.frames[i] for i in spread(len(self.frames), CHECKED)]
+        metas = {frame: read_meta(self.root, self.folder, frame) for frame in chosen}
         first = image_of(self.root, self.folder, self.frames[0])
         head = None if first is None else image_head(first)
         if head is None:  # counted when it is read
@@ -202,12 +198,8 @@ class Ho3d(Dataset[HandSample | CropSample]):
             if self.split == "evaluation":
                 check_ho3d_evaluation(notes, metas, head[:2])
             else:
-                check_ho3d_training(notes, metas, chosen, self.hand, head[:2])
+                check_ho3d_training(notes, metas, self.hand, head[:2])
         notes.enforce(f"{self.root} (data.root)")
-
-    def _meta(self, frame: str) -> dict[str, Any]:
-        sequence, name = frame.split("/")
-        return load_pickle(self.root / self.folder / sequence / "meta" / f"{name}.pkl")
 
     @staticmethod
     def _opencv(points_m: Any) -> NDArray[np.float64]:
@@ -255,7 +247,7 @@ class Ho3d(Dataset[HandSample | CropSample]):
             raise UnreadableImage(sample_id, "there is no such image any more")
         image = read_image(path)
         try:
-            meta = self._meta(frame)
+            meta = read_meta(self.root, self.folder, frame)
             check_meta(meta, self.split != "evaluation")
         except (ValueError, TypeError) as error:
             raise UnreadableSample(sample_id, str(error)) from error
@@ -282,15 +274,17 @@ class Ho3d(Dataset[HandSample | CropSample]):
         elif kp2d is not None:
             box = box_of_points(kp2d)
         crop_from_img = crop_map(box, self.crop_scale, self.image_px)
-        crop = cut(image, crop_from_img, self.image_px)
         if self.grouped:
+            crop = cut(image, crop_from_img, self.image_px)
             return CropSample(crop, sample_id, group=f"ho3d {take_of(frame.split('/')[0])}")
-        return hand_sample(
-            crop,
+        return crop_sample(
+            image,
+            crop_from_img,
+            self.image_px,
             sample_id,
             joint_convention="ho3d",
-            K_crop_px=None if K is None else carry_intrinsics(crop_from_img, K),
-            kp2d_crop_px=None if kp2d is None else carry_points(crop_from_img, kp2d),
+            K_px=K,
+            kp2d_px=kp2d,
             joints_cam_m=joints,
             joints_valid=valid,
             verts_cam_m=verts,

@@ -12,14 +12,7 @@ from torch.utils.data import Dataset
 from handmim.data.annotation_checks import check_annotations
 from handmim.data.annotations import Annotations, read_annotations
 from handmim.data.datasets import digest_of, files_digest
-from handmim.data.samples import (
-    box_of_points,
-    carry_intrinsics,
-    carry_points,
-    crop_map,
-    cut,
-    hand_sample,
-)
+from handmim.data.samples import box_of_points, crop_map, crop_sample
 from handmim.images.decode import read_image
 from handmim.types import HandSample
 from handmim.utils.arguments import one_of
@@ -27,18 +20,12 @@ from handmim.utils.findings import Notes
 
 log = logging.getLogger(__name__)
 
-OPTION = "data or probe: annotations=FILE.json"
 SPLITS = ("train", "val", "all")
 
 
 def group_images(annotations: Annotations, split_by: str) -> list[str]:
-    """The group of every image, whose hands stay on one side of a split.
-
-    Args:
-        annotations: of a file.
-        split_by: field of `images`; an image without it is a group of its own, together with the
-            other entries of its file.
-    """
+    """The value of a field of `images` for every image, whose hands stay on one side of a split;
+    an image without it is a group of its own, together with the other entries of its file."""
     alone: dict[str, str] = {}
     groups = []
     for image in annotations.images:
@@ -57,14 +44,10 @@ def check_groups(annotations: Annotations, split_by: str, notes: Notes) -> None:
     num, groups = len(annotations.images), len(set(stated))
     if not stated and split_by != "subject":
         raise ValueError(f"none of {num} images has the field split_by={split_by!r}")
-    notes.judge(
-        len(stated) == num and groups > 1,
-        "subjects",
-        f"{groups} values of {split_by!r}; {num - len(stated)} of {num} images have none",
-        f"without {split_by!r} in each of `images`, images of one person fall on both sides of the "
-        "split (data.split_by names another field)",
-        bad="warning",
-    )
+    text = f"{groups} values of {split_by!r}; {num - len(stated)} of {num} images have none"
+    fix = f"without {split_by!r} in each of `images`, images of one person fall on both sides of "
+    fix += "the split (data.split_by names another field)"
+    notes.judge(len(stated) == num and groups > 1, "subjects", text, fix, bad="warning")
 
 
 def missing_images(annotations: Annotations, root: Path) -> list[str]:
@@ -72,27 +55,6 @@ def missing_images(annotations: Annotations, root: Path) -> list[str]:
     used = {hand.image for hand in annotations.hands}
     names = [annotations.images[i]["file_name"] for i in sorted(used)]
     return [name for name in names if not (root / name).is_file()]
-
-
-def load_annotations(path: Path, root: Path, notes: Notes) -> Annotations:
-    """Read a file and check it against its images.
-
-    Args:
-        path: JSON file.
-        root: folder of the images.
-        notes: where findings go.
-    Raises: FileNotFoundError for a file or images that are not there; ValueError for a file of
-        another form.
-    """
-    annotations = read_annotations(path, notes, OPTION)
-    missing = missing_images(annotations, root)
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} annotated images are not in {root}: {missing[:5]} (file_name is "
-            "relative to data.root)"
-        )
-    check_annotations(annotations, root, notes)
-    return annotations
 
 
 def _numbered(names: Iterable[str]) -> list[str]:
@@ -112,15 +74,11 @@ class KeypointPhotos(Dataset[HandSample]):
     warnings are logged.
 
     Args:
-        root: folder of the images.
-        annotations: JSON file.
         split: "train", "val" or "all".
         split_by: field of `images` whose values stay together; images count alone where they lack
             it.
         val_fraction: share of the groups that goes to "val".
-        seed: of the split.
         crop_scale: side of the crop relative to the keypoints' box.
-        image_px: side of the stored crop.
         in_memory: keep every crop once it is cut (25 kB each at 64 px, 40 kB at 96 px, in every
             loader process) instead of decoding its photo again each time.
     Raises: FileNotFoundError, or ValueError for annotations of another form or meaning.
@@ -144,10 +102,17 @@ class KeypointPhotos(Dataset[HandSample]):
         self._crops: dict[int, HandSample] | None = {} if in_memory else None
         self.annotations = path = Path(annotations)
         notes = Notes("keypoints")
-        content = load_annotations(path, self.root, notes)
+        content = read_annotations(path, notes)
+        missing = missing_images(content, self.root)
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} annotated images are not in {self.root}: {missing[:5]} "
+                "(file_name is relative to root)"
+            )
+        check_annotations(content, self.root, notes)
         if split != "all":
             check_groups(content, split_by, notes)
-        notes.enforce(f"{path} ({OPTION})")
+        notes.enforce(str(path))
         log.info("%s, %s", path.name, notes.text_of("side"))
         groups = group_images(content, split_by)
         chosen = self._groups_of(split, sorted(set(groups)), val_fraction, seed)
@@ -207,13 +172,14 @@ class KeypointPhotos(Dataset[HandSample]):
         whole = np.array([0.0, 0.0, width, height])
         box = box_of_points(kp_px[valid]) if valid.any() else whole
         kp_px[~valid] = (box[:2] + box[2:]) / 2
-        crop_from_img = crop_map(box, self.crop_scale, self.image_px)
-        return hand_sample(
-            cut(image, crop_from_img, self.image_px),
+        return crop_sample(
+            image,
+            crop_map(box, self.crop_scale, self.image_px),
+            self.image_px,
             name,
             is_right=hand.is_right,
-            K_crop_px=None if hand.K is None else carry_intrinsics(crop_from_img, hand.K),
-            kp2d_crop_px=carry_points(crop_from_img, kp_px),
+            K_px=hand.K,
+            kp2d_px=kp_px,
             kp2d_valid=valid,
             kp2d_conf=hand.scores,
             # occluded joints keep their 3D label

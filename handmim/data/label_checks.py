@@ -245,15 +245,14 @@ def note_posing(
     posing: str,
     usual_m: float,
     fix: str,
-    placed: tuple[str, str] | None,
+    placed: str | None,
 ) -> bool:
     """Note how far posed points [n, P, 3] are off their labels; False for another hand model.
 
     Args:
         posing: subject of the text: "posing X by the MANO vectors misses the given vertices".
         usual_m: median up to which nothing is wrong, whatever the translation.
-        placed: what is placed by which labels, and the fix where the translation is wrong; None
-            leaves it unchecked.
+        placed: what is placed by which labels; None leaves the translation unchecked.
     """
     shift = (given_m - posed_m).mean(axis=1, keepdims=True)
     residuals_m = np.linalg.norm(posed_m + shift - given_m, axis=2).mean(axis=1)
@@ -264,6 +263,6 @@ def note_posing(
     bad: Level = "warning" if is_good else "error"
     notes.judge(residual_m <= usual_m, "residual", text, fix, bad=bad)
     if is_good and placed is not None:
-        text = f"{placed[0]} are {off_m * 1e3:.2f} mm off the given ones (median)"
-        notes.judge(off_m <= LARGEST_RESIDUAL_M, "placement", text, placed[1])
+        text = f"{placed} are {off_m * 1e3:.2f} mm off the given ones (median)"
+        notes.judge(off_m <= LARGEST_RESIDUAL_M, "placement", text)
     return is_good

@@ -30,7 +30,7 @@ from handmim.data.annotations import read_field, read_joints, read_keypoints
 from handmim.data.crops import Crops
 from handmim.data.datasets import digest_of
 from handmim.data.hand_sides import SideReader
-from handmim.data.samples import carry_intrinsics, carry_points, crop_map, cut, hand_sample
+from handmim.data.samples import crop_map, crop_sample
 from handmim.images.decode import (
     MAX_MEGAPIXELS,
     ImageArray,
@@ -255,13 +255,14 @@ class ShardCrops(Crops):
         if notes.findings or keypoints is None:
             raise UnreadableSample(self._name(index), "; ".join(f.text for f in notes.findings))
         height, width = image.shape[:2]
-        crop_from_img = crop_map(np.array([0.0, 0.0, width, height]), 1.0, self.image_px)
-        return hand_sample(
-            cut(image, crop_from_img, self.image_px),
+        return crop_sample(
+            image,
+            crop_map(np.array([0.0, 0.0, width, height]), 1.0, self.image_px),
+            self.image_px,
             entry,
             is_right=is_right,
-            K_crop_px=None if K is None else carry_intrinsics(crop_from_img, K),
-            kp2d_crop_px=carry_points(crop_from_img, keypoints[:, :2]),
+            K_px=K,
+            kp2d_px=keypoints[:, :2],
             kp2d_valid=keypoints[:, 2] > 0,
             kp2d_conf=None if scores is None else scores[0],
             joints_cam_m=joints,

@@ -1,13 +1,12 @@
 """Square crops of hands and labelled samples of them, for every dataset.
 
 A crop is a square about the centre of the hand's box; its side is `scale` times the longer side of
-the box. Beyond the image it continues by reflection. Each dataset chooses the box: the joints in
-the image where they are known, the box that is given at test time, or the whole image where that is
-a crop already (FreiHAND).
+the box. Beyond the image it continues by reflection.
 """
 
 import dataclasses
 import math
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,6 +21,15 @@ from handmim.utils.files import UnreadableSample
 Array = NDArray[np.floating]
 
 MIN_SIDE_PX = 4.0
+SHAPES: dict[str, tuple[int, ...]] = {
+    "K_crop_px": (3, 3),
+    "kp2d_crop_px": (NUM_JOINTS, 2),
+    "joints_cam_m": (NUM_JOINTS, 3),
+    "verts_cam_m": (NUM_VERTS, 3),
+    "rotmats": (16, 3, 3),
+    "betas": (10,),
+}
+FLAT_HAND = np.tile(np.eye(3), (16, 1, 1))
 
 
 def box_of_points(points_px: Array) -> Array:
@@ -30,12 +38,8 @@ def box_of_points(points_px: Array) -> Array:
 
 
 def crop_map(box_px: Array, scale: float, crop_px: int) -> Array:
-    """crop_from_img [2, 3], pixels to pixels, pixel coordinates on [0, W] x [0, H].
+    """crop_from_img [2, 3], pixels to pixels on [0, W] x [0, H], of a box x0, y0, x1, y1.
 
-    Args:
-        box_px: [4] x0, y0, x1, y1 in the image.
-        scale: side of the crop relative to the longer side of the box.
-        crop_px: side of the crop.
     Raises: ValueError when the box is not finite or its corners are exchanged.
     """
     box = np.asarray(box_px, np.float64)
@@ -100,21 +104,11 @@ def hand_sample(
     rotmats: Array | None = None,
     betas: Array | None = None,
 ) -> HandSample:
-    """A sample of the given labels; all others are zero with their flag off.
+    """A sample of the given labels, of shapes `SHAPES`; all others are zero with their flag off.
 
-    Args:
-        image: [S, S, 3] crop.
-        sample_id: name within its dataset.
-        is_right: side of the hand.
-        joint_convention: how the source's joints follow from a mesh.
-        K_crop_px: [3, 3].
-        kp2d_crop_px, joints_cam_m: [21, 2] and [21, 3].
-        kp2d_valid, joints_valid: [21]; all joints when left out.
-        kp2d_conf: [21] confidence in [0, 1] of the 2D joints; 1 when left out.
-        verts_cam_m: [V, 3].
-        rotmats, betas: [16, 3, 3] and [10], both or neither.
-    Raises: ValueError for half of the MANO parameters, an unknown rule or confidences outside
-        [0, 1]; UnreadableSample for labels that are not finite.
+    `kp2d_valid`, `joints_valid` [21] are all joints when left out, `kp2d_conf` [21] in [0, 1] is 1.
+    Raises: ValueError for half of the MANO parameters, another shape, an unknown convention or
+        confidences outside [0, 1]; UnreadableSample for labels that are not finite.
     """
     if (rotmats is None) != (betas is None):
         raise ValueError(f"{sample_id}: MANO parameters are rotations and betas, got one of them")
@@ -123,25 +117,24 @@ def hand_sample(
             f"{sample_id}: joint_convention {joint_convention!r} is none of {CONVENTION_NAMES}"
         )
 
-    def label(name: str, value: Array | None, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    def label(
+        name: str, value: Array | None, valid: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.float32]:
         if value is None:
-            return np.zeros(shape, np.float32)
-        if np.shape(value) != shape:
-            raise ValueError(f"{sample_id}: {name} must be {shape}, got {np.shape(value)}")
-        if not np.isfinite(value).all():
-            num = np.count_nonzero(~np.isfinite(value))
+            return np.zeros(SHAPES[name], np.float32)
+        if np.shape(value) != SHAPES[name]:
+            raise ValueError(f"{sample_id}: {name} must be {SHAPES[name]}, got {np.shape(value)}")
+        if valid is not None:
+            value = np.where(np.asarray(valid, bool)[:, None], value, 0.0)
+        num = np.count_nonzero(~np.isfinite(value))
+        if num:
             raise UnreadableSample(sample_id, f"{name} has {num} values that are not finite")
         return np.asarray(value, np.float32)
 
-    def masked(points: Array | None, valid: NDArray[np.bool_] | None) -> Array | None:
-        if points is None or valid is None:
-            return points
-        return np.where(np.asarray(valid, bool)[:, None], points, 0.0)
-
     def flags(points: Array | None, valid: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-        if points is None:
-            return np.zeros(NUM_JOINTS, bool)
-        return np.ones(NUM_JOINTS, bool) if valid is None else np.asarray(valid, bool)
+        if points is None or valid is None:
+            return np.full(NUM_JOINTS, points is not None)
+        return np.asarray(valid, bool)
 
     kp2d_seen = flags(kp2d_crop_px, kp2d_valid)
     return HandSample(
@@ -149,19 +142,17 @@ def hand_sample(
         sample_id=sample_id,
         is_right=is_right,
         joint_convention=joint_convention,
-        K_crop_px=label("K_crop_px", K_crop_px, (3, 3)),
+        K_crop_px=label("K_crop_px", K_crop_px),
         has_K=K_crop_px is not None,
-        kp2d_crop_px=label("kp2d_crop_px", masked(kp2d_crop_px, kp2d_valid), (NUM_JOINTS, 2)),
+        kp2d_crop_px=label("kp2d_crop_px", kp2d_crop_px, kp2d_valid),
         kp2d_valid=kp2d_seen,
         kp2d_conf=_confidences(sample_id, kp2d_conf, kp2d_seen),
-        joints_cam_m=label("joints_cam_m", masked(joints_cam_m, joints_valid), (NUM_JOINTS, 3)),
+        joints_cam_m=label("joints_cam_m", joints_cam_m, joints_valid),
         joints_valid=flags(joints_cam_m, joints_valid),
-        verts_cam_m=label("verts_cam_m", verts_cam_m, (NUM_VERTS, 3)),
+        verts_cam_m=label("verts_cam_m", verts_cam_m),
         has_verts=verts_cam_m is not None,
-        rotmats=np.tile(np.eye(3, dtype=np.float32), (16, 1, 1))
-        if rotmats is None
-        else label("rotmats", rotmats, (16, 3, 3)),
-        betas=label("betas", betas, (10,)),
+        rotmats=label("rotmats", FLAT_HAND if rotmats is None else rotmats),
+        betas=label("betas", betas),
         has_mano=rotmats is not None,
     )
 
@@ -169,7 +160,6 @@ def hand_sample(
 def _confidences(
     sample_id: str, conf: Array | None, valid: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
-    """[21] as given, 1 where nothing is, 0 for joints that are not labelled."""
     if conf is None:
         return valid.astype(np.float32)
     if np.shape(conf) != (NUM_JOINTS,):
@@ -180,6 +170,26 @@ def _confidences(
             f"{sample_id}: kp2d_conf must be in [0, 1], got {known.min():g} to {known.max():g}"
         )
     return known.astype(np.float32)
+
+
+def crop_sample(
+    image: NDArray[np.uint8],
+    crop_from_img: Array,
+    crop_px: int,
+    sample_id: str,
+    *,
+    K_px: Array | None = None,
+    kp2d_px: Array | None = None,
+    **labels: Any,
+) -> HandSample:
+    """`hand_sample` of a crop, from labels in the whole image [H, W, 3]."""
+    return hand_sample(
+        cut(image, crop_from_img, crop_px),
+        sample_id,
+        K_crop_px=None if K_px is None else carry_intrinsics(crop_from_img, K_px),
+        kp2d_crop_px=None if kp2d_px is None else carry_points(crop_from_img, kp2d_px),
+        **labels,
+    )
 
 
 def mirror_sample(sample: HandSample) -> HandSample:

@@ -28,6 +28,7 @@ from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)
 
+LEVEL = 0.95  # of bootstrap intervals
 UNSCORABLE = ("shape", "count", "not-finite")
 Points = NDArray[np.floating]
 JointsAndVerts = tuple[Points, Points]
@@ -53,51 +54,28 @@ def benchmark_of(name: str, num_samples: int) -> Benchmark:
 
 
 def bootstrap_intervals(
-    per_sample: Mapping[str, NDArray[np.floating]],
-    num: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+    per_sample: Mapping[str, NDArray[np.floating]], num: int = 1000, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of means under drawing the samples again.
+    """95 % percentile intervals of means under drawing the n samples `num` times again.
 
-    Every official metric is a mean over samples, so one draw of samples serves all of them: how
-    often each sample was drawn, times the table of values. Samples are taken as independent;
-    frames of one video are not, and their true intervals are wider.
-
-    Args:
-        per_sample: [n] values by name, as `Benchmark.per_sample_scores` gives them.
-        num: draws.
-        level: share of the draws inside the interval.
-        seed: of the draws.
-    Returns: lowest and highest value by name, in the values' units.
-    Raises: ValueError for no or unequally many samples, values that are not finite, num < 1 or a
-        level outside (0, 1).
+    One draw serves all metrics: how often each sample was drawn, times the table of values.
+    Samples are taken as independent; frames of one video are not, and their true intervals are
+    wider. Values are [n] by name, as `Benchmark.per_sample_scores` gives them.
     """
-    if num < 1 or not 0 < level < 1:
-        raise ValueError(f"num >= 1 and 0 < level < 1 are required, got num={num}, level={level}")
-    lengths = {name: np.shape(values) for name, values in per_sample.items()}
-    if len(set(lengths.values())) != 1 or any(len(s) != 1 or s[0] < 1 for s in lengths.values()):
-        raise ValueError(f"one value per sample and at least one sample required, got {lengths}")
     table = np.stack([np.asarray(v, np.float64) for v in per_sample.values()], axis=1)  # [n, k]
-    if not np.isfinite(table).all():
-        bad = np.flatnonzero(~np.isfinite(table).all(axis=1))
-        raise ValueError(f"values are not finite in samples {bad[:5].tolist()} of {len(table)}")
     rng, n = np.random.default_rng(seed), len(table)
     means = np.empty((num, table.shape[1]))
     for i in range(num):
         means[i] = np.bincount(rng.integers(n, size=n), minlength=n) @ table / n
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return {name: (float(low[k]), float(high[k])) for k, name in enumerate(per_sample)}
 
 
 def per_joint_mm(
     pred_joints_m: Points, gt_joints_m: Points, joint_names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """Mean error of every joint in millimetres.
+    """Mean error of every joint in millimetres: [n, J, 3] metres, same order and axes.
 
-    Args:
-        pred_joints_m, gt_joints_m: [n, J, 3] metres, same order and axes.
-        joint_names: J names in that order, as `Benchmark.joint_names`.
     Returns: by joint name, `abs_mm` of absolute coordinates and `pa_mm` after similarity alignment
         of the sample; their means over joints are the official metrics x 10.
     """
@@ -130,9 +108,7 @@ def root_relative_mm(
 def score_report(benchmark: Benchmark, pred: JointsAndVerts, gt: JointsAndVerts) -> dict[str, Any]:
     """Every official metric, the usual names in mm, intervals and errors by joint.
 
-    Args:
-        benchmark: whose order and axes all arrays are in.
-        pred, gt: joints [n, 21, 3] and vertices [n, V, 3] each, metres.
+    Joints [n, 21, 3] and vertices [n, V, 3] are metres in the benchmark's order and axes.
     """
     per_sample = benchmark.per_sample_scores(*pred, *gt)
     official = mean_scores(per_sample)
@@ -169,15 +145,9 @@ def _checked(
 def submit(
     run: Run, name: str, hands: CameraHands, gt: JointsAndVerts | None, folder: str = "."
 ) -> dict[str, Any]:
-    """Write pred.json and its zip, check them, and score what was written where the ground truth is
-    known.
+    """Write pred.json and its zip, check them, and score what was written where the ground truth,
+    joints and vertices in the benchmark's own form, is known.
 
-    Args:
-        run: whose main process writes and scores.
-        name: of the benchmark.
-        hands: predictions.
-        gt: ground truth, joints and vertices in the benchmark's own form, or None.
-        folder: of the files, below that of the run.
     Returns: the metrics; without ground truth only what was written; nothing on other processes.
     Raises: ValueError for predictions that are not finite; what else is odd about them is logged
         and reported.
@@ -201,14 +171,10 @@ def submit(
 def score_file(
     path: str | Path, name: str, gt: JointsAndVerts, *, mb_per_sample: float = MB_PER_SAMPLE
 ) -> dict[str, Any]:
-    """Check and score an existing submission, pred.json or its zip.
+    """Check and score an existing submission, pred.json or its zip, as `submit` does.
 
-    Args:
-        path: file.
-        name: of the benchmark.
-        gt: ground truth, joints and vertices in the benchmark's own form.
-        mb_per_sample: largest size of the unpacked file per sample of the ground truth.
-    Raises: ValueError when it is none; what else is odd about it is logged and reported.
+    `mb_per_sample` bounds the unpacked file per sample of the ground truth.
+    Raises: ValueError when it is none.
     """
     benchmark = benchmark_of(name, len(gt[0]))
     pred = read_submission(path, len(gt[0]), mb_per_sample)

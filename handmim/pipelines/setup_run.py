@@ -9,13 +9,14 @@ from omegaconf import DictConfig, open_dict
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
-from handmim.data.datasets import SharesLabels, size_of
-from handmim.data.label_subsets import (
+from handmim.data.datasets import (
     label_ids,
     label_subset,
+    labels_of,
     lines_sha256,
     read_ids,
     share_of_labels,
+    size_of,
     subset_of_ids,
     write_ids,
 )
@@ -173,9 +174,8 @@ def choose_labels(
     if file is not None:
         ids = read_ids(file)
         return ChosenLabels(subset_of_ids(dataset, ids), len(ids), f"as in {Path(file).name}")
-    total = size_of(dataset)
-    if isinstance(dataset, SharesLabels):  # several samples have one
-        total = len({dataset.label_of(i) for i in range(total)})
+    labels = labels_of(dataset)
+    total = size_of(dataset) if labels is None else len(set(labels))
     if fraction is not None:
         num = share_of_labels(total, fraction)
     samples = label_subset(dataset, num, seed)

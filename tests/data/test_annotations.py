@@ -170,8 +170,8 @@ def test_keypoints_in_one_corner_are_a_warning(content, load, caplog):
 @pytest.mark.parametrize(
     ("plant", "message"),
     [
-        (joined, r"24 image ids stand for several images: 0 \(0\.png, 23\.png\).*joined"),
-        (ids_restart, r"12 annotation ids occur more than once: 0, 1, 2.*joined"),
+        (joined, r"24 ids of images occur more than once: 0, 1, 2.*joined"),
+        (ids_restart, r"12 ids of annotations occur more than once: 0, 1, 2.*joined"),
         (points_2d(lambda p: p / [WIDTH, HEIGHT]), "24 of 24 hands lie within .* normalised"),
         (points_2d(lambda p: p / [WIDTH, HEIGHT] * 2 - 1), "normalised"),
         (one(keypoints=[0.4, 0.5, 2, *[0.5, 0.6, 2] * 20]), r"1 of 24 hands .*annotation 7 "),
@@ -417,7 +417,7 @@ def test_odd_parts_of_a_file_that_are_not_read_are_warned_about(content, load, c
     for note in content["annotations"]:
         note["category_id"] = 7
     load(content | {"info": "mine", "licenses": {}, "categories": [{"id": 1, "name": "hand"}]})
-    assert [r.getMessage().split("FILE.json): ")[1] for r in caplog.records] == [
+    assert [r.getMessage().split("labels.json: ")[1] for r in caplog.records] == [
         "info is 'mine', COCO has a dict there; info is not read",
         "category_id 7 is no id of `categories`; add it, or correct category_id",
     ]

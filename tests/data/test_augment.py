@@ -6,7 +6,7 @@ import torch
 
 from handmim.data.augment import HandAugment, HandCutOut, OccluderPaste, transform_labels
 from handmim.data.colour import ColourJitter
-from handmim.data.label_subsets import label_subset
+from handmim.data.datasets import label_subset
 from handmim.data.loader import batches, collate_crops, collate_hands
 from handmim.data.samples import hand_sample
 from handmim.geometry.camera import ndc_from_px, project, px_from_ndc

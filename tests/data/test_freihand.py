@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from handmim.data.datasets import label_subset
 from handmim.data.freihand import FreiHand, split_samples
 from handmim.data.label_files import VERSIONS, read_ground_truth
-from handmim.data.label_subsets import label_subset
 from handmim.data.loader import collate_hands
 from handmim.geometry.camera import project, px_from_ndc
 from handmim.hand.io import save_npz

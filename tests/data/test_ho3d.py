@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from handmim.data.datasets import label_ids
 from handmim.data.ho3d import Ho3d, read_frames, split_takes
 from handmim.data.label_files import read_ground_truth, take_of
-from handmim.data.label_subsets import label_ids
 from handmim.data.loader import collate_hands
 from handmim.geometry.camera import project, px_from_ndc
 from handmim.hand.model import JointConventions

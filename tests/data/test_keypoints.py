@@ -4,8 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
+from handmim.data.datasets import label_ids
 from handmim.data.keypoints import KeypointPhotos
-from handmim.data.label_subsets import label_ids
 from handmim.data.loader import collate_hands
 from handmim.geometry.camera import px_from_ndc
 
@@ -129,7 +129,7 @@ def test_scores_of_another_form_are_refused(photos, scores):
 
 def test_other_files_are_refused_by_name(photos):
     root, path, content = photos
-    with pytest.raises(FileNotFoundError, match=r"annotations=FILE\.json"):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.json does not exist"):
         KeypointPhotos(root, root / "nothing.json")
     with pytest.raises(ValueError, match="split must be one of"):
         KeypointPhotos(root, path, split="test")

@@ -5,8 +5,8 @@ import hashlib
 import pytest
 from torch.utils.data import Subset
 
-from handmim.data.datasets import MixedHands
-from handmim.data.label_subsets import (
+from handmim.data.datasets import (
+    MixedHands,
     ids_text,
     label_ids,
     label_subset,

@@ -2,8 +2,7 @@ from collections import Counter
 
 import pytest
 
-from handmim.data.datasets import MixedHands
-from handmim.data.label_subsets import label_subset
+from handmim.data.datasets import MixedHands, label_subset
 
 
 class Numbers:

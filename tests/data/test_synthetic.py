@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from handmim.data import synthetic
-from handmim.data.label_subsets import label_ids, label_subset
+from handmim.data.datasets import label_ids, label_subset
 from handmim.data.loader import batches, collate_hands
 from handmim.data.synthetic import SyntheticHands, cache_name
 from handmim.render import cache

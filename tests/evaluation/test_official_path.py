@@ -9,7 +9,7 @@ import torch
 
 from handmim.data.augment import HandAugment
 from handmim.data.freihand import FreiHand
-from handmim.data.ho3d import Ho3d
+from handmim.data.ho3d import Ho3d, read_meta
 from handmim.data.label_files import read_ground_truth
 from handmim.data.samples import mirror_sample
 from handmim.evaluation.benchmarks import Benchmark
@@ -105,7 +105,7 @@ def test_ho3d_from_parameters(task, augment, ho3d_v3_tree, tmp_path):
     layer = smplx.MANO(
         model_path="", data_struct=struct, is_rhand=True, use_pca=False, flat_hand_mean=True
     )
-    metas = [data._meta(frame) for frame in data.frames]
+    metas = [read_meta(data.root, "train", frame) for frame in data.frames]
     pose, trans, betas = (
         torch.from_numpy(np.stack([np.asarray(m[k], np.float32) for m in metas]))
         for k in ("handPose", "handTrans", "handBeta")

@@ -21,8 +21,6 @@ def test_bootstrap_covers_as_theory_says():
     low, high = bootstrap_intervals({"a": values}, num=4000)["a"]
     assert low == pytest.approx(5 - 0.196, abs=0.01)
     assert high == pytest.approx(5 + 0.196, abs=0.01)
-    narrow = bootstrap_intervals({"a": values}, num=4000, level=0.5)["a"]
-    assert narrow[0] == pytest.approx(5 - 0.6745 * 0.1, abs=0.01)
 
 
 def test_bootstrap_intervals_hold_the_official_metrics():
@@ -44,23 +42,6 @@ def test_bootstrap_of_one_sample_or_of_equal_ones_is_a_point():
     assert bootstrap_intervals({"a": np.array([3.0])})["a"] == (3.0, 3.0)
     low, high = bootstrap_intervals({"a": np.full(7, 0.25)})["a"]
     assert (low, high) == pytest.approx((0.25, 0.25))
-
-
-@pytest.mark.parametrize(
-    ("values", "arguments", "message"),
-    [
-        ({"a": np.zeros(3), "b": np.zeros(4)}, {}, "one value per sample"),
-        ({"a": np.zeros(0)}, {}, "at least one sample"),
-        ({}, {}, "at least one sample"),
-        ({"a": np.zeros((2, 3))}, {}, "one value per sample"),
-        ({"a": np.array([0, np.nan])}, {}, r"not finite in samples \[1\]"),
-        ({"a": np.zeros(3)}, {"level": 1.0}, "level"),
-        ({"a": np.zeros(3)}, {"num": 0}, "num"),
-    ],
-)
-def test_bootstrap_refuses(values, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        bootstrap_intervals(values, **arguments)
 
 
 @pytest.mark.parametrize("benchmark", [FREIHAND, HO3D_V2], ids=["freihand", "ho3d"])

@@ -1,6 +1,6 @@
 import pytest
 
-from handmim.data.label_subsets import label_ids, read_ids
+from handmim.data.datasets import label_ids, read_ids
 from handmim.pipelines.setup_run import choose_labels
 from tests.data.test_label_subsets import Plain, Shared
 

@@ -4,7 +4,7 @@ import json
 import cv2
 import pytest
 
-from handmim.data.label_subsets import read_ids
+from handmim.data.datasets import read_ids
 from tests.tools.calls import call
 
 DATA = "data.num_val: 8, data.num_train: 16, data.num_workers: 0, data.scene.image_px: 48"

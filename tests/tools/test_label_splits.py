@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from handmim.data import freihand
+from handmim.data.datasets import label_ids, lines_sha256, read_ids, subset_of_ids
 from handmim.data.freihand import FreiHand
-from handmim.data.label_subsets import label_ids, lines_sha256, read_ids, subset_of_ids
 from handmim.pipelines.setup_run import choose_labels
 from label_splits import NUM_UNIQUE, PERCENTS, SEEDS, file_name, write_splits
 

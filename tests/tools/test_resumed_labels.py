@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from handmim.data.label_subsets import ids_text, lines_sha256, read_ids
+from handmim.data.datasets import ids_text, lines_sha256, read_ids
 from handmim.engine.checkpoint import load_checkpoint
 from handmim.pipelines.finetune import finetune
 from tests.tools.calls import FINETUNE, TINY, small_data

@@ -9,7 +9,7 @@ def config(**node):
 
 
 def test_an_error_of_the_target_keeps_its_type_and_names_the_key_of_the_path():
-    cfg = config(_target_="handmim.data.label_subsets.read_ids", path="/nowhere/ids.txt")
+    cfg = config(_target_="handmim.data.datasets.read_ids", path="/nowhere/ids.txt")
     with pytest.raises(FileNotFoundError, match=r"/nowhere/ids\.txt") as caught:
         build(cfg.data.train)
     assert caught.value.__notes__ == ["data.train.path"]

@@ -16,8 +16,8 @@ import torch
 
 from faults.results import Result
 from faults.workplace import BACKBONE, LAST, Workplace
+from handmim.data.datasets import read_ids
 from handmim.data.label_files import cached_number_lists
-from handmim.data.label_subsets import read_ids
 from handmim.data.packed import PackedCrops
 from handmim.data.synthetic import SyntheticHands
 from handmim.engine.checkpoint import load_checkpoint

@@ -32,10 +32,7 @@ def check_freihand(
 ) -> list[Finding]:
     """Findings on the unpacked dataset, the folder with training/ and training_K.json.
 
-    Args:
-        hand: model of the annotations; None where it could not be read.
-        num_checked: samples and images checked closely, of each part.
-        full: decode all images.
+    `num_checked` samples of each part are checked closely; `full` decodes all images.
     """
     tree = Tree(root, "freihand", Notes("freihand", SOURCE))
     required = [f"{part}/rgb" for part in COUNTS]

@@ -32,13 +32,9 @@ LARGEST_MISS_M = 0.01  # ground truth against the given wrist
 def check_ho3d(
     root: Path, version: int, hand: HandArrays | None, num_checked: int, *, full: bool = False
 ) -> list[Finding]:
-    """Findings on the unpacked dataset, the folder with train/, evaluation/ and their .txt lists.
+    """Findings on the unpacked dataset, the folder with train.txt, meant to be version 2 or 3.
 
-    Args:
-        version: 2 or 3, which it is meant to be.
-        hand: model of the annotations; None where it could not be read.
-        num_checked: frames checked closely, of each part.
-        full: decode the images of all frames.
+    `num_checked` frames of each part are checked closely; `full` decodes all images.
     """
     notes = Notes(f"ho3d-v{version}", f"unpack HO3D_v{version}.zip again")
     tree = Tree(root, f"ho3d_v{version}", notes)

@@ -8,14 +8,13 @@ import numpy as np
 
 from handmim.check.tree import decoded_sizes
 from handmim.data.annotation_checks import check_annotations
-from handmim.data.annotations import FORM, Annotations, read_annotations
+from handmim.data.annotations import FORM, read_annotations
 from handmim.data.crops import find_photos, labelled_benchmarks
 from handmim.data.keypoints import check_groups, missing_images
 from handmim.hand.skeleton import NUM_JOINTS
-from handmim.images.decode import UnreadableImage, read_image
 from handmim.images.files import ENDINGS
 from handmim.images.formats import printable
-from handmim.utils.findings import Finding, Level, Notes, shown, spread
+from handmim.utils.findings import Finding, Notes, shown, spread
 
 TINY_PX = 48  # shorter side, below which there is nothing to learn at 224 px
 MAX_HASHED = 20_000
@@ -39,30 +38,21 @@ def check_crops(root: Path, num_checked: int) -> list[Finding]:
         for text in tree.remarks:
             notes.warning("maps", text, "name the folder of the photos: crops=DIR")
         with notes.guard("size"):
-            _decode_crops(notes, root, [names[i] for i in spread(len(names), num_checked)])
+            _check_crops(notes, root, [names[i] for i in spread(len(names), num_checked)])
         with notes.guard("duplicates"):
             _duplicates(notes, root, names)
     return notes.findings
 
 
-def _decode_crops(notes: Notes, root: Path, names: list[str]) -> None:
-    damaged, tiny, sides = list[str](), list[str](), list[int]()
-    for name in names:
-        try:
-            sides.append(min(read_image(root / name).shape[:2]))
-        except UnreadableImage as error:
-            damaged.append(f"{printable(name)} ({error.reason})")
-            continue
-        if sides[-1] < TINY_PX:
-            tiny.append(printable(name))
-    text = f"{len(damaged)} of {len(names)} images checked cannot be read"
-    text += f": {shown(damaged)}" if damaged else ""
+def _check_crops(notes: Notes, root: Path, names: list[str]) -> None:
     fix = "they are left out of training; delete them or copy them again"
-    bad: Level = "warning" if sides else "error"
-    notes.judge(not damaged, "unreadable", text, fix, bad=bad)
+    paths = [root / name for name in names]
+    sizes = decoded_sizes(notes, paths, names, fix=fix, bad="warning")
+    sides = {name: min(size) for name, size in sizes.items()}
     if sides:
-        text = f"shorter sides of {min(sides)} to {max(sides)} px, {len(tiny)} below {TINY_PX} px"
-        text += f": {shown(tiny)}" if tiny else ""
+        tiny = [printable(name) for name, side in sides.items() if side < TINY_PX]
+        text = f"shorter sides of {min(sides.values())} to {max(sides.values())} px, {len(tiny)} "
+        text += f"below {TINY_PX} px" + (f": {shown(tiny)}" if tiny else "")
         fix = "leave them out: they are enlarged to data.image_px and teach nothing"
         notes.judge(not tiny, "size", text, fix, bad="warning")
 
@@ -88,12 +78,8 @@ def _duplicates(notes: Notes, root: Path, names: list[str]) -> None:
 def check_keypoints(
     root: Path, annotations: Path, num_checked: int, *, full: bool = False
 ) -> list[Finding]:
-    """Findings on photos with 21 keypoints in a COCO-style JSON file, all of which is checked.
-
-    Args:
-        num_checked: images that are decoded.
-        full: decode all of them.
-    """
+    """Findings on photos with 21 keypoints in a COCO-style JSON file, all of which is checked;
+    `num_checked` images, or all, are decoded."""
     notes = Notes("keypoints", FORM)
     with notes.guard("file"):
         content = read_annotations(annotations, notes)
@@ -107,20 +93,13 @@ def check_keypoints(
         if not missing and content.hands:
             check_annotations(content, root, notes)
             if not notes.failed("decode"):
-                _decode_photos(notes, root, content, len(content.images) if full else num_checked)
+                used = sorted({hand.image for hand in content.hands})
+                names = [content.images[i]["file_name"] for i in used]
+                names = names if full else [names[i] for i in spread(len(names), num_checked)]
+                fix = "take them out of the annotations, or copy them again"
+                decoded_sizes(notes, [root / name for name in names], names, fix=fix)
         scores = [hand.scores for hand in content.hands if hand.scores is not None]
         if scores:
             text = f"{len(scores)} of {len(content.hands)} hands have confidences of their "
             notes.ok("scores", f"{text}keypoints, {np.mean(scores):.2f} on average")
     return notes.findings
-
-
-def _decode_photos(notes: Notes, root: Path, content: Annotations, num_checked: int) -> None:
-    names = [content.images[i]["file_name"] for i in sorted({h.image for h in content.hands})]
-    chosen = [names[i] for i in spread(len(names), num_checked)]
-    sizes = decoded_sizes([root / name for name in chosen])
-    damaged = [name for name, size in zip(chosen, sizes, strict=True) if size is None]
-    text = f"{len(chosen)} of {len(names)} images decoded, {len(damaged)} cannot be"
-    text += f": {shown(damaged)}" if damaged else ""
-    fix = "take them out of the annotations, or copy them again"
-    notes.judge(not damaged, "decode", text, fix)

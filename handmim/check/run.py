@@ -46,10 +46,8 @@ def doctor(cfg: DictConfig) -> int:
 
 
 def check_all(settings: Mapping[str, Any]) -> Iterator[tuple[str, list[Finding]]]:
-    """Titles and findings, each part as soon as it is done. Nothing is written.
+    """Titles and findings by the settings of configs/doctor.yaml, each part as soon as it is done.
 
-    Args:
-        settings: those of configs/doctor.yaml.
     Raises: ValueError for settings that make no sense.
     """
     num, full, hand = settings["num_checked"], settings["full"], settings["hand"]

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from handmim.data.label_files import check_made_with, read_entries, read_facts
 from handmim.hand.arrays import HandArrays
 from handmim.hand.model import HandModel
-from handmim.images.decode import read_rgb
+from handmim.images.decode import UnreadableImage, read_image
+from handmim.images.formats import printable
 from handmim.utils.findings import Level, Notes, shown
 
 NUM_THREADS = 8  # that decode images
@@ -31,10 +32,8 @@ class Tree:
     def check_layout(self, required: Sequence[str], vital: str, marker: str) -> None:
         """Look for files (names with a suffix) and folders.
 
-        Args:
-            required: names below the root.
-            vital: beginning of names without which nothing can be trained.
-            marker: a file by which the inner folder is found, where a higher one was given.
+        Without those that begin with `vital` nothing can be trained; the `marker` finds the inner
+        folder where a higher one was given.
         """
         paths = {name: self.root / name for name in required}
         missing = [n for n, p in paths.items() if not (p.is_file() if p.suffix else p.is_dir())]
@@ -83,36 +82,46 @@ class Tree:
 
     def check_sizes(self, part: str, paths: Sequence[Path], size_px: tuple[int, int]) -> None:
         """Decode images, and compare their size with that which labels are for."""
-        decoded = decoded_sizes(paths)
-        sizes = Counter(size for size in decoded if size is not None)
+        names = [f"{path.parents[1].name}/{path.name}" for path in paths]
+        sizes = Counter(decoded_sizes(self.notes, paths, names, part).values())
         text = ", ".join(f"{n} of {w} x {h} px" for (w, h), n in sizes.items()) or "none"
         text = f"{part}: {len(paths)} images decoded: {text}"
         fix = f"labels are for {size_px[0]} x {size_px[1]} px: {self.notes.fix}"
         self.notes.judge(set(sizes) <= {size_px}, "size", text, fix)
-        pairs = zip(paths, decoded, strict=True)
-        if damaged := [f"{p.parents[1].name}/{p.name}" for p, size in pairs if size is None]:
-            text = f"{part}: {len(damaged)} of {len(paths)} images decoded are damaged: "
-            self.notes.error("decode", text + shown(damaged))
 
 
-def decoded_sizes(paths: Sequence[Path]) -> list[tuple[int, int] | None]:
-    """Width and height of images, all of whose pixels are decoded; None where that fails."""
+def decoded_sizes(
+    notes: Notes,
+    paths: Sequence[Path],
+    names: Sequence[str],
+    part: str = "images",
+    fix: str = "",
+    bad: Level = "error",
+) -> dict[str, tuple[int, int]]:
+    """Width and height, by name, of images all of whose pixels are decoded; notes the others."""
 
-    def size_of(path: Path) -> tuple[int, int] | None:
-        image = read_rgb(path)
-        return None if image is None else (image.shape[1], image.shape[0])
+    def size_of(path: Path) -> tuple[int, int] | str:
+        try:
+            height, width = read_image(path).shape[:2]
+        except UnreadableImage as error:
+            return error.reason
+        return width, height
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        return list(pool.map(size_of, paths))
+        found = list(pool.map(size_of, paths))
+    pairs = list(zip(names, found, strict=True))
+    damaged = [f"{printable(name)} ({size})" for name, size in pairs if isinstance(size, str)]
+    text = f"{part}: {len(damaged)} of {len(paths)} decoded are damaged"
+    text += f": {shown(damaged)}" if damaged else ""
+    notes.judge(not damaged, "decode", text, fix, bad=bad if len(damaged) < len(paths) else "error")
+    return {name: size for name, size in pairs if not isinstance(size, str)}
 
 
 def read_rows(
     path: Path, shape: tuple[int, ...], ids: Iterable[int]
 ) -> tuple[int, NDArray[np.float64]]:
-    """Number of entries of a JSON list, and some of them by ascending index: [k, *shape].
-
-    One entry at a time is in memory. Raises: as `read_entries`.
-    """
+    """Number of entries of a JSON list, and some of them by ascending index: [k, *shape]. One entry
+    at a time is in memory."""
     chosen, count, rows = set(ids), 0, []
     for index, entry in enumerate(read_entries(path, shape)):
         count = index + 1

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.data.annotations import FORM, Annotations, Hand
+from handmim.data.annotations import FORM, Annotations, Hand, Row
 from handmim.data.label_checks import (
     FEWEST,
     FEWEST_SIDED,
@@ -77,13 +77,16 @@ def check_annotations(annotations: Annotations, root: Path, notes: Notes) -> Non
     used = sorted({hand.image for hand in hands})
     heads = np.zeros((len(images), 3), np.int64)
     heads[used] = image_heads([root / images[i]["file_name"] for i in used])
-    _check_sizes(notes, annotations, used, heads)
+    stored = heads[:, :2].astype(np.float64)
+    upright = np.where(heads[:, 2:] >= ROTATED, stored[:, ::-1], stored)
+    _check_sizes(notes, [images[i] for i in used], stored[used], upright[used])
     values = np.stack([hand.keypoints for hand in hands])
     if not (values[..., 2] > 0).any():
         text = f"no keypoint of {len(hands)} hands is labelled (visibility > 0)"
         notes.error("2d", text, "keypoints are x, y, visibility; 2 is visible")
         return
-    _check_2d(notes, hands, values, heads[[hand.image for hand in hands]])
+    rows = [hand.image for hand in hands]
+    _check_2d(notes, hands, values, stored[rows], upright[rows])
     _check_cameras(notes, hands)
     if not notes.failed("normalised", "swapped"):
         whole = (values[..., 2] > 0).all(axis=1)
@@ -136,36 +139,37 @@ def _is_beside(points_px: Array, box_px: Array) -> bool:
     return bool(far.any(axis=1).mean() > 0.5)
 
 
-def _check_sizes(
-    notes: Notes, annotations: Annotations, used: list[int], heads: NDArray[np.int64]
-) -> None:
-    """Stated sizes against those of the files, with and without EXIF rotation."""
-    other: list[str] = []
-    unrotated: list[str] = []
-    unreadable: list[str] = []
-    for i in used:
-        image, (width, height, orientation) = annotations.images[i], heads[i].tolist()
-        if not width:
-            unreadable.append(image["file_name"])
-            continue
-        stored = (width, height)
-        upright = stored[::-1] if orientation >= ROTATED else stored
-        stated = (image.get("width") or upright[0], image.get("height") or upright[1])
-        if stated != upright:
-            text = f"{image['file_name']} ({stated[0]:g} x {stated[1]:g}, the image has "
-            (unrotated if stated == stored else other).append(f"{text}{upright[0]} x {upright[1]})")
-    num = len(used)
-    if unreadable:
-        bad: Level = "error" if len(unreadable) == num else "warning"
+def _check_sizes(notes: Notes, images: list[Row], stored: Array, upright: Array) -> None:
+    """Stated sizes against those of the files [n, 2], with and without EXIF rotation."""
+    num, names = len(images), [image["file_name"] for image in images]
+    is_readable = stored[:, 0] > 0
+    if not is_readable.all():
+        bad: Level = "warning" if is_readable.any() else "error"
+        unreadable = [names[i] for i in np.flatnonzero(~is_readable)]
         text = f"{len(unreadable)} of {num} images with hands cannot be read: {shown(unreadable)}"
         fix = "take them out of the annotations, or copy them again"
         notes.judge(False, "decode", text, fix, bad=bad)
-    for name, found, (what, fix) in (("size", other, RESIZED), ("exif", unrotated, UNROTATED)):
+    given = np.array([[image.get(key) or 0 for key in ("width", "height")] for image in images])
+    given = np.where(given > 0, given, upright)
+    differs = is_readable & (given != upright).any(axis=1)
+    is_unrotated = differs & (given == stored).all(axis=1)
+    for name, odd, (what, fix) in (
+        ("size", differs & ~is_unrotated, RESIZED),
+        ("exif", is_unrotated, UNROTATED),
+    ):
+        found = [
+            f"{names[i]} ({given[i, 0]:g} x {given[i, 1]:g}, the image has {upright[i, 0]:g} x "
+            f"{upright[i, 1]:g})"
+            for i in np.flatnonzero(odd)
+        ]
         text = f"{len(found)} of {num} images {what}: {shown(found)}"
         notes.judge(not found, name, text, fix, bad=level_of(len(found), num))
 
 
-def _check_2d(notes: Notes, hands: Sequence[Hand], values: Array, heads: NDArray[np.int64]) -> None:
+def _check_2d(
+    notes: Notes, hands: Sequence[Hand], values: Array, stored: Array, size: Array
+) -> None:
+    """Keypoints against the stored and upright sizes [n, 2] of their images, 0 where unknown."""
     seen, points = values[..., 2] > 0, values[..., :2]
     far = np.where(seen[..., None], np.abs(points), 0.0).max(axis=(1, 2))
     tiny = np.flatnonzero((far <= NORMALISED_PX) & (seen.sum(axis=1) > 1))
@@ -175,12 +179,10 @@ def _check_2d(notes: Notes, hands: Sequence[Hand], values: Array, heads: NDArray
         fix = "keypoints are in pixels: multiply x by the image's width and y by its height"
         notes.error("normalised", text, fix)
         return
-    known = heads[:, 0] > 0
+    known = size[:, 0] > 0
     if not known.any():
         return
-    points, seen, heads = points[known], seen[known], heads[known]
-    stored = heads[:, :2].astype(np.float64)
-    size = np.where(heads[:, 2:] >= ROTATED, stored[:, ::-1], stored)
+    points, seen, stored, size = points[known], seen[known], stored[known], size[known]
 
     def outside(points: Array, size: Array) -> float:
         out = ((points < 0) | (points > size[:, None])).any(axis=2) & seen

@@ -130,11 +130,8 @@ def is_id(value: Any) -> bool:
 
 
 def read_annotations(path: Path, notes: Notes) -> Annotations:
-    """Read a JSON file with `images` and `annotations`, as in COCO and COCO-WholeBody.
-
-    Entries with an error are noted and left out.
-    Raises: FileNotFoundError; ValueError for a file that is no JSON, or has no such lists.
-    """
+    """Read a JSON file with `images` and `annotations`, as in COCO and COCO-WholeBody; entries with
+    an error are noted and left out. Raises: ValueError for a file without such lists."""
     content = read_json(path)
     lists = content if isinstance(content, dict) else {}
     for key in ("images", "annotations"):

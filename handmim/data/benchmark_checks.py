@@ -67,12 +67,8 @@ def check_freihand_labels(
 ) -> None:
     """Note what is wrong with FreiHAND's labels of some samples; a wrong K is noted once.
 
-    Args:
-        part: training or evaluation.
-        raw: by name of the list, [n, ...] each.
-        model: None leaves out what needs the hand.
-        size_px: width and height of the images; None leaves K unchecked.
-        fall_on_masks: from the finite samples and their labels, whether joints fall on masks.
+    `raw` has [n, ...] by name of the list. No model leaves out what needs the hand, no size of the
+    images (width, height) leaves K unchecked; `fall_on_masks` compares joints with masks.
     """
     where = {name: f"{part}_{name}.json" for name in raw}
     is_finite = finite(notes, raw, where)
@@ -234,10 +230,7 @@ def has_pose(meta: Mapping[str, Any]) -> bool:
 
 
 def check_meta(meta: dict[str, Any], is_training: bool) -> None:
-    """Refuse a frame of HO-3D without possible labels.
-
-    Raises: ValueError naming the field.
-    """
+    """Refuse a frame of HO-3D without possible labels. Raises: ValueError naming the field."""
     shapes: dict[str, tuple[int, ...]] = (
         {"camMat": (3, 3)} if meta.get("camMat") is not None else {}
     )
@@ -253,10 +246,7 @@ def check_meta(meta: dict[str, Any], is_training: bool) -> None:
 
 
 def stacked(metas: list[dict[str, Any]], key: str, shape: tuple[int, ...]) -> Array:
-    """[n, *shape] of one field.
-
-    Raises: ValueError naming the field when a meta has another count of numbers.
-    """
+    """[n, *shape] of one field. Raises: ValueError naming it for another count of numbers."""
     rows = [np.asarray(meta[key], np.float64).ravel() for meta in metas]
     sizes, size = {len(row) for row in rows}, int(np.prod(shape))
     if sizes != {size}:

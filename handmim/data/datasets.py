@@ -1,12 +1,8 @@
 """What datasets may offer beside samples, subsets of their labels, and mixtures of them.
 
-A dataset may have `source` (what it is, in words), `hand_sha256` (of the hand model of its labels),
-`label_of(i)` (the label of a sample, where several share one), `label_id(i)` (its name) and
-`fingerprint()`: a digest of its content, which stays when files move and differs for other files.
-Names and sizes count for every file, content for some at even distances.
-
-A file of label ids has one per line below a few comments: FreiHAND's unique sample number, HO-3D's
-"sequence/frame". `grep -v '^#' FILE | sha256sum` gives the SHA-256 that its comment states.
+A dataset may have `source` (what it is), `hand_sha256` (of its labels' hand model), `label_of(i)`
+(where samples share labels), `label_id(i)` (a label's name) and `fingerprint()`: a digest of its
+content, which stays when files move. A file of label ids has one per line below a few comments.
 """
 
 import hashlib
@@ -128,21 +124,15 @@ def drawn_labels(total: int, num: int, seed: int) -> NDArray[np.int64]:
 
 
 def share_of_labels(total: int, fraction: float) -> int:
-    """Number of labels of a share: one at least.
-
-    Raises: ValueError for a share outside (0, 1].
-    """
+    """Number of labels of a share, one at least. Raises: ValueError for a share outside (0, 1]."""
     if not 0 < fraction <= 1:
         raise ValueError(f"label_fraction must be in (0, 1], got {fraction}")
     return max(1, round(fraction * total))
 
 
 def label_subset(dataset: Dataset[HandSample], num: int | None, seed: int) -> Dataset[HandSample]:
-    """All samples of `num` random labels, which depend on (labels of the dataset, seed) only.
-
-    Subsets of one seed are nested: the first 50 of 100 are the 50. None keeps all.
-    Raises: ValueError when there are not that many.
-    """
+    """All samples of `num` random labels, which depend on (labels of the dataset, seed) only; the
+    first 50 of 100 are the 50, None keeps all. Raises: ValueError when there are not that many."""
     labels = labels_of(dataset)
     distinct = list(dict.fromkeys(labels)) if labels else list(range(size_of(dataset)))
     total = len(distinct)
@@ -185,11 +175,8 @@ def write_ids(path: Path, subset: Subset[HandSample], choice: str) -> None:
 
 
 def read_ids(path: str | Path) -> list[str]:
-    """Ids of a file, in its order.
-
-    Raises: FileNotFoundError; ValueError for a file without ids, with an id twice, or with other
-        ids than its sha256 states.
-    """
+    """Ids of a file, in its order. Raises: FileNotFoundError; ValueError for a file without ids,
+    with an id twice, or with other ids than its sha256 states."""
     option = "(label_ids=FILE)"
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file of label ids at {path} {option}")
@@ -218,11 +205,8 @@ def read_ids(path: str | Path) -> list[str]:
 
 
 def subset_of_ids(dataset: Dataset[HandSample], ids: Sequence[str]) -> Dataset[HandSample]:
-    """All samples of exactly these labels, in the order of `label_subset`.
-
-    Returns: the dataset itself where all its labels are chosen.
-    Raises: ValueError naming ids that the set does not have.
-    """
+    """All samples of exactly these labels, in the order of `label_subset`; the dataset itself where
+    all are chosen. Raises: ValueError naming ids that the set does not have."""
     indices: dict[str, list[int]] = {}
     for i in range(size_of(dataset)):
         indices.setdefault(label_id_of(dataset, i), []).append(i)
@@ -242,13 +226,8 @@ class MixedHands(Dataset[HandSample]):
     """Several labelled sources as one, in given shares.
 
     An epoch has every sample of every source at least once. The source that is scarcest for its
-    share sets the epoch's length; the others repeat. The sample of an index is fixed.
-
-    Args:
-        sets: datasets by name.
-        weights: share of each, any positive scale; None goes by size (a plain concatenation).
-    Raises: ValueError for other names than those of the sets, a weight that is not positive, or
-        sets made with different hand models.
+    share sets the epoch's length; the others repeat. The sample of an index is fixed. `weights` are
+    of any positive scale; None goes by size.
     """
 
     def __init__(

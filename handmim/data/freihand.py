@@ -1,7 +1,6 @@
 """FreiHAND (Zimmermann et al. 2019, public version 2): 32,560 hands before four backgrounds each.
 
-Labels are metres in the OpenCV camera, canonical joint order, right hands. An image is a crop
-already: its whole area is the hand's box.
+Labels are metres, OpenCV camera, canonical order, right hands; the whole image is the hand's box.
 """
 
 import logging
@@ -67,10 +66,9 @@ def source_text(split: str, val_fraction: float, seed: int) -> str:
 def present_versions(
     names: set[str], samples: Sequence[int], num: int, versions: Sequence[str], folder: Path
 ) -> tuple[str, ...]:
-    """The versions of which the folder's files `names` have images; missing ones are logged.
+    """The versions of which the folder's files have images of `samples`; missing ones are logged.
 
-    `samples` are used of `num` unique ones.
-    Raises: FileNotFoundError when none has; ValueError for images beyond the labels.
+    Raises: FileNotFoundError when none has; ValueError for images beyond the `num` labels.
     """
     last = max((name for name in names if name[:8].isdigit()), default="")
     if last and int(last[:8]) >= num * (len(VERSIONS) if folder.parent.name == "training" else 1):
@@ -100,17 +98,10 @@ def present_versions(
 class FreiHand(Dataset[HandSample | CropSample]):
     """Labelled crops of one split, or its images in pairs of one hand.
 
-    Args:
-        root: folder that holds training/ and training_K.json.
-        hand_path: hand model of the annotations: its mean pose is part of every MANO vector.
-        split: "train" and "val" share the training images, cut by unique sample; "all" is both;
-            "evaluation" is the official one, labelled where the released ground truth is beside it.
-        versions: backgrounds; those without any image are left out with a warning.
-        crop_scale: side of the crop relative to the image.
-        partners: give unlabelled crops for pretraining, each with the same hand before another
-            background as its partner and the hand as its group.
-    Raises: FileNotFoundError naming what is missing; ValueError for settings, counts, labels or a
-        hand model that do not fit.
+    "train" and "val" share the training images, cut by unique sample; "all" is both; "evaluation"
+    is the official one, labelled where the released ground truth is beside it. `versions` without
+    any image are left out with a warning. `partners` gives unlabelled crops, each with the same
+    hand before another background as its partner and the hand as its group.
     """
 
     def __init__(

@@ -16,8 +16,8 @@ _NAMED = (
 _OFTEN = ("side", "hand")  # also used for other things, such as palm and back
 # Used for gestures as well: they count where all of their values are sides.
 _LOOSE = ("label", "type", "name", "class", "classname", "category", "categoryname", "tag", "tags")
+# Whether true means right. The edges of boxes have the last four names: only booleans count there.
 _FLAGS = {"isright": True, "isrighthand": True, "isleft": False, "islefthand": False}
-# The edges of boxes have these names too: only true and false count.
 _BARE_FLAGS = {"right": True, "righthand": True, "left": False, "lefthand": False}
 _WORDS = {"left": False, "l": False, "lh": False, "right": True, "r": True, "rh": True}
 _MENTION = re.compile(r"(?<![a-z])(left|right)")  # brightness and copyright do not
@@ -30,20 +30,14 @@ def _letters(text: str) -> str:
 
 
 def side_of(value: Any) -> bool | None:
-    """Whether a value names the right side: "Left", "R", ["right_hand"], {"label": "Right"}.
-
-    Returns: None for any other value, or one that names both sides.
-    """
+    """Whether a value names the right side: "Left", "R", ["right_hand"], {"label": "Right"}; None
+    for any other value, or one that names both sides."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list):
         found = {side_of(part) for part in value} - {None}
         return found.pop() if len(found) == 1 else None
     return _WORDS.get(_letters(value).replace("hand", "")) if isinstance(value, str) else None
-
-
-def _bool_of(value: Any) -> bool | None:
-    return _BOOLS.get(str(value).strip().lower())
 
 
 def _fields(entry: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
@@ -77,26 +71,22 @@ def mentions(entries: Iterable[Mapping[str, Any]]) -> list[str]:
 class SideReader:
     """Read the sides of the hands of one label file.
 
-    Args:
-        entries: annotations and images of the file. The fields `side` and `hand` count where any
-            of them holds a side there, `label`, `type` and the like where all values are sides. 0
-            and 1 in `side` or `hand` are refused where nothing else states a side.
-        categories: entries of the file's `categories`. Those named left, right, L or R count where
-            all of them are sides, those named left_hand or right_hand always.
+    The fields `side` and `hand` count where any entry has a side there, `label`, `type` and the
+    like where all values are sides; 0 and 1 in `side` or `hand` are refused where nothing else
+    states one. Categories named left, right, L or R count where all of them are sides, those named
+    left_hand or right_hand always.
     """
 
     def __init__(
         self, entries: Iterable[Mapping[str, Any]], categories: Iterable[Mapping[str, Any]]
     ) -> None:
-        sided: dict[str, set[bool]] = {key: set() for key in (*_OFTEN, *_LOOSE)}
-        spelled: dict[str, set[str]] = {key: set() for key in _OFTEN}
+        values: dict[str, list[Any]] = {key: [] for key in (*_OFTEN, *_LOOSE)}
         for entry in entries:
             for key, (_, value) in _fields(entry).items():
-                if key in sided and value is not None:
-                    sided[key].add(side_of(value) is not None)
-                    if key in spelled:
-                        spelled[key].add(str(value))
-        self._numbered = [key for key in _OFTEN if spelled[key] == {"0", "1"}]
+                if key in values and value is not None:
+                    values[key].append(value)
+        sided = {key: {side_of(value) is not None for value in values[key]} for key in values}
+        self._numbered = [key for key in _OFTEN if set(map(str, values[key])) == {"0", "1"}]
         self._side_fields = (*_NAMED, *(key for key in _OFTEN if True in sided[key]))
         self._loose = [key for key in _LOOSE if sided[key] == {True}]
         names = {c.get("id"): c.get("name") for c in categories}
@@ -110,9 +100,7 @@ class SideReader:
     def read(self, *entries: Mapping[str, Any]) -> tuple[bool, str] | None:
         """Whether a hand is a right one, and the field that states it; None where none does.
 
-        Args:
-            entries: the annotation, its image, and `info` of the file; the later ones count where
-                the earlier ones state none.
+        The annotation, its image and `info` of the file: later ones count where earlier state none.
         Raises: ValueError for an unknown value or fields that contradict each other.
         """
         for entry in entries:
@@ -131,16 +119,15 @@ class SideReader:
         found: dict[str, bool] = {}
         loose: dict[str, bool] = {}
         for key, (name, value) in _fields(entry).items():
-            if key in _BARE_FLAGS and isinstance(value, bool):
-                found[name] = value == _BARE_FLAGS[key]
-            elif key in self._loose and (side := side_of(value)) is not None:
-                loose[name] = side
-            if value is None or not (key in self._side_fields or key in _FLAGS):
-                continue
             side = side_of(value)
-            if key in _FLAGS:
-                flag = _bool_of(value)
-                side = None if flag is None else flag == _FLAGS[key]
+            if key in self._loose and side is not None:
+                loose[name] = side
+            is_flag = key in _FLAGS or (key in _BARE_FLAGS and isinstance(value, bool))
+            if value is None or not (is_flag or key in self._side_fields):
+                continue
+            if is_flag:
+                flag = _BOOLS.get(str(value).strip().lower())
+                side = None if flag is None else flag == {**_FLAGS, **_BARE_FLAGS}[key]
             if side is None:
                 raise ValueError(f"has {name}={value!r:.60}")
             found[name] = side

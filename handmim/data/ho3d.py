@@ -1,7 +1,6 @@
 """HO-3D versions 2 and 3 (Hampali et al. 2020, 2021): hands holding objects, 640 x 480 frames.
 
-OpenGL axes become OpenCV's here, the joint order becomes ours, handPose/handTrans become rotations
-and a mesh. A hand's box is its joints in the image (training) or `handBoundingBox` (evaluation).
+OpenGL axes become OpenCV's, the joint order ours, handPose and handTrans rotations and a mesh.
 """
 
 import logging
@@ -48,10 +47,7 @@ IMAGE_SUFFIXES = (".png", ".jpg")  # v2 and v3, in the order of the official rea
 
 
 def read_frames(path: Path) -> list[str]:
-    """The frames of train.txt or evaluation.txt, "<sequence>/<id>" each, in order.
-
-    Raises: FileNotFoundError; ValueError for a line of another form or an empty list.
-    """
+    """The frames of train.txt or evaluation.txt, "<sequence>/<id>" each, in order."""
     if not path.is_file():
         raise FileNotFoundError(
             f"no {path.name} in {path.parent}: data.root is the unpacked HO3D_v2 or HO3D_v3 "
@@ -65,10 +61,8 @@ def read_frames(path: Path) -> list[str]:
 
 
 def split_takes(frames: list[str], split: str, val_fraction: float, seed: int) -> list[str]:
-    """Frames of a training split, cut by recording (`label_files.take_of`).
-
-    Recordings are drawn at random for "val" as long as that brings its share of the frames nearer
-    to `val_fraction`; one at least is held back, and one at least is not.
+    """Frames of a training split, cut by recording: drawn at random for "val" as long as that
+    brings its share nearer to `val_fraction`; one at least is held back, and one at least is not.
     """
     below_one(val_fraction=val_fraction)
     if split == "all":
@@ -109,10 +103,7 @@ def missing_files(root: Path, part: str, frames: Sequence[str]) -> list[str]:
 
 
 def read_meta(root: Path, part: str, frame: str) -> dict[str, Any]:
-    """Labels of a frame.
-
-    Raises: FileNotFoundError; ValueError for anything but a pickled dict of plain data.
-    """
+    """Labels of a frame. Raises: ValueError for anything but a pickled dict of plain data."""
     sequence, name = frame.split("/")
     path = root / part / sequence / "meta" / f"{name}.pkl"
     meta = load_pickle(path)
@@ -124,16 +115,10 @@ def read_meta(root: Path, part: str, frame: str) -> dict[str, Any]:
 class Ho3d(Dataset[HandSample | CropSample]):
     """Labelled crops of one split, or its images grouped by recording.
 
-    Args:
-        root: folder that holds train/, evaluation/, train.txt and evaluation.txt.
-        hand_path: hand model of the annotations (poses are absolute, betas are this model's).
-        split: "train" and "val" share train.txt, cut by recording; "all" is both; "evaluation" is
-            the official one, with vertices where the released ground truth is beside it.
-        val_fraction: share of the frames in "val", about: recordings stay whole.
-        crop_scale: side of the crop relative to the hand's box.
-        grouped: give unlabelled crops for pretraining; a recording by all cameras is one group.
-    Raises: FileNotFoundError naming what is missing; ValueError for settings or a hand model that
-        do not fit.
+    "train" and "val" share train.txt, cut by recording; "all" is both; "evaluation" is the official
+    one, with vertices where the released ground truth is beside it. A hand's box is its joints in
+    the image, or `handBoundingBox`. `grouped` gives unlabelled crops, all cameras of a recording as
+    one.
     """
 
     def __init__(
@@ -201,26 +186,40 @@ class Ho3d(Dataset[HandSample | CropSample]):
                 check_ho3d_training(notes, metas, self.hand, head[:2])
         notes.enforce(f"{self.root} (data.root)")
 
-    @staticmethod
-    def _opencv(points_m: Any) -> NDArray[np.float64]:
-        return np.asarray(points_m, np.float64).reshape(-1, 3) @ OPENCV_FROM_OPENGL
-
-    def _labels(self, meta: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
-        """Rotations, betas, joints and vertices of a training meta, OpenCV camera."""
-        betas = np.asarray(meta["handBeta"], np.float64).ravel()[:10]
-        rotmats, transl = ho3d_hand(
-            np.asarray(meta["handPose"], np.float64).ravel(),
-            np.asarray(meta["handTrans"], np.float64).ravel(),
-            rest_wrist(self.hand.arrays, betas),
+    def _labels(self, meta: dict[str, Any], index: int) -> dict[str, Any]:
+        """Labels of `hand_sample` in the OpenCV camera; none where HO-3D has none."""
+        order = list(CANONICAL_FROM_HO3D)
+        given = meta.get("handJoints3D")
+        if self.ground_truth is not None:
+            joints, verts = (array[index] @ OPENCV_FROM_OPENGL for array in self.ground_truth)
+            return {"joints_cam_m": joints[order], "verts_cam_m": verts}
+        if self.split == "evaluation":  # the wrist only
+            joints = np.zeros((21, 3))
+            if given is not None:
+                joints[0] = np.asarray(given, np.float64).ravel()[:3] @ OPENCV_FROM_OPENGL
+            is_valid = (np.arange(21) == 0) & (given is not None)
+            return {"joints_cam_m": joints, "joints_valid": is_valid}
+        if meta.get("camMat") is None or not has_pose(meta):
+            if not self._is_unlabelled_noted:
+                log.warning(
+                    "%s has no hand annotation: it counts as unlabelled", self.frames[index]
+                )
+            self._is_unlabelled_noted = True
+            return {}
+        pose, transl, betas = (
+            np.asarray(meta[key], np.float64).ravel()
+            for key in ("handPose", "handTrans", "handBeta")
         )
+        rotmats, root_m = ho3d_hand(pose, transl, rest_wrist(self.hand.arrays, betas))
         with torch.no_grad():
-            mesh = self.hand(
-                torch.from_numpy(rotmats).float()[None],
-                torch.from_numpy(betas).float()[None],
-                torch.from_numpy(transl).float()[None],
-            )
-        joints = self._opencv(meta["handJoints3D"])[list(CANONICAL_FROM_HO3D)]
-        return rotmats, betas, joints, mesh.verts_m[0].numpy()
+            mesh = self.hand(*(torch.from_numpy(x).float()[None] for x in (rotmats, betas, root_m)))
+        joints = np.asarray(given, np.float64).reshape(-1, 3) @ OPENCV_FROM_OPENGL
+        return {
+            "rotmats": rotmats,
+            "betas": betas,
+            "joints_cam_m": joints[order],
+            "verts_cam_m": mesh.verts_m[0].numpy(),
+        }
 
     def label_id(self, index: int) -> str:
         """Sequence and frame, as train.txt has them."""
@@ -253,21 +252,10 @@ class Ho3d(Dataset[HandSample | CropSample]):
             raise UnreadableSample(sample_id, str(error)) from error
         height, width = image.shape[:2]
         K = None if meta.get("camMat") is None else np.asarray(meta["camMat"], np.float64)
-        rotmats = betas = joints = valid = verts = None
-        if self.split == "evaluation":
-            joints, valid = np.zeros((21, 3)), np.zeros(21, bool)
-            if meta.get("handJoints3D") is not None:  # the wrist only
-                joints[0], valid[0] = self._opencv(meta["handJoints3D"])[0], True
-            if self.ground_truth is not None:
-                joints, verts = (self._opencv(array[index]) for array in self.ground_truth)
-                joints, valid = joints[list(CANONICAL_FROM_HO3D)], np.ones(21, bool)
-        elif K is None or not has_pose(meta):
-            self._note_unlabelled(frame)
-        else:
-            rotmats, betas, joints, verts = self._labels(meta)
+        labels = self._labels(meta, index)
         kp2d = None
-        if joints is not None and K is not None and (valid is None or valid.all()):
-            kp2d = project_px(joints, K)
+        if K is not None and "joints_cam_m" in labels and "joints_valid" not in labels:
+            kp2d = project_px(labels["joints_cam_m"], K)
         box: NDArray[np.floating] = np.array([0, 0, width, height], np.float64)
         if meta.get("handBoundingBox") is not None:
             box = np.asarray(meta["handBoundingBox"], np.float64)
@@ -285,14 +273,5 @@ class Ho3d(Dataset[HandSample | CropSample]):
             joint_convention="ho3d",
             K_px=K,
             kp2d_px=kp2d,
-            joints_cam_m=joints,
-            joints_valid=valid,
-            verts_cam_m=verts,
-            rotmats=rotmats,
-            betas=betas,
+            **labels,
         )
-
-    def _note_unlabelled(self, frame: str) -> None:
-        if not self._is_unlabelled_noted:
-            log.warning("%s has no hand annotation (None fields): it counts as unlabelled", frame)
-        self._is_unlabelled_noted = True

@@ -36,10 +36,8 @@ def group_images(annotations: Annotations, split_by: str) -> list[str]:
 
 
 def check_groups(annotations: Annotations, split_by: str, notes: Notes) -> None:
-    """Note images that lack the field by which a file is split.
-
-    Raises: ValueError for a field other than the default that no image has.
-    """
+    """Note images that lack the field by which a file is split. Raises: ValueError where no image
+    has a field other than the default."""
     stated = [str(i[split_by]) for i in annotations.images if i.get(split_by) is not None]
     num, groups = len(annotations.images), len(set(stated))
     if not stated and split_by != "subject":
@@ -71,17 +69,8 @@ class KeypointPhotos(Dataset[HandSample]):
     """Square crops about the keypoints, in canonical order (wrist, thumb .. little).
 
     data/README.md lists the fields. The whole file is checked at the start: errors refuse it,
-    warnings are logged.
-
-    Args:
-        split: "train", "val" or "all".
-        split_by: field of `images` whose values stay together; images count alone where they lack
-            it.
-        val_fraction: share of the groups that goes to "val".
-        crop_scale: side of the crop relative to the keypoints' box.
-        in_memory: keep every crop once it is cut (25 kB each at 64 px, 40 kB at 96 px, in every
-            loader process) instead of decoding its photo again each time.
-    Raises: FileNotFoundError, or ValueError for annotations of another form or meaning.
+    warnings are logged. Images of one value of `split_by` stay together; `val_fraction` is of these
+    groups. `in_memory` keeps every crop (25 kB at 64 px) in every loader process.
     """
 
     def __init__(

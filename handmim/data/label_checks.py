@@ -1,7 +1,6 @@
 """Checks of pose labels that all layouts share: unit, order, axes, side, cameras, hand model.
 
-They measure the joints alone. A recognised fault is noted and then mended in what is returned, so
-that it is not found again under another name.
+A recognised fault is noted and mended in what is returned, so that it is found once.
 """
 
 from collections.abc import Mapping
@@ -80,11 +79,8 @@ def order_of(
 
 
 def right_hand_share(joints: Array) -> float:
-    """Share of hands whose fingers bend as a right hand's do.
-
-    Finger joints bend one way only: the axis of the bend points from the little finger's knuckle to
-    the index finger's on a right hand. [n, 21, 3] canonical, any unit, right-handed frame.
-    """
+    """Share of hands whose fingers bend as a right hand's do: the axis of the bend points from the
+    little finger's knuckle to the index finger's. [n, 21, 3] canonical, right-handed frame."""
     fingers = joints[:, 5:].reshape(-1, 4, 4, 3)  # index .. little, base to tip
     segments = np.diff(fingers, axis=2)
     axes = np.cross(segments[:, :, :-1], segments[:, :, 1:]).sum(axis=(1, 2))
@@ -118,10 +114,7 @@ def plausible(K_px: Array, width_px: int, height_px: int) -> NDArray[np.bool_]:
 
 
 def settle_unit(notes: Notes, points: Array, where: str) -> Array:
-    """[n, P, 3] points in metres; notes what they were in.
-
-    Raises: ValueError when they are no hands in any unit.
-    """
+    """[n, P, 3] points in metres; notes what they were in. Raises: ValueError for no unit."""
     unit = unit_of(points)
     if unit is None:
         raise ValueError(
@@ -164,10 +157,7 @@ def settle_axes(notes: Notes, points: Array, sign_z: int, where: str) -> Array:
 
 
 def settle_joints(notes: Notes, joints: Array, order: str, sign_z: int, where: str) -> Array:
-    """[n, 21, 3] joints in metres, canonical order and the dataset's axes; notes what they were in.
-
-    `order` and `sign_z` are the dataset's: a name of `LABEL_ORDERS`, and `OPENCV` or `OPENGL`.
-    """
+    """[n, 21, 3] joints in metres, canonical order, the dataset's axes; notes what they were in."""
     joints = settle_unit(notes, joints, where)
     joints = settle_order(notes, joints, order, where)
     note_bones(notes, joints, where)
@@ -205,10 +195,8 @@ def note_side(notes: Notes, right_joints: Array, where: str) -> None:
 def finite(
     notes: Notes, labels: Mapping[str, Array], where: Mapping[str, str]
 ) -> NDArray[np.bool_]:
-    """Samples of [n, ...] labels without NaN and infinity, as a mask [n]; notes how many have some.
-
-    Raises: ValueError when a list has none left.
-    """
+    """Which of n samples have no NaN and infinity; notes how many have some. Raises: ValueError
+    when a list has none left."""
     goods = {
         name: np.asarray(np.isfinite(values).reshape(len(values), -1).all(axis=1))
         for name, values in labels.items()

@@ -1,7 +1,7 @@
 """Label files of public hand sets: names, JSON lists of numbers as arrays, ground truth.
 
-FreiHAND's vertices are 1.6 GB of text: lists are read entry by entry, converted once into .npy
-files of a cache folder, and read back by memory map. No torch: rendering processes import this.
+Lists (FreiHAND's vertices are 1.6 GB) are converted once into .npy files and read back by memory
+map. No torch: rendering processes import this.
 """
 
 import hashlib
@@ -47,10 +47,8 @@ NUMBER_BYTES = b"0123456789+-.eENaInfity \t\r\n"
 
 
 def take_of(sequence: str) -> str:
-    """The recording of an HO-3D sequence: of two final digits the second is the camera.
-
-    ABF10 and ABF14 are of ABF1, MC1 is a recording of its own.
-    """
+    """The recording of an HO-3D sequence: of two final digits the second is the camera, so ABF10
+    and ABF14 are of ABF1."""
     match = re.match(r"^(.*\d)\d$", sequence)
     return match.group(1) if match else sequence
 
@@ -64,19 +62,13 @@ def file_names(folder: Path) -> list[str]:
 
 
 def read_facts(root: Path) -> dict[str, Any] | None:
-    """Metadata of a rendered dataset; None for any other.
-
-    Raises: ValueError for a damaged file.
-    """
+    """Metadata of a rendered dataset, None for any other. Raises: ValueError for a damaged file."""
     path = root / FACTS
     return read_object(path, needs=("hand", "hand_sha256")) if path.is_file() else None
 
 
 def check_made_with(root: Path, arrays: HandArrays) -> None:
-    """Refuse labels that were rendered from another hand model.
-
-    Raises: ValueError naming both hands, or for a dataset that is still being rendered.
-    """
+    """Raises: ValueError for labels rendered from another hand model, or not to their end."""
     facts = read_facts(root)
     if facts is None and (root / PARTS).is_dir():
         raise ValueError(
@@ -97,10 +89,8 @@ def short(value: Any) -> str:
 
 
 def numbers(value: Any, shapes: Sequence[tuple[int, ...]]) -> Array | str:
-    """A JSON list of numbers, or of equally long lists of them; null becomes NaN.
-
-    Returns: an array of one of the shapes, or in a few words what came instead.
-    """
+    """A JSON list of numbers, or of equally long lists of them, as an array of one of the shapes,
+    null as NaN; or in a few words what came instead."""
     if not isinstance(value, list):
         return f"got {short(value)}"
     is_nested = bool(value) and all(isinstance(row, list) for row in value)
@@ -122,10 +112,7 @@ def numbers(value: Any, shapes: Sequence[tuple[int, ...]]) -> Array | str:
 class NumberLists:
     """JSON lists of equally shaped entries of numbers, read piece by piece and entry by entry.
 
-    Args:
-        file: the text.
-        name: of its file, begins every message.
-        form: of the whole file, ends every message.
+    Messages begin with the `name` of the file and end with the required `form`.
     """
 
     def __init__(self, file: IO[bytes], name: str, form: str) -> None:
@@ -137,11 +124,8 @@ class NumberLists:
         raise ValueError(f"{self.name} {what}: {self.form}")
 
     def entries(self, what: str, shape: tuple[int, ...]) -> Iterator[Array]:
-        """The entries of the list that begins here, of all but white space.
+        """The entries of the list that begins here, of this shape or nested deeper, of `what`.
 
-        Args:
-            what: it holds.
-            shape: of an entry, also where the text nests it deeper than that.
         Raises: ValueError naming the first entry of another form.
         """
         if self.next_byte() != b"[":
@@ -255,10 +239,7 @@ class StoredArray:
 
     @property
     def values(self) -> NDArray[np.floating]:
-        """The memory map.
-
-        Raises: ValueError when the file has been damaged meanwhile.
-        """
+        """The memory map. Raises: ValueError when the file has been damaged meanwhile."""
         if self._map is None:
             self._map = open_array(self.path, self.item_shape, self.dtype)
         return self._map
@@ -274,10 +255,7 @@ def cached_number_lists(
     path: Path, item_shape: tuple[int, ...], cache_dir: Path, dtype: str = "float32"
 ) -> StoredArray:
     """`read_number_lists` as an array in cache_dir/labels, converted when the file is new, changed,
-    or its converted array damaged.
-
-    Raises: as `read_entries`; OSError when the cache cannot be written.
-    """
+    or its converted array damaged. Raises: OSError when the cache cannot be written."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     state: list[Any] = [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
@@ -305,10 +283,7 @@ def stored_ground_truth(
     root: str | Path, cache_dir: str | Path
 ) -> tuple[StoredArray, StoredArray] | None:
     """Released ground truth of an official evaluation: joints [n, 21, 3] and vertices [n, V, 3] in
-    metres, in the benchmark's own order and axes, float64; None where a file is missing.
-
-    Raises: ValueError for unequal counts.
-    """
+    metres, in the benchmark's own order and axes, float64; None where a file is missing."""
     paths = {name: Path(root) / f"evaluation_{name}.json" for name in GROUND_TRUTH}
     if not all(path.is_file() for path in paths.values()):
         return None
@@ -331,10 +306,7 @@ def find_ground_truth(root: str | Path, cache_dir: str | Path) -> GroundTruth | 
 
 
 def read_ground_truth(root: str | Path, cache_dir: str | Path) -> GroundTruth:
-    """The arrays of `stored_ground_truth`.
-
-    Raises: FileNotFoundError saying where the ground truth comes from.
-    """
+    """The arrays of `stored_ground_truth`. Raises: FileNotFoundError naming their source."""
     ground_truth = find_ground_truth(root, cache_dir)
     if ground_truth is None:
         raise FileNotFoundError(

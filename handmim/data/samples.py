@@ -38,10 +38,7 @@ def box_of_points(points_px: Array) -> Array:
 
 
 def crop_map(box_px: Array, scale: float, crop_px: int) -> Array:
-    """crop_from_img [2, 3], pixels to pixels on [0, W] x [0, H], of a box x0, y0, x1, y1.
-
-    Raises: ValueError when the box is not finite or its corners are exchanged.
-    """
+    """crop_from_img [2, 3], pixels to pixels on [0, W] x [0, H], of a box x0, y0, x1, y1."""
     box = np.asarray(box_px, np.float64)
     if not np.isfinite(box).all() or (box[2:] < box[:2]).any():
         raise ValueError(f"a hand's box must be x0 <= x1, y0 <= y1 in pixels, got {box.tolist()}")
@@ -106,7 +103,6 @@ def hand_sample(
 ) -> HandSample:
     """A sample of the given labels, of shapes `SHAPES`; all others are zero with their flag off.
 
-    `kp2d_valid`, `joints_valid` [21] are all joints when left out, `kp2d_conf` [21] in [0, 1] is 1.
     Raises: ValueError for half of the MANO parameters, another shape, an unknown convention or
         confidences outside [0, 1]; UnreadableSample for labels that are not finite.
     """
@@ -194,10 +190,7 @@ def crop_sample(
 
 def mirror_sample(sample: HandSample) -> HandSample:
     """The mirrored image as one of the other hand: pixels, camera, points, rotations, side.
-
-    Its own inverse. Vertices keep their numbers: MANO's left and right meshes correspond, with
-    faces reversed.
-    """
+    Vertices keep their numbers: MANO's left and right meshes correspond, with faces reversed."""
     width = sample.image.shape[1]
     kp2d = sample.kp2d_crop_px.copy()
     kp2d[:, 0] = width - kp2d[:, 0]

@@ -35,10 +35,7 @@ JointsAndVerts = tuple[Points, Points]
 
 
 def benchmark_of(name: str, num_samples: int) -> Benchmark:
-    """A benchmark by name, for a set of `num_samples`; a count that is not official is logged.
-
-    Raises: ValueError listing the names.
-    """
+    """A benchmark by name, for a set of `num_samples`; a count that is not official is logged."""
     if name not in BENCHMARKS:
         raise ValueError(f"no benchmark {name!r}; there are {sorted(BENCHMARKS)}")
     official = BENCHMARKS[name]
@@ -56,12 +53,9 @@ def benchmark_of(name: str, num_samples: int) -> Benchmark:
 def bootstrap_intervals(
     per_sample: Mapping[str, NDArray[np.floating]], num: int = 1000, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """95 % percentile intervals of means under drawing the n samples `num` times again.
-
-    One draw serves all metrics: how often each sample was drawn, times the table of values.
-    Samples are taken as independent; frames of one video are not, and their true intervals are
-    wider. Values are [n] by name, as `Benchmark.per_sample_scores` gives them.
-    """
+    """95 % percentile intervals of means of [n] values under drawing the samples `num` times again,
+    one draw for all metrics. Frames of one video are not independent: their true intervals are
+    wider."""
     table = np.stack([np.asarray(v, np.float64) for v in per_sample.values()], axis=1)  # [n, k]
     rng, n = np.random.default_rng(seed), len(table)
     means = np.empty((num, table.shape[1]))
@@ -74,11 +68,8 @@ def bootstrap_intervals(
 def per_joint_mm(
     pred_joints_m: Points, gt_joints_m: Points, joint_names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """Mean error of every joint in millimetres: [n, J, 3] metres, same order and axes.
-
-    Returns: by joint name, `abs_mm` of absolute coordinates and `pa_mm` after similarity alignment
-        of the sample; their means over joints are the official metrics x 10.
-    """
+    """Mean error of every joint of [n, J, 3] metres: `abs_mm` of absolute coordinates and `pa_mm`
+    after similarity alignment of the sample; their means are the official metrics x 10."""
     pair = as_pair("joints", pred_joints_m, gt_joints_m, len(joint_names))
     pred, gt = (torch.from_numpy(np.array(points, np.float64)) for points in pair)
     raw = point_errors_m(pred, gt).mean(dim=0) * 1e3
@@ -106,10 +97,8 @@ def root_relative_mm(
 
 
 def score_report(benchmark: Benchmark, pred: JointsAndVerts, gt: JointsAndVerts) -> dict[str, Any]:
-    """Every official metric, the usual names in mm, intervals and errors by joint.
-
-    Joints [n, 21, 3] and vertices [n, V, 3] are metres in the benchmark's order and axes.
-    """
+    """Every official metric, the usual names in mm, intervals and errors by joint, of joints [n,
+    21, 3] and vertices [n, V, 3], metres in the benchmark's order and axes."""
     per_sample = benchmark.per_sample_scores(*pred, *gt)
     official = mean_scores(per_sample)
     intervals = bootstrap_intervals(per_sample)
@@ -128,10 +117,7 @@ def score_report(benchmark: Benchmark, pred: JointsAndVerts, gt: JointsAndVerts)
 def _checked(
     pred: JointsAndVerts, gt: JointsAndVerts | None, benchmark: Benchmark, what: str
 ) -> list[dict[str, str]]:
-    """Findings of `check_submission`, logged.
-
-    Raises: ValueError for those that nothing could be scored with: `UNSCORABLE`.
-    """
+    """Findings of `check_submission`, logged. Raises: ValueError for `UNSCORABLE` ones."""
     findings = check_submission(*pred, benchmark, None if gt is None else gt[0])
     for finding in findings:
         level = logging.ERROR if finding.level == "error" else logging.WARNING
@@ -146,11 +132,9 @@ def submit(
     run: Run, name: str, hands: CameraHands, gt: JointsAndVerts | None, folder: str = "."
 ) -> dict[str, Any]:
     """Write pred.json and its zip, check them, and score what was written where the ground truth,
-    joints and vertices in the benchmark's own form, is known.
+    joints and vertices in the benchmark's own form, is known; {} on other processes.
 
-    Returns: the metrics; without ground truth only what was written; nothing on other processes.
-    Raises: ValueError for predictions that are not finite; what else is odd about them is logged
-        and reported.
+    Raises: ValueError for predictions that are not finite; other findings are reported.
     """
     if not run.is_main:
         return {}
@@ -171,11 +155,7 @@ def submit(
 def score_file(
     path: str | Path, name: str, gt: JointsAndVerts, *, mb_per_sample: float = MB_PER_SAMPLE
 ) -> dict[str, Any]:
-    """Check and score an existing submission, pred.json or its zip, as `submit` does.
-
-    `mb_per_sample` bounds the unpacked file per sample of the ground truth.
-    Raises: ValueError when it is none.
-    """
+    """Check and score an existing submission, pred.json or its zip, as `submit` does."""
     benchmark = benchmark_of(name, len(gt[0]))
     pred = read_submission(path, len(gt[0]), mb_per_sample)
     findings = _checked(pred, gt, benchmark, str(path))

@@ -32,16 +32,11 @@ Hands = tuple[NDArray[np.float64], NDArray[np.float64]]
 def write_submission(
     folder: str | Path, joints: Points, verts: Points, *, name: str = "pred"
 ) -> Path:
-    """Write `<name>.json` = [joints, vertices] and the flat `<name>.zip` that is uploaded.
+    """Write `<name>.json` = [joints, vertices] and the flat `<name>.zip` that is uploaded, its
+    path.
 
-    Numbers are rounded to 1e-7 m. The files appear under their names when they are whole.
-
-    Args:
-        folder: made when it is missing.
-        joints: [n, 21, 3] metres, the benchmark's order and axes.
-        verts: [n, 778, 3].
-        name: of both files; the zip's only member is pred.json whatever the name.
-    Returns: the zip.
+    [n, 21, 3] and [n, 778, 3] metres in the benchmark's order and axes, rounded to 1e-7 m; the
+    zip's only member is pred.json. The files appear under their names when they are whole.
     Raises: ValueError for other shapes, counts that differ, values not finite.
     """
     arrays = as_points("joints", joints, NUM_JOINTS), as_points("verts", verts, NUM_VERTS)
@@ -76,14 +71,9 @@ def _submission_text(*arrays: NDArray[np.floating]) -> Iterator[bytes]:
 def read_submission(
     path: str | Path, num_samples: int | None = None, mb_per_sample: float = MB_PER_SAMPLE
 ) -> Hands:
-    """Joints [n, 21, 3] and vertices [n, 778, 3] of a prediction file.
+    """Joints [n, 21, 3] and vertices [n, 778, 3] of a .json or the .zip around it, read in pieces.
 
-    Read in pieces: beside the arrays it needs some MB. NaN is read; `check_submission` names it.
-
-    Args:
-        path: the .json, or the .zip around it.
-        num_samples: expected samples; None leaves the size of the text unbounded.
-        mb_per_sample: largest size of the unpacked text per expected sample.
+    NaN is read; `check_submission` names it. `num_samples` bounds the size of the unpacked text.
     Raises: FileNotFoundError; ValueError for a text above that bound, or naming the entry that
         differs from [joints, vertices].
     """

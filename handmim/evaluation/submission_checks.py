@@ -44,16 +44,8 @@ def check_submission(
     """What would be refused or score badly for a reason that has nothing to do with the method.
 
     Proportions, units and distances are checked in up to 500 samples spread over the set; signs,
-    zeros and values that are not finite in all.
-
-    Args:
-        joints: [n, 21, 3] as they would be written.
-        verts: [n, 778, 3].
-        benchmark: that they are meant for.
-        true_joints: [n, 21, 3] where they are known: then mirror images are found one by one.
-    Returns: findings, none when all is well. Names: shape, count, not-finite, behind-camera, unit,
-        collapsed, joint-order, bone-lengths, mirrored, root-relative, depth, zero-verts,
-        joints-off-verts, verts-order, constant.
+    zeros and values that are not finite in all. Joints [n, 21, 3] and vertices [n, 778, 3] are as
+    they would be written; with `true_joints` mirror images are found one by one.
     """
     notes, joints, verts = Notes(), as_numpy(joints), as_numpy(verts)
     shapes = joints.shape[1:], verts.shape[1:]

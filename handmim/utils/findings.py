@@ -42,12 +42,8 @@ def _warn_once(text: str) -> None:
 
 
 class Notes:
-    """Findings in the order in which they are made.
-
-    Args:
-        prefix: begins the name of every finding: "unit" becomes "freihand-unit".
-        fix: of findings without one of their own.
-    """
+    """Findings in order; `prefix` begins their names ("unit" becomes "freihand-unit"), `fix` is
+    that of findings without one of their own."""
 
     def __init__(self, prefix: str = "", fix: str = "") -> None:
         self.prefix, self.fix = prefix and f"{prefix}-", fix
@@ -92,10 +88,7 @@ class Notes:
             self.error(name, count + "; ".join(found[:MOST_RAISED]), fix)
 
     def enforce(self, source: str) -> None:
-        """Log warnings; refuse the source, a file or folder with its config key, for errors.
-
-        Raises: ValueError listing the first few errors.
-        """
+        """Log warnings; raise a ValueError that names the source and the first few errors."""
         for finding in self.findings:
             if finding.level == "warning":
                 _warn_once(f"{source}: {finding.text}; {finding.fix}")

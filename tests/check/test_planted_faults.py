@@ -487,7 +487,7 @@ def test_faults_of_crops(tmp_path, sound_keypoints):
     (root / "again.jpg").write_bytes((root / "00000003.jpg").read_bytes())
     assert problems(check_crops(root, 64)) == {("warning", "crops-duplicates")}
     (root / "again.jpg").write_bytes(b"no image")
-    assert problems(check_crops(root, 64)) == {("warning", "crops-unreadable")}
+    assert problems(check_crops(root, 64)) == {("warning", "crops-decode")}
     cv2.imwrite(str(root / "again.jpg"), np.zeros((20, 200, 3), np.uint8))
     assert problems(check_crops(root, 64)) == {("warning", "crops-size")}
     assert problems(check_crops(tmp_path / "nowhere", 64)) == {("error", "crops-images")}

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from handmim.check.tree import Tree, read_rows
 from handmim.data.benchmark_checks import SOURCE, Labels, check_freihand_labels
 from handmim.data.freihand import FIELDS as READ
+from handmim.data.freihand import missing_images
 from handmim.data.label_files import GROUND_TRUTH, VERSIONS, file_names
 from handmim.hand.arrays import HandArrays
 from handmim.hand.conventions import project_px
@@ -109,32 +110,26 @@ def _read_lists(
 def _check_files(tree: Tree, part: str, num: int) -> None:
     """Whether every image and mask of `num` samples is there, and no more images than that."""
     versions = VERSIONS if part == "training" else VERSIONS[:1]
-    ids = _ids(tree.root / part / "rgb")
-    required = np.arange(num * len(versions))
-    missing, extra = np.setdiff1d(required, ids), np.setdiff1d(ids, required)
-    have = np.bincount(ids[ids < len(required)] // num, minlength=len(versions))
-    text = f"{part}: {len(ids)} images, {len(required)} required"
-    text += f" ({', '.join(f'{v} {n}' for v, n in zip(versions, have, strict=True))})"
-    for heading, some in (("missing", missing), ("without labels", extra)):
-        if len(some):
-            text += f"; {heading} {shown([f'{i:08d}.jpg' for i in some[:4]])}"
-    whole = [v for v, n in zip(versions, have, strict=True) if n == num]
+    names = {n for n in file_names(tree.root / part / "rgb") if re.fullmatch(r"\d{8}\.jpg", n)}
+    missing = missing_images(names, range(num), num, versions)
+    extra = sorted(name for name in names if int(name[:8]) >= num * len(versions))
+    lost = [name for files in missing.values() for name in files]
+    whole = [version for version, files in missing.items() if not files]
+    counts = ", ".join(f"{version} {num - len(files)}" for version, files in missing.items())
+    text = f"{part}: {len(names)} images, {num * len(versions)} required ({counts})"
+    text += f"; missing {shown(lost)}" if lost else ""
+    text += f"; without labels {shown(extra)}" if extra else ""
     fix = SOURCE
-    if whole and len(whole) < len(versions) and not len(extra):
+    if whole and lost and not extra:
         fix += f", or train on what is whole: data.versions=[{','.join(whole)}]"
     # Training leaves out versions without any image.
-    lacks_versions = bool(whole) and set(have.tolist()) == {0, num} and not len(extra)
+    lacks_versions = whole and not extra and {len(f) for f in missing.values()} <= {0, num}
     bad: Level = "warning" if lacks_versions else "error"
-    tree.notes.judge(not len(missing) and not len(extra), "images", text, fix, bad=bad)
+    tree.notes.judge(not lost and not extra, "images", text, fix, bad=bad)
     if part == "training" and (tree.root / part / "mask").is_dir():
-        gone = np.setdiff1d(np.arange(num), _ids(tree.root / part / "mask"))
-        text = f"{num - len(gone)} of {num} masks"
-        tree.notes.judge(not len(gone), "masks", text, bad="warning")
-
-
-def _ids(folder: Path) -> NDArray[np.int64]:
-    found = (re.fullmatch(r"(\d{8})\.jpg", name) for name in file_names(folder))
-    return np.sort(np.array([int(m[1]) for m in found if m], np.int64))
+        gone = missing_images(set(file_names(tree.root / part / "mask")), range(num), num, ("gs",))
+        text = f"{num - len(gone['gs'])} of {num} masks"
+        tree.notes.judge(not gone["gs"], "masks", text, bad="warning")
 
 
 def _check_masks(

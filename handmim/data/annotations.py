@@ -89,17 +89,6 @@ def read_keypoints(notes: Notes, entry: str, note: Mapping[str, Any], field: str
     return None if found is None else np.where(found[:, 2:] > 0, found, 0.0)
 
 
-def read_joints(
-    notes: Notes, entry: str, note: Mapping[str, Any]
-) -> tuple[Array | None, NDArray[np.bool_] | None]:
-    """3D keypoints [21, 3], and which are labelled [21]; two None where there are none."""
-    found = read_field(notes, entry, note, "keypoints_3d")
-    if found is None:
-        return None, None
-    is_valid = found[:, 3] > 0 if found.shape[1] == 4 else np.ones(NUM_JOINTS, bool)
-    return found[:, :3], is_valid
-
-
 @dataclass(frozen=True)
 class Hand:
     """One labelled hand."""
@@ -114,6 +103,56 @@ class Hand:
     K: Array | None = None  # [3, 3] px
     category: Any = None
     box: Array | None = None  # [4] x, y, width, height px, as the file has it
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """Labels of `crop_sample` beside the keypoints."""
+        return {
+            "is_right": self.is_right,
+            "K_px": self.K,
+            "kp2d_valid": self.keypoints[:, 2] > 0,
+            "kp2d_conf": self.scores,
+            "joints_cam_m": self.joints,  # occluded ones keep their 3D label
+            "joints_valid": self.joints_valid,
+        }
+
+
+def read_hand(
+    notes: Notes, entry: str, image: int, note: Row, sides: SideReader, *others: Row
+) -> tuple[Hand, str] | None:
+    """A hand and the field that states its side, "" where none does; None where it is refused.
+
+    `others` are further objects that may state the side.
+    """
+    keypoints = read_keypoints(notes, entry, note, "keypoints")
+    scores, joints, K = (
+        read_field(notes, entry, note, name) for name in ("keypoint_scores", "keypoints_3d", "K")
+    )
+    try:
+        is_right, field = sides.read(note, *others) or (True, "")
+    except ValueError as error:
+        notes.error("side", f"{entry} {error}", f"a side is stated by {KNOWN}")
+        return None
+    if keypoints is None:
+        return None
+    is_valid = None
+    if joints is not None:
+        is_valid = joints[:, 3] > 0 if joints.shape[1] == 4 else np.ones(NUM_JOINTS, bool)
+        joints = joints[:, :3]
+    box = numbers(note.get("bbox"), [(4,)])  # not used: of any form
+    hand = Hand(
+        entry,
+        image,
+        keypoints,
+        is_right,
+        joints,
+        is_valid,
+        scores=None if scores is None else scores[0],
+        K=K,
+        category=note.get("category_id"),
+        box=None if isinstance(box, str) else box,
+    )
+    return hand, field
 
 
 @dataclass(frozen=True)
@@ -235,7 +274,9 @@ class _HandReader(NamedTuple):
             elif any(field in note for field in WHOLE_BODY):
                 yield from self._whole_body(note, entry, errors)
             else:
-                yield from self._single(note, entry, errors)
+                image, row = self.images[note["image_id"]]
+                found = read_hand(errors, entry, image, note, self.sides, row, self.info)
+                yield from [] if found is None else [found]
 
     def _has_image(self, key: Any, entry: str, errors: Notes) -> bool:
         if is_id(key) and key in self.images:
@@ -259,35 +300,6 @@ class _HandReader(NamedTuple):
                 is_right, category = field.startswith("right"), note.get("category_id")
                 name = f"{entry} ({field})"
                 yield Hand(name, image, keypoints, is_right, category=category), field
-
-    def _single(self, note: Row, entry: str, errors: Notes) -> Iterator[tuple[Hand, str]]:
-        image, row = self.images[note["image_id"]]
-        keypoints = read_keypoints(errors, entry, note, "keypoints")
-        scores = read_field(errors, entry, note, "keypoint_scores")
-        joints, is_valid = read_joints(errors, entry, note)
-        K = read_field(errors, entry, note, "K")
-        try:
-            is_right, field = self.sides.read(note, row, self.info) or (True, "")
-        except ValueError as error:
-            errors.error("side", f"{entry} {error}", f"a side is stated by {KNOWN}")
-            return
-        if keypoints is not None:
-            box = numbers(note.get("bbox"), [(4,)])  # not used: of any form
-            yield (
-                Hand(
-                    entry,
-                    image,
-                    keypoints,
-                    is_right,
-                    joints,
-                    is_valid,
-                    None if scores is None else scores[0],
-                    K,
-                    category=note.get("category_id"),
-                    box=None if isinstance(box, str) else box,
-                ),
-                field,
-            )
 
 
 def _categories(lists: Row, notes: Notes, errors: Notes) -> list[Row]:

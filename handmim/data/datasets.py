@@ -64,6 +64,12 @@ def fingerprint_of(dataset: Dataset[Any]) -> str | None:
     return None if fingerprint is None else str(fingerprint())
 
 
+def refuse_empty(split: str, source: str | Path, num: int, val_fraction: float) -> None:
+    """Raises: ValueError for a part without samples."""
+    if not num:
+        raise ValueError(f"split {split} of {source} is empty (val_fraction={val_fraction})")
+
+
 def digest_of(*parts: str | bytes) -> str:
     """SHA-256 of texts and bytes, each separated from the next, in hexadecimal."""
     total = hashlib.sha256()
@@ -190,10 +196,8 @@ def read_ids(path: str | Path) -> list[str]:
     lines = [line.strip() for line in text.splitlines()]
     ids = [line for line in lines if line and not line.startswith("#")]
     if not ids or len(set(ids)) < len(ids):
-        raise ValueError(
-            f"{path} has {len(ids)} ids, {len(set(ids))} different ones: one or more are required, "
-            f"each on its own line, once {option}"
-        )
+        text = f"{path} has {len(ids)} ids, {len(set(ids))} different ones"
+        raise ValueError(f"{text}: each is required on its own line, once {option}")
     stated = SHA.search(text)
     is_damaged = "\0" in text or (HEAD in text and stated is None)
     if is_damaged or (stated and stated[1] != lines_sha256(ids)):
@@ -212,10 +216,8 @@ def subset_of_ids(dataset: Dataset[HandSample], ids: Sequence[str]) -> Dataset[H
         indices.setdefault(label_id_of(dataset, i), []).append(i)
     unknown = [name for name in ids if name not in indices]
     if unknown:
-        raise ValueError(
-            f"{len(unknown)} of {len(ids)} ids are not among the {len(indices)} labels of "
-            f"{source_of(dataset)}: {unknown[:SHOWN]} (label_ids=FILE)"
-        )
+        text = f"{len(unknown)} of {len(ids)} ids are not among the {len(indices)} labels of "
+        raise ValueError(f"{text}{source_of(dataset)}: {unknown[:SHOWN]} (label_ids=FILE)")
     if len(ids) == len(indices):
         return dataset
     chosen = [i for name in ids for i in indices[name]]
@@ -250,9 +252,8 @@ class MixedHands(Dataset[HandSample]):
         epochs = max(sizes[name] / shares[name] for name in sets)
         # Rounding up keeps every sample of the longest set.
         counts = {name: max(sizes[name], round(shares[name] * epochs)) for name in sets}
-        self._names = list(self.sets)
+        self._names, self._sizes = list(sizes), list(sizes.values())
         self._ends = np.cumsum([counts[name] for name in self._names])
-        self._sizes = [sizes[name] for name in self._names]
         draws = ", ".join(f"{n}: {counts[n]} draws of {sizes[n]} samples" for n in self._names)
         log.info("an epoch of %d: %s", self._ends[-1], draws)
 

@@ -17,7 +17,7 @@ from handmim.data.benchmark_checks import (
     check_freihand_labels,
     check_sizes,
 )
-from handmim.data.datasets import arrays_digest, digest_of, files_digest, some
+from handmim.data.datasets import arrays_digest, digest_of, files_digest, refuse_empty, some
 from handmim.data.label_files import (
     VERSIONS,
     StoredArray,
@@ -63,6 +63,18 @@ def source_text(split: str, val_fraction: float, seed: int) -> str:
     return f"FreiHAND, part {split}" + cut_text * (split in ("train", "val"))
 
 
+def missing_images(
+    names: set[str], samples: Sequence[int], num: int, versions: Sequence[str]
+) -> dict[str, list[str]]:
+    """Images of `samples`, of `num` unique ones, that are not among `names`, by version."""
+    missing: dict[str, list[str]] = {}
+    for version in versions:
+        first = num * VERSIONS.index(version)
+        files = (f"{first + int(sample):08d}.jpg" for sample in samples)
+        missing[version] = [name for name in files if name not in names]
+    return missing
+
+
 def present_versions(
     names: set[str], samples: Sequence[int], num: int, versions: Sequence[str], folder: Path
 ) -> tuple[str, ...]:
@@ -76,11 +88,7 @@ def present_versions(
             f"{folder} has images up to {last}, the lists have {num} entries: they are of "
             "different versions, or the lists are cut off; unpack FreiHAND again"
         )
-    missing: dict[str, list[str]] = {}
-    for version in versions:
-        first = num * VERSIONS.index(version)
-        files = (f"{first + int(sample):08d}.jpg" for sample in samples)
-        missing[version] = [name for name in files if name not in names]
+    missing = missing_images(names, samples, num, versions)
     present = tuple(version for version in versions if len(missing[version]) < len(samples))
     lost = [name for version in present or versions for name in missing[version]]
     counts = ", ".join(f"{v} {len(samples) - len(missing[v])}" for v in versions)
@@ -122,10 +130,8 @@ class FreiHand(Dataset[HandSample | CropSample]):
         if not versions or set(versions) - set(VERSIONS):
             raise ValueError(f"versions must be some of {VERSIONS}, got {list(versions)}")
         if partners and (split == "evaluation" or len(set(versions)) < 2):
-            raise ValueError(
-                "partners=true requires training images of two versions or more, got split "
-                f"{split}, versions {list(versions)}"
-            )
+            got = f"got split {split}, versions {list(versions)}"
+            raise ValueError(f"partners=true requires two versions of training images, {got}")
         self.partners = partners
         self.root, self.split, self.image_px = Path(root), split, image_px
         self.crop_scale = crop_scale
@@ -149,14 +155,10 @@ class FreiHand(Dataset[HandSample | CropSample]):
             samples, versions = np.arange(self.num_unique), VERSIONS[:1]
         else:
             samples = split_samples(self.num_unique, split, val_fraction, seed)
-        if not len(samples):
-            raise ValueError(
-                f"split {split} of {root} is empty: its share must hold a sample "
-                f"(data.val_fraction={val_fraction})"
-            )
+        refuse_empty(split, root, len(samples), val_fraction)
         self.versions = present_versions(names, samples.tolist(), self.num_unique, versions, folder)
         if partners and len(self.versions) < 2:
-            raise ValueError(f"partners=true requires images of two versions or more in {folder}")
+            raise ValueError(f"partners=true requires two versions of images in {folder}")
         self._version_ids = [VERSIONS.index(version) for version in self.versions]
         self.ids = np.concatenate([samples + self.num_unique * v for v in self._version_ids])
 
@@ -171,9 +173,8 @@ class FreiHand(Dataset[HandSample | CropSample]):
                 labels[name] = cached_number_lists(path, shape, cache, dtype)
         counts = {name: len(values) for name, values in labels.items()}
         if len(set(counts.values())) != 1:
-            raise ValueError(
-                f"{self.root}/{self.folder}_*.json differ in length: {counts}; unpack them again"
-            )
+            names = f"{self.root}/{self.folder}_*.json"
+            raise ValueError(f"{names} differ in length: {counts}; unpack them again")
         return labels
 
     def _check_labels(self, hand: HandModel, image: str) -> None:

@@ -3,7 +3,6 @@
 OpenGL axes become OpenCV's, the joint order ours, handPose and handTrans rotations and a mesh.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from handmim.data.benchmark_checks import (
     check_meta,
     has_pose,
 )
-from handmim.data.datasets import digest_of, files_digest, some
+from handmim.data.datasets import digest_of, files_digest, refuse_empty, some
 from handmim.data.label_files import (
     check_made_with,
     file_names,
@@ -36,10 +35,8 @@ from handmim.images.decode import UnreadableImage, image_head, read_image
 from handmim.types import CropSample, HandSample
 from handmim.utils.arguments import below_one, one_of
 from handmim.utils.files import UnreadableSample
-from handmim.utils.findings import Notes, shown, spread
+from handmim.utils.findings import Notes, shown, spread, warn_once
 from handmim.utils.unpickle import load_pickle
-
-log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "all", "evaluation")
 CHECKED = 32  # frames whose metas are checked at the start
@@ -153,25 +150,17 @@ class Ho3d(Dataset[HandSample | CropSample]):
                 f"{len(frames)} frames: they are of different versions"
             )
         self.ground_truth = stored  # joints and vertices
-        self.frames = frames
-        if split != "evaluation":
-            self.frames = split_takes(frames, split, val_fraction, seed)
-        if not self.frames:
-            raise ValueError(
-                f"split {split} of {root} is empty: its recordings cannot be cut by "
-                f"data.val_fraction={val_fraction}"
-            )
-        self._is_unlabelled_noted = False
+        part = "all" if split == "evaluation" else split
+        self.frames = split_takes(frames, part, val_fraction, seed)
+        refuse_empty(split, root, len(self.frames), val_fraction)
         self._check()
 
     def _check(self) -> None:
         """Check the files of all frames, and some metas with the functions of the doctor."""
         missing = missing_files(self.root, self.folder, self.frames)
         if missing:
-            raise FileNotFoundError(
-                f"{len(missing)} files of {len(self.frames)} frames of {self.folder}.txt are not "
-                f"in {self.root}: {shown(missing)}; unpack HO-3D again"
-            )
+            text = f"{len(missing)} files of {len(self.frames)} frames of {self.folder}.txt"
+            raise FileNotFoundError(f"{text} are not in {self.root}: {shown(missing)}")
         chosen = [self.frames[i] for i in spread(len(self.frames), CHECKED)]
         metas = {frame: read_meta(self.root, self.folder, frame) for frame in chosen}
         first = image_of(self.root, self.folder, self.frames[0])
@@ -200,11 +189,7 @@ class Ho3d(Dataset[HandSample | CropSample]):
             is_valid = (np.arange(21) == 0) & (given is not None)
             return {"joints_cam_m": joints, "joints_valid": is_valid}
         if meta.get("camMat") is None or not has_pose(meta):
-            if not self._is_unlabelled_noted:
-                log.warning(
-                    "%s has no hand annotation: it counts as unlabelled", self.frames[index]
-                )
-            self._is_unlabelled_noted = True
+            warn_once(f"frames of {self.root} without hand annotation count as unlabelled")
             return {}
         pose, transl, betas = (
             np.asarray(meta[key], np.float64).ravel()

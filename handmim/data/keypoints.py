@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from handmim.data.annotation_checks import check_annotations
 from handmim.data.annotations import Annotations, read_annotations
-from handmim.data.datasets import digest_of, files_digest
+from handmim.data.datasets import digest_of, files_digest, refuse_empty
 from handmim.data.samples import box_of_points, crop_map, crop_sample
 from handmim.images.decode import read_image
 from handmim.types import HandSample
@@ -94,10 +94,8 @@ class KeypointPhotos(Dataset[HandSample]):
         content = read_annotations(path, notes)
         missing = missing_images(content, self.root)
         if missing:
-            raise FileNotFoundError(
-                f"{len(missing)} annotated images are not in {self.root}: {missing[:5]} "
-                "(file_name is relative to root)"
-            )
+            text = f"{len(missing)} annotated images are not in {self.root}: {missing[:5]}"
+            raise FileNotFoundError(f"{text} (file_name is relative to root)")
         check_annotations(content, self.root, notes)
         if split != "all":
             check_groups(content, split_by, notes)
@@ -112,8 +110,7 @@ class KeypointPhotos(Dataset[HandSample]):
         if split != "all":
             self.source += f", val_fraction {val_fraction:g} by {split_by}, split seed {seed}"
         self._has_classes = len({hand.category for hand in content.hands}) > 1
-        if not self.hands:
-            raise ValueError(f"split {split} of {path.name} is empty (val_fraction={val_fraction})")
+        refuse_empty(split, path, len(self.hands), val_fraction)
 
     @staticmethod
     def _groups_of(split: str, groups: list[str], val_fraction: float, seed: int) -> set[str]:
@@ -166,12 +163,6 @@ class KeypointPhotos(Dataset[HandSample]):
             crop_map(box, self.crop_scale, self.image_px),
             self.image_px,
             name,
-            is_right=hand.is_right,
-            K_px=hand.K,
             kp2d_px=kp_px,
-            kp2d_valid=valid,
-            kp2d_conf=hand.scores,
-            # occluded joints keep their 3D label
-            joints_cam_m=hand.joints,
-            joints_valid=hand.joints_valid,
+            **hand.labels,
         )

@@ -137,12 +137,10 @@ def settle_order(notes: Notes, joints: Array, expected: str, where: str) -> Arra
     joints = joints[:, list(LABEL_ORDERS[order])]
     found = misfit(joints)
     if found > MISFIT_LIMIT:
-        notes.warning(
-            "proportions",
-            f"{where}: bones have a hand's proportions in no known joint order (misfit "
-            f"{found:.2f}, of hands at most {MISFIT_LIMIT})",
-            "the order is wrist, thumb, index, middle, ring, little, each from base to tip",
-        )
+        text = f"{where}: bones have a hand's proportions in no known joint order (misfit "
+        text += f"{found:.2f}, of hands at most {MISFIT_LIMIT})"
+        fix = "the order is wrist, thumb, index, middle, ring, little, each from base to tip"
+        notes.warning("proportions", text, fix)
     return joints
 
 
@@ -169,15 +167,14 @@ def note_bones(notes: Notes, joints_m: Array, where: str) -> None:
     lengths = bones(joints_m)
     odd = float(((lengths < BONE_M[0]) | (lengths > BONE_M[1])).any(axis=1).mean())
     palm = float(np.median(np.linalg.norm(joints_m[:, 9] - joints_m[:, 0], axis=1)))
-    notes.judge(
-        odd <= ODD_BONES and PALM_M[0] <= palm <= PALM_M[1],
-        "bones",
-        f"{where}: bones of {lengths.min() * 1e3:.1f} to {lengths.max() * 1e3:.1f} mm, median "
+    text = f"{where}: bones of {lengths.min() * 1e3:.1f} to {lengths.max() * 1e3:.1f} mm, median "
+    text += (
         f"{np.median(lengths) * 1e3:.1f}, wrist to middle knuckle {palm * 1e3:.0f} mm; {odd:.0%} "
-        "of the hands have a bone out of 5 to 120 mm",
-        f"check the lengths in {where}: wrist to middle knuckle is 50 to 140 mm in metres",
-        bad="warning",
     )
+    text += "of the hands have a bone out of 5 to 120 mm"
+    fix = f"check the lengths in {where}: wrist to middle knuckle is 50 to 140 mm in metres"
+    good = odd <= ODD_BONES and PALM_M[0] <= palm <= PALM_M[1]
+    notes.judge(good, "bones", text, fix, bad="warning")
 
 
 def note_side(notes: Notes, right_joints: Array, where: str) -> None:
@@ -215,14 +212,10 @@ def note_cameras(notes: Notes, K_px: Array, size_px: tuple[int, int], where: str
     """Note whether [n, 3, 3] intrinsics are possible for images of (width, height)."""
     good = plausible(K_px, *size_px)
     fx, cx, cy = (float(np.median(K_px[:, i, j])) for i, j in ((0, 0), (0, 2), (1, 2)))
-    notes.judge(
-        bool(good.all()),
-        "k",
-        f"{where}: {good.mean():.0%} of the intrinsics are possible for {size_px[0]} x "
-        f"{size_px[1]} px (medians: focal length {fx:.0f} px, centre {cx:.0f}, {cy:.0f})",
-        f"unpack the original of {where} again: K is [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in "
-        "pixels of the stored images",
-    )
+    text = f"{where}: {good.mean():.0%} of the intrinsics are possible for {size_px[0]} x "
+    text += f"{size_px[1]} px (medians: focal length {fx:.0f} px, centre {cx:.0f}, {cy:.0f})"
+    fix = f"unpack the original of {where} again: K is [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in px"
+    notes.judge(bool(good.all()), "k", text, fix)
     return bool(good.all())
 
 

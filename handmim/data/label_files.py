@@ -71,14 +71,11 @@ def check_made_with(root: Path, arrays: HandArrays) -> None:
     """Raises: ValueError for labels rendered from another hand model, or not to their end."""
     facts = read_facts(root)
     if facts is None and (root / PARTS).is_dir():
-        raise ValueError(
-            f"{root} is not rendered to its end: call the same tools/synthesize.py again"
-        )
+        raise ValueError(f"{root} is not rendered to its end: call tools/synthesize.py again")
     if facts is not None and facts["hand_sha256"] != arrays.sha256:
         raise ValueError(
             f"{root} was rendered from hand {facts['hand']} ({facts['hand_sha256'][:12]}), the "
-            f"chosen one is {arrays.name} ({arrays.sha256[:12]}): set hand and hand.path to the "
-            "hand of the dataset"
+            f"chosen one is {arrays.name} ({arrays.sha256[:12]}): set hand and hand.path to it"
         )
 
 
@@ -100,8 +97,9 @@ def numbers(value: Any, shapes: Sequence[tuple[int, ...]]) -> Array | str:
     if len(lengths) > 1 or shape not in shapes:
         came = " x ".join(map(str, shape)) if len(lengths) == 1 else "unequal lists of"
         return f"got {came} values"
-    if not set(map(type, flat)) <= {int, float, type(None)}:
-        number = next(i for i, x in enumerate(flat) if type(x) not in (int, float, type(None)))
+    kinds = (int, float, type(None))
+    if not set(map(type, flat)) <= set(kinds):
+        number = next(i for i, x in enumerate(flat) if type(x) not in kinds)
         return f"number {number} is {short(flat[number])}"
     try:
         return np.array(flat, np.float64).reshape(shape)

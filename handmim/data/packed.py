@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from handmim.data.annotations import read_field, read_joints, read_keypoints
+from handmim.data.annotations import read_hand
 from handmim.data.crops import Crops
 from handmim.data.datasets import digest_of
 from handmim.data.hand_sides import SideReader
@@ -244,27 +244,16 @@ class ShardCrops(Crops):
 
     def _labelled(self, index: int, image: ImageArray, metadata: Mapping[str, Any]) -> HandSample:
         notes, entry = Notes("keypoints"), self.names[index]
-        keypoints = read_keypoints(notes, entry, metadata, "keypoints")
-        scores, K = (read_field(notes, entry, metadata, f) for f in ("keypoint_scores", "K"))
-        joints, is_valid = read_joints(notes, entry, metadata)
-        is_right = True
-        try:
-            is_right, _ = SideReader([metadata], []).read(metadata) or (True, "")
-        except ValueError as error:
-            notes.error("side", str(error))
-        if notes.findings or keypoints is None:
+        found = read_hand(notes, entry, 0, dict(metadata), SideReader([metadata], []))
+        if notes.findings or found is None:
             raise UnreadableSample(self._name(index), "; ".join(f.text for f in notes.findings))
+        hand = found[0]
         height, width = image.shape[:2]
         return crop_sample(
             image,
             crop_map(np.array([0.0, 0.0, width, height]), 1.0, self.image_px),
             self.image_px,
             entry,
-            is_right=is_right,
-            K_px=K,
-            kp2d_px=keypoints[:, :2],
-            kp2d_valid=keypoints[:, 2] > 0,
-            kp2d_conf=None if scores is None else scores[0],
-            joints_cam_m=joints,
-            joints_valid=is_valid,
+            kp2d_px=hand.keypoints[:, :2],
+            **hand.labels,
         )

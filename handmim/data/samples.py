@@ -16,6 +16,7 @@ from handmim.hand.arrays import NUM_VERTS
 from handmim.hand.conventions import mirror_intrinsics, mirror_points, mirror_rotmats
 from handmim.hand.skeleton import CONVENTION_NAMES, NUM_JOINTS
 from handmim.types import HandSample
+from handmim.utils.arguments import one_of
 from handmim.utils.files import UnreadableSample
 
 Array = NDArray[np.floating]
@@ -108,10 +109,7 @@ def hand_sample(
     """
     if (rotmats is None) != (betas is None):
         raise ValueError(f"{sample_id}: MANO parameters are rotations and betas, got one of them")
-    if joint_convention not in CONVENTION_NAMES:
-        raise ValueError(
-            f"{sample_id}: joint_convention {joint_convention!r} is none of {CONVENTION_NAMES}"
-        )
+    one_of("joint_convention", joint_convention, CONVENTION_NAMES)
 
     def label(
         name: str, value: Array | None, valid: NDArray[np.bool_] | None = None
@@ -162,9 +160,8 @@ def _confidences(
         raise ValueError(f"{sample_id}: kp2d_conf must be ({NUM_JOINTS},), got {np.shape(conf)}")
     known = np.where(valid, conf, 0.0)
     if not ((known >= 0) & (known <= 1)).all():
-        raise ValueError(
-            f"{sample_id}: kp2d_conf must be in [0, 1], got {known.min():g} to {known.max():g}"
-        )
+        got = f"got {known.min():g} to {known.max():g}"
+        raise ValueError(f"{sample_id}: kp2d_conf must be in [0, 1], {got}")
     return known.astype(np.float32)
 
 

@@ -54,19 +54,15 @@ def check_submission(
         came = f"joints are {joints.shape} and vertices {verts.shape}"
         notes.error("shape", f"{came}, [n, 21, 3] and [n, 778, 3] are required")
         return notes.findings
-    if len(joints) != benchmark.num_samples:
-        notes.error(
-            "count",
-            f"{len(joints)} samples, {benchmark.name} has {benchmark.num_samples}: send one for "
-            "each evaluation image, in the order of the list",
-        )
+    num, expected = len(joints), benchmark.num_samples
+    if num != expected:
+        text = f"{num} samples, {benchmark.name} has {expected}: send one for each evaluation image"
+        notes.error("count", f"{text}, in the order of the list")
     bad = np.union1d(not_finite(joints), not_finite(verts))
     if len(bad):
-        notes.error(
-            "not-finite",
-            f"{len(bad)} samples hold NaN or infinity, the first {bad[:5].tolist()}: the "
-            "evaluation stops at the first; send any finite hand instead",
-        )
+        text = f"{len(bad)} samples hold NaN or infinity, the first {bad[:5].tolist()}: the "
+        text += "evaluation stops at the first; send any finite hand instead"
+        notes.error("not-finite", text)
         good = np.setdiff1d(np.arange(len(joints)), bad)
         joints, verts = joints[good], verts[good]
         true_joints = None if true_joints is None else true_joints[good]
@@ -85,11 +81,9 @@ def check_submission(
             notes.warning("mirrored", f"{text}: {MIRROR_FIX}")
     empty = ~verts.any(axis=(1, 2))
     if empty.any():
-        notes.warning(
-            "zero-verts",
-            f"all vertices are zero in {empty.sum()} of {len(verts)} samples: right for a "
-            "joints-only method, whose mesh metrics then mean nothing; else the mesh was lost",
-        )
+        text = f"all vertices are zero in {empty.sum()} of {len(verts)} samples: right for a "
+        text += "joints-only method, whose mesh metrics then mean nothing; else the mesh was lost"
+        notes.warning("zero-verts", text)
     if len(joints) > 1 and np.abs(joints - joints[0]).max() < 1e-6:
         text = f"all {len(joints)} samples have the same joints: the images made no difference"
         notes.warning("constant", text)
@@ -108,14 +102,12 @@ def _check_axes(
     # HO-3D's own writer refuses a single one; FreiHAND's evaluation takes them as bad hands.
     is_hard = benchmark.axes == "opengl" or either.mean() > 0.5
     if either.any():
-        notes.judge(
-            False,
-            "behind-camera",
+        text = (
             f"behind the camera are all joints in {counts[0]} and all vertices in {counts[1]} of "
-            f"{len(joints)} samples: {benchmark.name} requires {axes} axes, hands at z "
-            f"{'>' if side > 0 else '<'} 0; multiply y and z by -1 if the axes are the other ones",
-            bad="error" if is_hard else "warning",
         )
+        text += f"{len(joints)} samples: {benchmark.name} requires {axes} axes, hands at z "
+        text += f"{'>' if side > 0 else '<'} 0; multiply y and z by -1 if the axes are the others"
+        notes.judge(False, "behind-camera", text, bad="error" if is_hard else "warning")
 
 
 def _check_hands(
@@ -143,17 +135,15 @@ def _check_hands(
     wrist, root = (joints[:, benchmark.joint_names.index(n)] for n in ("wrist", "middle_1"))
     depth = float(np.median(np.abs(joints[..., 2].mean(axis=1))))
     if min(np.abs(wrist).max(), np.abs(root).max()) < 1e-6:
-        notes.warning(
-            "root-relative",
+        text = (
             "the wrist or the middle knuckle is at the origin in every sample: unaligned metrics "
-            "compare absolute camera coordinates; add the root translation, or quote aligned ones",
         )
+        text += "compare absolute coordinates; add the root translation, or quote aligned ones"
+        notes.warning("root-relative", text)
     elif not DEPTH_M[0] <= depth <= DEPTH_M[1]:
-        notes.warning(
-            "depth",
-            f"hands are {depth:.2f} m from the camera by their median, expected {DEPTH_M[0]} to "
-            f"{DEPTH_M[1]} m: unaligned metrics need the true root translation",
-        )
+        text = f"hands are {depth:.2f} m from the camera by their median, expected {DEPTH_M[0]} to "
+        text += f"{DEPTH_M[1]} m: unaligned metrics need the true root translation"
+        notes.warning("depth", text)
     if has_verts.any():
         verts, is_known = _in_metres(notes, verts, "vertices")
         if is_known:
@@ -195,17 +185,13 @@ def _check_mesh(
     nearest = [torch.cdist(*part).amin(dim=2) for part in zip(*parts, strict=True)]
     distance = float(torch.cat(nearest).mean(dim=1).median())
     if distance > OFF_VERTS_M:
-        notes.error(
-            "joints-off-verts",
-            f"joints lie {distance * 1e3:.0f} mm from the nearest vertex on average, on a hand "
-            "about 10: joints and vertices must share axes, unit and origin",
-        )
+        text = f"joints lie {distance * 1e3:.0f} mm from the nearest vertex on average, on a hand "
+        text += "about 10: joints and vertices must share axes, unit and origin"
+        notes.error("joints-off-verts", text)
     elif order is not None:
         tips = joints_m[:, KNOWN_ORDERS[order][4::4]] - verts_m[:, FINGERTIP_VERTS["freihand"]]
         distance = float(np.median(np.linalg.norm(tips, axis=2).mean(axis=1)))
         if distance > OFF_TIPS_M:
-            notes.warning(
-                "verts-order",
-                f"fingertip vertices lie {distance * 1e3:.0f} mm from the fingertips: vertices are "
-                "required in MANO's order, of the hand that the joints are of",
-            )
+            text = f"fingertip vertices lie {distance * 1e3:.0f} mm from the fingertips: vertices "
+            text += "are required in MANO's order, of the hand that the joints are of"
+            notes.warning("verts-order", text)

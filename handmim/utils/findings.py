@@ -36,8 +36,8 @@ class Finding:
 
 
 @cache
-def _warn_once(text: str) -> None:
-    """Training and validation sets read the same file."""
+def warn_once(text: str) -> None:
+    """Log a warning, once in a process."""
     log.warning(text)
 
 
@@ -91,7 +91,7 @@ class Notes:
         """Log warnings; raise a ValueError that names the source and the first few errors."""
         for finding in self.findings:
             if finding.level == "warning":
-                _warn_once(f"{source}: {finding.text}; {finding.fix}")
+                warn_once(f"{source}: {finding.text}; {finding.fix}")
         errors = [f"{f.text} ({f.fix})" for f in self.findings if f.level == "error"]
         if errors:
             more = len(errors) - MOST_RAISED

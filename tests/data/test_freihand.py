@@ -210,7 +210,7 @@ def test_versions_without_images_are_left_out_with_a_warning(load, copy, freihan
     assert len(data) == 18
     assert data[17].has_mano
     assert "gs 18, hom 0, sample 0, auto 0: training on gs (data.versions=[gs])" in caplog.text
-    with pytest.raises(ValueError, match="two versions or more"):
+    with pytest.raises(ValueError, match="two versions of images"):
         load(root, partners=True)
     (root / "training" / "rgb" / f"{data.ids[3]:08d}.jpg").unlink()
     load(root, versions=("gs",))

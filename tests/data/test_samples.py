@@ -83,7 +83,7 @@ def test_bad_labels_are_refused_by_name():
         hand_sample(image, "s/7", joints_cam_m=np.full((21, 3), np.nan))
     with pytest.raises(ValueError, match=r"K_crop_px must be \(3, 3\), got \(2, 3\)"):
         hand_sample(image, "x", K_crop_px=np.zeros((2, 3)))
-    with pytest.raises(ValueError, match="none of"):
+    with pytest.raises(ValueError, match="joint_convention must be one of"):
         hand_sample(image, "x", joint_convention="coco")
 
 

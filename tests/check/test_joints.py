@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.check.freihand import shares_in_masks
+from handmim.check.benchmarks import shares_in_masks
 from handmim.data.label_checks import (
     METRES,
     bones,

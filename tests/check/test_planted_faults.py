@@ -8,10 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
+from handmim.check.benchmarks import check_freihand, check_ho3d
 from handmim.check.environment import check_hand
-from handmim.check.freihand import check_freihand
-from handmim.check.ho3d import check_ho3d
-from handmim.check.images import check_crops, check_keypoints
+from handmim.check.run import check_crops, check_keypoints
 from handmim.hand.conventions import OPENCV_FROM_OPENGL
 from handmim.hand.io import save_npz
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D, HO3D_FROM_CANONICAL

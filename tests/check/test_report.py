@@ -3,12 +3,14 @@
 import json
 import runpy
 import sys
+import tracemalloc
 
 import pytest
 from rich.console import Console
 
-from handmim.check.images import check_crops
-from handmim.check.run import check_all, findings_table, totals
+from handmim.check.run import check_all, check_crops, findings_table, totals
+from handmim.check.tree import read_rows
+from handmim.data import label_files
 from handmim.data.label_files import file_names
 from handmim.utils.findings import Finding, Notes, spread
 
@@ -85,6 +87,19 @@ def test_a_missing_folder_of_crops_is_named_with_its_own_key(tmp_path):
     assert finding.text == f"no folder {tmp_path / 'nope'}"
     assert finding.fix.endswith("crops=DIR")
     assert "data.root" not in finding.text
+
+
+def test_lists_are_read_one_entry_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(label_files, "PIECE_BYTES", 1 << 16)
+    entry = json.dumps([[0.5, 0.25, 1.0]] * 778)
+    path = tmp_path / "training_verts.json"
+    path.write_text(f"[{','.join([entry] * 300)}]")  # 5.6 MB as an array
+    tracemalloc.start()
+    count, rows = read_rows(path, (778, 3), [0, 299])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (count, rows.shape) == (300, (2, 778, 3))
+    assert peak < 1e6
 
 
 def call(monkeypatch, capsys, *arguments):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from handmim.check.images import check_keypoints
+from handmim.check.run import check_keypoints
 from handmim.data.keypoints import KeypointPhotos
 from handmim.geometry.rotation_numpy import rotvec_to_matrix
 from handmim.hand.conventions import mirror_points

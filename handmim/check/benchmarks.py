@@ -1,0 +1,344 @@
+"""FreiHAND and HO-3D: folders, lists, images, masks, and the checks that training runs."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from handmim.check.tree import Tree, read_rows
+from handmim.data.benchmark_checks import (
+    SOURCE,
+    Labels,
+    check_freihand_labels,
+    check_ho3d_evaluation,
+    check_ho3d_training,
+)
+from handmim.data.freihand import FIELDS as READ
+from handmim.data.freihand import missing_images
+from handmim.data.ho3d import image_of, missing_files, read_frames, read_meta
+from handmim.data.label_checks import OPENGL, settle_axes, settle_order, settle_unit
+from handmim.data.label_files import GROUND_TRUTH, VERSIONS, file_names, take_of
+from handmim.hand.arrays import HandArrays
+from handmim.hand.conventions import project_px
+from handmim.hand.model import HandModel
+from handmim.images.decode import read_rgb
+from handmim.utils.findings import Finding, Level, Notes, shown, spread
+from handmim.utils.unpickle import UnsafePickleError
+
+EVAL_SOURCE = "unpack FreiHAND_pub_v2_eval.zip beside it"
+FREIHAND_COUNTS = {"training": (32560,), "evaluation": (3960,)}
+FIELDS: dict[str, tuple[int, ...]] = {**READ, "scale": ()}  # the reader has no use for scale
+GIVEN = {"training": tuple(FIELDS), "evaluation": ("K", "scale")}
+SIDE_PX = 224
+MASKED = 128  # masks are lossy JPEG
+MARGIN = 0.012  # of the longer side, by which masks grow
+SHARE_GOOD, SHARE_BAD, LEAST_LEAD = 0.8, 0.6, 0.1  # of joints on masks
+PARTS = ("train", "evaluation")
+# Version 3's own script names 78297 training frames, its list has 83325.
+HO3D_COUNTS: Mapping[int, Mapping[str, tuple[int, ...]]] = {
+    2: {"train": (66034,), "evaluation": (11524,)},
+    3: {"train": (83325, 78297), "evaluation": (20137,)},
+}
+WIDTH_PX = 640
+SUFFIX = {2: ".png", 3: ".jpg"}
+LARGEST_MISS_M = 0.01  # ground truth against the given wrist
+
+
+def check_freihand(
+    root: Path, hand: HandArrays | None, num_checked: int, *, full: bool = False
+) -> list[Finding]:
+    """Findings on the unpacked dataset, the folder with training/ and training_K.json.
+
+    `num_checked` samples of each part are checked closely; `full` decodes all images.
+    """
+    tree = Tree(root, "freihand", Notes("freihand", SOURCE))
+    required = [f"{part}/rgb" for part in FREIHAND_COUNTS]
+    required += [f"{part}_{name}.json" for part, names in GIVEN.items() for name in names]
+    tree.check_layout(required, "training", "training_K.json")
+    parts = [part for part in FREIHAND_COUNTS if (root / f"{part}_K.json").is_file()]
+    if parts:
+        tree.read_metadata()
+        model = tree.usable_hand(hand)
+        for part in parts:
+            with tree.notes.guard(part):
+                _check_freihand_part(tree, part, model, num_checked, full)
+    return tree.notes.findings
+
+
+def _check_freihand_part(
+    tree: Tree, part: str, model: HandModel | None, num_checked: int, full: bool
+) -> None:
+    notes, folder = tree.notes, tree.root / part / "rgb"
+    lengths, ids, labels = _read_lists(tree, part, num_checked)
+    if not lengths:
+        return
+    least, num = min(lengths.values()), max(lengths.values())
+    text = f"{part}: entries {', '.join(f'{k} {n}' for k, n in lengths.items())}"
+    fix = f"the lists of one part belong together: {SOURCE}"
+    notes.judge(0 < least == num, "lists", text, fix)
+    if not least:
+        return
+    tree.check_count(
+        part, num, FREIHAND_COUNTS[part], "FreiHAND", f"{SOURCE}, unless a part is meant"
+    )
+    size_px = (tree.side_px(SIDE_PX),) * 2
+    if folder.is_dir():
+        with notes.guard("images"):
+            _check_files(tree, part, num)
+        with notes.guard("size"):
+            # Each sample before another background.
+            versions = len(VERSIONS) if part == "training" else 1
+            image_ids = ids + num * (np.arange(len(ids)) % versions)
+            image_ids = np.arange(num * versions) if full else image_ids
+            paths = [folder / f"{i:08d}.jpg" for i in image_ids]
+            tree.check_sizes(part, [p for p in paths if p.is_file()], size_px)
+    if part == "evaluation":
+        missing = [f"evaluation_{name}.json" for name in GROUND_TRUTH if name not in lengths]
+        text = "the ground truth of the evaluation is there: scores are computed here"
+        if missing:
+            text = f"no {' and '.join(missing)}: predictions can be submitted, not scored "
+            text += f"({EVAL_SOURCE})"
+        notes.judge(len(missing) != 1, "truth", text, EVAL_SOURCE, bad="warning")
+
+    def fall_on_masks(is_finite: NDArray[np.bool_], good: Labels) -> bool:
+        return _check_masks(tree, part, ids[is_finite], good["xyz"], good["K"])
+
+    # Images of another size are noted already.
+    masks = None if notes.failed("size") else fall_on_masks
+    check_freihand_labels(notes, part, labels, model, size_px, masks)
+
+
+def _read_lists(
+    tree: Tree, part: str, num_checked: int
+) -> tuple[dict[str, int], NDArray[np.int64], dict[str, NDArray[np.float64]]]:
+    """Lengths of all lists; the samples that are checked closely, and their labels."""
+    lengths, labels = dict[str, int](), dict[str, NDArray[np.float64]]()
+    ids = np.zeros(0, np.int64)
+    for name, shape in FIELDS.items():
+        path = tree.root / f"{part}_{name}.json"
+        if path.is_file():
+            with tree.notes.guard("json"):
+                if not lengths:
+                    ids = spread(read_rows(path, shape, ())[0], num_checked)
+                lengths[name], labels[name] = read_rows(path, shape, ids.tolist())
+    ids = ids[: min(map(len, labels.values()), default=0)]
+    return lengths, ids, {name: rows[: len(ids)] for name, rows in labels.items()}
+
+
+def _check_files(tree: Tree, part: str, num: int) -> None:
+    """Whether every image and mask of `num` samples is there, and no more images than that."""
+    versions = VERSIONS if part == "training" else VERSIONS[:1]
+    names = {n for n in file_names(tree.root / part / "rgb") if re.fullmatch(r"\d{8}\.jpg", n)}
+    missing = missing_images(names, range(num), num, versions)
+    extra = sorted(name for name in names if int(name[:8]) >= num * len(versions))
+    lost = [name for files in missing.values() for name in files]
+    whole = [version for version, files in missing.items() if not files]
+    counts = ", ".join(f"{version} {num - len(files)}" for version, files in missing.items())
+    text = f"{part}: {len(names)} images, {num * len(versions)} required ({counts})"
+    text += f"; missing {shown(lost)}" if lost else ""
+    text += f"; without labels {shown(extra)}" if extra else ""
+    fix = SOURCE
+    if whole and lost and not extra:
+        fix += f", or train on what is whole: data.versions=[{','.join(whole)}]"
+    # Training leaves out versions without any image.
+    lacks_versions = whole and not extra and {len(f) for f in missing.values()} <= {0, num}
+    bad: Level = "warning" if lacks_versions else "error"
+    tree.notes.judge(not lost and not extra, "images", text, fix, bad=bad)
+    if part == "training" and (tree.root / part / "mask").is_dir():
+        gone = missing_images(set(file_names(tree.root / part / "mask")), range(num), num, ("gs",))
+        text = f"{num - len(gone['gs'])} of {num} masks"
+        tree.notes.judge(not gone["gs"], "masks", text, bad="warning")
+
+
+def _check_masks(
+    tree: Tree,
+    part: str,
+    ids: NDArray[np.int64],
+    xyz_cam_m: NDArray[np.float64],
+    K_px: NDArray[np.float64],
+) -> bool:
+    """Whether joints [n, 21, 3] fall on the masks of their samples, and less so on other masks;
+    True also without masks."""
+    rows, masks = [], []
+    for row, item in enumerate(ids):
+        path = tree.root / part / "mask" / f"{item:08d}.jpg"
+        mask = read_rgb(path) if path.is_file() else None
+        if mask is not None:
+            rows.append(row)
+            masks.append(cv2.extractChannel(mask, 0) > MASKED)
+    if not rows:
+        return True
+    own, others = shares_in_masks(project_px(xyz_cam_m[rows], K_px[rows]), masks)
+    good = own >= SHARE_BAD and (len(rows) == 1 or own - others >= LEAST_LEAD)
+    text = f"{part}: {own:.0%} of the joints fall on their hand's mask by K"
+    text += f" ({others:.0%} on other hands' masks, {len(rows)} images)"
+    fix = f"{part}_K.json, {part}_xyz.json and the images do not belong together: {SOURCE}"
+    bad: Level = "warning" if good else "error"
+    tree.notes.judge(good and own >= SHARE_GOOD, "mask", text, fix, bad=bad)
+    return good
+
+
+def shares_in_masks(
+    points_px: NDArray[np.floating], masks: list[NDArray[np.bool_]]
+) -> tuple[float, float]:
+    """Mean shares of points [n, P, 2] that fall on n masks [H, W]: on the own one, and on all
+    others'. They are near each other when labels and images do not belong together; 0 for the
+    others when there is one sample."""
+    shares = np.zeros((len(masks), len(masks)))
+    for column, mask in enumerate(masks):
+        height, width = mask.shape
+        margin = 1 + 2 * round(MARGIN * max(mask.shape))
+        grown = cv2.dilate(mask.astype(np.uint8), np.ones((margin, margin), np.uint8)) > 0
+        # Far and undefined points count as outside.
+        px = np.nan_to_num(points_px, nan=-1.0).clip(-1, max(mask.shape))
+        at = np.floor(px).astype(int)
+        inside = ((at >= 0) & (at < [width, height])).all(axis=2)
+        at = at.clip(0, [width - 1, height - 1])
+        shares[:, column] = (inside & grown[at[..., 1], at[..., 0]]).mean(axis=1)
+    others = shares[~np.eye(len(masks), dtype=bool)]
+    return float(np.diag(shares).mean()), float(others.mean()) if len(others) else 0.0
+
+
+def check_ho3d(
+    root: Path, version: int, hand: HandArrays | None, num_checked: int, *, full: bool = False
+) -> list[Finding]:
+    """Findings on the unpacked dataset, the folder with train.txt, meant to be version 2 or 3.
+
+    `num_checked` frames of each part are checked closely; `full` decodes all images.
+    """
+    notes = Notes(f"ho3d-v{version}", f"unpack HO3D_v{version}.zip again")
+    tree = Tree(root, f"ho3d_v{version}", notes)
+    tree.check_layout([n for part in PARTS for n in (f"{part}.txt", part)], "train", "train.txt")
+    parts = [part for part in PARTS if (root / f"{part}.txt").is_file()]
+    if not parts:
+        return notes.findings
+    tree.read_metadata()
+    model = tree.usable_hand(hand)
+    lists: dict[str, list[str]] = {}
+    for part in parts:
+        with notes.guard("list"):
+            lists[part] = read_frames(root / f"{part}.txt")
+    for part, frames in lists.items():
+        with notes.guard(part):
+            _check_ho3d_part(tree, version, part, frames, model, num_checked, full)
+    if len(lists) == 2:
+        _check_recordings(tree, lists)
+    return notes.findings
+
+
+def _check_ho3d_part(
+    tree: Tree,
+    version: int,
+    part: str,
+    frames: list[str],
+    model: HandModel | None,
+    num_checked: int,
+    full: bool,
+) -> None:
+    twice = [frame for frame, count in Counter(frames).items() if count > 1]
+    text = f"{part}.txt: {len(frames)} frames"
+    text += f", {len(twice)} of them listed twice: {shown(twice)}" if twice else ", each once"
+    tree.notes.judge(not twice, "list", text)
+    others = [v for v in HO3D_COUNTS if v != version and len(frames) in HO3D_COUNTS[v][part]]
+    fix = f"this is version {others[0]}: ho3d_v{others[0]}=DIR" if others else ""
+    name = f"HO-3D version {version}"
+    tree.check_count(part, len(frames), HO3D_COUNTS[version][part], name, fix)
+    missing = missing_files(tree.root, part, frames)
+    text = "image and meta of every listed frame are there"
+    if missing:
+        text = f"{len(missing)} files of listed frames are missing: {shown(missing)}"
+    tree.notes.judge(not missing, "files", f"{part}: {text}")
+    width_px = tree.side_px(WIDTH_PX)
+    size_px = width_px, width_px * 3 // 4
+    chosen = {frames[i]: int(i) for i in spread(len(frames), num_checked)}
+    with tree.notes.guard("size"):
+        _check_images(tree, version, part, size_px, frames if full else list(chosen))
+    metas = _metas(tree, part, chosen)
+    if part == "train":
+        check_ho3d_training(tree.notes, metas, model, size_px)
+        return
+    with tree.notes.guard("box"):
+        check_ho3d_evaluation(tree.notes, metas, size_px)
+    with tree.notes.guard("truth"):
+        by_index = {chosen[frame]: meta for frame, meta in metas.items()}
+        _check_ground_truth(tree, len(frames), by_index)
+
+
+def _check_images(
+    tree: Tree, version: int, part: str, size_px: tuple[int, int], frames: list[str]
+) -> None:
+    paths = [p for p in (image_of(tree.root, part, frame) for frame in frames) if p]
+    suffixes, expected = Counter(path.suffix for path in paths), SUFFIX[version]
+    text = f"{part}: images are {', '.join(f'{n} {s}' for s, n in suffixes.items()) or 'missing'}, "
+    text += f"those of version {version} are {expected}"
+    fix = f"this is version {5 - version}: ho3d_v{5 - version}={tree.root}"
+    tree.notes.judge(set(suffixes) <= {expected}, "version", text, fix)
+    tree.check_sizes(part, paths, size_px)
+
+
+def _metas(tree: Tree, part: str, frames: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Those that can be read, by their frame."""
+    metas, notes = dict[str, dict[str, Any]](), tree.notes
+    for frame in frames:
+        with notes.guard("meta"), suppress(FileNotFoundError):  # noted already
+            try:
+                metas[frame] = read_meta(tree.root, part, frame)
+            except UnsafePickleError as error:
+                notes.error("pickle", str(error), f"delete it and {notes.fix}")
+    notes.ok("meta", f"{part}: {len(metas)} metas checked are plain data")
+    return metas
+
+
+def _check_recordings(tree: Tree, lists: dict[str, list[str]]) -> None:
+    train, test = ({frame.split("/")[0] for frame in lists[part]} for part in PARTS)
+    recordings = {take_of(s) for s in train} & {take_of(s) for s in test}
+    if same := sorted(train & test):
+        text = f"sequences are in both lists: {shown(same)}"
+        tree.notes.error("takes", text, f"the evaluation is trained on: {tree.notes.fix}")
+    elif recordings:
+        text = f"recordings filmed by other cameras are in both lists: {shown(sorted(recordings))}"
+        fix = "results flatter on these sequences; leave them out of train.txt for a clean test"
+        tree.notes.warning("takes", text, fix)
+    else:
+        text = f"{len(train)} and {len(test)} sequences share no recording"
+        tree.notes.ok("takes", text)
+
+
+def _check_ground_truth(tree: Tree, num: int, metas: Mapping[int, dict[str, Any]]) -> None:
+    """The released ground truth of the evaluation, where it is: its count, order and wrists."""
+    notes = tree.notes
+    paths = {key: tree.root / f"evaluation_{key}.json" for key in GROUND_TRUTH}
+    missing = [path.name for path in paths.values() if not path.is_file()]
+    if missing:
+        fix = "both files of the ground truth were released, see the README of HO-3D's repository"
+        text = f"no {' and '.join(missing)}: predictions can be submitted, not scored ({fix})"
+        notes.judge(len(missing) == 2, "truth", text, fix, bad="warning")
+        return
+    indices = sorted(metas)
+    (num_joints, xyz), (num_verts, verts) = (
+        read_rows(path, GROUND_TRUTH[key], indices) for key, path in paths.items()
+    )
+    good = num_joints == num_verts == num
+    text = f"evaluation.txt has {num} frames, the ground truth has {num_joints} joints and "
+    fix = "the ground truth is of another version of HO-3D: take the one of this version"
+    notes.judge(good, "truth", f"{text}{num_verts} meshes", fix)
+    if not good or not metas:
+        return
+    where = "evaluation_xyz.json"
+    xyz = settle_unit(notes, xyz, where)
+    xyz = settle_order(notes, xyz, "ho3d", where)
+    xyz = settle_axes(notes, xyz, OPENGL, where)
+    settle_axes(notes, verts[:1], OPENGL, "evaluation_verts.json")
+    given = [np.asarray(metas[i].get("handJoints3D"), np.float64).ravel()[:3] for i in indices]
+    if any(len(wrist) != 3 for wrist in given):
+        return
+    off_m = float(np.median(np.linalg.norm(xyz[:, 0] - np.stack(given), axis=1)))
+    text = f"wrists of the ground truth are {off_m * 1e3:.2f} mm off those in the metas (median)"
+    fix = "the ground truth is in another order than evaluation.txt, or of another version"
+    notes.judge(off_m <= LARGEST_MISS_M, "truth", text, fix)

@@ -47,22 +47,14 @@ SKELETONS: Mapping[str, tuple[int, ...]] = {
 FOREIGN_ORDERS = ("ho3d", "mobrecon", "ait", "interhand")
 
 
-def _by_finger(*fingers: int, is_reversed: bool = False, wrist_last: bool = False) -> list[int]:
-    steps = (3, 2, 1, 0) if is_reversed else (0, 1, 2, 3)
-    first = 0 if wrist_last else 1
-    position = {f: first + 4 * k for k, f in enumerate(fingers)}
-    joints = [position[f] + i for f in range(len(FINGERS)) for i in steps]
-    return [20 if wrist_last else 0, *joints]
-
-
 # Further orders of home-made label files; canonical[i] = theirs[order[i]] as above.
 LABEL_ORDERS: Mapping[str, tuple[int, ...]] = {
     "canonical": SKELETONS["canonical"],
     **{name: SKELETONS[name] for name in FOREIGN_ORDERS},
-    "wrist last": tuple(_by_finger(0, 1, 2, 3, 4, wrist_last=True)),
-    "little finger first": tuple(_by_finger(4, 3, 2, 1, 0)),
-    "thumb last": tuple(_by_finger(1, 2, 3, 4, 0)),
-    "tip to base": tuple(_by_finger(0, 1, 2, 3, 4, is_reversed=True)),
+    "wrist last": (20, *range(20)),
+    "little finger first": (0, *(4 * k + i for k in (4, 3, 2, 1, 0) for i in (1, 2, 3, 4))),
+    "thumb last": (0, *(4 * k + i for k in (4, 0, 1, 2, 3) for i in (1, 2, 3, 4))),
+    "tip to base": (0, *(4 * k + i for k in range(5) for i in (4, 3, 2, 1))),
 }
 
 # Vertices that stand for the fingertips (thumb .. little) differ between sources: never mix them.

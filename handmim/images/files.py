@@ -101,9 +101,7 @@ def find_images(root: Path, exclude: Sequence[str] = (), *, with_runs: bool = Fa
         if real in seen:
             continue
         seen.add(real)
-        found, inner, linked = _visit(tree, prefix)
-        folders.extend(inner)
-        links.extend(linked)
+        found = _visit(tree, prefix, folders, links)
         if found and not with_runs and is_run(root / prefix):
             tree.note("output of a run", found)
         else:
@@ -118,15 +116,15 @@ def find_images(root: Path, exclude: Sequence[str] = (), *, with_runs: bool = Fa
     return tree
 
 
-def _visit(tree: ImageTree, prefix: str) -> tuple[list[str], list[str], list[str]]:
-    """Images, folders and links to folders in one folder; the rest is noted in `tree`."""
-    images, folders, links = list[str](), list[str](), list[str]()
+def _visit(tree: ImageTree, prefix: str, folders: deque[str], links: deque[str]) -> list[str]:
+    """Images in one folder; folders and links to folders are appended, the rest is noted."""
+    images: list[str] = []
     try:
         with os.scandir(os.path.join(tree.root, prefix)) as listed:
             entries = sorted(listed, key=lambda entry: entry.name)
     except OSError:
         tree.note("folder that cannot be opened", [prefix or "."])
-        return images, folders, links
+        return images
     for entry in entries:
         name, ending = entry.name, os.path.splitext(entry.name)[1].lower()
         if name.startswith("."):
@@ -145,7 +143,7 @@ def _visit(tree: ImageTree, prefix: str) -> tuple[list[str], list[str], list[str
     known = _labelled({entry.name for entry in entries})
     if known:
         tree.benchmarks.append(Benchmark(*known, os.path.join(prefix, EVALUATION)))
-    return images, folders, links
+    return images
 
 
 def _oddity(entry: os.DirEntry[str]) -> str | None:

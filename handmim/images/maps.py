@@ -5,6 +5,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import cv2
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from handmim.images.decode import MAX_MEGAPIXELS, UnreadableImage, decode_image
 from handmim.images.formats import format_of, stored_numbers
+from handmim.utils.findings import spread
 
 SAMPLED = 8  # images of a group that are decoded
 FEW = 4  # a smaller group is judged only where its name has a word for a map
@@ -52,16 +54,12 @@ def groups_of(names: Iterable[str]) -> dict[Group, list[str]]:
     based = [(name, _base(name)) for name in names]
     num_of = Counter(base for _, base in based)
     groups: defaultdict[Group, list[str]] = defaultdict(list)
-    words: dict[str, str] = {}
     for name, base in based:
         folder, file = os.path.split(name)
         stem, ending = os.path.splitext(file)
-        if folder not in words:
-            words[folder] = " ".join(_words(folder))
-        word = _words(stem)
+        word = " ".join([*_words(folder), *_words(stem)])
         affix = "".join(AFFIX.findall(stem)) if num_of[base] > 1 else ""
-        key = Group(folder, ending.lower(), " ".join([words[folder], *word]).strip(), affix)
-        groups[key].append(name)
+        groups[Group(folder, ending.lower(), word, affix)].append(name)
     return dict(groups)
 
 
@@ -71,15 +69,10 @@ def _base(name: str) -> str:
     return folder + slash + (stem if stem.isdigit() else AFFIX.sub("", stem))
 
 
+@lru_cache(maxsize=1000)
 def _words(name: str) -> list[str]:
     """Words for a map, also in `depthMap` and `SegmentationClass`."""
     return WORDS.findall(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
-
-
-def _sampled(names: Sequence[str]) -> Sequence[str]:
-    if len(names) <= SAMPLED:
-        return names
-    return [names[i * (len(names) - 1) // (SAMPLED - 1)] for i in range(SAMPLED)]
 
 
 def find_maps(
@@ -95,7 +88,8 @@ def find_maps(
         if len(members) < FEW and not group.word:
             continue
         kinds = set[str]()
-        for name in _sampled(members):
+        for i in spread(len(members), SAMPLED):
+            name = members[i]
             try:
                 raw = read(name)
                 image = decode_image(raw, name, max_megapixels=max_megapixels)

@@ -114,10 +114,6 @@ class _Reader(pickle._Unpickler):
             raise UnsafePickleError("tries to alter something other than an object")
         target.state = state
 
-    def _load_setitem(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self.put([key, value])
-
     def _load_dict(self) -> None:
         items = self.pop_mark()
         self.stack.append(Dict())
@@ -132,7 +128,7 @@ class _Reader(pickle._Unpickler):
         pickle.BUILD[0]: _load_build,
         pickle.EMPTY_DICT[0]: lambda self: self.stack.append(Dict()),
         pickle.DICT[0]: _load_dict,
-        pickle.SETITEM[0]: _load_setitem,
+        pickle.SETITEM[0]: lambda self: self.put([self.stack.pop(-2), self.stack.pop()]),
         pickle.SETITEMS[0]: lambda self: self.put(self.pop_mark()),
         pickle.EMPTY_SET[0]: lambda self: self.stack.append(CALLS["set"]([])),
         pickle.ADDITEMS[0]: lambda self: self.add(self.pop_mark()),

@@ -1,9 +1,6 @@
 """Files of hand models: MANO's pickle, read without chumpy and scipy, and our npz."""
 
 import hashlib
-import lzma
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +11,7 @@ from numpy.typing import NDArray
 
 from handmim.hand.arrays import NUM_BETAS, SHAPES, HandArrays, arrays_from, check_raw
 from handmim.utils.arguments import one_of
-from handmim.utils.checked_files import BAD_HEADER
-from handmim.utils.files import atomic_path
+from handmim.utils.files import DAMAGE, atomic_path
 from handmim.utils.paths import STANDIN
 from handmim.utils.unpickle import Record, UnsafePickleError, load_pickle
 
@@ -29,12 +25,6 @@ LEFT_SHAPEDIRS = {
 # A model of 778 vertices in float64 has some 6 MB in a dozen arrays, further arrays are kept.
 MAX_NPZ_BYTES, MAX_NPZ_ARRAYS = 1 << 28, 1000
 MAX_SIZE = 10_000_000  # entries of a sparse matrix or a selection; MANO's largest has 315 090
-BAD_NODE = (ValueError, KeyError, TypeError, IndexError, OverflowError, MemoryError)
-BAD_NPZ = (
-    *BAD_HEADER, KeyError, OverflowError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
-    RuntimeError,  # encrypted, or packed by an unknown method
-)  # fmt: skip
-
 
 # Foreign classes that a pickle may hold, by name and modules.
 _MODULES = {
@@ -140,7 +130,7 @@ def _read_pickle(path: Path) -> dict[str, NDArray[Any]]:
     for key in [key for key in SHAPES if key in raw]:
         try:
             arrays[key] = _value(raw[key])
-        except BAD_NODE as error:
+        except (*DAMAGE, MemoryError) as error:
             raise ValueError(f"{path}: {key} holds {error}") from error
     return arrays
 
@@ -198,7 +188,7 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
                         f"{MAX_NPZ_BYTES} are read"
                     )
                 return {key: file[key] for key in file.files}
-    except BAD_NPZ as error:
+    except (*DAMAGE, MemoryError) as error:
         raise ValueError(f"{path} is damaged or not an npz of plain arrays ({error})") from error
 
 

@@ -6,7 +6,6 @@ OpenCV decodes where it keeps all channels and bits, Pillow elsewhere; the first
 import io
 import math
 import struct
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.ImageFile import ImageFile
 
-from handmim.utils.files import matching
+from handmim.utils.files import DAMAGE, matching
 
 Rgb = NDArray[np.uint8]  # [H, W, 3]
 
@@ -53,10 +52,7 @@ ORIENTED: dict[int, Callable[[Rgb], Rgb]] = {
     7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
     8: lambda image: image.swapaxes(0, 1)[::-1],
 }
-DAMAGES = (
-    OSError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, EOFError,
-    struct.error, zlib.error, cv2.error, Image.DecompressionBombError,
-)  # fmt: skip
+DAMAGES = (*DAMAGE, OSError, cv2.error, Image.DecompressionBombError)
 DAMAGED = "it is damaged, or no image that OpenCV or Pillow reads"
 
 

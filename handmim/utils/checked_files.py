@@ -7,21 +7,18 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from handmim.utils.files import FullDiskError, atomic_path, is_full, remove_leftovers
+from handmim.utils.files import DAMAGE, FullDiskError, atomic_path, is_full, remove_leftovers
 
 TRAILER = struct.Struct("<12sIQ")  # magic, CRC-32, bytes before the trailer
 CHECKED = "checked_by"  # key of a checkpoint that has to have a trailer
 MAGIC = b"\nHMchecked1\n"
 FIELD = "crc32"
 CHUNK = 1 << 20
-# What numpy's reader raises, the last four from inside Python's parser.
-BAD_HEADER = (ValueError, EOFError, SyntaxError, TokenError, RecursionError, MemoryError)
 
 
 class CheckedWriter:
@@ -143,7 +140,7 @@ def open_array(path: Path, item_shape: tuple[int, ...], dtype: DTypeLike) -> np.
                 raise ValueError(f"version {version}")
             shape, is_fortran, found = np.lib.format.read_array_header_1_0(file)
             offset = file.tell()
-    except BAD_HEADER as error:
+    except (*DAMAGE, MemoryError) as error:
         reason = "is empty" if size == 0 else f"has no header of a .npy file ({error})"
         raise ValueError(f"{path} {reason}: {wanted} is required") from error
     if not shape or shape[1:] != item_shape or found != np.dtype(dtype) or is_fortran:

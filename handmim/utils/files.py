@@ -4,20 +4,32 @@ import codecs
 import contextlib
 import errno
 import logging
+import lzma
 import os
+import pickle
 import platform
 import re
 import shutil
+import struct
 import time
 import weakref
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
 FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+# What readers of pickles, arrays, archives and images raise for damaged content.
+DAMAGE = (
+    ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, EOFError,
+    ImportError, RuntimeError, SyntaxError, TokenError, struct.error, zlib.error, lzma.LZMAError,
+    zipfile.BadZipFile, pickle.UnpicklingError,
+)  # fmt: skip
 PARTIAL = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)")
 POLL_S = 0.2
 KIND_BYTES = 1024  # by which the kind of a file is found

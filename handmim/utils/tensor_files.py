@@ -7,7 +7,6 @@ import hashlib
 import json
 import pickle
 import re
-import struct
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -19,18 +18,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from handmim.utils.checked_files import CHECKED, CHUNK, has_trailer
-from handmim.utils.files import ARCHIVE, KIND_BYTES, atomic_path, foreign_kind
+from handmim.utils.files import ARCHIVE, DAMAGE, KIND_BYTES, atomic_path, foreign_kind
 from handmim.utils.unpickle import UnsafePickleError, check_torch_pickle
 
 MAX_HEADER = 100_000_000  # of safetensors: the format's own bound
 LENGTH_BYTES = 8  # before that header
 DIGEST = "sha256"
 ZEROS = b"0" * 64
-# What torch raises for damaged files, beside refusals of its own.
-DAMAGED = (
-    RuntimeError, EOFError, OSError, ValueError, TypeError, AttributeError, LookupError,
-    AssertionError, ArithmeticError, ImportError, struct.error,
-)  # fmt: skip
 HEAD_BYTES = 1 << 26  # of pickles before the tensors of files before PyTorch 1.5
 UNREAD = "its content is not what PyTorch writes"
 # How torch names an object that is no tensor and no plain value.
@@ -71,7 +65,7 @@ def read_torch(
         raise ValueError(f"{path} {reason}") from None
     except UnsafePickleError as error:
         raise ValueError(f"{path} {error}: refused, nothing in it was executed") from None
-    except DAMAGED as error:
+    except (*DAMAGE, OSError) as error:
         raise ValueError(f"{path} is damaged or not {what}: {_first_line(error)}") from None
     if not is_checked and isinstance(state, dict) and CHECKED in state:
         raise ValueError(
@@ -125,7 +119,7 @@ def _zip_kind(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    except (*DAMAGE, OSError):
         return "is cut off or damaged: a zip archive without its end, as half a download leaves it"
     names = [entry.filename for entry in entries]
     if any(name.endswith("/constants.pkl") for name in names):

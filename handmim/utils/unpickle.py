@@ -12,14 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
+from handmim.utils.files import DAMAGE
 from handmim.utils.pickle_content import CALLS, NAMES, Dict, Maker, Record, UnsafePickleError
 
 __all__ = ["Record", "UnsafePickleError", "check_torch_pickle", "load_pickle"]
 
-DAMAGE = (
-    pickle.UnpicklingError, EOFError, IndexError, KeyError, AttributeError, TypeError, ValueError,
-    OverflowError, MemoryError, RecursionError, ImportError, struct.error,
-)  # fmt: skip
 # Hand models have megabytes and hundreds of instructions, label files far fewer. An instruction
 # makes up to 64 bytes and takes some 2 us, so that the bounds keep a file to seconds.
 MAX_BYTES, MAX_OPCODES = 1 << 28, 1_000_000
@@ -220,7 +217,7 @@ def load_pickle(
             f"{path} {error}: refused, nothing in the file was executed. Only plain values"
             " and numpy arrays are read; take the file from its original source"
         ) from None
-    except DAMAGE as error:
+    except (*DAMAGE, MemoryError) as error:
         raise ValueError(
             f"{path} is damaged or not a pickle of plain values and numpy arrays"
             f" ({type(error).__name__}: {str(error)[:200]}): copy or download it again"

@@ -1,14 +1,11 @@
-"""Feature maps of a backbone's patch tokens: pyramids of rising resolution, bilinear samples, and
-auxiliary drawings."""
+"""Feature maps of a backbone's patch tokens: pyramids of rising resolution, bilinear samples."""
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmim.hand.skeleton import NUM_JOINTS
 from handmim.models.layers import BatchNorm2d
 from handmim.utils.arguments import one_of
 
@@ -20,68 +17,57 @@ def _norm(kind: str, channels: int) -> nn.Module:
     return nn.GroupNorm(1, channels) if kind == "group" else BatchNorm2d(channels)
 
 
-class LightPyramid(nn.Module):
-    """Maps of h, 2h, 4h, ...: 1x1 convolution, then bilinear and separable 3x3; far cheaper than
-    deconvolutions. norm: "group" (the same in small batches and in evaluation) or "batch"."""
+class Pyramid(nn.Module):
+    """Maps [B, C, h 2^l, w 2^l] for l = 0, 1, ..., each by `up` and `refine` from the last."""
 
-    def __init__(
-        self, dim: int, *, channels: int = 128, num_levels: int = 3, norm: str = "group"
-    ) -> None:
+    def __init__(self, reduce: nn.Module, up: nn.Module, refine: list[nn.Sequential]) -> None:
         super().__init__()
-        self.channels = channels
-        self.reduce = nn.Sequential(nn.Conv2d(dim, channels, 1), _norm(norm, channels), nn.GELU())
-        self.up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
-        self.refine = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
-                nn.Conv2d(channels, channels, 1),
-                _norm(norm, channels),
-                nn.GELU(),
-            )
-            for _ in range(num_levels - 1)
-        )
+        self.reduce, self.up, self.refine = reduce, up, nn.ModuleList(refine)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """[B, D, h, w] to [B, C, h 2^l, w 2^l] for l = 0, 1, ..."""
+        """[B, D, h, w] to one map per level."""
         maps = [self.reduce(x)]
         for refine in self.refine:
             maps.append(refine(self.up(maps[-1])))
         return maps
 
 
-class DeconvPyramid(nn.Module):
+def light_pyramid(
+    dim: int, *, channels: int = 128, num_levels: int = 3, norm: str = "group"
+) -> Pyramid:
+    """1x1 convolution, then bilinear and separable 3x3; far cheaper than deconvolutions. norm:
+    "group" (the same in small batches and in evaluation) or "batch"."""
+    reduce = nn.Sequential(nn.Conv2d(dim, channels, 1), _norm(norm, channels), nn.GELU())
+    up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+    refine = [
+        nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
+            nn.Conv2d(channels, channels, 1),
+            _norm(norm, channels),
+            nn.GELU(),
+        )
+        for _ in range(num_levels - 1)
+    ]
+    return Pyramid(reduce, up, refine)
+
+
+def deconv_pyramid(
+    dim: int, *, channels: int = 256, num_levels: int = 3, norm: str = "batch"
+) -> Pyramid:
     """PyMAF's maps: 4x4 deconvolutions of stride 2 (Zhang et al. 2021, arXiv 2103.16507), after a
     1x1 and a 3x3 convolution of the token map."""
 
-    def __init__(
-        self, dim: int, *, channels: int = 256, num_levels: int = 3, norm: str = "batch"
-    ) -> None:
-        super().__init__()
-        self.channels = channels
-        self.reduce = nn.Sequential(
-            *self._unit(nn.Conv2d(dim, channels, 1, bias=False), norm),
-            *self._unit(nn.Conv2d(channels, channels, 3, padding=1, bias=False), norm),
-        )
-        up = partial(nn.ConvTranspose2d, channels, channels, 4, stride=2, padding=1, bias=False)
-        self.refine = nn.ModuleList(
-            nn.Sequential(*self._unit(up(), norm)) for _ in range(num_levels - 1)
-        )
+    def unit(conv: nn.Module) -> tuple[nn.Module, ...]:
+        return conv, _norm(norm, channels), nn.ReLU()
 
-    def _unit(self, conv: nn.Module, norm: str) -> tuple[nn.Module, ...]:
-        return conv, _norm(norm, self.channels), nn.ReLU()
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """[B, D, h, w] to [B, C, h 2^l, w 2^l] for l = 0, 1, ..."""
-        maps = [self.reduce(x)]
-        for refine in self.refine:
-            maps.append(refine(maps[-1]))
-        return maps
+    first = unit(nn.Conv2d(dim, channels, 1, bias=False))
+    second = unit(nn.Conv2d(channels, channels, 3, padding=1, bias=False))
+    up = partial(nn.ConvTranspose2d, channels, channels, 4, stride=2, padding=1, bias=False)
+    refine = [nn.Sequential(*unit(up())) for _ in range(num_levels - 1)]
+    return Pyramid(nn.Sequential(*first, *second), nn.Identity(), refine)
 
 
-PYRAMIDS: dict[str, Callable[..., LightPyramid | DeconvPyramid]] = {
-    "light": LightPyramid,
-    "deconv": DeconvPyramid,
-}
+PYRAMIDS = {"light": light_pyramid, "deconv": deconv_pyramid}
 
 
 def sample_map(feature_map: Tensor, points_ndc: Tensor) -> Tensor:
@@ -124,18 +110,3 @@ def _corners(points_ndc: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
     wx, wy = weight.unbind(dim=2)
     idx = y.unsqueeze(-1) * w + x.unsqueeze(-2)
     return idx.flatten(2), (wy.unsqueeze(-1) * wx.unsqueeze(-2)).flatten(2)
-
-
-class AuxMaps(nn.Module):
-    """Auxiliary 1x1 convolutions of a feature map: joint heat maps and the hand's silhouette."""
-
-    def __init__(self, channels: int, *, heatmaps: bool, silhouette: bool) -> None:
-        super().__init__()
-        self.heatmaps = nn.Conv2d(channels, NUM_JOINTS, 1) if heatmaps else None
-        self.silhouette = nn.Conv2d(channels, 1, 1) if silhouette else None
-
-    def forward(self, feature_map: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """[B, C, h, w] to [B, 21, h, w] and [B, h, w] logits, None for what is not drawn."""
-        heatmaps = None if self.heatmaps is None else self.heatmaps(feature_map)
-        silhouette = None if self.silhouette is None else self.silhouette(feature_map).squeeze(1)
-        return heatmaps, silhouette

@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig
 
 from handmim.utils.files import output_problem
-from handmim.utils.presets import may_be_null, options_of, written_out
+from handmim.utils.presets import is_group, may_be_null, options_of, written_out
 from handmim.utils.renames import new_key
 
 # Last parts of keys that hold a path, whatever stands before them.
@@ -73,8 +73,8 @@ def _hydra_word(word: str, is_sweep: bool) -> str:
             f"characters than letters, digits and /-+.$%*@?| needs quotes inside quotes, "
             f"{key}='\"...\"'"
         ) from error
-    is_left_out = read is None and may_be_null(name)
-    if (options := options_of(name)) and not (is_left_out or isinstance(read, (str, list))):
+    is_choice = isinstance(read, (str, list)) and is_group(name)
+    if (options := options_of(name)) and not (is_choice or (read is None and may_be_null(name))):
         raise ValueError(f"{word}: one of {', '.join(options)} is required ({name}=)")
     return f"{key}={value}"
 

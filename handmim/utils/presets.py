@@ -28,6 +28,11 @@ def options_of(group: str) -> list[str]:
     return sorted({*files, *(name for key, _, name in words if key == group and name != "null")})
 
 
+def is_group(key: str) -> bool:
+    """Whether a key has options in files, and not in presets alone."""
+    return (CONFIGS / key).is_dir()
+
+
 def may_be_null(key: str) -> bool:
     """Whether a key with presets may be null."""
     return any(settings.get(key, "") is None for settings in presets().values())

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from handmim.losses.hand import HeatmapLoss, SilhouetteLoss, gaussian_maps, hand_masks
-from handmim.models.feature_maps import AuxMaps
 from handmim.models.heads.direct import KeypointOutputs, KeypointState
 from handmim.render.rasterizer import rasterise
 from handmim.render.scene import SceneRenderer, SceneSettings
@@ -113,19 +112,3 @@ def test_a_head_that_draws_no_maps_is_named():
             HeatmapLoss()(out, batch)
         with pytest.raises(ValueError, match=r"head\.silhouette=true"):
             SilhouetteLoss(MESH)(out, batch)
-
-
-def test_maps_are_drawn_as_asked():
-    features = torch.randn(2, 8, 5, 7)
-    both = AuxMaps(8, heatmaps=True, silhouette=True)
-    heatmaps, silhouette = both(features)
-    assert heatmaps.shape == (2, 21, 5, 7)
-    assert silhouette.shape == (2, 5, 7)
-    assert sum(p.numel() for p in both.parameters()) == 22 * 9
-    # 1x1: a cell is predicted from its own features
-    again = both(features[:, :, 2:3, 3:4])
-    torch.testing.assert_close(again[0][..., 0, 0], heatmaps[..., 2, 3])
-    torch.testing.assert_close(again[1][:, 0, 0], silhouette[:, 2, 3])
-    assert AuxMaps(8, heatmaps=True, silhouette=False)(features)[1] is None
-    assert AuxMaps(8, heatmaps=False, silhouette=True)(features)[0] is None
-    assert not AuxMaps(8, heatmaps=False, silhouette=False).state_dict()

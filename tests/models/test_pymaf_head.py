@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from handmim.geometry.camera import project_weak
-from handmim.models.feature_maps import PYRAMIDS, LightPyramid
-from handmim.models.heads.pymaf import PointMlp, PyMafHead, farthest_points
+from handmim.models.feature_maps import PYRAMIDS, light_pyramid
+from handmim.models.heads.pymaf import ImageFeatures, PointMlp, PyMafHead, farthest_points
 from handmim.models.vit import ViT
 from handmim.types import Intrinsics, Tokens
 from tests.models.head_cases import DIM, SMALL_PYMAF, tokens
@@ -122,9 +122,9 @@ def token_map(t: Tokens) -> torch.Tensor:
 
 def test_pyramid_doubles_and_keeps_places():
     torch.manual_seed(0)
-    maps = LightPyramid(12, channels=8, num_levels=3)(token_map(tokens()))
+    maps = light_pyramid(12, channels=8, num_levels=3)(token_map(tokens()))
     assert [tuple(m.shape) for m in maps] == [(2, 8, 4, 4), (2, 8, 8, 8), (2, 8, 16, 16)]
-    first = LightPyramid(12, channels=8, num_levels=1)
+    first = light_pyramid(12, channels=8, num_levels=1)
     t = tokens(1)
     other = t._replace(patches=t.patches.clone())
     other.patches[0, 6] += 5.0  # row 1, column 2 of the 4 x 4 grid
@@ -200,7 +200,7 @@ def test_maps_have_the_resolutions_of_pymaf():
         maps = make_pyramid(12, channels=4, num_levels=3, norm="group")(x)
         assert [tuple(m.shape) for m in maps] == [(1, 4, s, s) for s in (14, 28, 56)]
     with pytest.raises(ValueError, match="norm must be one of"):
-        LightPyramid(12, norm="layer")
+        light_pyramid(12, norm="layer")
 
 
 def test_the_default_pyramid_costs_at_most_a_tenth_of_the_backbone(hand):
@@ -220,3 +220,19 @@ def test_the_default_pyramid_costs_at_most_a_tenth_of_the_backbone(hand):
     assert 0.01 * body < whole <= 0.10 * body
     heavy = PyMafHead(384, hand, pyramid="deconv", channels=256)
     assert flops(lambda: heavy(seen)) > 0.25 * body
+
+
+def test_maps_are_drawn_as_asked(make):
+    features = torch.randn(2, 8, 5, 7)
+    both = make(heatmaps=True, silhouette=True)
+    maps = both.drawings(ImageFeatures([features], None))
+    assert maps["heatmaps"].shape == (2, 21, 5, 7)
+    assert maps["silhouette"].shape == (2, 5, 7)
+    assert sum(p.numel() for p in both.aux.parameters()) == 22 * 9
+    # 1x1: a cell is predicted from its own features
+    again = both.drawings(ImageFeatures([features[:, :, 2:3, 3:4]], None))
+    torch.testing.assert_close(again["heatmaps"][..., 0, 0], maps["heatmaps"][..., 2, 3])
+    torch.testing.assert_close(again["silhouette"][:, 0, 0], maps["silhouette"][:, 2, 3])
+    for name in ("heatmaps", "silhouette"):
+        assert set(make(**{name: True}).drawings(ImageFeatures([features], None))) == {name}
+    assert not make().aux.state_dict()

@@ -55,6 +55,8 @@ def test_null_is_null_where_a_path_may_be_left_out():
 def test_a_group_takes_one_of_its_files():
     with pytest.raises(ValueError, match=r"trainer=null: one of finetune, pretrain is required"):
         hydra_overrides(["trainer=null"])
+    with pytest.raises(ValueError, match=r"tta=rotation: one of none, rotations, rotations_scales"):
+        hydra_overrides(["tta=rotation"])
 
 
 def test_lists_of_paths_and_of_words_need_no_inner_quotes(monkeypatch):

@@ -140,9 +140,9 @@ class HandHead(nn.Module):
         on."""
         raise NotImplementedError
 
-    def drawings(self, read: Any) -> tuple[Tensor | None, ...]:
-        """Heat maps and silhouette of the outputs, where `drawn` names them."""
-        return ()
+    def drawings(self, read: Any) -> dict[str, Tensor]:
+        """Auxiliary fields of the outputs that `drawn` names."""
+        return {}
 
     def forward(self, tokens: Tokens, intrinsics: Intrinsics | None = None) -> HandOutputs:
         """Tokens of one batch, with `tapped_blocks`, to the mean hand and the estimates after it;
@@ -155,7 +155,7 @@ class HandHead(nn.Module):
             states = [before + update for update in self.updates(step, read, before, steps[-1])]
             steps += [self.decode(each, intrinsics) for each in states]
             state = states[-1]
-        return HandOutputs(tuple(steps), *self.drawings(read))
+        return HandOutputs(tuple(steps), **self.drawings(read))
 
 
 class StateUpdate(nn.Module):
@@ -173,14 +173,9 @@ class StateUpdate(nn.Module):
         super().__init__()
         one_of("activation", activation, ACTIVATIONS)
         act = ACTIVATIONS[activation]
-        self.body = nn.Sequential(
-            nn.Linear(feature_dim + state_dim, hidden_dim),
-            act(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden_dim, hidden_dim),
-            act(),
-            nn.Dropout(dropout),
-        )
+        dims = (feature_dim + state_dim, hidden_dim)
+        layers = [(nn.Linear(dim, hidden_dim), act(), nn.Dropout(dropout)) for dim in dims]
+        self.body = nn.Sequential(*layers[0], *layers[1])
         self.out = small_linear(hidden_dim, state_dim)
 
     def forward(self, features: Tensor, state: Tensor) -> Tensor:

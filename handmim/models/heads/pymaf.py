@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from handmim.geometry.camera import cell_centres_ndc
 from handmim.hand.model import HandLayer
-from handmim.models.feature_maps import PYRAMIDS, AuxMaps, sample_map
+from handmim.hand.skeleton import NUM_JOINTS
+from handmim.models.feature_maps import PYRAMIDS, sample_map
 from handmim.models.heads.hand_head import HandHead, StateUpdate
 from handmim.types import HandState, Tokens
 from handmim.utils.arguments import at_least, one_of
@@ -149,13 +150,11 @@ class PyMafHead(HandHead):
         self.num_steps, self.append_joints = num_steps, append_joints
         self.cls_at, self.detach, self.tapped_blocks = cls_at, detach, tuple(taps)
         self.steps_train_alone = detach and num_steps > 1
-        drawn = {"heatmaps": heatmaps, "silhouette": silhouette}
-        self.drawn = frozenset(name for name, is_drawn in drawn.items() if is_drawn)
         self.pyramid = PYRAMIDS[pyramid](
             dim * (1 + len(self.tapped_blocks)), channels=channels, num_levels=num_steps, norm=norm
         )
         widths = (channels, *point_dims)
-        num_mesh = num_points + (21 if append_joints else 0)
+        num_mesh = num_points + (NUM_JOINTS if append_joints else 0)
         counts = [grid_side**2] + [num_mesh] * (num_steps - 1)
         cls_dims = [cls_dim if self._reads_cls(t) else 0 for t in range(num_steps)]
         self.point_mlps = nn.ModuleList(PointMlp(widths, pool) for _ in range(num_steps))
@@ -168,7 +167,12 @@ class PyMafHead(HandHead):
             for n, c in zip(dims, cls_dims, strict=True)
         )
         self.cls_proj = nn.Linear(dim, cls_dim) if reads_cls else None
-        self.aux = AuxMaps(channels, **drawn)
+        self.aux = nn.ModuleDict()
+        if heatmaps:
+            self.aux["heatmaps"] = nn.Conv2d(channels, NUM_JOINTS, 1)
+        if silhouette:
+            self.aux["silhouette"] = nn.Conv2d(channels, 1, 1)
+        self.drawn = frozenset(self.aux)
         side = cell_centres_ndc(grid_side)
         grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).reshape(-1, 2)
         self.register_buffer("grid_ndc", grid, persistent=False)
@@ -208,6 +212,7 @@ class PyMafHead(HandHead):
             features = torch.cat([features, read.cls], dim=-1)
         return [self.regressors[step](features, state)]
 
-    def drawings(self, read: ImageFeatures) -> tuple[Tensor | None, ...]:
-        """From the finest map."""
-        return self.aux(read.maps[-1])
+    def drawings(self, read: ImageFeatures) -> dict[str, Tensor]:
+        """From the finest map: [B, 21, h, w] and [B, h, w] logits."""
+        maps = {name: conv(read.maps[-1]) for name, conv in self.aux.items()}
+        return {k: m.squeeze(1) if k == "silhouette" else m for k, m in maps.items()}

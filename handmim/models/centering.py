@@ -22,12 +22,9 @@ def _logsumexp_of_columns(x: Tensor, sync: bool) -> Tensor:
 
 
 def sinkhorn_knopp(logits: Tensor, temp: float, num_iters: int = 3, *, sync: bool = True) -> Tensor:
-    """Soft assignment in which every prototype gets an equal share of the batch (SwAV, DINOv2).
-
-    Columns and rows of exp(logits / temp) are normalised alternately, in logarithms: prototypes far
-    from all rows neither underflow nor need a floor. With `sync` the rows of all processes count
-    together, which all have to call. [M, P] in full precision to [M, P], rows sum to 1.
-    """
+    """Soft assignment in which every prototype gets an equal share of the batch (SwAV, DINOv2):
+    [M, P] in full precision to [M, P], rows sum to 1, normalised in logarithms. With `sync` the
+    rows of all processes count together, which all have to call."""
     log_q = logits / temp
     sync = sync and is_spread_out()
     for _ in range(num_iters):
@@ -37,13 +34,10 @@ def sinkhorn_knopp(logits: Tensor, temp: float, num_iters: int = 3, *, sync: boo
 
 
 class Centering(nn.Module):
-    """Teacher probabilities softmax((logits - centre) / temp); the centre follows the mean logit.
+    """Teacher probabilities softmax((logits - centre) / temp), as in DINO and iBOT.
 
-    A forward pass changes nothing, and `follow` only adds to a sum: the centre moves in `move`,
-    once when a step is over, however many parts its batch came in. So targets of a step are centred
-    by earlier steps (as in DINO and iBOT). over: the patches whose mean logit is followed, "masked"
-    ones (DINOv2) or "all" (iBOT); a centre of class tokens follows all of them anyway.
-    """
+    `follow` only adds to a sum; the centre moves once a step, in `move`. over: the patches whose
+    mean logit is followed, "masked" (DINOv2) or "all" (iBOT)."""
 
     centre: Tensor
 
@@ -63,7 +57,7 @@ class Centering(nn.Module):
 
     @torch.no_grad()
     def follow(self, mean_logits: Tensor, count: int) -> None:
-        """Add `count` tokens of this process with their [P] mean, which the centre will follow."""
+        """Add `count` tokens of this process with their [P] mean."""
         if count:
             own = mean_logits.to(self.centre.dtype) * count
             total = torch.cat([own, own.new_tensor([float(count)])])
@@ -75,8 +69,7 @@ class Centering(nn.Module):
 
     @torch.no_grad()
     def move(self) -> None:
-        """Move the centre towards the mean logit of all processes' tokens, if there are any; all
-        processes have to call."""
+        """Move the centre towards the mean logit of the tokens of all processes, which all call."""
         total, self._pending = self._pending, None
         if is_spread_out():
             total = self.centre.new_zeros(len(self.centre) + 1) if total is None else total

@@ -1,10 +1,7 @@
-"""A ViT's blocks over several batches of sequences at once, with no more work than is required.
+"""A ViT's blocks over several batches of sequences at once: timm's modules, called our own way.
 
-timm's modules and weights, called our own way. Sequences of different lengths (whole views, local
-crops) lie one after another, so that all but attention is one call for all of them (DINOv2, Oquab
-et al. 2023, arXiv 2304.07193, packs them too). In the last block, rows that nobody reads take
-part as keys and values alone. Both give what timm's own forward gives.
-"""
+Sequences of different lengths lie one after another, so that all but attention is one call (as in
+DINOv2, arXiv 2304.07193). In the last block, rows that nobody reads are keys and values alone."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -39,8 +36,8 @@ def unpack(rows: Tensor, sizes: Sizes) -> list[Tensor]:
 
 
 def rows_of(patch_idx: Tensor, sizes: Sizes) -> Tensor:
-    """Rows of packed views' class tokens, of patches at `patch_idx` [M] in B * N, then of the class
-    tokens of the batches behind the first."""
+    """Rows of packed views' class tokens, of patches at [M] in B * N, then of other class
+    tokens."""
     first, cls = 0, []
     for num, length in sizes:
         cls.append(torch.arange(num, device=patch_idx.device) * length + first)
@@ -65,12 +62,8 @@ def visible(tokens: Tensor, is_masked: Tensor) -> Tensor:
 
 
 def attend(attn: Attention, qkv: Tensor, attention: str = "auto") -> Tensor:
-    """Multi-head self-attention of sequences, before the output projection: [B, T, 3 D] to
-    [B, T, D].
-
-    "fused" calls torch's kernel, "written_out" multiplies, softens and multiplies; "auto" writes it
-    out in bfloat16 on a CPU, where the kernel's backward is the slower.
-    """
+    """Self-attention of sequences before the output projection: [B, T, 3 D] to [B, T, D]. "auto" is
+    "fused", but "written_out" in bfloat16 on a CPU, where the kernel's backward is the slower."""
     q, k, v = qkv.unflatten(-1, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     q, k = attn.q_norm(q), attn.k_norm(k)
     written = attention == "written_out"
@@ -109,7 +102,7 @@ def run_block(
     block: Any, x: Tensor, sizes: Sizes, attention: str = "auto", keep: Tensor | None = None
 ) -> Tensor:
     """A block that `is_plain` on packed rows [R, D]; [K, D] where rows `keep` [K] alone are
-    required, in that order."""
+    required."""
     if keep is not None:
         return whole_block(block, x, sizes, attention, *shares_of(block, x, sizes), keep)
 
@@ -129,8 +122,7 @@ def whole_block(
     second: Tensor | None,
     keep: Tensor | None = None,
 ) -> Tensor:
-    """`run_block` with draws made outside (`shares_of`): the same code for every block, as a
-    compiler takes it."""
+    """`run_block` with draws made outside (`shares_of`), as a compiler takes it."""
     values = mixed_values(block, x, sizes, attention)
     if keep is not None:
         values, x = values[keep], x[keep]
@@ -140,8 +132,7 @@ def whole_block(
 
 
 def shares_of(block: Any, x: Tensor, sizes: Sizes) -> tuple[Tensor | None, Tensor | None]:
-    """[R, 1] factors on both branches under stochastic depth: one draw per sequence, as timm's own
-    forward draws it; None where nothing is dropped."""
+    """[R, 1] factors on both branches under stochastic depth, one draw per sequence, or None."""
     first, second = (_shares(drop, x, sizes) for drop in (block.drop_path1, block.drop_path2))
     return first, second
 
@@ -160,8 +151,8 @@ def _scaled(x: Tensor, branch: Tensor, shares: Tensor | None) -> Tensor:
 def _added(
     drop_path: nn.Module, x: Tensor, sizes: Sizes, branch: Callable[[Tensor, Sizes], Tensor]
 ) -> Tensor:
-    """Rows and a branch of them under stochastic depth. A CPU leaves out what is dropped; elsewhere
-    it is multiplied by 0, which keeps shapes fixed and waits for nothing."""
+    """A CPU leaves out what is dropped; elsewhere it is multiplied by 0, which waits for
+    nothing."""
     shares = _shares(drop_path, x, sizes)
     if shares is None or x.device.type != "cpu":
         return _scaled(x, branch(x, sizes), shares)

@@ -73,10 +73,8 @@ PYRAMIDS = {"light": light_pyramid, "deconv": deconv_pyramid}
 def sample_map(feature_map: Tensor, points_ndc: Tensor) -> Tensor:
     """Bilinear samples, zero outside, in fp32: [B, C, h, w] at [B, P, 2] to [B, P, C].
 
-    On a CPU cells are read as rows of C numbers: maps of tokens have this memory order, and so has
-    the gradient. After `grid_sample`, whose gradient has the other order, the rest of the backward
-    pass is several times slower.
-    """
+    On a CPU cells are read as rows of C numbers, the memory order of maps and their gradient; after
+    `grid_sample` the rest of the backward pass is several times slower."""
     # In bf16 a position would be a twentieth of a fine map's cell off.
     feature_map, points = feature_map.float(), points_ndc.float()
     if feature_map.device.type != "cpu":

@@ -7,8 +7,8 @@ from handmim.utils.ranks import is_spread_out, sum_over_ranks
 
 
 class _OverRanks(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over the batches of all processes, on every device: torch's own synchronised one
-    runs on GPUs alone. In evaluation and in a single process as torch's."""
+    """Batch norm over the batches of all processes, on every device; torch's own runs on GPUs
+    alone."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, ...] to the same."""

@@ -1,5 +1,5 @@
-"""Moving averages of weights: the EMA teacher, a frozen copy that follows the student by name, and
-the decay of the average that fine-tuning keeps."""
+"""Moving averages of weights: the EMA teacher, and the decay of the average that fine-tuning
+keeps."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -13,10 +13,8 @@ from handmim.utils.arguments import below_one
 
 
 class EmaTeacher(nn.Module):
-    """Exponential moving average of a student's modules; always in eval mode, never trained.
-
-    Modules in `shared` hold constants alone: the teacher uses them uncopied.
-    """
+    """EMA of a student's modules, always in eval mode; `shared` modules hold constants, and are not
+    copied."""
 
     def __init__(self, student: nn.ModuleDict, shared: Iterable[nn.Module] = ()) -> None:
         super().__init__()
@@ -24,16 +22,12 @@ class EmaTeacher(nn.Module):
         self.net = copied.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "EmaTeacher":
-        """Stay in eval mode whatever the parent does: dropout must never reach a target."""
+        """Stay in eval mode: dropout must never reach a target."""
         return super().train(False)
 
     @torch.no_grad()
     def update(self, student: nn.ModuleDict, momentum: float) -> None:
-        """teacher <- momentum * teacher + (1 - momentum) * student; buffers, such as running
-        statistics of batch norm, are copied.
-
-        Raises: ValueError when the two modules do not have the same parameters.
-        """
+        """teacher <- momentum * teacher + (1 - momentum) * student; buffers are copied."""
         mine, theirs = dict(self.net.named_parameters()), dict(student.named_parameters())
         if mine.keys() != theirs.keys():
             raise ValueError(
@@ -49,9 +43,8 @@ class EmaTeacher(nn.Module):
 
 @dataclass(frozen=True)
 class Averaging:
-    """Share of a moving average of weights that stays at every step: `decay`, and with `warmup` at
-    most (1 + n) / (10 + n) at step n = 0, 1, ..., so that a short run does not average the weights
-    it began with."""
+    """Share of a moving average that stays at every step; with `warmup` at most (1 + n) / (10 +
+    n) at step n = 0, 1, ..., so that a short run does not average the weights it began with."""
 
     decay: float = 0.9998
     warmup: bool = True

@@ -1,8 +1,4 @@
-"""Vision transformer with mask tokens: a thin coat over timm's, whose weights timm loads back.
-
-Images come in as [0, 1]; the backbone normalises them itself, so that pretraining, fine-tuning,
-probing and inference cannot disagree about it.
-"""
+"""Vision transformer with mask tokens: a thin coat over timm's, whose weights timm loads back."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -50,16 +46,14 @@ def activation_name(module: nn.Module | None) -> str:
 
 
 class ViT(nn.Module):
-    """timm's plain ViT with one class token, learned positions and a learned mask token.
+    """timm's plain ViT with one class token, learned positions and a learned mask token; images
+    come in as [0, 1] and are normalised here.
 
     Args:
-        arch: any timm name of a plain `vit_*` with a class token.
         img_px: sets the grid of learned positions; images of other sides are taken too.
-        pixel_norm: "imagenet" constants or "per_image" standardisation.
         size: further timm arguments (embed_dim, depth, num_heads, mlp_ratio).
-        recompute_blocks: this many blocks, from the first on, keep no activations for the backward
-            pass and run twice instead (Chen et al. 2016, arXiv 1604.06174).
-    """
+        recompute_blocks: the first blocks that keep no activations for the backward pass and run
+            twice instead (Chen et al. 2016, arXiv 1604.06174)."""
 
     timm_args: dict[str, Any]
     net: Any  # timm's VisionTransformer, whose attributes are untyped
@@ -146,15 +140,13 @@ class ViT(nn.Module):
         """Encode [B, 3, H, W] images in [0, 1] whose sides are multiples of patch_px.
 
         Args:
-            is_masked: [B, N] bool, True patches are replaced by the mask token before positions are
-                added; `drop_masked` leaves them out instead, as many in each row.
+            is_masked: [B, N] bool; the mask token replaces True patches before positions are added,
+                or `drop_masked` leaves them out, as many in each row.
             taps: blocks, counted from 1, whose patch tokens come back too.
             patch_idx: [M] indices in B * N: the last block finishes these patches alone.
             local: [b, 3, h, w] smaller images encoded along, for their class tokens.
-        Returns: Tokens after the final norm: cls [B, D], patches [B, N, D] (the visible ones alone,
-            in grid order, where masked ones were dropped; [M, D] with patch_idx), taps the same of
-            each tapped block, local_cls [b, D].
-        """
+        Returns: Tokens after the final norm: cls [B, D], patches [B, N, D] (visible ones where
+            masked ones were dropped; [M, D] with patch_idx), taps, local_cls [b, D]."""
         if any(not 1 <= n <= self.depth for n in taps):
             raise ValueError(f"taps are blocks 1 to {self.depth}, got {tuple(taps)} (tap_layers)")
         if patch_idx is not None and (taps or drop_masked):
@@ -212,18 +204,16 @@ class ViT(nn.Module):
         return self._compiled(block, x, sizes, self.attention, *shares_of(block, x, sizes))
 
     def layer_of(self, name: str) -> int:
-        """Depth of a parameter for layer-wise learning rates: 0 for the embedding, depth + 1 for
-        the final norm."""
+        """Depth of a parameter: 0 for the embedding, the number of its block, depth + 1 for the
+        norm."""
         if name.startswith("net.blocks."):
             return int(name.split(".")[2]) + 1
         return self.depth + 1 if name.startswith("net.norm.") else 0
 
     def freeze_below(self, trained_blocks: int | None) -> tuple[nn.Module, ...]:
-        """Take the gradient from all but the last blocks and the final norm, in place; None trains
-        all of it, 0 nothing.
-
-        Returns: modules that have to stay in eval mode, so that no path of theirs is dropped.
-        """
+        """Take the gradient from all but the last blocks and the final norm; None trains all, 0
+        nothing.
+        Returns: modules that have to stay in eval mode, so that no path of theirs is dropped."""
         if trained_blocks is None:
             return ()
         if not 0 <= trained_blocks <= self.depth:
@@ -243,10 +233,8 @@ class ViT(nn.Module):
         return frozen
 
     def export(self, path: Path, extra: Mapping[str, str] | None = None) -> None:
-        """Write the weights as safetensors under timm's own names, without the mask token, which
-        timm does not know. `timm.create_model(meta["timm_name"], **json.loads(meta["timm_args"]),
-        checkpoint_path=path)` loads them, and so does `weights.load.load_initial`.
-        """
+        """Write the weights as safetensors under timm's own names, with metadata for
+        timm.create_model (`timm_name`, `timm_args`); the mask token is left out."""
         meta = {
             "timm_name": self.timm_name,
             "timm_args": json.dumps(self.timm_args),

@@ -64,7 +64,10 @@ def test_hyper_parameters_of_every_lightning_are_read(module: str, tmp_path: Pat
         ({"args": SimpleNamespace(act_layer="QuickGELU")}, "act_layer=quick_gelu"),
         ({"config": {"vit": {"hidden_act": "gelu_new"}}}, "act_layer=gelu_tanh"),
         ({"args": {"act_layer": "torch.nn.ReLU"}}, "act_layer=relu"),
-        ({"args": {"model": "vit_small_patch16_224", "act_layer": "relu"}}, "activation relu"),
+        (
+            {"args": {"model": "vit_small_patch16_224", "act_layer": "relu"}},
+            "activation.relu",
+        ),
         ({"args": {"model": "vit_small_patch16_224", "num_heads": 4}}, "4 heads|heads 4"),
         ({"config": {"head": {"act_layer": "relu"}, "activation": "relu"}}, ""),
     ],

@@ -1,9 +1,5 @@
-"""MANO parameters from queries that attend to all tokens (a transformer decoder as in HaMeR,
-Pavlakos et al. 2024, arXiv 2312.05251).
-
-Otherwise than in HaMeR, queries attend to the class token beside the patches, and the current state
-is added to the learned queries. The backbone's patches have positions already, so any grid will do.
-"""
+"""MANO parameters from queries that attend to all tokens (as HaMeR, Pavlakos et al. 2024, arXiv
+2312.05251, but to the class token too, and from the current state)."""
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +11,7 @@ from handmim.utils.arguments import at_least
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention of queries (unless there is one alone), cross-attention to tokens, an MLP;
-    pre-norm."""
+    """Self-attention of several queries, cross-attention to tokens, an MLP; pre-norm."""
 
     def __init__(
         self, width: int, num_heads: int, mlp_ratio: float, dropout: float, *, among_queries: bool
@@ -52,13 +47,11 @@ def _attention(width: int, num_heads: int, dropout: float) -> nn.MultiheadAttent
 
 
 class DecoderHead(HandHead):
-    """Refine MANO parameters by queries that attend to class token and patch tokens.
+    """Refine MANO parameters by `num_queries` learned queries with the state added to each; the
+    update is read off all of them together.
 
-    The current state is added to each of `num_queries` learned queries, and the update is read off
-    all of them together. Each of `num_steps` (1 in HaMeR) applies the whole decoder and hands its
-    estimate on with its gradient. `supervise_layers` reads an estimate off after every layer, with
-    one readout for all.
-    """
+    `num_steps`: times that the whole decoder is applied, 1 in HaMeR. `supervise_layers` reads an
+    estimate off after every layer, with one readout for all."""
 
     def __init__(
         self,

@@ -1,5 +1,4 @@
-"""Joints straight from a backbone's tokens, without a hand model: a baseline for backbones, and
-enough for images without meshes."""
+"""Joints straight from a backbone's tokens, without a hand model."""
 
 from typing import NamedTuple
 
@@ -36,8 +35,8 @@ class KeypointOutputs(NamedTuple):
 def lift_25d(
     joints_crop_ndc: Tensor, depths_root_m: Tensor, scale_ndc_per_m: Tensor
 ) -> KeypointState:
-    """[B, 21, 2] positions, [B, 21] depths relative to any origin and [B] scales > 0 to joints in
-    metres under weak perspective: x_ndc - x_root_ndc = scale x_root_m, and so y."""
+    """[B, 21, 2] positions, [B, 21] depths and [B] scales > 0 to joints in metres under weak
+    perspective."""
     xy = joints_crop_ndc / scale_ndc_per_m[:, None, None]
     joints = torch.cat([xy, depths_root_m[..., None]], dim=-1)
     return KeypointState(joints - joints[:, ROOT_JOINT, None], joints_crop_ndc)
@@ -46,12 +45,9 @@ def lift_25d(
 class DirectHead(nn.Module):
     """Normalised token features to the differences of 21 joints from their mean.
 
-    hidden_dim=None leaves the head linear. unit_m: metres per unit of the 3D outputs; 0.1 makes
-    them the size of the 2D ones. coords: "3d" predicts joints in metres and in the image
-    separately; "25d" (Iqbal et al. 2018, arXiv 1804.09534) predicts joints in the image, depths and
-    one log scale, from which metres follow (`lift_25d`). True labels of renders, half a metre away,
-    disagree with themselves by 2.6 mm that way.
-    """
+    unit_m: metres per unit of the 3D outputs. coords: "3d" predicts joints in metres and in the
+    image separately; "25d" (Iqbal et al. 2018, arXiv 1804.09534) joints in the image, depths and
+    one log scale, from which metres follow."""
 
     mean_joints_root_m: Tensor
     mean_joints_crop_ndc: Tensor

@@ -20,13 +20,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "none": nn.Identity}
 class HandHead(nn.Module):
     """Tokens in, a hand model's parameters out, as a list of refined estimates.
 
-    State: 16 rotations in 6D, betas, camera (log(s / s0), tx, ty). Estimates are updates of the
-    mean hand of the training labels (`set_mean_hand`). `camera` is that of `CropCamera`;
-    `scale0_per_m` is s0, ndc units per metre of a typical hand. `standardise_cls` reads the class
-    token relative to its mean and deviation over training images (`set_cls_statistics`).
-
-    Raises: ValueError for a left hand.
-    """
+    State: 16 rotations in 6D, betas, camera (log(s / s0), tx, ty), where s0 is `scale0_per_m`.
+    Refinement starts at the mean hand of the training labels. `standardise_cls` reads the class
+    token relative to its mean and deviation over training images."""
 
     mean_rot6d: Tensor
     mean_cam: Tensor
@@ -99,7 +95,6 @@ class HandHead(nn.Module):
         return self._projected(*self._posed(state), intrinsics=intrinsics)
 
     def _posed(self, state: Tensor) -> tuple[Tensor, ...]:
-        """Rotations, betas, camera, and vertices and joints relative to the root joint."""
         with torch.autocast(state.device.type, enabled=False):
             rot6d, betas, cam = state.float().split([NUM_ROT6D, self.num_betas, NUM_CAM], dim=1)
             rotmats = rot6d_to_matrix(rot6d.unflatten(1, (16, 6)))
@@ -136,8 +131,7 @@ class HandHead(nn.Module):
         raise NotImplementedError
 
     def updates(self, step: int, read: Any, state: Tensor, hand: HandState) -> list[Tensor]:
-        """[B, S] changes of a state in step 0, 1, ...; each gives an estimate, the last is handed
-        on."""
+        """[B, S] changes of a state in step 0, 1, ...; each gives an estimate."""
         raise NotImplementedError
 
     def drawings(self, read: Any) -> dict[str, Tensor]:
@@ -145,8 +139,7 @@ class HandHead(nn.Module):
         return {}
 
     def forward(self, tokens: Tokens, intrinsics: Intrinsics | None = None) -> HandOutputs:
-        """Tokens of one batch, with `tapped_blocks`, to the mean hand and the estimates after it;
-        intrinsics of the crops give metric depth."""
+        """Tokens with `tapped_blocks` to the mean hand and the estimates after it."""
         read = self.read(tokens)
         state, mean = self.start(len(tokens.cls), intrinsics)
         steps = [mean]
@@ -159,8 +152,7 @@ class HandHead(nn.Module):
 
 
 class StateUpdate(nn.Module):
-    """Features and the current state to an additive update, near zero before training; activation
-    "none" as in PyMAF and HMR."""
+    """Features and state to an additive update, near zero before training."""
 
     def __init__(
         self,
@@ -198,6 +190,5 @@ def feature_dim(features: str, dim: int) -> int:
 
 
 def token_features(cls: Tensor, patches: Tensor, features: str) -> Tensor:
-    """[B, D] class token and [B, N, D] patches to [B, D] ("cls": the class token) or [B, 2 D]
-    ("cls_patch": the mean patch token too)."""
+    """[B, D] and [B, N, D] to [B, D], or [B, 2 D] with the mean patch token."""
     return cls if features == "cls" else torch.cat([cls, patches.mean(dim=1)], dim=-1)

@@ -1,9 +1,5 @@
 """MANO parameters from one vector: by iterative regression (HMR, Kanazawa et al. 2018, arXiv
-1712.06584), or by a plain MLP, the baseline of heads that refine.
-
-Otherwise than in HMR, two layers with a GELU between them start from normalised tokens instead of
-pooled convolutions, and every estimate may be supervised.
-"""
+1712.06584), or by a plain MLP, the baseline of heads that refine."""
 
 from torch import Tensor, nn
 
@@ -20,10 +16,8 @@ from handmim.utils.arguments import at_least
 
 
 class IterativeHead(HandHead):
-    """Refine MANO parameters by the same features, read again by the same update at every step.
-
-    detach=False, as in HMR, lets later steps train earlier ones.
-    """
+    """Refine by the same features and the same update; detach=False, as in HMR, lets later steps
+    train earlier ones."""
 
     def __init__(
         self,
@@ -59,10 +53,7 @@ class IterativeHead(HandHead):
 
 
 class PlainHead(HandHead):
-    """Token features to one update of the mean hand, which the network does not read.
-
-    num_hidden=0 leaves the head linear, with its dropout before the one layer.
-    """
+    """Token features to one update of the mean hand, which the network does not read."""
 
     def __init__(
         self,

@@ -1,12 +1,9 @@
-"""Mesh-aligned iterative regression of MANO parameters (Zhang et al. 2021, PyMAF, arXiv
+"""Mesh-aligned iterative regression of MANO parameters (PyMAF, Zhang et al. 2021, arXiv
 2103.16507).
 
-The head starts at the mean hand, samples the feature pyramid first on a grid and then at the
-projected mesh, and updates pose, shape and camera. Most differences from PyMAF are options, whose
-values as in PyMAF are in configs/head/pymaf_exact.yaml. Always ours are farthest-point vertices
-instead of a down-sampling matrix, a log-scale camera, a grid of cell centres, and one deconvolution
-fewer: tokens of 16 px patches are as fine as PyMAF's first map.
-"""
+PyMAF's own options are in configs/head/pymaf_exact.yaml. Always ours are farthest-point vertices
+instead of a down-sampling matrix, a log-scale camera, a grid of cell centres, and one
+deconvolution fewer: tokens of 16 px patches are as fine as PyMAF's first map."""
 
 import itertools
 from typing import NamedTuple
@@ -30,8 +27,8 @@ POOLS = ("flatten", "max")
 
 
 def farthest_points(points: NDArray[np.floating], num: int) -> NDArray[np.int64]:
-    """Indices of `num` of the [V, 3] points, each as far as possible from those before; starts at
-    point 0."""
+    """Indices of `num` of [V, 3] points, each as far as possible from those before, from point 0
+    on."""
     if not 1 <= num <= len(points):
         raise ValueError(f"num_points must be in 1..{len(points)}, got {num}")
     chosen = [0]
@@ -43,11 +40,8 @@ def farthest_points(points: NDArray[np.floating], num: int) -> NDArray[np.int64]
 
 
 class PointMlp(nn.Module):
-    """Reduce every sampled feature to a few numbers; each later layer reads the input again.
-
-    `dims` are widths, input first. pool: "flatten" keeps every point's numbers, "max" the largest
-    over the points (WiLoR, arXiv 2409.12259).
-    """
+    """Reduce every sampled feature to a few numbers; each later layer reads the input again. pool:
+    "flatten", or "max" over the points (WiLoR, arXiv 2409.12259)."""
 
     def __init__(self, dims: tuple[int, ...], pool: str = "flatten") -> None:
         super().__init__()
@@ -68,8 +62,8 @@ class PointMlp(nn.Module):
 
 
 class PointAttention(nn.Module):
-    """Points attend to each other and to the grid before they are reduced: one layer of one head
-    (PyMAF-X, Zhang et al. 2023, arXiv 2207.06400)."""
+    """Points attend to each other and to the grid (PyMAF-X, Zhang et al. 2023, arXiv
+    2207.06400)."""
 
     def __init__(self, dim: int, width: int = 64) -> None:
         super().__init__()
@@ -96,20 +90,13 @@ class PyMafHead(HandHead):
 
     Args:
         num_steps: refinements, each with weights of its own and a finer map.
-        pyramid: "light" or "deconv" (PyMAF's), `channels` wide, with norm "group" or "batch".
-        taps: blocks of the backbone, counted from 1, whose patch tokens feed the pyramid beside
-            those of the last.
+        taps: blocks, counted from 1, whose patch tokens feed the pyramid beside those of the last.
         grid_side: the first step samples grid_side^2 points.
-        num_points: mesh vertices sampled in later steps, chosen as farthest points of the template;
-            778 are all. append_joints adds the 21 projected joints.
-        attention: see `PointAttention`.
-        point_dims, pool: of `PointMlp`; its input is as wide as the pyramid.
+        num_points: mesh vertices sampled later, the farthest ones; append_joints adds 21 joints.
+        attention: see `PointAttention`. point_dims, pool: see `PointMlp`.
         cls_at: steps that read the class token: "none", "first" or "all".
-        detach: states are handed on without their gradient, so that every step learns to improve
-            whatever it is given.
-        heatmaps, silhouette: also draw the joints, or the hand's outline, from the finest map, for
-            losses of these names.
-    """
+        detach: steps do not train each other.
+        heatmaps, silhouette: also draw them from the finest map, for losses of these names."""
 
     grid_ndc: Tensor
     vert_idx: Tensor

@@ -1,7 +1,5 @@
-"""One forward pass of a source's weights in timm's own network and in ours.
-
-Shapes of tensors do not show heads, activation, epsilon of norms or rotary positions; tokens do.
-"""
+"""One forward pass of a source's weights in timm's own network and in ours: tokens show what shapes
+do not, heads, activation, epsilon or rotary positions."""
 
 import inspect
 from collections.abc import Mapping
@@ -26,7 +24,7 @@ FREE_ARGS = ("img_size", "patch_size", "num_classes", "weight_init", "drop_path_
 
 
 def is_same_network(backbone: ViT, stated: Stated) -> bool:
-    """Whether a backbone has the stated architecture and arguments, image and patch size aside."""
+    """Whether architecture and arguments are the stated ones, image and patch size aside."""
     mine, theirs = (
         {k: v for k, v in args.items() if k not in FREE_ARGS}
         for args in (backbone.timm_args, stated.timm_args)
@@ -37,13 +35,11 @@ def is_same_network(backbone: ViT, stated: Stated) -> bool:
 def token_difference(
     backbone: ViT, stated: Stated, raw: Weights, weights: Weights, grid: tuple[int, int]
 ) -> tuple[float, list[str]]:
-    """Compare timm's network with the source's tensors (`raw`, under timm's names) and one as the
-    backbone with the same as it takes them (`weights`), on a corner of the `grid` of positions.
+    """Compare timm's network with `raw`, the source's tensors, and the backbone's with `weights`,
+    as it takes them, on a corner of their `grid`.
 
-    Returns: norm of the difference of all patch tokens of a random image relative to the source's,
-        and the known differences of the networks.
-    Raises: ValueError where timm's architecture is not that of the tensors.
-    """
+    Returns: relative norm of the difference of patch tokens, and known differences of the networks.
+    Raises: ValueError where timm's architecture is not that of the tensors."""
     patch_px = tuple(weights[PATCHES].shape[-2:])
     img_hw = [min(side, MAX_GRID) * px for side, px in zip(grid, patch_px, strict=True)]
     size = {"img_size": img_hw, "patch_size": patch_px, "num_classes": 0}

@@ -1,8 +1,5 @@
-"""Files of transformer weights, ours or foreign, as plain tensors; nothing in a file is executed.
-
-A file may be safetensors or of torch.save, whatever its ending, or one shard of several beside
-their index.
-"""
+"""Files of transformer weights, ours or foreign, as plain tensors; nothing in a file is
+executed."""
 
 import argparse
 import re
@@ -74,7 +71,6 @@ def read_weights(source: str) -> WeightFile:
 
 
 def _cached_timm(name: str) -> tuple[Path, Any]:
-    """Local file of timm's weights of a name, and timm's card of them."""
     try:
         card = get_pretrained_cfg(name, allow_unregistered=False)
     except (RuntimeError, ValueError) as error:
@@ -93,7 +89,7 @@ def _cached_timm(name: str) -> tuple[Path, Any]:
 
 
 def _hub_config(folder: Path) -> dict[str, Any]:
-    """Settings of network and pixels that a model hub keeps beside the weights."""
+    """JSON that a model hub keeps beside the weights; pixel constants in [0, 1]."""
     found: dict[str, Any] = {}
     for path in (folder / "preprocessor_config.json", folder / "config.json"):
         content = read_json(path, max_mb=10) if path.is_file() else {}
@@ -142,7 +138,6 @@ def _flat(state: Any, name: str, depth: int, nodes: Iterator[int]) -> Iterator[t
 
 
 def _index_of(path: Path) -> Path | None:
-    """Index of a sharded checkpoint that a path names, or one of whose shards it is."""
     if path.name.endswith(INDEX):
         return path
     if not (found := SHARD.fullmatch(path.name)):
@@ -154,7 +149,6 @@ def _index_of(path: Path) -> Path | None:
 
 
 def _sharded(index: Path) -> dict[str, Tensor]:
-    """Tensors of all shards that an index names; they lie beside it."""
     content = read_json(index, max_mb=100)
     shard_of = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(shard_of, dict) or not shard_of:

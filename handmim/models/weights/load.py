@@ -1,9 +1,7 @@
 """A backbone's first weights: our own exports and checkpoints, or those of public ViTs.
 
-read_weights -> find_vit -> stated_network -> fold, compare, resample -> load, with a report. A
-transformer of another size is refused, and one that computes otherwise with tensors of the same
-shapes. Properties that the file does not state are a warning.
-"""
+A transformer of another size is refused, and one that computes otherwise with tensors of the same
+shapes. Properties that the file does not state are a warning."""
 
 import logging
 import math
@@ -42,6 +40,7 @@ BACKBONES = {
 ROUNDING = 1e-4  # relative difference of tokens of one network, computed twice
 TOLERATED = ("class token", "epsilon")  # differences of networks that are warnings alone
 SIZE = "++task.backbone.size"
+ACT_LAYER = f"{SIZE}.act_layer"
 
 
 @dataclass(frozen=True)
@@ -80,13 +79,11 @@ def load_initial(backbone: ViT, source: str | None) -> InitialWeights:
 
     Args:
         source: None keeps the random start; "timm:NAME" takes timm's weights from the local cache;
-            else a file of safetensors or torch.save, or the index of its shards: our export, our
-            last.pt, or a checkpoint of MAE, DINO, iBOT, DINOv2, MoCo-v3, ViTPose, timm, or of
-            Hugging Face's ViT, ViT-MAE, DINOv2.
+            else a file of safetensors or torch.save, or the index of its shards: ours, or of MAE,
+            DINO, iBOT, DINOv2, MoCo-v3, ViTPose, timm, or Hugging Face's ViT, ViT-MAE, DINOv2.
     Returns: a report, also logged.
-    Raises: FileNotFoundError; ValueError when the transformers differ in size or in what they
-        compute, or for a file that holds no plain ViT or more than tensors.
-    """
+    Raises: FileNotFoundError; ValueError for transformers that differ in size or in what they
+        compute, and for files that hold no plain ViT or more than tensors."""
     mine: Weights = backbone.net.state_dict()
     if source is None:
         return InitialWeights("random", missing=(*mine, "mask_token"))
@@ -141,16 +138,13 @@ def _checked(name: str, value: Tensor, source: str) -> Tensor:
 
 
 def _check_stated(backbone: ViT, source: str, stated: Stated) -> None:
-    if stated.pixel_norm not in (None, backbone.pixel_norm):
-        raise ValueError(
-            f"{source} was trained with pixel_norm={stated.pixel_norm}, this backbone has "
-            f"{backbone.pixel_norm}"
-        )
-    if stated.activation not in (None, backbone.activation):
-        raise ValueError(
-            f"{source} was trained with activation {stated.activation} ({stated.by}), this "
-            f"backbone has {backbone.activation} ({SIZE}.act_layer={stated.activation})"
-        )
+    for name, override in (("pixel_norm", "task.backbone.pixel_norm"), ("activation", ACT_LAYER)):
+        theirs, mine = getattr(stated, name), getattr(backbone, name)
+        if theirs not in (None, mine):
+            raise ValueError(
+                f"{source} was trained with {name}={theirs} ({stated.by}), this backbone has "
+                f"{mine} ({override}={theirs})"
+            )
 
 
 def _compared(
@@ -190,69 +184,59 @@ def _compared(
 
 def _warnings(backbone: ViT, stated: Stated, weights: Weights, grid: tuple[int, int]) -> list[str]:
     """Differences that are not refused, and properties that nothing states."""
-    is_public = stated.pixel_norm is None
-    found = _public_warnings(backbone, stated) if is_public else []
-    if "cls_token" not in weights:
-        found.append(
-            "the source has no class token, ours starts random and takes part in attention: patch "
-            "features differ from the source's"
-        )
-    if "norm.weight" not in weights:
-        found.append("the source has no final norm, ours starts as 1 and 0")
-    if grid[0] != grid[1]:
-        found.append(
-            f"positions of {grid[0]} x {grid[1]} patches are stretched to a square grid; ViTPose "
-            "also pads images by 2 px, which shifts its patches"
-        )
-    return found
-
-
-def _public_warnings(backbone: ViT, stated: Stated) -> list[str]:
-    found = []
-    if backbone.pixel_norm != "imagenet":
-        found.append(
+    is_public, norm_eps = stated.pixel_norm is None, backbone.norm_eps
+    cases = (
+        (
+            is_public and backbone.pixel_norm != "imagenet",
             "public weights expect pixels normalised by constants, this backbone has pixel_norm="
-            f"{backbone.pixel_norm} (task.backbone.pixel_norm=imagenet)"
-        )
-    if stated.norm_eps not in (None, backbone.norm_eps):
-        found.append(
-            f"norms had epsilon {stated.norm_eps or 0:g}, this backbone has {backbone.norm_eps:g}"
-        )
-    found += [f"{text}: features may differ from the source's" for text in stated.unknown]
-    is_bare = stated.timm_name is None
-    is_unstated = {
-        "heads": is_bare and stated.num_heads is None,
-        "activation": is_bare and stated.activation is None,
-        "norms": is_bare and stated.norm_eps is None,
-        "pixel constants": backbone.pixel_norm == "imagenet" and stated.mean is None,
-    }
-    if unstated := [name for name in is_unstated if is_unstated[name]]:
-        found.append(_assumed(backbone, stated, unstated))
-    return found
+            f"{backbone.pixel_norm} (task.backbone.pixel_norm=imagenet)",
+        ),
+        (
+            is_public and stated.norm_eps not in (None, norm_eps),
+            f"norms had epsilon {stated.norm_eps or 0:g}, this backbone has {norm_eps:g}",
+        ),
+        *((is_public, f"{t}: features may differ from the source's") for t in stated.unknown),
+        (is_public, _assumed(backbone, stated)),
+        (
+            "cls_token" not in weights,
+            "the source has no class token, ours starts random and takes part in attention: patch "
+            "features differ from the source's",
+        ),
+        ("norm.weight" not in weights, "the source has no final norm, ours starts as 1 and 0"),
+        (
+            grid[0] != grid[1],
+            f"positions of {grid[0]} x {grid[1]} patches are stretched to a square grid; ViTPose "
+            "also pads images by 2 px, which shifts its patches",
+        ),
+    )
+    return [text for is_so, text in cases if is_so and text]
 
 
-def _assumed(backbone: ViT, stated: Stated, unstated: list[str]) -> str:
-    """What is assumed for properties that nothing states."""
-    assumed = {
-        "heads": f"{backbone.num_heads} heads",
-        "activation": backbone.activation,
-        "norms": f"epsilon {backbone.norm_eps:g}",
-        "pixel constants": "ImageNet's constants",
+def _assumed(backbone: ViT, stated: Stated) -> str:
+    """What is assumed for properties that nothing states; empty where all are stated."""
+    is_bare, width, mine = stated.timm_name is None, backbone.embed_dim, backbone.num_heads
+    is_imagenet = backbone.pixel_norm == "imagenet"
+    properties = {
+        "heads": (is_bare and stated.num_heads is None, f"{mine} heads"),
+        "activation": (is_bare and stated.activation is None, backbone.activation),
+        "norms": (is_bare and stated.norm_eps is None, f"epsilon {backbone.norm_eps:g}"),
+        "pixel constants": (is_imagenet and stated.mean is None, "ImageNet's constants"),
     }
-    text = f"the file does not state its {', '.join(unstated)}: read with "
-    text += ", ".join(assumed[name] for name in unstated)
-    width, mine = backbone.embed_dim, backbone.num_heads
+    assumed = {name: value for name, (is_unstated, value) in properties.items() if is_unstated}
+    if not assumed:
+        return ""
+    text = f"the file does not state its {', '.join(assumed)}: read with "
+    text += ", ".join(assumed.values())
     usual, who = stated.likely_heads or (public_heads(width), f"public ViTs of width {width} have")
-    if "heads" in unstated and usual not in (None, mine):
+    if "heads" in assumed and usual not in (None, mine):
         text += f"; {who} {usual}, this backbone has {mine} ({SIZE}.num_heads={usual})"
-    if stated.timm_name is None:
+    if is_bare:
         text += '. A config.json beside the file, {"architecture": "NAME IN TIMM"}, states them, '
         text += "and they are then compared"
     return text
 
 
 def _check_size(backbone: ViT, weights: Weights, source: str, stated: Stated) -> None:
-    """Refuse another width, depth, number of heads, or any block tensor that does not fit."""
     mine: Weights = backbone.net.state_dict()
     numbers = [int(k.split(".")[1]) for k in weights if k.startswith("blocks.")]
     width, depth = len(weights[PATCHES]), 1 + max(numbers, default=-1)
@@ -277,8 +261,7 @@ def _check_size(backbone: ViT, weights: Weights, source: str, stated: Stated) ->
 def _size_overrides(
     backbone: ViT, weights: Weights, stated: Stated, width_depth: tuple[int, int]
 ) -> str:
-    """Overrides that give a backbone the size of a file, as far as it is known; empty where they
-    would change nothing."""
+    """Overrides that give a backbone the size of a file; empty where they would change nothing."""
     width, depth = width_depth
     size: dict[str, Any] = {}
     if width_depth != (backbone.embed_dim, backbone.depth):

@@ -1,9 +1,5 @@
 """The ViT among a file's tensors, under timm's names, and the exact changes that let a plain ViT
-compute what the source computes.
-
-Most projects share timm's name of the patch embedding; what precedes it is the prefix to strip.
-Hugging Face's ViT, ViT-MAE and DINOv2 are renamed.
-"""
+compute what the source computes. What precedes timm's name of the patch embedding is the prefix."""
 
 import math
 import re
@@ -141,7 +137,6 @@ def _group(name: str, prefix: str) -> str:
 
 
 def _join_qkv(weights: Weights) -> None:
-    """Join separate maps to queries, keys and values, in place."""
     for name in [k for k in weights if re.search(r"\.attn\.query\.(weight|bias)$", k)]:
         names = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
         if all(k in weights for k in names):

@@ -1,8 +1,4 @@
-"""The network that weights come from, as far as its file states or its tensors imply it.
-
-Tensors of equal shapes can belong to networks that compute otherwise. Settings beside the weights
-are read in the spellings of public projects.
-"""
+"""The network that weights come from, as far as its file states or its tensors imply it."""
 
 import math
 import re
@@ -77,10 +73,7 @@ class Stated:
 
 def stated_network(file: WeightFile, weights: Mapping[str, Tensor]) -> Stated:
     """Statements of a file about its network, else what names and positions imply; `weights` are
-    the tensors of its ViT under timm's names.
-
-    Raises: ValueError where it states two values of one setting.
-    """
+    the tensors of its ViT under timm's names."""
     if (card := file.card) is not None:
         return Stated("timm", card.architecture, mean=tuple(card.mean), std=tuple(card.std))
     if found := _ours(file):
@@ -88,9 +81,9 @@ def stated_network(file: WeightFile, weights: Mapping[str, Tensor]) -> Stated:
     kind = _timm_config(file.config) or _command_line(file, weights) or _implied(file, weights)
     settings, by = _settings(file, len(weights[PATCHES]))
     if kind.timm_name is not None:
-        args = {"num_heads": settings.get("num_heads"), "act_layer": settings.get("activation")}
-        given = {key: value for key, value in args.items() if value is not None}
-        settings["timm_args"] = given | kind.timm_args
+        given = {"num_heads": settings.get("num_heads"), "act_layer": settings.get("activation")}
+        stated = {key: value for key, value in given.items() if value is not None}
+        settings["timm_args"] = stated | kind.timm_args
     names = " and ".join(filter(None, [kind.by, *by])) or "nothing"
     parts = [] if kind.timm_name else _stated_parts(file)
     unknown = tuple(filter(None, [_unknown_kind(file.config), *parts]))
@@ -98,8 +91,7 @@ def stated_network(file: WeightFile, weights: Mapping[str, Tensor]) -> Stated:
 
 
 def public_heads(width: int) -> int | None:
-    """Heads of timm's plain ViTs of a width: 64 channels each up to ViT-L, 16 heads in ViT-H, g, G;
-    None for other widths."""
+    """Heads of timm's plain ViTs of a width; None for other widths."""
     if width in (1280, 1408, 1664):
         return 16
     return width // 64 if width <= 1024 and width % 64 == 0 else None
@@ -197,8 +189,8 @@ def _implied(file: WeightFile, weights: Mapping[str, Tensor]) -> Stated:
 
 
 def _fixed_axis(position: Tensor) -> int | None:
-    """Axis of a square grid that the first half of fixed sine-cosine positions [1, 1 + g*g, D]
-    encodes: 0 for rows (MoCo-v3), 1 for columns (MAE), None for learned positions."""
+    """Axis of the grid that the first half of fixed sine-cosine positions encodes: 0 for rows
+    (MoCo-v3), 1 for columns (MAE), None for learned positions."""
     patches = position[0] if position.ndim == 3 else position.new_zeros(0, 0)
     grid, width = math.isqrt(len(patches)), patches.shape[-1]
     patches = patches[len(patches) - grid**2 :].float()
@@ -212,7 +204,6 @@ def _fixed_axis(position: Tensor) -> int | None:
 
 
 def _holders(content: Any, where: str) -> list[Holder]:
-    """Nested settings of a ViT, outermost first, so many as are worth reading."""
     return list(islice(_walk(content, where, 0), MAX_HOLDERS))
 
 
@@ -227,8 +218,7 @@ def _walk(node: Any, where: str, level: int) -> Iterator[Holder]:
 
 
 def _settings(file: WeightFile, width: int) -> tuple[dict[str, Any], list[str]]:
-    """Settings of a ViT of this width that a file or the config.json beside it states in a common
-    spelling, by field of `Stated`, and their sources."""
+    """Settings of a ViT of this width by field of `Stated`, and their sources."""
     found, by = dict[str, Any](), list[str]()
     contents = ((file.state, ""), (file.meta, "metadata."), (file.config, f"{CONFIG}: "))
     groups = [_holders(content, where) for content, where in contents]
@@ -307,7 +297,6 @@ def _count(value: Any) -> int | None:
 
 
 def _activation(value: Any) -> str | None:
-    """Under timm's name."""
     name = value.split(".")[-1].lower().replace("_", "") if isinstance(value, str) else ""
     return ACTIVATIONS.get(name)
 

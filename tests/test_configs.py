@@ -18,7 +18,7 @@ from handmim.pipelines.pretrain import pretrain
 from handmim.types import Task
 from handmim.utils.config import drop_unbuilt, resolved
 from handmim.utils.entry import compose as checked
-from handmim.utils.presets import options_of, presets
+from handmim.utils.paths import options_of
 
 REPO = Path(__file__).parent.parent
 CONFIGS = REPO / "configs"
@@ -46,7 +46,6 @@ NEEDED = {
     "hand=smplx": ["hand.path=x"],
     "hand=manopth": ["hand.path=x"],
     "experiment=cpu_pretrain": ["data.root=crops"],
-    "experiment=cpu_keypoints_finetune": ["data.root=x", "data.annotations=y"],
     **{f"experiment={data}": ["data.root=x"] for data in ("freihand", "ho3d_v2", "ho3d_v3")},
     **{f"size={size}": ["hand.path=x", "init_from=x"] for size in ("vits", "vitb")},
     "probe=keypoints": ["probe.root=x", "probe.annotations=y"],
@@ -60,7 +59,6 @@ GROUPS = {
     "probe": ("pretrain", ["data=synthetic"]),
     "views": ("pretrain", []),
     "keypoint_head": ("pretrain", []),
-    "collapse": ("pretrain", []),
     "method": ("pretrain", []),
     "table": None,  # tests/experiments
     "task": None,
@@ -160,10 +158,7 @@ def test_configs_compose_and_fit_what_they_configure(entry, overrides):
 
 
 def test_every_group_and_option_is_covered():
-    groups = {p.name for p in CONFIGS.iterdir() if p.is_dir()}
-    assert groups == set(GROUPS) - {"collapse", "tta"}
-    others = {"optim", "trainer", "collapse", "tta"}  # of presets alone
-    assert {word.partition("=")[0] for word in presets()} <= groups | others
+    assert {p.name for p in CONFIGS.iterdir() if p.is_dir()} == set(GROUPS)
     named = {e for entry in ("pretrain", "finetune") for e in experiments(entry)}
     bases = {"cpu_base"}  # covered by their heirs
     assert named | bases == set(options_of("experiment"))
@@ -254,9 +249,7 @@ def test_laptop_sizes_leave_methods_what_they_are(size):
     assert composed("pretrain", "method=handmim", *size).train
 
 
-@pytest.mark.parametrize(
-    "entry", sorted(p.stem for p in CONFIGS.glob("*.yaml") if p.stem != "presets")
-)
+@pytest.mark.parametrize("entry", sorted(p.stem for p in CONFIGS.glob("*.yaml")))
 def test_help_names_the_groups_and_experiments_of_its_tool(entry):
     written = OmegaConf.load(CONFIGS / f"{entry}.yaml")
     groups = {

@@ -20,9 +20,9 @@ from handmim.experiments.table import (
     decisive,
     digest,
     fraction_name,
+    value_text,
 )
 from handmim.utils.config import sentence
-from handmim.utils.presets import value_text
 
 Compose = Callable[[str, list[str]], DictConfig]
 RESULTS = ("result.json", "cell.json")  # the second is of format 1

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig
 
 from handmim.engine.identity import By, deciding, is_compared
 from handmim.utils.config import resolved
-from handmim.utils.presets import value_text
 
 Overrides = dict[str, Any]
 
 USUAL_PRECISION = "32-true"
 PROBED = ("probe", "task", "precision")  # parts of a pretraining config that decide its probe
+UNQUOTED = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z_][\w./-]*", re.IGNORECASE)
 NAME = re.compile(r"[a-z0-9_]+")
 VARIANT_KEYS = {"label", "pretrain", "finetune", "init_from"}
 TABLE_KEYS = {
@@ -61,6 +62,19 @@ def arguments(overrides: Mapping[str, Any]) -> list[str]:
     return [
         key if key.startswith("~") else f"{key}={value_text(v)}" for key, v in overrides.items()
     ]
+
+
+def value_text(value: Any) -> str:
+    """A plain value in Hydra's grammar; strings are quoted where they have to be."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{k}:{value_text(v)}' for k, v in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(value_text, value))}]"
+    if not isinstance(value, str) or UNQUOTED.fullmatch(value):
+        return str(value)
+    return str(QuotedString(value, Quote.single).with_quotes())
 
 
 def decides(key: str, value: Any) -> bool:

@@ -23,8 +23,7 @@ from omegaconf.errors import (
 )
 
 from handmim.utils.arguments import meant
-from handmim.utils.paths import CONFIGS, PACKAGE
-from handmim.utils.presets import options_of
+from handmim.utils.paths import CONFIGS, PACKAGE, options_of
 from handmim.utils.processes import GOES_ON
 
 CHOSEN = ("losses", "objectives", "heads")  # of a task: parts that are chosen by name
@@ -255,7 +254,7 @@ def sentence(error: BaseException) -> str:
 
 def _no_option(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
-    options = options_of(group) or list(error.options or ())
+    options = list(error.options or options_of(group))
     listed = f"; {group}= takes {', '.join(options)}" if options else ""
     return f"{str(error).splitlines()[0]}{meant(option, options)}{listed}"
 

@@ -5,7 +5,7 @@ quoted."""
 import os
 import re
 from argparse import ArgumentTypeError
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig
 
 from handmim.utils.files import output_problem
-from handmim.utils.presets import is_group, may_be_null, options_of, written_out
-from handmim.utils.renames import new_key
+from handmim.utils.paths import options_of
+from handmim.utils.renames import WORDS, new_key
 
 # Last parts of keys that hold a path, whatever stands before them.
 PATHS = (
@@ -35,10 +35,11 @@ ENVIRONMENT = re.compile(r"\$\{([A-Z_][A-Z0-9_]*)\}")  # config keys are in lowe
 OPENING, CLOSING = "([{", ")]}"
 
 
-def hydra_overrides(words: Sequence[str], is_sweep: bool = False) -> list[str]:
+def hydra_overrides(words: Iterable[str], is_sweep: bool = False) -> list[str]:
     """Words as Hydra reads them; options (`--help`) stay, and unquoted commas of a sweep. Raises:
     ValueError naming a word that cannot be read, and how to quote it."""
-    return [_hydra_word(word, is_sweep) for word in written_out(words)]
+    words = sorted(words, key=lambda word: word not in WORDS)  # later ones count more
+    return [_hydra_word(new, is_sweep) for word in words for new in WORDS.get(word, (word,))]
 
 
 def _hydra_word(word: str, is_sweep: bool) -> str:
@@ -73,8 +74,7 @@ def _hydra_word(word: str, is_sweep: bool) -> str:
             f"characters than letters, digits and /-+.$%*@?| needs quotes inside quotes, "
             f"{key}='\"...\"'"
         ) from error
-    is_choice = isinstance(read, (str, list)) and is_group(name)
-    if (options := options_of(name)) and not (is_choice or (read is None and may_be_null(name))):
+    if (options := options_of(name)) and not isinstance(read, (str, list)):
         raise ValueError(f"{word}: one of {', '.join(options)} is required ({name}=)")
     return f"{key}={value}"
 

@@ -12,6 +12,11 @@ STANDIN = (CHECKOUT / "data" if IS_CHECKOUT else PACKAGE / "assets") / "standin_
 CODE_FOLDERS = ("handmim/", "configs/", "tools/")
 
 
+def options_of(group: str) -> list[str]:
+    """Names that `GROUP=NAME` takes: files of configs/GROUP."""
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
 def git_state(folder: Path) -> dict[str, Any]:
     """Commit of the checkout of `folder`, and whether it has local changes; None outside git.
     Untracked files count where code and configs lie, since they may be what runs."""

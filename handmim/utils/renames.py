@@ -56,6 +56,20 @@ HEADS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "dense_match": ("dense", "", ("out_dim",)),
     "keypoint_agree": ("class_keypoint", ".head", ("hidden_dim", "num_hidden")),
 }
+ROOTS = ("pretrain", "finetune", "adamw_pretrain", "adamw_finetune")
+# Options of before, which still compose: the overrides that they stand for.
+WORDS: dict[str, tuple[str, ...]] = {
+    "probe=none": ("probe.hook=null",),
+    "tta=none": ("tta.views=null",),
+    "tta=rotations_scales": ("tta=rotations", "tta.views.scales=[0.9,1.0,1.1]"),
+    "collapse=none": ("collapse=null",),
+    "augment=default": ("augment.cut_out=null", "augment.occluder=null"),
+    "experiment=cpu_keypoints_finetune": (
+        "experiment=cpu_finetune", "data=keypoints", "loss=[joints3d,joints2d,prior]",
+    ),
+    **dict.fromkeys(("collapse=default", "views=default", "task=pretrain"), ()),
+    **{f"{key}={name}": () for key in ("optim", "trainer") for name in ROOTS},
+}  # fmt: skip
 # Config keys (with everything below them) and options: a typed one is answered with the new one.
 KEYS: dict[str, str] = {
     **{

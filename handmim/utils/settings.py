@@ -66,6 +66,8 @@ KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     **dict.fromkeys(LISTS, ("a list [...]", lambda v: isinstance(v, list))),
     **dict.fromkeys(MAPPINGS, (MAPPING, lambda v: isinstance(v, dict))),
 }
+# Mappings of a root, which no group fills.
+SECTIONS = ("augment", "collapse", "optim", "task", "trainer", "views")
 # Null there means the hand of a checkpoint and the precision of a table.
 MAY_BE_NULL = {"checkpoint": "hand.path=null:", "budget": "machine.precision=null:"}
 
@@ -78,11 +80,20 @@ def check_settings(cfg: DictConfig) -> None:
     """Check a composed config before anything is built; in place, 1e3 becomes an integer, and an
     integer text, where that is required. Raises: ValueError naming each key, its value and what is
     required."""
+    if replaced := [*_replaced(cfg)]:
+        raise ValueError("; ".join(replaced))
     nulls = tuple(null for key, null in MAY_BE_NULL.items() if key in cfg)
     problems = dict.fromkeys([*_own(cfg), *_parts(cfg)])
     wrong = [text for text in problems if not text.startswith(nulls)]
     if wrong := wrong or [*_ranges(cfg), *_name(cfg)]:
         raise ValueError("; ".join(wrong))
+
+
+def _replaced(cfg: DictConfig) -> Iterator[str]:
+    for key in SECTIONS:
+        value = cfg.get(key, {})
+        if not isinstance(value, DictConfig | dict) and not (key == "collapse" and value is None):
+            yield f"{key}={value}: settings of {key} are given one by one, {key}.NAME=VALUE"
 
 
 def unlisted_key(error: BaseException) -> str | None:

@@ -11,7 +11,7 @@ from handmim.pipelines.dry_run import noise_hands
 from handmim.types import CropBatch
 from handmim.utils.config import drop_unbuilt
 from handmim.utils.entry import compose
-from handmim.utils.presets import options_of
+from handmim.utils.paths import options_of
 from handmim.utils.seed import step_generator
 
 REPO = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ from handmim.experiments.table import (
     fraction_name,
     merged,
     read_table,
+    value_text,
 )
-from handmim.utils.presets import value_text
 from tests.experiments.conftest import small, table_config
 
 

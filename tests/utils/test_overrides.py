@@ -53,10 +53,17 @@ def test_null_is_null_where_a_path_may_be_left_out():
 
 
 def test_a_group_takes_one_of_its_files():
-    with pytest.raises(ValueError, match=r"trainer=null: one of finetune, pretrain is required"):
-        hydra_overrides(["trainer=null"])
-    with pytest.raises(ValueError, match=r"tta=rotation: one of none, rotations, rotations_scales"):
-        hydra_overrides(["tta=rotation"])
+    with pytest.raises(ValueError, match=r"head=null: one of decoder, .* is required"):
+        hydra_overrides(["head=null"])
+
+
+def test_options_of_before_stand_for_overrides():
+    given = ["tta.views.scales=[1.0]", "tta=rotations_scales", "trainer=finetune"]
+    assert hydra_overrides(given) == [
+        "tta=rotations",
+        "tta.views.scales=[0.9,1.0,1.1]",
+        "tta.views.scales=[1.0]",
+    ]
 
 
 def test_lists_of_paths_and_of_words_need_no_inner_quotes(monkeypatch):

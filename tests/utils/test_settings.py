@@ -126,7 +126,7 @@ def test_the_number_of_drawn_images_is_checked(word, message):
 
 
 def test_every_checked_key_is_one_of_a_config():
-    roots = {path.stem: [] for path in (REPO / "configs").glob("*.yaml") if path.stem != "presets"}
+    roots = {path.stem: [] for path in (REPO / "configs").glob("*.yaml")}
     roots["pretrain"] = ["data=folder", "data.root=x", "method=dino"]
     contents = [OmegaConf.to_container(hydra.compose(*root)) for root in roots.items()]
     leaves = [key.split(".") for content in contents for key in flatten(content)]
@@ -155,3 +155,10 @@ def test_a_setting_that_no_yaml_lists_is_taken_where_its_part_takes_it():
 def test_a_setting_that_nothing_takes_is_refused(word):
     with pytest.raises(ConfigCompositionException):
         compose("pretrain", ["data=synthetic", word])
+
+
+@pytest.mark.parametrize("word", ["trainer=null", "optim=adam", "collapse=non"])
+def test_a_section_is_not_replaced_by_a_word(word):
+    key = word.split("=")[0]
+    with pytest.raises(ValueError, match=rf"{key}=.*: settings of {key} are given one by one"):
+        compose("pretrain", ["data=folder", "data.root=x", word])

@@ -222,20 +222,15 @@ class Task(Protocol):
 
     def __call__(self, batch: Any, info: StepInfo) -> StepResult:
         """Losses of one batch."""
-        ...
 
     def before_update(self, info: StepInfo) -> None:
         """Runs between backward and optimizer: cancels gradients of frozen parameters."""
-        ...
 
     def after_step(self, info: StepInfo) -> dict[str, float]:
         """Runs after the optimizer: EMA, centres. Returns scalars worth logging."""
-        ...
 
     def lr_scales(self) -> dict[str, float]:
         """Factor on the learning rate by parameter name; names left out count 1."""
-        ...
 
     def images(self, batch: Any) -> dict[str, NDArray[np.uint8]]:
         """[H, W, 3] RGB images of this batch, by name."""
-        ...

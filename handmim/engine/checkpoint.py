@@ -25,14 +25,9 @@ NUMBERED = "step_*.pt"  # copies that stay
 def save_checkpoint(
     path: Path, state: dict[str, Any], *, before: Callable[[], None] = lambda: None
 ) -> None:
-    """Write tensors and plain values with a checksum; an interruption leaves the previous file.
+    """Write tensors and plain values with a checksum; an interruption leaves the previous file,
+    before whose replacement `before` is called. Plain `torch.load` reads the file too.
 
-    Plain `torch.load` reads the file too.
-
-    Args:
-        path: of the file.
-        state: to write.
-        before: called once all is written, before it replaces the previous file.
     Raises: OSError for a full disk, with the bytes that are needed and free.
     """
     with atomic_path(path) as partial:
@@ -59,17 +54,10 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     return state
 
 
-def rolling(run_dir: Path, number: int) -> Path:
-    """Where the checkpoint lies that was last.pt `number` saves ago; 0 is last.pt."""
-    return run_dir / (f"last-{number}.pt" if number else LAST)
-
-
 def checkpoints_of(run_dir: Path, resume: str) -> list[Path]:
-    """Files that a run may be resumed from, the likely newest first; none for "never".
+    """Files of a run that may be resumed ("never", "auto" or a checkpoint), the likely newest
+    first.
 
-    Args:
-        run_dir: its folder.
-        resume: "never", "auto" or a checkpoint.
     Raises: FileExistsError for "auto" where there are exported weights alone.
     """
     if resume == "never":
@@ -88,13 +76,9 @@ def checkpoints_of(run_dir: Path, resume: str) -> list[Path]:
 
 
 def load_newest(run_dir: Path, resume: str) -> tuple[Path, dict[str, Any]] | None:
-    """What a run is resumed from: last.pt where it is whole, else the newest whole checkpoint.
+    """Path and content of what a run is resumed from: last.pt where it is whole, else the newest
+    whole checkpoint; None where there is nothing. The log says which were passed over and why.
 
-    Args:
-        run_dir: its folder.
-        resume: "never", "auto" or a checkpoint, which has to be whole.
-    Returns: path and content, None where there is nothing to resume; the log says which checkpoints
-        were passed over and why.
     Raises: FileNotFoundError; ValueError when there are checkpoints, and none is whole.
     """
     paths = checkpoints_of(run_dir, resume)
@@ -105,7 +89,8 @@ def load_newest(run_dir: Path, resume: str) -> tuple[Path, dict[str, Any]] | Non
     whole: tuple[Path, dict[str, Any]] | None = None
     faults: list[str] = []
     for path in paths:
-        if whole is not None and _is_older(path, whole[1]["step"]):
+        number = path.stem.removeprefix("step_")
+        if whole is not None and number.isdigit() and int(number) <= whole[1]["step"]:
             continue
         try:
             state = load_checkpoint(path)
@@ -126,12 +111,6 @@ def load_newest(run_dir: Path, resume: str) -> tuple[Path, dict[str, Any]] | Non
     return whole
 
 
-def _is_older(path: Path, step: int) -> bool:
-    """Whether a numbered copy is older than a step, by its name."""
-    number = path.stem.removeprefix("step_")
-    return number.isdigit() and int(number) <= step
-
-
 # What configs build, by section: constructors of parts. They write nowhere but below a cache_dir.
 PARTS = (
     "handmim.models.", "handmim.losses.", "handmim.objectives.", "handmim.tasks.", "handmim.data.",
@@ -141,27 +120,18 @@ PARTS = (
 SECTIONS = {
     "task": tuple(part for part in PARTS if part not in ("handmim.data.", "handmim.diagnostics.")),
     "hand": ("handmim.hand.model.", "handmim.hand.adapters."),
-    "augment": ("handmim.data.augment.", "handmim.data.colour.", "handmim.data.augment."),
+    "augment": ("handmim.data.augment.", "handmim.data.colour."),
 }
 # What rebuilding a model reads, beside what each part checks of its own arguments.
 OF_MODELS: dict[str, type] = {
-    "step": int,
-    "meta": dict,
-    "task": dict,
-    "config": dict,
-    "config.hand": dict,
-    "config.hand.path": str,
-    "config.task": dict,
-    "config.task._target_": str,
-    "config.task.backbone": dict,
-    "config.task.backbone._target_": str,
-    "config.task.head": dict,
-    "config.task.head._target_": str,
-    "config.augment": dict,
-    "config.augment._target_": str,
-    "config.augment.img_px": int,
-    "config.augment.scale": list,
-}
+    "step": int, "meta": dict, "task": dict, "config": dict,
+    "config.hand": dict, "config.hand.path": str,
+    "config.task": dict, "config.task._target_": str,
+    "config.task.backbone": dict, "config.task.backbone._target_": str,
+    "config.task.head": dict, "config.task.head._target_": str,
+    "config.augment": dict, "config.augment._target_": str,
+    "config.augment.img_px": int, "config.augment.scale": list,
+}  # fmt: skip
 OF_RUNS: dict[str, type] = {"config.name": str, "config.seed": int, "config.data": dict}
 MAX_DEPTH, MAX_LEAVES = 32, 100_000
 MAX_SETTING = 4096  # sides in pixels, widths and counts, where no tensor of the file is larger
@@ -169,11 +139,8 @@ SIZED = ("backbone", "head", "augment")
 
 
 def check_saved(saved: Mapping[str, Any], path: Any) -> None:
-    """Refuse a checkpoint from which no model can be rebuilt safely.
+    """Refuse the content of a checkpoint from which no model can be rebuilt safely.
 
-    Args:
-        saved: content of a checkpoint.
-        path: of it, for messages.
     Raises: ValueError naming the entry.
     """
     require(saved, {"config": dict, "config.task": dict}, path)
@@ -190,12 +157,8 @@ def check_saved(saved: Mapping[str, Any], path: Any) -> None:
 
 
 def require(saved: Mapping[str, Any], kinds: Mapping[str, type], path: Any) -> None:
-    """Refuse a checkpoint that lacks an entry, or has another kind of value there.
+    """Refuse a checkpoint that lacks an entry, by dotted name, or has another kind of value there.
 
-    Args:
-        saved: content of a checkpoint.
-        kinds: by dotted name.
-        path: of the checkpoint, for messages.
     Raises: ValueError naming the first.
     """
     for name, kind in kinds.items():
@@ -282,12 +245,8 @@ def _check_sizes(saved: Mapping[str, Any], path: Any) -> None:
 
 
 def check_fits(there: Mapping[str, Tensor], here: Mapping[str, Tensor], path: Any) -> None:
-    """Refuse tensors that are not those of the model their own config builds.
+    """Refuse tensors of a checkpoint that are not those of the model its own config builds.
 
-    Args:
-        there: tensors of the checkpoint.
-        here: of the model.
-        path: of the checkpoint, for messages.
     Raises: ValueError naming the first that differs.
     """
     for name in sorted(there.keys() | here.keys()):

@@ -41,7 +41,6 @@ class Hook(Protocol):
 
     def __call__(self, task: nn.Module, info: StepInfo, run: Run) -> dict[str, float]:
         """Scalars to log."""
-        ...
 
 
 def call_hooks(

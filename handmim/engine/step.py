@@ -40,12 +40,10 @@ class Batch(Protocol):
 
     def part(self, start: int, stop: int) -> Any:
         """Samples from start to stop."""
-        ...
 
     @property
     def num_samples(self) -> int:
         """Number of samples."""
-        ...
 
 
 class StepOutput(NamedTuple):

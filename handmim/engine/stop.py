@@ -106,11 +106,9 @@ class Waiting(Protocol):
 
     def end_wait(self) -> None:
         """Raise in the thread that waits."""
-        ...
 
     def kill(self) -> None:
         """End the processes at once."""
-        ...
 
 
 class _Beat:

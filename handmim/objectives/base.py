@@ -5,6 +5,7 @@ pseudo-keypoints of d numbers.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
@@ -18,6 +19,7 @@ from handmim.models.centering import Centering, Sinkhorn
 from handmim.types import PretrainBatch, StepInfo, Tokens
 
 T = TypeVar("T")
+ENTROPY_ROWS = 64  # logarithms of all targets of a large batch would cost a percent of a step
 
 # What an objective may read, and the shared head behind it; the task computes nothing else.
 READS: dict[str, str | None] = {
@@ -94,12 +96,32 @@ class Setup:
         objective.build(self)
 
 
+def entropy_nats(probs: Tensor) -> Tensor:
+    """Shannon entropy over the last axis: [..., P] -> [...]."""
+    p = probs.float()
+    return -p.clamp(min=1e-12).log_().mul_(p).sum(dim=-1)
+
+
 class Targets(NamedTuple):
     """Prototype targets of distillation and the student's estimate of them."""
 
     teacher_probs: Tensor  # [n, P]
     student_logits: Tensor | None = None  # [n, P], where row by row
     student_temp: float = 1.0
+
+    @torch.no_grad()
+    def diagnostics(self, prefix: str = "targets") -> dict[str, Tensor]:
+        """Entropies of the targets as shares of log P, under a prefix.
+
+        entropy_of_mean falls to 0 when one prototype takes all; entropy_of_each, of evenly spaced
+        rows of a large batch, rises to 1 when targets become uniform.
+        """
+        probs, top = self.teacher_probs, math.log(self.teacher_probs.shape[-1])
+        some = probs[:: max(1, len(probs) // ENTROPY_ROWS)]
+        return {
+            f"{prefix}/entropy_of_mean": entropy_nats(probs.mean(dim=0)) / top,
+            f"{prefix}/entropy_of_each": entropy_nats(some).mean() / top,
+        }
 
 
 class Objective(nn.Module):

@@ -7,11 +7,14 @@ Every head is called with a backbone's tokens and has the attributes `num_keypoi
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handmim.geometry.camera import cell_centres_ndc
+from handmim.geometry.crop import to_source
 from handmim.models.layers import mlp
-from handmim.types import Tokens
+from handmim.objectives.point_sets import canonical_shapes
+from handmim.types import PretrainBatch, Tokens
 
 
 def check_points(num_keypoints: int, num_dims: int) -> None:
@@ -154,3 +157,51 @@ class SoftArgmaxKeypoints(nn.Module):
             return positions
         raw = of_class.float()[:, -self.num_keypoints :]
         return torch.cat([positions, self.bound_ndc * torch.tanh(raw)[..., None]], dim=-1)
+
+
+def agreed_deviation(a: Tensor, b: Tensor) -> Tensor:
+    """Deviation over samples of what two views agree on; [n, E] of either view -> scalar.
+
+    It is the root of the mean covariance between the views over samples, 0 where that is negative.
+    Noise of each view alone drops out but for chance: independent noise of deviation s everywhere
+    gives 0 or about s (n E)^(-1/4). Equal views give their root mean square deviation.
+    """
+    covariance = ((a - a.mean(dim=0)) * (b - b.mean(dim=0))).mean()
+    return covariance.clamp(min=0).sqrt()
+
+
+@torch.no_grad()
+def keypoint_diagnostics(points_ndc: Tensor, batch: PretrainBatch) -> dict[str, Tensor]:
+    """Spread and agreement of pseudo-keypoints [B, G, K, d] of each view, as keypoints/...:
+
+    spread_ndc: deviation within a sample; 0 when all points coincide.
+    view_std_ndc: deviation over the batch in the view; 0 for a constant template in the view.
+    source_std_ndc: `agreed_deviation` of the first two views over the batch in the source crop; 0
+        for a template that is constant there, and for points that follow nothing.
+    articulation: the same of shapes without position, size and orientation, as a share of the
+        shape's size; 0 for a rigid template, wherever it is and however noisy.
+    disagreement_ndc: distance of two views' points in the source crop.
+    retrieval: share of samples whose other view has the nearest mean-free shape in the batch.
+    cosine: mean over pairs of samples between mean-free shapes; near 1 when a common template
+        dominates them.
+    """
+    points = points_ndc.float()
+    in_source = to_source(points, batch.source_from_view.float(), batch.displacement_ndc)
+    a, b = in_source[:, 0], in_source[:, 1]
+    shapes = (in_source - in_source.mean(dim=2, keepdim=True)).flatten(2)
+    distinct = shapes - shapes.mean(dim=(0, 1), keepdim=True)
+    nearest = torch.cdist(distinct[:, 0], distinct[:, 1]).argmin(dim=1)
+    same = nearest == torch.arange(len(nearest), device=nearest.device)
+    unit = F.normalize(shapes[:, 0], dim=-1)
+    pairs = max(len(unit) * (len(unit) - 1), 1)
+    cosine = (unit.sum(dim=0).square().sum() - unit.square().sum()) / pairs
+    q = canonical_shapes(in_source[:, :2])
+    return {
+        "keypoints/spread_ndc": points.std(dim=2, correction=0).mean(),
+        "keypoints/view_std_ndc": points[:, 0].std(dim=0, correction=0).mean(),
+        "keypoints/source_std_ndc": agreed_deviation(a, b),
+        "keypoints/articulation": agreed_deviation(q[:, 0], q[:, 1]),
+        "keypoints/disagreement_ndc": (a - b).norm(dim=-1).mean(),
+        "keypoints/retrieval": same.float().mean(),
+        "keypoints/cosine": cosine,
+    }

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from handmim.diagnostics.images import draw_pretraining
-from handmim.diagnostics.statistics import keypoint_diagnostics, target_diagnostics
 from handmim.engine.optim import Schedule, as_schedule
 from handmim.models.centering import Centering, Sinkhorn
 from handmim.models.teacher import EmaTeacher
@@ -24,6 +23,7 @@ from handmim.models.weights.load import InitialWeights, load_initial
 from handmim.objectives.base import READS, Objective, Setup, StepContext, call
 from handmim.objectives.distillation import ProjectionHead
 from handmim.objectives.experimental import LowResRecon
+from handmim.objectives.keypoints import keypoint_diagnostics
 from handmim.objectives.pixel_recon import PixelRecon, PixelTargets
 from handmim.types import PretrainBatch, StepInfo, StepResult, Tokens
 from handmim.utils.arguments import one_of
@@ -35,36 +35,24 @@ Predictions = dict[str, Any]  # by name of the objective
 class HandMimTask(nn.Module):
     """One step: teacher on whole views, student on masked ones, objectives.
 
-    Args:
-        backbone: the student's ViT; the teacher starts as its copy.
-        objectives: by name; their weighted losses are summed in this order.
-        heads: constructors of heads that several objectives share, `projection` and `keypoint`;
-            built where an objective requires them.
-        centering: constructor of target normalisers, called with `num_prototypes=`.
-        momentum: of the EMA teacher.
-        teacher_temp: temperature of prototype targets.
-        mask_mode: masked patches are "replace"d by the mask token or "drop"ped from the encoder.
-        freeze_prototypes_steps: prototypes stay as initialised that long.
-        export: whose backbone is exported: "teacher" or "student".
-        layer_decay: factor on the backbone's learning rate per layer below the top.
-        patch_embed_lr_scale: further factor on that of the patch embedding.
     Raises: ValueError for an unknown choice, no objective, or one without its head or tokens.
     """
 
     def __init__(
         self,
-        backbone: ViT,
-        objectives: Mapping[str, Objective],
+        backbone: ViT,  # the student's; the teacher starts as its copy
+        objectives: Mapping[str, Objective],  # their weighted losses are summed in this order
+        # Constructors of shared heads, `projection` and `keypoint`; built where they are read.
         heads: Mapping[str, Callable[..., nn.Module]] | None = None,
         *,
-        centering: Callable[..., Centering | Sinkhorn] = Centering,
+        centering: Callable[..., Centering | Sinkhorn] = Centering,  # takes `num_prototypes=`
         momentum: float | Schedule = 0.996,
-        teacher_temp: float | Schedule = 0.04,
-        mask_mode: str = "replace",
+        teacher_temp: float | Schedule = 0.04,  # of prototype targets
+        mask_mode: str = "replace",  # by the mask token, or "drop" from the encoder
         freeze_prototypes_steps: int = 0,
-        export: str = "teacher",
-        layer_decay: float = 1.0,
-        patch_embed_lr_scale: float = 1.0,
+        export: str = "teacher",  # or "student": whose backbone is exported
+        layer_decay: float = 1.0,  # factor on the backbone's rate per layer below the top
+        patch_embed_lr_scale: float = 1.0,  # further factor on that of the patch embedding
     ) -> None:
         super().__init__()
         one_of("mask_mode", mask_mode, ("replace", "drop"))
@@ -99,10 +87,7 @@ class HandMimTask(nn.Module):
         self.register_load_state_dict_pre_hook(rename_old_entries)
 
     def _all_reads(self, objectives: Mapping[str, Objective], setup: Setup) -> frozenset[str]:
-        """What all objectives read, with what a shared keypoint head reads.
-
-        Raises: ValueError for an unknown name, and for masked patches that are dropped.
-        """
+        """What all objectives read, with what a shared keypoint head reads."""
         head = setup.built.get("keypoint")
         reads: set[str] = set()
         for name, objective in objectives.items():
@@ -218,7 +203,7 @@ class HandMimTask(nn.Module):
         for name, objective in self.each.items():
             for prefix, targets in objective.targets(predictions[name]).items():
                 if len(targets.teacher_probs):
-                    scalars |= target_diagnostics(targets.teacher_probs, prefix)
+                    scalars |= targets.diagnostics(prefix)
         if "keypoints" in self.reads:
             scalars |= keypoint_diagnostics(ctx.keypoints.detach(), batch)
         scalars["features/cls_std"] = ctx.tokens.cls.detach().float().std(dim=0).mean()
@@ -286,7 +271,6 @@ class HandMimTask(nn.Module):
         self.eval()
         try:
             ctx, predictions = self.predict(batch, StepInfo(step=0, total_steps=1))
-            points = ctx.keypoints if "keypoints" in self.reads else None
         finally:
             self.train(training)
         pixels: PixelTargets | None = None
@@ -298,5 +282,5 @@ class HandMimTask(nn.Module):
             elif isinstance(objective, LowResRecon):
                 low_res[name] = predictions[name]
         return draw_pretraining(
-            batch, self.patch_px, pixels=pixels, min_var=min_var, points=points, low_res=low_res
+            batch, self.patch_px, pixels=pixels, min_var=min_var, points=ctx.points, low_res=low_res
         )

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from handmim.diagnostics.statistics import keypoint_diagnostics, target_diagnostics
+from handmim.objectives.base import Targets
+from handmim.objectives.keypoints import keypoint_diagnostics
 from tests.objectives.keypoint_cases import batch_of, random_maps, seen_points
 
 
@@ -54,6 +55,6 @@ def test_cosine_and_disagreement_match_hand_values():
 def test_entropies_of_a_large_batch_are_of_rows_from_all_of_it():
     """A half of uniform rows, a half of certain ones: 300 rows, of which 75 are looked at."""
     probs = torch.cat([torch.full((150, 4), 0.25), torch.eye(4)[:1].expand(150, 4)])
-    found = target_diagnostics(probs)
+    found = Targets(probs).diagnostics()
     assert found["targets/entropy_of_each"].item() == pytest.approx(0.5, abs=0.02)
-    assert target_diagnostics(probs[:3])["targets/entropy_of_each"].item() == pytest.approx(1.0)
+    assert Targets(probs[:3]).diagnostics()["targets/entropy_of_each"].item() == pytest.approx(1.0)

@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 
-from handmim.diagnostics.statistics import keypoint_diagnostics
 from handmim.geometry.crop import from_source
 from handmim.objectives import point_sets
 from handmim.objectives.keypoint_align import REGULARISERS, KeypointAlign
+from handmim.objectives.keypoints import keypoint_diagnostics
 from tests.objectives.keypoint_cases import (
     Hands,
     Reader,

@@ -6,11 +6,12 @@ import torch
 from handmim.data.colour import ColourJitter
 from handmim.data.masking import MaskSampler
 from handmim.data.views import ViewMaker
-from handmim.diagnostics.statistics import effective_rank, keypoint_diagnostics, target_diagnostics
+from handmim.diagnostics.statistics import effective_rank
 from handmim.engine.optim import Schedule
 from handmim.models.centering import Centering, Sinkhorn
 from handmim.models.vit import ViT
 from handmim.models.weights.load import load_initial
+from handmim.objectives.base import Targets
 from handmim.objectives.distillation import ClassDistill, Koleo, PatchDistill, ProjectionHead
 from handmim.objectives.experimental import (
     ClassRecon,
@@ -21,7 +22,7 @@ from handmim.objectives.experimental import (
 )
 from handmim.objectives.hog import ClassHog, PatchHog, PointHog
 from handmim.objectives.keypoint_align import KeypointAgree, KeypointAlign, ViewAffine
-from handmim.objectives.keypoints import KeypointHead
+from handmim.objectives.keypoints import KeypointHead, keypoint_diagnostics
 from handmim.objectives.pixel_recon import PixelRecon
 from handmim.tasks.pretrain import HandMimTask
 from handmim.types import CropBatch, PretrainBatch, StepInfo
@@ -268,11 +269,11 @@ def test_diagnostics_distinguish_collapse():
     assert dead["keypoints/spread_ndc"] == 0
     one = torch.zeros(10, 4)
     one[:, 2] = 1.0
-    assert target_diagnostics(one)["targets/entropy_of_mean"] == 0
-    assert target_diagnostics(torch.eye(4))["targets/entropy_of_mean"] == pytest.approx(1.0)
-    assert target_diagnostics(torch.full((3, 4), 0.25))["targets/entropy_of_each"] == pytest.approx(
-        1.0
-    )
+    assert Targets(one).diagnostics()["targets/entropy_of_mean"] == 0
+    assert Targets(torch.eye(4)).diagnostics()["targets/entropy_of_mean"] == pytest.approx(1.0)
+    assert Targets(torch.full((3, 4), 0.25)).diagnostics()[
+        "targets/entropy_of_each"
+    ] == pytest.approx(1.0)
 
 
 def test_the_teacher_holds_each_of_its_modules_under_one_name():

@@ -12,8 +12,7 @@ from torch.utils.data import BatchSampler, Dataset, Subset
 
 from handmim.data.datasets import size_of
 from handmim.data.samples import mirror_sample
-from handmim.engine.loader import Loading
-from handmim.engine.stop import beat
+from handmim.engine.loader import Loading, beat
 from handmim.engine.workers import Loaded, attempt
 from handmim.geometry.camera import ndc_from_px
 from handmim.hand.skeleton import CONVENTION_NAMES

@@ -9,10 +9,11 @@ import logging
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing import active_children
 from multiprocessing.connection import wait
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +23,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from handmim.engine.step import Ledger, Prepare
-from handmim.engine.stop import Watchdog, beat
 from handmim.engine.workers import (
     METHOD,
     Collate,
@@ -52,16 +52,22 @@ class _StackError(Exception):
     """The cause of an error of another process: its stack, as text."""
 
 
-class Loading:
-    """Items of a dataset, one per request, in order; a context that ends its workers.
+class Beat:
+    """What this process waits for, see `stop.Watchdog`."""
 
-    Args:
-        dataset: gives a `Loaded` by request.
-        requests: in order.
-        num_workers: processes that load; 0 loads in this one.
-        pin_memory: of the tensors.
-        generator: that torch draws the workers' base seed from; None takes the global one.
-    """
+    last = ("the start",)
+
+
+def beat(awaited: str) -> None:
+    """Name what this process waits for from now on."""
+    Beat.last = (awaited,)
+
+
+class Loading:
+    """Items of a dataset, one per request, in order; a context that ends its workers."""
+
+    running: ClassVar["weakref.WeakSet[Loading]"] = weakref.WeakSet()
+    limit_s: ClassVar[float] = 0.0  # for an item, of those that begin from now on; 0 is for ever
 
     def __init__(
         self,
@@ -70,9 +76,9 @@ class Loading:
         num_workers: int,
         *,
         pin_memory: bool = False,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | None = None,  # of the workers' base seed; else the global one
     ) -> None:
-        self._limit_s = Watchdog.loader_limit_s
+        self._limit_s = Loading.limit_s
         in_processes: dict[str, Any] = {
             "timeout": self._limit_s / PARTS,
             "worker_init_fn": begin_worker,
@@ -95,7 +101,7 @@ class Loading:
             self._batches = [iter(loader)]
         self._is_waiting = self._is_stalled = False
         self._workers = set(active_children()) - others
-        Watchdog.waiting.add(self)
+        Loading.running.add(self)
         # Registered after torch's own, which wait for workers, and so called before them.
         atexit.register(self.kill)
 
@@ -106,7 +112,7 @@ class Loading:
         """The next item.
 
         Raises: the error of whoever made it; WorkerDiedError naming the process and how it ended;
-            StalledError naming those that give nothing within the watchdog's `loader_limit_s`.
+            StalledError naming those that give nothing within `limit_s`.
         """
         self._is_waiting = True
         for _ in range(PARTS):
@@ -157,7 +163,7 @@ class Loading:
         if sys.is_finalizing():  # no thread starts any more; `kill` was called
             return
         atexit.unregister(self.kill)
-        Watchdog.waiting.discard(self)
+        Loading.running.discard(self)
         # Torch asks its workers to leave when its iterator is dropped, and may wait for ever for
         # one that is stopped or was killed in the middle of a word.
         leaving = threading.Thread(target=self._batches.clear, daemon=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from handmim.engine.stop import beat
+from handmim.engine.loader import beat
 from handmim.types import StepInfo
 from handmim.utils.console import Progress
 from handmim.utils.files import write_atomic

@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -119,6 +120,9 @@ class Loop:
             self.run.is_main, self.step, trainer.max_steps, trainer.batch_size, trainer.log_every
         )
         self.has_bar = self.progress.is_bar
+        is_alone = self.run.world_size == 1
+        self.any_rank: Callable[[bool], bool] = bool if is_alone else self.run.any_rank
+        self.together: Any = nullcontext if is_alone else self.run.together
         self.means, self.scalars = RunningMeans(), dict[str, float]()
         self.ledger, self.best = self.saver.ledger, self.saver.best
         self.reason: str | None = None
@@ -225,7 +229,7 @@ class Loop:
         if is_validated and not is_last and self.best.reason is not None:
             self.reason = self.best.reason
             return PATIENCE
-        if self.run.any_rank(self.signals.received is not None):
+        if self.any_rank(self.signals.received is not None):
             return next(filter(None, objects_of_ranks(self.signals.received)))
         if self.step - self.first_step == self.trainer.stop_after:
             return STOP_AFTER
@@ -257,7 +261,7 @@ class Loop:
 
     def _load(self, step: int) -> Any:
         try:
-            with self.run.together():
+            with self.together():
                 return self.loader.batch_of(step)
         except Exception as error:
             if step == self.first_step:

@@ -15,9 +15,9 @@ from torch import nn
 
 from handmim.engine.checkpoint import BEST, LAST, load_checkpoint, load_newest, save_checkpoint
 from handmim.engine.identity import check_same_run
+from handmim.engine.loader import beat
 from handmim.engine.optim import FORMS, changed_schedules, load_optimizer
 from handmim.engine.step import Ledger, falls_on
-from handmim.engine.stop import beat
 from handmim.utils.files import atomic_path, is_full
 from handmim.utils.renames import new_entry
 from handmim.utils.run import Run

@@ -232,6 +232,7 @@ class FiniteGuard:
 
     def __init__(self, run: Run, task: nn.Module, every: int | None = None) -> None:
         self.run, self.task = run, task
+        self.any_rank: Callable[[bool], bool] = bool if run.world_size == 1 else run.any_rank
         self.every = every or (1 if run.device.type == "cpu" else None)
         self.forget()
 
@@ -259,7 +260,7 @@ class FiniteGuard:
         if not falls_on(info.step, self.every):
             self.note(info.step, result.loss, norm)
             return
-        if self.run.any_rank(not bool(result.loss.isfinite())):
+        if self.any_rank(not bool(result.loss.isfinite())):
             self._refuse(info, batch, result, "loss")
         if norm is not None and not bool(norm.isfinite()):
             self._refuse(info, batch, result, "gradient norm")

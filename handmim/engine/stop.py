@@ -7,10 +7,11 @@ import sys
 import threading
 import time
 import traceback
-import weakref
 from types import FrameType
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
+from handmim.engine.loader import Beat, Loading, beat
+from handmim.engine.workers import SIGNALS, signal_numbers
 from handmim.utils.processes import GOES_ON, STALLED, of_signal
 from handmim.utils.ranks import words_of_ranks
 from handmim.utils.run import Run
@@ -42,7 +43,7 @@ class StopSignals:
     SIGHUP is left to nohup.
     """
 
-    NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    NAMES = SIGNALS
     _active: ClassVar["StopSignals | None"] = None
 
     def __init__(self) -> None:
@@ -50,11 +51,6 @@ class StopSignals:
         self._is_deferred = self._is_answered = False
         self._num_interrupts = 0
         self._before: dict[int, Any] = {}
-
-    @classmethod
-    def numbers(cls) -> set[int]:
-        """Those that the platform has."""
-        return {getattr(signal, name) for name in cls.NAMES if hasattr(signal, name)}
 
     def defer(self) -> None:
         """From now on the caller reads `received`."""
@@ -77,7 +73,7 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         if StopSignals._active is not None:
             return StopSignals._active
-        for number in self.numbers():
+        for number in signal_numbers():
             before = signal.getsignal(number)
             if number == getattr(signal, "SIGHUP", None) and before == signal.SIG_IGN:
                 continue
@@ -101,25 +97,6 @@ class StopSignals:
             raise Stopped(self.received)
 
 
-class Waiting(Protocol):
-    """Waits for processes of its own, as a loader does."""
-
-    def end_wait(self) -> None:
-        """Raise in the thread that waits."""
-
-    def kill(self) -> None:
-        """End the processes at once."""
-
-
-class _Beat:
-    last = ("the start",)
-
-
-def beat(awaited: str) -> None:
-    """Name what this process waits for from now on."""
-    _Beat.last = (awaited,)
-
-
 class Watchdog:
     """Ends this process, with its workers, when `beat` was not called for `stall_timeout_s` of its
     run; None there watches nothing.
@@ -127,9 +104,6 @@ class Watchdog:
     Time in which the whole process is stopped does not count. Loader workers have less time, so
     that the main thread can save before.
     """
-
-    waiting: ClassVar["weakref.WeakSet[Waiting]"] = weakref.WeakSet()
-    loader_limit_s: ClassVar[float] = 0.0  # of those that begin from now on; 0 is for ever
 
     def __init__(self, run: Run) -> None:
         self.run, self.limit_s = run, run.stall_timeout_s or 0.0
@@ -139,30 +113,30 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         beat("the start")
         if self.limit_s:
-            Watchdog.loader_limit_s = (1 - 2 * OTHERS) * self.limit_s
+            Loading.limit_s = (1 - 2 * OTHERS) * self.limit_s
             self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
             self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        Watchdog.loader_limit_s = 0.0
+        Loading.limit_s = 0.0
         self._left.set()
         if self._thread is not None:
             self._thread.join()
 
     def _watch(self) -> None:
         pause = self.limit_s / CHECKS
-        seen, still_s, checked = _Beat.last, 0.0, time.monotonic()
+        seen, still_s, checked = Beat.last, 0.0, time.monotonic()
         while not self._left.wait(pause):
             now = time.monotonic()
             passed, checked = min(now - checked, 2 * pause), now
-            if _Beat.last is not seen:
-                seen, still_s = _Beat.last, 0.0
+            if Beat.last is not seen:
+                seen, still_s = Beat.last, 0.0
                 continue
             still_s += passed
             if still_s >= (1 - 1.5 * OTHERS) * self.limit_s:
-                for waiting in list(self.waiting):
-                    waiting.end_wait()
+                for loading in list(Loading.running):
+                    loading.end_wait()
             if still_s >= self.limit_s:
                 self._end(seen[0], still_s)
 
@@ -188,6 +162,6 @@ class Watchdog:
         report = threading.Thread(target=log.error, args=(text,), daemon=True)
         report.start()
         report.join(REPORT_S)
-        for waiting in list(self.waiting):
-            waiting.kill()
+        for loading in list(Loading.running):
+            loading.kill()
         os._exit(STALLED)

@@ -24,7 +24,6 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from handmim.engine.step import Prepare
-from handmim.engine.stop import StopSignals
 from handmim.types import StepInfo
 from handmim.utils.files import UnreadableSample
 from handmim.utils.ranks import portable
@@ -33,10 +32,16 @@ from handmim.utils.seed import step_generator, step_seed
 METHODS = multiprocessing.get_all_start_methods()
 METHOD = "forkserver" if "forkserver" in METHODS else "spawn"
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")  # stop a run
 HINTS = {"SIGKILL": ": out of memory?", "SIGBUS": ": out of shared memory (/dev/shm)?"}
 TRIES = 8  # samples in place of one that cannot be read
 
 Collate = Callable[[list[Any]], Any]
+
+
+def signal_numbers() -> set[int]:
+    """Of the signals that stop a run, those that the platform has."""
+    return {getattr(signal, name) for name in SIGNALS if hasattr(signal, name)}
 
 
 @contextlib.contextmanager
@@ -46,7 +51,7 @@ def signals_held_back() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, StopSignals.numbers())
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal_numbers())
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from handmim.engine.loader import WorkerDiedError
-from handmim.engine.stop import StopSignals
+from handmim.engine.workers import signal_numbers
 from handmim.utils.files import UnreadableSample
 from tests.engine.faulty import Faulty, loader_of
 from tests.engine.toy import DATA
@@ -41,7 +41,7 @@ def test_signals_that_stop_a_run_leave_its_workers_alone():
     with loader_of(DATA, 2) as loading:
         loading.batch_of(0)
         workers = active_children()
-        for number in StopSignals.numbers():
+        for number in signal_numbers():
             for worker in workers:
                 os.kill(worker.pid, number)
         assert [len(loading.batch_of(step).x) for step in range(1, 10)] == [4] * 9

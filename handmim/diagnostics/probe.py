@@ -287,8 +287,10 @@ class ProbeHook:
             text = f"only {num} of {total} samples have all 21 joints in 2D"
             raise ValueError(f"{text}, the probe needs {required}")
         features = {name: torch.cat([x[name] for x in embedded]) for name in embedded[0]}
-        classes = _classes(dataset, is_whole.nonzero().squeeze(1).tolist())
-        return LabelledFeatures(features, poses_of(parts), classes)
+        class_of = getattr(dataset, "class_of", lambda index: None)
+        classes = [class_of(i) for i in is_whole.nonzero().squeeze(1).tolist()]
+        known = None if None in classes else torch.tensor(classes)
+        return LabelledFeatures(features, poses_of(parts), known)
 
     def __call__(self, task: Any, info: StepInfo, run: Run) -> Errors:
         """Errors as `probe/<name>` (class token), `probe/<features>/<name>`, `probe/mean_pose/..`
@@ -340,13 +342,6 @@ class ProbeHook:
         indices = np.linspace(0, len(dataset) - 1, min(num, len(dataset))).round().astype(int)
         shown = batches(Subset(dataset, indices.tolist()), self.batch_size)
         return torch.cat([self.augment.evaluate(b.moved(device)).image for b in shown])
-
-
-def _classes(dataset: Any, indices: list[int]) -> Tensor | None:
-    if not hasattr(dataset, "class_of"):
-        return None
-    found = [dataset.class_of(i) for i in indices]
-    return None if None in found else torch.tensor(found)
 
 
 def _summary(results: dict[str, Errors]) -> str:

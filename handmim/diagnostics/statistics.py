@@ -3,7 +3,7 @@ views, entropy, rank, gradients."""
 
 import math
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,21 +28,6 @@ def kl_nats(teacher_probs: Tensor, student_logits: Tensor, student_temp: float) 
     entropy, which no student can lower; [..., P] twice -> [...]."""
     p, log_q = teacher_probs.float(), (student_logits.float() / student_temp).log_softmax(dim=-1)
     return (p * (p.clamp(min=1e-12).log() - log_q)).sum(dim=-1)
-
-
-class MeasuredTask(Protocol):
-    """A pretraining task as diagnostics require it."""
-
-    reads: frozenset[str]
-
-    @property
-    def each(self) -> Mapping[str, Objective]:
-        """Objectives by name."""
-
-    def predict(
-        self, batch: PretrainBatch, info: StepInfo
-    ) -> tuple[StepContext, Mapping[str, Any]]:
-        """The encoded batch, and the predictions of every objective by name."""
 
 
 class _TargetSums:
@@ -92,11 +77,11 @@ class _TargetSums:
         return {f"{prefix}/{name}": value for name, value in metrics.items()}
 
 
-def _gradient_norms(
+def _gradient_metrics(
     objectives: Mapping[str, Objective], ctx: StepContext, predictions: Mapping[str, Any]
 ) -> dict[str, float]:
-    """Norm of every weighted loss's gradient by the student's tokens; objectives whose weight is 0
-    now are left out."""
+    """Norm of every weighted loss's gradient by the student's tokens, its share of their sum and,
+    where there are others, its ratio to the largest of them. A weight of 0 leaves a loss out."""
     ends = [ctx.tokens.cls, ctx.tokens.patches, *ctx.tokens.taps]
     norms = {}
     for name, objective in objectives.items():
@@ -108,12 +93,6 @@ def _gradient_norms(
         if value.requires_grad:
             grads = torch.autograd.grad(value, ends, retain_graph=True, allow_unused=True)
         norms[name] = sum(float(g.double().square().sum()) for g in grads if g is not None) ** 0.5
-    return norms
-
-
-def _gradient_metrics(norms: Mapping[str, float]) -> dict[str, float]:
-    """Norm of each term, its share of the sum and, where there are others, its ratio to the largest
-    of them."""
     metrics: dict[str, float] = {}
     total = sum(norms.values())
     for name, norm in norms.items():
@@ -126,9 +105,10 @@ def _gradient_metrics(norms: Mapping[str, float]) -> dict[str, float]:
 
 
 def measure(
-    task: MeasuredTask, batch: PretrainBatch, info: StepInfo, *, batch_size: int, seed: int
+    task: Any, batch: PretrainBatch, info: StepInfo, *, batch_size: int, seed: int
 ) -> dict[str, float]:
-    """All diagnostics of the parts that a task in evaluation mode has; nothing of it changes.
+    """All diagnostics of the parts that a pretraining task in evaluation mode has; nothing of it
+    changes.
 
     targets/.., class_targets/.., keypoint_targets/..: prototype targets, see `_TargetSums.metrics`;
     features/..: the student's class tokens in the first view, their rank, and deviation over crops
@@ -151,7 +131,7 @@ def measure(
             with torch.set_grad_enabled(start == 0):
                 ctx, predictions = task.predict(part, info)
                 if start == 0:
-                    metrics |= _gradient_metrics(_gradient_norms(task.each, ctx, predictions))
+                    metrics |= _gradient_metrics(task.each, ctx, predictions)
             tokens.append(ctx.tokens.cls.detach().unflatten(0, ctx.shape)[:, 0])
             if "keypoints" in task.reads:
                 points.append(ctx.keypoints.detach())

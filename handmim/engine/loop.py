@@ -1,7 +1,6 @@
 """Step after step of a run, with what is logged, saved and done between."""
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -50,8 +49,6 @@ class FitResult(NamedTuple):
     """How training ended."""
 
     step: int
-    seconds: float
-    images_per_s: float
     interrupted: bool
     scalars: dict[str, float]
     reason: str | None = None  # why a hook, or a metric that did not improve, stopped it
@@ -132,7 +129,6 @@ class Loop:
 
     def run_all(self, resume: str) -> FitResult:
         """Train to the end; arguments and errors as `Trainer.fit`."""
-        began = time.perf_counter()
         with self.progress:
             self._start(resume)
             self.task.train()
@@ -149,11 +145,9 @@ class Loop:
             log.info("best %s: %.4g after step %d", *best)
             self.run.record("best", best._asdict())
         self.run_log.close()
-        seconds = time.perf_counter() - began
         self.run.fabric.barrier()
-        rate, is_early = self.progress.images_per_s(self.step), self.step < self.trainer.max_steps
-        end = self.scalars, self.reason, best, self.stopped_by
-        return FitResult(self.step, seconds, rate, is_early, *end)
+        is_early = self.step < self.trainer.max_steps
+        return FitResult(self.step, is_early, self.scalars, self.reason, best, self.stopped_by)
 
     def _start(self, resume: str) -> None:
         newest = self.saver.newest
@@ -236,11 +230,7 @@ class Loop:
         return None
 
     def _make_step(self, info: StepInfo) -> StepOutput | None:
-        """Load and make a step; None where it is skipped.
-
-        Raises: NotFiniteError where the policy does not go on; LoadingError for a batch that cannot
-            be loaded, at this process's first step the error itself. The run is saved before.
-        """
+        """Load and make a step; None where it is skipped."""
         batch = self._load(info.step)
         if info.step in self.ledger.skipped:
             return None
@@ -273,11 +263,8 @@ class Loop:
             ) from error
 
     def _rewind(self, error: NotFiniteError) -> None:
-        """Put the run back to its last checkpoint, and leave out the step of an error from then on.
-
-        Raises: the error, where the policy is another, or where the checkpoint was rewound to or
-            steps were skipped too often; the newest checkpoint stays.
-        """
+        """Put the run back to its last checkpoint, and leave out the step of an error from then on;
+        raise it under another policy, or after too many rewinds or skipped steps."""
         if self.trainer.nonfinite != REWIND or self._skips_too_many(error.step):
             raise error
         self._put_back([])

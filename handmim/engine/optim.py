@@ -67,10 +67,7 @@ def changed_schedules(
 ) -> dict[str, tuple[float, float]]:
     """Values at a step under two numbers of steps, by config key, of those schedules of a resolved
     config that differ."""
-    values = {
-        key: (schedule(step, before), schedule(step, after))
-        for key, schedule in _schedules(config, "")
-    }
+    values = {k: (s(step, before), s(step, after)) for k, s in _schedules(config, "")}
     return {key: pair for key, pair in values.items() if pair[0] != pair[1]}
 
 
@@ -89,9 +86,7 @@ def param_groups(module: nn.Module, lr_scales: dict[str, float]) -> list[dict[st
 
     Raises: ValueError when nothing is trainable or `lr_scales` names no parameter.
     """
-    names = {name for name, _ in module.named_parameters()}
-    unknown = sorted(set(lr_scales) - names)
-    if unknown:
+    if unknown := sorted(set(lr_scales) - dict(module.named_parameters()).keys()):
         raise ValueError(f"lr_scales names parameters that do not exist: {unknown[:5]}")
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, param in module.named_parameters():

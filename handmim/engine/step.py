@@ -7,7 +7,7 @@ A step does not wait for the device: losses and norms stay there until somebody 
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
@@ -33,17 +33,6 @@ Check = Callable[[StepInfo, Any, StepResult, Tensor | None], None]
 def falls_on(step: int, every: int | None) -> bool:
     """Whether something that is done every so many steps is done now; None is never."""
     return every is not None and every != 0 and step % every == 0
-
-
-class Batch(Protocol):
-    """What can be divided: `types.PretrainBatch`, `types.HandBatch`."""
-
-    def part(self, start: int, stop: int) -> Any:
-        """Samples from start to stop."""
-
-    @property
-    def num_samples(self) -> int:
-        """Number of samples."""
 
 
 class StepOutput(NamedTuple):
@@ -101,7 +90,8 @@ class TrainStep:
         self._is_checked = False
 
     def __call__(self, batch: Any, info: StepInfo, check: Check | None = None) -> StepOutput:
-        """Make a step with a batch of this process, on the device.
+        """Make a step with a batch of this process, on the device, that has `num_samples` and
+        `part(start, stop)`.
 
         `check` is called with (info, batch, losses, gradient norm) before the update; what it
         raises leaves the parameters as they were.
@@ -162,7 +152,7 @@ class TrainStep:
             )
         log.warning("%s; they keep their initial values", names)
 
-    def _in_parts(self, batch: Batch, info: StepInfo) -> StepResult:
+    def _in_parts(self, batch: Any, info: StepInfo) -> StepResult:
         size, rest = divmod(batch.num_samples, self.accumulate)
         if rest or not size:
             raise ValueError(

@@ -1,17 +1,16 @@
 """Supervised regression of 21 joints without a hand model, from images that have keypoints but no
 meshes; also the quickest fair comparison of backbones."""
 
+from collections.abc import Callable, Iterable, Iterator
+
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from handmim.data.augment import HandAugment
-from handmim.data.loader import batches
 from handmim.geometry.camera import fit_weak
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.models.heads.direct import DirectHead, KeypointOutputs, KeypointState
 from handmim.tasks.regression import RegressionTask
-from handmim.types import HandBatch, HandSample, Intrinsics
+from handmim.types import HandBatch, Intrinsics
 
 
 class KeypointRegressionTask(RegressionTask):
@@ -58,22 +57,16 @@ class KeypointRegressionTask(RegressionTask):
         return KeypointState(batch.joints_cam_m - root, batch.kp2d_crop_ndc)
 
     def measure_labels(
-        self,
-        dataset: Dataset[HandSample],
-        augment: HandAugment,
-        device: torch.device,
-        num_workers: int,
+        self, crops: Callable[[], Iterator[HandBatch]], device: torch.device
     ) -> None:
         """The mean joints, and where the head needs it the mean scale."""
-        self.head.set_mean_joints(*mean_joints(dataset, augment, num_workers=num_workers))
+        self.head.set_mean_joints(*mean_joints(crops()))
         if self.head.coords == "25d":
-            self.head.set_mean_scale(mean_scale(dataset, augment, num_workers=num_workers))
+            self.head.set_mean_scale(mean_scale(crops()))
 
 
 @torch.no_grad()
-def mean_joints(
-    dataset: Dataset[HandSample], augment: HandAugment, batch_size: int = 256, num_workers: int = 0
-) -> tuple[Tensor, Tensor]:
+def mean_joints(crops: Iterable[HandBatch]) -> tuple[Tensor, Tensor]:
     """Mean of the labels, joint by joint over the samples that have it; 0 where none has: [21, 3]
     root-relative metres and [21, 2] crop ndc.
 
@@ -81,8 +74,7 @@ def mean_joints(
     """
     total, count = torch.zeros(21, 5, dtype=torch.float64), torch.zeros(21, 2, dtype=torch.int64)
     columns = torch.tensor([3, 2])
-    for stored in batches(dataset, batch_size, num_workers):
-        batch = augment.evaluate(stored)
+    for batch in crops:
         root = batch.joints_cam_m[:, ROOT_JOINT, None]
         in_3d = batch.joints_valid & batch.joints_valid[:, ROOT_JOINT, None]
         labels = torch.cat([batch.joints_cam_m - root, batch.kp2d_crop_ndc], dim=-1).double()
@@ -99,18 +91,11 @@ def mean_joints(
 
 
 @torch.no_grad()
-def mean_scale(
-    dataset: Dataset[HandSample],
-    augment: HandAugment,
-    batch_size: int = 256,
-    num_workers: int = 0,
-    scale0_per_m: float = 8.0,
-) -> float:
+def mean_scale(crops: Iterable[HandBatch], scale0_per_m: float = 8.0) -> float:
     """Geometric mean of the hands' sizes in the image, ndc units per metre of the least-squares
     weak-perspective camera, over samples with all joints in 3D and 2D; else `scale0_per_m`."""
     logs = []
-    for stored in batches(dataset, batch_size, num_workers):
-        batch = augment.evaluate(stored)
+    for batch in crops:
         whole = batch.joints_valid.all(dim=1) & batch.kp2d_valid.all(dim=1)
         joints = batch.joints_cam_m[whole]
         root = joints[:, ROOT_JOINT, None]

@@ -1,11 +1,10 @@
 """Supervised regression of a hand model, and the mean hand it starts from."""
 
+from collections.abc import Callable, Iterable, Iterator
+
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from handmim.data.augment import HandAugment
-from handmim.data.loader import batches
 from handmim.geometry.align import root_align
 from handmim.geometry.camera import fit_weak, project_weak
 from handmim.geometry.rotation import chordal_mean, nearest_rotation, rotation_from_view
@@ -14,7 +13,7 @@ from handmim.hand.skeleton import ROOT_JOINT
 from handmim.losses.composite import StepWeights
 from handmim.models.heads.hand_head import HandHead
 from handmim.tasks.regression import RegressionTask
-from handmim.types import HandBatch, HandOutputs, HandSample, HandState, Intrinsics
+from handmim.types import HandBatch, HandOutputs, HandState, Intrinsics
 
 
 class HandRegressionTask(RegressionTask):
@@ -122,36 +121,24 @@ class HandRegressionTask(RegressionTask):
 
     @torch.no_grad()
     def measure_labels(
-        self,
-        dataset: Dataset[HandSample],
-        augment: HandAugment,
-        device: torch.device,
-        num_workers: int,
+        self, crops: Callable[[], Iterator[HandBatch]], device: torch.device
     ) -> None:
         """The mean hand, and the mean and deviation of the class token."""
-        scale0 = self.head.camera.scale0_per_m
-        mean = mean_hand(dataset, augment, scale0, self.hand, num_workers=num_workers)
+        mean = mean_hand(crops(), self.head.camera.scale0_per_m, self.hand)
         self.head.set_mean_hand(*mean)
         if not self.head.standardise_cls:
             return
         training = self.training
-        backbone, cls = self.backbone.to(device).eval(), []
-        for stored in batches(dataset, 64, num_workers):
-            image = augment.evaluate(stored.moved(device)).image
-            cls.append(backbone(image).cls.float().cpu())
-        tokens = torch.cat(cls)
+        backbone = self.backbone.to(device).eval()
+        parts = (part.to(device) for batch in crops() for part in batch.image.split(64))
+        tokens = torch.cat([backbone(part).cls.float().cpu() for part in parts])
         self.head.set_cls_statistics(tokens.mean(dim=0), tokens.std(dim=0, correction=0))
         self.train(training)
 
 
 @torch.no_grad()
 def mean_hand(
-    dataset: Dataset[HandSample],
-    augment: HandAugment,
-    scale0_per_m: float,
-    hand: HandLayer,
-    batch_size: int = 256,
-    num_workers: int = 0,
+    crops: Iterable[HandBatch], scale0_per_m: float, hand: HandLayer
 ) -> tuple[Tensor, Tensor]:
     """Chordal mean rotations [16, 3, 3] and mean camera [3] of the labelled samples.
 
@@ -164,8 +151,7 @@ def mean_hand(
     mean_pose = hand.mean_rotmats.float()
     rest = hand(mean_pose[None], mean_pose.new_zeros(1, hand.num_betas)).joints_m.cpu()
     wrists, fingers, cams = [], [], []
-    for stored in batches(dataset, batch_size, num_workers):
-        batch = augment.evaluate(stored)
+    for batch in crops:
         in_3d, in_2d = batch.joints_valid.all(dim=1), batch.kp2d_valid.all(dim=1)
         mano, by_3d = batch.has_mano, in_3d & ~batch.has_mano
         by_2d = in_2d & ~in_3d & ~mano

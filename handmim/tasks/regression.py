@@ -1,7 +1,8 @@
 """Shared parts of all supervised regressions."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.utils.data import Dataset, Subset
 
 from handmim.data.augment import HandAugment
 from handmim.data.datasets import size_of
-from handmim.data.loader import SkipUnreadable
+from handmim.data.loader import SkipUnreadable, batches
 from handmim.diagnostics.images import draw_predictions
 from handmim.hand.model import HandLayer
 from handmim.losses.composite import CompositeLoss, LossTerm, StepWeights
@@ -22,6 +23,14 @@ from handmim.models.vit import ViT
 from handmim.types import HandBatch, HandSample, Intrinsics, StepInfo, StepResult
 
 NUM_IMAGES = 8
+
+
+def evaluation_crops(
+    dataset: Dataset[HandSample], augment: HandAugment, num_workers: int = 0, batch_size: int = 256
+) -> Iterator[HandBatch]:
+    """Labelled samples in the crops that evaluation uses, on the CPU."""
+    for stored in batches(dataset, batch_size, num_workers):
+        yield augment.evaluate(stored)
 
 
 class Estimate(JointEstimate, Protocol):
@@ -120,13 +129,9 @@ class RegressionTask(nn.Module, ABC):
 
     @abstractmethod
     def measure_labels(
-        self,
-        dataset: Dataset[HandSample],
-        augment: HandAugment,
-        device: torch.device,
-        num_workers: int,
+        self, crops: Callable[[], Iterator[HandBatch]], device: torch.device
     ) -> None:
-        """Set the head's start from labels; arguments as `start_from_labels`."""
+        """Set the head's start from `evaluation_crops`, which every call gives anew."""
 
     def start_from_labels(
         self,
@@ -148,7 +153,8 @@ class RegressionTask(nn.Module, ABC):
         if total > max_images:
             order = np.random.default_rng(total).permutation(total)[:max_images]
             dataset = Subset(dataset, np.sort(order).tolist())
-        self.measure_labels(SkipUnreadable(dataset, most), augment, device, num_workers)
+        readable = SkipUnreadable(dataset, most)
+        self.measure_labels(partial(evaluation_crops, readable, augment, num_workers), device)
         if self.averaged is not None:
             self.averaged.net.load_state_dict(self._live().state_dict())
 

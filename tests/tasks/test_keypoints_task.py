@@ -17,6 +17,7 @@ from handmim.losses.hand import JointLoss, JointLoss2D
 from handmim.models.heads.direct import DirectHead, KeypointOutputs, KeypointState
 from handmim.models.vit import ViT
 from handmim.tasks.keypoints import KeypointRegressionTask, mean_joints, mean_scale
+from handmim.tasks.regression import evaluation_crops
 from handmim.types import HandBatch, StepInfo, Task
 from handmim.utils.files import UnreadableSample
 from tests.tasks.relabelled import Relabelled
@@ -117,33 +118,37 @@ def test_3d_without_the_root_teaches_nothing(photos):
 
 def test_the_mean_is_joint_by_joint_over_what_is_labelled(photos, augment):
     batch = augment.evaluate(whole_batch(photos))
-    in_3d, in_2d = mean_joints(photos, augment, batch_size=5)
+    in_3d, in_2d = mean_joints(evaluation_crops(photos, augment, batch_size=5))
     root = batch.joints_cam_m[:, 9, None]
     torch.testing.assert_close(in_3d, (batch.joints_cam_m - root).mean(dim=0))
     torch.testing.assert_close(in_2d, batch.kp2d_crop_ndc.mean(dim=0))
     seen = np.ones(21, bool)
     seen[4] = False
     part = [Relabelled(photos, kp2d_valid=seen)[0], *photos[1:]]
-    _, without = mean_joints(part, augment)
+    _, without = mean_joints(evaluation_crops(part, augment))
     torch.testing.assert_close(without[4], batch.kp2d_crop_ndc[1:, 4].mean(dim=0))
     torch.testing.assert_close(without[5], in_2d[5])
-    flat, same = mean_joints(Relabelled(photos, joints_valid=NONE), augment)
+    flat, same = mean_joints(evaluation_crops(Relabelled(photos, joints_valid=NONE), augment))
     assert flat.abs().max() == 0
     torch.testing.assert_close(same, in_2d)
     with pytest.raises(ValueError, match="mean joints are undefined"):
-        mean_joints(Relabelled(photos, joints_valid=NONE, kp2d_valid=NONE), augment)
+        mean_joints(
+            evaluation_crops(Relabelled(photos, joints_valid=NONE, kp2d_valid=NONE), augment)
+        )
 
 
 def test_the_mean_scale_is_that_of_the_images(photos, augment):
     batch = augment.evaluate(whole_batch(photos))
     root = batch.joints_cam_m[:, 9, None]
     logs = fit_weak(batch.joints_cam_m - root, batch.kp2d_crop_ndc, 1.0)[:, 0]
-    assert mean_scale(photos, augment, batch_size=5) == pytest.approx(float(logs.mean().exp()))
+    assert mean_scale(evaluation_crops(photos, augment, batch_size=5)) == pytest.approx(
+        float(logs.mean().exp())
+    )
     some = [Relabelled(photos, kp2d_valid=NONE)[0], *photos[1:]]
     expected = float(logs[1:].mean().exp())
-    assert mean_scale(some, augment) == pytest.approx(expected, rel=1e-5)
+    assert mean_scale(evaluation_crops(some, augment)) == pytest.approx(expected, rel=1e-5)
     flat = Relabelled(photos, joints_valid=NONE)
-    assert mean_scale(flat, augment, scale0_per_m=7.0) == 7.0
+    assert mean_scale(evaluation_crops(flat, augment), scale0_per_m=7.0) == 7.0
     task = build(head={"coords": "25d"})
     task.start_from_labels(photos, augment, CPU)
     assert float(task.head.mean_scale_ndc_per_m) == pytest.approx(float(logs.mean().exp()))
@@ -158,7 +163,9 @@ def test_the_start_leaves_out_a_share_of_unreadable_images(photos, augment):
 
     task, readable = build(), [p for i, p in enumerate(photos) if i not in (2, 9)]
     task.start_from_labels(Damaged(photos), augment, CPU, max_unreadable=0.125)
-    torch.testing.assert_close(task.head.mean_joints_root_m, mean_joints(readable, augment)[0])
+    torch.testing.assert_close(
+        task.head.mean_joints_root_m, mean_joints(evaluation_crops(readable, augment))[0]
+    )
     with pytest.raises(ValueError, match=r"2 of 16 .*more than the 1 "):
         task.start_from_labels(Damaged(photos), augment, CPU, max_unreadable=0.01)
     with pytest.raises(ValueError, match=r"2 of 16 .*more than the 0 "):
@@ -167,7 +174,11 @@ def test_the_start_leaves_out_a_share_of_unreadable_images(photos, augment):
 
 def test_left_hands_are_mirrored_on_the_way_in(photos, augment):
     left = [mirror_sample(p) for p in photos]
-    for a, b in zip(mean_joints(left, augment), mean_joints(photos, augment), strict=True):
+    for a, b in zip(
+        mean_joints(evaluation_crops(left, augment)),
+        mean_joints(evaluation_crops(photos, augment)),
+        strict=True,
+    ):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 

@@ -11,6 +11,7 @@ from handmim.evaluation.scoring import score
 from handmim.geometry.camera import fit_weak
 from handmim.geometry.rotation import chordal_mean
 from handmim.tasks.mesh import mean_hand
+from handmim.tasks.regression import evaluation_crops
 from handmim.types import HandBatch, StepInfo
 from tests.tasks.relabelled import Relabelled
 from tests.tasks.small_tasks import SCENE, small_augment, small_hand_task
@@ -38,7 +39,7 @@ def whole_batch(hands) -> HandBatch:
 
 
 def test_mean_hand_is_the_chordal_mean_and_the_mean_camera(hands, augment, hand):
-    rotmats, cam = mean_hand(hands, augment, 8.0, hand, batch_size=7)
+    rotmats, cam = mean_hand(evaluation_crops(hands, augment, batch_size=7), 8.0, hand)
     b = augment.evaluate(whole_batch(hands))
     torch.testing.assert_close(rotmats, chordal_mean(b.rotmats))
     joints = b.joints_cam_m - b.joints_cam_m[:, 9:10]
@@ -60,9 +61,9 @@ def test_class_tokens_are_measured_on_the_training_images(make, hands, augment):
 
 def test_joints_alone_place_the_mean_hand_too(hands, augment, hand):
     bare = Relabelled(hands, has_mano=False, has_verts=False)
-    rotmats, cam = mean_hand(bare, augment, 8.0, hand)
+    rotmats, cam = mean_hand(evaluation_crops(bare, augment), 8.0, hand)
     torch.testing.assert_close(rotmats[1:], hand.mean_rotmats[1:].float())
-    gt, true_cam = mean_hand(hands, augment, 8.0, hand)
+    gt, true_cam = mean_hand(evaluation_crops(hands, augment), 8.0, hand)
     torch.testing.assert_close(cam, true_cam)
     # nearest rotation of a bent hand to the mean pose: near the true turn, not equal to it
     angle = ((rotmats[0] @ gt[0].T).trace() - 1).div(2).clamp(-1, 1).acos()
@@ -72,18 +73,18 @@ def test_joints_alone_place_the_mean_hand_too(hands, augment, hand):
 def test_joints_in_the_image_place_the_mean_hand(hands, augment, hand):
     no = np.zeros(21, bool)
     flat = Relabelled(hands, has_mano=False, has_verts=False, joints_valid=no)
-    rotmats, cam = mean_hand(flat, augment, 8.0, hand)
-    gt, true_cam = mean_hand(hands, augment, 8.0, hand)
+    rotmats, cam = mean_hand(evaluation_crops(flat, augment), 8.0, hand)
+    gt, true_cam = mean_hand(evaluation_crops(hands, augment), 8.0, hand)
     angle = ((rotmats[0] @ gt[0].T).trace() - 1).div(2).clamp(-1, 1).acos()
     assert float(angle.rad2deg()) < 40
     assert float(cam[0]) == pytest.approx(float(true_cam[0]), abs=0.25)
     with pytest.raises(ValueError, match="MANO parameters or all 21 joints:"):
-        mean_hand(Relabelled(flat, kp2d_valid=no), augment, 8.0, hand)
+        mean_hand(evaluation_crops(Relabelled(flat, kp2d_valid=no), augment), 8.0, hand)
 
 
 def test_a_few_images_can_be_learned_by_heart(make, hands, augment):
     task = make()
-    task.head.set_mean_hand(*mean_hand(hands, augment, 8.0, task.head.hand))
+    task.head.set_mean_hand(*mean_hand(evaluation_crops(hands, augment), 8.0, task.head.hand))
     batch = augment.evaluate(HandBatch(*(f[:8] for f in whole_batch(hands))))
     optimizer = torch.optim.AdamW([p for p in task.parameters() if p.requires_grad], lr=2e-3)
     for step in range(150):
@@ -124,7 +125,7 @@ def test_learning_rates_fall_towards_the_input(make):
 
 def test_scores_of_the_mean_hand_are_those_of_a_constant(make, hands, augment):
     task = make()
-    task.head.set_mean_hand(*mean_hand(hands, augment, 8.0, task.head.hand))
+    task.head.set_mean_hand(*mean_hand(evaluation_crops(hands, augment), 8.0, task.head.hand))
     mean = InferenceModule(task, augment, source="mean_hand")
     metrics, sheet = score(mean, hands, batch_size=7, num_images=4)
     b = augment.evaluate(whole_batch(hands))

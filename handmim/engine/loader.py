@@ -109,11 +109,8 @@ class Loading:
         return self
 
     def __next__(self) -> Loaded:
-        """The next item.
-
-        Raises: the error of whoever made it; WorkerDiedError naming the process and how it ended;
-            StalledError naming those that give nothing within `limit_s`.
-        """
+        """The next item; raises the error of whoever made it, WorkerDiedError naming the process
+        and how it ended, StalledError naming those that give nothing within `limit_s`."""
         self._is_waiting = True
         for _ in range(PARTS):
             try:
@@ -308,10 +305,7 @@ class PrefetchingLoader:
             step += 1
 
     def _count(self, step: int, replaced: Sequence[tuple[str, str]]) -> None:
-        """Count samples that others stand in for.
-
-        Raises: ValueError for too many.
-        """
+        """Count samples that others stand in for; raises ValueError for too many."""
         known, size = self.ledger.unreadable, len(self.batches.dataset)  # type: ignore[arg-type]
         self.ledger.replaced += len(replaced)
         for name, reason in replaced:

@@ -132,7 +132,7 @@ class Loop:
         with self.progress:
             self._start(resume)
             self.task.train()
-            self.signals.defer()
+            self.signals.is_deferred = True
             while self.step < self.trainer.max_steps and self.stopped_by is None:
                 try:
                     self._advance()
@@ -191,7 +191,7 @@ class Loop:
             self.stopped_by = None if self.reason is None else HOOK
         elif stop is not None:
             self.stopped_by = stop
-            self.signals.answer()
+            self.signals.is_answered = True
             advice = "" if stop == PATIENCE else ", go on with resume=auto"
             log.warning("%s: stopped after step %d%s", self.reason or stop, done, advice)
 

@@ -93,7 +93,6 @@ class BestRule:
 
 
 def _described(metric: str, counts: Mapping[str, int]) -> str:
-    """ "val/f5 of num_samples 8"."""
     over = ", ".join(f"{n.removeprefix('val/')} {num}" for n, num in sorted(counts.items()))
     return f"{metric} of {over}" if over else metric
 
@@ -174,12 +173,10 @@ class Saver:
     newest: Path | None = None  # checkpoint that was written, or resumed from, last
 
     def restore(self, resume: str, *, extend: bool = False) -> int:
-        """Put everything where a checkpoint left it; the best metric is forgotten unless the
-        folder's best.pt is what it was kept for.
+        """Put everything where a checkpoint left it ("never", "auto" or its file); the best metric
+        is forgotten unless the folder's best.pt is what it was kept for. With `extend` another
+        number of steps is allowed, and the log and run.json name what that changes.
 
-        Args:
-            resume: "never", "auto" or a checkpoint.
-            extend: another number of steps is allowed; the log and run.json name what that changes.
         Returns: finished steps, 0 for a new run.
         Raises: FileNotFoundError, or ValueError for a damaged checkpoint or one of another run.
         """
@@ -236,8 +233,7 @@ class Saver:
         """Write the state after `step` finished steps, also as best.pt where it is the best, and a
         copy where one falls due.
 
-        Raises: OSError of a final save, tried again without the copies that the disk may lack; on
-            all processes. NotFiniteError for weights that are lost.
+        Raises: OSError of a final save, on all processes; NotFiniteError for weights that are lost.
         """
         self.check(step - 1)
         beat(f"the checkpoint after step {step}")

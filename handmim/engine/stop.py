@@ -33,14 +33,12 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """Catches the signals that stop a run.
+    """Catches the signals that stop a run, in the main thread; SIGHUP is left to nohup.
 
-    Before `defer`, a signal raises `Stopped` at once: there is nothing to save yet. After it, a
-    signal is remembered, so that the training loop can save between two steps. A second SIGINT
-    raises KeyboardInterrupt at once. A signal that was not answered raises `Stopped` at the end.
-
-    Entered within another one, it gives that one. Signals are caught in the main thread alone, and
-    SIGHUP is left to nohup.
+    Until `is_deferred`, a signal raises `Stopped` at once: there is nothing to save yet. After it,
+    a signal is `received`, for the caller to save between two steps. A second SIGINT raises
+    KeyboardInterrupt at once. Unless `is_answered`, a received one raises `Stopped` at the end.
+    Entered within another one, it gives that one.
     """
 
     NAMES = SIGNALS
@@ -48,17 +46,9 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self._is_deferred = self._is_answered = False
+        self.is_deferred = self.is_answered = False
         self._num_interrupts = 0
         self._before: dict[int, Any] = {}
-
-    def defer(self) -> None:
-        """From now on the caller reads `received`."""
-        self._is_deferred = True
-
-    def answer(self) -> None:
-        """The caller ends the run for what was received."""
-        self._is_answered = True
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -67,7 +57,7 @@ class StopSignals:
             raise KeyboardInterrupt
         if self.received is None:
             self.received = name
-            if not self._is_deferred:
+            if not self.is_deferred:
                 raise Stopped(name)
 
     def __enter__(self) -> "StopSignals":
@@ -93,7 +83,7 @@ class StopSignals:
             signal.signal(number, before)
         if kind is Stopped:
             log.warning("%s: stopped where no step was under way, no step is lost", self.received)
-        elif kind is None and self.received is not None and not self._is_answered:
+        elif kind is None and self.received is not None and not self.is_answered:
             raise Stopped(self.received)
 
 

@@ -10,8 +10,7 @@ the origin, `crop` pixels of the square crop, `ndc` the crop as [-1, 1]^2 (left 
 views are cut from. Pixel coordinates put the image on [0, W] x [0, H]: the centre of the first
 pixel is (0.5, 0.5). Metres and radians inside; millimetres only in results.
 
-Batches are NamedTuples: immutable, and collate, pinning, device moves and precision plugins all
-walk them.
+Batches are NamedTuples: collate, pinning, device moves and precision plugins all walk them.
 """
 
 from dataclasses import dataclass
@@ -44,9 +43,7 @@ class HandSample:
     image: NDArray[np.uint8]  # [S, S, 3] RGB
     sample_id: str
     is_right: bool  # left hands are labelled as left hands
-    joint_convention: (
-        str  # how its joints follow from a mesh: a name of hand.skeleton.JOINT_CONVENTIONS
-    )
+    joint_convention: str  # a name of hand.skeleton.JOINT_CONVENTIONS
     K_crop_px: NDArray[np.float32]  # [3, 3] intrinsics of this crop, where has_K
     has_K: bool
     kp2d_crop_px: NDArray[np.float32]  # [21, 2]
@@ -88,10 +85,8 @@ class PretrainBatch(NamedTuple):
 
     @property
     def masked_idx(self) -> Tensor:
-        """[M] int64 positions of the masked patches in `is_masked.flatten()`, ascending.
-
-        Drawn masks bring them along: a search would wait for the device.
-        """
+        """[M] int64 positions of the masked patches in `is_masked.flatten()`, ascending. Drawn
+        masks bring them along: a search would wait for the device."""
         if self.known_masked_idx is not None:
             return self.known_masked_idx
         return self.is_masked.flatten().nonzero().squeeze(1)
@@ -119,8 +114,7 @@ class PretrainBatch(NamedTuple):
 
 class HandBatch(NamedTuple):
     """Labelled crops: uint8 source crops from the loader, or augmented model input in [0, 1] after
-    `prepare`. All are right hands: left ones are mirrored, and flagged so that predictions can be
-    mirrored back."""
+    `prepare`. All are right hands: left ones are mirrored, and flagged."""
 
     image: Tensor  # [B, 3, S, S] uint8, later [B, 3, H, W] in [0, 1]
     was_left: Tensor  # [B] bool

@@ -59,11 +59,7 @@ def draw_neighbours(query: Tensor, base: Tensor, order: Tensor) -> Image:
 
 def _patch_colours(patches: Tensor) -> Tensor:
     """[B, N, 3] in [0, 1]: first three principal components of all tokens [B, N, D], each from its
-    2 to its 98 per cent quantile.
-
-    A component's sign is arbitrary; the heavier tail is made bright, so that images of later steps
-    can be compared.
-    """
+    2 to its 98 per cent quantile, the heavier tail bright."""
     x = patches.double().flatten(0, 1)
     x = x - x.mean(dim=0)
     parts = x @ torch.linalg.eigh(x.T @ x).eigenvectors[:, -3:].flip(1)
@@ -192,10 +188,8 @@ def draw_predictions(
     batch: HandBatch, state: Any, faces: NDArray[np.integer] | None, num: int = 8
 ) -> Image:
     """Rows of input, predicted mesh, true mesh (where vertices and camera are known), predicted and
-    true joints; without `faces` [F, 3] input and joints alone.
-
-    `state` holds estimates for the first samples of the batch: a HandState, or joints alone.
-    """
+    true joints; without `faces` [F, 3] input and joints alone. `state` is a HandState, or joints, of
+    the first samples of the batch."""
     side = batch.image.shape[-1]
     zoom = _zoom(side)
     joints_px = px_from_ndc(state.joints_crop_ndc.float(), side).cpu().numpy()

@@ -83,10 +83,8 @@ def poses_of(parts: Sequence[WholeHands]) -> Poses:
 
 
 class Ridge:
-    """Ridge regression from features [n, D] to any number of targets; float64.
-
-    Features are standardised by the training set. The penalty is chosen, per target, on the last
-    `HOLDOUT` of it. One eigendecomposition serves all penalties and targets.
+    """Ridge regression from features [n, D], standardised, to any number of targets; float64. The
+    penalty is chosen, per target, on the last `HOLDOUT` of the training set.
 
     Raises: ValueError for fewer than 10 training samples.
     """
@@ -102,11 +100,8 @@ class Ridge:
         self._part = _decompose(self.x[: self.cut])
 
     def predict(self, train_y: Tensor, test_x: Tensor) -> tuple[Tensor, float]:
-        """Fit one target [n, C] and predict it for test_x [m, D].
-
-        Returns: [m, C] predictions and the chosen penalty.
-        Raises: ValueError for another number of targets than of training samples.
-        """
+        """Fit one target [n, C] and predict it for test_x [m, D]: [m, C] and the chosen penalty.
+        Raises: ValueError for another number of targets than of training samples."""
         if len(train_y) != len(self.x):
             raise ValueError(f"got {len(train_y)} targets for {len(self.x)} features")
         y = train_y.double()
@@ -175,11 +170,8 @@ def mean_pose(train: Poses, test: Poses) -> Errors:
 
 
 def nearest(query_x: Tensor, base_x: Tensor, k: int) -> Tensor:
-    """[m, k] indices of the rows of base_x [n, D] most similar to query_x [m, D] by cosine about
-    the mean of base_x, most similar first: what all crops share would dominate it.
-
-    Raises: ValueError for more neighbours than rows.
-    """
+    """[m, k] indices of the rows of base_x [n, D] most similar to query_x [m, D], most similar
+    first, by cosine about the mean of base_x: what all crops share would dominate it."""
     if not 1 <= k <= len(base_x):
         raise ValueError(f"cannot take {k} neighbours from {len(base_x)} samples")
     base = base_x.double()
@@ -189,11 +181,8 @@ def nearest(query_x: Tensor, base_x: Tensor, k: int) -> Tensor:
 
 
 def neighbour_poses(neighbours: Tensor, train: Poses) -> Poses:
-    """Mean poses of neighbours [m, k], nearest first.
-
-    3D joints are first aligned with those of the nearest neighbour by a similarity, so that the
-    mean keeps the fingers where neighbours differ in orientation or size. The 2D mean is plain.
-    """
+    """Mean poses of neighbours [m, k], nearest first. 3D joints are aligned with those of the
+    nearest by a similarity, so that the mean keeps the fingers; the 2D mean is plain."""
     kp2d = train.kp2d_ndc[neighbours].double().mean(dim=1)
     if train.joints_m is None:
         return Poses(kp2d, None)

@@ -17,6 +17,7 @@ from torch.nn.utils import get_total_norm
 from handmim.engine.checkpoint import save_checkpoint
 from handmim.engine.optim import OptimizerConfig
 from handmim.types import StepInfo, StepResult
+from handmim.utils.findings import shown
 from handmim.utils.processes import GOES_ON
 from handmim.utils.ranks import objects_of_ranks
 from handmim.utils.run import Run, precision_in_force
@@ -66,10 +67,8 @@ class Ledger:
 
 
 class TrainStep:
-    """Augmentation, losses, backward pass, clipping, optimizer and averages of one step.
-
-    Terms that compare samples or count over a batch see one of `accumulate` parts at a time.
-    """
+    """Augmentation, losses, backward pass, clipping, optimizer and averages of one step. Terms that
+    compare samples or count over a batch see one of `accumulate` parts at a time."""
 
     def __init__(
         self,
@@ -90,11 +89,9 @@ class TrainStep:
         self._is_checked = False
 
     def __call__(self, batch: Any, info: StepInfo, check: Check | None = None) -> StepOutput:
-        """Make a step with a batch of this process, on the device, that has `num_samples` and
-        `part(start, stop)`.
-
-        `check` is called with (info, batch, losses, gradient norm) before the update; what it
-        raises leaves the parameters as they were.
+        """Make a step with a batch of this process, on the device; it has `num_samples` and
+        `part(start, stop)`. `check` is called with (info, batch, losses, gradient norm) before the
+        update; what it raises leaves the parameters as they were.
 
         Raises: ValueError for a batch that does not divide into the parts, and, with several
             processes, for trainable parameters that take no part in the loss.
@@ -143,8 +140,7 @@ class TrainStep:
         idle = [name for name, param in named if param.requires_grad and param.grad is None]
         if not idle:
             return
-        names = f"{len(idle)} trainable parameters take no part in the loss: "
-        names += ", ".join([*idle[:5], *["..."][: len(idle) > 5]])
+        names = f"{len(idle)} trainable parameters take no part in the loss: {shown(idle, 5)}"
         if self.fabric.world_size > 1:
             raise ValueError(
                 f"{names}; several processes require a gradient of each: leave out the part they "
@@ -176,10 +172,8 @@ def _mean(values: list[Tensor]) -> Tensor:
 
 
 class RunningMeans:
-    """Means of scalars since they were last taken, over all processes and the steps that gave them.
-
-    They stay on the device until then: adding does not wait for it.
-    """
+    """Means of scalars since they were last taken, over all processes and the steps that gave them;
+    adding does not wait for the device."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor | float] = {}
@@ -213,12 +207,9 @@ class NotFiniteError(FloatingPointError):
 
 
 class FiniteGuard:
-    """Finds losses and gradients that are not finite: before the update at steps that are checked,
-    else before anything of them is logged or saved; and such weights before they are.
-
-    `every` is the number of steps between checks, which wait for the device; None checks every
-    step on a CPU and none elsewhere.
-    """
+    """Finds losses and gradients that are not finite: before the update `every` so many steps (None:
+    all on a CPU, where that does not wait, and none elsewhere), else before anything of them is
+    logged or saved; and such weights before they are."""
 
     def __init__(self, run: Run, task: nn.Module, every: int | None = None) -> None:
         self.run, self.task = run, task
@@ -241,10 +232,8 @@ class FiniteGuard:
     def before_update(
         self, info: StepInfo, batch: Any, result: StepResult, norm: Tensor | None
     ) -> None:
-        """Check a step, or note it; a refused batch is kept on disk.
-
-        Raises: NotFiniteError: no update was made, or the weights are lost since an earlier one.
-        """
+        """Check a step, or note it; a refused batch is kept on disk. Raises: NotFiniteError: no
+        update was made, or the weights are lost since an earlier one."""
         # fp16's scaler skips steps with such gradients itself.
         norm = None if self.run.precision == "16-mixed" else norm
         if not falls_on(info.step, self.every):
@@ -256,11 +245,8 @@ class FiniteGuard:
             self._refuse(info, batch, result, "gradient norm")
 
     def check(self, last: int) -> None:
-        """Read what was noted, and check the weights after the update of step `last`; called by all
-        processes.
-
-        Raises: NotFiniteError: the weights are lost.
-        """
+        """Read what was noted, and check the weights after the update of step `last`; on all
+        processes. Raises: NotFiniteError: the weights are lost."""
         weights = [param for param in self.task.parameters() if param.numel()]
         self.note(max(0, last), get_total_norm(weights, norm_type=torch.inf))
         own = float(self._first)

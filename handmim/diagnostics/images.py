@@ -188,7 +188,7 @@ def draw_predictions(
     batch: HandBatch, state: Any, faces: NDArray[np.integer] | None, num: int = 8
 ) -> Image:
     """Rows of input, predicted mesh, true mesh (where vertices and camera are known), predicted and
-    true joints; without `faces` [F, 3] input and joints alone. `state` is a HandState, or joints, of
+    true joints; without `faces` [F, 3] input and joints alone. `state` is a HandState or joints of
     the first samples of the batch."""
     side = batch.image.shape[-1]
     zoom = _zoom(side)

@@ -207,7 +207,7 @@ class NotFiniteError(FloatingPointError):
 
 
 class FiniteGuard:
-    """Finds losses and gradients that are not finite: before the update `every` so many steps (None:
+    """Finds losses and gradients that are not finite: before the update `every` few steps (None:
     all on a CPU, where that does not wait, and none elsewhere), else before anything of them is
     logged or saved; and such weights before they are."""
 

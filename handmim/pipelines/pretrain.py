@@ -45,7 +45,7 @@ def _untrained(cfg: DictConfig, run: Run) -> FitResult:
             "initial ones: take another name (name=...)"
         )
     run.write_start()
-    return FitResult(0, 0.0, 0.0, False, {})
+    return FitResult(0, False, {})
 
 
 def _train(cfg: DictConfig, run: Run, task: nn.Module) -> FitResult:

@@ -80,7 +80,7 @@ def test_a_table_keeps_no_best_unless_configured(tmp_path, hydra_configs, value,
 
     def finetuned(cfg):
         ran.append(cfg)
-        result = FitResult(3, 1.0, 1.0, False, {})
+        result = FitResult(3, False, {})
         return Finetuned(tmp_path, tmp_path, result, {"mm": 1.0}, 5, {"mm": 0.5})
 
     monkeypatch.setattr(stages, "finetune", finetuned)

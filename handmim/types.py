@@ -227,4 +227,4 @@ class Task(Protocol):
         """Factor on the learning rate by parameter name; names left out count 1."""
 
     def images(self, batch: Any) -> dict[str, NDArray[np.uint8]]:
-        """[H, W, 3] RGB images of this batch, by name."""
+        """[H, W, 3] RGB images of this batch, by name; in evaluation mode."""

@@ -70,8 +70,8 @@ def call_hooks(
 
 def draw(task: nn.Module, batch: Any, hooks: Sequence[Hook], run: Run) -> Images:
     """Images of the task, and of every hook that has some."""
-    images = dict(task.images(batch))  # type: ignore[operator]
     task.eval()
+    images = dict(task.images(batch))  # type: ignore[operator]
     for hook in hooks:
         if hasattr(hook, "images"):
             images |= hook.images(task, run)

@@ -242,9 +242,8 @@ class HandMimTask(nn.Module):
     @property
     def exported(self) -> nn.ModuleDict:
         """Backbone and shared heads worth keeping: the teacher's, or the student's."""
-        if self.export == "student":
+        if self.export == "student" or self.teacher is None:
             return self.student
-        assert self.teacher is not None
         return self.teacher.net
 
     @property
@@ -267,12 +266,7 @@ class HandMimTask(nn.Module):
     @torch.no_grad()
     def images(self, batch: PretrainBatch) -> dict[str, NDArray[np.uint8]]:
         """Images of a batch: views and masks, reconstructions, pseudo-keypoints."""
-        training = self.training
-        self.eval()
-        try:
-            ctx, predictions = self.predict(batch, StepInfo(step=0, total_steps=1))
-        finally:
-            self.train(training)
+        ctx, predictions = self.predict(batch, StepInfo(step=0, total_steps=1))
         pixels: PixelTargets | None = None
         min_var, low_res = None, {}
         for name, objective in self.each.items():

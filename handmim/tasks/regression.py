@@ -23,6 +23,7 @@ from handmim.models.vit import ViT
 from handmim.types import HandBatch, HandSample, Intrinsics, StepInfo, StepResult
 
 NUM_IMAGES = 8
+MAX_IMAGES = 2048  # that the start is measured on
 
 
 def evaluation_crops(
@@ -138,20 +139,19 @@ class RegressionTask(nn.Module, ABC):
         dataset: Dataset[HandSample],
         augment: HandAugment,
         device: torch.device,
-        max_images: int = 2048,
         num_workers: int = 0,
         max_unreadable: float = 0.0,
     ) -> None:
         """Set the head's start from labels, the backbone being initialised already; averaged
         weights start here.
 
-        Of a larger set `max_images` are read, the same ones every time. A share `max_unreadable` of
+        Of a larger set `MAX_IMAGES` are read, the same ones every time. A share `max_unreadable` of
         it, one sample at least, may be left out; 0 is none.
         """
         total = size_of(dataset)
         most = int(max(1.0, max_unreadable * total)) if max_unreadable else 0
-        if total > max_images:
-            order = np.random.default_rng(total).permutation(total)[:max_images]
+        if total > MAX_IMAGES:
+            order = np.random.default_rng(total).permutation(total)[:MAX_IMAGES]
             dataset = Subset(dataset, np.sort(order).tolist())
         readable = SkipUnreadable(dataset, most)
         self.measure_labels(partial(evaluation_crops, readable, augment, num_workers), device)
@@ -193,12 +193,8 @@ class RegressionTask(nn.Module, ABC):
     @torch.no_grad()
     def images(self, batch: HandBatch) -> dict[str, NDArray[np.uint8]]:
         """Input, prediction and ground truth of the first samples."""
-        training, first = self.training, batch.part(0, NUM_IMAGES)
-        self.eval()
-        try:
-            estimate = self.predict(first.image, first.joint_convention, first.intrinsics)
-        finally:
-            self.train(training)
+        first = batch.part(0, NUM_IMAGES)
+        estimate = self.predict(first.image, first.joint_convention, first.intrinsics)
         return {"predictions": draw_predictions(first, estimate, self.faces)}
 
     @property

@@ -10,6 +10,7 @@ from handmim.data.augment import HandAugment
 from handmim.data.keypoints import KeypointPhotos
 from handmim.data.loader import collate_hands
 from handmim.data.samples import hand_sample, mirror_sample
+from handmim.engine.log import draw
 from handmim.evaluation.inference import InferenceModule
 from handmim.evaluation.scoring import score
 from handmim.geometry.camera import fit_weak
@@ -259,7 +260,7 @@ def test_plain_joint_losses_fit_too(photos, augment):
 
 def test_images_show_skeletons(photos, augment):
     task = build().train()
-    drawn = task.images(augment.evaluate(whole_batch(photos)))
+    drawn = draw(task, augment.evaluate(whole_batch(photos)), (), None)
     assert drawn["predictions"].shape[2] == 3
     assert drawn["predictions"].std() > 10
     assert task.training

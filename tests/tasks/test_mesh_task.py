@@ -6,6 +6,7 @@ import torch
 
 from handmim.data.loader import collate_hands
 from handmim.data.synthetic import SyntheticHands
+from handmim.engine.log import draw
 from handmim.evaluation.inference import InferenceModule
 from handmim.evaluation.scoring import score
 from handmim.geometry.camera import fit_weak
@@ -189,7 +190,7 @@ def test_scores_do_not_depend_on_the_batch_size(make, hands, augment):
 
 def test_images_show_prediction_and_ground_truth(make, hands, augment):
     task = make()
-    drawn = task.images(augment.evaluate(whole_batch(hands)))
+    drawn = draw(task, augment.evaluate(whole_batch(hands)), (), None)
     assert drawn["predictions"].std() > 5
     assert task.training
 

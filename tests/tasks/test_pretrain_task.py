@@ -7,6 +7,7 @@ from handmim.data.colour import ColourJitter
 from handmim.data.masking import MaskSampler
 from handmim.data.views import ViewMaker
 from handmim.diagnostics.statistics import effective_rank
+from handmim.engine.log import draw
 from handmim.engine.optim import Schedule
 from handmim.models.centering import Centering, Sinkhorn
 from handmim.models.vit import ViT
@@ -169,7 +170,7 @@ def test_a_batch_without_masks_still_has_a_loss(centering):
 def test_images_leave_the_task_in_training_and_the_centre_alone():
     task = make_task()
     before = task.each["patch_distill"].centering.centre.clone()
-    drawn = task.images(make_batch())
+    drawn = draw(task, make_batch(), (), None)
     assert {"views", "keypoints", "class_recon"} <= set(drawn)
     assert task.training
     assert torch.equal(task.each["patch_distill"].centering.centre, before)

@@ -6,7 +6,7 @@ network and not the data.
 
 import fnmatch
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
@@ -43,6 +43,10 @@ class Check(NamedTuple):
     side: str  # of its threshold: "above" or "below"
     threshold: float
     advice: str
+
+    def is_triggered(self, value: float) -> bool:
+        """Whether a value is on the wrong side; one that is not finite is."""
+        return not (value <= self.threshold if self.side == "above" else value >= self.threshold)
 
 
 # Entropies are shares of log P. At laptop size the default run stayed below 0.995, collapsed
@@ -86,35 +90,6 @@ STOP_ON = (
     "targets_uniform", "targets_one_prototype", "class_targets_uniform",
     "class_targets_one_prototype", "features_constant", "keypoints_bunched",
 )  # fmt: skip
-
-
-class CheckResult(NamedTuple):
-    """One check of one metric at one step."""
-
-    name: str
-    value: float
-    check: Check
-
-    @property
-    def triggered(self) -> bool:
-        """Whether the value is on the wrong side; one that is not finite is."""
-        value, threshold = self.value, self.check.threshold
-        return not (value <= threshold if self.check.side == "above" else value >= threshold)
-
-
-def results_of(
-    metrics: Mapping[str, float], thresholds: Mapping[str, float | None]
-) -> Iterator[CheckResult]:
-    """Results of the checks whose metric exists, under other thresholds by name of a check."""
-    for name, check in CHECKS.items():
-        threshold = thresholds.get(name, check.threshold)
-        if threshold is None:
-            continue
-        for metric in fnmatch.filter(metrics, check.metric):
-            part = metric.split("/")[1]
-            own_name = name if metric == check.metric else f"{name}/{part}"
-            own = Check(metric, check.side, threshold, check.advice.format(name=part))
-            yield CheckResult(own_name, metrics[metric], own)
 
 
 @dataclass(eq=False)
@@ -164,29 +139,42 @@ class CollapseDetection:
         scalars = {f"diagnostics/{name}": value for name, value in metrics.items()}
         if info.step < self.grace_steps:
             return scalars
-        results = list(results_of(metrics, self.thresholds or {}))
-        for result in results:
-            scalars[f"collapse/{result.name}"] = float(result.triggered)
-            self._report(result, info)
-        watched = [r.name for r in results if {r.name, r.name.split("/")[0]} & set(self.stop_on)]
-        fatal = [n for n in watched if self.num_triggered.get(n, 0) >= (self.patience or np.inf)]
+        fatal = []
+        for name, check in self._checks(metrics):
+            times = self._report(name, check, metrics[check.metric], info)
+            scalars[f"collapse/{name}"] = float(times > 0)
+            is_watched = name in self.stop_on or name.split("/")[0] in self.stop_on
+            if is_watched and self.patience and times >= self.patience:
+                fatal.append(name)
         if fatal:
             in_a_row = f"{self.patience} checks in a row (patience)"
             self.stop_reason = f"{', '.join(fatal)} triggered in {in_a_row}"
         return scalars
 
-    def _report(self, result: CheckResult, info: StepInfo) -> None:
-        name, value, check = result
-        before = self.num_triggered.pop(name, 0)
-        if result.triggered:
-            self.num_triggered[name] = before + 1
-        if result.triggered and not before:
+    def _checks(self, metrics: Iterable[str]) -> Iterator[tuple[str, Check]]:
+        """The checks whose metric exists, by name, under this run's thresholds."""
+        for name, check in CHECKS.items():
+            threshold = (self.thresholds or {}).get(name, check.threshold)
+            if threshold is None:
+                continue
+            for metric in fnmatch.filter(metrics, check.metric):
+                part = metric.split("/")[1]
+                own_name = name if metric == check.metric else f"{name}/{part}"
+                advice = check.advice.format(name=part)
+                yield own_name, Check(metric, check.side, threshold, advice)
+
+    def _report(self, name: str, check: Check, value: float, info: StepInfo) -> int:
+        """Log a change; how many checks in a row were triggered."""
+        before = self.num_triggered.get(name, 0)
+        now = self.num_triggered[name] = before + 1 if check.is_triggered(value) else 0
+        if now and not before:
             log.warning(
                 "step %d: COLLAPSE %s: %s is %.3g, %s the threshold %.3g; %s",
                 info.step, name, check.metric, value, check.side, check.threshold, check.advice,
             )  # fmt: skip
-        elif before and not result.triggered:
+        elif before and not now:
             log.info("step %d: %s is over: %s is %.3g", info.step, name, check.metric, value)
+        return now
 
     def _views(self, info: StepInfo, device: torch.device) -> PretrainBatch:
         samples = []

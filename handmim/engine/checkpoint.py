@@ -1,8 +1,8 @@
 """Checkpoints: whole or absent, loadable without running code; those of somebody else hold plain
 values of known kinds and build our own parts alone."""
 
-import importlib
 import logging
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -260,14 +260,9 @@ def check_fits(there: Mapping[str, Tensor], here: Mapping[str, Tensor], path: An
 
 def _defined_in(path: str) -> str | None:
     """Module that defines the class or class method of a dotted path; None when there is none."""
-    parts = path.split(".")
-    for cut in range(len(parts) - 1, 0, -1):
-        try:
-            found: Any = importlib.import_module(".".join(parts[:cut]))
-        except (ModuleNotFoundError, ValueError):
-            continue
-        for name in parts[cut:]:
-            found = getattr(found, name, None)
-        is_part = isinstance(found, type) or isinstance(getattr(found, "__self__", None), type)
-        return found.__module__ if is_part else None
-    return None
+    try:
+        found: Any = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError):
+        return None
+    is_part = isinstance(found, type) or isinstance(getattr(found, "__self__", None), type)
+    return found.__module__ if is_part else None

@@ -70,7 +70,7 @@ class PretrainBatch(NamedTuple):
     """Two (or more) views of every source crop with their exact geometry.
 
     A point p of a view lies at source_from_view (p + d(p)) of the source crop, d the smooth field
-    that `displacement_ndc` spans (geometry.warp); without one d = 0.
+    that `displacement_ndc` spans (geometry.crop); without one d = 0.
     """
 
     views: Tensor  # [B, G, 3, H, W] in [0, 1], after colour augmentation

@@ -96,8 +96,6 @@ def room(rng: np.random.Generator, size: int) -> Image:
 def load_photos(folder: str | Path, size: int) -> list[Image]:
     """The first `MAX_PHOTOS` images of a folder, by name, cut to squares. Raises: ValueError."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"photos_dir {printable(str(folder))} is no folder")
     try:
         tree = find_images(folder)
     except ValueError as error:
@@ -105,8 +103,7 @@ def load_photos(folder: str | Path, size: int) -> list[Image]:
     account = tree.account()
     if account is not None and tree.is_remarkable:
         log.warning(account)
-    out: list[Image] = []
-    unreadable: list[str] = []
+    out, unreadable = list[Image](), list[str]()
     for name in sorted(tree.names, key=lambda name: Path(name).parts)[:MAX_PHOTOS]:
         try:
             image = not_too_long(read_image(folder / name))

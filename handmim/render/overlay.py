@@ -26,11 +26,7 @@ def distinct_colours(num: int) -> NDArray[np.uint8]:
 
 def enlarge(image: Image, zoom: int) -> Image:
     """A copy of a [H, W, 3] image, `zoom` times as large."""
-    return (
-        image.copy()
-        if zoom == 1
-        else cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
-    )
+    return cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_CUBIC)
 
 
 def to_image(image: Array) -> Image:

@@ -13,24 +13,20 @@ from handmim.engine.optim import Schedule, as_schedule
 from handmim.types import StepInfo
 from handmim.utils.arguments import one_of, shares
 
+RNG = np.random.Generator
 SHAPES = ("block", "random")
 MASKED_VIEWS = ("all", "one")
 CENTRE_STD = 0.15  # of the centres of hand-centred blocks, in sides of the image
 MIN_ASPECT = 0.3  # aspect ratios of blocks are log-uniform in [MIN_ASPECT, 1 / MIN_ASPECT]
 
 
-def _corner(side: int, block: int, rng: np.random.Generator) -> int:
+def _corner(side: int, block: int, rng: RNG) -> int:
     centre = side * (0.5 + CENTRE_STD * rng.standard_normal())
     return min(max(round(centre - block / 2), 0), side - block)
 
 
 def block_mask(
-    grid_hw: tuple[int, int],
-    num_masked: int,
-    rng: np.random.Generator,
-    *,
-    centre_bias: float = 0.0,
-    exact: bool = False,
+    grid_hw: tuple[int, int], num_masked: int, rng: RNG, centre_bias: float = 0, exact: bool = False
 ) -> NDArray[np.bool_]:
     """Rectangles of about `num_masked` > 0 patches (BEiT, Bao et al. 2022, arXiv 2106.08254): [h,
     w] bool with at least one and at most so many; `exact` masks single patches for the rest."""
@@ -64,9 +60,7 @@ def block_mask(
     return mask
 
 
-def random_masks(
-    num_patches: int, num_masked: NDArray[np.int64], rng: np.random.Generator
-) -> NDArray[np.bool_]:
+def random_masks(num_patches: int, num_masked: NDArray[np.int64], rng: RNG) -> NDArray[np.bool_]:
     """Mask exactly `num_masked` [n] patches, anywhere: [n, num_patches] bool."""
     order = rng.random((len(num_masked), num_patches)).argsort(axis=1)
     masks = np.empty(order.shape, dtype=bool)
@@ -122,7 +116,7 @@ class MaskSampler:
             masks[chosen] = self._draw(len(chosen), grid_hw, rng, info)
         return torch.from_numpy(masks).unflatten(0, shape)
 
-    def _choose_views(self, shape: tuple[int, int], rng: np.random.Generator) -> NDArray[np.int64]:
+    def _choose_views(self, shape: tuple[int, int], rng: RNG) -> NDArray[np.int64]:
         num_samples, num_views = shape
         if self.masked_views == "all":
             num = round(num_samples * num_views * self.masked_share)
@@ -132,7 +126,7 @@ class MaskSampler:
         return samples * num_views + view
 
     def _draw(
-        self, num: int, grid_hw: tuple[int, int], rng: np.random.Generator, info: StepInfo
+        self, num: int, grid_hw: tuple[int, int], rng: RNG, info: StepInfo
     ) -> NDArray[np.bool_]:
         num_patches = grid_hw[0] * grid_hw[1]
         high = max(self.low, self.high(info.step, info.total_steps))  # it may warm up from below
@@ -143,8 +137,6 @@ class MaskSampler:
         counts = np.rint(ratios * num_patches).astype(np.int64).clip(1, max(1, num_patches - 1))
         if self.shape == "random":
             return random_masks(num_patches, counts, rng)
-        blocks = [
-            block_mask(grid_hw, count, rng, centre_bias=self.centre_bias, exact=self.exact_count)
-            for count in counts.tolist()
-        ]
+        how = self.centre_bias, self.exact_count
+        blocks = [block_mask(grid_hw, count, rng, *how) for count in counts.tolist()]
         return np.stack(blocks).reshape(num, num_patches)

@@ -100,22 +100,20 @@ def torch_views(crops: CropBatch, plan: ViewPlan, frame: ViewFrame) -> PretrainB
     maps, warps = plan.crop_from_view.flatten(0, 1), plan.displacement_ndc
     warps = None if warps is None else warps.flatten(0, 1)
     clean = sample_views(source, maps, frame.view_px, warps, padding=frame.padding)
-    if len(plan.colours) == 1:
-        views = coloured(clean, plan.colours[0]).unflatten(0, (b, g))
-    else:
-        by_view = clean.unflatten(0, (b, g))
-        parts = zip((by_view[:, :1], by_view[:, 1:]), plan.colours, strict=True)
-        done = [coloured(x.flatten(0, 1), p).unflatten(0, x.shape[:2]) for x, p in parts]
-        views = torch.cat(done, dim=1)
+    clean = clean.unflatten(0, (b, g))
+    parts = clean.split([g] if len(plan.colours) == 1 else [1, g - 1], dim=1)
+    done = [
+        coloured(part.flatten(0, 1), colours).unflatten(0, part.shape[:2])
+        for part, colours in zip(parts, plan.colours, strict=True)
+    ]
+    views = done[0] if len(done) == 1 else torch.cat(done, dim=1)
     local: Tensor | None = None
     if plan.crop_from_local is not None:
         num, maps = plan.crop_from_local.shape[1], plan.crop_from_local.flatten(0, 1)
         source = image.repeat_interleave(num, dim=0)
         local = sample_views(source, maps, frame.local_px, padding=frame.padding)
         local = coloured(local, plan.local_colours).unflatten(0, (b, num))
-    return _batch(
-        crops, plan, views, clean.unflatten(0, (b, g)) if frame.keep_clean else None, local
-    )
+    return _batch(crops, plan, views, clean if frame.keep_clean else None, local)
 
 
 def cpu_views(crops: CropBatch, plan: ViewPlan, frame: ViewFrame) -> PretrainBatch:

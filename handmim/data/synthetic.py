@@ -57,7 +57,8 @@ class SyntheticHands(Dataset[HandSample]):
         folder = self._find(base, split, num)
         if folder is None:
             folder = base / f"{split}-{num}"
-            render_split(folder, Path(hand_path), settings, seed, split, num, num_workers)
+            job = {"hand_path": hand_path, "seed": seed, "split": split, "num": num}
+            render_split(folder, settings, job, num_workers)
         self.folder = folder
         self.image_px = settings.image_px
         open_split(folder, self.image_px, num)  # a damaged cache ends here, not in mid-run

@@ -8,7 +8,6 @@ framing gives no cue for the map between two views.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from lightning_fabric.utilities import move_data_to_device
@@ -30,52 +29,6 @@ from handmim.types import CropBatch, PretrainBatch, StepInfo
 from handmim.utils.arguments import at_least, below_one, interval, one_of, shares
 
 AUGMENT_ON = ("auto", "cpu", "device")
-
-
-def draw_views(
-    shape: tuple[int, int],
-    generator: torch.Generator,
-    *,
-    scale: Sequence[float],
-    rotation_deg: float,
-    full_rotation_prob: float,
-    shift_ndc: float,
-    aspect: float,
-    flip_prob: float,
-) -> Tensor:
-    """source_from_view [*shape, 2, 3] = [ s R(r) diag(f, a) | t ], drawn on the CPU.
-
-    s is log-uniform; r within +- rotation_deg, or +- 180 with `full_rotation_prob`; t within +-
-    shift_ndc; a within 1 +- aspect; f is -1 with `flip_prob`: mirrored before anything else.
-    """
-    u = torch.rand(*shape, 6, generator=generator) * 2 - 1
-    low, high = scale
-    size = torch.exp(math.log(low) + (u[..., 0] + 1) / 2 * math.log(high / low))
-    full = (u[..., 5] + 1) / 2 < full_rotation_prob
-    angle = u[..., 1] * torch.where(full, math.pi, math.radians(rotation_deg))
-    maps = similarity(size, angle, u[..., 2:4] * shift_ndc, 1 + aspect * u[..., 4])
-    if flip_prob > 0:
-        flipped = torch.rand(shape, generator=generator) < flip_prob
-        maps[..., 0] *= torch.where(flipped, -1.0, 1.0)[..., None]
-    return maps
-
-
-def draw_shared(
-    num_crops: int,
-    generator: torch.Generator,
-    *,
-    rotation_deg: float,
-    full_rotation_prob: float,
-    scale: float,
-    shift_ndc: float,
-) -> Tensor:
-    """crop_from_source [B, 2, 3], a similarity: rotated by +- rotation_deg (+- 180 with
-    `full_rotation_prob`), scaled by 1 +- scale, shifted by +- shift_ndc."""
-    u = torch.rand(num_crops, 4, generator=generator) * 2 - 1
-    reach = torch.full((num_crops,), math.radians(rotation_deg))
-    if full_rotation_prob > 0:
-        reach[torch.rand(num_crops, generator=generator) < full_rotation_prob] = math.pi
-    return similarity(1 + scale * u[:, 0], reach * u[:, 1], shift_ndc * u[:, 2:])
 
 
 @dataclass(kw_only=True, eq=False)
@@ -130,25 +83,43 @@ class ViewMaker:
         interval("local_scale", self.local_scale)
         self.frame = ViewFrame(self.view_px, self.local_px, self.padding, self.keep_clean)
 
-    @property
-    def geometry(self) -> dict[str, Any]:
-        """Settings of `draw_views`."""
-        names = ("scale", "rotation_deg", "full_rotation_prob", "shift_ndc", "aspect", "flip_prob")
-        return {name: getattr(self, name) for name in names}
+    def draw_views(
+        self,
+        shape: tuple[int, int],
+        generator: torch.Generator,
+        scale: Sequence[float],
+        shift_ndc: float,
+    ) -> Tensor:
+        """Maps [*shape, 2, 3] = [ s R(r) diag(f, a) | t ] of views, drawn on the CPU: s log-uniform
+        in `scale`, t within +- shift_ndc, a within 1 +- aspect, f = -1 where mirrored."""
+        u = torch.rand(*shape, 6, generator=generator) * 2 - 1
+        low, high = scale
+        size = torch.exp(math.log(low) + (u[..., 0] + 1) / 2 * math.log(high / low))
+        full = (u[..., 5] + 1) / 2 < self.full_rotation_prob
+        angle = u[..., 1] * torch.where(full, math.pi, math.radians(self.rotation_deg))
+        maps = similarity(size, angle, u[..., 2:4] * shift_ndc, 1 + self.aspect * u[..., 4])
+        if self.flip_prob > 0:
+            flipped = torch.rand(shape, generator=generator) < self.flip_prob
+            maps[..., 0] *= torch.where(flipped, -1.0, 1.0)[..., None]
+        return maps
 
-    @property
-    def shared(self) -> dict[str, float]:
-        """Settings of `draw_shared`."""
-        names = ("rotation_deg", "full_rotation_prob", "scale", "shift_ndc")
-        return {name: getattr(self, f"shared_{name}") for name in names}
+    def draw_shared(self, num_crops: int, generator: torch.Generator) -> Tensor:
+        """crop_from_source [B, 2, 3], the similarity shared by the views of a sample."""
+        u = torch.rand(num_crops, 4, generator=generator) * 2 - 1
+        reach = torch.full((num_crops,), math.radians(self.shared_rotation_deg))
+        if self.shared_full_rotation_prob > 0:
+            is_full = torch.rand(num_crops, generator=generator) < self.shared_full_rotation_prob
+            reach[is_full] = math.pi
+        shift = self.shared_shift_ndc * u[:, 2:]
+        return similarity(1 + self.shared_scale * u[:, 0], reach * u[:, 1], shift)
 
     def draw(self, crops: CropBatch, generator: torch.Generator, info: StepInfo) -> ViewPlan:
         """All random choices for a batch's views, on the CPU. Raises: ValueError for data without
         partners where they are required."""
         b, side = len(crops.image), self.view_px // self.patch_px
         shape = b, self.num_views
-        source_from_view = draw_views(shape, generator, **self.geometry)
-        crop_from_source = draw_shared(b, generator, **self.shared)[:, None]
+        source_from_view = self.draw_views(shape, generator, self.scale, self.shift_ndc)
+        crop_from_source = self.draw_shared(b, generator)[:, None]
         is_masked = self.masks(shape, (side, side), generator, info)
         warps: Tensor | None = None
         if self.warp_ndc > 0:
@@ -165,8 +136,8 @@ class ViewMaker:
         crop_from_local: Tensor | None = None
         local_colours: ColourPlan | None = None
         if self.num_local:
-            own = {"scale": self.local_scale, "shift_ndc": self.local_shift_ndc}
-            local = draw_views((b, self.num_local), generator, **(self.geometry | own))
+            shape = b, self.num_local
+            local = self.draw_views(shape, generator, self.local_scale, self.local_shift_ndc)
             crop_from_local = compose(crop_from_source, local)
             local_colours = self.colour.draw(b * self.num_local, (self.local_px,) * 2, generator)
         return ViewPlan(

@@ -3,7 +3,6 @@ exposure of a scene before one."""
 
 import logging
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -160,32 +159,23 @@ class BackdropBank:
 
 
 @compiled
-def _expose(shaded, covered, hand, backdrop, darkest, brightest, image):
+def expose(shaded, covered, hand, backdrop, darkest, brightest):
+    """A shaded scene [H, W, 3] before its backdrop, exposed so that the mean of `hand` [H, W] lies
+    between `darkest` and `brightest`: [H, W, 3] below 1, highlights rolled off."""
+    image = np.empty_like(shaded)
+    front, back, flat = shaded.reshape(-1, 3), backdrop.reshape(-1, 3), image.reshape(-1, 3)
+    is_covered, is_hand = covered.ravel(), hand.ravel()
     total, num = 0.0, 0
-    for n in range(len(hand)):
-        if hand[n]:
-            total += shaded[n, 0] + shaded[n, 1] + shaded[n, 2]
+    for n in range(len(is_hand)):
+        if is_hand[n]:
+            total += front[n, 0] + front[n, 1] + front[n, 2]
             num += 3
     mean = total / max(num, 1)
     gain = np.float32(min(max(mean, darkest), brightest) / max(mean, 1e-6) if num else 1.0)
-    for n in range(len(covered)):
+    for n in range(len(is_covered)):
         for k in range(3):
-            x = gain * (shaded[n, k] if covered[n] else backdrop[n, k])
+            x = gain * (front[n, k] if is_covered[n] else back[n, k])
             if x > KNEE:
                 x = KNEE + (1 - KNEE) * 0.96 * (1 - math.exp((KNEE - x) / (1 - KNEE)))
-            image[n, k] = x
-
-
-def expose(
-    shaded: Array,
-    covered: NDArray[np.bool_],
-    hand: NDArray[np.bool_],
-    backdrop: Array,
-    luma: Sequence[float],
-) -> NDArray[np.float32]:
-    """A shaded scene [H, W, 3] before its backdrop, exposed so that the mean of `hand` [H, W] lies
-    in `luma`: [H, W, 3] below 1, highlights rolled off."""
-    image = np.empty(shaded.shape, np.float32)
-    front, back, flat = (a.reshape(-1, 3) for a in (shaded, backdrop, image))
-    _expose(front, covered.ravel(), hand.ravel(), back, luma[0], luma[1], flat)
+            flat[n, k] = x
     return image

@@ -185,21 +185,15 @@ def _run_workers(job: Mapping[str, Any], folder: Path, num_workers: int) -> None
 
 
 def render_split(
-    target: Path,
-    hand_path: Path,
-    settings: SceneSettings,
-    seed: int,
-    split: str,
-    num: int,
-    num_workers: int | None,
+    target: Path, settings: SceneSettings, job: Mapping[str, Any], num_workers: int | None
 ) -> None:
-    """Render images 0 .. num - 1 of a split into `target`, which appears whole or not at all, by
-    `num_workers` processes; None takes every core, 0 renders in this one.
+    """Render a split into `target`, which appears whole or not at all, by `num_workers` processes;
+    None takes every core, 0 renders in this one. The job has hand_path, seed, split and num.
 
     Raises: OSError for a folder that cannot be made or a full disk; RuntimeError of a worker.
     """
-    job = {"hand_path": str(resolve_hand_path(hand_path).resolve()), "seed": seed}
-    job |= {"scene": settings.plain(), "split": split, "num": num}
+    job = {**job, "hand_path": str(resolve_hand_path(job["hand_path"]).resolve())}
+    job["scene"], num, split = settings.plain(), job["num"], job["split"]
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(target.parent, f".{target.name}.lock"))

@@ -323,7 +323,7 @@ class SceneRenderer:
         s = self.settings
         size, big = s.image_px, s.image_px * s.supersample
         behind = cv2.resize(backdrop, (big, big)) if s.supersample > 1 else backdrop
-        image: Array = expose(scene.shaded, scene.covered, scene.hand, behind, s.hand_luma)
+        image: Array = expose(scene.shaded, scene.covered, scene.hand, behind, *s.hand_luma)
         mask: Array = scene.hand.astype(np.float32)
         if s.supersample > 1:
             image, mask = (

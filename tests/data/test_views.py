@@ -7,7 +7,7 @@ from torch import Tensor
 from handmim.data.colour import ColourJitter, colour_maps, gaussian_blur
 from handmim.data.masking import MaskSampler
 from handmim.data.pixels import sample_views
-from handmim.data.views import ViewMaker, draw_shared, draw_views
+from handmim.data.views import ViewMaker
 from handmim.geometry.crop import bounded, compose, from_source, to_source, transform_points
 from handmim.types import CropBatch, PretrainBatch, StepInfo
 
@@ -45,8 +45,8 @@ def noise(b: int = 8, side: int = 48, seed: int = 0) -> Tensor:
 def hidden_map(make: ViewMaker, b: int, seed: int) -> Tensor:
     """crop_from_source of the batch that `make` draws from this seed: its second draw."""
     g = seeded(seed)
-    draw_views((b, make.num_views), g, **make.geometry)
-    return draw_shared(b, g, **make.shared)
+    make.draw_views((b, make.num_views), g, make.scale, make.shift_ndc)
+    return make.draw_shared(b, g)
 
 
 def colour_matrices(linear: Tensor, lift: Tensor, mean_luma: Tensor) -> Tensor:
@@ -113,8 +113,8 @@ def test_true_joints_of_two_views_align(d):
     # The shared similarity is common to both views, so maps without it already align the joints.
     b, g = 64, seeded(1)
     make = maker(**EVERYTHING)
-    A = draw_views((b, 2), g, **make.geometry)
-    shared = draw_shared(b, g, **make.shared)[:, None].expand(-1, 2, -1, -1)
+    A = make.draw_views((b, 2), g, make.scale, make.shift_ndc)
+    shared = make.draw_shared(b, g)[:, None].expand(-1, 2, -1, -1)
     warps = bounded(0.12 * torch.randn(b, 2, 2, 4, 4, generator=g))
     joints = (torch.rand(b, 1, 21, d, generator=g) * 2 - 1).expand(-1, 2, -1, -1)
     in_views = from_source(from_source(joints, shared), A, warps)
@@ -144,19 +144,15 @@ def angles(A: Tensor) -> Tensor:
 
 
 def test_shares_of_flips_and_turns():
-    quiet = {"scale": (0.5, 0.9), "shift_ndc": 0.1, "aspect": 0.2}
-    A = draw_views(
-        (2000, 2), seeded(), rotation_deg=20.0, full_rotation_prob=0.0, flip_prob=0.25, **quiet
-    )
+    make = maker(aspect=0.2, rotation_deg=20.0, full_rotation_prob=0.0, flip_prob=0.25)
+    A = make.draw_views((2000, 2), seeded(), (0.5, 0.9), 0.1)
     mirrored = A[..., 0, 0] * A[..., 1, 1] - A[..., 0, 1] * A[..., 1, 0] < 0
     assert mirrored.float().mean().item() == pytest.approx(0.25, abs=0.03)
     assert angles(A)[~mirrored].max() <= math.radians(20.0) + 1e-5
     stretch = A[..., 1].norm(dim=-1) / A[..., 0].norm(dim=-1)
     assert 0.8 - 1e-4 <= stretch.min() < 0.85
     assert 1.15 < stretch.max() <= 1.2 + 1e-4
-    shared = draw_shared(
-        4000, seeded(), rotation_deg=30.0, full_rotation_prob=0.5, scale=0.1, shift_ndc=0.1
-    )
+    shared = maker(shared_full_rotation_prob=0.5).draw_shared(4000, seeded())
     # beyond 30 degrees: half of the samples, of which 150 of 180 degrees
     beyond = (angles(shared) > math.radians(30.0)).float().mean().item()
     assert beyond == pytest.approx(0.5 * 150 / 180, abs=0.03)

@@ -26,13 +26,13 @@ def test_exposure_agrees_with_plain_numpy(brightness):
     rolled_off = 0.8 + 0.2 * 0.96 * (1 - np.exp(-(image - 0.8) / 0.2))
     image = np.where(image > 0.8, rolled_off, image)
     assert (image > 0.8).any()
-    np.testing.assert_allclose(expose(shaded, covered, hand, backdrop, LUMA), image, atol=1e-6)
+    np.testing.assert_allclose(expose(shaded, covered, hand, backdrop, *LUMA), image, atol=1e-6)
 
 
 def test_a_image_without_a_hand_keeps_its_exposure():
     shaded, _, hand, backdrop = random_parts(1)
     nothing = np.zeros_like(hand)
-    image = expose(shaded, nothing, nothing, backdrop, LUMA)
+    image = expose(shaded, nothing, nothing, backdrop, *LUMA)
     dim = backdrop < 0.8
     assert np.array_equal(image[dim], backdrop[dim])
 
@@ -40,11 +40,11 @@ def test_a_image_without_a_hand_keeps_its_exposure():
 def test_exposure_keeps_order_and_stays_below_white():
     ramp = np.linspace(0, 6, 300, dtype=np.float32)[:, None, None].repeat(3, axis=2)
     everywhere = np.ones((300, 1), bool)
-    out = expose(ramp, everywhere, everywhere, ramp, LUMA)
+    out = expose(ramp, everywhere, everywhere, ramp, *LUMA)
     assert out.max() < 1.0
     assert (np.diff(out[:, 0, 0]) >= 0).all()
     dim = ramp * np.float32(0.01)
-    dark = expose(dim, everywhere, everywhere, dim, LUMA)
+    dark = expose(dim, everywhere, everywhere, dim, *LUMA)
     assert dark.mean() == pytest.approx(0.25, abs=0.02)
 
 

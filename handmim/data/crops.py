@@ -35,7 +35,6 @@ PLURALS = {LABELS: "maps of labels", NORMALS: "maps of normals"}
 
 def find_photos(
     root: Path,
-    *,
     exclude: Sequence[str] = (),
     include_all: bool = False,
     max_megapixels: float = MAX_MEGAPIXELS,
@@ -175,9 +174,7 @@ class CropFolder(Crops):
     ) -> None:
         super().__init__(root, image_px, fit, group_by)
         self.max_megapixels = max_megapixels
-        tree = find_photos(
-            self.root, exclude=exclude, include_all=include_all, max_megapixels=max_megapixels
-        )
+        tree = find_photos(self.root, exclude, include_all, max_megapixels)
         log_left_out(tree)
         reasons = self._find_unreadable(tree.names) if verify else {}
         self.unreadable = list(reasons)

@@ -106,9 +106,7 @@ def find_sources(
         raise ValueError(f"no such file or folder: {printable(str(source))}")
     tars = sorted(source.glob("*.tar")) if source.is_dir() else [source]
     if not tars:
-        tree = find_photos(
-            source, exclude=exclude, include_all=include_all, max_megapixels=max_megapixels
-        )
+        tree = find_photos(source, exclude, include_all, max_megapixels)
         log_left_out(tree)
         return {name: partial(read_bytes, source / name, max_megapixels) for name in tree.names}
     images = list[str]()

@@ -204,13 +204,6 @@ class Benchmark:
         order = list(joint_order("canonical", self.skeleton))
         return self._flipped(joints_cam_m[..., order, :]), self._flipped(verts_cam_m)
 
-    def benchmark_to_canonical(
-        self, joints_m: AnyPoints, verts_m: AnyPoints
-    ) -> tuple[AnyPoints, AnyPoints]:
-        """Inverse of `canonical_to_benchmark`."""
-        order = list(joint_order(self.skeleton, "canonical"))
-        return self._flipped(joints_m[..., order, :]), self._flipped(verts_m)
-
     def _flipped(self, points: AnyPoints) -> AnyPoints:
         if isinstance(points, Tensor):
             return points * points.new_tensor(AXES[self.axes])

@@ -177,7 +177,6 @@ class HandPredictor:
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {batch_size}")
         self.module, self.batch_size = module, batch_size
-        self.img_px = module.augment.img_px
 
     @classmethod
     def from_checkpoint(

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -68,15 +68,6 @@ def write_report(
     run.log.info("metrics: %s", run.dir / "metrics.json")
 
 
-class CheckpointFacts(NamedTuple):
-    """Which checkpoint a line of the table is about."""
-
-    path: str
-    name: str  # of the run that wrote it
-    seed: int
-    step: int
-
-
 def expanded(given: Sequence[str]) -> list[str]:
     """Files that paths and patterns (`runs/seed*/last.pt`) name: each once, those of a pattern
     sorted.
@@ -96,21 +87,23 @@ def expanded(given: Sequence[str]) -> list[str]:
     return list(files.values())
 
 
-def check_comparable(paths: Sequence[str], data: DictConfig | None) -> list[CheckpointFacts]:
-    """Read what each checkpoint is, and refuse those whose mean has no meaning.
+def check_comparable(paths: Sequence[str], data: DictConfig | None) -> list[Report]:
+    """The path, name of the run, seed and step of each checkpoint; refuse those whose mean has no
+    meaning.
 
     Compared are the hand model by its content, backbone and head, the evaluation crop, and the data
     that is scored: `data`, or its own where that is None. What they were trained with may differ.
 
     Raises: ValueError naming two checkpoints and what they differ in.
     """
-    facts: list[CheckpointFacts] = []
+    facts: list[Report] = []
     first: dict[str, Any] = {}
     for path in paths:
         saved = read_model_checkpoint(path)
         require(saved, OF_RUNS, path)
         config = saved["config"]
-        facts.append(CheckpointFacts(path, config["name"], config["seed"], saved["step"]))
+        about = {key: config[key] for key in ("name", "seed")}
+        facts.append({"path": path, **about, "step": saved["step"]})
         own = _scored_settings(saved, data)
         first = first or own
         if differing := differences(first, own):
@@ -120,7 +113,7 @@ def check_comparable(paths: Sequence[str], data: DictConfig | None) -> list[Chec
                 f"{path} is not averaged with {paths[0]} ({'; '.join(differing)}): score them one "
                 f"at a time (checkpoint=){same_data * is_data_alone}"
             )
-    seeds = [fact.seed for fact in facts]
+    seeds = [fact["seed"] for fact in facts]
     if len(set(seeds)) < len(seeds):
         log.warning("seeds %s: the spread is not that of independent runs", seeds)
     return facts
@@ -148,12 +141,12 @@ def averaged(reports: Sequence[Report], fold: Callable[[list[float]], float]) ->
     return result
 
 
-def summary(facts: Sequence[CheckpointFacts], reports: Sequence[Report]) -> dict[str, Any]:
+def summary(facts: Sequence[Report], reports: Sequence[Report]) -> dict[str, Any]:
     """The metrics.json of at least two checkpoints: "checkpoints", each with its facts, the folder
     of its results and its metrics; "mean" and "std", the sample standard deviation, of the metrics
     that all have."""
     rows = [
-        {**fact._asdict(), "folder": str(number), "metrics": averaged([report], max)}
+        {**fact, "folder": str(number), "metrics": averaged([report], max)}
         for number, (fact, report) in enumerate(zip(facts, reports, strict=True), start=1)
     ]
     mean, std = (averaged(reports, f) for f in (statistics.fmean, statistics.stdev))
@@ -186,9 +179,7 @@ def markdown(title: str, made: Report) -> str:
     )
 
 
-def write_averages(
-    run: Run, facts: Sequence[CheckpointFacts], reports: Sequence[Report]
-) -> dict[str, Any]:
+def write_averages(run: Run, facts: Sequence[Report], reports: Sequence[Report]) -> dict[str, Any]:
     """Write `summary` as metrics.json and table.md into the run's folder, below which the results
     of each checkpoint lie, and print the table; the main process does. Returns the summary."""
     made = summary(facts, reports)

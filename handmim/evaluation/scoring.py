@@ -3,7 +3,8 @@
 import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -188,22 +189,17 @@ def in_camera(
     return hands.joints_root_m + transl[:, None], hands.verts_root_m + transl[:, None]
 
 
+@dataclass(eq=False)
 class EvalHook:
     """Validation metrics while fine-tuning, over the evaluation crops of `augment`; `every` is in
     steps, None for the last one only."""
 
-    at_start = False
-
-    def __init__(
-        self,
-        dataset: Dataset[HandSample],
-        augment: HandAugment,
-        every: int | None = None,
-        batch_size: int = 64,
-        num_workers: int = 0,
-    ) -> None:
-        self.dataset, self.augment, self.every = dataset, augment, every
-        self.batch_size, self.num_workers = batch_size, num_workers
+    at_start: ClassVar[bool] = False
+    dataset: Dataset[HandSample]
+    augment: HandAugment
+    every: int | None = None
+    batch_size: int = 64
+    num_workers: int = 0
 
     def __call__(self, task: nn.Module, info: StepInfo, run: Run) -> dict[str, float]:
         """Metrics as `val/<name>`."""

@@ -20,7 +20,7 @@ Panels = Mapping[str, Mapping[str, Sequence[float]]]  # metric -> variant -> val
 
 
 class Spot(NamedTuple):
-    """What the seeds of a variant reach with one number of labels."""
+    """Values of a variant's seeds with one number of labels."""
 
     num_labels: float
     values: tuple[float, ...]

@@ -232,29 +232,23 @@ def make_run(run: Run, stages: RunStages, overwrite: bool = False) -> None:
             last = f"{type(failure).__name__}: {sentence(failure)}"
             write_atomic(run.folder / ERROR, f"{traceback.format_exc()}\n{last}\n")
             raise
-        write_atomic(run.folder / RESULTS[0], record_text(_result(run, records) | code))
+        import torch  # made the run, so it is loaded; plans and tables do without
 
-
-def _result(run: Run, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    import torch  # made the run, so it is loaded; plans and tables do without
-
-    return {
-        "format": FORMAT,
-        "variant": run.variant.name,
-        "label": run.variant.label,
-        "seed": run.seed,
-        "config_sha": run.definition.config_sha,
-        "metrics": metrics_of(records),
-        "steps": run.definition.steps,
-        "stages": {
-            stage: {key: record.get(key) for key in FACTS} for stage, record in records.items()
-        },
-        "overrides": run.definition.overrides,
-        "host": platform.node(),
-        "machine": platform.machine(),
-        "torch": torch.__version__,
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
+        result = {
+            "format": FORMAT,
+            "variant": run.variant.name,
+            "label": run.variant.label,
+            "seed": run.seed,
+            "metrics": metrics_of(records),
+            "stages": {k: {fact: of.get(fact) for fact in FACTS} for k, of in records.items()},
+            **run.definition._asdict(),
+            **code,
+            "host": platform.node(),
+            "machine": platform.machine(),
+            "torch": torch.__version__,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        write_atomic(run.folder / RESULTS[0], record_text(result))
 
 
 class Job(NamedTuple):

@@ -138,7 +138,11 @@ class StageStore:
                 put_aside(folder)
             named = (v for v in flatten(definition).values() if isinstance(v, str))
             files = [Path(v).absolute() for v in sorted(set(named)) if os.path.isfile(v)]
-            with _attempt(folder, code, self._contents([*files, *inputs])) as so_far:
+            contents = {
+                str(f.relative_to(self.root) if f.is_relative_to(self.root) else f): content_sha(f)
+                for f in (*files, *inputs)
+            }
+            with _attempt(folder, code, contents) as so_far:
                 metrics = work(folder)
             import torch  # slow; plans and tables do without
 
@@ -155,13 +159,6 @@ class StageStore:
             write_atomic(folder / STAGE, record_text(record))
             shutil.rmtree(replaced_folder(folder), ignore_errors=True)
             return record
-
-    def _contents(self, files: Sequence[Path]) -> dict[str, str]:
-        """Digests by path, which is relative to the root for files of the store."""
-        return {
-            str(f.relative_to(self.root) if f.is_relative_to(self.root) else f): content_sha(f)
-            for f in files
-        }
 
     def _is_current(self, record: Mapping[str, Any]) -> bool:
         return all(

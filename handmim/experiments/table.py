@@ -234,16 +234,23 @@ def init_variants(inits: str | Sequence[str], labels: Mapping[str, str]) -> dict
     stems = Counter(_variant_name(_init_label(init)) for init in given)
     variants: dict[str, Any] = {}
     for init in given:
-        label = _init_label(init)
+        label, path = _init_label(init), Path(init).absolute()
         if FILE.match(init) and stems[_variant_name(label)] > 1:  # backbone.safetensors of many
-            label = f"{Path(init).absolute().parent.name}/{label}"
+            label = f"{path.parent.name}/{label}"
         name = _variant_name(label)
         if name in variants:
             raise ValueError(
                 f"two inits would be variant {name!r} of the table: rename a file or its folder "
                 f"({given})"
             )
-        variants[name] = {"label": labels.get(init, label), **_source(init)}
+        source: dict[str, Any] = {"pretrain": None if init == RANDOM else {"method": init}}
+        if init.startswith(TIMM):
+            source["pretrain"] = {"method": SUPERVISED, "init": init}
+        elif FILE.match(init):
+            source = {"pretrain": None, "init_from": str(path)}
+            if not path.is_file():
+                raise FileNotFoundError(f"no weights at {path} (inits)")
+        variants[name] = {"label": labels.get(init, label), **source}
     return variants
 
 
@@ -254,20 +261,6 @@ def _init_label(init: str) -> str:
 
 def _variant_name(label: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_") or "init"
-
-
-def _source(init: str) -> dict[str, Any]:
-    """Where the weights of a variant come from, in its own keys."""
-    if init == RANDOM:
-        return {"pretrain": None}
-    if init.startswith(TIMM):
-        return {"pretrain": {"method": SUPERVISED, "init": init}}
-    if not FILE.match(init):
-        return {"pretrain": {"method": init}}
-    path = Path(init).absolute()
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path} (inits)")
-    return {"pretrain": None, "init_from": str(path)}
 
 
 def fraction_name(fraction: float) -> str:

@@ -17,7 +17,6 @@ from handmim.data.label_files import read_ground_truth
 from handmim.engine.checkpoint import load_checkpoint, save_checkpoint
 from handmim.evaluation.benchmarks import FREIHAND
 from handmim.evaluation.report import (
-    CheckpointFacts,
     averaged,
     check_comparable,
     expanded,
@@ -189,9 +188,9 @@ def test_other_hands_crops_and_data_are_not_averaged(tuned, tmp_path, caplog, mo
     moved = other("y.pt", lambda s: s["config"]["data"]["test"].update(hand_path="z"))
     monkeypatch.setattr(logging.getLogger("handmim"), "propagate", True)
     facts = check_comparable(moved, None)
-    assert [f.seed for f in facts] == [0, 0]
+    assert [f["seed"] for f in facts] == [0, 0]
     assert "seeds [0, 0]: the spread is not that of independent runs" in caplog.text
-    assert facts[1].name == saved["config"]["name"]
+    assert facts[1]["name"] == saved["config"]["name"]
 
 
 def test_paths_and_patterns_name_each_file_once(tmp_path):
@@ -212,7 +211,7 @@ def test_only_numbers_that_all_have_are_averaged():
         {"a": 2.0, "n": 8, "word": "y", "deep": {"c": 4.0}, "ends": {"a": [0, 1]}, "ok": True},
     ]
     assert averaged(reports, max) == {"a": 2.0, "n": 8.0, "deep": {"c": 4.0}}
-    facts = [CheckpointFacts(f"p|{seed}", "run", seed, 5) for seed in range(2)]
+    facts = [{"path": f"p|{s}", "name": "run", "seed": s, "step": 5} for s in range(2)]
     made = summary(facts, [{"pa_mpjpe_mm": 10.0}, {"pa_mpjpe_mm": 13.0}])
     assert made["std"]["pa_mpjpe_mm"] == pytest.approx(3 / 2**0.5)
     assert "| 11.50 ± 2.12 |" in markdown("t", made)

@@ -1,7 +1,6 @@
 """Composed configs: plain containers of them, the objects that they describe, and errors as one
 sentence that names the key."""
 
-import ast
 import re
 import traceback
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -37,7 +36,7 @@ FOLDERS = ("root", "photos_dir")  # an error about a file in them is about them
 # Values as messages show them: a list, a quoted or a bare one; and those that follow "got".
 VALUE = r"""\[[^\]]*\]|\([^)]*\)|'[^']*'|"[^"]*"|[^\s,;:()\[\]'"]+"""
 GIVEN = re.compile(rf"(?:{VALUE})(?:(?:, | and )(?:{VALUE}))*")
-CONFIG_WORDS = {"true": True, "false": False, "null": None}
+BRACKETS = str.maketrans("()", "[]")
 OPTION = re.compile(r"\([a-z_.]+=")  # a text that ends so names a setting
 # What gloo and NCCL say where another process of a run is gone or silent.
 OF_PEERS = re.compile(r"gloo/transport/|Connection (closed|reset) by peer|ncclRemoteError")
@@ -210,24 +209,13 @@ def _is_shown(text: str, name: str, value: Any) -> bool:
     shown = re.findall(rf"(?<![\w.]){re.escape(name)}(?:=|: | )({VALUE})", text)
     if after and _holds(before, name) and (given := GIVEN.match(after)):
         shown += re.findall(VALUE, given[0])
-    return any(_equal(value, _parsed(one.rstrip("."))) for one in shown)
+    return _canonical(value) in (_canonical(one.rstrip(".")) for one in shown)
 
 
-def _parsed(text: str) -> Any:
-    """A value as a message shows it, in Python's words or those of a config."""
-    if text in CONFIG_WORDS:
-        return CONFIG_WORDS[text]
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
-
-
-def _equal(value: Any, shown: Any) -> bool:
-    """Equality where 2 is 2.0 but not True, and a list is a tuple."""
-    if isinstance(value, (list, tuple)) and isinstance(shown, (list, tuple)):
-        return len(value) == len(shown) and all(map(_equal, value, shown))
-    return isinstance(value, bool) == isinstance(shown, bool) and bool(value == shown)
+def _canonical(value: Any) -> str:
+    """Text of a value, the same for 2 and 2.0, a list and a tuple, Python's words and a config's."""
+    text = str(value).translate(BRACKETS).strip("'\"").lower().replace("null", "none")
+    return re.sub(r"\.0\b|,(?=\])", "", text)
 
 
 def sentence(error: BaseException) -> str:

@@ -203,7 +203,7 @@ def _has_path(text: str, value: Any, tail: str = "") -> bool:
 
 
 def _is_shown(text: str, name: str, value: Any) -> bool:
-    if isinstance(value, str) and "/" in value.rstrip("/") and _has_path(text, value):
+    if name != "_target_" and re.search(r"[/.]", str(value)) and _has_path(text, value):
         return True
     before, _, after = text.partition("got ")
     shown = re.findall(rf"(?<![\w.]){re.escape(name)}(?:=|: | )({VALUE})", text)
@@ -213,7 +213,7 @@ def _is_shown(text: str, name: str, value: Any) -> bool:
 
 
 def _canonical(value: Any) -> str:
-    """Text of a value, the same for 2 and 2.0, a list and a tuple, Python's words and a config's."""
+    """Text of a value, the same for 2 and 2.0, a list and a tuple, None and null."""
     text = str(value).translate(BRACKETS).strip("'\"").lower().replace("null", "none")
     return re.sub(r"\.0\b|,(?=\])", "", text)
 

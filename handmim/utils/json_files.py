@@ -23,21 +23,19 @@ NUM_SHOWN = 3  # damaged rows named in a message
 _BLANK_BRACKETS = bytes.maketrans(b"[]", b"  ")
 
 
-def read_json(path: str | Path, *, max_mb: float = MAX_MB, option: str = "") -> Any:
+def read_json(path: str | Path, *, max_mb: float = MAX_MB) -> Any:
     """Read a JSON file of any Unicode encoding, with or without a byte order mark.
 
-    Raises: FileNotFoundError; ValueError for anything that is no JSON of `max_mb` at most. Both
-        name the file and the option (a config key).
+    Raises: FileNotFoundError; ValueError for anything that is no JSON of `max_mb` at most.
     """
     path = Path(path)
-    where = f" ({option})" if option else ""
     if not path.is_file():
         reason = "is no regular file" if path.exists() else "does not exist"
-        raise FileNotFoundError(f"{path} {reason}{where}")
+        raise FileNotFoundError(f"{path} {reason}")
     size_mb = path.stat().st_size / 1e6
     if size_mb > max_mb:
-        raise ValueError(f"{path} has {size_mb:.0f} MB, the bound is {max_mb:g} MB{where}")
-    return parse_json(path.read_bytes(), f"{path}{where}")
+        raise ValueError(f"{path} has {size_mb:.0f} MB, the bound is {max_mb:g} MB")
+    return parse_json(path.read_bytes(), str(path))
 
 
 def read_object(path: str | Path, *, needs: Sequence[str] = ()) -> dict[str, Any]:

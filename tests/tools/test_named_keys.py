@@ -33,3 +33,11 @@ def test_a_missing_value_is_named_by_its_key(tmp_path, script):
     text = call(tmp_path, script, *overrides, code=2)
     assert "root must be given" in text
     assert len(text.strip().splitlines()) == 1
+
+
+def test_a_file_of_packing_is_named_without_a_config_key(tmp_path):
+    (tmp_path / "x.json").write_text("{")
+    options = ["--shard-size", "4", "--annotations", "x.json"]
+    text = call(tmp_path, "pack_crops.py", ".", "out", *options, code=2)
+    assert "x.json is cut off" in text
+    assert "(" not in text

@@ -42,6 +42,7 @@ def test_an_error_about_no_value_is_named_by_its_part():
         ("/photos/own/a.png is damaged", "data.root"),
         ("images/a.png is damaged", "probe.root"),
         ("/photos/owner/a.png is damaged", None),
+        ("a.json is cut off", "data.annotations"),
         ("/old/photos/own: not found", None),
         ("side must be >= 7, got 6", None),  # a bound is not the value
         ("side must be even, got 5, needs 7", None),
@@ -59,7 +60,13 @@ def test_an_error_about_no_value_is_named_by_its_part():
 def test_keys_of_an_error_are_found_by_name_and_value(text, note):
     cfg = OmegaConf.create(
         {
-            "data": {"num": -1, "root": "/photos/own", "train": {"num": "${data.num}"}, "x": "???"},
+            "data": {
+                "annotations": "a.json",
+                "num": -1,
+                "root": "/photos/own",
+                "train": {"num": "${data.num}"},
+                "x": "???",
+            },
             "views": {"scale": [0.5, 2], "side": 7},
             "probe": {"side": 7, "tap_layers": [2], "flag": True, "root": "images"},
         }

@@ -17,7 +17,7 @@ SLOT, MEMBER = 8, 32  # bytes of a reference in a container, and in a set
 MAX_ARGS, MAX_AXES = 8, 32
 # Numbers, bytes, text and plain objects; no records, no dates.
 DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c(8|16)|[SU][1-9][0-9]*|O8?")
-PLAIN = (type(None), bool, int, float, type)
+PLAIN, TEXT = {type(None), bool, int, float, type}, {str, bytes, bytearray}
 KEYS = (type(None), str, bytes, int, float, complex, np.number, np.bool_)
 
 
@@ -76,10 +76,10 @@ class Maker:
         """The value of a node. What is referred to again is spent again: it may be gigabytes when
         written out."""
         self.spend(SLOT)
-        if isinstance(node, (str, bytes, bytearray)):
-            self.spend(len(node))
+        if type(node) in PLAIN:
             return node
-        if isinstance(node, PLAIN):
+        if type(node) in TEXT:
+            self.spend(len(node))
             return node
         if id(node) in self.done:
             self.spend(self.done[id(node)][2])
@@ -93,14 +93,14 @@ class Maker:
         if isinstance(node, Call):
             return self._called(node)
         if isinstance(node, tuple):
-            return tuple(self.value(part) for part in node)
+            return tuple(map(self.value, node))
         made: Any = {} if isinstance(node, Dict) else [] if isinstance(node, list) else node
         self.done[id(node)] = node, made, SLOT  # for parts that hold it
         if isinstance(node, Dict):
             for key, value in zip(node[::2], node[1::2], strict=True):
                 made[self.key(self.value(key))] = self.value(value)
         elif isinstance(node, list):
-            made.extend(self.value(part) for part in node)
+            made.extend(map(self.value, node))
         elif isinstance(node, Record):
             made.args, made.state = self.value(node.args), self.value(node.state)
         else:
@@ -108,10 +108,10 @@ class Maker:
         return made
 
     def _called(self, node: Call) -> Any:
-        name, args, state = type(node).__name__, self.value(node.args), self.value(node.state)
+        name, args, state = type(node).__name__, map(self.value, node.args), self.value(node.state)
         if name in RESTORED:
-            args = (state, *args)
-        elif state is not None or name not in CALLED:
+            return self.call(name, state, *args)
+        if state is not None or name not in CALLED:
             raise ValueError(f"a {name} without content, or with state")
         return self.call(name, *args)
 

@@ -30,12 +30,6 @@ Handlers = dict[int, Callable[[Any], None]]
 
 
 class _File(io.BytesIO):
-    def read(self, size: int | None = -1, /) -> bytes:
-        data = super().read(size)
-        if size is not None and len(data) < size:
-            raise EOFError(f"{size} bytes are required, {len(data)} are left")
-        return data
-
     def readline(self, size: int | None = -1, /) -> bytes:
         line = super().readline(size)
         if not line.endswith(b"\n"):
@@ -62,12 +56,13 @@ class _Reader(pickle._Unpickler):
     dispatch: ClassVar[Handlers] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
     memo: dict[int, Any]
+    _unframer: Any
     read: Callable[[int], bytes]
     pop_mark: Callable[[], list[Any]]
 
     def __init__(self, data: bytes, names: Mapping[Any, Any], max_opcodes: int) -> None:
         super().__init__(_File(data), fix_imports=False, encoding="latin1")
-        self.names = names
+        self.num_bytes, self.names = len(data), names
         handlers = _CountedHandlers(type(self).dispatch)
         handlers.bound = max_opcodes
         self.dispatch = handlers  # type: ignore[misc]
@@ -101,6 +96,12 @@ class _Reader(pickle._Unpickler):
             raise ValueError(f"members for a {type(self.stack[-1]).__name__}")
         self.stack[-1].args[0].extend(members)
 
+    def _load_frame(self) -> None:
+        (size,) = struct.unpack("<Q", self.read(8))
+        if size > self.num_bytes:
+            raise ValueError(f"a frame of {size} bytes in {self.num_bytes}")
+        self._unframer.load_frame(size)
+
     def _load_bytearray(self) -> None:
         (size,) = struct.unpack("<Q", self.read(8))
         self.stack.append(bytearray(self.read(size)))  # Python takes the memory before it reads
@@ -121,6 +122,7 @@ class _Reader(pickle._Unpickler):
         self.stack.append(CALLS["frozenset"](members))
 
     dispatch |= {
+        pickle.FRAME[0]: _load_frame,
         pickle.BYTEARRAY8[0]: _load_bytearray,
         pickle.BUILD[0]: _load_build,
         pickle.EMPTY_DICT[0]: lambda self: self.stack.append(Dict()),

@@ -55,11 +55,8 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 
 
 def checkpoints_of(run_dir: Path, resume: str) -> list[Path]:
-    """Files of a run that may be resumed ("never", "auto" or a checkpoint), the likely newest
-    first.
-
-    Raises: FileExistsError for "auto" where there are exported weights alone.
-    """
+    """Files that a run may go on from ("never", "auto" or a checkpoint), likely the newest first.
+    Raises: FileExistsError for "auto" where there are exported weights alone."""
     if resume == "never":
         return []
     if resume != "auto":
@@ -139,10 +136,7 @@ SIZED = ("backbone", "head", "augment")
 
 
 def check_saved(saved: Mapping[str, Any], path: Any) -> None:
-    """Refuse the content of a checkpoint from which no model can be rebuilt safely.
-
-    Raises: ValueError naming the entry.
-    """
+    """Refuse the content of a checkpoint from which no model can be rebuilt safely: ValueError."""
     require(saved, {"config": dict, "config.task": dict}, path)
     if "head" not in saved["config"]["task"]:
         raise ValueError(f"{path} is a pretraining checkpoint: fine-tune it first")
@@ -157,10 +151,8 @@ def check_saved(saved: Mapping[str, Any], path: Any) -> None:
 
 
 def require(saved: Mapping[str, Any], kinds: Mapping[str, type], path: Any) -> None:
-    """Refuse a checkpoint that lacks an entry, by dotted name, or has another kind of value there.
-
-    Raises: ValueError naming the first.
-    """
+    """Raises: ValueError naming the first entry that a checkpoint lacks, by dotted name, or that is
+    of another kind."""
     for name, kind in kinds.items():
         node: Any = saved
         for key in name.split("."):
@@ -245,10 +237,8 @@ def _check_sizes(saved: Mapping[str, Any], path: Any) -> None:
 
 
 def check_fits(there: Mapping[str, Tensor], here: Mapping[str, Tensor], path: Any) -> None:
-    """Refuse tensors of a checkpoint that are not those of the model its own config builds.
-
-    Raises: ValueError naming the first that differs.
-    """
+    """Raises: ValueError naming the first tensor of a checkpoint that its own config builds
+    otherwise."""
     for name in sorted(there.keys() | here.keys()):
         shapes = [tuple(side[name].shape) if name in side else None for side in (there, here)]
         if shapes[0] != shapes[1]:

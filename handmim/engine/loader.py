@@ -176,10 +176,8 @@ def _unchanged(loaded: Any) -> Any:
 
 
 class SampleOrder:
-    """Which samples make up a step: endless reshuffled epochs cut into full batches.
-
-    Batches run across epoch borders, so none is short. Every rank takes its slice of the batch.
-    """
+    """Which samples make up a step: endless reshuffled epochs cut into full batches, of which every
+    rank takes its slice. Batches run across epoch borders, so none is short."""
 
     def __init__(
         self, num_samples: int, batch_size: int, seed: int, *, rank: int = 0, world_size: int = 1
@@ -216,10 +214,9 @@ class SampleOrder:
 class PrefetchingLoader:
     """Batches of a run's steps on its device; a context that ends its workers.
 
-    `prepare` of the training step may have a method `host_part(device)`: it gives a picklable
-    `Prepare` that works on collated batches here, before they go to the device. Up to a share
-    `max_unreadable` of the samples, one at least, is replaced by others and counted in `ledger`; 0
-    takes no other sample. `waited_s` are seconds spent waiting for batches.
+    `prepare` of the step may have a method `host_part(device)`: a picklable `Prepare` for collated
+    batches, before they go to the device. Up to a share `max_unreadable` of the samples, one at
+    least but for 0, is replaced by others and counted in `ledger`.
     """
 
     def __init__(
@@ -247,7 +244,7 @@ class PrefetchingLoader:
         self.batches = StepBatches(
             dataset, collate, on_host, seed, rank, total_steps, max_unreadable > 0
         )
-        self.waited_s = 0.0
+        self.waited_s = 0.0  # for batches
         self._loading: Loading | None = None
         self._next = 0
 
@@ -269,11 +266,8 @@ class PrefetchingLoader:
         self._loading = None
 
     def batch_of(self, step: int) -> Any:
-        """The batch of a step, quickly where it follows the last one.
-
-        Raises: WorkerDiedError; ValueError when too many samples cannot be read; what dataset and
-            collate raise.
-        """
+        """The batch of a step, quickly where it follows the last one. Raises: as `Loading`;
+        ValueError when too many samples cannot be read."""
         if self._loading is None or step != self._next:
             self.close()
             beat("loader workers to start")
@@ -281,12 +275,10 @@ class PrefetchingLoader:
             is_cuda = self.device.type == "cuda"
             self._loading = Loading(self.batches, requests, self.num_workers, pin_memory=is_cuda)
             loaded = self._loaded(self._loading, step)
-            self._on_device = self._ahead(loaded) if is_cuda else self._moved(loaded)
+            on_host = (self.fabric.to_device(batch) for batch in loaded)
+            self._on_device = self._ahead(loaded) if is_cuda else on_host
         self._next = step + 1
         return next(self._on_device)
-
-    def _moved(self, batches: Iterator[Any]) -> Iterator[Any]:
-        return (self.fabric.to_device(batch) for batch in batches)
 
     def _loaded(self, loading: Loading, step: int) -> Iterator[Any]:
         while True:

@@ -152,10 +152,10 @@ class Loop:
     def _start(self, resume: str) -> None:
         newest = self.saver.newest
         is_last_lost = newest is not None and resume == "auto" and newest.name != LAST
-        if is_last_lost and self.step == self.trainer.max_steps:
-            self.saver.save(self.step, is_final=True)  # no step does it
-        if self.trainer.nonfinite == REWIND and newest is None:
-            self.saver.save(self.step, is_final=True)  # something to rewind to
+        is_done = self.step == self.trainer.max_steps  # then no step saves it
+        must_rewind = self.trainer.nonfinite == REWIND and newest is None
+        if must_rewind or (is_last_lost and is_done):
+            self.saver.save(self.step, is_final=True)
         if self.step == 0:
             at_start = [hook for hook in self.hooks if hook.at_start]
             info = StepInfo(0, self.trainer.max_steps)

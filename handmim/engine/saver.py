@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,9 +76,7 @@ class BestRule:
 
     def choose(self, scalars: Mapping[str, float]) -> str | None:
         """The metric that counts; None where nothing is kept or `scalars` hold no validation.
-
-        Raises: ValueError listing the metrics there are, when the required one is not among them.
-        """
+        Raises: ValueError listing the metrics there are, when the required one is not there."""
         names = [n for n in scalars if n.startswith("val/") and not n.startswith("val/num_")]
         if self.keep_best is None or not names:
             return None
@@ -108,13 +106,9 @@ class BestTracker:
         self._waited = 0  # validations without an improvement
 
     def update(self, step: int, scalars: Mapping[str, float]) -> bool:
-        """Whether the scalars of all hooks hold the best validation so far, as the first is; one
-        that is not finite or only as good is not.
-
-        Another metric than before, or one over another number of samples, begins anew.
-
-        Raises: ValueError as `BestRule.choose`.
-        """
+        """Whether the scalars of all hooks hold the best validation so far: finite, and the first
+        or better. Another metric than before, or one over another number of samples, begins anew.
+        Raises: ValueError as `BestRule.choose`."""
         self.reason, metric = None, self.rule.choose(scalars)
         if metric is None:
             return False
@@ -157,8 +151,8 @@ class BestTracker:
 
 @dataclass
 class Saver:
-    """Writes last.pt, best.pt, and numbered copies that stay, and reads them back; the main process
-    writes. A save that the disk refuses is an error of the log alone, but for the last one."""
+    """Writes last.pt, best.pt and numbered copies, on the main process, and reads them back. A save
+    that the disk refuses is an error of the log alone, but for the last one."""
 
     run: Run
     task: nn.Module
@@ -268,7 +262,7 @@ class Saver:
             "optimizer": self.optimizer.state_dict(),
             "precision": self.run.fabric.strategy.precision.state_dict(),
             "best": self.best.state_dict(),
-            "ledger": self.ledger.state_dict(),
+            "ledger": asdict(self.ledger),
         }
         folder.mkdir(parents=True, exist_ok=True)  # it may have been removed
         if is_best:
@@ -277,7 +271,7 @@ class Saver:
         self.newest = folder / LAST
         self.run.discard_replaced()
         if self.ledger.scalars():
-            self.run.record("left_out", self.ledger.state_dict())
+            self.run.record("left_out", asdict(self.ledger))
         if falls_on(step, self.keep_every):
             save_checkpoint(folder / f"step_{step:07d}.pt", state)
 
@@ -308,10 +302,7 @@ class Saver:
 
 
 def _extend(run: Run, step: int, before: int, after: int, source: Path) -> None:
-    """Log what another number of steps changes.
-
-    Raises: ValueError when the run has as many steps already.
-    """
+    """Log what another number of steps changes; raises ValueError when the run has as many."""
     if step >= after:
         raise ValueError(f"{source} has {step} steps already, got {after} (max_steps)")
     changed = changed_schedules(run.config, step, before, after)

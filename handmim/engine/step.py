@@ -57,12 +57,8 @@ class Ledger:
         counts = {"data/replaced": self.replaced, "data/skipped_steps": len(self.skipped)}
         return {name: float(count) for name, count in counts.items() if count}
 
-    def state_dict(self) -> dict[str, Any]:
-        """Plain values for a checkpoint."""
-        return asdict(self)
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Go on from the fields of another."""
         vars(self).update(asdict(Ledger(**state)))
 
 

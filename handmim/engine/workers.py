@@ -58,20 +58,6 @@ def signals_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Libraries of a process started here allow themselves one thread: one that the server had
-    started would be missing in its forks."""
-    before = {name: os.environ[name] for name in THREADS if name in os.environ}
-    os.environ.update(dict.fromkeys(THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name in THREADS:
-            del os.environ[name]
-        os.environ.update(before)
-
-
 def start_server() -> None:
     """Start the process that workers are forked from, without waiting for it: its imports take
     seconds, beside which other work goes on."""
@@ -84,8 +70,14 @@ def start_server() -> None:
     context.set_forkserver_preload(["cv2", "torch", "handmim.engine.loader", *data])
     with signals_held_back():
         resource_tracker.ensure_running()  # lets some signals through again
-    with signals_held_back(), _one_thread_each():
+    before = {name: os.environ.pop(name) for name in THREADS if name in os.environ}
+    # A thread that the server's libraries had started would be missing in its forks.
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    with signals_held_back():
         forkserver.ensure_running()
+    for name in THREADS:
+        del os.environ[name]
+    os.environ.update(before)
 
 
 def begin_worker(worker_id: int) -> None:

@@ -1,6 +1,7 @@
 import json
 import os
 import signal
+from dataclasses import asdict
 from functools import partial
 from multiprocessing import active_children
 
@@ -319,5 +320,5 @@ def test_a_run_half_of_whose_steps_are_skipped_has_an_end(tmp_path, policy):
 def test_a_ledger_is_taken_over_whole():
     ledger = Ledger([2, 5], 1, {"3.jpg": "cut short"})
     other = Ledger()
-    other.load_state_dict(ledger.state_dict())
+    other.load_state_dict(asdict(ledger))
     assert other == ledger

@@ -26,12 +26,10 @@ from handmim.data.label_checks import OPENGL, settle_axes, settle_order, settle_
 from handmim.data.label_files import GROUND_TRUTH, VERSIONS, file_names, take_of
 from handmim.hand.arrays import HandArrays
 from handmim.hand.conventions import project_px
-from handmim.hand.model import HandModel
 from handmim.images.decode import read_rgb
 from handmim.utils.findings import Finding, Level, Notes, shown, spread
 from handmim.utils.unpickle import UnsafePickleError
 
-EVAL_SOURCE = "unpack FreiHAND_pub_v2_eval.zip beside it"
 FREIHAND_COUNTS = {"training": (32560,), "evaluation": (3960,)}
 FIELDS: dict[str, tuple[int, ...]] = {**READ, "scale": ()}  # the reader has no use for scale
 GIVEN = {"training": tuple(FIELDS), "evaluation": ("K", "scale")}
@@ -57,25 +55,22 @@ def check_freihand(
 
     `num_checked` samples of each part are checked closely; `full` decodes all images.
     """
-    tree = Tree(root, "freihand", Notes("freihand", SOURCE))
+    tree = Tree(root, "freihand", Notes("freihand", SOURCE), num_checked, full)
     required = [f"{part}/rgb" for part in FREIHAND_COUNTS]
     required += [f"{part}_{name}.json" for part, names in GIVEN.items() for name in names]
     tree.check_layout(required, "training", "training_K.json")
     parts = [part for part in FREIHAND_COUNTS if (root / f"{part}_K.json").is_file()]
     if parts:
-        tree.read_metadata()
-        model = tree.usable_hand(hand)
+        tree.prepare(hand)
         for part in parts:
             with tree.notes.guard(part):
-                _check_freihand_part(tree, part, model, num_checked, full)
+                _check_freihand_part(tree, part)
     return tree.notes.findings
 
 
-def _check_freihand_part(
-    tree: Tree, part: str, model: HandModel | None, num_checked: int, full: bool
-) -> None:
+def _check_freihand_part(tree: Tree, part: str) -> None:
     notes, folder = tree.notes, tree.root / part / "rgb"
-    lengths, ids, labels = _read_lists(tree, part, num_checked)
+    lengths, ids, labels = _read_lists(tree, part)
     if not lengths:
         return
     least, num = min(lengths.values()), max(lengths.values())
@@ -84,9 +79,8 @@ def _check_freihand_part(
     notes.judge(0 < least == num, "lists", text, fix)
     if not least:
         return
-    tree.check_count(
-        part, num, FREIHAND_COUNTS[part], "FreiHAND", f"{SOURCE}, unless a part is meant"
-    )
+    fix = f"{SOURCE}, unless a part is meant"
+    tree.check_count(part, num, FREIHAND_COUNTS[part], "FreiHAND", fix)
     size_px = (tree.side_px(SIDE_PX),) * 2
     if folder.is_dir():
         with notes.guard("images"):
@@ -95,27 +89,22 @@ def _check_freihand_part(
             # Each sample before another background.
             versions = len(VERSIONS) if part == "training" else 1
             image_ids = ids + num * (np.arange(len(ids)) % versions)
-            image_ids = np.arange(num * versions) if full else image_ids
+            image_ids = np.arange(num * versions) if tree.full else image_ids
             paths = [folder / f"{i:08d}.jpg" for i in image_ids]
             tree.check_sizes(part, [p for p in paths if p.is_file()], size_px)
     if part == "evaluation":
-        missing = [f"evaluation_{name}.json" for name in GROUND_TRUTH if name not in lengths]
-        text = "the ground truth of the evaluation is there: scores are computed here"
-        if missing:
-            text = f"no {' and '.join(missing)}: predictions can be submitted, not scored "
-            text += f"({EVAL_SOURCE})"
-        notes.judge(len(missing) != 1, "truth", text, EVAL_SOURCE, bad="warning")
+        tree.has_truth("unpack FreiHAND_pub_v2_eval.zip beside it")
 
     def fall_on_masks(is_finite: NDArray[np.bool_], good: Labels) -> bool:
         return _check_masks(tree, part, ids[is_finite], good["xyz"], good["K"])
 
     # Images of another size are noted already.
     masks = None if notes.failed("size") else fall_on_masks
-    check_freihand_labels(notes, part, labels, model, size_px, masks)
+    check_freihand_labels(notes, part, labels, tree.model, size_px, masks)
 
 
 def _read_lists(
-    tree: Tree, part: str, num_checked: int
+    tree: Tree, part: str
 ) -> tuple[dict[str, int], NDArray[np.int64], dict[str, NDArray[np.float64]]]:
     """Lengths of all lists; the samples that are checked closely, and their labels."""
     lengths, labels = dict[str, int](), dict[str, NDArray[np.float64]]()
@@ -125,7 +114,7 @@ def _read_lists(
         if path.is_file():
             with tree.notes.guard("json"):
                 if not lengths:
-                    ids = spread(read_rows(path, shape, ())[0], num_checked)
+                    ids = spread(read_rows(path, shape, ())[0], tree.num_checked)
                 lengths[name], labels[name] = read_rows(path, shape, ids.tolist())
     ids = ids[: min(map(len, labels.values()), default=0)]
     return lengths, ids, {name: rows[: len(ids)] for name, rows in labels.items()}
@@ -213,34 +202,25 @@ def check_ho3d(
     `num_checked` frames of each part are checked closely; `full` decodes all images.
     """
     notes = Notes(f"ho3d-v{version}", f"unpack HO3D_v{version}.zip again")
-    tree = Tree(root, f"ho3d_v{version}", notes)
+    tree = Tree(root, f"ho3d_v{version}", notes, num_checked, full)
     tree.check_layout([n for part in PARTS for n in (f"{part}.txt", part)], "train", "train.txt")
     parts = [part for part in PARTS if (root / f"{part}.txt").is_file()]
     if not parts:
         return notes.findings
-    tree.read_metadata()
-    model = tree.usable_hand(hand)
+    tree.prepare(hand)
     lists: dict[str, list[str]] = {}
     for part in parts:
         with notes.guard("list"):
             lists[part] = read_frames(root / f"{part}.txt")
     for part, frames in lists.items():
         with notes.guard(part):
-            _check_ho3d_part(tree, version, part, frames, model, num_checked, full)
+            _check_ho3d_part(tree, version, part, frames)
     if len(lists) == 2:
         _check_recordings(tree, lists)
     return notes.findings
 
 
-def _check_ho3d_part(
-    tree: Tree,
-    version: int,
-    part: str,
-    frames: list[str],
-    model: HandModel | None,
-    num_checked: int,
-    full: bool,
-) -> None:
+def _check_ho3d_part(tree: Tree, version: int, part: str, frames: list[str]) -> None:
     twice = [frame for frame, count in Counter(frames).items() if count > 1]
     text = f"{part}.txt: {len(frames)} frames"
     text += f", {len(twice)} of them listed twice: {shown(twice)}" if twice else ", each once"
@@ -256,12 +236,12 @@ def _check_ho3d_part(
     tree.notes.judge(not missing, "files", f"{part}: {text}")
     width_px = tree.side_px(WIDTH_PX)
     size_px = width_px, width_px * 3 // 4
-    chosen = {frames[i]: int(i) for i in spread(len(frames), num_checked)}
+    chosen = {frames[i]: int(i) for i in spread(len(frames), tree.num_checked)}
     with tree.notes.guard("size"):
-        _check_images(tree, version, part, size_px, frames if full else list(chosen))
+        _check_images(tree, version, part, size_px, frames if tree.full else list(chosen))
     metas = _metas(tree, part, chosen)
     if part == "train":
-        check_ho3d_training(tree.notes, metas, model, size_px)
+        check_ho3d_training(tree.notes, metas, tree.model, size_px)
         return
     with tree.notes.guard("box"):
         check_ho3d_evaluation(tree.notes, metas, size_px)
@@ -312,17 +292,12 @@ def _check_recordings(tree: Tree, lists: dict[str, list[str]]) -> None:
 
 def _check_ground_truth(tree: Tree, num: int, metas: Mapping[int, dict[str, Any]]) -> None:
     """The released ground truth of the evaluation, where it is: its count, order and wrists."""
-    notes = tree.notes
-    paths = {key: tree.root / f"evaluation_{key}.json" for key in GROUND_TRUTH}
-    missing = [path.name for path in paths.values() if not path.is_file()]
-    if missing:
-        fix = "both files of the ground truth were released, see the README of HO-3D's repository"
-        text = f"no {' and '.join(missing)}: predictions can be submitted, not scored ({fix})"
-        notes.judge(len(missing) == 2, "truth", text, fix, bad="warning")
+    notes, indices = tree.notes, sorted(metas)
+    if not tree.has_truth("both files were released, see the README of HO-3D's repository"):
         return
-    indices = sorted(metas)
     (num_joints, xyz), (num_verts, verts) = (
-        read_rows(path, GROUND_TRUTH[key], indices) for key, path in paths.items()
+        read_rows(tree.root / f"evaluation_{name}.json", shape, indices)
+        for name, shape in GROUND_TRUTH.items()
     )
     good = num_joints == num_verts == num
     text = f"evaluation.txt has {num} frames, the ground truth has {num_joints} joints and "

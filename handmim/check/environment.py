@@ -168,7 +168,15 @@ def _disk(notes: Notes, data_dir: Path) -> None:
 def check_hand(path: str | Path, left_shapedirs: str) -> tuple[list[Finding], HandArrays | None]:
     """Findings, and the hand where it can be used; arguments are hand.path and .left_shapedirs."""
     notes = Notes("hand", TAKE)
-    arrays = _read_hand(notes, path, left_shapedirs)
+    arrays = None
+    with notes.guard("file", f"{TAKE}, or hand=standin"):
+        try:
+            arrays = load_hand_arrays(path, left_shapedirs=left_shapedirs)
+            text = f"{arrays.name}: {len(arrays.v_template)} vertices, {len(arrays.faces)} faces, "
+            text += f"file sha256 {arrays.file_sha256[:16]}, identity {arrays.sha256[:16]}"
+            notes.ok("file", text)
+        except UnsafePickleError as error:
+            notes.error("pickle", str(error), f"delete it and {TAKE}")
     if arrays is None:
         return notes.findings, None
     with notes.guard("side"):
@@ -196,20 +204,6 @@ def check_hand(path: str | Path, left_shapedirs: str) -> tuple[list[Finding], Ha
             text = "this is the stand-in: its results do not compare with published ones"
             notes.ok("standin", text)
     return notes.findings, arrays
-
-
-def _read_hand(notes: Notes, path: str | Path, left_shapedirs: str) -> HandArrays | None:
-    arrays = None
-    with notes.guard("file", f"{TAKE}, or hand=standin"):
-        try:
-            arrays = load_hand_arrays(path, left_shapedirs=left_shapedirs)
-        except UnsafePickleError as error:
-            notes.error("pickle", str(error), f"delete it and {TAKE}")
-            return None
-        text = f"{arrays.name}: {len(arrays.v_template)} vertices, {len(arrays.faces)} triangles, "
-        text += f"file sha256 {arrays.file_sha256[:16]}, identity {arrays.sha256[:16]}"
-        notes.ok("file", text)
-    return arrays
 
 
 def _shapedirs(notes: Notes, arrays: HandArrays, path: str | Path, chosen: str) -> None:

@@ -10,7 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.data.label_files import check_made_with, read_entries, read_facts
+from handmim.data.label_files import (
+    GROUND_TRUTH,
+    check_made_with,
+    read_entries,
+    read_facts,
+)
 from handmim.hand.arrays import HandArrays
 from handmim.hand.model import HandModel
 from handmim.images.decode import UnreadableImage, read_image
@@ -27,7 +32,10 @@ class Tree:
     root: Path
     key: str  # config key that names the root
     notes: Notes
+    num_checked: int  # samples of each part that are checked closely
+    full: bool  # decode all images
     metadata: dict[str, Any] | None = None  # of a rendered set
+    model: HandModel | None = None  # to pose labels with
 
     def check_layout(self, required: Sequence[str], vital: str, marker: str) -> None:
         """Look for files (names with a suffix) and folders.
@@ -43,17 +51,14 @@ class Tree:
         bad: Level = "error" if any(n.startswith(vital) for n in missing) else "warning"
         self.notes.judge(not missing, "layout", f"{self.root}: {text}", fix, bad=bad)
 
-    def read_metadata(self) -> None:
-        """Metadata of a rendered set."""
-        with self.notes.guard("facts", "synthesize the set again"):
-            self.metadata = read_facts(self.root)
-
     def side_px(self, genuine: int) -> int:
         """Width of the images."""
         return int(self.metadata["scene"]["image_px"]) if self.metadata else genuine
 
-    def usable_hand(self, hand: HandArrays | None) -> HandModel | None:
-        """The model to pose labels with, or None with a note why not."""
+    def prepare(self, hand: HandArrays | None) -> None:
+        """Read metadata, and take the hand model, or note why not."""
+        with self.notes.guard("facts", "synthesize the set again"):
+            self.metadata = read_facts(self.root)
         if hand is None:
             text = "poses and joints are not checked: the hand model could not be read"
             self.notes.warning("hand", text, "mend hand.path first")
@@ -65,8 +70,18 @@ class Tree:
             with self.notes.guard("hand", fix):
                 check_made_with(self.root, hand)
                 self.notes.ok("hand", f"labels are posed again with {hand.name}")
-                return HandModel(hand)
-        return None
+                self.model = HandModel(hand)
+
+    def has_truth(self, source: str) -> bool:
+        """Whether the released ground truth of the evaluation is there; half of it is odd."""
+        names = [f"evaluation_{name}.json" for name in GROUND_TRUTH]
+        missing = [name for name in names if not (self.root / name).is_file()]
+        text = "the ground truth of the evaluation is there: scores are computed here"
+        if missing:
+            text = f"no {' and '.join(missing)}: predictions can be submitted, not scored "
+            text += f"({source})"
+        self.notes.judge(len(missing) != 1, "truth", text, source, bad="warning")
+        return not missing
 
     def check_count(
         self, part: str, num: int, genuine: Sequence[int], name: str, fix: str = ""

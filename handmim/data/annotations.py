@@ -7,7 +7,6 @@ numbers mean.
 import posixpath
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -89,8 +88,7 @@ def read_keypoints(notes: Notes, entry: str, note: Mapping[str, Any], field: str
     return None if found is None else np.where(found[:, 2:] > 0, found, 0.0)
 
 
-@dataclass(frozen=True)
-class Hand:
+class Hand(NamedTuple):
     """One labelled hand."""
 
     entry: str  # its name in messages
@@ -155,8 +153,7 @@ def read_hand(
     return hand, field
 
 
-@dataclass(frozen=True)
-class Annotations:
+class Annotations(NamedTuple):
     """Checked entries of `images`, and labelled hands in the file's order."""
 
     images: list[Row]
@@ -243,9 +240,8 @@ def _note_repeated(lists: Row, errors: Notes) -> None:
         rows = [row for row in lists[kind] if isinstance(row, dict) and is_id(row.get("id"))]
         repeated = (row["id"] for row in rows if first.setdefault(row["id"], row) != row)
         if twice := list(dict.fromkeys(repeated)):
-            text = (
-                f"{len(twice)} ids of {kind} occur more than once: {shown(list(map(repr, twice)))}"
-            )
+            ids = shown([repr(key) for key in twice])
+            text = f"{len(twice)} ids of {kind} occur more than once: {ids}"
             fix = f"were two files joined? number their {kind} again, and what refers to them"
             errors.error("ids", text, fix)
 

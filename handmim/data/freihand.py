@@ -15,7 +15,6 @@ from handmim.data.benchmark_checks import (
     SOURCE,
     check_every_sample,
     check_freihand_labels,
-    check_sizes,
 )
 from handmim.data.datasets import arrays_digest, digest_of, files_digest, refuse_empty, some
 from handmim.data.label_files import (
@@ -181,14 +180,13 @@ class FreiHand(Dataset[HandSample | CropSample]):
         """Check the size of all labels and, with the doctor's functions, the meaning of some."""
         notes, part = Notes("freihand", SOURCE), self.folder
         every = {name: array.values for name, array in self.labels.items() if name != "verts"}
-        check_sizes(notes, part, every)
         head = image_head(self.root / part / "rgb" / image)
+        size_px = None if head is None else head[:2]
+        check_every_sample(notes, part, every, size_px)
         if not notes.failed("finite"):
             chosen = spread(len(self.labels["K"]), CHECKED)
             raw = {name: array[chosen] for name, array in self.labels.items()}
-            check_freihand_labels(notes, part, raw, hand, None if head is None else head[:2])
-        if head is not None and all(finding.level != "error" for finding in notes.findings):
-            check_every_sample(notes, part, every, head[:2])
+            check_freihand_labels(notes, part, raw, hand, size_px)
         notes.enforce(f"{self.root} (data.root)")
 
     def label_of(self, index: int) -> int:

@@ -194,18 +194,17 @@ def finite(
 ) -> NDArray[np.bool_]:
     """Which of n samples have no NaN and infinity; notes how many have some. Raises: ValueError
     when a list has none left."""
-    goods = {
-        name: np.asarray(np.isfinite(values).reshape(len(values), -1).all(axis=1))
-        for name, values in labels.items()
-    }
-    for name, good in goods.items():
+    masks = []
+    for name, values in labels.items():
+        good = np.asarray(np.isfinite(values).reshape(len(values), -1).all(axis=1))
+        if not good.any():
+            raise ValueError(f"{where[name]}: no sample without NaN")
         if not good.all():
             text = f"{where[name]}: {(~good).sum()} of {len(good)} samples checked hold NaN or "
             fix = f"unpack the original of {where[name]} again"
             notes.error("finite", f"{text}infinity", fix)
-        if not good.any():
-            raise ValueError(f"{where[name]}: no sample without NaN")
-    return np.asarray(np.logical_and.reduce(list(goods.values())))
+        masks.append(good)
+    return np.asarray(np.logical_and.reduce(masks))
 
 
 def note_cameras(notes: Notes, K_px: Array, size_px: tuple[int, int], where: str) -> bool:

@@ -162,7 +162,8 @@ def check_every_sample(
     of (width, height); a fault of most samples has another name in `check_freihand_labels`."""
     good: dict[str, NDArray[np.bool_]] = {}
     for name, values in labels.items():
-        is_number = ~(~(np.abs(values) <= LARGEST)).reshape(len(values), -1).any(axis=1)
+        flat = np.abs(values).reshape(len(values), -1)
+        is_number = np.asarray(np.all(flat <= LARGEST, axis=1))
         text = f"NaN or numbers above {LARGEST:.0e}"
         _note_samples(notes, f"{part}_{name}.json", is_number, text, "finite", few=0.0)
         is_possible, what = POSSIBLE[name]
@@ -173,7 +174,7 @@ def check_every_sample(
     if size_px is not None and "xyz" in labels and good["K"].all() and not notes.failed("finite"):
         xyz = np.where(good["xyz"][:, None, None], labels["xyz"], 1.0).astype(np.float64)
         off = np.abs(project_px(xyz, labels["K"].astype(np.float64)) - np.array(size_px) / 2)
-        is_outside = np.asarray((off > size_px).any(axis=2)).all(axis=1)
+        is_outside = np.asarray(np.all((off > size_px).any(axis=2), axis=1))
         where, text = f"{part}_xyz.json and {part}_K.json", "all joints far outside of their image"
         _note_samples(notes, where, ~is_outside | ~good["xyz"], text)
 

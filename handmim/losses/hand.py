@@ -63,11 +63,8 @@ def point_error(pred: Tensor, target: Tensor, beta: float = 0.0) -> Tensor:
 class JointLoss(LossTerm):
     """L1 or smooth L1 on root-relative joints; needs a labelled root.
 
-    Args:
-        root_joint: index of the root in the 21 joints.
-        weight: of the loss.
-        unit_m: metres per unit of the error; 0.1 gives errors the size of those in crop ndc.
-        beta: where smooth L1 becomes linear, in these units; 0 is L1.
+    `unit_m` are metres per unit of the error; 0.1 gives errors the size of those in crop ndc. From
+    `beta`, in these units, smooth L1 is linear; 0 is L1.
     """
 
     def __init__(
@@ -204,8 +201,6 @@ class PriorLoss(LossTerm):
     """Squared distance of the fingers from the mean hand and of the shape from the average one.
 
     Counts for samples without MANO parameters only: joints alone do not fix twists and shape.
-    `betas_weight` is that of the coefficients' mean square against the rotations' mean squared
-    Frobenius distance.
     """
 
     def __init__(self, *, weight: float | Schedule = 1.0, betas_weight: float = 0.1) -> None:
@@ -224,13 +219,9 @@ class PriorLoss(LossTerm):
 
 
 def gaussian_maps(points_ndc: Tensor, size_hw: tuple[int, int], sigma_cells: float) -> Tensor:
-    """A Gaussian of height 1 about every point, taken at the centres of cells.
+    """A Gaussian of height 1 about every point, taken at the centres of h x w cells.
 
-    Args:
-        points_ndc: [B, P, 2] finite; one outside of the crop gives an empty map.
-        size_hw: (h, w).
-        sigma_cells: deviation in cells.
-    Returns: [B, P, h, w].
+    Finite points [B, P, 2] to [B, P, h, w]; one outside of the crop gives an empty map.
     """
     h, w = size_hw
     cells = points_ndc.new_tensor([w, h])
@@ -247,15 +238,12 @@ def gaussian_maps(points_ndc: Tensor, size_hw: tuple[int, int], sigma_cells: flo
 def hand_masks(
     verts_cam_m: Tensor, K_crop_px: Tensor, faces: Tensor, img_px: int, size_hw: tuple[int, int]
 ) -> Tensor:
-    """Pixels of the whole hand in the crop, also behind occluders.
+    """Cells of the whole hand in the crop, also behind occluders: [B, h, w] bool.
 
     Args:
-        verts_cam_m: [B, V, 3] camera frame.
-        K_crop_px: [B, 3, 3].
-        faces: [F, 3] int64.
+        verts_cam_m, K_crop_px, faces: [B, V, 3] camera frame, [B, 3, 3], and [F, 3] int64.
         img_px: side of the crop of K.
         size_hw: (h, w) cells of the mask.
-    Returns: [B, h, w] bool.
     """
     with torch.autocast(verts_cam_m.device.type, enabled=False):
         is_in_front = verts_cam_m[..., 2] > NEAREST_M
@@ -275,10 +263,8 @@ def _required_map(out: Any, name: str) -> Tensor:
 
 
 class HeatmapLoss(LossTerm):
-    """Squared error of one map per joint, mean over its cells, weighted by the joint's confidence.
-
-    `sigma_cells` is the deviation of the joints' Gaussians, in cells of the map.
-    """
+    """Squared error of one map per joint, a Gaussian of deviation `sigma_cells`, mean over its cells,
+    weighted by the joint's confidence."""
 
     needs = ("heatmaps",)
 

@@ -196,10 +196,6 @@ class StepContext:
         found: T = self._shared[key]
         return found
 
-    def target_temp(self, own: Schedule | None) -> float:
-        """Temperature of prototype targets: an objective's own, or the task's."""
-        return self.teacher_temp if own is None else own(*self.info)
-
     @property
     def shape(self) -> tuple[int, int]:
         """(B, G)."""

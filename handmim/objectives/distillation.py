@@ -19,8 +19,6 @@ from handmim.objectives.base import Objective, Setup, StepContext, Targets, view
 from handmim.utils.arguments import above, at_least, one_of
 from handmim.utils.ranks import gathered
 
-HEADS = ("shared", "own")
-
 
 class ProjectionHead(nn.Module):
     """D -> hidden -> hidden -> bottleneck, L2, then logits against P unit prototypes (DINO, iBOT).
@@ -92,10 +90,8 @@ class Pair(NamedTuple):
 
 
 def project(ctx: StepContext, head: ProjectionHead, name: str, pairs: Sequence[Pair]) -> list[Pair]:
-    """Logits of the student, and bottlenecks of the teacher by its copy `name` of the head.
-
-    Each head is called once on all pairs: gradients of its weights are made once, not added.
-    """
+    """Logits of the student, and bottlenecks of the teacher by its copy `name` of the head; each is
+    called once on all pairs, as gradients of its weights are then made once, not added."""
     logits = _together([p.student for p in pairs], lambda x: head(x, ctx.freeze_prototypes))
     with torch.no_grad():
         z = _together([p.teacher for p in pairs], ctx.teacher_head(name).embed)
@@ -148,10 +144,8 @@ def teacher_probs(
     *,
     update: bool,
 ) -> Tensor:
-    """Probabilities of rows `where` of z [n, bottleneck], by the centre of earlier steps.
-
-    All rows count for the next centre; `update` is the same in all processes.
-    """
+    """Probabilities of rows `where` of z [n, bottleneck], by the centre of earlier steps; all rows
+    count for the next, where it is updated, which all processes do or none."""
     probs = centering(head.logits(z if where is None else z[where]), temp)
     if update:
         centering.follow(head.logits(z.mean(dim=0)), len(z))
@@ -184,10 +178,8 @@ class _SoftCrossEntropy(torch.autograd.Function):
 
 
 def soft_cross_entropy(logits: Tensor, probs: Tensor, temp: float) -> Tensor:
-    """- sum_p probs log softmax(logits / temp), in full precision: [..., P] twice to [...].
-
-    Differentiable in the logits, once; targets are non-negative, their sums need not be 1.
-    """
+    """- sum_p probs log softmax(logits / temp), in full precision: [..., P] twice to [...];
+    differentiable in the logits, once. Sums of targets need not be 1."""
     with torch.autocast(logits.device.type, enabled=False):
         return torch.as_tensor(_SoftCrossEntropy.apply(logits, probs.detach(), temp))
 
@@ -211,10 +203,8 @@ def masked_patch_ce(
 
 
 class PatchDistill(Objective):
-    """Cross-entropy from teacher to student at masked patches, after the head `projection`.
-
-    Zhou et al. 2022 (iBOT, arXiv 2111.07832), gathered over masked positions as in DINOv2.
-    """
+    """Cross-entropy from teacher to student at masked patches, after the head `projection` (Zhou et
+    al. 2022, iBOT, arXiv 2111.07832), gathered over masked positions as in DINOv2."""
 
     reads = frozenset({"projected_patches", "masked_patches", "teacher_masked_patches"})
 
@@ -251,19 +241,24 @@ class ClassTargets(NamedTuple):
     teacher_probs: Tensor  # [B, G, P]
 
 
-def class_targets(
-    ctx: StepContext,
-    pair: Pair,
-    name: str,
-    centering: Centering | Sinkhorn,
-    own_temp: Schedule | None,
-    *,
-    update: bool,
-) -> ClassTargets:
-    """Targets of class tokens after a head, of which the teacher's copy is called `name`."""
-    head, temp, z = ctx.teacher_head(name), ctx.target_temp(own_temp), pair.teacher
-    probs = teacher_probs(head, centering, z.flatten(0, 1), temp, update=update)
-    return ClassTargets(pair.student, probs.unflatten(0, z.shape[:2]))
+class ClassObjective(Objective):
+    """An objective with prototype targets of one token per view, at its own temperature of targets
+    or, with None, the task's."""
+
+    centering: Any
+
+    def __init__(
+        self, weight: float | Schedule, teacher_temp: float | Schedule | None = None
+    ) -> None:
+        super().__init__(weight)
+        self.teacher_temp = None if teacher_temp is None else as_schedule(teacher_temp)
+
+    def class_targets(self, ctx: StepContext, pair: Pair, name: str) -> ClassTargets:
+        """Targets after a head, of which the teacher's copy is called `name`."""
+        head, z = ctx.teacher_head(name), pair.teacher
+        temp = ctx.teacher_temp if self.teacher_temp is None else self.teacher_temp(*ctx.info)
+        probs = teacher_probs(head, self.centering, z.flatten(0, 1), temp, update=self.training)
+        return ClassTargets(pair.student, probs.unflatten(0, z.shape[:2]))
 
 
 def cross_view_ce(classes: ClassTargets, temp: float) -> Tensor:
@@ -285,15 +280,9 @@ def cross_view_ce(classes: ClassTargets, temp: float) -> Tensor:
     return ce.mean() / (num_views * (num_student - 1))
 
 
-class ClassDistill(Objective):
-    """`cross_view_ce` of class tokens (Caron et al. 2021, DINO, arXiv 2104.14294).
-
-    Args:
-        weight: of the loss.
-        head: "shared" with masked patches, or an "own" one of the same sizes.
-        student_temp: softmax temperature of the student.
-        teacher_temp: of the targets; None takes the task's.
-    """
+class ClassDistill(ClassObjective):
+    """`cross_view_ce` of class tokens (Caron et al. 2021, DINO, arXiv 2104.14294), after the head
+    that is "shared" with masked patches, or an "own" one of the same sizes."""
 
     reads = frozenset({"projected_cls", "local_cls", "teacher_cls"})
 
@@ -305,11 +294,10 @@ class ClassDistill(Objective):
         student_temp: float = 0.1,
         teacher_temp: float | Schedule | None = None,
     ) -> None:
-        super().__init__(weight)
-        one_of("head", head, HEADS)
+        super().__init__(weight, teacher_temp)
+        one_of("head", head, ("shared", "own"))
         above(0.0, student_temp=student_temp)
         self.student_temp = student_temp
-        self.teacher_temp = None if teacher_temp is None else as_schedule(teacher_temp)
         self.has_own_head = head == "own"
         if self.has_own_head:
             self.reads = self.reads - {"projected_cls"}
@@ -327,8 +315,7 @@ class ClassDistill(Objective):
             (pair,) = project(ctx, self.class_projection, name, [class_pair(ctx)])
         else:
             name, pair = "projection", projected(ctx)["projected_cls"]
-        update = self.training
-        return class_targets(ctx, pair, name, self.centering, self.teacher_temp, update=update)
+        return self.class_targets(ctx, pair, name)
 
     def loss(self, ctx: StepContext, prediction: ClassTargets) -> Tensor:
         return cross_view_ce(prediction, self.student_temp)
@@ -338,11 +325,8 @@ class ClassDistill(Objective):
 
 
 def koleo(tokens: Tensor, eps: float = 1e-8, *, sync: bool = False) -> Tensor:
-    """Minus the mean log distance to the nearest neighbour of directions [n, D]: scalar, fp32.
-
-    Sablayrolles et al. 2019 (arXiv 1806.03198). `sync` seeks neighbours among the tokens of all
-    processes. A single token costs 0.
-    """
+    """Minus the mean log distance to the nearest neighbour of directions [n, D], with `sync` of all
+    processes: scalar, fp32, 0 of one token (Sablayrolles et al. 2019, arXiv 1806.03198)."""
     with torch.autocast(tokens.device.type, enabled=False):
         x = F.normalize(tokens.float(), dim=-1)
         others, first = gathered(x) if sync else (x, 0)

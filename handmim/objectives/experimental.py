@@ -1,9 +1,8 @@
 """Objectives that are in no method because they did not help, or were not measured in a table.
 
-All are ours, not the paper's. Measured: low-resolution reconstruction; HOG targets did better
-(docs/experiments.md, "What each part brings"). Not measured: dense matching (relatives: VADeR,
-arXiv 2011.05499; PixPro, arXiv 2011.10043), latent equivariance (the idea is TI-Net's, arXiv
-2502.12535, abstract), and the flow of warped views.
+All are ours. Measured: low-resolution reconstruction; HOG targets did better (docs/experiments.md,
+"What each part brings"). Not measured: dense matching (relatives: VADeR, arXiv 2011.05499; PixPro,
+arXiv 2011.10043), latent equivariance (TI-Net's idea, arXiv 2502.12535), flow of warped views.
 """
 
 import torch
@@ -41,11 +40,8 @@ def low_resolution_loss(pred: Tensor, target: Tensor) -> Tensor:
 
 
 class LowResRecon(Objective):
-    """A small grey image of each view, `side_px` wide.
-
-    Points that reconstruct bent fingers cannot be a rigid template. Relatives are landmark
-    bottlenecks for images (Jakab et al. 2018, arXiv 1806.07823; Zhang et al. 2018, 1804.04412).
-    """
+    """A small grey image of each view, `side_px` wide (landmark bottlenecks: Jakab et al. 2018,
+    arXiv 1806.07823; Zhang et al. 2018, arXiv 1804.04412)."""
 
     mlp: nn.Sequential
 
@@ -95,11 +91,8 @@ class PointRecon(LowResRecon):
 
 
 class ViewFlow(Objective):
-    """The control values of a view's known warp, regressed from its class token.
-
-    The counterpart of `ViewAffine` for warped views: smooth L1, linear from `beta_ndc`;
-    `warp_grid` control values per side (c).
-    """
+    """The control values of a view's known warp, `warp_grid` per side (c), regressed from its class
+    token; smooth L1, linear from `beta_ndc`."""
 
     def __init__(
         self, *, weight: float | Schedule = 1.0, warp_grid: int = 4, beta_ndc: float = 0.05
@@ -140,7 +133,6 @@ class DenseMatch(Objective):
     and patches with a partner; 0 when no patch has one.
 
     Args:
-        weight: of the loss.
         temp: softmax temperature of the similarities.
         sigma: width of the target around the true position, in patches.
         max_distance: patches whose nearest partner is further, in patches, do not count.
@@ -194,25 +186,6 @@ class DenseMatch(Objective):
         return sum(costs[1:], start=costs[0]) / len(costs)
 
 
-def latent_vectors(cls: Tensor, share: float) -> Tensor:
-    """The first channels as vectors of the plane: [..., D] -> [..., P, 2].
-
-    Raises: ValueError when the share holds no pair or D is odd.
-    """
-    dim = cls.shape[-1]
-    num_pairs = int(share * dim) // 2
-    if dim % 2 or num_pairs < 1:
-        raise ValueError(f"no channel pairs in a share of {share} of {dim} channels")
-    return cls[..., : 2 * num_pairs].unflatten(-1, (num_pairs, 2))
-
-
-def variance_hinge(rows: Tensor, min_std: float) -> Tensor:
-    """Mean over columns of relu(min_std - std over the batch)^2: [M, E] -> scalar; 0 for M < 2."""
-    if len(rows) < 2:
-        return rows.sum() * 0.0
-    return F.relu(min_std - (rows.var(dim=0) + 1e-8).sqrt()).square().mean()
-
-
 class LatentEquivariance(Objective):
     """Channels of the class token move as the image moves: equivariance without any points.
 
@@ -220,7 +193,6 @@ class LatentEquivariance(Objective):
     carries to the source crop, where two views must agree. A hinge acts against collapse.
 
     Args:
-        weight: of the loss.
         kind: "cosine" (1 - cosine of all vectors of a sample, blind to size) | "smooth_l1" | "l2"
             (both divided by the vectors' detached root mean square, l2 twice).
         with_scale: vectors grow and shrink with the view; the cosine sees no difference.
@@ -252,7 +224,11 @@ class LatentEquivariance(Objective):
     def loss(self, ctx: StepContext, prediction: None) -> Tensor:
         cls = ctx.cls
         with torch.autocast(cls.device.type, enabled=False):
-            vectors = latent_vectors(cls.float(), self.share)
+            dim = cls.shape[-1]
+            num_pairs = int(self.share * dim) // 2
+            if dim % 2 or num_pairs < 1:
+                raise ValueError(f"no channel pairs in a share of {self.share} of {dim} channels")
+            vectors = cls.float()[..., : 2 * num_pairs].unflatten(-1, (num_pairs, 2))
             linear = linear_part(ctx.batch.source_from_view, with_scale=self.with_scale)
             in_source = carried(linear, vectors).flatten(-2)  # [B, G, 2P]
             # Cyclic: every unordered pair of views, as the distance is symmetric.
@@ -260,9 +236,14 @@ class LatentEquivariance(Objective):
                 self._distance(in_source, in_source.roll(-shift, dims=1))
                 for shift in range(1, in_source.shape[1] // 2 + 1)
             ]
-            rows = in_source.flatten(0, 1)
-            hinge = variance_hinge(gathered(rows)[0] if self.training else rows, self.min_std)
-            return torch.stack(costs).mean() + self.variance_weight * hinge
+            return torch.stack(costs).mean() + self.variance_weight * self._hinge(in_source)
+
+    def _hinge(self, vectors: Tensor) -> Tensor:
+        rows = vectors.flatten(0, 1)
+        rows = gathered(rows)[0] if self.training else rows
+        if len(rows) < 2:
+            return rows.sum() * 0.0
+        return F.relu(self.min_std - (rows.var(dim=0) + 1e-8).sqrt()).square().mean()
 
     def _distance(self, a: Tensor, b: Tensor) -> Tensor:
         if self.kind == "cosine":

@@ -1,8 +1,7 @@
 """HOG targets: class token, pseudo-keypoints and patches predict oriented gradients of their view.
 
-Ours, not the paper's. Histograms of oriented gradients (Dalal & Triggs 2005) normalised among
-neighbours depend on edges rather than light and skin, and so on how fingers bend. As a target of
-masked patches they are known from MaskFeat (Wei et al. 2022, arXiv 2112.09133).
+Ours, but for masked patches (MaskFeat, Wei et al. 2022, arXiv 2112.09133). Normalised histograms
+of oriented gradients (Dalal & Triggs 2005) depend on edges rather than on light and skin.
 """
 
 import math
@@ -34,10 +33,8 @@ SIGMA_CELLS = 0.75  # width of a drawn Gaussian
 def oriented_gradients(image: Tensor, cells: int) -> Tensor:
     """Histograms of gradient orientation, each divided by the contrast of its neighbourhood.
 
-    Args:
-        image: [M, 3, H, W] in [0, 1], resized by area so that a cell is 8 x 8 pixels.
-        cells: s, cells per side.
-    Returns: [M, bins, s, s], about 0 .. 3, fp32.
+    [M, 3, H, W] in [0, 1], resized by area to `CELL_PX` per cell, to [M, bins, s, s], about 0 .. 3,
+    fp32, of s cells per side.
     """
     side = cells * CELL_PX
     x = image.float()
@@ -106,9 +103,8 @@ class PatchHogHead(nn.Module):
 class PointHogHead(nn.Module):
     """Histograms of a whole view from its K pseudo-keypoints, each drawn as a Gaussian.
 
-    Convolutions read the drawn maps, so a point predicts the gradients around its own position; a
-    pose encoded in coordinates elsewhere is of no use. Drawing landmarks for a decoder is known
-    from Jakab et al. (2018, arXiv 1806.07823). `hidden_dim` are the channels.
+    Convolutions read the drawn maps, so a point predicts the gradients around its own position.
+    Drawing landmarks for a decoder is known from Jakab et al. (2018, arXiv 1806.07823).
     """
 
     centres_ndc: Tensor
@@ -181,16 +177,13 @@ class ClassHog(_Hog):
 
 
 class PointHog(_Hog):
-    """The pseudo-keypoints predict the gradients of their view.
+    """The pseudo-keypoints predict the gradients of their view, of `cells` per side.
 
     Args:
-        weight: of the loss.
-        cells: per side of the view.
-        head: points are drawn as "gaussians" for convolutions, or their coordinates are the input
-            of an "mlp".
-        points_from: the points are the view's "own", or those of the "other" view carried by the
-            known map, which only points that move with the image help to predict.
-        hidden_dim: of the head; None takes 64 channels or 256 of the MLP.
+        head: points are drawn as "gaussians" for convolutions, or coordinates enter an "mlp".
+        points_from: the view's "own" points, or those of the "other" view carried by the known map,
+            which only points that move with the image help to predict.
+        hidden_dim: None takes 64 channels or 256 of the MLP.
     """
 
     reads = frozenset({"keypoints"})
@@ -214,22 +207,19 @@ class PointHog(_Hog):
     def build(self, setup: Setup) -> None:
         points = setup.shared("keypoint")
         self.head: HogHead | PointHogHead
+        sizes = {"cells": self.cells, "hidden_dim": self.hidden_dim}
         if self.head_kind == "gaussians":
-            num = points.num_keypoints
-            self.head = PointHogHead(num, cells=self.cells, hidden_dim=self.hidden_dim)
+            self.head = PointHogHead(points.num_keypoints, **sizes)
         else:
-            dim = points.num_keypoints * points.num_dims
-            self.head = HogHead(dim, cells=self.cells, hidden_dim=self.hidden_dim)
+            self.head = HogHead(points.num_keypoints * points.num_dims, **sizes)
 
     def predict(self, ctx: StepContext) -> Tensor:
         return torch.as_tensor(self.head(code_of_points(ctx, self.points_from)))
 
 
 class PatchHog(_Hog):
-    """Every patch token predicts the gradients of its own patch, as in MaskFeat.
-
-    "all" patches count, "masked" or "visible" ones; a patch has `per_patch` cells per side.
-    """
+    """Every patch token predicts the gradients of its own patch, as in MaskFeat; "all" patches
+    count, "masked" or "visible" ones. A patch has `per_patch` cells per side."""
 
     reads = frozenset({"masked_patches", "visible_patches"})
 

@@ -1,9 +1,8 @@
 """Pseudo-keypoint alignment of the class token: points of two views agree under the known map.
 
 The paper's abstract names the module; this formulation is ours. Regression alone has three
-collapses (all points at one location, a template fixed to the source image, a rigid template fixed
-to the hand), so it comes with terms against each (`point_sets`). The nearest published relative is
-PeCLR (Spurr et al. 2021, arXiv 2106.05953), which contrasts aligned points.
+collapses: all points at one location, a template fixed to the source image, a rigid template fixed
+to the hand. So it comes with terms against each. The nearest published relative is PeCLR.
 """
 
 from collections.abc import Mapping
@@ -13,33 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmim.engine.optim import Schedule, as_schedule
+from handmim.engine.optim import Schedule
 from handmim.geometry.crop import compose, invert
 from handmim.models.layers import mlp
+from handmim.objectives import distillation, point_sets
 from handmim.objectives.base import Objective, Setup, StepContext, Targets
-from handmim.objectives.distillation import (
-    ClassTargets,
-    Pair,
-    ProjectionHead,
-    class_targets,
-    cross_view_ce,
-    project,
-)
+from handmim.objectives.distillation import ClassTargets
 from handmim.objectives.keypoints import KeypointHead
-from handmim.objectives.point_sets import (
-    EMBEDS,
-    FRAMES,
-    KINDS,
-    PAIRS,
-    RunningScale,
-    aligned_nce,
-    aligned_regression,
-    aligned_shapes,
-    articulation_variance,
-    in_source,
-    repulsion,
-    spread_hinge,
-)
 from handmim.utils.arguments import above, one_of
 
 SIDES = ("ema", "student")
@@ -78,11 +57,10 @@ class AlignedPoints(NamedTuple):
     classes: ClassTargets | None = None  # prototypes of aligned shapes
 
 
-class KeypointAlign(Objective):
+class KeypointAlign(distillation.ClassObjective):
     """Regression + discrimination + terms against collapse of the shared head `keypoint`.
 
     Args:
-        weight: of the whole.
         target: points are matched with those of the "ema" teacher (no gradient) or of the "student"
             itself (gradient through both views).
         predictor: the student's points pass a residual MLP before they are matched.
@@ -96,7 +74,6 @@ class KeypointAlign(Objective):
         nce_temp, proto_temp: temperatures; of "proto" the student's.
         teacher_temp: of the targets of "proto"; None takes the task's.
         prototypes: settings of the `ProjectionHead` of "proto" that differ from `SIZES`.
-        reg_weight, disc_weight, spread_weight, repulsion_weight, variance_weight: of the parts.
         min_distance_ndc: hinge of the closest pairs.
     """
 
@@ -131,14 +108,14 @@ class KeypointAlign(Objective):
         min_distance_ndc: float = 0.08,
         variance_weight: float = 0.1,
     ) -> None:
-        super().__init__(weight)
+        super().__init__(weight, teacher_temp)
         one_of("target", target, SIDES)
         one_of("parts", parts, tuple(PARTS))
-        one_of("kind", kind, KINDS)
-        one_of("frame", frame, FRAMES)
-        one_of("pairs", pairs, PAIRS)
+        one_of("kind", kind, point_sets.KINDS)
+        one_of("frame", frame, point_sets.FRAMES)
+        one_of("pairs", pairs, point_sets.PAIRS)
         one_of("disc", disc, DISCS)
-        one_of("embed", embed, EMBEDS)
+        one_of("embed", embed, point_sets.EMBEDS)
         above(0.0, beta_ndc=beta_ndc, min_scale_ndc=min_scale_ndc)
         above(0.0, nce_temp=nce_temp, proto_temp=proto_temp)
         if parts == "disc" and disc == "none":
@@ -154,13 +131,12 @@ class KeypointAlign(Objective):
         if not self.weights:
             raise ValueError(f"parts={parts} has no part with a weight")
         self.nce_temp, self.proto_temp = nce_temp, proto_temp
-        self.teacher_temp = None if teacher_temp is None else as_schedule(teacher_temp)
         self.regression: dict[str, Any] = {"kind": kind, "frame": frame, "pairs": pairs}
         self.regression |= {"beta_ndc": beta_ndc, "limit_ndc": limit_ndc}
         self.shape: dict[str, Any] = {"embed": embed, "invert_scale": invert_scale}
         self.regression["invert_scale"] = invert_scale
         self.min_distance_ndc = min_distance_ndc
-        self.running_scale = RunningScale(
+        self.running_scale = point_sets.RunningScale(
             floor_ndc=min_scale_ndc, detach=detach_scale, momentum=scale_momentum
         )
         self.has_predictor, self.from_teacher = predictor, target == "ema"
@@ -176,7 +152,7 @@ class KeypointAlign(Objective):
         head = setup.shared("keypoint")
         k, d = head.num_keypoints, head.num_dims
         if self.has_prototypes:
-            self.keypoint_prototypes = ProjectionHead(k * d, **self.prototypes)
+            self.keypoint_prototypes = distillation.ProjectionHead(k * d, **self.prototypes)
             num = self.keypoint_prototypes.num_prototypes
             self.centering = setup.centering(num_prototypes=num)
         self.predictor = KeypointPredictor(k, d) if self.has_predictor else None
@@ -190,11 +166,13 @@ class KeypointAlign(Objective):
 
     def _classes(self, ctx: StepContext, predicted: Tensor, target: Tensor) -> ClassTargets:
         """Prototypes of aligned shapes: another view's shape is the target."""
-        shapes = (aligned_shapes(p, ctx.batch, **self.shape) for p in (predicted, target.detach()))
-        name = "keypoint_prototypes"
-        (pair,) = project(ctx, self.keypoint_prototypes, name, [Pair(*shapes)])
-        update = self.training
-        return class_targets(ctx, pair, name, self.centering, self.teacher_temp, update=update)
+        shapes = [
+            point_sets.aligned_shapes(points, ctx.batch, **self.shape)
+            for points in (predicted, target.detach())
+        ]
+        name, pairs = "keypoint_prototypes", [distillation.Pair(*shapes)]
+        (pair,) = distillation.project(ctx, self.keypoint_prototypes, name, pairs)
+        return self.class_targets(ctx, pair, name)
 
     def part(self, name: str, ctx: StepContext, found: AlignedPoints) -> Tensor:
         """One part without its weight, scalar."""
@@ -202,18 +180,19 @@ class KeypointAlign(Objective):
         points, predicted, target = (p.float() for p in found[:3])
         if name == "reg":
             settings = {"scale": self.running_scale(target), "sync": sync, **self.regression}
-            return aligned_regression(predicted, target, batch, **settings)
+            return point_sets.aligned_regression(predicted, target, batch, **settings)
         if name == "disc" and found.classes is not None:
-            return cross_view_ce(found.classes, self.proto_temp)
+            return distillation.cross_view_ce(found.classes, self.proto_temp)
         if name == "disc":
-            temp = self.nce_temp
-            return aligned_nce(predicted, target, batch, temp=temp, sync=sync, **self.shape)
+            settings = {"temp": self.nce_temp, "sync": sync, **self.shape}
+            return point_sets.aligned_nce(predicted, target, batch, **settings)
         if name == "spread":
-            return spread_hinge(points, MIN_STD_NDC)
+            return point_sets.spread_hinge(points, MIN_STD_NDC)
         if name == "repulsion":
-            return repulsion(points, self.min_distance_ndc)
+            return point_sets.repulsion(points, self.min_distance_ndc)
         # In the source: a known warp or stretch of the view is no articulation.
-        return articulation_variance(in_source(points, batch).flatten(0, 1), sync=sync)
+        in_source = point_sets.in_source(points, batch).flatten(0, 1)
+        return point_sets.articulation_variance(in_source, sync=sync)
 
     def loss(self, ctx: StepContext, prediction: AlignedPoints) -> Tensor:
         with torch.autocast(ctx.batch.source_from_view.device.type, enabled=False):
@@ -229,10 +208,9 @@ class KeypointAlign(Objective):
 class KeypointAgree(Objective):
     """The class token predicts the points of the shared head `keypoint` by itself.
 
-    Ours, not the paper's. Points that are found among the patches (soft-argmax) stay with what is
-    visible; a class token that predicts them too has to encode the pose, which later stages read.
-    Smooth L1 (linear from `beta_ndc`) towards the detached points, divided by their spread;
-    `hidden_dim` and `num_hidden` are of the class token's `KeypointHead`.
+    Ours. Points among the patches (soft-argmax) stay with what is visible; a class token that
+    predicts them has to encode the pose. Smooth L1 (linear from `beta_ndc`) towards the detached
+    points, divided by their spread.
     """
 
     reads = frozenset({"keypoints"})
@@ -247,7 +225,7 @@ class KeypointAgree(Objective):
     ) -> None:
         super().__init__(weight)
         above(0.0, beta_ndc=beta_ndc)
-        self.beta_ndc, self.scale = beta_ndc, RunningScale()
+        self.beta_ndc, self.scale = beta_ndc, point_sets.RunningScale()
         self.sizes = {"hidden_dim": hidden_dim, "num_hidden": num_hidden}
 
     def build(self, setup: Setup) -> None:
@@ -286,11 +264,9 @@ class AffineHead(nn.Module):
 
 
 class ViewAffine(Objective):
-    """The known affine map between two views, regressed from both class tokens.
-
-    Ours, not the paper's: an anchor for the class token that no constant can satisfy. Smooth L1,
-    linear from `beta` (ndc and its ratios), mean over the six numbers.
-    """
+    """The known affine map between two views, regressed from both class tokens: ours, an anchor that
+    no constant can satisfy. Smooth L1, linear from `beta` (ndc and its ratios), mean over the six
+    numbers."""
 
     def __init__(
         self, *, weight: float | Schedule = 1.0, beta: float = 0.1, hidden_dim: int = 256

@@ -18,19 +18,15 @@ MIN_VAR = 1e-4  # of a target patch: flat patches are divided by no less than it
 
 
 def normalise_patches(patches: Tensor, min_var: float = MIN_VAR) -> Tensor:
-    """Each patch [M, p*p*3] to mean 0 and variance 1 over all its values.
-
-    The variance is floored: the sensor noise of a uniform background would become the target
-    otherwise.
-    """
+    """Each patch [M, p*p*3] to mean 0 and variance 1 over all its values, floored: the noise of a
+    uniform background is no target."""
     centred = patches - patches.mean(dim=-1, keepdim=True)
     var = centred.square().mean(dim=-1, keepdim=True)
     return centred * var.clamp(min=min_var).rsqrt()
 
 
 def patchify(image: Tensor, patch_px: int) -> Tensor:
-    """[B, 3, H, W] to [B, N, p*p*3]: patches row by row, inside a patch row, column, then
-    channel."""
+    """[B, 3, H, W] to [B, N, p*p*3]: patches row by row; inside row, column, then channel."""
     b, c, height, width = image.shape
     h, w = height // patch_px, width // patch_px
     x = image.reshape(b, c, h, patch_px, w, patch_px)
@@ -73,9 +69,8 @@ class PixelHead(nn.Module):
 class PixelDecoder(nn.Module):
     """A light transformer over the tokens of all patches, after which pixels are a linear map.
 
-    Patches that were dropped from the encoder come back as its own mask token, at fixed sine-cosine
-    positions. It does not read the class token. A width of None is that of the tokens, a num_heads
-    of None a head per 32 channels.
+    Patches that were dropped from the encoder come back as its own mask token. A width of None is
+    that of the tokens, a num_heads of None a head per 32 channels.
     """
 
     positions: Tensor
@@ -113,13 +108,8 @@ class PixelDecoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, patches: Tensor, idx: Tensor, is_dropped: Tensor | None = None) -> Tensor:
-        """Tokens to [M, p*p*3].
-
-        Args:
-            patches: [V, N, D], or [V, N_visible, D] where masked ones were dropped.
-            idx: [M] indices in V * N.
-            is_dropped: [V, N] bool, patches without a token.
-        """
+        """[V, N, D] tokens, or those that are not dropped, and [M] indices in V * N to
+        [M, p*p*3]; is_dropped [V, N] bool."""
         x = self.embed(patches)
         if is_dropped is not None:
             whole = self.mask_token.to(x.dtype).repeat(*is_dropped.shape, 1)
@@ -142,11 +132,9 @@ class PixelRecon(Objective):
     """Mean error of masked patches of the augmented view, in each view first, then over views.
 
     Args:
-        weight: of the loss.
         head: "linear" or "decoder", the one head for dropped patches (task.mask_mode=drop).
         depth, width, num_heads: of the decoder.
-        tap_layers: whose tokens are read, in shares of the backbone's depth: [1.0] the last
-            block's, several their mean.
+        tap_layers: blocks whose mean tokens are read, in shares of the backbone's depth.
         kind: "mse" (MAE) or "l1" (SimMIM).
         per_patch_norm: normalise every target patch (MAE) or regress raw [0, 1] values (SimMIM).
         min_var: floor of a patch's variance.

@@ -51,11 +51,8 @@ def point_spread(points: Tensor) -> Tensor:
 class RunningScale(nn.Module):
     """The spread that divides the regression, which is then blind to shrinking.
 
-    Args:
-        floor_ndc: never below this.
-        detach: no gradient through it.
-        momentum: of a moving average over batches of all processes, kept in the buffer `average` (0
-            before the first); None takes the batch's own spread.
+    `detach` stops its gradient. A momentum is that of a moving average over batches of all
+    processes, 0 before the first; None takes the batch's own spread.
     """
 
     average: Tensor
@@ -103,22 +100,21 @@ def aligned_regression(
     invert_scale: bool = True,
     sync: bool = False,
 ) -> Tensor:
-    """Distance between each view's points and the carried points of another view.
+    """Distance of points from the carried points of another view, mean over ordered pairs of views
+    and over all coordinates that count, with `sync` those of all processes.
 
     Args:
         points, target_points: of the network that learns, and of the one that is matched.
         batch: the views' geometry.
-        scale: spread that divides the distance, twice for "l2".
-        kind: "smooth_l1" | "l2" (squares) | "cosine" (1 - cosine of all coordinates of a sample
-            about the image's centre; needs no scale).
+        scale: spread that divides the distance, twice for "l2"; unused by "cosine".
+        kind: "smooth_l1" | "l2" (squares) | "cosine" (1 - cosine of all coordinates of a sample).
         frame: compare in the "view" of `points`, or carry both to the "source" crop.
-        pairs: ordered pairs of different views, or also a view with itself ("cross+same").
+        pairs: of different views, or also a view with itself ("cross+same").
         beta_ndc: where smooth L1 turns linear.
         limit_ndc: a point that another view predicts beyond this in the view of `points` does not
             count, whatever the frame; None counts all.
         invert_scale: False leaves the views' sizes in, as PeCLR does.
-        sync: the coordinates that count are those of all processes.
-    Returns: scalar, mean over pairs and over all coordinates that count.
+        sync: see above.
     """
     source = in_source(target_points, batch, with_scale=invert_scale)
     mine = points if frame == "view" else in_source(points, batch, with_scale=invert_scale)
@@ -155,14 +151,12 @@ def _mean_where(counts: Tensor, error: Tensor, sync: bool) -> Tensor:
 
 
 def spread_hinge(points: Tensor, min_std: float) -> Tensor:
-    """Penalty when a sample's points bunch up: mean over samples and axes of
-    relu(min_std - std over points)^2, [..., K, d] -> scalar."""
+    """Mean over samples and axes of relu(min_std - std over points)^2: [..., K, d] -> scalar."""
     return F.relu(min_std - _std(points)).square().mean()
 
 
 def repulsion(points: Tensor, min_distance: float) -> Tensor:
-    """Mean over pairs of a sample's points of relu(min_distance - |k_i - k_j|)^2: [..., K, d] ->
-    scalar."""
+    """Mean over pairs of a sample's points of relu(min_distance - |k_i - k_j|)^2: scalar."""
     k = points.shape[-2]
     i, j = torch.triu_indices(k, k, offset=1, device=points.device)
     gap = ((points[..., i, :] - points[..., j, :]).square().sum(dim=-1) + 1e-12).sqrt()
@@ -206,13 +200,9 @@ def mean_shape(shapes: Tensor, *, sync: bool = False) -> Tensor:
 def canonical_shapes(
     points: Tensor, reference: Tensor | None = None, *, sync: bool = False
 ) -> Tensor:
-    """Remove position, size and in-plane rotation, so that only articulation is left.
+    """Remove position, size and in-plane rotation of [..., K, d]: [..., K * d], articulation alone.
 
-    Args:
-        points: [..., K, d].
-        reference: [K, d] unit shape to rotate to; None takes the batch's own mean shape.
-        sync: the batch is that of all processes.
-    Returns: [..., K * d].
+    Shapes are rotated to a reference [K, d], or to their mean, with `sync` that of all processes.
     """
     shapes = unit_shapes(points)
     reference = mean_shape(shapes.detach(), sync=sync) if reference is None else reference
@@ -222,15 +212,11 @@ def canonical_shapes(
 def articulation_variance(
     points: Tensor, min_std: float = 0.15, covariance_weight: float = 0.01, *, sync: bool = False
 ) -> Tensor:
-    """VICReg-like hinge on canonical shapes: each coordinate must vary over the batch, none twice.
+    """VICReg-like hinge on canonical shapes of [M, K, d]: each coordinate must vary over the batch,
+    none twice. Scalar; 0 for fewer than two samples.
 
-    Args:
-        points: [M, K, d].
-        min_std: standard deviation required of every coordinate.
-        covariance_weight: of the squared off-diagonal covariances, summed and divided by the number
-            of coordinates.
-        sync: the samples of all processes.
-    Returns: scalar; 0 for fewer than two samples.
+    Coordinates require a deviation of `min_std`; squared off-diagonal covariances are summed and
+    divided by the number of coordinates. `sync` takes the samples of all processes.
     """
     q = canonical_shapes(points, sync=sync)
     q = gathered(q)[0] if sync else q
@@ -250,20 +236,15 @@ def _centred(points: Tensor) -> Tensor:
 def aligned_shapes(
     points: Tensor, batch: PretrainBatch, embed: str = "shape", *, invert_scale: bool = True
 ) -> Tensor:
-    """Each view's points in the source crop, without their position, as one unit vector.
+    """Each view's points in the source crop, without their position, as one unit vector [B, G,
+    K * d], 0 for points at one location.
 
-    Args:
-        points: of all views.
-        batch: the views' geometry.
-        embed: "shape" keeps orientation; "canonical" rotates all shapes to their mean, which takes
-            that shortcut from a contrast.
-        invert_scale: as in `aligned_regression`.
-    Returns: [B, G, K * d] of unit length (0 for points at one location).
+    "shape" keeps orientation; "canonical" rotates all shapes to their mean, which takes that
+    shortcut from a contrast.
     """
     source = in_source(points, batch, with_scale=invert_scale)
-    return F.normalize(
-        canonical_shapes(source) if embed == "canonical" else _centred(source), dim=-1
-    )
+    shapes = canonical_shapes(source) if embed == "canonical" else _centred(source)
+    return F.normalize(shapes, dim=-1)
 
 
 def aligned_nce(
@@ -305,7 +286,8 @@ def nt_xent(
     both_views: bool = False,
     sync: bool = False,
 ) -> Tensor:
-    """Contrast (NT-Xent): the same sample in another view against other samples.
+    """Contrast (NT-Xent): the same sample in another view against other samples, mean over ordered
+    pairs of different views; 0 without a second sample.
 
     Args:
         mine, other: [B, G, E] of unit length.
@@ -313,7 +295,6 @@ def nt_xent(
         group: [B] int64, equal numbers are no negatives of each other.
         both_views: all views of the other samples are negatives, not only the positive one.
         sync: negatives of all processes, with their gradients.
-    Returns: scalar, mean over ordered pairs of different views; 0 without a second sample.
     """
     b, num_views = mine.shape[:2]
     candidates, first = gathered(other) if sync else (other, 0)  # [C, G, E]

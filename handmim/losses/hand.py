@@ -1,7 +1,5 @@
-"""Losses on the regressed hand: joints, vertices, edges, rotations, shape, and auxiliary maps.
-
-Those of joints fit every head whose outputs hold them: a hand model or bare keypoints.
-"""
+"""Losses on the regressed hand, one number per refinement step: joints (of a hand model or bare
+keypoints), vertices, edges, rotations and shape; and scalars of auxiliary maps."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -20,10 +18,6 @@ from handmim.types import HandBatch, HandOutputs
 from handmim.utils.arguments import above, at_least
 
 NEAREST_M = 0.01  # vertices nearer to the camera's centre, or behind it, are left out
-NOT_METRIC = (
-    "joints3d_abs compares hands in metres in the camera frame, and this head gives no root "
-    "translation: task.head.camera=pinhole, or leave joints3d_abs out of loss=[...]"
-)
 
 
 class JointEstimate(Protocol):
@@ -81,7 +75,6 @@ class JointLoss(LossTerm):
         self.root_joint, self.unit_m, self.beta = root_joint, unit_m, beta
 
     def forward(self, out: JointOutputs, batch: HandBatch) -> Tensor:
-        """[T] units of `unit_m`."""
         target, valid = root_relative(batch, self.root_joint)
         errors = [
             point_error(step.joints_root_m / self.unit_m, target / self.unit_m, self.beta)
@@ -100,7 +93,6 @@ class JointLoss2D(LossTerm):
         self.beta = beta
 
     def forward(self, out: JointOutputs, batch: HandBatch) -> Tensor:
-        """[T] ndc."""
         valid, conf = batch.kp2d_valid, batch.kp2d_conf
         target = zero_invalid(batch.kp2d_crop_ndc, valid)
         errors = [point_error(s.joints_crop_ndc, target, self.beta) for s in out.steps[1:]]
@@ -114,7 +106,6 @@ class CameraJointLoss(LossTerm):
     """
 
     def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
-        """[T] metres. Raises: ValueError when the head has no root translation."""
         terms = []
         valid = batch.joints_valid & batch.has_K[:, None]
         target = zero_invalid(batch.joints_cam_m, valid)
@@ -123,7 +114,11 @@ class CameraJointLoss(LossTerm):
             transl_cam_m = getattr(step, "transl_cam_m", None)
             is_metric = getattr(step, "is_metric", None)
             if transl_cam_m is None or is_metric is None:
-                raise ValueError(NOT_METRIC)
+                raise ValueError(
+                    "joints3d_abs compares hands in metres in the camera frame, and this head "
+                    "gives no root translation: task.head.camera=pinhole, or leave joints3d_abs "
+                    "out of loss=[...]"
+                )
             joints_cam_m = step.joints_root_m.float() + transl_cam_m[:, None]
             error = point_error(joints_cam_m, target)
             terms.append(over_points(error, valid & is_metric[:, None]))
@@ -138,7 +133,6 @@ class VertexLoss(LossTerm):
         self.root_joint = root_joint
 
     def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
-        """[T] metres."""
         known = batch.has_verts & batch.joints_valid[:, self.root_joint]
         root = batch.joints_cam_m[:, self.root_joint, None]
         target = zero_invalid(batch.verts_cam_m - root, known)
@@ -167,7 +161,6 @@ class EdgeLoss(LossTerm):
         return torch.linalg.vector_norm(first - second, dim=-1)  # [B, E]
 
     def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
-        """[T] metres."""
         target = self._lengths(zero_invalid(batch.verts_cam_m, batch.has_verts))
         estimates = [self._lengths(s.verts_root_m.float()) for s in out.steps[1:]]
         errors = [(lengths - target).abs().mean(dim=1) for lengths in estimates]
@@ -181,7 +174,6 @@ class RotationLoss(LossTerm):
     """
 
     def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
-        """[T] without unit."""
         target = zero_invalid(batch.rotmats, batch.has_mano)
         errors = [(s.rotmats - target).square().sum(dim=(-1, -2)) for s in out.steps[1:]]
         return torch.stack([over_samples(error.mean(dim=1), batch.has_mano) for error in errors])
@@ -191,7 +183,6 @@ class ShapeLoss(LossTerm):
     """Mean squared error of the shape coefficients."""
 
     def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
-        """[T] without unit."""
         target = zero_invalid(batch.betas, batch.has_mano)
         errors = [(s.betas - target).square().mean(dim=1) for s in out.steps[1:]]
         return torch.stack([over_samples(error, batch.has_mano) for error in errors])
@@ -208,7 +199,6 @@ class PriorLoss(LossTerm):
         self.betas_weight = betas_weight
 
     def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
-        """[T] without unit."""
         mean_fingers = out.steps[0].rotmats[:, 1:].detach()
         terms = []
         for step in out.steps[1:]:
@@ -263,8 +253,8 @@ def _required_map(out: Any, name: str) -> Tensor:
 
 
 class HeatmapLoss(LossTerm):
-    """Squared error of one map per joint, a Gaussian of deviation `sigma_cells`, mean over its cells,
-    weighted by the joint's confidence."""
+    """Squared error of one map per joint, a Gaussian of deviation `sigma_cells`, mean over cells,
+    weighted by the joint's confidence; a scalar."""
 
     needs = ("heatmaps",)
 
@@ -274,7 +264,6 @@ class HeatmapLoss(LossTerm):
         self.sigma_cells = sigma_cells
 
     def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
-        """Scalar, squares of the maps' height."""
         maps, valid = _required_map(out, "heatmaps"), batch.kp2d_valid
         points = zero_invalid(batch.kp2d_crop_ndc, valid)
         target = gaussian_maps(points, (maps.shape[2], maps.shape[3]), self.sigma_cells)
@@ -283,7 +272,7 @@ class HeatmapLoss(LossTerm):
 
 
 class SilhouetteLoss(LossTerm):
-    """Binary cross-entropy of the hand's pixels, mean over the cells of the map.
+    """Binary cross-entropy of the hand's pixels, mean over the cells of the map, nats; a scalar.
 
     Counts for samples with a labelled mesh and known intrinsics, from which the target is drawn.
     """
@@ -297,7 +286,6 @@ class SilhouetteLoss(LossTerm):
         self.register_buffer("faces", faces, persistent=False)
 
     def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
-        """Scalar, nats."""
         logits = _required_map(out, "silhouette")
         known = batch.has_verts & batch.has_K
         target = hand_masks(

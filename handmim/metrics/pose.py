@@ -37,9 +37,6 @@ KEYS = (
     "pa_mpjpe_mm", "pa_mpvpe_mm", "mpjpe_mm", "mpvpe_mm", "pa_f5", "pa_f15", "f5", "f15",
     "pa_auc_joints", "pa_auc_verts", "auc_joints", "auc_verts", "num_samples", "num_meshes",
 )  # fmt: skip
-VERT_KEYS = (
-    "pa_mpvpe_mm", "mpvpe_mm", "pa_f5", "pa_f15", "f5", "f15", "pa_auc_verts", "auc_verts",
-)  # fmt: skip
 
 Points = NDArray[np.floating]
 
@@ -75,11 +72,6 @@ def sample_auc(errors_m: Tensor) -> Tensor:
     areas = np.empty(len(errors))
     _mean_areas(errors, _THRESHOLDS_M, _AREAS, areas)
     return torch.from_numpy(areas).to(errors_m.device)
-
-
-def pck_auc(errors_m: Tensor) -> Tensor:
-    """`sample_auc` of a whole set: [n, P] metres -> scalar."""
-    return sample_auc(errors_m).mean()
 
 
 @njit(cache=True, nogil=True)
@@ -217,7 +209,7 @@ class HandMetrics:
         return float(torch.cat(self._mirrored).double().mean())
 
     def compute(self) -> dict[str, float]:
-        """All metrics, keys as in `KEYS`; without those of `VERT_KEYS` when no vertices are known.
+        """All metrics, keys as in `KEYS`; without those of vertices when none are known.
 
         Raises: ValueError when nothing was added.
         """
@@ -233,7 +225,7 @@ class HandMetrics:
                 if points + suffix in e:
                     errors_m = e[points + suffix]
                     metrics[prefix + length] = float(errors_m.mean()) * 1e3
-                    metrics[f"{prefix}auc_{points}"] = float(pck_auc(errors_m))
+                    metrics[f"{prefix}auc_{points}"] = float(sample_auc(errors_m).mean())
         for prefix, name in (("pa_", "f_pa"), ("", "f")):
             if name in e:
                 at_5, at_15 = e[name].mean(dim=0).tolist()

@@ -225,14 +225,6 @@ class StepContext:
         return self.student.cls.unflatten(0, self.shape)
 
     @property
-    def all_cls(self) -> Tensor:
-        """[B, G + L, D] class tokens of the views, then of the local crops."""
-        local = self.student.local_cls
-        if local is None:
-            return self.cls
-        return torch.cat([self.cls, local.unflatten(0, (self.shape[0], -1))], dim=1)
-
-    @property
     def patches(self) -> Tensor:
         """[B, G, N, D] patch tokens of the student; reads "masked_patches", "visible_patches"."""
         if self.student.patches.ndim == 2:

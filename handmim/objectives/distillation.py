@@ -109,7 +109,10 @@ def _together(parts: Sequence[Tensor], function: Callable[[Tensor], Tensor]) -> 
 
 def class_pair(ctx: StepContext) -> Pair:
     """Class tokens: [B, G + L, D] of the student, [B, G, D] of the teacher."""
-    return Pair(ctx.all_cls, ctx.teacher.cls.unflatten(0, ctx.shape))
+    student, local = ctx.cls, ctx.student.local_cls
+    if local is not None:
+        student = torch.cat([student, local.unflatten(0, (len(student), -1))], dim=1)
+    return Pair(student, ctx.teacher.cls.unflatten(0, ctx.shape))
 
 
 def patch_pair(ctx: StepContext) -> Pair:

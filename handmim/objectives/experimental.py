@@ -130,13 +130,8 @@ class DenseMatch(Objective):
     """Patches of two views at one position of the source find each other by their tokens.
 
     Cross-entropy of a patch's partners in another view, mean over ordered pairs of different views
-    and patches with a partner; 0 when no patch has one.
-
-    Args:
-        temp: softmax temperature of the similarities.
-        sigma: width of the target around the true position, in patches.
-        max_distance: patches whose nearest partner is further, in patches, do not count.
-        out_dim: width of the linear embeddings.
+    and patches with a partner; 0 when no patch has one. Targets around the true position are
+    `sigma` patches wide; patches further than `max_distance` from the nearest do not count.
     """
 
     reads = frozenset({"masked_patches", "visible_patches"})
@@ -198,8 +193,7 @@ class LatentEquivariance(Objective):
         with_scale: vectors grow and shrink with the view; the cosine sees no difference.
         share: part of the channels that is carried; the rest may be invariant.
         beta: where smooth L1 becomes linear, in root mean squares.
-        variance_weight: of the hinge.
-        min_std: standard deviation over the batch required of every carried coordinate.
+        variance_weight, min_std: of the hinge, on the deviation of a coordinate over the batch.
     """
 
     def __init__(

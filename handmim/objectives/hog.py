@@ -22,8 +22,6 @@ CELL_PX = 8  # pixels per side of a cell for gradients
 MAX_ENTRY = 0.5  # of a normalised histogram: one strong edge must not dominate the others
 FLOOR = 0.02  # of the neighbourhood's contrast: flat cells stay flat
 SCALE = 0.15  # about the deviation of entries, so that errors are of order one
-WHERE = ("all", "masked", "visible")
-POINT_HEADS = ("gaussians", "mlp")
 POINTS_FROM = ("own", "other")
 BINS = 9  # orientations over half a circle; an edge and its negative are the same
 FINE = 2  # drawn pixels per side of a cell
@@ -199,7 +197,7 @@ class PointHog(_Hog):
         hidden_dim: int | None = None,
     ) -> None:
         super().__init__(weight)
-        one_of("head", head, POINT_HEADS)
+        one_of("head", head, ("gaussians", "mlp"))
         one_of("points_from", points_from, POINTS_FROM)
         self.cells, self.head_kind, self.points_from = cells, head, points_from
         self.hidden_dim = hidden_dim or (64 if head == "gaussians" else 256)
@@ -227,7 +225,7 @@ class PatchHog(_Hog):
         self, *, weight: float | Schedule = 1.0, where: str = "all", per_patch: int = 1
     ) -> None:
         super().__init__(weight)
-        one_of("where", where, WHERE)
+        one_of("where", where, ("all", "masked", "visible"))
         self.where, self.per_patch = where, per_patch
 
     def build(self, setup: Setup) -> None:

@@ -21,8 +21,6 @@ from handmim.objectives.distillation import ClassTargets
 from handmim.objectives.keypoints import KeypointHead
 from handmim.utils.arguments import above, one_of
 
-SIDES = ("ema", "student")
-DISCS = ("none", "nce", "proto")
 REGULARISERS = ("spread", "repulsion", "variance")
 PARTS = {
     "reg": ("reg",),
@@ -109,12 +107,12 @@ class KeypointAlign(distillation.ClassObjective):
         variance_weight: float = 0.1,
     ) -> None:
         super().__init__(weight, teacher_temp)
-        one_of("target", target, SIDES)
+        one_of("target", target, ("ema", "student"))
         one_of("parts", parts, tuple(PARTS))
         one_of("kind", kind, point_sets.KINDS)
         one_of("frame", frame, point_sets.FRAMES)
         one_of("pairs", pairs, point_sets.PAIRS)
-        one_of("disc", disc, DISCS)
+        one_of("disc", disc, ("none", "nce", "proto"))
         one_of("embed", embed, point_sets.EMBEDS)
         above(0.0, beta_ndc=beta_ndc, min_scale_ndc=min_scale_ndc)
         above(0.0, nce_temp=nce_temp, proto_temp=proto_temp)
@@ -264,9 +262,8 @@ class AffineHead(nn.Module):
 
 
 class ViewAffine(Objective):
-    """The known affine map between two views, regressed from both class tokens: ours, an anchor that
-    no constant can satisfy. Smooth L1, linear from `beta` (ndc and its ratios), mean over the six
-    numbers."""
+    """The known affine map between two views, regressed from both class tokens: ours, an anchor
+    that no constant can satisfy. Smooth L1, linear from `beta`, mean over the six numbers."""
 
     def __init__(
         self, *, weight: float | Schedule = 1.0, beta: float = 0.1, hidden_dim: int = 256

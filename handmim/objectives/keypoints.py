@@ -59,20 +59,10 @@ class SoftArgmaxKeypoints(nn.Module):
     """K points as expected positions of heat maps over the patch tokens (soft-argmax).
 
     Each patch has refine x refine keys, one per cell; each point has a learned query, to which the
-    class token adds its own. Heat maps are the softmax of query . key and of a learned
-    Gaussian prior, which keeps points apart before training. A depth comes from the class token.
-
-    Args:
-        dim, grid_hw: width of the tokens; patches per column and row.
-        num_keypoints, num_dims: K and d.
-        refine: cells per side of a patch.
-        key_dim: width of queries and keys.
-        temp: softmax temperature of the heat maps.
-        class_query: the class token adds to the queries; False leaves learned queries alone.
-        hidden_dim, num_hidden: sizes of the class token's MLP.
-        prior_ndc: width of the Gaussians at the start; None for no prior.
-        init_spread: their centres are drawn from U(-init_spread, init_spread).
-        bound_ndc: largest depth.
+    class token adds its own where `class_query` is set. Heat maps are the softmax of query . key
+    and of a learned Gaussian prior, which keeps points apart before training: of width `prior_ndc`
+    (None for none), with centres from U(-init_spread, init_spread). A depth, at most `bound_ndc`,
+    comes from the class token, of whose MLP `hidden_dim` and `num_hidden` are.
     """
 
     cells_ndc: Tensor

@@ -1,8 +1,5 @@
-"""PeCLR's contrast (Spurr et al. 2021, arXiv 2106.05953): latent points are rotated and shifted
-back as their views were, then views of one crop are contrasted with those of others.
-
-Approximate as published, for comparison: the latents are no positions in the image.
-"""
+"""PeCLR (Spurr et al. 2021, arXiv 2106.05953), approximate as published: latent points are rotated
+and shifted back as their views were, then views of one crop are contrasted with those of others."""
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +16,8 @@ from handmim.utils.arguments import above
 
 
 def linear_part(source_from_view: Tensor, *, with_scale: bool) -> Tensor:
-    """[..., 2, 3] to [..., 2, 2]: rotation, stretch and flip of a map; without scale divided by
-    sqrt|det|, which leaves the rotation of a similarity."""
+    """[..., 2, 3] to [..., 2, 2]: rotation, stretch and flip of a map, without scale divided by
+    sqrt|det|."""
     linear = source_from_view[..., :2].float()
     if with_scale:
         return linear
@@ -34,11 +31,8 @@ def carried(linear: Tensor, vectors: Tensor) -> Tensor:
 
 
 def undone(points: Tensor, source_from_view: Tensor) -> Tensor:
-    """Take each view's shift and rotation out of its latent points [B, G, K, 2] of any size.
-
-    They are shifted in proportion to their own range and rotated about their own mean, both without
-    gradient. Sizes and warps are left alone.
-    """
+    """Take each view's shift and rotation out of its latent points [B, G, K, 2], by their own range
+    and about their own mean, without gradient of these. Sizes and warps are left alone."""
     maps = source_from_view.float()
     range_of = points.detach().amax(dim=-2) - points.detach().amin(dim=-2)  # [B, G, 2]
     share = invert(maps)[..., 2] / 2.0  # position of the source's centre, in sides of the view
@@ -53,10 +47,8 @@ def unit(points: Tensor) -> Tensor:
 
 
 class LatentPoints(nn.Module):
-    """PeCLR's projection: the class token as K unbounded points of a latent plane.
-
-    Batch statistics as there, over all processes; all views have to be whole (nothing masked).
-    """
+    """PeCLR's projection: the class token as K unbounded points of a latent plane, with batch
+    statistics of all processes. All views have to be whole (nothing masked)."""
 
     num_dims = 2
 

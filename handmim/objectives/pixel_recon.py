@@ -12,8 +12,6 @@ from handmim.engine.optim import Schedule
 from handmim.objectives.base import Objective, Setup, StepContext, view_weights
 from handmim.utils.arguments import above, at_least, one_of, shares
 
-KINDS = ("mse", "l1")
-HEADS = ("linear", "decoder")
 MIN_VAR = 1e-4  # of a target patch: flat patches are divided by no less than its root
 
 
@@ -160,8 +158,8 @@ class PixelRecon(Objective):
         visible_share: float = 0.0,
     ) -> None:
         super().__init__(weight)
-        one_of("head", head, HEADS)
-        one_of("kind", kind, KINDS)
+        one_of("head", head, ("linear", "decoder"))
+        one_of("kind", kind, ("mse", "l1"))
         above(0.0, min_var=min_var)
         shares(visible_share=visible_share)
         tap_blocks(tap_layers, 1)  # refuses shares out of range

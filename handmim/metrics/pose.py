@@ -200,8 +200,8 @@ class HandMetrics:
             self._parts[name].append(torch.from_numpy(values).to(gt_verts.device))
 
     def per_sample(self) -> dict[str, Tensor]:
-        """Errors before any mean: joints, joints_pa [n, J] and, of samples with known vertices,
-        verts, verts_pa [m, V] metres; f, f_pa [m, 2]."""
+        """Errors before any mean: joints, joints_pa [n, J] and, where vertices are known, verts,
+        verts_pa [m, V] metres; f, f_pa [m, 2]."""
         return {name: torch.cat(parts) for name, parts in self._parts.items()}
 
     def mirrored_share(self) -> float:

@@ -58,7 +58,7 @@ def call(name: str, method: Callable[..., T], *args: Any) -> T:
 
 @dataclass
 class Setup:
-    """What heads of objectives are built from."""
+    """What objectives are built from."""
 
     dim: int  # width of the tokens
     patch_px: int = 8
@@ -72,10 +72,7 @@ class Setup:
     built: dict[str, nn.Module] = field(default_factory=dict)  # shared heads, where required
 
     def make_head(self, name: str) -> Any:
-        """Another head of the settings of a shared one.
-
-        Raises: ValueError when it is not configured.
-        """
+        """Another head of the settings of a shared one. Raises: ValueError when there is none."""
         if name not in self.heads:
             raise ValueError(f"an objective reads the head {name!r}, which is missing")
         sizes = {"dim": self.dim, "grid_hw": self.grid_hw}
@@ -127,8 +124,7 @@ class Targets(NamedTuple):
 class Objective(nn.Module):
     """One pretraining objective: its heads, target, loss and diagnostics.
 
-    A subclass defines `loss`, and as far as it has them `build`, `predict` and `targets`. The
-    weight of its loss in the sum is constant or a schedule of the step.
+    A subclass defines `loss`, and as far as it has them `build`, `predict` and `targets`.
     """
 
     reads: frozenset[str] = frozenset()  # of `READS`; without taps class tokens are always there

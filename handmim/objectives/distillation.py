@@ -1,7 +1,6 @@
 """Self-distillation by prototypes: masked patches (iBOT), class tokens (DINO), and KoLeo.
 
-Heads run on class tokens and masked patches only, which gives what running them on all tokens and
-masking the loss would give. Targets are centred by earlier steps (DINO, iBOT).
+Heads run on class tokens and masked patches only. Targets are centred by earlier steps.
 """
 
 import itertools
@@ -245,8 +244,8 @@ class ClassTargets(NamedTuple):
 
 
 class ClassObjective(Objective):
-    """An objective with prototype targets of one token per view, at its own temperature of targets
-    or, with None, the task's."""
+    """An objective with prototype targets of one token per view; `teacher_temp` of None is the
+    task's."""
 
     centering: Any
 

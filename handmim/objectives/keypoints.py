@@ -1,7 +1,7 @@
 """Heads of pseudo-keypoints, regressed from the class token or found among the patch tokens.
 
-Every head is called with a backbone's tokens and has the attributes `num_keypoints` (K) and
-`num_dims` (d). Points have 2 numbers in the view's ndc, or 3: z is a depth in the view's own size.
+Every head is called with a backbone's tokens and has `num_keypoints` (K) and `num_dims` (d). Points
+have 2 numbers in the view's ndc, or 3: z is a depth in the view's own size.
 """
 
 import math
@@ -15,14 +15,13 @@ from handmim.geometry.crop import to_source
 from handmim.models.layers import mlp
 from handmim.objectives.point_sets import canonical_shapes
 from handmim.types import PretrainBatch, Tokens
+from handmim.utils.arguments import above, at_least, one_of
 
 
 def check_points(num_keypoints: int, num_dims: int) -> None:
-    """Refuse sizes that make no shape. Raises: ValueError."""
-    if num_keypoints < 3:
-        raise ValueError(f"num_keypoints must be >= 3 for a shape, got {num_keypoints}")
-    if num_dims not in (2, 3):
-        raise ValueError(f"num_dims must be 2 or 3, got {num_dims}")
+    """Raises: ValueError for sizes that make no shape."""
+    at_least(3, num_keypoints=num_keypoints)
+    one_of("num_dims", num_dims, (2, 3))
 
 
 class KeypointHead(nn.Module):
@@ -87,11 +86,10 @@ class SoftArgmaxKeypoints(nn.Module):
     ) -> None:
         super().__init__()
         check_points(num_keypoints, num_dims)
-        if refine < 1 or temp <= 0 or (prior_ndc is not None and prior_ndc <= 0):
-            raise ValueError(
-                "refine must be >= 1, temp and prior_ndc > 0 (prior_ndc may be null), got "
-                f"{refine}, {temp}, {prior_ndc}"
-            )
+        at_least(1, refine=refine)
+        above(0.0, temp=temp)
+        if prior_ndc is not None:
+            above(0.0, prior_ndc=prior_ndc)
         self.num_keypoints, self.num_dims, self.bound_ndc = num_keypoints, num_dims, bound_ndc
         self.refine, self.key_dim, self.grid_hw = refine, key_dim, grid_hw
         self.scale = 1.0 / (temp * math.sqrt(key_dim))

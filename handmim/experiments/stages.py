@@ -41,11 +41,6 @@ class Start(NamedTuple):
     weights: Path | None = None  # backbone; None: random
     is_own: bool = True  # a stage of the store made it; other files beside it are not read
 
-    @property
-    def files(self) -> list[Path]:
-        """What the stages that begin with it depend on."""
-        return [] if self.weights is None else [self.weights]
-
 
 class Stages:
     """Pretraining, frozen probes and fine-tunings of a run, kept in a store."""
@@ -128,11 +123,12 @@ class Stages:
                 metrics = build(cfg.probe.hook)(task, StepInfo(0, 1), run)
             return {key.removeprefix("probe/"): value for key, value in metrics.items()}
 
-        return self.store.get("probe", definition, work, start.files)
+        return self.store.get("probe", definition, work, [start.weights] if start.weights else [])
 
     def _finetune(self, overrides: Overrides, seed: int, start: Start) -> dict[str, Any]:
         plain = decisive(self._config("finetune", overrides, seed))
-        weights = None if start.weights is None else str(start.weights)
+        inputs = [start.weights] if start.weights else []
+        weights = str(start.weights) if start.weights else None
         # Metrics are those of the last validation; best.pt is kept where it is configured.
         overrides = merged({"trainer.keep_best": None}, overrides, {"init_from": weights})
 
@@ -141,7 +137,7 @@ class Stages:
             _check_whole(made.result, folder)
             return made.metrics | {"num_labels": made.num_labels}
 
-        return self.store.get("finetune", plain | {"start": start.name}, work, start.files)
+        return self.store.get("finetune", plain | {"start": start.name}, work, inputs)
 
 
 def _check_whole(result: FitResult, folder: Path) -> None:

@@ -95,6 +95,3 @@ class Sinkhorn(nn.Module):
 
     def follow(self, mean_logits: Tensor, count: int) -> None:
         """Nothing to follow."""
-
-    def move(self) -> None:
-        """Nothing to move."""

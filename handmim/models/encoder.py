@@ -4,6 +4,7 @@ Sequences of different lengths lie one after another, so that all but attention 
 DINOv2, arXiv 2304.07193). In the last block, rows that nobody reads are keys and values alone."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -82,14 +83,13 @@ def attend(attn: Attention, qkv: Tensor, attention: str = "auto") -> Tensor:
     return mixed.transpose(1, 2).flatten(2)
 
 
-def mixed_values(block: Any, x: Tensor, sizes: Sizes, attention: str) -> Tensor:
-    """[R, D]: the attention branch up to where heads meet."""
+def attention_branch(
+    block: Any, x: Tensor, sizes: Sizes, attention: str, keep: Tensor | None = None
+) -> Tensor:
+    """The attention branch of packed rows [R, D]: of all, or of [K, D] that are kept."""
     each = unpack(block.attn.qkv(block.norm1(x)), sizes)
-    return block.attn.norm(pack([attend(block.attn, qkv, attention) for qkv in each])[0])
-
-
-def attended(block: Any, values: Tensor) -> Tensor:
-    """The rest of the attention branch."""
+    values = block.attn.norm(pack([attend(block.attn, qkv, attention) for qkv in each])[0])
+    values = values if keep is None else values[keep]
     return block.ls1(block.attn.proj_drop(block.attn.proj(values)))
 
 
@@ -106,9 +106,7 @@ def run_block(
     if keep is not None:
         return whole_block(block, x, sizes, attention, *shares_of(block, x, sizes), keep)
 
-    def attend_all(x: Tensor, sizes: Sizes) -> Tensor:
-        return attended(block, mixed_values(block, x, sizes, attention))
-
+    attend_all = partial(attention_branch, block, attention=attention)
     x = _added(block.drop_path1, x, sizes, attend_all)
     return _added(block.drop_path2, x, sizes, lambda x, _: fed_forward(block, x))
 
@@ -123,11 +121,11 @@ def whole_block(
     keep: Tensor | None = None,
 ) -> Tensor:
     """`run_block` with draws made outside (`shares_of`), as a compiler takes it."""
-    values = mixed_values(block, x, sizes, attention)
+    branch = attention_branch(block, x, sizes, attention, keep)
     if keep is not None:
-        values, x = values[keep], x[keep]
+        x = x[keep]
         first, second = (None if s is None else s[keep] for s in (first, second))
-    x = _scaled(x, attended(block, values), first)
+    x = _scaled(x, branch, first)
     return _scaled(x, fed_forward(block, x), second)
 
 

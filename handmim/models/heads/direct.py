@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from handmim.hand.skeleton import NUM_JOINTS, ROOT_JOINT
-from handmim.models.heads.hand_head import feature_dim, token_features
+from handmim.models.heads.hand_head import feature_dim, token_features, token_layers
 from handmim.types import Tokens
 from handmim.utils.arguments import above, one_of
 
@@ -68,12 +68,10 @@ class DirectHead(nn.Module):
         one_of("coords", coords, COORDS)
         self.features, self.unit_m, self.coords = features, unit_m, coords
         width = feature_dim(features, dim)
-        layers: list[nn.Module] = [nn.LayerNorm(width)]
-        if hidden_dim is not None:
-            layers += [nn.Linear(width, hidden_dim), nn.GELU()]
-        self.body = nn.Sequential(*layers, nn.Dropout(dropout))
+        num_hidden = 0 if hidden_dim is None else 1
+        self.body = token_layers(width, hidden_dim or width, num_hidden, dropout)
         num_out = NUM_JOINTS * 5 if coords == "3d" else NUM_JOINTS * 3 + 1
-        self.out = nn.Linear(width if hidden_dim is None else hidden_dim, num_out)
+        self.out = nn.Linear(hidden_dim or width, num_out)
         nn.init.normal_(self.out.weight, std=INIT_STD)
         nn.init.zeros_(self.out.bias)
         # Learned from the training labels, so they belong to the weights.

@@ -1,5 +1,6 @@
 """What all heads share that regress a hand model: state, refinement, projection into the crop."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -88,11 +89,11 @@ class HandHead(nn.Module):
         """The mean state of all samples, [B, S], and its hand, which is posed once for all."""
         state = self.mean_state(batch_size)
         shared = [part.expand(batch_size, *part.shape[1:]) for part in self._posed(state[:1])]
-        return state, self._projected(*shared, intrinsics=intrinsics)
+        return state, self._projected(shared, intrinsics)
 
     def decode(self, state: Tensor, intrinsics: Intrinsics | None = None) -> HandState:
         """[B, S] state to rotations, mesh and projections; fp32 whatever the autocast state."""
-        return self._projected(*self._posed(state), intrinsics=intrinsics)
+        return self._projected(self._posed(state), intrinsics)
 
     def _posed(self, state: Tensor) -> tuple[Tensor, ...]:
         with torch.autocast(state.device.type, enabled=False):
@@ -102,29 +103,12 @@ class HandHead(nn.Module):
             root = mesh.joints_m[:, ROOT_JOINT, None]
             return rotmats, betas, cam, mesh.verts_m - root, mesh.joints_m - root
 
-    def _projected(
-        self,
-        rotmats: Tensor,
-        betas: Tensor,
-        cam: Tensor,
-        verts_root_m: Tensor,
-        joints_root_m: Tensor,
-        *,
-        intrinsics: Intrinsics | None,
-    ) -> HandState:
+    def _projected(self, posed: Sequence[Tensor], intrinsics: Intrinsics | None) -> HandState:
+        rotmats, betas, cam, verts, joints = posed
         with torch.autocast(cam.device.type, enabled=False):
             transl, is_metric = self.camera.root_translation(cam, intrinsics)
-            return HandState(
-                rotmats=rotmats,
-                betas=betas,
-                cam=cam,
-                verts_root_m=verts_root_m,
-                joints_root_m=joints_root_m,
-                verts_crop_ndc=self.camera.project(verts_root_m, cam, transl, intrinsics),
-                joints_crop_ndc=self.camera.project(joints_root_m, cam, transl, intrinsics),
-                transl_cam_m=transl,
-                is_metric=is_metric,
-            )
+            ndc = [self.camera.project(p, cam, transl, intrinsics) for p in (verts, joints)]
+        return HandState(rotmats, betas, cam, verts, joints, *ndc, transl, is_metric)
 
     def read(self, tokens: Tokens) -> Any:
         """What every step reads of the tokens."""
@@ -173,6 +157,15 @@ class StateUpdate(nn.Module):
     def forward(self, features: Tensor, state: Tensor) -> Tensor:
         """[B, C] features and [B, S] state to [B, S] updates."""
         return self.out(self.body(torch.cat([features, state], dim=-1)))
+
+
+def token_layers(width: int, hidden_dim: int, num_hidden: int, dropout: float) -> nn.Sequential:
+    """LayerNorm and hidden layers with GELU and dropout; without one, dropout alone."""
+    layers: list[nn.Module] = [nn.LayerNorm(width)]
+    for n in range(num_hidden):
+        linear = nn.Linear(hidden_dim if n else width, hidden_dim)
+        layers += [linear, nn.GELU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers) if num_hidden else nn.Sequential(*layers, nn.Dropout(dropout))
 
 
 def small_linear(dim: int, state_dim: int) -> nn.Linear:

@@ -10,6 +10,7 @@ from handmim.models.heads.hand_head import (
     feature_dim,
     small_linear,
     token_features,
+    token_layers,
 )
 from handmim.types import HandState, Tokens
 from handmim.utils.arguments import at_least
@@ -72,14 +73,8 @@ class PlainHead(HandHead):
         width = feature_dim(features, dim)
         super().__init__(dim, hand, camera, scale0_per_m, standardise_cls)
         self.features = features
-        layers: list[nn.Module] = [nn.LayerNorm(width)]
-        for _ in range(num_hidden):
-            layers += [nn.Linear(width, hidden_dim), nn.GELU(), nn.Dropout(dropout)]
-            width = hidden_dim
-        if not num_hidden:
-            layers.append(nn.Dropout(dropout))
-        self.body = nn.Sequential(*layers)
-        self.out = small_linear(width, self.state_dim)
+        self.body = token_layers(width, hidden_dim, num_hidden, dropout)
+        self.out = small_linear(hidden_dim if num_hidden else width, self.state_dim)
 
     def read(self, tokens: Tokens) -> Tensor:
         """[B, C] features."""

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from handmim.geometry.camera import project_weak
 from handmim.models.feature_maps import PYRAMIDS, light_pyramid
-from handmim.models.heads.pymaf import ImageFeatures, PointMlp, PyMafHead, farthest_points
+from handmim.models.heads.pymaf import PointMlp, PyMafHead, farthest_points
 from handmim.models.vit import ViT
 from handmim.types import Intrinsics, Tokens
 from tests.models.head_cases import DIM, SMALL_PYMAF, tokens
@@ -225,14 +225,14 @@ def test_the_default_pyramid_costs_at_most_a_tenth_of_the_backbone(hand):
 def test_maps_are_drawn_as_asked(make):
     features = torch.randn(2, 8, 5, 7)
     both = make(heatmaps=True, silhouette=True)
-    maps = both.drawings(ImageFeatures([features], None))
+    maps = both.drawings(([features], None))
     assert maps["heatmaps"].shape == (2, 21, 5, 7)
     assert maps["silhouette"].shape == (2, 5, 7)
     assert sum(p.numel() for p in both.aux.parameters()) == 22 * 9
     # 1x1: a cell is predicted from its own features
-    again = both.drawings(ImageFeatures([features[:, :, 2:3, 3:4]], None))
+    again = both.drawings(([features[:, :, 2:3, 3:4]], None))
     torch.testing.assert_close(again["heatmaps"][..., 0, 0], maps["heatmaps"][..., 2, 3])
     torch.testing.assert_close(again["silhouette"][:, 0, 0], maps["silhouette"][:, 2, 3])
     for name in ("heatmaps", "silhouette"):
-        assert set(make(**{name: True}).drawings(ImageFeatures([features], None))) == {name}
+        assert set(make(**{name: True}).drawings(([features], None))) == {name}
     assert not make().aux.state_dict()

@@ -107,8 +107,11 @@ class HandHead(nn.Module):
         rotmats, betas, cam, verts, joints = posed
         with torch.autocast(cam.device.type, enabled=False):
             transl, is_metric = self.camera.root_translation(cam, intrinsics)
-            ndc = [self.camera.project(p, cam, transl, intrinsics) for p in (verts, joints)]
-        return HandState(rotmats, betas, cam, verts, joints, *ndc, transl, is_metric)
+            verts_ndc, joints_ndc = (
+                self.camera.project(points, cam, transl, intrinsics) for points in (verts, joints)
+            )
+        hand = (rotmats, betas, cam, verts, joints, verts_ndc, joints_ndc)
+        return HandState(*hand, transl, is_metric)
 
     def read(self, tokens: Tokens) -> Any:
         """What every step reads of the tokens."""

@@ -6,7 +6,6 @@ instead of a down-sampling matrix, a log-scale camera, a grid of cell centres, a
 deconvolution fewer: tokens of 16 px patches are as fine as PyMAF's first map."""
 
 import itertools
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from handmim.utils.arguments import at_least, one_of
 
 CLS_AT = ("none", "first", "all")
 POOLS = ("flatten", "max")
+ImageFeatures = tuple[list[Tensor], Tensor | None]
 
 
 def farthest_points(points: NDArray[np.floating], num: int) -> NDArray[np.int64]:
@@ -76,13 +76,6 @@ class PointAttention(nn.Module):
         q, k, v = self.qkv(self.norm(torch.cat([points, grid], dim=1))).chunk(3, dim=-1)
         mixed = F.scaled_dot_product_attention(q[:, : points.shape[1]], k, v)
         return points + self.out(mixed)
-
-
-class ImageFeatures(NamedTuple):
-    """What the steps read of one batch."""
-
-    maps: list[Tensor]  # [B, C, h, w], finer and finer
-    cls: Tensor | None  # [B, cls_dim]
 
 
 class PyMafHead(HandHead):
@@ -179,27 +172,27 @@ class PyMafHead(HandHead):
         return points.detach()
 
     def read(self, tokens: Tokens) -> ImageFeatures:
-        """Maps of the patches, and the projected class token."""
+        """Maps of the patches, finer and finer, and the projected class token."""
         patches = torch.cat([*tokens.taps, tokens.patches], dim=-1)
         maps = self.pyramid(patches.transpose(1, 2).unflatten(2, tokens.grid_hw))
         cls = None if self.cls_proj is None else self.cls_proj(self.cls_token(tokens))
-        return ImageFeatures(maps, cls)
+        return maps, cls
 
     def updates(
         self, step: int, read: ImageFeatures, state: Tensor, hand: HandState
     ) -> list[Tensor]:
         """[B, S] from features where the current hand lands in the step's map."""
-        feature_map = read.maps[step]
-        sampled = sample_map(feature_map, self._points(step, hand))
+        maps, cls = read
+        sampled = sample_map(maps[step], self._points(step, hand))
         if step > 0 and len(self.attentions):
-            grid = sample_map(feature_map, self.grid_ndc.expand(len(hand.cam), -1, -1))
+            grid = sample_map(maps[step], self.grid_ndc.expand(len(hand.cam), -1, -1))
             sampled = self.attentions[step - 1](sampled, grid)
         features = self.point_mlps[step](sampled)
-        if read.cls is not None and self._reads_cls(step):
-            features = torch.cat([features, read.cls], dim=-1)
+        if cls is not None and self._reads_cls(step):
+            features = torch.cat([features, cls], dim=-1)
         return [self.regressors[step](features, state)]
 
     def drawings(self, read: ImageFeatures) -> dict[str, Tensor]:
         """From the finest map: [B, 21, h, w] and [B, h, w] logits."""
-        maps = {name: conv(read.maps[-1]) for name, conv in self.aux.items()}
+        maps = {name: conv(read[0][-1]) for name, conv in self.aux.items()}
         return {k: m.squeeze(1) if k == "silhouette" else m for k, m in maps.items()}

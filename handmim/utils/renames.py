@@ -171,6 +171,7 @@ TARGETS: dict[str, str] = {
     "handmim.models.heads.keypoint": "handmim.objectives.keypoints",
     "handmim.data.webdataset": "handmim.data.packed",
     "handmim.data.occlusion": "handmim.data.augment",
+    "handmim.data.masking": "handmim.data.views",
 }
 # Arguments by the new target: the new name, or None where the argument is gone.
 ARGUMENTS: dict[str, dict[str, str | None]] = {

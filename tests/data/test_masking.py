@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from handmim.data.masking import MaskSampler, block_mask, random_masks
+from handmim.data.views import MaskSampler, block_mask, random_masks
 from handmim.engine.optim import Schedule
 from handmim.types import StepInfo
 

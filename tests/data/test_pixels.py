@@ -13,9 +13,8 @@ from torch.utils.data import Dataset
 
 from handmim.data.colour import ColourJitter
 from handmim.data.loader import collate_crops
-from handmim.data.masking import MaskSampler
 from handmim.data.pixels import PlannedCrops
-from handmim.data.views import ViewMaker
+from handmim.data.views import MaskSampler, ViewMaker
 from handmim.engine.loader import PrefetchingLoader
 from handmim.types import CropBatch, CropSample, PretrainBatch, StepInfo
 

@@ -5,9 +5,8 @@ import torch
 from torch import Tensor
 
 from handmim.data.colour import ColourJitter, colour_maps, gaussian_blur
-from handmim.data.masking import MaskSampler
 from handmim.data.pixels import sample_views
-from handmim.data.views import ViewMaker
+from handmim.data.views import MaskSampler, ViewMaker
 from handmim.geometry.crop import bounded, compose, from_source, to_source, transform_points
 from handmim.types import CropBatch, PretrainBatch, StepInfo
 

@@ -6,8 +6,7 @@ import torch
 from torch.utils.data import Dataset
 
 from handmim.data.colour import ColourJitter
-from handmim.data.masking import MaskSampler
-from handmim.data.views import ViewMaker
+from handmim.data.views import MaskSampler, ViewMaker
 from handmim.diagnostics.collapse import CHECKS, CollapseDetection
 from handmim.engine.optim import Schedule
 from handmim.geometry.crop import from_source, similarity, transform_points

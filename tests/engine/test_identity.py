@@ -73,7 +73,7 @@ def test_a_key_of_a_new_or_an_older_version_counts_as_the_default_of_its_argumen
 
 
 def test_a_list_that_one_side_lacks_counts_as_the_default_of_its_argument(tmp_path):
-    masks = {"_target_": "handmim.data.masking.MaskSampler"}
+    masks = {"_target_": "handmim.data.views.MaskSampler"}
     given = {"views": masks | {"ratio": [0.1, 0.5]}}
     short, other = {"views": masks}, {"views": masks | {"ratio": [0.2, 0.5]}}
     for there, here in ((short, given), (given, short)):

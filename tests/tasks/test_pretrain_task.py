@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from handmim.data.colour import ColourJitter
-from handmim.data.masking import MaskSampler
-from handmim.data.views import ViewMaker
+from handmim.data.views import MaskSampler, ViewMaker
 from handmim.diagnostics.statistics import effective_rank
 from handmim.engine.log import draw
 from handmim.engine.optim import Schedule

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 
 from benchmark.core import Bench, Row, compared, flops_of, peak_flops_per_s, peak_mib
 from benchmark.references.plain_step import PlainStep
-from handmim.data.masking import MaskSampler
+from handmim.data.views import MaskSampler
 from handmim.engine.optim import OptimizerConfig
 from handmim.engine.step import TrainStep
 from handmim.models.centering import Centering

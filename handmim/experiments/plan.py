@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from handmim.engine.saver import BestRule
 from handmim.experiments.store import FORMAT, StageStore, metrics_of, read_record
 from handmim.experiments.table import (
     PROBED,
@@ -181,7 +180,6 @@ def _compose_stage(
                 f"stop_patience={patience}, but a table gives every run its whole length: "
                 "trainer.stop_patience=null"
             )
-        BestRule(cfg.trainer.get("keep_best"))  # a metric that is there at every validation
         return cfg, decisive(cfg)
     except Exception as error:  # hydra's and omegaconf's have no common base
         raise ValueError(

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from handmim.engine.stop import Stopped, StopSignals
 from handmim.experiments.plan import ERROR, RESULTS, STAGES, Compose, Plan, Run, make_plan
 from handmim.experiments.results import publish, write_results
 from handmim.experiments.store import FORMAT, StageStore, code_state, metrics_of, record_text
@@ -75,6 +74,8 @@ def fill_table(cfg: DictConfig) -> tuple[str, int]:
             launch(local_jobs(COMMAND, overrides, runs), finished, at_once=cfg.jobs)
         else:
             launch(multirun(COMMAND, [*overrides, *of_hydra], runs), finished)
+
+    from handmim.engine.stop import Stopped, StopSignals  # they import torch
 
     table = plan.folder / "table.md"
     try:

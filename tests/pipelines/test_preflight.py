@@ -130,6 +130,7 @@ def test_what_is_refused_at_once_leaves_no_run_folder(tmp_path, word, message):
         ("pretrain", ["data.scene.fill=[0.9,0.1]"], r"fill=\[0\.9, 0\.1\]"),
         ("pretrain", ["optim.make.betas=0.9"], r"the optimizer cannot be made: .*optim\.make"),
         ("finetune", ["num_labels=500", "data.num_train=300"], "num_labels=500: more than the 300"),
+        ("finetune", ["trainer.keep_best=mm"], "validation metric such as"),
         ("finetune", ["trainer.keep_best=val/no"], r"val/no: .* val/mpjpe_mm.*trainer\.keep_best"),
         ("pretrain", ["probe=synthetic", "probe.neighbours=[0]"], r"neighbours .* got \[0\]"),
         ("pretrain", [*QUICK, "task.mask_mode=foo"], r"got 'foo'"),

@@ -1,6 +1,6 @@
 """Images of features, of pretraining batches and of predictions."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -42,9 +42,16 @@ def _enlarged(image: Tensor) -> Image:
     return enlarge(_image(image), _zoom(image.shape[-2]))
 
 
-def _resized_like(small: Image, image: Image, interpolation: int = cv2.INTER_NEAREST) -> Image:
-    size = image.shape[1], image.shape[0]
-    return cv2.resize(small, size, interpolation=interpolation).astype(np.uint8, copy=False)
+def _beside(
+    images: Tensor, small: Iterable[Sequence[Image]], interpolation: int = cv2.INTER_NEAREST
+) -> list[Image]:
+    """Images [B, 3, H, W], each before its small ones, all enlarged to one size."""
+    tiles = []
+    for image, others in zip(images, small, strict=True):
+        shown = _enlarged(image)
+        size = shown.shape[1], shown.shape[0]
+        tiles += [shown, *(cv2.resize(o, size, interpolation=interpolation) for o in others)]
+    return [tile.astype(np.uint8, copy=False) for tile in tiles]
 
 
 def draw_neighbours(query: Tensor, base: Tensor, order: Tensor) -> Image:
@@ -73,12 +80,9 @@ def _patch_colours(patches: Tensor) -> Tensor:
 
 def draw_patch_colours(images: Tensor, tokens: Tokens) -> Image:
     """Images [B, 3, H, W] in [0, 1] beside all their patch tokens as colours, three in a row."""
-    tiles = []
-    for image, colours in zip(images, _patch_colours(tokens.patches.float().cpu()), strict=True):
-        shown = _enlarged(image)
-        grid = (colours.view(*tokens.grid_hw, 3).numpy() * 255).round().astype(np.uint8)
-        tiles += [shown, _resized_like(grid, shown)]
-    return contact_sheet(tiles, 6, ["image", "patch tokens"] * 3)
+    colours = _patch_colours(tokens.patches.float().cpu()).unflatten(1, tokens.grid_hw)
+    grids = (colours.numpy() * 255).round().astype(np.uint8)
+    return contact_sheet(_beside(images, grids[:, None]), 6, ["image", "patch tokens"] * 3)
 
 
 def _numbered_points(image: Tensor, points_ndc: Tensor) -> Image:
@@ -145,23 +149,18 @@ def draw_pretraining(
         columns["reconstruction"] = filled.view_as(batch.views)
     tiles = [_enlarged(c[i, v]) for i in range(num) for v in (0, 1) for c in columns.values()]
     sheets = {"views": contact_sheet(tiles, 2 * len(columns), [*columns] * 2)}
+    first = batch.views[:num, 0]
     if batch.local_views is not None:
-        sheets["local_views"] = _draw_local(batch.views[:num], batch.local_views[:num])
+        crops = [[_image(crop) for crop in sample] for sample in batch.local_views[:num]]
+        names = ["view a", *["local crop"] * len(crops[0])]
+        tiles = _beside(first, crops, cv2.INTER_CUBIC)
+        sheets["local_views"] = contact_sheet(tiles, len(names), names)
     if points is not None:
         sheets["keypoints"] = _draw_keypoints(batch, points.float(), num)
     for name, images in (low_res or {}).items():
-        sheets[name] = _draw_low_resolution(batch.views[:num], images[:num].float())
+        tiles = _beside(first, [[_grey(image)] for image in images[:num, 0]])
+        sheets[name] = contact_sheet(tiles, 6, ["view", "reconstruction"] * 3)
     return sheets
-
-
-def _draw_local(views: Tensor, local_views: Tensor) -> Image:
-    """View a and the sample's local crops, enlarged to its size."""
-    tiles = []
-    for view, crops in zip(views, local_views, strict=True):
-        first = _enlarged(view[0])
-        tiles += [first, *(_resized_like(_image(c), first, cv2.INTER_CUBIC) for c in crops)]
-    num_local = local_views.shape[1]
-    return contact_sheet(tiles, 1 + num_local, ["view a", *["local crop"] * num_local])
 
 
 def _draw_keypoints(batch: PretrainBatch, points: Tensor, num: int) -> Image:
@@ -173,15 +172,11 @@ def _draw_keypoints(batch: PretrainBatch, points: Tensor, num: int) -> Image:
     return contact_sheet(tiles, 6, ["a: own points", "b: own points", "b: points of a"] * 2)
 
 
-def _draw_low_resolution(views: Tensor, reconstructed: Tensor) -> Image:
-    """Views and the low-resolution grey images reconstructed from class token or points."""
-    tiles = []
-    for view, images in zip(views, reconstructed, strict=True):
-        grey, tile = images[0].cpu().numpy(), _enlarged(view[0])
-        span = max(float(np.ptp(grey)), 1e-6)
-        small = np.repeat(((grey - grey.min()) / span * 255).astype(np.uint8)[..., None], 3, axis=2)
-        tiles += [tile, _resized_like(small, tile)]
-    return contact_sheet(tiles, 6, ["view", "reconstruction"] * 3)
+def _grey(image: Tensor) -> Image:
+    """[t, t] as an image of its whole span."""
+    grey = image.float().cpu().numpy()
+    span = max(float(np.ptp(grey)), 1e-6)
+    return np.repeat(((grey - grey.min()) / span * 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def draw_predictions(

@@ -105,9 +105,6 @@ class Loading:
         # Registered after torch's own, which wait for workers, and so called before them.
         atexit.register(self.kill)
 
-    def __iter__(self) -> Iterator[Loaded]:
-        return self
-
     def __next__(self) -> Loaded:
         """The next item; raises the error of whoever made it, WorkerDiedError naming the process
         and how it ended, StalledError naming those that give nothing within `limit_s`."""

@@ -167,7 +167,7 @@ def check_keypoints(
 ) -> list[Finding]:
     """Findings on photos with 21 keypoints in a COCO-style JSON file, all of which is checked;
     `num_checked` images, or all, are decoded."""
-    notes = Notes("keypoints", FORM)
+    notes = Notes("keypoints", f"{FORM}: keypoints.annotations=FILE.json")
     with notes.guard("file"):
         content = read_annotations(annotations, notes)
         notes.ok("count", f"{len(content.hands)} hands of {NUM_JOINTS} keypoints")

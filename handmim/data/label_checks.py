@@ -197,12 +197,12 @@ def finite(
     masks = []
     for name, values in labels.items():
         good = np.asarray(np.isfinite(values).reshape(len(values), -1).all(axis=1))
-        if not good.any():
-            raise ValueError(f"{where[name]}: no sample without NaN")
         if not good.all():
             text = f"{where[name]}: {(~good).sum()} of {len(good)} samples checked hold NaN or "
             fix = f"unpack the original of {where[name]} again"
             notes.error("finite", f"{text}infinity", fix)
+        if not good.any():
+            raise ValueError(f"{where[name]}: no sample without NaN")
         masks.append(good)
     return np.asarray(np.logical_and.reduce(masks))
 

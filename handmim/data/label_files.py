@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -230,17 +231,14 @@ class StoredArray:
 
     def __init__(self, path: Path, item_shape: tuple[int, ...], dtype: str) -> None:
         self.path, self.item_shape, self.dtype = path, item_shape, dtype
-        self._map: NDArray[np.floating] | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_map": None}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StoredArray, (self.path, self.item_shape, self.dtype)
 
-    @property
+    @cached_property
     def values(self) -> NDArray[np.floating]:
         """The memory map. Raises: ValueError when the file has been damaged meanwhile."""
-        if self._map is None:
-            self._map = open_array(self.path, self.item_shape, self.dtype)
-        return self._map
+        return open_array(self.path, self.item_shape, self.dtype)
 
     def __len__(self) -> int:
         return len(self.values)

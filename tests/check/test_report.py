@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 from rich.console import Console
 
-from handmim.check.run import check_all, check_crops, findings_table, totals
+from handmim.check.run import check_all, check_crops, check_keypoints, findings_table, totals
 from handmim.check.tree import read_rows
 from handmim.data import label_files
 from handmim.data.label_files import file_names
@@ -87,6 +87,9 @@ def test_a_missing_folder_of_crops_is_named_with_its_own_key(tmp_path):
     assert finding.text == f"no folder {tmp_path / 'nope'}"
     assert finding.fix.endswith("crops=DIR")
     assert "data.root" not in finding.text
+    (finding,) = check_keypoints(tmp_path, tmp_path / "nope.json", 4)
+    assert finding.text == f"{tmp_path / 'nope.json'} does not exist"
+    assert finding.fix.endswith("keypoints.annotations=FILE.json")
 
 
 def test_lists_are_read_one_entry_at_a_time(tmp_path, monkeypatch):

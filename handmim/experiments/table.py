@@ -146,7 +146,7 @@ def read_table(cfg: DictConfig) -> Table:
         raise ValueError(
             "choose a table: table=NAME (python tools/experiments.py --help lists them)"
         )
-    plain = resolved(_chosen(cfg))
+    plain = resolved(chosen(cfg))
     table, budget = plain["table"], plain["budgets"][plain["budget"]]
     _check_keys(table, TABLE_KEYS, "table")
     inits = plain.get("inits") or table.get("inits")
@@ -181,7 +181,7 @@ def read_table(cfg: DictConfig) -> Table:
     )
 
 
-def _chosen(cfg: DictConfig) -> DictConfig:
+def chosen(cfg: DictConfig) -> DictConfig:
     """The config without datasets and budgets that are not chosen: they may lack values."""
     cfg = cfg.copy()
     for key, options in (("dataset", cfg.datasets), ("budget", cfg.budgets)):

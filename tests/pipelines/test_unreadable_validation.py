@@ -24,7 +24,8 @@ def test_a_validation_image_cut_short_ends_the_start_by_name(tmp_path):
     for name in KeypointPhotos(tmp_path, labels, split="val").file_names:
         path = tmp_path / name
         path.write_bytes(path.read_bytes()[:6000])
-    overrides = "experiment=cpu_keypoints_finetune", f"data.root={tmp_path}", "trainer.batch_size=2"
+    overrides = "experiment=cpu_finetune", "data=keypoints", "loss=[joints3d,joints2d,prior]"
+    overrides += f"data.root={tmp_path}", "trainer.batch_size=2"
     overrides += f"data.annotations={labels}", f"paths.run_root={tmp_path / 'runs'}", "name=cut"
     with pytest.raises(ValueError, match=rf"1 of 1 labelled images .*{name}.*annotations"):
         finetune(composed("finetune", list(overrides)))

@@ -46,11 +46,8 @@ class Hook(Protocol):
 def call_hooks(
     hooks: Sequence[Hook], task: nn.Module, info: StepInfo, run: Run
 ) -> tuple[dict[str, float], str | None]:
-    """Run hooks in eval mode without gradients, then go back to training.
-
-    Returns: scalars of the main process, and why the run should stop: the same on all processes.
-    Raises: what a hook of any process raises, on all of them.
-    """
+    """Run hooks in eval mode without gradients, then go back to training: scalars of the main
+    process, and why the run should stop, on all processes; so is what a hook of any raises."""
     scalars: dict[str, float] = {}
     reason: str | None = None
     if not hooks:
@@ -80,10 +77,8 @@ def draw(task: nn.Module, batch: Any, hooks: Sequence[Hook], run: Run) -> Images
 
 
 class RunLog:
-    """Writer of one process into a run folder; None, as on other ranks, writes nothing.
-
-    Rows after `first_step`, left by an interrupted run, are dropped.
-    """
+    """Writer of one process into a run folder; None, as on other ranks, writes nothing. Rows after
+    `first_step`, left by an interrupted run, are dropped."""
 
     def __init__(self, folder: Path | None, first_step: int = 0) -> None:
         self.folder = folder

@@ -80,9 +80,8 @@ def _schedules(node: Any, key: str) -> Iterator[tuple[str, Schedule]]:
 
 
 def param_groups(module: nn.Module, lr_scales: dict[str, float]) -> list[dict[str, Any]]:
-    """Trainable parameters grouped by learning-rate factor and by whether weight decay applies.
-
-    Biases, norms and other 1-D parameters, positions and special tokens do not decay.
+    """Trainable parameters grouped by learning-rate factor and by whether weight decay applies: not
+    to biases, norms and other 1-D parameters, positions and special tokens.
 
     Raises: ValueError when nothing is trainable or `lr_scales` names no parameter.
     """
@@ -171,9 +170,7 @@ class OptimizerConfig:
         self, module: nn.Module, lr_scales: dict[str, float], precision: str = "32-true"
     ) -> Optimizer:
         """Optimizer over all trainable parameters; Fabric's `precision` decides about `fused`.
-
-        Raises: ValueError for arguments that the optimizer does not take.
-        """
+        Raises: ValueError for arguments that the optimizer does not take."""
         groups = param_groups(module, lr_scales)
         try:
             taken = inspect.signature(self.make).parameters

@@ -50,16 +50,13 @@ class Trainer(LoopSettings):
         resume: str = "never",
         meta: dict[str, Any] | None = None,
     ) -> FitResult:
-        """Train.
+        """Train a types.Task on map-style samples.
 
         Args:
-            task: module whose forward is one training step (types.Task).
-            dataset: map-style samples.
             prepare: batch on the device -> augmented batch; draws from the generator only. Its
                 `host_part`, where it has one, is done before, see `loader.PrefetchingLoader`.
             resume: "never", "auto" or a checkpoint.
-            meta: plain facts kept in every checkpoint; those named ..._sha256 must be the same for
-                a run to go on.
+            meta: plain facts of every checkpoint; ..._sha256 must be the same for a run to go on.
         Raises: NotFiniteError for a loss that is not finite; LoadingError for a batch that cannot
             be loaded; ValueError for a validation without the metric that `keep_best` names. The
             run is saved first.

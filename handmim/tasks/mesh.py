@@ -22,10 +22,8 @@ class HandRegressionTask(RegressionTask):
     head: HandHead
 
     def check_head(self, step_weights: StepWeights) -> None:
-        """Refuse a head without a mesh, parts of it without a gradient, and missing blocks.
-
-        Raises: ValueError naming the settings.
-        """
+        """Raises: ValueError for a head without a mesh, parts of it without a gradient, and missing
+        blocks."""
         head, depth = self.head, self.backbone.depth
         if not isinstance(head, HandHead):
             raise ValueError(

@@ -142,12 +142,9 @@ class RegressionTask(nn.Module, ABC):
         num_workers: int = 0,
         max_unreadable: float = 0.0,
     ) -> None:
-        """Set the head's start from labels, the backbone being initialised already; averaged
-        weights start here.
-
-        Of a larger set `MAX_IMAGES` are read, the same ones every time. A share `max_unreadable` of
-        it, one sample at least, may be left out; 0 is none.
-        """
+        """Set the start of the head, and of averaged weights, from labels, with an initialised
+        backbone. Of a larger set `MAX_IMAGES` are read, the same ones every time. A share
+        `max_unreadable` of it, one sample at least, may be left out; 0 is none."""
         total = size_of(dataset)
         most = int(max(1.0, max_unreadable * total)) if max_unreadable else 0
         if total > MAX_IMAGES:

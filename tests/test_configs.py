@@ -60,6 +60,7 @@ GROUPS = {
     "views": ("pretrain", []),
     "keypoint_head": ("pretrain", []),
     "method": ("pretrain", []),
+    "dataset": None,
     "table": None,  # tests/experiments
     "task": None,
     "loss": None,

@@ -10,7 +10,6 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from handmim.cli import COMMANDS as COMMANDS_OF_CLI
-from handmim.experiments.table import chosen
 from handmim.utils.config import resolved
 from handmim.utils.entry import compose
 
@@ -124,7 +123,7 @@ def check_command(command: tuple[str, ...], configs: Path) -> None:
         for name, overrides in configs_of(tool, given):
             cfg = compose(name, overrides)
             if is_whole:
-                resolved(chosen(cfg) if tool in TABLES else cfg)
+                resolved(cfg)
             for variant in cfg.get("variants") or []:
                 assert variant in cfg.table.variants, f"{variant}: no variant of the table"
 

@@ -106,7 +106,7 @@ class Stages:
     def _probe(self, overrides: Overrides, seed: int, start: Start) -> dict[str, Any]:
         cfg = self._config("pretrain", overrides, seed)
         if cfg.probe.hook is None:
-            raise ValueError("runs are probed on labelled sets (datasets.NAME.probe: {probe: ...})")
+            raise ValueError("runs are probed on labelled sets (dataset.probe: {probe: ...})")
         drawn = {}
         if not start.is_own:  # heads are drawn by the seed; no keypoint head is trained
             kept = [f for f in cfg.probe.features if f != POINTS]

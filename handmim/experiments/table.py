@@ -15,6 +15,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig
 
 from handmim.engine.identity import By, deciding, is_compared
+from handmim.utils.arguments import one_of
 from handmim.utils.config import resolved
 
 Overrides = dict[str, Any]
@@ -146,7 +147,8 @@ def read_table(cfg: DictConfig) -> Table:
         raise ValueError(
             "choose a table: table=NAME (python tools/experiments.py --help lists them)"
         )
-    plain = resolved(chosen(cfg))
+    plain = resolved(cfg)
+    one_of("budget", plain["budget"], plain["budgets"])
     table, budget = plain["table"], plain["budgets"][plain["budget"]]
     _check_keys(table, TABLE_KEYS, "table")
     inits = plain.get("inits") or table.get("inits")
@@ -181,19 +183,9 @@ def read_table(cfg: DictConfig) -> Table:
     )
 
 
-def chosen(cfg: DictConfig) -> DictConfig:
-    """The config without datasets and budgets that are not chosen: they may lack values."""
-    cfg = cfg.copy()
-    for key, options in (("dataset", cfg.datasets), ("budget", cfg.budgets)):
-        if cfg[key] not in options:
-            raise ValueError(f"{key}={cfg[key]}: one of {', '.join(options)} is required")
-        cfg[f"{key}s"] = {cfg[key]: options[cfg[key]]}
-    return cfg
-
-
 def _variants(plain: dict[str, Any], variants: Mapping[str, Any]) -> tuple[Variant, ...]:
     """Variants with the overrides that all of them share."""
-    dataset, budget = (plain[f"{key}s"][plain[key]] for key in ("dataset", "budget"))
+    dataset, budget = plain["dataset"], plain["budgets"][plain["budget"]]
     common = {
         stage: [as_overrides(p.get(stage)) for p in (dataset, budget, plain["table"], plain)]
         for stage in ("pretrain", "finetune")

@@ -90,10 +90,6 @@ KEYS: dict[str, str] = {
     "cell": "run",
     "setting": "dataset",
     "setting=renders_large": "dataset=renders",
-    **{
-        f"dataset.{key}": f"datasets.photos.{key}"
-        for key in ("root", "annotations", "val_fraction", "split_by")
-    },
     "table=without": "table=objectives",
     "table=pixels": "table=masking",
     "table=views": "table=masking",

@@ -26,7 +26,7 @@ READ: dict[str, Any] = {
     "batch_size": int, "num_workers": int | None, "num_images": int,
     "inits": str | list[str] | None, "fractions": list[float] | None,
     "seeds": int | list[int], "variants": str | list[str] | None,
-    "dataset": str, "budget": str, "jobs": int, "dry_run": bool,
+    "budget": str, "jobs": int, "dry_run": bool,
     "out": str | None, "run": str | None,
     "device": str, "rounds": int, "num_threads": int, "json": str | None,
     "num_checked": int, "report": str | None, "freihand": str | None,

@@ -49,11 +49,8 @@ def table_config(**changes) -> DictConfig:
         "overwrite": False,
         "machine": {"num_threads": 1},
         "paths": {"data_dir": "data", "run_root": "runs"},
-        "dataset": "a",
+        "dataset": {"pretrain": {"data": "a"}, "probe": {"probe": "a"}, "finetune": {"data": "a"}},
         "budget": "few",
-        "datasets": {
-            "a": {"pretrain": {"data": "a"}, "probe": {"probe": "a"}, "finetune": {"data": "a"}}
-        },
         "budgets": {
             "few": {
                 "pretrain": {"trainer.max_steps": 10},

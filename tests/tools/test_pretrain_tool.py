@@ -82,7 +82,7 @@ def test_unlabeled_folder_end_to_end_with_a_bad_file(workdir):
     overrides = [w if not w.startswith("data.root") else f"data.root={empty}" for w in overrides]
     text = call(workdir, "pretrain.py", *overrides, "name=none", fails=True)
     assert "no image file" in text
-    assert "data.root=DIR" in text
+    assert "(data.root)" in text
     (empty / "a.png").write_bytes((crops / "sub" / "0.png").read_bytes())
     text = call(workdir, "pretrain.py", *overrides, "name=one", fails=True)
     assert "pretraining compares images: got 1, needs 2 (data)" in text

@@ -24,7 +24,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], str]] = {
     "one branch a block": ("vit_small_patch16_36x1_224", {}, ""),
     "no bias of queries": ("vit_small_patch16_224", {"qkv_bias": False}, ""),
     "12 heads as MoCo-v3": ("vit_small_patch16_224", {"num_heads": 4}, "heads 4 against 2"),
-    "quick GELU": ("vit_small_patch16_224", {"act_layer": "quick_gelu"}, "activation quick_gelu"),
+    "quick GELU": ("vit_small_patch16_224", {"act_layer": "quick_gelu"}, "activation=quick_gelu"),
     "epsilon": ("vit_base_patch16_clip_224", {"pre_norm": False}, ""),
     "rotary": ("vit_small_patch16_rope_224", {}, "no learned positions"),
     "rotary and learned": ("vit_small_patch16_rope_ape_224", {}, "positions rotary"),

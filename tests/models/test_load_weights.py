@@ -310,7 +310,7 @@ def test_our_own_files_state_their_kind(tmp_path: Path):
     saved = {"task": renamed(vit.net.state_dict(), "student.backbone.net.")}
     config = {"task": {"backbone": {"pixel_norm": "per_image"}}}
     torch.save(saved | {"config": config}, tmp_path / "last.pt")
-    with pytest.raises(ValueError, match="pixel_norm=per_image .*this backbone has imagenet"):
+    with pytest.raises(ValueError, match=r"pixel_norm=per_image .*this backbone has imagenet"):
         load_initial(ours(), str(tmp_path / "last.pt"))
 
 

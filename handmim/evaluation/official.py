@@ -55,8 +55,14 @@ def bootstrap_intervals(
 ) -> dict[str, tuple[float, float]]:
     """95 % percentile intervals of means of [n] values under drawing the samples `num` times again,
     one draw for all metrics. Frames of one video are not independent: their true intervals are
-    wider."""
+    wider. Raises: ValueError for no or unequally many values, or some that are not finite."""
+    lengths = {name: np.shape(values) for name, values in per_sample.items()}
+    if len(set(lengths.values())) != 1 or any(len(s) != 1 or s[0] < 1 for s in lengths.values()):
+        raise ValueError(f"one value per sample and at least one sample required, got {lengths}")
     table = np.stack([np.asarray(v, np.float64) for v in per_sample.values()], axis=1)  # [n, k]
+    if not np.isfinite(table).all():
+        bad = np.flatnonzero(~np.isfinite(table).all(axis=1))
+        raise ValueError(f"values are not finite in samples {bad[:5].tolist()} of {len(table)}")
     rng, n = np.random.default_rng(seed), len(table)
     means = np.empty((num, table.shape[1]))
     for i in range(num):

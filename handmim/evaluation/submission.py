@@ -120,7 +120,12 @@ def read_hands(file: IO[bytes], name: str, size: int) -> Hands:
     first = lists.next_byte()
     if first != b"[":
         lists.fail(f"starts with {first.decode('latin-1')!r}")
-    joints = list(lists.entries("joints", (NUM_JOINTS, 3)))
+    try:
+        joints = list(lists.entries("joints", (NUM_JOINTS, 3)))
+    except ValueError as error:
+        if f"got {NUM_VERTS} x 3" in str(error):
+            error.add_note("are the two lists swapped?")
+        raise
     if not joints:
         lists.fail("holds no samples")
     if lists.next_byte() != b",":

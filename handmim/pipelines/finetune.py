@@ -34,6 +34,11 @@ class Finetuned(NamedTuple):
 
 def finetune(cfg: DictConfig) -> Finetuned:
     """Assemble, start at the mean of the labels, train. Raises: ValueError."""
+    if "val" not in cfg.data:
+        raise ValueError(
+            "fine-tuning requires labelled images, these have no labels: choose data=synthetic, "
+            "freihand, ho3d_v3 or keypoints"
+        )
     with StopSignals():
         return _finetune(cfg)
 

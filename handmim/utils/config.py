@@ -24,6 +24,7 @@ from omegaconf.errors import (
 from handmim.utils.arguments import meant
 from handmim.utils.paths import CONFIGS, PACKAGE, options_of
 from handmim.utils.processes import GOES_ON
+from handmim.utils.renames import WORDS
 
 CHOSEN = ("losses", "objectives", "heads")  # of a task: parts that are chosen by name
 KEY = re.compile(r"full_key: (\S+)")
@@ -39,6 +40,7 @@ GIVEN = re.compile(rf"(?:{VALUE})(?:(?:, | and )(?:{VALUE}))*")
 BRACKETS = str.maketrans("()", "[]")
 OPTION = re.compile(r"\([a-z_.]+=")  # a text that ends so names a setting
 # What gloo and NCCL say where another process of a run is gone or silent.
+NO_GROUP = re.compile(r"Could not override '([^']+)'\.")
 OF_PEERS = re.compile(r"gloo/transport/|Connection (closed|reset) by peer|ncclRemoteError")
 
 
@@ -228,6 +230,8 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and error.full_key:
         return _no_key(error)
     text = str(error)
+    if isinstance(error, ConfigCompositionException) and (group := NO_GROUP.match(text)):
+        return f"no group {group[1]}= in this config (--help lists its groups)"
     if isinstance(error, RuntimeError) and OF_PEERS.search(text):
         lost = "another process of this run ended or does not answer, its own message says why"
         return f"{lost}; {GOES_ON}"
@@ -244,6 +248,8 @@ def _no_option(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     options = list(error.options or options_of(group))
     listed = f"; {group}= takes {', '.join(options)}" if options else ""
+    if stands_for := WORDS.get(f"{group}={option}", ("", ()))[1]:
+        listed = f"; write {' '.join(stands_for)}"
     return f"{str(error).splitlines()[0]}{meant(option, options)}{listed}"
 
 

@@ -56,7 +56,9 @@ def tool(config_name: str | None = None) -> Callable[[Main], Callable[[], None]]
 def compose(config_name: str, overrides: Sequence[str]) -> DictConfig:
     """A checked config of configs/, within an entry point or `hydra.initialize_config_dir`.
     Raises: ValueError; errors of Hydra and OmegaConf."""
-    cfg = _with_unlisted(functools.partial(hydra.compose, config_name), hydra_overrides(overrides))
+    cfg = _with_unlisted(
+        functools.partial(hydra.compose, config_name), hydra_overrides(overrides, config_name)
+    )
     prepare(cfg)
     return cfg
 
@@ -140,7 +142,7 @@ def _under_hydra(main: Main, config_name: str, program: str, arguments: list[str
         start()
 
     is_sweep = any(argument in SWEEPS for argument in arguments)
-    _with_unlisted(run, hydra_overrides(arguments, is_sweep=is_sweep))
+    _with_unlisted(run, hydra_overrides(arguments, config_name, is_sweep))
     return next((code for code in codes if code), DONE)
 
 

@@ -56,20 +56,24 @@ HEADS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "dense_match": ("dense", "", ("out_dim",)),
     "keypoint_agree": ("class_keypoint", ".head", ("hidden_dim", "num_hidden")),
 }
-ROOTS = ("pretrain", "finetune", "adamw_pretrain", "adamw_finetune")
-# Options of before, which still compose: the overrides that they stand for.
-WORDS: dict[str, tuple[str, ...]] = {
-    "probe=none": ("probe.hook=null",),
-    "tta=none": ("tta.views=null",),
-    "tta=rotations_scales": ("tta=rotations", "tta.views.scales=[0.9,1.0,1.1]"),
-    "collapse=none": ("collapse=null",),
-    "augment=default": ("augment.cut_out=null", "augment.occluder=null"),
+# Options of before, which still compose: the entry point that takes them, and the overrides that
+# they stand for.
+WORDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "probe=none": ("pretrain", ("probe.hook=null",)),
+    "probe=null": ("pretrain", ("probe.hook=null",)),
+    "tta=none": ("eval", ("tta.views=null",)),
+    "tta=null": ("eval", ("tta.views=null",)),
+    "tta=rotations_scales": ("eval", ("tta=rotations", "tta.views.scales=[0.9,1.0,1.1]")),
+    "collapse=none": ("pretrain", ("collapse=null",)),
+    "augment=default": ("finetune", ("augment.cut_out=null", "augment.occluder=null")),
     "experiment=cpu_keypoints_finetune": (
-        "experiment=cpu_finetune", "data=keypoints", "loss=[joints3d,joints2d,prior]",
+        "finetune",
+        ("experiment=cpu_finetune", "data=keypoints", "loss=[joints3d,joints2d,prior]"),
     ),
-    **dict.fromkeys(("collapse=default", "views=default", "task=pretrain"), ()),
-    **{f"{key}={name}": () for key in ("optim", "trainer") for name in ROOTS},
-}  # fmt: skip
+    **dict.fromkeys(("collapse=default", "views=default", "task=pretrain"), ("pretrain", ())),
+    **{f"optim=adamw_{root}": (root, ()) for root in ("pretrain", "finetune")},
+    **{f"trainer={root}": (root, ()) for root in ("pretrain", "finetune")},
+}
 # Config keys (with everything below them) and options: a typed one is answered with the new one.
 KEYS: dict[str, str] = {
     **{
@@ -90,9 +94,14 @@ KEYS: dict[str, str] = {
     "cell": "run",
     "setting": "dataset",
     "setting=renders_large": "dataset=renders",
+    **{
+        f"budget.{key}": f"budgets.NAME.{key}"
+        for key in ("pretrain", "finetune", "fractions", "long_steps", "slow", "fast")
+    },
     "table=without": "table=objectives",
     "table=pixels": "table=masking",
     "table=views": "table=masking",
+    "alarms=none": "collapse=null",
     "alarms": "collapse",
     "alarms.deadly": "collapse.stop_on",
     "alarms.hook": "collapse",
@@ -208,6 +217,16 @@ PREFIXES = {
     "centering.keypoint_classes.": "objectives.keypoint_align.centering.",
     "losses.terms.keypoint_align.sigma.": "objectives.keypoint_align.running_scale.",
 }
+
+
+def written_out(typed: str, root: str) -> tuple[str, ...]:
+    """A word of the command line of configs/`root`.yaml, or the overrides that it stands for.
+    Raises: ValueError for an option of before that another entry point took."""
+    taker, overrides = WORDS.get(typed, (root, (typed,)))
+    if taker == root or root not in ("pretrain", "finetune", "eval"):
+        return overrides
+    key = typed.partition("=")[0]
+    raise ValueError(f"{typed} is of {taker}, not of {root}: set {key}.KEY where {root} has it")
 
 
 def new_key(typed: str) -> str | None:

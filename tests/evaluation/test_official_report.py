@@ -44,6 +44,21 @@ def test_bootstrap_of_one_sample_or_of_equal_ones_is_a_point():
     assert (low, high) == pytest.approx((0.25, 0.25))
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"a": np.zeros(3), "b": np.zeros(4)}, "one value per sample"),
+        ({"a": np.zeros(0)}, "at least one sample"),
+        ({}, "at least one sample"),
+        ({"a": np.zeros((2, 3))}, "one value per sample"),
+        ({"a": np.array([0, np.nan])}, r"not finite in samples \[1\]"),
+    ],
+)
+def test_bootstrap_refuses(values, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_intervals(values)
+
+
 @pytest.mark.parametrize("benchmark", [FREIHAND, HO3D_V2], ids=["freihand", "ho3d"])
 def test_per_joint_errors_are_named_and_average_to_the_official_metrics(benchmark):
     pred_joints, pred_verts, joints, verts = clouds(4)

@@ -109,7 +109,7 @@ def faulty_files():
             "entry 1 of the joints: got 20 x 3 values, 21",
         ),
         "other_mesh": ([[j], [v * 2]], "entry 0 of the vertices: got 1556 x 3 values, 778 x 3"),
-        "swapped": ([[v], [j]], "entry 0 of the joints: got 778 x 3 values, 21 x 3"),
+        "swapped": ([[v], [j]], "got 778 x 3 values, 21 x 3[^$]*swapped"),
         "ragged": ([[ragged], [v]], "entry 0 of the joints: got unequal lists"),
         "words": ([[words], [v]], "entry 0 of the joints: number 16 is '0.2'"),
         "null": ([[j], [short]], "entry 0 of the vertices: null is no number"),

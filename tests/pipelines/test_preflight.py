@@ -165,3 +165,11 @@ def test_initial_weights_do_not_replace_trained_ones(tmp_path):
     with pytest.raises(FileExistsError, match=r"train=false .*\(name=\.\.\.\)"):
         pretrain(compose("pretrain", overrides))
     assert [path.name for path in folder.iterdir() if path.suffix == ".safetensors"] == []
+
+
+def test_images_without_labels_are_refused_for_fine_tuning_before_the_start(tmp_path):
+    cfg = compose("finetune", ["data=folder", f"data.root={tmp_path}", *CPU])
+    cfg.paths.run_root = str(tmp_path / "runs")
+    with pytest.raises(ValueError, match="fine-tuning requires labelled images"):
+        finetune(cfg)
+    assert not (tmp_path / "runs").exists()

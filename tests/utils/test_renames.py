@@ -31,6 +31,38 @@ def test_typed_old_keys_are_answered_with_the_new():
     ]
 
 
+@pytest.mark.parametrize(
+    ("word", "root", "overrides"),
+    [
+        ("probe=none", "pretrain", ["probe.hook=null"]),
+        ("tta=null", "eval", ["tta.views=null"]),
+        ("optim=adamw_finetune", "finetune", []),
+        ("trainer=pretrain", "pretrain", []),
+    ],
+)
+def test_options_of_before_stand_for_overrides(word, root, overrides):
+    assert hydra_overrides([word], root) == overrides
+
+
+@pytest.mark.parametrize(
+    ("word", "root"),
+    [
+        ("optim=adamw_finetune", "pretrain"),
+        ("trainer=pretrain", "finetune"),
+        ("probe=none", "finetune"),
+        ("tta=none", "finetune"),
+    ],
+)
+def test_options_of_before_are_refused_where_they_changed_something_else(word, root):
+    with pytest.raises(ValueError, match=rf"{word} is of \w+, not of {root}"):
+        hydra_overrides([word], root)
+
+
+def test_what_a_budget_held_is_answered():
+    with pytest.raises(ValueError, match=r"write budgets\.NAME\.long_steps=10"):
+        hydra_overrides(["budget.long_steps=10"], "experiments")
+
+
 @pytest.mark.usefixtures("tables")
 def test_targets_and_arguments_of_older_checkpoints_are_mapped():
     config = {

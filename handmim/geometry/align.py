@@ -49,9 +49,9 @@ def root_align(points_m: Tensor, joints_m: Tensor, root_joint: int) -> Tensor:
 
 @compiled
 def _cross(a, b, out):
-    for i in range(3):
-        j, k = (i + 1) % 3, (i + 2) % 3
-        out[i] = a[j] * b[k] - a[k] * b[j]
+    out[0] = a[1] * b[2] - a[2] * b[1]
+    out[1] = a[2] * b[0] - a[0] * b[2]
+    out[2] = a[0] * b[1] - a[1] * b[0]
 
 
 @compiled
@@ -68,8 +68,7 @@ def _rotate(m, p, q, c, s):
 
 @compiled
 def _divide(a, by):
-    for i in range(3):
-        a[i] /= by
+    a[0], a[1], a[2] = a[0] / by, a[1] / by, a[2] / by
 
 
 @compiled
@@ -127,21 +126,19 @@ def svd3(m, u, s, v):
 
 
 @compiled
-def _mean(points, out):
-    x = y = z = 0.0
-    for i in range(len(points)):
-        x, y, z = x + points[i, 0], y + points[i, 1], z + points[i, 2]
-    out[0], out[1], out[2] = x / len(points), y / len(points), z / len(points)
-
-
-@compiled
 def _moments(src, dst, means, cov):
-    _mean(src, means[0])
-    _mean(dst, means[1])
-    a0, a1, a2 = means[0, 0], means[0, 1], means[0, 2]
-    b0, b1, b2 = means[1, 0], means[1, 1], means[1, 2]
+    """Norms of the centred points; out, both means, and the products of the centred points, dst's
+    coordinates down and src's across."""
+    num = src.shape[0]
+    a0 = a1 = a2 = b0 = b1 = b2 = 0.0
+    for i in range(num):
+        a0, a1, a2 = a0 + src[i, 0], a1 + src[i, 1], a2 + src[i, 2]
+        b0, b1, b2 = b0 + dst[i, 0], b1 + dst[i, 1], b2 + dst[i, 2]
+    a0, a1, a2, b0, b1, b2 = a0 / num, a1 / num, a2 / num, b0 / num, b1 / num, b2 / num
+    means[0, 0], means[0, 1], means[0, 2] = a0, a1, a2
+    means[1, 0], means[1, 1], means[1, 2] = b0, b1, b2
     aa = bb = m00 = m01 = m02 = m10 = m11 = m12 = m20 = m21 = m22 = 0.0
-    for i in range(len(src)):
+    for i in range(num):
         x, y, z = src[i, 0] - a0, src[i, 1] - a1, src[i, 2] - a2
         u, v, w = dst[i, 0] - b0, dst[i, 1] - b1, dst[i, 2] - b2
         aa += x * x + y * y + z * z

@@ -159,7 +159,7 @@ class Loading:
         atexit.unregister(self.kill)
         Loading.running.discard(self)
         # Torch asks its workers to leave when its iterator is dropped, and may wait for ever for
-        # one that is stopped or was killed in the middle of a word.
+        # one that is stopped or was killed while it sent something.
         leaving = threading.Thread(target=self._batches.clear, daemon=True)
         leaving.start()
         leaving.join(LEAVE_S)

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any, ClassVar
 
 from handmim.engine.loader import Beat, Loading, beat
-from handmim.engine.workers import SIGNALS, signal_numbers
+from handmim.engine.workers import signal_numbers
 from handmim.utils.processes import GOES_ON, STALLED, of_signal
 from handmim.utils.ranks import words_of_ranks
 from handmim.utils.run import Run
@@ -41,7 +41,6 @@ class StopSignals:
     Entered within another one, it gives that one.
     """
 
-    NAMES = SIGNALS
     _active: ClassVar["StopSignals | None"] = None
 
     def __init__(self) -> None:

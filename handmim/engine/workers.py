@@ -26,12 +26,12 @@ from torch.utils.data import Dataset, get_worker_info
 from handmim.engine.step import Prepare
 from handmim.types import StepInfo
 from handmim.utils.files import UnreadableSample
+from handmim.utils.processes import THREADS
 from handmim.utils.ranks import portable
 from handmim.utils.seed import step_generator, step_seed
 
 METHODS = multiprocessing.get_all_start_methods()
 METHOD = "forkserver" if "forkserver" in METHODS else "spawn"
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")  # stop a run
 HINTS = {"SIGKILL": ": out of memory?", "SIGBUS": ": out of shared memory (/dev/shm)?"}
 TRIES = 8  # samples in place of one that cannot be read

@@ -26,7 +26,7 @@ from handmim.pipelines.preflight import path_problems, preflight
 from handmim.utils.config import sentence
 from handmim.utils.entry import compose
 from handmim.utils.files import locked, write_atomic
-from handmim.utils.processes import of_signal, start_child
+from handmim.utils.processes import THREADS, of_signal, start_child
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,6 @@ NUM_SHOWN = 6  # differences of a run in a message
 COMMAND = (sys.executable, "-m", "handmim", "experiments")  # makes runs
 LOG = "log.txt"
 POLL_S = 0.5
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
 
 Launch = Callable[[Sequence[Run], Callable[[Run], None]], None]  # the second for each that ended
 RunStages = Callable[[Run], dict[str, dict[str, Any]]]  # records by stage
@@ -306,7 +305,7 @@ def _start(job: Job) -> "subprocess.Popen[bytes]":
     job.log.parent.mkdir(parents=True, exist_ok=True)
     log.info("%s: started, log in %s", job.runs[0].name, job.log)
     with job.log.open("ab") as file:
-        env = {**os.environ, **ONE_THREAD}
+        env = os.environ | dict.fromkeys(THREADS, "1")
         return start_child(job.command, env=env, stdout=file, stderr=subprocess.STDOUT)
 
 

@@ -8,7 +8,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from handmim.engine.checkpoint import LAST, load_checkpoint
 from handmim.engine.loop import FitResult
-from handmim.engine.stop import Stopped, StopSignals
+from handmim.engine.stop import Stopped
+from handmim.engine.workers import SIGNALS
 from handmim.experiments.plan import Compose, Run
 from handmim.experiments.store import StageStore, content_sha
 from handmim.experiments.table import (
@@ -145,7 +146,7 @@ def _check_whole(result: FitResult, folder: Path) -> None:
     if result.reason is not None:
         raise RuntimeError(f"{folder.name} was given up at step {result.step}: {result.reason}")
     if result.interrupted:
-        if result.stopped_by in StopSignals.NAMES:
+        if result.stopped_by in SIGNALS:
             raise Stopped(result.stopped_by)
         raise KeyboardInterrupt(f"{folder.name} stopped at step {result.step}")
 

@@ -162,9 +162,14 @@ def _newton_step(p: Tensor, q: Tensor, control: Tensor) -> Tensor:
     return p - transform_points(invert(jacobian), residual.unsqueeze(-2)).squeeze(-2)
 
 
+def scale_of(maps: Tensor) -> Tensor:
+    """Root of |det| of the linear part of maps: [..., 2, 2 or 3] -> [...]."""
+    return (maps[..., 0, 0] * maps[..., 1, 1] - maps[..., 0, 1] * maps[..., 1, 0]).abs().sqrt()
+
+
 def _map_and_scale(source_from_view: Tensor, with_scale: bool) -> tuple[Tensor, Tensor]:
     A = _precise(source_from_view)
-    scale = (A[..., 0, 0] * A[..., 1, 1] - A[..., 0, 1] * A[..., 1, 0]).abs().sqrt()
+    scale = scale_of(A)
     if with_scale:
         return A, scale
     return torch.cat([A[..., :2] / scale[..., None, None], A[..., 2:]], dim=-1), scale / scale

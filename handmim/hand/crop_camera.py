@@ -11,7 +11,7 @@ from torch import Tensor
 
 from handmim.geometry import camera as pinhole_camera
 from handmim.geometry.camera import ndc_from_px, project_weak, px_from_ndc
-from handmim.geometry.crop import invert, transform_points
+from handmim.geometry.crop import invert, scale_of, transform_points
 from handmim.types import Intrinsics
 from handmim.utils.arguments import above, one_of
 
@@ -21,8 +21,7 @@ MIN_DEPTH_M = 0.02  # nearer points are not projected; early guesses may stand b
 
 def focal_px(K_px: Tensor) -> Tensor:
     """[..., 3, 3] intrinsics to [...]: geometric mean of both focal lengths in any rotated crop."""
-    a, b, c, d = K_px[..., :2, :2].flatten(-2).unbind(-1)
-    return (a * d - b * c).abs().sqrt()
+    return scale_of(K_px)
 
 
 def root_from_weak(cam: Tensor, intrinsics: Intrinsics, scale0_per_m: float) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from handmim.engine.optim import Schedule
 from handmim.geometry.camera import cell_centres_ndc
+from handmim.geometry.crop import scale_of
 from handmim.models.layers import mlp
 from handmim.objectives.base import Objective, Setup, StepContext
 from handmim.objectives.hog import POINTS_FROM, code_of_points
@@ -161,9 +162,8 @@ class DenseMatch(Objective):
         num_views, num_patches = prediction.shape[1:3]
         centres = patch_centres(num_patches, prediction.device).expand(*prediction.shape[:3], 2)
         positions = in_source(centres, ctx.batch)  # [B, G, N, 2]
-        A = ctx.batch.source_from_view.float()
-        area = (A[..., 0, 0] * A[..., 1, 1] - A[..., 0, 1] * A[..., 1, 0]).abs()
-        patch_ndc = area.sqrt() * (2.0 / num_patches**0.5)  # [B, G] side of a patch in the source
+        scale = scale_of(ctx.batch.source_from_view.float())
+        patch_ndc = scale * (2.0 / num_patches**0.5)  # [B, G] side of a patch in the source
         costs = []
         for u in range(num_views):
             for t in range(num_views):

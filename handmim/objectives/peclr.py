@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handmim.engine.optim import Schedule
-from handmim.geometry.crop import invert
+from handmim.geometry.crop import invert, scale_of
 from handmim.models.layers import BatchNorm1d
 from handmim.objectives.base import Objective, StepContext
 from handmim.objectives.keypoints import check_points
@@ -21,8 +21,7 @@ def linear_part(source_from_view: Tensor, *, with_scale: bool) -> Tensor:
     linear = source_from_view[..., :2].float()
     if with_scale:
         return linear
-    det = linear[..., 0, 0] * linear[..., 1, 1] - linear[..., 0, 1] * linear[..., 1, 0]
-    return linear / det.abs().sqrt()[..., None, None]
+    return linear / scale_of(linear)[..., None, None]
 
 
 def carried(linear: Tensor, vectors: Tensor) -> Tensor:

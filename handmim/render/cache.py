@@ -27,7 +27,7 @@ from handmim.utils.checked_files import open_array, with_crc, without_crc
 from handmim.utils.console import Progress
 from handmim.utils.files import locked, reserve
 from handmim.utils.json_files import read_json
-from handmim.utils.processes import end_with_parent, start_child
+from handmim.utils.processes import THREADS, end_with_parent, start_child
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,6 @@ CRC = "crc32"  # array and entry of meta.json: checksums of samples, and of head
 META, JOB = "meta.json", "job.json"
 TAKEN, DONE = ".taken-", ".done-"
 MIN_FREE = 100_000  # bytes: a disk with less is full
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 POLL_S = 0.1
 
 

@@ -132,7 +132,9 @@ def open_array(path: Path, item_shape: tuple[int, ...], dtype: DTypeLike) -> np.
     Raises: ValueError for a file that is empty, cut off or no .npy, or holds another shape or type.
     """
     size = path.stat().st_size
-    wanted = f"an array of shape (n, {', '.join(map(str, item_shape))}) and type {np.dtype(dtype)}"
+    required = (
+        f"an array of shape (n, {', '.join(map(str, item_shape))}) and type {np.dtype(dtype)}"
+    )
     try:
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
@@ -142,9 +144,9 @@ def open_array(path: Path, item_shape: tuple[int, ...], dtype: DTypeLike) -> np.
             offset = file.tell()
     except (*DAMAGE, MemoryError) as error:
         reason = "is empty" if size == 0 else f"has no header of a .npy file ({error})"
-        raise ValueError(f"{path} {reason}: {wanted} is required") from error
+        raise ValueError(f"{path} {reason}: {required} is required") from error
     if not shape or shape[1:] != item_shape or found != np.dtype(dtype) or is_fortran:
-        raise ValueError(f"{path} holds shape {shape} and type {found}: {wanted} is required")
+        raise ValueError(f"{path} holds shape {shape} and type {found}: {required} is required")
     num_bytes = offset + math.prod(shape) * found.itemsize
     if size < num_bytes:
         raise ValueError(f"{path} is cut off: {size} of {num_bytes} bytes")

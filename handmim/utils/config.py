@@ -24,7 +24,7 @@ from omegaconf.errors import (
 from handmim.utils.arguments import meant
 from handmim.utils.paths import CONFIGS, PACKAGE, options_of
 from handmim.utils.processes import GOES_ON
-from handmim.utils.renames import WORDS
+from handmim.utils.renames import OLD_OPTIONS
 
 CHOSEN = ("losses", "objectives", "heads")  # of a task: parts that are chosen by name
 KEY = re.compile(r"full_key: (\S+)")
@@ -39,8 +39,8 @@ VALUE = r"""\[[^\]]*\]|\([^)]*\)|'[^']*'|"[^"]*"|[^\s,;:()\[\]'"]+"""
 GIVEN = re.compile(rf"(?:{VALUE})(?:(?:, | and )(?:{VALUE}))*")
 BRACKETS = str.maketrans("()", "[]")
 OPTION = re.compile(r"\([a-z_.]+=")  # a text that ends so names a setting
+NO_GROUP = re.compile(r"Could not override '([^']+)'\.")  # what Hydra says
 # What gloo and NCCL say where another process of a run is gone or silent.
-NO_GROUP = re.compile(r"Could not override '([^']+)'\.")
 OF_PEERS = re.compile(r"gloo/transport/|Connection (closed|reset) by peer|ncclRemoteError")
 
 
@@ -50,8 +50,8 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     leaves = flatten(OmegaConf.to_container(cfg))
     missing = [key for key, value in leaves.items() if value in ("???", "")]
     if missing:
-        words = " ".join(f"{key}=..." for key in missing)
-        raise ValueError(f"{', '.join(missing)} must be given: {words} (see --help, --cfg job)")
+        required = " ".join(f"{key}=..." for key in missing)
+        raise ValueError(f"{', '.join(missing)} must be given: {required} (see --help, --cfg job)")
     plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     return plain
 
@@ -248,7 +248,7 @@ def _no_option(error: MissingConfigException) -> str:
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     options = list(error.options or options_of(group))
     listed = f"; {group}= takes {', '.join(options)}" if options else ""
-    if stands_for := WORDS.get(f"{group}={option}", ("", ()))[1]:
+    if stands_for := OLD_OPTIONS.get(f"{group}={option}", ("", ()))[1]:
         listed = f"; write {' '.join(stands_for)}"
     return f"{str(error).splitlines()[0]}{meant(option, options)}{listed}"
 

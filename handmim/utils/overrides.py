@@ -1,6 +1,6 @@
-"""Words of a command line, `key=value`, as overrides in Hydra's grammar: there `~`, `=`, spaces,
-quotes, commas and letters beyond ASCII are errors or change the meaning, so paths and names are
-quoted."""
+"""Arguments of a command line, `key=value`, as overrides in Hydra's grammar: there `~`, `=`,
+spaces, quotes, commas and letters beyond ASCII are errors or change the meaning, so paths and names
+are quoted."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from omegaconf import DictConfig, ListConfig
 
 from handmim.utils.files import output_problem
 from handmim.utils.paths import options_of
-from handmim.utils.renames import WORDS, new_key, written_out
+from handmim.utils.renames import OLD_OPTIONS, new_key, written_out
 
 # Last parts of keys that hold a path, whatever stands before them.
 PATHS = (
@@ -35,11 +35,11 @@ ENVIRONMENT = re.compile(r"\$\{([A-Z_][A-Z0-9_]*)\}")  # config keys are in lowe
 OPENING, CLOSING = "([{", ")]}"
 
 
-def hydra_overrides(words: Iterable[str], root: str = "", is_sweep: bool = False) -> list[str]:
-    """Words as Hydra reads them for configs/`root`.yaml; options (`--help`) stay, and unquoted
-    commas of a sweep. Raises: ValueError naming a word that cannot be read, and how to quote it."""
-    words = sorted(words, key=lambda word: word not in WORDS)  # later ones count more
-    return [_hydra_word(new, is_sweep) for word in words for new in written_out(word, root)]
+def hydra_overrides(typed: Iterable[str], root: str = "", is_sweep: bool = False) -> list[str]:
+    """Arguments as Hydra reads them for configs/`root`.yaml; options (`--help`) stay, and unquoted
+    commas of a sweep. Raises: ValueError naming one that cannot be read, and how to quote it."""
+    ordered = sorted(typed, key=lambda word: word not in OLD_OPTIONS)  # later ones count more
+    return [_hydra_word(new, is_sweep) for word in ordered for new in written_out(word, root)]
 
 
 def _hydra_word(word: str, is_sweep: bool) -> str:

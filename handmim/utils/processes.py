@@ -38,6 +38,8 @@ def of_signal(name: str) -> int:
 TIED = "HANDMIM_TIED"  # in the environment of a child: its stdin ends with its parent
 STARTER = "HANDMIM_STARTER"  # in the environment of a rank: id of the process that started it
 POLL_S = 0.5
+# Numbers of threads that libraries start in a process.
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def start_child(command: Sequence[str], **how: Any) -> "subprocess.Popen[bytes]":

@@ -58,7 +58,7 @@ HEADS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 }
 # Options of before, which still compose: the entry point that takes them, and the overrides that
 # they stand for.
-WORDS: dict[str, tuple[str, tuple[str, ...]]] = {
+OLD_OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "probe=none": ("pretrain", ("probe.hook=null",)),
     "probe=null": ("pretrain", ("probe.hook=null",)),
     "tta=none": ("eval", ("tta.views=null",)),
@@ -222,7 +222,7 @@ PREFIXES = {
 def written_out(typed: str, root: str) -> tuple[str, ...]:
     """A word of the command line of configs/`root`.yaml, or the overrides that it stands for.
     Raises: ValueError for an option of before that another entry point took."""
-    taker, overrides = WORDS.get(typed, (root, (typed,)))
+    taker, overrides = OLD_OPTIONS.get(typed, (root, (typed,)))
     if taker == root or root not in ("pretrain", "finetune", "eval"):
         return overrides
     key = typed.partition("=")[0]

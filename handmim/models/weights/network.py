@@ -316,10 +316,7 @@ EPSILON = ("layer_norm_eps", "norm_eps", "layernorm_eps", "ln_eps")
 SPELLINGS: dict[str, tuple[tuple[str, ...], Callable[[Any], Any]]] = {
     "num_heads": (HEADS, _count),
     "activation": (ACTIVATION, _activation),
-    "norm_eps": (
-        ("layer_norm_eps", "norm_eps", "layernorm_eps", "ln_eps"),
-        lambda v: v if isinstance(v, float) else None,
-    ),
+    "norm_eps": (EPSILON, lambda v: v if isinstance(v, float) else None),
     "mean": (("image_mean", "pixel_mean", "mean"), _pixel_constants),
     "std": (("image_std", "pixel_std", "std"), _pixel_constants),
 }

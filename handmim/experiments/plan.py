@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from handmim.experiments.store import FORMAT, StageStore, metrics_of, read_recor
 from handmim.experiments.table import (
     PROBED,
     RANDOM,
+    STAGES,
     Table,
     Variant,
     arguments,
@@ -26,7 +28,6 @@ from handmim.utils.config import sentence
 Compose = Callable[[str, list[str]], DictConfig]
 RESULTS = ("result.json", "cell.json")  # the second is of format 1
 ERROR = "error.txt"
-STAGES = ("pretrain", "finetune")  # configs that a variant's overrides compose
 SEED_FOLDER = re.compile(r"seed_(-?\d+)")
 
 
@@ -85,20 +86,14 @@ class Run:
         """`stale` with differences; `finished` while its stages exist and hold its metrics;
         `failed` after an error; else `open`."""
         done = self.read()
-        if done is not None and self.differences():
-            return "stale"
-        if done is not None and self._is_held(done):
-            return "finished"
+        if done is not None:
+            if self.differences():
+                return "stale"
+            folders = {stage: facts["folder"] for stage, facts in done["stages"].items()}
+            held = {s: r for s, f in folders.items() if (r := self.store.finished(f))}
+            if metrics_of(held) == done["metrics"]:
+                return "finished"
         return "failed" if (self.folder / ERROR).is_file() else "open"
-
-    def _is_held(self, done: dict[str, Any]) -> bool:
-        found = {}
-        for stage, facts in done["stages"].items():
-            record = self.store.finished(facts["folder"])
-            if record is None:
-                return False
-            found[stage] = record
-        return metrics_of(found) == done["metrics"]
 
     def needs_run(self, overwrite: bool) -> bool:
         """Whether there is anything to do; `overwrite` makes outdated runs again."""
@@ -114,14 +109,33 @@ def _items(overrides: Mapping[str, Any], is_composed: bool) -> set[str]:
     return items
 
 
-@dataclass(frozen=True, slots=True)
 class Plan:
-    """The runs of a table."""
+    """The runs of a table, below its `folder`. Raises: ValueError naming a variant whose overrides
+    do not compose."""
 
-    table: Table
-    folder: Path  # of the table
-    store: StageStore
-    definitions: Mapping[str, Definition]  # by variant
+    def __init__(self, table: Table, folder: Path, compose: Compose, store: StageStore) -> None:
+        self.table, self.folder, self.store = table, folder, store
+        composed = cache(lambda stage, *words: compose(stage, list(words)))  # many are shared
+        self.configs: dict[str, dict[str, DictConfig]] = {}  # by variant and stage
+        self.definitions: dict[str, Definition] = {}
+        for variant in table.variants:
+            configs, content = {}, {}
+            for stage in STAGES:
+                try:
+                    cfg = composed(stage, *arguments(getattr(variant, stage)))
+                    if (patience := cfg.trainer.get("stop_patience")) is not None:
+                        raise ValueError(
+                            f"stop_patience={patience}, but a table gives every run its whole "
+                            "length: trainer.stop_patience=null"
+                        )
+                    configs[stage], content[stage] = cfg, decisive(cfg)
+                except Exception as error:  # hydra's and omegaconf's have no common base
+                    raise ValueError(
+                        f"variant {variant.name} does not compose for {stage}: {sentence(error)} "
+                        f"(overrides of all variants: '{stage}={{KEY: VALUE}}')"
+                    ) from error
+            self.configs[variant.name] = configs
+            self.definitions[variant.name] = _definition(table, variant, configs, content)
 
     def _run(self, variant: Variant, seed: int) -> Run:
         folder = self.folder / variant.name / f"seed_{seed}"
@@ -146,43 +160,18 @@ class Plan:
         return sorted(runs, key=lambda run: run.seed)
 
 
-def make_plan(table: Table, folder: Path, compose: Compose, store: StageStore) -> Plan:
-    """All runs of a table; ValueError names a variant whose overrides do not compose."""
-    definitions = {v.name: _definition(table, v, compose) for v in table.variants}
-    return Plan(table, folder, store, definitions)
-
-
-def _definition(table: Table, variant: Variant, compose: Compose) -> Definition:
-    configs, content, overrides = {}, {}, {}
-    for stage in STAGES:
-        given = getattr(variant, stage)
-        configs[stage], content[stage] = _compose_stage(variant, stage, given, compose)
-        overrides[stage] = {k: v for k, v in given.items() if decides(k, v)}
-    more: dict[str, Any] = {"fractions": list(table.fractions)}
+def _definition(
+    table: Table, variant: Variant, configs: Mapping[str, DictConfig], content: dict[str, Any]
+) -> Definition:
+    overrides: dict[str, Any] = {
+        stage: {k: v for k, v in getattr(variant, stage).items() if decides(k, v)}
+        for stage in STAGES
+    }
     if not variant.is_pretrained:  # nothing else is taken from its config
-        more = {"init": variant.init_from or RANDOM} | more
-        content["pretrain"] = {k: content["pretrain"].get(k) for k in PROBED}
+        overrides["init"] = variant.init_from or RANDOM
+        content = content | {"pretrain": {k: content["pretrain"].get(k) for k in PROBED}}
+    overrides["fractions"] = list(table.fractions)
     trains = variant.is_pretrained and configs["pretrain"].get("train", True)
     steps = {"pretrain": configs["pretrain"].trainer.max_steps} if trains else {}
     steps |= {fraction_name(f): configs["finetune"].trainer.max_steps for f in table.fractions}
-    return Definition(overrides | more, digest(content), steps)
-
-
-def _compose_stage(
-    variant: Variant, stage: str, overrides: Mapping[str, Any], compose: Compose
-) -> tuple[DictConfig, dict[str, Any]]:
-    """A variant's config of one stage, and the part of it that decides the result."""
-    try:
-        cfg = compose(stage, arguments(overrides))
-        patience = cfg.trainer.get("stop_patience")
-        if patience is not None:
-            raise ValueError(
-                f"stop_patience={patience}, but a table gives every run its whole length: "
-                "trainer.stop_patience=null"
-            )
-        return cfg, decisive(cfg)
-    except Exception as error:  # hydra's and omegaconf's have no common base
-        raise ValueError(
-            f"variant {variant.name} does not compose for {stage}: {sentence(error)} (overrides of "
-            f"all variants: '{stage}={{KEY: VALUE}}')"
-        ) from error
+    return Definition(overrides, digest(content), steps)

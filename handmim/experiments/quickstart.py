@@ -88,19 +88,21 @@ def main() -> None:
     init = f"init_from={folder / 'pretrain' / 'backbone.safetensors'}"
     pretrained = ["pretrain", "experiment=quickstart_pretrain", f"name={name}/pretrain", *common]
     pretrain_s = _stage(1, pretrained)
-    seconds = {"mean_hand": 0.0, "scratch": _stage(2, [*recipe, f"name={name}/scratch"])}
-    seconds["handmim"] = pretrain_s + _stage(3, [*recipe, f"name={name}/handmim", init])
+    scratch_s = _stage(2, [*recipe, f"name={name}/scratch"])
+    tuned_s = _stage(3, [*recipe, f"name={name}/handmim", init])
     rows: list[dict[str, Any]] = []
-    for row in LABELS:
-        model = "scratch" if row == "mean_hand" else row
-        predictor = "mean_hand" if row == "mean_hand" else "model"
+    for row, model, predictor, seconds in (
+        ("mean_hand", "scratch", "mean_hand", 0.0),
+        ("scratch", "scratch", "model", scratch_s),
+        ("handmim", "handmim", "model", pretrain_s + tuned_s),
+    ):
         own = [f"checkpoint={folder / model / 'last.pt'}", f"predictor={predictor}"]
         own += [f"name={name}/eval_{row}", "machine.num_threads=1", *machine]
         _stage(4 + len(rows), ["evaluate", *own])
         metrics = json.loads((folder / f"eval_{row}" / "metrics.json").read_text())
-        rows.append({"name": row, "seconds": seconds[row], **metrics})
+        rows.append({"name": row, "seconds": seconds, **metrics, "seed": args.seed})
     total = time.perf_counter() - began
-    rows = [{**row, "seed": args.seed, "total_seconds": total} for row in rows]
+    rows = [{**row, "total_seconds": total} for row in rows]
     write_atomic(folder / "summary.json", json.dumps(rows, indent=2) + "\n")
     report = write_report(folder, rows)
     title = f"Quickstart, seed {args.seed}, {total:.0f} s in all"
@@ -115,9 +117,8 @@ def _stage(number: int, arguments: Sequence[str]) -> float:
     began = time.perf_counter()
     program = [sys.executable, "-m", "handmim", *arguments]
     with start_child(program) as process:
-        code = process.wait()
-    if code:
-        raise subprocess.CalledProcessError(code, program)
+        if code := process.wait():
+            raise subprocess.CalledProcessError(code, program)
     return time.perf_counter() - began
 
 
@@ -132,10 +133,8 @@ def write_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     tuned = {LABELS[n]: read_rows(folder / n / "scalars.jsonl") for n in ("scratch", "handmim")}
     keys = sorted({key for row in pretraining for key in row if key.startswith("loss/")})
     shown = {LOSSES.get(key[5:], key[5:]): key for key in keys} | DIAGNOSTICS
-    for stem, runs, panels in (
-        ("finetuning", tuned, FINETUNING),
-        ("pretraining", {"pretraining": pretraining}, shown),
-    ):
+    plots = {"finetuning": (tuned, FINETUNING), "pretraining": ({"": pretraining}, shown)}
+    for stem, (runs, panels) in plots.items():
         lines = {
             title: {label: series(of, key) for label, of in runs.items()}
             for title, key in panels.items()
@@ -144,6 +143,7 @@ def write_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     environment = Environment(autoescape=True, trim_blocks=True)
     environment.filters["data_url"] = data_url
     template = environment.from_string(Path(__file__).with_suffix(".html").read_text())
+    path = folder / "report.html"
     text = template.render(
         folder=folder,
         latest=lambda name: latest(folder / "pretrain", name),
@@ -155,7 +155,6 @@ def write_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         seconds=SECONDS,
         limit=LIMIT,
     )
-    path = folder / "report.html"
     write_atomic(path, text)
     return path
 

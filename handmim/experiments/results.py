@@ -3,6 +3,7 @@ JSON, plots; and copies of these for publication."""
 
 import csv
 import io
+import math
 import re
 import shutil
 import statistics
@@ -10,20 +11,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from handmim.experiments.plan import STAGES, Plan, Run
-from handmim.experiments.plots import Spot, curve_plot, dot_plot, save_plot
+from handmim.experiments.plan import Plan, Run
+from handmim.experiments.plots import Spot, curve_plot, dot_plot, mean_sd, save_plot
 from handmim.experiments.store import json_text
-from handmim.experiments.table import Column, Table, as_overrides, fraction_name
+from handmim.experiments.table import STAGES, Column, Table, as_overrides, fraction_name
 from handmim.utils.console import markdown_table
 from handmim.utils.files import write_atomic
 from handmim.utils.json_files import read_json
 
 RUNS = "runs.json"
-PLOTS = ("plot", "curve")  # stems; curve only of tables with `curves`
 ABSOLUTE = re.compile(r"(?:[A-Za-z]:)?[/\\]|~")  # begins a path, of a drive or of a home too
 
 Values = dict[int, float]  # of a metric, by finished seed
-Metrics = Mapping[str, float | None]
+
+
+def _mean_text(values: Values, form: str, unit: str = "") -> str:
+    mean, sd = mean_sd(values.values())
+    spread = "" if math.isnan(sd) else f" ± {sd:{form.lstrip('+')}}"
+    return f"{mean:{form}}{unit}{spread}" if values else "-"
 
 
 class Row(NamedTuple):
@@ -33,6 +38,7 @@ class Row(NamedTuple):
     label: str
     values: dict[str, Values]  # by column key
     states: dict[int, str]  # by seed
+    changes: Mapping[str, Values] = {}  # of the values, in per cent of the baseline's of that seed
 
     @property
     def num_finished(self) -> int:
@@ -57,28 +63,13 @@ class Row(NamedTuple):
         return f"{text} ({', '.join(bad)})" if bad else text
 
 
-def _mean(values: Values) -> float | None:
-    return statistics.fmean(values.values()) if values else None
-
-
-def _spread(values: Values) -> float | None:
-    return statistics.stdev(values.values()) if len(values) > 1 else None
-
-
-def _mean_text(values: Values, form: str, unit: str = "") -> str:
-    mean, spread = _mean(values), _spread(values)
-    if mean is None:
-        return "-"
-    text = f"{mean:{form}}{unit}"
-    return text if spread is None else f"{text} ± {spread:{form.lstrip('+')}}"
-
-
 def _read(runs: Iterable[Run]) -> list[dict[str, Any]]:
     return [result for run in runs if (result := run.read()) is not None]
 
 
 def rows_of(table: Table, runs: Sequence[Run]) -> list[Row]:
-    """Variants that have runs; only finished runs give values."""
+    """Variants that have runs; only finished runs give values. One seed gives all variants the same
+    labels, so changes are those of single seeds; zero in the baseline has no percentage."""
     rows = []
     for variant in table.variants:
         own = {run.seed: run for run in runs if run.variant.name == variant.name}
@@ -91,14 +82,17 @@ def rows_of(table: Table, runs: Sequence[Run]) -> list[Row]:
         }
         if own:
             rows.append(Row(variant.name, variant.label, values, states))
-    return rows
+    base = next((row.values for row in rows if row.name == table.baseline), None)
+    if base is None:
+        return rows
 
+    def changes(row: Row) -> dict[str, Values]:
+        return {
+            key: {s: 100 * (v / base[key][s] - 1) for s, v in of.items() if base[key].get(s)}
+            for key, of in row.values.items()
+        }
 
-def changes(row: Row, base: Row, column: Column) -> Values:
-    """Per cent by which a metric differs from that of another row, for every seed that both have:
-    one seed gives both the same labels. Zero in the other row has no percentage."""
-    own, theirs = row.values[column.key], base.values[column.key]
-    return {seed: 100 * (v / theirs[seed] - 1) for seed, v in own.items() if theirs.get(seed)}
+    return [row._replace(changes=changes(row)) for row in rows]
 
 
 def best_rows(rows: Sequence[Row], column: Column) -> set[str]:
@@ -122,33 +116,25 @@ def used_columns(table: Table, rows: Sequence[Row]) -> list[Column]:
     return used or list(table.columns)
 
 
-def _baseline_of(table: Table, rows: Sequence[Row]) -> Row | None:
-    return next((row for row in rows if row.name == table.baseline), None)
-
-
 def as_csv(table: Table, rows: Sequence[Row]) -> str:
     """A row per variant: name, label, finished seeds, then mean, spread and values by column, and
     with a baseline the mean change from it in per cent (`:change`)."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    base = _baseline_of(table, rows)
     parts = ["", ":sd", ":values", *[":change"] * (table.baseline is not None)]
     heads = [f"{c.key}{part}" for c in table.columns for part in parts]
     writer.writerow(["variant", "label", "seeds", *heads])
     for row in rows:
         fields: list[str] = []
-        for column in table.columns:
-            values = row.values[column.key]
-            change = {} if base is None else changes(row, base, column)
-            numbers = [_number(v) for v in (_mean(values), _spread(values), _mean(change))]
-            every = " ".join(f"{v:.6g}" for v in values.values())
-            fields += [*numbers[:2], every, numbers[2]][: len(parts)]
+        for key in (c.key for c in table.columns):
+            values = row.values[key].values()
+            change, _ = mean_sd(row.changes.get(key, {}).values())
+            mean, sd, last = (
+                "" if math.isnan(x) else f"{x:.6g}" for x in (*mean_sd(values), change)
+            )
+            fields += [mean, sd, " ".join(f"{v:.6g}" for v in values), last][: len(parts)]
         writer.writerow([row.name, row.label, row.num_finished, *fields])
     return out.getvalue()
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.6g}"
 
 
 def as_markdown(table: Table, rows: Sequence[Row], runs: Sequence[Run]) -> str:
@@ -177,18 +163,18 @@ def as_markdown(table: Table, rows: Sequence[Row], runs: Sequence[Run]) -> str:
 
 def _comparison(table: Table, rows: Sequence[Row], columns: Sequence[Column]) -> str:
     """The section with the difference of every row to the baseline; empty while there is none."""
-    base = _baseline_of(table, rows)
     shown = [c for c in columns if c.better is not None]
-    others = [row for row in rows if row is not base]
-    if base is None or not any(changes(row, base, c) for row in others for c in shown):
+    others = [row for row in rows if row.name != table.baseline]
+    if not any(row.changes.get(c.key) for row in others for c in shown):
         return ""
+    label = next(v.label for v in table.variants if v.name == table.baseline)
     lines = [
-        [row.label, *(_mean_text(changes(row, base, c), "+.1f", " %") for c in shown)]
+        [row.label, *(_mean_text(row.changes[c.key], "+.1f", " %") for c in shown)]
         for row in others
     ]
     return (
-        f"## Against {base.label}\n\n{markdown_table(['', *(c.label for c in shown)], lines)}\n\n"
-        f"Per cent of the metric of {base.label}, mean ± sample standard deviation of the changes "
+        f"## Against {label}\n\n{markdown_table(['', *(c.label for c in shown)], lines)}\n\n"
+        f"Per cent of the metric of {label}, mean ± sample standard deviation of the changes "
         "of single seeds, over the seeds that both rows have. Where lower is better, a minus is a "
         "gain.\n\n"
     )
@@ -231,14 +217,14 @@ def write_results(plan: Plan, *, with_plots: bool = True) -> None:
     finished = [run for run in runs if run.state == "finished"]
     write_atomic(folder / "table.md", as_markdown(table, rows, finished))
     write_atomic(folder / "table.csv", as_csv(table, rows))
-    write_atomic(folder / RUNS, json_text([run.read() for run in finished]))
+    write_atomic(folder / RUNS, json_text(_read(finished)))
     if not with_plots:
         return
     shown = [c for c in used_columns(table, rows) if c.better is not None]
     panels = {c.label: {r.label: list(r.values[c.key].values()) for r in rows} for c in shown}
-    save_plot(dot_plot(table.title, panels), folder / PLOTS[0])
+    save_plot(dot_plot(table.title, panels), folder / "plot")
     if table.curves:
-        save_plot(curve_plot(table.title, curves_of(table, finished)), folder / PLOTS[1])
+        save_plot(curve_plot(table.title, curves_of(table, finished)), folder / "curve")
 
 
 def curves_of(table: Table, runs: Sequence[Run]) -> dict[str, dict[str, list[Spot]]]:
@@ -246,33 +232,28 @@ def curves_of(table: Table, runs: Sequence[Run]) -> dict[str, dict[str, list[Spo
     results = _read(runs)
     panels: dict[str, dict[str, list[Spot]]] = {}
     for key, label in table.curves:
-        panel = {}
+        panel: dict[str, list[Spot]] = {v.label: [] for v in table.variants}
         for variant in table.variants:
             own = [result["metrics"] for result in results if result["variant"] == variant.name]
-            spots = [_spot(own, fraction_name(f), key) for f in table.fractions]
-            panel[variant.label] = sorted(spot for spot in spots if spot is not None)
+            for stage in map(fraction_name, table.fractions):
+                pairs = [(of.get(f"{stage}/num_labels"), of.get(f"{stage}/{key}")) for of in own]
+                if known := [pair for pair in pairs if None not in pair]:
+                    nums, values = zip(*known, strict=True)
+                    panel[variant.label].append((statistics.fmean(nums), values))
+            panel[variant.label].sort()
         if any(panel.values()):
             panels[label] = panel
     return panels
-
-
-def _spot(runs: Sequence[Metrics], stage: str, key: str) -> Spot | None:
-    pairs = [(run.get(f"{stage}/num_labels"), run.get(f"{stage}/{key}")) for run in runs]
-    known = [(num, value) for num, value in pairs if num is not None and value is not None]
-    if not known:
-        return None
-    return Spot(statistics.fmean(n for n, _ in known), tuple(value for _, value in known))
 
 
 def publish(name: str, folder: Path, out: Path) -> list[Path]:
     """Copy a table's files to <out>/<name>.md, .csv, .json, .png and .pdf, and to
     <name>-curve.png and .pdf; returns the copies."""
     out.mkdir(parents=True, exist_ok=True)
-    files = {"table.md": f"{name}.md", "table.csv": f"{name}.csv"}
-    for end in ("png", "pdf"):
-        files |= {f"plot.{end}": f"{name}.{end}", f"curve.{end}": f"{name}-curve.{end}"}
-    there = [file for file in files if (folder / file).is_file()]
-    copies = [Path(shutil.copyfile(folder / file, out / files[file])) for file in there]
+    stems = {"table": name, "plot": name, "curve": f"{name}-curve"}
+    ends = (".md", ".csv", ".png", ".pdf")
+    made = [file for file in folder.iterdir() if file.stem in stems and file.suffix in ends]
+    copies = [shutil.copyfile(file, out / f"{stems[file.stem]}{file.suffix}") for file in made]
     write_atomic(out / f"{name}.json", json_text(without_paths(read_json(folder / RUNS))))
     return [*copies, out / f"{name}.json"]
 

@@ -11,17 +11,17 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from handmim.experiments.plan import ERROR, RESULTS, STAGES, Compose, Plan, Run, make_plan
+from handmim.experiments.plan import ERROR, RESULTS, Plan, Run
 from handmim.experiments.results import publish, write_results
 from handmim.experiments.store import FORMAT, StageStore, code_state, metrics_of, record_text
-from handmim.experiments.table import Table, arguments, read_table
+from handmim.experiments.table import Table, read_table
 from handmim.pipelines.preflight import path_problems, preflight
 from handmim.utils.config import sentence
 from handmim.utils.entry import compose
@@ -55,27 +55,18 @@ def fill_table(cfg: DictConfig) -> tuple[str, int]:
     """Plan, run what is missing, write the table, name what failed; returns what to print, and the
     exit code."""
     preflight(cfg, names=("run_root", "out"))
-    known = cache(lambda name, *values: compose(name, list(values)))  # variants share configs
-
-    def once(name: str, values: list[str]) -> DictConfig:
-        return known(name, *values)
-
-    plan = read_plan(cfg, once)
-    check_inputs(cfg, plan, once)
+    plan = read_plan(cfg)
+    check_inputs(cfg, plan)
     if cfg.dry_run:
         return "\n".join(dry_run_lines(plan.chosen(), cfg.overwrite)), 0
     given = HydraConfig.get().overrides
     overrides = list(given.task)
-    of_hydra = [o for o in given.hydra if not o.startswith("hydra.mode=")]
-
-    def start(runs: Sequence[Run], finished: Callable[[Run], None]) -> None:
-        if cfg.jobs > 1:
-            launch(local_jobs(COMMAND, overrides, runs), finished, at_once=cfg.jobs)
-        else:
-            launch(multirun(COMMAND, [*overrides, *of_hydra], runs), finished)
+    if cfg.jobs == 1:
+        overrides += [o for o in given.hydra if not o.startswith("hydra.mode=")]
 
     from handmim.engine.stop import Stopped, StopSignals  # they import torch
 
+    start = partial(launch, overrides=overrides, at_once=cfg.jobs)
     table = plan.folder / "table.md"
     try:
         with StopSignals():
@@ -90,23 +81,18 @@ def fill_table(cfg: DictConfig) -> tuple[str, int]:
     return "\n".join([text, head, *failure_lines(failed)]), 1
 
 
-def read_plan(cfg: DictConfig, compose: Compose, table: Table | None = None) -> Plan:
+def read_plan(cfg: DictConfig, table: Table | None = None) -> Plan:
     """All runs of a table, or of a part of it, in <run_root>/ablations/<name>, with stages in
     ablations/stages."""
     root = Path(cfg.paths.run_root).absolute() / "ablations"
-    store = StageStore(root / "stages")
-    return make_plan(table or read_table(cfg), root / cfg.name, compose, store)
+    return Plan(table or read_table(cfg), root / cfg.name, compose, StageStore(root / "stages"))
 
 
-def check_inputs(cfg: DictConfig, plan: Plan, compose: Compose) -> None:
+def check_inputs(cfg: DictConfig, plan: Plan) -> None:
     """Refuse, with ValueError, a table with a run that would not find its files, each named by its
     key, or whose parts refuse settings."""
     todo = {run.variant.name: run.variant for run in plan.chosen() if run.needs_run(cfg.overwrite)}
-    configs = [
-        (variant, stage, compose(stage, arguments(getattr(variant, stage))))
-        for variant in todo.values()
-        for stage in STAGES
-    ]
+    configs = [(v, *item) for v in todo.values() for item in plan.configs[v.name].items()]
     names: dict[str, dict[str, None]] = {}  # of variants, by problem
     for variant, _, composed in configs:
         problems = path_problems(composed, parse=True)
@@ -135,9 +121,8 @@ def run_table(
     table before, in between and after, with copies in `out`. Returns runs that failed."""
     runs = plan.chosen()
     write_results(plan, with_plots=False)
-    stale = [run for run in runs if run.state == "stale"]
-    if stale and not overwrite:
-        raise ValueError(stale_message(stale))
+    if stale := stale_message(runs, overwrite):
+        raise ValueError(stale)
     todo = [run for run in runs if run.needs_run(overwrite)]
     log.info("%s: %d of %d runs are finished", plan.table.name, len(runs) - len(todo), len(runs))
 
@@ -160,20 +145,14 @@ def dry_run_lines(runs: Sequence[Run], overwrite: bool = False) -> list[str]:
     lines = []
     for run in runs:
         steps, state = run.definition.steps, run.state
-        if state == "finished" and run.is_outdated:
-            state = "outdated"
+        state = "outdated" if state == "finished" and run.is_outdated else state
         text = ", ".join(f"{stage} {n}" for stage, n in steps.items())
         lines.append(f"{run.name:32s} {state:9s} {sum(steps.values()):8d} steps: {text}")
-    stale = [run for run in runs if run.state == "stale"]
-    if stale and not overwrite:
-        return [*lines, "nothing would run:", stale_message(stale)]
-    left = [run for run in runs if run.needs_run(overwrite)]
-    total = sum(sum(run.definition.steps.values()) for run in left)
-    lines.append(
-        f"{len(left)} of {len(runs)} runs to make, {total} steps; stages that other runs or tables "
-        "share, or that are finished, are not run again"
-    )
-    return lines
+    if stale := stale_message(runs, overwrite):
+        return [*lines, "nothing would run:", stale]
+    left = [sum(run.definition.steps.values()) for run in runs if run.needs_run(overwrite)]
+    shared = "stages that other runs or tables share, or that are finished, are not run again"
+    return [*lines, f"{len(left)} of {len(runs)} runs to make, {sum(left)} steps; {shared}"]
 
 
 def failure_lines(failed: Sequence[Run]) -> list[str]:
@@ -186,16 +165,16 @@ def failure_lines(failed: Sequence[Run]) -> list[str]:
     return lines
 
 
-def stale_message(runs: Sequence[Run]) -> str:
-    """What is stale, what differs, and the ways out."""
-    lines = [f"  {run.name}: {'; '.join(run.differences()[:NUM_SHOWN])}" for run in runs]
-    return "\n".join(
-        [
-            f"{len(runs)} finished runs have another definition than today's (- then, + now):",
-            *lines,
-            "make them again (overwrite=true), restore the definition, or give the new one another "
-            "name (name=...)",
-        ]
+def stale_message(runs: Sequence[Run], overwrite: bool) -> str:
+    """What is stale, what differs, and the ways out; "" where nothing is, or with `overwrite`."""
+    stale = [] if overwrite else [run for run in runs if run.state == "stale"]
+    lines = [f"  {run.name}: {'; '.join(run.differences()[:NUM_SHOWN])}\n" for run in stale]
+    if not stale:
+        return ""
+    return (
+        f"{len(stale)} finished runs have another definition than today's (- then, + now):\n"
+        f"{''.join(lines)}make them again (overwrite=true), restore the definition, or give the "
+        "new one another name (name=...)"
     )
 
 
@@ -209,9 +188,8 @@ def make_one(cfg: DictConfig) -> None:
         raise ValueError(f"no run {cfg.run!r} in this table, it has {sorted(names)}")
     variant, seed = names[cfg.run]
     alone = replace(table, variants=(variant,), chosen=(variant.name,), seeds=(seed,))
-    plan = read_plan(cfg, compose, alone)
-    (run,) = plan.chosen()
-    make_run(run, Stages(compose, plan.store).run, cfg.overwrite)
+    (run,) = read_plan(cfg, alone).chosen()
+    make_run(run, Stages(compose, run.store).run, cfg.overwrite)
 
 
 def make_run(run: Run, stages: RunStages, overwrite: bool = False) -> None:
@@ -222,8 +200,8 @@ def make_run(run: Run, stages: RunStages, overwrite: bool = False) -> None:
         if not run.needs_run(overwrite):
             log.info("%s: finished before, not run again", run.name)
             return
-        if run.state == "stale" and not overwrite:
-            raise ValueError(stale_message([run]))
+        if stale := stale_message([run], overwrite):
+            raise ValueError(stale)
         for name in (*RESULTS, ERROR):
             (run.folder / name).unlink(missing_ok=True)
         try:
@@ -251,81 +229,67 @@ def make_run(run: Run, stages: RunStages, overwrite: bool = False) -> None:
         write_atomic(run.folder / RESULTS[0], record_text(result))
 
 
-class Job(NamedTuple):
-    """A process that makes runs."""
+def launch(
+    runs: Sequence[Run],
+    finished: Callable[[Run], None],
+    overrides: Sequence[str],
+    *,
+    at_once: int = 1,
+    command: Sequence[str] = COMMAND,
+) -> None:
+    """Make runs in other processes; `finished` is called for every run soon after it ended, and one
+    that fails does not stop the others.
 
-    command: list[str]
-    runs: list[Run]
-    log: Path | None = None  # for its output, with one thread; None: output of this process
-
-
-def multirun(command: Sequence[str], overrides: Sequence[str], runs: Sequence[Run]) -> list[Job]:
-    """All runs as one Hydra multirun, so that `hydra/launcher=...` decides where they run."""
-    names = ",".join(run.name for run in runs)
-    return [Job([*command, "--multirun", f"run={names}", *overrides], list(runs))]
-
-
-def local_jobs(command: Sequence[str], overrides: Sequence[str], runs: Sequence[Run]) -> list[Job]:
-    """A process per run with one torch thread; its output goes to log.txt."""
-    own = [*command, *overrides, "machine.num_threads=1"]
-    return [Job([*own, f"run={run.name}"], [run], run.folder / LOG) for run in runs]
-
-
-def launch(jobs: Sequence[Job], finished: Callable[[Run], None], *, at_once: int = 1) -> None:
-    """Start `at_once` jobs at a time; `finished` is called for every run soon after it ended, and
-    one that fails does not stop the others."""
-    waiting = list(jobs)
-    before = {run.name: _time_of(run) for job in jobs for run in job.runs}
-    running: dict[subprocess.Popen[bytes], Job] = {}
+    All are one Hydra multirun, so that `hydra/launcher=...` decides where they run. With `at_once`
+    above 1, each has a process with one torch thread, whose output goes to log.txt.
+    """
+    alone = at_once > 1
+    waiting = [[run] for run in runs] if alone else [list(runs)]
+    before = {run.name: _time_of(run) for run in runs}
+    running: dict[subprocess.Popen[bytes], list[Run]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
-                job = waiting.pop(0)
-                running[_start(job)] = job
+                group = waiting.pop(0)
+                names = f"run={','.join(run.name for run in group)}"
+                if alone:
+                    words = [*command, *overrides, "machine.num_threads=1", names]
+                    running[_start_logged(words, group[0])] = group
+                else:
+                    running[start_child([*command, "--multirun", names, *overrides])] = group
             time.sleep(POLL_S)
-            for process, job in list(running.items()):
+            for process, group in list(running.items()):
                 code = process.poll()
-                for run in list(job.runs):
+                for run in list(group):
                     is_new = _time_of(run) not in (None, before[run.name])
-                    if code is not None and not is_new:
-                        _note_crash(run, job, code)
+                    error = run.folder / ERROR
+                    if alone and code and not is_new and not error.is_file():  # it was killed
+                        write_atomic(error, f"ended with exit code {code}, see {LOG}\n")
                     if code is not None or is_new:
-                        job.runs.remove(run)
+                        group.remove(run)
                         finished(run)
                 if code is not None:
                     del running[process]
                     process.communicate()
     finally:
-        _end(list(running))
+        for process in running:  # each stops after its current step and writes a checkpoint
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in running:
+            with process:  # closes its stdin and waits
+                pass
 
 
-def _start(job: Job) -> "subprocess.Popen[bytes]":
-    if job.log is None:
-        return start_child(job.command)
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    log.info("%s: started, log in %s", job.runs[0].name, job.log)
-    with job.log.open("ab") as file:
+def _start_logged(command: Sequence[str], run: Run) -> "subprocess.Popen[bytes]":
+    path = run.folder / LOG
+    path.parent.mkdir(parents=True, exist_ok=True)
+    log.info("%s: started, log in %s", run.name, path)
+    with path.open("ab") as file:
         env = os.environ | dict.fromkeys(THREADS, "1")
-        return start_child(job.command, env=env, stdout=file, stderr=subprocess.STDOUT)
+        return start_child(command, env=env, stdout=file, stderr=subprocess.STDOUT)
 
 
 def _time_of(run: Run) -> int | None:
     """When the result was written, in nanoseconds; None while there is none."""
     path = run.result_file()
     return None if path is None else path.stat().st_mtime_ns
-
-
-def _note_crash(run: Run, job: Job, code: int) -> None:
-    """Write the error of a killed process, which could not write it itself."""
-    if job.log is not None and code and not (run.folder / ERROR).is_file():
-        write_atomic(run.folder / ERROR, f"ended with exit code {code}, see {LOG}\n")
-
-
-def _end(processes: Sequence["subprocess.Popen[bytes]"]) -> None:
-    """Stop what still runs after its current step, and wait: it writes a checkpoint."""
-    for process in processes:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-    for process in processes:
-        with process:  # closes its stdin and waits
-            pass

@@ -55,7 +55,14 @@ class Stages:
         variant, seed = run.variant, run.seed
         records: dict[str, dict[str, Any]] = {}
         start = Start(f"random {seed}")
-        self._read_labels(run)
+        # Errors of labelled sets show before pretraining, but for those that are rendered.
+        probe = self._config("pretrain", variant.pretrain, seed).probe.hook
+        data = self._config("finetune", variant.finetune, seed).data
+        sets = [] if probe is None else [probe.train_set, probe.test_set]
+        for node in (*sets, data.train, data.val):
+            leaves = flatten(OmegaConf.to_container(node, resolve=True)).values()
+            if not any(RENDERED in str(value) for value in leaves):
+                build(node)
         if variant.is_pretrained:
             records["pretrain"] = self._pretrain(variant.pretrain, seed)
             folder = self.store.root / records["pretrain"]["folder"]
@@ -80,21 +87,10 @@ class Stages:
             run |= {"paths.run_root": str(folder.parent), "name": folder.name, "resume": "auto"}
         return self.compose(name, arguments(merged(overrides, run)))
 
-    def _read_labels(self, run: Run) -> None:
-        """Read the labelled sets that are not rendered, so that errors show before pretraining."""
-        probe = self._config("pretrain", run.variant.pretrain, run.seed).probe.hook
-        data = self._config("finetune", run.variant.finetune, run.seed).data
-        sets = [] if probe is None else [probe.train_set, probe.test_set]
-        for node in (*sets, data.train, data.val):
-            leaves = flatten(OmegaConf.to_container(node, resolve=True)).values()
-            if not any(RENDERED in str(value) for value in leaves):
-                build(node)
-
     def _pretrain(self, overrides: Overrides, seed: int) -> dict[str, Any]:
         # Pretraining reads no label.
         overrides = {k: v for k, v in overrides.items() if k.split(".")[0] != "probe"}
         overrides["probe"] = "none"
-        definition = decisive(self._config("pretrain", overrides, seed))
 
         def work(folder: Path) -> dict[str, float]:
             made = pretrain(self._config("pretrain", overrides, seed, folder))
@@ -102,20 +98,21 @@ class Stages:
             last = read_rows(folder / "scalars.jsonl")[-1:]
             return {k: v for row in last for k, v in row.items() if k.split("/")[0] in SHOWN}
 
+        definition = decisive(self._config("pretrain", overrides, seed))
         return self.store.get("pretrain", definition, work)
 
     def _probe(self, overrides: Overrides, seed: int, start: Start) -> dict[str, Any]:
         cfg = self._config("pretrain", overrides, seed)
         if cfg.probe.hook is None:
             raise ValueError("runs are probed on labelled sets (dataset.probe: {probe: ...})")
-        drawn = {}
+        definition: dict[str, Any] = {"start": start.name}
         if not start.is_own:  # heads are drawn by the seed; no keypoint head is trained
             kept = [f for f in cfg.probe.features if f != POINTS]
             overrides = merged(overrides, {"probe.features": kept})
             cfg = self._config("pretrain", overrides, seed)
-            drawn = {"seed": seed}
+            definition["seed"] = seed
         plain = decisive(cfg)
-        definition = {k: plain.get(k) for k in PROBED} | {"start": start.name} | drawn
+        definition |= {k: plain.get(k) for k in PROBED}
 
         def work(folder: Path) -> dict[str, float]:
             run = setup_run(self._config("pretrain", overrides, seed, folder), resume="auto")
@@ -127,8 +124,7 @@ class Stages:
         return self.store.get("probe", definition, work, [start.weights] if start.weights else [])
 
     def _finetune(self, overrides: Overrides, seed: int, start: Start) -> dict[str, Any]:
-        plain = decisive(self._config("finetune", overrides, seed))
-        inputs = [start.weights] if start.weights else []
+        definition = decisive(self._config("finetune", overrides, seed)) | {"start": start.name}
         weights = str(start.weights) if start.weights else None
         # Metrics are those of the last validation; best.pt is kept where it is configured.
         overrides = merged({"trainer.keep_best": None}, overrides, {"init_from": weights})
@@ -138,7 +134,7 @@ class Stages:
             _check_whole(made.result, folder)
             return made.metrics | {"num_labels": made.num_labels}
 
-        return self.store.get("finetune", plain | {"start": start.name}, work, inputs)
+        return self.store.get("finetune", definition, work, [Path(weights)] if weights else [])
 
 
 def _check_whole(result: FitResult, folder: Path) -> None:

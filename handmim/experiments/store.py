@@ -7,8 +7,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ def json_text(plain: Any) -> str:
 
 def record_text(record: Mapping[str, Any]) -> str:
     """A record as `json_text`, with the SHA-256 of its content."""
-    return json_text({**record, SHA256: _sha256(_finite(record))})
+    return json_text({**record, SHA256: digest(_finite(record), 64)})
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -49,14 +48,10 @@ def read_record(path: Path) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError(f"{path} holds a {type(record).__name__}, not an object: {ADVICE}")
     written = record.pop(SHA256, None)
-    if written != _sha256(record) and (written is not None or "format" in record):
+    if written != digest(record, 64) and (written is not None or "format" in record):
         raise ValueError(f"{path} has another content than was written to it: {ADVICE}")
     renamed = {RENAMED.get(str(key), str(key)): value for key, value in record.items()}
     return {"format": 1, **renamed}
-
-
-def _sha256(plain: Any) -> str:
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _finite(node: Any) -> Any:
@@ -142,8 +137,26 @@ class StageStore:
                 str(f.relative_to(self.root) if f.is_relative_to(self.root) else f): content_sha(f)
                 for f in (*files, *inputs)
             }
-            with _attempt(folder, code, contents) as so_far:
+            before = {"seconds": 0.0, "cpu_seconds": 0.0, "commits": [], **_read(folder / CLOCK)}
+            commits = [*(c for c in before["commits"] if c != code), code]
+            began, cpu_began = time.perf_counter(), time.process_time()
+
+            def so_far() -> dict[str, Any]:
+                """Of all attempts, except those that were killed outright."""
+                facts = {
+                    "seconds": before["seconds"] + time.perf_counter() - began,
+                    "cpu_seconds": before["cpu_seconds"] + time.process_time() - cpu_began,
+                    "commits": commits,
+                    "inputs": contents,
+                }
+                write_atomic(folder / CLOCK, record_text(facts))
+                return facts
+
+            so_far()
+            try:
                 metrics = work(folder)
+            finally:
+                facts = so_far()
             import torch  # slow; plans and tables do without
 
             record = {
@@ -151,7 +164,7 @@ class StageStore:
                 "format": FORMAT,
                 "folder": folder.name,
                 "metrics": metrics,
-                **so_far(),
+                **facts,
                 "threads": torch.get_num_threads(),
                 **code,
                 "definition": definition,
@@ -170,27 +183,3 @@ class StageStore:
 def _read(path: Path) -> dict[str, Any]:
     """A record; empty where there is none."""
     return read_record(path) if path.is_file() else {}
-
-
-@contextmanager
-def _attempt(
-    folder: Path, code: dict[str, Any], inputs: dict[str, str]
-) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Seconds of all attempts, except those that were killed outright; commits of all of them."""
-    before = {"seconds": 0.0, "cpu_seconds": 0.0, "commits": [], **_read(folder / CLOCK)}
-    commits = [*(c for c in before["commits"] if c != code), code]
-    began, cpu_began = time.perf_counter(), time.process_time()
-
-    def now() -> dict[str, Any]:
-        return {
-            "seconds": before["seconds"] + time.perf_counter() - began,
-            "cpu_seconds": before["cpu_seconds"] + time.process_time() - cpu_began,
-            "commits": commits,
-            "inputs": inputs,
-        }
-
-    write_atomic(folder / CLOCK, record_text(now()))
-    try:
-        yield now
-    finally:
-        write_atomic(folder / CLOCK, record_text(now()))

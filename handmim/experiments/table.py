@@ -24,13 +24,12 @@ USUAL_PRECISION = "32-true"
 PROBED = ("probe", "task", "precision")  # parts of a pretraining config that decide its probe
 UNQUOTED = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z_][\w./-]*", re.IGNORECASE)
 NAME = re.compile(r"[a-z0-9_]+")
-VARIANT_KEYS = {"label", "pretrain", "finetune", "init_from"}
+STAGES = ("pretrain", "finetune")  # configs that a variant's overrides compose
+VARIANT_KEYS = {"label", *STAGES, "init_from"}
 TABLE_KEYS = {
     "title", "question", "pretrain", "finetune", "fractions", "columns", "variants", "baseline",
     "curves", "inits", "labels",
 }  # fmt: skip
-COLUMN_KEYS = {"label", "decimals", "better"}
-BETTER = ("lower", "higher", None)
 RANDOM = "random"
 TIMM = "timm:"
 SUPERVISED = "supervised-init"
@@ -49,13 +48,9 @@ def merged(*parts: Mapping[str, Any]) -> Overrides:
     """Overrides in which the last value of each key counts, whatever its `+` or `~`."""
     last: dict[str, tuple[str, Any]] = {}
     for key, value in (item for part in parts for item in part.items()):
-        last.pop(_bare(key), None)
-        last[_bare(key)] = key, value
+        last.pop(key.lstrip("+~"), None)
+        last[key.lstrip("+~")] = key, value
     return dict(last.values())
-
-
-def _bare(key: str) -> str:
-    return key.lstrip("+~")
 
 
 def arguments(overrides: Mapping[str, Any]) -> list[str]:
@@ -80,22 +75,21 @@ def value_text(value: Any) -> str:
 
 def decides(key: str, value: Any) -> bool:
     """Whether an override changes results; the usual precision does not, given or not."""
-    if _bare(key) == "machine.precision":
-        return value != USUAL_PRECISION
-    return is_compared(_bare(key), By.TABLE)
+    key = key.lstrip("+~")
+    return value != USUAL_PRECISION if key == "machine.precision" else is_compared(key, By.TABLE)
 
 
-def digest(plain: Any) -> str:
-    """Twelve hex digits of plain containers; the order of keys does not matter."""
+def digest(plain: Any, length: int = 12) -> str:
+    """Hex digits of the SHA-256 of plain containers; the order of keys does not matter."""
     text = json.dumps(plain, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 def decisive(cfg: DictConfig) -> dict[str, Any]:
     """The part of a composed config that decides the result, `resolved`."""
     plain = deciding(resolved(cfg), By.TABLE)
-    machine = plain.pop("machine", {})
-    return {**plain, "precision": machine.get("precision")}
+    plain["precision"] = plain.pop("machine", {}).get("precision")
+    return plain
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,24 +145,25 @@ def read_table(cfg: DictConfig) -> Table:
     one_of("budget", plain["budget"], plain["budgets"])
     table, budget = plain["table"], plain["budgets"][plain["budget"]]
     _check_keys(table, TABLE_KEYS, "table")
-    inits = plain.get("inits") or table.get("inits")
-    variants = table.get("variants")
+    inits, variants = plain.get("inits") or table.get("inits"), table.get("variants")
+    baseline = table.get("baseline")
+    if inits is not None and variants:
+        raise ValueError(
+            f"inits={inits} is for tables without variants (table=label_efficiency), this one has "
+            f"{list(variants)}"
+        )
     if inits is not None:
-        if variants:
-            raise ValueError(
-                f"inits={inits} is for tables without variants (table=label_efficiency), this one "
-                f"has {list(variants)}"
-            )
         variants = init_variants(inits, table.get("labels") or {})
+        baseline = baseline or (RANDOM if RANDOM in variants else None)
     if not variants:
         raise ValueError("table.variants is empty, one variant at least is required")
     fractions = plain.get("fractions") or table.get("fractions", budget["fractions"])
     is_list = isinstance(fractions, list) and len(set(fractions)) == len(fractions)
     if not is_list or any(not 0 < f <= 1 for f in fractions):
         raise ValueError(f"fractions of labels must be distinct and in (0, 1], got {fractions}")
-    baseline = table.get("baseline")
-    if baseline is None and inits is not None and RANDOM in variants:
-        baseline = RANDOM
+    seeds = list(range(plain["seeds"])) if isinstance(plain["seeds"], int) else plain["seeds"]
+    if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(s, int) for s in seeds):
+        raise ValueError(f"seeds must be a number >= 1 or distinct numbers, got {seeds}")
     return Table(
         name=plain["name"],
         title=table["title"],
@@ -177,7 +172,7 @@ def read_table(cfg: DictConfig) -> Table:
         columns=_columns(plain["columns"] | (table.get("columns") or {}), fractions),
         fractions=tuple(fractions),
         chosen=_names(plain["variants"], list(variants), "variants=[...]"),
-        seeds=_seeds(plain["seeds"]),
+        seeds=tuple(seeds),
         baseline=None if baseline is None else _names(baseline, list(variants), "baseline")[0],
         curves=tuple((table.get("curves") or {}).items()),
     )
@@ -188,7 +183,7 @@ def _variants(plain: dict[str, Any], variants: Mapping[str, Any]) -> tuple[Varia
     dataset, budget = plain["dataset"], plain["budgets"][plain["budget"]]
     common = {
         stage: [as_overrides(p.get(stage)) for p in (dataset, budget, plain["table"], plain)]
-        for stage in ("pretrain", "finetune")
+        for stage in STAGES
     }
     common["pretrain"].insert(1, as_overrides(dataset["probe"]))
     last = {f"machine.{k}": v for k, v in plain["machine"].items() if v is not None}
@@ -223,10 +218,11 @@ def init_variants(inits: str | Sequence[str], labels: Mapping[str, str]) -> dict
         raise ValueError(f"inits must be distinct, one at least, got {given}")
     if SUPERVISED in given:
         raise ValueError(f"instead of {SUPERVISED} give its weights in inits: timm:NAME or a file")
-    stems = Counter(_variant_name(_init_label(init)) for init in given)
+    shown = {i: Path(i).stem if FILE.match(i) else i.removeprefix(TIMM) for i in given}
+    stems = Counter(map(_variant_name, shown.values()))
     variants: dict[str, Any] = {}
-    for init in given:
-        label, path = _init_label(init), Path(init).absolute()
+    for init, label in shown.items():
+        path = Path(init).absolute()
         if FILE.match(init) and stems[_variant_name(label)] > 1:  # backbone.safetensors of many
             label = f"{path.parent.name}/{label}"
         name = _variant_name(label)
@@ -246,11 +242,6 @@ def init_variants(inits: str | Sequence[str], labels: Mapping[str, str]) -> dict
     return variants
 
 
-def _init_label(init: str) -> str:
-    """As written; a file by its name without suffix."""
-    return Path(init).stem if FILE.match(init) else init.removeprefix(TIMM)
-
-
 def _variant_name(label: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", label.lower()).strip("_") or "init"
 
@@ -268,10 +259,9 @@ def _columns(columns: Mapping[str, Any], fractions: Sequence[float]) -> tuple[Co
             continue
         if not isinstance(values, dict) or "label" not in values:
             raise ValueError(f"columns.{key} must be a mapping with a label or null, got {values}")
-        _check_keys(values, COLUMN_KEYS, f"columns.{key}")
+        _check_keys(values, {"label", "decimals", "better"}, f"columns.{key}")
         column = Column(key, **values)
-        if column.better not in BETTER:
-            raise ValueError(f"columns.{key}.better must be one of {BETTER}, got {column.better!r}")
+        one_of(f"columns.{key}.better", column.better, ("lower", "higher", None))
         for percent in [f"{100 * f:g}" for f in fractions] if "*" in key else [""]:
             label = column.label.replace("*", percent)
             made.append(replace(column, key=key.replace("*", percent), label=label))
@@ -292,12 +282,3 @@ def _names(given: str | list[str] | None, known: list[str], option: str) -> tupl
         what = f"no variants {unknown}" if unknown else "no variant is chosen"
         raise ValueError(f"{what} in this table, it has {known} ({option})")
     return tuple(name for name in known if name in names)
-
-
-def _seeds(seeds: int | list[int]) -> tuple[int, ...]:
-    """3 is 0, 1, 2."""
-    if isinstance(seeds, int):
-        seeds = list(range(seeds))
-    if not seeds or len(set(seeds)) < len(seeds) or not all(isinstance(s, int) for s in seeds):
-        raise ValueError(f"seeds must be a number >= 1 or distinct numbers, got {seeds}")
-    return tuple(seeds)

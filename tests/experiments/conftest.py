@@ -4,7 +4,7 @@ import pytest
 from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from handmim.experiments.plan import Plan, Run, make_plan
+from handmim.experiments.plan import Plan, Run
 from handmim.experiments.store import FORMAT, STAGE, StageStore, record_text
 from handmim.experiments.table import arguments, read_table
 from handmim.utils.entry import compose
@@ -78,7 +78,7 @@ def table_config(**changes) -> DictConfig:
 def planned(folder: Path, **changes) -> Plan:
     """Of the table above; stages lie beside its runs."""
     table = read_table(table_config(**changes))
-    return make_plan(table, folder, fake_compose, StageStore(folder / "stages"))
+    return Plan(table, folder, fake_compose, StageStore(folder / "stages"))
 
 
 class FakeStages:

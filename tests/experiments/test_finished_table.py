@@ -21,7 +21,7 @@ def plan(tmp_path, hydra_configs):
     shutil.copytree(KEPT, tmp_path / "ablations")
     given = {"table": "objectives", "name": NAME, "budget": "smoke", "seeds": 1}
     given |= {"variants": ["random", "class_recon"], "paths.run_root": str(tmp_path)}
-    return read_plan(composed(hydra_configs, "experiments", given), hydra_configs)
+    return read_plan(composed(hydra_configs, "experiments", given))
 
 
 def test_a_finished_table_of_the_first_format_is_shown_as_it_was(plan):

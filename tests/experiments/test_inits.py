@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from handmim.experiments.plan import make_plan
+from handmim.experiments.plan import Plan
 from handmim.experiments.stages import Stages
 from handmim.experiments.store import StageStore
 from handmim.experiments.table import init_variants
@@ -73,7 +73,7 @@ def test_a_table_of_inits_has_their_variants_and_shares(hydra_configs):
     assert [variant.label for variant in table.variants] == ["HandMIM", "random init"]
     assert table.baseline == "random"
     assert table.fractions == tuple(FRACTIONS)
-    (run, *_) = make_plan(table, Path("x"), hydra_configs, StageStore(Path("x"))).chosen()
+    (run, *_) = Plan(table, Path("x"), hydra_configs, StageStore(Path("x"))).chosen()
     steps = run.definition.steps
     assert steps == {"pretrain": 4, **dict.fromkeys(steps.keys() - {"pretrain"}, 3)}
     assert {"finetune_1", "finetune_50", "finetune_100"} < set(steps)
@@ -85,7 +85,7 @@ def test_a_table_of_inits_has_their_variants_and_shares(hydra_configs):
 
 def test_weights_used_as_they_are_take_no_steps_of_pretraining(hydra_configs):
     table = label_table(hydra_configs, "timm:vit_tiny")
-    (run, *_) = make_plan(table, Path("x"), hydra_configs, StageStore(Path("x"))).chosen()
+    (run, *_) = Plan(table, Path("x"), hydra_configs, StageStore(Path("x"))).chosen()
     assert set(run.definition.steps) == {"finetune_1", "finetune_50", "finetune_100"}
 
 
@@ -94,7 +94,7 @@ def test_stages_of_other_tables_are_the_same_stages(tmp_path, hydra_configs):
         variants = tuple(v for v in table.variants if v.name == name)
         alone = replace(table, variants=variants, chosen=(name,), seeds=(0,))
         store = Definitions(tmp_path)
-        (run,) = make_plan(alone, tmp_path, hydra_configs, store).chosen()
+        (run,) = Plan(alone, tmp_path, hydra_configs, store).chosen()
         Stages(hydra_configs, store).run(run)
         return store.definitions
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from handmim.experiments.plots import Spot, curve_plot, dot_plot, line_plot, save_plot
+from handmim.experiments.plots import curve_plot, dot_plot, line_plot, save_plot
 from handmim.experiments.results import curves_of, publish, without_paths, write_results
 from handmim.experiments.runner import make_run
 from handmim.experiments.table import as_overrides
@@ -44,8 +44,8 @@ def test_spots_are_seeds_by_number_of_labels_and_metrics_nobody_has_make_no_pane
     curves = curves_of(plan.table, plan.shown())
     assert list(curves) == ["MPJPE, mm"]
     assert curves["MPJPE, mm"] == {
-        "random init": [Spot(10, (20.0, 21.0)), Spot(200, (10.0, 11.0))],
-        "patch": [Spot(10, (15.0, 15.75)), Spot(200, (7.5, 8.25))],
+        "random init": [(10, (20.0, 21.0)), (200, (10.0, 11.0))],
+        "patch": [(10, (15.0, 15.75)), (200, (7.5, 8.25))],
     }
 
 
@@ -83,7 +83,7 @@ def test_panels_continue_in_further_lines():
 
 
 def test_curves_have_a_log_scale_a_band_of_the_spread_and_dots():
-    spots = [Spot(10, (1.0, 3.0)), Spot(1000, (2.0, 2.0))]
+    spots = [(10, (1.0, 3.0)), (1000, (2.0, 2.0))]
     (axis,) = curve_plot("t", {"mm": {"a": spots, "b": []}}).axes
     assert axis.get_xscale() == "log"
     mean = next(line for line in axis.lines if line.get_label() == "a")
@@ -104,9 +104,9 @@ def test_scalars_without_two_points_make_no_panel():
     [
         {},
         {"mm": {"a": []}},
-        {"mm": {"a": [Spot(1, (5.0,))], "b": []}},
-        {"mm": {"a": [Spot(7, (5.0, 5.0)), Spot(7, (6.0,))]}},
-        {str(i): {f"variant {j}": [Spot(3, (1.0,))] for j in range(30)} for i in range(5)},
+        {"mm": {"a": [(1, (5.0,))], "b": []}},
+        {"mm": {"a": [(7, (5.0, 5.0)), (7, (6.0,))]}},
+        {str(i): {f"variant {j}": [(3, (1.0,))] for j in range(30)} for i in range(5)},
     ],
 )
 def test_few_or_many_curves_are_written_as_png_and_pdf(curves, tmp_path):

@@ -9,7 +9,7 @@ from contextlib import suppress
 import cv2
 import pytest
 
-from handmim.experiments.plan import make_plan
+from handmim.experiments.plan import Plan
 from handmim.experiments.results import write_results
 from handmim.experiments.runner import dry_run_lines, failure_lines, make_run, run_table
 from handmim.experiments.store import StageStore, content_sha
@@ -284,7 +284,7 @@ def test_the_task_behind_the_probe_of_a_variant_without_pretraining_counts(tmp_p
         def composed(name, overrides):
             return compose(name, overrides, **(change if name == "pretrain" else {}))
 
-        (run,) = make_plan(table, tmp_path, composed, StageStore(tmp_path)).chosen()
+        (run,) = Plan(table, tmp_path, composed, StageStore(tmp_path)).chosen()
         return run.definition.config_sha
 
     assert sha(temp=2.0) != sha()

@@ -6,7 +6,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from handmim.experiments.plan import make_plan
+from handmim.experiments.plan import Plan
 from handmim.experiments.store import StageStore
 from handmim.experiments.table import read_table
 from handmim.utils.config import drop_unbuilt
@@ -45,7 +45,7 @@ def test_every_dataset_is_tried():
 @pytest.mark.parametrize("budget", sorted(OPTIONS.budgets))
 def test_every_budget_composes_at_one_size(budget, hydra_configs):
     table = table_of(hydra_configs, "controls", budget=budget)
-    runs = make_plan(table, Path("x"), hydra_configs, StageStore(Path("x"))).chosen()
+    runs = Plan(table, Path("x"), hydra_configs, StageStore(Path("x"))).chosen()
     by_name = {run.variant.name: run for run in runs}
     long, short = by_name["handmim_long"], by_name["handmim"]
     assert all(
@@ -79,12 +79,12 @@ def test_what_would_end_a_fine_tune_of_a_table_is_refused_before_anything_runs(
 ):
     table = table_of(hydra_configs, "controls", finetune={key: value})
     with pytest.raises(ValueError, match=rf"variant \w+ .*finetune: .*{message}"):
-        make_plan(table, Path("x"), hydra_configs, StageStore(Path("x")))
+        Plan(table, Path("x"), hydra_configs, StageStore(Path("x")))
 
 
 def test_photos_may_lie_in_any_folder(hydra_configs):
     table = table_of(hydra_configs, "controls", "photos")
-    (run, *_) = make_plan(table, Path("x"), hydra_configs, StageStore(Path("x"))).chosen()
+    (run, *_) = Plan(table, Path("x"), hydra_configs, StageStore(Path("x"))).chosen()
     assert run.definition.steps == {"finetune_50": 3, "finetune_100": 3}
     cfg = composed(hydra_configs, "finetune", run.variant.finetune)
     assert cfg.data.root == "a b"
@@ -96,7 +96,7 @@ def test_photos_may_lie_in_any_folder(hydra_configs):
 @pytest.mark.parametrize("name", TABLES)
 def test_every_variant_builds_its_task(name, hydra_configs):
     table = table_of(hydra_configs, name, name if name in DATASETS else "renders")
-    make_plan(table, Path("x"), hydra_configs, StageStore(Path("x")))
+    Plan(table, Path("x"), hydra_configs, StageStore(Path("x")))
     for variant in table.variants:
         cfg = composed(hydra_configs, "pretrain", variant.pretrain)
         drop_unbuilt(cfg.task)

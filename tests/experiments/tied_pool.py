@@ -4,9 +4,10 @@ FOLDER`."""
 import sys
 from pathlib import Path
 
-from handmim.experiments.runner import launch, local_jobs
+from handmim.experiments.runner import launch
 from tests.experiments.conftest import planned
 
 if __name__ == "__main__":
     runs = planned(Path(sys.argv[2])).chosen()[:1]
-    launch(local_jobs([sys.executable, sys.argv[1]], ["wait"], runs), lambda run: None)
+    command = [sys.executable, sys.argv[1]]
+    launch(runs, lambda run: None, ["wait"], at_once=2, command=command)

@@ -18,10 +18,9 @@ from rich.text import Text
 from handmim.check.benchmarks import check_freihand, check_ho3d
 from handmim.check.environment import check_environment, check_hand
 from handmim.check.tree import decoded_sizes
-from handmim.data.annotation_checks import check_annotations
-from handmim.data.annotations import FORM, read_annotations
+from handmim.data.annotations import FORM
 from handmim.data.crops import find_photos, labelled_benchmarks
-from handmim.data.keypoints import check_groups, missing_images
+from handmim.data.keypoints import read_photos
 from handmim.hand.skeleton import NUM_JOINTS
 from handmim.images.files import ENDINGS
 from handmim.images.formats import printable
@@ -169,22 +168,15 @@ def check_keypoints(
     `num_checked` images, or all, are decoded."""
     notes = Notes("keypoints", f"{FORM}: keypoints.annotations=FILE.json")
     with notes.guard("file"):
-        content = read_annotations(annotations, notes)
-        notes.ok("count", f"{len(content.hands)} hands of {NUM_JOINTS} keypoints")
-        missing = missing_images(content, root)
-        text = f"{len(content.images)} images in the file, {len(missing)} with hands are not below "
-        text += f"{root}" + (f": {shown(missing)}" if missing else "")
-        fix = "keypoints.root is the folder that file_name starts from"
-        notes.judge(not missing, "images", text, fix)
-        check_groups(content, "subject", notes)
-        if not missing and content.hands:
-            check_annotations(content, root, notes)
-            if not notes.failed("decode"):
-                used = sorted({hand.image for hand in content.hands})
-                names = [content.images[i]["file_name"] for i in used]
-                names = names if full else [names[i] for i in spread(len(names), num_checked)]
-                fix = "take them out of the annotations, or copy them again"
-                decoded_sizes(notes, [root / name for name in names], names, fix=fix)
+        content = read_photos(root, annotations, notes, "subject")
+        text = f"{len(content.hands)} hands of {NUM_JOINTS} keypoints, {len(content.images)} images"
+        notes.ok("count", text)
+        if content.hands and not notes.failed("decode", "images"):
+            used = sorted({hand.image for hand in content.hands})
+            names = [content.images[i]["file_name"] for i in used]
+            names = names if full else [names[i] for i in spread(len(names), num_checked)]
+            fix = "take them out of the annotations, or copy them again"
+            decoded_sizes(notes, [root / name for name in names], names, fix=fix)
         scores = [hand.scores for hand in content.hands if hand.scores is not None]
         if scores:
             text = f"{len(scores)} of {len(content.hands)} hands have confidences of their "

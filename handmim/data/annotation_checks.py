@@ -23,6 +23,7 @@ from handmim.images.decode import image_heads
 from handmim.utils.findings import Level, Notes, level_of, shown
 
 Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 FEW_OUTSIDE, MANY_OUTSIDE = 0.02, 0.3  # shares of labelled keypoints
 # A hand of pixels cannot lie within 1.5 px of the corner; normalised ones may pass 1 a little.
@@ -38,25 +39,14 @@ FEWEST_POINTS = 3  # keypoints from which on two hands are not the same by chanc
 OFF_SHARE = 0.2  # of the keypoints' extent
 # Hands of six public sets point up (55 to 100 %, by less than 45 degrees) or in all directions.
 SHOW_BACKS, POINT_AWAY = 0.6, 0.7
-RESIZED = (
-    "have another size than the file states",
-    "were they resized after labelling? take the originals, or scale the keypoints and correct "
-    "width and height",
-)
-UNROTATED = (
-    "were labelled without their EXIF rotation",
-    "images are read upright: rotate the keypoints, or store the images without EXIF",
-)
-# Oddities of single hands, and what to do about them.
-ODD = {
-    "copies": ("repeat another hand of their image", "take the copies out"),
-    "visibility": (
-        "have a visibility other than 0, 1 and 2: all above 0 count as labelled",
-        "give confidences as keypoint_scores, and 0 where a keypoint is not to be used",
+SIZE_FAULTS = {
+    "size": (
+        "have another size than the file states",
+        "were they resized after labelling? scale the keypoints, correct width and height",
     ),
-    "box": (
-        "lie outside of their own bbox (x, y, width, height)",
-        "are keypoints relative to their crop, or of another image?",
+    "exif": (
+        "were labelled without their EXIF rotation",
+        "images are read upright: rotate the keypoints, or store the images without EXIF",
     ),
 }
 
@@ -68,121 +58,101 @@ def check_annotations(annotations: Annotations, root: Path, notes: Notes) -> Non
         notes.error("file", "no annotation holds a hand", "see the other findings")
         return
     counts = Counter(image["file_name"] for image in images)
-    twice = [name for name, count in counts.items() if count > 1]
-    if twice:  # two photos of one name, or photos labelled twice
-        text = f"{len(twice)} files stand under several image ids: {shown(twice)}"
-        fix = "were two folders joined, whose images share names? then labels are on wrong images"
-        notes.warning("names", text, fix)
-    _check_entries(notes, annotations)
-    used = sorted({hand.image for hand in hands})
+    twice = [name for name, num in counts.items() if num > 1]  # or images labelled twice
+    fix = "were two folders joined, whose images share names? then labels are on wrong images"
+    text = "files stand under several image ids"
+    notes.count(twice, len(counts), "names", text, fix, bad="warning")
+    values = np.stack([hand.keypoints for hand in hands])
+    points, seen = values[..., :2], values[..., 2] > 0
+    _check_entries(notes, annotations, values)
+    rows = [hand.image for hand in hands]
+    used = sorted(set(rows))
     heads = np.zeros((len(images), 3), np.int64)
     heads[used] = image_heads([root / images[i]["file_name"] for i in used])
     stored = heads[:, :2].astype(np.float64)
     upright = np.where(heads[:, 2:] >= ROTATED, stored[:, ::-1], stored)
     _check_sizes(notes, [images[i] for i in used], stored[used], upright[used])
-    values = np.stack([hand.keypoints for hand in hands])
-    if not (values[..., 2] > 0).any():
+    if not seen.any():
         text = f"no keypoint of {len(hands)} hands is labelled (visibility > 0)"
         notes.error("2d", text, "keypoints are x, y, visibility; 2 is visible")
         return
-    rows = [hand.image for hand in hands]
-    _check_2d(notes, hands, values, stored[rows], upright[rows])
+    far = np.where(seen[..., None], np.abs(points), 0.0).max(axis=(1, 2))
+    tiny = [hands[i].entry for i in np.flatnonzero((far <= NORMALISED_PX) & (seen.sum(axis=1) > 1))]
+    text = f"hands lie within {NORMALISED_PX} px of the corner, as normalised keypoints do"
+    fix = "keypoints are in pixels: multiply x by the image's width and y by its height"
+    notes.count(tiny, len(hands), "normalised", text, fix)
+    known = upright[rows, 0] > 0
+    if not tiny and known.any():
+        _check_2d(notes, points[known], seen[known], stored[rows][known], upright[rows][known])
     _check_cameras(notes, hands)
+    whole = seen.all(axis=1)
     if not notes.failed("normalised", "swapped"):
-        whole = (values[..., 2] > 0).all(axis=1)
         if whole.any():
-            settle_order(notes, values[whole][..., :2], "canonical", "keypoints")
+            settle_order(notes, points[whole], "canonical", "keypoints")
         if all(hand.joints is None for hand in hands):
             is_right = np.array([hand.is_right for hand in hands])
-            _check_view(notes, values[whole][..., :2], is_right[whole])
+            _check_view(notes, points[whole], is_right[whole])
     _check_3d(notes, hands)
 
 
-def _check_entries(notes: Notes, annotations: Annotations) -> None:
+def _check_entries(notes: Notes, annotations: Annotations, values: Array) -> None:
     """Copies in one image or several, confidences as visibilities, keypoints beside their box."""
-    hands, seen = annotations.hands, set()
-    odd: dict[str, list[str]] = {name: [] for name in ODD}
-    images_of: defaultdict[bytes, dict[str, str]] = defaultdict(dict)
-    for hand in hands:
-        points = hand.keypoints[hand.keypoints[:, 2] > 0]
-        if not len(points):
-            continue
-        key = (annotations.images[hand.image]["file_name"], points.tobytes())
-        if key in seen:
-            odd["copies"].append(hand.entry)
-        seen.add(key)
-        if len(points) >= FEWEST_POINTS:
-            images_of[key[1]].setdefault(key[0], hand.entry)
-        if not np.isin(points[:, 2], (1, 2)).all():
-            odd["visibility"].append(hand.entry)
-        if hand.box is not None and _is_beside(points[:, :2], hand.box):
-            odd["box"].append(hand.entry)
-    for name, (what, fix) in ODD.items():
-        if odd[name]:
-            text = f"{len(odd[name])} of {len(hands)} hands {what}: {shown(odd[name])}"
-            notes.warning(name, text, fix)
-    repeated = [entry for same in images_of.values() if len(same) > 1 for entry in same.values()]
-    most = max(map(len, images_of.values()), default=0)
-    text = f"{len(repeated)} of {len(hands)} hands have the same keypoints as a hand of another "
-    text += f"image, up to {most} images alike: {shown(repeated)}"
-    fix = "give every image its own labels; fine for copies of one image"
+    hands, seen = annotations.hands, values[..., 2] > 0
+    copies, firsts = [], defaultdict[bytes, dict[str, str]](dict)
+    for hand, num in zip(hands, seen.sum(axis=1), strict=True):
+        if num >= FEWEST_POINTS:
+            first = firsts[hand.keypoints.tobytes()]  # by file
+            name = annotations.images[hand.image]["file_name"]
+            copies += [hand.entry] if name in first else []
+            first.setdefault(name, hand.entry)
+    groups = [list(first.values()) for first in firsts.values() if len(first) > 1]
+    most = max(map(len, groups), default=0)
     bad: Level = "error" if most >= FEWEST_SIDED and most > len(hands) / 2 else "warning"
-    notes.judge(not repeated, "repeated", text, fix, bad=bad)
-
-
-def _is_beside(points_px: Array, box_px: Array) -> bool:
-    low, side = box_px[:2], box_px[2:]
-    if not (side > NORMALISED_PX).all():
-        return False
-    slack = side.max() * BOX_SLACK
-    far = (points_px < low - slack) | (points_px > low + side + slack)
-    return bool(far.any(axis=1).mean() > 0.5)
+    boxes = np.stack([np.full(4, np.nan) if hand.box is None else hand.box for hand in hands])
+    low, side = boxes[:, None, :2], boxes[:, None, 2:]
+    slack, points = side.max(axis=2, keepdims=True) * BOX_SLACK, values[..., :2]
+    is_far = ((points < low - slack) | (points > low + side + slack)).any(axis=2) & seen
+    is_beside = (side > NORMALISED_PX).all(axis=(1, 2))
+    is_beside &= is_far.sum(axis=1) > 0.5 * seen.sum(axis=1)
+    is_odd = ~np.isin(values[..., 2], (0, 1, 2)).all(axis=1)
+    num, entries = len(hands), np.array([hand.entry for hand in hands])
+    text = "hands repeat another hand of their image"
+    notes.count(copies, num, "copies", text, "take the copies out", bad="warning")
+    text = f"hands have the same keypoints as a hand of another image, up to {most} images alike"
+    fix = "give every image its own labels; fine for copies of one image"
+    notes.count([e for group in groups for e in group], num, "repeated", text, fix, bad=bad)
+    text = "hands have a visibility other than 0, 1 and 2: all above 0 count as labelled"
+    fix = "give confidences as keypoint_scores, and 0 where a keypoint is not to be used"
+    notes.count(entries[is_odd].tolist(), num, "visibility", text, fix, bad="warning")
+    text = "hands lie outside of their own bbox (x, y, width, height)"
+    fix = "are keypoints relative to their crop, or of another image?"
+    notes.count(entries[is_beside].tolist(), num, "box", text, fix, bad="warning")
 
 
 def _check_sizes(notes: Notes, images: list[Row], stored: Array, upright: Array) -> None:
     """Stated sizes against those of the files [n, 2], with and without EXIF rotation."""
     num, names = len(images), [image["file_name"] for image in images]
     is_readable = stored[:, 0] > 0
-    if not is_readable.all():
-        bad: Level = "warning" if is_readable.any() else "error"
-        unreadable = [names[i] for i in np.flatnonzero(~is_readable)]
-        text = f"{len(unreadable)} of {num} images with hands cannot be read: {shown(unreadable)}"
-        fix = "take them out of the annotations, or copy them again"
-        notes.judge(False, "decode", text, fix, bad=bad)
+    unreadable = [names[i] for i in np.flatnonzero(~is_readable)]
+    fix = "take them out of the annotations, or copy them again"
+    bad: Level = "warning" if is_readable.any() else "error"
+    notes.count(unreadable, num, "decode", "images with hands cannot be read", fix, bad=bad)
     given = np.array([[image.get(key) or 0 for key in ("width", "height")] for image in images])
     given = np.where(given > 0, given, upright)
     differs = is_readable & (given != upright).any(axis=1)
     is_unrotated = differs & (given == stored).all(axis=1)
-    for name, odd, (what, fix) in (
-        ("size", differs & ~is_unrotated, RESIZED),
-        ("exif", is_unrotated, UNROTATED),
-    ):
+    for name, odd in (("size", differs & ~is_unrotated), ("exif", is_unrotated)):
         found = [
             f"{names[i]} ({given[i, 0]:g} x {given[i, 1]:g}, the image has {upright[i, 0]:g} x "
             f"{upright[i, 1]:g})"
             for i in np.flatnonzero(odd)
         ]
-        text = f"{len(found)} of {num} images {what}: {shown(found)}"
-        notes.judge(not found, name, text, fix, bad=level_of(len(found), num))
+        text, fix = SIZE_FAULTS[name]
+        notes.count(found, num, name, f"images {text}", fix, bad=level_of(len(found), num))
 
 
-def _check_2d(
-    notes: Notes, hands: Sequence[Hand], values: Array, stored: Array, size: Array
-) -> None:
-    """Keypoints against the stored and upright sizes [n, 2] of their images, 0 where unknown."""
-    seen, points = values[..., 2] > 0, values[..., :2]
-    far = np.where(seen[..., None], np.abs(points), 0.0).max(axis=(1, 2))
-    tiny = np.flatnonzero((far <= NORMALISED_PX) & (seen.sum(axis=1) > 1))
-    if len(tiny):
-        text = f"keypoints of {len(tiny)} of {len(hands)} hands lie within {NORMALISED_PX} px of "
-        text += f"the corner, as normalised ones do: {shown([hands[int(i)].entry for i in tiny])}"
-        fix = "keypoints are in pixels: multiply x by the image's width and y by its height"
-        notes.error("normalised", text, fix)
-        return
-    known = size[:, 0] > 0
-    if not known.any():
-        return
-    points, seen, stored, size = points[known], seen[known], stored[known], size[known]
+def _check_2d(notes: Notes, points: Array, seen: Mask, stored: Array, size: Array) -> None:
+    """Keypoints [n, 21, 2] against the stored and upright sizes [n, 2] of their images."""
 
     def outside(points: Array, size: Array) -> float:
         out = ((points < 0) | (points > size[:, None])).any(axis=2) & seen
@@ -201,27 +171,24 @@ def _check_2d(
     text = f"{share:.1%} of the labelled keypoints lie outside of their images"
     notes.judge(share <= FEW_OUTSIDE, name, text, fix, bad=bad)
     if share <= FEW_OUTSIDE and len(points) >= FEWEST:
-        _check_reach(notes, points, seen, size)
+        # Percentages, and labels of smaller images, fill only the top left part of the images.
+        far = np.quantile(points[seen], 0.99, axis=0)
+        parts = np.quantile((points / size[:, None])[seen], 0.99, axis=0)
+        is_large = np.median(size.min(axis=1)) >= LARGE_PX
+        if is_large and (far <= PERCENT).all() and (far >= PERCENT_REACH).all():
+            text = "all keypoints lie below 100 in larger images, as percentages do"
+            fix = "keypoints are in pixels: multiply x by width / 100 and y by height / 100"
+            notes.error("normalised", text, fix)
+        elif (parts < ENLARGED).all():
+            text = f"keypoints fill only {parts[0]:.0%} of the width and {parts[1]:.0%} of the "
+            text += "height of their images, from the top left"
+            fix = "were the images enlarged after labelling? scale the keypoints; padding is fine"
+            notes.warning("reach", text, fix)
     spans = np.ptp(np.where(seen[..., None], points, points[:, :1]), axis=1).max(axis=1)
     small = int(((spans < MIN_SIDE_PX) & (seen.sum(axis=1) > 1)).sum())
-    if small:
-        text = f"{small} of {len(points)} hands are smaller than {MIN_SIDE_PX:g} px"
-        notes.warning("small", text, "take them out: a crop shows a few pixels enlarged")
-
-
-def _check_reach(notes: Notes, points: Array, seen: NDArray[np.bool_], size: Array) -> None:
-    """Percentages, and labels of smaller images, fill only the top left part of the images."""
-    far = np.quantile(points[seen], 0.99, axis=0)
-    parts = np.quantile((points / size[:, None])[seen], 0.99, axis=0)
-    is_large = np.median(size.min(axis=1)) >= LARGE_PX
-    if is_large and (far <= PERCENT).all() and (far >= PERCENT_REACH).all():
-        text = "all keypoints lie below 100 in larger images, as percentages do"
-        fix = "keypoints are in pixels: multiply x by width / 100 and y by height / 100"
-        notes.error("normalised", text, fix)
-    elif (parts < ENLARGED).all():
-        text = f"keypoints fill only {parts[0]:.0%} of the width and {parts[1]:.0%} of the height "
-        fix = "were the images enlarged after labelling? scale the keypoints; padded images are "
-        notes.warning("reach", f"{text}of their images, from the top left", f"{fix}fine")
+    text = f"{small} of {len(points)} hands are smaller than {MIN_SIDE_PX:g} px"
+    fix = "take them out: a crop shows a few pixels enlarged"
+    notes.judge(not small, "small", text, fix, bad="warning")
 
 
 def _check_cameras(notes: Notes, hands: Sequence[Hand]) -> None:
@@ -232,28 +199,26 @@ def _check_cameras(notes: Notes, hands: Sequence[Hand]) -> None:
     good = usable(np.stack([K for _, K in cameras]))
     odd = [hand.entry for (hand, _), is_good in zip(cameras, good, strict=True) if not is_good]
     form = "K is [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in px, left out where it is not known"
-    text = f"K of {len(odd)} of {len(cameras)} hands is no camera's: {shown(odd)}"
-    notes.judge(not odd, "k", text, form)
-    off = [] if odd else [hand.entry for hand, K in cameras if _projects_elsewhere(hand, K)]
+    notes.judge(
+        not odd, "k", f"K of {len(odd)} of {len(cameras)} hands is no camera's: {shown(odd)}", form
+    )
+    off = []
+    for hand, K in [] if odd else cameras:
+        if hand.joints is not None and (hand.keypoints[:, 2] > 0).any():
+            both = (hand.keypoints[:, 2] > 0) & (hand.joints[:, 3] > 0)
+            px, joints = hand.keypoints[both, :2], hand.joints[both, :3]
+            is_near = len(px) > 0 and (joints[:, 2] > 0).all()
+            if is_near:
+                off_px = np.median(np.abs(project_px(joints, K) - px))
+                is_near = off_px <= OFF_SHARE * np.ptp(px)
+            off += [] if is_near else [hand.entry]
     if off:
         text = f"K projects keypoints_3d of {len(off)} of {len(cameras)} hands elsewhere than "
         fix = "with a K, keypoints_3d are in the camera's coordinates; leave K out if they are not"
         notes.warning("projection", f"{text}keypoints: {shown(off)}", fix)
 
 
-def _projects_elsewhere(hand: Hand, K_px: Array) -> bool:
-    seen = hand.keypoints[:, 2] > 0
-    if hand.joints is None or hand.joints_valid is None or not seen.any():
-        return False
-    both = seen & hand.joints_valid
-    points, joints = hand.keypoints[both, :2], hand.joints[both]
-    if not len(points) or not (joints[:, 2] > 0).all():
-        return True
-    miss_px = np.median(np.abs(project_px(joints, K_px) - points))
-    return bool(miss_px > OFF_SHARE * np.ptp(points))
-
-
-def _check_view(notes: Notes, points: Array, is_right: NDArray[np.bool_]) -> None:
+def _check_view(notes: Notes, points: Array, is_right: Mask) -> None:
     """Hands that are upside down or lie, seen from the back by their sides: exchanged axes?"""
     if len(points) < FEWEST_SIDED or notes.failed("side", level="warning"):
         return
@@ -271,14 +236,14 @@ def _check_view(notes: Notes, points: Array, is_right: NDArray[np.bool_]) -> Non
 
 
 def _check_3d(notes: Notes, hands: Sequence[Hand]) -> None:
-    whole = [h for h in hands if h.joints_valid is not None and h.joints_valid.all()]
-    num = sum(hand.joints is not None for hand in hands)
-    text = f"{num} of {len(hands)} hands have 3D keypoints" if num else "no 3D keypoints"
-    notes.ok("3d", text + ("" if num else ": 2D losses only"))
+    labelled = [(hand, hand.joints) for hand in hands if hand.joints is not None]
+    text = f"{len(labelled)} of {len(hands)} hands have 3D keypoints"
+    notes.ok("3d", text if labelled else "no 3D keypoints: 2D losses only")
+    whole = [hand for hand, joints in labelled if (joints[:, 3] > 0).all()]
     if not whole:
         return
     where = "keypoints_3d"
-    raw = np.stack([hand.joints for hand in whole if hand.joints is not None])
+    raw = np.stack([joints[:, :3] for _, joints in labelled if (joints[:, 3] > 0).all()])
     try:
         joints = settle_unit(notes, raw, where)
     except ValueError as error:
@@ -287,10 +252,9 @@ def _check_3d(notes: Notes, hands: Sequence[Hand]) -> None:
     extent = np.linalg.norm(np.ptp(joints, axis=1), axis=1)
     pairs = [(h.entry, m) for h, m in zip(whole, extent, strict=True)]
     odd = [f"{entry} ({m:.3g} m)" for entry, m in pairs if not HAND_M[0] <= m <= HAND_M[1]]
-    if odd and not notes.failed("unit"):
+    if not notes.failed("unit"):
         fix = f"{where} are in metres: were files of several units joined? leave out empty ones"
-        text = f"{len(odd)} of {len(whole)} hands have no hand's size in {where}: {shown(odd)}"
-        notes.error("unit", text, fix)
+        notes.count(odd, len(whole), "unit", f"hands have no hand's size in {where}", fix)
     joints = settle_order(notes, joints, "canonical", where)
     if notes.failed("order"):
         return

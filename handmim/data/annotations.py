@@ -36,7 +36,7 @@ class Field(NamedTuple):
     rows: int = 1
     low: float = -LARGEST
     high: float = LARGEST
-    visibility: int | None = None  # column: rows where it is not positive may hold anything
+    visibility: int = 9  # column, if any: rows where it is not positive may hold anything
 
 
 _KEYPOINTS = Field(
@@ -59,35 +59,6 @@ FIELDS: dict[str, Field] = {
 }
 
 
-def read_field(notes: Notes, entry: str, note: Mapping[str, Any], field: str) -> Array | None:
-    """A field of `FIELDS` as [rows, columns]; None where it is missing, null or refused."""
-    spec, value = FIELDS[field], note.get(field)
-    if value is None:
-        return None
-    found = numbers(value, spec.shapes)
-    if isinstance(found, str):
-        bad = found
-    else:
-        found = found.reshape(spec.rows, -1)
-        if spec.visibility is not None and found.shape[1] > spec.visibility:
-            found[~(found[:, spec.visibility] > 0), : spec.visibility] = 0.0
-        outside = np.flatnonzero(~((found >= spec.low) & (found <= spec.high)))
-        if not len(outside):
-            return found
-        bad = f"number {outside[0]} is {found.ravel()[outside[0]]:g}"
-    fix = FORM if spec is _KEYPOINTS else f"{FORM}; leave {field} out where it is not known"
-    notes.error(spec.finding, f"{entry}: {field} must be {spec.form}, {bad}", fix)
-    return None
-
-
-def read_keypoints(notes: Notes, entry: str, note: Mapping[str, Any], field: str) -> Array | None:
-    """[21, 3] px and visibility, zeros where that is not positive; None where it is refused."""
-    if note.get(field) is None:
-        notes.error("numbers", f"{entry} has no {field}", FORM)
-    found = read_field(notes, entry, note, field)
-    return None if found is None else np.where(found[:, 2:] > 0, found, 0.0)
-
-
 class Hand(NamedTuple):
     """One labelled hand."""
 
@@ -95,8 +66,8 @@ class Hand(NamedTuple):
     image: int  # row of `images`
     keypoints: Array  # [21, 3] px and visibility; zeros where that is not positive
     is_right: bool
-    joints: Array | None = None  # [21, 3] metres, x right, y down, z away from the camera
-    joints_valid: NDArray[np.bool_] | None = None  # [21], where there are joints
+    side_field: str = ""  # that states the side; "" where none does
+    joints: Array | None = None  # [21, 4] metres, x right, y down, z away from the camera; validity
     scores: Array | None = None  # [21] confidences of the keypoints in [0, 1]
     K: Array | None = None  # [3, 3] px
     category: Any = None
@@ -110,47 +81,67 @@ class Hand(NamedTuple):
             "K_px": self.K,
             "kp2d_valid": self.keypoints[:, 2] > 0,
             "kp2d_conf": self.scores,
-            "joints_cam_m": self.joints,  # occluded ones keep their 3D label
-            "joints_valid": self.joints_valid,
+            # occluded ones keep their 3D label
+            "joints_cam_m": None if self.joints is None else self.joints[:, :3],
+            "joints_valid": None if self.joints is None else self.joints[:, 3] > 0,
         }
+
+
+def read_field(notes: Notes, entry: str, note: Row, field: str) -> Array | None:
+    """A field of `FIELDS` as [rows, columns], zeros where a keypoint is not visible; None where it
+    is missing, null or refused."""
+    spec, value = FIELDS[field], note.get(field)
+    if value is None:
+        if spec is _KEYPOINTS:
+            notes.error(spec.finding, f"{entry} has no {field}", FORM)
+        return None
+    found = numbers(value, spec.shapes)
+    if isinstance(found, str):
+        bad = found
+    else:
+        found = found.reshape(spec.rows, -1)
+        hidden = ~(found[:, spec.visibility :] > 0).all(axis=1)
+        found[hidden, : spec.visibility] = 0.0
+        outside = np.flatnonzero(~((found >= spec.low) & (found <= spec.high)))
+        if not len(outside):
+            found[hidden] = 0.0
+            return found
+        bad = f"number {outside[0]} is {found.ravel()[outside[0]]:g}"
+    fix = FORM if spec is _KEYPOINTS else f"{FORM}; leave {field} out where it is not known"
+    notes.error(spec.finding, f"{entry}: {field} must be {spec.form}, {bad}", fix)
+    return None
 
 
 def read_hand(
     notes: Notes, entry: str, image: int, note: Row, sides: SideReader, *others: Row
-) -> tuple[Hand, str] | None:
-    """A hand and the field that states its side, "" where none does; None where it is refused.
-
-    `others` are further objects that may state the side.
-    """
-    keypoints = read_keypoints(notes, entry, note, "keypoints")
-    scores, joints, K = (
-        read_field(notes, entry, note, name) for name in ("keypoint_scores", "keypoints_3d", "K")
+) -> Hand | None:
+    """A hand; None where it is refused. `others` are further objects that may state its side."""
+    keypoints, scores, joints, K = (
+        read_field(notes, entry, note, name)
+        for name in ("keypoints", "keypoint_scores", "keypoints_3d", "K")
     )
     try:
-        is_right, field = sides.read(note, *others) or (True, "")
+        is_right, side_field = sides.read(note, *others) or (True, "")
     except ValueError as error:
         notes.error("side", f"{entry} {error}", f"a side is stated by {KNOWN}")
         return None
     if keypoints is None:
         return None
-    is_valid = None
-    if joints is not None:
-        is_valid = joints[:, 3] > 0 if joints.shape[1] == 4 else np.ones(NUM_JOINTS, bool)
-        joints = joints[:, :3]
+    if joints is not None and joints.shape[1] == 3:
+        joints = np.column_stack([joints, np.ones(NUM_JOINTS)])
     box = numbers(note.get("bbox"), [(4,)])  # not used: of any form
-    hand = Hand(
+    return Hand(
         entry,
         image,
         keypoints,
         is_right,
+        side_field,
         joints,
-        is_valid,
         scores=None if scores is None else scores[0],
         K=K,
         category=note.get("category_id"),
         box=None if isinstance(box, str) else box,
     )
-    return hand, field
 
 
 class Annotations(NamedTuple):
@@ -158,11 +149,6 @@ class Annotations(NamedTuple):
 
     images: list[Row]
     hands: list[Hand]
-
-
-def is_id(value: Any) -> bool:
-    """Whether a value can be an id: a whole number or a string."""
-    return isinstance(value, int | str) and not isinstance(value, bool)
 
 
 def read_annotations(path: Path, notes: Notes) -> Annotations:
@@ -179,22 +165,30 @@ def read_annotations(path: Path, notes: Notes) -> Annotations:
     errors = Notes(fix=FORM)
     categories = _categories(lists, notes, errors)
     entries = [row for row in (*lists["annotations"], *lists["images"]) if isinstance(row, dict)]
-    images, refused = _images(lists["images"], errors)
-    _note_repeated(lists, errors)
-    info = lists.get("info")
-    reader = _HandReader(
-        images, refused, SideReader(entries, categories), info if isinstance(info, dict) else {}
-    )
-    found = list(reader.hands(lists["annotations"], errors))
+    by_id = _images(lists["images"], errors)
+    for kind in ("images", "annotations"):
+        first: dict[Any, Row] = {}  # copies of one entry are meant
+        rows = [row for row in lists[kind] if isinstance(row, dict) and _is_id(row.get("id"))]
+        twice = {repr(row["id"]): 0 for row in rows if first.setdefault(row["id"], row) != row}
+        if twice:
+            text = f"{len(twice)} ids of {kind} occur more than once: {shown(list(twice))}"
+            fix = f"were two files joined? number their {kind} again, and what refers to them"
+            errors.error("ids", text, fix)
+    info = lists["info"] if isinstance(lists.get("info"), dict) else {}
+    sides = SideReader(entries, categories)
+    hands = list(_hands(lists["annotations"], by_id, sides, info, errors))
     notes.add_entries(errors)
-    hands = [hand for hand, _ in found]
     if hands:
-        _note_sides(notes, hands, Counter(field for _, field in found), entries)
+        _note_sides(notes, hands, entries)
         unknown = {hand.category for hand in hands} - {row["id"] for row in categories} - {None}
         if categories and unknown:
             text = f"category_id {shown([repr(key) for key in unknown])} is no id of `categories`"
             notes.warning("categories", text, "add it, or correct category_id")
-    return Annotations([row for _, row in images.values()], hands)
+    return Annotations([image[1] for image in by_id.values() if image is not None], hands)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool)
 
 
 def _leaves(name: str) -> bool:
@@ -206,22 +200,19 @@ def _leaves(name: str) -> bool:
     return plain.split("/")[0] in ("..", "") or bool(windows.drive or windows.root)
 
 
-def _images(rows: list[Any], errors: Notes) -> tuple[dict[Any, tuple[int, Row]], set[Any]]:
-    """Well-formed images and their positions by id, and ids of refused ones."""
-    found: dict[Any, tuple[int, Row]] = {}
-    refused: set[Any] = set()
+def _images(rows: list[Any], errors: Notes) -> dict[Any, tuple[int, Row] | None]:
+    """Images and their positions by id; None for a refused one."""
+    found: dict[Any, tuple[int, Row] | None] = {}
+    num = 0
     for position, row in enumerate(rows):
-        key = row.get("id") if isinstance(row, dict) else None
-        name = row.get("file_name") if isinstance(row, dict) else None
-        if not is_id(key) or not isinstance(name, str) or not name:
+        key, name = (row.get("id"), row.get("file_name")) if isinstance(row, dict) else (None, None)
+        if not _is_id(key) or not isinstance(name, str) or not name or _leaves(name):
             text = f"entry {position} of images must have an id and a file_name, got {short(row)}"
+            if isinstance(name, str) and _is_id(key) and name:
+                text = f"image {key}: file_name {short(name)} leads out of the folder of the images"
             errors.error("file", text)
-            refused.update([key] if is_id(key) else [])
-            continue
-        if _leaves(name):
-            text = f"image {key}: file_name {short(name)} leads out of the folder of the images"
-            errors.error("names", text, "file_name is relative to data.root and stays below it")
-            refused.add(key)
+            if _is_id(key):
+                found.setdefault(key, None)
             continue
         for side in ("width", "height"):
             size = row.get(side)
@@ -229,73 +220,49 @@ def _images(rows: list[Any], errors: Notes) -> tuple[dict[Any, tuple[int, Row]],
                 text = f"image {key}: {side} must be a positive number, got {short(size)}"
                 errors.error("size", text, f"leave {side} out where it is not known")
                 row = {**row, side: None}
-        found.setdefault(key, (len(found), row))
-    return found, refused
+        if key not in found:
+            found[key], num = (num, row), num + 1
+    return found
 
 
-def _note_repeated(lists: Row, errors: Notes) -> None:
-    """Ids that several entries share; copies of one entry are meant."""
-    for kind in ("images", "annotations"):
-        first: dict[Any, Row] = {}
-        rows = [row for row in lists[kind] if isinstance(row, dict) and is_id(row.get("id"))]
-        repeated = (row["id"] for row in rows if first.setdefault(row["id"], row) != row)
-        if twice := list(dict.fromkeys(repeated)):
-            ids = shown([repr(key) for key in twice])
-            text = f"{len(twice)} ids of {kind} occur more than once: {ids}"
-            fix = f"were two files joined? number their {kind} again, and what refers to them"
-            errors.error("ids", text, fix)
-
-
-class _HandReader(NamedTuple):
-    """Read the hands of annotations whose images are known."""
-
-    images: Mapping[Any, tuple[int, Row]]  # positions and entries of images, by id
-    refused: set[Any]  # ids of images whose hands are left out
-    sides: SideReader
-    info: Row
-
-    def hands(self, rows: list[Any], errors: Notes) -> Iterator[tuple[Hand, str]]:
-        """Well-formed hands, each with the field that states its side ("" where none does)."""
-        for position, note in enumerate(rows):
-            if not isinstance(note, dict):
-                errors.error("file", f"entry {position} of annotations must be an object")
-                continue
-            name = note.get("id", note.get("image_id", f"at position {position}"))
-            entry, category = f"annotation {short(name)}", note.get("category_id")
-            if not self._has_image(note.get("image_id"), entry, errors):
-                continue
-            if category is not None and not is_id(category):
-                text = f"{entry}: category_id must be a number, got {short(category)}"
-                errors.error("file", text)
-            elif any(field in note for field in WHOLE_BODY):
-                yield from self._whole_body(note, entry, errors)
-            else:
-                image, row = self.images[note["image_id"]]
-                found = read_hand(errors, entry, image, note, self.sides, row, self.info)
-                yield from [] if found is None else [found]
-
-    def _has_image(self, key: Any, entry: str, errors: Notes) -> bool:
-        if is_id(key) and key in self.images:
-            return True
-        if not is_id(key) or key not in self.refused:
+def _hands(
+    rows: list[Any],
+    images: Mapping[Any, tuple[int, Row] | None],
+    sides: SideReader,
+    info: Row,
+    errors: Notes,
+) -> Iterator[Hand]:
+    """Well-formed hands; those of refused images are left out without a word."""
+    for position, note in enumerate(rows):
+        if not isinstance(note, dict):
+            errors.error("file", f"entry {position} of annotations must be an object")
+            continue
+        key, category = note.get("image_id"), note.get("category_id")
+        entry = f"annotation {short(note.get('id', note.get('image_id', f'at {position}')))}"
+        if not _is_id(key) or key not in images:
             fix = "take the annotation out, or add its image"
-            if str(key) in map(str, self.images):
+            if str(key) in map(str, images):
                 fix = "numbers and strings differ: write both alike"
             text = f"{entry}: image_id is {short(key)}, no id of `images`"
             errors.error("file", text, f"{fix}: {FORM}")
-        return False
-
-    def _whole_body(self, note: Row, entry: str, errors: Notes) -> Iterator[tuple[Hand, str]]:
-        image, _ = self.images[note["image_id"]]
-        for field in WHOLE_BODY:
-            # COCO-WholeBody writes zeros for a hand that is not labelled.
-            if note.get(field) is None or not note.get(field.replace("kpts", "valid"), True):
-                continue
-            keypoints = read_keypoints(errors, entry, note, field)
-            if keypoints is not None and keypoints.any():
-                is_right, category = field.startswith("right"), note.get("category_id")
-                name = f"{entry} ({field})"
-                yield Hand(name, image, keypoints, is_right, category=category), field
+        elif category is not None and not _is_id(category):
+            text = f"{entry}: category_id must be a number, got {short(category)}"
+            errors.error("file", text)
+        elif (found := images[key]) is None:
+            continue
+        elif not any(field in note for field in WHOLE_BODY):
+            hand = read_hand(errors, entry, found[0], note, sides, found[1], info)
+            if hand is not None:
+                yield hand
+        else:
+            for field in WHOLE_BODY:
+                # COCO-WholeBody writes zeros for a hand that is not labelled.
+                if note.get(field) is None or not note.get(field.replace("kpts", "valid"), True):
+                    continue
+                keypoints = read_field(errors, entry, note, field)
+                if keypoints is not None and keypoints.any():
+                    name, is_right = f"{entry} ({field})", field.startswith("right")
+                    yield Hand(name, found[0], keypoints, is_right, field, category=category)
 
 
 def _categories(lists: Row, notes: Notes, errors: Notes) -> list[Row]:
@@ -314,7 +281,7 @@ def _categories(lists: Row, notes: Notes, errors: Notes) -> list[Row]:
         key = row.get("id") if isinstance(row, dict) else None
         if isinstance(row, dict) and key is None:
             continue  # no annotation refers to it
-        if not is_id(key) or not isinstance(row.get("name", ""), str):
+        if not _is_id(key) or not isinstance(row.get("name", ""), str):
             errors.error("categories", f"entry {position} of categories is {short(row)}", fix)
         elif names.setdefault(key, row.get("name")) != row.get("name"):
             text = f"category id {key!r} stands for {names[key]!r} and {row.get('name')!r}"
@@ -322,14 +289,15 @@ def _categories(lists: Row, notes: Notes, errors: Notes) -> list[Row]:
     return [{"id": key, "name": name} for key, name in names.items()]
 
 
-def _note_sides(notes: Notes, hands: list[Hand], fields: Counter[str], entries: list[Row]) -> None:
+def _note_sides(notes: Notes, hands: list[Hand], entries: list[Row]) -> None:
     right = sum(hand.is_right for hand in hands)
+    fields = Counter(hand.side_field for hand in hands)
     silent = fields.pop("", 0)
     text = f"{len(hands)} hands, {right} right and {len(hands) - right} left"
     text += f", by {', '.join(fields)}" if fields else ", no field states the side: all count right"
     if silent and fields:
         text += f"; {silent} state none and count as right"
-    if silent and (odd := mentions(entries)) and not fields:
+    elif silent and (odd := mentions(entries)):
         text += f"; {shown(odd)} is not read as a side"
     fix = f"state the side of every hand, or in `info` that of all: {KNOWN}"
     notes.judge(not silent, "side", text, fix, bad="warning")

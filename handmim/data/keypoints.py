@@ -2,7 +2,6 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,46 +22,28 @@ log = logging.getLogger(__name__)
 SPLITS = ("train", "val", "all")
 
 
-def group_images(annotations: Annotations, split_by: str) -> list[str]:
-    """The value of a field of `images` for every image, whose hands stay on one side of a split;
-    an image without it is a group of its own, together with the other entries of its file."""
-    alone: dict[str, str] = {}
-    groups = []
-    for image in annotations.images:
-        own = alone.setdefault(image["file_name"], str(image["id"]))
-        stated = image.get(split_by)
-        groups.append(own if stated is None else str(stated))
-    return groups
-
-
-def check_groups(annotations: Annotations, split_by: str, notes: Notes) -> None:
-    """Note images that lack the field by which a file is split. Raises: ValueError where no image
-    has a field other than the default."""
-    stated = [str(i[split_by]) for i in annotations.images if i.get(split_by) is not None]
-    num, groups = len(annotations.images), len(set(stated))
-    if not stated and split_by != "subject":
-        raise ValueError(f"none of {num} images has the field split_by={split_by!r}")
-    text = f"{groups} values of {split_by!r}; {num - len(stated)} of {num} images have none"
-    fix = f"without {split_by!r} in each of `images`, images of one person fall on both sides of "
-    fix += "the split (data.split_by names another field)"
-    notes.judge(len(stated) == num and groups > 1, "subjects", text, fix, bad="warning")
-
-
-def missing_images(annotations: Annotations, root: Path) -> list[str]:
-    """File names of images with hands that are not below the folder."""
-    used = {hand.image for hand in annotations.hands}
-    names = [annotations.images[i]["file_name"] for i in sorted(used)]
-    return [name for name in names if not (root / name).is_file()]
-
-
-def _numbered(names: Iterable[str]) -> list[str]:
-    """Distinct names: the second of one name is name#2."""
-    count: Counter[str] = Counter()
-    numbered = []
-    for name in names:
-        count[name] += 1
-        numbered.append(name if count[name] == 1 else f"{name}#{count[name]}")
-    return numbered
+def read_photos(root: Path, path: Path, notes: Notes, split_by: str | None) -> Annotations:
+    """Read the annotations of images below `root`, and note their faults; `split_by` is the field
+    of `images` by which they are split. Raises: ValueError for a file of another form, or where no
+    image has a field other than the default."""
+    content = read_annotations(path, notes)
+    used = sorted({hand.image for hand in content.hands})
+    names = [content.images[i]["file_name"] for i in used]
+    missing = [name for name in names if not (root / name).is_file()]
+    text = f"images with hands are not in {root}"
+    notes.count(missing, len(names), "images", text, "file_name is relative to this folder")
+    if split_by is not None:
+        stated = [str(i[split_by]) for i in content.images if i.get(split_by) is not None]
+        num, groups = len(content.images), len(set(stated))
+        if not stated and split_by != "subject":
+            raise ValueError(f"none of {num} images has the field split_by={split_by!r}")
+        text = f"{groups} values of {split_by!r}; {num - len(stated)} of {num} images have none"
+        fix = f"without {split_by!r} in each of `images`, images of one person fall on both sides "
+        fix += "of the split (data.split_by names another field)"
+        notes.judge(len(stated) == num and groups > 1, "subjects", text, fix, bad="warning")
+    if content.hands and not missing:
+        check_annotations(content, root, notes)
+    return content
 
 
 class KeypointPhotos(Dataset[HandSample]):
@@ -91,35 +72,32 @@ class KeypointPhotos(Dataset[HandSample]):
         self._crops: dict[int, HandSample] | None = {} if in_memory else None
         self.annotations = path = Path(annotations)
         notes = Notes("keypoints")
-        content = read_annotations(path, notes)
-        missing = missing_images(content, self.root)
-        if missing:
-            text = f"{len(missing)} annotated images are not in {self.root}: {missing[:5]}"
-            raise FileNotFoundError(f"{text} (file_name is relative to root)")
-        check_annotations(content, self.root, notes)
-        if split != "all":
-            check_groups(content, split_by, notes)
+        content = read_photos(self.root, path, notes, None if split == "all" else split_by)
         notes.enforce(str(path))
         log.info("%s, %s", path.name, notes.text_of("side"))
-        groups = group_images(content, split_by)
-        chosen = self._groups_of(split, sorted(set(groups)), val_fraction, seed)
-        self.hands = [hand for hand in content.hands if groups[hand.image] in chosen]
-        self.file_names = [content.images[hand.image]["file_name"] for hand in self.hands]
-        self._label_ids = _numbered(self.file_names)
+        # An image without the field is a group of its own, with the other entries of its file.
+        alone: dict[str, str] = {}
+        groups = []
+        for image in content.images:
+            own = alone.setdefault(image["file_name"], str(image["id"]))
+            groups.append(own if image.get(split_by) is None else str(image[split_by]))
+        chosen = sorted(set(groups))
         self.source = f"{path.name}, part {split}"
         if split != "all":
             self.source += f", val_fraction {val_fraction:g} by {split_by}, split seed {seed}"
+            order = np.random.default_rng(seed).permutation(len(chosen))
+            num_val = round(val_fraction * len(chosen))
+            part = order[:num_val] if split == "val" else order[num_val:]
+            chosen = [chosen[i] for i in part]
+        self.hands = [hand for hand in content.hands if groups[hand.image] in set(chosen)]
+        self.file_names = [content.images[hand.image]["file_name"] for hand in self.hands]
+        self._label_ids = []
+        count: Counter[str] = Counter()
+        for name in self.file_names:
+            count[name] += 1
+            self._label_ids.append(name if count[name] == 1 else f"{name}#{count[name]}")
         self._has_classes = len({hand.category for hand in content.hands}) > 1
         refuse_empty(split, path, len(self.hands), val_fraction)
-
-    @staticmethod
-    def _groups_of(split: str, groups: list[str], val_fraction: float, seed: int) -> set[str]:
-        if split == "all":
-            return set(groups)
-        order = np.random.default_rng(seed).permutation(len(groups))
-        num_val = round(val_fraction * len(groups))
-        picked = order[:num_val] if split == "val" else order[num_val:]
-        return {groups[i] for i in picked}
 
     def fingerprint(self) -> str:
         """Digest of the annotations and of the images of this part, wherever they lie."""
@@ -134,13 +112,6 @@ class KeypointPhotos(Dataset[HandSample]):
         # every process keeps its own
         return self.__dict__ | {"_crops": None if self._crops is None else {}}
 
-    def __getitem__(self, index: int) -> HandSample:
-        if self._crops is None:
-            return self._cut(index)
-        if index not in self._crops:
-            self._crops[index] = self._cut(index)
-        return self._crops[index]
-
     def class_of(self, index: int) -> Any:
         """The annotation's `category_id`; None in a file that has one category only."""
         return self.hands[index].category if self._has_classes else None
@@ -149,20 +120,20 @@ class KeypointPhotos(Dataset[HandSample]):
         """The image's file name; with #2, #3 for its further hands, in the file's order."""
         return self._label_ids[index]
 
-    def _cut(self, index: int) -> HandSample:
+    def __getitem__(self, index: int) -> HandSample:
+        if self._crops is not None and index in self._crops:
+            return self._crops[index]
         hand, name = self.hands[index], self.file_names[index]
         image = read_image(self.root / name)
         valid = hand.keypoints[:, 2] > 0
         kp_px = hand.keypoints[:, :2].copy()
         height, width = image.shape[:2]
-        whole = np.array([0.0, 0.0, width, height])
-        box = box_of_points(kp_px[valid]) if valid.any() else whole
+        box = box_of_points(kp_px[valid]) if valid.any() else np.array([0.0, 0.0, width, height])
         kp_px[~valid] = (box[:2] + box[2:]) / 2
-        return crop_sample(
-            image,
-            crop_map(box, self.crop_scale, self.image_px),
-            self.image_px,
-            name,
-            kp2d_px=kp_px,
-            **hand.labels,
+        crop_from_img = crop_map(box, self.crop_scale, self.image_px)
+        sample = crop_sample(
+            image, crop_from_img, self.image_px, name, kp2d_px=kp_px, **hand.labels
         )
+        if self._crops is not None:
+            self._crops[index] = sample
+        return sample

@@ -244,10 +244,9 @@ class ShardCrops(Crops):
 
     def _labelled(self, index: int, image: ImageArray, metadata: Mapping[str, Any]) -> HandSample:
         notes, entry = Notes("keypoints"), self.names[index]
-        found = read_hand(notes, entry, 0, dict(metadata), SideReader([metadata], []))
-        if notes.findings or found is None:
+        hand = read_hand(notes, entry, 0, dict(metadata), SideReader([metadata], []))
+        if notes.findings or hand is None:
             raise UnreadableSample(self._name(index), "; ".join(f.text for f in notes.findings))
-        hand = found[0]
         height, width = image.shape[:2]
         return crop_sample(
             image,

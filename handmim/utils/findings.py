@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -68,6 +68,14 @@ class Notes:
         level: Level = "ok" if is_good else bad
         fix = "" if is_good else fix or self.fix
         self.findings.append(Finding(level, self.prefix + name, text, fix))
+
+    def count(
+        self, odd: Sequence[object], total: int, name: str, text: str, fix: str = "",
+        *, bad: Level = "error",
+    ) -> None:  # fmt: skip
+        """How many of `total` are odd, with the first few: "2 of 24 hands are empty: a, b"."""
+        first = f": {shown([str(entry) for entry in odd])}" if len(odd) else ""
+        self.judge(not len(odd), name, f"{len(odd)} of {total} {text}{first}", fix, bad=bad)
 
     def failed(self, *names: str, level: Level = "error") -> bool:
         """Whether one of these checks has a finding of this level."""

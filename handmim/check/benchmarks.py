@@ -2,8 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,12 @@ SIDE_PX = 224
 MASKED = 128  # masks are lossy JPEG
 MARGIN = 0.012  # of the longer side, by which masks grow
 SHARE_GOOD, SHARE_BAD, LEAST_LEAD = 0.8, 0.6, 0.1  # of joints on masks
-PARTS = ("train", "evaluation")
 # Version 3's own script names 78297 training frames, its list has 83325.
 HO3D_COUNTS: Mapping[int, Mapping[str, tuple[int, ...]]] = {
     2: {"train": (66034,), "evaluation": (11524,)},
     3: {"train": (83325, 78297), "evaluation": (20137,)},
 }
-WIDTH_PX = 640
+SIZE_PX = 640, 480
 SUFFIX = {2: ".png", 3: ".jpg"}
 LARGEST_MISS_M = 0.01  # ground truth against the given wrist
 
@@ -55,22 +55,27 @@ def check_freihand(
 
     `num_checked` samples of each part are checked closely; `full` decodes all images.
     """
-    tree = Tree(root, "freihand", Notes("freihand", SOURCE), num_checked, full)
+    notes = Notes("freihand", SOURCE)
+    tree = Tree(root, "freihand", notes, num_checked, full, (SIDE_PX, SIDE_PX))
     required = [f"{part}/rgb" for part in FREIHAND_COUNTS]
     required += [f"{part}_{name}.json" for part, names in GIVEN.items() for name in names]
-    tree.check_layout(required, "training", "training_K.json")
-    parts = [part for part in FREIHAND_COUNTS if (root / f"{part}_K.json").is_file()]
-    if parts:
-        tree.prepare(hand)
-        for part in parts:
-            with tree.notes.guard(part):
-                _check_freihand_part(tree, part)
-    return tree.notes.findings
+    for part in tree.open(required, {part: f"{part}_K.json" for part in FREIHAND_COUNTS}, hand):
+        with notes.guard(part):
+            _check_freihand_part(tree, part)
+    return notes.findings
 
 
 def _check_freihand_part(tree: Tree, part: str) -> None:
     notes, folder = tree.notes, tree.root / part / "rgb"
-    lengths, ids, labels = _read_lists(tree, part)
+    lengths, labels = dict[str, int](), dict[str, NDArray[np.float64]]()
+    ids = np.zeros(0, np.int64)
+    for name, shape in FIELDS.items():
+        path = tree.root / f"{part}_{name}.json"
+        if path.is_file():
+            with notes.guard("json"):
+                if not lengths:
+                    ids = spread(read_rows(path, shape, ())[0], tree.num_checked)
+                lengths[name], labels[name] = read_rows(path, shape, ids.tolist())
     if not lengths:
         return
     least, num = min(lengths.values()), max(lengths.values())
@@ -79,9 +84,10 @@ def _check_freihand_part(tree: Tree, part: str) -> None:
     notes.judge(0 < least == num, "lists", text, fix)
     if not least:
         return
+    ids = ids[: min(map(len, labels.values()))]
+    labels = {name: rows[: len(ids)] for name, rows in labels.items()}
     fix = f"{SOURCE}, unless a part is meant"
     tree.check_count(part, num, FREIHAND_COUNTS[part], "FreiHAND", fix)
-    size_px = (tree.side_px(SIDE_PX),) * 2
     if folder.is_dir():
         with notes.guard("images"):
             _check_files(tree, part, num)
@@ -91,33 +97,12 @@ def _check_freihand_part(tree: Tree, part: str) -> None:
             image_ids = ids + num * (np.arange(len(ids)) % versions)
             image_ids = np.arange(num * versions) if tree.full else image_ids
             paths = [folder / f"{i:08d}.jpg" for i in image_ids]
-            tree.check_sizes(part, [p for p in paths if p.is_file()], size_px)
+            tree.check_sizes(part, [p for p in paths if p.is_file()])
     if part == "evaluation":
         tree.has_truth("unpack FreiHAND_pub_v2_eval.zip beside it")
-
-    def fall_on_masks(is_finite: NDArray[np.bool_], good: Labels) -> bool:
-        return _check_masks(tree, part, ids[is_finite], good["xyz"], good["K"])
-
     # Images of another size are noted already.
-    masks = None if notes.failed("size") else fall_on_masks
-    check_freihand_labels(notes, part, labels, tree.model, size_px, masks)
-
-
-def _read_lists(
-    tree: Tree, part: str
-) -> tuple[dict[str, int], NDArray[np.int64], dict[str, NDArray[np.float64]]]:
-    """Lengths of all lists; the samples that are checked closely, and their labels."""
-    lengths, labels = dict[str, int](), dict[str, NDArray[np.float64]]()
-    ids = np.zeros(0, np.int64)
-    for name, shape in FIELDS.items():
-        path = tree.root / f"{part}_{name}.json"
-        if path.is_file():
-            with tree.notes.guard("json"):
-                if not lengths:
-                    ids = spread(read_rows(path, shape, ())[0], tree.num_checked)
-                lengths[name], labels[name] = read_rows(path, shape, ids.tolist())
-    ids = ids[: min(map(len, labels.values()), default=0)]
-    return lengths, ids, {name: rows[: len(ids)] for name, rows in labels.items()}
+    masks = None if notes.failed("size") else partial(_fall_on_masks, tree, part, ids)
+    check_freihand_labels(notes, part, labels, tree.model, tree.size_px, masks)
 
 
 def _check_files(tree: Tree, part: str, num: int) -> None:
@@ -141,21 +126,16 @@ def _check_files(tree: Tree, part: str, num: int) -> None:
     tree.notes.judge(not lost and not extra, "images", text, fix, bad=bad)
     if part == "training" and (tree.root / part / "mask").is_dir():
         gone = missing_images(set(file_names(tree.root / part / "mask")), range(num), num, ("gs",))
-        text = f"{num - len(gone['gs'])} of {num} masks"
-        tree.notes.judge(not gone["gs"], "masks", text, bad="warning")
+        tree.notes.count(gone["gs"], num, "masks", "masks are missing", bad="warning")
 
 
-def _check_masks(
-    tree: Tree,
-    part: str,
-    ids: NDArray[np.int64],
-    xyz_cam_m: NDArray[np.float64],
-    K_px: NDArray[np.float64],
+def _fall_on_masks(
+    tree: Tree, part: str, ids: NDArray[np.int64], is_checked: NDArray[np.bool_], labels: Labels
 ) -> bool:
-    """Whether joints [n, 21, 3] fall on the masks of their samples, and less so on other masks;
-    True also without masks."""
+    """Whether joints [n, 21, 3] fall on the masks of their samples, the checked ones of `ids`, and
+    less so on other masks; True also without masks."""
     rows, masks = [], []
-    for row, item in enumerate(ids):
+    for row, item in enumerate(ids[is_checked]):
         path = tree.root / part / "mask" / f"{item:08d}.jpg"
         mask = read_rgb(path) if path.is_file() else None
         if mask is not None:
@@ -163,7 +143,7 @@ def _check_masks(
             masks.append(cv2.extractChannel(mask, 0) > MASKED)
     if not rows:
         return True
-    own, others = shares_in_masks(project_px(xyz_cam_m[rows], K_px[rows]), masks)
+    own, others = shares_in_masks(project_px(labels["xyz"][rows], labels["K"][rows]), masks)
     good = own >= SHARE_BAD and (len(rows) == 1 or own - others >= LEAST_LEAD)
     text = f"{part}: {own:.0%} of the joints fall on their hand's mask by K"
     text += f" ({others:.0%} on other hands' masks, {len(rows)} images)"
@@ -202,92 +182,66 @@ def check_ho3d(
     `num_checked` frames of each part are checked closely; `full` decodes all images.
     """
     notes = Notes(f"ho3d-v{version}", f"unpack HO3D_v{version}.zip again")
-    tree = Tree(root, f"ho3d_v{version}", notes, num_checked, full)
-    tree.check_layout([n for part in PARTS for n in (f"{part}.txt", part)], "train", "train.txt")
-    parts = [part for part in PARTS if (root / f"{part}.txt").is_file()]
-    if not parts:
-        return notes.findings
-    tree.prepare(hand)
-    lists: dict[str, list[str]] = {}
-    for part in parts:
+    tree = Tree(root, f"ho3d_v{version}", notes, num_checked, full, SIZE_PX)
+    lists = {part: f"{part}.txt" for part in HO3D_COUNTS[version]}
+    frames: dict[str, list[str]] = {}
+    for part in tree.open([*lists.values(), *lists], lists, hand):
         with notes.guard("list"):
-            lists[part] = read_frames(root / f"{part}.txt")
-    for part, frames in lists.items():
+            frames[part] = read_frames(root / lists[part])
+    for part in frames:
         with notes.guard(part):
-            _check_ho3d_part(tree, version, part, frames)
-    if len(lists) == 2:
-        _check_recordings(tree, lists)
+            _check_ho3d_part(tree, version, part, frames[part])
+    if len(frames) == len(lists):
+        train, test = ({frame.split("/")[0] for frame in listed} for listed in frames.values())
+        recordings = sorted({take_of(s) for s in train} & {take_of(s) for s in test})
+        text = f"{len(train)} and {len(test)} sequences share no recording"
+        fix = f"the evaluation is trained on: {notes.fix}"
+        if same := sorted(train & test):
+            text = f"sequences are in both lists: {shown(same)}"
+        elif recordings:
+            text = f"recordings filmed by other cameras are in both lists: {shown(recordings)}"
+            fix = "results flatter on these sequences; leave them out of train.txt for a clean test"
+        notes.judge(not recordings, "takes", text, fix, bad="error" if same else "warning")
     return notes.findings
 
 
 def _check_ho3d_part(tree: Tree, version: int, part: str, frames: list[str]) -> None:
+    notes = tree.notes
     twice = [frame for frame, count in Counter(frames).items() if count > 1]
-    text = f"{part}.txt: {len(frames)} frames"
-    text += f", {len(twice)} of them listed twice: {shown(twice)}" if twice else ", each once"
-    tree.notes.judge(not twice, "list", text)
+    notes.count(twice, len(frames), "list", f"frames of {part}.txt are listed twice")
     others = [v for v in HO3D_COUNTS if v != version and len(frames) in HO3D_COUNTS[v][part]]
     fix = f"this is version {others[0]}: ho3d_v{others[0]}=DIR" if others else ""
-    name = f"HO-3D version {version}"
-    tree.check_count(part, len(frames), HO3D_COUNTS[version][part], name, fix)
+    genuine = HO3D_COUNTS[version][part]
+    tree.check_count(part, len(frames), genuine, f"HO-3D version {version}", fix)
     missing = missing_files(tree.root, part, frames)
-    text = "image and meta of every listed frame are there"
-    if missing:
-        text = f"{len(missing)} files of listed frames are missing: {shown(missing)}"
-    tree.notes.judge(not missing, "files", f"{part}: {text}")
-    width_px = tree.side_px(WIDTH_PX)
-    size_px = width_px, width_px * 3 // 4
+    text = f"images and metas of frames of {part}.txt are missing"
+    notes.count(missing, 2 * len(frames), "files", text)
     chosen = {frames[i]: int(i) for i in spread(len(frames), tree.num_checked)}
-    with tree.notes.guard("size"):
-        _check_images(tree, version, part, size_px, frames if tree.full else list(chosen))
-    metas = _metas(tree, part, chosen)
-    if part == "train":
-        check_ho3d_training(tree.notes, metas, tree.model, size_px)
-        return
-    with tree.notes.guard("box"):
-        check_ho3d_evaluation(tree.notes, metas, size_px)
-    with tree.notes.guard("truth"):
-        by_index = {chosen[frame]: meta for frame, meta in metas.items()}
-        _check_ground_truth(tree, len(frames), by_index)
-
-
-def _check_images(
-    tree: Tree, version: int, part: str, size_px: tuple[int, int], frames: list[str]
-) -> None:
-    paths = [p for p in (image_of(tree.root, part, frame) for frame in frames) if p]
-    suffixes, expected = Counter(path.suffix for path in paths), SUFFIX[version]
-    text = f"{part}: images are {', '.join(f'{n} {s}' for s, n in suffixes.items()) or 'missing'}, "
-    text += f"those of version {version} are {expected}"
-    fix = f"this is version {5 - version}: ho3d_v{5 - version}={tree.root}"
-    tree.notes.judge(set(suffixes) <= {expected}, "version", text, fix)
-    tree.check_sizes(part, paths, size_px)
-
-
-def _metas(tree: Tree, part: str, frames: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Those that can be read, by their frame."""
-    metas, notes = dict[str, dict[str, Any]](), tree.notes
-    for frame in frames:
+    with notes.guard("size"):
+        listed = frames if tree.full else list(chosen)
+        paths = [p for p in (image_of(tree.root, part, frame) for frame in listed) if p]
+        suffixes, expected = Counter(path.suffix for path in paths), SUFFIX[version]
+        text = f"{part}: images are {', '.join(f'{n} {s}' for s, n in suffixes.items()) or 'none'}"
+        text += f", those of version {version} are {expected}"
+        fix = f"this is version {5 - version}: ho3d_v{5 - version}={tree.root}"
+        notes.judge(set(suffixes) <= {expected}, "version", text, fix)
+        tree.check_sizes(part, paths)
+    metas: dict[str, dict[str, Any]] = {}
+    for frame in chosen:
         with notes.guard("meta"), suppress(FileNotFoundError):  # noted already
             try:
                 metas[frame] = read_meta(tree.root, part, frame)
             except UnsafePickleError as error:
                 notes.error("pickle", str(error), f"delete it and {notes.fix}")
     notes.ok("meta", f"{part}: {len(metas)} metas checked are plain data")
-    return metas
-
-
-def _check_recordings(tree: Tree, lists: dict[str, list[str]]) -> None:
-    train, test = ({frame.split("/")[0] for frame in lists[part]} for part in PARTS)
-    recordings = {take_of(s) for s in train} & {take_of(s) for s in test}
-    if same := sorted(train & test):
-        text = f"sequences are in both lists: {shown(same)}"
-        tree.notes.error("takes", text, f"the evaluation is trained on: {tree.notes.fix}")
-    elif recordings:
-        text = f"recordings filmed by other cameras are in both lists: {shown(sorted(recordings))}"
-        fix = "results flatter on these sequences; leave them out of train.txt for a clean test"
-        tree.notes.warning("takes", text, fix)
-    else:
-        text = f"{len(train)} and {len(test)} sequences share no recording"
-        tree.notes.ok("takes", text)
+    if part == "train":
+        check_ho3d_training(notes, metas, tree.model, tree.size_px)
+        return
+    with notes.guard("box"):
+        check_ho3d_evaluation(notes, metas, tree.size_px)
+    with notes.guard("truth"):
+        by_index = {chosen[frame]: meta for frame, meta in metas.items()}
+        _check_ground_truth(tree, len(frames), by_index)
 
 
 def _check_ground_truth(tree: Tree, num: int, metas: Mapping[int, dict[str, Any]]) -> None:
@@ -306,8 +260,7 @@ def _check_ground_truth(tree: Tree, num: int, metas: Mapping[int, dict[str, Any]
     if not good or not metas:
         return
     where = "evaluation_xyz.json"
-    xyz = settle_unit(notes, xyz, where)
-    xyz = settle_order(notes, xyz, "ho3d", where)
+    xyz = settle_order(notes, settle_unit(notes, xyz, where), "ho3d", where)
     xyz = settle_axes(notes, xyz, OPENGL, where)
     settle_axes(notes, verts[:1], OPENGL, "evaluation_verts.json")
     given = [np.asarray(metas[i].get("handJoints3D"), np.float64).ravel()[:3] for i in indices]

@@ -16,7 +16,7 @@ import torch
 
 from handmim.hand.arrays import HandArrays
 from handmim.hand.io import load_hand_arrays, resolve_hand_path
-from handmim.utils.findings import Finding, Notes, shown
+from handmim.utils.findings import Finding, Notes
 from handmim.utils.unpickle import UnsafePickleError
 
 OLDEST_PYTHON = (3, 10)
@@ -41,19 +41,12 @@ def numbers(text: str) -> tuple[int, ...]:
 def check_environment(data_dir: str | Path) -> list[Finding]:
     """Findings that do not depend on files of the user, but on the disk of a folder."""
     notes = Notes("env", REINSTALL)
-    checks = (_python, _libraries, _torchvision, _compilers, _jpeg, _device, _cores, _optional)
-    for check in checks:
+    for check in (_libraries, _torchvision, _software, _device):
         with notes.guard(check.__name__.removeprefix("_")):
             check(notes)
     with notes.guard("disk", "name a folder that can be read: paths.data_dir=DIR"):
-        _disk(notes, Path(data_dir))
+        _machine(notes, Path(data_dir))
     return notes.findings
-
-
-def _python(notes: Notes) -> None:
-    oldest = ".".join(map(str, OLDEST_PYTHON))
-    text, fix = f"Python {sys.version.split()[0]}", f"Python {oldest} or newer is needed"
-    notes.judge(sys.version_info[:2] >= OLDEST_PYTHON, "python", text, fix)
 
 
 def _libraries(notes: Notes) -> None:
@@ -63,10 +56,7 @@ def _libraries(notes: Notes) -> None:
         notes.warning("libraries", "handmim itself is not installed")
         return
     wrong, fine = list[str](), list[str]()
-    for match in (re.match(r"([\w.-]+)\s*>=\s*([\d.]+)", line) for line in needed):
-        if match is None:
-            continue
-        name, least = match[1], match[2]
+    for name, least in re.findall(r"^([\w.-]+)\s*>=\s*([\d.]+)", "\n".join(needed), re.MULTILINE):
         try:
             have = cv2.__version__ if name.startswith("opencv") else version(name)
             (fine if numbers(have) >= numbers(least) else wrong).append(f"{name} {have}")
@@ -86,20 +76,27 @@ def _torchvision(notes: Notes) -> None:
         notes.judge(fits, "torchvision", text, MATCHING)
 
 
-def _compilers(notes: Notes) -> None:
-    notes.ok("timm", f"timm {importlib.import_module('timm').__version__} imports")
+def _software(notes: Notes) -> None:
+    oldest = ".".join(map(str, OLDEST_PYTHON))
+    text, fix = f"Python {sys.version.split()[0]}", f"Python {oldest} or newer is needed"
+    notes.judge(sys.version_info[:2] >= OLDEST_PYTHON, "python", text, fix)
+    with notes.guard("timm"):
+        notes.ok("timm", f"timm {importlib.import_module('timm').__version__} imports")
     with notes.guard("numba", "pip install --upgrade numba (it must know this numpy)"):
         numba = importlib.import_module("numba")
         compiled = numba.njit(lambda x: 3 * x)
         notes.judge(compiled(14) == 42, "numba", f"numba {numba.__version__} compiles")
-
-
-def _jpeg(notes: Notes) -> None:
-    ramp = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[None], 64, axis=0)
-    image = np.stack([ramp, ramp.T, 255 - ramp], axis=2)
-    read = cv2.imdecode(cv2.imencode(".jpg", image)[1], cv2.IMREAD_COLOR)
-    good = read is not None and float(np.abs(np.float64(read) - image).mean()) < 5
-    notes.judge(good, "jpeg", f"OpenCV {cv2.__version__} reads JPEG", OPENCV)
+    with notes.guard("jpeg", OPENCV):
+        ramp = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[None], 64, axis=0)
+        image = np.stack([ramp, ramp.T, 255 - ramp], axis=2)
+        read = cv2.imdecode(cv2.imencode(".jpg", image)[1], cv2.IMREAD_COLOR)
+        good = read is not None and float(np.abs(np.float64(read) - image).mean()) < 5
+        notes.judge(good, "jpeg", f"OpenCV {cv2.__version__} reads JPEG", OPENCV)
+    found = [
+        f"{name} ({use}): {'no' if importlib.util.find_spec(name) is None else 'yes'}"
+        for name, use in OPTIONAL.items()
+    ]
+    notes.ok("optional", ", ".join(found))
 
 
 def _device(notes: Notes) -> None:
@@ -139,7 +136,7 @@ def _graphics_card(notes: Notes, index: int) -> None:
         notes.warning("bf16", f"cuda:{index} has no bf16", fix)
 
 
-def _cores(notes: Notes) -> None:
+def _machine(notes: Notes, data_dir: Path) -> None:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = torch.get_num_threads()
     names = [k for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if k in os.environ]
@@ -147,18 +144,7 @@ def _cores(notes: Notes) -> None:
     text += f" ({', '.join(f'{k}={os.environ[k]}' for k in names)})" if names else ""
     fix = f"more threads than cores slow everything down: machine.num_threads={allowed}"
     notes.judge(threads <= (allowed or threads), "cores", text, fix, bad="warning")
-
-
-def _optional(notes: Notes) -> None:
-    present = [name for name in OPTIONAL if importlib.util.find_spec(name) is not None]
-    absent = [f"{name} ({use})" for name, use in OPTIONAL.items() if name not in present]
-    notes.ok("optional", f"present: {shown(present) or 'none'}; absent: {shown(absent) or 'none'}")
-
-
-def _disk(notes: Notes, data_dir: Path) -> None:
-    folder = data_dir.absolute()
-    while not folder.exists():
-        folder = folder.parent
+    folder = next(path for path in (data_dir.absolute() / "_").parents if path.exists())
     free_gb = shutil.disk_usage(folder).free / 1e9
     text = f"{free_gb:.0f} GB free below {data_dir}"
     fix = "caches of rendered images and label lists need room: paths.data_dir=DIR elsewhere"
@@ -185,8 +171,19 @@ def check_hand(path: str | Path, left_shapedirs: str) -> tuple[list[Finding], Ha
         text, fix = f"{file_name} holds a {arrays.side} hand", f"it was renamed or mixed up: {TAKE}"
         notes.judge(named in ([], [arrays.side]), "side", text, fix)
     if arrays.side == "left":
+        wrong = "x of the left hand's shape directions has the wrong sign"
         with notes.guard("shapedirs", AUTO):
-            _shapedirs(notes, arrays, path, left_shapedirs)
+            if not load_hand_arrays(path, left_shapedirs="auto").repairs:
+                text = "the left hand's shape directions are sound, "
+                text += f"hand.left_shapedirs={left_shapedirs}"
+                is_sound = left_shapedirs in ("auto", "as_is")
+                notes.judge(is_sound, "shapedirs", text, AUTO, bad="warning")
+            elif arrays.repairs:
+                text = f"{wrong}, as MANO_LEFT ships; mended while reading: "
+                fix = "nothing, if betas come from mended files too; else hand.left_shapedirs=as_is"
+                notes.warning("shapedirs", text + ", ".join(arrays.repairs), fix)
+            else:
+                notes.error("shapedirs", f"{wrong} and is left so", AUTO)
     with notes.guard("unit"):
         tip, wrist = arrays.v_template[arrays.tip_ids[2]], arrays.J_regressor[0] @ arrays.v_template
         span_m = float(np.linalg.norm(tip - wrist))
@@ -204,16 +201,3 @@ def check_hand(path: str | Path, left_shapedirs: str) -> tuple[list[Finding], Ha
             text = "this is the stand-in: its results do not compare with published ones"
             notes.ok("standin", text)
     return notes.findings, arrays
-
-
-def _shapedirs(notes: Notes, arrays: HandArrays, path: str | Path, chosen: str) -> None:
-    wrong = "x of the left hand's shape directions has the wrong sign"
-    if not load_hand_arrays(path, left_shapedirs="auto").repairs:
-        text = f"the left hand's shape directions are sound, hand.left_shapedirs={chosen}"
-        notes.judge(chosen in ("auto", "as_is"), "shapedirs", text, AUTO, bad="warning")
-    elif arrays.repairs:
-        text = f"{wrong}, as MANO_LEFT ships; mended while reading: {', '.join(arrays.repairs)}"
-        fix = "nothing, if betas come from mended files too; else hand.left_shapedirs=as_is"
-        notes.warning("shapedirs", text, fix)
-    else:
-        notes.error("shapedirs", f"{wrong} and is left so", AUTO)

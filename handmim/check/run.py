@@ -124,23 +124,17 @@ def check_crops(root: Path, num_checked: int) -> list[Finding]:
         for text in tree.remarks:
             notes.warning("maps", text, "name the folder of the photos: crops=DIR")
         with notes.guard("size"):
-            _check_crops(notes, root, [names[i] for i in spread(len(names), num_checked)])
+            chosen = [names[i] for i in spread(len(names), num_checked)]
+            bad = "they are left out of training; delete them or copy them again"
+            paths = [root / name for name in chosen]
+            sizes = decoded_sizes(notes, paths, chosen, fix=bad, bad="warning")
+            tiny = [printable(name) for name, size in sizes.items() if min(size) < TINY_PX]
+            bad = "leave them out: they are enlarged to data.image_px and teach nothing"
+            text = f"images have a shorter side below {TINY_PX} px"
+            notes.count(tiny, len(sizes), "size", text, bad, "warning")
         with notes.guard("duplicates"):
             _duplicates(notes, root, names)
     return notes.findings
-
-
-def _check_crops(notes: Notes, root: Path, names: list[str]) -> None:
-    fix = "they are left out of training; delete them or copy them again"
-    paths = [root / name for name in names]
-    sizes = decoded_sizes(notes, paths, names, fix=fix, bad="warning")
-    sides = {name: min(size) for name, size in sizes.items()}
-    if sides:
-        tiny = [printable(name) for name, side in sides.items() if side < TINY_PX]
-        text = f"shorter sides of {min(sides.values())} to {max(sides.values())} px, {len(tiny)} "
-        text += f"below {TINY_PX} px" + (f": {shown(tiny)}" if tiny else "")
-        fix = "leave them out: they are enlarged to data.image_px and teach nothing"
-        notes.judge(not tiny, "size", text, fix, bad="warning")
 
 
 def _duplicates(notes: Notes, root: Path, names: list[str]) -> None:

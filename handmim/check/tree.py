@@ -1,7 +1,7 @@
 """Checks that unpacked datasets share: layout, hand model, counts, sizes of images."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,31 +34,34 @@ class Tree:
     notes: Notes
     num_checked: int  # samples of each part that are checked closely
     full: bool  # decode all images
+    size_px: tuple[int, int]  # width and height for which labels are; of a rendered set, its own
     metadata: dict[str, Any] | None = None  # of a rendered set
     model: HandModel | None = None  # to pose labels with
 
-    def check_layout(self, required: Sequence[str], vital: str, marker: str) -> None:
-        """Look for files (names with a suffix) and folders.
+    def open(
+        self, required: Sequence[str], lists: Mapping[str, str], hand: HandArrays | None
+    ) -> list[str]:
+        """Names of the parts whose list is there, by part; training comes first.
 
-        Without those that begin with `vital` nothing can be trained; the `marker` finds the inner
-        folder where a higher one was given.
+        Notes missing files (names with a suffix) and folders, an inner folder that is meant,
+        damaged metadata, and why labels are not posed with the hand model.
         """
         paths = {name: self.root / name for name in required}
         missing = [n for n, p in paths.items() if not (p.is_file() if p.suffix else p.is_dir())]
+        vital, marker = next(iter(lists.items()))
         nested = [p.parent for p in self.root.glob(f"*/{marker}")] if self.root.is_dir() else []
         text = f"missing: {shown(missing, 8)}" if missing else "every folder and list is there"
         fix = f"name the inner folder: {self.key}={nested[0]}" if nested else ""
         bad: Level = "error" if any(n.startswith(vital) for n in missing) else "warning"
         self.notes.judge(not missing, "layout", f"{self.root}: {text}", fix, bad=bad)
-
-    def side_px(self, genuine: int) -> int:
-        """Width of the images."""
-        return int(self.metadata["scene"]["image_px"]) if self.metadata else genuine
-
-    def prepare(self, hand: HandArrays | None) -> None:
-        """Read metadata, and take the hand model, or note why not."""
+        parts = [part for part, name in lists.items() if (self.root / name).is_file()]
+        if not parts:
+            return []
         with self.notes.guard("facts", "synthesize the set again"):
             self.metadata = read_facts(self.root)
+            if self.metadata:
+                width, (genuine, height) = int(self.metadata["scene"]["image_px"]), self.size_px
+                self.size_px = width, width * height // genuine
         if hand is None:
             text = "poses and joints are not checked: the hand model could not be read"
             self.notes.warning("hand", text, "mend hand.path first")
@@ -71,6 +74,7 @@ class Tree:
                 check_made_with(self.root, hand)
                 self.notes.ok("hand", f"labels are posed again with {hand.name}")
                 self.model = HandModel(hand)
+        return parts
 
     def has_truth(self, source: str) -> bool:
         """Whether the released ground truth of the evaluation is there; half of it is odd."""
@@ -91,25 +95,24 @@ class Tree:
         if self.metadata:
             key = "num_eval" if part == "evaluation" else "num"
             expected, whose = (self.metadata[key],), "it was rendered with"
-        text = f"{part}: {num} samples"
-        text += "" if num in expected else f", {whose} {' or '.join(map(str, expected))}"
+        text = f"{part}: {num} samples, {whose} {' or '.join(map(str, expected))}"
         self.notes.judge(num in expected, "counts", text, fix, bad="warning")
 
-    def check_sizes(self, part: str, paths: Sequence[Path], size_px: tuple[int, int]) -> None:
+    def check_sizes(self, part: str, paths: Sequence[Path]) -> None:
         """Decode images, and compare their size with that which labels are for."""
         names = [f"{path.parents[1].name}/{path.name}" for path in paths]
         sizes = Counter(decoded_sizes(self.notes, paths, names, part).values())
         text = ", ".join(f"{n} of {w} x {h} px" for (w, h), n in sizes.items()) or "none"
         text = f"{part}: {len(paths)} images decoded: {text}"
-        fix = f"labels are for {size_px[0]} x {size_px[1]} px: {self.notes.fix}"
-        self.notes.judge(set(sizes) <= {size_px}, "size", text, fix)
+        fix = f"labels are for {self.size_px[0]} x {self.size_px[1]} px: {self.notes.fix}"
+        self.notes.judge(set(sizes) <= {self.size_px}, "size", text, fix)
 
 
 def decoded_sizes(
     notes: Notes,
     paths: Sequence[Path],
     names: Sequence[str],
-    part: str = "images",
+    part: str = "the set",
     fix: str = "",
     bad: Level = "error",
 ) -> dict[str, tuple[int, int]]:
@@ -123,12 +126,10 @@ def decoded_sizes(
         return width, height
 
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        found = list(pool.map(size_of, paths))
-    pairs = list(zip(names, found, strict=True))
+        pairs = list(zip(names, pool.map(size_of, paths), strict=True))
     damaged = [f"{printable(name)} ({size})" for name, size in pairs if isinstance(size, str)]
-    text = f"{part}: {len(damaged)} of {len(paths)} decoded are damaged"
-    text += f": {shown(damaged)}" if damaged else ""
-    notes.judge(not damaged, "decode", text, fix, bad=bad if len(damaged) < len(paths) else "error")
+    bad = bad if len(damaged) < len(paths) else "error"
+    notes.count(damaged, len(paths), "decode", f"decoded images of {part} are damaged", fix, bad)
     return {name: size for name, size in pairs if not isinstance(size, str)}
 
 

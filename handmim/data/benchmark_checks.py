@@ -31,7 +31,7 @@ from handmim.hand.conventions import (
 )
 from handmim.hand.model import HandLayer, HandModel
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D, FINGERTIP_VERTS, ROOT_JOINT
-from handmim.utils.findings import FEW_WRONG, Level, Notes, level_of, shown
+from handmim.utils.findings import FEW_WRONG, Level, Notes, level_of
 
 Array = NDArray[np.float64]
 Labels = Mapping[str, Array]
@@ -71,18 +71,27 @@ def check_freihand_labels(
     images (width, height) leaves K unchecked; `fall_on_masks` compares joints with masks.
     """
     where = {name: f"{part}_{name}.json" for name in raw}
-    is_finite = finite(notes, raw, where)
+    is_finite = finite(notes, {where[name]: values for name, values in raw.items()})
     labels = {name: values[is_finite] for name, values in raw.items()}
     with notes.guard("xyz"):
         if "xyz" in labels:
-            xyz = settle_joints(notes, labels.pop("xyz"), "canonical", OPENCV, where["xyz"])
-            labels["xyz"] = xyz
+            xyz = labels.pop("xyz")
+            labels["xyz"] = settle_joints(notes, xyz, "canonical", OPENCV, where["xyz"])
     with notes.guard("verts"):
         if "verts" in labels:
             verts = settle_unit(notes, labels.pop("verts"), where["verts"])
             labels["verts"] = settle_axes(notes, verts, OPENCV, where["verts"])
     if "scale" in labels and "xyz" in labels:
-        _note_scale(notes, labels["scale"], labels["xyz"], where["scale"])
+        bone_m = labels["xyz"][:, ROOT_JOINT] - labels["xyz"][:, ROOT_JOINT + 1]
+        ratio = labels["scale"] / np.linalg.norm(bone_m, axis=1)
+        middle = float(np.median(ratio))
+        unit = next((u for u, m in METRES.items() if abs(middle * m - 1) < 0.1), "m")
+        if unit != "m":
+            fix = f"metres are required: multiply {where['scale']} by {METRES[unit]:g}, or {SOURCE}"
+            notes.error("unit", f"{where['scale']} is in {unit}", fix)
+        off = float(np.quantile(np.abs(ratio * METRES[unit] - 1), 0.9))
+        text = f"{where['scale']} is within {off:.1%} of the length from joint 9 to 10 in nine of "
+        notes.judge(off <= LARGEST_SCALE_ERROR, "scale", f"{text}ten samples")
     trusts_K = "K" in labels
     if trusts_K and size_px is not None:
         trusts_K = note_cameras(notes, labels["K"], size_px, where["K"])
@@ -94,43 +103,27 @@ def check_freihand_labels(
             _note_freihand_pose(notes, part, labels, model, trusts_K)
 
 
-def _note_scale(notes: Notes, scale: Array, xyz_m: Array, where: str) -> None:
-    ratio = scale / np.linalg.norm(xyz_m[:, ROOT_JOINT] - xyz_m[:, ROOT_JOINT + 1], axis=1)
-    middle = float(np.median(ratio))
-    unit = next((u for u, m in METRES.items() if abs(middle * m - 1) < 0.1), "m")
-    if unit != "m":
-        fix = f"metres are required: multiply {where} by {METRES[unit]:g}, or {SOURCE}"
-        notes.error("unit", f"{where} is in {unit}", fix)
-    off = float(np.quantile(np.abs(ratio * METRES[unit] - 1), 0.9))
-    text = f"{where} is within {off:.1%} of the length from joint 9 to 10 in nine of ten samples"
-    notes.judge(off <= LARGEST_SCALE_ERROR, "scale", text)
-
-
 def _note_freihand_pose(
     notes: Notes, part: str, labels: Labels, model: HandModel, trusts_K: bool
 ) -> None:
     """Posed hands against the vertices, and joints regressed from vertices against the given."""
-
-    def joints_of(verts_m: Array) -> Array:
-        tips = FINGERTIP_VERTS["freihand"]
-        return np.asarray(regressed_joints(verts_m, model.arrays.J_regressor, tips))
-
-    verts, off_m = labels["verts"], np.inf
+    verts, off_m, tips = labels["verts"], np.inf, FINGERTIP_VERTS["freihand"]
     if "xyz" in labels:
-        error = np.linalg.norm(joints_of(verts) - labels["xyz"], axis=2)
-        off_m = float(np.median(error.mean(axis=1)))
+        error = regressed_joints(verts, model.arrays.J_regressor, tips) - labels["xyz"]
+        off_m = float(np.median(np.linalg.norm(error, axis=2).mean(axis=1)))
     if "mano" in labels and "K" in labels:
         pairs = zip(labels["mano"], labels["K"], strict=True)
         hands = [freihand_hand(vector, K, model.arrays.hands_mean) for vector, K in pairs]
         rotmats, betas, root_m = (np.stack(values) for values in zip(*hands, strict=True))
         posed, _ = _posed(model, rotmats, betas)
-        posed = posed + (root_m - joints_of(posed)[:, ROOT_JOINT])[:, None]
+        joints = regressed_joints(posed, model.arrays.J_regressor, tips)
+        posed = posed + (root_m - joints[:, ROOT_JOINT])[:, None]
         posing = f"{part}: posing {model.name} by the MANO vectors misses the given vertices"
         fix = f"{OTHER_HAND}{SOURCE}; MANO v1.2 and FreiHAND version 2 give below 2 mm"
         if off_m <= USUAL_JOINTS_M:
             fix = f"vertices and joints agree, {part}_mano.json is of other samples or another "
             fix += f"version: {SOURCE}"
-        placed = f"{part}: vertices placed by root, scale and K" if trusts_K else None
+        placed = f"{part}: vertices placed by root, scale and K" if trusts_K else ""
         if not note_posing(notes, posed, verts, posing, USUAL_M["freihand"], fix, placed):
             return  # joints of another hand's regressor have no meaning
     if "xyz" in labels:
@@ -162,36 +155,23 @@ def check_every_sample(
     of (width, height); a fault of most samples has another name in `check_freihand_labels`."""
     good: dict[str, NDArray[np.bool_]] = {}
     for name, values in labels.items():
-        flat = np.abs(values).reshape(len(values), -1)
-        is_number = np.asarray(np.all(flat <= LARGEST, axis=1))
-        text = f"NaN or numbers above {LARGEST:.0e}"
-        _note_samples(notes, f"{part}_{name}.json", is_number, text, "finite", few=0.0)
+        num, where = len(values), f"samples of {part}_{name}.json have"
+        is_number = np.asarray((np.abs(values).reshape(num, -1) <= LARGEST).all(axis=1))
+        odd = np.flatnonzero(~is_number).tolist()
+        notes.count(odd, num, "finite", f"{where} NaN or numbers above {LARGEST:.0e}")
         is_possible, what = POSSIBLE[name]
         good[name] = is_possible(values.astype(np.float64)) | ~is_number
-        if good[name].mean() > 0.5:
-            few = 0.0 if name == "K" else FEW_WRONG
-            _note_samples(notes, f"{part}_{name}.json", good[name], what, few=few)
+        odd = np.flatnonzero(~good[name]).tolist()
+        if len(odd) < num / 2:
+            bad = level_of(len(odd), num, 0.0 if name == "K" else FEW_WRONG)
+            notes.count(odd, num, "samples", f"{where} {what}", bad=bad)
     if size_px is not None and "xyz" in labels and good["K"].all() and not notes.failed("finite"):
         xyz = np.where(good["xyz"][:, None, None], labels["xyz"], 1.0).astype(np.float64)
         off = np.abs(project_px(xyz, labels["K"].astype(np.float64)) - np.array(size_px) / 2)
-        is_outside = np.asarray(np.all((off > size_px).any(axis=2), axis=1))
-        where, text = f"{part}_xyz.json and {part}_K.json", "all joints far outside of their image"
-        _note_samples(notes, where, ~is_outside | ~good["xyz"], text)
-
-
-def _note_samples(
-    notes: Notes,
-    where: str,
-    good: NDArray[np.bool_],
-    what: str,
-    name: str = "samples",
-    few: float = FEW_WRONG,
-) -> None:
-    bad = np.flatnonzero(~good)
-    if len(bad):
-        text = f"{where}: {len(bad)} of {len(good)} samples have {what}, "
-        text += f"the first {bad[:3].tolist()}"
-        notes.judge(False, name, text, bad=level_of(len(bad), len(good), few))
+        is_outside = good["xyz"] & np.all((off > size_px).any(axis=2), axis=1)
+        odd, num = np.flatnonzero(is_outside).tolist(), len(xyz)
+        text = f"samples of {part}_xyz.json and {part}_K.json have all joints far outside of their "
+        notes.count(odd, num, "samples", f"{text}image", bad=level_of(len(odd), num))
 
 
 def check_ho3d_training(
@@ -200,21 +180,28 @@ def check_ho3d_training(
     """Note what is wrong with pose, joints and camera of HO-3D's training metas, for images of
     (width, height); no model leaves out what needs the hand."""
     nameless = [frame for frame, meta in metas.items() if not has_pose(meta)]
-    text = f"{len(nameless)} of {len(metas)} checked frames have no hand annotation"
-    text += f" (None fields): {shown(nameless)}" if nameless else ""
+    text = "checked frames have no hand annotation (None fields)"
     fix = f"they count as unlabelled; the genuine lists have none: {notes.fix}"
-    notes.judge(not nameless, "none", text, fix, bad="warning")
+    notes.count(nameless, len(metas), "none", text, fix, "warning")
     known = [m for m in metas.values() if has_pose(m)]
     if not known:
         return
     labels = {key: stacked(known, key, shape) for key, shape in POSE.items()}
-    is_finite = finite(notes, labels, {key: key for key in POSE})
-    labels = {key: values[is_finite] for key, values in labels.items()}
-    where = "handJoints3D"
-    joints = settle_joints(notes, labels[where], "ho3d", OPENGL, where)
+    is_finite = finite(notes, labels)
+    pose, transl, betas, joints = (values[is_finite] for values in labels.values())
+    joints = settle_joints(notes, joints, "ho3d", OPENGL, "handJoints3D")
     if model is not None:
         with notes.guard("residual"):
-            _note_ho3d_pose(notes, labels, joints, model)
+            rotmats = np.asarray(rotvec_to_matrix(pose.reshape(-1, 16, 3)), np.float64)
+            verts, chain = _posed(model, rotmats, betas, transl)
+            posed = np.concatenate([chain, verts[:, list(FINGERTIP_VERTS["ho3d"])]], axis=1)
+            posed = posed[:, list(CANONICAL_FROM_HO3D)]
+            if np.median(posed[..., 2]) > 0:  # noted for the joints already
+                posed = posed @ OPENCV_FROM_OPENGL
+            posing = f"posing {model.name} by handPose and handBeta misses the given joints"
+            placed = "" if notes.failed("unit") else "joints placed by handTrans"
+            fix = OTHER_HAND + notes.fix
+            note_posing(notes, posed, joints, posing, USUAL_M["ho3d"], fix, placed)
     good = [meta for meta, is_good in zip(known, is_finite, strict=True) if is_good]
     K = _cameras(notes, good, size_px, "train: camMat")
     if K is not None:
@@ -231,16 +218,12 @@ def has_pose(meta: Mapping[str, Any]) -> bool:
 
 def check_meta(meta: dict[str, Any], is_training: bool) -> None:
     """Refuse a frame of HO-3D without possible labels. Raises: ValueError naming the field."""
-    shapes: dict[str, tuple[int, ...]] = (
-        {"camMat": (3, 3)} if meta.get("camMat") is not None else {}
-    )
-    if is_training and has_pose(meta):
-        shapes |= POSE
-    for key, shape in shapes.items():
+    for key, shape in {"camMat": (3, 3), **POSE}.items():
+        if meta.get(key) is None or (key in POSE and not (is_training and has_pose(meta))):
+            continue
         values = stacked([meta], key, shape)
-        is_possible, what = POSSIBLE.get(key, (None, ""))
-        if is_possible is not None and not is_possible(values).all():
-            raise ValueError(f"{key} is {what}")
+        if key in POSSIBLE and not POSSIBLE[key][0](values).all():
+            raise ValueError(f"{key} is {POSSIBLE[key][1]}")
         if not np.isfinite(values).all():
             raise ValueError(f"{key} holds NaN or infinity")
 
@@ -252,20 +235,6 @@ def stacked(metas: list[dict[str, Any]], key: str, shape: tuple[int, ...]) -> Ar
     if sizes != {size}:
         raise ValueError(f"{key} holds {sorted(sizes)} numbers, {size} are required")
     return np.stack(rows).reshape(-1, *shape)
-
-
-def _note_ho3d_pose(notes: Notes, labels: Labels, joints_m: Array, model: HandModel) -> None:
-    """Joints of the posed hand against the given ones, in the axes of the file."""
-    rotmats = np.asarray(rotvec_to_matrix(labels["handPose"].reshape(-1, 16, 3)), np.float64)
-    verts, chain = _posed(model, rotmats, labels["handBeta"], labels["handTrans"])
-    posed = np.concatenate([chain, verts[:, list(FINGERTIP_VERTS["ho3d"])]], axis=1)
-    posed = posed[:, list(CANONICAL_FROM_HO3D)]
-    if np.median(posed[..., 2]) > 0:  # noted for the joints already
-        posed = posed @ OPENCV_FROM_OPENGL
-    posing = f"posing {model.name} by handPose and handBeta misses the given joints"
-    placed = None if notes.failed("unit") else "joints placed by handTrans"
-    fix = OTHER_HAND + notes.fix
-    note_posing(notes, posed, joints_m, posing, USUAL_M["ho3d"], fix, placed)
 
 
 def _cameras(

@@ -48,10 +48,11 @@ def diagonal_of(points: Array) -> float:
 
 def unit_of(points: Array) -> str | None:
     """The unit in which [n, P, 3] points are hands; None when no unit makes them so."""
-    diagonal = diagonal_of(points)
-    low, high = DIAGONAL_M
-    lows = {unit: low if unit == "m" else OTHER_UNIT_M for unit in METRES}
-    return next((u for u, m in METRES.items() if lows[u] <= diagonal * m <= high), None)
+    diagonal, (low, high) = diagonal_of(points), DIAGONAL_M
+    for unit, metres in METRES.items():
+        if (low if unit == "m" else OTHER_UNIT_M) <= diagonal * metres <= high:
+            return unit
+    return None
 
 
 def bones(joints: Array) -> Array:
@@ -103,11 +104,9 @@ def usable(K_px: Array) -> NDArray[np.bool_]:
 def plausible(K_px: Array, width_px: int, height_px: int) -> NDArray[np.bool_]:
     """Which of [n, 3, 3] intrinsics a camera of such images can have: [n]."""
     fx, fy = K_px[:, 0, 0], K_px[:, 1, 1]
-    longer = max(width_px, height_px)
+    low, high, longer = np.minimum(fx, fy), np.maximum(fx, fy), max(width_px, height_px)
     form = usable(K_px) & (np.abs(K_px[:, 0, 1]) < 0.1 * longer)
-    focal = np.minimum(fx, fy) > FOCAL[0] * longer
-    focal &= np.maximum(fx, fy) < FOCAL[1] * longer
-    focal &= np.maximum(fx, fy) < SQUARE * np.minimum(fx, fy)
+    focal = (low > FOCAL[0] * longer) & (high < FOCAL[1] * longer) & (high < SQUARE * low)
     # The centre of a crop's camera may lie outside of the crop.
     centre = (np.abs(K_px[:, :2, 2] - np.array([width_px, height_px]) / 2) < longer).all(axis=1)
     return form & focal & centre
@@ -130,8 +129,7 @@ def settle_order(notes: Notes, joints: Array, expected: str, where: str) -> Arra
     """[n, 21, D] joints in canonical order; notes which order they were in."""
     order = order_of(joints, expected)
     bad: Level = "error" if len(joints) >= FEWEST else "warning"
-    text = f"{where}: joints in order {order!r}"
-    text += "" if order == expected else f", {expected!r} is required"
+    text = f"{where}: joints in order {order!r} (required: {expected!r})"
     fix = f"reorder the joints of {where} (LABEL_ORDERS in handmim/hand/skeleton.py)"
     notes.judge(order == expected, "order", text, fix, bad=bad)
     joints = joints[:, list(LABEL_ORDERS[order])]
@@ -156,8 +154,7 @@ def settle_axes(notes: Notes, points: Array, sign_z: int, where: str) -> Array:
 
 def settle_joints(notes: Notes, joints: Array, order: str, sign_z: int, where: str) -> Array:
     """[n, 21, 3] joints in metres, canonical order, the dataset's axes; notes what they were in."""
-    joints = settle_unit(notes, joints, where)
-    joints = settle_order(notes, joints, order, where)
+    joints = settle_order(notes, settle_unit(notes, joints, where), order, where)
     note_bones(notes, joints, where)
     return settle_axes(notes, joints, sign_z, where)
 
@@ -167,11 +164,9 @@ def note_bones(notes: Notes, joints_m: Array, where: str) -> None:
     lengths = bones(joints_m)
     odd = float(((lengths < BONE_M[0]) | (lengths > BONE_M[1])).any(axis=1).mean())
     palm = float(np.median(np.linalg.norm(joints_m[:, 9] - joints_m[:, 0], axis=1)))
-    text = f"{where}: bones of {lengths.min() * 1e3:.1f} to {lengths.max() * 1e3:.1f} mm, median "
-    text += (
-        f"{np.median(lengths) * 1e3:.1f}, wrist to middle knuckle {palm * 1e3:.0f} mm; {odd:.0%} "
-    )
-    text += "of the hands have a bone out of 5 to 120 mm"
+    low, middle, high = np.quantile(lengths, [0, 0.5, 1]) * 1e3
+    text = f"{where}: bones of {low:.1f} to {high:.1f} mm, median {middle:.1f}, wrist to middle "
+    text += f"knuckle {palm * 1e3:.0f} mm; {odd:.0%} of the hands have a bone out of 5 to 120 mm"
     fix = f"check the lengths in {where}: wrist to middle knuckle is 50 to 140 mm in metres"
     good = odd <= ODD_BONES and PALM_M[0] <= palm <= PALM_M[1]
     notes.judge(good, "bones", text, fix, bad="warning")
@@ -189,50 +184,41 @@ def note_side(notes: Notes, right_joints: Array, where: str) -> None:
     notes.judge(share >= DOUBTFUL, "mirrored", text, fix, bad=bad)
 
 
-def finite(
-    notes: Notes, labels: Mapping[str, Array], where: Mapping[str, str]
-) -> NDArray[np.bool_]:
-    """Which of n samples have no NaN and infinity; notes how many have some. Raises: ValueError
-    when a list has none left."""
+def finite(notes: Notes, labels: Mapping[str, Array]) -> NDArray[np.bool_]:
+    """Which of n samples have no NaN and infinity, of labels by the name of their list; notes how
+    many have some. Raises: ValueError when a list has none left."""
     masks = []
-    for name, values in labels.items():
-        good = np.asarray(np.isfinite(values).reshape(len(values), -1).all(axis=1))
-        if not good.all():
-            text = f"{where[name]}: {(~good).sum()} of {len(good)} samples checked hold NaN or "
-            fix = f"unpack the original of {where[name]} again"
-            notes.error("finite", f"{text}infinity", fix)
-        if not good.any():
-            raise ValueError(f"{where[name]}: no sample without NaN")
-        masks.append(good)
+    for where, values in labels.items():
+        masks.append(np.isfinite(values).reshape(len(values), -1).all(axis=1))
+        num = int((~masks[-1]).sum())
+        if num:
+            text = f"{where}: {num} of {len(values)} samples checked hold NaN or infinity"
+            notes.error("finite", text, f"unpack the original of {where} again")
+        if num == len(values):
+            raise ValueError(f"{where}: no sample without NaN")
     return np.asarray(np.logical_and.reduce(masks))
 
 
 def note_cameras(notes: Notes, K_px: Array, size_px: tuple[int, int], where: str) -> bool:
     """Note whether [n, 3, 3] intrinsics are possible for images of (width, height)."""
-    good = plausible(K_px, *size_px)
+    share = plausible(K_px, *size_px).mean()
     fx, cx, cy = (float(np.median(K_px[:, i, j])) for i, j in ((0, 0), (0, 2), (1, 2)))
-    text = f"{where}: {good.mean():.0%} of the intrinsics are possible for {size_px[0]} x "
+    text = f"{where}: {share:.0%} of the intrinsics are possible for {size_px[0]} x "
     text += f"{size_px[1]} px (medians: focal length {fx:.0f} px, centre {cx:.0f}, {cy:.0f})"
     fix = f"unpack the original of {where} again: K is [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in px"
-    notes.judge(bool(good.all()), "k", text, fix)
-    return bool(good.all())
+    notes.judge(is_good := bool(share == 1), "k", text, fix)
+    return is_good
 
 
 def note_posing(
-    notes: Notes,
-    posed_m: Array,
-    given_m: Array,
-    posing: str,
-    usual_m: float,
-    fix: str,
-    placed: str | None,
+    notes: Notes, posed_m: Array, given_m: Array, posing: str, usual_m: float, fix: str, placed: str
 ) -> bool:
     """Note how far posed points [n, P, 3] are off their labels; False for another hand model.
 
     Args:
         posing: subject of the text: "posing X by the MANO vectors misses the given vertices".
         usual_m: median up to which nothing is wrong, whatever the translation.
-        placed: what is placed by which labels; None leaves the translation unchecked.
+        placed: what is placed by which labels; "" leaves the translation unchecked.
     """
     shift = (given_m - posed_m).mean(axis=1, keepdims=True)
     residuals_m = np.linalg.norm(posed_m + shift - given_m, axis=2).mean(axis=1)
@@ -242,7 +228,7 @@ def note_posing(
     text += f"{residuals_m.max() * 1e3:.2f})"
     bad: Level = "warning" if is_good else "error"
     notes.judge(residual_m <= usual_m, "residual", text, fix, bad=bad)
-    if is_good and placed is not None:
+    if is_good and placed:
         text = f"{placed} are {off_m * 1e3:.2f} mm off the given ones (median)"
         notes.judge(off_m <= LARGEST_RESIDUAL_M, "placement", text)
     return is_good

@@ -2,11 +2,11 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,12 +70,11 @@ class Notes:
         self.findings.append(Finding(level, self.prefix + name, text, fix))
 
     def count(
-        self, odd: Sequence[object], total: int, name: str, text: str, fix: str = "",
-        *, bad: Level = "error",
-    ) -> None:  # fmt: skip
+        self, odd: list[Any], total: int, name: str, text: str, fix: str = "", bad: Level = "error"
+    ) -> None:
         """How many of `total` are odd, with the first few: "2 of 24 hands are empty: a, b"."""
-        first = f": {shown([str(entry) for entry in odd])}" if len(odd) else ""
-        self.judge(not len(odd), name, f"{len(odd)} of {total} {text}{first}", fix, bad=bad)
+        first = f": {shown([str(entry) for entry in odd])}" if odd else ""
+        self.judge(not odd, name, f"{len(odd)} of {total} {text}{first}", fix, bad=bad)
 
     def failed(self, *names: str, level: Level = "error") -> bool:
         """Whether one of these checks has a finding of this level."""

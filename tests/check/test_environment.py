@@ -78,7 +78,7 @@ def test_old_and_missing_libraries_are_named(monkeypatch):
 
 def test_a_full_disk_is_a_warning(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2e9))
-    found = problems(one(lambda notes: environment._disk(notes, tmp_path / "data")))
+    found = problems(one(lambda notes: environment._machine(notes, tmp_path / "data")))
     assert found == {("warning", "env-disk")}
 
 

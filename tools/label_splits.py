@@ -8,8 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from handmim.data.datasets import drawn_labels, ids_text, lines_sha256, share_of_labels
-from handmim.data.freihand import source_text, split_samples
+from handmim.data.datasets import (
+    drawn_labels,
+    ids_text,
+    lines_sha256,
+    share_of_labels,
+    split_text,
+)
+from handmim.data.freihand import split_samples
 from handmim.utils.entry import tool
 from handmim.utils.files import write_atomic
 from handmim.utils.overrides import given_path
@@ -36,7 +42,7 @@ def write_splits(folder: Path) -> list[Path]:
     if not head:
         raise ValueError(f"{readme} has no table of splits, which begins with {TABLE_HEAD!r}")
     every = [str(i) for i in split_samples(NUM_UNIQUE, "train", VAL_FRACTION, SPLIT_SEED)]
-    source = source_text("train", VAL_FRACTION, SPLIT_SEED)
+    source = split_text("FreiHAND", "train", VAL_FRACTION, SPLIT_SEED)
     paths, rows = [], []
     for percent in PERCENTS:
         for seed in SEEDS:

@@ -23,12 +23,7 @@ from handmim.data.label_checks import (
     usable,
 )
 from handmim.geometry.rotation_numpy import rotvec_to_matrix
-from handmim.hand.conventions import (
-    OPENCV_FROM_OPENGL,
-    freihand_hand,
-    project_px,
-    regressed_joints,
-)
+from handmim.hand.conventions import OPENCV_FROM_OPENGL, freihand_hand, project_px, regressed_joints
 from handmim.hand.model import HandLayer, HandModel
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D, FINGERTIP_VERTS, ROOT_JOINT
 from handmim.utils.findings import FEW_WRONG, Level, Notes, level_of

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence, Sized
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,11 +19,11 @@ from torch.utils.data import Dataset, Subset
 
 from handmim.types import HandSample
 from handmim.utils.files import write_atomic
+from handmim.utils.findings import spread
 
 log = logging.getLogger(__name__)
 
-READ = 64  # files, or rows of an array, whose content counts
-READ_BYTES = 1 << 16  # of each file
+READ_BYTES = 1 << 16  # of a file whose content counts
 SHOWN = 5  # ids in a message
 MAX_BYTES = 1 << 26  # of a file of ids: some millions
 HEAD = " labels of "  # in the first comment; the second holds the sha256
@@ -34,16 +35,17 @@ def size_of(dataset: Dataset[Any]) -> int:
     return len(cast(Sized, dataset))
 
 
-def labels_of(dataset: Dataset[Any]) -> list[Hashable] | None:
-    """The label of every sample; None where each has its own."""
-    label_of = getattr(dataset, "label_of", None)
-    return None if label_of is None else [label_of(i) for i in range(size_of(dataset))]
-
-
 def label_id_of(dataset: Dataset[Any], index: int) -> str:
     """The dataset's own id of the label of a sample; its number in sets without ids."""
+    if isinstance(dataset, Subset):
+        return label_id_of(dataset.dataset, dataset.indices[index])
     name = getattr(dataset, "label_id", getattr(dataset, "label_of", str))
     return str(name(index))
+
+
+def label_ids(dataset: Dataset[Any]) -> list[str]:
+    """Ids of all labels of a set, or of a subset of one, in its order."""
+    return list(dict.fromkeys(label_id_of(dataset, i) for i in range(size_of(dataset))))
 
 
 def source_of(dataset: Dataset[Any]) -> str:
@@ -64,6 +66,14 @@ def fingerprint_of(dataset: Dataset[Any]) -> str | None:
     return None if fingerprint is None else str(fingerprint())
 
 
+def split_text(name: str, split: str, val_fraction: float, seed: int, by: str = "") -> str:
+    """A part of a set in words, for files of label ids; `by` is what a split keeps together."""
+    if split not in ("train", "val"):
+        return f"{name}, part {split}"
+    cut = f"val_fraction {val_fraction:g}{by and f' by {by}'}, split seed {seed}"
+    return f"{name}, part {split}, {cut}"
+
+
 def refuse_empty(split: str, source: str | Path, num: int, val_fraction: float) -> None:
     """Raises: ValueError for a part without samples."""
     if not num:
@@ -79,49 +89,36 @@ def digest_of(*parts: str | bytes) -> str:
     return total.hexdigest()
 
 
-def some(num: int) -> list[int]:
-    """Indices at even distances of a sequence of `num`."""
-    return sorted({round(i) for i in np.linspace(0, num - 1, min(num, READ))})
-
-
 def files_digest(root: Path, names: Sequence[str]) -> str:
     """Digest of files by their paths relative to a folder; a missing file counts as such."""
-    parts: list[str | bytes] = []
-    for name in names:
-        parts += [name, str(_size(root / name))]
-    return digest_of(*parts, *(_head(root / names[i]) for i in some(len(names))))
+    sizes = [text for name in names for text in (name, str(_content(root / name, 0)[0]))]
+    return digest_of(*sizes, *(_content(root / names[i])[1] for i in spread(len(names))))
 
 
 def arrays_digest(arrays: Iterable[Any]) -> str:
     """Digest of arrays [n, ...] by their shapes and some rows."""
     parts: list[str | bytes] = []
     for array in arrays:
-        rows = np.stack([np.asarray(array[i]) for i in some(len(array))])
+        rows = np.stack([np.asarray(array[i]) for i in spread(len(array))])
         parts += [f"{len(array)} {rows.dtype} {rows.shape}", rows.tobytes()]
     return digest_of(*parts)
 
 
 def copies(root: Path, names: Sequence[str]) -> tuple[int, int]:
     """Number of copies among some of the files, and number of compared files."""
-    contents = [(_size(root / names[i]), _head(root / names[i])) for i in some(len(names))]
+    contents = [_content(root / names[i]) for i in spread(len(names))]
     return len(contents) - len(set(contents)), len(contents)
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return -1
-
-
-def _head(path: Path) -> bytes:
-    try:
-        if not path.is_file():  # opening a pipe would wait forever
-            return b""
-        with path.open("rb") as file:
-            return file.read(READ_BYTES)
-    except OSError:
-        return b""
+def _content(path: Path, num_bytes: int = READ_BYTES) -> tuple[int, bytes]:
+    """Size and first bytes of a file; -1 and none where they cannot be read."""
+    size = -1
+    with suppress(OSError):
+        size = path.stat().st_size
+        if num_bytes and path.is_file():  # opening a pipe would wait forever
+            with path.open("rb") as file:
+                return size, file.read(num_bytes)
+    return size, b""
 
 
 def drawn_labels(total: int, num: int, seed: int) -> NDArray[np.int64]:
@@ -139,25 +136,12 @@ def share_of_labels(total: int, fraction: float) -> int:
 def label_subset(dataset: Dataset[HandSample], num: int | None, seed: int) -> Dataset[HandSample]:
     """All samples of `num` random labels, which depend on (labels of the dataset, seed) only; the
     first 50 of 100 are the 50, None keeps all. Raises: ValueError when there are not that many."""
-    labels = labels_of(dataset)
-    distinct = list(dict.fromkeys(labels)) if labels else list(range(size_of(dataset)))
-    total = len(distinct)
-    if num is None or num == total:
+    ids = label_ids(dataset)
+    if num is None or num == len(ids):
         return dataset
-    if not 0 < num < total:
-        raise ValueError(f"num_labels must be in 1..{total}, got {num}")
-    order = drawn_labels(total, num, seed)
-    if labels is None:
-        return Subset(dataset, order.tolist())
-    chosen = {distinct[i] for i in order}
-    return Subset(dataset, [i for i, label in enumerate(labels) if label in chosen])
-
-
-def label_ids(dataset: Dataset[HandSample]) -> list[str]:
-    """Ids of all labels of a set, or of a subset of one, in its order."""
-    if isinstance(dataset, Subset):
-        return list(dict.fromkeys(label_id_of(dataset.dataset, i) for i in dataset.indices))
-    return list(dict.fromkeys(label_id_of(dataset, i) for i in range(size_of(dataset))))
+    if not 0 < num < len(ids):
+        raise ValueError(f"num_labels must be in 1..{len(ids)}, got {num}")
+    return subset_of_ids(dataset, [ids[i] for i in drawn_labels(len(ids), num, seed)])
 
 
 def lines_sha256(ids: Sequence[str]) -> str:
@@ -167,17 +151,16 @@ def lines_sha256(ids: Sequence[str]) -> str:
 
 def ids_text(ids: Sequence[str], source: str, num_all: int, choice: str) -> str:
     """Content of a file of ids out of the `num_all` of a source, chosen by "seed 0"."""
-    head = [
-        f"# {len(ids)} of {num_all} labels of {source}; {choice}",
-        f"# sha256 of the lines without #: {lines_sha256(ids)}",
-    ]
-    return "".join(f"{line}\n" for line in (*head, *ids))
+    head = f"# {len(ids)} of {num_all} labels of {source}; {choice}"
+    digest = f"# sha256 of the lines without #: {lines_sha256(ids)}"
+    return "".join(f"{line}\n" for line in (head, digest, *ids))
 
 
 def write_ids(path: Path, subset: Subset[HandSample], choice: str) -> None:
     """Write the ids of a subset's labels; the file is complete or absent."""
-    num_all = len(label_ids(subset.dataset))
-    write_atomic(path, ids_text(label_ids(subset), source_of(subset.dataset), num_all, choice))
+    whole = subset.dataset
+    text = ids_text(label_ids(subset), source_of(whole), len(label_ids(whole)), choice)
+    write_atomic(path, text)
 
 
 def read_ids(path: str | Path) -> list[str]:
@@ -199,8 +182,8 @@ def read_ids(path: str | Path) -> list[str]:
         text = f"{path} has {len(ids)} ids, {len(set(ids))} different ones"
         raise ValueError(f"{text}: each is required on its own line, once {option}")
     stated = SHA.search(text)
-    is_damaged = "\0" in text or (HEAD in text and stated is None)
-    if is_damaged or (stated and stated[1] != lines_sha256(ids)):
+    is_damaged = stated[1] != lines_sha256(ids) if stated else HEAD in text
+    if is_damaged or "\0" in text:
         raise ValueError(
             f"the ids of {path} are not those its sha256 was written for: take the original, or "
             f"delete its comments if they were changed on purpose {option}"
@@ -233,9 +216,7 @@ class MixedHands(Dataset[HandSample]):
     """
 
     def __init__(
-        self,
-        sets: Mapping[str, Dataset[HandSample]],
-        weights: Mapping[str, float] | None = None,
+        self, sets: Mapping[str, Dataset[HandSample]], weights: Mapping[str, float] | None = None
     ) -> None:
         if not sets:
             raise ValueError("sets must hold a dataset, got none")

@@ -11,12 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from handmim.data.benchmark_checks import (
-    SOURCE,
-    check_every_sample,
-    check_freihand_labels,
-)
-from handmim.data.datasets import arrays_digest, digest_of, files_digest, refuse_empty, some
+from handmim.data.benchmark_checks import SOURCE, check_every_sample, check_freihand_labels
+from handmim.data.datasets import arrays_digest, digest_of, files_digest, refuse_empty, split_text
 from handmim.data.label_files import (
     VERSIONS,
     StoredArray,
@@ -56,12 +52,6 @@ def split_samples(num: int, split: str, val_fraction: float, seed: int) -> NDArr
     return np.sort(order[:num_val] if split == "val" else order[num_val:])
 
 
-def source_text(split: str, val_fraction: float, seed: int) -> str:
-    """A split in words, for files of label ids."""
-    cut_text = f", val_fraction {val_fraction:g}, split seed {seed}"
-    return f"FreiHAND, part {split}" + cut_text * (split in ("train", "val"))
-
-
 def missing_images(
     names: set[str], samples: Sequence[int], num: int, versions: Sequence[str]
 ) -> dict[str, list[str]]:
@@ -72,34 +62,6 @@ def missing_images(
         files = (f"{first + int(sample):08d}.jpg" for sample in samples)
         missing[version] = [name for name in files if name not in names]
     return missing
-
-
-def present_versions(
-    names: set[str], samples: Sequence[int], num: int, versions: Sequence[str], folder: Path
-) -> tuple[str, ...]:
-    """The versions of which the folder's files have images of `samples`; missing ones are logged.
-
-    Raises: FileNotFoundError when none has; ValueError for images beyond the `num` labels.
-    """
-    last = max((name for name in names if name[:8].isdigit()), default="")
-    if last and int(last[:8]) >= num * (len(VERSIONS) if folder.parent.name == "training" else 1):
-        raise ValueError(
-            f"{folder} has images up to {last}, the lists have {num} entries: they are of "
-            "different versions, or the lists are cut off; unpack FreiHAND again"
-        )
-    missing = missing_images(names, samples, num, versions)
-    present = tuple(version for version in versions if len(missing[version]) < len(samples))
-    lost = [name for version in present or versions for name in missing[version]]
-    counts = ", ".join(f"{v} {len(samples) - len(missing[v])}" for v in versions)
-    text = f"{folder} has of {len(samples)} images of each version: {counts}"
-    if not present:
-        raise FileNotFoundError(f"{text}; missing {shown(lost)}")
-    if present != tuple(versions):
-        listed = ",".join(present)
-        log.warning("%s: training on %s (data.versions=[%s])", text, listed, listed)
-    if lost:
-        log.warning("%s; missing %s: unpack FreiHAND again", text, shown(lost))
-    return present
 
 
 class FreiHand(Dataset[HandSample | CropSample]):
@@ -134,7 +96,7 @@ class FreiHand(Dataset[HandSample | CropSample]):
         self.partners = partners
         self.root, self.split, self.image_px = Path(root), split, image_px
         self.crop_scale = crop_scale
-        self.source = source_text(split, val_fraction, seed)
+        self.source = split_text("FreiHAND", split, val_fraction, seed)
         self.folder = "evaluation" if split == "evaluation" else "training"
         folder = self.root / self.folder / "rgb"
         if not folder.is_dir():
@@ -143,23 +105,28 @@ class FreiHand(Dataset[HandSample | CropSample]):
                 "(https://lmb.informatik.uni-freiburg.de/resources/datasets/FreihandDataset.en.html)"
             )
         arrays = load_hand_arrays(hand_path)
-        self.hand_sha256 = arrays.sha256
-        self.hands_mean = arrays.hands_mean
+        self.hand_sha256, self.hands_mean = arrays.sha256, arrays.hands_mean
         check_made_with(self.root, arrays)
         names = set(file_names(folder))
         self.labels = self._read_labels(Path(cache_dir))
         self._check_labels(HandModel(arrays), min(names, default=""))
-        self.num_unique = len(self.labels["K"])
+        self.num_unique = num = len(self.labels["K"])
+        last = max((name for name in names if name[:8].isdigit()), default="")
+        if last and int(last[:8]) >= num * (1 if split == "evaluation" else len(VERSIONS)):
+            raise ValueError(
+                f"{folder} has images up to {last}, the lists have {num} entries: they are of "
+                "different versions, or the lists are cut off; unpack FreiHAND again"
+            )
         if split == "evaluation":
-            samples, versions = np.arange(self.num_unique), VERSIONS[:1]
+            samples, versions = np.arange(num), VERSIONS[:1]
         else:
-            samples = split_samples(self.num_unique, split, val_fraction, seed)
+            samples = split_samples(num, split, val_fraction, seed)
         refuse_empty(split, root, len(samples), val_fraction)
-        self.versions = present_versions(names, samples.tolist(), self.num_unique, versions, folder)
+        self.versions = self._present(folder, names, samples, versions)
         if partners and len(self.versions) < 2:
             raise ValueError(f"partners=true requires two versions of images in {folder}")
         self._version_ids = [VERSIONS.index(version) for version in self.versions]
-        self.ids = np.concatenate([samples + self.num_unique * v for v in self._version_ids])
+        self.ids = np.concatenate([samples + num * v for v in self._version_ids])
 
     def _read_labels(self, cache: Path) -> dict[str, StoredArray]:
         labels: dict[str, StoredArray] = {}
@@ -189,6 +156,25 @@ class FreiHand(Dataset[HandSample | CropSample]):
             check_freihand_labels(notes, part, raw, hand, size_px)
         notes.enforce(f"{self.root} (data.root)")
 
+    def _present(
+        self, folder: Path, names: set[str], samples: NDArray[np.int64], versions: Sequence[str]
+    ) -> tuple[str, ...]:
+        """The versions of which there are images of `samples`; missing images are logged. Raises:
+        FileNotFoundError when no version has any."""
+        missing = missing_images(names, samples.tolist(), self.num_unique, versions)
+        present = tuple(version for version in versions if len(missing[version]) < len(samples))
+        lost = [name for version in present or versions for name in missing[version]]
+        counts = ", ".join(f"{v} {len(samples) - len(missing[v])}" for v in versions)
+        text = f"{folder} has of {len(samples)} images of each version: {counts}"
+        if not present:
+            raise FileNotFoundError(f"{text}; missing {shown(lost)}")
+        if present != tuple(versions):
+            listed = ",".join(present)
+            log.warning("%s: training on %s (data.versions=[%s])", text, listed, listed)
+        if lost:
+            log.warning("%s; missing %s: unpack FreiHAND again", text, shown(lost))
+        return present
+
     def label_of(self, index: int) -> int:
         """The hand of an image: images of one hand share one label."""
         return int(self.ids[index]) % self.num_unique
@@ -199,7 +185,7 @@ class FreiHand(Dataset[HandSample | CropSample]):
 
     def fingerprint(self) -> str:
         """Digest of the labels, of the ids in this part and of some of its images."""
-        names = [f"{self.folder}/rgb/{self.ids[i]:08d}.jpg" for i in some(len(self.ids))]
+        names = [f"{self.folder}/rgb/{self.ids[i]:08d}.jpg" for i in spread(len(self.ids))]
         images = files_digest(self.root, names)
         return digest_of(arrays_digest(self.labels.values()), self.ids.tobytes(), images)
 
@@ -212,21 +198,18 @@ class FreiHand(Dataset[HandSample | CropSample]):
         height, width = image.shape[:2]
         return image, crop_map(np.array([0, 0, width, height]), self.crop_scale, self.image_px)
 
-    def _partner_of(self, image_id: int) -> int:
-        """The same hand before another background, always the same one for an image."""
-        version, item = divmod(image_id, self.num_unique)
-        others = [v for v in self._version_ids if v != version]
-        return item + self.num_unique * int(np.random.default_rng(image_id).choice(others))
-
     def __getitem__(self, index: int) -> HandSample | CropSample:
         image_id = int(self.ids[index])
-        item = image_id % self.num_unique
+        version, item = divmod(image_id, self.num_unique)
         sample_id = f"{self.folder}/{image_id:08d}"
-        if self.partners:
-            ids = image_id, self._partner_of(image_id)
-            crop, partner = (cut(*self._read(i), self.image_px) for i in ids)
-            return CropSample(crop, sample_id, partner=partner, group=f"freihand {item}")
         image, crop_from_img = self._read(image_id)
+        if self.partners:
+            crop = cut(image, crop_from_img, self.image_px)
+            # Always the same other background for an image.
+            others = [v for v in self._version_ids if v != version]
+            other = int(np.random.default_rng(image_id).choice(others))
+            partner = cut(*self._read(item + self.num_unique * other), self.image_px)
+            return CropSample(crop, sample_id, partner=partner, group=f"freihand {item}")
         label = {name: values[item] for name, values in self.labels.items()}
         K, joints = label["K"], label.get("xyz")
         rotmats = betas = None

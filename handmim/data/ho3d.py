@@ -19,13 +19,8 @@ from handmim.data.benchmark_checks import (
     check_meta,
     has_pose,
 )
-from handmim.data.datasets import digest_of, files_digest, refuse_empty, some
-from handmim.data.label_files import (
-    check_made_with,
-    file_names,
-    stored_ground_truth,
-    take_of,
-)
+from handmim.data.datasets import digest_of, files_digest, refuse_empty, split_text
+from handmim.data.label_files import check_made_with, file_names, stored_ground_truth, take_of
 from handmim.data.samples import box_of_points, crop_map, crop_sample, cut
 from handmim.hand.conventions import OPENCV_FROM_OPENGL, ho3d_hand, project_px, rest_wrist
 from handmim.hand.io import load_hand_arrays
@@ -139,9 +134,7 @@ class Ho3d(Dataset[HandSample | CropSample]):
         check_made_with(self.root, arrays)
         self.hand_sha256 = arrays.sha256
         self.hand = HandModel(arrays)
-        self.source = f"HO-3D ({self.root.name}), part {split}"
-        if split in ("train", "val"):
-            self.source += f", val_fraction {val_fraction:g}, split seed {seed}"
+        self.source = split_text(f"HO-3D ({self.root.name})", split, val_fraction, seed)
         frames = read_frames(self.root / f"{self.folder}.txt")
         stored = stored_ground_truth(root, cache_dir) if split == "evaluation" else None
         if stored is not None and len(stored[0]) != len(frames):
@@ -153,10 +146,6 @@ class Ho3d(Dataset[HandSample | CropSample]):
         part = "all" if split == "evaluation" else split
         self.frames = split_takes(frames, part, val_fraction, seed)
         refuse_empty(split, root, len(self.frames), val_fraction)
-        self._check()
-
-    def _check(self) -> None:
-        """Check the files of all frames, and some metas with the functions of the doctor."""
         missing = missing_files(self.root, self.folder, self.frames)
         if missing:
             text = f"{len(missing)} files of {len(self.frames)} frames of {self.folder}.txt"
@@ -165,20 +154,17 @@ class Ho3d(Dataset[HandSample | CropSample]):
         metas = {frame: read_meta(self.root, self.folder, frame) for frame in chosen}
         first = image_of(self.root, self.folder, self.frames[0])
         head = None if first is None else image_head(first)
-        if head is None:  # counted when it is read
-            return
         notes = Notes("ho3d", "unpack HO-3D again")
         with notes.guard("labels"):
-            if self.split == "evaluation":
+            if head is not None and split == "evaluation":
                 check_ho3d_evaluation(notes, metas, head[:2])
-            else:
+            elif head is not None:  # an unreadable image is counted when it is read
                 check_ho3d_training(notes, metas, self.hand, head[:2])
         notes.enforce(f"{self.root} (data.root)")
 
     def _labels(self, meta: dict[str, Any], index: int) -> dict[str, Any]:
         """Labels of `hand_sample` in the OpenCV camera; none where HO-3D has none."""
-        order = list(CANONICAL_FROM_HO3D)
-        given = meta.get("handJoints3D")
+        order, given = list(CANONICAL_FROM_HO3D), meta.get("handJoints3D")
         if self.ground_truth is not None:
             joints, verts = (array[index] @ OPENCV_FROM_OPENGL for array in self.ground_truth)
             return {"joints_cam_m": joints[order], "verts_cam_m": verts}
@@ -212,12 +198,10 @@ class Ho3d(Dataset[HandSample | CropSample]):
 
     def fingerprint(self) -> str:
         """Digest of the frames of this part and of some of their images and labels."""
-        chosen = [self.frames[i].split("/") for i in some(len(self.frames))]
-        files = ("meta", ".pkl"), ("rgb", ".png"), ("rgb", ".jpg")
+        chosen = [self.frames[i].split("/") for i in spread(len(self.frames))]
+        files = "meta/{}.pkl", "rgb/{}.png", "rgb/{}.jpg"
         names = [
-            f"{self.folder}/{sequence}/{kind}/{frame}{suffix}"
-            for kind, suffix in files
-            for sequence, frame in chosen
+            f"{self.folder}/{seq}/{file.format(name)}" for file in files for seq, name in chosen
         ]
         return digest_of(*self.frames, *(files_digest(self.root, [name]) for name in names))
 

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from handmim.data.annotation_checks import check_annotations
 from handmim.data.annotations import Annotations, read_annotations
-from handmim.data.datasets import digest_of, files_digest, refuse_empty
+from handmim.data.datasets import digest_of, files_digest, refuse_empty, split_text
 from handmim.data.samples import box_of_points, crop_map, crop_sample
 from handmim.images.decode import read_image
 from handmim.types import HandSample
@@ -82,9 +82,8 @@ class KeypointPhotos(Dataset[HandSample]):
             own = alone.setdefault(image["file_name"], str(image["id"]))
             groups.append(own if image.get(split_by) is None else str(image[split_by]))
         chosen = sorted(set(groups))
-        self.source = f"{path.name}, part {split}"
+        self.source = split_text(path.name, split, val_fraction, seed, split_by)
         if split != "all":
-            self.source += f", val_fraction {val_fraction:g} by {split_by}, split seed {seed}"
             order = np.random.default_rng(seed).permutation(len(chosen))
             num_val = round(val_fraction * len(chosen))
             part = order[:num_val] if split == "val" else order[num_val:]

@@ -12,11 +12,9 @@ from torch.utils.data import Dataset, Subset
 from handmim.data.datasets import (
     label_ids,
     label_subset,
-    labels_of,
     lines_sha256,
     read_ids,
     share_of_labels,
-    size_of,
     subset_of_ids,
     write_ids,
 )
@@ -174,8 +172,7 @@ def choose_labels(
     if file is not None:
         ids = read_ids(file)
         return ChosenLabels(subset_of_ids(dataset, ids), len(ids), f"as in {Path(file).name}")
-    labels = labels_of(dataset)
-    total = size_of(dataset) if labels is None else len(set(labels))
+    total = len(label_ids(dataset))
     if fraction is not None:
         num = share_of_labels(total, fraction)
     samples = label_subset(dataset, num, seed)

@@ -125,7 +125,7 @@ def shown(names: list[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
-def spread(num: int, most: int) -> NDArray[np.int64]:
+def spread(num: int, most: int = 64) -> NDArray[np.int64]:
     """At most `most` of the indices 0 .. num - 1: evenly spread, with the first and the last."""
     if num <= most:
         return np.arange(num)

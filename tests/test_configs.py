@@ -14,7 +14,6 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from handmim.engine.identity import check_same_run
 from handmim.experiments.quickstart import LOSSES
 from handmim.experiments.table import decisive, digest
-from handmim.pipelines.pretrain import pretrain
 from handmim.types import Task
 from handmim.utils.config import drop_unbuilt, resolved
 from handmim.utils.entry import compose as checked
@@ -46,18 +45,15 @@ NEEDED = {
     "hand=smplx": ["hand.path=x"],
     "hand=manopth": ["hand.path=x"],
     "experiment=cpu_pretrain": ["data.root=crops"],
-    **{f"experiment={data}": ["data.root=x"] for data in ("freihand", "ho3d_v2", "ho3d_v3")},
-    **{f"size={size}": ["hand.path=x", "init_from=x"] for size in ("vits", "vitb")},
+    **{f"experiment={data}": ["data.root=x"] for data in ("freihand", "ho3d")},
+    "size=vits": ["hand.path=x", "init_from=x"],
     "probe=keypoints": ["probe.root=x", "probe.annotations=y"],
-    "method=supervised-init": ["init=x"],
 }
 # Which entry point uses a group, and with which other overrides.
 GROUPS = {
     "backbone": ("pretrain", []),
-    "centering": ("pretrain", []),
     "data": ("pretrain", []),
     "probe": ("pretrain", ["data=synthetic"]),
-    "views": ("pretrain", []),
     "keypoint_head": ("pretrain", []),
     "method": ("pretrain", []),
     "dataset": None,
@@ -66,11 +62,8 @@ GROUPS = {
     "loss": None,
     "objective": None,
     "head": ("finetune", []),
-    "augment": ("finetune", []),
-    "tta": ("eval", ["data=synthetic"]),
     "hand": ("finetune", []),
     "runtime": ("finetune", []),
-    "format": ("synthesize", []),
     "scene": None,
     "experiment": None,
     "size": ("finetune", ["experiment=freihand"]),
@@ -119,7 +112,7 @@ def check_targets(cfg: DictConfig) -> int:
 
 def experiments(entry: str) -> list[str]:
     """Those of an entry point by name; rows on real data and their twins are fine-tunings."""
-    real = ("freihand", "ho3d_v2", "ho3d_v3", "cpu_direct_keypoints")
+    real = ("freihand", "ho3d", "cpu_direct_keypoints")
     return [
         e
         for e in options_of("experiment")
@@ -128,7 +121,8 @@ def experiments(entry: str) -> list[str]:
 
 
 CASES = [(entry, ()) for entry in ("pretrain", "finetune", "doctor")]
-CASES += [("eval", ("data=synthetic",))]
+CASES += [("eval", ("data=synthetic",)), ("pretrain", ("centering=sinkhorn",))]
+CASES += [("synthesize", (f"format={name}",)) for name in ("folder", "freihand", "ho3d_v3")]
 CASES += [
     (use[0], (f"{group}={option}", *use[1]))
     for group, use in GROUPS.items()
@@ -231,7 +225,6 @@ def test_an_ablation_is_one_override():
 
 def test_rendered_sets_have_their_datasets_picture_size_in_any_scene():
     sides = {"freihand": 224, "folder": 224, "ho3d_v2": 640, "ho3d_v3": 640}
-    assert set(sides) == set(options_of("format"))
     for name, side in sides.items():
         cfg = composed("synthesize", f"format={name}")
         assert cfg.scene.image_px == side
@@ -245,9 +238,6 @@ def test_rendered_sets_have_their_datasets_picture_size_in_any_scene():
 def test_laptop_sizes_leave_methods_what_they_are(size):
     for method in ("mae", "simmim"):
         assert composed("pretrain", f"method={method}", *size).views.colour.apply_prob == 0.0
-    as_it_is = composed("pretrain", "method=supervised-init", *size, "trainer.max_steps=9")
-    assert not as_it_is.train
-    assert composed("pretrain", "method=handmim", *size).train
 
 
 @pytest.mark.parametrize("entry", sorted(p.stem for p in CONFIGS.glob("*.yaml")))
@@ -264,7 +254,7 @@ def test_help_names_the_groups_and_experiments_of_its_tool(entry):
     named = header.split("Groups of this tool: ")[1]
     assert groups == set(re.split(r"[.(]", named)[0].split())
     told = set(re.findall(r"(?:quickstart|cpu)_\w+", header))
-    told |= set(re.findall(r"freihand|ho3d_v\d", named))
+    told |= set(re.findall(r"freihand|ho3d", named))
     assert told - set(written.get("budgets", {})) <= set(options_of("experiment"))
     if entry == "finetune":
         assert told == set(experiments(entry))
@@ -272,15 +262,6 @@ def test_help_names_the_groups_and_experiments_of_its_tool(entry):
 
 def test_the_report_has_a_word_for_each_loss_of_the_default():
     assert set(LOSSES) == set(composed("pretrain", "method=handmim").task.objectives)
-
-
-def test_a_supervised_start_without_weights_is_refused(tmp_path):
-    overrides = ["method=supervised-init", f"paths.run_root={tmp_path}"]
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        cfg = compose("pretrain", overrides=[*overrides, "experiment=quickstart_pretrain"])
-    with pytest.raises(ValueError, match=r"^init must be given: init=\.\.\."):
-        pretrain(cfg)
-    assert not list(tmp_path.iterdir())
 
 
 def test_probe_and_data_hold_back_the_same_subjects():

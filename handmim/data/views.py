@@ -7,8 +7,8 @@ framing gives no cue for the map between two views.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -170,7 +170,7 @@ class ViewMaker:
     patch_px: int  # masks have (view_px / patch_px)^2 patches
     masks: MaskSampler
     colour: ColourJitter  # one draw per view
-    colour_later: ColourJitter | None = None  # of the second and later views; None is `colour`
+    colour_later: Mapping[str, float] | None = None  # what differs from it in the later views
     num_views: int = 2
     scale: Sequence[float] = (0.55, 0.95)  # side of a view relative to the crop, log-uniform
     rotation_deg: float = 45.0  # +- this, as shifts and aspect
@@ -211,6 +211,8 @@ class ViewMaker:
                 raise ValueError(f"{name}={side} is no multiple of the patch, {self.patch_px} px")
         interval("scale", self.scale)
         interval("local_scale", self.local_scale)
+        later = self.colour_later
+        self.later = None if later is None else replace(self.colour, **later)
         self.frame = ViewFrame(self.view_px, self.local_px, self.padding, self.keep_clean)
 
     def draw_views(
@@ -285,10 +287,10 @@ class ViewMaker:
 
     def _draw_colours(self, b: int, generator: torch.Generator) -> tuple[ColourPlan | None, ...]:
         size = self.view_px, self.view_px
-        if self.colour_later is None:
+        if self.later is None:
             return (self.colour.draw(b * self.num_views, size, generator),)
         first = self.colour.draw(b, size, generator)
-        return first, self.colour_later.draw(b * (self.num_views - 1), size, generator)
+        return first, self.later.draw(b * (self.num_views - 1), size, generator)
 
     def host_part(self, device: torch.device) -> Callable[..., PlannedCrops | PretrainBatch]:
         """The work on collated crops that loading processes do before `device` gets them: uint8

@@ -31,6 +31,7 @@ class By(Flag):
 KEYS: dict[str, By] = {
     # names, folders, processes
     "name": By.NOBODY, "debug": By.NOBODY, "resume": By.NOBODY, "overwrite": By.NOBODY,
+    "centering": By.NOBODY, "centerings": By.NOBODY,  # task.centering is what they give
     "paths": By.NOBODY, "hydra": By.NOBODY, "machine": By.NOBODY, "machine.precision": By.RUN,
     # measured beside training
     "collapse": By.NOBODY, "eval_every": By.NOBODY, "probe": By.TABLE,

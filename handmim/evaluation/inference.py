@@ -88,7 +88,7 @@ def _fields_of(estimate: Any) -> dict[str, Tensor]:
     if unknown:
         raise ValueError(
             f"{type(estimate).__name__} has {unknown}, which no rule carries back from a rotated "
-            f"crop; known are {sorted(RULES)} (handmim.evaluation.inference.RULES, tta=none)"
+            f"crop; known are {sorted(RULES)} (handmim.evaluation.inference.RULES, tta=null)"
         )
     return {name: value for name, value in estimate._asdict().items() if value is not None}
 

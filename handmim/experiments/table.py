@@ -32,7 +32,6 @@ TABLE_KEYS = {
 }  # fmt: skip
 RANDOM = "random"
 TIMM = "timm:"
-SUPERVISED = "supervised-init"
 FILE = re.compile(r"(?!timm:).*([/\\]|\.(safetensors|pth?|bin)$)")
 
 
@@ -216,8 +215,6 @@ def init_variants(inits: str | Sequence[str], labels: Mapping[str, str]) -> dict
     given = [inits] if isinstance(inits, str) else list(inits)
     if not given or len(set(given)) < len(given):
         raise ValueError(f"inits must be distinct, one at least, got {given}")
-    if SUPERVISED in given:
-        raise ValueError(f"instead of {SUPERVISED} give its weights in inits: timm:NAME or a file")
     shown = {i: Path(i).stem if FILE.match(i) else i.removeprefix(TIMM) for i in given}
     stems = Counter(map(_variant_name, shown.values()))
     variants: dict[str, Any] = {}
@@ -233,7 +230,7 @@ def init_variants(inits: str | Sequence[str], labels: Mapping[str, str]) -> dict
             )
         source: dict[str, Any] = {"pretrain": None if init == RANDOM else {"method": init}}
         if init.startswith(TIMM):
-            source["pretrain"] = {"method": SUPERVISED, "init": init}
+            source["pretrain"] = {"train": False, "init": init}
         elif FILE.match(init):
             source = {"pretrain": None, "init_from": str(path)}
             if not path.is_file():

@@ -56,8 +56,8 @@ def evaluate_file(cfg: DictConfig) -> dict[str, Any]:
     """Score a submission file."""
     if cfg.get("data") is None or cfg.data.get("benchmark") is None:
         raise ValueError("predictions= needs the benchmark: data=freihand data.root=DIR, ...")
-    if cfg.tta.views is not None:
-        raise ValueError("a submission file holds one prediction, tta needs a checkpoint: tta=none")
+    if cfg.tta is not None:
+        raise ValueError("a submission file holds one prediction, tta needs a checkpoint: tta=null")
     run = setup_run(cfg)
     gt = read_ground_truth(cfg.data.root, cfg.data.cache_dir)
     bound = cfg.predictions_mb_per_sample
@@ -97,7 +97,7 @@ def data_of(saved: dict[str, Any], cfg: DictConfig) -> Any:
 def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> dict[str, Any]:
     """Rebuild a model from its one checkpoint, which completes the config in place, and score it;
     results go to a new run, or to a folder below one."""
-    views = None if cfg.tta.views is None else build(cfg.tta.views)
+    views = None if cfg.tta is None else build(cfg.tta_views[cfg.tta])
     saved = read_model_checkpoint(cfg.checkpoint)
     OmegaConf.set_struct(cfg, False)  # its own overrides are checked by now
     whose_hand = "given" if cfg.hand.get("path") is not None else "the checkpoint's own (hand.path)"

@@ -61,11 +61,9 @@ HEADS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 OLD_OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "probe=none": ("pretrain", ("probe.hook=null",)),
     "probe=null": ("pretrain", ("probe.hook=null",)),
-    "tta=none": ("eval", ("tta.views=null",)),
-    "tta=null": ("eval", ("tta.views=null",)),
-    "tta=rotations_scales": ("eval", ("tta=rotations", "tta.views.scales=[0.9,1.0,1.1]")),
+    "tta=none": ("eval", ("tta=null",)),
+    "tta=rotations_scales": ("eval", ("tta=rotations", "tta_views.rotations.scales=[0.9,1.0,1.1]")),
     "collapse=none": ("pretrain", ("collapse=null",)),
-    "augment=default": ("finetune", ("augment.cut_out=null", "augment.occluder=null")),
     "experiment=cpu_keypoints_finetune": (
         "finetune",
         ("experiment=cpu_finetune", "data=keypoints", "loss=[joints3d,joints2d,prior]"),
@@ -78,10 +76,25 @@ OLD_OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
 KEYS: dict[str, str] = {
     **{
         f"experiment={old}_{size}": f"experiment={new} size={size}"
-        for old, new in (("freihand", "freihand"), ("ho3dv2", "ho3d_v2"), ("ho3dv3", "ho3d_v3"))
+        for old, new in (("freihand", "freihand"), ("ho3dv2", "ho3d_v2"), ("ho3dv3", "ho3d"))
         for size in ("cpu", "vits", "vitb")
     },
+    "experiment=ho3d_v2": "experiment=ho3d data=ho3d_v2 trainer.max_steps=40000",
+    "experiment=ho3d_v3": "experiment=ho3d",
+    "backbone=vit_large_p16": "task.backbone.arch=vit_large_patch16_224",
+    "size=vitb": "size=vits backbone=vit_base_p16 task.backbone.drop_path_rate=0.2",
+    "head=decoder_small": "head=decoder task.head.width=128 task.head.num_heads=4",
+    "head=iterative_small": "head=iterative task.head.hidden_dim=728",
+    "head=plain_small": "head=plain task.head.hidden_dim=768",
+    "scene=palms": "scene=studio scene.sides=[palmar] scene.cone_deg=[35,30,30]",
+    "augment=default": "augment.cut_out=null augment.occluder=null",
+    "augment=occluded": "'augment.occluder={_target_: handmim.data.augment.OccluderPaste}'",
+    "views=curriculum": "views.masks.ratio=[LOW,{_target_:handmim.engine.optim.Schedule,...}]",
+    "views=asymmetric": "views.colour_later={blur_prob: 0.1, solarise_prob: 0.2}",
+    "method=supervised-init": "train=false",
     **{f"views.{old}": f"views.{new}" for old, new in VIEWS.items()},
+    "task.centering": "centerings.NAME",
+    "tta.views": "tta_views.rotations",
     "num_pictures": "num_images",
     "forge_mano": "fake_mano",
     **{f"suites.{s}.asked": f"suites.{s}.promised" for s in ("step", "step_gpu", "hand", "score")},

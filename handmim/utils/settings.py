@@ -68,6 +68,8 @@ KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
 }
 # Mappings of a root, which no group fills.
 SECTIONS = ("augment", "collapse", "optim", "task", "trainer", "views")
+# Keys that choose an entry of a mapping of the same root.
+CHOICES = {"budget": "budgets", "centering": "centerings", "format": "formats", "tta": "tta_views"}
 # Null there means the hand of a checkpoint and the precision of a table.
 MAY_BE_NULL = {"checkpoint": "hand.path=null:", "budget": "machine.precision=null:"}
 
@@ -80,7 +82,7 @@ def check_settings(cfg: DictConfig) -> None:
     """Check a composed config before anything is built; in place, 1e3 becomes an integer, and an
     integer text, where that is required. Raises: ValueError naming each key, its value and what is
     required."""
-    if replaced := [*_replaced(cfg)]:
+    if replaced := [*_replaced(cfg), *_choices(cfg)]:
         raise ValueError("; ".join(replaced))
     nulls = tuple(null for key, null in MAY_BE_NULL.items() if key in cfg)
     problems = dict.fromkeys([*_own(cfg), *_parts(cfg)])
@@ -94,6 +96,13 @@ def _replaced(cfg: DictConfig) -> Iterator[str]:
         value = cfg.get(key, {})
         if not isinstance(value, DictConfig | dict) and not (key == "collapse" and value is None):
             yield f"{key}={value}: settings of {key} are given one by one, {key}.NAME=VALUE"
+
+
+def _choices(cfg: DictConfig) -> Iterator[str]:
+    for key, options in CHOICES.items():
+        known = ["null"] * (key == "tta") + list(cfg.get(options, ()))
+        if options in cfg and (cfg[key] or "null") not in known:
+            yield f"{key}={cfg[key]}: one of {', '.join(known)} is required"
 
 
 def unlisted_key(error: BaseException) -> str | None:

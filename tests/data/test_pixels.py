@@ -30,7 +30,8 @@ GEOMETRY = {
     "shift_ndc": 0.5,
     "shared_full_rotation_prob": 0.5,
 }
-BUSY = ColourJitter(blur_prob=0.4, solarise_prob=0.3)
+LATER = {"blur_prob": 0.4, "solarise_prob": 0.3}
+BUSY = ColourJitter(**LATER)
 CASES = {
     "default": ({}, ColourJitter()),
     "colours": ({}, BUSY),
@@ -41,8 +42,8 @@ CASES = {
     "some": ({}, ColourJitter(apply_prob=0.5)),
     "none": ({}, ColourJitter(apply_prob=0.0)),
     "noise": ({}, ColourJitter(**STILL, noise_prob=0.5)),
-    "later": ({"colour_later": BUSY, "num_views": 3}, ColourJitter(blur_prob=1.0)),
-    "local": ({"num_local": 3, "local_px": 16, "keep_clean": True, "colour_later": BUSY}, BUSY),
+    "later": ({"colour_later": LATER, "num_views": 3}, ColourJitter(blur_prob=1.0)),
+    "local": ({"num_local": 3, "local_px": 16, "keep_clean": True, "colour_later": LATER}, BUSY),
     "partners": ({"partner_prob": 0.5, "num_views": 3, **GEOMETRY}, BUSY),
 }
 
@@ -157,7 +158,7 @@ def test_memory_order_of_crops_does_not_matter():
 def test_pixels_are_made_without_asking_the_device_for_a_number(settings):
     # On the meta device there are none, and whatever would wait for one raises.
     colour = ColourJitter(noise_prob=0.5, blur_prob=0.5, solarise_prob=0.5, apply_prob=0.7)
-    make = maker(colour, num_local=2, local_px=16, colour_later=BUSY, keep_clean=True, **settings)
+    make = maker(colour, num_local=2, local_px=16, colour_later=LATER, keep_clean=True, **settings)
     planned = make.planned(crops(4), torch.Generator().manual_seed(0), INFO)
     there = move_data_to_device(planned, torch.device("meta"))
     assert there.plan.colours[0].blur_radius == planned.plan.colours[0].blur_radius

@@ -248,9 +248,8 @@ def test_padding_continues_the_crop():
 
 
 def test_later_views_may_have_colours_of_their_own():
-    solarised = ColourJitter(jitter_prob=0.0, grey_prob=0.0, blur_prob=0.0, solarise_prob=1.0)
     bright = CropBatch(torch.full((4, 3, 16, 16), 204, dtype=torch.uint8))
-    batch = maker(num_views=3, colour_later=solarised)(bright, seeded(), INFO)
+    batch = maker(num_views=3, colour_later={"solarise_prob": 1.0})(bright, seeded(), INFO)
     torch.testing.assert_close(batch.views[:, 0], torch.full_like(batch.views[:, 0], 0.8))
     torch.testing.assert_close(batch.views[:, 1:], torch.full_like(batch.views[:, 1:], 0.2))
 

@@ -22,6 +22,14 @@ TINY = (
     f"paths.data_dir={REPO / 'data'}",
 )
 POINTS = ("keypoint_align", "point_hog", "point_recon", "keypoint_agree")
+# Heads of about 0.83 M parameters.
+SMALL = {
+    "decoder_small": (
+        "head=decoder", "task.head.width=128", "task.head.num_heads=4", "task.head.dropout=0",
+    ),
+    "iterative_small": ("head=iterative", "task.head.hidden_dim=728", "task.head.dropout=0"),
+    "plain_small": ("head=plain", "task.head.hidden_dim=768", "task.head.dropout=0"),
+}  # fmt: skip
 Case = tuple[str, tuple[str, ...]]
 PLAIN, ALIGN = "method=handmim-plain", "task.objectives.keypoint_align"
 
@@ -29,19 +37,18 @@ PLAIN, ALIGN = "method=handmim-plain", "task.objectives.keypoint_align"
 def cases() -> dict[str, Case]:
     found: dict[str, Case] = {}
     for method in options_of("method"):
-        if method != "supervised-init":  # trains nothing
-            found[f"method={method}"] = "pretrain", (f"method={method}",)
+        found[f"method={method}"] = "pretrain", (f"method={method}",)
     for name in options_of("objective"):
         with_points = f"keypoint_align,{name}" if name in POINTS[1:] else name
         overrides = PLAIN, f"objective=[{with_points}]", "views.warp_ndc=0.05"
         found[f"objective={name}"] = "pretrain", overrides
     for loss in options_of("loss"):
         found[f"loss={loss}"] = "finetune", _hand_loss(loss)
-    for group, rest in (
-        ("keypoint_head", "objective=[keypoint_align]"),
-        ("centering", "objective=[patch_distill,class_distill]"),
+    for group, names, rest in (
+        ("keypoint_head", options_of("keypoint_head"), "objective=[keypoint_align]"),
+        ("centering", ("ema", "sinkhorn"), "objective=[patch_distill,class_distill]"),
     ):
-        for name in options_of(group):
+        for name in names:
             found[f"{group}={name}"] = "pretrain", (PLAIN, f"{group}={name}", rest)
     for key, values, chosen in (
         ("pixel_recon.head", ("decoder", "linear"), "pixel_recon"),
@@ -56,6 +63,8 @@ def cases() -> dict[str, Case]:
         overrides = (f"head={head}",)
         if head == "direct":
             overrides += ("task=keypoints", "loss=[direct_keypoints]")
+        found[f"head={head}"] = "finetune", overrides
+    for head, overrides in SMALL.items():
         found[f"head={head}"] = "finetune", overrides
     return found | MORE
 
@@ -91,7 +100,7 @@ MORE: dict[str, Case] = {
     "in parts": ("pretrain", ("method=handmim", "trainer.accumulate=2")),
     "in parts, batch norm": ("pretrain", ("method=peclr", "trainer.accumulate=2")),
     "trained blocks": ("finetune", ("head=pymaf_small", "task.trained_blocks=1")),
-    "average": ("finetune", ("head=plain_small", "task.average=0.9")),
+    "average": ("finetune", (*SMALL["plain_small"], "task.average=0.9")),
 }  # fmt: skip
 # Parts of batches and draws of each process alone: two processes differ from one.
 NOT_SAME = ("drop path", "in parts", "in parts, batch norm")

@@ -35,7 +35,7 @@ def test_inits_are_random_methods_public_names_or_files(weights):
         "handmim_plain": {"label": "handmim-plain", "pretrain": {"method": "handmim-plain"}},
         "vit_small_dino": {
             "label": "vit_small.dino",
-            "pretrain": {"method": "supervised-init", "init": "timm:vit_small.dino"},
+            "pretrain": {"train": False, "init": "timm:vit_small.dino"},
         },
         "my_vit_2": {"label": "My ViT-2", "pretrain": None, "init_from": file},
     }
@@ -58,8 +58,6 @@ def test_inits_that_cannot_be_are_named(weights):
     for given in ([], ["mae", "mae"]):
         with pytest.raises(ValueError, match=r"distinct, one at least"):
             init_variants(given, {})
-    with pytest.raises(ValueError, match="timm:NAME or a file"):
-        init_variants(["supervised-init"], {})
     with pytest.raises(FileNotFoundError, match=r"no weights at /.*nope\.pt \(inits"):
         init_variants(["nope.pt"], {})
 

@@ -126,7 +126,7 @@ def test_an_older_model_predicts_what_it_predicted(name):
 @pytest.mark.parametrize("name", [*METHODS, "pymaf"])
 def test_an_older_backbone_starts_a_fine_tuning(name, folder):
     weights = OLDER / f"{name}.pt"
-    overrides = (*TINY, *RENDERS, "head=plain_small", "resume=never", "trainer.max_steps=1")
+    overrides = (*TINY, *RENDERS, "head=plain", "resume=never", "trainer.max_steps=1")
     text = call(folder, "finetune.py", f"init_from={weights}", *overrides)
     assert "initial weights" in text
 

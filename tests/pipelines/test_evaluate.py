@@ -140,7 +140,8 @@ def test_rotated_crops_have_their_own_files_and_metrics(several):
 
 def test_without_a_benchmark_both_are_scored_too(tuned):
     overrides = [f"checkpoint={tuned}/seed0/last.pt", "tta=rotations", "name=plain"]
-    overrides += ["tta.views.angles_deg=[-30,30]", "tta.views.scales=[0.9,1.0,1.1]"]
+    overrides += ["tta_views.rotations.angles_deg=[-30,30]"]
+    overrides += ["tta_views.rotations.scales=[0.9,1.0,1.1]"]
     overrides += ["predictor=ground_truth", "data=freihand"]
     saved = load_checkpoint(tuned / "seed0" / "last.pt")["config"]["data"]
     overrides += [f"data.{k}={saved[k]}" for k in ("root", "image_px", "cache_dir")]

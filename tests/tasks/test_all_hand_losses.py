@@ -78,7 +78,7 @@ def test_a_head_that_could_not_train_whole_is_refused():
     for message, overrides in cases.items():
         with pytest.raises(Exception, match=message):
             build(*overrides)
-    build("task.step_weights=last", "head=iterative_small")  # one update, shared by all steps
+    build("task.step_weights=last", "head=iterative")  # one update, shared by all steps
 
 
 def test_steps_are_weighted_by_the_task(batch):

@@ -13,6 +13,7 @@ from torch import Tensor
 from handmim.data.loader import collate_hands
 from handmim.tasks.mesh import HandRegressionTask
 from handmim.types import HandBatch, HandState, StepInfo
+from tests.engine.rank_cases import SMALL
 
 REPO = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")
@@ -25,13 +26,12 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("renders")
 
 
-def composed(cache: Path, num: int, head: str, *overrides: str) -> DictConfig:
+def composed(cache: Path, num: int, *overrides: str) -> DictConfig:
     with initialize_config_dir(str(REPO / "configs"), version_base="1.3"):
         return compose(
             "finetune",
             overrides=[
                 "experiment=cpu_finetune",
-                f"head={head}",
                 f"data.num_train={num}",
                 "data.num_workers=0",
                 f"data.cache_dir={cache}",
@@ -79,20 +79,20 @@ def mpvpe_mm(batch: HandBatch, estimate: HandState) -> float:
 
 
 def test_eight_images_are_learned_quickly(cache):
-    batch, estimate = learned_by_heart(composed(cache, 8, "iterative_small"), 60)
+    batch, estimate = learned_by_heart(composed(cache, 8, *SMALL["iterative_small"]), 60)
     assert mpvpe_mm(batch, estimate) < 5.0
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["pymaf_small", "iterative_small", "plain_small", "decoder_small"])
+@pytest.mark.parametrize("head", [("head=pymaf_small",), *SMALL.values()], ids=lambda v: v[0])
 def test_every_head_learns_64_images_by_heart(cache, head):
-    batch, estimate = learned_by_heart(composed(cache, 64, head), STEPS)
+    batch, estimate = learned_by_heart(composed(cache, 64, *head), STEPS)
     assert mpvpe_mm(batch, estimate) < 2.0
 
 
 @pytest.mark.slow
 def test_a_true_camera_learns_where_hands_stand(cache):
-    cfg = composed(cache, 64, "iterative_small", "task.head.camera=pinhole")
+    cfg = composed(cache, 64, *SMALL["iterative_small"], "task.head.camera=pinhole")
     batch, estimate = learned_by_heart(cfg, STEPS)
     assert mpvpe_mm(batch, estimate) < 2.0
     assert estimate.transl_cam_m is not None

@@ -54,7 +54,7 @@ def answer(folder: Path, script: str, *arguments: str) -> str:
         ("faults.py", ["damage", "--json", "/dev/null"], "no regular file, a file is required"),
         (
             "experiments.py",
-            ["table=rivals", "dry_run=true", 'pretrain=["method=supervised-init","data=folder"]'],
+            ["table=rivals", "dry_run=true", 'pretrain=["train=false","data=folder"]'],
             "variant random does not compose for pretrain: init, data.root must be given",
         ),
         (

@@ -58,11 +58,11 @@ def test_a_group_takes_one_of_its_files():
 
 
 def test_options_of_before_stand_for_overrides():
-    given = ["tta.views.scales=[1.0]", "tta=rotations_scales", "trainer=finetune"]
+    given = ["tta_views.rotations.scales=[1.0]", "tta=rotations_scales", "trainer=finetune"]
     assert hydra_overrides(given) == [
         "tta=rotations",
-        "tta.views.scales=[0.9,1.0,1.1]",
-        "tta.views.scales=[1.0]",
+        "tta_views.rotations.scales=[0.9,1.0,1.1]",
+        "tta_views.rotations.scales=[1.0]",
     ]
 
 

@@ -35,7 +35,7 @@ def test_typed_old_keys_are_answered_with_the_new():
     ("word", "root", "overrides"),
     [
         ("probe=none", "pretrain", ["probe.hook=null"]),
-        ("tta=null", "eval", ["tta.views=null"]),
+        ("tta=none", "eval", ["tta=null"]),
         ("optim=adamw_finetune", "finetune", []),
         ("trainer=pretrain", "pretrain", []),
     ],

@@ -99,8 +99,8 @@ def test_whole_numbers_may_be_written_as_powers_and_numbers_as_text(changed):
     ("entry", "overrides"),
     [
         ("pretrain", ["method=mae", "data.root=x"]),
-        ("finetune", ["experiment=freihand", "size=vitb", "optim.lr=1e-3", "eval_every=null"]),
-        ("finetune", ["data=freihand_ho3d", "task.average=0.99", "augment=occluded"]),
+        ("finetune", ["experiment=freihand", "size=vits", "optim.lr=1e-3", "eval_every=null"]),
+        ("finetune", ["data=freihand_ho3d", "task.average=0.99"]),
         ("eval", ["data=ho3d_v3", "checkpoint=[a,b]", "tta=rotations"]),
         ("experiments", ["name=t", "table=objectives", "seeds=[0,7]", "variants=random"]),
         ("experiments", ["name=t", "table=label_efficiency", "inits=[random,mae]"]),
@@ -162,3 +162,18 @@ def test_a_section_is_not_replaced_by_a_word(word):
     key = word.split("=")[0]
     with pytest.raises(ValueError, match=rf"{key}=.*: settings of {key} are given one by one"):
         compose("pretrain", ["data=folder", "data.root=x", word])
+
+
+@pytest.mark.parametrize(
+    ("entry", "word", "options"),
+    [
+        ("pretrain", "centering=mean", "ema, sinkhorn"),
+        ("eval", "tta=scales", "null, rotations"),
+        ("synthesize", "format=coco", "freihand, ho3d_v2, ho3d_v3, folder"),
+        ("experiments", "budget=tpu", "cpu, cpu_mesh, smoke, gpu"),
+    ],
+)
+def test_a_choice_among_entries_of_a_mapping_is_checked(entry, word, options):
+    more = {"pretrain": ["data=folder", "data.root=x"], "synthesize": ["root=x"]}
+    with pytest.raises(ValueError, match=f"{word}: one of {options} is required"):
+        compose(entry, [*more.get(entry, []), word])

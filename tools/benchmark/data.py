@@ -92,7 +92,7 @@ def like_ibot(view_px: int, *, rotated: bool = False, coloured: bool = True) -> 
         patch_px=16,
         masks=MaskSampler(masked_share=0.0),  # the reference draws none
         colour=ColourJitter(**shared, blur_prob=1.0),
-        colour_later=ColourJitter(**shared, blur_prob=0.1, solarise_prob=0.2),
+        colour_later={"blur_prob": 0.1, "solarise_prob": 0.2},
         scale=(0.4, 1.0),  # of the side
         flip_prob=0.5,
         augment_on="cpu",

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 BACKBONES = {
     (384, 12): "vit_small_p16",
     (768, 12): "vit_base_p16",
-    (1024, 24): "vit_large_p16",
+    (1024, 24): "vit_base_p16 task.backbone.arch=vit_large_patch16_224",
     (96, 3): "vit_nano_p8",
 }
 ROUNDING = 1e-4  # relative difference of tokens of one network, computed twice

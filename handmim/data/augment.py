@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from handmim.data.colour import ColourJitter
-from handmim.data.pixels import sample_views
+from handmim.data.pixels import ColourJitter, sample_views
 from handmim.geometry.camera import cell_centres_ndc
 from handmim.geometry.crop import homogeneous, invert, px_from_px, similarity, transform_points
 from handmim.geometry.rotation import rotation_about_z
@@ -122,18 +121,14 @@ def cover(
     return depth.mul_(side_px / (2 * soft_px)).clamp_(0, 1).unsqueeze(1)
 
 
-def in_image(kp2d_crop_ndc: Tensor, kp2d_valid: Tensor) -> Tensor:
-    """Which labelled joints lie inside the crop: [B, 21, 2] and [B, 21] to [B, 21] bool."""
-    return kp2d_valid & (kp2d_crop_ndc.abs() < 1).all(dim=-1)
-
-
-def pick_joint(kp2d_crop_ndc: Tensor, is_seen: Tensor, u: Tensor) -> Tensor:
-    """One [B, 2] of the seen joints of every sample, by u [B] in [0, 1), or the crop's centre where
-    there is none."""
+def pick_joint(kp2d_crop_ndc: Tensor, kp2d_valid: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """One [B, 2] of the labelled joints in the image, by u [B] in [0, 1), or the crop's centre
+    where there is none; and which are in it: of [B, 21, 2] and [B, 21] bool, [B, 21] bool."""
+    is_seen = kp2d_valid & (kp2d_crop_ndc.abs() < 1).all(dim=-1)
     rank = is_seen.long().cumsum(dim=1)
     number = (u * rank[:, -1]).long() + 1
     chosen = is_seen & (rank == number[:, None])
-    return torch.where(chosen.unsqueeze(-1), kp2d_crop_ndc, 0.0).sum(dim=1)
+    return torch.where(chosen.unsqueeze(-1), kp2d_crop_ndc, 0.0).sum(dim=1), is_seen
 
 
 @dataclass(kw_only=True, eq=False)
@@ -163,24 +158,21 @@ class HandCutOut:
         rows = (u[:, 0] < self.prob).nonzero().squeeze(1)
         if not len(rows):
             return image
-        noise: Tensor | None = None
-        if self.fill == "noise":
-            noise = torch.rand(len(rows), *image.shape[1:], generator=generator).to(image)
         rows, u = rows.to(image.device), u[rows].to(image.device)
-        kp2d, chosen = kp2d_crop_ndc[rows], image[rows]
-        joint = pick_joint(kp2d, in_image(kp2d, kp2d_valid[rows]), u[:, 1])
+        chosen = image[rows]
+        if self.fill == "noise":
+            paint = torch.rand(chosen.shape, generator=generator).to(image)
+        elif self.fill == "mean":
+            paint = chosen.mean(dim=(-2, -1), keepdim=True)
+        else:
+            paint = torch.full_like(chosen[:, :, :1, :1], float(self.fill))
+        joint, _ = pick_joint(kp2d_crop_ndc[rows], kp2d_valid[rows], u[:, 1])
         share, aspect = log_uniform(u[:, 2], *self.area), log_uniform(u[:, 3], *self.aspect)
         half = (share[:, None] * torch.stack([aspect, 1 / aspect], dim=1)).sqrt()  # the crop's is 1
         centre = joint + (u[:, 4:] - 0.5) * half
         at = cell_centres_ndc(image.shape[-1], image.device)
         inside = (at - centre[..., None]).abs() < half[..., None]  # [n, 2, W]
         is_cut = (inside[:, 1, :, None] & inside[:, 0, None, :]).unsqueeze(1)
-        if noise is not None:
-            paint = noise
-        elif self.fill == "mean":
-            paint = chosen.mean(dim=(-2, -1), keepdim=True)
-        else:
-            paint = torch.full_like(chosen[:, :, :1, :1], float(self.fill))
         return image.index_copy(0, rows, torch.where(is_cut, paint, chosen))
 
 
@@ -217,8 +209,7 @@ class OccluderPaste:
         source = self._source(image, rows, generator)
         rows, u, irregular = (x.to(image.device) for x in (rows, u[rows], irregular[rows]))
         kp2d = kp2d_crop_ndc[rows]
-        is_seen = in_image(kp2d, kp2d_valid[rows])
-        joint = pick_joint(kp2d, is_seen, u[:, 1])
+        joint, is_seen = pick_joint(kp2d, kp2d_valid[rows], u[:, 1])
         normals, reach = draw_sides(u[:, 2:8], irregular, self.area)
         side, offsets = image.shape[-1], kp2d - joint[:, None]
         spare = 1.5 / side  # 0.75 px: the pixel of a free joint stays as it is
@@ -258,13 +249,13 @@ class HandAugment:
     def __post_init__(self) -> None:
         self.scale = interval("scale", self.scale)
 
-    def _apply(
+    def _moved(
         self, batch: HandBatch, scale: Tensor, angle_rad: Tensor, shift: Tensor
-    ) -> HandBatch:
-        device = batch.image.device
-        source_from_crop = similarity(scale, angle_rad, shift).to(device)
-        labels = transform_labels(batch, self.img_px, source_from_crop, angle_rad.to(device))
-        return labels._replace(image=self.cut(batch.image, source_from_crop))
+    ) -> tuple[HandBatch, Tensor]:
+        source_from_crop = similarity(scale, angle_rad, shift).to(batch.image.device)
+        angle_rad = angle_rad.to(batch.image.device)
+        labels = transform_labels(batch, self.img_px, source_from_crop, angle_rad)
+        return labels, source_from_crop
 
     def cut(self, stored: Tensor, source_from_crop: Tensor) -> Tensor:
         """The model's images [B, 3, img_px, img_px] in [0, 1] out of stored crops [B, 3, S, S]
@@ -285,8 +276,8 @@ class HandAugment:
         scale = torch.exp(math.log(low) + (u[:, 0] + 1) / 2 * math.log(high / low))
         rotated = (u[:, 4] + 1) / 2 < self.rotation_prob
         angle = u[:, 1] * math.radians(self.rotation_deg) * rotated
-        out = self._apply(batch, scale, angle, u[:, 2:4] * self.shift_ndc)
-        image, kp2d = out.image, (out.kp2d_crop_ndc, out.kp2d_valid)
+        out, source_from_crop = self._moved(batch, scale, angle, u[:, 2:4] * self.shift_ndc)
+        image, kp2d = self.cut(batch.image, source_from_crop), (out.kp2d_crop_ndc, out.kp2d_valid)
         if self.occluder is not None:
             image = self.occluder(image, *kp2d, generator)
         if self.colour is not None:
@@ -295,19 +286,18 @@ class HandAugment:
             image = self.cut_out(image, *kp2d, generator)
         return out._replace(image=image)
 
-    def evaluate(self, batch: HandBatch, angle_rad: float = 0.0, scale: float = 1.0) -> HandBatch:
+    def evaluate(
+        self, batch: HandBatch, angle_rad: float = 0.0, scale: float = 1.0, with_image: bool = True
+    ) -> HandBatch:
         """The fixed crop of evaluation: mean scale, upright, centred, untouched pixels; or rotated
-        about its centre, its side `scale` times as long."""
+        about its centre, its side `scale` times as long. Without `with_image`, its labels beside
+        the stored image."""
         b = len(batch.image)
-        side = torch.full((b,), self.evaluation_scale * scale)
-        return self._apply(batch, side, torch.full((b,), angle_rad), torch.zeros(b, 2))
-
-    def evaluation_labels(self, batch: HandBatch) -> HandBatch:
-        """Labels as `evaluate` gives them, beside the stored image."""
-        b, device = len(batch.image), batch.image.device
-        side, zero = torch.full((b,), self.evaluation_scale), torch.zeros(b)
-        source_from_crop = similarity(side, zero, torch.zeros(b, 2)).to(device)
-        return transform_labels(batch, self.img_px, source_from_crop, zero.to(device))
+        side, angle = torch.full((b,), self.evaluation_scale * scale), torch.full((b,), angle_rad)
+        labels, source_from_crop = self._moved(batch, side, angle, torch.zeros(b, 2))
+        if not with_image:
+            return labels
+        return labels._replace(image=self.cut(batch.image, source_from_crop))
 
     @property
     def evaluation_scale(self) -> float:

@@ -22,13 +22,14 @@ from handmim.utils.files import UnreadableSample
 Array = NDArray[np.floating]
 
 MIN_SIDE_PX = 4.0
-SHAPES: dict[str, tuple[int, ...]] = {
-    "K_crop_px": (3, 3),
-    "kp2d_crop_px": (NUM_JOINTS, 2),
-    "joints_cam_m": (NUM_JOINTS, 3),
-    "verts_cam_m": (NUM_VERTS, 3),
-    "rotmats": (16, 3, 3),
-    "betas": (10,),
+# The flag and the shape of each label; flags `*_valid` are of every joint.
+LABELS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "K_crop_px": ("has_K", (3, 3)),
+    "kp2d_crop_px": ("kp2d_valid", (NUM_JOINTS, 2)),
+    "joints_cam_m": ("joints_valid", (NUM_JOINTS, 3)),
+    "verts_cam_m": ("has_verts", (NUM_VERTS, 3)),
+    "rotmats": ("has_mano", (16, 3, 3)),
+    "betas": ("has_mano", (10,)),
 }
 FLAT_HAND = np.tile(np.eye(3), (16, 1, 1))
 
@@ -76,93 +77,53 @@ def cut(image: NDArray[np.uint8], crop_from_img: Array, crop_px: int) -> NDArray
     return cv2.warpAffine(image, warp, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
 
-def carry_points(crop_from_img: Array, points_px: Array) -> Array:
-    """[P, 2] image pixels to crop pixels."""
-    return points_px @ crop_from_img[:, :2].T + crop_from_img[:, 2]
-
-
-def carry_intrinsics(crop_from_img: Array, K_px: Array) -> Array:
-    """K of the crop: [3, 3] -> [3, 3]."""
-    return np.vstack([crop_from_img, [0.0, 0.0, 1.0]]) @ K_px
-
-
 def hand_sample(
     image: NDArray[np.uint8],
     sample_id: str,
     *,
     is_right: bool = True,
     joint_convention: str = "model",
-    K_crop_px: Array | None = None,
-    kp2d_crop_px: Array | None = None,
-    kp2d_valid: NDArray[np.bool_] | None = None,
     kp2d_conf: Array | None = None,
-    joints_cam_m: Array | None = None,
-    joints_valid: NDArray[np.bool_] | None = None,
-    verts_cam_m: Array | None = None,
-    rotmats: Array | None = None,
-    betas: Array | None = None,
+    **labels: Any,
 ) -> HandSample:
-    """A sample of the given labels, of shapes `SHAPES`; all others are zero with their flag off.
+    """A sample of labels by their names in `LABELS`, `kp2d_valid` and `joints_valid` [21] beside
+    them; all others, and None, are zero with their flag off.
 
     Raises: ValueError for half of the MANO parameters, another shape, an unknown convention or
         confidences outside [0, 1]; UnreadableSample for labels that are not finite.
     """
-    if (rotmats is None) != (betas is None):
+    if (labels.get("rotmats") is None) != (labels.get("betas") is None):
         raise ValueError(f"{sample_id}: MANO parameters are rotations and betas, got one of them")
     one_of("joint_convention", joint_convention, CONVENTION_NAMES)
-
-    def label(
-        name: str, value: Array | None, valid: NDArray[np.bool_] | None = None
-    ) -> NDArray[np.float32]:
+    if unknown := labels.keys() - {"kp2d_valid", "joints_valid", *LABELS}:
+        raise TypeError(f"{sample_id}: there are no labels {sorted(unknown)}")
+    fields: dict[str, Any] = {}
+    for name, (flag, shape) in LABELS.items():
+        value, valid = labels.get(name), labels.get(flag)
+        known: Any = value is not None
+        if flag.endswith("_valid"):
+            per_joint = known and valid is not None
+            known = np.asarray(valid, bool) if per_joint else np.full(NUM_JOINTS, known)
         if value is None:
-            return np.zeros(SHAPES[name], np.float32)
-        if np.shape(value) != SHAPES[name]:
-            raise ValueError(f"{sample_id}: {name} must be {SHAPES[name]}, got {np.shape(value)}")
-        if valid is not None:
-            value = np.where(np.asarray(valid, bool)[:, None], value, 0.0)
-        num = np.count_nonzero(~np.isfinite(value))
-        if num:
+            value = FLAT_HAND if name == "rotmats" else np.zeros(shape)
+        elif np.shape(value) != shape:
+            raise ValueError(f"{sample_id}: {name} must be {shape}, got {np.shape(value)}")
+        elif flag.endswith("_valid"):
+            value = np.where(known[:, None], value, 0.0)
+        if num := np.count_nonzero(~np.isfinite(value)):
             raise UnreadableSample(sample_id, f"{name} has {num} values that are not finite")
-        return np.asarray(value, np.float32)
-
-    def flags(points: Array | None, valid: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
-        if points is None or valid is None:
-            return np.full(NUM_JOINTS, points is not None)
-        return np.asarray(valid, bool)
-
-    kp2d_seen = flags(kp2d_crop_px, kp2d_valid)
-    return HandSample(
-        image=image,
-        sample_id=sample_id,
-        is_right=is_right,
-        joint_convention=joint_convention,
-        K_crop_px=label("K_crop_px", K_crop_px),
-        has_K=K_crop_px is not None,
-        kp2d_crop_px=label("kp2d_crop_px", kp2d_crop_px, kp2d_valid),
-        kp2d_valid=kp2d_seen,
-        kp2d_conf=_confidences(sample_id, kp2d_conf, kp2d_seen),
-        joints_cam_m=label("joints_cam_m", joints_cam_m, joints_valid),
-        joints_valid=flags(joints_cam_m, joints_valid),
-        verts_cam_m=label("verts_cam_m", verts_cam_m),
-        has_verts=verts_cam_m is not None,
-        rotmats=label("rotmats", FLAT_HAND if rotmats is None else rotmats),
-        betas=label("betas", betas),
-        has_mano=rotmats is not None,
-    )
-
-
-def _confidences(
-    sample_id: str, conf: Array | None, valid: NDArray[np.bool_]
-) -> NDArray[np.float32]:
-    if conf is None:
-        return valid.astype(np.float32)
-    if np.shape(conf) != (NUM_JOINTS,):
-        raise ValueError(f"{sample_id}: kp2d_conf must be ({NUM_JOINTS},), got {np.shape(conf)}")
-    known = np.where(valid, conf, 0.0)
-    if not ((known >= 0) & (known <= 1)).all():
-        got = f"got {known.min():g} to {known.max():g}"
-        raise ValueError(f"{sample_id}: kp2d_conf must be in [0, 1], {got}")
-    return known.astype(np.float32)
+        fields |= {name: np.asarray(value, np.float32), flag: known}
+    conf = fields["kp2d_valid"].astype(np.float32)
+    if kp2d_conf is not None:
+        if np.shape(kp2d_conf) != conf.shape:
+            shapes = f"must be {conf.shape}, got {np.shape(kp2d_conf)}"
+            raise ValueError(f"{sample_id}: kp2d_conf {shapes}")
+        conf = np.where(fields["kp2d_valid"], kp2d_conf, 0.0)
+        if not ((conf >= 0) & (conf <= 1)).all():
+            got = f"got {conf.min():g} to {conf.max():g}"
+            raise ValueError(f"{sample_id}: kp2d_conf must be in [0, 1], {got}")
+    fields["kp2d_conf"] = conf.astype(np.float32)
+    return HandSample(image, sample_id, is_right, joint_convention, **fields)
 
 
 def crop_sample(
@@ -176,13 +137,12 @@ def crop_sample(
     **labels: Any,
 ) -> HandSample:
     """`hand_sample` of a crop, from labels in the whole image [H, W, 3]."""
-    return hand_sample(
-        cut(image, crop_from_img, crop_px),
-        sample_id,
-        K_crop_px=None if K_px is None else carry_intrinsics(crop_from_img, K_px),
-        kp2d_crop_px=None if kp2d_px is None else carry_points(crop_from_img, kp2d_px),
-        **labels,
-    )
+    A = crop_from_img
+    if K_px is not None:
+        labels["K_crop_px"] = np.vstack([A, [0.0, 0.0, 1.0]]) @ K_px
+    if kp2d_px is not None:
+        labels["kp2d_crop_px"] = kp2d_px @ A[:, :2].T + A[:, 2]
+    return hand_sample(cut(image, A, crop_px), sample_id, **labels)
 
 
 def mirror_sample(sample: HandSample) -> HandSample:

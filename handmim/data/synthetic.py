@@ -54,9 +54,12 @@ class SyntheticHands(Dataset[HandSample]):
         arrays = load_hand_arrays(hand_path)
         self.hand_sha256, self.num, self.split = arrays.sha256, num, split
         base = Path(cache_dir) / cache_name(arrays.file_sha256, settings, seed)
-        folder = self._find(base, split, num)
-        if folder is None:
-            folder = base / f"{split}-{num}"
+        sizes = {
+            path.parent.name.removeprefix(f"{split}-") for path in base.glob(f"{split}-*/meta.json")
+        }
+        enough = [int(size) for size in sizes if size.isdecimal() and int(size) >= num]
+        folder = base / f"{split}-{min(enough, default=num)}"
+        if not enough:
             job = {"hand_path": hand_path, "seed": seed, "split": split, "num": num}
             render_split(folder, settings, job, num_workers)
         self.folder = folder
@@ -64,14 +67,6 @@ class SyntheticHands(Dataset[HandSample]):
         open_split(folder, self.image_px, num)  # a damaged cache ends here, not in mid-run
         self.source = f"{base.name}, part {split}, the first {num}"
         self._maps: dict[str, NDArray[Any]] = {}
-
-    @staticmethod
-    def _find(base: Path, split: str, num: int) -> Path | None:
-        sizes = {
-            path.parent.name.removeprefix(f"{split}-") for path in base.glob(f"{split}-*/meta.json")
-        }
-        enough = [int(size) for size in sizes if size.isdecimal() and int(size) >= num]
-        return base / f"{split}-{min(enough)}" if enough else None
 
     def label_id(self, index: int) -> str:
         """Part and number of an image."""

@@ -16,15 +16,13 @@ from lightning_fabric.utilities import move_data_to_device
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handmim.data.colour import ColourJitter, ColourPlan
 from handmim.data.pixels import (
     PADDINGS,
+    ColourJitter,
     PlannedCrops,
-    ViewFrame,
-    ViewPlan,
+    PlannedViews,
     as_float,
-    cpu_views,
-    torch_views,
+    make_views,
 )
 from handmim.engine.optim import Schedule, as_schedule
 from handmim.geometry.crop import bounded, compose, similarity
@@ -129,20 +127,18 @@ class MaskSampler:
         """Masks [B, G, N] bool on the CPU of (B, G) views, N = h * w row by row."""
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
         num_patches = grid_hw[0] * grid_hw[1]
-        masks = np.zeros((shape[0] * shape[1], num_patches), dtype=bool)
-        chosen = self._choose_views(shape, rng)
+        num_samples, num_views = shape
+        masks = np.zeros((num_samples * num_views, num_patches), dtype=bool)
+        if self.masked_views == "all":
+            num = round(len(masks) * self.masked_share)
+            chosen = rng.permutation(len(masks))[:num]
+        else:
+            samples = rng.permutation(num_samples)[: round(num_samples * self.masked_share)]
+            view = (np.arange(len(samples)) + rng.integers(num_views)) % num_views
+            chosen = samples * num_views + view
         if len(chosen):
             masks[chosen] = self._draw(len(chosen), grid_hw, rng, info)
         return torch.from_numpy(masks).unflatten(0, shape)
-
-    def _choose_views(self, shape: tuple[int, int], rng: RNG) -> NDArray[np.int64]:
-        num_samples, num_views = shape
-        if self.masked_views == "all":
-            num = round(num_samples * num_views * self.masked_share)
-            return rng.permutation(num_samples * num_views)[:num]
-        samples = rng.permutation(num_samples)[: round(num_samples * self.masked_share)]
-        view = (np.arange(len(samples)) + rng.integers(num_views)) % num_views
-        return samples * num_views + view
 
     def _draw(
         self, num: int, grid_hw: tuple[int, int], rng: RNG, info: StepInfo
@@ -213,7 +209,6 @@ class ViewMaker:
         interval("local_scale", self.local_scale)
         later = self.colour_later
         self.later = None if later is None else replace(self.colour, **later)
-        self.frame = ViewFrame(self.view_px, self.local_px, self.padding, self.keep_clean)
 
     def draw_views(
         self,
@@ -245,68 +240,63 @@ class ViewMaker:
         shift = self.shared_shift_ndc * u[:, 2:]
         return similarity(1 + self.shared_scale * u[:, 0], reach * u[:, 1], shift)
 
-    def draw(self, crops: CropBatch, generator: torch.Generator, info: StepInfo) -> ViewPlan:
+    def draw(self, crops: CropBatch, generator: torch.Generator, info: StepInfo) -> PlannedCrops:
         """All random choices for a batch's views, on the CPU. Raises: ValueError for data without
         partners where they are required."""
-        b, side = len(crops.image), self.view_px // self.patch_px
-        shape = b, self.num_views
-        source_from_view = self.draw_views(shape, generator, self.scale, self.shift_ndc)
+        b, v, side = len(crops.image), self.num_views, self.view_px // self.patch_px
+        source_from_view = self.draw_views((b, v), generator, self.scale, self.shift_ndc)
         crop_from_source = self.draw_shared(b, generator)[:, None]
-        is_masked = self.masks(shape, (side, side), generator, info)
+        is_masked = self.masks((b, v), (side, side), generator, info)
         warps: Tensor | None = None
         if self.warp_ndc > 0:
             grid = self.warp_grid, self.warp_grid
-            warps = bounded(torch.randn(*shape, 2, *grid, generator=generator) * self.warp_ndc)
-        from_partner: Tensor | None = None
+            warps = bounded(torch.randn(b, v, 2, *grid, generator=generator) * self.warp_ndc)
+        source, partner = torch.arange(b)[:, None].repeat(1, v), crops.partner
         if self.partner_prob > 0:
-            if crops.partner is None:
+            if partner is None:
                 raise ValueError(
                     f"partner_prob={self.partner_prob} requires partners and the data has none: "
                     "views.partner_prob=0, or data=freihand data.partners=true"
                 )
-            from_partner = torch.rand(b, generator=generator) < self.partner_prob
-        crop_from_local: Tensor | None = None
-        local_colours: ColourPlan | None = None
+            is_other = torch.rand(b, generator=generator) < self.partner_prob
+            source[:, 1:] += b * is_other[:, None]
+        else:
+            partner = None
+        local: PlannedViews | None = None
         if self.num_local:
-            shape = b, self.num_local
-            local = self.draw_views(shape, generator, self.local_scale, self.local_shift_ndc)
-            crop_from_local = compose(crop_from_source, local)
-            local_colours = self.colour.draw(b * self.num_local, (self.local_px,) * 2, generator)
-        return ViewPlan(
-            source_from_view=source_from_view,
-            crop_from_view=compose(crop_from_source, source_from_view),
-            is_masked=is_masked,
-            masked_idx=is_masked.flatten().nonzero().squeeze(1),
-            displacement_ndc=warps,
-            num_masked=tuple(is_masked.flatten(1).sum(dim=1).tolist()),
-            from_partner=from_partner,
-            colours=self._draw_colours(b, generator),
-            crop_from_local=crop_from_local,
-            local_colours=local_colours,
-        )
-
-    def _draw_colours(self, b: int, generator: torch.Generator) -> tuple[ColourPlan | None, ...]:
-        size = self.view_px, self.view_px
-        if self.later is None:
-            return (self.colour.draw(b * self.num_views, size, generator),)
-        first = self.colour.draw(b, size, generator)
-        return first, self.later.draw(b * (self.num_views - 1), size, generator)
+            shape, size = (b, self.num_local), (self.local_px, self.local_px)
+            maps = self.draw_views(shape, generator, self.local_scale, self.local_shift_ndc)
+            plan = self.colour.draw(b * self.num_local, size, generator)
+            of = torch.arange(b).repeat_interleave(self.num_local)
+            maps = compose(crop_from_source, maps)
+            local = PlannedViews(maps, of, self.local_px, None, (plan,))
+        later, size = self.later, (self.view_px, self.view_px)
+        first = self.colour.draw(b * v if later is None else b, size, generator)
+        colours = (first,) if later is None else (first, later.draw(b * (v - 1), size, generator))
+        maps = compose(crop_from_source, source_from_view)
+        views = PlannedViews(maps, source.flatten(), self.view_px, warps, colours)
+        fields = {
+            "source_from_view": source_from_view,
+            "is_masked": is_masked,
+            "displacement_ndc": warps,
+            "group": crops.group,
+            "known_masked_idx": is_masked.flatten().nonzero().squeeze(1),
+            "num_masked": tuple(is_masked.flatten(1).sum(dim=1).tolist()),
+        }
+        crops = crops._replace(partner=partner)
+        return PlannedCrops(crops, views, local, fields, self.padding, self.keep_clean)
 
     def host_part(self, device: torch.device) -> Callable[..., PlannedCrops | PretrainBatch]:
         """The work on collated crops that loading processes do before `device` gets them: uint8
         views where OpenCV makes them, else the plan of views."""
         on_cpu = self.augment_on == "cpu" or (self.augment_on == "auto" and device.type == "cpu")
-        return self.on_host if on_cpu else self.planned
-
-    def planned(self, crops: CropBatch, generator: torch.Generator, info: StepInfo) -> PlannedCrops:
-        """Crops with the plan of their views."""
-        return PlannedCrops(crops, self.draw(crops, generator, info))
+        return self.on_host if on_cpu else self.draw
 
     def on_host(
         self, crops: CropBatch, generator: torch.Generator, info: StepInfo
     ) -> PretrainBatch:
         """Views of crops on the CPU, as uint8: `__call__` makes them float."""
-        return cpu_views(crops, self.draw(crops, generator, info), self.frame)
+        return make_views(self.draw(crops, generator, info), on_cpu=True)
 
     def __call__(
         self,
@@ -321,8 +311,8 @@ class ViewMaker:
             if device.type == "cpu":
                 batch = self.host_part(device)(batch, generator, info)
             else:
-                plan = move_data_to_device(self.draw(batch, generator, info), device)
-                batch = PlannedCrops(batch, plan)
-        if isinstance(batch, PlannedCrops):
-            return torch_views(batch.crops, batch.plan, self.frame)
-        return as_float(batch)
+                there: PlannedCrops = move_data_to_device(self.draw(batch, generator, info), device)
+                batch = there
+        return (
+            make_views(batch, on_cpu=False) if isinstance(batch, PlannedCrops) else as_float(batch)
+        )

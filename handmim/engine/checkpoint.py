@@ -117,7 +117,7 @@ PARTS = (
 SECTIONS = {
     "task": tuple(part for part in PARTS if part not in ("handmim.data.", "handmim.diagnostics.")),
     "hand": ("handmim.hand.model.", "handmim.hand.adapters."),
-    "augment": ("handmim.data.augment.", "handmim.data.colour."),
+    "augment": ("handmim.data.augment.", "handmim.data.pixels."),
 }
 # What rebuilding a model reads, beside what each part checks of its own arguments.
 OF_MODELS: dict[str, type] = {

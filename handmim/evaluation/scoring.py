@@ -87,7 +87,7 @@ def score(
     metrics = HandMetrics(root_joint=ROOT_JOINT)
     sheet, errors, total = None, [], 0
     for stored, state in estimates(module, dataset, **options):
-        labels = module.augment.evaluation_labels(stored)
+        labels = module.augment.evaluate(stored, with_image=False)
         if sheet is None and num_images:
             sheet = _drawn(module, stored, state, num_images)
         total += len(stored.image)

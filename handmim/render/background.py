@@ -13,6 +13,7 @@ from handmim.images.decode import UnreadableImage, not_too_long, read_image
 from handmim.images.files import find_images
 from handmim.images.formats import printable
 from handmim.render.rasterizer import compiled
+from handmim.render.surfaces import muted
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +61,8 @@ def room(rng: np.random.Generator, size: int) -> Image:
 
     def material() -> NDArray[np.float32]:
         colour = MATERIALS[rng.integers(len(MATERIALS))] * rng.uniform(0.6, 1.15)
-        grey = colour.mean()
-        muted = grey + (colour - grey) * saturation + rng.normal(0, 0.012, 3)
-        return np.clip(muted, 0.02, 1).astype(np.float32)
+        colour = muted(colour, saturation) + rng.normal(0, 0.012, 3)
+        return np.clip(colour, 0.02, 1).astype(np.float32)
 
     image = np.empty((size, size, 3), np.float32)
     image[:] = material()

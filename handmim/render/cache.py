@@ -25,7 +25,7 @@ from handmim.hand.io import load_hand_arrays, resolve_hand_path
 from handmim.render.scene import POSE_BLOCK, RENDERER_VERSION, SceneRenderer, SceneSettings
 from handmim.utils.checked_files import open_array, with_crc, without_crc
 from handmim.utils.console import Progress
-from handmim.utils.files import locked, reserve
+from handmim.utils.files import DAMAGE, locked, reserve
 from handmim.utils.json_files import read_json
 from handmim.utils.processes import THREADS, end_with_parent, start_child
 
@@ -39,7 +39,7 @@ FIELDS: dict[str, tuple[tuple[int, ...], str]] = {
     "betas": ((10,), "float32"),
     "transl_m": ((3,), "float32"),
 }
-CRC = "crc32"  # array and entry of meta.json: checksums of samples, and of headers
+CRC = "crc32"  # checksums: array of the samples', entry of meta.json
 META, JOB = "meta.json", "job.json"
 TAKEN, DONE = ".taken-", ".done-"
 MIN_FREE = 100_000  # bytes: a disk with less is full
@@ -47,41 +47,35 @@ POLL_S = 0.1
 
 
 def open_split(folder: Path, image_px: int, num: int) -> dict[str, NDArray[Any]]:
-    """Memory maps [at least num, ...] of a rendered split by field. Headers and meta.json are
-    compared with their checksums, which a cache of an older version lacks.
+    """Memory maps [at least num, ...] of a rendered split by field, compared with meta.json, which
+    has a checksum but for caches of an older version.
 
     Raises: ValueError naming the array or file that is missing or not what was written.
     """
-    arrays = _arrays_of(image_px)
+    arrays, maps = _arrays_of(image_px), dict[str, NDArray[Any]]()
     try:
-        meta, headers = read_json(folder / META, max_mb=10), dict[str, int]()
-        if isinstance(meta, dict) and CRC in meta:
-            headers = without_crc(meta, str(folder / META))["headers"]
+        meta = read_json(folder / META, max_mb=10)
+        if CRC in meta:
+            without_crc(meta, str(folder / META))
         elif (folder / f"{CRC}.npy").exists():
             raise ValueError(f"{folder / META} is damaged: its checksum is missing")
         else:
             del arrays[CRC]
-        maps = {n: open_array(folder / f"{n}.npy", *arrays[n]) for n in arrays}
-        short = {name: len(array) for name, array in maps.items() if len(array) < num}
-        if short:
-            raise ValueError(f"{folder} has fewer than {num} entries: {short}")
-        for name, crc in headers.items():
-            if _header_crc(folder / f"{name}.npy") != crc:
-                raise ValueError(f"{folder / name}.npy is damaged: its header or size has changed")
-    except (ValueError, FileNotFoundError) as error:
+        for name, array in arrays.items():
+            path = folder / f"{name}.npy"
+            maps[name] = found = open_array(path, *array)
+            is_whole = path.stat().st_size == found.offset + found.nbytes
+            if not (is_whole and num <= len(found) == meta["num"]):
+                raise ValueError(
+                    f"{path} has fewer than {num} entries, or its header or size has changed"
+                )
+    except (*DAMAGE, FileNotFoundError) as error:
         raise ValueError(f"{error}; delete {folder} and it is rendered anew") from error
-    return dict(maps)
+    return maps
 
 
 def _arrays_of(image_px: int) -> dict[str, tuple[tuple[int, ...], str]]:
     return {"image": ((image_px, image_px, 3), "uint8"), **FIELDS, CRC: ((), "uint32")}
-
-
-def _header_crc(path: Path) -> int:
-    with path.open("rb") as file:
-        start = file.read(10)  # magic, version, length of what follows
-        header = start + file.read(int.from_bytes(start[8:], "little"))
-    return zlib.crc32(header + str(path.stat().st_size).encode())
 
 
 def _sample_crc(fields: Mapping[str, NDArray[Any]]) -> int:
@@ -175,14 +169,6 @@ def render_blocks(job: Mapping[str, Any], folder: Path) -> None:
         array.flush()
 
 
-def _run_workers(job: Mapping[str, Any], folder: Path, num_workers: int) -> None:
-    def finished() -> int:
-        return min(POSE_BLOCK * len(list(folder.glob(f"{DONE}*"))), job["num"])
-
-    with Progress(job["num"], log=log) as progress:
-        run_workers(__name__, job, folder, num_workers, lambda: progress.update(finished))
-
-
 def render_split(
     target: Path, settings: SceneSettings, job: Mapping[str, Any], num_workers: int | None
 ) -> None:
@@ -238,12 +224,17 @@ def _render(
         rooms = settings.background == "room"
         trial = replace(settings, background="studio") if rooms else settings
         SceneRenderer(arrays, trial, job["seed"], job["split"]).render(0)
-        _run_workers(job, folder, min(num_workers, -(-num // POSE_BLOCK)))
+        processes = min(num_workers, -(-num // POSE_BLOCK))
+
+        def finished() -> int:
+            return min(POSE_BLOCK * len(list(folder.glob(f"{DONE}*"))), num)
+
+        with Progress(num, log=log) as progress:
+            run_workers(__name__, job, folder, processes, lambda: progress.update(finished))
     else:
         render_blocks(job, folder)
     meta = {"hand": arrays.name, "hand_sha256": arrays.sha256, "renderer": RENDERER_VERSION}
     meta |= {key: job[key] for key in ("split", "num", "seed", "scene")}
-    meta["headers"] = {name: _header_crc(folder / f"{name}.npy") for name in files}
     (folder / META).write_text(json.dumps(with_crc(meta), indent=2) + "\n")
     for leftover in [folder / JOB, *folder.glob(".*")]:
         leftover.unlink(missing_ok=True)

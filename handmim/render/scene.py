@@ -16,14 +16,7 @@ from handmim.hand.poses import PoseSampler, sample_betas
 from handmim.render.background import KINDS, BackdropBank, expose
 from handmim.render.rasterizer import compiled, rasterise, vertex_normals
 from handmim.render.shading import random_lights, shade, shadow_map
-from handmim.render.surfaces import (
-    HandSurface,
-    HeldObject,
-    held_object,
-    muted,
-    nail_colour,
-    skin_tone,
-)
+from handmim.render.surfaces import HandSurface, HeldObject, held_object, muted, skin_and_nails
 from handmim.utils.arguments import at_least, one_of, shares
 
 Array = NDArray[np.floating]
@@ -267,7 +260,7 @@ class SceneRenderer:
         size = s.image_px
         K = np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1.0]])
 
-        tone = skin_tone(skin_rng)
+        tone, nails = skin_and_nails(skin_rng)
         bare = skin_rng.random() >= s.sleeves
         all_verts = np.vstack([verts, surface.arm(verts, rotmats[0][:, 0])])
         colours = surface.colours(tone)
@@ -303,12 +296,12 @@ class SceneRenderer:
         backdrop = self.backdrops.crop(room_rng, size)
         image = np.zeros((*face_id.shape, 3), np.float32)
         lights = random_lights(room_rng)
-        shadow, to_shadow = shadow_map(lights.lamps[0], all_verts, faces)
+        shadow, to_shadow = shadow_map(lights[0][0], all_verts, faces)
         covered = face_id >= 0
         noise = SKIN_NOISE[0] + (SKIN_NOISE[1] - SKIN_NOISE[0]) * room_rng.random(6)
         shade(
             np.flatnonzero(covered), face_id, inv_depth, x_px, y_px, inv_z, faces.view(np.uint32),
-            corners, centre_px, focal_px, bone, surface.frame, surface.lines, nail_colour(tone),
+            corners, centre_px, focal_px, bone, surface.frame, surface.lines, nails,
             *lights, shadow, to_shadow, self.table, noise, image.reshape(-1, 3),
         )  # fmt: skip
         hand = covered & (face_id < len(surface.arrays.faces))

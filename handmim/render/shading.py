@@ -6,7 +6,6 @@ Pixels go through each step in batches, as arrays whose last axis counts them: s
 """
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,27 +21,18 @@ WRAP = 0.25  # light bleeds around soft skin
 BATCH = 256  # pixels; their arrays stay in a processor's nearest memory
 
 
-class Lights(NamedTuple):
-    """A hemisphere and two distant lamps, as `shade` takes them; camera frame."""
-
-    lamps: Array  # [2, 3] unit directions towards them
-    rgb: Array  # [2, 3]
-    up: Array  # [3] unit
-    sky: Array  # [3] RGB from above
-    ground: Array  # [3] RGB from below
-
-
-def random_lights(rng: RNG) -> Lights:
-    """A strong lamp and a weak one on the camera's side, and light from all around."""
+def random_lights(rng: RNG) -> tuple[Array, Array, Array, Array, Array]:
+    """A strong lamp and a weak one on the camera's side, and light from all around, as `shade`
+    takes them: unit directions towards the lamps [2, 3], their RGB [2, 3], the unit direction up
+    [3], RGB from above [3] and from below [3]."""
     lamps: Array = rng.normal(0, 1, (2, 3))
     lamps[:, 2] = -np.abs(lamps[:, 2]) - 0.3
     tints = 1 + rng.normal(0, 0.08, (2, 3))
     rgb = np.array([[rng.uniform(0.35, 1.0)], [rng.uniform(0.1, 0.4)]]) * tints
     sky = rng.uniform(0.25, 0.6) * (1 + rng.normal(0, 0.07, 3))
     ground = sky * rng.uniform(0.35, 0.9)
-    return Lights(
-        unit(lamps), rgb, unit(np.array([0, -1, 0.0]) + rng.normal(0, 0.4, 3)), sky, ground
-    )
+    up = unit(np.array([0, -1, 0.0]) + rng.normal(0, 0.4, 3))
+    return unit(lamps), rgb, up, sky, ground
 
 
 def _cross(a: Array, b: Array) -> Array:

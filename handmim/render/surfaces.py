@@ -1,7 +1,6 @@
 """What is drawn: the surface of a hand beyond its mesh (forearm, skin colours, bone frames, palm
 lines), and held objects, superquadrics before the palm."""
 
-import itertools
 import math
 from functools import cache
 from typing import NamedTuple
@@ -39,17 +38,20 @@ SKIN_TONES = (
 )  # fmt: skip
 
 
-def skin_tone(rng: RNG) -> Array:
-    """[3] a random tone."""
+def skin_and_nails(rng: RNG) -> tuple[Array, Array]:
+    """[3] a random tone, and [3] the colour of nails on it."""
     i, w = rng.integers(len(SKIN_TONES) - 1), rng.random()
     tone = SKIN_TONES[i] * w + SKIN_TONES[i + 1] * (1 - w)
-    return np.clip(tone * rng.uniform(0.92, 1.1) * (1 + rng.normal(0, 0.025, 3)), 0.03, 1)
-
-
-def nail_colour(tone: Array) -> Array:
-    """[3] nails on skin of a tone."""
+    tone = np.clip(tone * rng.uniform(0.92, 1.1) * (1 + rng.normal(0, 0.025, 3)), 0.03, 1)
     share = 0.45 + 0.55 * tone.mean()
-    return np.clip(tone * 0.55 + np.array([0.40, 0.30, 0.28]) * share, 0, 1)
+    return tone, np.clip(tone * 0.55 + np.array([0.40, 0.30, 0.28]) * share, 0, 1)
+
+
+def _strip(points: NDArray[np.int64], beside: NDArray[np.int64], step: int) -> NDArray[np.int64]:
+    """Two triangles each between points, those beside them and those `step` further: [2 n, 3]."""
+    above, across = points + step, beside + step
+    first, second = (points, beside, across), (points, across, above)
+    return np.vstack([np.stack(first, axis=1), np.stack(second, axis=1)])
 
 
 class HandSurface:
@@ -73,7 +75,11 @@ class HandSurface:
         self.shapedirs = arrays.shapedirs.reshape(3 * n, -1)
         self.posedirs = arrays.posedirs.reshape(3 * n, -1)
         self.tip_ids = np.asarray(arrays.tip_ids)
-        self.faces = np.vstack([arrays.faces, self._arm_faces(n)]).astype(np.int32)
+        rings = n + np.arange(ARM_RINGS * RING).reshape(ARM_RINGS, RING)
+        end = rings[-1]
+        tube = [_strip(ring, np.roll(ring, -1), RING) for ring in rings[:-1]]
+        cap = np.stack([np.full(RING - 2, end[0]), end[1:-1], end[2:]], axis=1)
+        self.faces = np.vstack([arrays.faces, *tube, cap]).astype(np.int32)
         self.bone = np.full(len(self.faces), -1, np.int32)
         self.bone[: len(arrays.faces)] = arrays.weights[arrays.faces].sum(axis=1).argmax(axis=1)
         self.frame = np.zeros((16, 5, 3))
@@ -102,17 +108,6 @@ class HandSurface:
         self._redder *= 1 - knuckle * np.array([0.03, 0.10, 0.10])
         arm = [verts[self.ring] + [0.03 * k, 0, 0] for k in range(ARM_RINGS)]
         self.rest = np.vstack([verts, *arm])
-
-    @staticmethod
-    def _arm_faces(first: int) -> NDArray[np.int64]:
-        rows = [first + RING * k + np.arange(RING) for k in range(ARM_RINGS)]
-        faces = []
-        for a, b in itertools.pairwise(rows):
-            a2, b2 = np.roll(a, -1), np.roll(b, -1)
-            faces += [np.stack([a, a2, b2], axis=1), np.stack([a, b2, b], axis=1)]
-        last = rows[-1]
-        cap = np.stack([np.full(RING - 2, last[0]), last[1:-1], last[2:]], axis=1)
-        return np.vstack([*faces, cap])
 
     def pose(self, rotmats: Array, betas: Array) -> tuple[Array, Array]:
         """Vertices [V, 3] and joints [21, 3] by blend skinning, in metres, without translation;
@@ -173,8 +168,7 @@ def _sphere() -> tuple[tuple[Array, Array, Array, Array], NDArray[np.int32]]:
     )
     a = np.arange(around * (up - 1))
     b = a - a % around + (a + 1) % around
-    faces = np.vstack([np.stack([a, b, b + around], 1), np.stack([a, b + around, a + around], 1)])
-    return (np.cos(u), np.sin(u), np.cos(v), np.sin(v)), faces.astype(np.int32)
+    return (np.cos(u), np.sin(u), np.cos(v), np.sin(v)), _strip(a, b, around).astype(np.int32)
 
 
 def superquadric(rng: RNG) -> Solid:

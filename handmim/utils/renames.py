@@ -190,6 +190,7 @@ TARGETS: dict[str, str] = {
     "handmim.data.webdataset": "handmim.data.packed",
     "handmim.data.occlusion": "handmim.data.augment",
     "handmim.data.masking": "handmim.data.views",
+    "handmim.data.colour": "handmim.data.pixels",
 }
 # Arguments by the new target: the new name, or None where the argument is gone.
 ARGUMENTS: dict[str, dict[str, str | None]] = {

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from handmim.data.augment import HandAugment, HandCutOut, OccluderPaste, transform_labels
-from handmim.data.colour import ColourJitter
 from handmim.data.datasets import label_subset
 from handmim.data.loader import batches, collate_crops, collate_hands
+from handmim.data.pixels import ColourJitter
 from handmim.data.samples import hand_sample
 from handmim.geometry.camera import ndc_from_px, project, px_from_ndc
 from handmim.geometry.crop import similarity

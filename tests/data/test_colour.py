@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from handmim.data.colour import ColourJitter
+from handmim.data.pixels import ColourJitter
 
 
 def test_noise_is_off_unless_set_and_then_as_strong_as_set():

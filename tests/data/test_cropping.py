@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from handmim.data.samples import box_of_points, carry_intrinsics, carry_points, crop_map, cut
+from handmim.data.samples import box_of_points, crop_map, crop_sample, cut
 
 
 @pytest.mark.parametrize("side", [60, 150, 290])
@@ -18,14 +18,14 @@ def test_pixels_and_points_ride_the_same_map(side, place):
     crop = cut(image, crop_from_img, 112)[..., 0].astype(float)
     y, x = np.mgrid[0:112, 0:112] + 0.5
     centre = [(crop * x).sum() / crop.sum(), (crop * y).sum() / crop.sum()]
-    expected = carry_points(crop_from_img, np.array([place]))[0]
+    expected = crop_from_img @ [*place, 1]
     np.testing.assert_allclose(centre, expected, atol=0.05)
 
 
 def test_a_crop_is_a_square_about_the_box():
     crop_from_img = crop_map(np.array([10, 20, 50, 100]), 1.5, 60)
     # longer side 80, so 120 px of the image make 60 px of the crop
-    corners = carry_points(crop_from_img, np.array([[30 - 60, 60 - 60], [30 + 60, 60 + 60.0]]))
+    corners = np.array([[30 - 60, 60 - 60, 1], [30 + 60, 60 + 60, 1]]) @ crop_from_img.T
     np.testing.assert_allclose(corners, [[0, 0], [60, 60]], atol=1e-12)
     points = np.array([[3.0, 9.0], [-1.0, 4.0]])
     np.testing.assert_array_equal(box_of_points(points), [-1, 4, 3, 9])
@@ -34,13 +34,15 @@ def test_a_crop_is_a_square_about_the_box():
 def test_intrinsics_follow_the_crop():
     rng = np.random.default_rng(0)
     K = np.array([[600.0, 2.0, 320], [0, 590, 240], [0, 0, 1]])
-    points = rng.normal(0, 0.05, (9, 3)) + np.array([0.02, 0, 0.6])
+    points = rng.normal(0, 0.05, (21, 3)) + np.array([0.02, 0, 0.6])
     seen = points @ K.T
+    image, kp2d = np.zeros((480, 640, 3), np.uint8), seen[:, :2] / seen[:, 2:]
     crop_from_img = crop_map(np.array([200, 150, 400, 390]), 1.6, 224)
-    K_crop = carry_intrinsics(crop_from_img, K)
-    again = points @ K_crop.T
-    expected = carry_points(crop_from_img, seen[:, :2] / seen[:, 2:])
-    np.testing.assert_allclose(again[:, :2] / again[:, 2:], expected, atol=1e-9)
+    sample = crop_sample(image, crop_from_img, 224, "a", K_px=K, kp2d_px=kp2d)
+    again = points @ sample.K_crop_px.T
+    expected = np.column_stack([kp2d, np.ones(21)]) @ crop_from_img.T
+    np.testing.assert_allclose(sample.kp2d_crop_px, expected, atol=1e-4)
+    np.testing.assert_allclose(again[:, :2] / again[:, 2:], expected, atol=1e-4)
 
 
 def test_beyond_the_picture_it_is_reflected_and_bad_boxes_are_refused():

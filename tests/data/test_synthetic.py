@@ -105,7 +105,7 @@ def test_worker_processes_draw_the_same_pictures(make, tmp_path):
 
 
 def test_blocks_that_another_process_has_taken_are_left_to_it(make, monkeypatch):
-    def busy(job, folder, num_workers):
+    def busy(module, job, folder, num_workers, while_waiting):
         (folder / f"{cache.TAKEN}2").touch()
         cache.render_blocks(job, folder)
 
@@ -113,7 +113,7 @@ def test_blocks_that_another_process_has_taken_are_left_to_it(make, monkeypatch)
     data = make()
     whole = np.load(data.folder / "image.npy")
     shutil.rmtree(data.folder)
-    monkeypatch.setattr(cache, "_run_workers", busy)
+    monkeypatch.setattr(cache, "run_workers", busy)
     partly = np.load(make(num_workers=2).folder / "image.npy")
     drawn = partly.any(axis=(1, 2, 3))
     assert drawn.tolist() == [True, True, False, False, True, True]
@@ -122,7 +122,7 @@ def test_blocks_that_another_process_has_taken_are_left_to_it(make, monkeypatch)
 
 def test_no_more_processes_than_blocks_and_by_default_every_core(make, monkeypatch):
     asked = []
-    monkeypatch.setattr(cache, "_run_workers", lambda job, folder, num: asked.append(num))
+    monkeypatch.setattr(cache, "run_workers", lambda *args: asked.append(args[3]))
     monkeypatch.setattr(cache, "POSE_BLOCK", 2)
     monkeypatch.setattr(cache, "cores", lambda: 3)
     make(num=9, num_workers=None)
@@ -131,12 +131,11 @@ def test_no_more_processes_than_blocks_and_by_default_every_core(make, monkeypat
 
 
 def test_a_failing_worker_process_is_reported_with_its_words(make, tmp_path, monkeypatch):
-    def broken(job, folder, num_workers):
-        job = {**job, "split": "nowhere"}
-        run_workers(job, folder, num_workers)
+    def broken(module, job, *args):
+        run_workers(module, {**job, "split": "nowhere"}, *args)
 
-    run_workers = cache._run_workers
-    monkeypatch.setattr(cache, "_run_workers", broken)
+    run_workers = cache.run_workers
+    monkeypatch.setattr(cache, "run_workers", broken)
     with pytest.raises(RuntimeError, match="split must be one of"):
         make(num_workers=2)
     assert not list(tmp_path.rglob("*.npy"))
@@ -243,7 +242,7 @@ def test_a_cache_of_an_older_version_is_read_without_checksums(make):
     image = make()[3].image.copy()
     (folder / "crc32.npy").unlink()
     meta = json.loads((folder / "meta.json").read_text())
-    del meta["crc32"], meta["headers"]
+    del meta["crc32"]
     (folder / "meta.json").write_text(json.dumps(meta))
     assert np.array_equal(make()[3].image, image)
 

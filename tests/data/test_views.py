@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from handmim.data.colour import ColourJitter, colour_maps, gaussian_blur
-from handmim.data.pixels import sample_views
+from handmim.data.pixels import ColourJitter, colour_maps, gaussian_blur, sample_views
 from handmim.data.views import MaskSampler, ViewMaker
 from handmim.geometry.crop import bounded, compose, from_source, to_source, transform_points
 from handmim.types import CropBatch, PretrainBatch, StepInfo

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from handmim.data.colour import ColourJitter
+from handmim.data.pixels import ColourJitter
 from handmim.data.views import MaskSampler, ViewMaker
 from handmim.diagnostics.collapse import CHECKS, CollapseDetection
 from handmim.engine.optim import Schedule

@@ -5,7 +5,7 @@ from functools import partial
 import torch
 
 from handmim.data.augment import HandAugment
-from handmim.data.colour import ColourJitter
+from handmim.data.pixels import ColourJitter
 from handmim.hand.model import HandLayer
 from handmim.losses.hand import JointLoss, JointLoss2D, RotationLoss, ShapeLoss, VertexLoss
 from handmim.models.heads.pymaf import PyMafHead

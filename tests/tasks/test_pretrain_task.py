@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 import torch
 
-from handmim.data.colour import ColourJitter
+from handmim.data.pixels import ColourJitter
 from handmim.data.views import MaskSampler, ViewMaker
 from handmim.diagnostics.statistics import effective_rank
 from handmim.engine.log import draw

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from benchmark.core import Bench, Row, Work, compared
 from benchmark.references.pil_views import PilViews
-from handmim.data.colour import ColourJitter
 from handmim.data.crops import CropFolder, Crops
 from handmim.data.loader import collate_crops
 from handmim.data.packed import PackedCrops
 from handmim.data.packing import CODINGS, pack_crops
-from handmim.data.pixels import as_float
+from handmim.data.pixels import ColourJitter, as_float
 from handmim.data.views import MaskSampler, ViewMaker
 from handmim.engine.loader import PrefetchingLoader
 from handmim.hand.io import load_hand_arrays

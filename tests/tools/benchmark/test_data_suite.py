@@ -20,9 +20,8 @@ from benchmark.data import (
     write_jpegs,
 )
 from benchmark.references.pil_views import PilViews, colours
-from handmim.data.colour import ColourJitter
 from handmim.data.crops import CropFolder
-from handmim.data.pixels import colour_images
+from handmim.data.pixels import ColourJitter, colour_images
 
 HAND = Path(__file__).parents[3] / "data" / "standin_right.npz"
 CPU = torch.device("cpu")

@@ -1,7 +1,7 @@
 import cv2
 import numpy as np
 
-from handmim.render.overlay import (
+from handmim.diagnostics.images import (
     contact_sheet,
     distinct_colours,
     draw_joints,

@@ -55,7 +55,7 @@ def answer(folder: Path, script: str, *arguments: str) -> str:
         (
             "experiments.py",
             ["table=rivals", "dry_run=true", 'pretrain=["train=false","data=folder"]'],
-            "variant random does not compose for pretrain: init, data.root must be given",
+            "variant random does not compose for pretrain: data.root must be given",
         ),
         (
             "experiments.py",

@@ -8,15 +8,49 @@ meet an estimate, errors after. docs/losses.md lists all.
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 import torch
 from torch import Tensor, nn
 
 from handmim.engine.optim import Schedule, as_schedule
 from handmim.types import StepInfo
+from handmim.utils.arguments import above, at_least, one_of
 
+T = TypeVar("T")
 StepWeights = Sequence[float] | str | None
+
+
+def positive(default: float, *, or_zero: bool = False) -> Any:
+    """A field of a `loss_dataclass` that has to be above 0, or at least 0."""
+    return field(default=default, metadata={"low": at_least if or_zero else above})
+
+
+def choice(*choices: str) -> Any:
+    """A field of a `loss_dataclass` that has to be one of the choices; the first is its default."""
+    return field(default=choices[0], metadata={"choices": choices})
+
+
+@dataclass_transform(kw_only_default=True, field_specifiers=(field,))
+def loss_dataclass(cls: type[T]) -> type[T]:
+    """A `WeightedLoss` whose annotated fields are its arguments, by keyword alone."""
+    return dataclass(eq=False, repr=False, kw_only=True)(cls)
+
+
+@dataclass(eq=False, repr=False)
+class WeightedLoss(nn.Module):
+    """A loss with a weight, which is constant or a schedule of the step; its fields are checked."""
+
+    weight: float | Schedule = 1.0
+
+    def __post_init__(self) -> None:
+        super().__init__()  # keeps the fields
+        for each in fields(self):
+            if "low" in each.metadata:
+                each.metadata["low"](0.0, **{each.name: getattr(self, each.name)})
+            if "choices" in each.metadata:
+                one_of(each.name, getattr(self, each.name), each.metadata["choices"])
 
 
 def zero_invalid(labels: Tensor, valid: Tensor) -> Tensor:
@@ -46,18 +80,6 @@ def over_samples(error: Tensor, has_label: Tensor) -> Tensor:
     return torch.where(has_label, error, 0.0).mean()
 
 
-def _check_step_weights(weights: StepWeights) -> None:
-    if weights is None or weights == "last":
-        return
-    numbers = [] if isinstance(weights, str) else list(weights)
-    if all(math.isfinite(w) and w >= 0 for w in numbers) and sum(numbers) > 0:
-        return
-    raise ValueError(
-        "step_weights must be null (equal), last, or one weight >= 0 per refinement step such as "
-        f"[0.5,0.75,1.0], got {weights}"
-    )
-
-
 def over_steps(values: Tensor, weights: StepWeights = None) -> Tensor:
     """Weighted mean over refinement steps [T]: scalar; weights are scaled to a mean of 1.
 
@@ -77,15 +99,11 @@ def over_steps(values: Tensor, weights: StepWeights = None) -> Tensor:
     return (values * values.new_tensor(weights)).sum() / sum(weights)
 
 
-class LossTerm(nn.Module):
+class LossTerm(WeightedLoss):
     """One supervised loss; `forward(out, batch)` gives a scalar, or one number per refinement step,
-    [T], without the weight, which is constant or a schedule of the step."""
+    [T], without the weight."""
 
-    needs: tuple[str, ...] = ()  # maps of the head's outputs that the loss reads
-
-    def __init__(self, weight: float | Schedule = 1.0) -> None:
-        super().__init__()
-        self.weight = as_schedule(weight)
+    needs: ClassVar[tuple[str, ...]] = ()  # maps of the head's outputs that the loss reads
 
 
 class CompositeLoss(nn.Module):
@@ -94,13 +112,19 @@ class CompositeLoss(nn.Module):
 
     def __init__(self, terms: Mapping[str, LossTerm], step_weights: StepWeights = None) -> None:
         super().__init__()
-        _check_step_weights(step_weights)
+        if step_weights is not None and step_weights != "last":
+            numbers = [] if isinstance(step_weights, str) else list(step_weights)
+            if not (all(math.isfinite(w) and w >= 0 for w in numbers) and sum(numbers) > 0):
+                raise ValueError(
+                    "step_weights must be null (equal), last, or one weight >= 0 per refinement "
+                    f"step such as [0.5,0.75,1.0], got {step_weights}"
+                )
         self.step_weights = step_weights
         if not terms:
             raise ValueError("no loss term is configured (loss=[...])")
         self.terms = nn.ModuleDict(dict(terms))
-        self.weights = {name: term.weight for name, term in terms.items()}
-        self.needs = frozenset(field for term in terms.values() for field in term.needs)
+        self.weights = {name: as_schedule(term.weight) for name, term in terms.items()}
+        self.needs = frozenset(name for term in terms.values() for name in term.needs)
 
     def forward(self, out: Any, batch: Any, info: StepInfo) -> tuple[Tensor, dict[str, Tensor]]:
         """Total and the unweighted losses `loss/<name>`; one of weight 0 counts 0 times, so that

@@ -13,9 +13,15 @@ from torch import Tensor
 from handmim.engine.optim import Schedule
 from handmim.geometry.camera import covered_cells, project
 from handmim.hand.model import HandLayer
-from handmim.losses.composite import LossTerm, over_points, over_samples, zero_invalid
+from handmim.losses.composite import (
+    LossTerm,
+    loss_dataclass,
+    over_points,
+    over_samples,
+    positive,
+    zero_invalid,
+)
 from handmim.types import HandBatch, HandOutputs
-from handmim.utils.arguments import above, at_least
 
 NEAREST_M = 0.01  # vertices nearer to the camera's centre, or behind it, are left out
 
@@ -54,6 +60,7 @@ def point_error(pred: Tensor, target: Tensor, beta: float = 0.0) -> Tensor:
     return F.smooth_l1_loss(pred.float(), target, reduction="none", beta=beta).mean(dim=-1)
 
 
+@loss_dataclass
 class JointLoss(LossTerm):
     """L1 or smooth L1 on root-relative joints; needs a labelled root.
 
@@ -61,18 +68,9 @@ class JointLoss(LossTerm):
     `beta`, in these units, smooth L1 is linear; 0 is L1.
     """
 
-    def __init__(
-        self,
-        *,
-        root_joint: int,
-        weight: float | Schedule = 1.0,
-        unit_m: float = 1.0,
-        beta: float = 0.0,
-    ) -> None:
-        super().__init__(weight)
-        above(0.0, unit_m=unit_m)
-        at_least(0.0, beta=beta)
-        self.root_joint, self.unit_m, self.beta = root_joint, unit_m, beta
+    root_joint: int
+    unit_m: float = positive(1.0)
+    beta: float = positive(0.0, or_zero=True)
 
     def forward(self, out: JointOutputs, batch: HandBatch) -> Tensor:
         target, valid = root_relative(batch, self.root_joint)
@@ -83,14 +81,12 @@ class JointLoss(LossTerm):
         return torch.stack([over_points(error, valid) for error in errors])
 
 
+@loss_dataclass
 class JointLoss2D(LossTerm):
     """L1 or smooth L1 (linear from `beta` ndc) on joints in the crop, each weighted by its
     confidence."""
 
-    def __init__(self, *, weight: float | Schedule = 1.0, beta: float = 0.0) -> None:
-        super().__init__(weight)
-        at_least(0.0, beta=beta)
-        self.beta = beta
+    beta: float = positive(0.0, or_zero=True)
 
     def forward(self, out: JointOutputs, batch: HandBatch) -> Tensor:
         valid, conf = batch.kp2d_valid, batch.kp2d_conf
@@ -125,12 +121,11 @@ class CameraJointLoss(LossTerm):
         return torch.stack(terms)
 
 
+@loss_dataclass
 class VertexLoss(LossTerm):
     """L1 on vertices in metres, relative to the joint `root_joint`, which has to be labelled."""
 
-    def __init__(self, *, root_joint: int, weight: float | Schedule = 1.0) -> None:
-        super().__init__(weight)
-        self.root_joint = root_joint
+    root_joint: int
 
     def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
         known = batch.has_verts & batch.joints_valid[:, self.root_joint]
@@ -188,15 +183,14 @@ class ShapeLoss(LossTerm):
         return torch.stack([over_samples(error, batch.has_mano) for error in errors])
 
 
+@loss_dataclass
 class PriorLoss(LossTerm):
     """Squared distance of the fingers from the mean hand and of the shape from the average one.
 
     Counts for samples without MANO parameters only: joints alone do not fix twists and shape.
     """
 
-    def __init__(self, *, weight: float | Schedule = 1.0, betas_weight: float = 0.1) -> None:
-        super().__init__(weight)
-        self.betas_weight = betas_weight
+    betas_weight: float = 0.1
 
     def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
         mean_fingers = out.steps[0].rotmats[:, 1:].detach()
@@ -252,16 +246,14 @@ def _required_map(out: Any, name: str) -> Tensor:
     return torch.as_tensor(found)
 
 
+@loss_dataclass
 class HeatmapLoss(LossTerm):
     """Squared error of one map per joint, a Gaussian of deviation `sigma_cells`, mean over cells,
     weighted by the joint's confidence; a scalar."""
 
     needs = ("heatmaps",)
 
-    def __init__(self, *, weight: float | Schedule = 1.0, sigma_cells: float = 2.0) -> None:
-        super().__init__(weight)
-        above(0.0, sigma_cells=sigma_cells)
-        self.sigma_cells = sigma_cells
+    sigma_cells: float = positive(2.0)
 
     def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
         maps, valid = _required_map(out, "heatmaps"), batch.kp2d_valid

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from handmim.engine.optim import Schedule, as_schedule
+from handmim.losses.composite import WeightedLoss
 from handmim.models.centering import Centering, Sinkhorn
 from handmim.types import PretrainBatch, StepInfo, Tokens
 
@@ -121,25 +121,17 @@ class Targets(NamedTuple):
         }
 
 
-class Objective(nn.Module):
+class Objective(WeightedLoss):
     """One pretraining objective: its heads, target, loss and diagnostics.
 
-    A subclass defines `loss`, and as far as it has them `build`, `predict` and `targets`.
+    A subclass defines `loss`, and as far as it has them `build`, `predict` and `targets`; its
+    settings are fields of a `loss_dataclass`.
     """
 
     reads: frozenset[str] = frozenset()  # of `READS`; without taps class tokens are always there
     taps: tuple[int, ...] = ()  # blocks whose patch tokens it reads, from 1; see `ctx.tapped`
     ema: tuple[str, ...] = ()  # own modules that the teacher holds copies of
     built_last: ClassVar[bool] = False  # after the others; keeps the order of random numbers
-
-    def __init__(self, weight: float | Schedule = 1.0) -> None:
-        super().__init__()
-        self.weight = as_schedule(weight)
-
-    @property
-    def reads_last_block(self) -> bool:
-        """False for one that reads tapped patch tokens alone."""
-        return not self.taps or not LAST_BLOCK.isdisjoint(self.reads)
 
     def build(self, setup: Setup) -> None:
         """Make the objective's own modules; the task calls it once."""

@@ -5,6 +5,7 @@ Heads run on class tokens and masked patches only. Targets are centred by earlie
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import field
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from handmim.engine.optim import Schedule, as_schedule
+from handmim.losses.composite import choice, loss_dataclass, positive
 from handmim.models.centering import Centering, Sinkhorn
 from handmim.objectives.base import Objective, Setup, StepContext, Targets, view_weights
-from handmim.utils.arguments import above, at_least, one_of
+from handmim.utils.arguments import at_least
 from handmim.utils.ranks import gathered
 
 
@@ -82,10 +84,10 @@ class ProjectionHead(nn.Module):
 
 
 class Pair(NamedTuple):
-    """Tokens of one kind, before or after a prototype head."""
+    """Tokens of one kind, what a prototype head makes of them, or predictions and targets."""
 
     student: Tensor  # [..., D], then logits [..., P]
-    teacher: Tensor  # [..., D], then [..., bottleneck] of unit length
+    teacher: Tensor  # [..., D], then [..., bottleneck] of unit length, then probabilities [..., P]
 
 
 def project(ctx: StepContext, head: ProjectionHead, name: str, pairs: Sequence[Pair]) -> list[Pair]:
@@ -186,90 +188,60 @@ def soft_cross_entropy(logits: Tensor, probs: Tensor, temp: float) -> Tensor:
         return torch.as_tensor(_SoftCrossEntropy.apply(logits, probs.detach(), temp))
 
 
-class PatchTargets(NamedTuple):
-    """Masked patches only, flattened over views."""
-
-    student_logits: Tensor  # [M, P]
-    teacher_probs: Tensor  # [M, P]
-    weight: Tensor  # [M], 1 / (number of masked patches in that view)
-    num_views: int  # B * G, masked or not
-
-
-def masked_patch_ce(
-    student_logits: Tensor, teacher_probs: Tensor, weight: Tensor, num_views: int, temp: float
-) -> Tensor:
-    """Mean cross-entropy per masked patch of `PatchTargets`, averaged in each view first, then over
-    all views; those without a mask count 0. Scalar."""
-    ce = soft_cross_entropy(student_logits, teacher_probs, temp)  # [M]
-    return (ce * weight).sum() / num_views
-
-
+@loss_dataclass
 class PatchDistill(Objective):
     """Cross-entropy from teacher to student at masked patches, after the head `projection` (Zhou et
     al. 2022, iBOT, arXiv 2111.07832), gathered over masked positions as in DINOv2."""
 
     reads = frozenset({"projected_patches", "masked_patches", "teacher_masked_patches"})
-
-    def __init__(self, *, weight: float | Schedule = 1.0, student_temp: float = 0.1) -> None:
-        super().__init__(weight)
-        above(0.0, student_temp=student_temp)
-        self.student_temp = student_temp
+    student_temp: float = positive(0.1)
 
     def build(self, setup: Setup) -> None:
         self.centering = setup.centering(num_prototypes=setup.shared("projection").num_prototypes)
         if self.centering.over == "all":
             self.reads = self.reads | {"teacher_patches", "all_projected_patches"}
 
-    def predict(self, ctx: StepContext) -> PatchTargets:
+    def predict(self, ctx: StepContext) -> Pair:
+        """Masked patches [M, P], flattened over views."""
         logits, z = projected(ctx)["projected_patches"]
-        head, is_masked, idx = ctx.teacher_head("projection"), ctx.is_masked, ctx.batch.masked_idx
-        where = idx if len(z) == is_masked.numel() else None  # of all patches
-        temp, update = ctx.teacher_temp, self.training
-        probs = teacher_probs(head, self.centering, z, temp, where, update=update)
-        return PatchTargets(logits, probs, view_weights(is_masked, idx), len(is_masked))
+        where = ctx.batch.masked_idx if len(z) == ctx.is_masked.numel() else None  # of all patches
+        head, temp, update = ctx.teacher_head("projection"), ctx.teacher_temp, self.training
+        return Pair(logits, teacher_probs(head, self.centering, z, temp, where, update=update))
 
-    def loss(self, ctx: StepContext, prediction: PatchTargets) -> Tensor:
-        return masked_patch_ce(*prediction, temp=self.student_temp)
+    def loss(self, ctx: StepContext, prediction: Pair) -> Tensor:
+        """Mean per masked patch of a view, then over all views; those without a mask count 0."""
+        ce = soft_cross_entropy(*prediction, temp=self.student_temp)  # [M]
+        weight = view_weights(ctx.is_masked, ctx.batch.masked_idx)
+        return (ce * weight).sum() / len(ctx.is_masked)
 
-    def targets(self, prediction: PatchTargets) -> dict[str, Targets]:
-        logits, probs, *_ = prediction
-        return {"targets": Targets(probs, logits, self.student_temp)}
-
-
-class ClassTargets(NamedTuple):
-    """Class tokens of all views."""
-
-    student_logits: Tensor  # [B, G + L, P]: the G views, then L local crops
-    teacher_probs: Tensor  # [B, G, P]
+    def targets(self, prediction: Pair) -> dict[str, Targets]:
+        return {"targets": Targets(prediction.teacher, prediction.student, self.student_temp)}
 
 
+@loss_dataclass
 class ClassObjective(Objective):
-    """An objective with prototype targets of one token per view; `teacher_temp` of None is the
-    task's."""
+    """An objective with prototype targets of one token per view."""
 
-    centering: Any
+    centering: Any = field(init=False)
+    teacher_temp: float | Schedule | None = None  # None takes the task's
 
-    def __init__(
-        self, weight: float | Schedule, teacher_temp: float | Schedule | None = None
-    ) -> None:
-        super().__init__(weight)
-        self.teacher_temp = None if teacher_temp is None else as_schedule(teacher_temp)
-
-    def class_targets(self, ctx: StepContext, pair: Pair, name: str) -> ClassTargets:
-        """Targets after a head, of which the teacher's copy is called `name`."""
-        head, z = ctx.teacher_head(name), pair.teacher
-        temp = ctx.teacher_temp if self.teacher_temp is None else self.teacher_temp(*ctx.info)
+    def class_targets(self, ctx: StepContext, pair: Pair, name: str) -> Pair:
+        """Logits [B, G + L, P] of the G views, then L local crops, and targets [B, G, P] after a
+        head, of which the teacher's copy is called `name`."""
+        head, z, temp = ctx.teacher_head(name), pair.teacher, ctx.teacher_temp
+        if self.teacher_temp is not None:
+            temp = as_schedule(self.teacher_temp)(*ctx.info)
         probs = teacher_probs(head, self.centering, z.flatten(0, 1), temp, update=self.training)
-        return ClassTargets(pair.student, probs.unflatten(0, z.shape[:2]))
+        return Pair(pair.student, probs.unflatten(0, z.shape[:2]))
 
 
-def cross_view_ce(classes: ClassTargets, temp: float) -> Tensor:
-    """Cross-entropy from the teacher's view q to the student's view v, mean over samples and all
-    pairs with v != q.
+def cross_view_ce(classes: Pair, temp: float) -> Tensor:
+    """Cross-entropy of `ClassObjective.class_targets` from the teacher's view q to the student's
+    view v, mean over samples and all pairs with v != q.
 
     Raises: ValueError for a single view without local crops.
     """
-    logits, target = classes.student_logits, classes.teacher_probs
+    logits, target = classes
     num_student, num_views = logits.shape[1], target.shape[1]
     if num_student < 2:
         raise ValueError(
@@ -282,48 +254,39 @@ def cross_view_ce(classes: ClassTargets, temp: float) -> Tensor:
     return ce.mean() / (num_views * (num_student - 1))
 
 
+@loss_dataclass
 class ClassDistill(ClassObjective):
     """`cross_view_ce` of class tokens (Caron et al. 2021, DINO, arXiv 2104.14294), after the head
     that is "shared" with masked patches, or an "own" one of the same sizes."""
 
     reads = frozenset({"projected_cls", "local_cls", "teacher_cls"})
+    head: str = choice("shared", "own")
+    student_temp: float = positive(0.1)
 
-    def __init__(
-        self,
-        *,
-        weight: float | Schedule = 1.0,
-        head: str = "shared",
-        student_temp: float = 0.1,
-        teacher_temp: float | Schedule | None = None,
-    ) -> None:
-        super().__init__(weight, teacher_temp)
-        one_of("head", head, ("shared", "own"))
-        above(0.0, student_temp=student_temp)
-        self.student_temp = student_temp
-        self.has_own_head = head == "own"
-        if self.has_own_head:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.head == "own":
             self.reads = self.reads - {"projected_cls"}
             self.ema = ("class_projection",)
 
     def build(self, setup: Setup) -> None:
-        if self.has_own_head:
+        if self.head == "own":
             self.class_projection = setup.make_head("projection")
-        head = self.class_projection if self.has_own_head else setup.shared("projection")
+        head = self.class_projection if self.head == "own" else setup.shared("projection")
         self.centering = setup.centering(num_prototypes=head.num_prototypes)
 
-    def predict(self, ctx: StepContext) -> ClassTargets:
-        if self.has_own_head:
-            name = "class_projection"
-            (pair,) = project(ctx, self.class_projection, name, [class_pair(ctx)])
-        else:
-            name, pair = "projection", projected(ctx)["projected_cls"]
+    def predict(self, ctx: StepContext) -> Pair:
+        if self.head == "shared":
+            return self.class_targets(ctx, projected(ctx)["projected_cls"], "projection")
+        name = "class_projection"
+        (pair,) = project(ctx, self.class_projection, name, [class_pair(ctx)])
         return self.class_targets(ctx, pair, name)
 
-    def loss(self, ctx: StepContext, prediction: ClassTargets) -> Tensor:
+    def loss(self, ctx: StepContext, prediction: Pair) -> Tensor:
         return cross_view_ce(prediction, self.student_temp)
 
-    def targets(self, prediction: ClassTargets) -> dict[str, Targets]:
-        return {"class_targets": Targets(prediction.teacher_probs.flatten(0, 1))}
+    def targets(self, prediction: Pair) -> dict[str, Targets]:
+        return {"class_targets": Targets(prediction.teacher.flatten(0, 1))}
 
 
 def koleo(tokens: Tensor, eps: float = 1e-8, *, sync: bool = False) -> Tensor:

@@ -5,6 +5,7 @@ of oriented gradients (Dalal & Triggs 2005) depend on edges rather than on light
 """
 
 import math
+from dataclasses import field
 
 import torch
 import torch.nn.functional as F
@@ -12,17 +13,16 @@ from torch import Tensor, nn
 
 from handmim.engine.optim import Schedule
 from handmim.geometry.camera import cell_centres_ndc
+from handmim.losses.composite import choice, loss_dataclass
 from handmim.models.layers import mlp
 from handmim.objectives.base import Objective, Setup, StepContext
 from handmim.objectives.point_sets import points_of_next_view
-from handmim.utils.arguments import one_of
 from handmim.utils.ranks import count_over_ranks
 
 CELL_PX = 8  # pixels per side of a cell for gradients
 MAX_ENTRY = 0.5  # of a normalised histogram: one strong edge must not dominate the others
 FLOOR = 0.02  # of the neighbourhood's contrast: flat cells stay flat
 SCALE = 0.15  # about the deviation of entries, so that errors are of order one
-POINTS_FROM = ("own", "other")
 BINS = 9  # orientations over half a circle; an edge and its negative are the same
 FINE = 2  # drawn pixels per side of a cell
 SIGMA_CELLS = 0.75  # width of a drawn Gaussian
@@ -40,9 +40,13 @@ def oriented_gradients(image: Tensor, cells: int) -> Tensor:
         x = F.interpolate(x, size=(side, side), mode="area")
     dx = F.pad(x[..., 2:] - x[..., :-2], (1, 1, 0, 0))
     dy = F.pad(x[..., 2:, :] - x[..., :-2, :], (0, 0, 1, 1))
-    strength = dx.square() + dy.square()
-    strongest, dx, dy = _where_strongest(strength, dx, dy)  # of the colour that changes most
-    magnitude = strongest.sqrt()
+    fields = dx.square() + dy.square(), dx, dy
+    best = [x[:, :1] for x in fields]  # of the colour that changes most
+    for c in range(1, x.shape[1]):  # argmax over a strided dimension is slow on a CPU
+        other = [x[:, c : c + 1] for x in fields]
+        is_stronger = other[0] > best[0]
+        best = [torch.where(is_stronger, a, b) for a, b in zip(other, best, strict=True)]
+    magnitude, dx, dy = best[0].sqrt(), best[1], best[2]
     position = torch.atan2(dy, dx).remainder(math.pi) * (BINS / math.pi)  # 0 .. bins, cyclic
     centre = torch.arange(BINS, device=x.device, dtype=x.dtype).view(1, -1, 1, 1)
     gap = (position - centre).abs_()
@@ -53,94 +57,34 @@ def oriented_gradients(image: Tensor, cells: int) -> Tensor:
     return (histogram / (contrast + FLOOR)).clamp(max=MAX_ENTRY) / SCALE
 
 
-def _where_strongest(*fields: Tensor) -> list[Tensor]:
-    """[M, C, H, W] at the channel where the first field is largest: [M, 1, H, W] of each.
+class ViewRegression(Objective):
+    """An MLP predicts numbers of each view from its class token or its pseudo-keypoints."""
 
-    Compared channel by channel: argmax over a strided dimension is slow on a CPU.
-    """
-    best = [x[:, :1] for x in fields]
-    for c in range(1, fields[0].shape[1]):
-        other = [x[:, c : c + 1] for x in fields]
-        is_stronger = other[0] > best[0]
-        best = [torch.where(is_stronger, a, b) for a, b in zip(other, best, strict=True)]
-    return best
+    hidden_dim: int | None = None
+    points_from: str | None = None  # the view's "own", or the "other" view's carried here
 
+    def build_mlp(self, setup: Setup, *shape: int) -> None:
+        """Make the MLP for numbers of a shape."""
+        self.shape, width = shape, setup.dim
+        if self.points_from is not None:
+            head = setup.shared("keypoint")
+            width = head.num_keypoints * head.num_dims
+        self.mlp = mlp(width, self.hidden_dim or 256, math.prod(shape), 1)
 
-class HogHead(nn.Module):
-    """Histograms of a whole view of s x s cells from its class token or its pseudo-keypoints."""
+    def points(self, ctx: StepContext) -> Tensor:
+        """[B, G, K, d] in each view's ndc."""
+        points = ctx.keypoints
+        return points_of_next_view(points, ctx.batch) if self.points_from == "other" else points
 
-    def __init__(self, dim: int, *, cells: int, hidden_dim: int = 256) -> None:
-        super().__init__()
-        self.cells = cells
-        self.mlp = mlp(dim, hidden_dim, BINS * cells * cells, 1)
-
-    def forward(self, vector: Tensor) -> Tensor:
-        """[..., D] to [..., bins, s, s], fp32."""
-        return self.mlp(vector).float().unflatten(-1, (BINS, self.cells, self.cells))
-
-
-class PatchHogHead(nn.Module):
-    """Histograms of every patch, of c x c cells, from its own token."""
-
-    def __init__(self, dim: int, grid_hw: tuple[int, int], *, per_patch: int = 1) -> None:
-        super().__init__()
-        if grid_hw[0] != grid_hw[1]:
-            raise ValueError(f"patch_hog requires a square grid of patches, got {grid_hw}")
-        self.side, self.per_patch = grid_hw[0], per_patch
-        self.project = mlp(dim, 0, BINS * per_patch * per_patch, 0)
-
-    def forward(self, patches: Tensor) -> Tensor:
-        """[..., N, D] tokens to [..., bins, h c, w c], fp32."""
-        side, c = self.side, self.per_patch
-        x = self.project(patches).float().unflatten(-1, (BINS, c, c))
-        x = x.unflatten(-4, (side, side))  # [..., h, w, bins, c, c]
-        x = x.movedim(-3, -5).movedim(-2, -3)  # [..., bins, h, c, w, c]
-        return x.flatten(-4, -3).flatten(-2, -1)
+    def predict(self, ctx: StepContext) -> Tensor:
+        """[B, G, *shape], fp32."""
+        vectors = ctx.cls if self.points_from is None else self.points(ctx).flatten(2)
+        numbers: Tensor = self.mlp(vectors).float()
+        return numbers.unflatten(-1, self.shape)
 
 
-class PointHogHead(nn.Module):
-    """Histograms of a whole view from its K pseudo-keypoints, each drawn as a Gaussian.
-
-    Convolutions read the drawn maps, so a point predicts the gradients around its own position.
-    Drawing landmarks for a decoder is known from Jakab et al. (2018, arXiv 1806.07823).
-    """
-
-    centres_ndc: Tensor
-
-    def __init__(self, num_keypoints: int, *, cells: int, hidden_dim: int = 64) -> None:
-        super().__init__()
-        self.num_keypoints = num_keypoints
-        self.sharpness = 0.5 / (2.0 * SIGMA_CELLS / cells) ** 2
-        self.register_buffer("centres_ndc", cell_centres_ndc(cells * FINE), persistent=False)
-        self.net = nn.Sequential(
-            nn.Conv2d(num_keypoints, hidden_dim, FINE + 2, stride=FINE, padding=1),
-            nn.GELU(),
-            nn.Conv2d(hidden_dim, hidden_dim, 3, padding=1),
-            nn.GELU(),
-            nn.Conv2d(hidden_dim, BINS, 1),
-        )
-
-    def drawn(self, points_ndc: Tensor) -> Tensor:
-        """[V, K, d] to [V, K, s fine, s fine] Gaussians of height 1; depth is not drawn, fp32."""
-        gap = points_ndc[..., :2, None].float() - self.centres_ndc  # [V, K, 2, s fine]
-        x, y = (-self.sharpness * gap.square()).exp().unbind(dim=2)
-        return y[..., :, None] * x[..., None, :]
-
-    def forward(self, points: Tensor) -> Tensor:
-        """[..., K * d] in ndc to [..., bins, s, s], fp32."""
-        views = points.unflatten(-1, (self.num_keypoints, -1)).flatten(0, -3)
-        return self.net(self.drawn(views)).float().unflatten(0, points.shape[:-1])
-
-
-def code_of_points(ctx: StepContext, points_from: str) -> Tensor:
-    """[B, G, K*d] of the view's "own" points, or of those of the "other" view carried here."""
-    points = ctx.keypoints
-    if points_from == "other":
-        points = points_of_next_view(points, ctx.batch)
-    return points.flatten(2)
-
-
-class _Hog(Objective):
+@loss_dataclass
+class _Hog(ViewRegression):
     """Smooth L1 between predicted and true oriented gradients of each augmented view."""
 
     def error(self, ctx: StepContext, prediction: Tensor) -> Tensor:
@@ -158,81 +102,85 @@ class _Hog(Objective):
         return self.error(ctx, prediction).mean()
 
 
+@loss_dataclass
 class ClassHog(_Hog):
     """The class token predicts the gradients of its view, of `cells` per side."""
 
-    def __init__(
-        self, *, weight: float | Schedule = 2.0, cells: int = 14, hidden_dim: int = 256
-    ) -> None:
-        super().__init__(weight)
-        self.cells, self.hidden_dim = cells, hidden_dim
+    weight: float | Schedule = 2.0
+    cells: int = 14
+    hidden_dim: int = 256
 
     def build(self, setup: Setup) -> None:
-        self.head = HogHead(setup.dim, cells=self.cells, hidden_dim=self.hidden_dim)
-
-    def predict(self, ctx: StepContext) -> Tensor:
-        return torch.as_tensor(self.head(ctx.cls))
+        self.build_mlp(setup, BINS, self.cells, self.cells)
 
 
+@loss_dataclass
 class PointHog(_Hog):
     """The pseudo-keypoints predict the gradients of their view, of `cells` per side.
 
-    Args:
-        head: points are drawn as "gaussians" for convolutions, or coordinates enter an "mlp".
-        points_from: the view's "own" points, or those of the "other" view carried by the known map,
-            which only points that move with the image help to predict.
-        hidden_dim: None takes 64 channels or 256 of the MLP.
+    Their coordinates enter an "mlp", or "gaussians" are drawn for convolutions (known from Jakab et
+    al. 2018, arXiv 1806.07823): a point then predicts gradients around its own position. Only
+    points that move with the image help to predict those of the "other" view.
     """
 
     reads = frozenset({"keypoints"})
     built_last = True
-
-    def __init__(
-        self,
-        *,
-        weight: float | Schedule = 2.0,
-        cells: int = 14,
-        head: str = "gaussians",
-        points_from: str = "other",
-        hidden_dim: int | None = None,
-    ) -> None:
-        super().__init__(weight)
-        one_of("head", head, ("gaussians", "mlp"))
-        one_of("points_from", points_from, POINTS_FROM)
-        self.cells, self.head_kind, self.points_from = cells, head, points_from
-        self.hidden_dim = hidden_dim or (64 if head == "gaussians" else 256)
+    weight: float | Schedule = 2.0
+    cells: int = 14
+    head: str = choice("gaussians", "mlp")
+    points_from: str = choice("other", "own")
+    hidden_dim: int | None = None  # None takes 64 channels, or 256 of the MLP
+    centres_ndc: Tensor = field(init=False)
 
     def build(self, setup: Setup) -> None:
-        points = setup.shared("keypoint")
-        self.head: HogHead | PointHogHead
-        sizes = {"cells": self.cells, "hidden_dim": self.hidden_dim}
-        if self.head_kind == "gaussians":
-            self.head = PointHogHead(points.num_keypoints, **sizes)
-        else:
-            self.head = HogHead(points.num_keypoints * points.num_dims, **sizes)
+        if self.head == "mlp":
+            self.build_mlp(setup, BINS, self.cells, self.cells)
+            return
+        width = self.hidden_dim or 64
+        self.sharpness = 0.5 / (2.0 * SIGMA_CELLS / self.cells) ** 2
+        self.register_buffer("centres_ndc", cell_centres_ndc(self.cells * FINE), persistent=False)
+        num_keypoints = setup.shared("keypoint").num_keypoints
+        self.net = nn.Sequential(
+            nn.Conv2d(num_keypoints, width, FINE + 2, stride=FINE, padding=1),
+            nn.GELU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(width, BINS, 1),
+        )
 
     def predict(self, ctx: StepContext) -> Tensor:
-        return torch.as_tensor(self.head(code_of_points(ctx, self.points_from)))
+        """[B, G, bins, s, s], fp32; depth is not drawn."""
+        if self.head == "mlp":
+            return super().predict(ctx)
+        points = self.points(ctx)
+        gap = points.flatten(0, 1)[..., :2, None].float() - self.centres_ndc  # [V, K, 2, s fine]
+        x, y = (-self.sharpness * gap.square()).exp().unbind(dim=2)
+        drawn = y[..., :, None] * x[..., None, :]  # of height 1
+        return self.net(drawn).float().unflatten(0, points.shape[:2])
 
 
+@loss_dataclass
 class PatchHog(_Hog):
     """Every patch token predicts the gradients of its own patch, as in MaskFeat; "all" patches
     count, "masked" or "visible" ones. A patch has `per_patch` cells per side."""
 
     reads = frozenset({"masked_patches", "visible_patches"})
-
-    def __init__(
-        self, *, weight: float | Schedule = 1.0, where: str = "all", per_patch: int = 1
-    ) -> None:
-        super().__init__(weight)
-        one_of("where", where, ("all", "masked", "visible"))
-        self.where, self.per_patch = where, per_patch
+    where: str = choice("all", "masked", "visible")
+    per_patch: int = 1
 
     def build(self, setup: Setup) -> None:
-        self.head = PatchHogHead(setup.dim, setup.grid_hw, per_patch=self.per_patch)
+        if setup.grid_hw[0] != setup.grid_hw[1]:
+            raise ValueError(f"patch_hog requires a square grid of patches, got {setup.grid_hw}")
+        self.side = setup.grid_hw[0]
+        self.project = mlp(setup.dim, 0, BINS * self.per_patch**2, 0)
 
     def predict(self, ctx: StepContext) -> Tensor:
-        return torch.as_tensor(self.head(ctx.patches))
+        """[B, G, bins, h c, w c], fp32."""
+        numbers = self.project(ctx.patches).float()
+        x = numbers.unflatten(-1, (BINS, self.per_patch, self.per_patch))
+        x = x.unflatten(-4, (self.side, self.side))  # [..., h, w, bins, c, c]
+        x = x.movedim(-3, -5).movedim(-2, -3)  # [..., bins, h, c, w, c]
+        return x.flatten(-4, -3).flatten(-2, -1)
 
     def loss(self, ctx: StepContext, prediction: Tensor) -> Tensor:
         """Scalar; 0 when no patch counts."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from handmim.geometry.camera import cell_centres_ndc
 from handmim.geometry.crop import to_source
-from handmim.models.layers import mlp
+from handmim.models.layers import BatchNorm1d, mlp
 from handmim.objectives.point_sets import canonical_shapes
 from handmim.types import PretrainBatch, Tokens
 from handmim.utils.arguments import above, at_least, one_of
@@ -145,6 +145,29 @@ class SoftArgmaxKeypoints(nn.Module):
             return positions
         raw = of_class.float()[:, -self.num_keypoints :]
         return torch.cat([positions, self.bound_ndc * torch.tanh(raw)[..., None]], dim=-1)
+
+
+class LatentPoints(nn.Module):
+    """PeCLR's projection: the class token as K unbounded points of a latent plane, with batch
+    statistics of all processes. All views have to be whole (nothing masked)."""
+
+    num_dims = 2
+
+    def __init__(
+        self, dim: int, *, num_keypoints: int = 64, hidden_dim: int = 512, num_hidden: int = 1
+    ) -> None:
+        super().__init__()
+        check_points(num_keypoints, self.num_dims)
+        self.num_keypoints = num_keypoints
+        layers: list[nn.Module] = []
+        for _ in range(num_hidden):
+            layers += [nn.Linear(dim, hidden_dim), BatchNorm1d(hidden_dim), nn.ReLU()]
+            dim = hidden_dim
+        self.project = nn.Sequential(*layers, nn.Linear(dim, num_keypoints * 2))
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Tokens of [V, D] to [V, K, 2] latents, fp32."""
+        return self.project(tokens.cls).float().unflatten(-1, (self.num_keypoints, 2))
 
 
 def agreed_deviation(a: Tensor, b: Tensor) -> Tensor:

@@ -8,19 +8,9 @@ from timm.layers import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from handmim.engine.optim import Schedule
+from handmim.losses.composite import choice, loss_dataclass, positive
 from handmim.objectives.base import Objective, Setup, StepContext, view_weights
-from handmim.utils.arguments import above, at_least, one_of, shares
-
-MIN_VAR = 1e-4  # of a target patch: flat patches are divided by no less than its root
-
-
-def normalise_patches(patches: Tensor, min_var: float = MIN_VAR) -> Tensor:
-    """Each patch [M, p*p*3] to mean 0 and variance 1 over all its values, floored: the noise of a
-    uniform background is no target."""
-    centred = patches - patches.mean(dim=-1, keepdim=True)
-    var = centred.square().mean(dim=-1, keepdim=True)
-    return centred * var.clamp(min=min_var).rsqrt()
+from handmim.utils.arguments import at_least, shares
 
 
 def patchify(image: Tensor, patch_px: int) -> Tensor:
@@ -36,17 +26,6 @@ def unpatchify(patches: Tensor, patch_px: int, grid_hw: tuple[int, int]) -> Tens
     h, w = grid_hw
     x = patches.reshape(len(patches), h, w, patch_px, patch_px, 3)
     return x.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), 3, h * patch_px, w * patch_px)
-
-
-def tap_blocks(tap_layers: Sequence[float], depth: int) -> tuple[int, ...]:
-    """Shares of the depth to block numbers from 1 to depth; shares of one block count once.
-
-    Raises: ValueError for no share, and for one outside (0, 1].
-    """
-    taps = [float(share) for share in tap_layers]
-    if not taps or not all(0.0 < share <= 1.0 for share in taps):
-        raise ValueError(f"tap_layers must be shares of the depth in (0, 1], got {taps}")
-    return tuple(dict.fromkeys(max(round(share * depth), 1) for share in taps))
 
 
 class PixelHead(nn.Module):
@@ -126,59 +105,44 @@ class PixelTargets(NamedTuple):
     num_views: int  # also those without a reconstructed patch
 
 
+@loss_dataclass
 class PixelRecon(Objective):
-    """Mean error of masked patches of the augmented view, in each view first, then over views.
-
-    Args:
-        head: "linear" or "decoder", the one head for dropped patches (task.mask_mode=drop).
-        depth, width, num_heads: of the decoder.
-        tap_layers: blocks whose mean tokens are read, in shares of the backbone's depth.
-        kind: "mse" (MAE) or "l1" (SimMIM).
-        per_patch_norm: normalise every target patch (MAE) or regress raw [0, 1] values (SimMIM).
-        min_var: floor of a patch's variance.
-        clean_target: pixels before colour augmentation; requires views.keep_clean=true.
-        visible_share: this share of the visible patches is reconstructed too.
-    """
+    """Mean error of masked patches of the augmented view, in each view first, then over views."""
 
     reads = frozenset({"visible_patches"})
+    head: str = choice("linear", "decoder")  # the latter for dropped patches (task.mask_mode=drop)
+    depth: int = 2  # of the decoder, like the next two
+    width: int | None = None
+    num_heads: int | None = None
+    tap_layers: Sequence[float] = (1.0,)  # blocks whose mean tokens are read, as shares of all
+    kind: str = choice("mse", "l1")  # MAE or SimMIM
+    # Every target patch gets mean 0 and variance 1 (MAE); else raw [0, 1] values (SimMIM).
+    per_patch_norm: bool = True
+    min_var: float = positive(1e-4)  # the noise of a uniform background is no target
+    clean_target: bool = False  # pixels before colour augmentation; requires views.keep_clean=true
+    visible_share: float = 0.0  # of the visible patches that are reconstructed too
 
-    def __init__(
-        self,
-        *,
-        weight: float | Schedule = 1.0,
-        head: str = "linear",
-        depth: int = 2,
-        width: int | None = None,
-        num_heads: int | None = None,
-        tap_layers: Sequence[float] = (1.0,),
-        kind: str = "mse",
-        per_patch_norm: bool = True,
-        min_var: float = MIN_VAR,
-        clean_target: bool = False,
-        visible_share: float = 0.0,
-    ) -> None:
-        super().__init__(weight)
-        one_of("head", head, ("linear", "decoder"))
-        one_of("kind", kind, ("mse", "l1"))
-        above(0.0, min_var=min_var)
-        shares(visible_share=visible_share)
-        tap_blocks(tap_layers, 1)  # refuses shares out of range
-        self.tap_layers, self.head_kind = tuple(tap_layers), head
-        self.decoder: dict[str, Any] = {"depth": depth, "width": width, "num_heads": num_heads}
-        self.kind, self.per_patch_norm, self.min_var = kind, per_patch_norm, min_var
-        self.clean_target, self.visible_share = clean_target, visible_share
-        if head == "linear":
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shares(visible_share=self.visible_share)
+        taps = list(map(float, self.tap_layers))
+        if not taps or not all(0.0 < share <= 1.0 for share in taps):
+            raise ValueError(f"tap_layers must be shares of the depth in (0, 1], got {taps}")
+        if self.head == "linear":
             self.reads = self.reads | {"masked_patches"}
 
     def build(self, setup: Setup) -> None:
-        self.taps = tap_blocks(self.tap_layers, setup.depth)
+        blocks = (max(round(share * setup.depth), 1) for share in self.tap_layers)
+        self.taps = tuple(dict.fromkeys(blocks))  # shares of one block count once
         self.patch_px = setup.patch_px
-        self.head: PixelHead | PixelDecoder
-        if self.head_kind == "linear":
-            self.head = PixelHead(setup.dim, setup.patch_px)
+        self.to_pixels: PixelHead | PixelDecoder
+        if self.head == "linear":
+            self.to_pixels = PixelHead(setup.dim, setup.patch_px)
         else:
-            self.head = PixelDecoder(setup.dim, setup.patch_px, setup.grid_hw, **self.decoder)
-            self.head.mask_token.requires_grad_(setup.drops_masked)
+            sizes: dict[str, Any] = {"width": self.width, "num_heads": self.num_heads}
+            shape = setup.dim, setup.patch_px, setup.grid_hw
+            self.to_pixels = PixelDecoder(*shape, depth=self.depth, **sizes)
+            self.to_pixels.mask_token.requires_grad_(setup.drops_masked)
 
     def predict(self, ctx: StepContext) -> PixelTargets:
         batch, is_masked = ctx.batch, ctx.is_masked
@@ -193,14 +157,16 @@ class PixelRecon(Objective):
             is_target = is_masked | (chance < self.visible_share)
             idx = is_target.flatten().nonzero().squeeze(1)  # waits for the device
         tokens = torch.stack([ctx.tapped[block] for block in self.taps]).mean(dim=0)
-        pred = self.head(tokens, idx, is_masked if ctx.drops_masked else None)
+        pred = self.to_pixels(tokens, idx, is_masked if ctx.drops_masked else None)
         target = patchify(source.flatten(0, 1), self.patch_px).flatten(0, 1)[idx]
         return PixelTargets(pred, target, view_weights(is_target, idx), len(is_target))
 
     def loss(self, ctx: StepContext, prediction: PixelTargets) -> Tensor:
         pred, target, weight, num_views = prediction
         if self.per_patch_norm:
-            target = normalise_patches(target, self.min_var)
+            centred = target - target.mean(dim=-1, keepdim=True)
+            var = centred.square().mean(dim=-1, keepdim=True)
+            target = centred * var.clamp(min=self.min_var).rsqrt()
         difference = pred.float() - target.float()
         error = difference.square() if self.kind == "mse" else difference.abs()
         return (error.mean(dim=-1) * weight).sum() / num_views

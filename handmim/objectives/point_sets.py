@@ -4,21 +4,17 @@ The hinges act against the collapses that regression allows: all points at one l
 template, one rigid shape. Points are [B, G, K, d] in their own view's ndc unless said otherwise.
 """
 
+import itertools
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from handmim.geometry.crop import from_source, to_source
+from handmim.geometry.crop import from_source, scale_of, to_source
 from handmim.types import PretrainBatch
 from handmim.utils.arguments import below_one
 from handmim.utils.ranks import count_over_ranks, gathered, mean_over_ranks
-
-KINDS = ("smooth_l1", "l2", "cosine")
-FRAMES = ("view", "source")
-PAIRS = ("cross", "cross+same")
-EMBEDS = ("shape", "canonical")
 
 
 def in_source(points: Tensor, batch: PretrainBatch, *, with_scale: bool = True) -> Tensor:
@@ -36,6 +32,18 @@ def in_views(points: Tensor, batch: PretrainBatch, *, with_scale: bool = True) -
 def points_of_next_view(points: Tensor, batch: PretrainBatch) -> Tensor:
     """The next view's points, carried to each view by the known maps."""
     return in_views(in_source(points, batch).roll(-1, dims=1), batch)
+
+
+def linear_part(source_from_view: Tensor, *, with_scale: bool) -> Tensor:
+    """[..., 2, 3] to [..., 2, 2]: rotation, stretch and flip of a map, without scale divided by
+    sqrt|det|."""
+    linear = source_from_view[..., :2].float()
+    return linear if with_scale else linear / scale_of(linear)[..., None, None]
+
+
+def carried(linear: Tensor, vectors: Tensor) -> Tensor:
+    """[..., 2, 2] applied to [..., P, 2] vectors, in the precision of its inputs."""
+    return (linear.unsqueeze(-3) * vectors.unsqueeze(-2)).sum(dim=-1)
 
 
 def _std(points: Tensor) -> Tensor:
@@ -129,25 +137,19 @@ def aligned_regression(
             counts = (in_view.detach()[..., :2].abs() <= limit_ndc).all(dim=-1, keepdim=True)
         other = in_view if frame == "view" else other
         if kind == "cosine":
-            costs.append(_cosine_distance(mine, other, counts, sync))
-        elif kind == "smooth_l1":
+            a, b = (torch.where(counts, x, 0.0).flatten(-2) for x in (mine, other))
+            distance = 1.0 - F.cosine_similarity(a, b, dim=-1, eps=1e-6)
+            is_counted = counts.any(dim=-2).squeeze(-1)
+            num = count_over_ranks(is_counted.sum(), sync=sync)
+            costs.append((distance * is_counted).sum() / num)
+            continue
+        if kind == "smooth_l1":
             error = F.smooth_l1_loss(mine, other, beta=beta_ndc, reduction="none") / scale
-            costs.append(_mean_where(counts, error, sync))
         else:
-            costs.append(_mean_where(counts, (mine - other).square() / scale**2, sync))
+            error = (mine - other).square() / scale**2
+        num = count_over_ranks(error.shape[-1] * counts.sum(), sync=sync)
+        costs.append(torch.where(counts, error, 0.0).sum() / num)
     return torch.stack(costs).mean()
-
-
-def _cosine_distance(mine: Tensor, other: Tensor, counts: Tensor, sync: bool) -> Tensor:
-    a, b = (torch.where(counts, x, 0.0).flatten(-2) for x in (mine, other))
-    is_counted = counts.any(dim=-2).squeeze(-1)
-    cosine = F.cosine_similarity(a, b, dim=-1, eps=1e-6)
-    return ((1.0 - cosine) * is_counted).sum() / count_over_ranks(is_counted.sum(), sync=sync)
-
-
-def _mean_where(counts: Tensor, error: Tensor, sync: bool) -> Tensor:
-    count = count_over_ranks(error.shape[-1] * counts.sum(), sync=sync)
-    return torch.where(counts, error, 0.0).sum() / count
 
 
 def spread_hinge(points: Tensor, min_std: float) -> Tensor:
@@ -229,8 +231,10 @@ def articulation_variance(
     return F.relu(min_std - std).square().mean() + covariance_weight * off_diagonal / len(cov)
 
 
-def _centred(points: Tensor) -> Tensor:
-    return (points - points.mean(dim=-2, keepdim=True)).flatten(-2)
+def _embedded(source: Tensor, embed: str, reference: Tensor | None = None) -> Tensor:
+    if embed == "canonical":
+        return canonical_shapes(source, reference)
+    return (source - source.mean(dim=-2, keepdim=True)).flatten(-2)
 
 
 def aligned_shapes(
@@ -243,8 +247,7 @@ def aligned_shapes(
     shortcut from a contrast.
     """
     source = in_source(points, batch, with_scale=invert_scale)
-    shapes = canonical_shapes(source) if embed == "canonical" else _centred(source)
-    return F.normalize(shapes, dim=-1)
+    return F.normalize(_embedded(source, embed), dim=-1)
 
 
 def aligned_nce(
@@ -263,18 +266,15 @@ def aligned_nce(
     dominate the cosine and leave no contrast. Arguments as in `aligned_shapes` and `nt_xent`.
     """
     mine, other = (in_source(p, batch, with_scale=invert_scale) for p in (points, target_points))
+    reference = None
     if embed == "canonical":
         reference = mean_shape(unit_shapes(other.detach()), sync=sync)
-        mine, other = (canonical_shapes(p, reference) for p in (mine, other))
-    else:
-        mine, other = _centred(mine), _centred(other)
-    mine, other = _without_template(mine, sync), _without_template(other, sync)
-    return nt_xent(mine, other, temp=temp, group=batch.group, sync=sync)
-
-
-def _without_template(shapes: Tensor, sync: bool) -> Tensor:
-    template = shapes.detach().mean(dim=(0, 1), keepdim=True)
-    return F.normalize(shapes - (mean_over_ranks(template) if sync else template), dim=-1)
+    sets = []
+    for shapes in (_embedded(mine, embed, reference), _embedded(other, embed, reference)):
+        template = shapes.detach().mean(dim=(0, 1), keepdim=True)
+        template = mean_over_ranks(template) if sync else template
+        sets.append(F.normalize(shapes - template, dim=-1))
+    return nt_xent(*sets, temp=temp, group=batch.group, sync=sync)
 
 
 def nt_xent(
@@ -306,15 +306,12 @@ def nt_xent(
         barred = group[:, None] == (gathered(group)[0] if sync else group)
     barred[own, own + first] = True  # of the own sample only the positive view stays, see below
     total, count = mine.new_zeros(()), 0
-    for u in range(num_views):
-        for t in range(num_views):
-            if t == u:
-                continue
-            views = list(range(num_views)) if both_views else [t]
-            cosine = torch.einsum("be,cve->bcv", mine[:, u], candidates[:, views])
-            left_out = barred[:, :, None].repeat(1, 1, len(views))
-            left_out[own, own + first, views.index(t)] = False
-            logits = (cosine / temp).masked_fill(left_out, -torch.inf).flatten(1)
-            label = (own + first) * len(views) + views.index(t)
-            total, count = total + F.cross_entropy(logits, label), count + 1
+    for u, t in itertools.permutations(range(num_views), 2):
+        views = list(range(num_views)) if both_views else [t]
+        cosine = torch.einsum("be,cve->bcv", mine[:, u], candidates[:, views])
+        left_out = barred[:, :, None].repeat(1, 1, len(views))
+        left_out[own, own + first, views.index(t)] = False
+        logits = (cosine / temp).masked_fill(left_out, -torch.inf).flatten(1)
+        label = (own + first) * len(views) + views.index(t)
+        total, count = total + F.cross_entropy(logits, label), count + 1
     return total / count

@@ -20,7 +20,7 @@ from handmim.models.centering import Centering, Sinkhorn
 from handmim.models.teacher import EmaTeacher
 from handmim.models.vit import ViT
 from handmim.models.weights.load import InitialWeights, load_initial
-from handmim.objectives.base import READS, Objective, Setup, StepContext, call
+from handmim.objectives.base import LAST_BLOCK, READS, Objective, Setup, StepContext, call
 from handmim.objectives.distillation import ProjectionHead
 from handmim.objectives.experimental import LowResRecon
 from handmim.objectives.keypoints import keypoint_diagnostics
@@ -73,6 +73,7 @@ class HandMimTask(nn.Module):
             setup.build(objective)
         self.student = nn.ModuleDict({"backbone": backbone, **setup.built})
         self.objectives = nn.ModuleDict(dict(objectives))
+        self.weights = {name: as_schedule(o.weight) for name, o in objectives.items()}
         self.reads = self._all_reads(objectives, setup)
         self.taps = tuple(dict.fromkeys(block for o in objectives.values() for block in o.taps))
         self._freeze_unread(backbone, objectives)
@@ -111,7 +112,9 @@ class HandMimTask(nn.Module):
 
     def _freeze_unread(self, backbone: ViT, objectives: Mapping[str, Objective]) -> None:
         """Freeze parameters that no loss can reach, for which distributed training would wait."""
-        self.ends_at_taps = not any(o.reads_last_block for o in objectives.values())
+        self.ends_at_taps = all(
+            o.taps and LAST_BLOCK.isdisjoint(o.reads) for o in objectives.values()
+        )
         if self.ends_at_taps:
             backbone.net.blocks[max(self.taps) :].requires_grad_(False)
         if self.drops_masked:
@@ -198,7 +201,7 @@ class HandMimTask(nn.Module):
             value = call(name, objective.loss, ctx, predictions[name])
             scalars[f"loss/{name}"] = value.detach()
             # A weight of 0 counts 0 times: parameters stay in the graph of distributed training.
-            losses.append(objective.weight(*info) * value)
+            losses.append(self.weights[name](*info) * value)
         loss = sum(losses[1:], start=losses[0])
         for name, objective in self.each.items():
             for prefix, targets in objective.targets(predictions[name]).items():

@@ -10,7 +10,7 @@ OBJECTIVES = {
     "koleo": "distillation.Koleo",
     "keypoint_align": "keypoint_align.KeypointAlign",
     "keypoint_agree": "keypoint_align.KeypointAgree",
-    "peclr": "peclr.PeCLR",
+    "peclr": "keypoint_align.PeCLR",
     "pixel_recon": "pixel_recon.PixelRecon",
     "view_affine": "keypoint_align.ViewAffine",
     "class_hog": "hog.ClassHog",
@@ -25,7 +25,8 @@ OBJECTIVES = {
 # Modules of objectives that share a file now.
 MERGED_OBJECTIVES = {
     **dict.fromkeys(("patch_distill", "class_distill", "prototypes", "koleo"), "distillation"),
-    **dict.fromkeys(("keypoint_agree", "view_affine"), "keypoint_align"),
+    **dict.fromkeys(("keypoint_agree", "view_affine", "peclr"), "keypoint_align"),
+    "peclr.LatentPoints": "keypoints.LatentPoints",
     **dict.fromkeys(
         (f"experimental.{name}" for name in ("dense_match", "latent_equivariance", "view_flow")),
         "experimental",
@@ -45,14 +46,14 @@ SHARED = ("rotation_deg", "full_rotation_prob", "scale", "shift_ndc")
 VIEWS = {f"hidden_{name}": f"shared_{name}" for name in SHARED}
 # The head that an objective took: its name of before, its module, the settings that were kept.
 HEADS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "pixel_recon": ("pixel", ".head", ("tap_layers", "depth", "width", "num_heads")),
-    "view_affine": ("affine", ".head", ("hidden_dim",)),
+    "pixel_recon": ("pixel", ".to_pixels", ("tap_layers", "depth", "width", "num_heads")),
+    "view_affine": ("affine", "", ("hidden_dim",)),
     "view_flow": ("displacement", "", ("warp_grid",)),
     "class_recon": ("thumbnail", "", ("thumb_px",)),
     "point_recon": ("point_thumbnail", "", ("thumb_px",)),
-    "class_hog": ("class_hog", ".head", ("cells", "hidden_dim")),
-    "point_hog": ("point_hog", ".head", ("cells", "hidden_dim")),
-    "patch_hog": ("patch_hog", ".head", ("per_patch",)),
+    "class_hog": ("class_hog", "", ("cells", "hidden_dim")),
+    "point_hog": ("point_hog", "", ("cells", "hidden_dim")),
+    "patch_hog": ("patch_hog", "", ("per_patch",)),
     "dense_match": ("dense", "", ("out_dim",)),
     "keypoint_agree": ("class_keypoint", ".head", ("hidden_dim", "num_hidden")),
 }
@@ -185,7 +186,6 @@ TARGETS: dict[str, str] = {
         f"handmim.objectives.{old}": f"handmim.objectives.{new}"
         for old, new in MERGED_OBJECTIVES.items()
     },
-    "handmim.models.heads.keypoint.LatentPoints": "handmim.objectives.peclr.LatentPoints",
     "handmim.models.heads.keypoint": "handmim.objectives.keypoints",
     "handmim.data.webdataset": "handmim.data.packed",
     "handmim.data.occlusion": "handmim.data.augment",
@@ -224,7 +224,13 @@ PREFIXES = {
     f"student.{old}.": f"objectives.{name}{module}." for name, (old, module, _) in HEADS.items()
 } | {
     "student.class_projection.": "objectives.class_distill.class_projection.",
-    "student.keypoint_predictor.": "objectives.keypoint_align.predictor.",
+    "student.keypoint_predictor.mlp.": "objectives.keypoint_align.delta.",
+    "objectives.keypoint_align.predictor.mlp.": "objectives.keypoint_align.delta.",
+    "objectives.pixel_recon.head.": "objectives.pixel_recon.to_pixels.",
+    **{
+        f"objectives.{name}.head.": f"objectives.{name}."
+        for name in ("view_affine", "class_hog", "point_hog", "patch_hog")
+    },
     "student.keypoint_prototypes.": "objectives.keypoint_align.keypoint_prototypes.",
     "centering.patches.": "objectives.patch_distill.centering.",
     "centering.classes.": "objectives.class_distill.centering.",

@@ -57,13 +57,15 @@ def _signature(node: ast.stmt, module: str) -> Signature | None:
         return Signature(hints, node.args.kwarg is not None)
     if not isinstance(node, ast.ClassDef):
         return None
+    for line in node.body:
+        if isinstance(line, ast.FunctionDef) and line.name == "__init__":
+            return _signature(line, module)
+    inherited = [found for base in _bases(node, module) if (found := _signature(*base))]
     if not any("dataclass" in ast.unparse(d) for d in node.decorator_list):
-        made = _method(node, module, "__init__")
-        return None if made is None else _signature(*made)
+        return inherited[0] if inherited else None
     fields: dict[str, Any] = {}
-    for base in _bases(node, module):
-        inherited = _signature(*base)
-        fields |= {} if inherited is None else inherited.parameters
+    for found in inherited:
+        fields |= found.parameters
     for line in node.body:
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
             text = ast.unparse(line)

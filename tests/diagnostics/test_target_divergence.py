@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from handmim.diagnostics.statistics import measure
-from handmim.objectives.distillation import masked_patch_ce
+from handmim.objectives.distillation import Pair, soft_cross_entropy
 from handmim.types import StepInfo
 from tests.tasks.test_pretrain_task import make_batch, make_task
 
@@ -23,10 +23,10 @@ def planted(answer):
     def changed(batch, info):
         ctx, predictions = predict(batch, info)
         found = predictions["patch_distill"]
-        probs = noisy_targets(len(found.teacher_probs))
-        own = found.student_logits  # whose gradient goes on
+        probs = noisy_targets(len(found.teacher))
+        own = found.student  # whose gradient goes on
         logits = temp * answer(probs).log() + own - own.detach()
-        return ctx, {"patch_distill": found._replace(teacher_probs=probs, student_logits=logits)}
+        return ctx, {"patch_distill": Pair(logits, probs)}
 
     task.predict = changed
     return task
@@ -62,9 +62,8 @@ def test_divergence_is_the_loss_without_entropy_in_one_go_or_in_parts():
     with torch.no_grad():
         _, predictions = task.predict(make_batch(), INFO)
     p, temp = predictions["patch_distill"], task.each["patch_distill"].student_temp
-    every = torch.full((len(p.weight),), 1 / len(p.weight))
-    cross_entropy = masked_patch_ce(p.student_logits, p.teacher_probs, every, 1, temp).item()
-    entropy = metrics["targets/entropy_of_each"] * math.log(p.teacher_probs.shape[-1])
+    cross_entropy = soft_cross_entropy(p.student, p.teacher, temp).mean().item()
+    entropy = metrics["targets/entropy_of_each"] * math.log(p.teacher.shape[-1])
     assert metrics["targets/kl_nats"] == pytest.approx(cross_entropy - entropy, rel=1e-4)
 
 

@@ -70,7 +70,7 @@ def test_peclr_stays_with_one_process_over_many_steps(quick, tmp_path):
 def test_a_part_without_a_loss_is_named(quick):
     for found in quick:
         text = found["own:idle part"]["error"]
-        assert "objectives.keypoint_align.predictor.mlp.0.weight" in text
+        assert "objectives.keypoint_align.delta.0.weight" in text
         assert "machine.devices=1" in text
 
 

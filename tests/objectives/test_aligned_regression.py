@@ -3,15 +3,16 @@ import math
 import pytest
 import torch
 
-from handmim.objectives.peclr import carried, linear_part
 from handmim.objectives.point_sets import (
-    FRAMES,
-    KINDS,
     RunningScale,
     aligned_regression,
+    carried,
+    linear_part,
     point_spread,
 )
 from tests.objectives.keypoint_cases import batch_of, random_maps, seen_points
+
+KINDS, FRAMES = ("smooth_l1", "l2", "cosine"), ("view", "source")
 
 EYE = torch.eye(2, 3).expand(1, 2, 2, 3)
 

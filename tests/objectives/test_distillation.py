@@ -7,8 +7,8 @@ import yaml
 
 from handmim.objectives.distillation import (
     ClassDistill,
-    ClassTargets,
     Koleo,
+    Pair,
     PatchDistill,
     cross_view_ce,
     koleo,
@@ -24,7 +24,7 @@ def test_other_views_are_the_target():
     student = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
     teacher = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
     # view 0 against target (0, 1): ln(1 + e^2); view 1 against (1, 0): ln 2
-    loss = ClassDistill(student_temp=0.5).loss(CONTEXT, ClassTargets(student, teacher))
+    loss = ClassDistill(student_temp=0.5).loss(CONTEXT, Pair(student, teacher))
     assert loss.item() == pytest.approx((math.log(1 + math.exp(2)) + math.log(2)) / 2, rel=1e-6)
 
 
@@ -40,7 +40,7 @@ def test_all_pairs_of_different_views_count_alike(num_views, num_local):
         if v != q
     ]
     assert len(costs) == num_views * (num_views + num_local - 1)
-    loss = cross_view_ce(ClassTargets(student, teacher), 0.1)
+    loss = cross_view_ce(Pair(student, teacher), 0.1)
     assert loss.item() == pytest.approx(sum(costs) / len(costs), rel=1e-5)
 
 
@@ -48,7 +48,7 @@ def test_a_views_own_target_has_no_gradient():
     g = torch.Generator().manual_seed(0)
     student = torch.randn(2, 2, 5, generator=g, requires_grad=True)
     teacher = torch.randn(2, 2, 5, generator=g).softmax(-1).requires_grad_()
-    loss = cross_view_ce(ClassTargets(student, teacher), 0.1)
+    loss = cross_view_ce(Pair(student, teacher), 0.1)
     (grad,) = torch.autograd.grad(loss, student)
     # d CE / d logits = (softmax - target) / temp, over 2 pairs and 2 samples
     want = ((student / 0.1).softmax(-1) - teacher.flip(1)) / 0.1 / 4
@@ -57,7 +57,7 @@ def test_a_views_own_target_has_no_gradient():
 
 def test_one_view_alone_has_nothing_to_predict():
     with pytest.raises(ValueError, match=r"views\.num_views"):
-        cross_view_ce(ClassTargets(torch.zeros(2, 1, 4), torch.zeros(2, 1, 4)), 0.1)
+        cross_view_ce(Pair(torch.zeros(2, 1, 4), torch.zeros(2, 1, 4)), 0.1)
 
 
 @pytest.mark.parametrize("objective", [PatchDistill, ClassDistill])
@@ -70,7 +70,7 @@ def test_class_losses_keep_full_precision_under_autocast():
     g = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(4, 2, 64, generator=g), torch.randn(4, 2, 64, generator=g)
     ctx = context(batch_of(torch.eye(2, 3).expand(4, 2, 2, 3)), cls=student)
-    targets = ClassTargets(student, (teacher / 0.05).softmax(dim=-1))
+    targets = Pair(student, (teacher / 0.05).softmax(dim=-1))
     for objective, prediction in ((ClassDistill(), targets), (Koleo(), None)):
         whole = objective.loss(ctx, prediction)
         with torch.autocast("cpu", torch.bfloat16):

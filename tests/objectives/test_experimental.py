@@ -13,7 +13,6 @@ from handmim.objectives.experimental import (
     PointRecon,
     ViewFlow,
     low_resolution,
-    patch_centres,
 )
 from handmim.types import PretrainBatch
 from tests.objectives.keypoint_cases import context
@@ -33,9 +32,15 @@ def maps(angle_deg: float, scale: float = 1.0, shift: float = 0.0) -> torch.Tens
     return similarity(size, turn, move)
 
 
+def patch_centres() -> torch.Tensor:
+    """[36, 2] ndc of a grid of 6 x 6 patches, row by row."""
+    c = (torch.arange(6) + 0.5) / 3 - 1
+    return torch.stack(torch.meshgrid(c, c, indexing="xy"), dim=-1).flatten(0, 1)
+
+
 def position_codes(batch: PretrainBatch, width: float = 0.15) -> torch.Tensor:
     """[B, G, N, 400] unit embeddings that depend on the position in the source only."""
-    centres = patch_centres(36).expand(*batch.source_from_view.shape[:2], 36, 2)
+    centres = patch_centres().expand(*batch.source_from_view.shape[:2], 36, 2)
     positions = to_source(centres, batch.source_from_view, batch.displacement_ndc)
     c = torch.linspace(-1.9, 1.9, 20)
     grid = torch.stack(torch.meshgrid(c, c, indexing="xy"), dim=-1).flatten(0, 1)
@@ -66,11 +71,9 @@ def test_patches_without_a_partner_do_not_count():
     assert dense.grad.abs().sum() == 0
 
 
-def test_patch_centres_are_row_by_row():
-    centres = patch_centres(4)
-    assert centres.tolist() == [[-0.5, -0.5], [0.5, -0.5], [-0.5, 0.5], [0.5, 0.5]]
+def test_a_grid_that_is_not_square_and_a_bad_temperature_are_refused():
     with pytest.raises(ValueError, match="square grid"):
-        patch_centres(6)
+        DenseMatch().loss(context(batch_of(maps(0.0))), torch.rand(3, 2, 6, 4))
     with pytest.raises(ValueError, match="temp must be > 0"):
         DenseMatch(temp=0.0)
 

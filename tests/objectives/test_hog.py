@@ -1,17 +1,12 @@
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from handmim.objectives.hog import (
-    ClassHog,
-    HogHead,
-    PatchHog,
-    PatchHogHead,
-    PointHog,
-    PointHogHead,
-    oriented_gradients,
-)
+from handmim.objectives.base import Setup
+from handmim.objectives.hog import ClassHog, PatchHog, PointHog, oriented_gradients
+from handmim.objectives.keypoints import KeypointHead
 from handmim.types import PretrainBatch
 from tests.objectives.keypoint_cases import context
 
@@ -62,21 +57,34 @@ def test_cells_read_their_own_position_at_any_image_size():
     assert (hog > 0).sum() <= 4
 
 
+def of_patches(per_patch: int):
+    """PatchHog of 3 x 3 patches of 4 channels, and what it makes of tokens [B, G, 9, 4]."""
+    objective = PatchHog(per_patch=per_patch)
+    objective.build(Setup(4, grid_hw=(3, 3)))
+
+    def predict(tokens: torch.Tensor) -> torch.Tensor:
+        views = torch.zeros(*tokens.shape[:2], 3, 8, 8)
+        batch = batch_of(views, torch.zeros(*tokens.shape[:3], dtype=torch.bool))
+        return objective.predict(context(batch, patches=tokens))
+
+    return objective, predict
+
+
 def test_head_of_patches_puts_cells_where_they_belong():
-    head = PatchHogHead(4, (3, 3), per_patch=2)
+    objective, predict = of_patches(2)
     with torch.no_grad():
-        head.project[-1].weight.zero_()
-        head.project[-1].bias.copy_(torch.arange(4.0).repeat(9))
-    out = head(torch.randn(5, 2, 9, 4))
+        objective.project[-1].weight.zero_()
+        objective.project[-1].bias.copy_(torch.arange(4.0).repeat(9))
+    out = predict(torch.randn(5, 2, 9, 4))
     assert out.shape == (5, 2, 9, 6, 6)
     tile = torch.tensor([[0.0, 1.0], [2.0, 3.0]]).repeat(3, 3)
     torch.testing.assert_close(out[0, 0], tile.expand(9, 6, 6))
     # A patch's token changes its own cells only.
-    tokens = torch.randn(1, 9, 4)
-    head = PatchHogHead(4, (3, 3), per_patch=1)
+    tokens = torch.randn(1, 1, 9, 4)
+    _, predict = of_patches(1)
     moved = tokens.clone()
-    moved[0, 5] = torch.randn(4)
-    changed = (head(tokens) - head(moved)).abs().sum(dim=1)[0] > 0
+    moved[0, 0, 5] = torch.randn(4)
+    changed = (predict(tokens) - predict(moved)).abs().sum(dim=2)[0, 0] > 0
     assert changed.nonzero().tolist() == [[1, 2]]
 
 
@@ -120,33 +128,43 @@ def test_unknown_choices_of_hog_are_refused(objective, option):
         objective(**{option: "nothing"})
 
 
+def of_points(num_keypoints: int, points: torch.Tensor, **sizes: int) -> torch.Tensor:
+    """[n, G, 9, s, s] gradients from points [n, G, K, d]."""
+    torch.manual_seed(0)
+    objective = PointHog(points_from="own", **sizes)
+    head = partial(KeypointHead, num_keypoints=num_keypoints)
+    objective.build(Setup(4, heads={"keypoint": head}))
+    views = torch.zeros(*points.shape[:2], 3, 8, 8)
+    batch = batch_of(views, torch.zeros(*points.shape[:2], 1, dtype=torch.bool))
+    return objective.predict(context(batch, keypoints=points))
+
+
 def test_head_of_a_vector():
-    out = HogHead(12, cells=5)(torch.randn(2, 3, 12))
+    objective = ClassHog(cells=5)
+    objective.build(Setup(12))
+    batch = batch_of(torch.zeros(2, 3, 3, 8, 8), torch.zeros(2, 3, 1, dtype=torch.bool))
+    out = objective.predict(context(batch, cls=torch.randn(2, 3, 12)))
     assert out.shape == (2, 3, 9, 5, 5)
     assert out.dtype == torch.float32
 
 
 def test_drawn_points_predict_gradients_around_their_own_position():
-    torch.manual_seed(0)
-    head = PointHogHead(3, cells=8, hidden_dim=16)
-    points = torch.tensor([[[-0.5, -0.25], [0.0, 0.25], [0.25, 0.0]]])
-    here = head(points.flatten(1))
+    points = torch.tensor([[[[-0.5, -0.25], [0.0, 0.25], [0.25, 0.0]]]])
+    here = of_points(3, points, cells=8, hidden_dim=16)[0]
     assert here.shape == (1, 9, 8, 8)
     assert here.dtype == torch.float32
     # A cell is 0.25 ndc: points one cell to the right, gradients one cell to the right.
-    moved = head((points + torch.tensor([0.25, 0.0])).flatten(1))
+    moved = of_points(3, points + torch.tensor([0.25, 0.0]), cells=8, hidden_dim=16)[0]
     torch.testing.assert_close(moved[..., 2:7, 2:7], here[..., 2:7, 1:6], atol=5e-4, rtol=0)
     # The first point moves, and three cells further nothing changes.
-    points[:, 0] += 0.05
-    change = (head(points.flatten(1)) - here).abs().amax(dim=(0, 1))
+    points[:, :, 0] += 0.05
+    change = (of_points(3, points, cells=8, hidden_dim=16)[0] - here).abs().amax(dim=(0, 1))
     assert change[:, 6:].max() < 1e-3 < change[2:4, 1:3].min()
 
 
 def test_drawn_points_get_a_gradient_and_ignore_depth():
-    torch.manual_seed(0)
-    head = PointHogHead(4, cells=6)
     points = (torch.rand(2, 3, 4, 3) - 0.5).requires_grad_()
-    head(points.flatten(2)).square().sum().backward()
+    of_points(4, points, cells=6).square().sum().backward()
     assert points.grad is not None
     assert (points.grad[..., :2].abs() > 0).all()
     assert (points.grad[..., 2] == 0).all()

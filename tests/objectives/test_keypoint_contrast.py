@@ -4,18 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from handmim.objectives.point_sets import (
-    EMBEDS,
-    aligned_nce,
-    aligned_shapes,
-    nt_xent,
-)
+from handmim.objectives.point_sets import aligned_nce, aligned_shapes, nt_xent
 from tests.objectives.keypoint_cases import batch_of, random_maps, seen_points
 
 ALIKE = torch.tensor([1.0, 0.0]).expand(4, 2, 2)  # embeddings that tell nothing apart
 
 
-@pytest.mark.parametrize("embed", EMBEDS)
+@pytest.mark.parametrize("embed", ["shape", "canonical"])
 @pytest.mark.parametrize("d", [2, 3])
 def test_contrast_prefers_matching_samples(embed, d):
     batch = batch_of(random_maps(16, 2, scale=(0.8, 1.0)))
@@ -87,7 +82,7 @@ def test_one_sample_has_nothing_to_be_contrasted_with(both_views):
     assert aligned_nce(points, points, batch, temp=0.1).item() == 0.0
 
 
-@pytest.mark.parametrize("embed", EMBEDS)
+@pytest.mark.parametrize("embed", ["shape", "canonical"])
 def test_aligned_shapes_of_two_views_are_one_unit_vector(embed):
     maps = random_maps(8, 2, general=embed == "shape")
     warp = 0.08 * torch.randn(8, 2, 2, 4, 4, generator=torch.Generator().manual_seed(3))

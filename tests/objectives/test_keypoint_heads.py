@@ -1,10 +1,13 @@
+from functools import partial
+
 import pytest
 import torch
 
-from handmim.objectives.keypoint_align import AffineHead, KeypointPredictor
-from handmim.objectives.keypoints import KeypointHead, SoftArgmaxKeypoints
-from handmim.objectives.peclr import LatentPoints
+from handmim.objectives.base import Setup
+from handmim.objectives.keypoint_align import KeypointAlign, ViewAffine
+from handmim.objectives.keypoints import KeypointHead, LatentPoints, SoftArgmaxKeypoints
 from handmim.types import Tokens
+from tests.objectives.keypoint_cases import batch_of, context
 
 
 def tokens(v: int, dim: int, h: int = 4, w: int = 4, seed: int = 0) -> Tokens:
@@ -129,16 +132,20 @@ def test_latent_points_are_unbounded():
 
 @pytest.mark.parametrize("num_dims", [2, 3])
 def test_the_predictor_starts_as_the_identity_and_learns(num_dims):
-    head = KeypointPredictor(6, num_dims, hidden_dim=16)
     points = torch.randn(3, 2, 6, num_dims)
-    torch.testing.assert_close(head(points), points)
-    head(points).square().sum().backward()
-    assert head.mlp[-1].weight.grad.abs().sum() > 0
+    objective = KeypointAlign(predictor=True, target="student")
+    heads = {"keypoint": partial(KeypointHead, num_keypoints=6, num_dims=num_dims)}
+    objective.build(Setup(4, heads=heads))
+    eye = torch.eye(2, 3).expand(3, 2, 2, 3)
+    predicted = objective.predict(context(batch_of(eye), keypoints=points)).predicted
+    torch.testing.assert_close(predicted, points)
+    predicted.square().sum().backward()
+    assert objective.delta[-1].weight.grad.abs().sum() > 0
 
 
-def test_affine_head_adds_to_the_identity():
-    head = AffineHead(4, hidden_dim=8)
-    torch.nn.init.zeros_(head.mlp[-1].weight)
-    torch.testing.assert_close(
-        head(torch.randn(3, 4), torch.randn(3, 4)), torch.eye(2, 3).expand(3, 2, 3)
-    )
+def test_the_predicted_map_starts_from_the_identity():
+    objective, eye = ViewAffine(hidden_dim=8), torch.eye(2, 3).expand(3, 2, 2, 3)
+    objective.build(Setup(4))
+    torch.nn.init.zeros_(objective.mlp[-1].weight)
+    ctx = context(batch_of(eye), cls=torch.randn(3, 2, 4))
+    torch.testing.assert_close(objective.predict(ctx), eye)

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from handmim.models.vit import ViT
-from handmim.objectives.pixel_recon import PixelDecoder, PixelHead, patchify, tap_blocks, unpatchify
+from handmim.objectives.base import Setup
+from handmim.objectives.pixel_recon import PixelDecoder, PixelHead, PixelRecon, patchify, unpatchify
 
 
 def decoder(**kwargs: object) -> PixelDecoder:
@@ -85,13 +86,21 @@ def test_the_decoder_distinguishes_positions_of_equal_tokens():
     assert "positions" not in decoder().state_dict()
 
 
-def test_shares_of_the_depth_become_blocks():
-    assert tap_blocks([1.0], 12) == (12,)
-    assert tap_blocks([0.75], 12) == (9,)
-    assert tap_blocks([0.5, 0.75, 1.0], 12) == (6, 9, 12)
-    assert tap_blocks([0.5, 0.75, 1.0], 24) == (12, 18, 24)
-    assert tap_blocks([0.5, 0.75, 1.0], 3) == (2, 3)
-    assert tap_blocks([0.01], 3) == (1,)
+@pytest.mark.parametrize(
+    ("shares", "depth", "taps"),
+    [
+        ([1.0], 12, (12,)),
+        ([0.75], 12, (9,)),
+        ([0.5, 0.75, 1.0], 12, (6, 9, 12)),
+        ([0.5, 0.75, 1.0], 24, (12, 18, 24)),
+        ([0.5, 0.75, 1.0], 3, (2, 3)),
+        ([0.01], 3, (1,)),
+    ],
+)
+def test_shares_of_the_depth_become_blocks(shares, depth, taps):
+    objective = PixelRecon(tap_layers=shares)
+    objective.build(Setup(8, depth=depth))
+    assert objective.taps == taps
 
 
 @pytest.mark.parametrize("bad", [{"width": 18}, {"num_heads": 3}, {"depth": 0}])

@@ -8,7 +8,6 @@ from handmim.objectives.pixel_recon import (
     PixelHead,
     PixelRecon,
     PixelTargets,
-    normalise_patches,
     patchify,
 )
 from handmim.types import StepInfo, Tokens
@@ -23,10 +22,12 @@ def cost(term: PixelRecon, pred: torch.Tensor, target: torch.Tensor, weight: lis
 
 
 def test_normalised_patches_have_mean_0_and_variance_1_and_flat_ones_stay_flat():
-    patches = torch.tensor([[0.0, 1.0, 0.0, 1.0], [0.5, 0.5, 0.5, 0.501]])
-    out = normalise_patches(patches)
-    torch.testing.assert_close(out[0], torch.tensor([-1.0, 1.0, -1.0, 1.0]))
-    assert out[1].abs().max() < 0.1  # without the floor the noise would reach 1.7
+    term, zeros = PixelRecon(kind="l1"), torch.zeros(1, 4)
+    for patch, value in (([0.0, 1.0, 0.0, 1.0], 1.0), ([0.5, 0.5, 0.5, 0.501], 0.0)):
+        found = cost(term, zeros, torch.tensor([patch]), [2.0]).item()
+        assert found == pytest.approx(value, abs=0.1)  # without the floor noise would reach 0.87
+    same = torch.tensor([[-1.0, 1.0, -1.0, 1.0]])
+    assert cost(term, same, 3 * same + 2, [1.0]).item() == pytest.approx(0.0, abs=1e-6)
 
 
 @pytest.mark.parametrize(("kind", "value"), [("mse", 2.75), ("l1", 1.25)])
@@ -87,7 +88,7 @@ def test_the_pixel_head_is_one_override(overrides, cls, taps):
     assert set(objectives) == {"pixel_recon"}
     objective = instantiate(objectives.pixel_recon)
     objective.build(Setup(24, patch_px=8, grid_hw=(4, 4), depth=2))
-    assert isinstance(objective.head, cls)
+    assert isinstance(objective.to_pixels, cls)
     assert objective.taps == taps
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from handmim.geometry.crop import bounded, from_source, similarity
-from handmim.objectives.hog import code_of_points
+from handmim.objectives.hog import PointHog
 from handmim.types import PretrainBatch
 from tests.objectives.keypoint_cases import context
 
@@ -54,8 +54,8 @@ def batch_with(*kinds: str) -> PretrainBatch:
 
 def predicting(batch: PretrainBatch, points: torch.Tensor, points_from: str) -> torch.Tensor:
     """[B, G, K, d] as the heads that read points get them."""
-    code = code_of_points(context(batch, keypoints=points), points_from)
-    return code.unflatten(2, points.shape[2:])
+    ctx = context(batch, keypoints=points)
+    return PointHog(points_from=points_from).points(ctx)
 
 
 def true_points(batch: PretrainBatch, d: int = 2) -> torch.Tensor:

@@ -288,7 +288,7 @@ def test_a_collapse_is_warned_of_once_until_it_ends(run, warned):
 @torch.no_grad()
 def test_terms_that_die_or_drown_the_others_are_named(weight, name, run):
     task = fresh()
-    task.each["pixel_recon"].weight = Schedule(weight)
+    task.weights["pixel_recon"] = Schedule(weight)
     found = triggered(detection()(task, INFO, run))
     assert name in found
     if weight < 1:

@@ -122,8 +122,8 @@ def test_the_teacher_encodes_whole_views_and_the_student_masked_ones():
         teacher_logits = task.teacher.net["projection"](whole)
         temp = task.teacher_temp(0, 10)
         probs = task.each["patch_distill"].centering(teacher_logits, temp)
-        torch.testing.assert_close(found.teacher_probs, probs)
-        torch.testing.assert_close(found.student_logits, task.student["projection"](own))
+        torch.testing.assert_close(found.teacher, probs)
+        torch.testing.assert_close(found.student, task.student["projection"](own))
 
 
 def test_teacher_follows_by_the_scheduled_momentum():

@@ -293,7 +293,7 @@ def test_terms_that_die_or_drown_the_others_are_named(weight, name, run):
     assert name in found
     if weight < 1:
         assert found == {name}
-    task.each["pixel_recon"].weight = Schedule(0.0)
+    task.weights["pixel_recon"] = Schedule(0.0)
     assert not any("pixel_recon" in k for k in detection()(task, INFO, run))
 
 

@@ -20,5 +20,15 @@ def test_the_temperature_of_all_classes_goes_to_both_of_their_objectives():
 
 
 def test_entries_of_heads_are_those_of_their_objectives():
-    assert new_entry("student.pixel.out.weight") == "objectives.pixel_recon.head.out.weight"
+    names = {
+        "student.pixel.out.weight": "pixel_recon.to_pixels.out.weight",
+        "objectives.pixel_recon.head.out.weight": "pixel_recon.to_pixels.out.weight",
+        "student.class_hog.mlp.1.weight": "class_hog.mlp.1.weight",
+        "objectives.point_hog.head.net.0.bias": "point_hog.net.0.bias",
+        "student.keypoint_predictor.mlp.0.bias": "keypoint_align.delta.0.bias",
+        "objectives.keypoint_align.predictor.mlp.0.bias": "keypoint_align.delta.0.bias",
+    }
+    assert {name: new_entry(name) for name in names} == {
+        name: f"objectives.{new}" for name, new in names.items()
+    }
     assert new_entry("student.backbone.net.norm.weight") == "student.backbone.net.norm.weight"

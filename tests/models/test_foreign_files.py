@@ -48,7 +48,7 @@ def test_the_twelve_heads_of_mocov3s_small_vit_are_known(prefix: str, tmp_path: 
     net.pos_embed.data = fixed_positions(384, rows_first=True)
     content = {"arch": "vit_small", "state_dict": renamed(net.state_dict(), prefix)}
     path = saved(tmp_path / "a.pth.tar", content)
-    with pytest.raises(ValueError, match=r"num_heads=12; .*12 heads \(required 6\)"):
+    with pytest.raises(ValueError, match=r"num_heads=12; .*num_heads 12 \(required 6\)"):
         load_initial(ours(size=SMALL), path)
     vit = ours(size=SMALL | {"num_heads": 12})
     assert load_initial(vit, path).warnings == ()
@@ -70,7 +70,7 @@ def test_the_fixed_positions_of_mae_state_its_heads(tmp_path: Path):
     net.pos_embed.data = fixed_positions(768, rows_first=False)
     path = saved(tmp_path / "a.pth", {"model": net.state_dict()})
     assert load_initial(ours(size=size), path).warnings == ()
-    with pytest.raises(ValueError, match="12 heads"):
+    with pytest.raises(ValueError, match="num_heads 12"):
         load_initial(ours(size=size | {"num_heads": 8}), path)
 
 
@@ -89,7 +89,7 @@ def test_saved_arguments_state_the_network(args: Any, also: Any, tmp_path: Path)
     content = {"teacher": net.state_dict(), "args": argparse.Namespace(**args, **kwargs), **also}
     path = saved(tmp_path / "a.pth", content)
     assert not any("heads" in w for w in load_initial(ours(size=SMALL), path).warnings)
-    with pytest.raises(ValueError, match=r"6 heads|heads 6 against 12"):
+    with pytest.raises(ValueError, match="num_heads 6"):
         load_initial(ours(size=SMALL | {"num_heads": 12}), path)
 
 

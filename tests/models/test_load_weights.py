@@ -280,7 +280,7 @@ def test_our_checkpoints_state_their_heads(tmp_path: Path):
     state = {"task": renamed(ours(size=size).net.state_dict(), "student.backbone.net.")}
     torch.save(state | {"config": {"task": {"backbone": backbone}}}, tmp_path / "last.pt")
     assert load_initial(ours(size=size), str(tmp_path / "last.pt")).warnings == ()
-    with pytest.raises(ValueError, match=r"give \+\+task.backbone.size.num_heads=4; .*4 heads"):
+    with pytest.raises(ValueError, match=r"give \+\+task.backbone.size.num_heads=4; .*num_heads 4"):
         load_initial(ours(size=size | {"num_heads": 1}), str(tmp_path / "last.pt"))
 
 
@@ -303,14 +303,14 @@ def test_our_own_files_state_their_kind(tmp_path: Path):
     assert report.meta["step"] == "7"
     for name, value in vit.net.state_dict().items():
         torch.testing.assert_close(same.net.state_dict()[name], value)
-    with pytest.raises(ValueError, match="pixel_norm=imagenet"):
+    with pytest.raises(ValueError, match=r"pixel_norm imagenet \(required per_image\)"):
         load_initial(ours(pixel_norm="per_image"), str(path))
-    with pytest.raises(ValueError, match="2 heads \\(required 4\\)"):
+    with pytest.raises(ValueError, match="num_heads 2 \\(required 4\\)"):
         load_initial(ours(size=SIZE | {"num_heads": 4}), str(path))
     saved = {"task": renamed(vit.net.state_dict(), "student.backbone.net.")}
     config = {"task": {"backbone": {"pixel_norm": "per_image"}}}
     torch.save(saved | {"config": config}, tmp_path / "last.pt")
-    with pytest.raises(ValueError, match=r"pixel_norm=per_image .*this backbone has imagenet"):
+    with pytest.raises(ValueError, match=r"pixel_norm per_image \(required imagenet\)"):
         load_initial(ours(), str(tmp_path / "last.pt"))
 
 

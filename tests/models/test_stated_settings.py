@@ -32,7 +32,7 @@ FOUR = {
 def test_heads_are_read_in_every_spelling(spelling: str, tmp_path: Path):
     net = theirs(num_heads=4)
     path = saved(tmp_path / "a.pth", {"model": net.state_dict(), **FOUR[spelling]})
-    with pytest.raises(ValueError, match=r"num_heads=4; .* 4 heads \(required 2\) by .*\w"):
+    with pytest.raises(ValueError, match=r"num_heads=4; .* num_heads 4 \(required 2\) by .*\w"):
         load_initial(ours(), path)
     vit = ours(size=SIZE | {"num_heads": 4})
     (warning,) = load_initial(vit, path).warnings
@@ -54,7 +54,7 @@ def test_hyper_parameters_of_every_lightning_are_read(module: str, tmp_path: Pat
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(AttributeDict=kind))
     content = {"state_dict": theirs().state_dict(), "hyper_parameters": kind(num_heads=4)}
     path = saved(tmp_path / "a.ckpt", content)
-    with pytest.raises(ValueError, match=r"4 heads \(required 2\) by hyper_parameters\.num_heads"):
+    with pytest.raises(ValueError, match=r"num_heads 4 \(required 2\) by hyper_parameters\.num_heads"):
         load_initial(ours(), path)
 
 
@@ -66,9 +66,9 @@ def test_hyper_parameters_of_every_lightning_are_read(module: str, tmp_path: Pat
         ({"args": {"act_layer": "torch.nn.ReLU"}}, "act_layer=relu"),
         (
             {"args": {"model": "vit_small_patch16_224", "act_layer": "relu"}},
-            "activation.relu",
+            "activation relu",
         ),
-        ({"args": {"model": "vit_small_patch16_224", "num_heads": 4}}, "4 heads|heads 4"),
+        ({"args": {"model": "vit_small_patch16_224", "num_heads": 4}}, "num_heads 4"),
         ({"config": {"head": {"act_layer": "relu"}, "activation": "relu"}}, ""),
     ],
 )
@@ -113,7 +113,7 @@ def test_an_unknown_kind_beside_the_weights_is_warned_of(config: Any, message: s
     assert any(message in w for w in warnings)
     assert not any("heads" in w for w in warnings)
     (tmp_path / "config.json").write_text(json.dumps(config | more | {"num_attention_heads": 4}))
-    with pytest.raises(ValueError, match=r"4 heads \(required 2\) by config\.json beside it"):
+    with pytest.raises(ValueError, match=r"num_heads 4 \(required 2\) by config\.json beside it"):
         load_initial(ours(), str(tmp_path / "model.safetensors"))
 
 

@@ -65,8 +65,13 @@ def read_weights(source: str) -> WeightFile:
         raise FileNotFoundError(f"{path} is a folder{found}")
     elif not path.exists():
         raise FileNotFoundError(f"no weights at {path}")
-    index = _index_of(path)
-    content = _one_file(path) if index is None else (_sharded(index), {}, {})
+    index, shard = path, SHARD.fullmatch(path.name)
+    if shard:
+        index = path.with_name(f"{shard[1]}{shard[2]}{INDEX}")
+        if not index.is_file():
+            raise FileNotFoundError(f"{path} is a shard, and their index {index} is missing")
+    is_one = not index.name.endswith(INDEX)
+    content = _one_file(path) if is_one else (_sharded(index), {}, {})
     return WeightFile(source, *content, _hub_config(path.parent), card)
 
 
@@ -135,17 +140,6 @@ def _flat(state: Any, name: str, depth: int, nodes: Iterator[int]) -> Iterator[t
     elif isinstance(state, Mapping):
         for key, value in state.items():
             yield from _flat(value, f"{name}.{key}" if name else str(key), depth - 1, nodes)
-
-
-def _index_of(path: Path) -> Path | None:
-    if path.name.endswith(INDEX):
-        return path
-    if not (found := SHARD.fullmatch(path.name)):
-        return None
-    index = path.with_name(f"{found[1]}{found[2]}{INDEX}")
-    if not index.is_file():
-        raise FileNotFoundError(f"{path} is a shard, and their index {index} is missing")
-    return index
 
 
 def _sharded(index: Path) -> dict[str, Tensor]:

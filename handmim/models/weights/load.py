@@ -1,19 +1,21 @@
 """A backbone's first weights: our own exports and checkpoints, or those of public ViTs.
 
 A transformer of another size is refused, and one that computes otherwise with tensors of the same
-shapes. Properties that the file does not state are a warning."""
+shapes: one image goes through timm's own network, where it is known, and through ours. Properties
+that the file does not state are a warning."""
 
+import inspect
 import logging
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import timm
 import torch
-from torch import Tensor
+from timm.layers import LayerNorm
+from torch import nn
 
-from handmim.models.vit import ViT
-from handmim.models.weights.compare import is_same_network, token_difference
+from handmim.models.vit import ViT, activation_name
 from handmim.models.weights.files import read_weights
 from handmim.models.weights.names import (
     PATCHES,
@@ -40,7 +42,16 @@ BACKBONES = {
 ROUNDING = 1e-4  # relative difference of tokens of one network, computed twice
 TOLERATED = ("class token", "epsilon")  # differences of networks that are warnings alone
 SIZE = "++task.backbone.size"
-ACT_LAYER = f"{SIZE}.act_layer"
+OVERRIDES = {
+    "num_heads": f"{SIZE}.num_heads",
+    "activation": f"{SIZE}.act_layer",
+    "pixel_norm": "task.backbone.pixel_norm",
+}
+FREE_ARGS = ("img_size", "patch_size", "num_classes", "weight_init", "drop_path_rate")
+# Arguments of timm itself, which choose files to read.
+LOADING = {*inspect.signature(timm.create_model).parameters, "features_only"} - {"kwargs"}
+MAX_SETTING = 1024  # depth and widths, where no tensor is larger
+MAX_GRID = 14  # patches along a side of the compared image
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,12 @@ def load_initial(backbone: ViT, source: str | None) -> InitialWeights:
         return InitialWeights("random", missing=(*mine, "mask_token"))
     file = read_weights(source)
     found = find_vit(file)
-    raw = {name: _checked(name, value, source) for name, value in found.weights.items()}
+    for name, value in found.weights.items():
+        if not value.is_floating_point() or value.layout != torch.strided:
+            raise ValueError(f"{source}: {name} is of {value.dtype}, floats are required")
+        if not value.isfinite().all():
+            raise ValueError(f"{source} does not fit this backbone: {name} is not finite")
+    raw = {name: value.float() for name, value in found.weights.items()}
     stated, weights = stated_network(file, raw), dict(raw)
     folded = fold_layer_scale(weights, mine) + fold_biases(weights, mine)
     if parts := foreign_parts(weights, mine):
@@ -97,15 +113,12 @@ def load_initial(backbone: ViT, source: str | None) -> InitialWeights:
             f"{source} is no plain ViT but has {'; '.join(parts)}: its features would differ, take "
             "weights without"
         )
-    _check_size(backbone, weights, source, stated)
-    _check_stated(backbone, source, stated)
+    _check_fit(backbone, weights, source, stated)
     grid, resampled = complete_positions(weights, source)
     network, doubts = _compared(backbone, source, stated, raw, weights, grid)
     if backbone.pixel_norm == "imagenet":
         folded += fold_pixel_constants(weights, stated.mean, stated.std)
     resampled += resample(backbone, weights, grid)
-    if wrong := [text for name in weights if (text := _misfit(name, mine, weights))]:
-        raise ValueError(f"{source} does not fit this backbone: {', '.join(wrong[:6])}")
     matched = [name for name in mine if name in weights]
     backbone.net.load_state_dict({**mine, **{name: weights[name] for name in matched}})
     token = found.mask_token
@@ -129,22 +142,58 @@ def load_initial(backbone: ViT, source: str | None) -> InitialWeights:
     return report
 
 
-def _checked(name: str, value: Tensor, source: str) -> Tensor:
-    if not value.is_floating_point() or value.layout != torch.strided:
-        raise ValueError(f"{source}: {name} is of {value.dtype}, floats are required")
-    if not value.isfinite().all():
-        raise ValueError(f"{source} does not fit this backbone: {name} is not finite")
-    return value.float()
+def _check_fit(backbone: ViT, weights: Weights, source: str, stated: Stated) -> None:
+    """Raises: ValueError with the overrides for a ViT of another size or another kind."""
+    mine: Weights = backbone.net.state_dict()
+    numbers = [int(k.split(".")[1]) for k in weights if k.startswith("blocks.")]
+    width, depth = len(weights[PATCHES]), 1 + max(numbers, default=-1)
+    overrides: dict[str, Any] = {}
+    if (width, depth) in BACKBONES and (width, depth) != (backbone.embed_dim, backbone.depth):
+        overrides["backbone"] = BACKBONES[width, depth]
+    elif (width, depth) != (backbone.embed_dim, backbone.depth):
+        size = {"embed_dim": width, "depth": depth, "num_heads": public_heads(width)}
+        overrides |= {f"{SIZE}.{key}": value for key, value in size.items()}
+    wrong = (
+        [] if width == backbone.embed_dim else [f"width {width} (required {backbone.embed_dim})"]
+    )
+    for name, key in OVERRIDES.items():
+        theirs, own = getattr(stated, name), getattr(backbone, name)
+        if theirs not in (None, own):
+            wrong.append(f"{name} {theirs} (required {own}) by {stated.by}")
+            overrides[key] = theirs
+    fc1 = "blocks.0.mlp.fc1.weight"
+    if "backbone" not in overrides and fc1 in weights and weights[fc1].shape != mine[fc1].shape:
+        units = len(weights[fc1])
+        ratio = units / width
+        # timm cuts width times ratio down to a whole number.
+        ratio = ratio if int(width * ratio) == units else math.nextafter(ratio, units)
+        overrides[f"{SIZE}.mlp_ratio"] = ratio
+    wrong += _misfits(weights, mine)
+    if not wrong:
+        return
+    given = " ".join(f"{key}={value}" for key, value in overrides.items() if value is not None)
+    raise ValueError(
+        f"{source} holds a ViT of width {width} and depth {depth}, this backbone has width "
+        f"{backbone.embed_dim} and depth {backbone.depth}{given and f'; give {given}'}; what "
+        f"differs: {', '.join(wrong[:4])}{f' and {len(wrong) - 4} more' if wrong[4:] else ''}"
+    )
 
 
-def _check_stated(backbone: ViT, source: str, stated: Stated) -> None:
-    for name, override in (("pixel_norm", "task.backbone.pixel_norm"), ("activation", ACT_LAYER)):
-        theirs, mine = getattr(stated, name), getattr(backbone, name)
-        if theirs not in (None, mine):
-            raise ValueError(
-                f"{source} was trained with {name}={theirs} ({stated.by}), this backbone has "
-                f"{mine} ({override}={theirs})"
-            )
+def _misfits(weights: Weights, mine: Weights) -> list[str]:
+    """Faults of tensors by name. Positions and sides of patches are free; a class token and a last
+    norm may be missing."""
+    wrong = []
+    for name in sorted({*weights, *mine} - {"pos_embed"}):
+        num_dims = 2 if name == PATCHES else None
+        theirs, own = (
+            tuple(w[name].shape[:num_dims]) if name in w else () for w in (weights, mine)
+        )
+        if name not in weights:
+            wrong += [] if name.startswith(("cls_token", "norm.")) else [f"{name} is missing"]
+        elif theirs != own:
+            fault = f"{theirs} (required {own})" if name in mine else "is too much"
+            wrong.append(f"{name} {fault}")
+    return wrong
 
 
 def _compared(
@@ -155,136 +204,153 @@ def _compared(
     weights: Weights,
     grid: tuple[int, int],
 ) -> tuple[str, list[str]]:
-    """How a source's network was found to be ours, and doubts about it.
+    """How a source's network was found to be ours, and doubts about it: `raw`, the source's
+    tensors, in timm's network against `weights`, as the backbone takes them, on a corner of their
+    `grid`.
 
     Raises: ValueError where timm's network gives other tokens.
     """
-    if stated.timm_name is None or (stated.pixel_norm and is_same_network(backbone, stated)):
+    kept = (
+        {k: v for k, v in net.timm_args.items() if k not in FREE_ARGS} for net in (backbone, stated)
+    )
+    is_same = stated.timm_name == backbone.timm_name and next(kept) == next(kept)
+    if stated.timm_name is None or (stated.pixel_norm and is_same):
         return (f"as {stated.by} states" if stated.num_heads else ""), []
+    patch_px = tuple(weights[PATCHES].shape[-2:])
+    img_hw = [min(side, MAX_GRID) * px for side, px in zip(grid, patch_px, strict=True)]
+    size = {"img_size": img_hw, "patch_size": patch_px, "num_classes": 0}
+    with_token = {"cls_token": torch.zeros(1, 1, backbone.embed_dim), **_corner(weights, grid)}
+    image = torch.randn(1, 3, *img_hw, generator=torch.Generator().manual_seed(0))
     try:
-        difference, unlike = token_difference(backbone, stated, raw, weights, grid)
+        theirs = _filled(stated.timm_name, stated.timm_args | size, _corner(raw, grid))
+        ours = _filled(backbone.timm_name, backbone.timm_args | size, with_token)
     except ValueError as error:
-        if stated.num_heads not in (None, backbone.num_heads):
-            raise ValueError(
-                f"{source} has {stated.num_heads} heads ({stated.by}), this backbone has "
-                f"{backbone.num_heads} ({SIZE}.num_heads={stated.num_heads})"
-            ) from None
         return "", [f"{stated.by} states {stated.timm_name}, which was not compared: {error}"]
+    with torch.inference_mode():
+        expected, found = (
+            net.forward_features(image)[0, net.num_prefix_tokens :] for net in (theirs, ours)
+        )
+    difference = float((found - expected).norm() / expected.norm())
     text = (
         f"patch tokens of one image differ from timm's {stated.timm_name} by {difference:.2g} "
         "(norm of the difference, relative)"
     )
     if difference <= ROUNDING:
         return text, []
+    mine, unlike = _properties(ours), []
+    for name, value in _properties(theirs).items():
+        if value != mine[name]:
+            override = f" ({OVERRIDES[name]}={value})" if name in OVERRIDES else ""
+            unlike.append(f"{name} {value} against {mine[name]}{override}")
     text = "; ".join([text, *unlike])
     if not unlike or not all(part.startswith(TOLERATED) for part in unlike):
         raise ValueError(f"{source} is another network ({stated.by}): {text}")
     return "", [text]
 
 
+def _corner(weights: Weights, grid: tuple[int, int]) -> Weights:
+    """Weights with positions of the grid's first rows and columns alone."""
+    if "pos_embed" not in weights:
+        return weights
+    position = weights["pos_embed"]
+    first, patches = position.tensor_split([position.shape[1] - math.prod(grid)], dim=1)
+    patches = patches.unflatten(1, grid)[:, :MAX_GRID, :MAX_GRID].flatten(1, 2)
+    return {**weights, "pos_embed": torch.cat([first, patches], dim=1)}
+
+
+def _filled(name: str, args: dict[str, Any], weights: Weights) -> Any:
+    """timm's network with given weights, which are not copied. ValueError where its architecture is
+    not that of the tensors."""
+    bound = max(MAX_SETTING, *(max(w.shape, default=0) for w in weights.values()))
+    for key, value in args.items():
+        if key in LOADING or (isinstance(value, (int, float)) and abs(value) > bound):
+            raise ValueError(f"its argument {key}={value} is not taken")
+    net: Any
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):  # nothing is drawn or stored
+                net = timm.create_model(name, pretrained=False, **args)
+            has_values = {*weights, *dict(net.named_parameters())}
+            if any(k not in has_values for k, _ in net.named_buffers()):
+                net = timm.create_model(name, pretrained=False, **args)
+        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+            raise ValueError(f"timm cannot build {name} of this size: {error}") from error
+    if "norm.weight" not in weights:
+        net.norm = nn.Identity()
+    state = net.state_dict()
+    given = {k: w for k, w in weights.items() if k in state or not k.startswith("norm.")}
+    shapes = [{(k, tuple(w.shape)) for k, w in tensors.items()} for tensors in (state, given)]
+    if unlike := sorted({k for k, _ in shapes[0] ^ shapes[1]}):
+        raise ValueError(f"timm's {name} has other tensors than the file: {', '.join(unlike[:3])}")
+    net.load_state_dict({k: w.float() for k, w in given.items()}, assign=True)
+    return net.eval()
+
+
+def _properties(net: Any) -> dict[str, Any]:
+    block = net.blocks[0]
+    norm, attn, mlp = (getattr(block, name, None) for name in ("norm1", "attn", "mlp"))
+    is_usual = isinstance(norm, (LayerNorm, nn.LayerNorm))
+    return {
+        "num_heads": getattr(attn, "num_heads", None),
+        "positions": "rotary" if getattr(net, "rope", None) is not None else "learned",
+        "activation": activation_name(getattr(mlp, "act", None)),
+        "norm": "LayerNorm" if is_usual else type(norm).__name__,
+        "epsilon of norms": getattr(norm, "eps", None),
+        "class token": "present" if getattr(net, "cls_token", None) is not None else "absent",
+    }
+
+
 def _warnings(backbone: ViT, stated: Stated, weights: Weights, grid: tuple[int, int]) -> list[str]:
     """Differences that are not refused, and properties that nothing states."""
-    is_public, norm_eps = stated.pixel_norm is None, backbone.norm_eps
-    cases = (
-        (
-            is_public and backbone.pixel_norm != "imagenet",
-            "public weights expect pixels normalised by constants, this backbone has pixel_norm="
-            f"{backbone.pixel_norm} (task.backbone.pixel_norm=imagenet)",
-        ),
-        (
-            is_public and stated.norm_eps not in (None, norm_eps),
-            f"norms had epsilon {stated.norm_eps or 0:g}, this backbone has {norm_eps:g}",
-        ),
-        *((is_public, f"{t}: features may differ from the source's") for t in stated.unknown),
-        (is_public, _assumed(backbone, stated)),
-        (
-            "cls_token" not in weights,
+    found: list[str] = []
+    if stated.pixel_norm is None:  # public weights
+        if backbone.pixel_norm != "imagenet":
+            found.append(
+                "public weights expect pixels normalised by constants, this backbone has "
+                f"pixel_norm={backbone.pixel_norm} (task.backbone.pixel_norm=imagenet)"
+            )
+        if stated.norm_eps not in (None, backbone.norm_eps):
+            found.append(
+                f"norms had epsilon {stated.norm_eps}, this backbone has {backbone.norm_eps}"
+            )
+        found += [f"{text}: features may differ from the source's" for text in stated.unknown]
+        found += _assumed(backbone, stated)
+    if "cls_token" not in weights:
+        found.append(
             "the source has no class token, ours starts random and takes part in attention: patch "
-            "features differ from the source's",
-        ),
-        ("norm.weight" not in weights, "the source has no final norm, ours starts as 1 and 0"),
-        (
-            grid[0] != grid[1],
+            "features differ from the source's"
+        )
+    if "norm.weight" not in weights:
+        found.append("the source has no final norm, ours starts as 1 and 0")
+    if grid[0] != grid[1]:
+        found.append(
             f"positions of {grid[0]} x {grid[1]} patches are stretched to a square grid; ViTPose "
-            "also pads images by 2 px, which shifts its patches",
-        ),
-    )
-    return [text for is_so, text in cases if is_so and text]
+            "also pads images by 2 px, which shifts its patches"
+        )
+    return found
 
 
-def _assumed(backbone: ViT, stated: Stated) -> str:
-    """What is assumed for properties that nothing states; empty where all are stated."""
-    is_bare, width, mine = stated.timm_name is None, backbone.embed_dim, backbone.num_heads
-    is_imagenet = backbone.pixel_norm == "imagenet"
-    properties = {
-        "heads": (is_bare and stated.num_heads is None, f"{mine} heads"),
-        "activation": (is_bare and stated.activation is None, backbone.activation),
-        "norms": (is_bare and stated.norm_eps is None, f"epsilon {backbone.norm_eps:g}"),
-        "pixel constants": (is_imagenet and stated.mean is None, "ImageNet's constants"),
-    }
-    assumed = {name: value for name, (is_unstated, value) in properties.items() if is_unstated}
+def _assumed(backbone: ViT, stated: Stated) -> list[str]:
+    """What is assumed for properties that nothing states."""
+    assumed, mine = {}, backbone.num_heads
+    if is_bare := stated.timm_name is None:
+        for name, value, text in (
+            ("heads", stated.num_heads, f"{mine} heads"),
+            ("activation", stated.activation, backbone.activation),
+            ("norms", stated.norm_eps, f"epsilon {backbone.norm_eps:g}"),
+        ):
+            assumed |= {name: text} if value is None else {}
+    if backbone.pixel_norm == "imagenet" and stated.mean is None:
+        assumed["pixel constants"] = "ImageNet's constants"
     if not assumed:
-        return ""
+        return []
     text = f"the file does not state its {', '.join(assumed)}: read with "
     text += ", ".join(assumed.values())
+    width = backbone.embed_dim
     usual, who = stated.likely_heads or (public_heads(width), f"public ViTs of width {width} have")
     if "heads" in assumed and usual not in (None, mine):
-        text += f"; {who} {usual}, this backbone has {mine} ({SIZE}.num_heads={usual})"
+        text += f"; {who} {usual}, this backbone has {mine} ({OVERRIDES['num_heads']}={usual})"
     if is_bare:
         text += '. A config.json beside the file, {"architecture": "NAME IN TIMM"}, states them, '
         text += "and they are then compared"
-    return text
-
-
-def _check_size(backbone: ViT, weights: Weights, source: str, stated: Stated) -> None:
-    mine: Weights = backbone.net.state_dict()
-    numbers = [int(k.split(".")[1]) for k in weights if k.startswith("blocks.")]
-    width, depth = len(weights[PATCHES]), 1 + max(numbers, default=-1)
-    blocks = {k for k in (*mine, *weights) if k.startswith("blocks.")}
-    wrong = [text for k in sorted(blocks) if (text := _misfit(k, mine, weights))]
-    is_compared = stated.timm_name and stated.pixel_norm is None  # with timm's network, as a whole
-    if not is_compared and stated.num_heads not in (None, backbone.num_heads):
-        wrong.insert(0, f"{stated.num_heads} heads (required {backbone.num_heads}) by {stated.by}")
-    if width != backbone.embed_dim:
-        wrong.insert(0, f"width {width} (required {backbone.embed_dim})")
-    if not wrong:
-        return
-    overrides = _size_overrides(backbone, weights, stated, (width, depth))
-    raise ValueError(
-        f"{source} holds a ViT of width {width} and depth {depth}, this backbone has width "
-        f"{backbone.embed_dim} and depth {backbone.depth}"
-        f"{f'; give {overrides}' if overrides else ''}; what differs: "
-        f"{', '.join(wrong[:4])}{f' and {len(wrong) - 4} more' if len(wrong) > 4 else ''}"
-    )
-
-
-def _size_overrides(
-    backbone: ViT, weights: Weights, stated: Stated, width_depth: tuple[int, int]
-) -> str:
-    """Overrides that give a backbone the size of a file; empty where they would change nothing."""
-    width, depth = width_depth
-    size: dict[str, Any] = {}
-    if width_depth != (backbone.embed_dim, backbone.depth):
-        if width_depth in BACKBONES:
-            return f"backbone={BACKBONES[width_depth]}"
-        size = {"embed_dim": width, "depth": depth, "num_heads": public_heads(width)}
-    if stated.num_heads not in (None, backbone.num_heads):
-        size["num_heads"] = stated.num_heads
-    fc1 = "blocks.0.mlp.fc1.weight"
-    if fc1 in weights and weights[fc1].shape != backbone.net.state_dict()[fc1].shape:
-        units = len(weights[fc1])
-        ratio = units / width
-        # timm cuts width times ratio down to a whole number.
-        size["mlp_ratio"] = ratio if int(width * ratio) == units else math.nextafter(ratio, units)
-    return " ".join(f"{SIZE}.{k}={v}" for k, v in size.items() if v is not None)
-
-
-def _misfit(name: str, mine: Mapping[str, Any], theirs: Weights) -> str:
-    """Fault of one tensor; empty when it fits."""
-    if name not in theirs:
-        return f"{name} is missing"
-    if name not in mine:
-        return f"{name} is too much"
-    if theirs[name].shape != mine[name].shape:
-        return f"{name} {tuple(theirs[name].shape)} (required {tuple(mine[name].shape)})"
-    return ""
+    return [text]

@@ -5,6 +5,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import torch
@@ -70,7 +71,7 @@ FOREIGN = (  # names of tensors, and what they are part of
 # Layer scale, and the map whose output it multiplies.
 SCALE = re.compile(r"(blocks\.\d+\.)(?:(ls1\.gamma|gamma_1)|ls2\.gamma|gamma_2)")
 BIASES = ("attn.qkv.bias", "attn.proj.bias", "mlp.fc1.bias", "mlp.fc2.bias", PATCH_BIAS)
-AVERAGES = ("teacher", "ema", "averaged", "momentum_encoder")
+AVERAGES = re.compile(r"teacher|ema|averaged|momentum_encoder")
 
 
 class FoundViT(NamedTuple):
@@ -84,13 +85,17 @@ class FoundViT(NamedTuple):
 
 def find_vit(file: WeightFile) -> FoundViT:
     """The ViT of a file: of several the teacher's, or an average's, comes first."""
-    anchor, prefixes = PATCHES, _prefixes(file, PATCHES)
+    ours, hugging_face = (
+        [k.removesuffix(anchor) for k in file.tensors if f".{k}".endswith(f".{anchor}")]
+        for anchor in (PATCHES, HF_PATCHES)
+    )
+    prefixes, renames = ours or hugging_face, OTHER_NAMES if ours else HF_NAMES + OTHER_NAMES
     if not prefixes:
-        anchor, prefixes = HF_PATCHES, _prefixes(file, HF_PATCHES)
-    if not prefixes:
-        raise ValueError(f"{file.source} holds no plain ViT{_reason(file)}")
-    prefix = min(prefixes, key=_rank)
-    patterns = HF_NAMES + OTHER_NAMES if anchor == HF_PATCHES else OTHER_NAMES
+        kinds = (k for p, k in OTHERS if any(re.search(p, name) for name in file.tensors))
+        text = f": no tensor is named ...{PATCHES}; its names begin {sorted(file.tensors)[:3]}"
+        text = next((f" but {kind}" for kind in kinds), text)
+        raise ValueError(f"{file.source} holds no plain ViT{text}")
+    prefix = min(prefixes, key=lambda p: ("student" in p, not AVERAGES.search(p), len(p)))
     # A decoder keeps its mask token among the encoder's names (MAE).
     has_decoder = any(k.startswith(f"{prefix}decoder_") for k in file.tensors)
     mask_names = [f"{prefix}{n}" for n in ("masked_embed", "mask_token", "embeddings.mask_token")]
@@ -98,16 +103,21 @@ def find_vit(file: WeightFile) -> FoundViT:
     weights, unused, mask_token = Weights(), Counter[str](), None
     for key, value in file.tensors.items():
         name = key.removeprefix(prefix)
-        for pattern, new in patterns:
+        for pattern, new in renames:
             name = re.sub(pattern, new, name)
         if key in mask_names and not has_decoder:
             mask_token = value.float().reshape(1, 1, -1)
         elif key.startswith(prefix) and KEPT.fullmatch(name):
             weights[name] = value
-        else:
-            unused[_group(key, prefix)] += 1
-    if anchor == HF_PATCHES:
-        _join_qkv(weights)
+        else:  # by the first part of its name below what it shares with the prefix
+            parts = zip_longest(key.split("."), prefix.split(".")[:-1])
+            unused[next((mine for mine, shared in parts if mine != shared), None) or key] += 1
+    queries = [] if ours else [k for k in weights if ".attn.query." in k]
+    for name in queries:
+        names = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
+        if all(k in weights for k in names):
+            joined = torch.cat([weights.pop(k) for k in names])
+            weights[name.replace(".query.", ".qkv.")] = joined
     if weights[PATCHES].ndim != 4:
         raise ValueError(
             f"{file.source} embeds patches by a tensor {tuple(weights[PATCHES].shape)}, this ViT "
@@ -116,49 +126,11 @@ def find_vit(file: WeightFile) -> FoundViT:
     return FoundViT(prefix, weights, mask_token, dict(unused))
 
 
-def _prefixes(file: WeightFile, anchor: str) -> list[str]:
-    names = file.tensors
-    return [k.removesuffix(anchor) for k in names if k == anchor or k.endswith(f".{anchor}")]
-
-
-def _rank(prefix: str) -> tuple[bool, bool, int]:
-    is_average = any(word in prefix for word in AVERAGES)
-    return "student" in prefix, not is_average, len(prefix)
-
-
-def _group(name: str, prefix: str) -> str:
-    """First part of a name, below what it shares with the ViT's prefix."""
-    shared = 0
-    for part in prefix.split(".")[:-1]:
-        if not name.startswith(f"{part}.", shared):
-            break
-        shared += len(part) + 1
-    return name[shared:].split(".")[0]
-
-
-def _join_qkv(weights: Weights) -> None:
-    for name in [k for k in weights if re.search(r"\.attn\.query\.(weight|bias)$", k)]:
-        names = [name.replace(".query.", f".{part}.") for part in ("query", "key", "value")]
-        if all(k in weights for k in names):
-            joined = torch.cat([weights.pop(k) for k in names])
-            weights[name.replace(".query.", ".qkv.")] = joined
-
-
-def _reason(file: WeightFile) -> str:
-    for pattern, kind in OTHERS:
-        if any(re.search(pattern, name) for name in file.tensors):
-            return f" but {kind}"
-    names = sorted(file.tensors)[:3]
-    return f": no tensor is named ...{PATCHES}; its names begin {names}"
-
-
 def foreign_parts(weights: Mapping[str, Tensor], mine: Mapping[str, Any]) -> list[str]:
     """Parts that our ViT (`mine`) lacks, each with the tensor that shows it."""
     extra = [name for name in weights if name not in mine]
-    found = []
-    for pattern, part in FOREIGN:
-        if shown := next((name for name in extra if re.search(pattern, name)), None):
-            found.append(f"{part} ({shown})")
+    shown = ((part, [k for k in extra if re.search(pattern, k)]) for pattern, part in FOREIGN)
+    found = [f"{part} ({names[0]})" for part, names in shown if names]
     gates, inner = (weights.get(f"blocks.0.mlp.{part}.weight") for part in ("fc1", "fc2"))
     if gates is not None and inner is not None and len(gates) == 2 * inner.shape[-1]:
         found.append("a gated MLP (fc1 has twice the rows that fc2 takes)")
@@ -225,36 +197,31 @@ def complete_positions(weights: Weights, source: str) -> tuple[tuple[int, int], 
         raise ValueError(
             f"{source} has positions {tuple(position.shape)}, [1, N, {width}] are required"
         )
-    count = position.shape[1]
-    if count > 1 and (grid := _grid(count)):
-        weights["pos_embed"] = torch.cat([torch.zeros_like(position[:, :1]), position], dim=1)
-        return grid, ["pos_embed: class token gets 0"]
-    grid = _grid(count - 1)
-    if grid is None:
-        raise ValueError(
-            f"{source} has {count} positions, which is no square grid and no upright one of 4:3, "
-            "with or without one class token"
-        )
-    if grid[0] == grid[1] or "cls_token" in weights:
-        return grid, []
-    # ViTPose has no class token and adds its position to those of all patches.
-    first, rest = position[:, :1], position[:, 1:]
-    weights["pos_embed"] = torch.cat([torch.zeros_like(first), rest + first], dim=1)
-    return grid, ["pos_embed: first position added to the others (ViTPose)"]
-
-
-def _grid(count: int) -> tuple[int, int] | None:
-    """Rows and columns of so many patches: square, or 4:3 upright as ViTPose's 16 x 12."""
-    side, third = math.isqrt(max(count, 0)), math.isqrt(max(count, 0) // 12)
-    if count > 0 and side**2 == count:
-        return side, side
-    return (4 * third, 3 * third) if third and 12 * third**2 == count else None
+    count, first = position.shape[1], position[:, :1]
+    for num in (count, count - 1) if count > 1 else ():
+        side, third = math.isqrt(num), math.isqrt(num // 12)
+        is_square = side**2 == num
+        if not is_square and num != 12 * third**2:
+            continue
+        grid = (side, side) if is_square else (4 * third, 3 * third)  # as ViTPose's 16 x 12
+        if num == count:
+            weights["pos_embed"] = torch.cat([torch.zeros_like(first), position], dim=1)
+            return grid, ["pos_embed: class token gets 0"]
+        if is_square or "cls_token" in weights:
+            return grid, []
+        # ViTPose has no class token and adds its position to those of all patches.
+        others = position[:, 1:] + first
+        weights["pos_embed"] = torch.cat([torch.zeros_like(first), others], dim=1)
+        return grid, ["pos_embed: first position added to the others (ViTPose)"]
+    raise ValueError(
+        f"{source} has {count} positions, which is no square grid and no upright one of 4:3, with "
+        "or without one class token"
+    )
 
 
 def resample(backbone: ViT, weights: Weights, grid: tuple[int, int]) -> list[str]:
     """Resample patch and position embeddings of a grid to a backbone's patch side and grid."""
-    done: list[str] = []
-    kernel, side = weights[PATCHES], backbone.patch_px
+    done, kernel, side = list[str](), weights[PATCHES], backbone.patch_px
     if tuple(kernel.shape[-2:]) != (side, side):
         weights[PATCHES] = resample_patch_embed(kernel, [side, side])
         done.append(f"patch_embed {kernel.shape[-1]} px -> {side} px")

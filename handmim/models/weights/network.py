@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -49,8 +49,7 @@ ACTIVATIONS |= dict.fromkeys(("gelunew", "gelupytorchtanh", "gelufast", "gelutan
 OTHER_PARTS = re.compile(
     r"decod|head|neck|predict|project|(^|_)text|language|audio|optim|sched|loss|data"
 )
-MAX_LEVELS, MAX_HOLDERS = 6, 1000
-Holder = tuple[int, str, Mapping[str, Any]]  # level, beginning of the names, nested settings
+MAX_LEVELS, MAX_SETTINGS = 6, 100_000
 CONFIG = "config.json beside it"
 
 
@@ -78,16 +77,24 @@ def stated_network(file: WeightFile, weights: Mapping[str, Tensor]) -> Stated:
         return Stated("timm", card.architecture, mean=tuple(card.mean), std=tuple(card.std))
     if found := _ours(file):
         return found
-    kind = _timm_config(file.config) or _command_line(file, weights) or _implied(file, weights)
-    settings, by = _settings(file, len(weights[PATCHES]))
+    width, unknown = len(weights[PATCHES]), _unknown_kind(file.config)
+    kind = _timm_config(file.config) or _command_line(file, width) or _implied(file, weights)
+    settings, by = _settings(file, width)
     if kind.timm_name is not None:
-        given = {"num_heads": settings.get("num_heads"), "act_layer": settings.get("activation")}
-        stated = {key: value for key, value in given.items() if value is not None}
+        given = (("num_heads", "num_heads"), ("act_layer", "activation"))
+        stated = {arg: settings[name] for arg, name in given if name in settings}
         settings["timm_args"] = stated | kind.timm_args
+    else:  # parts that settings state and a plain ViT lacks
+        parts = dict[str, str]()
+        for s in _settings_of(file.state, "") + _settings_of(file.config, f"{CONFIG}: "):
+            text = str(s.value).lower() if isinstance(s.value, (bool, int, float, str)) else ""
+            for setting, values, part in STATED_PARTS:
+                states = re.search(values, text) if values else text not in UNSET
+                if states and re.fullmatch(setting, s.name):
+                    parts.setdefault(part, f"{s.where}={text[:40]} states {part}")
+        unknown += parts.values()
     names = " and ".join(filter(None, [kind.by, *by])) or "nothing"
-    parts = [] if kind.timm_name else _stated_parts(file)
-    unknown = tuple(filter(None, [_unknown_kind(file.config), *parts]))
-    return replace(kind, **settings, by=names, unknown=unknown)
+    return replace(kind, **settings, by=names, unknown=tuple(unknown))
 
 
 def public_heads(width: int) -> int | None:
@@ -99,14 +106,13 @@ def public_heads(width: int) -> int | None:
 
 def _ours(file: WeightFile) -> Stated | None:
     """Exports and checkpoints of this project."""
-    backbone = _below(file.state, "config", "task", "backbone")
-    if isinstance(backbone, Mapping):
-        name, norm, args = (backbone.get(key) for key in ("arch", "pixel_norm", "size"))
-    elif "pixel_norm" in file.meta:
-        name, norm = file.meta.get("timm_name"), file.meta["pixel_norm"]
-        args = _parsed(file.meta.get("timm_args", "{}"))
-    else:
-        return None
+    stated = _below(file.state, "config", "task", "backbone")
+    names = ("arch", "pixel_norm", "size")
+    if not isinstance(stated, Mapping):
+        stated, names = file.meta, ("timm_name", "pixel_norm", "timm_args")
+        if "pixel_norm" not in stated:
+            return None
+    name, norm, args = (_parsed(stated.get(key)) for key in names)
     return Stated(
         "its own metadata",
         name if isinstance(name, str) and timm.is_model(name) else None,
@@ -126,33 +132,32 @@ def _timm_config(config: Mapping[str, Any]) -> Stated | None:
     return Stated(f"{CONFIG} ({name})", name, _mapping(args), mean=mean, std=std)
 
 
-def _unknown_kind(config: Mapping[str, Any]) -> str | None:
+def _unknown_kind(config: Mapping[str, Any]) -> list[str]:
     """The network that a config.json names, where it is not known here."""
     name, kind, classes = (config.get(k) for k in ("architecture", "model_type", "architectures"))
     if isinstance(name, str) and not timm.is_model(name):
-        return f"{CONFIG} names architecture {name[:80]}, which timm does not have"
-    if not isinstance(kind, str):
-        if not isinstance(classes, list) or not classes or isinstance(name, str):
-            return None
-        kind = re.sub(r"(Model|Backbone|For[A-Z]\w+)$", "", str(classes[0]))
-    is_known = kind.lower().replace("_", "") in HF_KINDS
-    return None if is_known else f"{CONFIG} names {kind[:80]}, which is not known here"
+        return [f"{CONFIG} names architecture {name[:80]}, which timm does not have"]
+    if not isinstance(kind, str) and isinstance(classes, list) and not isinstance(name, str):
+        kind = re.sub(r"(Model|Backbone|For[A-Z]\w+)$", "", str(classes[0])) if classes else None
+    if not isinstance(kind, str) or kind.lower().replace("_", "") in HF_KINDS:
+        return []
+    return [f"{CONFIG} names {kind[:80]}, which is not known here"]
 
 
-def _command_line(file: WeightFile, weights: Mapping[str, Tensor]) -> Stated | None:
+def _command_line(file: WeightFile, width: int) -> Stated | None:
     """The arguments that a training script saved beside the weights."""
-    width, is_dino = len(weights[PATCHES]), {"student", "teacher"} <= file.state.keys()
-    for _, _, holder in _holders(file.state, ""):
-        for name in (holder.get(key) for key in ("arch", "model", "model_name")):
-            if not isinstance(name, str):
-                continue
-            by = f"its arguments ({name})"
-            if timm.is_model(name):
-                kwargs = _below(file.state, "args", "model_kwargs")
-                return Stated(by, name.split(".")[0], _mapping(kwargs))
-            for arch, heads in ((MAE_ARCH, MAE), (DINO_ARCH, DINO if is_dino else {})):
-                if arch.fullmatch(name) and width in heads:
-                    return Stated(by, num_heads=heads[width], activation="gelu", norm_eps=1e-6)
+    is_dino = {"student", "teacher"} <= file.state.keys()
+    for setting in _settings_of(file.state, ""):
+        name = setting.value
+        if setting.name not in ("arch", "model", "model_name") or not isinstance(name, str):
+            continue
+        by = f"its arguments ({name})"
+        if timm.is_model(name):
+            kwargs = _below(file.state, "args", "model_kwargs")
+            return Stated(by, name.split(".")[0], _mapping(kwargs))
+        for arch, heads in ((MAE_ARCH, MAE), (DINO_ARCH, DINO if is_dino else {})):
+            if arch.fullmatch(name) and width in heads:
+                return Stated(by, num_heads=heads[width], activation="gelu", norm_eps=1e-6)
     return None
 
 
@@ -203,70 +208,58 @@ def _fixed_axis(position: Tensor) -> int | None:
     return next((i for i, h in enumerate(halves) if torch.allclose(h, encoded, atol=1e-3)), None)
 
 
-def _holders(content: Any, where: str) -> list[Holder]:
-    return list(islice(_walk(content, where, 0), MAX_HOLDERS))
+class Setting(NamedTuple):
+    """A setting among nested ones."""
+
+    level: int  # of nesting
+    where: str  # its name with all above it
+    name: str  # in lower case
+    value: Any
+    widths: set[int]  # of the network that it is of, as far as stated beside it
+    is_network: bool  # beside a number of heads
 
 
-def _walk(node: Any, where: str, level: int) -> Iterator[Holder]:
+def _nested(node: Any, where: str, level: int = 0) -> Iterator[Setting]:
     node = _parsed(vars(node) if isinstance(node, NAMESPACES) else node)
     if not isinstance(node, Mapping) or level == MAX_LEVELS:
         return
-    yield level, where, node
+    values = {str(key).lower(): value for key, value in node.items()}
+    widths = {n for key in WIDTH if (n := _count(values.get(key)))}
+    is_network = any(_count(values.get(key)) for key in HEADS)
     for key, value in node.items():
+        yield Setting(level, f"{where}{key}", str(key).lower(), value, widths, is_network)
         if not OTHER_PARTS.search(str(key).lower()):
-            yield from _walk(value, f"{where}{key}.", level + 1)
+            yield from _nested(value, f"{where}{key}.", level + 1)
+
+
+def _settings_of(content: Any, where: str) -> list[Setting]:
+    return list(islice(_nested(content, where), MAX_SETTINGS))
 
 
 def _settings(file: WeightFile, width: int) -> tuple[dict[str, Any], list[str]]:
-    """Settings of a ViT of this width by field of `Stated`, and their sources."""
+    """Settings of a ViT of this width by field of `Stated`, each from the outermost level that
+    states it, and their sources."""
     found, by = dict[str, Any](), list[str]()
     contents = ((file.state, ""), (file.meta, "metadata."), (file.config, f"{CONFIG}: "))
-    groups = [_holders(content, where) for content, where in contents]
-    for setting, (names, read) in SPELLINGS.items():
+    groups = [_settings_of(content, where) for content, where in contents]
+    for field_name, (names, read) in SPELLINGS.items():
         values = dict[Any, str]()
-        for holders in groups:
-            values |= _outermost(holders, names, read, width)
-        if len(values) > 1 and setting in ("num_heads", "activation"):
+        for group in groups:
+            known = [s for s in group if s.name in names and width in (s.widths or {width})]
+            usable = [s for s in known if s.is_network or s.name not in AMBIGUOUS]
+            usable = [s for s in usable if read(s.value) is not None]
+            top = min((s.level for s in usable), default=0)
+            values |= {read(s.value): s.where for s in usable if s.level == top}
+        if len(values) > 1 and field_name in ("num_heads", "activation"):
             listed = ", ".join(f"{where}={value}" for value, where in values.items())
             raise ValueError(
-                f"{file.source} states its {setting} twice: {listed}; correct the config.json, or "
-                "save the weights alone"
+                f"{file.source} states its {field_name} twice: {listed}; correct the config.json, "
+                "or save the weights alone"
             )
         if values:
-            found[setting], where = list(values.items())[-1]
+            found[field_name], where = list(values.items())[-1]
             by.append(where)
     return found, by
-
-
-def _outermost(
-    holders: list[Holder], names: tuple[str, ...], read: Callable[[Any], Any], width: int
-) -> dict[Any, str]:
-    """Values of a setting at the outermost level that states it, each with its source."""
-    levels = dict[int, dict[Any, str]]()
-    for level, where, holder in holders:
-        keys = {str(key).lower(): key for key in holder}
-        widths = {_count(holder[keys[k]]) for k in WIDTH if k in keys} - {None}
-        is_network = any(_count(holder[keys[k]]) for k in HEADS if k in keys)
-        for name in names if not widths or width in widths else ():  # else of another network
-            value = read(holder[keys[name]]) if name in keys else None
-            if value is not None and (is_network or name not in AMBIGUOUS):
-                levels.setdefault(level, {}).setdefault(value, f"{where}{keys[name]}")
-    return levels[min(levels)] if levels else {}
-
-
-def _stated_parts(file: WeightFile) -> list[str]:
-    """Parts that settings state and a plain ViT lacks, each with the setting."""
-    found = dict[str, str]()
-    for _, where, holder in _holders(file.state, "") + _holders(file.config, f"{CONFIG}: "):
-        for key, value in holder.items():
-            if not isinstance(value, (bool, int, float, str)):
-                continue
-            text = str(value).lower()
-            for setting, values, part in STATED_PARTS:
-                states = re.search(values, text) if values else text not in UNSET
-                if states and re.fullmatch(setting, str(key).lower()):
-                    found.setdefault(part, f"{where}{key}={text[:40]} states {part}")
-    return list(found.values())
 
 
 def _below(node: Any, *keys: str) -> Any:
@@ -296,11 +289,6 @@ def _count(value: Any) -> int | None:
     return int(value) if isinstance(value, (int, str)) and str(value).isdecimal() else None
 
 
-def _activation(value: Any) -> str | None:
-    name = value.split(".")[-1].lower().replace("_", "") if isinstance(value, str) else ""
-    return ACTIVATIONS.get(name)
-
-
 def _pixel_constants(values: Any) -> tuple[float, ...] | None:
     """Three shares of the brightest pixel; of 255 where they are larger than 1."""
     if not isinstance(values, (list, tuple)) or len(values) != 3:
@@ -311,12 +299,16 @@ def _pixel_constants(values: Any) -> tuple[float, ...] | None:
     return tuple(round(v / brightest, 9) for v in values)
 
 
-ACTIVATION = ("act_layer", "hidden_act", "mlp_act", "activation_function", *AMBIGUOUS)
-EPSILON = ("layer_norm_eps", "norm_eps", "layernorm_eps", "ln_eps")
 SPELLINGS: dict[str, tuple[tuple[str, ...], Callable[[Any], Any]]] = {
     "num_heads": (HEADS, _count),
-    "activation": (ACTIVATION, _activation),
-    "norm_eps": (EPSILON, lambda v: v if isinstance(v, float) else None),
+    "activation": (
+        ("act_layer", "hidden_act", "mlp_act", "activation_function", *AMBIGUOUS),
+        lambda v: ACTIVATIONS.get(str(v).split(".")[-1].lower().replace("_", "")),
+    ),
+    "norm_eps": (
+        ("layer_norm_eps", "norm_eps", "layernorm_eps", "ln_eps"),
+        lambda v: v if isinstance(v, float) else None,
+    ),
     "mean": (("image_mean", "pixel_mean", "mean"), _pixel_constants),
     "std": (("image_std", "pixel_std", "std"), _pixel_constants),
 }

@@ -10,17 +10,6 @@ from handmim.utils.ranks import is_spread_out
 OVER = ("masked", "all")
 
 
-def _logsumexp_of_columns(x: Tensor, sync: bool) -> Tensor:
-    """log sum exp over the rows [M, P] of all processes: [P]; -inf when there are none."""
-    top = x.amax(dim=0) if len(x) else x.new_full((x.shape[1],), -torch.inf)
-    if sync:
-        dist.all_reduce(top, op=dist.ReduceOp.MAX)
-    total = (x - top).exp().sum(dim=0)
-    if sync:
-        dist.all_reduce(total)
-    return top + total.log()
-
-
 def sinkhorn_knopp(logits: Tensor, temp: float, num_iters: int = 3, *, sync: bool = True) -> Tensor:
     """Soft assignment in which every prototype gets an equal share of the batch (SwAV, DINOv2):
     [M, P] in full precision to [M, P], rows sum to 1, normalised in logarithms. With `sync` the
@@ -28,8 +17,13 @@ def sinkhorn_knopp(logits: Tensor, temp: float, num_iters: int = 3, *, sync: boo
     log_q = logits / temp
     sync = sync and is_spread_out()
     for _ in range(num_iters):
-        log_q = log_q - _logsumexp_of_columns(log_q, sync)
-        log_q = log_q.log_softmax(dim=1)
+        top = log_q.amax(dim=0) if len(log_q) else log_q.new_full(log_q.shape[1:], -torch.inf)
+        if sync:
+            dist.all_reduce(top, op=dist.ReduceOp.MAX)
+        total = (log_q - top).exp().sum(dim=0)
+        if sync:
+            dist.all_reduce(total)
+        log_q = (log_q - (top + total.log())).log_softmax(dim=1)
     return log_q.exp()
 
 

@@ -93,40 +93,31 @@ def attention_branch(
     return block.ls1(block.attn.proj_drop(block.attn.proj(values)))
 
 
-def fed_forward(block: Any, x: Tensor) -> Tensor:
-    """The branch of the two-layer network."""
-    return block.ls2(block.mlp(block.norm2(x)))
-
-
 def run_block(
-    block: Any, x: Tensor, sizes: Sizes, attention: str = "auto", keep: Tensor | None = None
-) -> Tensor:
-    """A block that `is_plain` on packed rows [R, D]; [K, D] where rows `keep` [K] alone are
-    required."""
-    if keep is not None:
-        return whole_block(block, x, sizes, attention, *shares_of(block, x, sizes), keep)
-
-    attend_all = partial(attention_branch, block, attention=attention)
-    x = _added(block.drop_path1, x, sizes, attend_all)
-    return _added(block.drop_path2, x, sizes, lambda x, _: fed_forward(block, x))
-
-
-def whole_block(
     block: Any,
     x: Tensor,
     sizes: Sizes,
     attention: str,
-    first: Tensor | None,
-    second: Tensor | None,
+    shares: tuple[Tensor | None, Tensor | None] | None = None,
     keep: Tensor | None = None,
 ) -> Tensor:
-    """`run_block` with draws made outside (`shares_of`), as a compiler takes it."""
-    branch = attention_branch(block, x, sizes, attention, keep)
+    """A block that `is_plain` on packed rows [R, D]. With `shares`, draws made outside as compilers
+    take them (`shares_of`), to [K, D] where rows `keep` [K] alone are required."""
+    if shares is None:
+        attend_all = partial(attention_branch, block, attention=attention)
+        x = _added(block.drop_path1, x, sizes, attend_all)
+        return _added(block.drop_path2, x, sizes, lambda x, _: fed_forward(block, x))
+    branch, (first, second) = attention_branch(block, x, sizes, attention, keep), shares
     if keep is not None:
         x = x[keep]
-        first, second = (None if s is None else s[keep] for s in (first, second))
+        first, second = (None if s is None else s[keep] for s in shares)
     x = _scaled(x, branch, first)
     return _scaled(x, fed_forward(block, x), second)
+
+
+def fed_forward(block: Any, x: Tensor) -> Tensor:
+    """The branch of the two-layer network."""
+    return block.ls2(block.mlp(block.norm2(x)))
 
 
 def shares_of(block: Any, x: Tensor, sizes: Sizes) -> tuple[Tensor | None, Tensor | None]:

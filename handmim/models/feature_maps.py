@@ -32,9 +32,7 @@ class Pyramid(nn.Module):
         return maps
 
 
-def light_pyramid(
-    dim: int, *, channels: int = 128, num_levels: int = 3, norm: str = "group"
-) -> Pyramid:
+def light_pyramid(dim: int, channels: int, num_levels: int, norm: str) -> Pyramid:
     """1x1 convolution, then bilinear and separable 3x3; far cheaper than deconvolutions. norm:
     "group" (the same in small batches and in evaluation) or "batch"."""
     reduce = nn.Sequential(nn.Conv2d(dim, channels, 1), _norm(norm, channels), nn.GELU())
@@ -51,9 +49,7 @@ def light_pyramid(
     return Pyramid(reduce, up, refine)
 
 
-def deconv_pyramid(
-    dim: int, *, channels: int = 256, num_levels: int = 3, norm: str = "batch"
-) -> Pyramid:
+def deconv_pyramid(dim: int, channels: int, num_levels: int, norm: str) -> Pyramid:
     """PyMAF's maps: 4x4 deconvolutions of stride 2 (Zhang et al. 2021, arXiv 2103.16507), after a
     1x1 and a 3x3 convolution of the token map."""
 
@@ -81,30 +77,22 @@ def sample_map(feature_map: Tensor, points_ndc: Tensor) -> Tensor:
         sampled = F.grid_sample(feature_map, points.unsqueeze(2), align_corners=False)
         return sampled.squeeze(-1).transpose(1, 2)  # [B, C, P, 1] before
     b, c, h, w = feature_map.shape
-    idx, weight = _corners(points, h, w)
-    first = torch.arange(b, device=idx.device) * (h * w)
-    cells = feature_map.permute(0, 2, 3, 1).reshape(b * h * w, c)
-    sampled = F.embedding_bag(
-        (idx + first[:, None, None]).flatten(0, 1),
-        cells,
-        per_sample_weights=weight.flatten(0, 1),
-        mode="sum",
-    )
-    return sampled.view(b, points.shape[1], c)
-
-
-def _corners(points_ndc: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
-    """[B, P, 4] indices, row by row, of the cells around each point, and weights, 0 outside."""
-    size = points_ndc.new_tensor([w, h])
-    position = (points_ndc + 1) * (size / 2) - 0.5
+    size = points.new_tensor([w, h])
+    position = (points + 1) * (size / 2) - 0.5
     low = position.floor()
     share = position - low
-    cells = torch.stack([low, low + 1], dim=-1)  # [B, P, 2 (x, y), 2]
+    cells = torch.stack([low, low + 1], dim=-1)  # [B, P, 2 (x, y), 2] around each point
     weight = torch.stack([1 - share, share], dim=-1)
     inside = (cells >= 0) & (cells < size.unsqueeze(-1))
     x, y = torch.where(inside, cells, 0.0).long().unbind(dim=2)
     # A position that is not finite keeps weights that are not, so the fault stays visible.
-    weight = torch.where(inside | ~weight.isfinite(), weight, 0.0)
-    wx, wy = weight.unbind(dim=2)
-    idx = y.unsqueeze(-1) * w + x.unsqueeze(-2)
-    return idx.flatten(2), (wy.unsqueeze(-1) * wx.unsqueeze(-2)).flatten(2)
+    wx, wy = torch.where(inside | ~weight.isfinite(), weight, 0.0).unbind(dim=2)
+    first = torch.arange(b, device=x.device) * (h * w)
+    idx = (y.unsqueeze(-1) * w + x.unsqueeze(-2)).flatten(2) + first[:, None, None]
+    sampled = F.embedding_bag(
+        idx.flatten(0, 1),
+        feature_map.permute(0, 2, 3, 1).reshape(b * h * w, c),
+        per_sample_weights=(wy.unsqueeze(-1) * wx.unsqueeze(-2)).flatten(2).flatten(0, 1),
+        mode="sum",
+    )
+    return sampled.view(b, points.shape[1], c)

@@ -1,5 +1,7 @@
 """Small layers that several parts share."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,11 @@ from handmim.utils.ranks import is_spread_out, sum_over_ranks
 class _OverRanks(nn.modules.batchnorm._BatchNorm):
     """Batch norm over the batches of all processes, on every device; torch's own runs on GPUs
     alone."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, ...] to the same."""
@@ -22,21 +29,15 @@ class _OverRanks(nn.modules.batchnorm._BatchNorm):
             num, mean = total[-1], total[:-1] / total[-1]
             centred = rows - mean[:, None]
             var = sum_over_ranks(centred.square().sum(dim=1)) / num
-            self._follow(mean.detach(), var.detach() * num / (num - 1).clamp(min=1))
+            with torch.no_grad():
+                self.num_batches_tracked.add_(1)
+                self.running_mean.lerp_(mean, self.momentum)
+                unbiased = var * num / (num - 1).clamp(min=1)
+                self.running_var.lerp_(unbiased, self.momentum)
             y = centred * (var + self.eps).rsqrt()[:, None]
             y = y * self.weight[:, None] + self.bias[:, None]
         shape = x.shape[1], x.shape[0], *x.shape[2:]
         return y.view(shape).transpose(0, 1).to(x.dtype)
-
-    @torch.no_grad()
-    def _follow(self, mean: Tensor, var: Tensor) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        assert self.momentum is not None
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(var, self.momentum)
 
 
 class BatchNorm1d(_OverRanks, nn.BatchNorm1d):
@@ -49,12 +50,9 @@ class BatchNorm2d(_OverRanks, nn.BatchNorm2d):
 
 def mlp(dim_in: int, hidden_dim: int, dim_out: int, num_hidden: int) -> nn.Sequential:
     """LayerNorm, hidden layers with GELU, a linear output; no hidden layer makes it linear."""
-    layers: list[nn.Module] = [nn.LayerNorm(dim_in)]
-    for i in range(num_hidden):
-        layers += [nn.Linear(dim_in if i == 0 else hidden_dim, hidden_dim), nn.GELU()]
-    layers.append(nn.Linear(hidden_dim if num_hidden else dim_in, dim_out))
-    for layer in layers:
-        if isinstance(layer, nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
-    return nn.Sequential(*layers)
+    linears = [nn.Linear(*dims) for dims in pairwise([dim_in, *[hidden_dim] * num_hidden, dim_out])]
+    for linear in linears:
+        nn.init.xavier_uniform_(linear.weight)
+        nn.init.zeros_(linear.bias)
+    hidden = [layer for linear in linears[:-1] for layer in (linear, nn.GELU())]
+    return nn.Sequential(nn.LayerNorm(dim_in), *hidden, linears[-1])

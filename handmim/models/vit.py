@@ -21,7 +21,6 @@ from handmim.models.encoder import (
     shares_of,
     unpack,
     visible,
-    whole_block,
 )
 from handmim.types import Tokens
 from handmim.utils.arguments import one_of
@@ -121,12 +120,6 @@ class ViT(nn.Module):
             )
         return height // self.patch_px, width // self.patch_px
 
-    def positions(self, grid_hw: tuple[int, int]) -> Tensor:
-        """[1, 1 + h*w, D] learned positions, resampled (bicubic, fp32) to another grid."""
-        if grid_hw == self.grid_hw:
-            return self.net.pos_embed
-        return resample_abs_pos_embed(self.net.pos_embed, list(grid_hw), list(self.grid_hw))
-
     def forward(
         self,
         image: Tensor,
@@ -168,7 +161,7 @@ class ViT(nn.Module):
 
     def compile_blocks(self) -> None:
         """Let torch.compile fuse each block; the first batches of each size wait for it."""
-        self._compiled = torch.compile(whole_block)
+        self._compiled = torch.compile(run_block)
 
     def _embedded(
         self, image: Tensor, is_masked: Tensor | None = None, drop_masked: bool = False
@@ -177,7 +170,10 @@ class ViT(nn.Module):
         x = net.patch_embed(self.normalise(image))  # [B, N, D]
         if is_masked is not None and not drop_masked:
             x = torch.where(is_masked.unsqueeze(-1), self.mask_token.to(x.dtype), x)
-        x = torch.cat([net.cls_token.expand(len(x), -1, -1), x], dim=1) + self.positions(grid_hw)
+        positions = net.pos_embed
+        if grid_hw != self.grid_hw:  # bicubic, fp32
+            positions = resample_abs_pos_embed(positions, list(grid_hw), list(self.grid_hw))
+        x = torch.cat([net.cls_token.expand(len(x), -1, -1), x], dim=1) + positions
         if is_masked is not None and drop_masked:
             x = visible(x, is_masked)
         return net.norm_pre(net.pos_drop(x))
@@ -189,7 +185,8 @@ class ViT(nn.Module):
         after: dict[int, Tensor] = {}
         for number, block in enumerate(self.net.blocks, start=1):
             if number == self.depth and keep is not None:
-                x = run_block(block, x, sizes, self.attention, keep)
+                shares = shares_of(block, x, sizes)
+                x = run_block(block, x, sizes, self.attention, shares, keep)
             elif number <= self.recompute_blocks and torch.is_grad_enabled():
                 x = checkpoint(self._one_block, block, x, sizes, use_reentrant=False)
             else:
@@ -201,7 +198,7 @@ class ViT(nn.Module):
     def _one_block(self, block: Any, x: Tensor, sizes: Sizes) -> Tensor:
         if self._compiled is None:
             return run_block(block, x, sizes, self.attention)
-        return self._compiled(block, x, sizes, self.attention, *shares_of(block, x, sizes))
+        return self._compiled(block, x, sizes, self.attention, shares_of(block, x, sizes))
 
     def layer_of(self, name: str) -> int:
         """Depth of a parameter: 0 for the embedding, the number of its block, depth + 1 for the

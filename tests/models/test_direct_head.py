@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from handmim.geometry.camera import fit_weak, project_weak
-from handmim.models.heads.direct import DirectHead, lift_25d
+from handmim.models.heads.direct import DirectHead
 from handmim.types import Tokens
 
 
@@ -137,10 +137,11 @@ def test_25d_by_hand():
 
 def test_25d_of_a_far_hand_is_the_hand():
     """Weak perspective is the limit of a pinhole: from 100 m labels lift back to themselves."""
-    joints = torch.randn(2, 21, 3, generator=torch.Generator().manual_seed(0)) * 0.05
+    joints = torch.randn(21, 3, generator=torch.Generator().manual_seed(0)) * 0.05
     cam_m = joints + torch.tensor([0.0, 0.0, 100.0])
-    lifted = lift_25d(
-        800.0 * cam_m[..., :2] / cam_m[..., 2:], joints[..., 2], torch.full((2,), 8.0)
-    )
-    expected = joints - joints[:, 9, None]
-    torch.testing.assert_close(lifted.joints_root_m, expected, atol=3e-4, rtol=0)
+    head = DirectHead(8, coords="25d")
+    head.set_mean_joints(joints, 800.0 * cam_m[..., :2] / cam_m[..., 2:])
+    head.set_mean_scale(8.0)
+    torch.nn.init.zeros_(head.out.weight)
+    lifted = head(tokens(b=1)).steps[-1].joints_root_m[0]
+    torch.testing.assert_close(lifted, joints - joints[9], atol=3e-4, rtol=0)

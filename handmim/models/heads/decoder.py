@@ -1,6 +1,8 @@
 """MANO parameters from queries that attend to all tokens (as HaMeR, Pavlakos et al. 2024, arXiv
 2312.05251, but to the class token too, and from the current state)."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -18,10 +20,11 @@ class DecoderLayer(nn.Module):
     ) -> None:
         super().__init__()
         mlp_width = round(width * mlp_ratio)
+        attention = partial(nn.MultiheadAttention, width, num_heads, dropout, batch_first=True)
         self.own_norm = nn.LayerNorm(width) if among_queries else None
-        self.own = _attention(width, num_heads, dropout) if among_queries else None
+        self.own = attention() if among_queries else None
         self.cross_norm = nn.LayerNorm(width)
-        self.cross = _attention(width, num_heads, dropout)
+        self.cross = attention()
         self.mlp = nn.Sequential(
             nn.LayerNorm(width),
             nn.Linear(width, mlp_width),
@@ -38,12 +41,7 @@ class DecoderLayer(nn.Module):
             queries = queries + self.dropout(self.own(x, x, x, need_weights=False)[0])
         x = self.cross_norm(queries)
         queries = queries + self.dropout(self.cross(x, context, context, need_weights=False)[0])
-        update: Tensor = self.dropout(self.mlp(queries))
-        return queries + update
-
-
-def _attention(width: int, num_heads: int, dropout: float) -> nn.MultiheadAttention:
-    return nn.MultiheadAttention(width, num_heads, dropout=dropout, batch_first=True)
+        return queries + self.dropout(self.mlp(queries))
 
 
 class DecoderHead(HandHead):
@@ -88,15 +86,12 @@ class DecoderHead(HandHead):
     def read(self, tokens: Tokens) -> Tensor:
         """[B, 1 + N, W] embedded tokens."""
         every = torch.cat([self.cls_token(tokens)[:, None], tokens.patches], dim=1)
-        embedded: Tensor = self.embed_tokens(every)
-        return embedded
+        return self.embed_tokens(every)
 
     def updates(self, step: int, read: Tensor, state: Tensor, hand: HandState) -> list[Tensor]:
         """[B, S] after every layer, or the last."""
-        x = self.queries + self.embed_state(state)[:, None]
-        updates = []
-        for i, layer in enumerate(self.layers):
-            x = layer(x, read)
-            if self.supervise_layers or i == len(self.layers) - 1:
-                updates.append(self.out(self.norm(x).flatten(1)))
-        return updates
+        after = [self.queries + self.embed_state(state)[:, None]]
+        for layer in self.layers:
+            after.append(layer(after[-1], read))
+        ends = after[1:] if self.supervise_layers else after[-1:]
+        return [self.out(self.norm(x).flatten(1)) for x in ends]

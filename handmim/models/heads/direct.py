@@ -19,27 +19,13 @@ class KeypointState(NamedTuple):
 
     joints_root_m: Tensor  # [B, 21, 3]
     joints_crop_ndc: Tensor  # [B, 21, 2]
-
-    @property
-    def verts_root_m(self) -> None:
-        """There is no mesh."""
-        return
+    verts_root_m: None = None
 
 
 class KeypointOutputs(NamedTuple):
     """The mean of the training labels, then the estimate."""
 
     steps: tuple[KeypointState, KeypointState]
-
-
-def lift_25d(
-    joints_crop_ndc: Tensor, depths_root_m: Tensor, scale_ndc_per_m: Tensor
-) -> KeypointState:
-    """[B, 21, 2] positions, [B, 21] depths and [B] scales > 0 to joints in metres under weak
-    perspective."""
-    xy = joints_crop_ndc / scale_ndc_per_m[:, None, None]
-    joints = torch.cat([xy, depths_root_m[..., None]], dim=-1)
-    return KeypointState(joints - joints[:, ROOT_JOINT, None], joints_crop_ndc)
 
 
 class DirectHead(nn.Module):
@@ -80,13 +66,11 @@ class DirectHead(nn.Module):
         if coords == "25d":
             self.register_buffer("mean_scale_ndc_per_m", torch.tensor(8.0))
 
-    @torch.no_grad()
     def set_mean_joints(self, joints_root_m: Tensor, joints_crop_ndc: Tensor) -> None:
         """Set the mean that estimates differ from: [21, 3] metres and [21, 2] crop ndc."""
         self.mean_joints_root_m.copy_(joints_root_m)
         self.mean_joints_crop_ndc.copy_(joints_crop_ndc)
 
-    @torch.no_grad()
     def set_mean_scale(self, scale_ndc_per_m: float) -> None:
         """Set the mean scale of coords=25d: ndc units per metre of a typical hand, > 0."""
         above(0, scale_ndc_per_m=scale_ndc_per_m)
@@ -105,21 +89,15 @@ class DirectHead(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             delta = self.out(features.float())
             mean = self.mean_state(len(delta))
-            state = self._in_3d(mean, delta) if self.coords == "3d" else self._in_25d(mean, delta)
-        return KeypointOutputs((mean, state))
-
-    def _in_3d(self, mean: KeypointState, delta: Tensor) -> KeypointState:
-        """[B, 105]: joint by joint three numbers in metres, two in the image."""
-        delta = delta.unflatten(1, (NUM_JOINTS, 5))
-        joints = mean.joints_root_m + delta[..., :3] * self.unit_m
-        return KeypointState(
-            joints_root_m=joints - joints[:, ROOT_JOINT, None],
-            joints_crop_ndc=mean.joints_crop_ndc + delta[..., 3:],
-        )
-
-    def _in_25d(self, mean: KeypointState, delta: Tensor) -> KeypointState:
-        """[B, 64]: joint by joint depth and two numbers in the image; last the log scale."""
-        scale = self.mean_scale_ndc_per_m * delta[:, -1].exp()
-        delta = delta[:, :-1].unflatten(1, (NUM_JOINTS, 3))
-        depths = mean.joints_root_m[..., 2] + delta[..., 0] * self.unit_m
-        return lift_25d(mean.joints_crop_ndc + delta[..., 1:], depths, scale)
+            if self.coords == "3d":  # joint by joint three numbers in metres, two in the image
+                delta = delta.unflatten(1, (NUM_JOINTS, 5))
+                joints = mean.joints_root_m + delta[..., :3] * self.unit_m
+                joints_ndc = mean.joints_crop_ndc + delta[..., 3:]
+            else:  # joint by joint depth and two numbers in the image; last the log scale
+                scale = self.mean_scale_ndc_per_m * delta[:, -1].exp()
+                delta = delta[:, :-1].unflatten(1, (NUM_JOINTS, 3))
+                joints_ndc = mean.joints_crop_ndc + delta[..., 1:]
+                depth = mean.joints_root_m[..., 2:] + delta[..., :1] * self.unit_m
+                joints = torch.cat([joints_ndc / scale[:, None, None], depth], dim=-1)
+            estimate = KeypointState(joints - joints[:, ROOT_JOINT, None], joints_ndc)
+        return KeypointOutputs((mean, estimate))

@@ -59,13 +59,11 @@ class HandHead(nn.Module):
         self.register_buffer("cls_mean", torch.zeros(dim))
         self.register_buffer("cls_std", torch.ones(dim))
 
-    @torch.no_grad()
     def set_mean_hand(self, rotmats: Tensor, cam: Tensor) -> None:
         """Set where refinement starts: [16, 3, 3] rotations and [3] camera; betas start at 0."""
         self.mean_rot6d.copy_(matrix_to_rot6d(rotmats))
         self.mean_cam.copy_(cam)
 
-    @torch.no_grad()
     def set_cls_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Set the statistics that standardise class tokens, [D] each; deviations are >= 1e-2."""
         self.cls_mean.copy_(mean)
@@ -73,9 +71,8 @@ class HandHead(nn.Module):
 
     def cls_token(self, tokens: Tokens) -> Tensor:
         """[B, D] the class token, standardised where the head does so."""
-        if not self.standardise_cls:
-            return tokens.cls
-        return (tokens.cls - self.cls_mean) / self.cls_std
+        cls = tokens.cls
+        return (cls - self.cls_mean) / self.cls_std if self.standardise_cls else cls
 
     def mean_state(self, batch_size: int) -> Tensor:
         """[B, S] the state every refinement starts from."""
@@ -83,9 +80,7 @@ class HandHead(nn.Module):
         start = torch.cat([self.mean_rot6d.flatten(), betas, self.mean_cam])
         return start.expand(batch_size, -1)
 
-    def start(
-        self, batch_size: int, intrinsics: Intrinsics | None = None
-    ) -> tuple[Tensor, HandState]:
+    def start(self, batch_size: int, intrinsics: Intrinsics | None) -> tuple[Tensor, HandState]:
         """The mean state of all samples, [B, S], and its hand, which is posed once for all."""
         state = self.mean_state(batch_size)
         shared = [part.expand(batch_size, *part.shape[1:]) for part in self._posed(state[:1])]
@@ -142,19 +137,14 @@ class StateUpdate(nn.Module):
     """Features and state to an additive update, near zero before training."""
 
     def __init__(
-        self,
-        feature_dim: int,
-        state_dim: int,
-        hidden_dim: int,
-        dropout: float,
-        activation: str = "gelu",
+        self, width: int, state_dim: int, hidden_dim: int, dropout: float, activation: str
     ) -> None:
         super().__init__()
         one_of("activation", activation, ACTIVATIONS)
-        act = ACTIVATIONS[activation]
-        dims = (feature_dim + state_dim, hidden_dim)
-        layers = [(nn.Linear(dim, hidden_dim), act(), nn.Dropout(dropout)) for dim in dims]
-        self.body = nn.Sequential(*layers[0], *layers[1])
+        self.body = nn.Sequential()
+        for dim in (width + state_dim, hidden_dim):
+            layers = nn.Linear(dim, hidden_dim), ACTIVATIONS[activation](), nn.Dropout(dropout)
+            self.body.extend(layers)
         self.out = small_linear(hidden_dim, state_dim)
 
     def forward(self, features: Tensor, state: Tensor) -> Tensor:
@@ -164,11 +154,11 @@ class StateUpdate(nn.Module):
 
 def token_layers(width: int, hidden_dim: int, num_hidden: int, dropout: float) -> nn.Sequential:
     """LayerNorm and hidden layers with GELU and dropout; without one, dropout alone."""
-    layers: list[nn.Module] = [nn.LayerNorm(width)]
+    layers = nn.Sequential(nn.LayerNorm(width))
     for n in range(num_hidden):
         linear = nn.Linear(hidden_dim if n else width, hidden_dim)
-        layers += [linear, nn.GELU(), nn.Dropout(dropout)]
-    return nn.Sequential(*layers) if num_hidden else nn.Sequential(*layers, nn.Dropout(dropout))
+        layers.extend([linear, nn.GELU(), nn.Dropout(dropout)])
+    return layers if num_hidden else layers.append(nn.Dropout(dropout))
 
 
 def small_linear(dim: int, state_dim: int) -> nn.Linear:

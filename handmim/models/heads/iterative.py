@@ -44,9 +44,7 @@ class IterativeHead(HandHead):
 
     def read(self, tokens: Tokens) -> Tensor:
         """[B, C] normalised features."""
-        features = token_features(self.cls_token(tokens), tokens.patches, self.features)
-        normalised: Tensor = self.norm(features)
-        return normalised
+        return self.norm(token_features(self.cls_token(tokens), tokens.patches, self.features))
 
     def updates(self, step: int, read: Tensor, state: Tensor, hand: HandState) -> list[Tensor]:
         """[B, S] of the one update."""

@@ -5,8 +5,6 @@ PyMAF's own options are in configs/head/pymaf_exact.yaml. Always ours are farthe
 instead of a down-sampling matrix, a log-scale camera, a grid of cell centres, and one
 deconvolution fewer: tokens of 16 px patches are as fine as PyMAF's first map."""
 
-import itertools
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -26,17 +24,16 @@ POOLS = ("flatten", "max")
 ImageFeatures = tuple[list[Tensor], Tensor | None]
 
 
-def farthest_points(points: NDArray[np.floating], num: int) -> NDArray[np.int64]:
+def farthest_points(points: NDArray[np.floating], num: int) -> list[int]:
     """Indices of `num` of [V, 3] points, each as far as possible from those before, from point 0
     on."""
     if not 1 <= num <= len(points):
         raise ValueError(f"num_points must be in 1..{len(points)}, got {num}")
-    chosen = [0]
-    distance = np.linalg.norm(points - points[0], axis=1)
+    chosen, distance = [0], np.full(len(points), np.inf)
     while len(chosen) < num:
-        chosen.append(int(distance.argmax()))
         distance = np.minimum(distance, np.linalg.norm(points - points[chosen[-1]], axis=1))
-    return np.asarray(chosen, dtype=np.int64)
+        chosen.append(int(distance.argmax()))
+    return chosen
 
 
 class PointMlp(nn.Module):
@@ -47,17 +44,16 @@ class PointMlp(nn.Module):
         super().__init__()
         one_of("pool", pool, POOLS)
         self.pool = pool
-        self.layers = nn.ModuleList(
-            nn.Linear(a + (dims[0] if i else 0), b)
-            for i, (a, b) in enumerate(itertools.pairwise(dims))
-        )
+        inputs = [dims[0], *(dim + dims[0] for dim in dims[1:-1])]
+        self.layers = nn.ModuleList(map(nn.Linear, inputs, dims[1:]))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, P, C] to [B, P * last], or [B, last]."""
-        y = x
-        for i, layer in enumerate(self.layers):
-            y = layer(y if i == 0 else torch.cat([y, x], dim=-1))
-            y = F.relu(y) if i == len(self.layers) - 1 else F.leaky_relu(y)
+        first, *others = self.layers
+        y = first(x)
+        for layer in others:
+            y = layer(torch.cat([F.leaky_relu(y), x], dim=-1))
+        y = F.relu(y)
         return y.amax(dim=1) if self.pool == "max" else y.flatten(1)
 
 
@@ -125,42 +121,35 @@ class PyMafHead(HandHead):
         at_least(1, num_steps=num_steps)
         one_of("cls_at", cls_at, CLS_AT)
         one_of("pyramid", pyramid, PYRAMIDS)
-        reads_cls = cls_at != "none"
-        super().__init__(dim, hand, camera, scale0_per_m, standardise_cls and reads_cls)
+        super().__init__(dim, hand, camera, scale0_per_m, standardise_cls and cls_at != "none")
         self.num_steps, self.append_joints = num_steps, append_joints
-        self.cls_at, self.detach, self.tapped_blocks = cls_at, detach, tuple(taps)
+        self.detach, self.tapped_blocks = detach, tuple(taps)
+        self.cls_steps = {"none": 0, "first": 1, "all": num_steps}[cls_at]  # that read it
         self.steps_train_alone = detach and num_steps > 1
-        self.pyramid = PYRAMIDS[pyramid](
-            dim * (1 + len(self.tapped_blocks)), channels=channels, num_levels=num_steps, norm=norm
-        )
+        width = dim * (1 + len(self.tapped_blocks))
+        self.pyramid = PYRAMIDS[pyramid](width, channels, num_steps, norm)
         widths = (channels, *point_dims)
         num_mesh = num_points + (NUM_JOINTS if append_joints else 0)
-        counts = [grid_side**2] + [num_mesh] * (num_steps - 1)
-        cls_dims = [cls_dim if self._reads_cls(t) else 0 for t in range(num_steps)]
         self.point_mlps = nn.ModuleList(PointMlp(widths, pool) for _ in range(num_steps))
         self.attentions = nn.ModuleList(
             PointAttention(channels) for _ in range(num_steps - 1 if attention else 0)
         )
-        dims = [(1 if pool == "max" else n) * widths[-1] for n in counts]
-        self.regressors = nn.ModuleList(
-            StateUpdate(n + c, self.state_dim, hidden_dim, dropout, activation)
-            for n, c in zip(dims, cls_dims, strict=True)
-        )
-        self.cls_proj = nn.Linear(dim, cls_dim) if reads_cls else None
-        self.aux = nn.ModuleDict()
-        if heatmaps:
-            self.aux["heatmaps"] = nn.Conv2d(channels, NUM_JOINTS, 1)
-        if silhouette:
-            self.aux["silhouette"] = nn.Conv2d(channels, 1, 1)
+        self.regressors = nn.ModuleList()
+        for step in range(num_steps):
+            num = 1 if pool == "max" else num_mesh if step else grid_side**2
+            width = num * widths[-1] + (cls_dim if step < self.cls_steps else 0)
+            args = (width, self.state_dim, hidden_dim, dropout, activation)
+            self.regressors.append(StateUpdate(*args))
+        self.cls_proj = nn.Linear(dim, cls_dim) if self.cls_steps else None
+        aux = {"heatmaps": heatmaps * NUM_JOINTS, "silhouette": int(silhouette)}
+        convs = {name: nn.Conv2d(channels, num, 1) for name, num in aux.items() if num}
+        self.aux = nn.ModuleDict(convs)
         self.drawn = frozenset(self.aux)
         side = cell_centres_ndc(grid_side)
         grid = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1).reshape(-1, 2)
         self.register_buffer("grid_ndc", grid, persistent=False)
-        vert_idx = farthest_points(hand.arrays.v_template, num_points)
-        self.register_buffer("vert_idx", torch.from_numpy(vert_idx), persistent=False)
-
-    def _reads_cls(self, step: int) -> bool:
-        return self.cls_at == "all" or (self.cls_at == "first" and step == 0)
+        vert_idx = torch.tensor(farthest_points(hand.arrays.v_template, num_points))
+        self.register_buffer("vert_idx", vert_idx, persistent=False)
 
     def _points(self, step: int, hand: HandState) -> Tensor:
         """[B, P, 2] sampled by step `step`, in ndc, detached."""
@@ -175,8 +164,7 @@ class PyMafHead(HandHead):
         """Maps of the patches, finer and finer, and the projected class token."""
         patches = torch.cat([*tokens.taps, tokens.patches], dim=-1)
         maps = self.pyramid(patches.transpose(1, 2).unflatten(2, tokens.grid_hw))
-        cls = None if self.cls_proj is None else self.cls_proj(self.cls_token(tokens))
-        return maps, cls
+        return maps, self.cls_proj(self.cls_token(tokens)) if self.cls_proj else None
 
     def updates(
         self, step: int, read: ImageFeatures, state: Tensor, hand: HandState
@@ -185,14 +173,13 @@ class PyMafHead(HandHead):
         maps, cls = read
         sampled = sample_map(maps[step], self._points(step, hand))
         if step > 0 and len(self.attentions):
-            grid = sample_map(maps[step], self.grid_ndc.expand(len(hand.cam), -1, -1))
+            grid = sample_map(maps[step], self._points(0, hand))
             sampled = self.attentions[step - 1](sampled, grid)
         features = self.point_mlps[step](sampled)
-        if cls is not None and self._reads_cls(step):
+        if cls is not None and step < self.cls_steps:
             features = torch.cat([features, cls], dim=-1)
         return [self.regressors[step](features, state)]
 
     def drawings(self, read: ImageFeatures) -> dict[str, Tensor]:
         """From the finest map: [B, 21, h, w] and [B, h, w] logits."""
-        maps = {name: conv(read[0][-1]) for name, conv in self.aux.items()}
-        return {k: m.squeeze(1) if k == "silhouette" else m for k, m in maps.items()}
+        return {name: conv(read[0][-1]).squeeze(1) for name, conv in self.aux.items()}

@@ -15,8 +15,6 @@ from handmim.hand.io import load_hand_arrays, resolve_hand_path
 from handmim.hand.model import HandLayer
 from handmim.hand.skeleton import CHAIN_FROM_CANONICAL
 
-_MM = 1e-3
-
 
 def _leave_out_of_checkpoints(layer: nn.Module) -> nn.Module:
     """The hand model's file holds its buffers."""
@@ -111,5 +109,5 @@ class ManopthHand(HandLayer):
     def _pose(self, rotmats: Tensor, betas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # OpenPose order is our canonical one; their fingertips are left out, ours are vertices.
         verts_mm, joints_mm = self.layer(matrix_to_axis_angle(rotmats).flatten(1), betas)[:2]
-        verts, joints = verts_mm * _MM, joints_mm[:, CHAIN_FROM_CANONICAL] * _MM
+        verts, joints = verts_mm * 1e-3, joints_mm[:, CHAIN_FROM_CANONICAL] * 1e-3
         return verts, joints, verts[:, self.tip_ids]

@@ -90,11 +90,11 @@ def arrays_from(
     check_raw(raw, file_name)
     tip_ids = raw.get("tip_ids", np.asarray(FINGERTIP_VERTS["smplx"]))
     is_whole = tip_ids.shape == (5,) and tip_ids.dtype.kind in "iu"
-    if not is_whole or not all(0 <= int(i) < NUM_VERTS for i in tip_ids):
-        values = tip_ids.ravel()[:5].tolist()
-        raise ValueError(f"{file_name}: tip_ids must be five vertices, got {values}")
-    parents = tuple(int(p) for p in raw["kintree_table"][0].astype(np.int64))
-    parents = tuple(-1 if p == NO_PARENT else p for p in parents)
+    tips = tip_ids.ravel()[:5].tolist()
+    if not is_whole or not all(0 <= i < NUM_VERTS for i in tips):
+        raise ValueError(f"{file_name}: tip_ids must be five vertices, got {tips}")
+    table = raw["kintree_table"][0].astype(np.int64).tolist()
+    parents = tuple(-1 if p == NO_PARENT else p for p in table)
     if parents != CHAIN_PARENTS:
         raise ValueError(f"{file_name}: parents must be {CHAIN_PARENTS}, got {parents}")
     known = {*SHAPES, "tip_ids", "repairs"}
@@ -102,7 +102,7 @@ def arrays_from(
         **{key: raw[key].astype(np.float64) for key in _FLOATS},
         faces=raw["f"].astype(np.int32),
         parents=parents,
-        tip_ids=tuple(int(i) for i in tip_ids),
+        tip_ids=tuple(tips),
         name=file_name.rpartition(".")[0],
         file_sha256=file_sha256,
         repairs=tuple(str(r) for r in np.ravel(raw.get("repairs", []))),
@@ -112,25 +112,21 @@ def arrays_from(
 
 def check_raw(raw: Mapping[str, NDArray[Any]], name: str) -> None:
     """Raises: ValueError naming the array of the file `name` that is wrong."""
-    missing = sorted(set(SHAPES) - set(raw))
-    if missing:
+    if missing := sorted(set(SHAPES) - set(raw)):
         raise ValueError(f"{name} lacks {missing}: not a hand model in MANO's layout")
     for key, shape in SHAPES.items():
-        if raw[key].shape != shape:
-            raise ValueError(f"{name}: {key} must be {shape}, got {raw[key].shape}")
-        if raw[key].dtype.kind not in "fiu":
-            raise ValueError(f"{name}: {key} must hold numbers, got {raw[key].dtype}")
+        found = raw[key].shape, raw[key].dtype
+        if found[0] != shape or found[1].kind not in "fiu":
+            raise ValueError(f"{name}: {key} must be numbers {shape}, got {found[1]} {found[0]}")
         if not np.isfinite(raw[key].astype(np.float64)).all():
             raise ValueError(f"{name}: {key} is not finite")
-    low, high = raw["f"].min(), raw["f"].max()
-    if low < 0 or high >= NUM_VERTS or (raw["f"] != np.floor(raw["f"])).any():
+    low, high, faces = raw["f"].min(), raw["f"].max(), raw["f"]
+    if low < 0 or high >= NUM_VERTS or (faces != np.floor(faces)).any():
         raise ValueError(f"{name}: f must hold indices 0 to {NUM_VERTS - 1}, got {low} to {high}")
-    weights, sums = raw["weights"], raw["J_regressor"].sum(axis=1)
-    if np.abs(weights.sum(axis=1) - 1).max() > 1e-4:
-        raise ValueError(f"{name}: skinning weights do not sum to 1")
-    if weights.min() < -1e-6:
-        raise ValueError(f"{name}: skinning weights must be >= 0, got {weights.min():.3g}")
-    if np.abs(sums - 1).max() > 1e-2:
-        raise ValueError(
-            f"{name}: rows of J_regressor must sum to 1, got {sums.min():.3f} to {sums.max():.3f}"
-        )
+    for key, most in (("J_regressor", 1e-2), ("weights", 1e-4)):
+        sums = raw[key].sum(axis=1)
+        if np.abs(sums - 1).max() > most:
+            text = f"got {sums.min():.4f} to {sums.max():.4f}"
+            raise ValueError(f"{name}: rows of {key} must sum to 1, {text}")
+    if (least := raw["weights"].min()) < -1e-6:
+        raise ValueError(f"{name}: skinning weights must be >= 0, got {least:.3g}")

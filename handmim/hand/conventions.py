@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from handmim.geometry.rotation_numpy import matrix_to_rotvec, rotvec_to_matrix
 from handmim.hand.arrays import HandArrays
-from handmim.hand.skeleton import CANONICAL_FROM_CHAIN_AND_TIPS
+from handmim.hand.skeleton import CANONICAL_FROM_HO3D
 
 Array = NDArray[np.floating]
 
@@ -31,7 +31,7 @@ def regressed_joints(verts_m: Array, J_regressor: Array, tip_verts: Sequence[int
     FreiHAND: [..., V, 3] -> [..., 21, 3] metres."""
     chain = J_regressor @ verts_m
     both = np.concatenate([chain, verts_m[..., list(tip_verts), :]], axis=-2)
-    return both[..., list(CANONICAL_FROM_CHAIN_AND_TIPS), :]
+    return both[..., list(CANONICAL_FROM_HO3D), :]
 
 
 def freihand_vector(

@@ -19,27 +19,6 @@ CAMERAS = ("weak", "pinhole")
 MIN_DEPTH_M = 0.02  # nearer points are not projected; early guesses may stand behind the camera
 
 
-def focal_px(K_px: Tensor) -> Tensor:
-    """[..., 3, 3] intrinsics to [...]: geometric mean of both focal lengths in any rotated crop."""
-    return scale_of(K_px)
-
-
-def root_from_weak(cam: Tensor, intrinsics: Intrinsics, scale0_per_m: float) -> Tensor:
-    """Root translation [B, 3] in metres from a weak camera [B, 3] and intrinsics; samples without K
-    get numbers that mean nothing.
-
-    s ndc units per metre are s S / 2 pixels per metre, and a pinhole shows f / Z: Z = 2 f / (s S).
-    The root is seen at s (tx, ty).
-    """
-    K = _usable_intrinsics(intrinsics)
-    scale = scale0_per_m * cam[:, 0].exp()
-    depth = 2.0 * focal_px(K) / (scale * intrinsics.img_px)
-    seen_px = px_from_ndc(scale[:, None] * cam[:, 1:], intrinsics.img_px)
-    # The upper rows of K map (X / Z, Y / Z) to pixels.
-    ray = transform_points(invert(K[:, :2]), seen_px[:, None]).squeeze(1)
-    return depth[:, None] * torch.cat([ray, torch.ones_like(depth)[:, None]], dim=1)
-
-
 def _usable_intrinsics(intrinsics: Intrinsics) -> Tensor:
     """K in fp32, the identity where it is not known."""
     eye = torch.eye(3, device=intrinsics.K_crop_px.device)
@@ -61,16 +40,24 @@ class CropCamera:
         self, cam: Tensor, intrinsics: Intrinsics | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """Root joint [B, 3] in metres, zero where it is not metric, and where it is, [B] bool; None
-        twice by a weak camera."""
+        twice by a weak camera.
+
+        s ndc units per metre are s S / 2 pixels per metre, and a pinhole shows f / Z: Z = 2 f / (s
+        S), where f is the geometric mean of both focal lengths. The root is seen at s (tx, ty).
+        """
         if self.kind == "weak":
             return None, None
         if intrinsics is None:
             return cam.new_zeros(len(cam), 3), cam.new_zeros(len(cam), dtype=torch.bool)
-        # What is not known must not reach gradients either.
-        transl = root_from_weak(
-            torch.where(intrinsics.has_K[:, None], cam, 0.0), intrinsics, self.scale0_per_m
-        )
-        return torch.where(intrinsics.has_K[:, None], transl, 0.0), intrinsics.has_K
+        K, has_K = _usable_intrinsics(intrinsics), intrinsics.has_K[:, None]
+        cam = torch.where(has_K, cam, 0.0)  # what is not known must not reach gradients either
+        scale = self.scale0_per_m * cam[:, 0].exp()
+        depth = 2.0 * scale_of(K) / (scale * intrinsics.img_px)
+        seen_px = px_from_ndc(scale[:, None] * cam[:, 1:], intrinsics.img_px)
+        # The upper rows of K map (X / Z, Y / Z) to pixels.
+        ray = transform_points(invert(K[:, :2]), seen_px[:, None]).squeeze(1)
+        transl = depth[:, None] * torch.cat([ray, torch.ones_like(depth)[:, None]], dim=1)
+        return torch.where(has_K, transl, 0.0), intrinsics.has_K
 
     def project(
         self,
@@ -86,7 +73,6 @@ class CropCamera:
             return weak
         points = points_root_m + transl_cam_m[:, None]
         points = torch.cat([points[..., :2], points[..., 2:].clamp(min=MIN_DEPTH_M)], dim=-1)
-        pinhole = ndc_from_px(
-            pinhole_camera.project(points, _usable_intrinsics(intrinsics)), intrinsics.img_px
-        )
+        seen_px = pinhole_camera.project(points, _usable_intrinsics(intrinsics))
+        pinhole = ndc_from_px(seen_px, intrinsics.img_px)
         return torch.where(intrinsics.has_K[:, None, None], pinhole, weak)

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,9 @@ def resolve_hand_path(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_dir():
         return path
-    for folder in (path, path / "mano", path / "models"):
-        for suffix in (".pkl", ".npz"):
-            if (folder / f"MANO_RIGHT{suffix}").is_file():
-                return folder / f"MANO_RIGHT{suffix}"
+    for folder, suffix in product((path, path / "mano", path / "models"), (".pkl", ".npz")):
+        if (file := folder / f"MANO_RIGHT{suffix}").is_file():
+            return file
     raise FileNotFoundError(
         f"no MANO_RIGHT.pkl or MANO_RIGHT.npz in {path}, its mano/ or its models/"
     )
@@ -111,8 +111,8 @@ def save_npz(path: str | Path, arrays: HandArrays) -> None:
     path = Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"hand models are written as .npz, got {path.name}")
-    content: dict[str, Any] = {key: getattr(arrays, key) for key in SHAPES if key != "f"}
-    content |= {"f": arrays.faces, "tip_ids": np.asarray(arrays.tip_ids)}
+    content: dict[str, Any] = {"f": arrays.faces, "tip_ids": np.asarray(arrays.tip_ids)}
+    content |= {key: getattr(arrays, key) for key in SHAPES if key != "f"}
     content |= {"repairs": np.asarray(arrays.repairs, dtype=np.str_)} | arrays.extras
     with atomic_path(path) as partial, partial.open("wb") as file:
         np.savez(file, **content)
@@ -141,25 +141,24 @@ def _value(node: Any, depth: int = 0) -> NDArray[Any]:
         return node
     if not isinstance(node, Record) or not isinstance(node.state, dict) or depth > 20:
         raise ValueError(f"{type(node).__name__} where an array was expected")
-    name = type(node).__name__
+    name, state = type(node).__name__, node.state
     if name in ("csc_matrix", "csr_matrix"):
-        return _dense(node.state, by_columns=name == "csc_matrix")
-    inner = _value(node.state["x" if name == "Ch" else "a"], depth + 1)
+        return _dense(state, by_columns=name == "csc_matrix")
     if name == "Ch":
-        return inner
+        return _value(state["x"], depth + 1)
+    inner = _value(state["a"], depth + 1)
     if name == "Reshape":
-        return inner.reshape(node.state["newshape"])
-    idxs = np.asarray(node.state["idxs"])
+        return inner.reshape(state["newshape"])
+    idxs = np.asarray(state["idxs"])
     if idxs.size > MAX_SIZE:
         raise ValueError(f"a selection of {idxs.size} entries")
     chosen = inner.ravel()[idxs]
-    return chosen.reshape(node.state.get("preferred_shape", chosen.shape))
+    return chosen.reshape(state.get("preferred_shape", chosen.shape))
 
 
 def _dense(state: Mapping[str, Any], *, by_columns: bool) -> NDArray[Any]:
     """A compressed sparse matrix written out."""
-    shape = state["_shape"] if "_shape" in state else state["shape"]
-    num_rows, num_cols = (int(n) for n in shape)
+    num_rows, num_cols = map(int, state["_shape" if "_shape" in state else "shape"])
     data, indices, indptr = (np.asarray(state[key]) for key in ("data", "indices", "indptr"))
     if not 0 < num_rows * num_cols <= MAX_SIZE:
         raise ValueError(f"a sparse matrix of {num_rows} x {num_cols}")
@@ -209,8 +208,7 @@ def _x_equals_the_rights(path: Path, shapedirs: NDArray[np.float64]) -> bool | N
     name = path.name.replace("LEFT", "RIGHT").replace("left", "right")
     if name == path.name or not path.with_name(name).is_file():
         return None
-    raw = read_mano(path.with_name(name))
-    check_raw(raw, name)
+    check_raw(raw := read_mano(path.with_name(name)), name)
     right = raw["shapedirs"][:, 0].astype(np.float64)
     same, mirrored = (np.abs(shapedirs[:, 0] - sign * right).sum() for sign in (1, -1))
     if min(same, mirrored) > 0.5 * np.abs(right).sum():

@@ -2,7 +2,6 @@
 (Romero et al. 2017, MANO; Loper et al. 2015, SMPL)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,13 +17,12 @@ from handmim.hand.arrays import HandArrays, Side
 from handmim.hand.crop_camera import CropCamera
 from handmim.hand.io import load_hand_arrays
 from handmim.hand.skeleton import (
-    CANONICAL_FROM_CHAIN_AND_TIPS,
+    CANONICAL_FROM_HO3D,
     CHAIN_FROM_CANONICAL,
     JOINT_CONVENTIONS,
     ROOT_JOINT,
 )
 from handmim.types import HandState, Intrinsics
-from handmim.utils.arguments import at_least
 
 _Layer = TypeVar("_Layer", bound="HandLayer")
 
@@ -40,13 +38,13 @@ class HandMesh(NamedTuple):
 def pose_to_matrices(pose: Tensor) -> Tensor:
     """Rotations of the 16 joints to matrices [B, 16, 3, 3], from axis-angle [B, 48] or [B, 16, 3]
     radians, matrices or 6D [B, 16, 6]."""
-    if pose.ndim == 2 and pose.shape[-1] == 48:
-        pose = pose.unflatten(-1, (16, 3))
     form = tuple(pose.shape[1:])
     if form == (16, 3, 3):
         return pose
-    if form in ((16, 3), (16, 6)):
-        return axis_angle_to_matrix(pose) if form == (16, 3) else rot6d_to_matrix(pose)
+    if form in ((48,), (16, 3)):
+        return axis_angle_to_matrix(pose.reshape(-1, 16, 3))
+    if form == (16, 6):
+        return rot6d_to_matrix(pose)
     raise ValueError(
         "pose must be axis-angle [B, 48] or [B, 16, 3], matrices [B, 16, 3, 3] or 6D [B, 16, 6],"
         f" got {tuple(pose.shape)}"
@@ -78,7 +76,7 @@ class HandLayer(nn.Module, ABC):
         self._keep("mean_rotmats", mean.numpy())  # [16, 3, 3], wrist identity
         self._keep("joint_regressor", arrays.J_regressor)  # [16, V]
         self.register_buffer("tip_ids", torch.tensor(arrays.tip_ids), persistent=False)
-        order = torch.tensor(CANONICAL_FROM_CHAIN_AND_TIPS)
+        order = torch.tensor(CANONICAL_FROM_HO3D)
         self.register_buffer("order21", order, persistent=False)
 
     def _keep(self, name: str, value: NDArray[np.floating]) -> None:
@@ -112,15 +110,11 @@ class HandLayer(nn.Module, ABC):
     def _pose(self, rotmats: Tensor, betas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Untranslated vertices [B, V, 3], chain [B, 16, 3] and fingertips [B, 5, 3]."""
 
-    def regress_chain(self, verts_m: Tensor) -> Tensor:
-        """The 16 chain joints by the joint regressor: [B, V, 3] -> [B, 16, 3] metres."""
-        with torch.autocast(verts_m.device.type, enabled=False):
-            return self.joint_regressor.to(verts_m.dtype) @ verts_m
-
 
 class HandModel(HandLayer):
     """Our own skinning; a CPU skins `chunk_size` hands at a time, as many as its cache holds."""
 
+    chunk_size = 32
     template: Tensor
     blendshapes: Tensor
     joint_template: Tensor
@@ -128,10 +122,8 @@ class HandModel(HandLayer):
     skin_weights: Tensor
     last_row: Tensor
 
-    def __init__(self, arrays: HandArrays, chunk_size: int = 32) -> None:
-        at_least(1, chunk_size=chunk_size)
+    def __init__(self, arrays: HandArrays) -> None:
         super().__init__(arrays)
-        self.chunk_size = chunk_size
         num_betas, num_verts = self.num_betas, len(arrays.v_template)
         joint_shapedirs = np.einsum("jv,vck->kjc", arrays.J_regressor, arrays.shapedirs)
         dirs = np.concatenate([arrays.shapedirs, arrays.posedirs], axis=2)  # [V, 3, 145]
@@ -202,7 +194,9 @@ class JointConventions(nn.Module):
         """The 21 joints [B, 21, 3] of every sample, canonical order, from posed vertices [B, V, 3]
         and chain joints [B, 16, 3]; `convention` [B] indexes `skeleton.CONVENTION_NAMES`."""
         by_regressor = self.is_regressed[convention][:, None, None]
-        chain = torch.where(by_regressor, self.hand.regress_chain(verts_m), chain_joints_m)
+        with torch.autocast(verts_m.device.type, enabled=False):
+            regressed = self.hand.joint_regressor.to(verts_m.dtype) @ verts_m  # [B, 16, 3]
+        chain = torch.where(by_regressor, regressed, chain_joints_m)
         samples = torch.arange(len(convention), device=convention.device)[:, None]
         tips = verts_m[samples, self.tip_verts[convention]]  # [B, 5, 3]
         return torch.cat([chain, tips], dim=1)[:, self.hand.order21]
@@ -261,7 +255,8 @@ class BlendSkinning(torch.autograd.Function):
         columns = transforms.permute(0, 3, 2, 1).contiguous()  # [B, 4, 3, J]
         rotation, shift = columns[:, :3], columns[:, 3]
         verts = (shift.reshape(3 * b, num_joints) @ weights).view_as(rest)
-        for part in _chunks(b, chunk_size):
+        for start in range(0, b, chunk_size):
+            part = slice(start, start + chunk_size)
             blended = _blended(rotation[part], weights)
             for i in range(3):
                 verts[part].addcmul_(blended[:, i], rest[part, i, None])
@@ -287,7 +282,8 @@ class BlendSkinning(torch.autograd.Function):
                 grad.index_add_(2, tip_ids, grad_tips)
             grad_rest = torch.empty_like(rest)
             grad_columns = rest.new_empty(b, 4, 3, num_joints)
-            for part in _chunks(b, ctx.chunk_size):
+            for start in range(0, b, ctx.chunk_size):
+                part = slice(start, start + ctx.chunk_size)
                 blended, g = _blended(rotation[part], weights), grad[part]
                 torch.mul(blended[:, :, 0], g[:, :1], out=grad_rest[part])
                 for i in (1, 2):
@@ -297,27 +293,18 @@ class BlendSkinning(torch.autograd.Function):
                 grad_columns[part, :3] = summed.view(len(g), 3, 3, num_joints)
             summed = grad.view(3 * b, num_verts) @ weights.t()
             grad_columns[:, 3] = summed.view(b, 3, num_joints)
-            betas, features = _needed_grads(ctx, grad_rest.flatten(1), blendshapes)
+            # Of betas and features in one product, over the rows that are needed.
+            (of_betas, of_features), split = ctx.needs_input_grad[:2], ctx.num_betas
+            rows = slice(0 if of_betas else split, None if of_features else split)
+            found = grad_rest.flatten(1) @ blendshapes[rows].t()
+            split = split if of_betas else 0
+        betas = found[:, :split] if of_betas else None
+        features = found[:, split:] if of_features else None
         transforms = grad_columns.permute(0, 3, 2, 1)
         return betas, features, transforms, None, None, None, None, None
-
-
-def _chunks(num: int, size: int) -> Iterator[slice]:
-    return (slice(i, min(i + size, num)) for i in range(0, num, size))
 
 
 def _blended(rotation: Tensor, weights: Tensor) -> Tensor:
     """[n, 3, 3, J] rotations, column by column, to [n, 3, 3, V], those of every vertex."""
     n, (num_joints, num_verts) = len(rotation), weights.shape
     return (rotation.reshape(9 * n, num_joints) @ weights).view(n, 3, 3, num_verts)
-
-
-def _needed_grads(
-    ctx: Any, grad_rest: Tensor, blendshapes: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of betas and features in one product, over the rows that are needed."""
-    betas, features = ctx.needs_input_grad[:2]
-    rows = slice(0 if betas else ctx.num_betas, None if features else ctx.num_betas)
-    found = grad_rest @ blendshapes[rows].t()
-    split = ctx.num_betas if betas else 0
-    return found[:, :split] if betas else None, found[:, split:] if features else None

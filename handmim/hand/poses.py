@@ -29,7 +29,13 @@ BREADTH_MM = {
 # search for the widest gaps gives, inside the limits).
 CLOSED_ABDUCTION_DEG = np.array([7.0, 0.9, -7.0, -2.9])
 CLOSED_TWIST_DEG = np.array([4.0, 2.0, -4.0, -0.5])
+# Beads of a digit: the bones that they lie on, and where.
+BEADS = (
+    np.repeat([0, 1, 2], [3, 4, 4]),
+    np.array([0.45, 0.63, 0.82, 0.0, 0.25, 0.5, 0.75, 0.0, 0.25, 0.5, 0.72]),
+)
 HEEL_RADIUS_M = 0.0045  # of the palm's beads
+HEEL_SHARES = np.array([0.12, 0.35, 0.6])  # from the knuckles of the fingers to the wrist
 
 
 def chain(rotmats: Array, joints: Array) -> tuple[Array, Array]:
@@ -146,46 +152,32 @@ class PoseSampler:
     def clearance_m(self, rotmats: Array) -> Array:
         """Least gap between chains of digits and between fingertips and palm: [n] metres."""
         world, posed = chain(rotmats, self.joints_m)
-        beads, radii = [], []
-        for k, finger in enumerate(CHAIN_FINGERS):
-            j = 1 + 3 * k
-            ends = posed[:, j + 2] + (world[:, j + 2] @ (self.tips_m[k] - self.joints_m[j + 2]))
-            line = [posed[:, j], posed[:, j + 1], posed[:, j + 2], ends]
-            first, last = (half * 0.5e-3 for half in BREADTH_MM[finger])
-            points, sizes = [], []
-            for i, shares in enumerate(
-                ((0.45, 0.63, 0.82), (0.0, 0.25, 0.5, 0.75), (0.0, 0.25, 0.5, 0.72))
-            ):
-                for t in shares:
-                    points.append(line[i] + (line[i + 1] - line[i]) * t)
-                    sizes.append(first + (last - first) * ((i + t) / 3))
-            beads.append(np.stack(points, axis=1))
-            radii.append(np.array(sizes))
-        up = world[:, 0] @ np.array([0.0, 1.0, 0.0])
-        heel = np.stack(
-            [
-                posed[:, j] + (posed[:, 0] - posed[:, j]) * t - up * 0.003
-                for j in (1, 4, 7, 10)
-                for t in (0.12, 0.35, 0.6)
-            ],
-            axis=1,
-        )
-        gaps: Array = least_gaps_m(np.stack(beads, axis=1), np.stack(radii), heel, HEEL_RADIUS_M, 3)
+        ends = self.tips_m - self.joints_m[3::3]
+        ends = posed[:, 3::3] + (world[:, 3::3] @ ends[..., None])[..., 0]
+        line = np.concatenate([posed[:, 1:].reshape(-1, 5, 3, 3), ends[:, :, None]], axis=2)
+        bone, share = BEADS
+        beads = line[:, :, bone] + (line[:, :, bone + 1] - line[:, :, bone]) * share[:, None]
+        breadths = np.array([BREADTH_MM[finger] for finger in CHAIN_FINGERS])
+        first, last = breadths.T[..., None] * 0.5e-3
+        radii = first + (last - first) * ((bone + share) / 3)
+        up = (world[:, 0] @ np.array([0.0, 1.0, 0.0]))[:, None, None]
+        knuckles = posed[:, 1:13:3, None]
+        heel = knuckles + (posed[:, :1, None] - knuckles) * HEEL_SHARES[:, None] - up * 0.003
+        heel = heel.reshape(len(posed), -1, 3)
+        gaps: Array = least_gaps_m(beads, radii, heel, HEEL_RADIUS_M, 3)
         return gaps
 
     def sample_angles(self, num: int, rng: np.random.Generator) -> tuple[Array, Array]:
         """Accepted draws: angles [num, 16, 3] in degrees and rotations [num, 16, 3, 3]."""
-        angles, rotmats, have = [], [], 0
-        while have < num:
+        angles, rotmats = list[Array](), list[Array]()
+        while sum(map(len, angles)) < num:
             raw = self.angles(min(self.BATCH, 2 * num + 16), rng)
-            for start in range(0, len(raw), self.CHUNK):
-                some = raw[start : start + self.CHUNK]
+            for some in np.split(raw, range(self.CHUNK, len(raw), self.CHUNK)):
                 posed = self.rotmats(some)
                 ok = self.clearance_m(posed) > 0.0
                 angles.append(some[ok])
                 rotmats.append(posed[ok])
-                have += int(ok.sum())
-                if have >= num:
+                if sum(map(len, angles)) >= num:
                     break
         return np.concatenate(angles)[:num], np.concatenate(rotmats)[:num]
 

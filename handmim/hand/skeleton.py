@@ -23,19 +23,16 @@ BONE_MM = (34, 44, 33, 27, 94, 38, 24, 22, 92, 43, 27, 24, 85, 41, 26, 23, 82, 3
 CHAIN_PARENTS = (-1, 0, 1, 2, 0, 4, 5, 0, 7, 8, 0, 10, 11, 0, 13, 14)
 CHAIN_FINGERS = ("index", "middle", "little", "ring", "thumb")
 
-# HO-3D keeps the 16 chain joints and appends the tips thumb, index, middle, ring, little.
+# HO-3D keeps the 16 chain joints and appends the tips thumb, index, middle, ring, little, an order
+# that serves the chain and tips of any model.
 CANONICAL_FROM_HO3D = (0, 13, 14, 15, 16, 1, 2, 3, 17, 4, 5, 6, 18, 10, 11, 12, 19, 7, 8, 9, 20)
 HO3D_FROM_CANONICAL = tuple(CANONICAL_FROM_HO3D.index(i) for i in range(NUM_JOINTS))
-# The same order serves [16 chain joints, 5 tips] of any model.
-CANONICAL_FROM_CHAIN_AND_TIPS = CANONICAL_FROM_HO3D
 CHAIN_FROM_CANONICAL = HO3D_FROM_CANONICAL[:16]
 
-SAME_AS_OURS = ("canonical", "freihand", "openpose", "mediapipe", "coco")
 # canonical[i] = theirs[order[i]] for every order in which 21 joints are met.
 SKELETONS: Mapping[str, tuple[int, ...]] = {
-    **dict.fromkeys(SAME_AS_OURS, tuple(range(NUM_JOINTS))),
-    "ho3d": CANONICAL_FROM_HO3D,
-    "mano": CANONICAL_FROM_CHAIN_AND_TIPS,
+    **dict.fromkeys(("canonical", "freihand", "openpose", "mediapipe", "coco"), tuple(range(21))),
+    **dict.fromkeys(("ho3d", "mano"), CANONICAL_FROM_HO3D),
     # MobRecon's "MANO order": as HO-3D, but tips index, middle, ring, little, thumb
     "mobrecon": (0, 13, 14, 15, 20, 1, 2, 3, 16, 4, 5, 6, 17, 10, 11, 12, 18, 7, 8, 9, 19),
     # PeCLR: all knuckles from thumb to little, then all second joints, ...

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from handmim.geometry.rotation_numpy import random_rotation, unit
 from handmim.hand.arrays import HandArrays
 from handmim.hand.poses import BREADTH_MM, chain
-from handmim.hand.skeleton import CANONICAL_FROM_CHAIN_AND_TIPS, CHAIN_FINGERS
+from handmim.hand.skeleton import CANONICAL_FROM_HO3D, CHAIN_FINGERS
 from handmim.render.rasterizer import compiled, vertex_normals
 
 Array = NDArray[np.floating]
@@ -121,7 +121,7 @@ class HandSurface:
         transforms = np.concatenate([world, shift[..., None]], axis=2).reshape(16, 12)
         blended = (a.weights @ transforms).reshape(-1, 3, 4)
         verts = np.einsum("vab,vb->va", blended[..., :3], rest) + blended[..., 3]
-        order = list(CANONICAL_FROM_CHAIN_AND_TIPS)
+        order = list(CANONICAL_FROM_HO3D)
         return verts, np.vstack([posed, verts[self.tip_ids]])[order]
 
     def arm(self, verts: Array, wrist_axis: Array) -> Array:

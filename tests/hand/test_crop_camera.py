@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from handmim.geometry.camera import ndc_from_px, project, project_weak
+from handmim.geometry.crop import scale_of
 from handmim.geometry.rotation import rotation_about_z
-from handmim.hand.crop_camera import CropCamera, focal_px, root_from_weak
+from handmim.hand.crop_camera import CropCamera
 from handmim.hand.model import JointConventions
 from handmim.hand.skeleton import CONVENTION_NAMES
 from handmim.types import HandState, Intrinsics
@@ -37,7 +38,7 @@ def cams(b: int = 6) -> torch.Tensor:
 def test_focal_length_survives_turning_the_crop():
     K = torch.tensor([[600.0, 0, 100], [0, 600.0, 90], [0, 0, 1]])
     R = rotation_about_z(torch.tensor(0.7))
-    assert focal_px(R @ K @ R.T).item() == pytest.approx(600.0, rel=1e-5)
+    assert scale_of(R @ K @ R.T).item() == pytest.approx(600.0, rel=1e-5)
 
 
 def test_depth_by_hand():
@@ -45,7 +46,8 @@ def test_depth_by_hand():
     K = torch.tensor([[[500.0, 0, 112], [0, 500.0, 112], [0, 0, 1]]])
     s = 400 * 2 / SIDE
     cam = torch.tensor([[math.log(s / S0), 0.1, -0.05]])
-    root_m = root_from_weak(cam, Intrinsics(K, torch.tensor([True]), SIDE), S0)
+    known = Intrinsics(K, torch.tensor([True]), SIDE)
+    root_m, _ = CropCamera("pinhole", S0).root_translation(cam, known)
     # the root is seen 0.1 m x 400 px/m = 40 px right of the centre: X = 40 / 500 * Z = 0.1 m
     torch.testing.assert_close(root_m, torch.tensor([[0.1, -0.05, 1.25]]))
 

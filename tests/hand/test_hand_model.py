@@ -117,14 +117,12 @@ def test_gradients_are_exact(hand_arrays):
 
 def test_regressed_joints_equal_the_chain_at_rest_and_differ_when_bent(hand):
     rest = hand(torch.zeros(1, 48), torch.zeros(1, 10))
-    chain = hand.regress_chain(rest.verts_m)
+    chain = hand.joint_regressor @ rest.verts_m
     torch.testing.assert_close(chain, rest.chain_joints_m, atol=5e-5, rtol=0)
     bent = hand(*random_pose(1))
-    gap = (hand.regress_chain(bent.verts_m) - bent.chain_joints_m).norm(dim=-1)
+    gap = (hand.joint_regressor @ bent.verts_m - bent.chain_joints_m).norm(dim=-1)
     assert gap.shape == (1, 16)
     assert 1e-4 < gap.max() < 1e-2
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(hand.regress_chain(rest.verts_m), chain)
 
 
 def test_state_dict_is_empty_and_copies_work(hand):
@@ -178,7 +176,7 @@ def test_damaged_files_are_refused_by_name(tmp_path, hand_path):
     assert load().v_template.shape == (778, 3)
     with pytest.raises(ValueError, match=r"lacks \['weights'\]"):
         load(weights=None)
-    with pytest.raises(ValueError, match=r"v_template must be \(778, 3\), got \(777, 3\)"):
+    with pytest.raises(ValueError, match=r"must be numbers \(778, 3\), got float32 \(777, 3\)"):
         load(v_template=good["v_template"][:777])
     with pytest.raises(ValueError, match="not finite"):
         load(hands_mean=good["hands_mean"] * np.nan)
@@ -206,7 +204,7 @@ def test_damaged_files_are_refused_by_name(tmp_path, hand_path):
         ValueError, match=r"tip_ids must be five vertices, got \[744, 320, 443, 554, 778\]"
     ):
         load(tip_ids=np.array([744, 320, 443, 554, 778]))
-    with pytest.raises(ValueError, match="hands_mean must hold numbers, got <U5"):
+    with pytest.raises(ValueError, match="hands_mean must be numbers .*, got <U5"):
         load(hands_mean=np.array(["hello"] * 45))
     assert load(tip_ids=None).tip_ids == (744, 320, 443, 554, 671)
     assert load(shapedirs=np.tile(good["shapedirs"], 2)).shapedirs.shape == (778, 3, 10)

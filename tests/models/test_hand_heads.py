@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from handmim.hand.crop_camera import root_from_weak
+from handmim.hand.crop_camera import CropCamera
 from handmim.hand.model import HandModel
 from handmim.models.heads.decoder import DecoderHead
 from handmim.models.heads.hand_head import HandHead
@@ -113,7 +113,7 @@ def test_all_estimates_are_whole(make, name, camera, b, known):
 @every_head
 def test_where_the_hand_stands_follows_from_camera_and_lens(make, name):
     estimate = make(name, camera="pinhole")(tokens(1), intrinsics(1)).steps[-1]
-    expected = root_from_weak(estimate.cam, intrinsics(1), 8.0)
+    expected, _ = CropCamera("pinhole", 8.0).root_translation(estimate.cam, intrinsics(1))
     torch.testing.assert_close(estimate.transl_cam_m, expected)
     blind = make(name, camera="weak")(tokens(1), intrinsics(1)).steps[-1]
     # Heads that look where the mesh lands see other places through another camera.

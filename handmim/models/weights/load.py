@@ -332,7 +332,7 @@ def _warnings(backbone: ViT, stated: Stated, weights: Weights, grid: tuple[int, 
 
 def _assumed(backbone: ViT, stated: Stated) -> list[str]:
     """What is assumed for properties that nothing states."""
-    assumed, mine = {}, backbone.num_heads
+    assumed, mine = dict[str, str](), backbone.num_heads
     if is_bare := stated.timm_name is None:
         for name, value, text in (
             ("heads", stated.num_heads, f"{mine} heads"),

@@ -204,7 +204,7 @@ def test_damaged_files_are_refused_by_name(tmp_path, hand_path):
         ValueError, match=r"tip_ids must be five vertices, got \[744, 320, 443, 554, 778\]"
     ):
         load(tip_ids=np.array([744, 320, 443, 554, 778]))
-    with pytest.raises(ValueError, match="hands_mean must be numbers .*, got <U5"):
+    with pytest.raises(ValueError, match=r"hands_mean must be numbers .*, got <U5"):
         load(hands_mean=np.array(["hello"] * 45))
     assert load(tip_ids=None).tip_ids == (744, 320, 443, 554, 671)
     assert load(shapedirs=np.tile(good["shapedirs"], 2)).shapedirs.shape == (778, 3, 10)

@@ -54,9 +54,7 @@ def test_hyper_parameters_of_every_lightning_are_read(module: str, tmp_path: Pat
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(AttributeDict=kind))
     content = {"state_dict": theirs().state_dict(), "hyper_parameters": kind(num_heads=4)}
     path = saved(tmp_path / "a.ckpt", content)
-    with pytest.raises(
-        ValueError, match=r"num_heads 4 .* by hyper_parameters\.num_heads"
-    ):
+    with pytest.raises(ValueError, match=r"num_heads 4 .* by hyper_parameters\.num_heads"):
         load_initial(ours(), path)
 
 

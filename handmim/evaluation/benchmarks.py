@@ -1,9 +1,8 @@
 """The official FreiHAND and HO-3D evaluations: errors of every sample in float64, and their means
 under the names and units of the official scripts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,9 +15,7 @@ from handmim.hand.skeleton import JOINT_NAMES, NUM_JOINTS, joint_order
 from handmim.metrics.pose import F_THRESHOLDS_M, mesh_errors, point_errors_m, sample_auc
 
 Points = NDArray[np.floating] | Tensor
-AnyPoints = TypeVar("AnyPoints", NDArray[np.floating], Tensor)
-Scores = dict[str, float]
-SampleScores = dict[str, NDArray[np.float64]]
+JointsAndVerts = tuple[NDArray[np.floating], NDArray[np.floating]]
 
 # 64 samples of 778 points in float64 are 1.2 MB: every pass over them stays in a core's cache.
 CHUNK = 64
@@ -57,24 +54,6 @@ def as_numpy(points: Points) -> NDArray[np.floating]:
     return (points.float() if points.dtype == torch.bfloat16 else points).numpy()
 
 
-def as_points(name: str, points: Points, num_points: int) -> NDArray[np.floating]:
-    """`as_numpy` of [n, num_points, 3] finite values, n >= 1; else ValueError, naming samples."""
-    array = as_numpy(points)
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"{name} holds {array.dtype}, floats are required")
-    if array.ndim != 3 or array.shape[1:] != (num_points, 3):
-        hint = "; only MANO's 778 vertices are scored" if num_points == NUM_VERTS else ""
-        raise ValueError(f"{name} is {array.shape}, [n, {num_points}, 3] is required{hint}")
-    if not len(array):
-        raise ValueError(f"{name} holds no samples: there is nothing to score")
-    bad = not_finite(array)
-    if len(bad):
-        raise ValueError(
-            f"{name} is not finite in samples {bad[:5].tolist()} ({len(bad)} of {len(array)})"
-        )
-    return array
-
-
 def not_finite(array: NDArray[np.floating]) -> NDArray[np.intp]:
     """Indices of samples that hold a NaN or an infinity: [n, points, 3] -> [k]."""
     with np.errstate(over="ignore", invalid="ignore"):
@@ -82,34 +61,32 @@ def not_finite(array: NDArray[np.floating]) -> NDArray[np.intp]:
     return suspects[~np.isfinite(array[suspects]).all(axis=(1, 2))]
 
 
-def as_pair(
-    name: str, pred: Points, gt: Points, num_points: int
-) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """`as_points` of prediction and ground truth, of which there must be equally many."""
-    pair = as_points(f"pred_{name}", pred, num_points), as_points(f"gt_{name}", gt, num_points)
-    if len(pair[0]) != len(pair[1]):
-        raise ValueError(
-            f"pred_{name} holds {len(pair[0])} samples, gt_{name} {len(pair[1])}: samples are "
-            "matched by their index, so there must be one prediction for each"
-        )
-    return pair
+def as_hands(joints: Points, verts: Points, prefix: str = "") -> JointsAndVerts:
+    """Joints [n, 21, 3] and MANO's vertices of equally many samples, n >= 1, as arrays; ValueError
+    for other shapes or kinds, and naming samples that are not finite."""
+    arrays = []
+    for what, points, num in (("joints", joints, NUM_JOINTS), ("verts", verts, NUM_VERTS)):
+        name, array = prefix + what, as_numpy(points)
+        if array.dtype.kind not in "fiu":
+            raise ValueError(f"{name} holds {array.dtype}, floats are required")
+        if array.ndim != 3 or array.shape[1:] != (num, 3):
+            hint = "; only MANO's 778 vertices are scored" if num == NUM_VERTS else ""
+            raise ValueError(f"{name} is {array.shape}, [n, {num}, 3] is required{hint}")
+        if not len(array):
+            raise ValueError(f"{name} holds no samples: there is nothing to score")
+        if len(bad := not_finite(array)):
+            text = f"{bad[:5].tolist()} ({len(bad)} of {len(array)})"
+            raise ValueError(f"{name} is not finite in samples {text}")
+        arrays.append(array)
+    if len(arrays[0]) != len(arrays[1]):
+        text = f"{len(arrays[0])} samples of {prefix}joints and {len(arrays[1])} of vertices"
+        raise ValueError(f"{text}: one of each is required")
+    return arrays[0], arrays[1]
 
 
 def _of_errors(errors_m: NDArray[np.float64]) -> list[NDArray[np.float64]]:
     """Mean in cm and AUC of every sample: [n, P] metres -> two of [n]."""
     return [errors_m.mean(axis=1) * 100, sample_auc(torch.from_numpy(errors_m)).numpy()]
-
-
-def _mesh_columns(verts: Sequence[NDArray[np.floating]]) -> list[NDArray[np.float64]]:
-    """Mean and AUC as they are and aligned, then `F_NAMES`, of every sample of a pair: eight of
-    [n]."""
-    pieces = []
-    for start in range(0, len(verts[0]), CHUNK):
-        pred, gt = (points[start : start + CHUNK] for points in verts)
-        part = mesh_errors(pred, gt, F_THRESHOLDS_M)
-        f = [part.f[:, 0], part.f_al[:, 0], part.f[:, 1], part.f_al[:, 1]]
-        pieces.append(np.stack([*_of_errors(part.verts_m), *_of_errors(part.verts_al_m), *f]))
-    return list(np.concatenate(pieces, axis=1))
 
 
 def scale_trans_align(
@@ -128,19 +105,12 @@ def scale_trans_align(
     return scaled - scaled[:, [HO3D_WRIST]] + gt[:, [HO3D_WRIST]]
 
 
-def mean_scores(per_sample: Mapping[str, NDArray[np.floating]]) -> Scores:
-    """Every official metric is the mean of its samples' values, the AUC too."""
-    return {name: float(values.mean()) for name, values in per_sample.items()}
-
-
-def derived_mm(scores: Mapping[str, float]) -> Scores:
-    """Official metrics, no others, under `USUAL_NAMES`.
+def derived_mm(scores: Mapping[str, float]) -> dict[str, float]:
+    """Official metrics under `USUAL_NAMES`.
 
     `pa_` is after similarity alignment, `st_` after HO-3D's scale and translation, `abs_` in
     absolute camera coordinates; `mpjpe_mm` stands for the root-relative error elsewhere.
     """
-    if unknown := sorted(set(scores) - set(USUAL_NAMES)):
-        raise ValueError(f"{unknown} are no official metrics of FreiHAND or HO-3D")
     usual = {USUAL_NAMES[name]: value for name, value in scores.items()}
     return {name: value * 10 if name.endswith("_mm") else value for name, value in usual.items()}
 
@@ -167,29 +137,39 @@ class Benchmark:
 
     def score(
         self, pred_joints: Points, pred_verts: Points, gt_joints: Points, gt_verts: Points
-    ) -> Scores:
-        """The script's metrics under its names: means in cm, AUC and F as shares of 1."""
-        return mean_scores(self.per_sample_scores(pred_joints, pred_verts, gt_joints, gt_verts))
+    ) -> dict[str, float]:
+        """The script's metrics under its names: means in cm, AUC and F as shares of 1; each, the
+        AUC too, is the mean over the samples."""
+        values = self.per_sample_scores(pred_joints, pred_verts, gt_joints, gt_verts)
+        return {name: float(of.mean()) for name, of in values.items()}
 
     def per_sample_scores(
         self, pred_joints: Points, pred_verts: Points, gt_joints: Points, gt_verts: Points
-    ) -> SampleScores:
+    ) -> dict[str, NDArray[np.float64]]:
         """What each sample adds to every metric of `score`: [n] float64 each.
 
         Joints and vertices are aligned separately, reflections allowed. Raises ValueError as
-        `as_pair`, and for different numbers of joints and vertices.
+        `as_hands`, and for different numbers of predictions and labels.
         """
-        joints = as_pair("joints", pred_joints, gt_joints, NUM_JOINTS)
-        verts = as_pair("verts", pred_verts, gt_verts, NUM_VERTS)
-        if len(joints[0]) != len(verts[0]):
-            raise ValueError(f"{len(joints[0])} samples of joints and {len(verts[0])} of vertices")
+        hands = as_hands(pred_joints, pred_verts, "pred_"), as_hands(gt_joints, gt_verts, "gt_")
+        joints, verts = zip(*hands, strict=True)
+        if len(joints[0]) != len(joints[1]):
+            raise ValueError(
+                f"{len(joints[0])} predictions, {len(joints[1])} samples of the ground truth: they "
+                "are matched by their index, so there must be one prediction for each"
+            )
         pred, gt = (torch.from_numpy(np.array(points, np.float64)) for points in joints)
         aligned = similarity_align(pred, gt)
         errors_m = [point_errors_m(each, gt).numpy() for each in (pred, aligned)]
         if self.has_scale_trans:
             errors_m.append(np.linalg.norm(scale_trans_align(*joints) - joints[1], axis=2))
         columns = [column for each in errors_m for column in _of_errors(each)]
-        columns += _mesh_columns(verts)
+        pieces = []
+        for start in range(0, len(joints[0]), CHUNK):
+            part = mesh_errors(*(of[start : start + CHUNK] for of in verts), F_THRESHOLDS_M)
+            f = [part.f[:, 0], part.f_al[:, 0], part.f[:, 1], part.f_al[:, 1]]
+            pieces.append(np.stack([*_of_errors(part.verts_m), *_of_errors(part.verts_al_m), *f]))
+        columns += list(np.concatenate(pieces, axis=1))
         return dict(zip(self.score_names, columns, strict=True))
 
     @property
@@ -198,16 +178,12 @@ class Benchmark:
         return tuple(JOINT_NAMES[i] for i in joint_order("canonical", self.skeleton))
 
     def canonical_to_benchmark(
-        self, joints_cam_m: AnyPoints, verts_cam_m: AnyPoints
-    ) -> tuple[AnyPoints, AnyPoints]:
+        self, joints_cam_m: NDArray[np.floating], verts_cam_m: NDArray[np.floating]
+    ) -> JointsAndVerts:
         """From canonical joint order and OpenCV camera axes: [..., 21, 3] and [..., V, 3]."""
         order = list(joint_order("canonical", self.skeleton))
-        return self._flipped(joints_cam_m[..., order, :]), self._flipped(verts_cam_m)
-
-    def _flipped(self, points: AnyPoints) -> AnyPoints:
-        if isinstance(points, Tensor):
-            return points * points.new_tensor(AXES[self.axes])
-        return points * np.asarray(AXES[self.axes], points.dtype)
+        axes = np.asarray(AXES[self.axes], joints_cam_m.dtype)
+        return joints_cam_m[..., order, :] * axes, verts_cam_m * axes
 
 
 FREIHAND = Benchmark("freihand", 3960, "freihand", "opencv", "xyz_al", has_scale_trans=False)

@@ -4,6 +4,7 @@ graph; of the plain crops, or averaged over rotated and scaled ones (test-time a
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from handmim.geometry.rotation import chordal_mean, rotation_about_z
 from handmim.hand.skeleton import CONVENTION_NAMES
 from handmim.tasks.regression import RegressionTask
 from handmim.types import HandBatch, Intrinsics
+from handmim.utils.arguments import one_of
 from handmim.utils.timer import Graphed, Stages
 
 # What is scored: the model, the mean hand that refinement starts from, or the labels themselves.
@@ -58,11 +60,6 @@ def _moved(points_ndc: Tensor, to_plain: CropTransform) -> Tensor:
     return transform_points(to_plain.plain_from_crop.to(points_ndc), points_ndc)
 
 
-def _rotated_pose(rotmats: Tensor, to_plain: CropTransform) -> Tensor:
-    wrist = to_plain.R_plain_from_crop.to(rotmats) @ rotmats[:, :1]
-    return torch.cat([wrist, rotmats[:, 1:]], dim=1)
-
-
 def _moved_camera(cam: Tensor, to_plain: CropTransform) -> Tensor:
     # A crop twice as large shows the hand at half the size: s grows by its scale.
     shift_m = cam[:, 1:] @ to_plain.R_plain_from_crop[:2, :2].to(cam).T
@@ -71,7 +68,7 @@ def _moved_camera(cam: Tensor, to_plain: CropTransform) -> Tensor:
 
 # How each field of an estimate is carried back from a rotated crop; None: it stays as it is.
 RULES: dict[str, Callable[[Tensor, CropTransform], Tensor] | None] = {
-    "rotmats": _rotated_pose,
+    "rotmats": lambda x, to: torch.cat([to.R_plain_from_crop.to(x) @ x[:, :1], x[:, 1:]], dim=1),
     "betas": None,
     "cam": _moved_camera,
     "verts_root_m": _rotated,
@@ -96,19 +93,8 @@ def _fields_of(estimate: Any) -> dict[str, Tensor]:
 def carried_back(estimate: Any, to_plain: CropTransform) -> Any:
     """The estimate of a rotated crop, whose fields are among `RULES`, in the frame of the plain
     one."""
-    fields = _fields_of(estimate)
-    back = {
-        name: rule(fields[name], to_plain)
-        for name, rule in RULES.items()
-        if rule is not None and name in fields
-    }
+    back = {n: rule(x, to_plain) for n, x in _fields_of(estimate).items() if (rule := RULES[n])}
     return estimate._replace(**back)
-
-
-def _mean(name: str, values: Tensor) -> Tensor:
-    if name == "rotmats":
-        return chordal_mean(values)
-    return values.all(dim=0) if name == "is_metric" else values.mean(dim=0)
 
 
 def mean_of(estimates: Sequence[Any]) -> Any:
@@ -117,8 +103,10 @@ def mean_of(estimates: Sequence[Any]) -> Any:
     first = estimates[0]
     if len(estimates) == 1:
         return first
+    rules = {"rotmats": chordal_mean, "is_metric": partial(torch.all, dim=0)}
     stacked = {n: torch.stack([getattr(e, n) for e in estimates]) for n in _fields_of(first)}
-    return first._replace(**{name: _mean(name, values) for name, values in stacked.items()})
+    means = {n: rules.get(n, partial(torch.mean, dim=0))(x) for n, x in stacked.items()}
+    return first._replace(**means)
 
 
 class InferenceModule(nn.Module):
@@ -157,12 +145,8 @@ class InferenceModule(nn.Module):
     ) -> None:
         super().__init__()
         self.device = torch.device(device)
-        if source not in SOURCES:
-            raise ValueError(f"predictor must be one of {SOURCES}, got {source!r}")
-        if joint_convention not in CONVENTION_NAMES:
-            raise ValueError(
-                f"joint_convention must be one of {CONVENTION_NAMES}, got {joint_convention!r}"
-            )
+        one_of("predictor", source, SOURCES)
+        one_of("joint_convention", joint_convention, CONVENTION_NAMES)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device={device}: PyTorch sees no GPU here (device='cpu')")
         if cuda_graph and self.device.type != "cuda":
@@ -174,12 +158,9 @@ class InferenceModule(nn.Module):
         self.source, self.cuda_graph = source, cuda_graph
         self.has_fixed_batches = compile or cuda_graph
         self.views = PLAIN if views is None else tuple(views.views)
+        side = augment.evaluation_scale
         maps = [
-            similarity(
-                torch.tensor([augment.evaluation_scale * scale]),
-                torch.tensor([angle_rad]),
-                torch.zeros(1, 2),
-            )
+            similarity(torch.tensor([side * scale]), torch.tensor([angle_rad]), torch.zeros(1, 2))
             for angle_rad, scale in self.views
         ]
         transforms = [CropTransform.of(*view) for view in self.views]

@@ -10,43 +10,34 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from handmim.evaluation.benchmarks import (
-    BENCHMARKS,
-    CHUNK,
-    Benchmark,
-    as_pair,
-    derived_mm,
-    mean_scores,
-)
+from handmim.evaluation.benchmarks import BENCHMARKS, CHUNK, Benchmark, JointsAndVerts, derived_mm
 from handmim.evaluation.scoring import CameraHands
-from handmim.evaluation.submission import MB_PER_SAMPLE, read_submission, write_submission
-from handmim.evaluation.submission_checks import check_submission
+from handmim.evaluation.submission import (
+    MB_PER_SAMPLE,
+    check_submission,
+    read_submission,
+    write_submission,
+)
 from handmim.geometry.align import similarity_align
 from handmim.hand.skeleton import JOINT_NAMES, ROOT_JOINT
 from handmim.metrics.pose import point_errors_m
+from handmim.utils.arguments import one_of
 from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)
 
 LEVEL = 0.95  # of bootstrap intervals
 UNSCORABLE = ("shape", "count", "not-finite")
-Points = NDArray[np.floating]
-JointsAndVerts = tuple[Points, Points]
 
 
 def benchmark_of(name: str, num_samples: int) -> Benchmark:
     """A benchmark by name, for a set of `num_samples`; a count that is not official is logged."""
-    if name not in BENCHMARKS:
-        raise ValueError(f"no benchmark {name!r}; there are {sorted(BENCHMARKS)}")
+    one_of("benchmark", name, BENCHMARKS)
     official = BENCHMARKS[name]
     if num_samples != official.num_samples:
-        log.warning(
-            "this set has %d samples, the official %s has %d: the metrics do not compare with "
-            "published ones, and the server would refuse the file",
-            num_samples,
-            name,
-            official.num_samples,
-        )
+        text = "this set has %d samples, the official %s has %d: the metrics do not compare with "
+        text += "published ones, and the server would refuse the file"
+        log.warning(text, num_samples, name, official.num_samples)
     return dataclasses.replace(official, num_samples=num_samples)
 
 
@@ -72,17 +63,16 @@ def bootstrap_intervals(
 
 
 def per_joint_mm(
-    pred_joints_m: Points, gt_joints_m: Points, joint_names: Sequence[str]
+    pred_joints_m: NDArray[np.floating], gt_joints_m: NDArray[np.floating], names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     """Mean error of every joint of [n, J, 3] metres: `abs_mm` of absolute coordinates and `pa_mm`
     after similarity alignment of the sample; their means are the official metrics x 10."""
-    pair = as_pair("joints", pred_joints_m, gt_joints_m, len(joint_names))
-    pred, gt = (torch.from_numpy(np.array(points, np.float64)) for points in pair)
+    arrays = (np.array(points, np.float64) for points in (pred_joints_m, gt_joints_m))
+    pred, gt = map(torch.from_numpy, arrays)
     raw = point_errors_m(pred, gt).mean(dim=0) * 1e3
     aligned = point_errors_m(similarity_align(pred, gt), gt).mean(dim=0) * 1e3
     return {
-        name: {"abs_mm": float(raw[i]), "pa_mm": float(aligned[i])}
-        for i, name in enumerate(joint_names)
+        name: {"abs_mm": float(raw[i]), "pa_mm": float(aligned[i])} for i, name in enumerate(names)
     }
 
 
@@ -106,7 +96,7 @@ def score_report(benchmark: Benchmark, pred: JointsAndVerts, gt: JointsAndVerts)
     """Every official metric, the usual names in mm, intervals and errors by joint, of joints [n,
     21, 3] and vertices [n, V, 3], metres in the benchmark's order and axes."""
     per_sample = benchmark.per_sample_scores(*pred, *gt)
-    official = mean_scores(per_sample)
+    official = {name: float(values.mean()) for name, values in per_sample.items()}
     intervals = bootstrap_intervals(per_sample)
     low, high = (derived_mm({name: e[i] for name, e in intervals.items()}) for i in (0, 1))
     return {
@@ -128,8 +118,7 @@ def _checked(
     for finding in findings:
         level = logging.ERROR if finding.level == "error" else logging.WARNING
         log.log(level, "%s: %s: %s", what, finding.name, finding.text)
-    fatal = [f"{f.name}: {f.text}" for f in findings if f.name in UNSCORABLE]
-    if fatal:
+    if fatal := [f"{f.name}: {f.text}" for f in findings if f.name in UNSCORABLE]:
         raise ValueError(f"{what} cannot be scored as {benchmark.name}. " + " ".join(fatal))
     return [{"level": f.level, "name": f.name, "text": f.text} for f in findings]
 

@@ -18,8 +18,8 @@ from handmim.engine.checkpoint import check_fits, check_saved, load_checkpoint
 from handmim.evaluation.inference import InferenceModule
 from handmim.geometry.camera import px_from_ndc, solve_translation
 from handmim.hand.conventions import mirror_intrinsics, mirror_points, mirror_rotmats
-from handmim.losses.hand import JointEstimate
 from handmim.tasks.regression import RegressionTask
+from handmim.utils.arguments import at_least, one_of
 from handmim.utils.config import build, set_everywhere
 from handmim.utils.timer import Stages
 
@@ -115,17 +115,6 @@ class HandPredictions(NamedTuple):
     transl_cam_m: NDArray[np.float64]
 
 
-def _root_translation(estimate: JointEstimate, K_crop_px: Tensor, img_px: int) -> Tensor:
-    """Root joint [B, 3] in the camera's frame, float64: the estimate's own where it is metric, or
-    else solved from its projection and the model crops' K."""
-    joints_px = px_from_ndc(estimate.joints_crop_ndc.double(), img_px)
-    solved = solve_translation(estimate.joints_root_m.double(), joints_px, K_crop_px)
-    own, is_metric = (getattr(estimate, name, None) for name in ("transl_cam_m", "is_metric"))
-    if own is None or is_metric is None:
-        return solved
-    return torch.where(is_metric[:, None], own.double(), solved)
-
-
 def hand_predictions(
     estimate: Any,
     module: InferenceModule,
@@ -141,7 +130,13 @@ def hand_predictions(
     if bool(has_K.any()):
         known = type(estimate)(*(None if field is None else field[has_K] for field in estimate))
         K_crop_px = module.crop_intrinsics(K_px[has_K].to(module.device), side_px).cpu()
-        transl[has_K.numpy()] = _root_translation(known, K_crop_px, module.augment.img_px).numpy()
+        # The estimate's own where it is metric, or else solved from its projection.
+        seen_px = px_from_ndc(known.joints_crop_ndc.double(), module.augment.img_px)
+        solved = solve_translation(known.joints_root_m.double(), seen_px, K_crop_px)
+        own, is_metric = (getattr(known, name, None) for name in ("transl_cam_m", "is_metric"))
+        if own is not None and is_metric is not None:
+            solved = torch.where(is_metric[:, None], own.double(), solved)
+        transl[has_K.numpy()] = solved.numpy()
 
     def array(name: str) -> Any:
         value = getattr(estimate, name, None)
@@ -174,8 +169,7 @@ class HandPredictor:
     """
 
     def __init__(self, module: InferenceModule, batch_size: int = 64) -> None:
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be >= 1, got {batch_size}")
+        at_least(1, batch_size=batch_size)
         self.module, self.batch_size = module, batch_size
 
     @classmethod
@@ -194,11 +188,9 @@ class HandPredictor:
         """
         if Path(path).is_dir():
             raise FileNotFoundError(f"{path} is a folder: {Path(path) / 'last.pt'} or best.pt")
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {list(PRECISIONS)}, got {precision!r}")
+        autocast = autocast_of(precision, device)
         saved = read_model_checkpoint(path)
         task, augment = load_model(saved, hand_config(saved, {"path": hand_path}), str(path))
-        autocast = autocast_of(precision, device)
         return cls(InferenceModule(task, augment, device, autocast=autocast, **options), batch_size)
 
     @property
@@ -223,21 +215,17 @@ class HandPredictor:
             stages: takes the times of the stages, for which the device is waited for after each.
         """
         crops = np.asarray(crops)
-        if crops.ndim != 4 or crops.shape[1] != crops.shape[2] or crops.shape[3] != 3:
-            raise ValueError(f"crops must be [N, S, S, 3], got {crops.shape}")
+        is_square = crops.ndim == 4 and crops.shape[1] == crops.shape[2] and crops.shape[3] == 3
+        if not is_square or crops.dtype != np.uint8 or not len(crops):
+            came = f"{crops.shape} of {crops.dtype}"
+            raise ValueError(f"crops must be [N, S, S, 3] of uint8 in 0..255, N >= 1, got {came}")
         num = len(crops)
-        if crops.dtype != np.uint8 or not num:
-            raise ValueError(
-                f"at least one crop of uint8 in 0..255 is required, got {num} of {crops.dtype}"
-            )
         right = np.ones(num, bool) if is_right is None else np.asarray(is_right)
-        if right.dtype != bool:
-            raise ValueError(f"is_right must be [N] bool, got {right.dtype}")
         K = np.full((3, 3), np.nan) if K_px is None else np.asarray(K_px)
-        if right.shape != (num,) or K.shape not in ((3, 3), (num, 3, 3)):
+        if right.dtype != bool or right.shape != (num,) or K.shape not in ((3, 3), (num, 3, 3)):
             raise ValueError(
-                f"{num} crops require K_px [3, 3] or [{num}, 3, 3] and is_right [{num}], got "
-                f"{K.shape} and {right.shape}"
+                f"{num} crops require K_px [3, 3] or [{num}, 3, 3] and is_right [{num}] of bool, "
+                f"got {K.shape} and {right.shape} of {right.dtype}"
             )
         K = np.broadcast_to(K, (num, 3, 3))
         if (K[:, [0, 1], [0, 1]] <= 0).any():
@@ -263,8 +251,11 @@ class HandPredictor:
             K_px = np.where(is_left[:, None, None], mirror_intrinsics(K_px, side_px), K_px)
         has_K = torch.from_numpy(np.isfinite(K_px).all(axis=(1, 2)))
         K = torch.from_numpy(np.nan_to_num(K_px).astype(np.float32))
-        image = torch.from_numpy(np.ascontiguousarray(crops))
-        image, *of_camera = (self._filled(t).to(self.device) for t in (image, K, has_K))
+        inputs = [torch.from_numpy(np.ascontiguousarray(crops)), K, has_K]
+        missing = self.batch_size - num
+        if missing and self.module.has_fixed_batches:  # whole batches, the first sample repeated
+            inputs = [torch.cat([t, t[:1].expand(missing, *t.shape[1:])]) for t in inputs]
+        image, *of_camera = (t.to(self.device) for t in inputs)
         if stages is not None:
             stages.done("upload", num)
         with self.module.staged(stages, num):
@@ -275,15 +266,9 @@ class HandPredictor:
             stages.done("download", num)
         return hands
 
-    def _filled(self, rows: Tensor) -> Tensor:
-        """Rows of a whole batch where shapes have to stay the same; the first is repeated."""
-        missing = self.batch_size - len(rows)
-        if not (missing and self.module.has_fixed_batches):
-            return rows
-        return torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])])
-
 
 def autocast_of(precision: str, device: str | torch.device) -> partial[torch.autocast]:
     """The model's precision, a name of `PRECISIONS`, as a context of a device."""
+    one_of("precision", precision, PRECISIONS)
     dtype = PRECISIONS[precision]
     return partial(torch.autocast, torch.device(device).type, dtype, enabled=dtype is not None)

@@ -104,7 +104,10 @@ def check_comparable(paths: Sequence[str], data: DictConfig | None) -> list[Repo
         config = saved["config"]
         about = {key: config[key] for key in ("name", "seed")}
         facts.append({"path": path, **about, "step": saved["step"]})
-        own = _scored_settings(saved, data)
+        chosen: Any = config["data"] if data is None else OmegaConf.to_container(data)
+        scored = {**chosen, "test": chosen.get("test") or chosen.get("val"), "val": None}
+        compared = deciding({**config, "data": scored}, By.MEAN)
+        own = flatten({"hand": saved["meta"].get("hand_sha256"), **compared})
         first = first or own
         if differing := differences(first, own):
             same_data = ", or on the same data (data=...)"
@@ -117,15 +120,6 @@ def check_comparable(paths: Sequence[str], data: DictConfig | None) -> list[Repo
     if len(set(seeds)) < len(seeds):
         log.warning("seeds %s: the spread is not that of independent runs", seeds)
     return facts
-
-
-def _scored_settings(saved: Mapping[str, Any], data: DictConfig | None) -> dict[str, Any]:
-    """Leaves that two checkpoints must share for their metrics to be averaged, by dotted name."""
-    config = saved["config"]
-    chosen: Any = config["data"] if data is None else OmegaConf.to_container(data)
-    scored = {**chosen, "test": chosen.get("test") or chosen.get("val"), "val": None}
-    compared = deciding({**config, "data": scored}, By.MEAN)
-    return flatten({"hand": saved["meta"].get("hand_sha256"), **compared})
 
 
 def averaged(reports: Sequence[Report], fold: Callable[[list[float]], float]) -> dict[str, Any]:

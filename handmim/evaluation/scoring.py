@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 from handmim.data.augment import HandAugment
@@ -19,10 +19,10 @@ from handmim.evaluation.inference import InferenceModule
 from handmim.evaluation.predictor import hand_predictions
 from handmim.hand.conventions import mirror_points
 from handmim.hand.skeleton import ROOT_JOINT
-from handmim.losses.hand import JointEstimate
 from handmim.metrics.pose import KEYS, MIRRORED_SHARE, HandMetrics, crop_share_errors
 from handmim.tasks.regression import RegressionTask
 from handmim.types import HandBatch, HandSample, StepInfo
+from handmim.utils.arguments import one_of
 from handmim.utils.run import Run
 from handmim.utils.timer import Timer
 
@@ -35,15 +35,13 @@ PCK_SHARE = 0.1  # of the crop's side: a 2D joint nearer than this is a hit
 PLACEMENTS = ("predicted", "given_wrist")
 LOG_EVERY = 20  # batches
 
-Image = NDArray[np.uint8]
-
 
 class CameraHands(NamedTuple):
     """Predictions of a whole set in the camera's frame (OpenCV), canonical joint order."""
 
     joints_cam_m: NDArray[np.float64]  # [n, 21, 3]
     verts_cam_m: NDArray[np.float64]  # [n, V, 3]
-    sheet: Image | None  # drawings of the first samples
+    sheet: NDArray[np.uint8] | None  # drawings of the first samples
 
 
 def estimates(
@@ -62,7 +60,11 @@ def estimates(
         yield stored, estimate
 
 
-def _drawn(module: InferenceModule, stored: HandBatch, estimate: Any, num_images: int) -> Image:
+def _drawn(
+    module: InferenceModule, stored: HandBatch, estimate: Any, num_images: int
+) -> NDArray[np.uint8] | None:
+    if not num_images:
+        return None
     first = module.augment.evaluate(HandBatch(*(field[:num_images] for field in stored)))
     return draw_predictions(first, estimate, module.task.faces, num_images)
 
@@ -70,7 +72,7 @@ def _drawn(module: InferenceModule, stored: HandBatch, estimate: Any, num_images
 @torch.no_grad()
 def score(
     module: InferenceModule, dataset: Dataset[HandSample], *, num_images: int = 0, **options: Any
-) -> tuple[dict[str, float], Image | None]:
+) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
     """Root-relative and aligned metrics over a whole set, each over the samples that are labelled
     for it.
 
@@ -88,10 +90,16 @@ def score(
     sheet, errors, total = None, [], 0
     for stored, state in estimates(module, dataset, **options):
         labels = module.augment.evaluate(stored, with_image=False)
-        if sheet is None and num_images:
+        if not total:
             sheet = _drawn(module, stored, state, num_images)
         total += len(stored.image)
-        errors.append(_errors_2d(state, labels).cpu())
+        # Of samples with any joint in the image, over these: distance to the labels as a share of
+        # the crop's side, and share of joints nearer than PCK_SHARE.
+        distance = crop_share_errors(state.joints_crop_ndc.float(), labels.kp2d_crop_ndc)
+        both = torch.stack([distance, (distance < PCK_SHARE).float()], dim=-1)
+        count = labels.kp2d_valid.sum(dim=1)
+        sums = (both * labels.kp2d_valid[..., None]).sum(dim=1)
+        errors.append((sums / count.clamp(min=1)[:, None])[count > 0].cpu())
         whole = labels.joints_valid.all(dim=1)
         if bool(whole.any()):
             verts = state.verts_root_m
@@ -119,16 +127,6 @@ def score(
     return results, sheet
 
 
-def _errors_2d(state: JointEstimate, labels: HandBatch) -> Tensor:
-    """Of the k samples that have any joint in the image: mean distance of estimated to labelled
-    joints as a share of the crop's side, and share of joints nearer than `PCK_SHARE`: [k, 2]."""
-    distance = crop_share_errors(state.joints_crop_ndc.float(), labels.kp2d_crop_ndc)
-    both = torch.stack([distance, (distance < PCK_SHARE).float()], dim=-1)
-    count = labels.kp2d_valid.sum(dim=1)
-    total = (both * labels.kp2d_valid[..., None]).sum(dim=1)
-    return (total / count.clamp(min=1)[:, None])[count > 0]
-
-
 def predict_camera_hands(
     module: InferenceModule,
     dataset: Dataset[HandSample],
@@ -144,20 +142,18 @@ def predict_camera_hands(
 
     Raises: ValueError for another placement, or samples without K or a wrist where it is needed.
     """
-    if placement not in PLACEMENTS:
-        raise ValueError(f"placement must be one of {PLACEMENTS}, got {placement!r}")
+    one_of("placement", placement, PLACEMENTS)
     total = len(dataset)  # type: ignore[arg-type]
-    joints, verts, sheet, done = [], [], None, 0
+    hands, sheet, done = [], None, 0
     for number, (stored, state) in enumerate(estimates(module, dataset, **options), start=1):
-        if sheet is None and num_images:
+        if not done:
             sheet = _drawn(module, stored, state, num_images)
-        hands = in_camera(module, stored, state, placement)
-        joints.append(hands[0])
-        verts.append(hands[1])
+        hands.append(in_camera(module, stored, state, placement))
         done += len(stored.image)
         if number % LOG_EVERY == 0:
             log.info("predicted %d of %d", done, total)
-    return CameraHands(np.concatenate(joints), np.concatenate(verts), sheet)
+    joints, verts = (np.concatenate(parts) for parts in zip(*hands, strict=True))
+    return CameraHands(joints, verts, sheet)
 
 
 def in_camera(
@@ -166,15 +162,11 @@ def in_camera(
     """Joints [B, 21, 3] and vertices [B, V, 3] of one batch in the camera's frame, metres, from the
     module's estimate; ValueError where K, or the wrist, is not known."""
     given_wrist = placement == "given_wrist"
-    if given_wrist and not bool(stored.joints_valid[:, 0].all()):
+    if not bool((stored.joints_valid[:, 0] if given_wrist else stored.has_K).all()):
+        needed = "the labelled wrist" if given_wrist else "K"
         raise ValueError(
-            "placement=given_wrist requires the wrist of every sample, and this set has samples "
-            "without (data.placement=predicted)"
-        )
-    if not given_wrist and not bool(stored.has_K.all()):
-        raise ValueError(
-            "the root translation can be predicted only where K is known; this set has samples "
-            "without (data)"
+            f"placement={placement} requires {needed} of every sample, and this set has samples "
+            f"without (data.placement, one of {PLACEMENTS})"
         )
     state = type(state)(*(None if field is None else field.cpu() for field in state))
     is_left = stored.was_left.cpu().numpy()
@@ -205,9 +197,8 @@ class EvalHook:
         """Metrics as `val/<name>`."""
         assert isinstance(task, RegressionTask)
         module = InferenceModule(task, self.augment, run.device, autocast=run.fabric.autocast)
-        metrics, _ = score(
-            module, self.dataset, batch_size=self.batch_size, num_workers=self.num_workers
-        )
+        sizes = {"batch_size": self.batch_size, "num_workers": self.num_workers}
+        metrics, _ = score(module, self.dataset, **sizes)
         shown = [f"{text} {metrics[k]:.2f} mm" for k, text in SHOWN.items() if k in metrics]
         if "err2d_percent" in metrics:
             shown.append(f"2D {metrics['err2d_percent']:.2f} %")

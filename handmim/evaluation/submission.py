@@ -1,4 +1,5 @@
-"""Submission files of FreiHAND and HO-3D: writing them and reading them back."""
+"""Submission files of FreiHAND and HO-3D: writing them, reading them back, and finding what is
+wrong with one before a server or a table does."""
 
 import lzma
 import zlib
@@ -9,12 +10,32 @@ from typing import IO
 from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from handmim.data.label_checks import (
+    FEWEST_SIDED,
+    METRES,
+    diagonal_of,
+    misfit,
+    order_of,
+    right_hand_share,
+    unit_of,
+)
 from handmim.data.label_files import LONGEST_ENTRY_BYTES, NumberLists
-from handmim.evaluation.benchmarks import NUM_VERTS, Points, as_points
-from handmim.hand.skeleton import NUM_JOINTS
+from handmim.evaluation.benchmarks import (
+    NUM_VERTS,
+    Benchmark,
+    JointsAndVerts,
+    Points,
+    as_hands,
+    as_numpy,
+    not_finite,
+)
+from handmim.hand.skeleton import FINGERTIP_VERTS, FOREIGN_ORDERS, NUM_JOINTS, SKELETONS
+from handmim.metrics.pose import MIRRORED_SHARE, mirrored
 from handmim.utils.files import atomic_path
+from handmim.utils.findings import Finding, Notes, spread
 from handmim.utils.json_files import rows_text
 
 MEMBER = "pred.json"
@@ -26,7 +47,24 @@ FORM = (
     f"a prediction is [joints, vertices], each one entry per sample of {NUM_JOINTS} and "
     f"{NUM_VERTS} points [x, y, z], zeros where a method has no vertices"
 )
-Hands = tuple[NDArray[np.float64], NDArray[np.float64]]
+KNOWN_ORDERS = {name: SKELETONS[name] for name in ("freihand", *FOREIGN_ORDERS)}
+UNIT_NAMES = {"m": "metres", "cm": "centimetres", "mm": "millimetres"}
+TYPICAL_M = 0.2  # diagonal of the box around a hand
+# Mean distance of joints to their nearest vertex: 0.007 to 0.010 m on hands in all poses.
+OFF_VERTS_M = 0.03
+# Fingertips to their vertices: 0 to 0.002 m by the table of vertices, some 0.08 in a random order.
+OFF_TIPS_M = 0.05
+# Misfit in the right order: 0.07 on clean hands, 0.27 under 1 cm of noise; a random order has more.
+MISFIT_LIMIT = 0.4
+# Hands whose fingers bend the wrong way: none in plausible hands, 2 % under 1 cm of noise, 10 %
+# under 2 cm.
+BEND_SHARE = 0.3
+DEPTH_M = (0.1, 3.0)
+MOST_CHECKED = 500
+MIRROR_FIX = (
+    "the alignment of the official scores allows reflections and hides it; negate one axis, x for "
+    "a hand that was predicted from a mirrored image"
+)
 
 
 def write_submission(
@@ -39,9 +77,7 @@ def write_submission(
     zip's only member is pred.json. The files appear under their names when they are whole.
     Raises: ValueError for other shapes, counts that differ, values not finite.
     """
-    arrays = as_points("joints", joints, NUM_JOINTS), as_points("verts", verts, NUM_VERTS)
-    if len(arrays[0]) != len(arrays[1]):
-        raise ValueError(f"{len(arrays[0])} samples of joints and {len(arrays[1])} of vertices")
+    arrays = as_hands(joints, verts)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     targets = folder / f"{name}.json", folder / f"{name}.zip"
@@ -70,7 +106,7 @@ def _submission_text(*arrays: NDArray[np.floating]) -> Iterator[bytes]:
 
 def read_submission(
     path: str | Path, num_samples: int | None = None, mb_per_sample: float = MB_PER_SAMPLE
-) -> Hands:
+) -> JointsAndVerts:
     """Joints [n, 21, 3] and vertices [n, 778, 3] of a .json or the .zip around it, read in pieces.
 
     NaN is read; `check_submission` names it. `num_samples` bounds the size of the unpacked text.
@@ -114,7 +150,7 @@ def _member(archive: ZipFile, name: str) -> ZipInfo:
     )
 
 
-def read_hands(file: IO[bytes], name: str, size: int) -> Hands:
+def read_hands(file: IO[bytes], name: str, size: int) -> JointsAndVerts:
     """`read_submission` of a text of `size` bytes."""
     lists = NumberLists(file, name, FORM)
     first = lists.next_byte()
@@ -143,3 +179,137 @@ def read_hands(file: IO[bytes], name: str, size: int) -> Hands:
     if count != len(joints):
         lists.fail(f"holds joints of {len(joints)} samples and vertices of {count}")
     return np.stack(joints), verts
+
+
+def check_submission(
+    joints: Points, verts: Points, benchmark: Benchmark, true_joints: Points | None = None
+) -> list[Finding]:
+    """What would be refused or score badly for a reason that has nothing to do with the method.
+
+    Proportions, units and distances are checked in up to 500 samples spread over the set; signs,
+    zeros and values that are not finite in all. Joints [n, 21, 3] and vertices [n, 778, 3] are as
+    they would be written; with `true_joints` mirror images are found one by one.
+    """
+    notes, joints, verts = Notes(), as_numpy(joints), as_numpy(verts)
+    shapes = joints.shape[1:], verts.shape[1:]
+    fits = shapes == ((NUM_JOINTS, 3), (NUM_VERTS, 3)) and len(joints) == len(verts) > 0
+    if not fits or not {joints.dtype.kind, verts.dtype.kind} <= set("fiu"):
+        came = f"joints are {joints.shape} and vertices {verts.shape}"
+        notes.error("shape", f"{came}, [n, 21, 3] and [n, 778, 3] are required")
+        return notes.findings
+    num, expected = len(joints), benchmark.num_samples
+    if num != expected:
+        text = f"{num} samples, {benchmark.name} has {expected}: send one for each evaluation image"
+        notes.error("count", f"{text}, in the order of the list")
+    bad = np.union1d(not_finite(joints), not_finite(verts))
+    if len(bad):
+        text = f"{len(bad)} samples hold NaN or infinity, the first {bad[:5].tolist()}"
+        notes.error("not-finite", f"{text}: the evaluation stops there; send any finite hand")
+        good = np.setdiff1d(np.arange(num), bad)
+        joints, verts = joints[good], verts[good]
+        true_joints = None if true_joints is None else true_joints[good]
+        if not len(good):
+            return notes.findings
+    num, (side, axes) = len(joints), (1, "OpenCV") if benchmark.axes == "opencv" else (-1, "OpenGL")
+    behind = [(side * points[..., 2] < 0).all(axis=1) for points in (joints, verts)]
+    if (either := behind[0] | behind[1]).any():
+        text = f"behind the camera are all joints in {behind[0].sum()} and all vertices in "
+        text += f"{behind[1].sum()} of {num} samples: {benchmark.name} requires {axes} axes, hands "
+        text += f"at z {'>' if side > 0 else '<'} 0; multiply y and z by -1 if they are the others"
+        # HO-3D's own writer refuses a single one; FreiHAND's evaluation takes them as bad hands.
+        is_hard = side < 0 or either.mean() > 0.5
+        notes.judge(False, "behind-camera", text, bad="error" if is_hard else "warning")
+    some = spread(num, MOST_CHECKED)
+    knows_truth = true_joints is not None and len(true_joints) == num
+    hands, meshes = (points[some].astype(np.float64) for points in (joints, verts))
+    _check_hands(notes, hands, meshes, benchmark, checks_side=not knows_truth)
+    if true_joints is not None and knows_truth:
+        pair = (torch.from_numpy(as_numpy(a).astype(np.float64)) for a in (joints, true_joints))
+        share = float(mirrored(*pair).double().mean())
+        if share >= MIRRORED_SHARE:
+            text = f"{share:.0%} of the {num} hands are mirror images of the ground truth"
+            notes.warning("mirrored", f"{text}: {MIRROR_FIX}")
+    empty = ~verts.any(axis=(1, 2))
+    if empty.any():
+        text = f"all vertices are zero in {empty.sum()} of {num} samples: right for a joints-only "
+        notes.warning("zero-verts", f"{text}method, whose mesh metrics then mean nothing")
+    if num > 1 and np.abs(joints - joints[0]).max() < 1e-6:
+        text = f"all {num} samples have the same joints: the images made no difference"
+        notes.warning("constant", text)
+    return notes.findings
+
+
+def _check_hands(
+    notes: Notes,
+    joints: NDArray[np.float64],
+    verts: NDArray[np.float64],
+    benchmark: Benchmark,
+    checks_side: bool,
+) -> None:
+    """Check single hands; `joints` and `verts` are a part of the set."""
+    is_hand, has_verts = (np.ptp(points, axis=1).any(axis=1) for points in (joints, verts))
+    if not is_hand.any():
+        text = "all joints of a hand lie in one point: is anything predicted?"
+        notes.warning("collapsed", text)
+        return
+    has_verts = has_verts[is_hand]
+    joints, verts = joints[is_hand], verts[is_hand][has_verts]
+    joints, _ = _in_metres(notes, joints, "joints")
+    claimed, order = benchmark.skeleton, order_of(joints, benchmark.skeleton, KNOWN_ORDERS)
+    canonical = joints[:, KNOWN_ORDERS[order]]
+    is_known = misfit(canonical) <= MISFIT_LIMIT
+    if not is_known:
+        text = "the bones have a hand's proportions in no known joint order: an order of its own, "
+        notes.warning("bone-lengths", f"{text}or very bad joints")
+    elif order != claimed:
+        text = f"the bones have a hand's proportions in the order '{order}', not in '{claimed}' "
+        notes.error("joint-order", f"{text}that {benchmark.name} requires: reorder the joints")
+    elif checks_side and len(joints) >= FEWEST_SIDED:
+        share = 1 - right_hand_share(canonical)
+        if share >= BEND_SHARE:
+            text = f"{share:.0%} of the hands bend like mirror images of right hands"
+            notes.warning("mirrored", f"{text}: {MIRROR_FIX}")
+    wrist, root = (joints[:, benchmark.joint_names.index(n)] for n in ("wrist", "middle_1"))
+    depth = float(np.median(np.abs(joints[..., 2].mean(axis=1))))
+    if min(np.abs(wrist).max(), np.abs(root).max()) < 1e-6:
+        text = "the wrist or the middle knuckle is at the origin in every sample: unaligned metrics"
+        notes.warning(
+            "root-relative", f"{text} require the root translation, or quote aligned ones"
+        )
+    elif not DEPTH_M[0] <= depth <= DEPTH_M[1]:
+        text = f"hands are {depth:.2f} m from the camera by their median, expected {DEPTH_M[0]} to "
+        text += f"{DEPTH_M[1]} m: unaligned metrics need the true root translation"
+        notes.warning("depth", text)
+    if not has_verts.any():
+        return
+    verts, has_unit = _in_metres(notes, verts, "vertices")
+    if not has_unit:
+        return
+    joints, canonical = joints[has_verts], canonical[has_verts]
+    parts = (torch.from_numpy(points).split(64) for points in (joints, verts))
+    nearest = [torch.cdist(*part).amin(dim=2) for part in zip(*parts, strict=True)]
+    distance = float(torch.cat(nearest).mean(dim=1).median())
+    if distance > OFF_VERTS_M:
+        text = f"joints lie {distance * 1e3:.0f} mm from the nearest vertex on average, on a hand "
+        text += "about 10: joints and vertices must share axes, unit and origin"
+        notes.error("joints-off-verts", text)
+    elif is_known:
+        tips = canonical[:, 4::4] - verts[:, FINGERTIP_VERTS["freihand"]]
+        distance = float(np.median(np.linalg.norm(tips, axis=2).mean(axis=1)))
+        if distance > OFF_TIPS_M:
+            text = f"fingertip vertices lie {distance * 1e3:.0f} mm from the fingertips: MANO's "
+            notes.warning("verts-order", f"{text}order is required, of the hand of the joints")
+
+
+def _in_metres(
+    notes: Notes, points: NDArray[np.float64], what: str
+) -> tuple[NDArray[np.float64], bool]:
+    """Points scaled to metres, and whether they were in a known unit."""
+    unit, size = unit_of(points), diagonal_of(points)
+    guess = "they look normalised, by a bone or a box: undo that"
+    if unit is not None:
+        guess = f"they look like {UNIT_NAMES[unit]}, divide by {1 / METRES[unit]:.0f}"
+    if unit != "m":
+        text = f"the box around the {what} of a hand has a diagonal of {size:.3g}, of a true hand "
+        notes.error("unit", f"{text}some {TYPICAL_M} m, and metres are required: {guess}")
+    return points * (TYPICAL_M / size if unit is None else METRES[unit]), unit is not None

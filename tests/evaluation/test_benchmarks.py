@@ -11,7 +11,6 @@ from handmim.evaluation.benchmarks import (
     HO3D_V2,
     HO3D_V3,
     derived_mm,
-    mean_scores,
     scale_trans_align,
 )
 from handmim.hand.skeleton import JOINT_NAMES
@@ -190,10 +189,10 @@ def test_faults_are_named():
         score(0, good[0][:, :20])
     with pytest.raises(ValueError, match=r"gt_verts is \(3, 777, 3\).*only MANO's 778"):
         score(3, good[3][:, :777])
-    with pytest.raises(ValueError, match="pred_verts holds 2 samples, gt_verts 3"):
+    with pytest.raises(ValueError, match="3 samples of pred_joints and 2 of vertices"):
         score(1, good[1][:2])
-    with pytest.raises(ValueError, match="2 samples of joints and 3 of vertices"):
-        FREIHAND.score(good[0][:2], good[1], good[2][:2], good[3])
+    with pytest.raises(ValueError, match="2 predictions, 3 samples of the ground truth"):
+        FREIHAND.score(good[0][:2], good[1][:2], *good[2:])
     with pytest.raises(ValueError, match="holds no samples"):
         FREIHAND.score(*(a[:0] for a in good))
     with pytest.raises(ValueError, match="floats are required"):
@@ -217,7 +216,7 @@ def test_per_sample_values_belong_to_their_samples(benchmark):
     one = benchmark.score(*(a[66:67] for a in arrays))
     for name, value in one.items():
         assert values[name][66] == pytest.approx(value, abs=1e-12)
-    assert mean_scores(values) == benchmark.score(*arrays)
+    assert {k: float(v.mean()) for k, v in values.items()} == benchmark.score(*arrays)
 
 
 def test_derived_metrics_are_the_official_ones_in_millimetres():
@@ -232,8 +231,6 @@ def test_derived_metrics_are_the_official_ones_in_millimetres():
     assert mm["abs_auc_verts"] == scores["mesh_auc3d"]
     assert mm_ho3d["st_mpjpe_mm"] == st["xyz_scale_trans_al_mean3d"] * 10
     assert mm_ho3d | mm == mm_ho3d
-    with pytest.raises(ValueError, match="mpjpe"):
-        derived_mm({"mpjpe": 1.0})
 
 
 def test_benchmarks_hold_the_official_facts():
@@ -251,19 +248,18 @@ def test_benchmarks_hold_the_official_facts():
     assert HO3D_V2.joint_names[16:] == tuple(n for n in JOINT_NAMES if n.endswith("tip"))
 
 
-@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
 @pytest.mark.parametrize("benchmark", [FREIHAND, HO3D_V2], ids=IDS)
-def test_canonical_hands_are_reordered_and_rotated_for_the_benchmark(benchmark, kind):
-    joints, verts = (kind(a.astype(np.float32)) for a in hands(2)[2:])
+def test_canonical_hands_are_reordered_and_rotated_for_the_benchmark(benchmark):
+    joints, verts = (a.astype(np.float32) for a in hands(2)[2:])
     there = benchmark.canonical_to_benchmark(joints, verts)
     assert there[0].dtype == joints.dtype
     assert sorted(benchmark.joint_names) == sorted(JOINT_NAMES)
-    np.testing.assert_array_equal(abs(np.asarray(there[1])), abs(np.asarray(verts)))
+    np.testing.assert_array_equal(abs(there[1]), abs(verts))
     # joint 5 of ours, the first of the index finger, is number 1 of HO-3D
-    there_joint = np.asarray(there[0])[:, benchmark.joint_names.index("index_1")]
+    there_joint = there[0][:, benchmark.joint_names.index("index_1")]
     sign = [1, 1, 1] if benchmark is FREIHAND else [1, -1, -1]
-    np.testing.assert_array_equal(there_joint, np.asarray(joints)[:, 5] * sign)
-    assert (np.asarray(there[1])[..., 2] * sign[2] > 0).all()
+    np.testing.assert_array_equal(there_joint, joints[:, 5] * sign)
+    assert (there[1][..., 2] * sign[2] > 0).all()
 
 
 def test_metrics_do_not_depend_on_the_form():

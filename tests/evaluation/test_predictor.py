@@ -220,7 +220,7 @@ def test_what_cannot_be_is_refused(trained, crops, monkeypatch):
     make = HandPredictor.from_checkpoint
     for overrides, message in (
         ({"cuda_graph": True}, "needs a CUDA device, got device=cpu"),
-        ({"precision": "half"}, r"precision must be one of \['32-true'"),
+        ({"precision": "half"}, r"precision must be one of \('32-true'"),
         ({"joint_convention": "mine"}, "joint_convention must be one of"),
         ({"batch_size": 0}, "batch_size must be >= 1"),
     ):
@@ -231,13 +231,13 @@ def test_what_cannot_be_is_refused(trained, crops, monkeypatch):
         make(trained, device="cuda")
     predictor = make(trained)
     for given, message in (
-        ((crops[0],), r"crops must be \[N, S, S, 3\], got \(72, 72, 3\)"),
+        ((crops[0],), r"crops must be \[N, S, S, 3\] .* got \(72, 72, 3\)"),
         ((crops[:, :50],), r"crops must be \[N, S, S, 3\]"),
-        ((crops.astype(np.float32),), "of uint8 in 0..255 is required, got 11 of float32"),
-        ((crops[:0],), "at least one crop"),
+        ((crops.astype(np.float32),), r"of uint8 in 0..255.* got \(11, 72, 72, 3\) of float32"),
+        ((crops[:0],), "N >= 1"),
         ((crops, np.eye(3)[None]), r"require K_px \[3, 3\] or \[11, 3, 3\]"),
         ((crops, None, IS_RIGHT[:4]), r"is_right \[11\]"),
-        ((crops, None, np.array(["left"] * NUM)), r"is_right must be \[N\] bool, got <U4"),
+        ((crops, None, np.array(["left"] * NUM)), r"is_right \[11\] of bool, got .* of <U4"),
         ((crops, np.zeros((3, 3))), "focal lengths in K_px must be > 0"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from handmim.evaluation.benchmarks import FREIHAND, HO3D_V2, HO3D_V3
-from handmim.evaluation.submission_checks import KNOWN_ORDERS, check_submission
+from handmim.evaluation.submission import KNOWN_ORDERS, check_submission
 from handmim.geometry.align import similarity_align
 
 NUM = 40  # of the `hands` fixture

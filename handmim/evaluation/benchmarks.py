@@ -166,7 +166,8 @@ class Benchmark:
         columns = [column for each in errors_m for column in _of_errors(each)]
         pieces = []
         for start in range(0, len(joints[0]), CHUNK):
-            part = mesh_errors(*(of[start : start + CHUNK] for of in verts), F_THRESHOLDS_M)
+            predicted, true = (points[start : start + CHUNK] for points in verts)
+            part = mesh_errors(predicted, true, F_THRESHOLDS_M)
             f = [part.f[:, 0], part.f_al[:, 0], part.f[:, 1], part.f_al[:, 1]]
             pieces.append(np.stack([*_of_errors(part.verts_m), *_of_errors(part.verts_al_m), *f]))
         columns += list(np.concatenate(pieces, axis=1))

@@ -4,7 +4,6 @@ graph; of the plain crops, or averaged over rotated and scaled ones (test-time a
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -103,9 +102,12 @@ def mean_of(estimates: Sequence[Any]) -> Any:
     first = estimates[0]
     if len(estimates) == 1:
         return first
-    rules = {"rotmats": chordal_mean, "is_metric": partial(torch.all, dim=0)}
-    stacked = {n: torch.stack([getattr(e, n) for e in estimates]) for n in _fields_of(first)}
-    means = {n: rules.get(n, partial(torch.mean, dim=0))(x) for n, x in stacked.items()}
+    means = {n: torch.stack([getattr(e, n) for e in estimates]) for n in _fields_of(first)}
+    for name, values in means.items():
+        if name == "rotmats":
+            means[name] = chordal_mean(values)
+        else:
+            means[name] = values.all(dim=0) if name == "is_metric" else values.mean(dim=0)
     return first._replace(**means)
 
 

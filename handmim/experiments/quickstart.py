@@ -31,11 +31,7 @@ COLUMNS = (
     ("pa_f15", "PA-F@15"),
     ("seconds", "seconds"),
 )
-LABELS = {
-    "mean_hand": "mean hand",
-    "scratch": "from scratch",
-    "handmim": "HandMIM-pretrained",
-}
+LABELS = {"mean_hand": "mean hand", "scratch": "from scratch", "handmim": "HandMIM-pretrained"}
 SECONDS = (
     "Seconds count start-up, validations and, where images were not rendered before, rendering; "
     "HandMIM's row holds its pretraining with probes, too."

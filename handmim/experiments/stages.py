@@ -12,14 +12,7 @@ from handmim.engine.stop import Stopped
 from handmim.engine.workers import SIGNALS
 from handmim.experiments.plan import Compose, Run
 from handmim.experiments.store import StageStore, content_sha
-from handmim.experiments.table import (
-    PROBED,
-    Overrides,
-    arguments,
-    decisive,
-    fraction_name,
-    merged,
-)
+from handmim.experiments.table import PROBED, Overrides, arguments, decisive, fraction_name, merged
 from handmim.models.weights.load import load_initial
 from handmim.pipelines.finetune import finetune
 from handmim.pipelines.pretrain import pretrain

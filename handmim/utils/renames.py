@@ -1,49 +1,39 @@
 """Names that changed: what an older command line or an older checkpoint still uses."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-# Objectives of pretraining: their modules and classes, which were `losses.NAME.Term`.
-OBJECTIVES = {
-    "patch_distill": "distillation.PatchDistill",
-    "class_distill": "distillation.ClassDistill",
-    "koleo": "distillation.Koleo",
-    "keypoint_align": "keypoint_align.KeypointAlign",
-    "keypoint_agree": "keypoint_align.KeypointAgree",
-    "peclr": "keypoint_align.PeCLR",
-    "pixel_recon": "pixel_recon.PixelRecon",
-    "view_affine": "keypoint_align.ViewAffine",
-    "class_hog": "hog.ClassHog",
-    "point_hog": "hog.PointHog",
-    "patch_hog": "hog.PatchHog",
-    "view_flow": "experimental.ViewFlow",
-    "class_recon": "experimental.ClassRecon",
-    "point_recon": "experimental.PointRecon",
-    "dense_match": "experimental.DenseMatch",
-    "latent_equivariance": "experimental.LatentEquivariance",
+from handmim.utils.findings import warn_once
+
+# The file of each objective of pretraining, which had a file of its own, `losses.NAME` before.
+FILES = {
+    **dict.fromkeys(("patch_distill", "class_distill", "koleo"), "distillation"),
+    **dict.fromkeys(("keypoint_align", "keypoint_agree", "view_affine", "peclr"), "keypoint_align"),
+    **dict.fromkeys(("class_hog", "point_hog", "patch_hog"), "hog"),
+    **dict.fromkeys(("view_flow", "class_recon", "point_recon"), "experimental"),
+    **dict.fromkeys(("dense_match", "latent_equivariance"), "experimental"),
+    "pixel_recon": "pixel_recon",
 }
-# Modules of objectives that share a file now.
-MERGED_OBJECTIVES = {
-    **dict.fromkeys(("patch_distill", "class_distill", "prototypes", "koleo"), "distillation"),
-    **dict.fromkeys(("keypoint_agree", "view_affine", "peclr"), "keypoint_align"),
-    "peclr.LatentPoints": "keypoints.LatentPoints",
-    **dict.fromkeys(
-        (f"experimental.{name}" for name in ("dense_match", "latent_equivariance", "view_flow")),
-        "experimental",
-    ),
-    "experimental.low_res_recon": "experimental",
-}
-HAND_LOSSES = (
-    "joints3d", "joints3d_abs", "joints2d", "direct3d", "direct2d", "verts", "edges", "rotations",
-    "betas", "prior", "heatmaps", "silhouette",
-)  # fmt: skip
+CLASSES = {name: name.title().replace("_", "") for name in FILES} | {"peclr": "PeCLR"}
+# Losses of fine-tuning: modules and classes of before in handmim.losses, classes of today.
+HAND_LOSSES = {
+    "joints.Joints3D": "JointLoss", "direct_keypoints.SmoothJoints3D": "JointLoss",
+    "joints.Joints2D": "JointLoss2D", "direct_keypoints.SmoothJoints2D": "JointLoss2D",
+    "joints.Joints3DAbs": "CameraJointLoss", "verts.Verts": "VertexLoss",
+    "edges.Edges": "EdgeLoss", "mano_params.Rotations": "RotationLoss",
+    "mano_params.Betas": "ShapeLoss", "prior.Prior": "PriorLoss",
+    "heatmaps.Heatmaps": "HeatmapLoss", "silhouette.Silhouette": "SilhouetteLoss",
+}  # fmt: skip
 SCALE = {
     "min_sigma_ndc": "min_scale_ndc",
     "detach_sigma": "detach_scale",
     "sigma_momentum": "scale_momentum",
 }
-SHARED = ("rotation_deg", "full_rotation_prob", "scale", "shift_ndc")
-VIEWS = {f"hidden_{name}": f"shared_{name}" for name in SHARED}
+VIEWS = {
+    f"hidden_{name}": f"shared_{name}"
+    for name in ("rotation_deg", "full_rotation_prob", "scale", "shift_ndc")
+}
 # The head that an objective took: its name of before, its module, the settings that were kept.
 HEADS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "pixel_recon": ("pixel", ".to_pixels", ("tap_layers", "depth", "width", "num_heads")),
@@ -128,10 +118,9 @@ KEYS: dict[str, str] = {
     },
     **{
         f"task.losses.{name}{term}": f"task.objectives.{name}"
-        for name in OBJECTIVES
+        for name in FILES
         for term in ("", ".term")
     },
-    **{f"task.losses.{name}.term": f"task.losses.{name}" for name in HAND_LOSSES},
     "task.keypoint_target": "task.objectives.keypoint_align.target",
     "task.class_head": "task.objectives.class_distill.head",
     "task.class_teacher_temp": "task.objectives.class_distill.teacher_temp",
@@ -147,6 +136,7 @@ KEYS: dict[str, str] = {
     "keypoint_predictor=mlp": "task.objectives.keypoint_align.predictor=true",
     "keypoint_predictor=none": "task.objectives.keypoint_align.predictor=false",
 }
+OF_TERM = re.compile(r"^(task\.losses\.\w+)\.term\b")  # settings of losses of fine-tuning
 # Modules (with everything in them), classes and functions that checkpoints name as `_target_`.
 TARGETS: dict[str, str] = {
     "handmim.engine.optim.OptimRecipe": "handmim.engine.optim.OptimizerConfig",
@@ -161,31 +151,25 @@ TARGETS: dict[str, str] = {
     "handmim.data.mixed": "handmim.data.datasets",
     "handmim.evaluation.tta": "handmim.evaluation.inference",
     "handmim.losses.total.Weighted": "handmim.losses.composite.LossTerm",
+    **dict.fromkeys(
+        [f"handmim.losses.{old}" for old in ("joints", "mesh", "parameters", "maps")],
+        "handmim.losses.hand",
+    ),
+    **{f"handmim.losses.{old}": f"handmim.losses.hand.{new}" for old, new in HAND_LOSSES.items()},
     **{
-        f"handmim.losses.{old}": "handmim.losses.hand"
-        for old in ("joints", "mesh", "parameters", "maps")
+        f"handmim.losses.{name}.Term": f"handmim.objectives.{file}.{CLASSES[name]}"
+        for name, file in FILES.items()
     },
-    "handmim.losses.joints.Joints3D": "handmim.losses.hand.JointLoss",
-    "handmim.losses.joints.Joints3DAbs": "handmim.losses.hand.CameraJointLoss",
-    "handmim.losses.joints.Joints2D": "handmim.losses.hand.JointLoss2D",
-    "handmim.losses.direct_keypoints.SmoothJoints3D": "handmim.losses.hand.JointLoss",
-    "handmim.losses.direct_keypoints.SmoothJoints2D": "handmim.losses.hand.JointLoss2D",
-    "handmim.losses.verts.Verts": "handmim.losses.hand.VertexLoss",
-    "handmim.losses.edges.Edges": "handmim.losses.hand.EdgeLoss",
-    "handmim.losses.mano_params.Rotations": "handmim.losses.hand.RotationLoss",
-    "handmim.losses.mano_params.Betas": "handmim.losses.hand.ShapeLoss",
-    "handmim.losses.prior.Prior": "handmim.losses.hand.PriorLoss",
-    "handmim.losses.heatmaps.Heatmaps": "handmim.losses.hand.HeatmapLoss",
-    "handmim.losses.silhouette.Silhouette": "handmim.losses.hand.SilhouetteLoss",
     **{
-        f"handmim.losses.{name}.Term": f"handmim.objectives.{new}"
-        for name, new in OBJECTIVES.items()
+        f"handmim.objectives.{folder}{name}": f"handmim.objectives.{file}"
+        for name, file in FILES.items()
+        for folder in ("", "experimental.")
+        if name != file
     },
+    "handmim.objectives.prototypes": "handmim.objectives.distillation",
+    "handmim.objectives.experimental.low_res_recon": "handmim.objectives.experimental",
     "handmim.models.heads.projection": "handmim.objectives.distillation",
-    **{
-        f"handmim.objectives.{old}": f"handmim.objectives.{new}"
-        for old, new in MERGED_OBJECTIVES.items()
-    },
+    "handmim.objectives.peclr.LatentPoints": "handmim.objectives.keypoints.LatentPoints",
     "handmim.models.heads.keypoint": "handmim.objectives.keypoints",
     "handmim.data.webdataset": "handmim.data.packed",
     "handmim.data.occlusion": "handmim.data.augment",
@@ -240,13 +224,15 @@ PREFIXES = {
 
 
 def written_out(typed: str, root: str) -> tuple[str, ...]:
-    """A word of the command line of configs/`root`.yaml, or the overrides that it stands for.
-    Raises: ValueError for an option of before that another entry point took."""
+    """A word of the command line of configs/`root`.yaml, or the overrides that it stands for, with
+    a warning that names them. Raises: ValueError for an option of before of another root."""
     taker, overrides = OLD_OPTIONS.get(typed, (root, (typed,)))
-    if taker == root or root not in ("pretrain", "finetune", "eval"):
-        return overrides
-    key = typed.partition("=")[0]
-    raise ValueError(f"{typed} is of {taker}, not of {root}: set {key}.KEY where {root} has it")
+    if taker != root and root in ("pretrain", "finetune", "eval"):
+        key = typed.partition("=")[0]
+        raise ValueError(f"{typed} is of {taker}, not of {root}: set {key}.KEY where {root} has it")
+    if typed in OLD_OPTIONS:
+        warn_once(f"{typed} is an older name: write {' '.join(overrides) or 'nothing instead'}")
+    return overrides
 
 
 def new_key(typed: str) -> str | None:
@@ -254,10 +240,10 @@ def new_key(typed: str) -> str | None:
     key, equals, value = typed.partition("=")
     if equals and typed in KEYS:
         return KEYS[typed]
-    if key == "loss" and set(value.strip("[]").split(",")) & set(OBJECTIVES):
+    if key == "loss" and set(value.strip("[]").split(",")) & FILES.keys():
         return f"objective={value} (of pretraining)"
-    found = _replaced(key, KEYS)
-    return None if found is None else f"{found}{equals}{value}"
+    found = _replaced(key, KEYS) or OF_TERM.sub(r"\1", key)
+    return None if found == key else f"{found}{equals}{value}"
 
 
 def update_targets(config: Any) -> None:

@@ -1,36 +1,45 @@
 """Values of a composed config against the type hints of what takes them, and ranges of counts."""
 
+import inspect
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path, PurePath
+from pkgutil import resolve_name
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from handmim.utils.arguments import meant
 from handmim.utils.config import CHOSEN, flatten, source_of
-from handmim.utils.signatures import Named, Signature, signature_of
 
-# Type hints of what the entry points themselves read; a text is a function that takes a mapping.
+
+class Signature(NamedTuple):
+    """Type hints by the parameters that a config can name; `is_open`: any other one is taken."""
+
+    parameters: Mapping[str, Any]
+    is_open: bool = False
+
+
+# Type hints of what the entry points themselves read; a text names a function.
 READ: dict[str, Any] = {
     "trainer": "handmim.engine.trainer.Trainer",
     "machine": "handmim.utils.run.Run.start",
-    "debug": bool, "seed": int, "name": str, "resume": str, "overwrite": bool,
-    "paths.data_dir": str, "paths.run_root": str,
-    "train": bool, "init": str | None,
-    "init_from": str | None, "num_labels": int | None, "label_fraction": float | None,
-    "label_ids": str | None, "eval_every": int | None,
-    "checkpoint": str | list[str] | None, "predictions": str | None, "predictor": str,
-    "batch_size": int, "num_workers": int | None, "num_images": int,
-    "inits": str | list[str] | None, "fractions": list[float] | None,
-    "seeds": int | list[int], "variants": str | list[str] | None,
-    "budget": str, "jobs": int, "dry_run": bool,
-    "out": str | None, "run": str | None,
-    "device": str, "rounds": int, "num_threads": int, "json": str | None,
-    "num_checked": int, "report": str | None, "freihand": str | None,
-    "ho3d_v2": str | None, "ho3d_v3": str | None, "crops": str | None,
+    **dict.fromkeys(("augment", "optim", "task", "views"), dict[str, Any]),
+    "collapse": dict[str, Any] | None, "paths": dict[str, str],
+    **dict.fromkeys(("debug", "overwrite", "train", "dry_run"), bool),
+    **dict.fromkeys(("seed", "batch_size", "num_images", "jobs", "rounds", "num_checked"), int),
+    **dict.fromkeys(("num_labels", "eval_every", "num_workers", "num_threads"), int | None),
+    **dict.fromkeys(("name", "resume", "predictor", "budget", "device"), str),
+    **dict.fromkeys(
+        ("init", "init_from", "label_ids", "predictions", "out", "run", "json", "report",
+         "freihand", "ho3d_v2", "ho3d_v3", "crops"), str | None,
+    ),
+    **dict.fromkeys(("checkpoint", "inits", "variants"), str | list[str] | None),
+    "label_fraction": float | None, "fractions": list[float] | None, "seeds": int | list[int],
 }  # fmt: skip
 # Last parts of keys that hold a number, in any group, or of the schedule that takes its place.
 RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
@@ -50,10 +59,6 @@ RANGES: tuple[tuple[tuple[str, ...], str, Callable[[float], bool]], ...] = (
 )  # fmt: skip
 RULES = {name: (text, holds) for names, text, holds in RANGES for name in names}
 OF_SCHEDULES = ("start", "end", "warmup_start")
-
-
-SPECIAL = ("_target_", "_partial_", "_convert_", "_recursive_", "_args_")
-MAPPING = "a mapping {...}"
 LISTS = (list, tuple, Sequence, Iterable, Collection)
 MAPPINGS = (dict, Mapping)
 KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
@@ -64,38 +69,44 @@ KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     Path: ("a path", lambda v: isinstance(v, str)),
     NoneType: ("null", lambda v: v is None),
     **dict.fromkeys(LISTS, ("a list [...]", lambda v: isinstance(v, list))),
-    **dict.fromkeys(MAPPINGS, (MAPPING, lambda v: isinstance(v, dict))),
+    **dict.fromkeys(MAPPINGS, ("a mapping {...}", lambda v: isinstance(v, dict))),
 }
-# Mappings of a root, which no group fills.
-SECTIONS = ("augment", "collapse", "optim", "task", "trainer", "views")
 # Keys that choose an entry of a mapping of the same root.
 CHOICES = {"budget": "budgets", "centering": "centerings", "format": "formats", "tta": "tta_views"}
 # Null there means the hand of a checkpoint and the precision of a table.
 MAY_BE_NULL = {"checkpoint": "hand.path=null:", "budget": "machine.precision=null:"}
 
 
-class MismatchError(ValueError):
-    """A value that a hint does not allow; the message says what is required."""
-
-
 def check_settings(cfg: DictConfig) -> None:
     """Check a composed config before anything is built; in place, 1e3 becomes an integer, and an
     integer text, where that is required. Raises: ValueError naming each key, its value and what is
     required."""
-    if replaced := [*_replaced(cfg), *_choices(cfg)]:
-        raise ValueError("; ".join(replaced))
     nulls = tuple(null for key, null in MAY_BE_NULL.items() if key in cfg)
-    problems = dict.fromkeys([*_own(cfg), *_parts(cfg)])
+    own = Signature(READ, is_open=True)
+    problems = dict.fromkeys([*_choices(cfg), *_arguments(cfg, own), *_parts(cfg)])
     wrong = [text for text in problems if not text.startswith(nulls)]
-    if wrong := wrong or [*_ranges(cfg), *_name(cfg)]:
+    if wrong := wrong or [*_ranges(cfg)]:
         raise ValueError("; ".join(wrong))
 
 
-def _replaced(cfg: DictConfig) -> Iterator[str]:
-    for key in SECTIONS:
-        value = cfg.get(key, {})
-        if not isinstance(value, DictConfig | dict) and not (key == "collapse" and value is None):
-            yield f"{key}={value}: settings of {key} are given one by one, {key}.NAME=VALUE"
+@cache
+def signature_of(target: Any) -> Signature | None:
+    """The signature of a class or function of this package, or of its dotted name; None of any
+    other, and where there is none."""
+    if not isinstance(target, str):
+        target = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
+    if not target.startswith("handmim."):
+        return None
+    try:
+        found = resolve_name(target)
+        given = inspect.signature(found).parameters
+    except (ImportError, AttributeError, ValueError):
+        return None  # whoever builds it says so
+    hints = get_type_hints(found.__init__ if inspect.isclass(found) else found)
+    kinds = {name: p.kind for name, p in given.items()}
+    named = {n: hints.get(n, Any) for n, kind in kinds.items() if not kind.name.startswith("VAR_")}
+    is_open = inspect.Parameter.VAR_KEYWORD in kinds.values()
+    return None if is_open and not named else Signature(named, is_open)
 
 
 def _choices(cfg: DictConfig) -> Iterator[str]:
@@ -115,44 +126,24 @@ def unlisted_key(error: BaseException) -> str | None:
         return None
     parent, _, name = key.rpartition(".")
     content: Any = OmegaConf.to_container(node)
-    target = content.get("_target_", READ.get(parent))
-    signature = signature_of(target) if isinstance(target, str) else None
+    signature = signature_of(content.get("_target_", READ.get(parent)))
     return key if signature is not None and name in signature.parameters else None
 
 
 def _ranges(cfg: DictConfig) -> Iterator[str]:
-    """Numbers out of range; every count of the trainer is 1 at least."""
+    """Numbers out of range, every count of the trainer is 1 at least; and a bad name of a run."""
     for key, value in flatten(OmegaConf.to_container(cfg)).items():
         above, _, name = key.rpartition(".")
         name = above.rpartition(".")[2] if name in OF_SCHEDULES else name
         rule = RULES.get(name, RULES["batch_size"] if above == "trainer" else None)
         if rule is not None and type(value) in (int, float) and not rule[1](value):
             yield f"{key}={value}: {rule[0]} is required"
-
-
-def _name(cfg: DictConfig) -> Iterator[str]:
-    name = cfg.get("name")
-    if not isinstance(name, str):
-        return
-    path = PurePath(name)
-    is_below = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
-    is_short = all(len(part.encode()) <= 255 for part in path.parts)
-    if not (is_below and is_short) or name.startswith("~") or not name.isprintable():
-        yield f"name={name!r}: the name of a folder below paths.run_root is required"
-
-
-def _own(cfg: DictConfig) -> Iterator[str]:
-    """Problems of what the entry points themselves read."""
-    for key, hint in READ.items():
-        parent, _, name = key.rpartition(".")
-        node = OmegaConf.select(cfg, parent) if parent else cfg
-        if node is None and parent in cfg:
-            yield f"{parent}=null: {MAPPING} is required"
-        if not isinstance(node, DictConfig) or name not in node:
-            continue
-        if isinstance(hint, str):
-            hint = Named(name, (), {"target": hint})
-        yield from _value(node, name, hint)
+    if isinstance(name := cfg.get("name"), str):
+        path = PurePath(name)
+        is_below = bool(path.parts) and not path.is_absolute() and ".." not in path.parts
+        is_short = all(len(part.encode()) <= 255 for part in path.parts)
+        if not (is_below and is_short) or name.startswith("~") or not name.isprintable():
+            yield f"name={name!r}: the name of a folder below paths.run_root is required"
 
 
 def _parts(node: Any) -> Iterator[str]:
@@ -163,21 +154,21 @@ def _parts(node: Any) -> Iterator[str]:
         or node._is_interpolation()
     ):
         return
+    keys: Iterable[Any] = range(len(node))
     if isinstance(node, DictConfig):
-        target = None if OmegaConf.is_missing(node, "_target_") else node.get("_target_")
-        signature = signature_of(target) if isinstance(target, str) else None
-        if signature is not None:
+        keys = node
+        content: Any = OmegaConf.to_container(node)
+        if (signature := signature_of(str(content.get("_target_")))) is not None:
             yield from _arguments(node, signature)
-    keys: Iterable[Any] = node if isinstance(node, DictConfig) else range(len(node))
     for key in keys:
         yield from _parts(node._get_node(key))
 
 
 def _arguments(node: DictConfig, signature: Signature) -> Iterator[str]:
-    for name in (str(key) for key in node if key not in SPECIAL):
+    for name in map(str, node):
         if name in signature.parameters:
             yield from _value(node, name, signature.parameters[name])
-        elif not signature.is_open:
+        elif not signature.is_open and not name.startswith("_"):  # unlike _target_
             known = sorted(signature.parameters)
             close = meant(name, known) or f", there are {', '.join(known)}"
             yield f"{node._get_full_key(name)}: no such setting{close}"
@@ -195,8 +186,11 @@ def _value(node: DictConfig, name: str, hint: Any) -> Iterator[str]:
     plain = OmegaConf.to_container(source, resolve=True) if is_list else source._value()
     try:
         value = _fitted(plain, hint)
-    except MismatchError as refusal:
-        yield f"{key}={_shown(plain)}: {refusal}"
+    except ValueError:
+        words = {True: "true", False: "false", None: "null"}
+        shown = words[plain] if plain is None or isinstance(plain, bool) else plain
+        shown = shown if str(shown).strip() else repr(shown)
+        yield f"{key}={shown}: {_text(hint)} is required"
         return
     if repr(value) != repr(plain):
         source._get_parent()[source._key()] = value
@@ -208,17 +202,17 @@ def _mapping(node: DictConfig, key: str, hint: Any) -> Iterator[str]:
         return
     members = _members(hint)
     for member in members:
-        if _head(member) in MAPPINGS and (arguments := get_args(member)):
+        if get_origin(member) in MAPPINGS:
             chosen = key.rpartition(".")[2] in CHOSEN  # others have settings, but no target
             for child in node:
                 part = node._get_node(child)
                 if not (chosen and isinstance(part, DictConfig) and "_target_" not in part):
-                    yield from _value(node, str(child), arguments[-1])
-        signature = _signature(member)
+                    yield from _value(node, str(child), get_args(member)[-1])
+        signature = signature_of(member)
         if signature is not None and signature.parameters:
             yield from _arguments(node, signature)
             return
-    heads = {_head(member) for member in members}
+    heads = {get_origin(member) or member for member in members}
     if heads <= {*KINDS, Literal} and heads.isdisjoint(MAPPINGS):
         yield f"{key}={{...}}: {_text(hint)} is required"
 
@@ -227,46 +221,29 @@ def _members(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
-def _head(hint: Any) -> Any:
-    return get_origin(hint) or hint
-
-
-def _signature(hint: Any) -> Signature | None:
-    return signature_of(hint.target) if isinstance(hint, Named) else None
-
-
 def _fitted(value: Any, hint: Any) -> Any:
-    """A value as a hint takes it; an integer for a float without a fraction, text for an
-    integer."""
+    """A value as a hint takes it; an integer for a float without a fraction, text for an integer.
+    Raises: ValueError."""
     members = _members(hint)
     for member in members:
-        try:
-            return _fitted_to(value, member)
-        except MismatchError:
-            continue
+        head, arguments = get_origin(member) or member, get_args(member)
+        if head in LISTS and isinstance(value, list) and arguments:
+            hints = arguments if _is_fixed(arguments) else arguments[:1] * len(value)
+            with suppress(ValueError):  # of an element, or of their number
+                return [_fitted(each, hint) for each, hint in zip(value, hints, strict=True)]
+        elif head is Literal:
+            if value in arguments:
+                return value
+        elif head in KINDS:
+            if KINDS[head][1](value):
+                return value
+        elif signature_of(head) is None or isinstance(value, dict):
+            return value  # any other hint is not judged here
     if int in members and isinstance(value, float) and value.is_integer():
         return int(value)
     if str in members and type(value) is int:
         return str(value)
-    raise MismatchError(f"{_text(hint)} is required")
-
-
-def _fitted_to(value: Any, hint: Any) -> Any:
-    head, arguments = _head(hint), get_args(hint)
-    if head in LISTS and isinstance(value, list) and arguments:
-        hints = arguments if _is_fixed(arguments) else arguments[:1] * len(value)
-        if len(hints) != len(value):
-            raise MismatchError(head)
-        return [_fitted(each, hint) for each, hint in zip(value, hints, strict=True)]
-    if head is Literal:
-        fits = value in arguments
-    elif head in KINDS:
-        fits = KINDS[head][1](value)
-    else:  # a class of this package is built from a mapping; any other hint is not judged here
-        fits = _signature(hint) is None or isinstance(value, dict)
-    if not fits:
-        raise MismatchError(head)
-    return value
+    raise ValueError
 
 
 def _is_fixed(arguments: tuple[Any, ...]) -> bool:
@@ -276,19 +253,12 @@ def _is_fixed(arguments: tuple[Any, ...]) -> bool:
 
 def _text(hint: Any) -> str:
     """What a hint requires, in words."""
-    head, arguments = _head(hint), get_args(hint)
     if len(members := _members(hint)) > 1:
         return " or ".join(dict.fromkeys(map(_text, members)))
+    head, arguments = get_origin(hint) or hint, get_args(hint)
     if head is Literal:
         return f"one of {', '.join(map(str, arguments))}"
     if head in LISTS and arguments:
         form = f"of {len(arguments)}" if _is_fixed(arguments) else "[...]"
         return f"a list {form}, each {_text(arguments[0])},"
-    return KINDS[head][0] if head in KINDS else f"a mapping for {head.__name__}"
-
-
-def _shown(value: Any) -> str:
-    """A value as it is written on the command line."""
-    if value is None or isinstance(value, bool):
-        return {True: "true", False: "false", None: "null"}[value]
-    return repr(value) if isinstance(value, str) and not value.strip() else str(value)
+    return KINDS[head][0] if head in KINDS else f"a mapping for {getattr(head, '__name__', head)}"

@@ -8,8 +8,7 @@ from omegaconf import OmegaConf
 from handmim.utils.config import flatten
 from handmim.utils.entry import compose, prepare
 from handmim.utils.overrides import hydra_overrides
-from handmim.utils.settings import READ, RULES
-from handmim.utils.signatures import signature_of
+from handmim.utils.settings import READ, RULES, signature_of
 from tests.conftest import REPO
 
 WORDS = {"pretrain": ["data=synthetic", "probe=synthetic"], "finetune": []}
@@ -70,7 +69,7 @@ def changed(composed):
         ("data.num_val=0", "data.num_val=0: a whole number >= 1 is required"),
         ("probe.every=0", "probe.every=0: a whole number >= 1 is required"),
         ("machine.num_threads=100000", "machine.num_threads=100000: a whole number >= 1, 1024 at"),
-        ("machine=null", "machine=null: a mapping for machine is required"),
+        ("machine=null", "machine=null: a mapping for handmim.utils.run.Run.start is required"),
         ("paths=null", "paths=null: a mapping {...} is required"),
     ],
 )
@@ -82,7 +81,7 @@ def test_a_value_of_the_wrong_kind_is_named_with_what_is_required(changed, word,
 
 def test_all_wrong_values_are_named_at_once(changed):
     overrides = ["seed=abc", "trainer.max_steps=x", "eval_every=often", "num_labels=2.5"]
-    with pytest.raises(ValueError, match=r"max_steps=x.*seed=abc.*num_labels=2\.5.*eval_every=of"):
+    with pytest.raises(ValueError, match=r"_labels=2\.5.*eval_every=of.*max_steps=x.*seed=abc"):
         changed("finetune", overrides)
 
 
@@ -159,8 +158,7 @@ def test_a_setting_that_nothing_takes_is_refused(word):
 
 @pytest.mark.parametrize("word", ["trainer=null", "optim=adam", "collapse=non"])
 def test_a_section_is_not_replaced_by_a_word(word):
-    key = word.split("=")[0]
-    with pytest.raises(ValueError, match=rf"{key}=.*: settings of {key} are given one by one"):
+    with pytest.raises(ValueError, match=rf"{word}: a mapping .* is required"):
         compose("pretrain", ["data=folder", "data.root=x", word])
 
 

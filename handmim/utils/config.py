@@ -3,7 +3,7 @@ sentence that names the key."""
 
 import re
 import traceback
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,13 +86,9 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
 def flatten(config: Any, path: str = "") -> dict[str, Any]:
     """Leaves of nested plain containers by dotted path."""
-    items: Iterable[tuple[Any, Any]]
-    if isinstance(config, dict) and config:
-        items = config.items()
-    elif isinstance(config, (list, tuple)) and config:
-        items = enumerate(config)
-    else:
+    if not isinstance(config, (dict, list, tuple)) or not config:
         return {path: config}
+    items: Any = config.items() if isinstance(config, dict) else enumerate(config)
     return {
         k: v for key, value in items for k, v in flatten(value, f"{path}.{key}".lstrip(".")).items()
     }
@@ -141,31 +137,20 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
     imported."""
     try:
         return instantiate(node, *args, **kwargs)
-    except InstantiationException as error:
-        failure = _failure(error, node)
-    raise failure
-
-
-def _failure(error: InstantiationException, node: Any) -> BaseException:
-    """The target's own exception, or a sentence where the target was not entered."""
+    except InstantiationException as caught:
+        error = caught
     key, target = (found[1] if (found := p.search(str(error))) else "" for p in (KEY, TARGET))
     where = f"{key or 'a part of the config'}{f' ({target})' if target else ''} cannot be built"
     cause = error.__cause__
     if cause is None or isinstance(cause, ImportError):
-        return ValueError(f"{where}: {str(cause or error).splitlines()[0]}")
-    is_unclear = type(cause) in UNCLEAR and not _is_ours(cause)
+        raise ValueError(f"{where}: {str(cause or error).splitlines()[0]}")
+    raised_in = Path(traceback.extract_tb(cause.__traceback__)[-1].filename)
+    is_unclear = type(cause) in UNCLEAR and not raised_in.is_relative_to(PACKAGE)
     if is_unclear or isinstance(cause, ArithmeticError):  # of a setting of 0, or beyond floats
         text = str(cause).replace("__init__()", target.rsplit(".", 1)[-1])
-        refusal = ValueError(f"{where}: {text or type(cause).__name__}")
-        refusal.__cause__ = cause
-        return refusal
+        raise ValueError(f"{where}: {text or type(cause).__name__}") from cause
     add_key(cause, node, key)
-    return cause
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether this package raised an error, rather than a library that it called."""
-    return Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(PACKAGE)
+    raise cause
 
 
 def add_key(error: BaseException, config: Any, otherwise: str = "") -> None:

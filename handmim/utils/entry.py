@@ -147,7 +147,8 @@ def _under_hydra(main: Main, config_name: str, program: str, arguments: list[str
 
 
 def _report(program: str, error: Exception) -> int:
-    """Print what went wrong, keep the traceback, return the exit code."""
+    """Print what went wrong, return the exit code. The log of the run that is under way takes the
+    traceback, else a file of its own where it is no bad input."""
     if isinstance(error, CalledProcessError):  # it has said so itself
         return error.returncode if error.returncode > 0 else 128 - error.returncode
     if not is_first():
@@ -157,8 +158,19 @@ def _report(program: str, error: Exception) -> int:
     text = sentence(error)
     if not is_input and not isinstance(error, (OSError, ArithmeticError)):
         text = f"{type(error).__name__}: {text}"
-    logs = _keep_traceback(error, is_input)
+    logger = logging.getLogger("handmim")
+    files = [h for h in logger.handlers if isinstance(h, logging.FileHandler)]
+    logs = [file.baseFilename for file in files]
+    info = (type(error), error, error.__traceback__)
+    record = logger.makeRecord(logger.name, logging.ERROR, "", 0, "ended by an error", (), info)
+    for handler in files:
+        handler.handle(record)
     if not is_input:
+        if not files:
+            handle, path = tempfile.mkstemp(prefix="handmim-error-", suffix=".txt", text=True)
+            with os.fdopen(handle, "w", encoding="utf-8") as kept:
+                traceback.print_exception(error, file=kept)
+            logs = [path]
         text = f"{text} (traceback: {', '.join(logs)})"
     sys.stderr.write(f"{program}: {text}\n")
     if DEBUG in sys.argv:
@@ -166,20 +178,3 @@ def _report(program: str, error: Exception) -> int:
     if isinstance(error, StalledError) or isinstance(error.__cause__, StalledError):
         return STALLED
     return BAD_INPUT if is_input else FAILED
-
-
-def _keep_traceback(error: Exception, is_input: bool) -> list[str]:
-    """Append a traceback to the logs of the run that is under way, else to a file of its own where
-    it is no bad input; paths."""
-    logger = logging.getLogger("handmim")
-    files = [h for h in logger.handlers if isinstance(h, logging.FileHandler)]
-    info = (type(error), error, error.__traceback__)
-    record = logger.makeRecord(logger.name, logging.ERROR, "", 0, "ended by an error", (), info)
-    for handler in files:
-        handler.handle(record)
-    if files or is_input:
-        return [handler.baseFilename for handler in files]
-    handle, path = tempfile.mkstemp(prefix="handmim-error-", suffix=".txt", text=True)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        traceback.print_exception(error, file=file)
-    return [path]

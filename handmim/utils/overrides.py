@@ -8,13 +8,13 @@ from argparse import ArgumentTypeError
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
+from handmim.utils.config import values
 from handmim.utils.files import output_problem
 from handmim.utils.paths import options_of
 from handmim.utils.renames import OLD_OPTIONS, new_key, written_out
@@ -32,12 +32,15 @@ NEVER_NULL = ("root", "annotations", "cache_dir", "data_dir", "run_root", "name"
 LISTS_OF_PATHS = ("checkpoint", "inits")
 LISTS_OF_WORDS = ("pretrain", "finetune")
 ENVIRONMENT = re.compile(r"\$\{([A-Z_][A-Z0-9_]*)\}")  # config keys are in lower case
-OPENING, CLOSING = "([{", ")]}"
 
 
 def hydra_overrides(typed: Iterable[str], root: str = "", is_sweep: bool = False) -> list[str]:
     """Arguments as Hydra reads them for configs/`root`.yaml; options (`--help`) stay, and unquoted
     commas of a sweep. Raises: ValueError naming one that cannot be read, and how to quote it."""
+    typed = list(typed)
+    for before, word in zip(["", *typed], typed, strict=False):  # --cfg job is an option's value
+        if "=" not in word and not word.startswith(("-", "~")) and not before.startswith("-"):
+            raise ValueError(f"{word!r}: key=value is required (--help lists settings)")
     ordered = sorted(typed, key=lambda word: word not in OLD_OPTIONS)  # later ones count more
     return [_hydra_word(new, is_sweep) for word in ordered for new in written_out(word, root)]
 
@@ -55,8 +58,9 @@ def _hydra_word(word: str, is_sweep: bool) -> str:
     if not equals:
         return word
     value = ENVIRONMENT.sub(lambda m: os.environ.get(m[1], m[0]), value)
-    if is_sweep and _is_sweep(f"{key}={value}"):
-        return f"{key}={value}"
+    with suppress(HydraException):
+        if is_sweep and _parsed(f"{key}={value}").is_sweep_override():
+            return f"{key}={value}"
     name = key.lstrip("+")
     last = name.rsplit(".", 1)[-1]
     if name in LISTS_OF_WORDS and value not in ("null", "") and not value.startswith("{"):
@@ -76,17 +80,13 @@ def _hydra_word(word: str, is_sweep: bool) -> str:
         ) from error
     if (options := options_of(name)) and not isinstance(read, (str, list)):
         raise ValueError(f"{word}: one of {', '.join(options)} is required ({name}=)")
+    if options and isinstance(read, list) and len(set(map(str, read))) < len(read):
+        raise ValueError(f"{word}: one name is there twice ({name}=)")
     return f"{key}={value}"
 
 
 def _parsed(word: str) -> Override:
     return OverridesParser.create().parse_override(word)
-
-
-def _is_sweep(word: str) -> bool:
-    with suppress(HydraException):
-        return _parsed(word).is_sweep_override()
-    return False
 
 
 def is_path(key: str) -> bool:
@@ -110,19 +110,20 @@ def quoted(value: str) -> str:
 
 def _quoted_list(value: str) -> str:
     """A list in brackets with each of its parts quoted."""
-    parts, depth, quote = [""], 0, ""
-    for i, letter in enumerate(value[1:-1], start=1):
-        if letter == "," and not depth and not quote:
-            parts.append("")
-            continue
-        parts[-1] += letter
-        if quote:
-            quote = "" if letter == quote and value[i - 1] != "\\" else quote
-        elif letter in "'\"" and parts[-1] == letter:
-            quote = letter
+    parts: list[str] = []
+    for piece in value[1:-1].split(","):
+        if parts and _is_open(parts[-1]):
+            parts[-1] += f",{piece}"
         else:
-            depth += (letter in OPENING) - (letter in CLOSING)
+            parts.append(piece.strip())
     return f"[{','.join(quoted(part.strip()) for part in parts if part.strip())}]"
+
+
+def _is_open(part: str) -> bool:
+    """Whether a quote or a bracket of a part of a list is not closed."""
+    if part[:1] in ("'", '"'):
+        return len(part) < 2 or not part.rstrip().endswith(part[0])
+    return any(part.count(a) > part.count(b) for a, b in ("()", "[]", "{}"))
 
 
 def user_path(text: str) -> str:
@@ -143,15 +144,12 @@ def given_output(text: str) -> Path:
     return path
 
 
-def expand_paths(node: DictConfig | ListConfig) -> None:
+def expand_paths(cfg: DictConfig) -> None:
     """Expand `~` and variables of the environment in all paths of a config, in place."""
-    for key in list(node) if isinstance(node, DictConfig) else range(len(node)):
-        child: Any = node._get_node(key)
-        if child is None or child._is_none() or child._is_missing() or child._is_interpolation():
-            continue
-        if isinstance(child, (DictConfig, ListConfig)):
-            expand_paths(child)
-        elif isinstance(text := child._value(), str):
-            name = child._get_full_key(None).split("[")[0]
-            if is_path(name) or name in LISTS_OF_PATHS:
-                node[key] = user_path(text)
+    for name, key, value, node in values(cfg):
+        is_one = is_path(key) or key in LISTS_OF_PATHS
+        if is_one and not node._get_node(name)._is_interpolation():
+            if isinstance(value, str):
+                node[name] = user_path(value)
+            elif isinstance(value, list):
+                node[name] = [user_path(each) for each in value]

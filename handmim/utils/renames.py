@@ -336,10 +336,8 @@ def _of_head(name: str, heads: dict[str, Any]) -> dict[str, Any]:
 
 def new_entry(name: str) -> str:
     """Today's name of an entry of a state dict."""
-    for old, new in PREFIXES.items():
-        if name.startswith(old):
-            return new + name[len(old) :]
-    return name
+    old = next((old for old in PREFIXES if name.startswith(old)), "")
+    return PREFIXES.get(old, "") + name.removeprefix(old)
 
 
 def rename_old_entries(module: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:

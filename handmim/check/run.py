@@ -24,6 +24,7 @@ from handmim.data.keypoints import read_photos
 from handmim.hand.skeleton import NUM_JOINTS
 from handmim.images.files import ENDINGS
 from handmim.images.formats import printable
+from handmim.pipelines.preflight import preflight
 from handmim.utils.arguments import at_least
 from handmim.utils.config import resolved
 from handmim.utils.console import print_table
@@ -38,6 +39,7 @@ MANY = 0.01  # share of duplicates that is worth a warning
 
 def doctor(cfg: DictConfig) -> int:
     """Check, print, and perhaps write; the exit code is 1 when there is an error."""
+    preflight(cfg, names=("report",))
     plain = resolved(cfg)
     sections = {}
     for title, findings in check_all(plain):

@@ -23,7 +23,7 @@ from handmim.experiments.results import publish, write_results
 from handmim.experiments.store import FORMAT, StageStore, code_state, metrics_of, record_text
 from handmim.experiments.table import Table, read_table
 from handmim.pipelines.preflight import path_problems, preflight
-from handmim.utils.config import sentence
+from handmim.utils.config import build, drop_unbuilt, sentence
 from handmim.utils.entry import compose
 from handmim.utils.files import locked, write_atomic
 from handmim.utils.processes import THREADS, of_signal, start_child
@@ -104,12 +104,13 @@ def check_inputs(cfg: DictConfig, plan: Plan) -> None:
         problems = [f"{problem} (variants {', '.join(of)})" for problem, of in names.items()]
         own = path_problems(cfg, parse=True)  # the table's keys, where they name all of it
         raise ValueError("; ".join(own or problems))
-    from handmim.pipelines.setup_run import try_parts, try_task  # they import torch
+    from handmim.pipelines.setup_run import try_parts  # it imports torch
 
     for variant, stage, composed in configs:
         try:
             try_parts(composed)
-            try_task(composed)
+            drop_unbuilt(task := composed.task.copy())
+            build(task)
         except (ValueError, OSError) as error:
             raise ValueError(f"variant {variant.name}, {stage}: {sentence(error)}") from error
 

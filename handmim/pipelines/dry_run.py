@@ -39,16 +39,14 @@ def dry_run_step(cfg: DictConfig, fabric: Fabric) -> tuple[Callable[[int], None]
     noise: Any = CropBatch(image) if "views" in cfg else noise_hands(image)
     batch = fabric.to_device(noise)
 
+    def check(info: StepInfo, batch: Any, result: StepResult, norm: Any) -> None:
+        if not bool(result.loss.isfinite()):
+            raise FloatingPointError(f"the loss is not finite at step {info.step} (optim.lr.start)")
+
     def step(number: int) -> None:
-        train_step(batch, StepInfo(number, cfg.trainer.max_steps), refuse_nonfinite)
+        train_step(batch, StepInfo(number, cfg.trainer.max_steps), check)
 
     return step, sum(p.numel() for p in task.parameters() if p.requires_grad) / 1e6
-
-
-def refuse_nonfinite(info: StepInfo, batch: Any, result: StepResult, norm: Any) -> None:
-    """Raises: FloatingPointError for a loss that is not finite."""
-    if not bool(result.loss.isfinite()):
-        raise FloatingPointError(f"the loss is not finite at step {info.step} (optim.lr.start)")
 
 
 def noise_hands(image: torch.Tensor) -> HandBatch:

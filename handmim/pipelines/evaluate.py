@@ -38,18 +38,24 @@ from handmim.utils.timer import Timer
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
     """Flat metrics, official ones under "official", those of test-time augmentation under "tta";
-    the `summary` of several checkpoints. Raises: ValueError unless one of checkpoint and
-    predictions is given."""
+    the `summary` of several checkpoints below one folder. Raises: ValueError unless one of
+    checkpoint and predictions is given, and for checkpoints that cannot be averaged."""
     if (cfg.checkpoint is None) == (cfg.predictions is None):
         raise ValueError("give either checkpoint=FILE.pt or predictions=pred.json")
     if cfg.predictions is not None:
         return evaluate_file(cfg)
     one_of("predictor", cfg.predictor, SOURCES)
     paths = expanded([cfg.checkpoint] if isinstance(cfg.checkpoint, str) else list(cfg.checkpoint))
-    if len(paths) > 1:
-        return evaluate_several(cfg, paths)
-    cfg.checkpoint = paths[0]
-    return evaluate_model(cfg)
+    if len(paths) == 1:
+        cfg.checkpoint = paths[0]
+        return evaluate_model(cfg)
+    facts = check_comparable(paths, cfg.get("data"))
+    run, reports = setup_run(cfg), []
+    for number, path in enumerate(paths, start=1):
+        part = copy.deepcopy(cfg)
+        part.checkpoint = path
+        reports.append(evaluate_model(part, (run, str(number))))
+    return write_averages(run, facts, reports)
 
 
 def evaluate_file(cfg: DictConfig) -> dict[str, Any]:
@@ -64,18 +70,6 @@ def evaluate_file(cfg: DictConfig) -> dict[str, Any]:
     report = score_file(cfg.predictions, cfg.data.benchmark, gt, mb_per_sample=bound)
     write_report(run, cfg.predictions, report)
     return report
-
-
-def evaluate_several(cfg: DictConfig, paths: list[str]) -> dict[str, Any]:
-    """Score each checkpoint below one folder, then write a table of all and their mean. Raises:
-    ValueError, before anything is scored, for checkpoints that cannot be averaged."""
-    facts = check_comparable(paths, cfg.get("data"))
-    run, reports = setup_run(cfg), []
-    for number, path in enumerate(paths, start=1):
-        part = copy.deepcopy(cfg)
-        part.checkpoint = path
-        reports.append(evaluate_model(part, (run, str(number))))
-    return write_averages(run, facts, reports)
 
 
 def data_of(saved: dict[str, Any], cfg: DictConfig) -> Any:
@@ -117,12 +111,12 @@ def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> d
     check_same_hand(task.hand_sha256, hand_sha256_of(dataset), "the data")
     how = {"autocast": run.fabric.autocast, "source": cfg.predictor}
     module = partial(InferenceModule, task, augment, run.device, **how)
-    sizes = {"batch_size": cfg.batch_size, "num_workers": cfg.num_workers}
 
     def scored(module: InferenceModule, folder: str, num_images: int) -> tuple[Any, Any, float]:
         """Report, drawings, and milliseconds of an image."""
         timer = Timer(run.device)
-        more = {"num_images": num_images, "timer": timer, **sizes}
+        more = {key: cfg[key] for key in ("batch_size", "num_workers")}
+        more |= {"num_images": num_images, "timer": timer}
         with Watchdog(run):
             if cfg.data.get("benchmark") is None or task.faces is None:  # submissions need meshes
                 report, sheet = score(module, dataset, **more)

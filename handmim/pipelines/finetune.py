@@ -1,6 +1,6 @@
 """Supervised regression from its composed config to the last validation's metrics."""
 
-from collections import deque
+from collections import defaultdict, deque
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from handmim.engine.trainer import Trainer
 from handmim.evaluation.predictor import check_same_hand
 from handmim.evaluation.scoring import EvalHook
 from handmim.models.weights.load import load_initial
-from handmim.pipelines.setup_run import choose_labels, export, setup_training
+from handmim.pipelines.setup_run import LABELS, choose_labels, export, setup_training
 from handmim.utils.config import build
 from handmim.utils.json_files import read_rows
 from handmim.utils.processes import DONE
@@ -47,15 +47,12 @@ def _finetune(cfg: DictConfig) -> Finetuned:
     run, task = setup_training(cfg)
     load_initial(task.backbone, cfg.init_from)
     run.log.info("backbone: %s", cfg.init_from or "random weights (init_from=null)")
-    trainer = Trainer(**cfg.trainer)
-    trainer.check_batch(run.world_size)
-    augment, optimizer = build(cfg.augment), build(cfg.optim)
+    augment, num_workers = build(cfg.augment), cfg.trainer.num_workers
     with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet
         train, val = build(cfg.data.train), build(cfg.data.val)
     for name, part in (("data.train", train), ("data.val", val)):
         check_same_hand(task.hand_sha256, hand_sha256_of(part), name)
-    labels = {"num": cfg.num_labels, "fraction": cfg.label_fraction, "file": cfg.label_ids}
-    chosen = choose_labels(train, **labels, seed=cfg.seed)
+    chosen = choose_labels(train, *(cfg[key] for key in LABELS), seed=cfg.seed)
     train = chosen.samples
     sources = checkpoints_of(run.dir, cfg.resume)
     # A run that goes on has its list, and whether it may go on is not known yet.
@@ -64,16 +61,14 @@ def _finetune(cfg: DictConfig) -> Finetuned:
     meta = task.hand_metadata() | chosen.facts | {"data_sha256": fingerprint_of(train)}
     if cfg.trainer.keep_best is not None:  # it is chosen by the validation
         meta["val_sha256"] = fingerprint_of(val)
-    workers = {"num_workers": cfg.trainer.num_workers}
     if not sources:  # else its state holds them already
         with Watchdog(run):
-            spared = workers | {"max_unreadable": cfg.trainer.max_unreadable}
+            spared = {"num_workers": num_workers, "max_unreadable": cfg.trainer.max_unreadable}
             task.start_from_labels(train, augment, run.device, **spared)
-            # Else the first validation would refuse it.
-            deque(batches(val, 64, cfg.trainer.num_workers), maxlen=0)
-    hooks = [EvalHook(val, augment, cfg.eval_every, **workers)]
-    kwargs = {"hooks": hooks, "resume": cfg.resume, "meta": meta}
-    result = trainer.fit(run, task, train, collate_hands, augment, optimizer, **kwargs)
+            deque(batches(val, 64, num_workers), maxlen=0)  # else the first validation refuses it
+    hooks = [EvalHook(val, augment, cfg.eval_every, num_workers=num_workers)]
+    parts = (run, task, train, collate_hands, augment, build(cfg.optim))
+    result = Trainer(**cfg.trainer).fit(*parts, hooks=hooks, resume=cfg.resume, meta=meta)
     path = export(run, task, cfg.seed, result)
     if result.exit_code == DONE:
         scored = run.dir / (LAST if result.best is None else BEST)
@@ -86,9 +81,8 @@ def _finetune(cfg: DictConfig) -> Finetuned:
 
 def validations(run_dir: Path) -> dict[int, dict[str, float]]:
     """Metrics of the validations that a run logged, without their `val/`, by step."""
-    logged: dict[int, dict[str, float]] = {}
+    logged: dict[int, dict[str, float]] = defaultdict(dict)
     for row in read_rows(run_dir / "scalars.jsonl"):
-        metrics = {k.removeprefix("val/"): v for k, v in row.items() if k.startswith("val/")}
-        if metrics:
-            logged.setdefault(int(row["step"]), {}).update(metrics)
+        if metrics := {k.removeprefix("val/"): v for k, v in row.items() if k.startswith("val/")}:
+            logged[int(row["step"])] |= metrics
     return logged

@@ -13,7 +13,7 @@ from handmim.engine.loop import FitResult
 from handmim.engine.stop import StopSignals
 from handmim.engine.trainer import Trainer
 from handmim.pipelines.setup_run import export, setup_training
-from handmim.utils.config import build, drop_unbuilt
+from handmim.utils.config import build
 from handmim.utils.run import Run
 
 
@@ -28,31 +28,26 @@ class Pretrained(NamedTuple):
 def pretrain(cfg: DictConfig) -> Pretrained:
     """Assemble, train, export; train=false exports the initial weights. Raises: ValueError."""
     with StopSignals():
-        drop_unbuilt(cfg.task)
         run, task = setup_training(cfg)
         if cfg.init is not None:
             task.load_initial(cfg.init)
-        result = _train(cfg, run, task) if cfg.train else _untrained(cfg, run)
+        if cfg.train:
+            result = _train(cfg, run, task)
+        else:
+            if cfg.init is None:
+                run.log.warning("train=false and init=null: random weights are exported")
+            if checkpoints_of(run.dir, cfg.resume):
+                raise FileExistsError(
+                    f"{run.dir} holds a trained run, whose weights train=false would replace with "
+                    "initial ones: take another name (name=...)"
+                )
+            run.write_start()
+            result = FitResult(0, False, {})
         return Pretrained(run.dir, export(run, task, cfg.seed, result), result)
 
 
-def _untrained(cfg: DictConfig, run: Run) -> FitResult:
-    if cfg.init is None:
-        run.log.warning("train=false and init=null: random weights are exported")
-    if checkpoints_of(run.dir, cfg.resume):
-        raise FileExistsError(
-            f"{run.dir} holds a trained run, whose weights train=false would replace with "
-            "initial ones: take another name (name=...)"
-        )
-    run.write_start()
-    return FitResult(0, False, {})
-
-
 def _train(cfg: DictConfig, run: Run, task: nn.Module) -> FitResult:
-    trainer = Trainer(**cfg.trainer)
-    trainer.check_batch(run.world_size)
     make_views = build(cfg.views)
-    optimizer = build(cfg.optim)
     with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet
         dataset = build(cfg.data.train)
         if len(dataset) < 2:
@@ -62,5 +57,5 @@ def _train(cfg: DictConfig, run: Run, task: nn.Module) -> FitResult:
         hooks.append(build(cfg.collapse)(dataset, make_views))
     # The hand is that of rendered sets.
     meta = {"hand_sha256": hand_sha256_of(dataset), "data_sha256": fingerprint_of(dataset)}
-    kwargs = {"hooks": hooks, "resume": cfg.resume, "meta": meta}
-    return trainer.fit(run, task, dataset, collate_crops, make_views, optimizer, **kwargs)
+    parts = (run, task, dataset, collate_crops, make_views, build(cfg.optim))
+    return Trainer(**cfg.trainer).fit(*parts, hooks=hooks, resume=cfg.resume, meta=meta)

@@ -32,15 +32,18 @@ from handmim.utils.processes import DONE
 from handmim.utils.run import Run
 
 BACKBONE = "backbone.safetensors"
-LABELS = "labels.txt"
+LABELS = ("num_labels", "label_fraction", "label_ids")  # settings that choose some
+LABELS_FILE = "labels.txt"
 RENDERED = "handmim.data.synthetic.SyntheticHands"
 SCENE = "handmim.render.scene.SceneSettings"
 
 
 def setup_training(cfg: DictConfig) -> tuple[Run, Any]:
     """A run and its task, which is built before there is a folder; errors as `setup_run`."""
+    drop_unbuilt(cfg.task)
     tasks: list[nn.Module] = []
     run = setup_run(cfg, resume=cfg.resume, before_folder=lambda: tasks.append(build(cfg.task)))
+    Trainer(**cfg.trainer).check_batch(run.world_size)
     if run.compile:
         compile_backbones(tasks[0])
     return run, tasks[0]
@@ -92,8 +95,7 @@ def try_parts(cfg: DictConfig) -> None:
         if key in cfg:
             build(cfg[key])
     build(cfg.optim).build(nn.Linear(1, 1), {})
-    probe = cfg.probe.hook if "probe" in cfg else None
-    if probe is not None:
+    if (probe := cfg.probe.hook if "probe" in cfg else None) is not None:
         build(probe, train_set=None, test_set=None)
     if cfg.get("collapse") is not None:
         build(cfg.collapse)(range(2), None)
@@ -104,20 +106,13 @@ def try_parts(cfg: DictConfig) -> None:
                 scene._target_, scene._convert_ = SCENE, "all"
             build(scene)
     if "num_labels" in cfg:
-        check_choice(num=cfg.num_labels, fraction=cfg.label_fraction, file=cfg.label_ids)
+        check_choice(*(cfg[key] for key in LABELS))
         train = cfg.data.train
         if train.get("_target_") == RENDERED and (cfg.num_labels or 0) > train.num:
             raise ValueError(
                 f"num_labels={cfg.num_labels}: more than the {train.num} that are rendered "
                 "(num_labels, data.num_train)"
             )
-
-
-def try_task(cfg: DictConfig) -> None:
-    """Build the networks and losses of a config, and throw them away."""
-    task = cfg.task.copy()
-    drop_unbuilt(task)
-    build(task)
 
 
 class ChosenLabels(NamedTuple):
@@ -137,20 +132,18 @@ class ChosenLabels(NamedTuple):
     def write(self, folder: Path) -> None:
         """Name the labels in <folder>/labels.txt; all of a set leave no such file."""
         if isinstance(self.samples, Subset):
-            write_ids(folder / LABELS, self.samples, self.choice)
+            write_ids(folder / LABELS_FILE, self.samples, self.choice)
         else:
-            (folder / LABELS).unlink(missing_ok=True)
+            (folder / LABELS_FILE).unlink(missing_ok=True)
 
 
-def check_choice(*, num: int | None, fraction: float | None, file: str | None) -> None:
+def check_choice(num: int | None, fraction: float | None, file: str | None) -> None:
     """Refuse what `choose_labels` refuses of any set, before there is one."""
-    options = {"num_labels": num, "label_fraction": fraction, "label_ids": file}
-    given = {key: value for key, value in options.items() if value is not None}
+    options = zip(LABELS, (num, fraction, file), strict=True)
+    given = [f"{key}={value}" for key, value in options if value is not None]
     if len(given) > 1:
-        listed = ", ".join(f"{key}={value}" for key, value in given.items())
-        raise ValueError(
-            f"give one of {', '.join(options)}, not both: got {listed} (KEY=null takes one back)"
-        )
+        one = f"give one of {', '.join(LABELS)}, not both"
+        raise ValueError(f"{one}: got {', '.join(given)} (KEY=null takes one back)")
     if fraction is not None:
         share_of_labels(1, fraction)
     if file is not None:
@@ -159,21 +152,20 @@ def check_choice(*, num: int | None, fraction: float | None, file: str | None) -
 
 def choose_labels(
     dataset: Dataset[HandSample],
-    *,
     num: int | None = None,
     fraction: float | None = None,
     file: str | None = None,
+    *,
     seed: int = 0,
 ) -> ChosenLabels:
     """So many random labels of a set, or this share of them, or those whose ids a file lists, or
     all. Raises: ValueError for more than one choice, a share outside (0, 1], more labels than
     there are, or unknown ids; FileNotFoundError."""
-    check_choice(num=num, fraction=fraction, file=file)
+    check_choice(num, fraction, file)
     if file is not None:
         ids = read_ids(file)
         return ChosenLabels(subset_of_ids(dataset, ids), len(ids), f"as in {Path(file).name}")
     total = len(label_ids(dataset))
-    if fraction is not None:
-        num = share_of_labels(total, fraction)
+    num = num if fraction is None else share_of_labels(total, fraction)
     samples = label_subset(dataset, num, seed)
     return ChosenLabels(samples, total if num is None else num, f"seed {seed}")

@@ -97,14 +97,6 @@ def precision_in_force(fabric: Fabric) -> str:
     return str(fabric._precision.precision)
 
 
-def _fabric(**settings: Any) -> Fabric:
-    try:
-        return Fabric(**settings)
-    except (TypeError, ValueError, RuntimeError, ImportError) as error:
-        named = ", ".join(f"machine.{key}={value}" for key, value in settings.items())
-        raise ValueError(f"{error} ({named})") from error
-
-
 @dataclass
 class Run:
     """What every entry point needs: devices, folder, seed, log; and of this process its device, its
@@ -154,13 +146,13 @@ class Run:
             torch.set_num_threads(num_threads)
         folder = Path(run_dir).absolute()
         devices, num_nodes = devices_of(devices, num_nodes)
-        fabric = _fabric(
-            accelerator=accelerator,
-            devices=devices,
-            num_nodes=num_nodes,
-            strategy=strategy,
-            precision=precision,
-        )
+        machine: dict[str, Any] = {"accelerator": accelerator, "devices": devices}
+        machine |= {"num_nodes": num_nodes, "strategy": strategy, "precision": precision}
+        try:
+            fabric = Fabric(**machine)
+        except (TypeError, ValueError, RuntimeError, ImportError) as error:
+            named = ", ".join(f"machine.{key}={value}" for key, value in machine.items())
+            raise ValueError(f"{error} ({named})") from error
         # Beyond the watchdog's, which says more; this one also holds before it starts.
         limit = None if stall_timeout_s is None else timedelta(seconds=MARGIN * stall_timeout_s)
         if limit is not None and isinstance(fabric.strategy, DDPStrategy):
@@ -177,16 +169,13 @@ class Run:
         fabric.barrier()
         start_log(folder if fabric.is_global_zero else None)
         log = logging.getLogger("handmim.run")
-        in_force = precision_in_force(fabric)
-        more = (in_force, compile, stall_timeout_s, lock, hosts)
+        more = (precision_in_force(fabric), compile, stall_timeout_s, lock, hosts)
         run = cls(name, folder, seed, config, fabric, log, *more)
         if resume == "never":
             run.write_start()
-        machine = f"{run.device.type} x {run.world_size}, {in_force}"
-        threads = torch.get_num_threads()
-        log.info(
-            "run %s: %s, %d torch threads, seed %d, folder %s", name, machine, threads, seed, folder
-        )
+        where = f"{run.device.type} x {run.world_size}, {run.precision}"
+        text = "run %s: %s, %d torch threads, seed %d, folder %s"
+        log.info(text, name, where, torch.get_num_threads(), seed, folder)
         return run
 
     def write_start(self) -> None:
@@ -225,10 +214,7 @@ class Run:
             "world_size": self.world_size,
             "torch_threads": torch.get_num_threads(),
             "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-            "timm": timm.__version__,
-            "handmim": handmim.__version__,
+            **{part.__name__: part.__version__ for part in (torch, torchvision, timm, handmim)},
         }
 
     def __post_init__(self) -> None:
@@ -256,9 +242,8 @@ class Run:
             raise other
 
     def _first_error(self, error: Exception | None) -> Exception | None:
-        if not self.any_rank(error is not None):
-            return None
-        return next(other for other in objects_of_ranks(error) if other is not None)
+        failed = self.any_rank(error is not None)
+        return next(filter(None, objects_of_ranks(error)), None) if failed else None
 
     def record(self, name: str, what: Any) -> None:
         """Add a fact to run.json; the main process does. A disk that does not take it is an error

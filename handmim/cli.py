@@ -64,8 +64,7 @@ def main(name: str | None = None) -> None:
 
     def run(*given: Any) -> int | None:
         result: Any = resolve_name(command.function)(*given)
-        if isinstance(result, tuple):  # what training leaves behind
-            result = result.result.exit_code
-        return result if isinstance(result, int) else None
+        code = result.result.exit_code if hasattr(result, "result") else result  # of a training
+        return code if isinstance(code, int) else None
 
     run_tool(run, command.config, program=program, arguments=arguments)

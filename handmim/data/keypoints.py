@@ -74,7 +74,8 @@ class KeypointPhotos(Dataset[HandSample]):
         notes = Notes("keypoints")
         content = read_photos(self.root, path, notes, None if split == "all" else split_by)
         notes.enforce(str(path))
-        log.info("%s, %s", path.name, notes.text_of("side"))
+        sides = [finding.text for finding in notes.findings if finding.name.endswith("side")]
+        log.info("%s, %s", path.name, "; ".join(sides))
         # An image without the field is a group of its own, with the other entries of its file.
         alone: dict[str, str] = {}
         groups = []

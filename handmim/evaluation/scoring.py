@@ -24,7 +24,7 @@ from handmim.tasks.regression import RegressionTask
 from handmim.types import HandBatch, HandSample, StepInfo
 from handmim.utils.arguments import one_of
 from handmim.utils.run import Run
-from handmim.utils.timer import Timer
+from handmim.utils.timer import Stages
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def estimates(
     dataset: Dataset[HandSample],
     batch_size: int = 64,
     num_workers: int = 0,
-    timer: Timer | None = None,
+    timer: Stages | None = None,
 ) -> Iterator[tuple[HandBatch, Any]]:
     """Stored crops of a whole set in order, on the device, and their estimates; `timer` takes the
     times of cutting and estimating, without reading and moving images."""

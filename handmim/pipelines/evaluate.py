@@ -33,7 +33,7 @@ from handmim.pipelines.setup_run import setup_run
 from handmim.utils.arguments import one_of
 from handmim.utils.config import build, resolved, set_everywhere
 from handmim.utils.run import Run
-from handmim.utils.timer import Timer
+from handmim.utils.timer import Stages
 
 
 def evaluate(cfg: DictConfig) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> d
 
     def scored(module: InferenceModule, folder: str, num_images: int) -> tuple[Any, Any, float]:
         """Report, drawings, and milliseconds of an image."""
-        timer = Timer(run.device)
+        timer = Stages(run.device)
         more = {key: cfg[key] for key in ("batch_size", "num_workers")}
         more |= {"num_images": num_images, "timer": timer}
         with Watchdog(run):
@@ -126,7 +126,7 @@ def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> d
                 gt = find_ground_truth(cfg.data.root, cfg.data.cache_dir)
                 report = submit(run, cfg.data.benchmark, hands, gt, folder)
                 sheet = hands.sheet
-        return report, sheet, timer.seconds_per_item * 1e3
+        return report, sheet, timer.seconds_per_item["all"] * 1e3
 
     report, sheet, ms = scored(module(compile=run.compile), ".", cfg.num_images)
     if views is not None:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict, deque
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
@@ -66,7 +66,7 @@ def _finetune(cfg: DictConfig) -> Finetuned:
             spared = {"num_workers": num_workers, "max_unreadable": cfg.trainer.max_unreadable}
             task.start_from_labels(train, augment, run.device, **spared)
             deque(batches(val, 64, num_workers), maxlen=0)  # else the first validation refuses it
-    hooks = [EvalHook(val, augment, cfg.eval_every, num_workers=num_workers)]
+    hooks: Any = [EvalHook(val, augment, cfg.eval_every, num_workers=num_workers)]
     parts = (run, task, train, collate_hands, augment, build(cfg.optim))
     result = Trainer(**cfg.trainer).fit(*parts, hooks=hooks, resume=cfg.resume, meta=meta)
     path = export(run, task, cfg.seed, result)

@@ -85,23 +85,17 @@ class Progress:
         self.log = log if shown else None
         self._began = self._last = time.perf_counter()
         self._first = done
-        self._bar: Bar | None = None
-        if shown and sys.stderr.isatty():
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-            console = Console(stderr=True)
-            self._bar = Bar(*columns, TimeRemainingColumn(), console=console, transient=True)
-            self._task = self._bar.add_task(what, total=total, completed=done)
-
-    @property
-    def is_bar(self) -> bool:
-        """Whether a terminal shows a bar."""
-        return self._bar is not None
+        self.is_bar = shown and sys.stderr.isatty()
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+        console = Console(stderr=True)
+        self._bar = Bar(*columns, TimeRemainingColumn(), console=console, transient=True)
+        self._task = self._bar.add_task(what, total=total, completed=done)
 
     def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
+        if self.is_bar:
             self._bar.stop()
 
     def rate(self, done: int) -> float:
@@ -118,13 +112,12 @@ class Progress:
         self.total = self.total if total is None else total
         now = time.perf_counter()
         is_due = self.log is not None and now - self._last > self.every_s
-        if self._bar is None and not is_due:
+        if not (self.is_bar or is_due):
             return
         count = done() if callable(done) else done
-        if self._bar is not None:
+        if self.is_bar:
             self._bar.start()
             self._bar.update(self._task, completed=count, total=self.total, description=text)
         elif self.log is not None:
             self._last = now
-            rate = self.rate(count)
-            self.log.info("%d of %s %s, %.0f/s", count, self.total, self.what, rate)
+            self.log.info("%d of %s %s, %.0f/s", count, self.total, self.what, self.rate(count))

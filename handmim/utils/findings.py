@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partialmethod
 from typing import Any, Literal
 
 import numpy as np
@@ -49,18 +49,6 @@ class Notes:
         self.prefix, self.fix = prefix and f"{prefix}-", fix
         self.findings: list[Finding] = []
 
-    def ok(self, name: str, text: str) -> None:
-        """All is well, or a fact worth knowing."""
-        self.judge(True, name, text)
-
-    def warning(self, name: str, text: str, fix: str = "") -> None:
-        """Something that may be meant but often is not."""
-        self.judge(False, name, text, fix, bad="warning")
-
-    def error(self, name: str, text: str, fix: str = "") -> None:
-        """Something that will fail or give wrong results."""
-        self.judge(False, name, text, fix)
-
     def judge(
         self, is_good: bool, name: str, text: str, fix: str = "", *, bad: Level = "error"
     ) -> None:
@@ -76,14 +64,14 @@ class Notes:
         first = f": {shown([str(entry) for entry in odd])}" if odd else ""
         self.judge(not odd, name, f"{len(odd)} of {total} {text}{first}", fix, bad=bad)
 
+    ok = partialmethod(judge, True)  # all is well, or a fact worth knowing
+    # What may be meant but often is not, and what will fail or give wrong results.
+    warning, error = partialmethod(judge, False, bad="warning"), partialmethod(judge, False)
+
     def failed(self, *names: str, level: Level = "error") -> bool:
         """Whether one of these checks has a finding of this level."""
         full = {self.prefix + name for name in names}
         return any(f.level == level and f.name in full for f in self.findings)
-
-    def text_of(self, name: str) -> str:
-        """Texts of the findings of one name."""
-        return "; ".join(f.text for f in self.findings if f.name == self.prefix + name)
 
     def add_entries(self, entries: "Notes") -> None:
         """Add errors of single entries, without prefix: those of one name and fix become one."""

@@ -8,6 +8,7 @@ from argparse import ArgumentTypeError
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -147,8 +148,8 @@ def given_output(text: str) -> Path:
 def expand_paths(cfg: DictConfig) -> None:
     """Expand `~` and variables of the environment in all paths of a config, in place."""
     for name, key, value, node in values(cfg):
-        is_one = is_path(key) or key in LISTS_OF_PATHS
-        if is_one and not node._get_node(name)._is_interpolation():
+        held: Any = node._get_node(name)
+        if (is_path(key) or key in LISTS_OF_PATHS) and not held._is_interpolation():
             if isinstance(value, str):
                 node[name] = user_path(value)
             elif isinstance(value, list):

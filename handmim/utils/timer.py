@@ -12,34 +12,11 @@ Result = TypeVar("Result")
 
 WARM_UPS = 3  # libraries choose and load their kernels in the first calls
 
-Laps = list[tuple[float, int]]  # seconds, items
-
 
 def wait_for(device: torch.device) -> None:
     """Return once the device has done its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
-
-
-def work_clock(device: torch.device) -> Callable[[], float]:
-    """A clock in seconds: process time on a CPU, which other processes do not lengthen, else wall
-    time once the device is done."""
-    if device.type == "cpu":
-        return time.process_time
-
-    def waited() -> float:
-        wait_for(device)
-        return time.perf_counter()
-
-    return waited
-
-
-def _per_item(laps: Laps) -> float:
-    """Seconds over all batches but the first, which warms up, unless there is no other."""
-    if not laps:
-        raise ValueError("nothing was timed")
-    laps = laps[1:] or laps
-    return sum(seconds for seconds, _ in laps) / sum(num for _, num in laps)
 
 
 class Stages:
@@ -48,7 +25,7 @@ class Stages:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.laps: dict[str, Laps] = {}
+        self.laps: dict[str, list[tuple[float, int]]] = {}  # seconds and items of each batch
         self._began = 0.0
 
     def begin(self) -> None:
@@ -63,10 +40,21 @@ class Stages:
         self.laps.setdefault(stage, []).append((now - self._began, num_items))
         self._began = now
 
+    @contextmanager
+    def lap(self, num_items: int) -> Iterator[None]:
+        """Time what happens inside as all the work of one batch."""
+        self.begin()
+        yield
+        self.done("all", num_items)
+
     @property
     def seconds_per_item(self) -> dict[str, float]:
-        """By stage, over all batches but the first, unless there is no other."""
-        return {stage: _per_item(laps) for stage, laps in self.laps.items()}
+        """By stage, over all batches but the first, which warms up, unless there is no other."""
+        timed = {stage: laps[1:] or laps for stage, laps in self.laps.items()}
+        return {
+            stage: sum(seconds for seconds, _ in laps) / sum(num for _, num in laps)
+            for stage, laps in timed.items()
+        }
 
     def __str__(self) -> str:
         """A line per stage and one of all: milliseconds per item and share."""
@@ -77,31 +65,6 @@ class Stages:
             f"{stage:<{width}} {1e3 * each:9.3f} ms {each / total:6.1%}"
             for stage, each in {**seconds, "all": total}.items()
         )
-
-
-class Timer:
-    """Seconds per item of work; the device's queue is waited for before and after each batch."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.laps: Laps = []
-
-    @contextmanager
-    def lap(self, num_items: int) -> Iterator[None]:
-        """Time what happens inside as the work of one batch."""
-        wait_for(self.device)
-        began = time.perf_counter()
-        yield
-        wait_for(self.device)
-        self.laps.append((time.perf_counter() - began, num_items))
-
-    @property
-    def seconds_per_item(self) -> float:
-        """As `Stages`.
-
-        Raises: ValueError when nothing was timed.
-        """
-        return _per_item(self.laps)
 
 
 class Graphed(Generic[Result]):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from handmim.utils.arguments import at_least
-from handmim.utils.timer import work_clock
+from handmim.utils.timer import wait_for
 
 Work = Callable[[], object]
 Maker = Callable[..., Work]
@@ -61,6 +62,19 @@ class Bench:
                 variants[name]()
                 seconds[name].append(clock() - began)
         return {name: each[1:] for name, each in seconds.items()}
+
+
+def work_clock(device: torch.device) -> Callable[[], float]:
+    """A clock in seconds: process time on a CPU, which other processes do not lengthen, else wall
+    time once the device is done."""
+    if device.type == "cpu":
+        return time.process_time
+
+    def waited() -> float:
+        wait_for(device)
+        return time.perf_counter()
+
+    return waited
 
 
 @dataclass(frozen=True)

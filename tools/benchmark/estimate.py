@@ -19,7 +19,7 @@ from rich.table import Table
 
 from benchmark.core import MIB, Bench, flops_of, peak_mib
 from handmim.pipelines.dry_run import dry_run_step
-from handmim.utils.timer import Timer
+from handmim.utils.timer import Stages
 
 ENOUGH_S = 2.0  # a step this long is measured well
 STEPS = 3
@@ -121,11 +121,11 @@ def _timed(content: str, samples: int, fabric: Fabric) -> tuple[float, float, in
     """Seconds of a step, trainable parameters in millions, operations of a step."""
     step, parameters = dry_run_step(_small(content, samples), fabric)
     step(0)
-    watch = Timer(fabric.device)
+    watch = Stages(fabric.device)
     for number in range(STEPS):
         with watch.lap(samples):
             step(number + 1)
-    return samples * watch.seconds_per_item, parameters, flops_of(partial(step, STEPS + 1))
+    return samples * watch.seconds_per_item["all"], parameters, flops_of(partial(step, STEPS + 1))
 
 
 def _small(content: str, samples: int) -> DictConfig:

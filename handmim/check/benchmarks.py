@@ -1,9 +1,7 @@
 """FreiHAND and HO-3D: folders, lists, images, masks, and the checks that training runs."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,23 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.check.tree import Tree, read_rows
-from handmim.data.benchmark_checks import (
-    SOURCE,
-    Labels,
-    check_freihand_labels,
-    check_ho3d_evaluation,
-    check_ho3d_training,
-)
 from handmim.data.freihand import FIELDS as READ
-from handmim.data.freihand import missing_images
-from handmim.data.ho3d import image_of, missing_files, read_frames, read_meta
+from handmim.data.freihand import SOURCE, Labels, check_freihand_labels, note_images
+from handmim.data.ho3d import image_of, note_files, note_metas, read_frames
 from handmim.data.label_checks import OPENGL, settle_axes, settle_order, settle_unit
 from handmim.data.label_files import GROUND_TRUTH, VERSIONS, file_names, take_of
 from handmim.hand.arrays import HandArrays
 from handmim.hand.conventions import project_px
 from handmim.images.decode import read_rgb
 from handmim.utils.findings import Finding, Level, Notes, shown, spread
-from handmim.utils.unpickle import UnsafePickleError
 
 FREIHAND_COUNTS = {"training": (32560,), "evaluation": (3960,)}
 FIELDS: dict[str, tuple[int, ...]] = {**READ, "scale": ()}  # the reader has no use for scale
@@ -90,43 +80,26 @@ def _check_freihand_part(tree: Tree, part: str) -> None:
     tree.check_count(part, num, FREIHAND_COUNTS[part], "FreiHAND", fix)
     if folder.is_dir():
         with notes.guard("images"):
-            _check_files(tree, part, num)
+            versions = VERSIONS if part == "training" else VERSIONS[:1]
+            every = {v: np.arange(num) + num * i for i, v in enumerate(versions)}
+            names = set(file_names(folder))
+            note_images(notes, folder, names, every, num * len(versions), "error")
+        masks = folder.with_name("mask")
+        if part == "training" and masks.is_dir():
+            names = set(file_names(masks))
+            gone = [f"{i:08d}.jpg" for i in range(num) if f"{i:08d}.jpg" not in names]
+            notes.count(gone, num, "masks", "masks are missing", bad="warning")
         with notes.guard("size"):
             # Each sample before another background.
-            versions = len(VERSIONS) if part == "training" else 1
-            image_ids = ids + num * (np.arange(len(ids)) % versions)
-            image_ids = np.arange(num * versions) if tree.full else image_ids
+            image_ids = ids + num * (np.arange(len(ids)) % len(versions))
+            image_ids = np.arange(num * len(versions)) if tree.full else image_ids
             paths = [folder / f"{i:08d}.jpg" for i in image_ids]
             tree.check_sizes(part, [p for p in paths if p.is_file()])
     if part == "evaluation":
         tree.has_truth("unpack FreiHAND_pub_v2_eval.zip beside it")
     # Images of another size are noted already.
-    masks = None if notes.failed("size") else partial(_fall_on_masks, tree, part, ids)
-    check_freihand_labels(notes, part, labels, tree.model, tree.size_px, masks)
-
-
-def _check_files(tree: Tree, part: str, num: int) -> None:
-    """Whether every image and mask of `num` samples is there, and no more images than that."""
-    versions = VERSIONS if part == "training" else VERSIONS[:1]
-    names = {n for n in file_names(tree.root / part / "rgb") if re.fullmatch(r"\d{8}\.jpg", n)}
-    missing = missing_images(names, range(num), num, versions)
-    extra = sorted(name for name in names if int(name[:8]) >= num * len(versions))
-    lost = [name for files in missing.values() for name in files]
-    whole = [version for version, files in missing.items() if not files]
-    counts = ", ".join(f"{version} {num - len(files)}" for version, files in missing.items())
-    text = f"{part}: {len(names)} images, {num * len(versions)} required ({counts})"
-    text += f"; missing {shown(lost)}" if lost else ""
-    text += f"; without labels {shown(extra)}" if extra else ""
-    fix = SOURCE
-    if whole and lost and not extra:
-        fix += f", or train on what is whole: data.versions=[{','.join(whole)}]"
-    # Training leaves out versions without any image.
-    lacks_versions = whole and not extra and {len(f) for f in missing.values()} <= {0, num}
-    bad: Level = "warning" if lacks_versions else "error"
-    tree.notes.judge(not lost and not extra, "images", text, fix, bad=bad)
-    if part == "training" and (tree.root / part / "mask").is_dir():
-        gone = missing_images(set(file_names(tree.root / part / "mask")), range(num), num, ("gs",))
-        tree.notes.count(gone["gs"], num, "masks", "masks are missing", bad="warning")
+    compare = None if notes.failed("size") else partial(_fall_on_masks, tree, part, ids)
+    check_freihand_labels(notes, part, labels, tree.model, tree.size_px, compare)
 
 
 def _fall_on_masks(
@@ -213,9 +186,7 @@ def _check_ho3d_part(tree: Tree, version: int, part: str, frames: list[str]) -> 
     fix = f"this is version {others[0]}: ho3d_v{others[0]}=DIR" if others else ""
     genuine = HO3D_COUNTS[version][part]
     tree.check_count(part, len(frames), genuine, f"HO-3D version {version}", fix)
-    missing = missing_files(tree.root, part, frames)
-    text = f"images and metas of frames of {part}.txt are missing"
-    notes.count(missing, 2 * len(frames), "files", text)
+    note_files(notes, tree.root, part, frames)
     chosen = {frames[i]: int(i) for i in spread(len(frames), tree.num_checked)}
     with notes.guard("size"):
         listed = frames if tree.full else list(chosen)
@@ -226,22 +197,11 @@ def _check_ho3d_part(tree: Tree, version: int, part: str, frames: list[str]) -> 
         fix = f"this is version {5 - version}: ho3d_v{5 - version}={tree.root}"
         notes.judge(set(suffixes) <= {expected}, "version", text, fix)
         tree.check_sizes(part, paths)
-    metas: dict[str, dict[str, Any]] = {}
-    for frame in chosen:
-        with notes.guard("meta"), suppress(FileNotFoundError):  # noted already
-            try:
-                metas[frame] = read_meta(tree.root, part, frame)
-            except UnsafePickleError as error:
-                notes.error("pickle", str(error), f"delete it and {notes.fix}")
-    notes.ok("meta", f"{part}: {len(metas)} metas checked are plain data")
-    if part == "train":
-        check_ho3d_training(notes, metas, tree.model, tree.size_px)
-        return
-    with notes.guard("box"):
-        check_ho3d_evaluation(notes, metas, tree.size_px)
-    with notes.guard("truth"):
-        by_index = {chosen[frame]: meta for frame, meta in metas.items()}
-        _check_ground_truth(tree, len(frames), by_index)
+    metas = note_metas(notes, tree.root / part, list(chosen), tree.model, tree.size_px)
+    if part == "evaluation":
+        with notes.guard("truth"):
+            by_index = {chosen[frame]: meta for frame, meta in metas.items()}
+            _check_ground_truth(tree, len(frames), by_index)
 
 
 def _check_ground_truth(tree: Tree, num: int, metas: Mapping[int, dict[str, Any]]) -> None:

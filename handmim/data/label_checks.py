@@ -6,9 +6,11 @@ A recognised fault is noted and mended in what is returned, so that it is found 
 from collections.abc import Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from handmim.hand.conventions import OPENCV_FROM_OPENGL
+from handmim.hand.model import HandLayer, HandMesh
 from handmim.hand.skeleton import BONE_MM, BONES, LABEL_ORDERS
 from handmim.utils.findings import Level, Notes
 
@@ -38,6 +40,7 @@ SQUARE = 1.2  # largest ratio of the two focal lengths
 LARGEST_RESIDUAL_M = 0.012
 OTHER_HAND = "hand=mano hand.path=MANO_RIGHT.pkl; if that is chosen, "
 OPENCV, OPENGL = 1, -1  # sign of z before the camera
+NO_CAMERA, NO_HAND = "no intrinsics of a camera", "no hand of metres before the camera"
 CAMERAS = {OPENCV: "OpenCV (z > 0)", OPENGL: "OpenGL (z < 0)"}
 
 
@@ -208,6 +211,12 @@ def note_cameras(notes: Notes, K_px: Array, size_px: tuple[int, int], where: str
     fix = f"unpack the original of {where} again: K is [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in px"
     notes.judge(is_good := bool(share == 1), "k", text, fix)
     return is_good
+
+
+def posed(hand: HandLayer, *pose: NDArray[np.floating]) -> HandMesh:
+    """Hands of rotations [n, 16, 3, 3], betas [n, 10], and perhaps root positions [n, 3]."""
+    with torch.no_grad():
+        return hand(*(torch.from_numpy(x).float() for x in pose))
 
 
 def note_posing(

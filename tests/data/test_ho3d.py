@@ -165,7 +165,7 @@ def test_files_of_listed_frames_that_are_missing_are_named_at_the_start(ho3d_v2_
     root = copied(ho3d_v2_tree, tmp_path)
     sequence, name = read_frames(root / "train.txt")[-1].split("/")
     (root / "train" / sequence / "rgb" / f"{name}.png").unlink()
-    with pytest.raises(FileNotFoundError, match=rf"1 files of .* train/{sequence}/rgb/{name}"):
+    with pytest.raises(ValueError, match=rf"1 of .* are not in .*: train/{sequence}/rgb/{name}"):
         load(root, tmp_path, split="all")
 
 

@@ -42,7 +42,6 @@ LONGEST_ENTRY_BYTES = 1 << 24
 LONGEST_DESCRIBED_BYTES = 1 << 20
 DEPTH_BYTES = 64  # in which the first number of a list begins
 NOT_SPACE = re.compile(rb"\S")
-OPENING = re.compile(rb"[\[\s]*")
 # What numbers are made of, NaN and Infinity included: the rest is an entry's structure.
 NUMBER_BYTES = b"0123456789+-.eENaInfity \t\r\n"
 
@@ -129,18 +128,26 @@ class NumberLists:
         """
         if self.next_byte() != b"[":
             self.fail(f"has no list where that of the {what} should begin")
-        depth = self._depth()
+        if self.next_byte():
+            self.at -= 1
+        while len(self.text) - self.at < DEPTH_BYTES and self._read_more():
+            pass
+        head = self.text[self.at : self.at + DEPTH_BYTES]
+        depth = head[: len(head) - len(head.lstrip(b"[ \t\r\n"))].count(b"[")
+        if head[:1] == b"]":
+            self.at += 1
+            return
         nested = (1,) * (depth - len(shape)) + shape
         structure = b""
         for size in reversed(nested):
             structure = b"[" + b",".join([structure] * size) + b"]"
         end = re.compile(rb"\]\s*" * depth or rb"(?=[,\]])")
         for index in itertools.count():
-            if not index and not depth and self.text[self.at : self.at + 1] == b"]":
-                self.at += 1
-                return
-            entry = self._entry(end)
-            values = np.zeros(0)
+            while not (match := end.search(self.text, self.at)):
+                if len(self.text) - self.at > LONGEST_ENTRY_BYTES or not self._read_more():
+                    break
+            start, self.at = self.at, match.end() if match else len(self.text)
+            entry, values = self.text[start : self.at], np.zeros(0)
             if entry.translate(None, NUMBER_BYTES) == structure:
                 with suppress(ValueError):
                     values = parse_numbers(entry)
@@ -166,23 +173,6 @@ class NumberLists:
                 return b""
         self.at = match.end()
         return match[0]
-
-    def _depth(self) -> int:
-        """How many brackets open before the next number."""
-        if self.next_byte():
-            self.at -= 1
-        while len(self.text) - self.at < DEPTH_BYTES and self._read_more():
-            pass
-        opening = OPENING.match(self.text, self.at, self.at + DEPTH_BYTES)
-        return opening[0].count(b"[") if opening else 0
-
-    def _entry(self, end: re.Pattern[bytes]) -> bytes:
-        """Text up to the end of the next entry, or all that is left without one."""
-        while not (match := end.search(self.text, self.at)):
-            if len(self.text) - self.at > LONGEST_ENTRY_BYTES or not self._read_more():
-                break
-        start, self.at = self.at, match.end() if match else len(self.text)
-        return self.text[start : self.at]
 
     def _read_more(self) -> bool:
         piece = self.file.read(PIECE_BYTES)
@@ -254,8 +244,9 @@ def cached_number_lists(
     or its converted array damaged. Raises: OSError when the cache cannot be written."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
-    state: list[Any] = [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns]
-    digest = hashlib.sha256(repr([*state, item_shape, dtype]).encode()).hexdigest()
+    stat = path.stat()
+    state = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, item_shape, dtype]
+    digest = hashlib.sha256(repr(state).encode()).hexdigest()
     target = cache_dir / "labels" / f"{path.stem}-{digest[:12]}.npy"
     stored = StoredArray(target, item_shape, dtype)
     if target.is_file():
@@ -265,7 +256,7 @@ def cached_number_lists(
             return stored
         except ValueError as error:
             log.warning("%s; converted anew from %s", error, path)
-    log.info("converting %s (%.0f MB) once", path.name, path.stat().st_size / 1e6)
+    log.info("converting %s (%.0f MB) once", path.name, stat.st_size / 1e6)
     values = read_number_lists(path, item_shape, dtype)
     try:
         save_array(target, values)
@@ -280,18 +271,14 @@ def stored_ground_truth(
 ) -> tuple[StoredArray, StoredArray] | None:
     """Released ground truth of an official evaluation: joints [n, 21, 3] and vertices [n, V, 3] in
     metres, in the benchmark's own order and axes, float64; None where a file is missing."""
-    paths = {name: Path(root) / f"evaluation_{name}.json" for name in GROUND_TRUTH}
-    if not all(path.is_file() for path in paths.values()):
+    files = {Path(root) / f"evaluation_{name}.json": shape for name, shape in GROUND_TRUTH.items()}
+    if not all(path.is_file() for path in files):
         return None
-    joints, verts = (
-        cached_number_lists(paths[name], shape, Path(cache_dir), "float64")
-        for name, shape in GROUND_TRUTH.items()
-    )
+    cache = Path(cache_dir)
+    joints, verts = (cached_number_lists(*item, cache, "float64") for item in files.items())
     if len(joints) != len(verts):
-        raise ValueError(
-            f"{root}: evaluation_xyz.json has {len(joints)} entries, evaluation_verts.json "
-            f"{len(verts)}: they are of different versions"
-        )
+        text = f"{root}: evaluation_xyz.json has {len(joints)} entries, evaluation_verts.json "
+        raise ValueError(f"{text}{len(verts)}: they are of different versions")
     return joints, verts
 
 
@@ -303,10 +290,9 @@ def find_ground_truth(root: str | Path, cache_dir: str | Path) -> GroundTruth | 
 
 def read_ground_truth(root: str | Path, cache_dir: str | Path) -> GroundTruth:
     """The arrays of `stored_ground_truth`. Raises: FileNotFoundError naming their source."""
-    ground_truth = find_ground_truth(root, cache_dir)
-    if ground_truth is None:
-        raise FileNotFoundError(
-            f"{root} lacks evaluation_xyz.json or evaluation_verts.json: unpack the released "
-            "ground truth there (FreiHAND_pub_v2_eval.zip on its page; links in HO-3D's README)"
-        )
-    return ground_truth
+    if (ground_truth := find_ground_truth(root, cache_dir)) is not None:
+        return ground_truth
+    raise FileNotFoundError(
+        f"{root} lacks evaluation_xyz.json or evaluation_verts.json: unpack the released ground "
+        "truth there (FreiHAND_pub_v2_eval.zip on its page; links in HO-3D's README)"
+    )

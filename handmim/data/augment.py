@@ -20,7 +20,6 @@ from handmim.geometry.rotation import rotation_about_z
 from handmim.types import HandBatch, StepInfo
 from handmim.utils.arguments import above, interval, one_of, shares
 
-TEXTURES = ("batch", "noise")
 FILLS = ("mean", "noise")
 # Factors on the colours of textures from the batch: else an object cut from a plain background
 # would look like more of it, and a covered finger like a missing one.
@@ -193,7 +192,7 @@ class OccluderPaste:
     def __post_init__(self) -> None:
         shares(prob=self.prob, max_joints=self.max_joints)
         above(0, max_joints=self.max_joints, border_px=self.border_px)
-        one_of("texture", self.texture, TEXTURES)
+        one_of("texture", self.texture, ("batch", "noise"))
         interval("area", self.area, 1.0)
 
     def __call__(

@@ -160,25 +160,20 @@ def coloured(image: Tensor, plan: ColourPlan | None) -> Tensor:
     """[P, 3, H, W] in [0, 1] changed by a plan on the same device; the input is not modified."""
     if plan is None:
         return image
-    if plan.rows is None:
-        return _changed(image, plan)
-    return image.index_copy(0, plan.rows, _changed(image[plan.rows], plan))
-
-
-def _changed(image: Tensor, plan: ColourPlan) -> Tensor:
-    luma = (image.mean(dim=(-2, -1)) * _luma(image.device, image.dtype)).sum(dim=1)
+    part = image if plan.rows is None else image[plan.rows]
+    luma = (part.mean(dim=(-2, -1)) * _luma(image.device, image.dtype)).sum(dim=1)
     constant = (plan.lift * luma)[:, None, None].expand(-1, 3, 1)
-    flat = torch.baddbmm(constant, plan.linear, image.flatten(2))
-    image = flat.clamp_(0, 1).reshape(image.shape)
+    flat = torch.baddbmm(constant, plan.linear, part.flatten(2))
+    out = flat.clamp_(0, 1).reshape(part.shape)
     if len(plan.blur_rows):
-        blurred = gaussian_blur(image[plan.blur_rows], plan.blur_sigma_px, plan.blur_radius)
-        image[plan.blur_rows] = blurred
+        blurred = gaussian_blur(out[plan.blur_rows], plan.blur_sigma_px, plan.blur_radius)
+        out[plan.blur_rows] = blurred
     if len(plan.solar_rows):
-        part = image[plan.solar_rows]
-        image[plan.solar_rows] = torch.where(part > 0.5, 1 - part, part)
+        bright = out[plan.solar_rows]
+        out[plan.solar_rows] = torch.where(bright > 0.5, 1 - bright, bright)
     if len(plan.noise_rows):
-        image[plan.noise_rows] = (image[plan.noise_rows] + plan.noise).clamp(0, 1)
-    return image
+        out[plan.noise_rows] = (out[plan.noise_rows] + plan.noise).clamp(0, 1)
+    return out if plan.rows is None else image.index_copy(0, plan.rows, out)
 
 
 class PlannedViews(NamedTuple):

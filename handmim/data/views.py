@@ -30,11 +30,8 @@ from handmim.types import CropBatch, PretrainBatch, StepInfo
 from handmim.utils.arguments import at_least, below_one, interval, one_of, shares
 
 RNG = np.random.Generator
-SHAPES = ("block", "random")
-MASKED_VIEWS = ("all", "one")
 CENTRE_STD = 0.15  # of the centres of hand-centred blocks, in sides of the image
 MIN_ASPECT = 0.3  # aspect ratios of blocks are log-uniform in [MIN_ASPECT, 1 / MIN_ASPECT]
-AUGMENT_ON = ("auto", "cpu", "device")
 
 
 def _corner(side: int, block: int, rng: RNG) -> int:
@@ -77,14 +74,6 @@ def block_mask(
     return mask
 
 
-def random_masks(num_patches: int, num_masked: NDArray[np.int64], rng: RNG) -> NDArray[np.bool_]:
-    """Mask exactly `num_masked` [n] patches, anywhere: [n, num_patches] bool."""
-    order = rng.random((len(num_masked), num_patches)).argsort(axis=1)
-    masks = np.empty(order.shape, dtype=bool)
-    np.put_along_axis(masks, order, np.arange(num_patches) < num_masked[:, None], axis=1)
-    return masks
-
-
 @dataclass(kw_only=True, eq=False)
 class MaskSampler:
     """Draw masks for a batch of views. A fixed share of the views is masked; their ratios fill
@@ -98,8 +87,8 @@ class MaskSampler:
     exact_count: bool = False  # one ratio per batch, as dropping masked patches requires
 
     def __post_init__(self) -> None:
-        one_of("shape", self.shape, SHAPES)
-        one_of("masked_views", self.masked_views, MASKED_VIEWS)
+        one_of("shape", self.shape, ("block", "random"))
+        one_of("masked_views", self.masked_views, ("all", "one"))
         shares(masked_share=self.masked_share, centre_bias=self.centre_bias)
         low, high = self.ratio
         if isinstance(low, Schedule):
@@ -151,7 +140,10 @@ class MaskSampler:
         # at least one patch is masked and one is not
         counts = np.rint(ratios * num_patches).astype(np.int64).clip(1, max(1, num_patches - 1))
         if self.shape == "random":
-            return random_masks(num_patches, counts, rng)
+            order = rng.random((num, num_patches)).argsort(axis=1)
+            masks = np.empty(order.shape, dtype=bool)
+            np.put_along_axis(masks, order, np.arange(num_patches) < counts[:, None], axis=1)
+            return masks
         how = self.centre_bias, self.exact_count
         blocks = [block_mask(grid_hw, count, rng, *how) for count in counts.tolist()]
         return np.stack(blocks).reshape(num, num_patches)
@@ -200,7 +192,7 @@ class ViewMaker:
         at_least(0, num_local=self.num_local, warp_ndc=self.warp_ndc)
         at_least(2, num_views=self.num_views, warp_grid=self.warp_grid)
         one_of("padding", self.padding, PADDINGS)
-        one_of("augment_on", self.augment_on, AUGMENT_ON)
+        one_of("augment_on", self.augment_on, ("auto", "cpu", "device"))
         for name in ("view_px", "local_px") if self.num_local else ("view_px",):
             side = getattr(self, name)
             if side < self.patch_px or side % self.patch_px:

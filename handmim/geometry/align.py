@@ -1,4 +1,4 @@
-"""Alignment of point sets: similarity Procrustes, compiled on the CPU, and root alignment."""
+"""Similarity Procrustes alignment of point sets, compiled on the CPU."""
 
 import math
 
@@ -40,11 +40,6 @@ def check_norms(norms: Tensor) -> None:
         if not bool(norm.isfinite().all()):
             bad = (~norm.isfinite()).nonzero().flatten().tolist()
             raise ValueError(f"{name} is not finite in samples {bad[:5]} of {len(norm)}")
-
-
-def root_align(points_m: Tensor, joints_m: Tensor, root_joint: int) -> Tensor:
-    """Points relative to one joint: [B, P, 3] and [B, J, 3] -> [B, P, 3]."""
-    return points_m - joints_m[:, root_joint, None]
 
 
 @compiled

@@ -63,23 +63,6 @@ def solve_translation(points_root_m: Tensor, points_px: Tensor, K_px: Tensor) ->
     return solution.squeeze(-1).to(dtype)
 
 
-def _cells_between(low: Tensor, high: Tensor, num: int) -> tuple[Tensor, Tensor]:
-    return (low - 0.5).ceil().clamp(0, num).long(), (high + 0.5).floor().clamp(0, num).long()
-
-
-def _spans(corners: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    y = rows + 0.5
-    left = torch.full_like(y, torch.inf)
-    right = -left
-    for i, j in ((0, 1), (1, 2), (2, 0)):
-        (x0, y0), (x1, y1) = (corners[..., c, :, None].unbind(-2) for c in (i, j))
-        crosses = (y0 <= y) != (y1 <= y)  # half open: of three edges none or two
-        at = x0 + (y - y0) * ((x1 - x0) / (y1 - y0))
-        left = torch.where(crosses, torch.minimum(left, at), left)
-        right = torch.where(crosses, torch.maximum(right, at), right)
-    return left, right
-
-
 @torch.no_grad()
 def covered_cells(
     points: Tensor, faces: Tensor, size_hw: tuple[int, int], is_shown: Tensor | None = None
@@ -89,13 +72,24 @@ def covered_cells(
     h, w = size_hw
     corners = points.float()[:, faces]  # [B, F, 3, 2]
     low, high = corners[..., 1].aminmax(dim=-1)
-    top, below = _cells_between(low, high, h)
+    top = (low - 0.5).ceil().clamp(0, h).long()
+    below = (high + 0.5).floor().clamp(0, h).long()
     if is_shown is not None:
         below = torch.where(is_shown[:, faces].all(dim=-1), below, top)
     # As many rows from the top of every triangle are tested; it meets no other.
     most = int((below - top).amax().clamp(min=0))
     rows = top[..., None] + torch.arange(most, device=points.device)
-    first, past = _cells_between(*_spans(corners, rows), w)
+    y = rows + 0.5
+    left = torch.full_like(y, torch.inf)
+    right = -left
+    for i, j in ((0, 1), (1, 2), (2, 0)):
+        (x0, y0), (x1, y1) = (corners[..., c, :, None].unbind(-2) for c in (i, j))
+        crosses = (y0 <= y) != (y1 <= y)  # half open: of three edges none or two
+        at = x0 + (y - y0) * ((x1 - x0) / (y1 - y0))
+        left = torch.where(crosses, torch.minimum(left, at), left)
+        right = torch.where(crosses, torch.maximum(right, at), right)
+    first = (left - 0.5).ceil().clamp(0, w).long()
+    past = (right + 0.5).floor().clamp(0, w).long()
     meets = (past > first) & (rows < below[..., None])
     rows = rows.clamp(max=h - 1)
     start = torch.arange(len(points), device=points.device)[:, None, None] * h + rows

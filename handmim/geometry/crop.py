@@ -70,27 +70,18 @@ def _precise(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _folded(at_nodes: Tensor) -> Tensor:
+def _spline(t: Tensor, c: int, slopes: bool = False) -> Tensor:
+    """Weights [..., c] of control values along an axis at t [...], or their slopes."""
+    nodes = torch.arange(-2, c + 2, device=t.device, dtype=t.dtype)
+    s = ((t + 1) * ((c - 1) / 2)).clamp(-1, c).unsqueeze(-1) - nodes
+    far, near = (2 - s.abs()).clamp(min=0), (1 - s.abs()).clamp(min=0)
+    if slopes:
+        at_nodes = s.sign() * (2 * near**2 - far**2 / 2) * ((c - 1) / 2)
+    else:
+        at_nodes = (far**3 - 4 * near**3) / 6
     first = at_nodes[..., :3].sum(dim=-1, keepdim=True)
     last = at_nodes[..., -3:].sum(dim=-1, keepdim=True)
     return torch.cat([first, at_nodes[..., 3:-3], last], dim=-1)
-
-
-def _from_nodes(t: Tensor, c: int) -> Tensor:
-    nodes = torch.arange(-2, c + 2, device=t.device, dtype=t.dtype)
-    return ((t + 1) * ((c - 1) / 2)).clamp(-1, c).unsqueeze(-1) - nodes
-
-
-def _weights(t: Tensor, c: int) -> Tensor:
-    a = _from_nodes(t, c).abs()
-    return _folded(((2 - a).clamp(min=0) ** 3 - 4 * (1 - a).clamp(min=0) ** 3) / 6)
-
-
-def _slopes(t: Tensor, c: int) -> Tensor:
-    s = _from_nodes(t, c)
-    a = s.abs()
-    by_node = s.sign() * (2 * (1 - a).clamp(min=0) ** 2 - (2 - a).clamp(min=0) ** 2 / 2)
-    return _folded(by_node * ((c - 1) / 2))
 
 
 def _blend(control: Tensor, along_x: Tensor, along_y: Tensor) -> Tensor:
@@ -103,7 +94,7 @@ def displacement(points: Tensor, control: Tensor) -> Tensor:
     [..., P, 2], all in ndc, at least fp32; differentiable in both."""
     points, control = _precise(points), _precise(control)
     c = control.shape[-1]
-    return _blend(control, _weights(points[..., 0], c), _weights(points[..., 1], c))
+    return _blend(control, _spline(points[..., 0], c), _spline(points[..., 1], c))
 
 
 def bounded(control: Tensor) -> Tensor:
@@ -129,7 +120,7 @@ def pixels_in_source(
         # has to be added. Node by node, for a sum over an axis of its own would hold c fields.
         control = _precise(displacement_ndc).unsqueeze(-4)
         control = (A[..., :2, None, None] * control).sum(dim=-3)
-        weights = _weights(t, control.shape[-1])  # [S, c], of rows and of columns alike
+        weights = _spline(t, control.shape[-1])  # [S, c], of rows and of columns alike
         rows = (control.unsqueeze(-2) * weights).sum(dim=-1)  # [..., 2, c, S]
         for node in range(control.shape[-1]):
             grid.addcmul_(weights[:, node, None], rows[..., node, None, :])
@@ -150,14 +141,12 @@ def unwarp(points: Tensor, control: Tensor) -> Tensor:
 
 
 def _newton_step(p: Tensor, q: Tensor, control: Tensor) -> Tensor:
-    c = control.shape[-1]
-    along_x, along_y = (_weights(p[..., axis], c) for axis in (0, 1))
-    fixed = control.detach()
-    by_x = _blend(fixed, _slopes(p[..., 0], c), along_y)
-    by_y = _blend(fixed, along_x, _slopes(p[..., 1], c))
-    zero = torch.zeros_like(p[..., 0])
+    c, fixed = control.shape[-1], control.detach()
+    along_x, along_y = _spline(p[..., 0], c), _spline(p[..., 1], c)
+    by_x = _blend(fixed, _spline(p[..., 0], c, slopes=True), along_y)
+    by_y = _blend(fixed, along_x, _spline(p[..., 1], c, slopes=True))
     residual = p + _blend(control, along_x, along_y) - q
-    jacobian = torch.stack([by_x, by_y, torch.stack([zero, zero], dim=-1)], dim=-1)
+    jacobian = torch.stack([by_x, by_y, torch.zeros_like(p)], dim=-1)
     jacobian = jacobian + torch.eye(2, 3, device=p.device, dtype=p.dtype)
     return p - transform_points(invert(jacobian), residual.unsqueeze(-2)).squeeze(-2)
 

@@ -41,11 +41,6 @@ class _Rodrigues(torch.autograd.Function):
         return torch.addcmul(by_rotation, b, once, value=-1).addcmul_(c, twice)
 
 
-def matrix_to_axis_angle(rotmat: Tensor) -> Tensor:
-    """Rotation matrices to the shortest rotation vectors: [..., 3, 3] -> [..., 3]."""
-    return roma.rotmat_to_rotvec(rotmat)
-
-
 def matrix_to_rot6d(rotmat: Tensor) -> Tensor:
     """First two columns, one after the other (Zhou et al. 2019, arXiv 1812.07035): [..., 3, 3] ->
     [..., 6] = (R00 R10 R20 R01 R11 R21). Some codes lay them out row by row."""
@@ -65,16 +60,12 @@ def chordal_mean(rotmats: Tensor) -> Tensor:
 
 def nearest_rotation(src: Tensor, dst: Tensor) -> Tensor:
     """Proper rotations that bring centred points nearest to others: two [B, P, 3] -> [B, 3, 3]."""
-    if not len(src):
-        return src.new_zeros(0, 3, 3)
     return roma.rigid_points_registration(src, dst)[0]
 
 
 def rotation_from_view(src: Tensor, seen: Tensor) -> Tensor:
     """Rotations [B, 3, 3], z away from the camera, of points [B, P, 3], not all in one plane, that
     are seen at [B, P, 2]: the least-squares 2 x 3 map, brought to the nearest orthonormal rows."""
-    if not len(src):
-        return src.new_zeros(0, 3, 3)
     a, b = src - src.mean(dim=1, keepdim=True), seen - seen.mean(dim=1, keepdim=True)
     rows = torch.linalg.lstsq(a, b).solution.transpose(1, 2)  # [B, 2, 3]
     u, _, vt = torch.linalg.svd(rows, full_matrices=False)

@@ -6,10 +6,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import roma
 import torch
 from torch import Tensor, nn
 
-from handmim.geometry.rotation import matrix_to_axis_angle
 from handmim.hand.arrays import SHAPES, HandArrays
 from handmim.hand.io import load_hand_arrays, resolve_hand_path
 from handmim.hand.model import HandLayer
@@ -108,6 +108,6 @@ class ManopthHand(HandLayer):
 
     def _pose(self, rotmats: Tensor, betas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # OpenPose order is our canonical one; their fingertips are left out, ours are vertices.
-        verts_mm, joints_mm = self.layer(matrix_to_axis_angle(rotmats).flatten(1), betas)[:2]
+        verts_mm, joints_mm = self.layer(roma.rotmat_to_rotvec(rotmats).flatten(1), betas)[:2]
         verts, joints = verts_mm * 1e-3, joints_mm[:, CHAIN_FROM_CANONICAL] * 1e-3
         return verts, joints, verts[:, self.tip_ids]

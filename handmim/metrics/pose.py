@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handmim.geometry.align import align_sample, check_norms, root_align, similarity_align
+from handmim.geometry.align import align_sample, check_norms, similarity_align
 from handmim.metrics.neighbours import (
     add_hits,
     harmonic_means,
@@ -186,10 +186,10 @@ class HandMetrics:
         self._parts["joints_pa"].append(point_errors_m(joints_pa, gt_joints))
         self._mirrored.append(mirrored(pred_joints, gt_joints))
         if self.root_joint is not None:
-            pred_verts = root_align(pred_verts, pred_joints, self.root_joint)
-            gt_verts = root_align(gt_verts, gt_joints, self.root_joint)
-            pred_joints = root_align(pred_joints, pred_joints, self.root_joint)
-            gt_joints = root_align(gt_joints, gt_joints, self.root_joint)
+            pred_root = pred_joints[:, self.root_joint, None]
+            gt_root = gt_joints[:, self.root_joint, None]
+            pred_verts, pred_joints = pred_verts - pred_root, pred_joints - pred_root
+            gt_verts, gt_joints = gt_verts - gt_root, gt_joints - gt_root
         self._parts["joints"].append(point_errors_m(pred_joints, gt_joints))
         if has_verts is not None:
             pred_verts, gt_verts = pred_verts[has_verts], gt_verts[has_verts]

@@ -1,5 +1,5 @@
-"""Backdrops of rendered hands (procedural rooms out of focus, studio gradients, or photos), and the
-exposure of a scene before one."""
+"""Backdrops of rendered hands (procedural rooms out of focus, studio gradients, or photos), random
+lights, and the exposure of a scene."""
 
 import logging
 import math
@@ -9,15 +9,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from handmim.geometry.rotation_numpy import unit
 from handmim.images.decode import UnreadableImage, not_too_long, read_image
 from handmim.images.files import find_images
 from handmim.images.formats import printable
-from handmim.render.rasterizer import compiled
+from handmim.render.shading import compiled
 from handmim.render.surfaces import muted
 
 log = logging.getLogger(__name__)
 
 Array = NDArray[np.floating]
+RNG = np.random.Generator
 Image = NDArray[np.float32]  # [S, S, 3] RGB in [0, 1]
 
 KINDS = ("studio", "room", "photos")
@@ -37,7 +39,7 @@ MATERIALS = (
 )  # fmt: skip
 
 
-def studio(rng: np.random.Generator, size: int) -> Image:
+def studio(rng: RNG, size: int) -> Image:
     """A smooth near-grey gradient."""
     base = rng.uniform(0.2, 0.85)
     cells = base + rng.normal(0, 0.08, (3, 3, 1)) + rng.normal(0, 0.02, (3, 3, 3))
@@ -45,7 +47,7 @@ def studio(rng: np.random.Generator, size: int) -> Image:
     return np.clip(smooth, 0, 1)
 
 
-def _grain(rng: np.random.Generator, size: int, stretch: float) -> Image:
+def _grain(rng: RNG, size: int, stretch: float) -> Image:
     total = np.zeros((size, size), np.float32)
     for octave in range(2, 7):
         cells = 2**octave
@@ -55,7 +57,7 @@ def _grain(rng: np.random.Generator, size: int, stretch: float) -> Image:
     return (total / (total.std() + 1e-6))[..., None]
 
 
-def room(rng: np.random.Generator, size: int) -> Image:
+def room(rng: RNG, size: int) -> Image:
     """A room out of focus: wall, perhaps a table, a few soft shapes, light falling off."""
     saturation = rng.uniform(0.15, 0.8)
 
@@ -90,6 +92,20 @@ def room(rng: np.random.Generator, size: int) -> Image:
     image *= (falloff * rng.uniform(0.7, 1.1))[..., None]
     image += 0.004 * _grain(rng, size, 1.0)
     return np.clip(image, 0, 1, out=image)
+
+
+def random_lights(rng: RNG) -> tuple[Array, Array, Array, Array, Array]:
+    """A strong lamp and a weak one on the camera's side, and light from all around, as `shade`
+    takes them: unit directions towards the lamps [2, 3], their RGB [2, 3], the unit direction up
+    [3], RGB from above [3] and from below [3]."""
+    lamps: Array = rng.normal(0, 1, (2, 3))
+    lamps[:, 2] = -np.abs(lamps[:, 2]) - 0.3
+    tints = 1 + rng.normal(0, 0.08, (2, 3))
+    rgb = np.array([[rng.uniform(0.35, 1.0)], [rng.uniform(0.1, 0.4)]]) * tints
+    sky = rng.uniform(0.25, 0.6) * (1 + rng.normal(0, 0.07, 3))
+    ground = sky * rng.uniform(0.35, 0.9)
+    up = unit(np.array([0, -1, 0.0]) + rng.normal(0, 0.4, 3))
+    return unit(lamps), rgb, up, sky, ground
 
 
 def load_photos(folder: str | Path, size: int) -> list[Image]:
@@ -129,7 +145,7 @@ class BackdropBank:
     def __init__(
         self,
         kind: str,
-        rng: np.random.Generator,
+        rng: RNG,
         *,
         size: int = 320,
         num: int = 64,
@@ -142,7 +158,7 @@ class BackdropBank:
         elif kind == "room":
             self.images = [room(rng, size) for _ in range(num)]
 
-    def crop(self, rng: np.random.Generator, size: int) -> Image:
+    def crop(self, rng: RNG, size: int) -> Image:
         """A random square crop at `size` px, mirrored half of the time, with its own exposure."""
         if self.kind == "studio":
             return studio(rng, size)

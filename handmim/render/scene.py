@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from handmim.geometry.rotation_numpy import random_rotation, rotvec_to_matrix
 from handmim.hand.arrays import HandArrays
 from handmim.hand.poses import PoseSampler, sample_betas
-from handmim.render.background import KINDS, BackdropBank, expose
-from handmim.render.rasterizer import compiled, rasterise, vertex_normals
-from handmim.render.shading import random_lights, shade, shadow_map
-from handmim.render.surfaces import HandSurface, HeldObject, held_object, muted, skin_and_nails
+from handmim.render.background import KINDS, BackdropBank, expose, random_lights
+from handmim.render.shading import compiled, rasterise, shade, shadow_map, vertex_normals
+from handmim.render.surfaces import HandSurface, Held, held_object, muted, skin_and_nails
 from handmim.utils.arguments import at_least, one_of, shares
 
 Array = NDArray[np.floating]
@@ -91,16 +90,6 @@ class RenderedHand(NamedTuple):
     transl_m: Array  # [3], HandModel(rotmats, betas, transl_m) gives verts_cam_m
 
 
-class SceneOverrides(NamedTuple):
-    """Parts of a scene that are given instead of drawn at random."""
-
-    focal_px: float | None = None
-    transl_m: Array | None = None  # [3], goes with focal_px
-    held: HeldObject | None = None  # in place of a random object
-    skin_rng: RNG | None = None  # of skin and sleeve
-    room_rng: RNG | None = None  # of backdrop and light
-
-
 class ShadedScene(NamedTuple):
     """A lit hand without backdrop and image effects; several images can be made of it."""
 
@@ -146,7 +135,12 @@ class ImageEffects:
             sigma_px = float(rng.uniform(0.4, 1.6) * s.image_px / 224)
             image = cv2.GaussianBlur(image, (0, 0), sigma_px)
         elif draw < s.blur + s.motion_blur:
-            image = cv2.filter2D(image, -1, _motion_kernel(rng, s.image_px))
+            n = int(rng.integers(3, 3 + max(2, s.image_px // 28)))
+            kernel, centre, angle = np.zeros((n, n), np.float32), (n - 1) / 2, rng.uniform(0, np.pi)
+            direction = centre * np.array([np.cos(angle), np.sin(angle)])
+            ends = [[round(x) for x in centre + sign * direction] for sign in (-1, 1)]
+            cv2.line(kernel, ends[0], ends[1], 1.0)
+            image = cv2.filter2D(image, -1, kernel / kernel.sum())
         image = cv2.pow(np.clip(image, 0, 1, out=image), float(rng.uniform(0.85, 1.15)))
         start = int(rng.integers(len(self.grain) - image.size))
         grain = self.grain[start : start + image.size]
@@ -167,15 +161,6 @@ class ImageEffects:
         mask[part] *= 1 - share[part]
         alpha = share[part][..., None]
         image[part] += (cover[part] - image[part]) * alpha
-
-
-def _motion_kernel(rng: RNG, size: int) -> NDArray[np.float32]:
-    n = int(rng.integers(3, 3 + max(2, size // 28)))
-    kernel, centre, angle = np.zeros((n, n), np.float32), (n - 1) / 2, rng.uniform(0, np.pi)
-    direction = centre * np.array([np.cos(angle), np.sin(angle)])
-    ends = [[round(x) for x in centre + sign * direction] for sign in (-1, 1)]
-    cv2.line(kernel, ends[0], ends[1], 1.0)
-    return kernel / kernel.sum()
 
 
 def random_orientation(settings: SceneSettings, rng: RNG) -> Array:
@@ -224,18 +209,13 @@ class SceneRenderer:
         rng = self._rng(index)
         orientation = random_orientation(self.settings, rng)
         rotmats = np.concatenate([orientation[None], self.fingers(index)])
-        return self.draw(rotmats, sample_betas(1, 10, rng)[0], rng)
-
-    def draw(self, rotmats: Array, betas: Array, rng: RNG) -> RenderedHand:
-        """An image of a hand, [16, 3, 3] and [10]; everything else is drawn from `rng`."""
+        betas = sample_betas(1, 10, rng)[0]
         scene = self.shade(rotmats, betas, rng)
         image, mask = self.finish(scene, scene.backdrop, rng)
         labels = (scene.K_px, scene.verts_cam_m, scene.joints_cam_m, rotmats, betas)
         return RenderedHand(image, mask, *labels, scene.transl_m)
 
-    def _camera(self, verts: Array, rng: RNG, given: SceneOverrides) -> tuple[float, Array]:
-        if given.focal_px is not None and given.transl_m is not None:
-            return given.focal_px, given.transl_m
+    def _camera(self, verts: Array, rng: RNG) -> tuple[float, Array]:
         s = self.settings
         focal = rng.uniform(s.focal[0], s.focal[1]) * s.image_px
         columns = np.ascontiguousarray(verts.T)
@@ -247,15 +227,23 @@ class SceneRenderer:
         return focal, np.array([x, y, depth]) - centre
 
     def shade(
-        self, rotmats: Array, betas: Array, rng: RNG, given: SceneOverrides | None = None
+        self,
+        rotmats: Array,
+        betas: Array,
+        rng: RNG,
+        *,
+        camera: tuple[float, Array] | None = None,
+        held: Held | None = None,
+        skin_rng: RNG | None = None,
+        room_rng: RNG | None = None,
     ) -> ShadedScene:
-        """A hand, [16, 3, 3] and [10], under random light, by a random camera, with arm and perhaps
-        an object."""
-        given = given or SceneOverrides()
+        """A hand, [16, 3, 3] and [10], under random light, with arm and perhaps an object. Focal
+        length in pixels and translation [3] of `camera`, and the object, are random where they are
+        not given; so are, each by its generator, skin and sleeve, and backdrop and light."""
         s, surface = self.settings, self.surface
-        skin_rng, room_rng = given.skin_rng or rng, given.room_rng or rng
+        skin_rng, room_rng = skin_rng or rng, room_rng or rng
         verts, joints = surface.pose(rotmats, betas)
-        focal, transl = self._camera(verts, rng, given)
+        focal, transl = camera or self._camera(verts, rng)
         verts, joints = verts + transl, joints + transl
         size = s.image_px
         K = np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1.0]])
@@ -269,16 +257,15 @@ class SceneRenderer:
         albedo = np.vstack([colours, arm])
         faces, rest = surface.faces, surface.rest
         bone = np.maximum(surface.bone, 0) if bare else surface.bone
-        held = given.held
         if held is None and rng.random() < s.objects:
             held = held_object(verts, joints, rotmats[0], rng)
         if held is not None:
-            points = held.points_cam_m
-            faces = np.vstack([faces, held.faces + len(all_verts)])
-            bone = np.r_[bone, np.full(len(held.faces), -1, np.int32)]
+            points, held_faces, held_colours = held
+            faces = np.vstack([faces, held_faces + len(all_verts)])
+            bone = np.r_[bone, np.full(len(held_faces), -1, np.int32)]
             all_verts = np.vstack([all_verts, points])
             rest = np.vstack([rest, points - points[0]])
-            albedo = np.vstack([albedo, held.colours])
+            albedo = np.vstack([albedo, held_colours])
         normals: Array = np.zeros_like(all_verts)
         vertex_normals(all_verts, faces, normals)
         if bare:  # no seam where the forearm continues the skin

@@ -2,7 +2,6 @@
 lines), and held objects, superquadrics before the palm."""
 
 import math
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -12,10 +11,11 @@ from handmim.geometry.rotation_numpy import random_rotation, unit
 from handmim.hand.arrays import HandArrays
 from handmim.hand.poses import BREADTH_MM, chain
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D, CHAIN_FINGERS
-from handmim.render.rasterizer import compiled, vertex_normals
+from handmim.render.shading import compiled, vertex_normals
 
 Array = NDArray[np.floating]
 RNG = np.random.Generator
+Held = tuple[Array, NDArray[np.int32], Array]  # points [n, 3], in metres, faces, colours [n, 3]
 
 ARM_RINGS = 4
 RING = 16
@@ -52,6 +52,13 @@ def _strip(points: NDArray[np.int64], beside: NDArray[np.int64], step: int) -> N
     above, across = points + step, beside + step
     first, second = (points, beside, across), (points, across, above)
     return np.vstack([np.stack(first, axis=1), np.stack(second, axis=1)])
+
+
+# Cosine and sine of the angles around and up of a sphere's points, and its faces.
+_AROUND, _UP = np.meshgrid(np.arange(18) * 2 * np.pi / 18, np.linspace(-np.pi / 2, np.pi / 2, 12))
+SPHERE = np.cos(_AROUND), np.sin(_AROUND), np.cos(_UP), np.sin(_UP)
+_START = np.arange(18 * 11)
+SPHERE_FACES = _strip(_START, _START - _START % 18 + (_START + 1) % 18, 18).astype(np.int32)
 
 
 class HandSurface:
@@ -146,43 +153,25 @@ class Solid(NamedTuple):
     exponents: Array  # [2]
 
 
-class HeldObject(NamedTuple):
-    """An object in the camera frame."""
-
-    points_cam_m: Array  # [n, 3]
-    faces: NDArray[np.int32]  # [m, 3]
-    colours: Array  # [n, 3]
-
-
 def muted(colour: Array, saturation: float) -> Array:
     """A colour with part of its saturation: [3] to [3]."""
     grey = colour.mean()
     return grey + (colour - grey) * saturation
 
 
-@cache
-def _sphere() -> tuple[tuple[Array, Array, Array, Array], NDArray[np.int32]]:
-    around, up = 18, 12
-    u, v = np.meshgrid(
-        np.arange(around) * 2 * np.pi / around, np.linspace(-np.pi / 2, np.pi / 2, up)
-    )
-    a = np.arange(around * (up - 1))
-    b = a - a % around + (a + 1) % around
-    return (np.cos(u), np.sin(u), np.cos(v), np.sin(v)), _strip(a, b, around).astype(np.int32)
-
-
 def superquadric(rng: RNG) -> Solid:
     """A random box, cylinder, ball or something between."""
     exponents, radii = rng.choice([0.15, 0.5, 1.0], 2), rng.uniform(0.016, 0.048, 3)
-    (cos_u, sin_u, cos_v, sin_v), faces = _sphere()
 
     def power(w: Array, e: float) -> Array:
         return np.sign(w) * np.abs(w) ** e
 
     e1, e2 = exponents
+    cos_u, sin_u, cos_v, sin_v = SPHERE
     ring = power(cos_v, e1)
-    points = np.stack([ring * power(cos_u, e2), ring * power(sin_u, e2), power(sin_v, e1)], axis=-1)
-    return Solid(points.reshape(-1, 3) * radii, faces, radii, exponents)
+    xyz = ring * power(cos_u, e2), ring * power(sin_u, e2), power(sin_v, e1)
+    points = np.stack(xyz, axis=-1).reshape(-1, 3)
+    return Solid(points * radii, SPHERE_FACES, radii, exponents)
 
 
 @compiled
@@ -229,12 +218,12 @@ def random_colours(solid: Solid, rng: RNG) -> Array:
     return colour
 
 
-def held_object(verts: Array, joints: Array, R: Array, rng: RNG) -> HeldObject | None:
-    """A random object off the palm, or None if it never fits."""
+def held_object(verts: Array, joints: Array, R: Array, rng: RNG) -> Held | None:
+    """A random object off the palm, in the frame of the hand, or None if it never fits."""
     solid = superquadric(rng)
     rotation, gap_m = random_rotation(rng), rng.uniform(0.032, 0.06)
     centre = centre_off_palm(solid, rotation, verts, joints, R, gap_m, steps=16)
     if centre is None:
         return None
     points = solid.points @ rotation.T + centre
-    return HeldObject(points, solid.faces, random_colours(solid, rng))
+    return points, solid.faces, random_colours(solid, rng)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from handmim.geometry.align import root_align
 from handmim.geometry.camera import fit_weak, project_weak
 from handmim.geometry.rotation import chordal_mean, nearest_rotation, rotation_from_view
 from handmim.hand.model import HandLayer, JointConventions
@@ -94,8 +93,8 @@ class HandRegressionTask(RegressionTask):
         scale0 = camera.scale0_per_m
         root = batch.joints_cam_m[:, ROOT_JOINT, None]
         mesh = self.hand(batch.rotmats, batch.betas)
-        verts = root_align(mesh.verts_m, mesh.joints_m, ROOT_JOINT)
-        joints = root_align(mesh.joints_m, mesh.joints_m, ROOT_JOINT)
+        origin_m = mesh.joints_m[:, ROOT_JOINT, None]
+        verts, joints = mesh.verts_m - origin_m, mesh.joints_m - origin_m
         cam = fit_weak(joints, batch.kp2d_crop_ndc, scale0)
         state = HandState(
             rotmats=batch.rotmats,
@@ -164,7 +163,7 @@ def mean_hand(
             (batch.joints_cam_m[in_2d & in_3d], in_2d & in_3d),
             (rest @ flat.transpose(1, 2), by_2d),
         ):
-            joints_root_m = root_align(joints, joints, ROOT_JOINT)
+            joints_root_m = joints - joints[:, ROOT_JOINT, None]
             cams.append(fit_weak(joints_root_m, batch.kp2d_crop_ndc[rows], scale0_per_m))
     all_wrists, all_fingers, all_cams = torch.cat(wrists), torch.cat(fingers), torch.cat(cams)
     if not len(all_wrists):

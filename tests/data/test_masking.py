@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from handmim.data.views import MaskSampler, block_mask, random_masks
+from handmim.data.views import MaskSampler, block_mask
 from handmim.engine.optim import Schedule
 from handmim.types import StepInfo
 
@@ -41,15 +41,16 @@ def test_block_masks_are_clumped_and_random_ones_are_not():
     rng = np.random.default_rng(1)
     block = sum(borders(block_mask((14, 14), 70, rng)) for _ in range(20))
     exact = sum(borders(block_mask((14, 14), 70, rng, exact=True)) for _ in range(20))
-    scattered = random_masks(196, np.full(20, 70), rng).reshape(20, 14, 14)
+    sampler = MaskSampler(shape="random", ratio=(70 / 196, 70 / 196), masked_share=1.0)
+    scattered = drawn(sampler, (20, 1), (14, 14)).view(20, 14, 14).numpy()
+    assert (scattered.sum(axis=(1, 2)) == 70).all()
     assert block <= exact < 0.6 * sum(borders(mask) for mask in scattered)
 
 
-def test_random_masks_hide_exactly_and_anywhere():
-    counts = np.array([0, 1, 7, 24, 25] * 400)
-    masks = random_masks(25, counts, np.random.default_rng(0))
-    np.testing.assert_array_equal(masks.sum(axis=1), counts)
-    np.testing.assert_allclose(masks.mean(axis=0), counts.mean() / 25, atol=0.05)
+def test_random_masks_lie_anywhere():
+    sampler = MaskSampler(shape="random", ratio=(0.0, 0.9), masked_share=1.0)
+    masks = drawn(sampler, (2000, 1), (5, 5)).flatten(0, 1).float()
+    assert masks.mean(dim=0).sub(masks.mean()).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("shape", ["random", "block"])

@@ -8,8 +8,8 @@ import torch
 
 from handmim.losses.hand import HeatmapLoss, SilhouetteLoss, gaussian_maps, hand_masks
 from handmim.models.heads.direct import KeypointOutputs, KeypointState
-from handmim.render.rasterizer import rasterise
 from handmim.render.scene import SceneRenderer, SceneSettings
+from handmim.render.shading import rasterise
 from handmim.types import HandOutputs
 from tests.losses.hand_cases import CELLS, IMG_PX, MESH, random_batch, truth_as_state
 

@@ -3,8 +3,7 @@ import pytest
 
 from handmim.geometry.rotation_numpy import unit
 from handmim.hand.poses import PoseSampler
-from handmim.render.rasterizer import corner_weights, rasterise, vertex_normals
-from handmim.render.shading import SHADOW_PX, shadow_map
+from handmim.render.shading import SHADOW_PX, corner_weights, rasterise, shadow_map, vertex_normals
 from handmim.render.surfaces import HandSurface, superquadric
 
 

@@ -73,11 +73,13 @@ def test_vertices_project_into_the_mask_and_fill_it(plain, hand_arrays):
 def test_joints_of_a_flat_hand_lie_on_the_hand(plain):
     rotation = random_orientation(plain.settings, np.random.default_rng(0))
     rest = np.concatenate([rotation[None], np.tile(np.eye(3), (15, 1, 1))])
-    r = plain.draw(rest, np.zeros(10), np.random.default_rng(0))
-    px = r.joints_cam_m @ r.K_px.T
+    rng = np.random.default_rng(0)
+    scene = plain.shade(rest, np.zeros(10), rng)
+    _, mask = plain.finish(scene, scene.backdrop, rng)
+    px = scene.joints_cam_m @ scene.K_px.T
     cell = np.floor(px[:, :2] / px[:, 2:]).astype(int)
     inner = [j for j in range(1, 21) if j % 4]  # fingertips are vertices of the outline
-    assert r.mask[cell[inner, 1], cell[inner, 0]].all()
+    assert mask[cell[inner, 1], cell[inner, 0]].all()
 
 
 def test_exposure_is_never_blown_out(hand_arrays):

@@ -8,14 +8,8 @@ from numpy.typing import NDArray
 from handmim.data.label_files import take_of
 from handmim.geometry.rotation_numpy import random_rotation, rotvec_to_matrix
 from handmim.hand.poses import sample_betas
-from handmim.render.scene import SceneOverrides, random_orientation
-from handmim.render.surfaces import (
-    HeldObject,
-    Solid,
-    centre_off_palm,
-    random_colours,
-    superquadric,
-)
+from handmim.render.scene import random_orientation
+from handmim.render.surfaces import Solid, centre_off_palm, random_colours, superquadric
 from synthesis.scenes import SceneSource
 
 Array = NDArray[np.floating]
@@ -124,15 +118,16 @@ def render_frame(
     transl = rotation @ (wrist + w.transl_m) + at - wrist  # the hand rotates about its wrist
     rotmats = np.concatenate([(rotation @ w.rotmats[0])[None], w.rotmats[1:]])
     points = w.solid.points @ (rotation @ w.object_rotation).T + rotation @ w.object_centre_m + at
-    given = SceneOverrides(
-        focal_px=focal,
-        transl_m=transl,
-        held=HeldObject(points, w.solid.faces, w.colours),
+    rng = source.rng(split, EFFECTS, recording, camera, frame)
+    scene = renderer.shade(
+        rotmats,
+        w.betas,
+        rng,
+        camera=(focal, transl),
+        held=(points, w.solid.faces, w.colours),
         skin_rng=source.rng(split, SKIN, recording),
         room_rng=source.rng(split, ROOM, recording, camera),
     )
-    rng = source.rng(split, EFFECTS, recording, camera, frame)
-    scene = renderer.shade(rotmats, w.betas, rng, given)
     image, _ = renderer.finish(scene, scene.backdrop, rng)
     inv_depth = scene.inv_depth[:: s.supersample, :: s.supersample]
     hand = (rotmats, w.betas, transl, wrist, scene.verts_cam_m, scene.joints_cam_m)

@@ -18,7 +18,7 @@ from handmim.data.label_checks import OPENGL, settle_axes, settle_order, settle_
 from handmim.data.label_files import GROUND_TRUTH, VERSIONS, file_names, take_of
 from handmim.hand.arrays import HandArrays
 from handmim.hand.conventions import project_px
-from handmim.images.decode import read_rgb
+from handmim.images.decode import UnreadableImage, read_image
 from handmim.utils.findings import Finding, Level, Notes, shown, spread
 
 FREIHAND_COUNTS = {"training": (32560,), "evaluation": (3960,)}
@@ -110,10 +110,9 @@ def _fall_on_masks(
     rows, masks = [], []
     for row, item in enumerate(ids[is_checked]):
         path = tree.root / part / "mask" / f"{item:08d}.jpg"
-        mask = read_rgb(path) if path.is_file() else None
-        if mask is not None:
+        with suppress(UnreadableImage):
+            masks.append(cv2.extractChannel(read_image(path), 0) > MASKED)
             rows.append(row)
-            masks.append(cv2.extractChannel(mask, 0) > MASKED)
     if not rows:
         return True
     own, others = shares_in_masks(project_px(labels["xyz"][rows], labels["K"][rows]), masks)

@@ -18,7 +18,7 @@ from handmim.engine.identity import check_same_run
 from handmim.engine.loader import beat
 from handmim.engine.optim import FORMS, changed_schedules, load_optimizer
 from handmim.engine.step import Ledger, falls_on
-from handmim.utils.files import atomic_path, is_full
+from handmim.utils.files import FULL, atomic_path
 from handmim.utils.renames import new_entry
 from handmim.utils.run import Run
 
@@ -245,7 +245,7 @@ class Saver:
                     self.best.best = None  # the next validation is kept
                 return
             log.error("%s: once more without earlier checkpoints", error)
-            if is_full(error):
+            if error.errno in FULL:
                 for path in self._rolled():
                     if path != self.newest:
                         path.unlink()

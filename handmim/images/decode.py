@@ -8,9 +8,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import cv2
@@ -18,14 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+try:
+    import simplejpeg
+except ImportError:
+    simplejpeg = None
+
 from handmim.images.formats import (
     DAMAGED,
     ORIENTATION,
     check_size,
     decoded,
-    exif_orientation,
     format_of,
     printable,
+    tiff_tag,
 )
 from handmim.utils.files import UnreadableSample, foreign_kind
 
@@ -55,16 +58,6 @@ class UnreadableImage(UnreadableSample):
         return f"{printable(self.path)} cannot be read: {self.reason}" if self.reason else self.path
 
 
-@cache
-def turbo() -> ModuleType | None:
-    """simplejpeg, None where it is not installed."""
-    try:
-        import simplejpeg
-    except ImportError:
-        return None
-    return simplejpeg
-
-
 class JpegHead(NamedTuple):
     """Size and EXIF orientation in a JPEG's head."""
 
@@ -88,7 +81,7 @@ def jpeg_head(raw: bytes) -> JpegHead | None:
             (length,) = struct.unpack_from(">H", raw, at + 2)
             content = raw[at + 4 : at + 2 + length]
             if marker == _APP1 and content[:6] == b"Exif\0\0":
-                orientation = exif_orientation(content[6:])
+                orientation = tiff_tag(content[6:], ORIENTATION) or 1
             elif marker in _FRAMES:
                 height, width = struct.unpack(">HH", content[1:5])
                 return JpegHead(height, width, orientation) if height and width else None
@@ -131,31 +124,21 @@ def decode_image(
         if head is None:
             raise ValueError(DAMAGED)
         check_size(head.height, head.width, max_megapixels)
+        return _jpeg(raw, head, reduction(head.height, head.width, side, fit))
     except ValueError as error:
         raise UnreadableImage(name, str(error)) from error
-    image = _jpeg(raw, head, reduction(head.height, head.width, side, fit))
-    if image is None:
-        raise UnreadableImage(name, DAMAGED)
-    return image
 
 
-def _jpeg(raw: bytes, head: JpegHead, by: int) -> ImageArray | None:
-    codec = turbo()
-    if codec is not None and head.orientation in (0, 1):
-        try:
-            return codec.decode_jpeg(
-                raw,
-                "RGB",
-                min_height=-(-head.height // by) if by > 1 else 0,
-                min_width=-(-head.width // by) if by > 1 else 0,
-            )
-        except ValueError:  # CMYK, cut short: OpenCV decodes as much as it can
-            pass
+def _jpeg(raw: bytes, head: JpegHead, by: int) -> ImageArray:
+    if simplejpeg is not None and head.orientation == 1:
+        height, width = (-(-head.height // by), -(-head.width // by)) if by > 1 else (0, 0)
+        with suppress(ValueError):  # CMYK, cut short: OpenCV decodes as much as it can
+            return simplejpeg.decode_jpeg(raw, "RGB", min_height=height, min_width=width)
     try:
         image = cv2.imdecode(np.frombuffer(raw, np.uint8), REDUCED[by])
-    except cv2.error:
-        return None
-    return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # an error for None
+    except cv2.error as error:
+        raise ValueError(DAMAGED) from error
 
 
 def read_image(
@@ -204,13 +187,6 @@ def not_too_long(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     most = MAX_ASPECT * min(height, width)
     top, left = max(0, (height - most) // 2), max(0, (width - most) // 2)
     return image[top : top + most, left : left + most]
-
-
-def read_rgb(path: Path) -> ImageArray | None:
-    """`read_image`, None when unreadable."""
-    with suppress(UnreadableImage):
-        return read_image(path)
-    return None
 
 
 def image_head(path: Path) -> tuple[int, int, int] | None:

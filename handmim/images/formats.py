@@ -71,39 +71,27 @@ def format_of(raw: bytes) -> str | None:
     return matching(raw, PATTERNS)
 
 
-def tiff_tag(tiff: bytes, number: int) -> int | None:
-    """A number in the first directory of a TIFF file, or of EXIF data, which have the same form;
-    struct.error for a directory beyond the end."""
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None:
-        return None
-    (first,) = struct.unpack_from(f"{order}I", tiff, 4)
-    (num,) = struct.unpack_from(f"{order}H", tiff, first)
-    for entry in range(num):
-        position = first + 2 + 12 * entry
-        tag, kind = struct.unpack_from(f"{order}HH", tiff, position)
-        if tag == number:
-            value = struct.unpack_from(f"{order}{'I' if kind == 4 else 'H'}", tiff, position + 8)
-            return int(value[0])
-    return None
-
-
-def exif_orientation(exif: bytes) -> int:
-    """1 (as stored) to 8 in EXIF data; 1 where it is not found."""
-    with suppress(struct.error):
-        found = tiff_tag(exif, ORIENTATION)
-        return 1 if found is None else found
-    return 1
+def tiff_tag(tiff: bytes, number: int) -> int:
+    """A number in the first directory of a TIFF file, or of EXIF data, which have the same form; 0
+    where it is not found."""
+    with suppress(KeyError, struct.error):  # beyond the end
+        order = {b"II": "<", b"MM": ">"}[tiff[:2]]
+        (first,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (num,) = struct.unpack_from(f"{order}H", tiff, first)
+        for position in range(first + 2, first + 2 + 12 * num, 12):
+            tag, kind = struct.unpack_from(f"{order}HH", tiff, position)
+            if tag == number:
+                form = f"{order}{'I' if kind == 4 else 'H'}"
+                return int(struct.unpack_from(form, tiff, position + 8)[0])
+    return 0
 
 
 def check_size(height: int, width: int, max_megapixels: float) -> None:
     """Raises: ValueError for more pixels than are decoded, or a side that OpenCV refuses."""
-    if max(height, width) > MAX_SIDE:
-        raise ValueError(f"it has {width} x {height} pixels, more than {MAX_SIDE} in a row")
-    if height * width > max_megapixels * 1e6:
+    if max(height, width) > MAX_SIDE or height * width > max_megapixels * 1e6:
         raise ValueError(
             f"it has {width} x {height} pixels, more than {max_megapixels:g} megapixels "
-            "(max_megapixels)"
+            f"(max_megapixels) or than {MAX_SIDE} in a row"
         )
 
 
@@ -136,38 +124,24 @@ def decoded(raw: bytes, name: str, max_megapixels: float) -> Rgb:
     header: ImageFile | None = None
     with suppress(*DAMAGES):
         header = _opened(raw, name)
-    if header is not None:
-        size: tuple[int, int] | None = header.size
-    else:  # Pillow knows no colour TIFF of floats
-        size = _tiff_size(raw) if name == "TIFF" else None
-    if size is None:
+    # Pillow knows no colour TIFF of floats.
+    width, height = header.size if header else (tiff_tag(raw, WIDTH), tiff_tag(raw, HEIGHT))
+    if not (width and height):
         raise ValueError(DAMAGED)
-    check_size(size[1], size[0], max_megapixels)
+    check_size(height, width, max_megapixels)
     try:
         pixels = _pixels(raw, name, header)
     except DAMAGES as error:
         raise ValueError(DAMAGED) from error
     image = flattened(pixels)
-    rotate = None if name == "TIFF" else ORIENTED.get(_orientation(raw, header))
-    return image if rotate is None else np.ascontiguousarray(rotate(image))
-
-
-def _tiff_size(raw: bytes) -> tuple[int, int] | None:
-    with suppress(struct.error):
-        width, height = tiff_tag(raw, WIDTH), tiff_tag(raw, HEIGHT)
-        return (width, height) if width and height else None
-    return None
-
-
-def _orientation(raw: bytes, header: ImageFile | None) -> int:
-    """Of EXIF. `getexif` of a PNG without it would decode the pixels, hence the search before."""
-    try:
+    orientation, at = 1, raw.rfind(b"eXIf")  # a PNG's may stand behind its pixels
+    with suppress(*DAMAGES):
         if header is not None and "exif" in header.info:
-            return int(header.getexif().get(ORIENTATION, 1))
-        at = raw.rfind(b"eXIf")  # a PNG's may stand behind its pixels
-        return exif_orientation(raw[at + 4 :]) if at > 0 else 1
-    except DAMAGES:
-        return 1
+            orientation = int(header.getexif().get(ORIENTATION, 1))
+        elif at > 0:  # `getexif` of a PNG without it would decode the pixels
+            orientation = tiff_tag(raw[at + 4 :], ORIENTATION)
+    rotate = None if name == "TIFF" else ORIENTED.get(orientation)
+    return image if rotate is None else np.ascontiguousarray(rotate(image))
 
 
 def _pixels(raw: bytes, name: str, header: ImageFile | None) -> NDArray[np.generic]:

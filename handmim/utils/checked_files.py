@@ -2,7 +2,6 @@
 field of JSON (2.2 GB/s where SHA-256 has 1.1)."""
 
 import json
-import math
 import struct
 import zlib
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from handmim.utils.files import DAMAGE, FullDiskError, atomic_path, is_full, remove_leftovers
+from handmim.utils.files import DAMAGE, FULL, FullDiskError, atomic_path, remove_leftovers
 
 TRAILER = struct.Struct("<12sIQ")  # magic, CRC-32, bytes before the trailer
 CHECKED = "checked_by"  # key of a checkpoint that has to have a trailer
@@ -50,7 +49,7 @@ class CheckedWriter:
             if self.full is None:
                 action(*args)
         except OSError as error:
-            if not is_full(error):
+            if error.errno not in FULL:
                 raise
             self.full = error
 
@@ -131,23 +130,13 @@ def open_array(path: Path, item_shape: tuple[int, ...], dtype: DTypeLike) -> np.
 
     Raises: ValueError for a file that is empty, cut off or no .npy, or holds another shape or type.
     """
-    size = path.stat().st_size
-    required = (
-        f"an array of shape (n, {', '.join(map(str, item_shape))}) and type {np.dtype(dtype)}"
-    )
+    required = f"an array of shape (n, *{item_shape}) and type {np.dtype(dtype)} is required"
     try:
-        with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            if version != (1, 0):
-                raise ValueError(f"version {version}")
-            shape, is_fortran, found = np.lib.format.read_array_header_1_0(file)
-            offset = file.tell()
+        with np.errstate(over="raise"):  # in the size of an endless array
+            array = np.lib.format.open_memmap(path, "r")
     except (*DAMAGE, MemoryError) as error:
-        reason = "is empty" if size == 0 else f"has no header of a .npy file ({error})"
-        raise ValueError(f"{path} {reason}: {required} is required") from error
-    if not shape or shape[1:] != item_shape or found != np.dtype(dtype) or is_fortran:
-        raise ValueError(f"{path} holds shape {shape} and type {found}: {required} is required")
-    num_bytes = offset + math.prod(shape) * found.itemsize
-    if size < num_bytes:
-        raise ValueError(f"{path} is cut off: {size} of {num_bytes} bytes")
-    return np.memmap(path, found, "r", offset, shape)
+        raise ValueError(f"{path} is cut off or no .npy file ({error}): {required}") from error
+    is_fit = array.ndim == 1 + len(item_shape) and array.shape[1:] == item_shape
+    if not is_fit or array.dtype != np.dtype(dtype) or not array.flags.c_contiguous:
+        raise ValueError(f"{path} holds shape {array.shape} and type {array.dtype}: {required}")
+    return array

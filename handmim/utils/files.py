@@ -20,6 +20,8 @@ from pathlib import Path
 from tokenize import TokenError
 from typing import IO
 
+from handmim.utils.findings import warn_once
+
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
@@ -82,11 +84,6 @@ class UnreadableSample(ValueError):  # noqa: N818  named for what it stands for,
         return f"{self.path}: {self.reason}" if self.reason else self.path
 
 
-def is_full(error: OSError) -> bool:
-    """Whether the disk, a quota or the bound of a file size is reached."""
-    return error.errno in FULL
-
-
 @contextlib.contextmanager
 def atomic_path(
     path: str | Path, *, sync: bool = True, beside: Path | None = None
@@ -109,7 +106,7 @@ def atomic_path(
                 os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        if is_full(error):
+        if error.errno in FULL:
             raise _full(path, partial, error) from error
         raise
     finally:
@@ -144,18 +141,17 @@ def reserve(path: Path) -> None:
         with path.open("rb+") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     except OSError as error:
-        if is_full(error):
+        if error.errno in FULL:
             raise _full(path, path, error) from error
 
 
 def _full(path: Path, partial: Path, error: OSError) -> OSError:
     sizes = [p.stat().st_size for p in (path, partial) if p.is_file()]
-    sizes.append(getattr(error, "needed", 0))
+    need = max([*sizes, getattr(error, "needed", 0)])
     free = shutil.disk_usage(path.parent).free
     if partial != path and partial.is_file():  # it is removed
         free += getattr(partial.stat(), "st_blocks", 0) * 512
     kept = "the previous file is whole" if path.is_file() else "no previous file was there"
-    need = max(sizes)
     missing = f"it needs {need} bytes or more, {free} bytes are free on its disk"
     if free > need and hasattr(os, "statvfs"):
         disk = os.statvfs(path.parent)
@@ -181,12 +177,11 @@ def remove_leftovers(folder: Path, *, name: str | None = None, is_locked: bool =
 
 def _is_alive(pid: int) -> bool:
     if os.name == "posix":  # signal 0 would interrupt the process elsewhere
-        try:
-            os.kill(pid, 0)
-        except (ProcessLookupError, OverflowError):
-            return False
-        except PermissionError:
-            pass
+        with contextlib.suppress(PermissionError):
+            try:
+                os.kill(pid, 0)
+            except (ProcessLookupError, OverflowError):
+                return False
     return True
 
 
@@ -230,14 +225,12 @@ def lock_folder(folder: Path, name: str = LOCK) -> FolderLock:
 @contextlib.contextmanager
 def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
     """As `lock_folder`, but wait for the owner."""
-    lock, has_said = None, False
+    lock = None
     while lock is None:
         try:
             lock = lock_folder(folder, name)
         except FolderBusyError as error:
-            if not has_said:
-                log.warning("%s: waiting", error)
-            has_said = True
+            warn_once(f"{error}: waiting")
             time.sleep(POLL_S)
     try:
         yield

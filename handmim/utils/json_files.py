@@ -14,12 +14,13 @@ import orjson
 import simdjson
 from numpy.typing import NDArray
 
+from handmim.utils.findings import shown
+
 log = logging.getLogger(__name__)
 
 MAX_MB = 2048.0  # label files of the largest public hand sets are below 1.7 GB
 DECIMALS = 7  # of written numbers
 CRC = "crc32"
-NUM_SHOWN = 3  # damaged rows named in a message
 _BLANK_BRACKETS = bytes.maketrans(b"[]", b"  ")
 
 
@@ -63,12 +64,9 @@ def parse_json(raw: bytes, name: str) -> Any:
             f"{name} {'is cut off' if is_cut else 'is no JSON'}: {error.msg} at line "
             f"{error.lineno}, column {error.colno}"
         ) from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is no JSON text: {error}") from error
-    except ValueError as error:  # a number of more digits than Python reads
-        raise ValueError(f"{name} holds a number of too many digits to read") from error
-    except RecursionError as error:
-        raise ValueError(f"{name} nests too deeply to read") from error
+    except (ValueError, RecursionError) as error:  # no text, too many digits, too many brackets
+        reason = str(error).partition(";")[0]  # without advice about Python
+        raise ValueError(f"{name} is no JSON that can be read: {reason}") from error
     finally:
         if was_enabled:
             gc.enable()
@@ -119,8 +117,7 @@ def read_rows(path: Path) -> list[dict[str, float]]:
             except (ValueError, RecursionError) as error:
                 dropped.append(f"line {number} ({error})")
     if dropped:
-        more = f" and {len(dropped) - NUM_SHOWN} more" if len(dropped) > NUM_SHOWN else ""
-        log.warning("%s: dropped %s%s", path, ", ".join(dropped[:NUM_SHOWN]), more)
+        log.warning("%s: dropped %d rows: %s", path, len(dropped), shown(dropped))
     return rows
 
 

@@ -51,10 +51,20 @@ def start_child(command: Sequence[str], **how: Any) -> "subprocess.Popen[bytes]"
 def end_with_parent() -> None:
     """Let a program of `start_child` get SIGTERM when the process that started it has ended, and
     one started within `starting_ranks` end at once then."""
-    if os.environ.pop(TIED, None):  # not for its own children
-        threading.Thread(target=_wait, daemon=True).start()
-    if starter := os.environ.pop(STARTER, None):
-        threading.Thread(target=_follow, args=(int(starter),), daemon=True).start()
+    # Not for its own children.
+    is_tied, starter = os.environ.pop(TIED, None), os.environ.pop(STARTER, None)
+
+    def follow() -> None:
+        if starter is None:
+            os.read(sys.stdin.fileno(), 1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        while os.getppid() == int(starter):
+            time.sleep(POLL_S)
+        os._exit(FAILED)
+
+    if is_tied or starter:
+        threading.Thread(target=follow, daemon=True).start()
 
 
 @contextmanager
@@ -65,17 +75,6 @@ def starting_ranks() -> Iterator[None]:
         yield
     finally:
         del os.environ[STARTER]
-
-
-def _follow(starter: int) -> None:
-    while os.getppid() == starter:
-        time.sleep(POLL_S)
-    os._exit(FAILED)
-
-
-def _wait() -> None:
-    os.read(sys.stdin.fileno(), 1)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 # Launchers.
@@ -116,14 +115,13 @@ def launched() -> Launched | None:
         return None
     if found.per_node * found.num_nodes != total:
         raise ValueError(
-            f"{found.by} started {total} processes on {found.num_nodes} nodes, but as many are "
-            "required on each (torchrun --nproc_per_node, srun --ntasks-per-node)"
+            f"{found.by} started {total} processes on {found.num_nodes} nodes: as many are required"
+            " on each (torchrun --nproc_per_node, srun --ntasks-per-node)"
         )
     return found
 
 
-def _is_interactive() -> bool:
-    """Whether Fabric takes the process for one of a shell, which nothing started beside others."""
+def _is_interactive() -> bool:  # for Fabric: a shell, which nothing started beside others
     return os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
 
 
@@ -177,20 +175,15 @@ def _count(devices: Any) -> int:
 
 
 def _refuse_others(devices: Any, num_nodes: int) -> None:
-    if not _is_interactive() and (total := _number("SLURM_NTASKS")) > 1:
-        raise ValueError(
-            f"Slurm allotted {total} tasks (SLURM_NTASKS) and started none: put srun before the "
-            "command, or unset SLURM_NTASKS to train in one process"
-        )
     # Fabric sets WORLD_SIZE too, beside NODE_RANK, once it has started processes itself.
-    if devices not in OPEN or num_nodes > 1 or "NODE_RANK" in os.environ:
-        return
-    for name in OTHERS:
+    is_alone = devices in OPEN and num_nodes == 1 and "NODE_RANK" not in os.environ
+    names = [*(OTHERS if is_alone else ()), *(() if _is_interactive() else ("SLURM_NTASKS",))]
+    for name in names:
         if (total := _number(name)) > 1:
+            starter = "srun" if "SLURM" in name else f"torchrun --nproc_per_node={total}"
             raise ValueError(
-                f"{name}={total} in the environment says that {total} processes were started, but "
-                f"each would train by itself: start them with torchrun --nproc_per_node={total}, "
-                f"or unset {name} (machine.devices)"
+                f"{name}={total} is set, but each of {total} processes would train by itself: put "
+                f"{starter} before the command, or unset {name} (machine.devices)"
             )
 
 

@@ -48,9 +48,13 @@ def read_torch(
     if is_safetensors(path):
         raise ValueError(f"{path} holds safetensors, {what} is required")
     try:
-        _check_pickle(path)
         # torch reads a path, unlike an open file, by its ending.
         with path.open("rb") as file, warnings.catch_warnings():
+            data = file.read(HEAD_BYTES)
+            if data.startswith(b"PK\x03\x04"):
+                data = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")
+            check_torch_pickle(data, path.stat().st_size)
+            file.seek(0)
             warnings.simplefilter("ignore")  # about the pickle protocols of others
             with torch.serialization.safe_globals(list(allow)):
                 state = torch.load(file, map_location=map_location, weights_only=True)
@@ -66,31 +70,17 @@ def read_torch(
     except UnsafePickleError as error:
         raise ValueError(f"{path} {error}: refused, nothing in it was executed") from None
     except (*DAMAGE, OSError) as error:
-        raise ValueError(f"{path} is damaged or not {what}: {_first_line(error)}") from None
+        # Without torch's advice about how to load the file nevertheless.
+        is_plain = isinstance(error, (RuntimeError, OSError, ValueError))
+        line = str(error).strip().partition("\n")[0][:200]
+        reason = line if is_plain and line and "weights_only" not in line else UNREAD
+        raise ValueError(f"{path} is damaged or not {what}: {reason}") from None
     if not is_checked and isinstance(state, dict) and CHECKED in state:
         raise ValueError(
             f"{path} is damaged: its checksum is missing at its end (a file that was changed on "
             f"purpose has no entry {CHECKED!r})"
         )
     return state
-
-
-def _check_pickle(path: Path) -> None:
-    with path.open("rb") as file:
-        head = file.read(4)
-        if head == b"PK\x03\x04":
-            data = torch._C.PyTorchFileReader(str(path)).get_record("data.pkl")
-        else:
-            data = head + file.read(HEAD_BYTES)
-    check_torch_pickle(data, path.stat().st_size)
-
-
-def _first_line(error: Exception) -> str:
-    """Cause of an error, without advice about how to load the file nevertheless."""
-    lines = str(error).strip().splitlines()
-    if not lines or "weights_only" in lines[0]:
-        return UNREAD
-    return lines[0][:200] if isinstance(error, (RuntimeError, OSError, ValueError)) else UNREAD
 
 
 def no_tensors(path: Path) -> str | None:

@@ -234,7 +234,7 @@ class _Reader(pickle._Unpickler):
         if encoding not in ("latin1", "latin-1"):
             raise UnsafePickleError(f"tries to encode by {_shown(encoding)}")
         if not isinstance(content, (str, bytes, bytearray)):
-            raise ValueError(f"bytes made of a {type(content).__name__}")
+            raise ValueError(f"content is {type(content).__name__}, bytes are required")
         self.spend(len(content))
         return content.encode("latin1") if isinstance(content, str) else bytes(bytearray(content))
 

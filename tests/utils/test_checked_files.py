@@ -41,7 +41,7 @@ def test_headers_are_believed_as_far_as_the_file_reaches(path):
 
     for shape in ("(2, 3, 2)", f"({2**62}, 3, 2)"):
         header(f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}")
-        with pytest.raises(ValueError, match=r"x\.npy is cut off: \d+ of \d+ bytes"):
+        with pytest.raises(ValueError, match=r"x\.npy is cut off"):
             open_array(path, (3, 2), "float32")
     for descr, shape in (
         ("|O", "(2, 3, 2)"),
@@ -50,16 +50,20 @@ def test_headers_are_believed_as_far_as_the_file_reaches(path):
         ("<f4", "()"),
     ):
         header(f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}")
-        with pytest.raises(ValueError, match=r"x\.npy holds shape .* type float32 is required"):
+        with pytest.raises(ValueError, match=r"x\.npy (holds|is) .* type float32 is required"):
             open_array(path, (3, 2), "float32")
     for text in ("", "{}", "[" * 9000, "1" * 60_000):
         header(text)
-        with pytest.raises(ValueError, match=r"x\.npy has no header of a \.npy file"):
+        with pytest.raises(ValueError, match=r"x\.npy is .*no \.npy file"):
             open_array(path, (3, 2), "float32")
 
 
 def test_other_files_are_no_arrays(path):
-    for content, message in ((b"", "is empty"), (b"PK\x03\x04", "no header"), (b"\x93NUMPY", "no")):
+    for content, message in (
+        (b"", "no .npy"),
+        (b"PK\x03\x04", "no .npy"),
+        (b"\x93NUMPY", "no .npy"),
+    ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=rf"x\.npy .*{message}.* is required"):
             open_array(path, (3, 2), "float32")

@@ -30,7 +30,7 @@ def test_any_encoding_is_read(tmp_path, encoded):
         (b'{"a": [1, 2', "is cut off"),
         (b'{"a": 1,, "b": 2}', "line 1, column 9"),
         (b"\xff\x00\xfe\xfa\x81", "is no JSON"),
-        (b"[" * 100_000, "nests too deeply"),
+        (b"[" * 100_000, "is no JSON that can be read: .*recursion"),
     ],
     ids=["empty", "blank", "cut off", "no JSON", "no text", "nested"],
 )
@@ -58,7 +58,7 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
 
 def test_numbers_of_endless_digits_are_refused_by_name(tmp_path):
     (tmp_path / "x.json").write_text("[" + "9" * 100_000 + "]")
-    with pytest.raises(ValueError, match=r"x\.json holds a number of too many digits to read$"):
+    with pytest.raises(ValueError, match=r"x\.json is no JSON that can be read: .*4300 digits"):
         read_json(tmp_path / "x.json")
 
 

@@ -90,7 +90,7 @@ def test_one_task_and_interactive_steps_of_slurm_are_left_alone(environment):
 @pytest.mark.parametrize("name", OTHERS)
 def test_processes_of_other_launchers_are_refused(environment, name):
     environment(**{name: "2"})
-    with pytest.raises(ValueError, match=rf"{name}=2 .*torchrun --nproc_per_node=2"):
+    with pytest.raises(ValueError, match=rf"{name}=2 .*put torchrun --nproc_per_node=2 before"):
         devices_of(1, 1)
     assert devices_of(2, 1) == (2, 1)
     environment(**{name: "two"})

@@ -50,7 +50,7 @@ def test_other_lines_are_dropped_with_one_warning(path, caplog, line, reason):
         file.write(line + "\n" + row_line({"step": 4}))
     assert read_rows(path) == [*ROWS, {"step": 4}]
     (record,) = caplog.records
-    assert f"scalars.jsonl: dropped line 4 ({reason}" in record.getMessage() or (
+    assert f"scalars.jsonl: dropped 1 rows: line 4 ({reason}" in record.getMessage() or (
         reason == "recursion depth" and "line 4 (maximum recursion depth" in record.getMessage()
     )
 
@@ -58,7 +58,8 @@ def test_other_lines_are_dropped_with_one_warning(path, caplog, line, reason):
 def test_a_warning_names_three_lines(path, caplog):
     path.write_text("x\n" * 1000)
     assert read_rows(path) == []
-    assert caplog.messages[0].endswith("line 3 (torn, or no JSON) and 997 more")
+    assert caplog.messages[0].endswith("line 3 (torn, or no JSON), ...")
+    assert "dropped 1000 rows: line 1 " in caplog.messages[0]
 
 
 def test_no_changed_byte_changes_a_value(path):

@@ -25,7 +25,7 @@ from handmim.data.pixels import ColourJitter, as_float
 from handmim.data.views import MaskSampler, ViewMaker
 from handmim.engine.loader import PrefetchingLoader
 from handmim.hand.io import load_hand_arrays
-from handmim.images.decode import decode_image, turbo
+from handmim.images.decode import decode_image, simplejpeg
 from handmim.render.scene import SceneRenderer, SceneSettings
 from handmim.types import PretrainBatch, StepInfo
 from handmim.utils.seed import step_generator
@@ -124,7 +124,7 @@ def decoders(paths: Sequence[Path], crop_px: int) -> dict[str, Work]:
         raw = np.frombuffer(path.read_bytes(), np.uint8)
         return cv2.cvtColor(cv2.imdecode(raw, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
-    name = "handmim, OpenCV" if turbo() is None else "handmim, simplejpeg"
+    name = "handmim, OpenCV" if simplejpeg is None else "handmim, simplejpeg"
     return {
         "PIL": each(lambda path: np.asarray(Image.open(path).convert("RGB"))),
         "OpenCV": each(by_opencv),

@@ -3,6 +3,7 @@ them, or photos with keypoints."""
 
 import contextlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -80,20 +81,16 @@ def write_shards(folder: Path, crops: Iterable[CodedCrop], *, shard_size: int, e
                 tar = tarfile.TarFile(folder / name, "w", format=tarfile.PAX_FORMAT)
                 stack.enter_context(tar)
             parent, file = os.path.split(os.path.splitext(sample_id)[0])
-            key = base = os.path.join(parent, file.replace(".", "_") or "_")
-            number = 2
-            while key in keys:
-                key, number = f"{base}-{number}", number + 1
+            base = os.path.join(parent, file.replace(".", "_") or "_")
+            names = itertools.chain([base], (f"{base}-{i}" for i in itertools.count(2)))
+            key = next(name for name in names if name not in keys)
             keys.add(key)
             facts = {"source": sample_id, "crc32": zlib.crc32(image), **metadata}
-            _put(tar, key + ending, image)
-            _put(tar, f"{key}.json", json.dumps(facts, separators=(",", ":")).encode())
-
-
-def _put(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(content)
-    tar.addfile(info, io.BytesIO(content))
+            text = json.dumps(facts, separators=(",", ":")).encode()
+            for name, content in ((key + ending, image), (f"{key}.json", text)):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
 
 
 def find_sources(
@@ -221,13 +218,22 @@ def pack_crops(
         items = list(find_sources(source, exclude, include_all, max_megapixels).items())
     unreadable: dict[str, str] = {}
 
+    def attempt(item: Any) -> CodedCrop | UnreadableSample:
+        try:
+            return code(item)
+        except UnreadableSample as error:
+            return error
+
     def readable() -> Iterator[CodedCrop]:
-        for done, result in enumerate(_in_order(items, code), start=1):
-            if isinstance(result, CodedCrop):
-                yield result
-            else:
-                unreadable[result.path] = result.reason
-            progress(done, len(items))
+        with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+            for first in range(0, len(items), AT_ONCE):
+                results = pool.map(attempt, items[first : first + AT_ONCE])
+                for done, result in enumerate(results, start=first + 1):
+                    if isinstance(result, CodedCrop):
+                        yield result
+                    else:
+                        unreadable[result.path] = result.reason
+                    progress(done, len(items))
         if len(unreadable) == len(items):
             reasons = named_unreadable(unreadable, len(items))
             raise ValueError(f"none of the images of {source} can be read: {reasons}")
@@ -259,17 +265,3 @@ def _write_folder(target: Path, write: Callable[[Path], None]) -> None:
         whole.rename(target)
     finally:
         shutil.rmtree(whole, ignore_errors=True)
-
-
-def _in_order(
-    items: Sequence[Any], code: Callable[[Any], CodedCrop]
-) -> Iterator[CodedCrop | UnreadableSample]:
-    def attempt(item: Any) -> CodedCrop | UnreadableSample:
-        try:
-            return code(item)
-        except UnreadableSample as error:
-            return error
-
-    with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
-        for first in range(0, len(items), AT_ONCE):
-            yield from pool.map(attempt, items[first : first + AT_ONCE])

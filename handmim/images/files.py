@@ -1,7 +1,7 @@
 """Image files of a folder tree, and an account of what is left out of it. No pixels are decoded."""
 
 import os
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -47,25 +47,25 @@ class ImageTree:
 
     root: Path
     names: list[str] = field(default_factory=list)  # relative paths of image files, sorted
-    left_out: dict[str, list[str]] = field(default_factory=dict)  # relative paths by reason
+    left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # by reason
     endings: Counter[str] = field(default_factory=Counter)  # of other files
     benchmarks: list[Benchmark] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)  # further sentences for the user
 
-    def note(self, reason: str, names: Sequence[str]) -> None:
-        """Add to `left_out`."""
-        if names:
-            self.left_out.setdefault(reason, []).extend(names)
-
     def leave_out(self, reason: str, names: Iterable[str]) -> None:
         """Move images from `names` to `left_out`."""
-        gone = set(names)
-        self.note(reason, sorted(gone))
-        self.names = [name for name in self.names if name not in gone]
+        if gone := set(names):
+            self.left_out[reason] += sorted(gone)
+            self.names = [name for name in self.names if name not in gone]
 
     def account(self) -> str | None:
         """What was left out in one line; None where nothing was."""
-        parts = [f"{num} x {ending}{_hint(ending)}" for ending, num in self.endings.most_common()]
+        parts = []
+        for ending, num in self.endings.most_common():
+            hint = "" if ending in NOTES else " (not readable here)"
+            if ending.startswith(ENDINGS):  # .jpg_large, .jpeg_, .png~
+                hint = " (an image? rename it)"
+            parts.append(f"{num} x {ending}{hint}")
         for reason, names in self.left_out.items():
             parts.append(f"{len(names)} x {reason}: {shown(names, 3)}")
         if not parts:
@@ -92,7 +92,11 @@ def find_images(root: Path, exclude: Sequence[str] = (), *, with_runs: bool = Fa
         if os.path.isfile(root):
             what = f"{root} is a file, a folder is required (data=packed reads packed crops)"
         raise ValueError(printable(what))
-    tree = ImageTree(root, benchmarks=_benchmarks_around(root))
+    tree, inside = ImageTree(root), root.resolve()
+    for above in list(inside.parents)[:3]:  # of the evaluation folder that the tree is, or lies in
+        if inside.relative_to(above).parts[0] == EVALUATION and not tree.benchmarks:
+            with suppress(OSError):
+                tree.benchmarks += _labelled(set(os.listdir(above)), "")
     seen: set[str] = set()
     folders, links = deque([""]), deque[str]()  # what lies in the tree goes before links to it
     while folders or links:
@@ -101,11 +105,13 @@ def find_images(root: Path, exclude: Sequence[str] = (), *, with_runs: bool = Fa
         if real in seen:
             continue
         seen.add(real)
-        found = _visit(tree, prefix, folders, links)
-        if found and not with_runs and is_run(root / prefix):
-            tree.note("output of a run", found)
+        found, run = _visit(tree, prefix, folders, links), root / prefix
+        run = run.parent if run.name in IMAGE_FOLDERS else run
+        has = [os.path.isfile(run / name) for name in ("config.yaml", *RUN_FILES) if found]
+        if any(has[1:]) and has[0] and not with_runs:
+            tree.left_out["output of a run"] += found
         else:
-            tree.names.extend(found)
+            tree.names += found
     tree.names.sort()
     excluded = [n for n in tree.names if any(fnmatch(n, pattern) for pattern in exclude)]
     tree.leave_out("excluded (data.train.exclude)", excluded)
@@ -123,74 +129,40 @@ def _visit(tree: ImageTree, prefix: str, folders: deque[str], links: deque[str])
         with os.scandir(os.path.join(tree.root, prefix)) as listed:
             entries = sorted(listed, key=lambda entry: entry.name)
     except OSError:
-        tree.note("folder that cannot be opened", [prefix or "."])
+        tree.left_out["folder that cannot be opened"].append(prefix or ".")
         return images
     for entry in entries:
         name, ending = entry.name, os.path.splitext(entry.name)[1].lower()
         if name.startswith("."):
             continue
-        path, odd = os.path.join(prefix, name), _oddity(entry)
-        if odd is not None:
-            tree.note(odd, [path])
-        elif entry.is_dir() and name.lower() in SERVICE:
-            tree.note("folder of the system", [path])
-        elif entry.is_dir():
+        path, is_folder, is_file = os.path.join(prefix, name), False, False
+        with suppress(OSError):  # a loop of links
+            is_folder, is_file = entry.is_dir(), entry.is_file()
+        if not is_folder and not is_file:
+            is_broken = entry.is_symlink() and not os.path.exists(entry.path)
+            tree.left_out["broken link" if is_broken else "no regular file"].append(path)
+        elif is_folder and name.lower() in SERVICE:
+            tree.left_out["folder of the system"].append(path)
+        elif is_folder:
             (links if entry.is_symlink() else folders).append(path)
         elif ending in ENDINGS:
             images.append(path)
         else:
             tree.endings[_counted_as(entry.path, ending)] += 1
-    known = _labelled({entry.name for entry in entries})
-    if known:
-        tree.benchmarks.append(Benchmark(*known, os.path.join(prefix, EVALUATION)))
+    inside = os.path.join(prefix, EVALUATION)
+    tree.benchmarks += _labelled({entry.name for entry in entries}, inside)
     return images
 
 
-def _oddity(entry: os.DirEntry[str]) -> str | None:
-    """Why an entry is neither a folder nor a regular file, after links are followed."""
-    with suppress(OSError):  # a loop of links
-        if entry.is_dir() or entry.is_file():
-            return None
-    is_broken = entry.is_symlink() and not os.path.exists(entry.path)
-    return "broken link" if is_broken else "no regular file"
-
-
-def _labelled(names: set[str]) -> tuple[str, str] | None:
-    """Name and overrides of the labelled dataset that these names belong to."""
-    return next(((name, use) for marks, name, use in LABELLED if marks <= names), None)
-
-
-def _benchmarks_around(root: Path) -> list[Benchmark]:
-    """The labelled dataset whose evaluation folder a tree is, or lies in."""
-    inside = root.resolve()
-    for above in list(inside.parents)[:3]:
-        if inside.relative_to(above).parts[0] == EVALUATION:
-            with suppress(OSError):
-                known = _labelled(set(os.listdir(above)))
-                if known:
-                    return [Benchmark(*known, "")]
-    return []
-
-
-def _hint(ending: str) -> str:
-    if ending.startswith(ENDINGS):  # .jpg_large, .jpeg_, .png~
-        return " (an image? rename it)"
-    return "" if ending in NOTES else " (not readable here)"
+def _labelled(names: set[str], evaluation: str) -> list[Benchmark]:
+    """The labelled dataset that these names belong to."""
+    return [Benchmark(*row, evaluation) for marks, *row in LABELLED if marks <= names][:1]
 
 
 def _counted_as(path: str, ending: str) -> str:
     if ending:
         return printable(ending)
-    try:
-        with open(path, "rb", buffering=0) as file:
-            kind = format_of(file.read(32))
-    except OSError:
-        kind = None
-    return "no ending" if kind is None else f"{kind} image without an ending"
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a training run wrote the images of a folder."""
-    run = folder.parent if folder.name in IMAGE_FOLDERS else folder
-    has = [os.path.isfile(run / name) for name in ("config.yaml", *RUN_FILES)]
-    return has[0] and any(has[1:])
+    with suppress(OSError), open(path, "rb", buffering=0) as file:
+        if kind := format_of(file.read(32)):
+            return f"{kind} image without an ending"
+    return "no ending"

@@ -13,6 +13,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -268,7 +269,8 @@ class _Reader(pickle._Unpickler):
                 f"array of shape {shape} and type {dtype} holds {len(content)} bytes or objects,"
                 f" {needed} are required"
             )
-        array.__setstate__((1, shape, dtype, bool(fortran), content))
+        state: Any = 1, shape, dtype, bool(fortran), content
+        array.__setstate__(state)
         return array
 
     # Handlers of instructions that differ from Python's.
@@ -313,7 +315,7 @@ class _Reader(pickle._Unpickler):
                 raise ValueError(f"byte order {_shown(order)} is not one")
             if target.byteorder != "|":
                 sizes = target.itemsize, target.alignment, target.flags
-                target.__setstate__((3, order, None, None, None, *sizes))
+                methodcaller("__setstate__", (3, order, None, None, None, *sizes))(target)
         else:
             raise UnsafePickleError("tries to alter something other than an object")
 

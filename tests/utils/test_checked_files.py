@@ -59,11 +59,7 @@ def test_headers_are_believed_as_far_as_the_file_reaches(path):
 
 
 def test_other_files_are_no_arrays(path):
-    for content, message in (
-        (b"", "no .npy"),
-        (b"PK\x03\x04", "no .npy"),
-        (b"\x93NUMPY", "no .npy"),
-    ):
+    for content in (b"", b"PK\x03\x04", b"\x93NUMPY"):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"x\.npy .*{message}.* is required"):
+        with pytest.raises(ValueError, match=r"x\.npy .*no \.npy .* is required"):
             open_array(path, (3, 2), "float32")

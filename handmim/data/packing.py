@@ -24,13 +24,7 @@ from numpy.typing import NDArray
 from handmim.data.crops import find_photos, leave_out_maps, log_left_out, named_unreadable, square
 from handmim.data.keypoints import KeypointPhotos
 from handmim.data.packed import HEAD, packed_head, tar_members
-from handmim.images.decode import (
-    FITS,
-    MAX_MEGAPIXELS,
-    decode_image,
-    jpeg_head,
-    read_bytes,
-)
+from handmim.images.decode import FITS, MAX_MEGAPIXELS, decode_image, jpeg_head, read_bytes
 from handmim.images.files import ENDINGS, ImageTree, find_images
 from handmim.images.formats import printable
 from handmim.utils.arguments import at_least, one_of

@@ -76,10 +76,7 @@ def _words(name: str) -> list[str]:
 
 
 def find_maps(
-    names: Sequence[str],
-    read: Callable[[str], bytes],
-    *,
-    max_megapixels: float = MAX_MEGAPIXELS,
+    names: Sequence[str], read: Callable[[str], bytes], *, max_megapixels: float = MAX_MEGAPIXELS
 ) -> dict[str, list[str]]:
     """Relative paths of images that are maps rather than photos, by kind; `read` gives the content
     of a file, of which a few of each group are decoded."""

@@ -176,7 +176,10 @@ class CropFolder(Crops):
         self.max_megapixels = max_megapixels
         tree = find_photos(self.root, exclude, include_all, max_megapixels)
         log_left_out(tree)
-        reasons = self._find_unreadable(tree.names) if verify else {}
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            checked = tree.names if verify else []
+            found = zip(checked, pool.map(self._reason, checked), strict=True)
+            reasons = {name: reason for name, reason in found if reason}
         self.unreadable = list(reasons)
         self.names = [name for name in tree.names if name not in reasons]
         where, skipped = printable(str(root)), named_unreadable(reasons, len(tree.names))
@@ -190,17 +193,12 @@ class CropFolder(Crops):
             text = "%d of %d images that were compared below %s are copies of others: remove copies"
             log.warning(text, repeated, num, where)
 
-    def _find_unreadable(self, names: list[str]) -> dict[str, str]:
-        def reason(name: str) -> str:
-            try:
-                self._read(name)
-            except UnreadableImage as error:
-                return error.reason
-            return ""
-
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            reasons = zip(names, pool.map(reason, names), strict=True)
-            return {name: text for name, text in reasons if text}
+    def _reason(self, name: str) -> str:
+        try:
+            self._read(name)
+        except UnreadableImage as error:
+            return error.reason
+        return ""
 
     def _read(self, name: str) -> ImageArray:
         return read_image(

@@ -181,27 +181,21 @@ class ShardCrops(Crops):
         # Shard, image and metadata of each sample.
         self._stored: list[tuple[int, Member, Member | None]] = []
         for number, path in enumerate(self.shards):
-            self._index(number, path)
+            images: dict[str, Member] = {}
+            metadata: dict[str, Member] = {}
+            for member in tar_members(path):
+                folder, file = os.path.split(member.name)
+                base, _, ending = file.partition(".")  # as WebDataset divides names
+                key, ending = os.path.join(folder, base), f".{ending.lower()}"
+                if ending in ENDINGS and images.setdefault(key, member) is not member:
+                    raise ValueError(f"{path} holds two images of key {key!r}: one is required")
+                if ending == ".json":
+                    metadata[key] = member
+            self.names += [f"{path.stem}/{key}" for key in images]
+            self._stored += [(number, image, metadata.get(key)) for key, image in images.items()]
         if not self._stored:
             raise ValueError(f"no image file ({' '.join(ENDINGS)}) in the shards of {root}")
         log.info("%d crops in %d shards of %s", len(self), len(self.shards), root)
-
-    def _index(self, number: int, path: Path) -> None:
-        images: dict[str, Member] = {}
-        metadata: dict[str, Member] = {}
-        for member in tar_members(path):
-            folder, file = os.path.split(member.name)
-            base, _, ending = file.partition(".")  # as WebDataset divides names
-            key, ending = os.path.join(folder, base), f".{ending.lower()}"
-            if ending in ENDINGS and key in images:
-                raise ValueError(f"{path} holds two images of key {key!r}: one is required")
-            if ending in ENDINGS:
-                images[key] = member
-            elif ending == ".json":
-                metadata[key] = member
-        for key, image in images.items():
-            self.names.append(f"{path.stem}/{key}")
-            self._stored.append((number, image, metadata.get(key)))
 
     def fingerprint(self) -> str:
         """Digest of the names and sizes of all samples and shards, wherever they lie."""

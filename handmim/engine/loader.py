@@ -34,7 +34,6 @@ from handmim.engine.workers import (
     start_server,
 )
 from handmim.utils.processes import StalledError
-from handmim.utils.ranks import own_rank
 from handmim.utils.seed import step_seed
 
 log = logging.getLogger(__name__)
@@ -128,8 +127,9 @@ class Loading:
             stack = _StackError(f"\n{loaded.stack}") if loaded.stack else None
             raise loaded.error from stack
         workers = ", ".join(str(worker.pid) for worker in self._workers)
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
         raise StalledError(
-            f"rank {own_rank()} stands still: it waited {self._limit_s:.0f} s for loader workers "
+            f"rank {rank} stands still: it waited {self._limit_s:.0f} s for loader workers "
             f"({workers}), one of which is stuck or stopped (machine.stall_timeout_s)"
         )
 

@@ -156,7 +156,8 @@ def _visit(tree: ImageTree, prefix: str, folders: deque[str], links: deque[str])
 
 def _labelled(names: set[str], evaluation: str) -> list[Benchmark]:
     """The labelled dataset that these names belong to."""
-    return [Benchmark(*row, evaluation) for marks, *row in LABELLED if marks <= names][:1]
+    known = [(name, use) for marks, name, use in LABELLED if marks <= names]
+    return [Benchmark(name, use, evaluation) for name, use in known[:1]]
 
 
 def _counted_as(path: str, ending: str) -> str:

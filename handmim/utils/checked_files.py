@@ -6,7 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -80,16 +80,12 @@ def has_trailer(path: Path) -> bool:
         if magic != MAGIC:
             return False
         file.seek(0)
-        if length != size or _crc32(file, size) != crc:
+        found, left = 0, size
+        while piece := file.read(min(left, CHUNK)):
+            found, left = zlib.crc32(piece, found), left - len(piece)
+        if (length, crc) != (size, found):
             raise ValueError(f"{path} is damaged: its content is not what was written")
     return True
-
-
-def _crc32(file: BinaryIO, size: int) -> int:
-    crc = 0
-    while piece := file.read(min(size, CHUNK)):
-        crc, size = zlib.crc32(piece, crc), size - len(piece)
-    return crc
 
 
 def with_crc(content: dict[str, Any]) -> dict[str, Any]:

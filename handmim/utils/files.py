@@ -165,14 +165,11 @@ def remove_leftovers(folder: Path, *, name: str | None = None, is_locked: bool =
     it is locked, also those of a process of the same number."""
     for path in folder.iterdir() if folder.is_dir() else ():
         found = PARTIAL.fullmatch(path.name)
-        if found is None or path.is_symlink() or not path.is_file():
-            continue
-        pid = int(found["pid"])
-        if name not in (None, found["name"]) or pid == os.getpid():
-            continue
-        if is_locked or not _is_alive(pid):
-            log.info("removed %s, left over by process %d", path, pid)
-            path.unlink(missing_ok=True)
+        if found and name in (None, found["name"]) and path.is_file() and not path.is_symlink():
+            pid = int(found["pid"])
+            if pid != os.getpid() and (is_locked or not _is_alive(pid)):
+                log.info("removed %s, left over by process %d", path, pid)
+                path.unlink(missing_ok=True)
 
 
 def _is_alive(pid: int) -> bool:
@@ -240,26 +237,25 @@ def locked(folder: Path, name: str = LOCK) -> Iterator[None]:
 
 def _try_lock(file: IO[str]) -> bool:
     """Lock an open file without waiting; a platform or file system without locks counts as free."""
-    with contextlib.suppress(ImportError):
+    try:
         import fcntl
 
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            log.warning("%s cannot be locked: %s", file.name, error)
-        return True
-    with contextlib.suppress(ImportError):
-        import msvcrt
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        log.warning("%s cannot be locked: %s", file.name, error)
+    except ImportError:
+        with contextlib.suppress(ImportError):
+            import msvcrt
 
-        file.seek(1 << 30)  # behind the content, which others may read
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-        except OSError:
-            return False
-        finally:
-            file.seek(0)
+            file.seek(1 << 30)  # behind the content, which others may read
+            try:
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            except OSError:
+                return False
+            finally:
+                file.seek(0)
     return True
 
 

@@ -18,11 +18,6 @@ def is_spread_out() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def own_rank() -> int:
-    """Rank of this process; 0 where it is the only one."""
-    return dist.get_rank() if is_spread_out() else 0
-
-
 class _Sum(torch.autograd.Function):
     """Sum over processes; so is its gradient, since each sum is used by all of them."""
 

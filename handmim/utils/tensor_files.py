@@ -89,23 +89,10 @@ def no_tensors(path: Path) -> str | None:
         head = file.read(KIND_BYTES)
     if head.strip(b"\0") and is_safetensors(path):
         return None
-    if head.startswith(b"PK"):
-        return _zip_kind(path)
-    is_broken = path.suffix == ".safetensors" and not head.startswith(b"\x80")
-    return foreign_kind(head) or (
-        "is damaged: it has no header of safetensors" if is_broken else None
-    )
-
-
-def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: the length of a JSON header, then the header."""
-    with path.open("rb") as file:
-        head = file.read(9)
-    length = int.from_bytes(head[:8], "little")
-    return len(head) == 9 and head[8:] == b"{" and length <= MAX_HEADER
-
-
-def _zip_kind(path: Path) -> str | None:
+    if not head.startswith(b"PK"):
+        is_broken = path.suffix == ".safetensors" and not head.startswith(b"\x80")
+        broken = "is damaged: it has no header of safetensors" if is_broken else None
+        return foreign_kind(head) or broken
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -119,6 +106,14 @@ def _zip_kind(path: Path) -> str | None:
     if sum(entry.file_size for entry in entries) > 2 * path.stat().st_size + 1_000_000:
         return "is a compressed archive, which PyTorch does not write: refused for its size"
     return None
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins as safetensors do: the length of a JSON header, then the header."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    length = int.from_bytes(head[:8], "little")
+    return len(head) == 9 and head[8:] == b"{" and length <= MAX_HEADER
 
 
 def save_weights(weights: Mapping[str, Tensor], path: Path, meta: Mapping[str, str]) -> None:

@@ -10,13 +10,10 @@ ridge regression to the joints.
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from handmim.data.augment import HandAugment
-from handmim.diagnostics.probe import Poses, joint_probe, mean_pose, poses_of, whole_hands
+from handmim.diagnostics.probe import embedded, joint_probe, mean_pose
 from handmim.objectives.experimental import low_resolution
 from handmim.objectives.hog import oriented_gradients
-from handmim.types import HandSample
 from handmim.utils.config import build
 from handmim.utils.console import print_metrics
 from handmim.utils.entry import tool
@@ -29,10 +26,9 @@ COMPONENTS = (32, 64, 128)
 COLUMNS = (("err2d_percent", "2D %"), ("mpjpe_mm", "MPJPE mm"), ("pa_mpjpe_mm", "PA-MPJPE mm"))
 
 
-def crops_and_poses(dataset: Dataset[HandSample], augment: HandAugment) -> tuple[Tensor, Poses]:
-    """Images and joints of all samples that the probe would use."""
-    parts = list(whole_hands(dataset, augment, 256))
-    return torch.cat([p.image for p in parts]), poses_of(parts)
+def targets_of(image: Tensor) -> dict[str, Tensor]:
+    """[n, D] by name of the target."""
+    return {name: target(image) for name, target in TARGETS.items()}
 
 
 @tool("pretrain")
@@ -45,16 +41,18 @@ def main(cfg: DictConfig) -> None:
             "probe=synthetic"
         )
     augment = build(hook.augment)
-    train_image, train = crops_and_poses(build(hook.train_set), augment)
-    test_image, test = crops_and_poses(build(hook.test_set), augment)
-    rows = {"mean pose": mean_pose(train, test)}
-    for name, target in TARGETS.items():
-        x, z = target(train_image), target(test_image)
+    train, test = (
+        embedded(build(part), augment, 256, targets_of) for part in (hook.train_set, hook.test_set)
+    )
+    rows = {"mean pose": mean_pose(train.poses, test.poses)}
+    for name in TARGETS:
+        x, z = train.features[name], test.features[name]
         mean = x.mean(dim=0)
         basis = torch.linalg.svd(x - mean, full_matrices=False).Vh
         for num in COMPONENTS:
             features = [(part - mean) @ basis[:num].T for part in (x, z)]
-            rows[f"{name}, {num} numbers"] = joint_probe(features[0], train, features[1], test)
+            errors = joint_probe(features[0], train.poses, features[1], test.poses)
+            rows[f"{name}, {num} numbers"] = errors
     print_metrics(rows, COLUMNS)
 
 

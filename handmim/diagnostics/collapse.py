@@ -6,7 +6,7 @@ network and not the data.
 
 import fnmatch
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
@@ -43,10 +43,6 @@ class Check(NamedTuple):
     side: str  # of its threshold: "above" or "below"
     threshold: float
     advice: str
-
-    def is_triggered(self, value: float) -> bool:
-        """Whether a value is on the wrong side; one that is not finite is."""
-        return not (value <= self.threshold if self.side == "above" else value >= self.threshold)
 
 
 # Entropies are shares of log P. At laptop size the default run stayed below 0.995, collapsed
@@ -121,11 +117,9 @@ class CollapseDetection:
             if unknown := sorted({n for n in names if n.split("/")[0] not in CHECKS}):
                 raise ValueError(f"{key} names unknown checks {unknown}, valid: {sorted(CHECKS)}")
         size = len(self.dataset)  # type: ignore[arg-type]
+        sizes = f"got {size}, num={self.num} and batch_size={self.batch_size}"
         if min(size, self.num, self.batch_size) < 2:
-            raise ValueError(
-                f"collapse detection compares images: got {size}, num={self.num} and "
-                f"batch_size={self.batch_size}, each must be >= 2"
-            )
+            raise ValueError(f"collapse detection compares images: {sizes}, each must be >= 2")
         spaced = np.linspace(0, size - 1, min(self.num, size))
         self.indices: list[int] = spaced.round().astype(int).tolist()
         self.num_triggered: dict[str, int] = {}  # checks in a row, by name
@@ -137,11 +131,19 @@ class CollapseDetection:
         batch = self._views(info, run.device)
         metrics = measure(task, batch, info, batch_size=self.batch_size, seed=self.seed)
         scalars = {f"diagnostics/{name}": value for name, value in metrics.items()}
-        if info.step < self.grace_steps:
-            return scalars
         fatal = []
-        for name, check in self._checks(metrics):
-            times = self._report(name, check, metrics[check.metric], info)
+        for name, check, value in self._checked(metrics if info.step >= self.grace_steps else {}):
+            # One that is not finite is on the wrong side.
+            fits = value <= check.threshold if check.side == "above" else value >= check.threshold
+            before = self.num_triggered.get(name, 0)
+            times = self.num_triggered[name] = 0 if fits else before + 1
+            if times == 1:
+                log.warning(
+                    "step %d: COLLAPSE %s: %s is %.3g, %s the threshold %.3g; %s",
+                    info.step, name, check.metric, value, check.side, check.threshold, check.advice,
+                )  # fmt: skip
+            elif before and not times:
+                log.info("step %d: %s is over: %s is %.3g", info.step, name, check.metric, value)
             scalars[f"collapse/{name}"] = float(times > 0)
             is_watched = name in self.stop_on or name.split("/")[0] in self.stop_on
             if is_watched and self.patience and times >= self.patience:
@@ -151,7 +153,7 @@ class CollapseDetection:
             self.stop_reason = f"{', '.join(fatal)} triggered in {in_a_row}"
         return scalars
 
-    def _checks(self, metrics: Iterable[str]) -> Iterator[tuple[str, Check]]:
+    def _checked(self, metrics: Mapping[str, float]) -> Iterator[tuple[str, Check, float]]:
         """The checks whose metric exists, by name, under this run's thresholds."""
         for name, check in CHECKS.items():
             threshold = (self.thresholds or {}).get(name, check.threshold)
@@ -161,20 +163,7 @@ class CollapseDetection:
                 part = metric.split("/")[1]
                 own_name = name if metric == check.metric else f"{name}/{part}"
                 advice = check.advice.format(name=part)
-                yield own_name, Check(metric, check.side, threshold, advice)
-
-    def _report(self, name: str, check: Check, value: float, info: StepInfo) -> int:
-        """Log a change; how many checks in a row were triggered."""
-        before = self.num_triggered.get(name, 0)
-        now = self.num_triggered[name] = before + 1 if check.is_triggered(value) else 0
-        if now and not before:
-            log.warning(
-                "step %d: COLLAPSE %s: %s is %.3g, %s the threshold %.3g; %s",
-                info.step, name, check.metric, value, check.side, check.threshold, check.advice,
-            )  # fmt: skip
-        elif before and not now:
-            log.info("step %d: %s is over: %s is %.3g", info.step, name, check.metric, value)
-        return now
+                yield own_name, Check(metric, check.side, threshold, advice), metrics[metric]
 
     def _views(self, info: StepInfo, device: torch.device) -> PretrainBatch:
         samples = []
@@ -182,10 +171,8 @@ class CollapseDetection:
             with suppress(UnreadableSample):  # training counts and names it
                 samples.append(self.dataset[index])
         if len(samples) < 2:
-            raise ValueError(
-                f"collapse detection compares images: {len(samples)} of {len(self.indices)} can be "
-                "read"
-            )
+            readable = f"{len(samples)} of {len(self.indices)} can be read"
+            raise ValueError(f"collapse detection compares images: {readable}")
         crops = CropBatch(*(None if x is None else x.to(device) for x in collate_crops(samples)))  # type: ignore[arg-type]
         return self.make_views(crops, torch.Generator().manual_seed(self.seed), info)
 

@@ -5,7 +5,8 @@ neighbours, by which nothing is fitted, find what is there but not linear.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -34,8 +35,9 @@ PENALTIES = tuple(10.0 ** (k / 2) for k in range(9))  # 1 .. 1e4
 HOLDOUT = 0.2  # share of the training set that selects the penalty
 NUM_QUERIES, NUM_SEARCHED, NUM_NEIGHBOURS = 6, 500, 5  # of the images shown
 
+SHOWN = {"err2d_percent": "%", "pa_mpjpe_mm": "mm"}  # in the log
+
 Errors = dict[str, float]
-Decomposition = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class Poses(NamedTuple):
@@ -45,90 +47,94 @@ class Poses(NamedTuple):
     joints_m: Tensor | None  # [n, 21, 3] relative to the root, metres; None for 2D only
 
 
-class WholeHands(NamedTuple):
-    """The samples of a batch whose 21 joints are all known in 2D."""
+class LabelledFeatures(NamedTuple):
+    """Features and labels of those samples of a set whose 21 joints are all known in 2D."""
 
-    is_whole: Tensor  # [B] bool, of the batch
-    image: Tensor  # [n, 3, H, W] in [0, 1], as are the rest: of these n alone
-    kp2d_crop_ndc: Tensor  # [n, 21, 2]
-    joints_root_m: Tensor  # [n, 21, 3] camera axes, origin at the root joint
-    all_3d: bool  # whether all of them have 3D joints
+    features: dict[str, Tensor]  # [n, D] by name
+    poses: Poses  # in 3D where all have 3D joints
+    classes: Tensor | None  # [n] int64, where the classes of all are known
+    total: int  # samples of the set
 
 
-def whole_hands(
+def embedded(
     dataset: Dataset[HandSample],
     augment: HandAugment,
     batch_size: int,
+    embed: Callable[[Tensor], dict[str, Tensor]],
+    *,
+    required: int = 1,
     device: torch.device | None = None,
-) -> Iterator[WholeHands]:
-    """Fully labelled samples of a set in their evaluation crops, batch by batch."""
+) -> LabelledFeatures:
+    """Features that `embed` finds in evaluation crops [n, 3, H, W] in [0, 1], on the CPU.
+
+    Raises: ValueError when fewer samples than required have all joints.
+    """
+    features: dict[str, list[Tensor]] = defaultdict(list)
+    whole, kp2d, joints, all_3d = [], [], [], True
     for stored in batches(dataset, batch_size):
         batch = augment.evaluate(stored if device is None else stored.moved(device))
         is_whole = batch.kp2d_valid.all(dim=1)
+        for name, x in embed(batch.image[is_whole]).items():
+            features[name].append(x.float().cpu())
         joints_cam_m = batch.joints_cam_m[is_whole]
-        yield WholeHands(
-            is_whole,
-            batch.image[is_whole],
-            batch.kp2d_crop_ndc[is_whole],
-            joints_cam_m - joints_cam_m[:, ROOT_JOINT, None],
-            bool(batch.joints_valid[is_whole].all()),
-        )
+        joints.append((joints_cam_m - joints_cam_m[:, ROOT_JOINT, None]).cpu())
+        kp2d.append(batch.kp2d_crop_ndc[is_whole].cpu())
+        whole.append(is_whole.cpu())
+        all_3d &= bool(batch.joints_valid[is_whole].all())
+    indices = torch.cat(whole).nonzero().squeeze(1).tolist()
+    if len(indices) < required:
+        text = f"only {len(indices)} of {sum(map(len, whole))} samples have all 21 joints in 2D"
+        raise ValueError(f"{text}, the probe needs {required}")
+    class_of = getattr(dataset, "class_of", lambda index: None)
+    classes = [class_of(i) for i in indices]
+    return LabelledFeatures(
+        {name: torch.cat(parts) for name, parts in features.items()},
+        Poses(torch.cat(kp2d), torch.cat(joints) if all_3d else None),
+        None if None in classes else torch.tensor(classes),
+        sum(map(len, whole)),
+    )
 
 
-def poses_of(parts: Sequence[WholeHands]) -> Poses:
-    """Their poses, in 3D where all have 3D joints; on the CPU."""
-    joints = torch.cat([part.joints_root_m for part in parts]).cpu()
-    all_3d = all(part.all_3d for part in parts)
-    return Poses(torch.cat([p.kp2d_crop_ndc for p in parts]).cpu(), joints if all_3d else None)
+def ridge(train_x: Tensor, train_y: Sequence[Tensor], test_x: Tensor) -> list[tuple[Tensor, float]]:
+    """Ridge regression from standardised features [n, D] to any number of targets [n, C], float64.
 
-
-class Ridge:
-    """Ridge regression from features [n, D], standardised, to any number of targets; float64. The
-    penalty is chosen, per target, on the last `HOLDOUT` of the training set.
-
+    Returns: each target for test_x [m, D], [m, C], and its penalty, which is chosen on the last
+    `HOLDOUT` of the training set.
     Raises: ValueError for fewer than 10 training samples.
     """
-
-    def __init__(self, train_x: Tensor) -> None:
-        if len(train_x) < MIN_TRAIN:
-            raise ValueError(f"a probe needs >= {MIN_TRAIN} training samples, got {len(train_x)}")
-        x = train_x.double()
-        self.mean, self.std = x.mean(dim=0), x.std(dim=0) + 1e-8
-        self.x = (x - self.mean) / self.std
-        self.cut = len(x) - max(1, round(HOLDOUT * len(x)))
-        self._whole = _decompose(self.x)
-        self._part = _decompose(self.x[: self.cut])
-
-    def predict(self, train_y: Tensor, test_x: Tensor) -> tuple[Tensor, float]:
-        """Fit one target [n, C] and predict it for test_x [m, D]: [m, C] and the chosen penalty.
-        Raises: ValueError for another number of targets than of training samples."""
-        if len(train_y) != len(self.x):
-            raise ValueError(f"got {len(train_y)} targets for {len(self.x)} features")
-        y = train_y.double()
+    if len(train_x) < MIN_TRAIN:
+        raise ValueError(f"a probe needs >= {MIN_TRAIN} training samples, got {len(train_x)}")
+    x = train_x.double()
+    mean, std = x.mean(dim=0), x.std(dim=0) + 1e-8
+    x, z = (x - mean) / std, (test_x.double() - mean) / std
+    cut = len(x) - max(1, round(HOLDOUT * len(x)))
+    solve, solve_part = _solver(x), _solver(x[:cut])
+    predicted = []
+    for y in (y.double() for y in train_y):
         errors = [
-            float((self.x[self.cut :] @ weight + bias - y[self.cut :]).square().mean())
-            for weight, bias in _solve(self._part, y[: self.cut], PENALTIES)
+            float((x[cut:] @ weight + bias - y[cut:]).square().mean())
+            for weight, bias in solve_part(y[:cut], PENALTIES)
         ]
         best = PENALTIES[min(range(len(errors)), key=errors.__getitem__)]
-        weight, bias = _solve(self._whole, y, (best,))[0]
-        return (test_x.double() - self.mean) / self.std @ weight + bias, best
+        ((weight, bias),) = solve(y, (best,))
+        predicted.append((z @ weight + bias, best))
+    return predicted
 
 
-def _decompose(x: Tensor) -> Decomposition:
+def _solver(x: Tensor) -> Callable[[Tensor, Sequence[float]], list[tuple[Tensor, Tensor]]]:
     mean = x.mean(dim=0)
-    values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean))
-    return x - mean, mean, values.clamp(min=0), vectors
+    centred = x - mean
+    values, vectors = torch.linalg.eigh(centred.T @ centred)
+    values = values.clamp(min=0)
 
+    def solve(y: Tensor, penalties: Sequence[float]) -> list[tuple[Tensor, Tensor]]:
+        """Weights [D, C] and biases [C] of every penalty."""
+        y_mean = y.mean(dim=0)
+        rotated = vectors.T @ (centred.T @ (y - y_mean))
+        weights = [vectors @ (rotated / (values + penalty)[:, None]) for penalty in penalties]
+        return [(weight, y_mean - mean @ weight) for weight in weights]
 
-def _solve(
-    parts: Decomposition, y: Tensor, penalties: tuple[float, ...]
-) -> list[tuple[Tensor, Tensor]]:
-    """Weights [D, C] and biases [C] of every penalty."""
-    x, mean, values, vectors = parts
-    y_mean = y.mean(dim=0)
-    rotated = vectors.T @ (x.T @ (y - y_mean))
-    weights = [vectors @ (rotated / (values + penalty)[:, None]) for penalty in penalties]
-    return [(weight, y_mean - mean @ weight) for weight in weights]
+    return solve
 
 
 def pose_errors(pred: Poses, true: Poses) -> Errors:
@@ -151,11 +157,11 @@ def pose_errors(pred: Poses, true: Poses) -> Errors:
 
 def joint_probe(train_x: Tensor, train: Poses, test_x: Tensor, test: Poses) -> Errors:
     """`pose_errors` of a ridge probe from features [n, D] to 2D and root-relative 3D joints."""
-    ridge = Ridge(train_x)
-    kp2d, _ = ridge.predict(train.kp2d_ndc.flatten(1), test_x)
-    joints = None
+    targets = [train.kp2d_ndc.flatten(1)]
     if train.joints_m is not None and test.joints_m is not None:
-        joints = ridge.predict(train.joints_m.flatten(1), test_x)[0].unflatten(1, (-1, 3))
+        targets.append(train.joints_m.flatten(1))
+    (kp2d, _), *rest = ridge(train_x, targets, test_x)
+    joints = rest[0][0].unflatten(1, (-1, 3)) if rest else None
     return pose_errors(Poses(kp2d.unflatten(1, (-1, 2)), joints), test)
 
 
@@ -192,13 +198,6 @@ def neighbour_poses(neighbours: Tensor, train: Poses) -> Poses:
     return Poses(kp2d, aligned.mean(dim=1))
 
 
-def neighbour_errors(neighbours: Tensor, train: Poses, test: Poses) -> Errors:
-    """Errors of the neighbours' mean pose: err2d_percent, pck10 and, in 3D, pa_mpjpe_mm."""
-    errors = pose_errors(neighbour_poses(neighbours, train), test)
-    errors.pop("mpjpe_mm", None)  # joints were aligned with one neighbour
-    return errors
-
-
 def class_accuracy(neighbours: Tensor, train_classes: Tensor, test_classes: Tensor) -> float:
     """Share of test samples whose class [m] int64 >= 0 wins the vote of neighbours [m, k], nearest
     first; ties go to nearer ones."""
@@ -210,14 +209,6 @@ def class_accuracy(neighbours: Tensor, train_classes: Tensor, test_classes: Tens
     votes = torch.zeros(len(voted), num, dtype=torch.float64)
     votes.scatter_add_(1, voted, ballots.expand_as(voted))
     return float((votes.argmax(dim=1) == test_classes).double().mean())
-
-
-class LabelledFeatures(NamedTuple):
-    """Frozen features and labels of a set."""
-
-    features: dict[str, Tensor]  # [n, D] by name of FEATURES
-    poses: Poses
-    classes: Tensor | None  # [n] int64, where the classes of all are known
 
 
 @dataclass(eq=False)
@@ -249,67 +240,52 @@ class ProbeHook:
             raise ValueError(f"neighbours must be whole numbers >= 1, got {list(self.neighbours)}")
         self._reported: list[Dataset[HandSample]] = []
 
-    def _embed(self, task: Any, image: Tensor) -> dict[str, Tensor]:
-        tokens = task.features(image)
-        both = torch.cat([tokens.cls, tokens.patches.mean(dim=1)], dim=1)
-        found = {"cls": tokens.cls, "cls_patch": both}
-        if "points" in self.features and (points := task.keypoints(tokens)) is not None:
-            found["points"] = points.flatten(1)
-        return {name: x.float().cpu() for name, x in found.items()}
+    def _embedded(self, task: Any, dataset: Dataset[HandSample], run: Run) -> LabelledFeatures:
+        def embed(image: Tensor) -> dict[str, Tensor]:
+            tokens = task.features(image)
+            both = torch.cat([tokens.cls, tokens.patches.mean(dim=1)], dim=1)
+            found = {"cls": tokens.cls, "cls_patch": both}
+            if "points" in self.features and (points := task.keypoints(tokens)) is not None:
+                found["points"] = points.flatten(1)
+            return found
 
-    def _embed_set(
-        self, task: Any, dataset: Dataset[HandSample], device: torch.device
-    ) -> LabelledFeatures:
-        """Features and labels of all samples with 21 joints in 2D."""
-        parts: list[WholeHands] = []
-        embedded: list[dict[str, Tensor]] = []
-        for hands in whole_hands(dataset, self.augment, self.batch_size, device):
-            embedded.append(self._embed(task, hands.image))
-            parts.append(hands._replace(image=hands.image[:0]))
-        is_whole = torch.cat([part.is_whole for part in parts]).cpu()
-        num, total = int(is_whole.sum()), len(is_whole)
-        if num < total and dataset not in self._reported:
-            log.info("probe: %d of %d samples have all 21 joints in 2D", num, total)
+        required, size = MIN_TRAIN if dataset is self.train_set else 1, self.batch_size
+        found = embedded(dataset, self.augment, size, embed, required=required, device=run.device)
+        num = len(found.poses.kp2d_ndc)
+        if num < found.total and dataset not in self._reported:
+            log.info("probe: %d of %d samples have all 21 joints in 2D", num, found.total)
             self._reported.append(dataset)
-        required = MIN_TRAIN if dataset is self.train_set else 1
-        if num < required:
-            text = f"only {num} of {total} samples have all 21 joints in 2D"
-            raise ValueError(f"{text}, the probe needs {required}")
-        features = {name: torch.cat([x[name] for x in embedded]) for name in embedded[0]}
-        class_of = getattr(dataset, "class_of", lambda index: None)
-        classes = [class_of(i) for i in is_whole.nonzero().squeeze(1).tolist()]
-        known = None if None in classes else torch.tensor(classes)
-        return LabelledFeatures(features, poses_of(parts), known)
+        return found
 
     def __call__(self, task: Any, info: StepInfo, run: Run) -> Errors:
         """Errors as `probe/<name>` (class token), `probe/<features>/<name>`, `probe/mean_pose/..`
         and `probe/knn<k>/..`; 3D ones where both sets have 3D joints."""
-        train = self._embed_set(task, self.train_set, run.device)
-        test = self._embed_set(task, self.test_set, run.device)
+        train = self._embedded(task, self.train_set, run)
+        test = self._embedded(task, self.test_set, run)
         results = {"mean_pose": mean_pose(train.poses, test.poses)}
         for name in self.features:
             if name in train.features:
                 x, z = train.features[name], test.features[name]
                 results[name] = joint_probe(x, train.poses, z, test.poses)
         if self.neighbours:
-            results |= self._retrieval(train, test)
-        log.info("step %d: probe, 2D error %s", info.step, _summary(results))
+            most = max(self.neighbours)
+            order = nearest(test.features["cls"], train.features["cls"], most)
+        for k in self.neighbours:
+            errors = pose_errors(neighbour_poses(order[:, :k], train.poses), test.poses)
+            errors.pop("mpjpe_mm", None)  # joints were aligned with one neighbour
+            if train.classes is not None and test.classes is not None:
+                accuracy = class_accuracy(order[:, :k], train.classes, test.classes)
+                errors["class_accuracy"] = accuracy
+            results[f"knn{k}"] = errors
         scalars = {"features/cls_rank": float(effective_rank(test.features["cls"]))}
+        texts = []
         for name, errors in results.items():
             prefix = "probe" if name == "cls" else f"probe/{name}"
             scalars |= {f"{prefix}/{key}": value for key, value in errors.items()}
+            shown = (f"{errors[key]:.2f} {unit}" for key, unit in SHOWN.items() if key in errors)
+            texts.append(f"{name} {', '.join(shown)}")
+        log.info("step %d: probe: %s", info.step, "; ".join(texts))
         return scalars
-
-    def _retrieval(self, train: LabelledFeatures, test: LabelledFeatures) -> dict[str, Errors]:
-        order = nearest(test.features["cls"], train.features["cls"], max(self.neighbours))
-        results = {}
-        for k in self.neighbours:
-            errors = neighbour_errors(order[:, :k], train.poses, test.poses)
-            if train.classes is not None and test.classes is not None:
-                classes = train.classes, test.classes
-                errors["class_accuracy"] = class_accuracy(order[:, :k], *classes)
-            results[f"knn{k}"] = errors
-        return results
 
     @torch.no_grad()
     def images(self, task: Any, run: Run) -> dict[str, NDArray[np.uint8]]:
@@ -331,12 +307,3 @@ class ProbeHook:
         indices = np.linspace(0, len(dataset) - 1, min(num, len(dataset))).round().astype(int)
         shown = batches(Subset(dataset, indices.tolist()), self.batch_size)
         return torch.cat([self.augment.evaluate(b.moved(device)).image for b in shown])
-
-
-def _summary(results: dict[str, Errors]) -> str:
-    """2D error in per cent of the crop and, in 3D, PA-MPJPE."""
-    texts = {name: f"{name} {errors['err2d_percent']:.2f} %" for name, errors in results.items()}
-    for name, errors in results.items():
-        if "pa_mpjpe_mm" in errors:
-            texts[name] += f" ({errors['pa_mpjpe_mm']:.1f} mm)"
-    return ", ".join(texts.values())

@@ -6,15 +6,9 @@ error is bounded, those nearer to a threshold than the bound in float64.
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import torch
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 from numpy.typing import NDArray
-from torch import Tensor
 
 from handmim.utils.kernels import njit
 
@@ -29,70 +23,38 @@ NOBODY = np.int32(2**31 - 1)  # above the bits of any number
 ERROR = 64 * 2.0**-24
 
 
-def f_scores(pred_m: Tensor, gt_m: Tensor, thresholds_m: Sequence[float]) -> Tensor:
-    """Harmonic mean of the shares of points with a neighbour closer than each threshold.
-
-    Compiled for the CPU; tensors of other devices are copied there.
-
-    Args:
-        pred_m, gt_m: [B, P, 3] and [B, Q, 3] metres, P and Q >= 1. A NaN hits nothing.
-        thresholds_m: T thresholds; a hit is `<`.
-    Returns: [B, T] float64, 0 where neither cloud hits.
-    Raises: ValueError for other shapes.
-    """
-    shapes = tuple(pred_m.shape), tuple(gt_m.shape)
-    if any(len(s) != 3 or s[1] < 1 or s[2] != 3 for s in shapes) or len(pred_m) != len(gt_m):
-        raise ValueError(f"[B, P, 3] and [B, Q, 3], P and Q >= 1, are required, got {shapes}")
-    clouds = [t.detach().to("cpu", torch.float64).contiguous().numpy() for t in (pred_m, gt_m)]
-    order, limits = squared_limits(thresholds_m)
-    hits = np.zeros((2, len(pred_m), len(limits)), np.int64)
-    if hits.size:
-        _hit_counts(clouds[0], clouds[1], limits, hits)
-    shares = hits[0] / pred_m.shape[1], hits[1] / gt_m.shape[1]
-    return torch.from_numpy(harmonic_means(*shares, order)).to(pred_m.device)
-
-
 def squared_limits(
     thresholds_m: Sequence[float],
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Indices of the thresholds from the lowest to the highest, and for each in this order the
-    largest squared distance that is a hit."""
+    largest squared distance whose root is below it, -1 where there is none."""
     order = np.argsort(np.asarray(thresholds_m, np.float64))
-    return order, np.array([_largest_hit_m2(float(thresholds_m[i])) for i in order])
+    limits = []
+    for threshold_m in (float(thresholds_m[i]) for i in order):
+        limit = threshold_m * threshold_m if threshold_m > 0 else -1.0
+        while limit > 0 and math.sqrt(limit) >= threshold_m:
+            limit = math.nextafter(limit, 0.0)
+        while limit >= 0 and math.sqrt(math.nextafter(limit, math.inf)) < threshold_m:
+            limit = math.nextafter(limit, math.inf)
+        limits.append(limit)
+    return order, np.array(limits, np.float64)
 
 
 def harmonic_means(
     precision: NDArray[np.float64], recall: NDArray[np.float64], order: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """F-scores of shares [B, T] by rising threshold, in the thresholds' own order."""
+    """F-scores of shares [..., T] by rising threshold, in the thresholds' own order; 0 without any
+    hit."""
     scores = np.empty_like(precision)
-    scores[:, order] = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
+    scores[..., order] = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     return scores
 
 
-def _largest_hit_m2(threshold_m: float) -> float:
-    """The largest squared distance whose root is below the threshold, -1 where there is none."""
-    if not threshold_m > 0:
-        return -1.0
-    limit = threshold_m * threshold_m
-    while math.sqrt(limit) >= threshold_m:
-        limit = math.nextafter(limit, 0.0)
-    while math.sqrt(math.nextafter(limit, math.inf)) < threshold_m:
-        limit = math.nextafter(limit, math.inf)
-    return limit
-
-
-def _float32_bits(_context, value):  # type: ignore[no-untyped-def]
-    """A float32's bits as an integer: numbers >= 0 keep their order, and the smallest of many is
-    found by vector instructions, which floats would need fastmath for."""
-
-    def same_bits(_, builder, __, values):  # type: ignore[no-untyped-def]
-        return builder.bitcast(values[0], ir.IntType(32))
-
-    return types.int32(types.float32), same_bits
-
-
-_bits: Any = intrinsic(_float32_bits)
+@njit(cache=True, nogil=True)
+def _bits(value):  # type: ignore[no-untyped-def]
+    # A float32 as an integer: numbers >= 0 keep their order, and the smallest of many is found by
+    # vector instructions, which floats would need fastmath for.
+    return np.float32(value).view(np.int32)
 
 
 @njit(cache=True, nogil=True)
@@ -203,9 +165,9 @@ def sort_gt(gt, limits, work):  # type: ignore[no-untyped-def]
         distance = math.sqrt(max(limits[t], 0.0))
         bounds[0, t], bounds[1, t] = -1, NOBODY
         if error < 1e9:  # else a point or a limit is infinite, and all is compared in float64
-            bounds[1, t] = _bits(np.float32((distance + error) ** 2))
+            bounds[1, t] = _bits((distance + error) ** 2)
             if distance > error:
-                bounds[0, t] = _bits(np.float32((distance - error) ** 2))
+                bounds[0, t] = _bits((distance - error) ** 2)
     return axis, low[axis], per_m
 
 
@@ -264,11 +226,3 @@ def add_hits(pred, gt, grid, limits, work, pred_hits, gt_hits):  # type: ignore[
         )
     _decide(found, who, num, pred, gt, limits, bounds, pred_hits)
     _decide(nearest, order, gt.shape[0], gt, pred, limits, bounds, gt_hits)
-
-
-@njit(cache=True, nogil=True)
-def _hit_counts(pred, gt, limits, hits):  # type: ignore[no-untyped-def]
-    work = workspace(pred.shape[1], gt.shape[1], len(limits))
-    for b in range(pred.shape[0]):
-        grid = sort_gt(gt[b], limits, work)
-        add_hits(pred[b], gt[b], grid, limits, work, hits[0, b], hits[1, b])

@@ -1,7 +1,6 @@
 """Pose and mesh errors as the FreiHAND and HO-3D evaluators define them, batched; metres in,
 millimetres out."""
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -82,9 +81,7 @@ def _mean_areas(errors_m, thresholds_m, areas, out):  # type: ignore[no-untyped-
         total = 0.0
         for error in errors_m[n]:
             if error <= thresholds_m[last]:
-                first = max(math.ceil(error * per_m), 0)  # but for rounding: the loops
-                while first > 0 and error <= thresholds_m[first - 1]:
-                    first -= 1
+                first = max(int(error * per_m) - 1, 0)  # before it, for any rounding
                 while error > thresholds_m[first]:
                     first += 1
                 total += areas[first]
@@ -119,12 +116,7 @@ def mesh_errors(pred_m: Points, gt_m: Points, thresholds_m: Sequence[float]) -> 
     _score(pred, gt, limits, errors, hits, norms)
     check_norms(torch.from_numpy(norms))
     shares = hits / num_points
-    return MeshErrors(
-        verts_m=errors[0],
-        verts_al_m=errors[1],
-        f=harmonic_means(shares[0], shares[1], order),
-        f_al=harmonic_means(shares[2], shares[3], order),
-    )
+    return MeshErrors(*errors, *harmonic_means(shares[::2], shares[1::2], order))
 
 
 @njit(cache=True, nogil=True)

@@ -1,12 +1,13 @@
 import cv2
 import numpy as np
+import torch
 
 from handmim.diagnostics.images import (
+    PREDICTED_RGB,
     contact_sheet,
-    distinct_colours,
     draw_joints,
     draw_mesh,
-    draw_points,
+    numbered_points,
 )
 from handmim.render.scene import SceneRenderer, SceneSettings
 
@@ -25,7 +26,12 @@ def test_mesh_overlay_covers_the_hand_and_nothing_else(hand_arrays):
     r = SceneRenderer(hand_arrays, settings).render(0)
     px = r.verts_cam_m @ r.K_px.T
     drawn = draw_mesh(
-        r.image, px[:, :2] / px[:, 2:], r.verts_cam_m[:, 2], hand_arrays.faces, alpha=1.0
+        r.image,
+        px[:, :2] / px[:, 2:],
+        r.verts_cam_m[:, 2],
+        hand_arrays.faces,
+        PREDICTED_RGB,
+        alpha=1.0,
     )
     changed = np.abs(drawn.astype(int) - r.image).max(axis=2) > 8
     kernel = np.ones((3, 3), np.uint8)
@@ -39,13 +45,13 @@ def test_joints_and_points_land_where_they_are_told():
     black = np.zeros((64, 64, 3), np.uint8)
     joints = np.full((21, 2), 32.0)
     joints[8] = [10.5, 50.5]
-    drawn = draw_joints(black, joints, zoom=1)
+    drawn = draw_joints(black, joints)
     assert drawn[50, 10].max() > 100
-    points = np.array([[20.5, 8.5], [40.5, 30.5]])
-    drawn = draw_points(black, points, distinct_colours(2), zoom=1)
-    for x, y in ((20, 8), (40, 30)):
+    points_px = torch.tensor([[41.0, 17.0], [81.0, 61.0]])  # of 144 pixels
+    drawn = numbered_points(torch.zeros(3, 144, 144), points_px / 72 - 1)
+    for x, y in points_px.int().tolist():
         assert drawn[y, x].max() > 100
-    assert drawn[50:, :20].max() == 0
+    assert drawn[100:, :40].max() == 0
     assert black.max() == 0, "the input is not painted on"
 
 

@@ -1,4 +1,4 @@
-"""Samples, batches, outputs and the Task protocol. No maths.
+"""Samples, batches, outputs and the base of tasks. No maths.
 
 Letters used everywhere: B batch, G views, L local crops, N patches, D width, P prototypes, K
 pseudo-keypoints of d = 2 or 3 numbers, J=21 joints, V=778 vertices, T refinement steps, h w token
@@ -13,13 +13,14 @@ pixel is (0.5, 0.5). Metres and radians inside; millimetres only in results.
 Batches are NamedTuples: collate, pinning, device moves and precision plugins all walk them.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,8 @@ class CropSample:
 
 @dataclass(frozen=True)
 class HandSample:
-    """One labelled square hand crop, in our frame, unit and joint order whatever the dataset used.
-
-    Missing labels are zeros with their flag off; a flag that is on promises finite numbers.
-    """
+    """One labelled square hand crop, in our frame, unit and joint order. Missing labels are zeros
+    with their flag off; a flag that is on promises finite numbers."""
 
     image: NDArray[np.uint8]  # [S, S, 3] RGB
     sample_id: str
@@ -67,11 +66,9 @@ class CropBatch(NamedTuple):
 
 
 class PretrainBatch(NamedTuple):
-    """Two (or more) views of every source crop with their exact geometry.
-
-    A point p of a view lies at source_from_view (p + d(p)) of the source crop, d the smooth field
-    that `displacement_ndc` spans (geometry.crop); without one d = 0.
-    """
+    """Two (or more) views of every source crop. A point p of a view lies at source_from_view (p +
+    d(p)) of the source crop, d the smooth field that `displacement_ndc` spans (geometry.crop), or
+    0."""
 
     views: Tensor  # [B, G, 3, H, W] in [0, 1], after colour augmentation
     source_from_view: Tensor  # [B, G, 2, 3] fp32, view ndc -> source ndc
@@ -98,18 +95,13 @@ class PretrainBatch(NamedTuple):
 
     def part(self, start: int, stop: int) -> "PretrainBatch":
         """Samples from start to stop, which may lie behind the last."""
-        fields: dict[str, Any] = {
-            name: field[start:stop]
-            for name, field in self._asdict().items()
-            if field is not None and name != "known_masked_idx"
-        }
-        if self.known_masked_idx is not None and self.num_masked is not None:
-            first, num = sum(self.num_masked[:start]), sum(self.num_masked[start:stop])
-            per_sample = self.is_masked[0].numel()
-            fields["known_masked_idx"] = (
-                self.known_masked_idx[first : first + num] - start * per_sample
-            )
-        return PretrainBatch(**fields)
+        fields: tuple[Any, ...] = self
+        part = PretrainBatch(*(None if field is None else field[start:stop] for field in fields))
+        if self.known_masked_idx is None or self.num_masked is None:
+            return part
+        first, num = sum(self.num_masked[:start]), sum(self.num_masked[start:stop])
+        masked_idx = self.known_masked_idx[first : first + num] - start * self.is_masked[0].numel()
+        return part._replace(known_masked_idx=masked_idx)
 
 
 class HandBatch(NamedTuple):
@@ -188,8 +180,7 @@ class HandState(NamedTuple):
 
 
 class HandOutputs(NamedTuple):
-    """All refinement steps, first the mean hand that the head starts from, last the prediction; and
-    auxiliary maps of heads that have them."""
+    """The mean hand that the head starts from, all refinement steps, and auxiliary maps."""
 
     steps: tuple[HandState, ...]  # T + 1
     heatmaps: Tensor | None = None  # [B, 21, h, w] of the joints in the crop
@@ -203,6 +194,11 @@ class StepInfo(NamedTuple):
     total_steps: int
 
 
+# Samples -> batch; batch on the device -> augmented batch, which draws from the generator only.
+Collate = Callable[[list[Any]], Any]
+Prepare = Callable[[Any, torch.Generator, StepInfo], Any]
+
+
 class StepResult(NamedTuple):
     """Result of one training step. `scalars` stay on the device until they are logged."""
 
@@ -210,21 +206,20 @@ class StepResult(NamedTuple):
     scalars: dict[str, Tensor]
 
 
-@runtime_checkable
-class Task(Protocol):
-    """A training method; tasks are nn.Modules whose forward is one training step."""
-
-    def __call__(self, batch: Any, info: StepInfo) -> StepResult:
-        """Losses of one batch."""
+class Task(nn.Module):
+    """A training method; its forward, of a batch and a `StepInfo`, gives a `StepResult`."""
 
     def before_update(self, info: StepInfo) -> None:
         """Runs between backward and optimizer: cancels gradients of frozen parameters."""
 
     def after_step(self, info: StepInfo) -> dict[str, float]:
         """Runs after the optimizer: EMA, centres. Returns scalars worth logging."""
+        return {}
 
     def lr_scales(self) -> dict[str, float]:
         """Factor on the learning rate by parameter name; names left out count 1."""
+        return {}
 
     def images(self, batch: Any) -> dict[str, NDArray[np.uint8]]:
         """[H, W, 3] RGB images of this batch, by name; in evaluation mode."""
+        return {}

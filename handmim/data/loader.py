@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from functools import partial
 from hashlib import blake2b
 
 import numpy as np
@@ -12,8 +13,7 @@ from torch.utils.data import BatchSampler, Dataset, Subset
 
 from handmim.data.datasets import size_of
 from handmim.data.samples import mirror_sample
-from handmim.engine.loader import Loading, beat
-from handmim.engine.workers import Loaded, attempt
+from handmim.engine.workers import Loaded, Loading, beat
 from handmim.geometry.camera import ndc_from_px
 from handmim.hand.skeleton import CONVENTION_NAMES
 from handmim.types import CropBatch, CropSample, HandBatch, HandSample
@@ -93,23 +93,15 @@ class SkipUnreadable(Subset[HandSample]):
         self.max_skipped, self.skipped = max_skipped, dict[str, str]()
 
 
-class _Collated(Dataset[Loaded]):
-    """Batches of the readable samples by index, None without any, and names of the others."""
-
-    def __init__(self, dataset: Dataset[HandSample]) -> None:
-        self.dataset = dataset
-
-    def __getitem__(self, indices: list[int]) -> Loaded:
-        return attempt(lambda: self._make(indices))
-
-    def _make(self, indices: list[int]) -> Loaded:
-        samples, unreadable = [], []
-        for index in indices:
-            try:
-                samples.append(self.dataset[index])
-            except UnreadableSample as error:
-                unreadable.append((error.path, error.reason))
-        return Loaded(collate_hands(samples) if samples else None, unreadable)
+def _collated(dataset: Dataset[HandSample], indices: list[int]) -> Loaded:
+    """A batch of the readable samples, None without any, and names of the others."""
+    samples, unreadable = [], []
+    for index in indices:
+        try:
+            samples.append(dataset[index])
+        except UnreadableSample as error:
+            unreadable.append((error.path, error.reason))
+    return Loaded(collate_hands(samples) if samples else None, unreadable)
 
 
 def batches(
@@ -125,7 +117,7 @@ def batches(
     most = tolerant.max_skipped if tolerant else 0
     order = BatchSampler(range(size), batch_size, drop_last=False)
     generator = torch.Generator()  # else it would draw from the global one
-    with Loading(_Collated(dataset), order, num_workers, generator=generator) as loading:
+    with Loading(partial(_collated, dataset), order, num_workers, generator=generator) as loading:
         for number in range(len(order)):
             beat(f"samples to evaluate, from number {number * batch_size}")
             loaded = next(loading)

@@ -1,5 +1,4 @@
-"""Checkpoints: whole or absent, loadable without running code; those of somebody else hold plain
-values of known kinds and build our own parts alone."""
+"""Checkpoints: whole or absent; those of others hold plain values and build our own parts alone."""
 
 import logging
 import pkgutil
@@ -26,10 +25,7 @@ def save_checkpoint(
     path: Path, state: dict[str, Any], *, before: Callable[[], None] = lambda: None
 ) -> None:
     """Write tensors and plain values with a checksum; an interruption leaves the previous file,
-    before whose replacement `before` is called. Plain `torch.load` reads the file too.
-
-    Raises: OSError for a full disk, with the bytes that are needed and free.
-    """
+    before whose replacement `before` is called. Raises: OSError for a full disk."""
     with atomic_path(path) as partial:
         with CheckedWriter(partial) as file:
             torch.save({"format": FORMAT, CHECKED: "crc32", **state}, file)  # type: ignore[arg-type]
@@ -37,11 +33,8 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint of ours; nothing in the file is executed.
-
-    Raises: FileNotFoundError; ValueError for a foreign file, and for one with a byte that is not
-        what was written.
-    """
+    """Read a checkpoint of ours; nothing in the file is executed. Raises: FileNotFoundError;
+    ValueError for a foreign file, and for one with a byte that is not what was written."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"no checkpoint at {path} (checkpoint=, resume=)")
@@ -73,39 +66,33 @@ def checkpoints_of(run_dir: Path, resume: str) -> list[Path]:
 
 
 def load_newest(run_dir: Path, resume: str) -> tuple[Path, dict[str, Any]] | None:
-    """Path and content of what a run is resumed from: last.pt where it is whole, else the newest
-    whole checkpoint; None where there is nothing. The log says which were passed over and why.
-
-    Raises: FileNotFoundError; ValueError when there are checkpoints, and none is whole.
-    """
+    """Path and content of what a run is resumed from: last.pt, else the newest whole checkpoint;
+    None where there is nothing. Raises: FileNotFoundError; ValueError when none is whole."""
     paths = checkpoints_of(run_dir, resume)
     if not paths:
         return None
     if resume != "auto":
         return paths[0], load_checkpoint(paths[0])
-    whole: tuple[Path, dict[str, Any]] | None = None
-    faults: list[str] = []
+    newest, state, faults = paths[0], {"step": -1}, list[str]()
     for path in paths:
         number = path.stem.removeprefix("step_")
-        if whole is not None and number.isdigit() and int(number) <= whole[1]["step"]:
+        if number.isdigit() and int(number) <= state["step"]:
             continue
         try:
-            state = load_checkpoint(path)
+            other = load_checkpoint(path)
         except (FileNotFoundError, ValueError) as error:
             faults.append(str(error))
             continue
+        if other["step"] > state["step"]:
+            newest, state = path, other
         if path.name == LAST:
-            return path, state
-        if whole is None or state["step"] > whole[1]["step"]:
-            whole = path, state
-    if whole is None:
-        raise ValueError(
-            f"no checkpoint of {run_dir} is whole: {'; '.join(faults)} (resume=FILE of another "
-            "folder, or resume=never overwrite=true to begin anew)"
-        )
+            return path, other
+    if state["step"] < 0:
+        how = "(resume=FILE of another folder, or resume=never overwrite=true to begin anew)"
+        raise ValueError(f"no checkpoint of {run_dir} is whole: {'; '.join(faults)} {how}")
     why = "; ".join(faults) or f"there is no {LAST}"
-    log.warning("%s: %s is the newest whole checkpoint", why, whole[0])
-    return whole
+    log.warning("%s: %s is the newest whole checkpoint", why, newest)
+    return newest, state
 
 
 # What configs build, by section: constructors of parts. They write nowhere but below a cache_dir.
@@ -121,44 +108,38 @@ SECTIONS = {
 }
 # What rebuilding a model reads, beside what each part checks of its own arguments.
 OF_MODELS: dict[str, type] = {
-    "step": int, "meta": dict, "task": dict, "config": dict,
-    "config.hand": dict, "config.hand.path": str,
-    "config.task": dict, "config.task._target_": str,
-    "config.task.backbone": dict, "config.task.backbone._target_": str,
-    "config.task.head": dict, "config.task.head._target_": str,
-    "config.augment": dict, "config.augment._target_": str,
-    "config.augment.img_px": int, "config.augment.scale": list,
+    "config": dict, "config.task": dict, "config.task.head": dict, "config.task._target_": str,
+    "config.task.head._target_": str, "config.task.backbone": dict,
+    "config.task.backbone._target_": str, "config.hand": dict, "config.hand.path": str,
+    "config.augment": dict, "config.augment._target_": str, "config.augment.img_px": int,
+    "config.augment.scale": list, "step": int, "meta": dict, "task": dict,
 }  # fmt: skip
 OF_RUNS: dict[str, type] = {"config.name": str, "config.seed": int, "config.data": dict}
 MAX_DEPTH, MAX_LEAVES = 32, 100_000
 MAX_SETTING = 4096  # sides in pixels, widths and counts, where no tensor of the file is larger
-SIZED = ("backbone", "head", "augment")
 
 
 def check_saved(saved: Mapping[str, Any], path: Any) -> None:
     """Refuse the content of a checkpoint from which no model can be rebuilt safely: ValueError."""
-    require(saved, {"config": dict, "config.task": dict}, path)
-    if "head" not in saved["config"]["task"]:
-        raise ValueError(f"{path} is a pretraining checkpoint: fine-tune it first")
-    check_targets(saved["config"], path)
     require(saved, OF_MODELS, path)
-    hand = saved["meta"].get("hand_sha256")
+    hand, tensors = saved["meta"].get("hand_sha256"), saved["task"]
     if saved["step"] < 0 or not isinstance(hand, str | None):
         raise ValueError(f"{path} has step {saved['step']} and hand_sha256 {hand!r}: refused")
-    if wrong := [k for k, v in saved["task"].items() if not isinstance(v, Tensor)]:
+    if wrong := [k for k, v in tensors.items() if not isinstance(v, Tensor)]:
         raise ValueError(f"{path} holds no tensor at task.{wrong[0]}")
-    _check_sizes(saved, path)
+    largest = max((side for value in tensors.values() for side in value.shape), default=0)
+    check_config(saved["config"], path, max(largest, MAX_SETTING))
 
 
 def require(saved: Mapping[str, Any], kinds: Mapping[str, type], path: Any) -> None:
-    """Raises: ValueError naming the first entry that a checkpoint lacks, by dotted name, or that is
-    of another kind."""
+    """Raises: ValueError naming the first entry, dotted, that is missing or of another kind."""
     for name, kind in kinds.items():
         node: Any = saved
         for key in name.split("."):
             if not isinstance(node, Mapping) or key not in node:
                 raise ValueError(
-                    f"{path} is no whole checkpoint of this project: {name} is missing"
+                    f"{path} is no whole checkpoint of a fine-tuning: {name} is missing (one of "
+                    "pretraining: fine-tune it first)"
                 )
             node = node[key]
         if not isinstance(node, kind) or isinstance(node, bool):
@@ -167,37 +148,34 @@ def require(saved: Mapping[str, Any], kinds: Mapping[str, type], path: Any) -> N
             )
 
 
-def check_targets(config: Any, path: Any = "the checkpoint") -> None:
-    """Refuse a checkpoint's config that is no plain resolved one, or builds anything but our own
-    parts.
-
-    A target must lie in `PARTS`, or in those of its section, by its path and by where it is
-    defined: a path may not lead through one of our modules to what it imports
-    (`handmim.data.crops.os.system`).
-
-    Raises: ValueError naming the target.
-    """
+def check_config(config: Any, path: Any = "the checkpoint", bound: float = MAX_SETTING) -> None:
+    """Refuse a config that is no plain resolved one, builds anything but our own parts, or has
+    numbers that would build more than the file has tensors for: ValueError naming the entry.
+    Targets lie in `PARTS`, or those of their section, by path and by where they are defined: no
+    path leads through our modules to what they import (`handmim.data.crops.os.system`)."""
     for keys, value in plain_leaves(config, path):
-        name, text = ".".join(keys), str(value)
+        text, fault = str(value), None
+        of_model = keys[0] == "augment" or (keys[0] == "task" and {"backbone", "head"} & {*keys})
+        is_size = of_model or (keys[0] == "data" and keys[-1].endswith("_px"))
         if "${" in text or text == "???":  # saved configs are resolved
-            raise ValueError(f"{path}: its config holds {text[:60]!r} ({name}): refused")
-        if "_args_" in keys:  # arguments without a name would escape checks by name
-            raise ValueError(f"{path}: its config holds arguments without names ({name}): refused")
-        if "cache_dir" in keys and keys[0] not in ("data", "probe"):
-            raise ValueError(f"{path}: its config holds a folder to write ({name}): refused")
-        if "_target_" not in keys:
-            continue
-        allowed = SECTIONS.get(keys[0], PARTS)
-        owner = text.startswith(allowed) and _defined_in(text)
-        if not owner or not f"{owner}.".startswith(PARTS):
-            raise ValueError(f"{path}: its config builds {text[:60]!r} ({name}): refused")
+            fault = f"holds {text[:60]!r}"
+        elif "_args_" in keys:  # arguments without a name would escape checks by name
+            fault = "holds arguments without names"
+        elif "cache_dir" in keys and keys[0] not in ("data", "probe"):
+            fault = "holds a folder to write"
+        elif "_target_" in keys:
+            allowed = SECTIONS.get(keys[0], PARTS)
+            owner = text.startswith(allowed) and _defined_in(text)
+            if not owner or not f"{owner}.".startswith(PARTS):
+                fault = f"builds {text[:60]!r}"
+        elif is_size and isinstance(value, (int, float)) and not abs(value) <= bound:
+            fault = f"has {keys[-1]}={value:g}, its tensors allow {bound} at most"
+        if fault is not None:
+            raise ValueError(f"{path}: its config {fault} ({'.'.join(keys)}): refused")
 
 
 def plain_leaves(config: Any, path: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Leaves of nested dicts and lists and their keys, within bounds.
-
-    Raises: ValueError for a config that refers to itself, is too large or holds other values.
-    """
+    """Leaves of nested dicts and lists, and their keys. Raises: ValueError beyond bounds."""
     waiting: list[tuple[tuple[str, ...], Any]] = [((), config)]
     for _ in range(MAX_LEAVES):
         if not waiting:
@@ -222,29 +200,13 @@ def plain_leaves(config: Any, path: Any) -> Iterator[tuple[tuple[str, ...], Any]
     )
 
 
-def _check_sizes(saved: Mapping[str, Any], path: Any) -> None:
-    """Refuse numbers that would build more than the file has tensors for."""
-    largest = max((max(v.shape, default=0) for v in saved["task"].values()), default=0)
-    bound = max(largest, MAX_SETTING)
-    for keys, value in plain_leaves(saved["config"], path):
-        of_model = keys[0] in ("task", "augment") and set(keys) & set(SIZED)
-        is_side = keys[0] == "data" and keys[-1].endswith("_px")
-        if (of_model or is_side) and isinstance(value, (int, float)) and not abs(value) <= bound:
-            raise ValueError(
-                f"{path}: its config has {'.'.join(keys)}={value:g}, its tensors allow {bound} at "
-                "most: refused"
-            )
-
-
 def check_fits(there: Mapping[str, Tensor], here: Mapping[str, Tensor], path: Any) -> None:
-    """Raises: ValueError naming the first tensor of a checkpoint that its own config builds
-    otherwise."""
+    """Raises: ValueError naming the first tensor that a checkpoint's config builds otherwise."""
     for name in sorted(there.keys() | here.keys()):
-        shapes = [tuple(side[name].shape) if name in side else None for side in (there, here)]
-        if shapes[0] != shapes[1]:
+        own, built = (tuple(d[name].shape) if name in d else "missing" for d in (there, here))
+        if own != built:
             raise ValueError(
-                f"{path}: its config does not fit its tensors: {name} is {shapes[0] or 'missing'}, "
-                f"the config builds {shapes[1] or 'none'}"
+                f"{path}: its config does not fit its tensors: {name} is {own}, it builds {built}"
             )
 
 

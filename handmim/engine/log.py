@@ -1,5 +1,4 @@
-"""What a run shows beside its steps: scalars and images by hooks and task, TensorBoard, one JSON
-line per logged step, PNG files, progress."""
+"""What a run shows beside its steps: scalars, images, progress."""
 
 import errno
 import logging
@@ -11,16 +10,15 @@ from typing import Any, Protocol
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from handmim.engine.loader import beat
-from handmim.types import StepInfo
+from handmim.types import StepInfo, Task
 from handmim.utils.console import Progress
 from handmim.utils.files import write_atomic
 from handmim.utils.json_files import read_rows, row_line
+from handmim.utils.ranks import objects_of_ranks
 from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)
@@ -30,50 +28,48 @@ Images = dict[str, NDArray[np.uint8]]  # [H, W, 3] RGB by name
 
 
 class Hook(Protocol):
-    """Called every so many steps: probing, validating, detecting collapse.
-
-    It may have a method `images(task, run) -> Images`, drawn with the task's, and an attribute
-    `stop_reason`: where that is a text after a call, the run is saved and ends.
-    """
+    """Called every so many steps. It may have a method `images(task, run) -> Images`, drawn with
+    the task's, and an attribute `stop_reason`: a text after a call ends the run, which is saved."""
 
     every: int | None  # steps; None = only at the end
     at_start: bool  # also before the first step
 
-    def __call__(self, task: nn.Module, info: StepInfo, run: Run) -> dict[str, float]:
+    def __call__(self, task: Task, info: StepInfo, run: Run) -> dict[str, float]:
         """Scalars to log."""
 
 
-def call_hooks(
-    hooks: Sequence[Hook], task: nn.Module, info: StepInfo, run: Run
-) -> tuple[dict[str, float], str | None]:
-    """Run hooks in eval mode without gradients, then go back to training: scalars of the main
-    process, and why the run should stop, on all processes; so is what a hook of any raises."""
-    scalars: dict[str, float] = {}
-    reason: str | None = None
-    if not hooks:
-        return scalars, reason
-    task.eval()
-    with run.together(), torch.no_grad():
-        for hook in hooks:
-            beat(f"{type(hook).__name__} after step {info.step}")
-            scalars |= hook(task, info, run)
-            reason = reason or getattr(hook, "stop_reason", None)
-    task.train()
-    scalars = run.fabric.broadcast(scalars)
-    if run.any_rank(reason is not None):
-        return scalars, reason or "stopped by another process"
-    return scalars, None
-
-
-def draw(task: nn.Module, batch: Any, hooks: Sequence[Hook], run: Run) -> Images:
+def draw(task: Task, batch: Any, hooks: Sequence[Hook], run: Run) -> Images:
     """Images of the task, and of every hook that has some."""
     task.eval()
-    images = dict(task.images(batch))  # type: ignore[operator]
+    images = task.images(batch)
     for hook in hooks:
         if hasattr(hook, "images"):
             images |= hook.images(task, run)
     task.train()
     return images
+
+
+class RunningMeans:
+    """Means of scalars over all processes and steps; adding does not wait for the device."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[Tensor | float, int]] = {}
+
+    def add(self, scalars: Mapping[str, Tensor]) -> None:
+        """Scalars [] of one step."""
+        for name, value in scalars.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = total + value.detach(), count + 1
+
+    def take(self) -> dict[str, float]:
+        """The means, which begin anew; called by every process. Names may differ between them."""
+        every = objects_of_ranks({name: (float(t), n) for name, (t, n) in self._sums.items()})
+        self._sums = {}
+        means: dict[str, float] = {}
+        for name in dict.fromkeys(name for sums in every for name in sums):
+            totals, counts = zip(*(sums[name] for sums in every if name in sums), strict=True)
+            means[name] = sum(totals) / sum(counts)
+        return means
 
 
 class RunLog:
@@ -90,7 +86,7 @@ class RunLog:
         self.path = folder / "scalars.jsonl"
         if self.path.is_file():
             kept = [row for row in read_rows(self.path) if row["step"] <= first_step and first_step]
-            write_atomic(self.path, "".join(row_line(row) for row in kept))
+            write_atomic(self.path, "".join(map(row_line, kept)))
         purge = first_step + 1 if first_step else None
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
@@ -130,9 +126,9 @@ class RunLog:
 
     def images(self, step: int, images: Images) -> None:
         """Log images and keep them as PNG files."""
-        if self._tensorboard is None or self.folder is None:
+        if self._tensorboard is None:
             return
-        target = self.folder / "images"
+        target = self.path.with_name("images")
         with self._tolerant():
             target.mkdir(exist_ok=True)
             for name, image in images.items():
@@ -158,20 +154,14 @@ class StepProgress(Progress):
         self.shown, self.total_steps, self.batch_size = shown, total_steps, batch_size
         self.line_every = max(log_every, -(-total_steps // LINES))
 
-    def images_per_s(self, step: int) -> float:
-        """Mean rate since this process started training."""
-        return self.rate(step) * self.batch_size
-
     def show(self, step: int, loss: float | None) -> None:
         """Show `step` finished steps; `loss` is None between log points."""
-        rate = self.images_per_s(step)
+        rate = self.rate(step) * self.batch_size
         if self.is_bar:
             self.update(step, None if loss is None else f"loss {loss:.4f} {rate:.0f} images/s")
         elif loss is None or not self.shown:
             return
         elif step % self.line_every == 0 or step == self.total_steps:
-            left = (self.total_steps - step) * self.batch_size / max(rate, 1e-9)
-            log.info(
-                "step %d/%d  loss %.4f  %.0f images/s  %.0f s left",
-                step, self.total_steps, loss, rate, left,
-            )  # fmt: skip
+            left_s = (self.total_steps - step) * self.batch_size / max(rate, 1e-9)
+            text = f"step {step}/{self.total_steps}  loss {loss:.4f}  {rate:.0f} images/s"
+            log.info("%s  %.0f s left", text, left_s)

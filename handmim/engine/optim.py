@@ -1,10 +1,9 @@
 """Schedules, and the optimizer's config: parameter groups, rates by step, gradient clipping."""
 
 import inspect
-import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,20 +11,16 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from handmim.utils.arguments import below_one, one_of
 from handmim.utils.run import precision_in_force
 
-log = logging.getLogger(__name__)
-
-SHAPES = ("cosine", "linear")
 NO_DECAY_SUFFIXES = ("pos_embed", "cls_token", "mask_token")
-CLIPS = ("global", "per_tensor")
 FORMS = {"fused", "foreach", "differentiable", "capturable"}  # of torch's optimizers
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A function of the step alone: warm up linearly from `warmup_start` to `start`, then go from
-    `start` to `end`. Raises ValueError for a bad shape or warm-up."""
+    """A function of the step: linearly from `warmup_start` to `start`, then from there to `end`."""
 
     start: float
     end: float | None = None  # value at the last step; None keeps `start`
@@ -35,10 +30,8 @@ class Schedule:
     warmup_start: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.shape not in SHAPES:
-            raise ValueError(f"schedule shape must be one of {SHAPES}, got {self.shape!r}")
-        if not 0.0 <= self.warmup_fraction < 1.0:
-            raise ValueError(f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}")
+        one_of("schedule shape", self.shape, ("cosine", "linear"))
+        below_one(warmup_fraction=self.warmup_fraction)
         if self.warmup_steps is not None and self.warmup_fraction:
             raise ValueError("give warmup_steps or warmup_fraction, not both")
 
@@ -62,29 +55,9 @@ def as_schedule(value: float | Schedule) -> Schedule:
     return value if isinstance(value, Schedule) else Schedule(start=float(value))
 
 
-def changed_schedules(
-    config: Any, step: int, before: int, after: int
-) -> dict[str, tuple[float, float]]:
-    """Values at a step under two numbers of steps, by config key, of those schedules of a resolved
-    config that differ."""
-    values = {k: (s(step, before), s(step, after)) for k, s in _schedules(config, "")}
-    return {key: pair for key, pair in values.items() if pair[0] != pair[1]}
-
-
-def _schedules(node: Any, key: str) -> Iterator[tuple[str, Schedule]]:
-    if isinstance(node, dict) and node.get("_target_") == f"{__name__}.{Schedule.__name__}":
-        yield key, Schedule(**{k: v for k, v in node.items() if not k.startswith("_")})
-    elif isinstance(node, (dict, list)):
-        for name, value in node.items() if isinstance(node, dict) else enumerate(node):
-            yield from _schedules(value, f"{key}.{name}".lstrip("."))
-
-
 def param_groups(module: nn.Module, lr_scales: dict[str, float]) -> list[dict[str, Any]]:
-    """Trainable parameters grouped by learning-rate factor and by whether weight decay applies: not
-    to biases, norms and other 1-D parameters, positions and special tokens.
-
-    Raises: ValueError when nothing is trainable or `lr_scales` names no parameter.
-    """
+    """Trainable parameters by learning-rate factor and by whether weight decay applies: not to
+    biases, norms, positions and special tokens. Raises: ValueError when nothing is trainable."""
     if unknown := sorted(set(lr_scales) - dict(module.named_parameters()).keys()):
         raise ValueError(f"lr_scales names parameters that do not exist: {unknown[:5]}")
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
@@ -94,41 +67,27 @@ def param_groups(module: nn.Module, lr_scales: dict[str, float]) -> list[dict[st
             groups.setdefault((lr_scales.get(name, 1.0), decays), []).append(param)
     if not groups:
         raise ValueError("nothing to train: every parameter is frozen")
-    return [
-        {"params": params, "lr_scale": scale, "decays": decays}
-        for (scale, decays), params in sorted(groups.items(), key=lambda item: item[0])
-    ]
+    return [{"params": groups[s, d], "lr_scale": s, "decays": d} for s, d in sorted(groups)]
 
 
 def load_optimizer(
     optimizer: Optimizer, saved: dict[str, Any], module: nn.Module, order: Sequence[str]
 ) -> None:
     """Load an optimizer's state, which goes by position; `order` names the module's entries as
-    `saved` has them, which is changed in place.
-
-    Raises: ValueError for a state of other parameters.
-    """
+    `saved` has them, which is changed in place. Raises: ValueError for other parameters."""
     position = {name: i for i, name in enumerate(order)}
     names = {param: name for name, param in module.named_parameters()}
     numbers = [len(group["params"]) for group in saved["param_groups"]]
     if numbers != [len(group["params"]) for group in optimizer.param_groups]:
-        raise ValueError(
-            f"the checkpoint's optimizer has groups of {numbers} parameters, this run trains other "
-            "ones: start a new run from its weights"
-        )
+        text = f"the checkpoint's optimizer has groups of {numbers} parameters"
+        raise ValueError(f"{text}, this run trains other ones: start a new run from its weights")
     for there, here in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+        there |= {form: here[form] for form in FORMS if form in here}  # as this run chooses
         params = here["params"]
         if not all(names.get(param) in position for param in params):  # sharded by a strategy
             continue
         ranked = sorted(range(len(params)), key=lambda i: position[names[params[i]]])
         there["params"] = [index for _, index in sorted(zip(ranked, there["params"], strict=True))]
-        for param, index in zip(params, there["params"], strict=True):
-            for value in saved["state"].get(index, {}).values():
-                if torch.is_tensor(value) and value.ndim and value.shape != param.shape:
-                    raise ValueError(
-                        f"the checkpoint's optimizer holds {tuple(value.shape)} for "
-                        f"{names[param]}, {tuple(param.shape)} is required"
-                    )
     optimizer.load_state_dict(saved)
 
 
@@ -136,15 +95,13 @@ def load_optimizer(
 def clip_per_tensor(params: Iterable[Tensor], max_norm: float) -> Tensor:
     """Shorten each parameter's gradient to `max_norm`; returns the norm of all before that."""
     grads = [param.grad for param in params if param.grad is not None]
-    if not grads:
-        return torch.zeros(())
     norms = torch.stack(torch._foreach_norm(grads))
     factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_(grads, factors.unbind())
     return norms.norm()
 
 
-@dataclass(frozen=True)
+@dataclass
 class OptimizerConfig:
     """How parameters are optimised. Raises ValueError for an unknown `clip_by`."""
 
@@ -157,20 +114,15 @@ class OptimizerConfig:
     # The optimizer's one-kernel form. None takes it where there is one and gradients come unscaled:
     # a fused step unscales fp16's by itself, which leaves nothing to clip.
     fused: bool | None = None
-    _lr: Schedule = field(init=False, repr=False)
-    _weight_decay: Schedule = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.clip_by not in CLIPS:
-            raise ValueError(f"clip_by must be one of {CLIPS}, got {self.clip_by!r}")
-        object.__setattr__(self, "_lr", as_schedule(self.lr))
-        object.__setattr__(self, "_weight_decay", as_schedule(self.weight_decay))
+        one_of("clip_by", self.clip_by, ("global", "per_tensor"))
+        self._lr, self._weight_decay = as_schedule(self.lr), as_schedule(self.weight_decay)
 
     def build(
         self, module: nn.Module, lr_scales: dict[str, float], precision: str = "32-true"
     ) -> Optimizer:
-        """Optimizer over all trainable parameters; Fabric's `precision` decides about `fused`.
-        Raises: ValueError for arguments that the optimizer does not take."""
+        """Optimizer over all trainable parameters; Fabric's `precision` decides about `fused`."""
         groups = param_groups(module, lr_scales)
         try:
             taken = inspect.signature(self.make).parameters
@@ -201,23 +153,20 @@ class OptimizerConfig:
         """Clip this step's gradients; returns their global norm before, None without clipping."""
         if self.clip_norm is None:
             return None
-        if self.clip_by == "global":
-            norm = fabric.clip_gradients(
-                module, optimizer, max_norm=self.clip_norm, error_if_nonfinite=False
-            )
-            return torch.as_tensor(norm)
-        if precision_in_force(fabric) == "16-mixed":
+        is_global = self.clip_by == "global"
+        if is_global or precision_in_force(fabric) == "16-mixed":
             # Only Fabric can unscale; with an infinite limit it shortens nothing.
-            fabric.clip_gradients(
-                module, optimizer, max_norm=float("inf"), error_if_nonfinite=False
-            )
-        return clip_per_tensor(
-            (p for g in optimizer.param_groups for p in g["params"]), self.clip_norm
-        )
+            most = self.clip_norm if is_global else math.inf
+            norm = fabric.clip_gradients(module, optimizer, max_norm=most, error_if_nonfinite=False)
+            if is_global:
+                return torch.as_tensor(norm)
+        params = (p for g in optimizer.param_groups for p in g["params"])
+        return clip_per_tensor(params, self.clip_norm)
 
     def describe(self, batch_size: int) -> str:
-        """One line for the log, with both rates when they differ."""
+        """A line for the log: batch size, peak rate, clipping."""
         peak = self._lr.start
         scaled = self._scaled(peak, batch_size)
         how = f" ({peak:g} x {batch_size}/{self.lr_reference_batch})" if scaled != peak else ""
-        return f"peak learning rate {scaled:g}{how}, clip {self.clip_norm} ({self.clip_by})"
+        clip = f"clip {self.clip_norm} ({self.clip_by})"
+        return f"{batch_size}, peak learning rate {scaled:g}{how}, {clip}"

@@ -5,20 +5,21 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
-
 from handmim.engine.checkpoint import BEST, LAST, load_checkpoint, load_newest, save_checkpoint
 from handmim.engine.identity import check_same_run
-from handmim.engine.loader import beat
-from handmim.engine.optim import FORMS, changed_schedules, load_optimizer
-from handmim.engine.step import Ledger, falls_on
-from handmim.utils.files import FULL, atomic_path
+from handmim.engine.optim import Schedule, load_optimizer
+from handmim.engine.step import Ledger, TrainStep, falls_on
+from handmim.engine.workers import beat
+from handmim.utils.arguments import at_least
+from handmim.utils.config import flatten
+from handmim.utils.files import FULL
 from handmim.utils.renames import new_entry
 from handmim.utils.run import Run
 
@@ -26,7 +27,9 @@ log = logging.getLogger(__name__)
 
 AUTO = "auto"
 AUTO_METRICS = ("val/pa_mpvpe_mm", "val/pa_mpjpe_mm", "val/err2d_percent")
-RISING = re.compile(r"auc|pck\d*|f\d+")  # a word of the name of a metric that is good when large
+# A word of the name of a metric that is good when large: area under a PCK curve, PCK, F-score.
+RISING = re.compile(r"auc|pck\d*|f\d+")
+SCHEDULE = "handmim.engine.optim.Schedule"  # as configs name it
 
 
 class BestMetric(NamedTuple):
@@ -37,79 +40,47 @@ class BestMetric(NamedTuple):
     step: int
 
 
-def is_higher_better(metric: str) -> bool:
-    """True of areas under PCK curves, PCK and F-scores; False of errors and losses."""
-    return any(RISING.fullmatch(word) for word in metric.rsplit("/", 1)[-1].split("_"))
-
-
-@dataclass(frozen=True)
-class BestRule:
-    """What makes a checkpoint the best, and when to stop. Raises ValueError for a name of no
-    validation metric, and for a patience below 1 or without a metric."""
-
-    keep_best: str | None = None  # a val/...; "auto" is the first of `AUTO_METRICS` there is
-    stop_patience: int | None = None  # validations in a row without an improvement
-
-    def __post_init__(self) -> None:
-        if self.keep_best not in (None, AUTO) and not str(self.keep_best).startswith("val/"):
-            raise ValueError(
-                f"keep_best must be auto, null or a validation metric such as {AUTO_METRICS[0]}, "
-                f"got {self.keep_best!r}"
-            )
-        if self.stop_patience is None:
-            return
-        if self.stop_patience < 1:
-            raise ValueError(f"stop_patience must be >= 1 or null, got {self.stop_patience}")
-        if self.keep_best is None:
-            raise ValueError(
-                f"stop_patience={self.stop_patience} waits for a better metric, and "
-                "keep_best=null names none (trainer.keep_best=auto)"
-            )
-
-    def check(self, known: Sequence[str]) -> None:
-        """Raises: ValueError for a metric that no validation gives, listing the known ones."""
-        if self.keep_best not in (None, AUTO, *known):
-            raise ValueError(
-                f"keep_best={self.keep_best}: no validation has this metric, choose one of "
-                f"{', '.join(known)}, auto or null"
-            )
-
-    def choose(self, scalars: Mapping[str, float]) -> str | None:
-        """The metric that counts; None where nothing is kept or `scalars` hold no validation.
-        Raises: ValueError listing the metrics there are, when the required one is not there."""
-        names = [n for n in scalars if n.startswith("val/") and not n.startswith("val/num_")]
-        if self.keep_best is None or not names:
-            return None
-        candidates = AUTO_METRICS if self.keep_best == AUTO else (self.keep_best,)
-        chosen = next((name for name in candidates if name in names), None)
-        if chosen is None:
-            raise ValueError(
-                f"the validation has no {' or '.join(candidates)}, it has "
-                f"{', '.join(sorted(names))} (trainer.keep_best, null for none)"
-            )
-        return chosen
-
-
 def _described(metric: str, counts: Mapping[str, int]) -> str:
     over = ", ".join(f"{n.removeprefix('val/')} {num}" for n, num in sorted(counts.items()))
     return f"{metric} of {over}" if over else metric
 
 
+@dataclass
 class BestTracker:
-    """The best validation of a run; `reason` says why the run should stop after the latest one."""
+    """The best validation of a run. Raises ValueError for a rule that cannot be followed."""
 
-    def __init__(self, rule: BestRule) -> None:
-        self.rule = rule
-        self.best: BestMetric | None = None
-        self.counts: dict[str, int] | None = None  # samples of it; None of an older checkpoint
-        self.reason: str | None = None
-        self._waited = 0  # validations without an improvement
+    keep_best: str | None = None  # a val/...; "auto" is the first of `AUTO_METRICS` there is
+    stop_patience: int | None = None  # validations in a row without an improvement
+    best: BestMetric | None = None
+    counts: dict[str, int] | None = None  # samples of it; None of an older checkpoint
+    waited: int = 0  # validations without an improvement
+    reason: str | None = None  # why the run should stop after the latest validation
+
+    def __post_init__(self) -> None:
+        if self.keep_best not in (None, AUTO) and not str(self.keep_best).startswith("val/"):
+            known = f"auto, null or a validation metric such as {AUTO_METRICS[0]}"
+            raise ValueError(f"keep_best must be {known}, got {self.keep_best!r}")
+        if self.stop_patience is not None:
+            at_least(1, stop_patience=self.stop_patience)
+            if self.keep_best is None:
+                raise ValueError("stop_patience: keep_best=null names none (keep_best=auto)")
+
+    def choose(self, metrics: Iterable[str]) -> str | None:
+        """The metric that counts; None where nothing is kept or no name is of a validation."""
+        names = [n for n in metrics if n.startswith("val/") and not n.startswith("val/num_")]
+        if self.keep_best is None or not names:
+            return None
+        candidates = AUTO_METRICS if self.keep_best == AUTO else (self.keep_best,)
+        chosen = next((name for name in candidates if name in names), None)
+        if chosen is None:
+            known = f"{', '.join(sorted(names))} (trainer.keep_best, null for none)"
+            raise ValueError(f"the validation has no {' or '.join(candidates)}, it has {known}")
+        return chosen
 
     def update(self, step: int, scalars: Mapping[str, float]) -> bool:
-        """Whether the scalars of all hooks hold the best validation so far: finite, and the first
-        or better. Another metric than before, or one over another number of samples, begins anew.
-        Raises: ValueError as `BestRule.choose`."""
-        self.reason, metric = None, self.rule.choose(scalars)
+        """Whether the scalars hold the best validation so far: finite, and the first or better.
+        Another metric than before, or one over another number of samples, begins anew."""
+        self.reason, metric = None, self.choose(scalars)
         if metric is None:
             return False
         counts = {n: int(v) for n, v in scalars.items() if n.startswith("val/num_")}
@@ -118,35 +89,28 @@ class BestTracker:
             if before != (metric, counts):
                 now = _described(metric, counts)
                 log.warning("%s is what counts from now on, not %s", now, _described(*before))
-                self.best, self._waited = None, 0
+                self.best, self.waited = None, 0
         value = float(scalars[metric])
-        if self._improves(metric, value):
-            self.best, self.counts, self._waited = BestMetric(metric, value, step), counts, 0
+        sign = -1 if any(map(RISING.fullmatch, metric.rsplit("/", 1)[-1].split("_"))) else 1
+        is_better = self.best is None or sign * value < sign * self.best.value
+        if math.isfinite(value) and is_better:
+            self.best, self.counts, self.waited = BestMetric(metric, value, step), counts, 0
             return True
-        self._waited += 1
-        if self.rule.stop_patience is not None and self._waited >= self.rule.stop_patience:
-            self.reason = (
-                f"{metric} did not improve in {self._waited} validations (a larger "
-                "trainer.stop_patience goes on)"
-            )
+        self.waited += 1
+        if self.stop_patience is not None and self.waited >= self.stop_patience:
+            in_a_row = f"in {self.waited} validations (a larger trainer.stop_patience goes on)"
+            self.reason = f"{metric} did not improve {in_a_row}"
         return False
-
-    def _improves(self, metric: str, value: float) -> bool:
-        if self.best is None or not math.isfinite(value):
-            return math.isfinite(value)
-        before = self.best.value
-        return value > before if is_higher_better(metric) else value < before
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
         best = None if self.best is None else self.best._asdict()
-        return {"figure": best, "counts": self.counts, "waited": self._waited}
+        return {"figure": best, "counts": self.counts, "waited": self.waited}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`."""
-        best = state["figure"]
-        self.best = None if best is None else BestMetric(**best)
-        self.counts, self._waited = state.get("counts"), state["waited"]
+        self.best = BestMetric(**state["figure"]) if state["figure"] else None
+        self.counts, self.waited, self.reason = state.get("counts"), state["waited"], None
 
 
 @dataclass
@@ -155,8 +119,7 @@ class Saver:
     that the disk refuses is an error of the log alone, but for the last one."""
 
     run: Run
-    task: nn.Module
-    optimizer: Any  # as Fabric wrapped it
+    step: TrainStep
     best: BestTracker
     ledger: Ledger
     check: Callable[[int], None]  # called with the last finished step; refuses lost weights
@@ -167,13 +130,9 @@ class Saver:
     newest: Path | None = None  # checkpoint that was written, or resumed from, last
 
     def restore(self, resume: str, *, extend: bool = False) -> int:
-        """Put everything where a checkpoint left it ("never", "auto" or its file); the best metric
-        is forgotten unless the folder's best.pt is what it was kept for. With `extend` another
-        number of steps is allowed, and the log and run.json name what that changes.
-
-        Returns: finished steps, 0 for a new run.
-        Raises: FileNotFoundError, or ValueError for a damaged checkpoint or one of another run.
-        """
+        """Put everything where a checkpoint left it ("never", "auto" or its file): finished steps,
+        0 for a new run. The best metric is forgotten unless the folder's best.pt is what it was
+        kept for. Raises: FileNotFoundError, or ValueError for a checkpoint of another run."""
         loaded = load_newest(self.run.dir, resume)
         if loaded is None:
             self.run.write_start()
@@ -181,85 +140,86 @@ class Saver:
         self.newest, state = loaded
         check_same_run(state, self.identity, self.run.config, self.newest, extend=extend)
         self.run.write_start()
-        step, total = state["step"], self.identity["max_steps"]
-        if (before := state["identity"]["max_steps"]) != total:
-            _extend(self.run, step, before, total, self.newest)
-        self._load(state)
-        kept = self.run.dir / BEST
-        if self.best.best is not None and self.best.best != _best_of(kept):
-            log.warning("%s is not the best that %s remembers: it begins anew", kept, self.newest)
-            self.best.best = None
+        if state["identity"]["max_steps"] != self.identity["max_steps"]:
+            self._extend(state)
+        step, total = self._load(state), self.identity["max_steps"]
+        if (best := self.best.best) is not None:
+            kept = None  # what best.pt was kept for by its own account
+            with suppress(FileNotFoundError, ValueError):
+                kept = load_checkpoint(self.run.dir / BEST, "meta").get("best", {}).get("figure")
+            if kept != best._asdict():
+                log.warning("%s is not the best of %s: it begins anew", BEST, self.newest)
+                self.best.best = None
         log.info("resumed %s at step %d of %d", self.newest, step, total)
-        return int(step)
+        return step
 
     def go_back(self) -> int:
         """Put everything back to the newest checkpoint; returns its step."""
         newest = self.run.fabric.broadcast(self.newest)
         assert newest is not None  # a run that may rewind saves before its first step
-        state = load_checkpoint(newest)
-        self._load(state)
-        return int(state["step"])
+        return self._load(load_checkpoint(newest))
 
-    def _load(self, state: dict[str, Any]) -> None:
-        self.task.load_state_dict(state["task"])
-        groups = zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=False)
-        for saved, built in groups:
-            saved |= {form: built[form] for form in FORMS if form in built}  # as this run chooses
+    def _load(self, state: dict[str, Any]) -> int:
+        self.step.task.load_state_dict(state["task"])
         order = [new_entry(name) for name in state["task"]]
-        load_optimizer(self.optimizer, state["optimizer"], self.task, order)
+        load_optimizer(self.step.optimizer, state["optimizer"], self.step.task, order)
         self.run.fabric.strategy.precision.load_state_dict(state["precision"])
         if "best" in state:
             self.best.load_state_dict(state["best"])
-        if "ledger" in state:
-            self.ledger.load_state_dict(state["ledger"])
+        vars(self.ledger).update(state.get("ledger", {}))
+        return int(state["step"])
 
-    @contextmanager
-    def saved_first(self, step: int) -> Iterator[None]:
-        """An error within ends the run after a save of its `step` steps."""
-        try:
-            yield
-        except Exception:
-            self.save(step, is_final=True)
-            log.warning("stopped after step %d, go on with resume=auto", step)
-            raise
+    def _extend(self, state: dict[str, Any]) -> None:
+        """Log what another number of steps changes; raises ValueError when the run has as many."""
+        step, before = state["step"], state["identity"]["max_steps"]
+        after = self.identity["max_steps"]
+        if step >= after:
+            raise ValueError(f"{self.newest} has {step} steps already, got {after} (max_steps)")
+        flat, changed = flatten(self.run.config), {}
+        for key in [k.removesuffix("_target_") for k, v in flat.items() if v == SCHEDULE]:
+            node = {k.removeprefix(key): v for k, v in flat.items() if k.startswith(key)}
+            schedule = Schedule(**{k: v for k, v in node.items() if not k.startswith("_")})
+            pair = schedule(step, before), schedule(step, after)
+            if pair[0] != pair[1]:
+                changed[key.removesuffix(".")] = pair
+        text = ", ".join(f"{k} {a:.4g} to {b:.4g}" for k, (a, b) in changed.items())
+        when = f"from step {step} on the schedules are of {after} steps, before it of {before}"
+        log.warning("%s: %s", when, text or "none of the config's differs at this step")
+        facts = {"step": step, "from": before, "to": after, "schedules": changed}
+        self.run.record("extended", facts)
 
     def save(self, step: int, is_best: bool = False, *, is_final: bool = False) -> None:
-        """Write the state after `step` finished steps, also as best.pt where it is the best, and a
-        copy where one falls due.
-
-        Raises: OSError of a final save, on all processes; NotFiniteError for weights that are lost.
-        """
+        """Write the state after `step` finished steps, also as best.pt and a copy where they are
+        due. Raises: OSError of a final save, on all processes; NotFiniteError for weights that are
+        lost."""
         self.check(step - 1)
         beat(f"the checkpoint after step {step}")
         with self.run.together() if is_final else nullcontext():
-            if self.run.is_main:
-                self._try(step, is_best, is_final)
-
-    def _try(self, step: int, is_best: bool, is_final: bool) -> None:
-        try:
-            self._write(step, is_best)
-        except OSError as error:
-            if not is_final:
-                log.error("%s: training goes on, the next save may succeed", error)
-                if is_best:
-                    self.best.best = None  # the next validation is kept
+            if not self.run.is_main:
                 return
-            log.error("%s: once more without earlier checkpoints", error)
-            if error.errno in FULL:
-                for path in self._rolled():
-                    if path != self.newest:
-                        path.unlink()
-            self._write(step, is_best)
+            try:
+                self._write(step, is_best)
+            except OSError as error:
+                if not is_final:
+                    log.error("%s: training goes on, the next save may succeed", error)
+                    self.best.best = None if is_best else self.best.best  # the next one is kept
+                    return
+                log.error("%s: once more without earlier checkpoints", error)
+                if error.errno in FULL:
+                    for path in self._rolled():
+                        if path != self.newest:
+                            path.unlink()
+                self._write(step, is_best)
 
     def _write(self, step: int, is_best: bool) -> None:
         folder = self.run.dir
         state = {
             "step": step,
-            "task": self.task.state_dict(),
+            "task": self.step.task.state_dict(),
             "identity": self.identity,
             "meta": self.meta,
             "config": self.run.config,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.step.optimizer.state_dict(),
             "precision": self.run.fabric.strategy.precision.state_dict(),
             "best": self.best.state_dict(),
             "ledger": asdict(self.ledger),
@@ -281,43 +241,20 @@ class Saver:
 
     def _roll(self) -> None:
         """Give last.pt its second name before it is replaced: no byte is copied."""
-        for path in self._rolled():
-            if int(path.stem[5:]) >= self.keep_last:
-                path.unlink()
-        earlier = [self.run.dir / f"last-{number}.pt" for number in range(1, self.keep_last)]
         last = self.run.dir / LAST
+        earlier = [self.run.dir / f"last-{number}.pt" for number in range(1, self.keep_last)]
+        for path in self._rolled():
+            if path not in earlier:
+                path.unlink()
         if not earlier or not last.is_file():
             return
         if earlier[0].is_file() and earlier[0].samefile(last):
             return  # of a save that failed
-        for newer, older in zip(earlier[-2::-1], earlier[:0:-1], strict=True):
+        for newer, older in reversed([*pairwise(earlier)]):
             if newer.is_file():
                 newer.replace(older)
         earlier[0].unlink(missing_ok=True)
         try:
             os.link(last, earlier[0])
-        except OSError:  # a file system without links
-            with atomic_path(earlier[0]) as partial:
-                shutil.copyfile(last, partial)
-
-
-def _extend(run: Run, step: int, before: int, after: int, source: Path) -> None:
-    """Log what another number of steps changes; raises ValueError when the run has as many."""
-    if step >= after:
-        raise ValueError(f"{source} has {step} steps already, got {after} (max_steps)")
-    changed = changed_schedules(run.config, step, before, after)
-    text = ", ".join(f"{k} {a:.4g} to {b:.4g}" for k, (a, b) in changed.items())
-    log.warning(
-        "from step %d on the schedules are those of %d steps, before it those of %d: %s",
-        step, after, before, text or "none of the config's differs at this step",
-    )  # fmt: skip
-    run.record("extended", {"step": step, "from": before, "to": after, "schedules": changed})
-
-
-def _best_of(path: Path) -> BestMetric | None:
-    """What a best.pt was kept for by its own account, where it is whole and has one."""
-    try:
-        metric = load_checkpoint(path, "meta").get("best", {}).get("figure")
-    except (FileNotFoundError, ValueError):
-        return None
-    return None if metric is None else BestMetric(**metric)
+        except OSError:  # a file system without links; resume=auto passes over half a copy
+            shutil.copyfile(last, earlier[0])

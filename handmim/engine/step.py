@@ -1,33 +1,29 @@
-"""One training step, the same one for training, dry runs, benchmarks and tests, and its check for
-losses, gradients and weights that are not finite.
+"""One training step, and its check for losses, gradients and weights that are not finite.
 
 A step does not wait for the device: losses and norms stay there until somebody reads them.
 """
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from handmim.engine.checkpoint import save_checkpoint
 from handmim.engine.optim import OptimizerConfig
-from handmim.types import StepInfo, StepResult
+from handmim.types import Prepare, StepInfo, StepResult, Task
 from handmim.utils.findings import shown
 from handmim.utils.processes import GOES_ON
-from handmim.utils.ranks import objects_of_ranks
 from handmim.utils.run import Run, precision_in_force
 from handmim.utils.seed import step_generator, step_seed
 
 log = logging.getLogger(__name__)
 
 MOST_KEPT = 3  # batches of refused steps that stay on disk
-
-Prepare = Callable[[Any, torch.Generator, StepInfo], Any]
 Check = Callable[[StepInfo, Any, StepResult, Tensor | None], None]
 
 
@@ -57,10 +53,6 @@ class Ledger:
         counts = {"data/replaced": self.replaced, "data/skipped_steps": len(self.skipped)}
         return {name: float(count) for name, count in counts.items() if count}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from the fields of another."""
-        vars(self).update(asdict(Ledger(**state)))
-
 
 class TrainStep:
     """Augmentation, losses, backward pass, clipping, optimizer and averages of one step. Terms that
@@ -69,7 +61,7 @@ class TrainStep:
     def __init__(
         self,
         fabric: Fabric,
-        task: nn.Module,  # types.Task; moved to the device
+        task: Task,  # moved to the device
         config: OptimizerConfig,
         *,
         batch_size: int,  # samples of a step over all processes; learning rates scale with it
@@ -79,22 +71,16 @@ class TrainStep:
     ) -> None:
         self.fabric, self.task, self.config, self.prepare = fabric, task, config, prepare
         self.batch_size, self.accumulate, self.seed = batch_size, accumulate, seed
-        scales = task.lr_scales()  # type: ignore[operator]
-        optimizer = config.build(task.to(fabric.device), scales, precision_in_force(fabric))
+        task.to(fabric.device)
+        optimizer = config.build(task, task.lr_scales(), precision_in_force(fabric))
         self.wrapped, self.optimizer = fabric.setup(task, optimizer)
         self._is_checked = False
 
     def __call__(self, batch: Any, info: StepInfo, check: Check | None = None) -> StepOutput:
         """Make a step with a batch of this process, on the device; it has `num_samples` and
         `part(start, stop)`. `check` is called with (info, batch, losses, gradient norm) before the
-        update; what it raises leaves the parameters as they were.
-
-        Raises: ValueError for a batch that does not divide into the parts, and, with several
-            processes, for trainable parameters that take no part in the loss.
-        """
-        scalars: dict[str, Any] = dict(
-            self.config.apply(self.optimizer, info.step, info.total_steps, self.batch_size)
-        )
+        update; what it raises leaves the parameters as they were. Raises: as `backward`."""
+        scalars: dict[str, Any] = {**self.config.apply(self.optimizer, *info, self.batch_size)}
         # Dropout and stochastic depth have no generator argument: the global one is set by step.
         rank = self.fabric.global_rank
         torch.manual_seed(step_seed(self.seed, "step", info.step, rank))
@@ -108,94 +94,54 @@ class TrainStep:
         if check is not None:
             check(info, batch, result, norm)
         self.optimizer.step()
-        self.zero_grad()
-        scalars |= self.task.after_step(info)  # type: ignore[operator]
+        self.optimizer.zero_grad()
+        scalars |= self.task.after_step(info)
         return StepOutput(batch, result, scalars)
 
     def backward(self, batch: Any, info: StepInfo) -> StepResult:
-        """Gradients of a prepared batch, ready to be clipped, and its mean losses; errors as
-        `__call__`."""
+        """Gradients of a prepared batch, ready to be clipped, and its mean losses. Raises:
+        ValueError for a batch that does not divide, and for parameters that several processes wait
+        for."""
         if self.accumulate == 1:
             result: StepResult = self.wrapped(batch, info)
             self.fabric.backward(result.loss)
         else:
             result = self._in_parts(batch, info)
         if not self._is_checked:
-            self._check_gradients()
             self._is_checked = True
-        self.task.before_update(info)  # type: ignore[operator]
+            named = self.task.named_parameters()
+            idle = [name for name, param in named if param.requires_grad and param.grad is None]
+            names = f"{len(idle)} trainable parameters take no part in the loss: {shown(idle, 5)}"
+            if idle and self.fabric.world_size > 1:
+                ways = "leave them out (task, loss), or train in one process (machine.devices=1)"
+                raise ValueError(f"{names}; several processes require a gradient of each: {ways}")
+            if idle:
+                log.warning("%s; they keep their initial values", names)
+        self.task.before_update(info)
         return result
-
-    def zero_grad(self) -> None:
-        """Forget the gradients."""
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def _check_gradients(self) -> None:
-        """Name trainable parameters without a gradient, for which several processes would wait."""
-        named = self.task.named_parameters()
-        idle = [name for name, param in named if param.requires_grad and param.grad is None]
-        if not idle:
-            return
-        names = f"{len(idle)} trainable parameters take no part in the loss: {shown(idle, 5)}"
-        if self.fabric.world_size > 1:
-            raise ValueError(
-                f"{names}; several processes require a gradient of each: leave out the part they "
-                "belong to, or train in one process (task, loss; machine.devices=1)"
-            )
-        log.warning("%s; they keep their initial values", names)
 
     def _in_parts(self, batch: Any, info: StepInfo) -> StepResult:
         size, rest = divmod(batch.num_samples, self.accumulate)
         if rest or not size:
-            raise ValueError(
-                f"{batch.num_samples} samples of a process do not divide into {self.accumulate} "
-                "parts (accumulate, batch_size)"
-            )
-        results: list[StepResult] = []
+            num = f"{batch.num_samples} samples of a process"
+            raise ValueError(f"{num} do not divide into {self.accumulate} parts (accumulate)")
+        results = []
         for number in range(self.accumulate):
             is_last = number == self.accumulate - 1
             with self.fabric.no_backward_sync(self.wrapped, enabled=not is_last):
                 result = self.wrapped(batch.part(number * size, (number + 1) * size), info)
                 self.fabric.backward(result.loss / self.accumulate)
             results.append(StepResult(result.loss.detach(), result.scalars))
-        names = dict.fromkeys(name for r in results for name in r.scalars)
-        scalars = {k: _mean([r.scalars[k] for r in results if k in r.scalars]) for k in names}
-        return StepResult(_mean([r.loss for r in results]), scalars)
-
-
-def _mean(values: list[Tensor]) -> Tensor:
-    return torch.stack([torch.as_tensor(v) for v in values]).mean(dim=0)
-
-
-class RunningMeans:
-    """Means of scalars since they were last taken, over all processes and the steps that gave them;
-    adding does not wait for the device."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor | float] = {}
-        self._counts: dict[str, int] = {}
-
-    def add(self, scalars: Mapping[str, Tensor]) -> None:
-        """Scalars [] of one step."""
-        for name, value in scalars.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach()
-            self._counts[name] = self._counts.get(name, 0) + 1
-
-    def take(self) -> dict[str, float]:
-        """The means, which begin anew; called by every process. Names may differ between them."""
-        own = {name: (float(total), self._counts[name]) for name, total in self._sums.items()}
-        self._sums, self._counts = {}, {}
-        every = objects_of_ranks(own)
-        means: dict[str, float] = {}
-        for name in dict.fromkeys(name for sums in every for name in sums):
-            parts = [sums[name] for sums in every if name in sums]
-            means[name] = sum(total for total, _ in parts) / sum(count for _, count in parts)
-        return means
+        values: dict[str, list[Tensor]] = {"": [result.loss for result in results]}
+        for result in results:
+            for name, value in result.scalars.items():
+                values.setdefault(name, []).append(torch.as_tensor(value))
+        means = {name: torch.stack(found).mean(dim=0) for name, found in values.items()}
+        return StepResult(means.pop(""), means)
 
 
 class NotFiniteError(FloatingPointError):
-    """A loss, gradient or weight is not finite at `step`, the first such one; the weights are lost
-    where they `was_updated` since."""
+    """The first loss, gradient or weight that is not finite; weights that were updated are lost."""
 
     def __init__(self, step: int, text: str, *, was_updated: bool) -> None:
         super().__init__(text)
@@ -204,12 +150,10 @@ class NotFiniteError(FloatingPointError):
 
 class FiniteGuard:
     """Finds losses and gradients that are not finite: before the update `every` few steps (None:
-    all on a CPU, where that does not wait, and none elsewhere), else before anything of them is
-    logged or saved; and such weights before they are."""
+    all on a CPU, none elsewhere), else before they are logged or saved; and such weights."""
 
-    def __init__(self, run: Run, task: nn.Module, every: int | None = None) -> None:
+    def __init__(self, run: Run, task: Task, every: int | None = None) -> None:
         self.run, self.task = run, task
-        self.any_rank: Callable[[bool], bool] = bool if run.world_size == 1 else run.any_rank
         self.every = every or (1 if run.device.type == "cpu" else None)
         self.forget()
 
@@ -228,21 +172,32 @@ class FiniteGuard:
     def before_update(
         self, info: StepInfo, batch: Any, result: StepResult, norm: Tensor | None
     ) -> None:
-        """Check a step, or note it; a refused batch is kept on disk. Raises: NotFiniteError: no
-        update was made, or the weights are lost since an earlier one."""
+        """Check a step, or note it. Raises: NotFiniteError: no update was made; or as `check`."""
         # fp16's scaler skips steps with such gradients itself.
         norm = None if self.run.precision == "16-mixed" else norm
         if not falls_on(info.step, self.every):
             self.note(info.step, result.loss, norm)
             return
-        if self.any_rank(not bool(result.loss.isfinite())):
-            self._refuse(info, batch, result, "loss")
-        if norm is not None and not bool(norm.isfinite()):
-            self._refuse(info, batch, result, "gradient norm")
+        if self.run.any_rank(not bool(result.loss.isfinite())):
+            name = "loss"
+        elif norm is not None and not bool(norm.isfinite()):
+            name = "gradient norm"
+        else:
+            return
+        self.check(info.step - 1)  # weights that are lost give no finite loss
+        path = self.run.dir / f"nonfinite_step_{info.step:07d}_rank{self.run.rank}.pt"
+        others = set(self.run.dir.glob(f"nonfinite_step_*_rank{self.run.rank}.pt")) - {path}
+        if is_kept := len(others) < MOST_KEPT:
+            fields = batch._asdict() if hasattr(batch, "_asdict") else {"batch": batch}
+            save_checkpoint(path, {"step": info.step, "batch": fields})
+        bad = sorted(key for key, value in result.scalars.items() if not bool(value.isfinite()))
+        text = f"the {name} is not finite at step {info.step} (bad: {', '.join(bad) or 'none'}); "
+        text += f"no update was made{f', the batch is in {path}' if is_kept else ''}"
+        raise NotFiniteError(info.step, text, was_updated=False)
 
     def check(self, last: int) -> None:
-        """Read what was noted, and check the weights after the update of step `last`; on all
-        processes. Raises: NotFiniteError: the weights are lost."""
+        """Read what was noted, and weights, after step `last`. Raises: NotFiniteError: they are
+        lost."""
         weights = [param for param in self.task.parameters() if param.numel()]
         self.note(max(0, last), get_total_norm(weights, norm_type=torch.inf))
         own = float(self._first)
@@ -250,26 +205,7 @@ class FiniteGuard:
             return
         where = f"at step {own:.0f}" if own < torch.inf else "on another process"
         first = self.run.fabric.all_reduce(self._first, reduce_op="min")
-        raise NotFiniteError(
-            int(torch.as_tensor(first)),
-            f"the loss, its gradient or the weights were not finite {where}, and the weights are "
-            f"lost since: {GOES_ON} (in {self.run.dir}); take a lower optim.lr.start or precision "
-            "32-true, or go past the step with trainer.nonfinite=rewind; "
-            "trainer.check_finite_every=1 finds such losses before the update and keeps the batch",
-            was_updated=True,
-        )
-
-    def _refuse(self, info: StepInfo, batch: Any, result: StepResult, name: str) -> None:
-        self.check(info.step - 1)  # weights that are lost give no finite loss
-        path = self.run.dir / f"nonfinite_step_{info.step:07d}_rank{self.run.rank}.pt"
-        others = set(self.run.dir.glob(f"nonfinite_step_*_rank{self.run.rank}.pt")) - {path}
-        if is_kept := len(others) < MOST_KEPT:
-            fields = batch._asdict() if hasattr(batch, "_asdict") else {"batch": batch}
-            save_checkpoint(path, {"step": info.step, "batch": fields})
-        bad = sorted(name for name, value in result.scalars.items() if not bool(value.isfinite()))
-        raise NotFiniteError(
-            info.step,
-            f"the {name} is not finite at step {info.step} (bad: {', '.join(bad) or 'no scalar'}); "
-            f"no update was made{f', the batch is in {path}' if is_kept else ''}",
-            was_updated=False,
-        )
+        text = f"the loss, its gradient or the weights were not finite {where}, and the weights are"
+        text += f" lost since: {GOES_ON} (in {self.run.dir}); lower optim.lr.start, take precision"
+        text += " 32-true or trainer.nonfinite=rewind (trainer.check_finite_every=1 keeps a batch)"
+        raise NotFiniteError(int(torch.as_tensor(first)), text, was_updated=True)

@@ -10,14 +10,12 @@ import traceback
 from types import FrameType
 from typing import Any, ClassVar
 
-from handmim.engine.loader import Beat, Loading, beat
-from handmim.engine.workers import signal_numbers
+from handmim.engine.workers import Beat, Loading, beat, signal_numbers
 from handmim.utils.processes import GOES_ON, STALLED, of_signal
 from handmim.utils.ranks import words_of_ranks
 from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)
-
 
 CHECKS = 20  # of the watchdog within its limit
 REPORT_S = 10.0  # for its report: the run's log may lie on what is dead
@@ -25,20 +23,17 @@ OTHERS = 0.1  # of the limit: in this time the other processes notice, too
 
 
 class Stopped(SystemExit):
-    """A signal ended the run where no step was under way; the exit code is 128 + its number."""
+    """A signal ended the run where no step was under way."""
 
-    def __init__(self, name: str) -> None:
-        self.number = of_signal(name)
-        super().__init__(self.number)
+    code: int  # 128 + its number
 
 
 class StopSignals:
     """Catches the signals that stop a run, in the main thread; SIGHUP is left to nohup.
 
-    Until `is_deferred`, a signal raises `Stopped` at once: there is nothing to save yet. After it,
-    a signal is `received`, for the caller to save between two steps. A second SIGINT raises
-    KeyboardInterrupt at once. Unless `is_answered`, a received one raises `Stopped` at the end.
-    Entered within another one, it gives that one.
+    Until `is_deferred`, a signal raises `Stopped` at once. After it, a signal is `received`, for
+    the caller to save between two steps; unless `is_answered`, it raises `Stopped` at the end. A
+    second SIGINT raises KeyboardInterrupt. Entered within another one, it gives that one.
     """
 
     _active: ClassVar["StopSignals | None"] = None
@@ -57,20 +52,17 @@ class StopSignals:
         if self.received is None:
             self.received = name
             if not self.is_deferred:
-                raise Stopped(name)
+                raise Stopped(of_signal(name))
 
     def __enter__(self) -> "StopSignals":
         if StopSignals._active is not None:
             return StopSignals._active
+        if threading.current_thread() is not threading.main_thread():
+            return self  # nothing to catch here
         for number in signal_numbers():
-            before = signal.getsignal(number)
-            if number == getattr(signal, "SIGHUP", None) and before == signal.SIG_IGN:
-                continue
-            try:
-                signal.signal(number, self._handle)
-            except ValueError:  # not the main thread: nothing to catch here
-                return self
-            self._before[number] = before
+            is_hangup = number == getattr(signal, "SIGHUP", None)
+            if not (is_hangup and signal.getsignal(number) == signal.SIG_IGN):
+                self._before[number] = signal.signal(number, self._handle)
         StopSignals._active = self
         return self
 
@@ -83,38 +75,33 @@ class StopSignals:
         if kind is Stopped:
             log.warning("%s: stopped where no step was under way, no step is lost", self.received)
         elif kind is None and self.received is not None and not self.is_answered:
-            raise Stopped(self.received)
+            raise Stopped(of_signal(self.received))
 
 
 class Watchdog:
     """Ends this process, with its workers, when `beat` was not called for `stall_timeout_s` of its
-    run; None there watches nothing.
-
-    Time in which the whole process is stopped does not count. Loader workers have less time, so
-    that the main thread can save before.
-    """
+    run; None there watches nothing. Time in which the whole process is stopped does not count.
+    Loader workers have less time, so that the main thread can save before."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.limit_s = run, run.stall_timeout_s or 0.0
         self._left = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
         beat("the start")
-        if self.limit_s:
-            Loading.limit_s = (1 - 2 * OTHERS) * self.limit_s
-            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-            self._thread.start()
+        Loading.limit_s = (1 - 2 * OTHERS) * self.limit_s
+        self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
         Loading.limit_s = 0.0
         self._left.set()
-        if self._thread is not None:
-            self._thread.join()
+        self._thread.join()
 
     def _watch(self) -> None:
-        pause = self.limit_s / CHECKS
+        if not (pause := self.limit_s / CHECKS):
+            return
         seen, still_s, checked = Beat.last, 0.0, time.monotonic()
         while not self._left.wait(pause):
             now = time.monotonic()
@@ -129,22 +116,14 @@ class Watchdog:
             if still_s >= self.limit_s:
                 self._end(seen[0], still_s)
 
-    def _of_others(self, awaited: str) -> str:
-        """What the other processes of the run wait for, and which do not answer."""
-        answers = words_of_ranks(awaited, 2.0 + OTHERS * self.limit_s)
-        return "".join(
-            f"; rank {rank} does not answer (stopped, dead, or its machine is)"
-            if text is None
-            else f"; rank {rank} waited for {text}"
-            for rank, text in answers.items()
-        )
-
     def _end(self, awaited: str, still_s: float) -> None:
         text = (
             f"rank {self.run.rank} stands still: it waited {still_s:.0f} s for {awaited}, more "
             f"than {self.limit_s:g} s (machine.stall_timeout_s); {GOES_ON}"
         )
-        text += self._of_others(awaited)
+        for rank, words in words_of_ranks(awaited, 2.0 + OTHERS * self.limit_s).items():
+            silent = "does not answer (stopped, dead, or its machine is)"
+            text += f"; rank {rank} {silent if words is None else f'waited for {words}'}"
         main = sys._current_frames().get(threading.main_thread().ident or 0)
         stack = "" if main is None else "".join(traceback.format_stack(main))
         text += f". The main thread is in:\n{stack}"

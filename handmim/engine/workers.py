@@ -1,11 +1,11 @@
-"""Loader processes: how they start, what they make, how they end.
+"""Loader processes: how they start, what is awaited, how they end.
 
-They start without the threads of this process, survive the signals that stop a run until it is
-saved, and end with it. A fork of a process that has threads can wait for ever: locks that were held
-stay held. They are therefore forked from a server process that imports what they need and starts no
-thread; where there is no such server, each starts anew.
+They survive the signals that stop a run until it is saved. A fork of a process that has threads can
+wait for ever for their locks: they are forked from a server process that starts no thread; where
+there is no such server, each starts anew.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -13,30 +13,27 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import active_children
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import cv2
-import numpy as np
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from handmim.engine.step import Prepare
-from handmim.types import StepInfo
-from handmim.utils.files import UnreadableSample
-from handmim.utils.processes import THREADS
+from handmim.utils.processes import THREADS, StalledError
 from handmim.utils.ranks import portable
-from handmim.utils.seed import step_generator, step_seed
 
-METHODS = multiprocessing.get_all_start_methods()
-METHOD = "forkserver" if "forkserver" in METHODS else "spawn"
+METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")  # stop a run
 HINTS = {"SIGKILL": ": out of memory?", "SIGBUS": ": out of shared memory (/dev/shm)?"}
-TRIES = 8  # samples in place of one that cannot be read
-
-Collate = Callable[[list[Any]], Any]
+LEAVE_S, END_S = 1.0, 5.0
+PARTS, TIMED_OUT = 20, "DataLoader timed out"  # time in which all is stopped counts as one part
 
 
 def signal_numbers() -> set[int]:
@@ -46,8 +43,7 @@ def signal_numbers() -> set[int]:
 
 @contextlib.contextmanager
 def signals_held_back() -> Iterator[None]:
-    """Processes started here are not reached by signals that stop a run; this process gets those
-    that came meanwhile at the end."""
+    """Signals that stop a run do not reach processes started here; this one gets them later."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -59,8 +55,7 @@ def signals_held_back() -> Iterator[None]:
 
 
 def start_server() -> None:
-    """Start the process that workers are forked from, without waiting for it: its imports take
-    seconds, beside which other work goes on."""
+    """Start the process that workers are forked from, without waiting for its imports."""
     if METHOD != "forkserver":
         return
     from multiprocessing import forkserver, resource_tracker
@@ -94,18 +89,21 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def end_of(worker: BaseProcess) -> str:
-    """How a worker ended, for an error."""
-    code = worker.exitcode or 0
-    if code == 1:
-        return (
-            f"loader worker {worker.pid} could not start or ended with exit code 1: a script of "
-            'your own that starts workers needs `if __name__ == "__main__":` around what it does'
-        )
-    if code > 0:
-        return f"loader worker {worker.pid} was ended with exit code {code}"
-    name = signal.Signals(-code).name
-    return f"loader worker {worker.pid} was ended by {name}{HINTS.get(name, '')}"
+class WorkerDiedError(RuntimeError):
+    """A loader worker ended by itself."""
+
+    def __init__(self, worker: BaseProcess) -> None:
+        code = worker.exitcode or 0
+        how = f"was ended with exit code {code}"
+        if code == 1:
+            how = (
+                "could not start or ended with exit code 1: a script of your own that starts "
+                'workers needs `if __name__ == "__main__":` around what it does'
+            )
+        elif code < 0:
+            name = signal.Signals(-code).name
+            how = f"was ended by {name}{HINTS.get(name, '')}"
+        super().__init__(f"loader worker {worker.pid} {how}")
 
 
 class Loaded(NamedTuple):
@@ -117,60 +115,116 @@ class Loaded(NamedTuple):
     stack: str = ""  # of an error in another process
 
 
-def attempt(make: Callable[[], Loaded]) -> Loaded:
-    """The result of `make`, or its error: torch would raise a worker's again as lines of text."""
-    try:
-        return make()
-    except Exception as error:  # noqa: BLE001  `Loading` raises it
-        if get_worker_info() is None:
-            return Loaded(None, error=error)
-        return Loaded(None, error=portable(error), stack=traceback.format_exc())
-
-
 @dataclass
-class StepBatches(Dataset[Loaded]):
-    """Whole batches by (step, indices of their samples), made in the processes that load."""
+class Attempts(Dataset[Loaded]):
+    """Results of `make` by request, or its error: torch would raise a worker's as lines of text."""
 
-    dataset: Dataset[Any]  # map-style samples
-    collate: Collate
-    on_host: Prepare | None  # further work on a batch
-    seed: int  # of its generator, with the rank
-    rank: int
-    total_steps: int
-    # Take another sample, chosen by (seed, step, rank, position), for an `UnreadableSample`.
-    replaces: bool
+    make: Callable[[Any], Loaded]
 
-    def __getitem__(self, request: tuple[int, list[int]]) -> Loaded:
-        return attempt(lambda: self._make(*request))
+    def __getitem__(self, request: Any) -> Loaded:
+        try:
+            return self.make(request)
+        except Exception as error:  # noqa: BLE001  `Loading` raises it
+            if get_worker_info() is None:
+                return Loaded(None, error=error)
+            return Loaded(None, error=portable(error), stack=traceback.format_exc())
 
-    def _make(self, step: int, indices: list[int]) -> Loaded:
-        replaced: list[tuple[str, str]] = []
-        samples = []
-        for position, index in enumerate(indices):
+
+class Beat:
+    """What this process waits for, see `stop.Watchdog`."""
+
+    last = ("the start",)
+
+
+def beat(awaited: str) -> None:
+    """Name what this process waits for from now on."""
+    Beat.last = (awaited,)
+
+
+class Loading(contextlib.AbstractContextManager["Loading", None]):
+    """Results of a function by request, in order; a context that ends its workers."""
+
+    running: ClassVar["weakref.WeakSet[Loading]"] = weakref.WeakSet()
+    limit_s: ClassVar[float] = 0.0  # for an item, of those that begin from now on; 0 is for ever
+
+    def __init__(
+        self,
+        make: Callable[[Any], Loaded],
+        requests: Iterable[Any],
+        num_workers: int,
+        *,
+        pin_memory: bool = False,
+        generator: torch.Generator | None = None,  # of the workers' base seed; else the global one
+    ) -> None:
+        self._limit_s = Loading.limit_s
+        how: dict[str, Any] = {"pin_memory": pin_memory, "generator": generator}
+        if num_workers:
+            how |= {"timeout": self._limit_s / PARTS, "multiprocessing_context": METHOD}
+            how |= {"num_workers": num_workers, "worker_init_fn": begin_worker}
+            start_server()
+        # A request is a whole batch.
+        loader = DataLoader(
+            Attempts(make), batch_size=None, sampler=requests, collate_fn=nn.Identity(), **how
+        )
+        others = set(active_children())
+        with signals_held_back():
+            self._batches = [iter(loader)]
+        self._is_waiting = self._is_stalled = False
+        self._workers = set(active_children()) - others
+        Loading.running.add(self)
+        # Registered after torch's own, which wait for workers, and so called before them.
+        atexit.register(self.kill)
+
+    def __next__(self) -> Loaded:
+        """The next item. Raises: the error of whoever made it; WorkerDiedError; StalledError naming
+        the workers that give nothing within `limit_s`."""
+        self._is_waiting = True
+        for _ in range(PARTS):
             try:
-                samples.append(self.dataset[index])
-            except UnreadableSample as error:
-                if not self.replaces:
+                loaded: Loaded = next(self._batches[0])
+            except (RuntimeError, OSError, EOFError) as error:  # the dataset's own are in `loaded`
+                if str(error).startswith(TIMED_OUT):
+                    continue
+                if self._is_stalled:
+                    break
+                wait([worker.sentinel for worker in self._workers], timeout=LEAVE_S)
+                dead = [worker for worker in self._workers if worker.exitcode]
+                if not dead:
                     raise
-                replaced.append((error.path, error.reason))
-                samples.append(self._other(step, position, set(indices), replaced))
-        batch = self.collate(samples)
-        if self.on_host is not None:
-            generator = step_generator(self.seed, "prepare", step, self.rank)
-            batch = self.on_host(batch, generator, StepInfo(step, self.total_steps))
-        return Loaded(batch, replaced)
+                raise WorkerDiedError(dead[0]) from error
+            self._is_waiting = False
+            if loaded.error is None:
+                return loaded
+            raise loaded.error from RuntimeError(f"\n{loaded.stack}") if loaded.stack else None
+        workers = ", ".join(str(worker.pid) for worker in self._workers)
+        rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        text = f"rank {rank} stands still: it waited {self._limit_s:.0f} s for loader workers"
+        text += f" ({workers}), one of which is stuck or stopped (machine.stall_timeout_s)"
+        raise StalledError(text)
 
-    def _other(
-        self, step: int, position: int, used: set[int], replaced: list[tuple[str, str]]
-    ) -> Any:
-        """A sample that is not in the batch, where there is one."""
-        size = len(self.dataset)  # type: ignore[arg-type]
-        rng = np.random.default_rng(step_seed(self.seed, "replace", step, self.rank, position))
-        others = [index for index in rng.permutation(size).tolist() if index not in used]
-        for index in (others or list(used))[:TRIES]:
-            try:
-                return self.dataset[index]
-            except UnreadableSample as error:
-                last = error
-                replaced.append((error.path, error.reason))
-        raise last
+    def kill(self) -> None:
+        """End the workers at once, whatever they are doing."""
+        for worker in self._workers:
+            if worker.is_alive():
+                worker.kill()
+
+    def end_wait(self) -> None:
+        """Raise StalledError where an item is awaited: torch waits for a worker that is stopped."""
+        if self._is_waiting:
+            self._is_stalled = True
+            self.kill()
+
+    def __exit__(self, *error: object) -> None:
+        """End the workers, those that do not leave within a second by force."""
+        if sys.is_finalizing():  # no thread starts any more; `kill` was called
+            return
+        atexit.unregister(self.kill)
+        Loading.running.discard(self)
+        # Torch asks its workers to leave when its iterator is dropped, and may wait for ever for
+        # one that is stopped or was killed while it sent something.
+        leaving = threading.Thread(target=self._batches.clear, daemon=True)
+        leaving.start()
+        leaving.join(LEAVE_S)
+        if leaving.is_alive():
+            self.kill()
+            leaving.join(END_S)

@@ -70,7 +70,8 @@ def load_model(
     task = build_part(config.task, path, "task")
     if not isinstance(task, RegressionTask):
         raise ValueError(f"{path}: task of its config builds a {type(task).__name__}")
-    check_same_hand(task.hand_sha256, saved["meta"].get("hand_sha256"), path)
+    own, known = task.hand_metadata(), saved["meta"]
+    check_same_hand(own.get("hand_sha256"), known.get("hand_sha256"), path)
     check_fits(saved["task"], task.state_dict(), path)
     task.load_state_dict(saved["task"])
     return task, augment

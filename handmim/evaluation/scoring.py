@@ -66,7 +66,8 @@ def _drawn(
     if not num_images:
         return None
     first = module.augment.evaluate(HandBatch(*(field[:num_images] for field in stored)))
-    return draw_predictions(first, estimate, module.task.faces, num_images)
+    faces = getattr(module.task.hand, "faces", None)
+    return draw_predictions(first, estimate, faces, num_images)
 
 
 @torch.no_grad()

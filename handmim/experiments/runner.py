@@ -72,7 +72,7 @@ def fill_table(cfg: DictConfig) -> tuple[str, int]:
         with StopSignals():
             failed = run_table(plan, start, cfg.overwrite, cfg.out and Path(cfg.out))
     except (Stopped, KeyboardInterrupt) as stop:
-        code = stop.number if isinstance(stop, Stopped) else of_signal("SIGINT")
+        code = stop.code if isinstance(stop, Stopped) else of_signal("SIGINT")
         return f"stopped; the same command continues. So far: {table}", code
     text = f"{table.read_text()}\ntable: {plan.folder}"
     if not failed:

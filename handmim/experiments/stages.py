@@ -7,8 +7,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from handmim.engine.checkpoint import LAST, load_checkpoint
-from handmim.engine.loop import FitResult
 from handmim.engine.stop import Stopped
+from handmim.engine.trainer import FitResult
 from handmim.engine.workers import SIGNALS
 from handmim.experiments.plan import Compose, Run
 from handmim.experiments.store import StageStore, content_sha
@@ -136,7 +136,7 @@ def _check_whole(result: FitResult, folder: Path) -> None:
         raise RuntimeError(f"{folder.name} was given up at step {result.step}: {result.reason}")
     if result.interrupted:
         if result.stopped_by in SIGNALS:
-            raise Stopped(result.stopped_by)
+            raise Stopped(result.exit_code)
         raise KeyboardInterrupt(f"{folder.name} stopped at step {result.step}")
 
 

@@ -108,7 +108,7 @@ def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> d
     with run.fabric.rank_zero_first():
         part = cfg.data.get("test") or cfg.data.val
         dataset = build_part(part, cfg.checkpoint, "data") if own_data else build(part)
-    check_same_hand(task.hand_sha256, hand_sha256_of(dataset), "the data")
+    check_same_hand(task.hand_metadata().get("hand_sha256"), hand_sha256_of(dataset), "the data")
     how = {"autocast": run.fabric.autocast, "source": cfg.predictor}
     module = partial(InferenceModule, task, augment, run.device, **how)
 
@@ -118,7 +118,7 @@ def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> d
         more = {key: cfg[key] for key in ("batch_size", "num_workers")}
         more |= {"num_images": num_images, "timer": timer}
         with Watchdog(run):
-            if cfg.data.get("benchmark") is None or task.faces is None:  # submissions need meshes
+            if cfg.data.get("benchmark") is None or task.hand is None:  # submissions need meshes
                 report, sheet = score(module, dataset, **more)
             else:
                 placement = cfg.data.placement

@@ -9,9 +9,8 @@ from omegaconf import DictConfig
 from handmim.data.datasets import fingerprint_of, hand_sha256_of
 from handmim.data.loader import batches, collate_hands
 from handmim.engine.checkpoint import BEST, LAST, checkpoints_of
-from handmim.engine.loop import FitResult
 from handmim.engine.stop import StopSignals, Watchdog
-from handmim.engine.trainer import Trainer
+from handmim.engine.trainer import FitResult, Trainer
 from handmim.evaluation.predictor import check_same_hand
 from handmim.evaluation.scoring import EvalHook
 from handmim.models.weights.load import load_initial
@@ -51,7 +50,7 @@ def _finetune(cfg: DictConfig) -> Finetuned:
     with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet
         train, val = build(cfg.data.train), build(cfg.data.val)
     for name, part in (("data.train", train), ("data.val", val)):
-        check_same_hand(task.hand_sha256, hand_sha256_of(part), name)
+        check_same_hand(task.hand_metadata().get("hand_sha256"), hand_sha256_of(part), name)
     chosen = choose_labels(train, *(cfg[key] for key in LABELS), seed=cfg.seed)
     train = chosen.samples
     sources = checkpoints_of(run.dir, cfg.resume)

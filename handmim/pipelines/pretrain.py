@@ -4,15 +4,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from omegaconf import DictConfig
-from torch import nn
 
 from handmim.data.datasets import fingerprint_of, hand_sha256_of
 from handmim.data.loader import collate_crops
 from handmim.engine.checkpoint import checkpoints_of
-from handmim.engine.loop import FitResult
 from handmim.engine.stop import StopSignals
-from handmim.engine.trainer import Trainer
+from handmim.engine.trainer import FitResult, Trainer
 from handmim.pipelines.setup_run import export, setup_training
+from handmim.types import Task
 from handmim.utils.config import build
 from handmim.utils.run import Run
 
@@ -46,7 +45,7 @@ def pretrain(cfg: DictConfig) -> Pretrained:
         return Pretrained(run.dir, export(run, task, cfg.seed, result), result)
 
 
-def _train(cfg: DictConfig, run: Run, task: nn.Module) -> FitResult:
+def _train(cfg: DictConfig, run: Run, task: Task) -> FitResult:
     make_views = build(cfg.views)
     with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet
         dataset = build(cfg.data.train)

@@ -19,9 +19,8 @@ from handmim.data.datasets import (
     write_ids,
 )
 from handmim.engine.checkpoint import LAST
-from handmim.engine.loop import FitResult
-from handmim.engine.saver import BestRule
-from handmim.engine.trainer import Trainer
+from handmim.engine.saver import BestTracker
+from handmim.engine.trainer import FitResult, Trainer
 from handmim.evaluation.scoring import METRICS
 from handmim.models.vit import ViT
 from handmim.models.weights.files import read_weights
@@ -90,7 +89,7 @@ def try_parts(cfg: DictConfig) -> None:
     settings before a run is begun or a set is rendered."""
     Trainer(**cfg.trainer)
     if "eval_every" in cfg:
-        BestRule(cfg.trainer.keep_best).check([f"val/{name}" for name in METRICS])
+        BestTracker(cfg.trainer.keep_best).choose([f"val/{name}" for name in METRICS])
     for key in ("views", "augment"):
         if key in cfg:
             build(cfg[key])

@@ -1,9 +1,8 @@
 """Self-supervised pretraining: encode by the student, encode by the EMA teacher, sum objectives.
 
-HandMIM and the methods it is compared with are settings of this one task: which objectives, what is
-masked and how, which network is exported. The paper states HandMIM's structure (teacher-student,
-pseudo-keypoint alignment on the class token, masked patch self-distillation, pixel reconstruction);
-how each part is formulated here is ours and every choice is a config value.
+HandMIM and the methods it is compared with are settings of this one task. The paper states its
+structure (teacher-student, pseudo-keypoint alignment on the class token, masked patch
+self-distillation, pixel reconstruction); how each part is formulated is ours, by config values.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,19 +23,15 @@ from handmim.objectives.base import LAST_BLOCK, READS, Objective, Setup, StepCon
 from handmim.objectives.distillation import ProjectionHead
 from handmim.objectives.experimental import LowResRecon
 from handmim.objectives.keypoints import keypoint_diagnostics
-from handmim.objectives.pixel_recon import PixelRecon, PixelTargets
-from handmim.types import PretrainBatch, StepInfo, StepResult, Tokens
+from handmim.objectives.pixel_recon import PixelRecon
+from handmim.types import PretrainBatch, StepInfo, StepResult, Task, Tokens
 from handmim.utils.arguments import one_of
 from handmim.utils.renames import rename_old_entries
 
-Predictions = dict[str, Any]  # by name of the objective
 
-
-class HandMimTask(nn.Module):
-    """One step: teacher on whole views, student on masked ones, objectives.
-
-    Raises: ValueError for an unknown choice, no objective, or one without its head or tokens.
-    """
+class HandMimTask(Task):
+    """One step: teacher on whole views, student on masked ones, objectives. Raises: ValueError for
+    no objective, or one without its head or tokens."""
 
     def __init__(
         self,
@@ -60,23 +55,23 @@ class HandMimTask(nn.Module):
         if not objectives:
             raise ValueError("no objective is configured (objective=[...])")
         self.export, self.drops_masked = export, mask_mode == "drop"
-        setup = Setup(
-            backbone.embed_dim,
-            backbone.patch_px,
-            backbone.grid_hw,
-            backbone.depth,
-            heads=heads or {},
-            centering=centering,
-            drops_masked=self.drops_masked,
-        )
+        sizes = backbone.embed_dim, backbone.patch_px, backbone.grid_hw, backbone.depth
+        setup = Setup(*sizes, heads=heads or {}, centering=centering)
+        setup.drops_masked = self.drops_masked
         for objective in sorted(objectives.values(), key=lambda o: o.built_last):
             setup.build(objective)
         self.student = nn.ModuleDict({"backbone": backbone, **setup.built})
-        self.objectives = nn.ModuleDict(dict(objectives))
+        self.objectives, self.each = nn.ModuleDict(dict(objectives)), dict(objectives)
         self.weights = {name: as_schedule(o.weight) for name, o in objectives.items()}
-        self.reads = self._all_reads(objectives, setup)
-        self.taps = tuple(dict.fromkeys(block for o in objectives.values() for block in o.taps))
-        self._freeze_unread(backbone, objectives)
+        self.reads = self._all_reads(setup)
+        each = objectives.values()
+        self.taps = tuple(dict.fromkeys(block for o in each for block in o.taps))
+        # Distributed training would wait for parameters that no loss can reach.
+        self.ends_at_taps = all(o.taps and LAST_BLOCK.isdisjoint(o.reads) for o in each)
+        if self.ends_at_taps:
+            backbone.net.blocks[max(self.taps) :].requires_grad_(False)
+        if self.drops_masked:
+            backbone.mask_token.requires_grad_(False)
         self.needs_teacher = any(read.startswith("teacher_") for read in self.reads)
         self.teacher: EmaTeacher | None = None
         if self.needs_teacher or export == "teacher":
@@ -87,21 +82,20 @@ class HandMimTask(nn.Module):
         self.layer_decay, self.patch_embed_lr_scale = layer_decay, patch_embed_lr_scale
         self.register_load_state_dict_pre_hook(rename_old_entries)
 
-    def _all_reads(self, objectives: Mapping[str, Objective], setup: Setup) -> frozenset[str]:
+    def _all_reads(self, setup: Setup) -> frozenset[str]:
         """What all objectives read, with what a shared keypoint head reads."""
-        head = setup.built.get("keypoint")
+        reads_patches = getattr(setup.built.get("keypoint"), "reads_patches", False)
         reads: set[str] = set()
-        for name, objective in objectives.items():
+        for name, objective in self.each.items():
             own = set(objective.reads)
             if unknown := sorted(own - set(READS)):
                 raise ValueError(
                     f"objective {name} reads {unknown}, which must be among {sorted(READS)}"
                 )
-            if getattr(head, "reads_patches", False):
-                if "keypoints" in own:
-                    own |= {"masked_patches", "visible_patches"}
-                if "teacher_keypoints" in own:
-                    own.add("teacher_patches")
+            if reads_patches and "keypoints" in own:
+                own |= {"masked_patches", "visible_patches"}
+            if reads_patches and "teacher_keypoints" in own:
+                own.add("teacher_patches")
             if self.drops_masked and "masked_patches" in own:
                 raise ValueError(
                     f"mask_mode=drop leaves no tokens at masked patches, but objective {name} "
@@ -110,37 +104,19 @@ class HandMimTask(nn.Module):
             reads |= own
         return frozenset(reads)
 
-    def _freeze_unread(self, backbone: ViT, objectives: Mapping[str, Objective]) -> None:
-        """Freeze parameters that no loss can reach, for which distributed training would wait."""
-        self.ends_at_taps = all(
-            o.taps and LAST_BLOCK.isdisjoint(o.reads) for o in objectives.values()
-        )
-        if self.ends_at_taps:
-            backbone.net.blocks[max(self.taps) :].requires_grad_(False)
-        if self.drops_masked:
-            backbone.mask_token.requires_grad_(False)
-
     def followed(self) -> nn.ModuleDict:
         """The student's modules that the teacher follows, under the teacher's names."""
         modules = dict(self.student.items())
         for name, objective in self.each.items():
             if taken := sorted(modules.keys() & set(objective.ema)):
-                raise ValueError(
-                    f"objective {name} gives the teacher a module {taken[0]!r}, a name that is "
-                    "taken: rename the module"
-                )
+                module = f"a module {taken[0]!r}, a name that is taken: rename it"
+                raise ValueError(f"objective {name} gives the teacher {module}")
             modules |= {child: getattr(objective, child) for child in objective.ema}
         return nn.ModuleDict(modules)
 
-    @property
-    def each(self) -> dict[str, Objective]:
-        """Objectives by name."""
-        return {n: o for n, o in self.objectives.items() if isinstance(o, Objective)}
-
     def load_initial(self, source: str) -> InitialWeights:
         """Fill student and teacher backbones from weights: see `models.weights.load`."""
-        backbone = self.student["backbone"]
-        assert isinstance(backbone, ViT)
+        backbone: Any = self.student["backbone"]
         report = load_initial(backbone, source)
         if self.teacher is not None:
             self.teacher.net["backbone"].load_state_dict(backbone.state_dict())
@@ -187,7 +163,7 @@ class HandMimTask(nn.Module):
             training=self.training,
         )
 
-    def predict(self, batch: PretrainBatch, info: StepInfo) -> tuple[StepContext, Predictions]:
+    def predict(self, batch: PretrainBatch, info: StepInfo) -> tuple[StepContext, dict[str, Any]]:
         """Encode, then what the heads of every objective make of the tokens."""
         ctx = self.encode(batch, info)
         return ctx, {name: call(name, o.predict, ctx) for name, o in self.each.items()}
@@ -215,10 +191,9 @@ class HandMimTask(nn.Module):
     def before_update(self, info: StepInfo) -> None:
         """Frozen prototypes are left alone: no update, no decay, no moments."""
         if info.step < self.freeze_prototypes_steps:
-            for part in (self.student, self.objectives):
-                for head in part.modules():
-                    if isinstance(head, ProjectionHead):
-                        head.cancel_last_layer_gradients()
+            for head in self.modules():
+                if isinstance(head, ProjectionHead):
+                    head.cancel_last_layer_gradients()
 
     @torch.no_grad()
     def after_step(self, info: StepInfo) -> dict[str, float]:
@@ -233,8 +208,7 @@ class HandMimTask(nn.Module):
 
     def lr_scales(self) -> dict[str, float]:
         """Lower rates towards the backbone's input; all 1 by default."""
-        backbone = self.student["backbone"]
-        assert isinstance(backbone, ViT)
+        backbone: Any = self.student["backbone"]
         top = backbone.depth + 1
         return {
             f"student.backbone.{name}": self.layer_decay ** (top - backbone.layer_of(name))
@@ -243,7 +217,7 @@ class HandMimTask(nn.Module):
         }
 
     @property
-    def exported(self) -> nn.ModuleDict:
+    def exported(self) -> Any:
         """Backbone and shared heads worth keeping: the teacher's, or the student's."""
         if self.export == "student" or self.teacher is None:
             return self.student
@@ -252,9 +226,7 @@ class HandMimTask(nn.Module):
     @property
     def export_backbone(self) -> ViT:
         """The backbone worth keeping."""
-        backbone = self.exported["backbone"]
-        assert isinstance(backbone, ViT)
-        return backbone
+        return self.exported["backbone"]
 
     @torch.no_grad()
     def features(self, image: Tensor) -> Tokens:
@@ -270,14 +242,10 @@ class HandMimTask(nn.Module):
     def images(self, batch: PretrainBatch) -> dict[str, NDArray[np.uint8]]:
         """Images of a batch: views and masks, reconstructions, pseudo-keypoints."""
         ctx, predictions = self.predict(batch, StepInfo(step=0, total_steps=1))
-        pixels: PixelTargets | None = None
-        min_var, low_res = None, {}
+        low_res = {n: predictions[n] for n, o in self.each.items() if isinstance(o, LowResRecon)}
+        drawn: dict[str, Any] = {"points": ctx.points, "low_res": low_res}
         for name, objective in self.each.items():
             if isinstance(objective, PixelRecon):
-                pixels = predictions[name]
-                min_var = objective.min_var if objective.per_patch_norm else None
-            elif isinstance(objective, LowResRecon):
-                low_res[name] = predictions[name]
-        return draw_pretraining(
-            batch, self.patch_px, pixels=pixels, min_var=min_var, points=ctx.points, low_res=low_res
-        )
+                drawn["pixels"] = predictions[name]
+                drawn["min_var"] = objective.min_var if objective.per_patch_norm else None
+        return draw_pretraining(batch, self.patch_px, **drawn)

@@ -1,9 +1,9 @@
-"""Shared parts of all supervised regressions."""
+"""Supervised regressions: what all share, and that of bare joints."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,39 +15,30 @@ from handmim.data.augment import HandAugment
 from handmim.data.datasets import size_of
 from handmim.data.loader import SkipUnreadable, batches
 from handmim.diagnostics.images import draw_predictions
+from handmim.geometry.camera import fit_weak
 from handmim.hand.model import HandLayer
+from handmim.hand.skeleton import ROOT_JOINT
 from handmim.losses.composite import CompositeLoss, LossTerm, StepWeights
-from handmim.losses.hand import JointEstimate, JointOutputs
+from handmim.models.heads.direct import DirectHead, KeypointOutputs, KeypointState
 from handmim.models.teacher import EmaTeacher, averaging_of
 from handmim.models.vit import ViT
-from handmim.types import HandBatch, HandSample, Intrinsics, StepInfo, StepResult
+from handmim.types import HandBatch, HandSample, Intrinsics, StepInfo, StepResult, Task
 
 NUM_IMAGES = 8
 MAX_IMAGES = 2048  # that the start is measured on
+Crops = Callable[[], Iterator[HandBatch]]
 
 
 def evaluation_crops(
     dataset: Dataset[HandSample], augment: HandAugment, num_workers: int = 0, batch_size: int = 256
 ) -> Iterator[HandBatch]:
     """Labelled samples in the crops that evaluation uses, on the CPU."""
-    for stored in batches(dataset, batch_size, num_workers):
-        yield augment.evaluate(stored)
+    return map(augment.evaluate, batches(dataset, batch_size, num_workers))
 
 
-class Estimate(JointEstimate, Protocol):
-    """One estimate of a hand: its joints, and its mesh where there is one."""
-
-    @property
-    def verts_root_m(self) -> Tensor | None:
-        """[B, V, 3] metres, camera axes, root joint at the origin."""
-
-
-class RegressionTask(nn.Module, ABC):
-    """Image in, joints out, with or without a mesh.
-
-    With `average`, the EMA of the weights predicts in eval mode and is exported; training uses the
-    live ones. A subclass may refuse a head in `check_head`, at the end of the constructor.
-    """
+class RegressionTask(Task, ABC):
+    """Image in, joints out, with or without a mesh. With `average`, the EMA of the weights predicts
+    in eval mode and is exported; training uses the live ones."""
 
     def __init__(
         self,
@@ -90,48 +81,58 @@ class RegressionTask(nn.Module, ABC):
     @property
     def active_backbone(self) -> ViT:
         """The live backbone in training mode; its EMA, where one is kept, in eval mode."""
-        backbone: ViT = self._active("backbone")
-        return backbone
+        return self._active("backbone")
 
     @property
     def export_backbone(self) -> ViT:
         """The EMA of the backbone where one is kept, else the live one."""
         if self.averaged is None:
             return self.backbone
-        kept: Any = self.averaged.net["backbone"]
-        return kept
+        averaged: Any = self.averaged.net["backbone"]
+        return averaged
 
     @property
-    @abstractmethod
     def hand(self) -> HandLayer | None:
         """The hand model that is regressed; None for bare joints."""
+        return getattr(self.head, "hand", None)
 
     @abstractmethod
-    def outputs(self, batch: HandBatch) -> JointOutputs:
+    def refinements(self, image: Tensor, intrinsics: Intrinsics | None = None) -> Any:
+        """Images to the start and all refinements, joints in the head's own convention."""
+
+    def in_convention(self, state: Any, rule: Tensor, intrinsics: Intrinsics | None) -> Any:
+        """Joints of a state by [B] joint conventions; bare ones stay as training labels are."""
+        return state
+
+    def outputs(self, batch: HandBatch) -> Any:
         """Augmented images to the start and all refinements, joints in the samples' rules."""
+        rule, intrinsics = batch.joint_convention, batch.intrinsics
+        out = self.refinements(batch.image, intrinsics)
+        steps = tuple(self.in_convention(state, rule, intrinsics) for state in out.steps)
+        return out._replace(steps=steps)
 
-    @abstractmethod
     def predict(
         self,
         image: Tensor,
         joint_convention: Tensor | None = None,
         intrinsics: Intrinsics | None = None,
-    ) -> Estimate:
-        """The last estimate for images [B, 3, H, W] in [0, 1]; without joint conventions [B] in the
-        hand model's own."""
+    ) -> Any:
+        """The last estimate for images [B, 3, H, W] in [0, 1]; joints by [B] conventions."""
+        state = self.refinements(image, intrinsics).steps[-1]
+        if joint_convention is None:
+            return state
+        return self.in_convention(state, joint_convention, intrinsics)
 
     @abstractmethod
-    def mean_estimate(self, batch: HandBatch) -> Estimate:
+    def mean_estimate(self, batch: HandBatch) -> Any:
         """The estimate that the head starts from, the same for every image."""
 
     @abstractmethod
-    def label_estimate(self, batch: HandBatch) -> Estimate:
+    def label_estimate(self, batch: HandBatch) -> Any:
         """The labels in the form of an estimate; raises ValueError where they do not suffice."""
 
     @abstractmethod
-    def measure_labels(
-        self, crops: Callable[[], Iterator[HandBatch]], device: torch.device
-    ) -> None:
+    def measure_labels(self, crops: Crops, device: torch.device) -> None:
         """Set the head's start from `evaluation_crops`, which every call gives anew."""
 
     def start_from_labels(
@@ -142,9 +143,8 @@ class RegressionTask(nn.Module, ABC):
         num_workers: int = 0,
         max_unreadable: float = 0.0,
     ) -> None:
-        """Set the start of the head, and of averaged weights, from labels, with an initialised
-        backbone. Of a larger set `MAX_IMAGES` are read, the same ones every time. A share
-        `max_unreadable` of it, one sample at least, may be left out; 0 is none."""
+        """Set the start of the head, and of averaged weights, from `MAX_IMAGES` labels, the same
+        ones every time. A share `max_unreadable`, one sample at least but for 0, may be missing."""
         total = size_of(dataset)
         most = int(max(1.0, max_unreadable * total)) if max_unreadable else 0
         if total > MAX_IMAGES:
@@ -166,9 +166,6 @@ class RegressionTask(nn.Module, ABC):
         """Losses of one augmented batch."""
         loss, scalars = self.losses(self.outputs(batch), batch, info)
         return StepResult(loss=loss, scalars={"loss": loss.detach(), **scalars})
-
-    def before_update(self, info: StepInfo) -> None:
-        """Nothing is frozen for a while here."""
 
     def after_step(self, info: StepInfo) -> dict[str, float]:
         """Update the moving average, where one is kept."""
@@ -192,20 +189,76 @@ class RegressionTask(nn.Module, ABC):
         """Input, prediction and ground truth of the first samples."""
         first = batch.part(0, NUM_IMAGES)
         estimate = self.predict(first.image, first.joint_convention, first.intrinsics)
-        return {"predictions": draw_predictions(first, estimate, self.faces)}
-
-    @property
-    def faces(self) -> NDArray[np.int32] | None:
-        """[F, 3] of the mesh, where there is one."""
-        return None if self.hand is None else self.hand.faces
-
-    @property
-    def hand_sha256(self) -> str | None:
-        """Of the hand model that vertices and betas belong to, where there is one."""
-        return None if self.hand is None else self.hand.sha256
+        faces = getattr(self.hand, "faces", None)
+        return {"predictions": draw_predictions(first, estimate, faces)}
 
     def hand_metadata(self) -> dict[str, str]:
-        """The hand model as checkpoints record it."""
-        if self.hand is None:
-            return {}
-        return {"hand": self.hand.name, "hand_sha256": self.hand.sha256}
+        """The hand model of vertices and betas, where there is one, as checkpoints record it."""
+        hand = self.hand
+        return {} if hand is None else {"hand": hand.name, "hand_sha256": hand.sha256}
+
+
+class KeypointRegressionTask(RegressionTask):
+    """Supervised regression of 21 joints without a hand model, from images that have keypoints but
+    no meshes: root-relative joints in metres and their image positions.
+
+    Without a mesh, joints cannot be carried from one definition to another: the task learns that of
+    its training labels, and a mix of sources trains it towards something between theirs.
+    """
+
+    head: DirectHead
+
+    def refinements(self, image: Tensor, intrinsics: Intrinsics | None = None) -> KeypointOutputs:
+        """The mean of the training labels, then the estimate."""
+        return self._active("head")(self.active_backbone(image))
+
+    def mean_estimate(self, batch: HandBatch) -> KeypointState:
+        """The mean of the training labels, for every image."""
+        return self.head.mean_state(len(batch.image))
+
+    def label_estimate(self, batch: HandBatch) -> KeypointState:
+        """The labelled joints."""
+        labelled = batch.joints_valid.any(dim=1) | batch.kp2d_valid.any(dim=1)
+        if not bool(labelled.all()):
+            raise ValueError("predictor=ground_truth needs labels, and this set has none")
+        root = batch.joints_cam_m[:, ROOT_JOINT, None]
+        return KeypointState(batch.joints_cam_m - root, batch.kp2d_crop_ndc)
+
+    def measure_labels(self, crops: Crops, device: torch.device) -> None:
+        """The mean joints, and where the head needs it the mean scale."""
+        self.head.set_mean_joints(*mean_joints(crops()))
+        if self.head.coords == "25d":
+            self.head.set_mean_scale(mean_scale(crops()))
+
+
+@torch.no_grad()
+def mean_joints(crops: Iterable[HandBatch]) -> tuple[Tensor, Tensor]:
+    """Mean of the labels, joint by joint over the samples that have it, else 0: [21, 3]
+    root-relative metres and [21, 2] crop ndc. Raises: ValueError when no sample has a joint."""
+    total, count = torch.zeros(21, 5, dtype=torch.float64), torch.zeros(21, 2, dtype=torch.int64)
+    columns = torch.tensor([3, 2])
+    for batch in crops:
+        root = batch.joints_cam_m[:, ROOT_JOINT, None]
+        in_3d = batch.joints_valid & batch.joints_valid[:, ROOT_JOINT, None]
+        labels = torch.cat([batch.joints_cam_m - root, batch.kp2d_crop_ndc], dim=-1).double()
+        valid = torch.stack([in_3d, batch.kp2d_valid], dim=-1)
+        total += torch.where(valid.repeat_interleave(columns, dim=-1), labels, 0.0).sum(dim=0)
+        count += valid.sum(dim=0)
+    if not int(count.sum()):
+        raise ValueError("no training sample has a joint in 2D, or in 3D with the root (data)")
+    mean = total / count.clamp(min=1).repeat_interleave(columns, dim=-1)
+    return mean[:, :3].float(), mean[:, 3:].float()
+
+
+@torch.no_grad()
+def mean_scale(crops: Iterable[HandBatch], scale0_per_m: float = 8.0) -> float:
+    """Geometric mean of the hands' sizes in the image, ndc units per metre of the least-squares
+    weak-perspective camera, over samples with all joints in 3D and 2D; else `scale0_per_m`."""
+    logs = []
+    for batch in crops:
+        whole = batch.joints_valid.all(dim=1) & batch.kp2d_valid.all(dim=1)
+        joints = batch.joints_cam_m[whole]
+        root = joints[:, ROOT_JOINT, None]
+        logs.append(fit_weak(joints - root, batch.kp2d_crop_ndc[whole], scale0_per_m)[:, 0])
+    sizes = torch.cat(logs)
+    return scale0_per_m * (float(sizes.mean().exp()) if len(sizes) else 1.0)

@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch.utils.data import Dataset
 
-from handmim.engine.loader import PrefetchingLoader, SampleOrder
+from handmim.engine.loader import PrefetchingLoader, StepBatches
 from handmim.utils.files import UnreadableSample
 from tests.engine.toy import DATA, collate, prepare
 
@@ -81,7 +81,7 @@ def train_until_stalled(folder: str, num_workers: str, limit_s: str) -> None:
     from handmim.utils.run import Run
     from tests.engine.toy import ToyTask, optimizer_config
 
-    first, second, third = map(SampleOrder(len(DATA), 4, 0).of_step, range(3))
+    first, second, third = map(StepBatches(DATA, collate, None, 4, 10, 0).indices, range(3))
 
     def train() -> None:
         run = Run.start("toy", folder, 0, {}, accelerator="cpu", stall_timeout_s=float(limit_s))

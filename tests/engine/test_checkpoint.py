@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from handmim.engine.checkpoint import (
-    check_targets,
+    check_config,
     load_checkpoint,
     save_checkpoint,
 )
@@ -91,7 +91,7 @@ def test_only_our_own_parts_are_built_from_a_checkpoint():
         "handmim.engine.optim.Schedule",
         "torch.optim.AdamW",
     ):
-        check_targets({"task": {"part": {"_target_": good}}})
+        check_config({"task": {"part": {"_target_": good}}})
     for bad in (
         "os.system",
         "handmim.utils.run.subprocess.getoutput",
@@ -106,9 +106,9 @@ def test_only_our_own_parts_are_built_from_a_checkpoint():
         "torch.optim.torch.load",
     ):
         with pytest.raises(ValueError, match="refused"):
-            check_targets({"task": {"losses": [{"_target_": bad}]}})
+            check_config({"task": {"losses": [{"_target_": bad}]}})
     with pytest.raises(ValueError, match="refused"):
-        check_targets({"task": "${oc.create:'{_target_: os.system}'}"})
+        check_config({"task": "${oc.create:'{_target_: os.system}'}"})
 
 
 def test_folder_that_holds_a_run_is_protected(tmp_path):

@@ -1,7 +1,6 @@
 import json
 import os
 import signal
-from dataclasses import asdict
 from functools import partial
 from multiprocessing import active_children
 
@@ -10,9 +9,8 @@ import torch
 from torch import nn
 
 from handmim.engine.checkpoint import load_checkpoint
-from handmim.engine.loop import LoadingError
-from handmim.engine.step import Ledger, NotFiniteError
-from handmim.engine.trainer import Trainer
+from handmim.engine.step import NotFiniteError
+from handmim.engine.trainer import LoadingError, Trainer
 from handmim.models.centering import Centering
 from handmim.types import StepResult
 from handmim.utils.run import Run
@@ -315,10 +313,3 @@ def test_a_run_half_of_whose_steps_are_skipped_has_an_end(tmp_path, policy):
         fit_toy(tmp_path, make=poisoned(*range(1, 60, 2)), **how)
     assert len(load_checkpoint(tmp_path / "last.pt")["ledger"]["skipped"]) == 10
     assert len(list(tmp_path.glob("nonfinite_step_*.pt"))) == 3
-
-
-def test_a_ledger_is_taken_over_whole():
-    ledger = Ledger([2, 5], 1, {"3.jpg": "cut short"})
-    other = Ledger()
-    other.load_state_dict(asdict(ledger))
-    assert other == ledger

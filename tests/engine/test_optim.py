@@ -50,11 +50,6 @@ def test_an_optimizer_is_loaded_by_names_where_parameters_moved():
 
 def test_an_optimizer_of_other_parameters_is_refused():
     module, optimizer = two_layers([("a", 3)])
-    wider, its_optimizer = two_layers([("a", 4)])
-    sum(p.sum() for p in wider.parameters()).backward()
-    its_optimizer.step()
-    with pytest.raises(ValueError, match=r"holds \(4,\) for a\.bias, \(3,\) is required"):
-        load_optimizer(optimizer, its_optimizer.state_dict(), module, list(wider.state_dict()))
     _, more = two_layers([("a", 3), ("b", 4)])
     with pytest.raises(ValueError, match="this run trains other"):
         load_optimizer(optimizer, more.state_dict(), module, list(module.state_dict()))

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from handmim.engine.loader import PrefetchingLoader, SampleOrder
+from handmim.engine.loader import PrefetchingLoader, StepBatches
 from handmim.engine.trainer import Trainer
 from handmim.types import StepInfo
 from handmim.utils.run import Run
@@ -60,8 +60,8 @@ def test_batches_depend_on_the_step_not_on_who_makes_them(run):
 
 
 def in_order(steps, batch_size=4, num=11, **rank) -> list[int]:
-    order = SampleOrder(num, batch_size, 0, **rank)
-    return [index for step in steps for index in order.of_step(step)]
+    order = StepBatches(range(num), list, None, batch_size, 99, 0, **rank)
+    return [index for step in steps for index in order.indices(step)]
 
 
 def test_epochs_are_permutations():
@@ -74,17 +74,14 @@ def test_epochs_are_permutations():
 
 
 def test_ranks_take_their_slices_of_a_batch():
-    ranks = [SampleOrder(11, 4, 0, rank=rank, world_size=2) for rank in (0, 1)]
-    shares = [index for step in range(3) for order in ranks for index in order.of_step(step)]
-    assert shares == in_order(range(3))
-    with pytest.raises(ValueError, match="multiple of the 3"):
-        SampleOrder(11, 4, 0, world_size=3)
+    shares = [in_order([step], rank=n, world_size=2) for step in range(3) for n in (0, 1)]
+    assert [index for share in shares for index in share] == in_order(range(3))
 
 
 def test_a_batch_larger_than_the_set_is_named(caplog):
-    SampleOrder(5, 5, 0)
+    in_order([], num=5, batch_size=5)
     assert not caplog.text
-    assert len(SampleOrder(4, 5, 0).of_step(0)) == 5
+    assert len(in_order([0], num=4, batch_size=5)) == 5
     assert "a batch of 5 is larger than the set of 4 samples" in caplog.text
     assert "trainer.batch_size" in caplog.text
 

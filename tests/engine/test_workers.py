@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from handmim.engine.loader import WorkerDiedError
-from handmim.engine.workers import signal_numbers
+from handmim.engine.workers import WorkerDiedError, signal_numbers
 from handmim.utils.files import UnreadableSample
 from tests.engine.faulty import Faulty, loader_of
 from tests.engine.toy import DATA

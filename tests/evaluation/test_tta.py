@@ -27,8 +27,8 @@ from handmim.losses.hand import JointLoss
 from handmim.models.heads.direct import DirectHead
 from handmim.models.heads.pymaf import PyMafHead
 from handmim.models.vit import ViT
-from handmim.tasks.keypoints import KeypointRegressionTask
 from handmim.tasks.mesh import HandRegressionTask
+from handmim.tasks.regression import KeypointRegressionTask
 from handmim.types import HandState
 from handmim.utils.timer import Stages
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from handmim.engine.checkpoint import save_checkpoint
-from handmim.engine.loop import FitResult
+from handmim.engine.trainer import FitResult
 from handmim.experiments import stages
 from handmim.experiments.plan import Definition, Run
 from handmim.experiments.stages import Stages, Start, restored

@@ -95,8 +95,9 @@ class PretrainBatch(NamedTuple):
 
     def part(self, start: int, stop: int) -> "PretrainBatch":
         """Samples from start to stop, which may lie behind the last."""
-        fields: tuple[Any, ...] = self
-        part = PretrainBatch(*(None if field is None else field[start:stop] for field in fields))
+        whole: Any = self
+        fields: Any = [None if field is None else field[start:stop] for field in whole]
+        part = PretrainBatch(*fields)
         if self.known_masked_idx is None or self.num_masked is None:
             return part
         first, num = sum(self.num_masked[:start]), sum(self.num_masked[start:stop])

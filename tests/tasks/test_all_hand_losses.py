@@ -71,7 +71,7 @@ def test_a_head_that_could_not_train_whole_is_refused():
     cases = {
         r"draws \['silhouette'\] and no loss": ["task.head.silhouette=true"],
         r"taps blocks \[9\] of a backbone that has 1 to 3": ["task.head.taps=[9]"],
-        r"without any gradient.*task\.head\.detach=false": ["task.step_weights=last"],
+        r"without a gradient.*task\.head\.detach=false": ["task.step_weights=last"],
         r"step_weights=\[0\.0, 1\.0\] would": ["task.step_weights=[0.0,1.0]"],
         r"DirectHead regresses no hand model": ["head=direct"],
     }

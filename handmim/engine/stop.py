@@ -88,11 +88,10 @@ class Watchdog:
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def __enter__(self) -> "Watchdog":
+    def __enter__(self) -> None:
         beat("the start")
         Loading.limit_s = (1 - 2 * OTHERS) * self.limit_s
         self._thread.start()
-        return self
 
     def __exit__(self, *error: object) -> None:
         Loading.limit_s = 0.0
@@ -117,10 +116,8 @@ class Watchdog:
                 self._end(seen[0], still_s)
 
     def _end(self, awaited: str, still_s: float) -> None:
-        text = (
-            f"rank {self.run.rank} stands still: it waited {still_s:.0f} s for {awaited}, more "
-            f"than {self.limit_s:g} s (machine.stall_timeout_s); {GOES_ON}"
-        )
+        text = f"rank {self.run.rank} stands still: it waited {still_s:.0f} s for {awaited}, more "
+        text += f"than {self.limit_s:g} s (machine.stall_timeout_s); {GOES_ON}"
         for rank, words in words_of_ranks(awaited, 2.0 + OTHERS * self.limit_s).items():
             silent = "does not answer (stopped, dead, or its machine is)"
             text += f"; rank {rank} {silent if words is None else f'waited for {words}'}"

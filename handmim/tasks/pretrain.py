@@ -219,9 +219,8 @@ class HandMimTask(Task):
     @property
     def exported(self) -> Any:
         """Backbone and shared heads worth keeping: the teacher's, or the student's."""
-        if self.export == "student" or self.teacher is None:
-            return self.student
-        return self.teacher.net
+        teacher = None if self.export == "student" else self.teacher
+        return self.student if teacher is None else teacher.net
 
     @property
     def export_backbone(self) -> ViT:

@@ -86,10 +86,8 @@ class RegressionTask(Task, ABC):
     @property
     def export_backbone(self) -> ViT:
         """The EMA of the backbone where one is kept, else the live one."""
-        if self.averaged is None:
-            return self.backbone
-        averaged: Any = self.averaged.net["backbone"]
-        return averaged
+        net: Any = self if self.averaged is None else self.averaged.net
+        return net.backbone
 
     @property
     def hand(self) -> HandLayer | None:

@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from handmim.experiments.plan import Plan, Run
 from handmim.experiments.plots import Spot, curve_plot, dot_plot, mean_sd, save_plot
-from handmim.experiments.store import json_text
+from handmim.experiments.runs import Plan, Run, json_text
 from handmim.experiments.table import STAGES, Column, Table, as_overrides, fraction_name
 from handmim.utils.console import markdown_table
 from handmim.utils.files import write_atomic

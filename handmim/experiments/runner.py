@@ -3,41 +3,34 @@ run, or one of Hydra's multirun for all; and a single run of it."""
 
 import logging
 import os
-import platform
 import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from handmim.experiments.plan import ERROR, RESULTS, Plan, Run
 from handmim.experiments.results import publish, write_results
-from handmim.experiments.store import FORMAT, StageStore, code_state, metrics_of, record_text
+from handmim.experiments.runs import ERROR, Plan, Run, StageStore, stale_message
 from handmim.experiments.table import Table, read_table
 from handmim.pipelines.preflight import path_problems, preflight
 from handmim.utils.config import build, drop_unbuilt, sentence
 from handmim.utils.entry import compose
-from handmim.utils.files import locked, write_atomic
+from handmim.utils.files import write_atomic
 from handmim.utils.processes import THREADS, of_signal, start_child
 
 log = logging.getLogger(__name__)
 
-FACTS = ("folder", "threads", "git_sha", "git_dirty", "commits")  # of a stage's record
-NUM_SHOWN = 6  # differences of a run in a message
 COMMAND = (sys.executable, "-m", "handmim", "experiments")  # makes runs
 LOG = "log.txt"
 POLL_S = 0.5
 
 Launch = Callable[[Sequence[Run], Callable[[Run], None]], None]  # the second for each that ended
-RunStages = Callable[[Run], dict[str, dict[str, Any]]]  # records by stage
 
 
 def main(cfg: DictConfig) -> int:
@@ -166,22 +159,9 @@ def failure_lines(failed: Sequence[Run]) -> list[str]:
     return lines
 
 
-def stale_message(runs: Sequence[Run], overwrite: bool) -> str:
-    """What is stale, what differs, and the ways out; "" where nothing is, or with `overwrite`."""
-    stale = [] if overwrite else [run for run in runs if run.state == "stale"]
-    lines = [f"  {run.name}: {'; '.join(run.differences()[:NUM_SHOWN])}\n" for run in stale]
-    if not stale:
-        return ""
-    return (
-        f"{len(stale)} finished runs have another definition than today's (- then, + now):\n"
-        f"{''.join(lines)}make them again (overwrite=true), restore the definition, or give the "
-        "new one another name (name=...)"
-    )
-
-
 def make_one(cfg: DictConfig) -> None:
     """Make the run `cfg.run` (VARIANT/SEED) of a table in this process."""
-    from handmim.experiments.stages import Stages  # imports torch
+    from handmim.experiments.stages import Stages, make_run  # they import torch
 
     table = read_table(cfg)
     names = {f"{v.name}/{seed}": (v, seed) for v in table.variants for seed in table.seeds}
@@ -191,43 +171,6 @@ def make_one(cfg: DictConfig) -> None:
     alone = replace(table, variants=(variant,), chosen=(variant.name,), seeds=(seed,))
     (run,) = read_plan(cfg, alone).chosen()
     make_run(run, Stages(compose, run.store).run, cfg.overwrite)
-
-
-def make_run(run: Run, stages: RunStages, overwrite: bool = False) -> None:
-    """Make a run unless it is finished, and write its result.json; what the stages raise is written
-    to error.txt as well."""
-    code = code_state()
-    with locked(run.folder):
-        if not run.needs_run(overwrite):
-            log.info("%s: finished before, not run again", run.name)
-            return
-        if stale := stale_message([run], overwrite):
-            raise ValueError(stale)
-        for name in (*RESULTS, ERROR):
-            (run.folder / name).unlink(missing_ok=True)
-        try:
-            records = stages(run)
-        except Exception as failure:  # notes of a traceback would stand behind the reason
-            last = f"{type(failure).__name__}: {sentence(failure)}"
-            write_atomic(run.folder / ERROR, f"{traceback.format_exc()}\n{last}\n")
-            raise
-        import torch  # made the run, so it is loaded; plans and tables do without
-
-        result = {
-            "format": FORMAT,
-            "variant": run.variant.name,
-            "label": run.variant.label,
-            "seed": run.seed,
-            "metrics": metrics_of(records),
-            "stages": {k: {fact: of.get(fact) for fact in FACTS} for k, of in records.items()},
-            **run.definition._asdict(),
-            **code,
-            "host": platform.node(),
-            "machine": platform.machine(),
-            "torch": torch.__version__,
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        }
-        write_atomic(run.folder / RESULTS[0], record_text(result))
 
 
 def launch(

@@ -1,5 +1,10 @@
 """The stages of a run: pretraining, frozen probes, fine-tunings with shares of the labels."""
 
+import logging
+import platform
+import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +15,19 @@ from handmim.engine.checkpoint import LAST, load_checkpoint
 from handmim.engine.stop import Stopped
 from handmim.engine.trainer import FitResult
 from handmim.engine.workers import SIGNALS
-from handmim.experiments.plan import Compose, Run
-from handmim.experiments.store import StageStore, content_sha
+from handmim.experiments.runs import (
+    ERROR,
+    FORMAT,
+    RESULTS,
+    Compose,
+    Run,
+    StageStore,
+    code_state,
+    content_sha,
+    metrics_of,
+    record_text,
+    stale_message,
+)
 from handmim.experiments.table import PROBED, Overrides, arguments, decisive, fraction_name, merged
 from handmim.models.weights.load import load_initial
 from handmim.pipelines.finetune import finetune
@@ -19,13 +35,19 @@ from handmim.pipelines.pretrain import pretrain
 from handmim.pipelines.setup_run import BACKBONE, setup_run
 from handmim.tasks.pretrain import HandMimTask
 from handmim.types import StepInfo
-from handmim.utils.config import build, drop_unbuilt, flatten
+from handmim.utils.config import build, drop_unbuilt, flatten, sentence
+from handmim.utils.files import locked, write_atomic
 from handmim.utils.json_files import read_rows
 from handmim.utils.seed import seed_everything
 
+log = logging.getLogger(__name__)
+
 POINTS = "points"  # a feature of probes: the keypoint head's points
 RENDERED = "SyntheticHands"  # a set that takes long to make
+FACTS = ("folder", "threads", "git_sha", "git_dirty", "commits")  # of a stage's record
 SHOWN = ("loss", "features", "keypoints", "targets", "speed", "diagnostics", "collapse")
+
+RunStages = Callable[[Run], dict[str, dict[str, Any]]]  # records by stage
 
 
 class Start(NamedTuple):
@@ -154,3 +176,38 @@ def restored(cfg: DictConfig, seed: int, start: Start) -> HandMimTask:
         else:
             load_initial(task.export_backbone, str(start.weights))
     return task.eval()
+
+
+def make_run(run: Run, stages: RunStages, overwrite: bool = False) -> None:
+    """Make a run unless it is finished, and write its result.json; what the stages raise is written
+    to error.txt as well."""
+    code = code_state()
+    with locked(run.folder):
+        if not run.needs_run(overwrite):
+            log.info("%s: finished before, not run again", run.name)
+            return
+        if stale := stale_message([run], overwrite):
+            raise ValueError(stale)
+        for name in (*RESULTS, ERROR):
+            (run.folder / name).unlink(missing_ok=True)
+        try:
+            records = stages(run)
+        except Exception as failure:  # notes of a traceback would stand behind the reason
+            last = f"{type(failure).__name__}: {sentence(failure)}"
+            write_atomic(run.folder / ERROR, f"{traceback.format_exc()}\n{last}\n")
+            raise
+        result = {
+            "format": FORMAT,
+            "variant": run.variant.name,
+            "label": run.variant.label,
+            "seed": run.seed,
+            "metrics": metrics_of(records),
+            "stages": {k: {fact: of.get(fact) for fact in FACTS} for k, of in records.items()},
+            **run.definition._asdict(),
+            **code,
+            "host": platform.node(),
+            "machine": platform.machine(),
+            "torch": torch.__version__,
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        write_atomic(run.folder / RESULTS[0], record_text(result))

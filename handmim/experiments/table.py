@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -279,3 +279,38 @@ def _names(given: str | list[str] | None, known: list[str], option: str) -> tupl
         what = f"no variants {unknown}" if unknown else "no variant is chosen"
         raise ValueError(f"{what} in this table, it has {known} ({option})")
     return tuple(name for name in known if name in names)
+
+
+class Definition(NamedTuple):
+    """What the runs of a variant are made of, whatever the seed."""
+
+    overrides: dict[str, Any]  # that decide the result, by stage; `init` and `fractions` beside
+    config_sha: str  # of the composed configs behind it
+    steps: dict[str, int]  # optimizer steps by stage
+
+
+def definition_of(
+    table: Table, variant: Variant, configs: Mapping[str, DictConfig], content: dict[str, Any]
+) -> Definition:
+    """Of a variant whose configs are composed, `content` the part of them that decides results."""
+    overrides: dict[str, Any] = {
+        stage: {k: v for k, v in getattr(variant, stage).items() if decides(k, v)}
+        for stage in STAGES
+    }
+    if not variant.is_pretrained:  # nothing else is taken from its config
+        overrides["init"] = variant.init_from or RANDOM
+        content = content | {"pretrain": {k: content["pretrain"].get(k) for k in PROBED}}
+    overrides["fractions"] = list(table.fractions)
+    trains = variant.is_pretrained and configs["pretrain"].get("train", True)
+    steps = {"pretrain": configs["pretrain"].trainer.max_steps} if trains else {}
+    steps |= {fraction_name(f): configs["finetune"].trainer.max_steps for f in table.fractions}
+    return Definition(overrides, digest(content), steps)
+
+
+def deciding_items(overrides: Mapping[str, Any], is_composed: bool) -> set[str]:
+    """What decides the result, as texts; without the overrides of configs that are compared."""
+    items = {f"{k}={value_text(v)}" for k, v in overrides.items() if k not in STAGES}
+    for stage in () if is_composed else STAGES:
+        kept = ((k, v) for k, v in overrides[stage].items() if decides(k, v))
+        items |= {f"{k}={value_text(v)} ({stage})" for k, v in kept}
+    return items

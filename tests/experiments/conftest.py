@@ -4,8 +4,7 @@ import pytest
 from hydra import initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from handmim.experiments.plan import Plan, Run
-from handmim.experiments.store import FORMAT, STAGE, StageStore, record_text
+from handmim.experiments.runs import FORMAT, STAGE, Plan, Run, StageStore, record_text
 from handmim.experiments.table import arguments, read_table
 from handmim.utils.entry import compose
 

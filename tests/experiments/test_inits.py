@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from handmim.experiments.plan import Plan
+from handmim.experiments.runs import Plan, StageStore
 from handmim.experiments.stages import Stages
-from handmim.experiments.store import StageStore
 from handmim.experiments.table import init_variants
 from tests.experiments.test_stages import Definitions
 from tests.experiments.test_tables import table_of

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from handmim.experiments.plots import curve_plot, dot_plot, line_plot, save_plot
 from handmim.experiments.results import curves_of, publish, without_paths, write_results
-from handmim.experiments.runner import make_run
+from handmim.experiments.stages import make_run
 from handmim.experiments.table import as_overrides
 from handmim.utils.json_files import read_json
 from tests.experiments.conftest import FakeStages, planned

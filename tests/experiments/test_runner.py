@@ -9,10 +9,10 @@ from contextlib import suppress
 import cv2
 import pytest
 
-from handmim.experiments.plan import Plan
 from handmim.experiments.results import write_results
-from handmim.experiments.runner import dry_run_lines, failure_lines, make_run, run_table
-from handmim.experiments.store import StageStore, content_sha
+from handmim.experiments.runner import dry_run_lines, failure_lines, run_table
+from handmim.experiments.runs import Plan, StageStore, content_sha
+from handmim.experiments.stages import make_run
 from handmim.experiments.table import read_table
 from tests.experiments import conftest
 from tests.experiments.conftest import FakeStages, fake_compose, planned, table_config

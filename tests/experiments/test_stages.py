@@ -9,10 +9,9 @@ import torch
 from handmim.engine.checkpoint import save_checkpoint
 from handmim.engine.trainer import FitResult
 from handmim.experiments import stages
-from handmim.experiments.plan import Definition, Run
+from handmim.experiments.runs import Run, StageStore, content_sha
 from handmim.experiments.stages import Stages, Start, restored
-from handmim.experiments.store import StageStore, content_sha
-from handmim.experiments.table import Variant
+from handmim.experiments.table import Definition, Variant
 from handmim.pipelines.finetune import Finetuned
 from tests.experiments.conftest import composed
 

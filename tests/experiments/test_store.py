@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from handmim.experiments.store import StageStore, code_state, read_record, record_text
+from handmim.experiments.runs import StageStore, code_state, read_record, record_text
 
 
 def test_an_equal_stage_is_run_once(tmp_path):
@@ -145,7 +145,7 @@ def test_an_attempt_of_other_files_is_begun_anew(tmp_path):
 
 def test_commits_are_those_of_the_start_and_of_every_attempt(tmp_path, monkeypatch):
     store, commit = StageStore(tmp_path), {"git_sha": "a", "git_dirty": False}
-    monkeypatch.setattr("handmim.experiments.store.git_state", lambda folder: dict(commit))
+    monkeypatch.setattr("handmim.experiments.runs.git_state", lambda folder: dict(commit))
 
     def dies(folder):
         commit["git_sha"] = "committed meanwhile"

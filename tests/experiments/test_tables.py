@@ -6,8 +6,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from handmim.experiments.plan import Plan
-from handmim.experiments.store import StageStore
+from handmim.experiments.runs import Plan, StageStore
 from handmim.experiments.table import read_table
 from handmim.utils.config import drop_unbuilt
 from tests.experiments.conftest import REPO, composed

@@ -22,7 +22,7 @@ from handmim.data.packed import PackedCrops
 from handmim.data.synthetic import SyntheticHands
 from handmim.engine.checkpoint import load_checkpoint
 from handmim.evaluation.submission import read_submission, write_submission
-from handmim.experiments.store import STAGE, StageStore, read_record
+from handmim.experiments.runs import STAGE, StageStore, read_record
 from handmim.models.weights.files import read_weights
 from handmim.utils.json_files import read_rows
 

@@ -1,8 +1,9 @@
-"""The official FreiHAND and HO-3D evaluations: errors of every sample in float64, and their means
-under the names and units of the official scripts."""
+"""The official FreiHAND and HO-3D evaluations: errors of every sample in float64, their means under
+the names and units of the official scripts, and intervals of these."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from handmim.geometry.align import similarity_align
 from handmim.hand.arrays import NUM_VERTS
-from handmim.hand.skeleton import JOINT_NAMES, NUM_JOINTS, joint_order
+from handmim.hand.skeleton import JOINT_NAMES, NUM_JOINTS, ROOT_JOINT, joint_order
 from handmim.metrics.pose import F_THRESHOLDS_M, mesh_errors, point_errors_m, sample_auc
 
 Points = NDArray[np.floating] | Tensor
@@ -24,6 +25,7 @@ AXES = {"opencv": (1.0, 1.0, 1.0), "opengl": (1.0, -1.0, -1.0)}
 # Wrist and middle knuckle in HO-3D's order: the bone that sets the scale.
 HO3D_WRIST, HO3D_KNUCKLE = 0, 4
 
+LEVEL = 0.95  # of bootstrap intervals
 F_NAMES = ("f_score_5", "f_al_score_5", "f_score_15", "f_al_score_15")
 # Names that papers and our other reports use; lengths are cm in the official scripts, mm here.
 USUAL_NAMES = {
@@ -191,3 +193,72 @@ FREIHAND = Benchmark("freihand", 3960, "freihand", "opencv", "xyz_al", has_scale
 HO3D_V2 = Benchmark("ho3d_v2", 11524, "ho3d", "opengl", "xyz_procrustes_al", has_scale_trans=True)
 HO3D_V3 = replace(HO3D_V2, name="ho3d_v3", num_samples=20137)
 BENCHMARKS = {b.name: b for b in (FREIHAND, HO3D_V2, HO3D_V3)}
+
+
+def bootstrap_intervals(
+    per_sample: Mapping[str, NDArray[np.floating]], num: int = 1000, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """95 % percentile intervals of means of [n] values under drawing the samples `num` times again,
+    one draw for all metrics. Frames of one video are not independent: their true intervals are
+    wider. Raises: ValueError for no or unequally many values, or some that are not finite."""
+    lengths = {name: np.shape(values) for name, values in per_sample.items()}
+    if len(set(lengths.values())) != 1 or any(len(s) != 1 or s[0] < 1 for s in lengths.values()):
+        raise ValueError(f"one value per sample and at least one sample required, got {lengths}")
+    table = np.stack([np.asarray(v, np.float64) for v in per_sample.values()], axis=1)  # [n, k]
+    if not np.isfinite(table).all():
+        bad = np.flatnonzero(~np.isfinite(table).all(axis=1))
+        raise ValueError(f"values are not finite in samples {bad[:5].tolist()} of {len(table)}")
+    rng, n = np.random.default_rng(seed), len(table)
+    means = np.empty((num, table.shape[1]))
+    for i in range(num):
+        means[i] = np.bincount(rng.integers(n, size=n), minlength=n) @ table / n
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return {name: (float(low[k]), float(high[k])) for k, name in enumerate(per_sample)}
+
+
+def per_joint_mm(
+    pred_joints_m: NDArray[np.floating], gt_joints_m: NDArray[np.floating], names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Mean error of every joint of [n, J, 3] metres: `abs_mm` of absolute coordinates and `pa_mm`
+    after similarity alignment of the sample; their means are the official metrics x 10."""
+    arrays = (np.array(points, np.float64) for points in (pred_joints_m, gt_joints_m))
+    pred, gt = map(torch.from_numpy, arrays)
+    raw = point_errors_m(pred, gt).mean(dim=0) * 1e3
+    aligned = point_errors_m(similarity_align(pred, gt), gt).mean(dim=0) * 1e3
+    return {
+        name: {"abs_mm": float(raw[i]), "pa_mm": float(aligned[i])} for i, name in enumerate(names)
+    }
+
+
+def root_relative_mm(
+    benchmark: Benchmark, pred: JointsAndVerts, gt: JointsAndVerts
+) -> dict[str, float]:
+    """MPJPE and MPVPE with the middle knuckle on the true one, as our other reports give them."""
+    root = benchmark.joint_names.index(JOINT_NAMES[ROOT_JOINT])
+    shift = gt[0][:, [root]] - pred[0][:, [root]]
+
+    def error_mm(i: int) -> float:
+        """Mean over all points, in pieces that stay in a core's cache."""
+        pieces = [slice(k, k + CHUNK) for k in range(0, len(shift), CHUNK)]
+        totals = [np.linalg.norm(pred[i][p] + shift[p] - gt[i][p], axis=2).sum() for p in pieces]
+        return float(np.sum(totals)) / (len(pred[i]) * pred[i].shape[1]) * 1e3
+
+    return {"mpjpe_mm": error_mm(0), "mpvpe_mm": error_mm(1)}
+
+
+def score_report(benchmark: Benchmark, pred: JointsAndVerts, gt: JointsAndVerts) -> dict[str, Any]:
+    """Every official metric, the usual names in mm, intervals and errors by joint, of joints [n,
+    21, 3] and vertices [n, V, 3], metres in the benchmark's order and axes."""
+    per_sample = benchmark.per_sample_scores(*pred, *gt)
+    official = {name: float(values.mean()) for name, values in per_sample.items()}
+    intervals = bootstrap_intervals(per_sample)
+    low, high = (derived_mm({name: e[i] for name, e in intervals.items()}) for i in (0, 1))
+    return {
+        **derived_mm(official),
+        **root_relative_mm(benchmark, pred, gt),
+        "num_samples": len(pred[0]),
+        "benchmark": benchmark.name,
+        "official": official,
+        "interval_95": {name: [low[name], high[name]] for name in low},
+        "per_joint": per_joint_mm(pred[0], gt[0], benchmark.joint_names),
+    }

@@ -1,9 +1,10 @@
-"""Results of evaluations: metrics.json, the official scores.txt, drawings and a table of one; which
-checkpoints may be averaged, and the mean and spread of several."""
+"""Results of evaluations: submissions and their scores, metrics.json, the official scores.txt,
+drawings and a table of one; the mean and spread of several checkpoints that may be averaged."""
 
 import logging
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,16 @@ from rich.console import Console
 
 from handmim.engine.checkpoint import OF_RUNS, require
 from handmim.engine.identity import By, deciding
+from handmim.evaluation.benchmarks import BENCHMARKS, Benchmark, JointsAndVerts, score_report
 from handmim.evaluation.predictor import read_model_checkpoint
+from handmim.evaluation.scoring import CameraHands
+from handmim.evaluation.submission import (
+    MB_PER_SAMPLE,
+    check_submission,
+    read_submission,
+    write_submission,
+)
+from handmim.utils.arguments import one_of
 from handmim.utils.config import differences, flatten
 from handmim.utils.console import METRICS, markdown_table, metric_text, print_metrics
 from handmim.utils.files import write_atomic
@@ -26,6 +36,7 @@ log = logging.getLogger(__name__)
 
 TTA = "tta"  # block of a report, and folder: metrics and files of the mean over several views
 TIME = "ms_per_image"
+UNSCORABLE = ("shape", "count", "not-finite")
 Report = Mapping[str, Any]
 
 
@@ -38,6 +49,55 @@ def _columns_of(rows: Iterable[Report]) -> Sequence[tuple[str, str]]:
     """Columns of a table of evaluations; times are shown where they were taken."""
     timed = any(TIME in metrics for metrics in rows)
     return (*METRICS, (TIME, "ms/image")) if timed else METRICS
+
+
+def benchmark_of(name: str, num_samples: int) -> Benchmark:
+    """A benchmark by name, for a set of `num_samples`; a count that is not official is logged."""
+    one_of("benchmark", name, BENCHMARKS)
+    official = BENCHMARKS[name]
+    if num_samples != official.num_samples:
+        text = "this set has %d samples, the official %s has %d: the metrics do not compare with "
+        text += "published ones, and the server would refuse the file"
+        log.warning(text, num_samples, name, official.num_samples)
+    return replace(official, num_samples=num_samples)
+
+
+def score_file(
+    path: str | Path, benchmark: Benchmark, gt: JointsAndVerts | None, shown: str,
+    mb_per_sample: float = MB_PER_SAMPLE,
+) -> dict[str, Any]:  # fmt: skip
+    """Check a submission, pred.json or its zip, and score it where the ground truth, joints and
+    vertices in the benchmark's own form, is known.
+
+    Raises: ValueError for `UNSCORABLE` findings of `check_submission`; others are reported.
+    """
+    pred = read_submission(path, benchmark.num_samples, mb_per_sample)
+    findings = check_submission(*pred, benchmark, None if gt is None else gt[0])
+    for finding in findings:
+        level = logging.ERROR if finding.level == "error" else logging.WARNING
+        log.log(level, "%s: %s: %s", shown, finding.name, finding.text)
+    if fatal := [f"{f.name}: {f.text}" for f in findings if f.name in UNSCORABLE]:
+        raise ValueError(f"{shown} cannot be scored as {benchmark.name}. {' '.join(fatal)}")
+    report: dict[str, Any] = {"benchmark": benchmark.name, "num_samples": len(pred[0])}
+    if gt is None:
+        log.info("no ground truth of the evaluation here: submit %s", path)
+    else:
+        report = score_report(benchmark, pred, gt)
+    texts = [{"level": f.level, "name": f.name, "text": f.text} for f in findings]
+    return report | {"findings": texts, "submission": shown}
+
+
+def submit(
+    run: Run, name: str, hands: CameraHands, gt: JointsAndVerts | None, folder: str = "."
+) -> dict[str, Any]:
+    """Write pred.json and its zip, and report on what was written as `score_file`; {} on other
+    processes."""
+    if not run.is_main:
+        return {}
+    benchmark = benchmark_of(name, len(hands.joints_cam_m))
+    form = benchmark.canonical_to_benchmark(hands.joints_cam_m, hands.verts_cam_m)
+    path = write_submission(run.dir / folder, *form)
+    return score_file(path, benchmark, gt, str(path.relative_to(run.dir)))
 
 
 def write_report(

@@ -12,7 +12,6 @@ from handmim.data.label_files import find_ground_truth, read_ground_truth
 from handmim.engine.checkpoint import require
 from handmim.engine.stop import Watchdog
 from handmim.evaluation.inference import SOURCES, InferenceModule
-from handmim.evaluation.official import score_file, submit
 from handmim.evaluation.predictor import (
     build_part,
     check_same_hand,
@@ -23,8 +22,11 @@ from handmim.evaluation.predictor import (
 from handmim.evaluation.report import (
     TIME,
     TTA,
+    benchmark_of,
     check_comparable,
     expanded,
+    score_file,
+    submit,
     write_averages,
     write_report,
 )
@@ -66,8 +68,8 @@ def evaluate_file(cfg: DictConfig) -> dict[str, Any]:
         raise ValueError("a submission file holds one prediction, tta needs a checkpoint: tta=null")
     run = setup_run(cfg)
     gt = read_ground_truth(cfg.data.root, cfg.data.cache_dir)
-    bound = cfg.predictions_mb_per_sample
-    report = score_file(cfg.predictions, cfg.data.benchmark, gt, mb_per_sample=bound)
+    benchmark, path = benchmark_of(cfg.data.benchmark, len(gt[0])), cfg.predictions
+    report = score_file(path, benchmark, gt, path, cfg.predictions_mb_per_sample)
     write_report(run, cfg.predictions, report)
     return report
 

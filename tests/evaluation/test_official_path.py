@@ -12,9 +12,9 @@ from handmim.data.freihand import FreiHand
 from handmim.data.ho3d import Ho3d, read_meta
 from handmim.data.label_files import read_ground_truth
 from handmim.data.samples import mirror_sample
-from handmim.evaluation.benchmarks import Benchmark
+from handmim.evaluation.benchmarks import BENCHMARKS, Benchmark, score_report
 from handmim.evaluation.inference import InferenceModule
-from handmim.evaluation.official import BENCHMARKS, benchmark_of, score_file, score_report, submit
+from handmim.evaluation.report import benchmark_of, score_file, submit
 from handmim.evaluation.scoring import predict_camera_hands, score
 from handmim.evaluation.submission import read_submission, write_submission
 from handmim.losses.hand import JointLoss
@@ -147,7 +147,8 @@ def test_a_submission_is_what_is_scored_and_can_be_scored_again(
     gt = read_ground_truth(freihand_tree, tmp_path)
     run = SimpleNamespace(dir=tmp_path, is_main=True)
     report = submit(run, "freihand", hands, gt)
-    again = score_file(tmp_path / "pred.json", "freihand", gt)
+    path = tmp_path / "pred.json"
+    again = score_file(path, benchmark_of("freihand", len(data)), gt, "pred.json")
     assert report["official"] == again["official"]
     assert report["pa_mpjpe_mm"] == pytest.approx(10 * report["official"]["xyz_al_mean3d"])
     low, high = report["interval_95"]["pa_mpjpe_mm"]
@@ -175,6 +176,9 @@ def test_what_a_set_lacks_is_named(task, augment, ho3d_v2_tree, freihand_tree, t
     report = submit(run, "freihand", behind, read_ground_truth(freihand_tree, tmp_path))
     assert "behind-camera" in [f["name"] for f in report["findings"]]
     assert report["abs_mpjpe_mm"] > 500, "scored all the same, as the servers would"
-    gt = tuple(t[:5] for t in read_ground_truth(freihand_tree, tmp_path))
+    path, gt = (
+        tmp_path / "pred.json",
+        tuple(t[:5] for t in read_ground_truth(freihand_tree, tmp_path)),
+    )
     with pytest.raises(ValueError, match=r"pred\.json cannot be scored .* count: "):
-        score_file(tmp_path / "pred.json", "freihand", gt)
+        score_file(path, benchmark_of("freihand", 5), gt, "pred.json")

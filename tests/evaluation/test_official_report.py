@@ -1,8 +1,13 @@
 import numpy as np
 import pytest
 
-from handmim.evaluation.benchmarks import FREIHAND, HO3D_V2, derived_mm
-from handmim.evaluation.official import bootstrap_intervals, per_joint_mm
+from handmim.evaluation.benchmarks import (
+    FREIHAND,
+    HO3D_V2,
+    bootstrap_intervals,
+    derived_mm,
+    per_joint_mm,
+)
 
 
 def clouds(num):

@@ -156,9 +156,9 @@ class Benchmark:
         hands = as_hands(pred_joints, pred_verts, "pred_"), as_hands(gt_joints, gt_verts, "gt_")
         joints, verts = zip(*hands, strict=True)
         if len(joints[0]) != len(joints[1]):
+            came = f"{len(joints[0])} predictions, {len(joints[1])} samples of the ground truth"
             raise ValueError(
-                f"{len(joints[0])} predictions, {len(joints[1])} samples of the ground truth: they "
-                "are matched by their index, so there must be one prediction for each"
+                f"{came}: they are matched by their index, so one for each is required"
             )
         pred, gt = (torch.from_numpy(np.array(points, np.float64)) for points in joints)
         aligned = similarity_align(pred, gt)
@@ -221,13 +221,12 @@ def per_joint_mm(
 ) -> dict[str, dict[str, float]]:
     """Mean error of every joint of [n, J, 3] metres: `abs_mm` of absolute coordinates and `pa_mm`
     after similarity alignment of the sample; their means are the official metrics x 10."""
-    arrays = (np.array(points, np.float64) for points in (pred_joints_m, gt_joints_m))
-    pred, gt = map(torch.from_numpy, arrays)
+    joints = pred_joints_m, gt_joints_m
+    pred, gt = (torch.from_numpy(np.array(points, np.float64)) for points in joints)
     raw = point_errors_m(pred, gt).mean(dim=0) * 1e3
     aligned = point_errors_m(similarity_align(pred, gt), gt).mean(dim=0) * 1e3
-    return {
-        name: {"abs_mm": float(raw[i]), "pa_mm": float(aligned[i])} for i, name in enumerate(names)
-    }
+    errors = zip(names, raw.tolist(), aligned.tolist(), strict=True)
+    return {name: {"abs_mm": abs_mm, "pa_mm": pa_mm} for name, abs_mm, pa_mm in errors}
 
 
 def root_relative_mm(

@@ -29,10 +29,8 @@ class RotatedViews:
 
     def __init__(self, *, angles_deg: Sequence[float], scales: Sequence[float] = (1.0,)) -> None:
         if not angles_deg or not scales or min(scales) <= 0:
-            raise ValueError(
-                "at least one angle and scale, scales > 0, are required, got "
-                f"angles_deg={angles_deg}, scales={scales}"
-            )
+            came = f"angles_deg={angles_deg}, scales={scales}"
+            raise ValueError(f"at least one angle and scale > 0 are required, got {came}")
         self.views = [(math.radians(a), float(s)) for s in scales for a in angles_deg]
 
 
@@ -82,10 +80,8 @@ RULES: dict[str, Callable[[Tensor, CropTransform], Tensor] | None] = {
 def _fields_of(estimate: Any) -> dict[str, Tensor]:
     unknown = sorted(set(estimate._fields) - set(RULES))
     if unknown:
-        raise ValueError(
-            f"{type(estimate).__name__} has {unknown}, which no rule carries back from a rotated "
-            f"crop; known are {sorted(RULES)} (handmim.evaluation.inference.RULES, tta=null)"
-        )
+        kind = type(estimate).__name__
+        raise ValueError(f"{kind} has {unknown}, which no rule carries back (inference.RULES)")
     return {name: value for name, value in estimate._asdict().items() if value is not None}
 
 
@@ -152,10 +148,7 @@ class InferenceModule(nn.Module):
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device={device}: PyTorch sees no GPU here (device='cpu')")
         if cuda_graph and self.device.type != "cuda":
-            raise ValueError(
-                f"cuda_graph needs a CUDA device, got device={device}: cuda_graph=False, or "
-                "device='cuda' on a machine that has one"
-            )
+            raise ValueError(f"cuda_graph=True needs a CUDA device, got device={device}")
         self.task, self.augment, self.autocast = task, augment, autocast
         self.source, self.cuda_graph = source, cuda_graph
         self.has_fixed_batches = compile or cuda_graph
@@ -233,12 +226,9 @@ class InferenceModule(nn.Module):
             return self(stored.image, stored.K_crop_px, stored.has_K, stored.joint_convention)
         is_mean = self.source == "mean_hand"
         of_crop = self.task.mean_estimate if is_mean else self.task.label_estimate
-        return mean_of(
-            [
-                carried_back(of_crop(self.augment.evaluate(stored, *view)), self._to_plain(i))
-                for i, view in enumerate(self.views)
-            ]
-        )
+        crops = [self.augment.evaluate(stored, *view) for view in self.views]
+        found = [carried_back(of_crop(c), self._to_plain(i)) for i, c in enumerate(crops)]
+        return mean_of(found)
 
     @contextmanager
     def staged(self, stages: Stages | None, num: int) -> Iterator[None]:

@@ -96,10 +96,8 @@ def check_same_hand(model: str | None, data: str | None, where: str) -> None:
     """Refuse to mix hand models: SHA-256 of the model's hand and of that which labels or weights
     `where` were made with, None for one that has none."""
     if model is not None and data is not None and data != model:
-        raise ValueError(
-            f"{where} was made with hand model {data[:12]}, the model's hand is {model[:12]}: "
-            "their vertices and betas do not correspond (hand.path, data)"
-        )
+        text = f"{where} was made with hand model {data[:12]}, the model's hand is {model[:12]}"
+        raise ValueError(f"{text}: vertices and betas do not correspond (hand.path, data)")
 
 
 class HandPredictions(NamedTuple):
@@ -224,10 +222,8 @@ class HandPredictor:
         right = np.ones(num, bool) if is_right is None else np.asarray(is_right)
         K = np.full((3, 3), np.nan) if K_px is None else np.asarray(K_px)
         if right.dtype != bool or right.shape != (num,) or K.shape not in ((3, 3), (num, 3, 3)):
-            raise ValueError(
-                f"{num} crops require K_px [3, 3] or [{num}, 3, 3] and is_right [{num}] of bool, "
-                f"got {K.shape} and {right.shape} of {right.dtype}"
-            )
+            text = f"{num} crops require K_px [3, 3] or [{num}, 3, 3] and is_right [{num}] of bool"
+            raise ValueError(f"{text}, got {K.shape} and {right.shape} of {right.dtype}")
         K = np.broadcast_to(K, (num, 3, 3))
         if (K[:, [0, 1], [0, 1]] <= 0).any():
             raise ValueError("focal lengths in K_px must be > 0 (NaN where they are not known)")

@@ -170,12 +170,10 @@ def check_comparable(paths: Sequence[str], data: DictConfig | None) -> list[Repo
         own = flatten({"hand": saved["meta"].get("hand_sha256"), **compared})
         first = first or own
         if differing := differences(first, own):
-            same_data = ", or on the same data (data=...)"
-            is_data_alone = all(text.startswith("data.") for text in differing)
-            raise ValueError(
-                f"{path} is not averaged with {paths[0]} ({'; '.join(differing)}): score them one "
-                f"at a time (checkpoint=){same_data * is_data_alone}"
-            )
+            is_data = all(text.startswith("data.") for text in differing)
+            way = "one at a time (checkpoint=)" + ", or on the same data (data=...)" * is_data
+            text = f"{path} is not averaged with {paths[0]} ({'; '.join(differing)})"
+            raise ValueError(f"{text}: score them {way}")
     seeds = [fact["seed"] for fact in facts]
     if len(set(seeds)) < len(seeds):
         log.warning("seeds %s: the spread is not that of independent runs", seeds)

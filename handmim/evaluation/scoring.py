@@ -165,10 +165,8 @@ def in_camera(
     given_wrist = placement == "given_wrist"
     if not bool((stored.joints_valid[:, 0] if given_wrist else stored.has_K).all()):
         needed = "the labelled wrist" if given_wrist else "K"
-        raise ValueError(
-            f"placement={placement} requires {needed} of every sample, and this set has samples "
-            f"without (data.placement, one of {PLACEMENTS})"
-        )
+        text = f"placement={placement} requires {needed} of every sample, and this set has some"
+        raise ValueError(f"{text} without (data.placement, one of {PLACEMENTS})")
     state = type(state)(*(None if field is None else field.cpu() for field in state))
     is_left = stored.was_left.cpu().numpy()
     camera = stored.K_crop_px.cpu(), stored.has_K.cpu()

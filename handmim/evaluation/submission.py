@@ -125,10 +125,9 @@ def read_submission(
                 member = _member(archive, path.name)
                 size, file = member.file_size, stack.enter_context(archive.open(member))
             if num_samples is not None and size > num_samples * mb_per_sample * 1e6:
-                raise ValueError(
-                    f"{path.name} holds {size / 1e6:.1f} MB of text for {num_samples} samples, at "
-                    f"most {mb_per_sample:g} MB per sample are read (predictions_mb_per_sample)"
-                )
+                text = f"{path.name} holds {size / 1e6:.1f} MB of text for {num_samples} samples"
+                most = f"{mb_per_sample:g} MB per sample (predictions_mb_per_sample)"
+                raise ValueError(f"{text}, at most {most} are read")
             return read_hands(file, path.name, size)
     except UNREADABLE_ZIP as error:
         raise ValueError(f"{path.name} is no zip archive, or a damaged one: {error}") from error
@@ -144,10 +143,7 @@ def _member(archive: ZipFile, name: str) -> ZipInfo:
     if named or len(flat) == 1:
         return (named or flat)[-1]
     found = [info.filename[:40] for info in infos[:5]]
-    raise ValueError(
-        f"{name} holds {found}, {MEMBER} alone is required and in no folder: zip the file itself, "
-        "not the folder around it"
-    )
+    raise ValueError(f"{name} holds {found}, {MEMBER} alone is required, and in no folder")
 
 
 def read_hands(file: IO[bytes], name: str, size: int) -> JointsAndVerts:

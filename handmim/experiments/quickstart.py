@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from handmim.utils.console import metric_text, print_metrics
+from handmim.utils.console import METRICS, metric_text, print_metrics
 from handmim.utils.files import write_atomic
 from handmim.utils.json_files import read_rows
 from handmim.utils.overrides import given_path
@@ -23,14 +23,7 @@ from handmim.utils.processes import start_child
 NUM_STAGES = 6
 ALL = "render, pretrain, fine-tune twice, score: by default 5 to 12 minutes on two CPU cores"
 LARGE = 100_000  # bytes of a PNG that the page holds as JPEG
-COLUMNS = (
-    ("mpjpe_mm", "MPJPE mm"),
-    ("pa_mpjpe_mm", "PA-MPJPE mm"),
-    ("pa_mpvpe_mm", "PA-MPVPE mm"),
-    ("pa_f5", "PA-F@5"),
-    ("pa_f15", "PA-F@15"),
-    ("seconds", "seconds"),
-)
+COLUMNS = (*METRICS[:6], ("seconds", "seconds"))
 LABELS = {"mean_hand": "mean hand", "scratch": "from scratch", "handmim": "HandMIM-pretrained"}
 SECONDS = (
     "Seconds count start-up, validations and, where images were not rendered before, rendering; "
@@ -75,8 +68,8 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="for example data.num_train=4000")
     args = parser.parse_args()
     name, common = args.name, [f"seed={args.seed}", *args.overrides]
-    roots = [o.split("=", 1)[1] for o in args.overrides if o.startswith("paths.run_root=")]
-    folder = given_path(roots[-1] if roots else "runs") / name
+    given = dict(o.split("=", 1) for o in args.overrides if "=" in o)
+    folder = given_path(given.get("paths.run_root", "runs")) / name
     machine = [o for o in args.overrides if o.startswith(("machine.", "paths.run_root="))]
     print(ALL)
     began = time.perf_counter()
@@ -162,8 +155,7 @@ def series(rows: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, f
 
 def latest(folder: Path, name: str) -> Path:
     """The last image of that name which a run drew."""
-    drawn = (folder / "images").glob(f"step_*_{name}.png")
-    found = sorted(p for p in drawn if p.stem.split("_", 2)[2] == name)
+    found = sorted((folder / "images").glob(f"step_{'[0-9]' * 7}_{name}.png"))
     return found[-1] if found else folder / "images" / f"{name}.png"
 
 

@@ -3,11 +3,13 @@ JSON, plots; and copies of these for publication."""
 
 import csv
 import io
+import itertools
 import math
 import re
 import shutil
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +39,7 @@ class Row(NamedTuple):
     label: str
     values: dict[str, Values]  # by column key
     states: dict[int, str]  # by seed
-    changes: Mapping[str, Values] = {}  # of the values, in per cent of the baseline's of that seed
+    changes: dict[str, Values]  # of the values, in per cent of the baseline's of that seed
 
     @property
     def num_finished(self) -> int:
@@ -62,47 +64,30 @@ class Row(NamedTuple):
         return f"{text} ({', '.join(bad)})" if bad else text
 
 
-def _read(runs: Iterable[Run]) -> list[dict[str, Any]]:
-    return [result for run in runs if (result := run.read()) is not None]
-
-
 def rows_of(table: Table, runs: Sequence[Run]) -> list[Row]:
     """Variants that have runs; only finished runs give values. One seed gives all variants the same
     labels, so changes are those of single seeds; zero in the baseline has no percentage."""
-    rows = []
+    rows, keys = [], [c.key for c in table.columns]
     for variant in table.variants:
-        own = {run.seed: run for run in runs if run.variant.name == variant.name}
-        states = {seed: run.state for seed, run in own.items()}
-        results = _read(own[seed] for seed, state in states.items() if state == "finished")
-        metrics = {result["seed"]: result["metrics"] for result in results}
-        values = {
-            c.key: {seed: of[c.key] for seed, of in metrics.items() if of.get(c.key) is not None}
-            for c in table.columns
-        }
-        if own:
-            rows.append(Row(variant.name, variant.label, values, states))
-    base = next((row.values for row in rows if row.name == table.baseline), None)
-    if base is None:
-        return rows
-
-    def changes(row: Row) -> dict[str, Values]:
-        return {
-            key: {s: 100 * (v / base[key][s] - 1) for s, v in of.items() if base[key].get(s)}
-            for key, of in row.values.items()
-        }
-
-    return [row._replace(changes=changes(row)) for row in rows]
+        made = [run for run in runs if run.variant.name == variant.name]
+        states = {run.seed: run.state for run in made}
+        done = {run.seed: run.read()["metrics"] for run in made if states[run.seed] == "finished"}
+        values = {k: {s: m[k] for s, m in done.items() if m.get(k) is not None} for k in keys}
+        if made:
+            rows.append(Row(variant.name, variant.label, values, states, {}))
+    base: dict[str, Values] = next((r.values for r in rows if r.name == table.baseline), {})
+    for row, (key, of) in itertools.product(rows, base.items()):
+        own = row.values[key].items()
+        row.changes[key] = {seed: 100 * (v / of[seed] - 1) for seed, v in own if of.get(seed)}
+    return rows
 
 
 def best_rows(rows: Sequence[Row], column: Column) -> set[str]:
     """Rows with the best mean as it is shown, of those with the most values."""
     values = {row.name: row.values[column.key] for row in rows if row.values[column.key]}
     most = max(map(len, values.values()), default=0)
-    means = {
-        name: round(statistics.fmean(of.values()), column.decimals)
-        for name, of in values.items()
-        if len(of) == most
-    }
+    full = {name: of.values() for name, of in values.items() if len(of) == most}
+    means = {name: round(statistics.fmean(of), column.decimals) for name, of in full.items()}
     if column.better is None or len(means) < 2:
         return set()
     best = min(means.values()) if column.better == "lower" else max(means.values())
@@ -125,13 +110,10 @@ def as_csv(table: Table, rows: Sequence[Row]) -> str:
     writer.writerow(["variant", "label", "seeds", *heads])
     for row in rows:
         fields: list[str] = []
-        for key in (c.key for c in table.columns):
-            values = row.values[key].values()
-            change, _ = mean_sd(row.changes.get(key, {}).values())
-            mean, sd, last = (
-                "" if math.isnan(x) else f"{x:.6g}" for x in (*mean_sd(values), change)
-            )
-            fields += [mean, sd, " ".join(f"{v:.6g}" for v in values), last][: len(parts)]
+        for key, of in row.values.items():
+            numbers = *mean_sd(of.values()), mean_sd(row.changes.get(key, {}).values())[0]
+            mean, sd, change = ("" if math.isnan(x) else f"{x:.6g}" for x in numbers)
+            fields += [mean, sd, " ".join(f"{v:.6g}" for v in of.values()), change][: len(parts)]
         writer.writerow([row.name, row.label, row.num_finished, *fields])
     return out.getvalue()
 
@@ -167,21 +149,18 @@ def _comparison(table: Table, rows: Sequence[Row], columns: Sequence[Column]) ->
     if not any(row.changes.get(c.key) for row in others for c in shown):
         return ""
     label = next(v.label for v in table.variants if v.name == table.baseline)
-    lines = [
-        [row.label, *(_mean_text(row.changes[c.key], "+.1f", " %") for c in shown)]
-        for row in others
-    ]
+    cells = [[_mean_text(row.changes[c.key], "+.1f", " %") for c in shown] for row in others]
+    lines = [[row.label, *texts] for row, texts in zip(others, cells, strict=True)]
     return (
         f"## Against {label}\n\n{markdown_table(['', *(c.label for c in shown)], lines)}\n\n"
-        f"Per cent of the metric of {label}, mean ± sample standard deviation of the changes "
-        "of single seeds, over the seeds that both rows have. Where lower is better, a minus is a "
-        "gain.\n\n"
+        f"Per cent of the metric of {label}, mean ± sample standard deviation of the changes of "
+        "single seeds that both rows have. Where lower is better, a minus is a gain.\n\n"
     )
 
 
 def _provenance(runs: Sequence[Run]) -> str:
     """Commits, machines and threads behind the numbers, and runs with other defaults."""
-    results = _read(runs)
+    results = [run.read() for run in runs]
     if not results:
         return "No run is finished yet."
     stages = [stage for result in results for stage in result["stages"].values()]
@@ -193,17 +172,14 @@ def _provenance(runs: Sequence[Run]) -> str:
         f"{len(results)} runs; code {', '.join(shas)} (+ = with local changes); "
         f"{'; '.join(machines)}; {' or '.join(threads)} thread(s) per run."
     )
-    outdated: dict[str, list[str]] = {}
+    outdated = defaultdict(list)
     for run in runs:
         if run.is_outdated:
-            outdated.setdefault(run.variant.label, []).append(str(run.seed))
-    if not outdated:
-        return text
-    names = (f"{k} (seed{'s' * (len(s) > 1)} {', '.join(s)})" for k, s in outdated.items())
-    return (
-        f"{text} Made under other defaults in configs/ than today's, or by an older version "
-        f"(overwrite=true makes them again): {'; '.join(names)}."
-    )
+            outdated[run.variant.label].append(str(run.seed))
+    if names := [f"{k} (seed{'s' * (len(s) > 1)} {', '.join(s)})" for k, s in outdated.items()]:
+        text += " Made under other defaults in configs/ than today's, or by an older version "
+        text += f"(overwrite=true makes them again): {'; '.join(names)}."
+    return text
 
 
 def write_results(plan: Plan, *, with_plots: bool = True) -> None:
@@ -216,7 +192,7 @@ def write_results(plan: Plan, *, with_plots: bool = True) -> None:
     finished = [run for run in runs if run.state == "finished"]
     write_atomic(folder / "table.md", as_markdown(table, rows, finished))
     write_atomic(folder / "table.csv", as_csv(table, rows))
-    write_atomic(folder / RUNS, json_text(_read(finished)))
+    write_atomic(folder / RUNS, json_text([run.read() for run in finished]))
     if not with_plots:
         return
     shown = [c for c in used_columns(table, rows) if c.better is not None]
@@ -228,7 +204,7 @@ def write_results(plan: Plan, *, with_plots: bool = True) -> None:
 
 def curves_of(table: Table, runs: Sequence[Run]) -> dict[str, dict[str, list[Spot]]]:
     """The curves of finished runs by panel and variant; a panel without values is left out."""
-    results = _read(runs)
+    results = [result for run in runs if (result := run.read())]
     panels: dict[str, dict[str, list[Spot]]] = {}
     for key, label in table.curves:
         panel: dict[str, list[Spot]] = {v.label: [] for v in table.variants}

@@ -34,24 +34,18 @@ Launch = Callable[[Sequence[Run], Callable[[Run], None]], None]  # the second fo
 
 
 def main(cfg: DictConfig) -> int:
-    """Make the one run of `cfg.run`, or fill the table; returns the exit code."""
+    """Make the one run of `cfg.run`, or fill the table: plan, run what is missing, write the table,
+    name what failed; returns the exit code."""
     if cfg.run is not None:
         make_one(cfg)
         return 0
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    text, code = fill_table(cfg)
-    print(text)
-    return code
-
-
-def fill_table(cfg: DictConfig) -> tuple[str, int]:
-    """Plan, run what is missing, write the table, name what failed; returns what to print, and the
-    exit code."""
     preflight(cfg, names=("run_root", "out"))
     plan = read_plan(cfg)
     check_inputs(cfg, plan)
     if cfg.dry_run:
-        return "\n".join(dry_run_lines(plan.chosen(), cfg.overwrite)), 0
+        print(*dry_run_lines(plan.chosen(), cfg.overwrite), sep="\n")
+        return 0
     given = HydraConfig.get().overrides
     overrides = list(given.task)
     if cfg.jobs == 1:
@@ -65,13 +59,13 @@ def fill_table(cfg: DictConfig) -> tuple[str, int]:
         with StopSignals():
             failed = run_table(plan, start, cfg.overwrite, cfg.out and Path(cfg.out))
     except (Stopped, KeyboardInterrupt) as stop:
-        code = stop.code if isinstance(stop, Stopped) else of_signal("SIGINT")
-        return f"stopped; the same command continues. So far: {table}", code
-    text = f"{table.read_text()}\ntable: {plan.folder}"
-    if not failed:
-        return text, 0
-    head = f"{len(failed)} runs failed, the same command tries them again:"
-    return "\n".join([text, head, *failure_lines(failed)]), 1
+        print(f"stopped; the same command continues. So far: {table}")
+        return stop.code if isinstance(stop, Stopped) else of_signal("SIGINT")
+    print(f"{table.read_text()}\ntable: {plan.folder}")
+    if failed:
+        head = f"{len(failed)} runs failed, the same command tries them again:"
+        print(head, *failure_lines(failed), sep="\n")
+    return int(bool(failed))
 
 
 def read_plan(cfg: DictConfig, table: Table | None = None) -> Plan:

@@ -223,16 +223,16 @@ class Run:
         paths = (self.folder / name for name in RESULTS)
         return next((path for path in paths if path.is_file()), None)
 
-    def read(self) -> dict[str, Any] | None:
-        """The result as written, whatever its definition was; None before."""
+    def read(self) -> dict[str, Any]:
+        """The result as written, whatever its definition was; empty before."""
         path = self.result_file()
-        return None if path is None else read_record(path)
+        return read_record(path) if path else {}
 
     def differences(self) -> list[str]:
         """What a finished run was made with and is no longer requested (-), and the reverse (+);
         empty where other overrides compose to the same configs, and for an older format."""
         done = self.read()
-        if done is None or done["format"] != FORMAT:
+        if not done or done["format"] != FORMAT:
             return []
         is_same = done["config_sha"] == self.definition.config_sha
         old, new = (
@@ -244,21 +244,18 @@ class Run:
     def is_outdated(self) -> bool:
         """Finished, but with other defaults in configs/ behind its overrides, or by an older
         format."""
-        done, sha = self.read(), self.definition.config_sha
-        return done is not None and (done["format"] != FORMAT or done["config_sha"] != sha)
+        done, now = self.read(), (FORMAT, self.definition.config_sha)
+        return bool(done) and (done["format"], done.get("config_sha")) != now
 
     @property
     def state(self) -> str:
         """`stale` with differences; `finished` while its stages exist and hold its metrics;
         `failed` after an error; else `open`."""
-        done = self.read()
-        if done is not None:
+        if done := self.read():
             if self.differences():
                 return "stale"
-            found = {
-                stage: self.store.finished(of["folder"]) for stage, of in done["stages"].items()
-            }
-            if metrics_of({k: v for k, v in found.items() if v}) == done["metrics"]:
+            found = [(k, self.store.finished(of["folder"])) for k, of in done["stages"].items()]
+            if metrics_of({k: record for k, record in found if record}) == done["metrics"]:
                 return "finished"
         return "failed" if (self.folder / ERROR).is_file() else "open"
 
@@ -282,16 +279,13 @@ class Plan:
                 try:
                     cfg = composed(stage, *arguments(getattr(variant, stage)))
                     if (patience := cfg.trainer.get("stop_patience")) is not None:
-                        raise ValueError(
-                            f"stop_patience={patience}, but a table gives every run its whole "
-                            "length: trainer.stop_patience=null"
-                        )
+                        why = f"stop_patience={patience}, but a table gives every run its whole"
+                        raise ValueError(f"{why} length: trainer.stop_patience=null")
                     configs[stage], content[stage] = cfg, decisive(cfg)
                 except Exception as error:  # hydra's and omegaconf's have no common base
-                    raise ValueError(
-                        f"variant {variant.name} does not compose for {stage}: {sentence(error)} "
-                        f"(overrides of all variants: '{stage}={{KEY: VALUE}}')"
-                    ) from error
+                    text = f"variant {variant.name} does not compose for {stage}: {sentence(error)}"
+                    given = f"(overrides of all variants: '{stage}={{KEY: VALUE}}')"
+                    raise ValueError(f"{text} {given}") from error
             self.configs[variant.name] = configs
             self.definitions[variant.name] = definition_of(table, variant, configs, content)
 

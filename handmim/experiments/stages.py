@@ -15,19 +15,8 @@ from handmim.engine.checkpoint import LAST, load_checkpoint
 from handmim.engine.stop import Stopped
 from handmim.engine.trainer import FitResult
 from handmim.engine.workers import SIGNALS
-from handmim.experiments.runs import (
-    ERROR,
-    FORMAT,
-    RESULTS,
-    Compose,
-    Run,
-    StageStore,
-    code_state,
-    content_sha,
-    metrics_of,
-    record_text,
-    stale_message,
-)
+from handmim.experiments import runs
+from handmim.experiments.runs import Compose, Run, StageStore, content_sha
 from handmim.experiments.table import PROBED, Overrides, arguments, decisive, fraction_name, merged
 from handmim.models.weights.load import load_initial
 from handmim.pipelines.finetune import finetune
@@ -181,27 +170,27 @@ def restored(cfg: DictConfig, seed: int, start: Start) -> HandMimTask:
 def make_run(run: Run, stages: RunStages, overwrite: bool = False) -> None:
     """Make a run unless it is finished, and write its result.json; what the stages raise is written
     to error.txt as well."""
-    code = code_state()
+    code = runs.code_state()
     with locked(run.folder):
         if not run.needs_run(overwrite):
             log.info("%s: finished before, not run again", run.name)
             return
-        if stale := stale_message([run], overwrite):
+        if stale := runs.stale_message([run], overwrite):
             raise ValueError(stale)
-        for name in (*RESULTS, ERROR):
+        for name in (*runs.RESULTS, runs.ERROR):
             (run.folder / name).unlink(missing_ok=True)
         try:
             records = stages(run)
         except Exception as failure:  # notes of a traceback would stand behind the reason
             last = f"{type(failure).__name__}: {sentence(failure)}"
-            write_atomic(run.folder / ERROR, f"{traceback.format_exc()}\n{last}\n")
+            write_atomic(run.folder / runs.ERROR, f"{traceback.format_exc()}\n{last}\n")
             raise
         result = {
-            "format": FORMAT,
+            "format": runs.FORMAT,
             "variant": run.variant.name,
             "label": run.variant.label,
             "seed": run.seed,
-            "metrics": metrics_of(records),
+            "metrics": runs.metrics_of(records),
             "stages": {k: {fact: of.get(fact) for fact in FACTS} for k, of in records.items()},
             **run.definition._asdict(),
             **code,
@@ -210,4 +199,4 @@ def make_run(run: Run, stages: RunStages, overwrite: bool = False) -> None:
             "torch": torch.__version__,
             "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         }
-        write_atomic(run.folder / RESULTS[0], record_text(result))
+        write_atomic(run.folder / runs.RESULTS[0], runs.record_text(result))

@@ -54,9 +54,7 @@ def merged(*parts: Mapping[str, Any]) -> Overrides:
 
 def arguments(overrides: Mapping[str, Any]) -> list[str]:
     """Overrides as Hydra takes them."""
-    return [
-        key if key.startswith("~") else f"{key}={value_text(v)}" for key, v in overrides.items()
-    ]
+    return [k if k.startswith("~") else f"{k}={value_text(v)}" for k, v in overrides.items()]
 
 
 def value_text(value: Any) -> str:
@@ -137,9 +135,7 @@ def read_table(cfg: DictConfig) -> Table:
     variant. Machine settings come last; one that is null leaves an experiment's own.
     """
     if "table" not in cfg:
-        raise ValueError(
-            "choose a table: table=NAME (python tools/experiments.py --help lists them)"
-        )
+        raise ValueError("choose a table: table=NAME (tools/experiments.py --help lists them)")
     plain = resolved(cfg)
     one_of("budget", plain["budget"], plain["budgets"])
     table, budget = plain["table"], plain["budgets"][plain["budget"]]
@@ -147,10 +143,8 @@ def read_table(cfg: DictConfig) -> Table:
     inits, variants = plain.get("inits") or table.get("inits"), table.get("variants")
     baseline = table.get("baseline")
     if inits is not None and variants:
-        raise ValueError(
-            f"inits={inits} is for tables without variants (table=label_efficiency), this one has "
-            f"{list(variants)}"
-        )
+        where = "tables without variants (table=label_efficiency)"
+        raise ValueError(f"inits={inits} is for {where}, this one has {list(variants)}")
     if inits is not None:
         variants = init_variants(inits, table.get("labels") or {})
         baseline = baseline or (RANDOM if RANDOM in variants else None)
@@ -180,10 +174,8 @@ def read_table(cfg: DictConfig) -> Table:
 def _variants(plain: dict[str, Any], variants: Mapping[str, Any]) -> tuple[Variant, ...]:
     """Variants with the overrides that all of them share."""
     dataset, budget = plain["dataset"], plain["budgets"][plain["budget"]]
-    common = {
-        stage: [as_overrides(p.get(stage)) for p in (dataset, budget, plain["table"], plain)]
-        for stage in STAGES
-    }
+    parts = (dataset, budget, plain["table"], plain)
+    common = {stage: [as_overrides(p.get(stage)) for p in parts] for stage in STAGES}
     common["pretrain"].insert(1, as_overrides(dataset["probe"]))
     last = {f"machine.{k}": v for k, v in plain["machine"].items() if v is not None}
     last["paths.data_dir"] = plain["paths"]["data_dir"]
@@ -194,10 +186,8 @@ def _variants(plain: dict[str, Any], variants: Mapping[str, Any]) -> tuple[Varia
         _check_keys(variant, VARIANT_KEYS, f"table.variants.{name}")
         own, init_from = variant.get("pretrain", {}), variant.get("init_from")
         if own is not None and init_from is not None:
-            raise ValueError(
-                f"variant {name} is pretrained and has init_from: give pretrain: null, or pretrain "
-                "from those weights with pretrain: {init: ...}"
-            )
+            text = f"variant {name} is pretrained and has init_from: give pretrain: null, or "
+            raise ValueError(text + "pretrain from those weights with pretrain: {init: ...}")
         label = variant.get("label") or name.replace("_", " ")
         pretrain = merged(*common["pretrain"], as_overrides(own), last)
         finetune = merged(*common["finetune"], as_overrides(variant.get("finetune")), last)
@@ -224,10 +214,8 @@ def init_variants(inits: str | Sequence[str], labels: Mapping[str, str]) -> dict
             label = f"{path.parent.name}/{label}"
         name = _variant_name(label)
         if name in variants:
-            raise ValueError(
-                f"two inits would be variant {name!r} of the table: rename a file or its folder "
-                f"({given})"
-            )
+            text = f"two inits would be variant {name!r} of the table"
+            raise ValueError(f"{text}: rename a file or its folder ({given})")
         source: dict[str, Any] = {"pretrain": None if init == RANDOM else {"method": init}}
         if init.startswith(TIMM):
             source["pretrain"] = {"train": False, "init": init}
@@ -293,10 +281,10 @@ def definition_of(
     table: Table, variant: Variant, configs: Mapping[str, DictConfig], content: dict[str, Any]
 ) -> Definition:
     """Of a variant whose configs are composed, `content` the part of them that decides results."""
-    overrides: dict[str, Any] = {
-        stage: {k: v for k, v in getattr(variant, stage).items() if decides(k, v)}
-        for stage in STAGES
-    }
+    overrides: dict[str, Any] = {}
+    for stage in STAGES:
+        given = getattr(variant, stage)
+        overrides[stage] = {k: v for k, v in given.items() if decides(k, v)}
     if not variant.is_pretrained:  # nothing else is taken from its config
         overrides["init"] = variant.init_from or RANDOM
         content = content | {"pretrain": {k: content["pretrain"].get(k) for k in PROBED}}

@@ -9,7 +9,7 @@ import pytest
 from handmim.experiments.quickstart import data_url, latest, series, write_report
 
 NAMES = ("mean_hand", "scratch", "handmim")
-KEYS = ("mpjpe_mm", "pa_mpjpe_mm", "pa_mpvpe_mm", "pa_f5", "pa_f15", "seconds")
+KEYS = ("mpjpe_mm", "mpvpe_mm", "pa_mpjpe_mm", "pa_mpvpe_mm", "pa_f5", "pa_f15", "seconds")
 
 
 class Tags(HTMLParser):

@@ -9,7 +9,7 @@ MM = Column("mm", "MPJPE mm")
 
 def row(name, values, num_seeds=2):
     states = dict.fromkeys(range(num_seeds), "finished")
-    return Row(name, name, {"mm": dict(enumerate(values))}, states)
+    return Row(name, name, {"mm": dict(enumerate(values))}, states, {})
 
 
 def test_an_entry_gives_the_number_of_seeds_where_not_all_have_it():
@@ -33,7 +33,8 @@ def test_brackets_are_explained_where_there_are_some():
 
     def text(values):
         entries = columns | {"mm": dict(enumerate(values))}
-        return as_markdown(table, [Row("a", "a", entries, {0: "finished", 1: "finished"})], [])
+        states = {0: "finished", 1: "finished"}
+        return as_markdown(table, [Row("a", "a", entries, states, {})], [])
 
     assert "counts the seeds that have the metric" in text([16.0])
     assert "brackets" not in text([16.0, 17.0])

@@ -117,9 +117,7 @@ class PoseSampler:
         fist = np.clip(rng.normal(0.93, 0.06, (num, 1)) + rng.normal(0, 0.03, (num, 4)), 0, 1)
         shared = np.clip(rng.beta(1.0, 0.9, (num, 1)) + rng.normal(0, 0.07, (num, 4)), 0, 1)
         bimodal = np.where(
-            rng.random((num, 4)) < 0.5,
-            rng.beta(0.6, 2.5, (num, 4)),
-            rng.beta(2.5, 0.9, (num, 4)),
+            rng.random((num, 4)) < 0.5, rng.beta(0.6, 2.5, (num, 4)), rng.beta(2.5, 0.9, (num, 4))
         )
         relaxed = np.clip(rng.normal(0.22, 0.12, (num, 1)) + rng.normal(0, 0.05, (num, 4)), 0, 1)
         curl = np.choose(mode, [fist, shared, bimodal, rng.random((num, 4)), relaxed])

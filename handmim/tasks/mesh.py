@@ -46,7 +46,7 @@ class HandRegressionTask(RegressionTask):
 
     def in_convention(self, state: Any, rule: Tensor, intrinsics: Intrinsics | None) -> HandState:
         """A state with the joints of these conventions."""
-        return self.joint_conventions.state(state, rule, self.head.camera, intrinsics)
+        return self.joint_conventions.state(state, rule, self.head.crop_camera, intrinsics)
 
     def mean_estimate(self, batch: HandBatch) -> HandState:
         """The hand that the head starts from."""
@@ -57,7 +57,7 @@ class HandRegressionTask(RegressionTask):
         """The labels: posed from MANO parameters where they are known, else the labelled mesh."""
         if not bool((batch.has_mano | (batch.has_verts & batch.joints_valid.all(dim=1))).all()):
             raise ValueError("predictor=ground_truth needs labels, and this set has none")
-        camera = self.head.camera
+        camera = self.head.crop_camera
         root = batch.joints_cam_m[:, ROOT_JOINT, None]
         mesh = self.head.hand(batch.rotmats, batch.betas)
         posed = [p - mesh.joints_m[:, ROOT_JOINT, None] for p in (mesh.verts_m, mesh.joints_m)]

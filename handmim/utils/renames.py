@@ -142,7 +142,10 @@ TARGETS: dict[str, str] = {
     "handmim.engine.optim.OptimRecipe": "handmim.engine.optim.OptimizerConfig",
     "handmim.engine.schedule": "handmim.engine.optim",
     "handmim.tasks.finetune": "handmim.tasks.mesh",
-    "handmim.models.heads.plain": "handmim.models.heads.iterative",
+    **{
+        f"handmim.models.heads.{old}": "handmim.models.heads.hand_head"
+        for old in ("plain", "iterative", "decoder")
+    },
     "handmim.tasks.keypoint_regression": "handmim.tasks.regression",
     "handmim.tasks.keypoints": "handmim.tasks.regression",
     "handmim.metrics.probe": "handmim.diagnostics.probe",

@@ -147,7 +147,7 @@ def test_what_is_carried_back_is_seen_where_it_was(hand, stored, augment):
     torch.testing.assert_close(
         ndc_from_px(seen_px, IMG_PX), back.joints_crop_ndc, atol=1e-4, rtol=1e-4
     )
-    camera = task.head.camera
+    camera = task.head.crop_camera
     weak = mesh_task(hand)
     with torch.no_grad():
         back = carried_back(predicted(weak, rotated), to_plain)

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from handmim.geometry.camera import cell_centres_ndc
-from handmim.models.feature_maps import sample_map
+from handmim.models.heads.pymaf import sample_map
 
 
 def plain(feature_map, points_ndc):

@@ -7,9 +7,7 @@ import torch
 
 from handmim.hand.crop_camera import CropCamera
 from handmim.hand.model import HandModel
-from handmim.models.heads.decoder import DecoderHead
-from handmim.models.heads.hand_head import HandHead
-from handmim.models.heads.iterative import IterativeHead, PlainHead
+from handmim.models.heads.hand_head import DecoderHead, HandHead, IterativeHead, PlainHead
 from handmim.models.heads.pymaf import PyMafHead
 from handmim.types import HandOutputs, Intrinsics, Tokens
 from synthesis.mano import mirrored

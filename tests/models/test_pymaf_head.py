@@ -6,8 +6,13 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from handmim.geometry.camera import project_weak
-from handmim.models.feature_maps import PYRAMIDS, light_pyramid
-from handmim.models.heads.pymaf import PointMlp, PyMafHead, farthest_points
+from handmim.models.heads.pymaf import (
+    PYRAMIDS,
+    PointMlp,
+    PyMafHead,
+    farthest_points,
+    light_pyramid,
+)
 from handmim.models.vit import ViT
 from handmim.types import Intrinsics, Tokens
 from tests.models.head_cases import DIM, SMALL_PYMAF, tokens

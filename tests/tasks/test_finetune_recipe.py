@@ -86,9 +86,10 @@ def test_the_hand_stays_in_fp32_under_bf16(hand, hands, camera):
         mesh = hand(state.rotmats, state.betas)
         root = mesh.joints_m[:, 9, None]
         torch.testing.assert_close(state.verts_root_m, mesh.verts_m - root, atol=1e-6, rtol=0)
-        transl, is_metric = task.head.camera.root_translation(state.cam, batch.intrinsics)
+        transl, is_metric = task.head.crop_camera.root_translation(state.cam, batch.intrinsics)
         assert (is_metric is None) is (camera == "weak")
-        seen = task.head.camera.project(state.verts_root_m, state.cam, transl, batch.intrinsics)
+        crop_camera = task.head.crop_camera
+        seen = crop_camera.project(state.verts_root_m, state.cam, transl, batch.intrinsics)
         torch.testing.assert_close(state.verts_crop_ndc, seen, atol=1e-5, rtol=0)
         gram = state.rotmats.transpose(-1, -2) @ state.rotmats
         torch.testing.assert_close(gram, torch.eye(3).expand_as(gram), atol=1e-5, rtol=0)

@@ -1,5 +1,6 @@
 """Joints straight from a backbone's tokens, without a hand model."""
 
+from dataclasses import KW_ONLY, dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,7 @@ class KeypointOutputs(NamedTuple):
     steps: tuple[KeypointState, KeypointState]
 
 
+@dataclass(eq=False, repr=False)
 class DirectHead(nn.Module):
     """Normalised token features to the differences of 21 joints from their mean.
 
@@ -35,35 +37,31 @@ class DirectHead(nn.Module):
     image separately; "25d" (Iqbal et al. 2018, arXiv 1804.09534) joints in the image, depths and
     one log scale, from which metres follow."""
 
-    mean_joints_root_m: Tensor
-    mean_joints_crop_ndc: Tensor
-    mean_scale_ndc_per_m: Tensor
+    dim: int
+    _: KW_ONLY
+    features: str = "cls_patch"
+    hidden_dim: int | None = None
+    dropout: float = 0.0
+    unit_m: float = 0.1
+    coords: str = "3d"
+    mean_joints_root_m: Tensor = field(init=False)
+    mean_joints_crop_ndc: Tensor = field(init=False)
+    mean_scale_ndc_per_m: Tensor = field(init=False)
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        features: str = "cls_patch",
-        hidden_dim: int | None = None,
-        dropout: float = 0.0,
-        unit_m: float = 0.1,
-        coords: str = "3d",
-    ) -> None:
+    def __post_init__(self) -> None:
         super().__init__()
-        above(0, unit_m=unit_m)
-        one_of("coords", coords, COORDS)
-        self.features, self.unit_m, self.coords = features, unit_m, coords
-        width = feature_dim(features, dim)
-        num_hidden = 0 if hidden_dim is None else 1
-        self.body = token_layers(width, hidden_dim or width, num_hidden, dropout)
-        num_out = NUM_JOINTS * 5 if coords == "3d" else NUM_JOINTS * 3 + 1
-        self.out = nn.Linear(hidden_dim or width, num_out)
+        above(0, unit_m=self.unit_m)
+        one_of("coords", self.coords, COORDS)
+        width = feature_dim(self.features, self.dim)
+        hidden, num_hidden = self.hidden_dim or width, 0 if self.hidden_dim is None else 1
+        self.body = token_layers(width, hidden, num_hidden, self.dropout)
+        self.out = nn.Linear(hidden, NUM_JOINTS * 5 if self.coords == "3d" else NUM_JOINTS * 3 + 1)
         nn.init.normal_(self.out.weight, std=INIT_STD)
         nn.init.zeros_(self.out.bias)
         # Learned from the training labels, so they belong to the weights.
         self.register_buffer("mean_joints_root_m", torch.zeros(NUM_JOINTS, 3))
         self.register_buffer("mean_joints_crop_ndc", torch.zeros(NUM_JOINTS, 2))
-        if coords == "25d":
+        if self.coords == "25d":
             self.register_buffer("mean_scale_ndc_per_m", torch.tensor(8.0))
 
     def set_mean_joints(self, joints_root_m: Tensor, joints_crop_ndc: Tensor) -> None:

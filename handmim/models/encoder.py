@@ -43,8 +43,8 @@ def rows_of(patch_idx: Tensor, sizes: Sizes) -> Tensor:
     for num, length in sizes:
         cls.append(torch.arange(num, device=patch_idx.device) * length + first)
         first += num * length
-    tokens = sizes[0][1]
-    patches = patch_idx // (tokens - 1) * tokens + 1 + patch_idx % (tokens - 1)
+    # Each class token before a patch moves it on by one.
+    patches = patch_idx + patch_idx // (sizes[0][1] - 1) + 1
     return torch.cat([cls[0], patches, *cls[1:]])
 
 
@@ -55,9 +55,8 @@ def visible(tokens: Tensor, is_masked: Tensor) -> Tensor:
     low, high = torch.stack(torch.aminmax(counts)).tolist()
     if low != high:
         raise ValueError(
-            f"dropping masked patches needs as many in every view, got views with {low - 1} to "
-            f"{high - 1} visible ones (views.masks: exact_count=true and masked_share=1.0, or "
-            "task.mask_mode=replace)"
+            f"dropping masked patches needs as many in every view, got {low - 1} to {high - 1} "
+            "visible ones (views.masks: exact_count=true masked_share=1.0, task.mask_mode=replace)"
         )
     return tokens[stays].view(len(tokens), high, -1)
 
@@ -103,21 +102,20 @@ def run_block(
 ) -> Tensor:
     """A block that `is_plain` on packed rows [R, D]. With `shares`, draws made outside as compilers
     take them (`shares_of`), to [K, D] where rows `keep` [K] alone are required."""
+
+    def feed_forward(x: Tensor, *_: Any) -> Tensor:
+        return block.ls2(block.mlp(block.norm2(x)))
+
     if shares is None:
         attend_all = partial(attention_branch, block, attention=attention)
         x = _added(block.drop_path1, x, sizes, attend_all)
-        return _added(block.drop_path2, x, sizes, lambda x, _: fed_forward(block, x))
+        return _added(block.drop_path2, x, sizes, feed_forward)
     branch, (first, second) = attention_branch(block, x, sizes, attention, keep), shares
     if keep is not None:
         x = x[keep]
         first, second = (None if s is None else s[keep] for s in shares)
     x = _scaled(x, branch, first)
-    return _scaled(x, fed_forward(block, x), second)
-
-
-def fed_forward(block: Any, x: Tensor) -> Tensor:
-    """The branch of the two-layer network."""
-    return block.ls2(block.mlp(block.norm2(x)))
+    return _scaled(x, feed_forward(x), second)
 
 
 def shares_of(block: Any, x: Tensor, sizes: Sizes) -> tuple[Tensor | None, Tensor | None]:
@@ -143,9 +141,8 @@ def _added(
     """A CPU leaves out what is dropped; elsewhere it is multiplied by 0, which waits for
     nothing."""
     shares = _shares(drop_path, x, sizes)
-    if shares is None or x.device.type != "cpu":
-        return _scaled(x, branch(x, sizes), shares)
-    if bool(shares.all()) or not bool(shares.any()):  # of nothing, gradients would be none, not 0
+    drops = shares is not None and x.device.type == "cpu" and not bool(shares.all())
+    if shares is None or not drops or not bool(shares.any()):  # of nothing, no gradients, not 0
         return _scaled(x, branch(x, sizes), shares)
     rows = shares.squeeze(1).nonzero().squeeze(1)
     num_kept = [int(part[:, 0].count_nonzero()) for part in unpack(shares, sizes)]

@@ -41,9 +41,9 @@ def _build(file: WeightFile) -> ViT:
     if name is None or name[1] not in timm.list_models():
         raise ValueError(f"timm_name must be a model of timm, got {file.meta['timm_name']!r}")
     size = _checked(json.loads(file.meta["timm_args"]), len(file.tensors))
-    sides = {"img_px": size.pop("img_size"), "patch_px": size.pop("patch_size")}
+    settings: dict[str, Any] = {"pixel_norm": file.meta["pixel_norm"], "size": size}
+    settings |= {"img_px": size.pop("img_size"), "patch_px": size.pop("patch_size")}
     size.pop("num_classes", None)
-    settings: dict[str, Any] = {**sides, "pixel_norm": file.meta["pixel_norm"], "size": size}
     with torch.device("meta"):  # takes no memory, whatever is stated
         expected = ViT(name[0], **settings).net.state_dict()
     shapes = [{key: tuple(t.shape) for key, t in ts.items()} for ts in (expected, file.tensors)]

@@ -29,12 +29,10 @@ class EmaTeacher(nn.Module):
     def update(self, student: nn.ModuleDict, momentum: float) -> None:
         """teacher <- momentum * teacher + (1 - momentum) * student; buffers are copied."""
         mine, theirs = dict(self.net.named_parameters()), dict(student.named_parameters())
-        if mine.keys() != theirs.keys():
-            raise ValueError(
-                f"teacher and student differ in {sorted(mine.keys() ^ theirs.keys())[:5]}"
-            )
-        names = list(mine)
-        torch._foreach_lerp_([mine[n] for n in names], [theirs[n] for n in names], 1.0 - momentum)
+        if differing := sorted(mine.keys() ^ theirs.keys()):
+            raise ValueError(f"teacher and student differ in {differing[:5]}")
+        students = [theirs[name] for name in mine]
+        torch._foreach_lerp_(list(mine.values()), students, 1.0 - momentum)
         buffers = dict(student.named_buffers())
         for name, buffer in self.net.named_buffers():
             if buffer is not buffers[name]:
@@ -59,13 +57,9 @@ class Averaging:
 
 def averaging_of(settings: Mapping[str, Any] | float | None) -> Averaging | None:
     """Settings as a config gives them, or the decay alone; None averages nothing."""
-    if settings is None:
-        return None
-    if isinstance(settings, (int, float)):
-        below_one(average=settings)
-        return Averaging(settings)
+    if settings is None or isinstance(settings, (int, float)):
+        return None if settings is None else Averaging(settings)
     known = {f.name for f in fields(Averaging)}
-    unknown = sorted(set(settings) - known)
-    if unknown:
+    if unknown := sorted(settings.keys() - known):
         raise ValueError(f"averages have no settings {unknown}, they have {sorted(known)}")
     return Averaging(**settings)

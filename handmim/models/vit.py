@@ -40,8 +40,7 @@ def standardise_per_image(image: Tensor, floor: float = 0.03) -> Tensor:
 
 def activation_name(module: nn.Module | None) -> str:
     """timm's name of an activation."""
-    kind = type(module).__name__
-    return ACTIVATIONS.get(kind, kind)
+    return ACTIVATIONS.get(type(module).__name__, type(module).__name__)
 
 
 class ViT(nn.Module):
@@ -113,12 +112,11 @@ class ViT(nn.Module):
     def grid_of(self, image: Tensor) -> tuple[int, int]:
         """Rows and columns of patches in [B, 3, H, W], which they have to fill."""
         height, width = image.shape[-2:]
-        if height % self.patch_px or width % self.patch_px or not min(height, width):
-            raise ValueError(
-                f"sides of images must be multiples of {self.patch_px} px, got {height} x "
-                f"{width} (view_px, local_px, img_px)"
-            )
-        return height // self.patch_px, width // self.patch_px
+        side = self.patch_px
+        if height % side or width % side or not min(height, width):
+            text = f"multiples of {side} px, got {height} x {width} (view_px, local_px, img_px)"
+            raise ValueError(f"sides of images must be {text}")
+        return height // side, width // side
 
     def forward(
         self,
@@ -214,30 +212,20 @@ class ViT(nn.Module):
         if trained_blocks is None:
             return ()
         if not 0 <= trained_blocks <= self.depth:
-            raise ValueError(
-                f"trained_blocks must be null or 0 to {self.depth}, the blocks of this backbone, "
-                f"got {trained_blocks}"
-            )
+            blocks = f"0 to {self.depth}, the blocks of this backbone"
+            raise ValueError(f"trained_blocks must be null or {blocks}, got {trained_blocks}")
         top_frozen = self.depth - trained_blocks if trained_blocks else self.depth + 1
         for name, parameter in self.named_parameters():
             if self.layer_of(name) <= top_frozen:
                 parameter.requires_grad_(False)
         net = self.net
         below = (net.patch_embed, net.pos_drop, net.norm_pre, *net.blocks[:top_frozen])
-        frozen = below if trained_blocks else (self,)
-        for module in frozen:
-            module.eval()
-        return frozen
+        return tuple(module.eval() for module in (below if trained_blocks else (self,)))
 
     def export(self, path: Path, extra: Mapping[str, str] | None = None) -> None:
         """Write the weights as safetensors under timm's own names, with metadata for
         timm.create_model (`timm_name`, `timm_args`); the mask token is left out."""
-        meta = {
-            "timm_name": self.timm_name,
-            "timm_args": json.dumps(self.timm_args),
-            "pixel_norm": self.pixel_norm,
-            "num_heads": str(self.num_heads),
-            **(extra or {}),
-        }
+        meta = {"timm_name": self.timm_name, "timm_args": json.dumps(self.timm_args)}
+        meta |= {"pixel_norm": self.pixel_norm, "num_heads": str(self.num_heads), **(extra or {})}
         weights = {k: v.detach().cpu().contiguous() for k, v in self.net.state_dict().items()}
         save_weights(weights, path, meta)

@@ -17,8 +17,8 @@ from handmim.data.freihand import SOURCE, Labels, check_freihand_labels, note_im
 from handmim.data.ho3d import image_of, note_files, note_metas, read_frames
 from handmim.data.label_checks import OPENGL, settle_axes, settle_order, settle_unit
 from handmim.data.label_files import GROUND_TRUTH, VERSIONS, file_names, take_of
-from handmim.hand.arrays import HandArrays
 from handmim.hand.conventions import project_px
+from handmim.hand.io import HandArrays
 from handmim.images.decode import UnreadableImage, read_image
 from handmim.utils.findings import Finding, Level, Notes, shown, spread
 

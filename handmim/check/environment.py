@@ -14,8 +14,7 @@ import cv2
 import numpy as np
 import torch
 
-from handmim.hand.arrays import HandArrays
-from handmim.hand.io import load_hand_arrays, resolve_hand_path
+from handmim.hand.io import HandArrays, load_hand_arrays, resolve_hand_path
 from handmim.utils.findings import Finding, Notes
 from handmim.utils.unpickle import UnsafePickleError
 

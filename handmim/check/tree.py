@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.data.label_files import GROUND_TRUTH, check_made_with, read_entries, read_facts
-from handmim.hand.arrays import HandArrays
+from handmim.hand.io import HandArrays
 from handmim.hand.model import HandModel
 from handmim.images.decode import UnreadableImage, read_image
 from handmim.images.formats import printable

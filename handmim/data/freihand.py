@@ -23,9 +23,8 @@ from handmim.data.label_files import (
     file_names,
 )
 from handmim.data.samples import crop_map, crop_sample, cut
-from handmim.hand.arrays import NUM_VERTS
 from handmim.hand.conventions import freihand_hand, project_px, regressed_joints
-from handmim.hand.io import load_hand_arrays
+from handmim.hand.io import NUM_VERTS, load_hand_arrays
 from handmim.hand.model import HandModel
 from handmim.hand.skeleton import FINGERTIP_VERTS, ROOT_JOINT
 from handmim.images.decode import image_head, read_image

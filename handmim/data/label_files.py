@@ -20,7 +20,7 @@ from typing import IO, Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.hand.arrays import NUM_VERTS, HandArrays
+from handmim.hand.io import NUM_VERTS, HandArrays
 from handmim.utils.checked_files import check_array, open_array, save_array
 from handmim.utils.json_files import parse_numbers, read_object
 

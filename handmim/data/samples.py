@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.hand.arrays import NUM_VERTS
 from handmim.hand.conventions import mirror_intrinsics, mirror_points, mirror_rotmats
+from handmim.hand.io import NUM_VERTS
 from handmim.hand.skeleton import CONVENTION_NAMES, NUM_JOINTS
 from handmim.types import HandSample
 from handmim.utils.arguments import one_of

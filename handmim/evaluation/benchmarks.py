@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handmim.geometry.align import similarity_align
-from handmim.hand.arrays import NUM_VERTS
+from handmim.hand.io import NUM_VERTS
 from handmim.hand.skeleton import JOINT_NAMES, NUM_JOINTS, ROOT_JOINT, joint_order
 from handmim.metrics.pose import F_THRESHOLDS_M, mesh_errors, point_errors_m, sample_auc
 

@@ -10,8 +10,7 @@ import roma
 import torch
 from torch import Tensor, nn
 
-from handmim.hand.arrays import SHAPES, HandArrays
-from handmim.hand.io import load_hand_arrays, resolve_hand_path
+from handmim.hand.io import SHAPES, HandArrays, load_hand_arrays, resolve_hand_path
 from handmim.hand.model import HandLayer
 from handmim.hand.skeleton import CHAIN_FROM_CANONICAL
 
@@ -62,10 +61,7 @@ class ManopthHand(HandLayer):
 
     It gets axis-angle: of matrices it takes an SVD without finite gradient at rotations. It
     unpickles its file in `mano_root` itself, which `from_file` reads and checks first; shape
-    directions are ours.
-
-    Raises: ImportError naming what to install; ValueError when manopth has read another hand.
-    """
+    directions are ours. ImportError naming what to install; ValueError for another hand."""
 
     def __init__(self, arrays: HandArrays, mano_root: str | Path) -> None:
         super().__init__(arrays)
@@ -98,12 +94,9 @@ class ManopthHand(HandLayer):
         read."""
         path = resolve_hand_path(path)
         arrays = load_hand_arrays(path, left_shapedirs=left_shapedirs)
-        file_name = f"MANO_{arrays.side.upper()}.pkl"
-        if path.name != file_name:
-            raise ValueError(
-                f"manopth reads {file_name} as downloaded, got {path.name} (hand.path);"
-                " hand=mano reads any"
-            )
+        if path.name != (name := f"MANO_{arrays.side.upper()}.pkl"):
+            text = f"manopth reads {name} as downloaded, got {path.name} (hand.path)"
+            raise ValueError(f"{text}; hand=mano reads any")
         return cls(arrays, path.parent)
 
     def _pose(self, rotmats: Tensor, betas: Tensor) -> tuple[Tensor, Tensor, Tensor]:

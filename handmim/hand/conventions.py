@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.geometry.rotation_numpy import matrix_to_rotvec, rotvec_to_matrix
-from handmim.hand.arrays import HandArrays
+from handmim.hand.io import HandArrays
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D
 
 Array = NDArray[np.floating]

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from handmim.geometry.rotation import axis_angle_to_matrix, rot6d_to_matrix
-from handmim.hand.arrays import HandArrays, Side
 from handmim.hand.crop_camera import CropCamera
-from handmim.hand.io import load_hand_arrays
+from handmim.hand.io import HandArrays, Side, load_hand_arrays
 from handmim.hand.skeleton import (
     CANONICAL_FROM_HO3D,
     CHAIN_FROM_CANONICAL,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.geometry.rotation_numpy import rotvec_to_matrix
-from handmim.hand.arrays import HandArrays
+from handmim.hand.io import HandArrays
 from handmim.hand.skeleton import CHAIN_FINGERS, CHAIN_PARENTS
 from handmim.utils.kernels import njit
 

@@ -8,7 +8,7 @@ from lightning_fabric import Fabric
 from omegaconf import DictConfig
 
 from handmim.engine.step import TrainStep
-from handmim.hand.arrays import NUM_VERTS
+from handmim.hand.io import NUM_VERTS
 from handmim.hand.skeleton import NUM_JOINTS
 from handmim.pipelines.setup_run import compile_backbones
 from handmim.types import CropBatch, HandBatch, StepInfo, StepResult

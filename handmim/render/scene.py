@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.geometry.rotation_numpy import random_rotation, rotvec_to_matrix
-from handmim.hand.arrays import HandArrays
+from handmim.hand.io import HandArrays
 from handmim.hand.poses import PoseSampler, sample_betas
 from handmim.render.background import KINDS, BackdropBank, expose, random_lights
 from handmim.render.shading import compiled, rasterise, shade, shadow_map, vertex_normals

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.geometry.rotation_numpy import random_rotation, unit
-from handmim.hand.arrays import HandArrays
+from handmim.hand.io import HandArrays
 from handmim.hand.poses import BREADTH_MM, chain
 from handmim.hand.skeleton import CANONICAL_FROM_HO3D, CHAIN_FINGERS
 from handmim.render.shading import compiled, vertex_normals

@@ -212,6 +212,6 @@ def test_damaged_files_are_refused_by_name(tmp_path, hand_path):
         load(v_template=good["v_template"][:, [1, 0, 2]])  # fingers along y
     with pytest.raises(ValueError, match=r"MANO's axes are required"):
         load(v_template=good["v_template"] * [-1, 1, -1])  # half a rotation: not a left hand
-    message = r"standin_right\.npz \(hand=standin\).*hand=mano hand\.path=FILE"
+    message = r"hand=standin is data/standin_right\.npz; .*hand=mano hand\.path=FILE"
     with pytest.raises(FileNotFoundError, match=message):
         load_hand_arrays(tmp_path / "none.npz")

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from benchmark.core import Bench, Row, Work, compared, flops_of
 from handmim.hand.adapters import smplx_data
-from handmim.hand.arrays import HandArrays
-from handmim.hand.io import load_hand_arrays
+from handmim.hand.io import HandArrays, load_hand_arrays
 from handmim.hand.model import HandModel
 from handmim.models.heads.hand_head import HandHead
 from handmim.models.vit import ViT

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.geometry.rotation_numpy import matrix_to_rotvec
-from handmim.hand.arrays import HandArrays
+from handmim.hand.io import HandArrays
 from handmim.hand.poses import PoseSampler, chain
 from handmim.hand.skeleton import CHAIN_FINGERS
 from standin.anatomy import BONES, PULP, TIP_SLOT, WRIST, Skeleton

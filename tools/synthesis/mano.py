@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.hand.arrays import HandArrays
 from handmim.hand.conventions import MIRROR
+from handmim.hand.io import HandArrays
 from synthesis.python2_pickle import Foreign, dump
 
 _SIGNS = np.diag(MIRROR)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from handmim.data.label_files import FACTS, PARTS
-from handmim.hand.arrays import HandArrays
+from handmim.hand.io import HandArrays
 from handmim.render.scene import RENDERER_VERSION, SceneSettings
 from handmim.utils.json_files import read_object
 from synthesis.freihand import FreiHandLayout

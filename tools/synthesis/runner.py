@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from handmim.data.label_files import FACTS, PARTS
-from handmim.hand.arrays import HandArrays
-from handmim.hand.io import load_hand_arrays, resolve_hand_path
+from handmim.hand.io import HandArrays, load_hand_arrays, resolve_hand_path
 from handmim.render.cache import cores, run_workers
 from handmim.render.scene import SceneSettings
 from handmim.utils.console import Progress

@@ -5,8 +5,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from handmim.hand.arrays import HandArrays
-from handmim.hand.io import load_hand_arrays
+from handmim.hand.io import HandArrays, load_hand_arrays
 from handmim.hand.skeleton import CHAIN_FINGERS, FINGERS
 from handmim.render.scene import SPLITS, SceneRenderer, SceneSettings
 

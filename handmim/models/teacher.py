@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from handmim.utils.arguments import below_one
 
@@ -31,8 +31,8 @@ class EmaTeacher(nn.Module):
         mine, theirs = dict(self.net.named_parameters()), dict(student.named_parameters())
         if differing := sorted(mine.keys() ^ theirs.keys()):
             raise ValueError(f"teacher and student differ in {differing[:5]}")
-        students = [theirs[name] for name in mine]
-        torch._foreach_lerp_(list(mine.values()), students, 1.0 - momentum)
+        students: list[Tensor] = [theirs[name] for name in mine]
+        torch._foreach_lerp_([*mine.values()], students, 1.0 - momentum)
         buffers = dict(student.named_buffers())
         for name, buffer in self.net.named_buffers():
             if buffer is not buffers[name]:

@@ -79,7 +79,7 @@ class HandRegressionTask(RegressionTask):
     def measure_labels(self, crops: Crops, device: torch.device) -> None:
         """The mean hand, and the mean and deviation of the class token."""
         head, training = self.head, self.training
-        head.set_mean_hand(*mean_hand(crops(), head.camera.scale0_per_m, head.hand))
+        head.set_mean_hand(*mean_hand(crops(), head.scale0_per_m, head.hand))
         if head.standardise_cls:
             backbone = self.backbone.to(device).eval()
             parts = (part.to(device) for batch in crops() for part in batch.image.split(64))

@@ -88,11 +88,6 @@ class PretrainBatch(NamedTuple):
             return self.known_masked_idx
         return self.is_masked.flatten().nonzero().squeeze(1)
 
-    @property
-    def num_samples(self) -> int:
-        """B."""
-        return len(self.views)
-
     def part(self, start: int, stop: int) -> "PretrainBatch":
         """Samples from start to stop, which may lie behind the last."""
         whole: Any = self
@@ -129,11 +124,6 @@ class HandBatch(NamedTuple):
     def intrinsics(self) -> "Intrinsics":
         """Camera intrinsics of these crops, where known."""
         return Intrinsics(self.K_crop_px, self.has_K, self.image.shape[-1])
-
-    @property
-    def num_samples(self) -> int:
-        """B."""
-        return len(self.image)
 
     def part(self, start: int, stop: int) -> "HandBatch":
         """Samples from start to stop, which may lie behind the last."""

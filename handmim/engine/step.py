@@ -77,8 +77,8 @@ class TrainStep:
         self._is_checked = False
 
     def __call__(self, batch: Any, info: StepInfo, check: Check | None = None) -> StepOutput:
-        """Make a step with a batch of this process, on the device; it has `num_samples` and
-        `part(start, stop)`. `check` is called with (info, batch, losses, gradient norm) before the
+        """Make a step with a batch of this process, a tuple on the device with `part(start, stop)`
+        of its samples. `check` is called with (info, batch, losses, gradient norm) before the
         update; what it raises leaves the parameters as they were. Raises: as `backward`."""
         scalars: dict[str, Any] = {**self.config.apply(self.optimizer, *info, self.batch_size)}
         # Dropout and stochastic depth have no generator argument: the global one is set by step.
@@ -121,9 +121,9 @@ class TrainStep:
         return result
 
     def _in_parts(self, batch: Any, info: StepInfo) -> StepResult:
-        size, rest = divmod(batch.num_samples, self.accumulate)
+        size, rest = divmod(len(batch[0]), self.accumulate)
         if rest or not size:
-            num = f"{batch.num_samples} samples of a process"
+            num = f"{len(batch[0])} samples of a process"
             raise ValueError(f"{num} do not divide into {self.accumulate} parts (accumulate)")
         results = []
         for number in range(self.accumulate):

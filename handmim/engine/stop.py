@@ -10,7 +10,7 @@ import traceback
 from types import FrameType
 from typing import Any, ClassVar
 
-from handmim.engine.workers import Beat, Loading, beat, signal_numbers
+from handmim.engine.workers import BEATS, Loading, beat, signal_numbers
 from handmim.utils.processes import GOES_ON, STALLED, of_signal
 from handmim.utils.ranks import words_of_ranks
 from handmim.utils.run import Run
@@ -101,19 +101,19 @@ class Watchdog:
     def _watch(self) -> None:
         if not (pause := self.limit_s / CHECKS):
             return
-        seen, still_s, checked = Beat.last, 0.0, time.monotonic()
+        seen, still_s, checked = BEATS[-1], 0.0, time.monotonic()
         while not self._left.wait(pause):
             now = time.monotonic()
             passed, checked = min(now - checked, 2 * pause), now
-            if Beat.last is not seen:
-                seen, still_s = Beat.last, 0.0
+            if BEATS[-1] is not seen:
+                seen, still_s = BEATS[-1], 0.0
                 continue
             still_s += passed
             if still_s >= (1 - 1.5 * OTHERS) * self.limit_s:
                 for loading in list(Loading.running):
                     loading.end_wait()
             if still_s >= self.limit_s:
-                self._end(seen[0], still_s)
+                self._end(seen, still_s)
 
     def _end(self, awaited: str, still_s: float) -> None:
         text = f"rank {self.run.rank} stands still: it waited {still_s:.0f} s for {awaited}, more "

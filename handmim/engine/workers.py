@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import active_children
@@ -34,6 +35,8 @@ SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")  # stop a run
 HINTS = {"SIGKILL": ": out of memory?", "SIGBUS": ": out of shared memory (/dev/shm)?"}
 LEAVE_S, END_S = 1.0, 5.0
 PARTS, TIMED_OUT = 20, "DataLoader timed out"  # time in which all is stopped counts as one part
+BEATS: deque[str] = deque(["the start"], maxlen=1)  # what this process waits for, see `Watchdog`
+beat = BEATS.append  # names what it waits for from now on
 
 
 def signal_numbers() -> set[int]:
@@ -128,17 +131,6 @@ class Attempts(Dataset[Loaded]):
             if get_worker_info() is None:
                 return Loaded(None, error=error)
             return Loaded(None, error=portable(error), stack=traceback.format_exc())
-
-
-class Beat:
-    """What this process waits for, see `stop.Watchdog`."""
-
-    last = ("the start",)
-
-
-def beat(awaited: str) -> None:
-    """Name what this process waits for from now on."""
-    Beat.last = (awaited,)
 
 
 class Loading(contextlib.AbstractContextManager["Loading", None]):

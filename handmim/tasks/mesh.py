@@ -13,7 +13,7 @@ from handmim.hand.skeleton import ROOT_JOINT
 from handmim.losses.composite import StepWeights
 from handmim.models.heads.hand_head import HandHead
 from handmim.tasks.regression import Crops, RegressionTask
-from handmim.types import HandBatch, HandOutputs, HandState, Intrinsics
+from handmim.types import HandBatch, HandState, Intrinsics
 
 
 class HandRegressionTask(RegressionTask):
@@ -38,11 +38,6 @@ class HandRegressionTask(RegressionTask):
         if zeros and head.steps_train_alone:
             text = f"step_weights={step_weights} would leave steps of this head without a gradient"
             raise ValueError(f"{text}: task.head.detach=false, or weights above 0")
-
-    def refinements(self, image: Tensor, intrinsics: Intrinsics | None = None) -> HandOutputs:
-        """Images to the mean hand and all refinement steps, in the hand model's own convention."""
-        head: HandHead = self._active("head")
-        return head(self.active_backbone(image, taps=head.tapped_blocks), intrinsics)
 
     def in_convention(self, state: Any, rule: Tensor, intrinsics: Intrinsics | None) -> HandState:
         """A state with the joints of these conventions."""

@@ -19,7 +19,7 @@ from handmim.geometry.camera import fit_weak
 from handmim.hand.model import HandLayer
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.losses.composite import CompositeLoss, LossTerm, StepWeights
-from handmim.models.heads.direct import DirectHead, KeypointOutputs, KeypointState
+from handmim.models.heads.direct import DirectHead, KeypointState
 from handmim.models.teacher import EmaTeacher, averaging_of
 from handmim.models.vit import ViT
 from handmim.types import HandBatch, HandSample, Intrinsics, StepInfo, StepResult, Task
@@ -94,9 +94,10 @@ class RegressionTask(Task, ABC):
         """The hand model that is regressed; None for bare joints."""
         return getattr(self.head, "hand", None)
 
-    @abstractmethod
     def refinements(self, image: Tensor, intrinsics: Intrinsics | None = None) -> Any:
         """Images to the start and all refinements, joints in the head's own convention."""
+        head = self._active("head")
+        return head(self.active_backbone(image, taps=head.tapped_blocks), intrinsics)
 
     def in_convention(self, state: Any, rule: Tensor, intrinsics: Intrinsics | None) -> Any:
         """Joints of a state by [B] joint conventions; bare ones stay as training labels are."""
@@ -205,10 +206,6 @@ class KeypointRegressionTask(RegressionTask):
     """
 
     head: DirectHead
-
-    def refinements(self, image: Tensor, intrinsics: Intrinsics | None = None) -> KeypointOutputs:
-        """The mean of the training labels, then the estimate."""
-        return self._active("head")(self.active_backbone(image))
 
     def mean_estimate(self, batch: HandBatch) -> KeypointState:
         """The mean of the training labels, for every image."""

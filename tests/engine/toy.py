@@ -18,10 +18,6 @@ class ToyBatch(NamedTuple):
     x: Tensor
     noise: Tensor
 
-    @property
-    def num_samples(self) -> int:
-        return len(self.x)
-
     def part(self, start: int, stop: int) -> "ToyBatch":
         return ToyBatch(self.x[start:stop], self.noise[start:stop])
 

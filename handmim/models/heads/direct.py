@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from handmim.hand.skeleton import NUM_JOINTS, ROOT_JOINT
 from handmim.models.heads.hand_head import feature_dim, token_features, token_layers
-from handmim.types import Tokens
+from handmim.types import Intrinsics, Tokens
 from handmim.utils.arguments import above, one_of
 
 COORDS = ("3d", "25d")
@@ -47,6 +47,7 @@ class DirectHead(nn.Module):
     mean_joints_root_m: Tensor = field(init=False)
     mean_joints_crop_ndc: Tensor = field(init=False)
     mean_scale_ndc_per_m: Tensor = field(init=False)
+    tapped_blocks = ()
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -81,7 +82,7 @@ class DirectHead(nn.Module):
             self.mean_joints_crop_ndc.expand(batch_size, -1, -1),
         )
 
-    def forward(self, tokens: Tokens) -> KeypointOutputs:
+    def forward(self, tokens: Tokens, intrinsics: Intrinsics | None = None) -> KeypointOutputs:
         """Tokens of one batch to the mean and the estimate; fp32 from the last layer on."""
         features = self.body(token_features(tokens.cls, tokens.patches, self.features))
         with torch.autocast(features.device.type, enabled=False):

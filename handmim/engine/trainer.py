@@ -16,8 +16,7 @@ from handmim.engine.log import Hook, RunLog, RunningMeans, StepProgress, draw
 from handmim.engine.optim import OptimizerConfig
 from handmim.engine.saver import BestMetric, BestTracker, Saver
 from handmim.engine.step import FiniteGuard, NotFiniteError, StepOutput, TrainStep, falls_on
-from handmim.engine.stop import StopSignals, Watchdog
-from handmim.engine.workers import beat, start_server
+from handmim.engine.workers import StopSignals, Watchdog, beat, start_server
 from handmim.types import Collate, Prepare, StepInfo, Task
 from handmim.utils.arguments import at_least, one_of, shares
 from handmim.utils.processes import DONE, FAILED, STOPPED, TRAINED, of_signal

@@ -51,7 +51,7 @@ def main(cfg: DictConfig) -> int:
     if cfg.jobs == 1:
         overrides += [o for o in given.hydra if not o.startswith("hydra.mode=")]
 
-    from handmim.engine.stop import Stopped, StopSignals  # they import torch
+    from handmim.engine.workers import Stopped, StopSignals  # they import torch
 
     start = partial(launch, overrides=overrides, at_once=cfg.jobs)
     table = plan.folder / "table.md"

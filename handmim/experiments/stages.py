@@ -12,9 +12,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from handmim.engine.checkpoint import LAST, load_checkpoint
-from handmim.engine.stop import Stopped
 from handmim.engine.trainer import FitResult
-from handmim.engine.workers import SIGNALS
+from handmim.engine.workers import SIGNALS, Stopped
 from handmim.experiments import runs
 from handmim.experiments.runs import Compose, Run, StageStore, content_sha
 from handmim.experiments.table import PROBED, Overrides, arguments, decisive, fraction_name, merged

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from handmim.data.datasets import hand_sha256_of
 from handmim.data.label_files import find_ground_truth, read_ground_truth
 from handmim.engine.checkpoint import require
-from handmim.engine.stop import Watchdog
+from handmim.engine.workers import Watchdog
 from handmim.evaluation.inference import SOURCES, InferenceModule
 from handmim.evaluation.predictor import (
     build_part,

@@ -9,8 +9,8 @@ from omegaconf import DictConfig
 from handmim.data.datasets import fingerprint_of, hand_sha256_of
 from handmim.data.loader import batches, collate_hands
 from handmim.engine.checkpoint import BEST, LAST, checkpoints_of
-from handmim.engine.stop import StopSignals, Watchdog
 from handmim.engine.trainer import FitResult, Trainer
+from handmim.engine.workers import StopSignals, Watchdog
 from handmim.evaluation.predictor import check_same_hand
 from handmim.evaluation.scoring import EvalHook
 from handmim.models.weights.load import load_initial

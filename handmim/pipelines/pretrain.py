@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 from handmim.data.datasets import fingerprint_of, hand_sha256_of
 from handmim.data.loader import collate_crops
 from handmim.engine.checkpoint import checkpoints_of
-from handmim.engine.stop import StopSignals
 from handmim.engine.trainer import FitResult, Trainer
+from handmim.engine.workers import StopSignals
 from handmim.pipelines.setup_run import export, setup_training
 from handmim.types import Task
 from handmim.utils.config import build

@@ -4,7 +4,7 @@ import signal
 import pytest
 
 from handmim.engine.checkpoint import load_checkpoint
-from handmim.engine.stop import Stopped, StopSignals
+from handmim.engine.workers import Stopped, StopSignals
 from tests.engine.toy import ToyTask, fit
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from handmim.engine.checkpoint import load_checkpoint
-from handmim.engine.stop import Watchdog
-from handmim.engine.workers import beat
+from handmim.engine.workers import Watchdog, beat
 from handmim.utils.processes import STALLED
 from handmim.utils.run import Run
 

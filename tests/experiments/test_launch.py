@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from handmim.engine.stop import Stopped, StopSignals
+from handmim.engine.workers import Stopped, StopSignals
 from handmim.experiments.runner import launch
 from tests.experiments.conftest import planned
 

@@ -140,7 +140,7 @@ def test_a_config_that_builds_no_model_is_refused_by_entry(kind: str, tuned: Pat
         (without("config", "data", "root"), r"config\.data\.root is missing"),
         (put(None, "config", "data", "test"), r"data of its config cannot|val"),
         (put(10**6, "config", "data", "image_px"), "image_px=1e"),
-        (put("none", "config", "data", "benchmark"), "no benchmark 'none'"),
+        (put("none", "config", "data", "benchmark"), "benchmark must be one of .* 'none'"),
         (without("config", "data", "test", "root"), "data of its config cannot be built"),
         (put("os.system", "config", "data", "test", "_target_"), "its config builds"),
     ],

@@ -3,6 +3,7 @@ function of (seed, step), and so are schedules and data order."""
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -289,7 +290,7 @@ class Loop:
     def _make_step(self, info: StepInfo) -> StepOutput | None:
         """Load and make a step; None where it is skipped."""
         try:
-            with self.run.together():
+            with self.run.together() if self.run.world_size > 1 else nullcontext():
                 batch = self.loader.batch_of(info.step)
         except Exception as error:
             if info.step == self.first_step:

@@ -62,8 +62,8 @@ class StepBatches:
         """Of this rank's samples of a step."""
         share = self.batch_size // self.world_size
         first = step * self.batch_size + self.rank * share
-        places = (divmod(n, self.num_samples) for n in range(first, first + share))
-        return [int(_shuffled(self.num_samples, self.seed, epoch)[n]) for epoch, n in places]
+        positions = (divmod(n, self.num_samples) for n in range(first, first + share))
+        return [int(_shuffled(self.num_samples, self.seed, epoch)[n]) for epoch, n in positions]
 
     def __call__(self, step: int) -> Loaded:
         """The batch of a step, other samples in place of those that cannot be read."""

@@ -39,9 +39,9 @@ class HandRegressionTask(RegressionTask):
             text = f"step_weights={step_weights} would leave steps of this head without a gradient"
             raise ValueError(f"{text}: task.head.detach=false, or weights above 0")
 
-    def in_convention(self, state: Any, rule: Tensor, intrinsics: Intrinsics | None) -> HandState:
+    def in_convention(self, state: Any, convention: Tensor, intrinsics: Intrinsics | None) -> Any:
         """A state with the joints of these conventions."""
-        return self.joint_conventions.state(state, rule, self.head.crop_camera, intrinsics)
+        return self.joint_conventions.state(state, convention, self.head.crop_camera, intrinsics)
 
     def mean_estimate(self, batch: HandBatch) -> HandState:
         """The hand that the head starts from."""

@@ -99,15 +99,15 @@ class RegressionTask(Task, ABC):
         head = self._active("head")
         return head(self.active_backbone(image, taps=head.tapped_blocks), intrinsics)
 
-    def in_convention(self, state: Any, rule: Tensor, intrinsics: Intrinsics | None) -> Any:
+    def in_convention(self, state: Any, convention: Tensor, intrinsics: Intrinsics | None) -> Any:
         """Joints of a state by [B] joint conventions; bare ones stay as training labels are."""
         return state
 
     def outputs(self, batch: HandBatch) -> Any:
-        """Augmented images to the start and all refinements, joints in the samples' rules."""
-        rule, intrinsics = batch.joint_convention, batch.intrinsics
+        """Augmented images to the start and all refinements, joints in the samples' conventions."""
+        convention, intrinsics = batch.joint_convention, batch.intrinsics
         out = self.refinements(batch.image, intrinsics)
-        steps = tuple(self.in_convention(state, rule, intrinsics) for state in out.steps)
+        steps = tuple(self.in_convention(state, convention, intrinsics) for state in out.steps)
         return out._replace(steps=steps)
 
     def predict(

@@ -21,9 +21,8 @@ from handmim.images.decode import (
     read_bytes,
     read_image,
 )
-from handmim.images.files import ImageTree, find_images
+from handmim.images.files import LABELS, NORMALS, ImageTree, find_images, find_maps
 from handmim.images.formats import printable, shown
-from handmim.images.maps import LABELS, NORMALS, find_maps
 from handmim.types import CropSample, HandSample
 from handmim.utils.arguments import one_of
 

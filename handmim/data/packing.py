@@ -46,14 +46,13 @@ class CodedCrop(NamedTuple):
 
 def write_packed(path: Path, crops: Iterable[CodedCrop], *, image_px: int, coding: str) -> None:
     """Write crops one after the other, and the index last."""
-    ids, ends, crcs = list[str](), list[int](), list[int]()
+    rows = []
     with path.open("wb") as file:
         file.write(bytes(HEAD.size))
         for crop in crops:
             file.write(crop.content)
-            ids.append(crop.sample_id)
-            ends.append(file.tell())
-            crcs.append(zlib.crc32(crop.content))
+            rows.append((crop.sample_id, file.tell(), zlib.crc32(crop.content)))
+        ids, ends, crcs = zip(*rows, strict=True)
         content = {"image_px": image_px, "coding": coding, "ids": ids, "ends": ends, "crc32": crcs}
         index = json.dumps(content, separators=(",", ":")).encode()
         start = file.tell()

@@ -1,15 +1,27 @@
-"""Image files of a folder tree, and an account of what is left out of it. No pixels are decoded."""
+"""Image files of a folder tree, and an account of what is left out of it.
+
+Masks, depth maps and segmentation maps are recognised by their pixels and names in groups of one
+folder, ending, word (`0001_mask.png`) and affix (`0001.png`, `0001_m.png`).
+"""
 
 import os
+import re
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from handmim.images.formats import format_of, printable, shown
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from handmim.images.decode import MAX_MEGAPIXELS, UnreadableImage, decode_image
+from handmim.images.formats import format_of, printable, shown, stored_numbers
+from handmim.utils.findings import spread
 
 ENDINGS = (
     ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm",
@@ -31,6 +43,29 @@ LABELLED = (  # files and folders of a labelled dataset, its name, how it is rea
     ({"train.txt", "evaluation.txt", "evaluation"}, "HO-3D", "data=ho3d_v3 or data=ho3d_v2"),
 )
 EVALUATION = "evaluation"  # their folder of images that are scored
+# Of maps among images.
+SAMPLED = 8  # images of a group that are decoded
+FEW = 4  # a smaller group is judged only where its name has a word for a map
+SIDE = 96  # of the grid of pixels that is analysed
+LOSSY = ("JPEG", "WEBP", "AVIF")
+MOST_LABELS, MOST_BYTE_LABEL = 32, 64  # numbers of one image; the largest of 8 bits, 255 apart
+# Of neighbours in greyscale photos of hands, 0.37 to 0.97 differ by at most 4 (95 % below 0.88),
+# at most 0.61 are equal; of the shades of a photo, at most 0.18 are unit vectors.
+FLAT_SHARE, UNIT_SHARE, SHADES = 0.85, 0.6, 32
+VOID_SHARE, GAP = 0.005, 0.1  # of pixels without a distance; of the range of distances
+WORDS = re.compile(
+    r"(?<![a-z])(masks?|seg|segm|segmentations?|segmasks?|labels?|depths?|disp|disparity|"
+    r"disparities|alphas?|mattes?|silhouettes?|normals?|trimaps?|parsing|instances?|semantics?|"
+    r"heatmaps?|gt|annotations?|(?:seg|label|depth|disparity|normal)maps?)(?![a-z])"
+)
+AFFIX = re.compile(r"^[A-Za-z]+[-_. ]|[-_. ][A-Za-z]+$")
+MASK, DEPTH, FLAT, FEW_COLOURS, LABELS, NORMALS, GREYSCALE, NO_BLUE, IMAGE = (
+    "mask", "depth map", "one colour", "segmentation map", "map of labels", "map of normals",
+    "greyscale map", "map of two numbers", "image",
+)  # fmt: skip
+STRONG = {MASK, DEPTH, LABELS, NORMALS}  # recognised whatever their names
+
+Array = NDArray[np.generic]
 
 
 class Benchmark(NamedTuple):
@@ -167,3 +202,154 @@ def _counted_as(path: str, ending: str) -> str:
         if kind := format_of(file.read(32)):
             return f"{kind} image without an ending"
     return "no ending"
+
+
+class Group(NamedTuple):
+    """Images that are judged together."""
+
+    folder: str
+    ending: str
+    word: str  # of `WORDS` in the path, or none
+    affix: str  # of the file's name, where another file has the same name without or with another
+
+
+def groups_of(names: Iterable[str]) -> dict[Group, list[str]]:
+    """Images by folder, ending, word for a map, and affix."""
+    based = [(name, _base(name)) for name in names]
+    num_of = Counter(base for _, base in based)
+    groups: defaultdict[Group, list[str]] = defaultdict(list)
+    for name, base in based:
+        folder, file = os.path.split(name)
+        stem, ending = os.path.splitext(file)
+        word = " ".join([*_words(folder), *_words(stem)])
+        affix = "".join(AFFIX.findall(stem)) if num_of[base] > 1 else ""
+        groups[Group(folder, ending.lower(), word, affix)].append(name)
+    return dict(groups)
+
+
+def _base(name: str) -> str:
+    folder, slash, file = name.rpartition(os.sep)
+    stem = file.rpartition(".")[0]
+    return folder + slash + (stem if stem.isdigit() else AFFIX.sub("", stem))
+
+
+@lru_cache(maxsize=1000)
+def _words(name: str) -> list[str]:
+    """Words for a map, also in `depthMap` and `SegmentationClass`."""
+    return WORDS.findall(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+
+
+def find_maps(
+    names: Sequence[str], read: Callable[[str], bytes], *, max_megapixels: float = MAX_MEGAPIXELS
+) -> dict[str, list[str]]:
+    """Relative paths of images that are maps rather than photos, by kind; `read` gives the content
+    of a file, of which a few of each group are decoded."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for group, members in groups_of(names).items():
+        if len(members) < FEW and not group.word:
+            continue
+        kinds = set[str]()
+        for i in spread(len(members), SAMPLED):
+            name = members[i]
+            try:
+                raw = read(name)
+                image = decode_image(raw, name, max_megapixels=max_megapixels)
+            except UnreadableImage:
+                continue
+            kinds.add(kind_of(image, stored_numbers(raw), is_lossy=format_of(raw) in LOSSY))
+            if IMAGE in kinds:
+                break
+        kinds.discard(FLAT)
+        if kinds and (kinds <= STRONG or (group.word and IMAGE not in kinds)):
+            found[kinds.pop() if len(kinds) == 1 else FEW_COLOURS].extend(members)
+    return dict(found)
+
+
+def kind_of(image: NDArray[np.uint8], numbers: Array | None = None, *, is_lossy: bool) -> str:
+    """Kind of an RGB image [H, W, 3]: a photo, or a kind of map. `numbers` [H, W] are those that
+    the file stores before they are scaled for the eye; `is_lossy` formats change single values."""
+    height, width = image.shape[:2]
+    rows = image[:: -(-height // SIDE), :: -(-width // SIDE)]
+    grid = rows.reshape(-1, 3)
+    spread = grid.max(axis=1).astype(int) - grid.min(axis=1)
+    if numbers is None and not is_lossy and not spread.any():
+        numbers = image[..., 0]
+    if numbers is not None:
+        if _are_labels(numbers):
+            return LABELS
+        if numbers.dtype.itemsize > 1 and _are_distances(numbers):
+            return DEPTH
+    low, high = grid.min(axis=0).astype(int), grid.max(axis=0).astype(int)
+    if (high - low).max() <= 8:
+        return FLAT
+    if not is_lossy and not grid[:, 2].any():
+        return DEPTH if _is_coded_depth(image) else NO_BLUE
+    if (spread <= 8).mean() >= 0.99:
+        values = grid[:, 1].astype(int)
+        bottom, top = values.min(), values.max()
+        margin = (top - bottom) // 8
+        near = (values <= bottom + margin) | (values >= top - margin)
+        upper = rows[..., 1] > (bottom + top) / 2
+        same = (upper[:, 1:] == upper[:, :-1]).mean()
+        if is_lossy and top - bottom >= 64 and near.mean() >= 0.99 and same >= FLAT_SHARE:
+            return MASK  # with noise about the border of two regions
+        if not _is_flat(image):
+            return IMAGE
+        return MASK if top - bottom >= 64 and near.mean() >= 0.95 else GREYSCALE
+    if _are_normals(grid[spread > 8]):
+        return NORMALS
+    counts = np.bincount((grid >> 4).astype(int) @ np.array([256, 16, 1]), minlength=4096)
+    if np.sort(counts)[-16:].sum() >= 0.97 * counts.sum() and _is_flat(image):
+        return FEW_COLOURS
+    return IMAGE
+
+
+def _are_labels(numbers: Array) -> bool:
+    """Whether few whole numbers fill regions: 0 and 1, 0 and 38, ids of persons times 1000."""
+    height, width = numbers.shape
+    used = np.unique(numbers[:: -(-height // SIDE), :: -(-width // SIDE)])
+    if not 1 < len(used) <= MOST_LABELS or (used != np.rint(used)).any():
+        return False
+    largest = max(used[used != 255], default=0)
+    if numbers.dtype == np.uint8 and not 0 < largest < MOST_BYTE_LABEL:
+        return False
+    return bool((numbers[:, 1:] == numbers[:, :-1]).mean() >= FLAT_SHARE)
+
+
+def _are_distances(numbers: Array) -> bool:
+    """Whether numbers lie away from the one that stands for "not measured", or floats from 0."""
+    values = np.nan_to_num(numbers.astype(np.float64), posinf=0.0, neginf=0.0)
+    for void in (values.min(), values.max()):
+        rest = values[values != void]
+        if len(rest):
+            low, high = rest.min(), rest.max()
+            gap = max(low - void, void - high)
+            away = gap >= GAP * (high - low) and high - low >= GAP * high
+            if away and len(rest) <= (1 - VOID_SHARE) * values.size:
+                return True
+    low, high = values.min(), values.max()
+    metres = numbers.dtype.kind == "f" and 1 < high <= 16
+    return bool(metres and low >= GAP * (high - low) >= GAP * GAP * high)
+
+
+def _are_normals(colours: NDArray[np.uint8]) -> bool:
+    """Whether colours [n, 3] of pixels are unit vectors in -1 .. 1; one of each shade counts, so
+    that no backdrop decides."""
+    shades = np.unique(colours >> 3, axis=0, return_index=True)[1]
+    lengths = np.linalg.norm(colours[shades] / 127.5 - 1, axis=1)
+    return len(shades) >= SHADES and bool((abs(lengths - 1) < 0.05).mean() >= UNIT_SHARE)
+
+
+def _is_coded_depth(image: NDArray[np.uint8]) -> bool:
+    """Whether red and green are the bytes of one distance, as HO-3D stores it: where red wraps
+    around, the distance goes on."""
+    red, coded = image[..., 0].astype(int), image[..., :2].astype(int) @ np.array([1, 256])
+    wrapped = np.abs(np.diff(red, axis=1)) > 128
+    steps = np.abs(np.diff(coded, axis=1))[wrapped]
+    return bool(len(steps) and (steps < 128).mean() > 0.1)
+
+
+def _is_flat(image: NDArray[np.uint8]) -> bool:
+    """Whether most neighbouring pixels are equal, as within the regions of a map."""
+    step = cv2.absdiff(image[:, 1:], image[:, :-1]).max(axis=2)
+    return bool((step <= 4).mean() >= FLAT_SHARE)

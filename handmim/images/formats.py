@@ -198,7 +198,14 @@ def eight_bit(values: NDArray[np.generic], *, full_range: bool = False) -> NDArr
         return values.astype(np.uint8) * np.uint8(255)
     numbers, whole = values.astype(np.float64), values.dtype.kind in "iu"
     finite = numbers[np.isfinite(numbers)]
-    low, dark, bright, high = _range(finite) if finite.size else (0.0, 0.0, 0.0, 0.0)
+    low = dark = bright = high = 0.0
+    if finite.size:
+        num = max(4, math.ceil(OUTLIERS * finite.size)) if finite.size >= 1000 else 0
+        ordered = np.partition(finite, (num, finite.size - 1 - num))
+        largest = np.sort(ordered[finite.size - 1 - num :])
+        hot = np.flatnonzero((largest[1:] > HOT * largest[:-1]) & (largest[:-1] > 0))
+        low, dark, bright = float(finite.min()), float(ordered[num]), float(largest[0])
+        high = float(largest[hot[0] if len(hot) else -1])
     numbers = np.nan_to_num(numbers, nan=low, posinf=low, neginf=low)
     if whole:
         top = float(2 ** next(bits for bits in DEPTHS if high < 2**bits * OVERSHOOT) - 1)
@@ -212,13 +219,3 @@ def eight_bit(values: NDArray[np.generic], *, full_range: bool = False) -> NDArr
     if not full_range and (low < 0 or high > top * OVERSHOOT or narrow):
         numbers, top = numbers - low, high - low
     return np.rint(np.clip(numbers * (255 / (top or 1.0)), 0, 255)).astype(np.uint8)
-
-
-def _range(values: NDArray[np.float64]) -> tuple[float, float, float, float]:
-    """Minimum, quantiles without dead and hot pixels, and maximum below a gap of `HOT`."""
-    num = max(4, math.ceil(OUTLIERS * values.size)) if values.size >= 1000 else 0
-    ordered = np.partition(values.ravel(), (num, values.size - 1 - num))
-    top = np.sort(ordered[values.size - 1 - num :])
-    hot = np.flatnonzero((top[1:] > HOT * top[:-1]) & (top[:-1] > 0))
-    high = top[hot[0] if len(hot) else -1]
-    return float(values.min()), float(ordered[num]), float(top[0]), float(high)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from operator import methodcaller
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,12 +141,6 @@ class _Reader(pickle._Unpickler):
             raise UnsafePickleError(f"names {module[:MAX_SHOWN]}.{name[:MAX_SHOWN]}")
         found = self.names[module, name]
         return getattr(self, f"_{found}") if isinstance(found, str) else found
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise UnsafePickleError("names an object by number (PERSID)")
-
-    def get_extension(self, code: int) -> NoReturn:
-        raise UnsafePickleError(f"names an object by number (EXT {code})")
 
     def spend(self, num_bytes: int) -> None:
         """Count bytes that are about to be made or gone over; UnsafePickleError for too many."""
@@ -338,7 +332,14 @@ class _Reader(pickle._Unpickler):
         pickle.ADDITEMS[0]: lambda self: self.add(self.pop_mark()),
         pickle.FROZENSET[0]: _load_frozenset,
     }
-    del dispatch[pickle.NEXT_BUFFER[0]], dispatch[pickle.READONLY_BUFFER[0]]
+    for _code in (
+        pickle.EXT1,
+        pickle.EXT2,
+        pickle.EXT4,
+        pickle.NEXT_BUFFER,
+        pickle.READONLY_BUFFER,
+    ):
+        del dispatch[_code[0]]
 
 
 class _TorchReader(_Reader):

@@ -6,7 +6,7 @@ from PIL import Image
 from handmim.data.crops import CropFolder
 from handmim.data.packed import PackedCrops
 from handmim.data.packing import pack_crops
-from handmim.images.maps import (
+from handmim.images.files import (
     DEPTH,
     FEW_COLOURS,
     FLAT,
@@ -17,7 +17,7 @@ from handmim.images.maps import (
     NORMALS,
     groups_of,
     kind_of,
-)  # fmt: skip
+)
 
 
 def photo(seed=0, side=64):

@@ -22,9 +22,10 @@ from handmim.images.decode import (
     read_image,
 )
 from handmim.images.files import LABELS, NORMALS, ImageTree, find_images, find_maps
-from handmim.images.formats import printable, shown
+from handmim.images.formats import printable
 from handmim.types import CropSample, HandSample
 from handmim.utils.arguments import one_of
+from handmim.utils.findings import shown
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +110,8 @@ def named_unreadable(reasons: Mapping[str, str], total: int) -> str:
     """A log line on images that are left out of `total`, from their reasons by name."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in reasons.items():
-        by_reason.setdefault(reason, []).append(name)
-    texts = [f"{shown(names)} ({reason})" for reason, names in by_reason.items()]
+        by_reason.setdefault(reason, []).append(printable(name))
+    texts = [f"{shown(names, 10)} ({reason})" for reason, names in by_reason.items()]
     return f"skipped {len(reasons)} unreadable of {total} images: {'; '.join(texts)}"
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -58,18 +57,11 @@ class UnreadableImage(UnreadableSample):
         return f"{printable(self.path)} cannot be read: {self.reason}" if self.reason else self.path
 
 
-class JpegHead(NamedTuple):
-    """Size and EXIF orientation in a JPEG's head."""
-
-    height: int
-    width: int
-    orientation: int  # of EXIF, 1 = as it is
-
-
-def jpeg_head(raw: bytes) -> JpegHead | None:
-    """None for anything that is no JPEG or is broken before its pixels begin."""
+def jpeg_head(raw: bytes) -> tuple[int, int, int] | None:
+    """Height, width and EXIF orientation (1 = as it is) in a JPEG's head; None for anything that is
+    no JPEG or is broken before its pixels begin."""
     orientation, at = 1, 2
-    try:
+    with suppress(struct.error, IndexError, ValueError):
         while raw[:2] == b"\xff\xd8":
             at = raw.index(b"\xff", at)
             marker = raw[at + 1]
@@ -84,10 +76,8 @@ def jpeg_head(raw: bytes) -> JpegHead | None:
                 orientation = tiff_tag(content[6:], ORIENTATION) or 1
             elif marker in _FRAMES:
                 height, width = struct.unpack(">HH", content[1:5])
-                return JpegHead(height, width, orientation) if height and width else None
+                return (height, width, orientation) if height and width else None
             at += 2 + length
-    except (struct.error, IndexError, ValueError):
-        pass
     return None
 
 
@@ -123,15 +113,15 @@ def decode_image(
         head = jpeg_head(raw)
         if head is None:
             raise ValueError(DAMAGED)
-        check_size(head.height, head.width, max_megapixels)
-        return _jpeg(raw, head, reduction(head.height, head.width, side, fit))
+        check_size(*head[:2], max_megapixels)
+        return _jpeg(raw, head, reduction(*head[:2], side, fit))
     except ValueError as error:
         raise UnreadableImage(name, str(error)) from error
 
 
-def _jpeg(raw: bytes, head: JpegHead, by: int) -> ImageArray:
-    if simplejpeg is not None and head.orientation == 1:
-        height, width = (-(-head.height // by), -(-head.width // by)) if by > 1 else (0, 0)
+def _jpeg(raw: bytes, head: tuple[int, int, int], by: int) -> ImageArray:
+    if simplejpeg is not None and head[2] == 1:
+        height, width = (-(-side // by) if by > 1 else 0 for side in head[:2])
         with suppress(ValueError):  # CMYK, cut short: OpenCV decodes as much as it can
             return simplejpeg.decode_jpeg(raw, "RGB", min_height=height, min_width=width)
     try:
@@ -197,7 +187,7 @@ def image_head(path: Path) -> tuple[int, int, int] | None:
         with path.open("rb") as file:
             head = jpeg_head(file.read(SIZE_BYTES))
         if head is not None:
-            return head.width, head.height, head.orientation
+            return head[1], head[0], head[2]
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore")  # of its size: only the head is read
             return image.width, image.height, int(image.getexif().get(ORIENTATION, 1))

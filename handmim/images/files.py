@@ -13,15 +13,14 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from handmim.images.decode import MAX_MEGAPIXELS, UnreadableImage, decode_image
-from handmim.images.formats import format_of, printable, shown, stored_numbers
-from handmim.utils.findings import spread
+from handmim.images.formats import format_of, printable, stored_numbers
+from handmim.utils.findings import shown, spread
 
 ENDINGS = (
     ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm",
@@ -68,14 +67,6 @@ STRONG = {MASK, DEPTH, LABELS, NORMALS}  # recognised whatever their names
 Array = NDArray[np.generic]
 
 
-class Benchmark(NamedTuple):
-    """A labelled dataset found in a tree, or around it."""
-
-    name: str
-    use: str  # overrides that read it with its labels
-    evaluation: str  # folder of its evaluation images, relative to the tree; "" is all of it
-
-
 @dataclass
 class ImageTree:
     """What a folder tree holds."""
@@ -84,7 +75,9 @@ class ImageTree:
     names: list[str] = field(default_factory=list)  # relative paths of image files, sorted
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # by reason
     endings: Counter[str] = field(default_factory=Counter)  # of other files
-    benchmarks: list[Benchmark] = field(default_factory=list)
+    # Labelled datasets in it, or around it: name, overrides that read it with its labels, and
+    # folder of its evaluation images, relative to the tree ("" is all of it).
+    benchmarks: list[tuple[str, str, str]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)  # further sentences for the user
 
     def leave_out(self, reason: str, names: Iterable[str]) -> None:
@@ -102,7 +95,7 @@ class ImageTree:
                 hint = " (an image? rename it)"
             parts.append(f"{num} x {ending}{hint}")
         for reason, names in self.left_out.items():
-            parts.append(f"{len(names)} x {reason}: {shown(names, 3)}")
+            parts.append(f"{len(names)} x {reason}: {shown(list(map(printable, names)))}")
         if not parts:
             return None
         number = self.endings.total() + sum(map(len, self.left_out.values()))
@@ -189,10 +182,9 @@ def _visit(tree: ImageTree, prefix: str, folders: deque[str], links: deque[str])
     return images
 
 
-def _labelled(names: set[str], evaluation: str) -> list[Benchmark]:
+def _labelled(names: set[str], evaluation: str) -> list[tuple[str, str, str]]:
     """The labelled dataset that these names belong to."""
-    known = [(name, use) for marks, name, use in LABELLED if marks <= names]
-    return [Benchmark(name, use, evaluation) for name, use in known[:1]]
+    return [(name, use, evaluation) for marks, name, use in LABELLED if marks <= names][:1]
 
 
 def _counted_as(path: str, ending: str) -> str:
@@ -204,26 +196,18 @@ def _counted_as(path: str, ending: str) -> str:
     return "no ending"
 
 
-class Group(NamedTuple):
-    """Images that are judged together."""
-
-    folder: str
-    ending: str
-    word: str  # of `WORDS` in the path, or none
-    affix: str  # of the file's name, where another file has the same name without or with another
-
-
-def groups_of(names: Iterable[str]) -> dict[Group, list[str]]:
-    """Images by folder, ending, word for a map, and affix."""
+def groups_of(names: Iterable[str]) -> dict[tuple[str, str, str, str], list[str]]:
+    """Images that are judged together, by folder, ending, words for a map in their path, and affix
+    where another file has the same name without or with another."""
     based = [(name, _base(name)) for name in names]
     num_of = Counter(base for _, base in based)
-    groups: defaultdict[Group, list[str]] = defaultdict(list)
+    groups = defaultdict(list)
     for name, base in based:
         folder, file = os.path.split(name)
         stem, ending = os.path.splitext(file)
         word = " ".join([*_words(folder), *_words(stem)])
         affix = "".join(AFFIX.findall(stem)) if num_of[base] > 1 else ""
-        groups[Group(folder, ending.lower(), word, affix)].append(name)
+        groups[folder, ending.lower(), word, affix].append(name)
     return dict(groups)
 
 
@@ -245,8 +229,8 @@ def find_maps(
     """Relative paths of images that are maps rather than photos, by kind; `read` gives the content
     of a file, of which a few of each group are decoded."""
     found: defaultdict[str, list[str]] = defaultdict(list)
-    for group, members in groups_of(names).items():
-        if len(members) < FEW and not group.word:
+    for (_, _, word, _), members in groups_of(names).items():
+        if len(members) < FEW and not word:
             continue
         kinds = set[str]()
         for i in spread(len(members), SAMPLED):
@@ -260,7 +244,7 @@ def find_maps(
             if IMAGE in kinds:
                 break
         kinds.discard(FLAT)
-        if kinds and (kinds <= STRONG or (group.word and IMAGE not in kinds)):
+        if kinds and (kinds <= STRONG or (word and IMAGE not in kinds)):
             found[kinds.pop() if len(kinds) == 1 else FEW_COLOURS].extend(members)
     return dict(found)
 

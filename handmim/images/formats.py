@@ -6,7 +6,7 @@ OpenCV decodes where it keeps all channels and bits, Pillow elsewhere; the first
 import io
 import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 
 import cv2
@@ -59,11 +59,6 @@ DAMAGED = "it is damaged, or no image that OpenCV or Pillow reads"
 def printable(name: str) -> str:
     """A file name for any stream and log: undecodable bytes and control characters are escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
-
-
-def shown(names: Sequence[str], most: int = 10) -> str:
-    """The first few of many file names."""
-    return ", ".join(map(printable, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def format_of(raw: bytes) -> str | None:

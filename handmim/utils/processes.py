@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 DONE = 0
 FAILED = 1  # an error of the program or after training began, or collapse detection
@@ -87,38 +87,30 @@ OTHERS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE")
 OF_NODES = ("NODE_RANK", "GROUP_RANK", "MASTER_ADDR", "LSB_JOBID", *OTHERS)
 
 
-class Launched(NamedTuple):
-    """Processes that a launcher started, this one among them."""
-
-    by: str  # "torchrun" | "Slurm"
-    per_node: int
-    num_nodes: int
-
-
 def is_first() -> bool:
     """Whether this process is the main one of its run, or the only one."""
     return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
-def launched() -> Launched | None:
-    """What the launcher of this process says; None where none is known. ValueError for nodes with
-    different numbers of processes."""
+def launched() -> tuple[str, int, int] | None:
+    """What started this process and others, "torchrun" or "Slurm", how many per node, and on how
+    many nodes; None where nothing is known. ValueError for nodes with different numbers."""
     # torchrun first, as in Fabric: it is also started inside Slurm's jobs.
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        total, per_node = _number("WORLD_SIZE"), _number("LOCAL_WORLD_SIZE")
-        found = Launched("torchrun", per_node, max(1, total // per_node))
+        by, total, per_node = "torchrun", _number("WORLD_SIZE"), _number("LOCAL_WORLD_SIZE")
+        num_nodes = max(1, total // per_node)
     elif {"SLURM_NTASKS", "SLURM_STEP_ID"} <= os.environ.keys() and not _is_interactive():
-        total = _number("SLURM_NTASKS")
+        by, total = "Slurm", _number("SLURM_NTASKS")
         num_nodes = min(total, _number("SLURM_NNODES"))
-        found = Launched("Slurm", total // num_nodes, num_nodes)
+        per_node = total // num_nodes
     else:
         return None
-    if found.per_node * found.num_nodes != total:
+    if per_node * num_nodes != total:
         raise ValueError(
-            f"{found.by} started {total} processes on {found.num_nodes} nodes: as many are required"
-            " on each (torchrun --nproc_per_node, srun --ntasks-per-node)"
+            f"{by} started {total} processes on {num_nodes} nodes: as many are required on each "
+            "(torchrun --nproc_per_node, srun --ntasks-per-node)"
         )
-    return found
+    return by, per_node, num_nodes
 
 
 def _is_interactive() -> bool:  # for Fabric: a shell, which nothing started beside others
@@ -138,34 +130,34 @@ def devices_of(devices: Any, num_nodes: int) -> tuple[Any, int]:
     Raises: ValueError for settings that the launcher contradicts, and for several processes of a
     launcher that Fabric does not know.
     """
-    found = launched()
-    total = 1 if found is None else found.per_node * found.num_nodes
-    if found is None or (found.by == "Slurm" and total == 1):  # may start its own processes
+    by, per_node, nodes = launched() or ("", 1, 1)
+    if not by or (by == "Slurm" and per_node * nodes == 1):  # may start its own processes
         if num_nodes > 1 and not any(name in os.environ for name in OF_NODES):
             raise ValueError(
                 f"num_nodes={num_nodes}, but nothing started this process on several nodes: start "
                 f"it by torchrun --nnodes={num_nodes} or srun, or give NODE_RANK, MASTER_ADDR and "
                 "MASTER_PORT on each node (machine.num_nodes)"
             )
-        if found is None:
+        if not by:
             _refuse_others(devices, num_nodes)
         return devices, num_nodes
-    if found.by == "Slurm":
+    if by == "Slurm":
+        total = per_node * nodes
         if (rank := os.environ.get("SLURM_PROCID", "")) not in map(str, range(total)):
             raise ValueError(
                 f"SLURM_PROCID={rank!r} is no number of one of {total} tasks (SLURM_NTASKS): "
                 "start them with srun"
             )
         # Fabric requires it, but srun sets it only where --ntasks-per-node was given.
-        os.environ["SLURM_NTASKS_PER_NODE"] = str(found.per_node)
+        os.environ["SLURM_NTASKS_PER_NODE"] = str(per_node)
     is_open = devices in OPEN
-    if not (is_open or _count(devices) == found.per_node) or num_nodes not in (1, found.num_nodes):
+    if not (is_open or _count(devices) == per_node) or num_nodes not in (1, nodes):
         raise ValueError(
-            f"{found.by} started {found.per_node} processes on each of {found.num_nodes} nodes, "
-            f"got machine.devices={devices} machine.num_nodes={num_nodes}: leave both out, or set "
-            f"machine.devices={found.per_node} machine.num_nodes={found.num_nodes}"
+            f"{by} started {per_node} processes on each of {nodes} nodes, got machine.devices="
+            f"{devices} machine.num_nodes={num_nodes}: leave both out, or set machine.devices="
+            f"{per_node} machine.num_nodes={nodes}"
         )
-    return (found.per_node if is_open else devices), found.num_nodes
+    return (per_node if is_open else devices), nodes
 
 
 def _count(devices: Any) -> int:
@@ -189,8 +181,8 @@ def _refuse_others(devices: Any, num_nodes: int) -> None:
 
 def require_one_process(name: str) -> None:
     """Refuse to run a tool in several processes, each of which would write the same files."""
-    found = launched()
-    if found is not None and (total := found.per_node * found.num_nodes) > 1:
+    by, per_node, nodes = launched() or ("", 1, 1)
+    if per_node * nodes > 1:
         raise ValueError(
-            f"{name} runs as one process, but {found.by} started {total}: start it as one"
+            f"{name} runs as one process, but {by} started {per_node * nodes}: start it as one"
         )

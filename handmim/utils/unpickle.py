@@ -57,6 +57,8 @@ for _module in ("numpy.core", "numpy._core"):
 CALLED_BY_TORCH = {
     ("_codecs", "encode"), ("builtins", "set"), ("builtins", "bytearray"), ("builtins", "complex"),
 }  # fmt: skip
+# Instructions of objects by a number of the process, and of memory beside the file.
+REFUSED = pickle.EXT1 + pickle.EXT2 + pickle.EXT4 + pickle.NEXT_BUFFER + pickle.READONLY_BUFFER
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C  # first of several pickles, before zip archives
 Handlers = dict[int, Callable[[Any], None]]
 
@@ -109,23 +111,22 @@ class _Reader(pickle._Unpickler):
     """Python's own reader, which here checks keys before they are hashed, calls nothing but its own
     methods and the classes of `names`, and counts the bytes of what it makes."""
 
-    dispatch: ClassVar[Handlers] = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[Handlers] = {
+        code: load for code, load in pickle._Unpickler.dispatch.items() if code not in REFUSED
+    }
     stack: list[Any]
     memo: dict[int, Any]
     _unframer: Any
     read: Callable[[int], bytes]
     pop_mark: Callable[[], list[Any]]
 
-    def __init__(
-        self, data: bytes, names: Mapping[Any, Any], max_opcodes: int, file_size: int
-    ) -> None:
+    def __init__(self, data: bytes, names: Mapping[Any, Any], bound: int, file_size: int) -> None:
         super().__init__(_File(data), fix_imports=False, encoding="latin1")
-        self.num_bytes, self.names, self.file_size = len(data), names, file_size
-        self.spent = self.num_forgeable_keys = 0
+        self.names, self.file_size, self.spent, self.num_forgeable_keys = names, file_size, 0, 0
         self.unfilled: dict[int, NDArray[Any]] = {}  # arrays without content, by id
         self.counted: dict[int, int] = {}  # bytes of a value written out, by its id
         handlers = _CountedHandlers(type(self).dispatch)
-        handlers.bound = max_opcodes
+        handlers.bound = bound
         self.dispatch = handlers  # type: ignore[misc]
 
     def load(self) -> Any:
@@ -145,11 +146,9 @@ class _Reader(pickle._Unpickler):
     def spend(self, num_bytes: int) -> None:
         """Count bytes that are about to be made or gone over; UnsafePickleError for too many."""
         self.spent += num_bytes
-        limit = CONTENT_PER_BYTE * self.file_size + CONTENT_FREE
+        size, limit = self.file_size, CONTENT_PER_BYTE * self.file_size + CONTENT_FREE
         if self.spent > limit:
-            raise UnsafePickleError(
-                f"makes more than {limit} bytes of content in a file of {self.file_size}"
-            )
+            raise UnsafePickleError(f"makes more than {limit} bytes of content in a file of {size}")
 
     def count(self, value: Any) -> None:
         """Spend the bytes of a value when it is written out: what is referred to again counts
@@ -191,10 +190,8 @@ class _Reader(pickle._Unpickler):
         if not is_short and not (isinstance(key, int) and key.bit_length() <= 64):
             self.num_forgeable_keys += 1
             if self.num_forgeable_keys > MAX_FORGEABLE_KEYS:
-                raise UnsafePickleError(
-                    f"uses more than {MAX_FORGEABLE_KEYS} keys that are neither text nor integers "
-                    "of 8 bytes"
-                )
+                text = f"uses more than {MAX_FORGEABLE_KEYS} keys that are neither text nor short"
+                raise UnsafePickleError(f"{text} integers")
         return key
 
     # Functions that a pickle may call.
@@ -218,11 +215,10 @@ class _Reader(pickle._Unpickler):
     def _scalar(self, dtype: Any, content: Any) -> Any:
         return self._fill(np.empty(0), (1,), dtype, False, content)[0]
 
-    def _reconstructor(self, kind: Any, base: Any, content: Any) -> Record:
+    def _reconstructor(self, kind: Any, base: Any, content: Any) -> Any:
         if not (isinstance(kind, type) and base is OBJECT_CLASS) or content:
             raise UnsafePickleError(f"tries to rebuild {_shown(kind)} from {_shown(base)}")
-        record: Record = kind()
-        return record
+        return kind()
 
     def _bytes(self, content: Any = b"", encoding: Any = "latin1") -> bytes:
         """A copy of bytes, or those of text, as which Python 2 wrote them."""
@@ -259,10 +255,8 @@ class _Reader(pickle._Unpickler):
             raise ValueError(f"objects of an array in a {type(content).__name__}")
         needed = math.prod(shape) * (1 if dtype.hasobject else dtype.itemsize)
         if len(content) != needed:
-            raise ValueError(
-                f"array of shape {shape} and type {dtype} holds {len(content)} bytes or objects,"
-                f" {needed} are required"
-            )
+            size = f"{len(content)} bytes or objects, {needed} are required"
+            raise ValueError(f"array of shape {shape} and type {dtype} holds {size}")
         state: Any = 1, shape, dtype, bool(fortran), content
         array.__setstate__(state)
         return array
@@ -285,8 +279,8 @@ class _Reader(pickle._Unpickler):
 
     def _load_frame(self) -> None:
         (size,) = struct.unpack("<Q", self.read(8))
-        if size > self.num_bytes:
-            raise ValueError(f"a frame of {size} bytes in {self.num_bytes}")
+        if size > self.file_size:
+            raise ValueError(f"a frame of {size} bytes in {self.file_size}")
         self._unframer.load_frame(size)
 
     def _load_bytearray(self) -> None:
@@ -303,10 +297,9 @@ class _Reader(pickle._Unpickler):
             self._fill(target, *parts)
         elif isinstance(target, np.dtype):
             _, order, *fields = state
-            if len(fields) < 3 or any(part is not None for part in fields[:3]):
+            is_plain = len(fields) > 2 and all(part is None for part in fields[:3])
+            if not is_plain or order not in ("<", ">", "|", "="):
                 raise ValueError(f"arrays of type {target.str} with fields are not read")
-            if order not in ("<", ">", "|", "="):
-                raise ValueError(f"byte order {_shown(order)} is not one")
             if target.byteorder != "|":
                 sizes = target.itemsize, target.alignment, target.flags
                 methodcaller("__setstate__", (3, order, None, None, None, *sizes))(target)
@@ -332,14 +325,6 @@ class _Reader(pickle._Unpickler):
         pickle.ADDITEMS[0]: lambda self: self.add(self.pop_mark()),
         pickle.FROZENSET[0]: _load_frozenset,
     }
-    for _code in (
-        pickle.EXT1,
-        pickle.EXT2,
-        pickle.EXT4,
-        pickle.NEXT_BUFFER,
-        pickle.READONLY_BUFFER,
-    ):
-        del dispatch[_code[0]]
 
 
 class _TorchReader(_Reader):

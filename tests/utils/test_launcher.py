@@ -2,7 +2,7 @@
 
 import pytest
 
-from handmim.utils.processes import OTHERS, Launched, devices_of, launched, require_one_process
+from handmim.utils.processes import OTHERS, devices_of, launched, require_one_process
 from tests.engine.launched import slurm_env, torchrun_env
 
 SLURM = ("SLURM_NTASKS", "SLURM_NNODES", "SLURM_JOB_NAME", "SLURM_NTASKS_PER_NODE")
@@ -67,7 +67,7 @@ def test_nodes_that_nothing_started_are_not_waited_for(environment):
 
 def test_nodes_are_counted(environment):
     environment(**torchrun_env(0, 1) | {"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"})
-    assert launched() == Launched("torchrun", 4, 2)
+    assert launched() == ("torchrun", 4, 2)
     environment(**slurm_env(0, 1) | {"SLURM_NTASKS": "8", "SLURM_NNODES": "2"})
     assert devices_of(1, 1) == (4, 2)
     for uneven in (

@@ -6,13 +6,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from handmim.geometry.camera import project_weak
-from handmim.models.heads.pymaf import (
-    PYRAMIDS,
-    PointMlp,
-    PyMafHead,
-    farthest_points,
-    light_pyramid,
-)
+from handmim.models.heads.pymaf import PYRAMIDS, PointMlp, PyMafHead, Pyramid, farthest_points
 from handmim.models.vit import ViT
 from handmim.types import Intrinsics, Tokens
 from tests.models.head_cases import DIM, SMALL_PYMAF, tokens
@@ -127,9 +121,9 @@ def token_map(t: Tokens) -> torch.Tensor:
 
 def test_pyramid_doubles_and_keeps_places():
     torch.manual_seed(0)
-    maps = light_pyramid(12, 8, 3, "group")(token_map(tokens()))
+    maps = Pyramid("light", 12, 8, 3, "group")(token_map(tokens()))
     assert [tuple(m.shape) for m in maps] == [(2, 8, 4, 4), (2, 8, 8, 8), (2, 8, 16, 16)]
-    first = light_pyramid(12, 8, 1, "group")
+    first = Pyramid("light", 12, 8, 1, "group")
     t = tokens(1)
     other = t._replace(patches=t.patches.clone())
     other.patches[0, 6] += 5.0  # row 1, column 2 of the 4 x 4 grid
@@ -201,11 +195,11 @@ def test_max_pooling_forgets_the_order_of_points():
 def test_maps_have_the_resolutions_of_pymaf():
     """ViT tokens of 224 px and 16 px patches: 14, 28, 56, by both pyramids."""
     x = torch.randn(1, 12, 14, 14)
-    for make_pyramid in PYRAMIDS.values():
-        maps = make_pyramid(12, 4, 3, "group")(x)
+    for kind in PYRAMIDS:
+        maps = Pyramid(kind, 12, 4, 3, "group")(x)
         assert [tuple(m.shape) for m in maps] == [(1, 4, s, s) for s in (14, 28, 56)]
     with pytest.raises(ValueError, match="norm must be one of"):
-        light_pyramid(12, 8, 3, norm="layer")
+        Pyramid("light", 12, 8, 3, norm="layer")
 
 
 def test_the_default_pyramid_costs_at_most_a_tenth_of_the_backbone(hand):

@@ -26,19 +26,39 @@ CLS_AT = ("none", "first", "all")
 POOLS = ("flatten", "max")
 ImageFeatures = tuple[list[Tensor], Tensor | None]
 NORMS = ("group", "batch")
-
-
-def _norm(kind: str, channels: int) -> nn.Module:
-    one_of("norm", kind, NORMS)
-    return nn.GroupNorm(1, channels) if kind == "group" else BatchNorm2d(channels)
+PYRAMIDS = ("light", "deconv")
 
 
 class Pyramid(nn.Module):
-    """Maps [B, C, h 2^l, w 2^l] for l = 0, 1, ..., each by `up` and `refine` from the last."""
+    """Maps [B, C, h 2^l, w 2^l] for l = 0, 1, ..., each by `up` and `refine` from the last.
 
-    def __init__(self, reduce: nn.Module, up: nn.Module, refine: list[nn.Sequential]) -> None:
+    kind: "light", a 1x1 convolution, then bilinear and separable 3x3; or "deconv", PyMAF's, a 1x1
+    and a 3x3 convolution, then 4x4 deconvolutions of stride 2, which cost far more. norm: "group"
+    (the same in small batches and in evaluation) or "batch"."""
+
+    def __init__(self, kind: str, dim: int, channels: int, num_levels: int, norm: str) -> None:
         super().__init__()
-        self.reduce, self.up, self.refine = reduce, up, nn.ModuleList(refine)
+        one_of("pyramid", kind, PYRAMIDS)
+        one_of("norm", norm, NORMS)
+        is_light = kind == "light"
+
+        def unit(*convs: nn.Module) -> tuple[nn.Module, ...]:
+            each = nn.GroupNorm(1, channels) if norm == "group" else BatchNorm2d(channels)
+            return *convs, each, nn.GELU() if is_light else nn.ReLU()
+
+        layers = unit(nn.Conv2d(dim, channels, 1, bias=is_light))
+        conv3x3 = partial(nn.Conv2d, channels, channels, 3, padding=1, bias=False)
+        deconv = partial(nn.ConvTranspose2d, channels, channels, 4, stride=2, padding=1, bias=False)
+        self.reduce = nn.Sequential(*layers, *(() if is_light else unit(conv3x3())))
+        up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+        self.up = up if is_light else nn.Identity()
+        self.refine = nn.ModuleList()
+        for _ in range(num_levels - 1):
+            if is_light:
+                layers = unit(conv3x3(groups=channels), nn.Conv2d(channels, channels, 1))
+            else:
+                layers = unit(deconv())
+            self.refine.append(nn.Sequential(*layers))
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """[B, D, h, w] to one map per level."""
@@ -46,40 +66,6 @@ class Pyramid(nn.Module):
         for refine in self.refine:
             maps.append(refine(self.up(maps[-1])))
         return maps
-
-
-def light_pyramid(dim: int, channels: int, num_levels: int, norm: str) -> Pyramid:
-    """1x1 convolution, then bilinear and separable 3x3; far cheaper than deconvolutions. norm:
-    "group" (the same in small batches and in evaluation) or "batch"."""
-    reduce = nn.Sequential(nn.Conv2d(dim, channels, 1), _norm(norm, channels), nn.GELU())
-    up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
-    refine = [
-        nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
-            nn.Conv2d(channels, channels, 1),
-            _norm(norm, channels),
-            nn.GELU(),
-        )
-        for _ in range(num_levels - 1)
-    ]
-    return Pyramid(reduce, up, refine)
-
-
-def deconv_pyramid(dim: int, channels: int, num_levels: int, norm: str) -> Pyramid:
-    """PyMAF's maps: 4x4 deconvolutions of stride 2 (Zhang et al. 2021, arXiv 2103.16507), after a
-    1x1 and a 3x3 convolution of the token map."""
-
-    def unit(conv: nn.Module) -> tuple[nn.Module, ...]:
-        return conv, _norm(norm, channels), nn.ReLU()
-
-    first = unit(nn.Conv2d(dim, channels, 1, bias=False))
-    second = unit(nn.Conv2d(channels, channels, 3, padding=1, bias=False))
-    up = partial(nn.ConvTranspose2d, channels, channels, 4, stride=2, padding=1, bias=False)
-    refine = [nn.Sequential(*unit(up())) for _ in range(num_levels - 1)]
-    return Pyramid(nn.Sequential(*first, *second), nn.Identity(), refine)
-
-
-PYRAMIDS = {"light": light_pyramid, "deconv": deconv_pyramid}
 
 
 def sample_map(feature_map: Tensor, points_ndc: Tensor) -> Tensor:
@@ -202,7 +188,6 @@ class PyMafHead(HandHead):
     ) -> None:
         at_least(1, num_steps=num_steps)
         one_of("cls_at", cls_at, CLS_AT)
-        one_of("pyramid", pyramid, PYRAMIDS)
         shared: dict[str, Any] = {"camera": camera, "scale0_per_m": scale0_per_m}
         super().__init__(dim, hand, **shared, standardise_cls=standardise_cls and cls_at != "none")
         self.num_steps, self.append_joints = num_steps, append_joints
@@ -210,7 +195,7 @@ class PyMafHead(HandHead):
         self.cls_steps = {"none": 0, "first": 1, "all": num_steps}[cls_at]  # that read it
         self.steps_train_alone = detach and num_steps > 1
         width = dim * (1 + len(self.tapped_blocks))
-        self.pyramid = PYRAMIDS[pyramid](width, channels, num_steps, norm)
+        self.pyramid = Pyramid(pyramid, width, channels, num_steps, norm)
         widths = (channels, *point_dims)
         num_mesh = num_points + (NUM_JOINTS if append_joints else 0)
         self.point_mlps = nn.ModuleList(PointMlp(widths, pool) for _ in range(num_steps))

@@ -1,8 +1,7 @@
 """How datasets and hand layers write a hand down, and our one form of it; maps have inverses.
 
 Ours: OpenCV camera, metres, 16 absolute rotation matrices (the first is R_cam_from_mano about the
-rest wrist; a flat hand is the identity), then a translation. numpy in float64, no torch.
-"""
+rest wrist; a flat hand is the identity), then a translation. numpy in float64."""
 
 from collections.abc import Sequence
 
@@ -37,11 +36,9 @@ def regressed_joints(verts_m: Array, J_regressor: Array, tip_verts: Sequence[int
 def freihand_vector(
     rotmats: Array, betas: Array, root_cam_m: Array, K_px: Array, hands_mean: Array
 ) -> Array:
-    """A hand with regressed joint 9 (middle knuckle) at `root_cam_m` as FreiHAND's `*_mano.json`.
-
-    Returns: [61]: global rotation, 45 axis-angle offsets from the mean pose, 10 betas, pixel u v of
-    the root, pixels per metre at its depth.
-    """
+    """A hand with regressed joint 9 (middle knuckle) at `root_cam_m` as FreiHAND's `*_mano.json`,
+    [61]: global rotation, 45 axis-angle offsets from the mean pose, 10 betas, pixel u v of the
+    root, pixels per metre at its depth."""
     pose = matrix_to_rotvec(rotmats)
     focal = (K_px[0, 0] + K_px[1, 1]) / 2
     scale = focal / root_cam_m[2]
@@ -65,10 +62,8 @@ def rest_wrist(arrays: HandArrays, betas: Array) -> Array:
 
 
 def ho3d_pose(rotmats: Array, transl_m: Array, rest_wrist_m: Array) -> tuple[Array, Array]:
-    """HO-3D's handPose [48], absolute axis-angle, and handTrans [3] in OpenGL axes.
-
-    The global rotation is about the rest wrist J0, so that t' = F (J0 + t) - J0.
-    """
+    """HO-3D's handPose [48], absolute axis-angle, and handTrans [3] in OpenGL axes. The global
+    rotation is about the rest wrist J0, so that t' = F (J0 + t) - J0."""
     F = OPENCV_FROM_OPENGL
     rotated = np.concatenate([(F @ rotmats[0])[None], rotmats[1:]])
     return matrix_to_rotvec(rotated).ravel(), F @ (rest_wrist_m + transl_m) - rest_wrist_m

@@ -1,8 +1,6 @@
-"""The camera of a regressed hand in its crop.
-
-Heads regress a weak-perspective camera (log(s / s0), tx, ty). Where the crop's intrinsics are known
-it fixes the root translation: the pinhole camera with the same first-order image of the root.
-"""
+"""The camera of a regressed hand in its crop: weak perspective (log(s / s0), tx, ty). Where the
+crop's intrinsics are known it fixes the root translation, by the pinhole camera with the same
+first-order image of the root."""
 
 from dataclasses import dataclass
 
@@ -66,8 +64,7 @@ class CropCamera:
         transl_cam_m: Tensor | None,
         intrinsics: Intrinsics | None,
     ) -> Tensor:
-        """Points [B, P, 3] in camera axes, the root joint at the origin, to [B, P, 2] ndc of the
-        crop."""
+        """Points [B, P, 3] in camera axes from the root joint to [B, P, 2] ndc of the crop."""
         weak = project_weak(points_root_m, cam, self.scale0_per_m)
         if transl_cam_m is None or intrinsics is None:
             return weak

@@ -13,14 +13,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from handmim.geometry.rotation import axis_angle_to_matrix, rot6d_to_matrix
+from handmim.hand import skeleton
 from handmim.hand.crop_camera import CropCamera
 from handmim.hand.io import HandArrays, Side, load_hand_arrays
-from handmim.hand.skeleton import (
-    CANONICAL_FROM_HO3D,
-    CHAIN_FROM_CANONICAL,
-    JOINT_CONVENTIONS,
-    ROOT_JOINT,
-)
+from handmim.hand.skeleton import JOINT_CONVENTIONS, ROOT_JOINT
 from handmim.types import HandState, Intrinsics
 
 _Layer = TypeVar("_Layer", bound="HandLayer")
@@ -51,11 +47,9 @@ def pose_to_matrices(pose: Tensor) -> Tensor:
 
 
 class HandLayer(nn.Module, ABC):
-    """MANO-format hand: rotations and shape in, vertices and joints out.
-
-    Rotations are absolute (zero is the flat hand) and the first rotates the hand about its rest
-    wrist. Nothing of a hand goes into checkpoints but its `sha256`.
-    """
+    """MANO-format hand: rotations and shape in, vertices and joints out. Rotations are absolute
+    (zero is the flat hand) and the first rotates the hand about its rest wrist. Nothing of a hand
+    goes into checkpoints but its `sha256`."""
 
     joint_regressor: Tensor
     tip_ids: Tensor
@@ -75,7 +69,7 @@ class HandLayer(nn.Module, ABC):
         self._keep("mean_rotmats", mean.numpy())  # [16, 3, 3], wrist identity
         self._keep("joint_regressor", arrays.J_regressor)  # [16, V]
         self.register_buffer("tip_ids", torch.tensor(arrays.tip_ids), persistent=False)
-        order = torch.tensor(CANONICAL_FROM_HO3D)
+        order = torch.tensor(skeleton.CANONICAL_FROM_HO3D)
         self.register_buffer("order21", order, persistent=False)
 
     def _keep(self, name: str, value: NDArray[np.floating]) -> None:
@@ -185,7 +179,7 @@ class JointConventions(nn.Module):
         for name, values in {
             "tip_verts": [own if c.tip_verts is None else c.tip_verts for c in known],
             "is_regressed": [c.regressed for c in known],
-            "chain_order": CHAIN_FROM_CANONICAL,
+            "chain_order": skeleton.CHAIN_FROM_CANONICAL,
         }.items():
             self.register_buffer(name, torch.tensor(values), persistent=False)
 
@@ -229,11 +223,9 @@ class JointConventions(nn.Module):
 
 
 class BlendSkinning(torch.autograd.Function):
-    """v = sum_j w_j A_j (template + [betas, features] blendshapes), the vertex axis last.
-
-    Transforms blended for every vertex are made again in the backward pass. There is no second
-    derivative. Vertices of `tip_ids` come a second time, without a second gradient of all.
-    """
+    """v = sum_j w_j A_j (template + [betas, features] blendshapes), vertex axis last. Transforms
+    blended for every vertex are made again in the backward pass; there is no second derivative.
+    Vertices of `tip_ids` come a second time, without a second gradient of all."""
 
     @staticmethod
     def forward(

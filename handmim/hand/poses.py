@@ -1,8 +1,7 @@
 """Plausible poses and shapes: kinematics, clearance between digits, samplers.
 
 The last two finger joints are coupled after Lin, Wu & Huang 2000, Modeling the constraints of human
-hand motion. Breadths after Garrett 1971, Human Factors 13 (rounded to 0.5 mm).
-"""
+hand motion. Breadths after Garrett 1971, Human Factors 13 (rounded to 0.5 mm)."""
 
 import math
 
@@ -81,11 +80,8 @@ def least_gaps_m(beads, radii, heel, heel_radius, tips):
 
 
 class PoseSampler:
-    """Random articulations within the joint limits [16, 3, 2] in which digits keep clear.
-
-    `axes` [16, 3, 3] are unit vectors of flexion, abduction and twist, `tips_m` [5, 3] ends of
-    digits.
-    """
+    """Random articulations within the joint limits [16, 3, 2] in which digits keep clear. `axes`
+    [16, 3, 3] are unit vectors of flexion, abduction and twist, `tips_m` [5, 3] ends of digits."""
 
     BATCH = 2048  # raw draws at a time
     CHUNK = 128  # that are posed and tested together
@@ -96,13 +92,11 @@ class PoseSampler:
 
     @classmethod
     def from_arrays(cls, arrays: HandArrays) -> "PoseSampler":
-        """Sampler of a model that carries its joint axes; ValueError for MANO's own, which lack
-        them."""
-        try:
-            return cls(*(arrays.extras[key] for key in ("axes", "J", "tips", "limits")))
-        except KeyError as error:
-            text = f"{arrays.name} has no {error}: poses are sampled for the stand-in"
-            raise ValueError(text) from None
+        """Sampler of a model that carries its joint axes, as MANO's own do not (ValueError)."""
+        names = ("axes", "J", "tips", "limits")
+        if missing := [name for name in names if name not in arrays.extras]:
+            raise ValueError(f"{arrays.name} has no {missing}: poses are sampled for the stand-in")
+        return cls(*(arrays.extras[name] for name in names))
 
     def rotmats(self, angles_deg: Array) -> Array:
         """[n, 16, 3] degrees to [n, 16, 3, 3], twist applied first; wrist identity."""

@@ -37,8 +37,7 @@ def unpack(rows: Tensor, sizes: Sizes) -> list[Tensor]:
 
 
 def rows_of(patch_idx: Tensor, sizes: Sizes) -> Tensor:
-    """Rows of packed views' class tokens, of patches at [M] in B * N, then of other class
-    tokens."""
+    """Rows of packed views' class tokens, of patches at [M] in B * N, of other class tokens."""
     first, cls = 0, []
     for num, length in sizes:
         cls.append(torch.arange(num, device=patch_idx.device) * length + first)
@@ -138,8 +137,7 @@ def _scaled(x: Tensor, branch: Tensor, shares: Tensor | None) -> Tensor:
 def _added(
     drop_path: nn.Module, x: Tensor, sizes: Sizes, branch: Callable[[Tensor, Sizes], Tensor]
 ) -> Tensor:
-    """A CPU leaves out what is dropped; elsewhere it is multiplied by 0, which waits for
-    nothing."""
+    """A CPU leaves out what is dropped; elsewhere it is multiplied by 0, without waiting."""
     shares = _shares(drop_path, x, sizes)
     drops = shares is not None and x.device.type == "cpu" and not bool(shares.all())
     if shares is None or not drops or not bool(shares.any()):  # of nothing, no gradients, not 0

@@ -9,8 +9,7 @@ from handmim.utils.ranks import is_spread_out, sum_over_ranks
 
 
 class _OverRanks(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over the batches of all processes, on every device; torch's own runs on GPUs
-    alone."""
+    """Batch norm over the batches of all processes; torch's own runs on GPUs alone."""
 
     running_mean: Tensor
     running_var: Tensor

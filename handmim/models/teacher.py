@@ -1,5 +1,4 @@
-"""Moving averages of weights: the EMA teacher, and the decay of the average that fine-tuning
-keeps."""
+"""Moving averages of weights: the EMA teacher, and the average that fine-tuning keeps."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -13,8 +12,7 @@ from handmim.utils.arguments import below_one
 
 
 class EmaTeacher(nn.Module):
-    """EMA of a student's modules, always in eval mode; `shared` modules hold constants, and are not
-    copied."""
+    """EMA of a student's modules, always in eval mode; `shared` constants are not copied."""
 
     def __init__(self, student: nn.ModuleDict, shared: Iterable[nn.Module] = ()) -> None:
         super().__init__()

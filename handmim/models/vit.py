@@ -11,17 +11,8 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from handmim.models.encoder import (
-    ATTENTIONS,
-    Sizes,
-    is_plain,
-    pack,
-    rows_of,
-    run_block,
-    shares_of,
-    unpack,
-    visible,
-)
+from handmim.models import encoder
+from handmim.models.encoder import Sizes
 from handmim.types import Tokens
 from handmim.utils.arguments import one_of
 from handmim.utils.tensor_files import save_weights
@@ -47,11 +38,9 @@ class ViT(nn.Module):
     """timm's plain ViT with one class token, learned positions and a learned mask token; images
     come in as [0, 1] and are normalised here.
 
-    Args:
-        img_px: sets the grid of learned positions; images of other sides are taken too.
-        size: further timm arguments (embed_dim, depth, num_heads, mlp_ratio).
-        recompute_blocks: the first blocks that keep no activations for the backward pass and run
-            twice instead (Chen et al. 2016, arXiv 1604.06174)."""
+    img_px: sets the grid of learned positions; images of other sides are taken too. size: further
+    timm arguments (embed_dim, depth, num_heads, mlp_ratio). recompute_blocks: the first blocks that
+    keep no activations and run twice instead (Chen et al. 2016, arXiv 1604.06174)."""
 
     timm_args: dict[str, Any]
     net: Any  # timm's VisionTransformer, whose attributes are untyped
@@ -71,7 +60,7 @@ class ViT(nn.Module):
         recompute_blocks: int = 0,
     ) -> None:
         super().__init__()
-        one_of("attention", attention, ATTENTIONS)
+        one_of("attention", attention, encoder.ATTENTIONS)
         one_of("pixel_norm", pixel_norm, PIXEL_NORMS)
         if img_px % patch_px:
             raise ValueError(f"img_px must be a multiple of patch_px, got {img_px} and {patch_px}")
@@ -82,9 +71,9 @@ class ViT(nn.Module):
         self.net = timm.create_model(
             arch, pretrained=False, drop_path_rate=drop_path_rate, **self.timm_args
         )
-        has_parts = self.net.cls_token is not None and self.net.pos_embed is not None
-        blocks = self.net.blocks
-        if not has_parts or self.net.num_prefix_tokens != 1 or not all(map(is_plain, blocks)):
+        net, blocks = self.net, self.net.blocks
+        has_parts = net.cls_token is not None and net.pos_embed is not None
+        if not has_parts or net.num_prefix_tokens != 1 or not all(map(encoder.is_plain, blocks)):
             raise ValueError(f"{arch} is not a plain ViT with one class token (arch)")
         self.net.patch_embed.strict_img_size = False  # local crops are smaller
         self.embed_dim: int = self.net.embed_dim
@@ -145,21 +134,21 @@ class ViT(nn.Module):
         batches = [self._embedded(image, is_masked, drop_masked)]
         if local is not None:
             batches.append(self._embedded(local))
-        rows, sizes = pack(batches)
-        keep = None if patch_idx is None else rows_of(patch_idx, sizes)
+        rows, sizes = encoder.pack(batches)
+        keep = None if patch_idx is None else encoder.rows_of(patch_idx, sizes)
         rows, tapped = self._encoded(rows, sizes, taps, keep)
         norm, grid_hw = self.net.norm, self.grid_of(image)
         if patch_idx is not None:
             counts = [len(image), len(patch_idx), 0 if local is None else len(local)]
             cls, patches, local_cls = norm(rows).split(counts)
             return Tokens(cls, patches, grid_hw, (), None if local is None else local_cls)
-        whole, *others = unpack(norm(rows), sizes)
-        kept = tuple(unpack(norm(tap), sizes)[0][:, 1:] for tap in tapped)
+        whole, *others = encoder.unpack(norm(rows), sizes)
+        kept = tuple(encoder.unpack(norm(tap), sizes)[0][:, 1:] for tap in tapped)
         return Tokens(whole[:, 0], whole[:, 1:], grid_hw, kept, others[0][:, 0] if others else None)
 
     def compile_blocks(self) -> None:
         """Let torch.compile fuse each block; the first batches of each size wait for it."""
-        self._compiled = torch.compile(run_block)
+        self._compiled = torch.compile(encoder.run_block)
 
     def _embedded(
         self, image: Tensor, is_masked: Tensor | None = None, drop_masked: bool = False
@@ -173,7 +162,7 @@ class ViT(nn.Module):
             positions = resample_abs_pos_embed(positions, list(grid_hw), list(self.grid_hw))
         x = torch.cat([net.cls_token.expand(len(x), -1, -1), x], dim=1) + positions
         if is_masked is not None and drop_masked:
-            x = visible(x, is_masked)
+            x = encoder.visible(x, is_masked)
         return net.norm_pre(net.pos_drop(x))
 
     def _encoded(
@@ -183,8 +172,8 @@ class ViT(nn.Module):
         after: dict[int, Tensor] = {}
         for number, block in enumerate(self.net.blocks, start=1):
             if number == self.depth and keep is not None:
-                shares = shares_of(block, x, sizes)
-                x = run_block(block, x, sizes, self.attention, shares, keep)
+                shares = encoder.shares_of(block, x, sizes)
+                x = encoder.run_block(block, x, sizes, self.attention, shares, keep)
             elif number <= self.recompute_blocks and torch.is_grad_enabled():
                 x = checkpoint(self._one_block, block, x, sizes, use_reentrant=False)
             else:
@@ -195,20 +184,18 @@ class ViT(nn.Module):
 
     def _one_block(self, block: Any, x: Tensor, sizes: Sizes) -> Tensor:
         if self._compiled is None:
-            return run_block(block, x, sizes, self.attention)
-        return self._compiled(block, x, sizes, self.attention, shares_of(block, x, sizes))
+            return encoder.run_block(block, x, sizes, self.attention)
+        return self._compiled(block, x, sizes, self.attention, encoder.shares_of(block, x, sizes))
 
     def layer_of(self, name: str) -> int:
-        """Depth of a parameter: 0 for the embedding, the number of its block, depth + 1 for the
-        norm."""
+        """Depth of a parameter: 0 for the embedding, its block's number, depth + 1 for the norm."""
         if name.startswith("net.blocks."):
             return int(name.split(".")[2]) + 1
         return self.depth + 1 if name.startswith("net.norm.") else 0
 
     def freeze_below(self, trained_blocks: int | None) -> tuple[nn.Module, ...]:
         """Take the gradient from all but the last blocks and the final norm; None trains all, 0
-        nothing.
-        Returns: modules that have to stay in eval mode, so that no path of theirs is dropped."""
+        nothing. Returns: modules that stay in eval mode, so that none of their paths is dropped."""
         if trained_blocks is None:
             return ()
         if not 0 <= trained_blocks <= self.depth:

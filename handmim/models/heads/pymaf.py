@@ -101,8 +101,7 @@ def sample_map(feature_map: Tensor, points_ndc: Tensor) -> Tensor:
 
 
 def farthest_points(points: NDArray[np.floating], num: int) -> list[int]:
-    """Indices of `num` of [V, 3] points, each as far as possible from those before, from point 0
-    on."""
+    """Indices of `num` of [V, 3] points, each as far as possible from those before; 0 is first."""
     if not 1 <= num <= len(points):
         raise ValueError(f"num_points must be in 1..{len(points)}, got {num}")
     chosen, distance = [0], np.full(len(points), np.inf)
@@ -134,8 +133,7 @@ class PointMlp(nn.Module):
 
 
 class PointAttention(nn.Module):
-    """Points attend to each other and to the grid (PyMAF-X, Zhang et al. 2023, arXiv
-    2207.06400)."""
+    """Points attend to each other and the grid (PyMAF-X, Zhang et al. 2023, arXiv 2207.06400)."""
 
     def __init__(self, dim: int, width: int = 64) -> None:
         super().__init__()

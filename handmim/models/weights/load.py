@@ -16,18 +16,9 @@ from timm.layers import LayerNorm
 from torch import nn
 
 from handmim.models.vit import ViT, activation_name
+from handmim.models.weights import names
 from handmim.models.weights.files import read_weights
-from handmim.models.weights.names import (
-    PATCHES,
-    Weights,
-    complete_positions,
-    find_vit,
-    fold_biases,
-    fold_layer_scale,
-    fold_pixel_constants,
-    foreign_parts,
-    resample,
-)
+from handmim.models.weights.names import PATCHES, Weights
 from handmim.models.weights.network import Stated, public_heads, stated_network
 
 log = logging.getLogger(__name__)
@@ -99,7 +90,7 @@ def load_initial(backbone: ViT, source: str | None) -> InitialWeights:
     if source is None:
         return InitialWeights("random", missing=(*mine, "mask_token"))
     file = read_weights(source)
-    found = find_vit(file)
+    found = names.find_vit(file)
     for name, value in found.weights.items():
         if not value.is_floating_point() or value.layout != torch.strided:
             raise ValueError(f"{source}: {name} is of {value.dtype}, floats are required")
@@ -107,18 +98,18 @@ def load_initial(backbone: ViT, source: str | None) -> InitialWeights:
             raise ValueError(f"{source} does not fit this backbone: {name} is not finite")
     raw = {name: value.float() for name, value in found.weights.items()}
     stated, weights = stated_network(file, raw), dict(raw)
-    folded = fold_layer_scale(weights, mine) + fold_biases(weights, mine)
-    if parts := foreign_parts(weights, mine):
+    folded = names.fold_layer_scale(weights, mine) + names.fold_biases(weights, mine)
+    if parts := names.foreign_parts(weights, mine):
         raise ValueError(
             f"{source} is no plain ViT but has {'; '.join(parts)}: its features would differ, take "
             "weights without"
         )
     _check_fit(backbone, weights, source, stated)
-    grid, resampled = complete_positions(weights, source)
+    grid, resampled = names.complete_positions(weights, source)
     network, doubts = _compared(backbone, source, stated, raw, weights, grid)
     if backbone.pixel_norm == "imagenet":
-        folded += fold_pixel_constants(weights, stated.mean, stated.std)
-    resampled += resample(backbone, weights, grid)
+        folded += names.fold_pixel_constants(weights, stated.mean, stated.std)
+    resampled += names.resample(backbone, weights, grid)
     matched = [name for name in mine if name in weights]
     backbone.net.load_state_dict({**mine, **{name: weights[name] for name in matched}})
     token = found.mask_token

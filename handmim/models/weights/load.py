@@ -213,8 +213,8 @@ def _compared(
     with_token = {"cls_token": torch.zeros(1, 1, backbone.embed_dim), **_corner(weights, grid)}
     image = torch.randn(1, 3, *img_hw, generator=torch.Generator().manual_seed(0))
     try:
-        theirs = _filled(stated.timm_name, stated.timm_args | size, _corner(raw, grid))
-        ours = _filled(backbone.timm_name, backbone.timm_args | size, with_token)
+        theirs = filled_network(stated.timm_name, stated.timm_args | size, _corner(raw, grid))
+        ours = filled_network(backbone.timm_name, backbone.timm_args | size, with_token)
     except ValueError as error:
         return "", [f"{stated.by} states {stated.timm_name}, which was not compared: {error}"]
     with torch.inference_mode():
@@ -249,7 +249,7 @@ def _corner(weights: Weights, grid: tuple[int, int]) -> Weights:
     return {**weights, "pos_embed": torch.cat([first, patches], dim=1)}
 
 
-def _filled(name: str, args: dict[str, Any], weights: Weights) -> Any:
+def filled_network(name: str, args: dict[str, Any], weights: Weights) -> Any:
     """timm's network with given weights, which are not copied. ValueError where its architecture is
     not that of the tensors."""
     bound = max(MAX_SETTING, *(max(w.shape, default=0) for w in weights.values()))

@@ -17,9 +17,7 @@ from handmim.models.weights.names import PATCHES
 from handmim.utils.json_files import parse_json
 
 # Heads by width of what names or positions identify.
-MOCO = {384: 12, 768: 12}
-MAE = {768: 12, 1024: 16, 1280: 16}
-VITPOSE = {384: 12, 768: 12, 1024: 16, 1280: 16}
+MOCO, MAE = {384: 12, 768: 12}, {768: 12, 1024: 16, 1280: 16}
 DINO = {192: 3, 384: 6, 768: 12, 1024: 16, 1536: 24}
 DINO_ARCH = re.compile(r"(vit|deit)_(tiny|small|base|large)")
 MAE_ARCH = re.compile(r"(mae_)?vit_(base|large|huge)_patch\d+")
@@ -49,6 +47,7 @@ ACTIVATIONS |= dict.fromkeys(("gelunew", "gelupytorchtanh", "gelufast", "gelutan
 OTHER_PARTS = re.compile(
     r"decod|head|neck|predict|project|(^|_)text|language|audio|optim|sched|loss|data"
 )
+PLAIN: dict[str, Any] = {"activation": "gelu", "norm_eps": 1e-6}  # of most projects
 MAX_LEVELS, MAX_SETTINGS = 6, 100_000
 CONFIG = "config.json beside it"
 
@@ -116,7 +115,7 @@ def _ours(file: WeightFile) -> Stated | None:
     return Stated(
         "its own metadata",
         name if isinstance(name, str) and timm.is_model(name) else None,
-        _mapping(args),
+        _all_below(args),
         num_heads=_count(file.meta.get("num_heads")) or _count(_below(args, "num_heads")),
         pixel_norm=None if norm is None else str(norm),
     )
@@ -124,12 +123,13 @@ def _ours(file: WeightFile) -> Stated | None:
 
 def _timm_config(config: Mapping[str, Any]) -> Stated | None:
     """The config.json that timm writes to model hubs."""
-    name, args = config.get("architecture"), config.get("model_args")
+    name = config.get("architecture")
     if not isinstance(name, str) or not timm.is_model(name):
         return None
     card = config.get("pretrained_cfg")
     mean, std = (_pixel_constants(_below(card, key)) for key in ("mean", "std"))
-    return Stated(f"{CONFIG} ({name})", name, _mapping(args), mean=mean, std=std)
+    args = _all_below(config, "model_args")
+    return Stated(f"{CONFIG} ({name})", name, args, mean=mean, std=std)
 
 
 def _unknown_kind(config: Mapping[str, Any]) -> list[str]:
@@ -153,11 +153,10 @@ def _command_line(file: WeightFile, width: int) -> Stated | None:
             continue
         by = f"its arguments ({name})"
         if timm.is_model(name):
-            kwargs = _below(file.state, "args", "model_kwargs")
-            return Stated(by, name.split(".")[0], _mapping(kwargs))
+            return Stated(by, name.split(".")[0], _all_below(file.state, "args", "model_kwargs"))
         for arch, heads in ((MAE_ARCH, MAE), (DINO_ARCH, DINO if is_dino else {})):
             if arch.fullmatch(name) and width in heads:
-                return Stated(by, num_heads=heads[width], activation="gelu", norm_eps=1e-6)
+                return Stated(by, **PLAIN, num_heads=heads[width])
     return None
 
 
@@ -176,18 +175,12 @@ def _implied(file: WeightFile, weights: Mapping[str, Tensor]) -> Stated:
         ("its names (MoCo-v3)", has(r"(momentum|base)_encoder\."), MOCO),
         ("its fixed positions and arch (MoCo-v3)", axis == 0 and has_arch, MOCO),
         ("its fixed positions (MAE)", axis == 1 and width in MAE, MAE),
-        ("its names (ViTPose)", has(r"last_norm\.weight$"), VITPOSE),
+        ("its names (ViTPose)", has(r"last_norm\.weight$"), MOCO | MAE),
         ("its names (DINOv2)", is_dinov2, DINO),
     ):
         if is_it:
-            return Stated(
-                by,
-                num_heads=heads.get(width),
-                activation="gelu",
-                norm_eps=1e-6,
-                mean=IMAGENET_MEAN,
-                std=IMAGENET_STD,
-            )
+            known = PLAIN | {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+            return Stated(by, **known, num_heads=heads.get(width))
     if axis == 0 and width in MOCO:  # others fix their positions so too
         return Stated(likely_heads=(MOCO[width], "MoCo-v3, which has such positions, has"))
     return Stated()
@@ -270,8 +263,9 @@ def _below(node: Any, *keys: str) -> Any:
     return node
 
 
-def _mapping(value: Any) -> dict[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else {}
+def _all_below(node: Any, *keys: str) -> dict[str, Any]:
+    found = _below(node, *keys)
+    return dict(found) if isinstance(found, Mapping) else {}
 
 
 def _parsed(value: Any) -> Any:

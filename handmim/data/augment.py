@@ -40,7 +40,7 @@ def transform_labels(
     The camera is rotated about its optical axis with the image, so K X / z = pixel holds before and
     after: K' = M K R_z(angle), X' = R_z(-angle) X with M the pixel map of the crop.
     """
-    R = rotation_about_z(-angle_rad)  # [B, 3, 3]
+    R = rotation_about_z(-angle_rad.to(source_from_crop.device))  # [B, 3, 3]
     crop_from_source = invert(source_from_crop)
     px_map = homogeneous(px_from_px(crop_from_source, crop_px, batch.image.shape[-1]))
     root = (R @ batch.rotmats[:, 0]).unsqueeze(1)
@@ -248,14 +248,6 @@ class HandAugment:
     def __post_init__(self) -> None:
         self.scale = interval("scale", self.scale)
 
-    def _moved(
-        self, batch: HandBatch, scale: Tensor, angle_rad: Tensor, shift: Tensor
-    ) -> tuple[HandBatch, Tensor]:
-        source_from_crop = similarity(scale, angle_rad, shift).to(batch.image.device)
-        angle_rad = angle_rad.to(batch.image.device)
-        labels = transform_labels(batch, self.img_px, source_from_crop, angle_rad)
-        return labels, source_from_crop
-
     def cut(self, stored: Tensor, source_from_crop: Tensor) -> Tensor:
         """The model's images [B, 3, img_px, img_px] in [0, 1] out of stored crops [B, 3, S, S]
         uint8; source_from_crop [B, 2, 3] is new ndc -> stored ndc."""
@@ -275,7 +267,9 @@ class HandAugment:
         scale = torch.exp(math.log(low) + (u[:, 0] + 1) / 2 * math.log(high / low))
         rotated = (u[:, 4] + 1) / 2 < self.rotation_prob
         angle = u[:, 1] * math.radians(self.rotation_deg) * rotated
-        out, source_from_crop = self._moved(batch, scale, angle, u[:, 2:4] * self.shift_ndc)
+        source_from_crop = similarity(scale, angle, u[:, 2:4] * self.shift_ndc)
+        source_from_crop = source_from_crop.to(batch.image.device)
+        out = transform_labels(batch, self.img_px, source_from_crop, angle)
         image, kp2d = self.cut(batch.image, source_from_crop), (out.kp2d_crop_ndc, out.kp2d_valid)
         if self.occluder is not None:
             image = self.occluder(image, *kp2d, generator)
@@ -293,7 +287,8 @@ class HandAugment:
         the stored image."""
         b = len(batch.image)
         side, angle = torch.full((b,), self.evaluation_scale * scale), torch.full((b,), angle_rad)
-        labels, source_from_crop = self._moved(batch, side, angle, torch.zeros(b, 2))
+        source_from_crop = similarity(side, angle, torch.zeros(b, 2)).to(batch.image.device)
+        labels = transform_labels(batch, self.img_px, source_from_crop, angle)
         if not with_image:
             return labels
         return labels._replace(image=self.cut(batch.image, source_from_crop))

@@ -6,9 +6,9 @@ Brightness, contrast, saturation, hue and grey are affine in RGB, so they are co
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import cv2
@@ -185,6 +185,8 @@ class PlannedViews(NamedTuple):
     displacement_ndc: Tensor | None  # [B, V, 2, c, c]
     # of the B V views; or of the B first and the B (V - 1) later ones
     colours: tuple[ColourPlan | None, ...]
+    padding: str  # what lies outside the image, a key of `PADDINGS`
+    keep_clean: bool  # also keep the views before colour augmentation
 
 
 class PlannedCrops(NamedTuple):
@@ -194,48 +196,41 @@ class PlannedCrops(NamedTuple):
     views: PlannedViews
     local: PlannedViews | None
     fields: dict[str, Any]  # of `PretrainBatch`, which are known without pixels
-    padding: str  # what lies outside a crop, a key of `PADDINGS`
-    keep_clean: bool  # also keep views before colour augmentation
 
 
 def sample_views(
     source: Tensor,
     source_from_view: Tensor,
     view_px: int,
-    displacement_ndc: Tensor | None = None,
-    *,
+    control: Tensor | None = None,
     padding: str = "reflection",
 ) -> Tensor:
     """Cut a view out of each image, bilinearly: [P, 3, S, S] by maps [P, 2, 3] and warps [P, 2, c,
     c] -> [P, 3, view_px, view_px]; `padding` is a key of `PADDINGS`."""
-    at_ndc = pixels_in_source(source_from_view, view_px, displacement_ndc).to(source.dtype)
+    at_ndc = pixels_in_source(source_from_view, view_px, control).to(source.dtype)
     return F.grid_sample(source, at_ndc, padding_mode=padding, align_corners=False)
 
 
 def make_views(plan: PlannedCrops, *, on_cpu: bool) -> PretrainBatch:
     """Planned views: in OpenCV as uint8 of 0 to 255, channels last in memory, or in torch on the
     device of the plan as float in [0, 1], where nothing waits for the device."""
-    crops, padding, clean = plan.crops, plan.padding, plan.keep_clean
-    stored = crops.image if crops.partner is None else torch.cat([crops.image, crops.partner])
-    make: Callable[..., tuple[Tensor, Tensor | None]] = _torch_views
-    images: Any = None
+    image, partner = plan.crops.image, plan.crops.partner
+    stored = image if partner is None else torch.cat([image, partner])
     if on_cpu:
-        make, pixels = _opencv_views, np.ascontiguousarray(stored.permute(0, 2, 3, 1).numpy())
-        images = [cv2.cvtColor(image, cv2.COLOR_RGB2RGBA) for image in pixels]
+        pixels = np.ascontiguousarray(stored.permute(0, 2, 3, 1).numpy())
+        cut = partial(_opencv_views, [cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA) for rgb in pixels])
     else:
-        images = stored.float().div_(255.0)
-    views, clean_views = make(images, plan.views, padding, clean)
-    local = None if plan.local is None else make(images, plan.local, padding, False)[0]
+        cut = partial(_torch_views, stored.float().div_(255.0))
+    views, clean_views = cut(plan.views)
+    local = None if plan.local is None else cut(plan.local)[0]
     return PretrainBatch(views, clean_views=clean_views, local_views=local, **plan.fields)
 
 
-def _torch_views(
-    images: Tensor, plan: PlannedViews, padding: str, keep_clean: bool
-) -> tuple[Tensor, Tensor | None]:
+def _torch_views(images: Tensor, plan: PlannedViews) -> tuple[Tensor, Tensor | None]:
     maps, warps = plan.crop_from_view, plan.displacement_ndc
     source, flat = images.index_select(0, plan.source), maps.flatten(0, 1)
     warps = None if warps is None else warps.flatten(0, 1)
-    clean = sample_views(source, flat, plan.side_px, warps, padding=padding)
+    clean = sample_views(source, flat, plan.side_px, warps, padding=plan.padding)
     clean = clean.unflatten(0, maps.shape[:2])
     parts = [clean] if len(plan.colours) == 1 else [clean[:, :1], clean[:, 1:]]
     done = [
@@ -243,21 +238,19 @@ def _torch_views(
         for part, colours in zip(parts, plan.colours, strict=True)
     ]
     views = done[0] if len(done) == 1 else torch.cat(done, dim=1)
-    return views, clean if keep_clean else None
+    return views, clean if plan.keep_clean else None
 
 
-def _opencv_views(
-    images: list[Images], plan: PlannedViews, padding: str, keep_clean: bool
-) -> tuple[Tensor, Tensor | None]:
+def _opencv_views(images: list[Images], plan: PlannedViews) -> tuple[Tensor, Tensor | None]:
     shape = plan.crop_from_view.shape[:2]
-    views = cut_views([images[i] for i in plan.source.tolist()], plan, padding)
-    clean = views.copy() if keep_clean else views
+    views = cut_views([images[i] for i in plan.source.tolist()], plan)
+    clean = views.copy() if plan.keep_clean else views
     rows = views.reshape(*shape, *views.shape[1:])
     parts = [rows] if len(plan.colours) == 1 else [rows[:, :1], rows[:, 1:]]
     for part, colours in zip(parts, plan.colours, strict=True):
         colour_images([view for row in part for view in row], colours)
     out = [torch.from_numpy(x).unflatten(0, shape).movedim(-1, -3) for x in (views, clean)]
-    return out[0], out[1] if keep_clean else None
+    return out[0], out[1] if plan.keep_clean else None
 
 
 def as_float(batch: PretrainBatch) -> PretrainBatch:
@@ -266,10 +259,10 @@ def as_float(batch: PretrainBatch) -> PretrainBatch:
     return batch._replace(**{k: x.float().div_(255.0) for k, x in fields.items() if x is not None})
 
 
-def cut_views(sources: Sequence[Images], plan: PlannedViews, padding: str) -> Images:
+def cut_views(sources: Sequence[Images], plan: PlannedViews) -> Images:
     """`sample_views` in OpenCV of one square image for each view: [B V, side_px, side_px, 3]. They
     have a fourth channel: four are warped more than twice as quickly as three."""
-    side, border, side_px = sources[0].shape[0], PADDINGS[padding], plan.side_px
+    side, border, side_px = sources[0].shape[0], PADDINGS[plan.padding], plan.side_px
     out = np.empty((len(sources), side_px, side_px, 3), np.uint8)
     four = np.empty((side_px, side_px, 4), np.uint8)
     if plan.displacement_ndc is not None:

@@ -54,9 +54,8 @@ class SyntheticHands(Dataset[HandSample]):
         arrays = load_hand_arrays(hand_path)
         self.hand_sha256, self.num, self.split = arrays.sha256, num, split
         base = Path(cache_dir) / cache_name(arrays.file_sha256, settings, seed)
-        sizes = {
-            path.parent.name.removeprefix(f"{split}-") for path in base.glob(f"{split}-*/meta.json")
-        }
+        found = base.glob(f"{split}-*/meta.json")
+        sizes = [path.parent.name.removeprefix(f"{split}-") for path in found]
         enough = [int(size) for size in sizes if size.isdecimal() and int(size) >= num]
         folder = base / f"{split}-{min(enough, default=num)}"
         if not enough:

@@ -30,13 +30,9 @@ from handmim.types import CropBatch, PretrainBatch, StepInfo
 from handmim.utils.arguments import at_least, below_one, interval, one_of, shares
 
 RNG = np.random.Generator
+AnyCrops = CropBatch | PlannedCrops | PretrainBatch
 CENTRE_STD = 0.15  # of the centres of hand-centred blocks, in sides of the image
 MIN_ASPECT = 0.3  # aspect ratios of blocks are log-uniform in [MIN_ASPECT, 1 / MIN_ASPECT]
-
-
-def _corner(side: int, block: int, rng: RNG) -> int:
-    centre = side * (0.5 + CENTRE_STD * rng.standard_normal())
-    return min(max(round(centre - block / 2), 0), side - block)
 
 
 def block_mask(
@@ -57,7 +53,9 @@ def block_mask(
             if not (1 <= bh <= h and 1 <= bw <= w):
                 continue
             if centre_bias > 0 and rng.random() < centre_bias:
-                top, left = _corner(h, bh, rng), _corner(w, bw, rng)
+                centres = [side * (0.5 + CENTRE_STD * rng.standard_normal()) for side in grid_hw]
+                spans = zip(centres, (bh, bw), grid_hw, strict=True)
+                top, left = (min(max(round(c - n / 2), 0), side - n) for c, n, side in spans)
             else:
                 top, left = int(rng.integers(0, h - bh + 1)), int(rng.integers(0, w - bw + 1))
             block = mask[top : top + bh, left : left + bw]
@@ -90,21 +88,15 @@ class MaskSampler:
         one_of("shape", self.shape, ("block", "random"))
         one_of("masked_views", self.masked_views, ("all", "one"))
         shares(masked_share=self.masked_share, centre_bias=self.centre_bias)
-        low, high = self.ratio
+        (low, high), got = self.ratio, f"got ratio={list(self.ratio)}"
         if isinstance(low, Schedule):
-            raise ValueError(
-                f"only the highest ratio may be a schedule, got ratio={list(self.ratio)}"
-            )
+            raise ValueError(f"only the highest ratio may be a schedule, {got}")
         self.low, self.high = low, as_schedule(high)
         for end in (self.high.start, self.high.start if self.high.end is None else self.high.end):
             if not 0.0 <= low <= end < 1.0:
-                raise ValueError(
-                    f"ratio must be [low, high] with 0 <= low <= high < 1, got {list(self.ratio)}"
-                )
+                raise ValueError(f"ratio must be [low, high] with 0 <= low <= high < 1, {got}")
         if self.centre_bias > 0 and self.shape != "block":
-            raise ValueError(
-                f"centre_bias={self.centre_bias} requires shape=block, got shape={self.shape!r}"
-            )
+            raise ValueError(f"centre_bias={self.centre_bias} requires shape=block")
 
     def __call__(
         self,
@@ -261,12 +253,13 @@ class ViewMaker:
             plan = self.colour.draw(b * self.num_local, size, generator)
             of = torch.arange(b).repeat_interleave(self.num_local)
             maps = compose(crop_from_source, maps)
-            local = PlannedViews(maps, of, self.local_px, None, (plan,))
+            local = PlannedViews(maps, of, self.local_px, None, (plan,), self.padding, False)
         later, size = self.later, (self.view_px, self.view_px)
         first = self.colour.draw(b * v if later is None else b, size, generator)
         colours = (first,) if later is None else (first, later.draw(b * (v - 1), size, generator))
         maps = compose(crop_from_source, source_from_view)
-        views = PlannedViews(maps, source.flatten(), self.view_px, warps, colours)
+        how = self.padding, self.keep_clean
+        views = PlannedViews(maps, source.flatten(), self.view_px, warps, colours, *how)
         fields = {
             "source_from_view": source_from_view,
             "is_masked": is_masked,
@@ -275,8 +268,7 @@ class ViewMaker:
             "known_masked_idx": is_masked.flatten().nonzero().squeeze(1),
             "num_masked": tuple(is_masked.flatten(1).sum(dim=1).tolist()),
         }
-        crops = crops._replace(partner=partner)
-        return PlannedCrops(crops, views, local, fields, self.padding, self.keep_clean)
+        return PlannedCrops(crops._replace(partner=partner), views, local, fields)
 
     def host_part(self, device: torch.device) -> Callable[..., PlannedCrops | PretrainBatch]:
         """The work on collated crops that loading processes do before `device` gets them: uint8
@@ -291,10 +283,7 @@ class ViewMaker:
         return make_views(self.draw(crops, generator, info), on_cpu=True)
 
     def __call__(
-        self,
-        batch: CropBatch | PlannedCrops | PretrainBatch,
-        generator: torch.Generator,
-        info: StepInfo,
+        self, batch: AnyCrops, generator: torch.Generator, info: StepInfo
     ) -> PretrainBatch:
         """Views as float in [0, 1] on the device of crops, or of the result of `host_part`; those
         of crops depend on nothing but the CPU generator and the step."""
@@ -305,6 +294,6 @@ class ViewMaker:
             else:
                 there: PlannedCrops = move_data_to_device(self.draw(batch, generator, info), device)
                 batch = there
-        return (
-            make_views(batch, on_cpu=False) if isinstance(batch, PlannedCrops) else as_float(batch)
-        )
+        if isinstance(batch, PretrainBatch):
+            return as_float(batch)
+        return make_views(batch, on_cpu=False)

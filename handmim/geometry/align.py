@@ -23,10 +23,8 @@ def similarity_align(src: Tensor, dst: Tensor, allow_reflection: bool = True) ->
     Raises: ValueError for other shapes, or values that are not finite.
     """
     if src.shape != dst.shape or src.ndim != 3 or src.shape[-1] != 3 or src.shape[1] < 3:
-        raise ValueError(
-            f"src and dst must be [B, P, 3] with P >= 3, got {tuple(src.shape)} and "
-            f"{tuple(dst.shape)}"
-        )
+        shapes = f"{tuple(src.shape)} and {tuple(dst.shape)}"
+        raise ValueError(f"src and dst must be [B, P, 3] with P >= 3, got {shapes}")
     a, b = (t.detach().to("cpu", torch.float64).contiguous().numpy() for t in (src, dst))
     aligned, norms = np.empty_like(a), np.empty((2, len(a)))
     align_samples(a, b, allow_reflection, aligned, norms)

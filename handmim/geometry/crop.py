@@ -108,17 +108,17 @@ def bounded(control: Tensor) -> Tensor:
 
 
 def pixels_in_source(
-    source_from_view: Tensor, side_px: int, displacement_ndc: Tensor | None = None
+    source_from_view: Tensor, side_px: int, control: Tensor | None = None
 ) -> Tensor:
     """`to_source` of all pixel centres of square views: [..., S, S, 2] ndc for `grid_sample`."""
     A = _precise(source_from_view)
     t = (torch.arange(side_px, device=A.device, dtype=A.dtype) + 0.5) * (2 / side_px) - 1
     x, y, offset = (A[..., column, None] for column in range(3))
     grid = (t * y + offset)[..., :, None] + (t * x)[..., None, :]  # [..., 2, S, S]
-    if displacement_ndc is not None:
+    if control is not None:
         # The field is linear in its control values: rotated into the source's frame first, it only
         # has to be added. Node by node, for a sum over an axis of its own would hold c fields.
-        control = _precise(displacement_ndc).unsqueeze(-4)
+        control = _precise(control).unsqueeze(-4)
         control = (A[..., :2, None, None] * control).sum(dim=-3)
         weights = _spline(t, control.shape[-1])  # [S, c], of rows and of columns alike
         rows = (control.unsqueeze(-2) * weights).sum(dim=-1)  # [..., 2, c, S]
@@ -165,11 +165,7 @@ def _map_and_scale(source_from_view: Tensor, with_scale: bool) -> tuple[Tensor, 
 
 
 def to_source(
-    points: Tensor,
-    source_from_view: Tensor,
-    displacement_ndc: Tensor | None = None,
-    *,
-    with_scale: bool = True,
+    points: Tensor, source_from_view: Tensor, control: Tensor | None = None, with_scale: bool = True
 ) -> Tensor:
     """Carry points [..., K, d] of views to the source crop that the views of a sample share, at
     least in fp32: d = 2, or 3 with a relative depth, which scales with the view. `with_scale=False`
@@ -177,23 +173,19 @@ def to_source(
     points = _precise(points)
     A, scale = _map_and_scale(source_from_view, with_scale)
     xy = points[..., :2]
-    if displacement_ndc is not None:
-        xy = xy + displacement(xy, displacement_ndc)
+    if control is not None:
+        xy = xy + displacement(xy, control)
     xy = transform_points(A, xy)
     return torch.cat([xy, points[..., 2:] * scale[..., None, None]], dim=-1)
 
 
 def from_source(
-    points: Tensor,
-    source_from_view: Tensor,
-    displacement_ndc: Tensor | None = None,
-    *,
-    with_scale: bool = True,
+    points: Tensor, source_from_view: Tensor, control: Tensor | None = None, with_scale: bool = True
 ) -> Tensor:
     """The inverse of `to_source`, same arguments; of warps that `unwarp` can undo."""
     points = _precise(points)
     A, scale = _map_and_scale(source_from_view, with_scale)
     xy = transform_points(invert(A), points[..., :2])
-    if displacement_ndc is not None:
-        xy = unwarp(xy, displacement_ndc)
+    if control is not None:
+        xy = unwarp(xy, control)
     return torch.cat([xy, points[..., 2:] / scale[..., None, None]], dim=-1)

@@ -79,9 +79,8 @@ def room(rng: RNG, size: int) -> Image:
     for _ in range(rng.integers(0, 6)):  # furniture, books, a window: soft boxes and discs
         colour, centre = [float(c) for c in material()], rng.integers(0, size, 2)
         if rng.random() < 0.65:
-            box = cv2.boxPoints(
-                (centre.astype(float), rng.uniform(0.08, 0.6, 2) * size, float(rng.normal(0, 8)))
-            )
+            sides, degrees = rng.uniform(0.08, 0.6, 2) * size, float(rng.normal(0, 8))
+            box = cv2.boxPoints((centre.astype(float), sides, degrees))
             cv2.fillConvexPoly(image, box.astype(np.int32), colour, cv2.LINE_AA)
         else:
             radius = int(rng.uniform(0.03, 0.2) * size)
@@ -143,13 +142,7 @@ class BackdropBank:
     a folder; studios are painted anew."""
 
     def __init__(
-        self,
-        kind: str,
-        rng: RNG,
-        *,
-        size: int = 320,
-        num: int = 64,
-        photos_dir: str | None = None,
+        self, kind: str, rng: RNG, *, size: int = 320, num: int = 64, photos_dir: str | None = None
     ) -> None:
         self.kind = kind
         self.images: list[Image] = []

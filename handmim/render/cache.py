@@ -66,9 +66,8 @@ def open_split(folder: Path, image_px: int, num: int) -> dict[str, NDArray[Any]]
             maps[name] = found = open_array(path, *array)
             is_whole = path.stat().st_size == found.offset + found.nbytes
             if not (is_whole and num <= len(found) == meta["num"]):
-                raise ValueError(
-                    f"{path} has fewer than {num} entries, or its header or size has changed"
-                )
+                text = f"has fewer than {num} entries, or its header or size has changed"
+                raise ValueError(f"{path} {text}")
     except (*DAMAGE, FileNotFoundError) as error:
         raise ValueError(f"{error}; delete {folder} and it is rendered anew") from error
     return maps
@@ -105,11 +104,7 @@ def cores() -> int:
 
 
 def run_workers(
-    module: str,
-    job: Mapping[str, Any],
-    folder: Path,
-    num_workers: int,
-    while_waiting: Callable[[], None],
+    module: str, job: Mapping[str, Any], folder: Path, num_workers: int, report: Callable[[], None]
 ) -> None:
     """Run `python -m MODULE FOLDER/job.json WORKER` for WORKER 0 .. num_workers - 1, until all are
     done or one has failed. None outlives the call, nor this process: MODULE calls
@@ -133,7 +128,7 @@ def run_workers(
             time.sleep(POLL_S)
             if any(worker.poll() for worker, _ in workers):
                 break  # one has failed: do not wait for the others
-            while_waiting()
+            report()
         for worker, errors in workers:
             if worker.poll():
                 free = shutil.disk_usage(folder).free

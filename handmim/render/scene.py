@@ -3,7 +3,7 @@ occluder, image effects."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import cv2
@@ -184,9 +184,8 @@ class SceneRenderer:
         self.surface, self.settings = HandSurface(arrays), settings
         self.stream = (seed, SPLITS.index(split))
         self.poses = PoseSampler.from_arrays(arrays)
-        self.backdrops = BackdropBank(
-            settings.background, self._rng(2**31), photos_dir=settings.photos_dir
-        )
+        kind, rng = settings.background, self._rng(2**31)
+        self.backdrops = BackdropBank(kind, rng, photos_dir=settings.photos_dir)
         self.table = np.random.default_rng(1).uniform(-1, 1, 4096).astype(np.float32)
         self.effects = ImageEffects(settings, self.backdrops)
         side = settings.image_px * settings.supersample
@@ -306,7 +305,6 @@ class SceneRenderer:
         image: Array = expose(scene.shaded, scene.covered, scene.hand, behind, *s.hand_luma)
         mask: Array = scene.hand.astype(np.float32)
         if s.supersample > 1:
-            image, mask = (
-                cv2.resize(a, (size, size), interpolation=cv2.INTER_AREA) for a in (image, mask)
-            )
+            shrink = partial(cv2.resize, dsize=(size, size), interpolation=cv2.INTER_AREA)
+            image, mask = shrink(image), shrink(mask)
         return self.effects(rng, image, mask), mask > 0.5

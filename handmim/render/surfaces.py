@@ -66,15 +66,13 @@ class HandSurface:
     `wrist_ring`; float64, one sample at a time."""
 
     def __init__(self, arrays: HandArrays) -> None:
+        extras = arrays.extras
         try:
-            axes, joints, tips = (
-                arrays.extras[k].astype(np.float64) for k in ("axes", "J", "tips")
-            )
-            self.ring = arrays.extras["wrist_ring"].astype(np.int64)
+            axes, joints, tips = (extras[k].astype(np.float64) for k in ("axes", "J", "tips"))
+            self.ring = extras["wrist_ring"].astype(np.int64)
         except KeyError as error:
-            raise ValueError(
-                f"{arrays.name} has no {error}: only the stand-in can be drawn"
-            ) from None
+            text = f"{arrays.name} has no {error}: only the stand-in can be drawn"
+            raise ValueError(text) from None
         self.arrays = arrays
         verts, n = arrays.v_template, len(arrays.v_template)
         self.joints = arrays.J_regressor @ verts

@@ -228,9 +228,12 @@ def make_views(plan: PlannedCrops, *, on_cpu: bool) -> PretrainBatch:
 
 def _torch_views(images: Tensor, plan: PlannedViews) -> tuple[Tensor, Tensor | None]:
     maps, warps = plan.crop_from_view, plan.displacement_ndc
-    source, flat = images.index_select(0, plan.source), maps.flatten(0, 1)
+    if len(images) == len(maps):  # no partners; quicker than by index
+        source = images.repeat_interleave(maps.shape[1], dim=0)
+    else:
+        source = images.index_select(0, plan.source)
     warps = None if warps is None else warps.flatten(0, 1)
-    clean = sample_views(source, flat, plan.side_px, warps, padding=plan.padding)
+    clean = sample_views(source, maps.flatten(0, 1), plan.side_px, warps, padding=plan.padding)
     clean = clean.unflatten(0, maps.shape[:2])
     parts = [clean] if len(plan.colours) == 1 else [clean[:, :1], clean[:, 1:]]
     done = [

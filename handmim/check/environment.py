@@ -66,12 +66,12 @@ def _libraries(notes: Notes) -> None:
 
 def _torchvision(notes: Notes) -> None:
     with notes.guard("torchvision", MATCHING):
-        required = [n for n in requires("torchvision") or [] if re.match(r"torch\s*\(?==", n)]
-        exact = re.search(r"==\s*([\d.]+)", required[0]) if required else None
+        lines = "\n".join(requires("torchvision") or [])
+        exact = re.search(r"^torch\s*\(?==\s*([\d.]+)", lines, re.MULTILINE)
         importlib.import_module("torchvision")  # fails when it was built for another torch
         text = f"torchvision {version('torchvision')} with torch {torch.__version__}"
+        text += f", built for torch {exact[1]}" if exact else ""
         fits = exact is None or numbers(exact[1]) == numbers(torch.__version__)
-        text += "" if fits or exact is None else f": it was built for torch {exact[1]}"
         notes.judge(fits, "torchvision", text, MATCHING)
 
 
@@ -113,10 +113,11 @@ def _device(notes: Notes) -> None:
     elif (DRIVER / "version").exists():
         text = f"there is an NVIDIA driver but torch {torch.__version__} is built for CPUs"
         notes.warning("device", text, "install a CUDA build: https://pytorch.org/get-started")
-    elif torch.backends.mps.is_available():
-        notes.ok("device", "Apple graphics: training runs on the CPU, use experiment=cpu_*")
     else:
-        notes.ok("device", "CPU only: use experiment=cpu_*")
+        apple = (
+            "Apple graphics, unused" if torch.backends.mps.is_available() else "no graphics card"
+        )
+        notes.ok("device", f"{apple}: training runs on the CPU, use experiment=cpu_*")
 
 
 def _graphics_card(notes: Notes, index: int) -> None:
@@ -126,10 +127,10 @@ def _graphics_card(notes: Notes, index: int) -> None:
         ones = torch.ones(64, 64, dtype=torch.bfloat16 if bf16 else None, device="cuda")
         product = ones @ ones
         free, _ = torch.cuda.mem_get_info()
-    text = f"cuda:{index} {card.name}, {card.total_memory / 2**30:.0f} GB, "
-    text += f"{free / 2**30:.0f} GB free, bf16 {'yes' if bf16 else 'no'}"
-    good = float(product[0, 0]) == 64
-    notes.judge(good, "device", text, "it computes wrongly: check the card")
+    memory = f"{free / 2**30:.0f} of {card.total_memory / 2**30:.0f} GB free"
+    text = f"cuda:{index} {card.name}, {memory}, bf16 {'yes' if bf16 else 'no'}"
+    fix = "it computes wrongly: check the card"
+    notes.judge(float(product[0, 0]) == 64, "device", text, fix)
     if not bf16:
         fix = "machine.precision=32-true or 16-mixed instead of bf16-mixed"
         notes.warning("bf16", f"cuda:{index} has no bf16", fix)
@@ -138,9 +139,8 @@ def _graphics_card(notes: Notes, index: int) -> None:
 def _machine(notes: Notes, data_dir: Path) -> None:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = torch.get_num_threads()
-    names = [k for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if k in os.environ]
-    text = f"{allowed} cores, torch uses {threads} threads"
-    text += f" ({', '.join(f'{k}={os.environ[k]}' for k in names)})" if names else ""
+    set_to = {k: os.environ.get(k) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    text = f"{allowed} cores, torch uses {threads} threads, {set_to}"
     fix = f"more threads than cores slow everything down: machine.num_threads={allowed}"
     notes.judge(threads <= (allowed or threads), "cores", text, fix, bad="warning")
     folder = next(path for path in (data_dir.absolute() / "_").parents if path.exists())
@@ -157,9 +157,9 @@ def check_hand(path: str | Path, left_shapedirs: str) -> tuple[list[Finding], Ha
     with notes.guard("file", f"{TAKE}, or hand=standin"):
         try:
             arrays = load_hand_arrays(path, left_shapedirs=left_shapedirs)
-            text = f"{arrays.name}: {len(arrays.v_template)} vertices, {len(arrays.faces)} faces, "
-            text += f"file sha256 {arrays.file_sha256[:16]}, identity {arrays.sha256[:16]}"
-            notes.ok("file", text)
+            sizes = f"{len(arrays.v_template)} vertices, {len(arrays.faces)} faces"
+            digests = f"file sha256 {arrays.file_sha256[:16]}, identity {arrays.sha256[:16]}"
+            notes.ok("file", f"{arrays.name}: {sizes}, {digests}")
         except UnsafePickleError as error:
             notes.error("pickle", str(error), f"delete it and {TAKE}")
     if arrays is None:
@@ -173,8 +173,7 @@ def check_hand(path: str | Path, left_shapedirs: str) -> tuple[list[Finding], Ha
         wrong = "x of the left hand's shape directions has the wrong sign"
         with notes.guard("shapedirs", AUTO):
             if not load_hand_arrays(path, left_shapedirs="auto").repairs:
-                text = "the left hand's shape directions are sound, "
-                text += f"hand.left_shapedirs={left_shapedirs}"
+                text = f"shape directions are sound, hand.left_shapedirs={left_shapedirs}"
                 is_sound = left_shapedirs in ("auto", "as_is")
                 notes.judge(is_sound, "shapedirs", text, AUTO, bad="warning")
             elif arrays.repairs:
@@ -191,12 +190,11 @@ def check_hand(path: str | Path, left_shapedirs: str) -> tuple[list[Finding], Ha
         notes.judge(good, "unit", text, f"a hand has about 190 mm: {TAKE}")
     with notes.guard("weights"):
         most, regressor = int((arrays.weights > 1e-3).sum(axis=1).max()), arrays.J_regressor
-        text = f"a vertex follows at most {most} joints; regressor entries "
-        text += f"{regressor.min():.3f} to {regressor.max():.3f}"
+        entries = f"{regressor.min():.3f} to {regressor.max():.3f}"
+        text = f"a vertex follows at most {most} joints; regressor entries {entries}"
         good = most <= MOST_JOINTS and bool((regressor > -0.5).all())
         notes.judge(good, "weights", text, bad="warning")
     with notes.guard("standin", "make it again: python tools/build_standin.py"):
         if arrays.sha256 == load_hand_arrays("standin").sha256:
-            text = "this is the stand-in: its results do not compare with published ones"
-            notes.ok("standin", text)
+            notes.ok("standin", "the stand-in: its results do not compare with published ones")
     return notes.findings, arrays

@@ -15,9 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from handmim.check.benchmarks import check_freihand, check_ho3d
+from handmim.check.benchmarks import check_freihand, check_ho3d, decoded_sizes
 from handmim.check.environment import check_environment, check_hand
-from handmim.check.tree import decoded_sizes
 from handmim.data.annotations import FORM
 from handmim.data.crops import find_photos, labelled_benchmarks
 from handmim.data.keypoints import read_photos
@@ -29,7 +28,7 @@ from handmim.utils.arguments import at_least
 from handmim.utils.config import resolved
 from handmim.utils.console import print_table
 from handmim.utils.files import write_atomic
-from handmim.utils.findings import Finding, Notes, shown, spread
+from handmim.utils.findings import Finding, Level, Notes, spread
 
 COLOURS = {"ok": "green", "warning": "yellow", "error": "bold red"}
 TINY_PX = 48  # shorter side, below which there is nothing to learn at 224 px
@@ -40,8 +39,7 @@ MANY = 0.01  # share of duplicates that is worth a warning
 def doctor(cfg: DictConfig) -> int:
     """Check, print, and perhaps write; the exit code is 1 when there is an error."""
     preflight(cfg, names=("report",))
-    plain = resolved(cfg)
-    sections = {}
+    plain, sections = resolved(cfg), dict[str, list[Finding]]()
     for title, findings in check_all(plain):
         sections[title] = findings
         print_table(findings_table(title, findings))
@@ -126,10 +124,9 @@ def check_crops(root: Path, num_checked: int) -> list[Finding]:
         for text in tree.remarks:
             notes.warning("maps", text, "name the folder of the photos: crops=DIR")
         with notes.guard("size"):
-            chosen = [names[i] for i in spread(len(names), num_checked)]
+            chosen = {names[i]: root / names[i] for i in spread(len(names), num_checked)}
             bad = "they are left out of training; delete them or copy them again"
-            paths = [root / name for name in chosen]
-            sizes = decoded_sizes(notes, paths, chosen, fix=bad, bad="warning")
+            sizes = decoded_sizes(notes, chosen, root.name, bad, "warning")
             tiny = [printable(name) for name, size in sizes.items() if min(size) < TINY_PX]
             bad = "leave them out: they are enlarged to data.image_px and teach nothing"
             text = f"images have a shorter side below {TINY_PX} px"
@@ -151,10 +148,9 @@ def _duplicates(notes: Notes, root: Path, names: list[str]) -> None:
         if first.setdefault(digest, name) != name:
             pairs.append(f"{name} = {first[digest]}")
     num = min(len(names), MAX_HASHED)
-    text = f"{len(pairs)} of {num} files are copies of others"
-    text += f": {shown(pairs)}" if pairs else ""
+    bad: Level = "warning" if len(pairs) > MANY * num else "ok"
     fix = "copies count double in training: delete them"
-    notes.judge(len(pairs) <= MANY * num, "duplicates", text, fix, bad="warning")
+    notes.count(pairs, num, "duplicates", "files are copies of others", fix, bad)
 
 
 def check_keypoints(
@@ -169,12 +165,12 @@ def check_keypoints(
         notes.ok("count", text)
         if content.hands and not notes.failed("decode", "images"):
             used = sorted({hand.image for hand in content.hands})
+            used = used if full else [used[i] for i in spread(len(used), num_checked)]
             names = [content.images[i]["file_name"] for i in used]
-            names = names if full else [names[i] for i in spread(len(names), num_checked)]
             fix = "take them out of the annotations, or copy them again"
-            decoded_sizes(notes, [root / name for name in names], names, fix=fix)
+            decoded_sizes(notes, {name: root / name for name in names}, annotations.name, fix)
         scores = [hand.scores for hand in content.hands if hand.scores is not None]
         if scores:
-            text = f"{len(scores)} of {len(content.hands)} hands have confidences of their "
-            notes.ok("scores", f"{text}keypoints, {np.mean(scores):.2f} on average")
+            mean = f"{np.mean(scores):.2f} on average"
+            notes.ok("scores", f"{len(scores)} hands have confidences of keypoints, {mean}")
     return notes.findings

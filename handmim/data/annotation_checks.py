@@ -20,7 +20,7 @@ from handmim.data.label_checks import (
 from handmim.data.samples import MIN_SIDE_PX
 from handmim.hand.conventions import mirror_points, project_px
 from handmim.images.decode import image_heads
-from handmim.utils.findings import Level, Notes, level_of, shown
+from handmim.utils.findings import Level, Notes, level_of
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -180,8 +180,9 @@ def _check_2d(notes: Notes, points: Array, seen: Mask, stored: Array, size: Arra
             fix = "keypoints are in pixels: multiply x by width / 100 and y by height / 100"
             notes.error("normalised", text, fix)
         elif (parts < ENLARGED).all():
-            text = f"keypoints fill only {parts[0]:.0%} of the width and {parts[1]:.0%} of the "
-            text += "height of their images, from the top left"
+            text = (
+                f"keypoints fill only the top left {parts[0]:.0%} x {parts[1]:.0%} of their images"
+            )
             fix = "were the images enlarged after labelling? scale the keypoints; padding is fine"
             notes.warning("reach", text, fix)
     spans = np.ptp(np.where(seen[..., None], points, points[:, :1]), axis=1).max(axis=1)
@@ -199,9 +200,7 @@ def _check_cameras(notes: Notes, hands: Sequence[Hand]) -> None:
     good = usable(np.stack([K for _, K in cameras]))
     odd = [hand.entry for (hand, _), is_good in zip(cameras, good, strict=True) if not is_good]
     form = "K is [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in px, left out where it is not known"
-    notes.judge(
-        not odd, "k", f"K of {len(odd)} of {len(cameras)} hands is no camera's: {shown(odd)}", form
-    )
+    notes.count(odd, len(cameras), "k", "hands have a K that is no camera's", form)
     off = []
     for hand, K in [] if odd else cameras:
         if hand.joints is not None and (hand.keypoints[:, 2] > 0).any():
@@ -212,10 +211,9 @@ def _check_cameras(notes: Notes, hands: Sequence[Hand]) -> None:
                 off_px = np.median(np.abs(project_px(joints, K) - px))
                 is_near = off_px <= OFF_SHARE * np.ptp(px)
             off += [] if is_near else [hand.entry]
-    if off:
-        text = f"K projects keypoints_3d of {len(off)} of {len(cameras)} hands elsewhere than "
-        fix = "with a K, keypoints_3d are in the camera's coordinates; leave K out if they are not"
-        notes.warning("projection", f"{text}keypoints: {shown(off)}", fix)
+    text = "hands have a K that projects keypoints_3d elsewhere than keypoints"
+    fix = "with a K, keypoints_3d are in the camera's coordinates; leave K out if they are not"
+    notes.count(off, len(cameras), "projection", text, fix, "warning")
 
 
 def _check_view(notes: Notes, points: Array, is_right: Mask) -> None:
@@ -229,8 +227,7 @@ def _check_view(notes: Notes, points: Array, is_right: Mask) -> None:
     left = float((-middle[:, 0] > np.abs(middle[:, 1])).mean())
     where, share = max(("down", down), ("left", left), key=lambda pair: pair[1])
     if backs > SHOW_BACKS and share > POINT_AWAY:
-        text = f"{share:.0%} of the hands point {where} and {backs:.0%} show their backs, by their "
-        text += "sides and 2D keypoints alone"
+        text = f"{share:.0%} of the hands point {where} and {backs:.0%} show their backs in 2D"
         fix = "fine for hands seen so; else y runs up instead of down, or x and y are exchanged"
         notes.warning("view", text, fix)
 

@@ -6,7 +6,7 @@ numbers mean.
 
 import posixpath
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from handmim.utils.json_files import read_json
 
 Array = NDArray[np.float64]
 Row = dict[str, Any]
+Images = dict[Any, tuple[int, Row] | None]  # positions and entries by id; None for a refused one
 
 FORM = "data/README.md shows the form of the file"
 LARGEST = 1e6  # of a coordinate, in px or m; no image and no scene has more
@@ -39,22 +40,14 @@ class Field(NamedTuple):
     visibility: int = 9  # column, if any: rows where it is not positive may hold anything
 
 
-_KEYPOINTS = Field(
-    "numbers", f"{3 * NUM_JOINTS} numbers: x, y in px and a visibility of {NUM_JOINTS} keypoints",
-    ((3 * NUM_JOINTS,), (NUM_JOINTS, 3)), NUM_JOINTS, visibility=2,
-)  # fmt: skip
+_NUM, _FORM = NUM_JOINTS, f"numbers: x, y in px and a visibility of {NUM_JOINTS} keypoints"
+_KEYPOINTS = Field("numbers", f"{3 * _NUM} {_FORM}", ((3 * _NUM,), (_NUM, 3)), _NUM, visibility=2)
+_SHAPES_3D = (_NUM, 3), (_NUM, 4), (3 * _NUM,), (4 * _NUM,)
+_FORM_3D = f"{_NUM} x 3 or {_NUM} x 4 finite numbers"
 FIELDS: dict[str, Field] = {
     **dict.fromkeys(("keypoints", *WHOLE_BODY), _KEYPOINTS),
-    "keypoint_scores": Field(
-        "scores", f"{NUM_JOINTS} numbers in [0, 1]", ((NUM_JOINTS,),), low=0.0, high=1.0
-    ),
-    "keypoints_3d": Field(
-        "3d-form",
-        f"{NUM_JOINTS} x 3 or {NUM_JOINTS} x 4 finite numbers",
-        ((NUM_JOINTS, 3), (NUM_JOINTS, 4), (3 * NUM_JOINTS,), (4 * NUM_JOINTS,)),
-        NUM_JOINTS,
-        visibility=3,
-    ),
+    "keypoint_scores": Field("scores", f"{_NUM} numbers in [0, 1]", ((_NUM,),), low=0.0, high=1.0),
+    "keypoints_3d": Field("3d-form", _FORM_3D, _SHAPES_3D, _NUM, visibility=3),
     "K": Field("k", "3 x 3 finite numbers", ((3, 3), (9,)), 3),
 }
 
@@ -129,19 +122,11 @@ def read_hand(
         return None
     if joints is not None and joints.shape[1] == 3:
         joints = np.column_stack([joints, np.ones(NUM_JOINTS)])
-    box = numbers(note.get("bbox"), [(4,)])  # not used: of any form
-    return Hand(
-        entry,
-        image,
-        keypoints,
-        is_right,
-        side_field,
-        joints,
-        scores=None if scores is None else scores[0],
-        K=K,
-        category=note.get("category_id"),
-        box=None if isinstance(box, str) else box,
-    )
+    stated = numbers(note.get("bbox"), [(4,)])  # not used: of any form
+    box = None if isinstance(stated, str) else stated
+    scores = None if scores is None else scores[0]
+    category = note.get("category_id")
+    return Hand(entry, image, keypoints, is_right, side_field, joints, scores, K, category, box)
 
 
 class Annotations(NamedTuple):
@@ -156,13 +141,13 @@ def read_annotations(path: Path, notes: Notes) -> Annotations:
     an error are noted and left out. Raises: ValueError for a file without such lists."""
     content = read_json(path)
     lists = content if isinstance(content, dict) else {}
+    errors = Notes(fix=FORM)
     for key in ("images", "annotations"):
         if key not in lists:
             raise ValueError(f"{path} lacks {key!r}: not a COCO-style keypoint file, {FORM}")
         if not isinstance(lists[key], list) or not lists[key]:
             came = "an empty list" if lists[key] == [] else short(lists[key])
             raise ValueError(f"{path}: {key} must be a list of entries, got {came}")
-    errors = Notes(fix=FORM)
     categories = _categories(lists, notes, errors)
     entries = [row for row in (*lists["annotations"], *lists["images"]) if isinstance(row, dict)]
     by_id = _images(lists["images"], errors)
@@ -200,9 +185,8 @@ def _leaves(name: str) -> bool:
     return plain.split("/")[0] in ("..", "") or bool(windows.drive or windows.root)
 
 
-def _images(rows: list[Any], errors: Notes) -> dict[Any, tuple[int, Row] | None]:
-    """Images and their positions by id; None for a refused one."""
-    found: dict[Any, tuple[int, Row] | None] = {}
+def _images(rows: list[Any], errors: Notes) -> Images:
+    found: Images = {}
     num = 0
     for position, row in enumerate(rows):
         key, name = (row.get("id"), row.get("file_name")) if isinstance(row, dict) else (None, None)
@@ -226,11 +210,7 @@ def _images(rows: list[Any], errors: Notes) -> dict[Any, tuple[int, Row] | None]
 
 
 def _hands(
-    rows: list[Any],
-    images: Mapping[Any, tuple[int, Row] | None],
-    sides: SideReader,
-    info: Row,
-    errors: Notes,
+    rows: list[Any], images: Images, sides: SideReader, info: Row, errors: Notes
 ) -> Iterator[Hand]:
     """Well-formed hands; those of refused images are left out without a word."""
     for position, note in enumerate(rows):
@@ -271,9 +251,8 @@ def _categories(lists: Row, notes: Notes, errors: Notes) -> list[Row]:
         if lists.get(field) and not isinstance(lists[field], kind):
             text = f"{field} is {short(lists[field])}, COCO has a {kind.__name__} there"
             notes.warning("form", text, f"{field} is not read")
-    rows = lists.get("categories") or []
+    rows, names = lists.get("categories") or [], dict[Any, Any]()
     fix = "categories are a list of objects with an id and a name, or left out"
-    names: dict[Any, Any] = {}
     if not isinstance(rows, list):
         errors.error("categories", f"categories is {short(rows)}", fix)
         return []

@@ -166,14 +166,13 @@ def write_ids(path: Path, subset: Subset[HandSample], choice: str) -> None:
 def read_ids(path: str | Path) -> list[str]:
     """Ids of a file, in its order. Raises: FileNotFoundError; ValueError for a file without ids,
     with an id twice, or with other ids than its sha256 states."""
-    option = "(label_ids=FILE)"
-    if not Path(path).is_file():
+    path, option = Path(path), "(label_ids=FILE)"
+    if not path.is_file():
         raise FileNotFoundError(f"no file of label ids at {path} {option}")
-    size = Path(path).stat().st_size
-    if size > MAX_BYTES:
+    if (size := path.stat().st_size) > MAX_BYTES:
         raise ValueError(f"{path} has {size} bytes, at most {MAX_BYTES} are read {option}")
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text of label ids: {error} {option}") from error
     lines = [line.strip() for line in text.splitlines()]
@@ -184,10 +183,8 @@ def read_ids(path: str | Path) -> list[str]:
     stated = SHA.search(text)
     is_damaged = stated[1] != lines_sha256(ids) if stated else HEAD in text
     if is_damaged or "\0" in text:
-        raise ValueError(
-            f"the ids of {path} are not those its sha256 was written for: take the original, or "
-            f"delete its comments if they were changed on purpose {option}"
-        )
+        text = f"the ids of {path} are not those its sha256 was written for: take the original"
+        raise ValueError(f"{text}, or delete its comments if you changed the ids {option}")
     return ids
 
 
@@ -234,8 +231,8 @@ class MixedHands(Dataset[HandSample]):
         # Rounding up keeps every sample of the longest set.
         counts = {name: max(sizes[name], round(shares[name] * epochs)) for name in sets}
         self._names, self._sizes = list(sizes), list(sizes.values())
-        self._ends = np.cumsum([counts[name] for name in self._names])
-        draws = ", ".join(f"{n}: {counts[n]} draws of {sizes[n]} samples" for n in self._names)
+        self._ends = np.cumsum(list(counts.values()))
+        draws = ", ".join(f"{n}: {counts[n]} draws of {sizes[n]} samples" for n in sizes)
         log.info("an epoch of %d: %s", self._ends[-1], draws)
 
     def locate(self, index: int) -> tuple[str, int]:

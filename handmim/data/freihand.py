@@ -108,14 +108,14 @@ def check_freihand_labels(
     where = {name: f"{part}_{name}.json" for name in raw}
     is_finite = checks.finite(notes, {where[name]: values for name, values in raw.items()})
     labels = {name: values[is_finite] for name, values in raw.items()}
-    with notes.guard("xyz"):
-        if "xyz" in labels:
+    if "xyz" in labels:
+        with notes.guard("xyz"):
             xyz = labels.pop("xyz")
             labels["xyz"] = checks.settle_joints(
                 notes, xyz, "canonical", checks.OPENCV, where["xyz"]
             )
-    with notes.guard("verts"):
-        if "verts" in labels:
+    if "verts" in labels:
+        with notes.guard("verts"):
             verts = checks.settle_unit(notes, labels.pop("verts"), where["verts"])
             labels["verts"] = checks.settle_axes(notes, verts, checks.OPENCV, where["verts"])
     if "scale" in labels and "xyz" in labels:
@@ -127,8 +127,10 @@ def check_freihand_labels(
             fix = f"metres are required: multiply it by {checks.METRES[unit]:g}, or {SOURCE}"
             notes.error("unit", f"{where['scale']} is in {unit}", fix)
         off = float(np.quantile(np.abs(ratio * checks.METRES[unit] - 1), 0.9))
-        text = f"{where['scale']} is within {off:.1%} of the length from joint 9 to 10 in nine of "
-        notes.judge(off <= LARGEST_SCALE_ERROR, "scale", f"{text}ten samples")
+        text = (
+            f"{where['scale']} is within {off:.1%} of the bone from joint 9 to 10 in most samples"
+        )
+        notes.judge(off <= LARGEST_SCALE_ERROR, "scale", text)
     trusts_K = "K" in labels
     if trusts_K and size_px is not None:
         trusts_K = checks.note_cameras(notes, labels["K"], size_px, where["K"])
@@ -156,16 +158,14 @@ def _note_pose(notes: Notes, part: str, labels: Labels, model: HandModel, trusts
         posing = f"{part}: posing {model.name} by the MANO vectors misses the given vertices"
         fix = f"{checks.OTHER_HAND}{SOURCE}; MANO v1.2 and FreiHAND version 2 give below 2 mm"
         if off_m <= USUAL_JOINTS_M:
-            fix = f"vertices and joints agree, {part}_mano.json is of other samples or another "
-            fix += f"version: {SOURCE}"
+            fix = f"vertices and joints agree, {part}_mano.json is of another version: {SOURCE}"
         placed = f"{part}: vertices placed by root, scale and K" if trusts_K else ""
         if not checks.note_posing(notes, hands_m, verts, posing, USUAL_M, fix, placed):
             return  # joints of another hand's regressor have no meaning
     if "xyz" in labels:
-        text = f"{part}: joints regressed from the vertices are {off_m * 1e3:.2f} mm off the given "
-        text += f"ones (median of {len(verts)})"
-        fix = f"{part}_xyz.json and {part}_verts.json do not belong together, or the hand model is "
-        fix += f"not theirs: {checks.OTHER_HAND}{SOURCE}"
+        text = f"{part}: joints regressed from the vertices are {off_m * 1e3:.2f} mm off the given"
+        fix = f"{part}_xyz.json and _verts.json do not fit, or not this hand model: "
+        fix += checks.OTHER_HAND + SOURCE
         bad: Level = "error" if off_m > LARGEST_JOINTS_M else "warning"
         notes.judge(off_m <= USUAL_JOINTS_M, "joints", text, fix, bad=bad)
 
@@ -195,8 +195,8 @@ def check_every_sample(
         off = np.abs(project_px(xyz, labels["K"].astype(np.float64)) - np.array(size_px) / 2)
         is_outside = good["xyz"] & np.all((off > size_px).any(axis=2), axis=1)
         odd, num = np.flatnonzero(is_outside).tolist(), len(xyz)
-        text = f"samples of {part}_xyz.json and {part}_K.json have all joints far outside of their "
-        notes.count(odd, num, "samples", f"{text}image", bad=level_of(len(odd), num))
+        text = f"samples of {part}_xyz.json and _K.json have all joints far outside of their image"
+        notes.count(odd, num, "samples", text, bad=level_of(len(odd), num))
 
 
 class FreiHand(Dataset[HandSample | CropSample]):
@@ -228,9 +228,8 @@ class FreiHand(Dataset[HandSample | CropSample]):
         if partners and (split == "evaluation" or len(set(versions)) < 2):
             got = f"got split {split}, versions {list(versions)}"
             raise ValueError(f"partners=true requires two versions of training images, {got}")
-        self.partners = partners
-        self.root, self.split, self.image_px = Path(root), split, image_px
-        self.crop_scale = crop_scale
+        self.partners, self.root, self.split = partners, Path(root), split
+        self.image_px, self.crop_scale = image_px, crop_scale
         self.source = split_text("FreiHAND", split, val_fraction, seed)
         self.folder = "evaluation" if split == "evaluation" else "training"
         folder = self.root / self.folder / "rgb"

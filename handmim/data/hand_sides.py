@@ -47,10 +47,9 @@ def _fields(entry: Mapping[str, Any]) -> dict[str, tuple[str, Any]]:
         if isinstance(value, Mapping):
             rows |= value
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            pairs = (
-                row for row in value if isinstance(row, Mapping) and {"name", "value"} <= set(row)
-            )
-            rows |= {str(row["name"]): row["value"] for row in pairs}
+            for row in value:
+                if isinstance(row, Mapping) and {"name", "value"} <= set(row):
+                    rows[str(row["name"])] = row["value"]
     rows |= entry
     return {_letters(str(key)): (str(key), value) for key, value in rows.items()}
 
@@ -123,14 +122,13 @@ class SideReader:
             if key in self._loose and side is not None:
                 loose[name] = side
             is_flag = key in _FLAGS or (key in _BARE_FLAGS and isinstance(value, bool))
-            if value is None or not (is_flag or key in self._side_fields):
-                continue
             if is_flag:
                 flag = _BOOLS.get(str(value).strip().lower())
-                side = None if flag is None else flag == {**_FLAGS, **_BARE_FLAGS}[key]
-            if side is None:
-                raise ValueError(f"has {name}={value!r:.60}")
-            found[name] = side
+                side = None if flag is None else flag == (_FLAGS | _BARE_FLAGS)[key]
+            if value is not None and (is_flag or key in self._side_fields):
+                if side is None:
+                    raise ValueError(f"has {name}={value!r:.60}")
+                found[name] = side
         category = entry.get("category_id")
         if isinstance(category, int | str) and category in self._of_category:
             found["category_id"] = self._of_category[category]

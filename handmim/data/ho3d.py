@@ -47,10 +47,8 @@ IMAGE_SUFFIXES = (".png", ".jpg")  # v2 and v3, in the order of the official rea
 def read_frames(path: Path) -> list[str]:
     """The frames of train.txt or evaluation.txt, "<sequence>/<id>" each, in order."""
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no {path.name} in {path.parent}: data.root is the unpacked HO3D_v2 or HO3D_v3 "
-            "(https://github.com/shreyashampali/ho3d)"
-        )
+        source = "the unpacked HO3D_v2 or HO3D_v3 (https://github.com/shreyashampali/ho3d)"
+        raise FileNotFoundError(f"no {path.name} in {path.parent}: data.root is {source}")
     frames = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     bad = [frame for frame in frames if frame.count("/") != 1]
     if bad or not frames:
@@ -179,8 +177,8 @@ def _note_evaluation(notes: Notes, metas: list[Meta], size_px: Size) -> None:
     boxes = _stacked(given, "handBoundingBox", (2, 2))
     exchanged = (boxes[:, 1] <= boxes[:, 0]).any(axis=1)
     outside = ((boxes < -1) | (boxes > np.array(size_px) + 1)).any(axis=(1, 2))
-    text = f"{outside.sum()} of {len(given)} boxes reach out of the image, {exchanged.sum()} have "
-    text += "their corners exchanged"
+    text = f"of {len(given)} boxes {outside.sum()} reach out of the image, "
+    text += f"{exchanged.sum()} have their corners exchanged"
     fix = f"handBoundingBox is x0, y0, x1, y1 in pixels: {notes.fix}"
     bad: Level = "error" if exchanged.any() else "warning"
     notes.judge(not (exchanged | outside).any(), "box", text, fix, bad=bad)
@@ -260,16 +258,13 @@ class Ho3d(Dataset[HandSample | CropSample]):
         self.folder = "evaluation" if split == "evaluation" else "train"
         arrays = load_hand_arrays(hand_path)
         check_made_with(self.root, arrays)
-        self.hand_sha256 = arrays.sha256
-        self.hand = HandModel(arrays)
+        self.hand_sha256, self.hand = arrays.sha256, HandModel(arrays)
         self.source = split_text(f"HO-3D ({self.root.name})", split, val_fraction, seed)
         frames = read_frames(self.root / f"{self.folder}.txt")
         stored = stored_ground_truth(root, cache_dir) if split == "evaluation" else None
         if stored is not None and len(stored[0]) != len(frames):
-            raise ValueError(
-                f"{root}: evaluation_xyz.json has {len(stored[0])} entries, evaluation.txt has "
-                f"{len(frames)} frames: they are of different versions"
-            )
+            text = f"{root}: evaluation_xyz.json has {len(stored[0])} entries, evaluation.txt has "
+            raise ValueError(f"{text}{len(frames)} frames: they are of different versions")
         self.ground_truth = stored  # joints and vertices
         part = "all" if split == "evaluation" else split
         self.frames = split_takes(frames, part, val_fraction, seed)

@@ -38,8 +38,7 @@ def read_photos(root: Path, path: Path, notes: Notes, split_by: str | None) -> A
         if not stated and split_by != "subject":
             raise ValueError(f"none of {num} images has the field split_by={split_by!r}")
         text = f"{groups} values of {split_by!r}; {num - len(stated)} of {num} images have none"
-        fix = f"without {split_by!r} in each of `images`, images of one person fall on both sides "
-        fix += "of the split (data.split_by names another field)"
+        fix = f"state {split_by!r} in each of `images`, or images of one person fall on both sides"
         notes.judge(len(stated) == num and groups > 1, "subjects", text, fix, bad="warning")
     if content.hands and not missing:
         check_annotations(content, root, notes)

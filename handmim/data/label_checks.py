@@ -104,24 +104,13 @@ def usable(K_px: Array) -> NDArray[np.bool_]:
     return form & (K_px[:, 0, 0] > 0) & (K_px[:, 1, 1] > 0)
 
 
-def plausible(K_px: Array, width_px: int, height_px: int) -> NDArray[np.bool_]:
-    """Which of [n, 3, 3] intrinsics a camera of such images can have: [n]."""
-    fx, fy = K_px[:, 0, 0], K_px[:, 1, 1]
-    low, high, longer = np.minimum(fx, fy), np.maximum(fx, fy), max(width_px, height_px)
-    form = usable(K_px) & (np.abs(K_px[:, 0, 1]) < 0.1 * longer)
-    focal = (low > FOCAL[0] * longer) & (high < FOCAL[1] * longer) & (high < SQUARE * low)
-    # The centre of a crop's camera may lie outside of the crop.
-    centre = (np.abs(K_px[:, :2, 2] - np.array([width_px, height_px]) / 2) < longer).all(axis=1)
-    return form & focal & centre
-
-
 def settle_unit(notes: Notes, points: Array, where: str) -> Array:
     """[n, P, 3] points in metres; notes what they were in. Raises: ValueError for no unit."""
     unit = unit_of(points)
     if unit is None:
+        text = f"{where}: the box around a hand has a diagonal of {diagonal_of(points):.4g}"
         raise ValueError(
-            f"{where}: the box around a hand has a diagonal of {diagonal_of(points):.4g}: no hand "
-            f"in m, cm or mm, of which most have {OTHER_UNIT_M:g} to {DIAGONAL_M[1]:g} m"
+            f"{text}: no hand in m, cm or mm; most have {OTHER_UNIT_M:g} to {DIAGONAL_M[1]:g} m"
         )
     fix = f"metres are required: multiply {where} by {METRES[unit]:g}"
     notes.judge(unit == "m", "unit", f"{where} is in {unit}", fix)
@@ -136,10 +125,8 @@ def settle_order(notes: Notes, joints: Array, expected: str, where: str) -> Arra
     fix = f"reorder the joints of {where} (LABEL_ORDERS in handmim/hand/skeleton.py)"
     notes.judge(order == expected, "order", text, fix, bad=bad)
     joints = joints[:, list(LABEL_ORDERS[order])]
-    found = misfit(joints)
-    if found > MISFIT_LIMIT:
-        text = f"{where}: bones have a hand's proportions in no known joint order (misfit "
-        text += f"{found:.2f}, of hands at most {MISFIT_LIMIT})"
+    if (found := misfit(joints)) > MISFIT_LIMIT:
+        text = f"{where}: bones have a hand's proportions in no known order (misfit {found:.2f})"
         fix = "the order is wrist, thumb, index, middle, ring, little, each from base to tip"
         notes.warning("proportions", text, fix)
     return joints
@@ -204,13 +191,18 @@ def finite(notes: Notes, labels: Mapping[str, Array]) -> NDArray[np.bool_]:
 
 def note_cameras(notes: Notes, K_px: Array, size_px: tuple[int, int], where: str) -> bool:
     """Note whether [n, 3, 3] intrinsics are possible for images of (width, height)."""
-    share = plausible(K_px, *size_px).mean()
-    fx, cx, cy = (float(np.median(K_px[:, i, j])) for i, j in ((0, 0), (0, 2), (1, 2)))
-    text = f"{where}: {share:.0%} of the intrinsics are possible for {size_px[0]} x "
-    text += f"{size_px[1]} px (medians: focal length {fx:.0f} px, centre {cx:.0f}, {cy:.0f})"
+    fx, fy, longer = K_px[:, 0, 0], K_px[:, 1, 1], max(size_px)
+    low, high = np.minimum(fx, fy), np.maximum(fx, fy)
+    good = usable(K_px) & (np.abs(K_px[:, 0, 1]) < 0.1 * longer) & (high < SQUARE * low)
+    good &= (low > FOCAL[0] * longer) & (high < FOCAL[1] * longer)
+    # The centre of a crop's camera may lie outside of the crop.
+    good &= (np.abs(K_px[:, :2, 2] - np.array(size_px) / 2) < longer).all(axis=1)
+    focal, cx, cy = (float(np.median(K_px[:, i, j])) for i, j in ((0, 0), (0, 2), (1, 2)))
+    text = f"{where}: {good.mean():.0%} of the intrinsics are possible for {size_px[0]} x "
+    text += f"{size_px[1]} px (medians: focal length {focal:.0f} px, centre {cx:.0f}, {cy:.0f})"
     fix = f"unpack the original of {where} again: K is [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in px"
-    notes.judge(is_good := bool(share == 1), "k", text, fix)
-    return is_good
+    notes.judge(bool(good.all()), "k", text, fix)
+    return bool(good.all())
 
 
 def posed(hand: HandLayer, *pose: NDArray[np.floating]) -> HandMesh:
@@ -224,17 +216,15 @@ def note_posing(
 ) -> bool:
     """Note how far posed points [n, P, 3] are off their labels; False for another hand model.
 
-    Args:
-        posing: subject of the text: "posing X by the MANO vectors misses the given vertices".
-        usual_m: median up to which nothing is wrong, whatever the translation.
-        placed: what is placed by which labels; "" leaves the translation unchecked.
+    `posing` is the subject of the text, and up to a median of `usual_m` nothing is wrong. `placed`
+    names what is placed by which labels; "" leaves the translation unchecked.
     """
     shift = (given_m - posed_m).mean(axis=1, keepdims=True)
     residuals_m = np.linalg.norm(posed_m + shift - given_m, axis=2).mean(axis=1)
     residual_m, off_m = (float(np.median(x)) for x in (residuals_m, np.linalg.norm(shift, axis=2)))
     is_good = residual_m <= LARGEST_RESIDUAL_M
-    text = f"{posing} by {residual_m * 1e3:.2f} mm (median of {len(residuals_m)}, worst "
-    text += f"{residuals_m.max() * 1e3:.2f})"
+    worst = f"median of {len(residuals_m)}, worst {residuals_m.max() * 1e3:.2f}"
+    text = f"{posing} by {residual_m * 1e3:.2f} mm ({worst})"
     bad: Level = "warning" if is_good else "error"
     notes.judge(residual_m <= usual_m, "residual", text, fix, bad=bad)
     if is_good and placed:

@@ -54,7 +54,7 @@ class Notes:
     ) -> None:
         """`ok` or, with the fix, a finding of level `bad`."""
         level: Level = "ok" if is_good else bad
-        fix = "" if is_good else fix or self.fix
+        fix = "" if level == "ok" else fix or self.fix
         self.findings.append(Finding(level, self.prefix + name, text, fix))
 
     def count(

@@ -8,8 +8,8 @@ from handmim.check.benchmarks import shares_in_masks
 from handmim.data.label_checks import (
     METRES,
     bones,
+    note_cameras,
     order_of,
-    plausible,
     settle_axes,
     settle_unit,
     unit_of,
@@ -84,7 +84,8 @@ def test_intrinsics_that_no_camera_of_these_images_has():
     short = good * [[0.1, 1, 1], [1, 0.1, 1], [1, 1, 1]]
     negative = good * [[-1, 1, 1], [1, -1, 1], [1, 1, 1]]
     bad = [good.T, far, stretched, short, negative, np.full((3, 3), np.nan), np.zeros((3, 3))]
-    assert plausible(np.stack([good, *bad]), 640, 480).tolist() == [True] + [False] * len(bad)
+    found = [note_cameras(Notes(), K[None], (640, 480), "K") for K in (good, *bad)]
+    assert found == [True] + [False] * len(bad)
 
 
 def test_shares_in_masks_by_hand():

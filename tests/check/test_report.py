@@ -8,8 +8,8 @@ import tracemalloc
 import pytest
 from rich.console import Console
 
+from handmim.check.benchmarks import read_rows
 from handmim.check.run import check_all, check_crops, check_keypoints, findings_table, totals
-from handmim.check.tree import read_rows
 from handmim.data import label_files
 from handmim.data.label_files import file_names
 from handmim.utils.findings import Finding, Notes, spread

@@ -227,8 +227,8 @@ def test_labels_that_mean_something_else_are_refused(content, load, plant, messa
         (one(keypoints_3d=[[0.0] * 21] * 3), "annotation 7: keypoints_3d .* 3 x 21"),
         (one(keypoints_3d=[["a"] * 3] * 21), "annotation 7: keypoints_3d .* number 0 is 'a'"),
         (one(K=[[1, 2], [3, 4]]), "annotation 7: K must be 3 x 3"),
-        (one(K=[[0, 0, 0]] * 3), "K of 1 of 1 hands is no camera's: annotation 7"),
-        (one(K=[[300, 0, 80], [0, 0, 60], [0, 0, 1]]), "K of 1 of 1 hands is no camera's"),
+        (one(K=[[0, 0, 0]] * 3), "1 of 1 hands have a K that is no camera's: annotation 7"),
+        (one(K=[[300, 0, 80], [0, 0, 60], [0, 0, 1]]), "1 of 1 hands have a K that is no camera's"),
         (one(category_id=[1]), "annotation 7: category_id"),
         (lambda c: c["annotations"].__setitem__(7, None), "entry 7 of annotations"),
         (one("images", width=-160), "image 7: width must be a positive number, got -160"),
@@ -373,7 +373,8 @@ def test_a_camera_that_does_not_fit_is_warned_about(content, load, caplog):
     assert not caplog.records
     content["annotations"][7]["K"][0][2] = 0
     load(content)
-    assert "keypoints_3d of 1 of 24 hands elsewhere than keypoints: annotation 7" in caplog.text
+    assert "1 of 24 hands have a K that projects keypoints_3d elsewhere" in caplog.text
+    assert "than keypoints: annotation 7" in caplog.text
 
 
 def test_hands_without_a_side_are_counted(content, load, caplog):

@@ -59,11 +59,8 @@ class Tree:
     def open(
         self, required: Sequence[str], lists: Mapping[str, str], hand: HandArrays | None
     ) -> list[str]:
-        """Names of the parts whose list is there, by part; training comes first.
-
-        Notes missing files (names with a suffix) and folders, an inner folder that is meant,
-        damaged metadata, and why labels are not posed with the hand model.
-        """
+        """The parts, training first, whose list is there; notes missing files and folders, damaged
+        metadata, and why labels are not posed with the hand model."""
         paths = {name: self.root / name for name in required}
         missing = [n for n, p in paths.items() if not (p.is_file() if p.suffix else p.is_dir())]
         vital, marker = next(iter(lists.items()))
@@ -158,10 +155,8 @@ def read_rows(
 def check_freihand(
     root: Path, hand: HandArrays | None, num_checked: int, *, full: bool = False
 ) -> list[Finding]:
-    """Findings on the unpacked dataset, the folder with training/ and training_K.json.
-
-    `num_checked` samples of each part are checked closely; `full` decodes all images.
-    """
+    """Findings on the folder with training/ and training_K.json; `num_checked` samples of each part
+    are checked closely, `full` decodes all images."""
     notes = Notes("freihand", SOURCE)
     tree = Tree(root, "freihand", notes, num_checked, full, (SIDE_PX, SIDE_PX))
     required = [f"{part}/rgb" for part in FREIHAND_COUNTS]
@@ -263,10 +258,8 @@ def shares_in_masks(
 def check_ho3d(
     root: Path, version: int, hand: HandArrays | None, num_checked: int, *, full: bool = False
 ) -> list[Finding]:
-    """Findings on the unpacked dataset, the folder with train.txt, meant to be version 2 or 3.
-
-    `num_checked` frames of each part are checked closely; `full` decodes all images.
-    """
+    """Findings on the folder with train.txt, meant to be version 2 or 3; `num_checked` frames of
+    each part are checked closely, `full` decodes all images."""
     notes = Notes(f"ho3d-v{version}", f"unpack HO3D_v{version}.zip again")
     tree = Tree(root, f"ho3d_v{version}", notes, num_checked, full, SIZE_PX)
     lists = {part: f"{part}.txt" for part in HO3D_COUNTS[version]}

@@ -91,11 +91,8 @@ def _software(notes: Notes) -> None:
         read = cv2.imdecode(cv2.imencode(".jpg", image)[1], cv2.IMREAD_COLOR)
         good = read is not None and float(np.abs(np.float64(read) - image).mean()) < 5
         notes.judge(good, "jpeg", f"OpenCV {cv2.__version__} reads JPEG", OPENCV)
-    found = [
-        f"{name} ({use}): {'no' if importlib.util.find_spec(name) is None else 'yes'}"
-        for name, use in OPTIONAL.items()
-    ]
-    notes.ok("optional", ", ".join(found))
+    absent = [f"{n} ({use})" for n, use in OPTIONAL.items() if importlib.util.find_spec(n) is None]
+    notes.ok("optional", f"optional libraries that are absent: {', '.join(absent) or 'none'}")
 
 
 def _device(notes: Notes) -> None:

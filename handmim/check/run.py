@@ -57,9 +57,7 @@ def doctor(cfg: DictConfig) -> int:
 
 def check_all(settings: Mapping[str, Any]) -> Iterator[tuple[str, list[Finding]]]:
     """Titles and findings by the settings of configs/doctor.yaml, each part as soon as it is done.
-
-    Raises: ValueError for settings that make no sense.
-    """
+    Raises: ValueError for settings that make no sense."""
     num, full, hand = settings["num_checked"], settings["full"], settings["hand"]
     at_least(1, num_checked=num)
     root, annotations = (settings["keypoints"][key] for key in ("root", "annotations"))

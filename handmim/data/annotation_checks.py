@@ -96,7 +96,6 @@ def check_annotations(annotations: Annotations, root: Path, notes: Notes) -> Non
 
 
 def _check_entries(notes: Notes, annotations: Annotations, values: Array) -> None:
-    """Copies in one image or several, confidences as visibilities, keypoints beside their box."""
     hands, seen = annotations.hands, values[..., 2] > 0
     copies, firsts = [], defaultdict[bytes, dict[str, str]](dict)
     for hand, num in zip(hands, seen.sum(axis=1), strict=True):
@@ -130,7 +129,6 @@ def _check_entries(notes: Notes, annotations: Annotations, values: Array) -> Non
 
 
 def _check_sizes(notes: Notes, images: list[Row], stored: Array, upright: Array) -> None:
-    """Stated sizes against those of the files [n, 2], with and without EXIF rotation."""
     num, names = len(images), [image["file_name"] for image in images]
     is_readable = stored[:, 0] > 0
     unreadable = [names[i] for i in np.flatnonzero(~is_readable)]
@@ -152,7 +150,6 @@ def _check_sizes(notes: Notes, images: list[Row], stored: Array, upright: Array)
 
 
 def _check_2d(notes: Notes, points: Array, seen: Mask, stored: Array, size: Array) -> None:
-    """Keypoints [n, 21, 2] against the stored and upright sizes [n, 2] of their images."""
 
     def outside(points: Array, size: Array) -> float:
         out = ((points < 0) | (points > size[:, None])).any(axis=2) & seen
@@ -193,7 +190,6 @@ def _check_2d(notes: Notes, points: Array, seen: Mask, stored: Array, size: Arra
 
 
 def _check_cameras(notes: Notes, hands: Sequence[Hand]) -> None:
-    """Whether K is a camera's, and projects the 3D keypoints onto the 2D ones."""
     cameras = [(hand, hand.K) for hand in hands if hand.K is not None]
     if not cameras:
         return

@@ -1,8 +1,5 @@
-"""COCO-style keypoint files: read, checked entry by entry, and converted to arrays.
-
-Errors are findings, so that the doctor reports all of them. `annotation_checks` checks what the
-numbers mean.
-"""
+"""COCO-style keypoint files: read, checked entry by entry, and converted to arrays; errors are
+findings. `annotation_checks` checks what the numbers mean."""
 
 import posixpath
 from collections import Counter
@@ -246,7 +243,6 @@ def _hands(
 
 
 def _categories(lists: Row, notes: Notes, errors: Notes) -> list[Row]:
-    """Entries of `categories`, none where there is no such list."""
     for field, kind in (("info", dict), ("licenses", list)):
         if lists.get(field) and not isinstance(lists[field], kind):
             text = f"{field} is {short(lists[field])}, COCO has a {kind.__name__} there"

@@ -100,11 +100,8 @@ def check_freihand_labels(
     size_px: tuple[int, int] | None,
     fall_on_masks: Callable[[NDArray[np.bool_], Labels], bool] | None = None,
 ) -> None:
-    """Note what is wrong with FreiHAND's labels of some samples; a wrong K is noted once.
-
-    `raw` has [n, ...] by name of the list. No model leaves out what needs the hand, no size of the
-    images (width, height) leaves K unchecked; `fall_on_masks` compares joints with masks.
-    """
+    """Note what is wrong with labels [n, ...] of some samples, by name of the list. No model leaves
+    out what needs it, no size (width, height) K; `fall_on_masks` compares joints with masks."""
     where = {name: f"{part}_{name}.json" for name in raw}
     is_finite = checks.finite(notes, {where[name]: values for name, values in raw.items()})
     labels = {name: values[is_finite] for name, values in raw.items()}
@@ -143,7 +140,6 @@ def check_freihand_labels(
 
 
 def _note_pose(notes: Notes, part: str, labels: Labels, model: HandModel, trusts_K: bool) -> None:
-    """Posed hands against the vertices, and joints regressed from vertices against the given."""
     verts, off_m, tips = labels["verts"], np.inf, FINGERTIP_VERTS["freihand"]
     if "xyz" in labels:
         error = regressed_joints(verts, model.arrays.J_regressor, tips) - labels["xyz"]
@@ -303,7 +299,6 @@ class FreiHand(Dataset[HandSample | CropSample]):
         return len(self.ids)
 
     def _read(self, image_id: int) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
-        """An image, and crop_from_img."""
         image = read_image(self.root / self.folder / "rgb" / f"{image_id:08d}.jpg")
         height, width = image.shape[:2]
         return image, crop_map(np.array([0, 0, width, height]), self.crop_scale, self.image_px)

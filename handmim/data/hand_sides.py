@@ -97,11 +97,8 @@ class SideReader:
         }
 
     def read(self, *entries: Mapping[str, Any]) -> tuple[bool, str] | None:
-        """Whether a hand is a right one, and the field that states it; None where none does.
-
-        The annotation, its image and `info` of the file: later ones count where earlier state none.
-        Raises: ValueError for an unknown value or fields that contradict each other.
-        """
+        """Whether a hand is a right one, and the field of the first entry that states it; None
+        where none does. Raises: ValueError for an unknown value or fields that contradict."""
         for entry in entries:
             found = self._stated(entry)
             if len(set(found.values())) > 1:

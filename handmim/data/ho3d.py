@@ -57,9 +57,8 @@ def read_frames(path: Path) -> list[str]:
 
 
 def split_takes(frames: list[str], split: str, val_fraction: float, seed: int) -> list[str]:
-    """Frames of a training split, cut by recording: drawn at random for "val" as long as that
-    brings its share nearer to `val_fraction`; one at least is held back, and one at least is not.
-    """
+    """Frames of a training split, cut by recording: drawn for "val" as long as that brings its
+    share nearer to `val_fraction`; one at least is held back, and one at least is not."""
     below_one(val_fraction=val_fraction)
     if split == "all":
         return frames
@@ -131,7 +130,6 @@ def note_metas(
 
 
 def _note_training(notes: Notes, metas: Metas, model: HandModel | None, size_px: Size) -> None:
-    """Pose, joints and camera of frames."""
     nameless = [frame for frame, meta in metas.items() if not _has_pose(meta)]
     text = "checked frames have no hand annotation (None fields)"
     fix = f"they count as unlabelled; the genuine lists have none: {notes.fix}"
@@ -166,7 +164,6 @@ def _note_training(notes: Notes, metas: Metas, model: HandModel | None, size_px:
 
 
 def _note_evaluation(notes: Notes, metas: list[Meta], size_px: Size) -> None:
-    """Boxes, wrists and cameras of frames."""
     given = [meta for meta in metas if meta.get("handBoundingBox") is not None]
     text = f"{len(given)} of {len(metas)} checked evaluation frames have a handBoundingBox"
     fix = f"without it the whole image is cropped: {notes.fix}"

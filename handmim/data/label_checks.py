@@ -214,11 +214,8 @@ def posed(hand: HandLayer, *pose: NDArray[np.floating]) -> HandMesh:
 def note_posing(
     notes: Notes, posed_m: Array, given_m: Array, posing: str, usual_m: float, fix: str, placed: str
 ) -> bool:
-    """Note how far posed points [n, P, 3] are off their labels; False for another hand model.
-
-    `posing` is the subject of the text, and up to a median of `usual_m` nothing is wrong. `placed`
-    names what is placed by which labels; "" leaves the translation unchecked.
-    """
+    """Note how far posed points [n, P, 3] are off their labels; False for another hand model. Up to
+    a median of `usual_m` nothing is wrong; `placed` "" leaves the translation unchecked."""
     shift = (given_m - posed_m).mean(axis=1, keepdims=True)
     residuals_m = np.linalg.norm(posed_m + shift - given_m, axis=2).mean(axis=1)
     residual_m, off_m = (float(np.median(x)) for x in (residuals_m, np.linalg.norm(shift, axis=2)))

@@ -108,10 +108,8 @@ def numbers(value: Any, shapes: Sequence[tuple[int, ...]]) -> Array | str:
 
 
 class NumberLists:
-    """JSON lists of equally shaped entries of numbers, read piece by piece and entry by entry.
-
-    Messages begin with the `name` of the file and end with the required `form`.
-    """
+    """JSON lists of equally shaped entries of numbers, read piece by piece and entry by entry;
+    messages begin with the `name` of the file and end with the required `form`."""
 
     def __init__(self, file: IO[bytes], name: str, form: str) -> None:
         self.file, self.name, self.form = file, name, form
@@ -122,10 +120,8 @@ class NumberLists:
         raise ValueError(f"{self.name} {what}: {self.form}")
 
     def entries(self, what: str, shape: tuple[int, ...]) -> Iterator[Array]:
-        """The entries of the list that begins here, of this shape or nested deeper, of `what`.
-
-        Raises: ValueError naming the first entry of another form.
-        """
+        """The entries of the list of `what` that begins here, of this shape or nested deeper.
+        Raises: ValueError naming the first entry of another form."""
         if self.next_byte() != b"[":
             self.fail(f"has no list where that of the {what} should begin")
         if self.next_byte():
@@ -181,7 +177,6 @@ class NumberLists:
 
 
 def _described(entry: bytes, shape: tuple[int, ...]) -> str:
-    """What came instead of an entry of numbers."""
     if len(entry) > LONGEST_DESCRIBED_BYTES:
         return f"{len(entry) / 1e6:.1f} MB of text"
     try:
@@ -195,10 +190,8 @@ def _described(entry: bytes, shape: tuple[int, ...]) -> str:
 
 
 def read_entries(path: Path, shape: tuple[int, ...]) -> Iterator[Array]:
-    """The entries of a JSON list of equally nested lists of numbers, one at a time.
-
-    Raises: FileNotFoundError; ValueError naming the first entry that is not of this shape.
-    """
+    """The entries of a JSON list of equally nested lists of numbers, one at a time. Raises:
+    FileNotFoundError; ValueError naming the first entry that is not of this shape."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     with path.open("rb") as file:

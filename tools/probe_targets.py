@@ -40,10 +40,8 @@ def main(cfg: DictConfig) -> None:
             "labelled crops are required, got probe=none: probe=keypoints, or data=synthetic "
             "probe=synthetic"
         )
-    augment = build(hook.augment)
-    train, test = (
-        embedded(build(part), augment, 256, targets_of) for part in (hook.train_set, hook.test_set)
-    )
+    how = build(hook.augment), 256, torch.device("cpu"), targets_of
+    train, test = (embedded(build(part), *how) for part in (hook.train_set, hook.test_set))
     rows = {"mean pose": mean_pose(train.poses, test.poses)}
     for name in TARGETS:
         x, z = train.features[name], test.features[name]

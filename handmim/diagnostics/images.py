@@ -126,11 +126,9 @@ def _beside(
 def draw_neighbours(query: Tensor, base: Tensor, order: Tensor) -> Image:
     """One row per query: images [m, 3, H, W] in [0, 1], each before those of `base` [n, 3, H, W] at
     its `order` [m, k], nearest first."""
-    tiles = []
-    for image, indices in zip(query, order.tolist(), strict=True):
-        tiles += [_enlarged(image), *(_enlarged(base[i]) for i in indices)]
-    k = order.shape[1]
-    return contact_sheet(tiles, 1 + k, ["query", *(f"neighbour {i + 1}" for i in range(k))])
+    tiles = _beside(query, [[_image(base[i]) for i in row] for row in order], cv2.INTER_CUBIC)
+    names = ["query", *(f"neighbour {i + 1}" for i in range(order.shape[1]))]
+    return contact_sheet(tiles, len(names), names)
 
 
 def draw_patch_colours(images: Tensor, tokens: Tokens) -> Image:

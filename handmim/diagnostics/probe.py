@@ -19,8 +19,8 @@ from torch.utils.data import Dataset, Subset
 
 from handmim.data.augment import HandAugment
 from handmim.data.loader import batches
+from handmim.diagnostics.collapse import effective_rank
 from handmim.diagnostics.images import draw_images_with_points, draw_neighbours
-from handmim.diagnostics.statistics import effective_rank
 from handmim.geometry.align import similarity_align
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.metrics.pose import crop_share_errors, point_errors_m
@@ -60,10 +60,9 @@ def embedded(
     dataset: Dataset[HandSample],
     augment: HandAugment,
     batch_size: int,
+    device: torch.device,
     embed: Callable[[Tensor], dict[str, Tensor]],
-    *,
     required: int = 1,
-    device: torch.device | None = None,
 ) -> LabelledFeatures:
     """Features that `embed` finds in evaluation crops [n, 3, H, W] in [0, 1], on the CPU.
 
@@ -72,7 +71,7 @@ def embedded(
     features: dict[str, list[Tensor]] = defaultdict(list)
     whole, kp2d, joints, all_3d = [], [], [], True
     for stored in batches(dataset, batch_size):
-        batch = augment.evaluate(stored if device is None else stored.moved(device))
+        batch = augment.evaluate(stored.moved(device))
         is_whole = batch.kp2d_valid.all(dim=1)
         for name, x in embed(batch.image[is_whole]).items():
             features[name].append(x.float().cpu())
@@ -115,7 +114,7 @@ def ridge(train_x: Tensor, train_y: Sequence[Tensor], test_x: Tensor) -> list[tu
             float((x[cut:] @ weight + bias - y[cut:]).square().mean())
             for weight, bias in solve_part(y[:cut], PENALTIES)
         ]
-        best = PENALTIES[min(range(len(errors)), key=errors.__getitem__)]
+        best = min(zip(errors, PENALTIES, strict=True))[1]
         ((weight, bias),) = solve(y, (best,))
         predicted.append((z @ weight + bias, best))
     return predicted
@@ -249,8 +248,9 @@ class ProbeHook:
                 found["points"] = points.flatten(1)
             return found
 
-        required, size = MIN_TRAIN if dataset is self.train_set else 1, self.batch_size
-        found = embedded(dataset, self.augment, size, embed, required=required, device=run.device)
+        required = MIN_TRAIN if dataset is self.train_set else 1
+        how = self.augment, self.batch_size, run.device
+        found = embedded(dataset, *how, embed, required)
         num = len(found.poses.kp2d_ndc)
         if num < found.total and dataset not in self._reported:
             log.info("probe: %d of %d samples have all 21 joints in 2D", num, found.total)

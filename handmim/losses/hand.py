@@ -1,8 +1,7 @@
 """Losses on the regressed hand, one number per refinement step: joints (of a hand model or bare
 keypoints), vertices, edges, rotations and shape; and scalars of auxiliary maps."""
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,26 +23,6 @@ from handmim.losses.composite import (
 from handmim.types import HandBatch, HandOutputs
 
 NEAREST_M = 0.01  # vertices nearer to the camera's centre, or behind it, are left out
-
-
-class JointEstimate(Protocol):
-    """One estimate of a hand's joints."""
-
-    @property
-    def joints_root_m(self) -> Tensor:
-        """[B, 21, 3] metres, camera axes, root joint at the origin."""
-
-    @property
-    def joints_crop_ndc(self) -> Tensor:
-        """[B, 21, 2] positions in the crop."""
-
-
-class JointOutputs(Protocol):
-    """The estimate that a head starts from, then its refinements; the last is the prediction."""
-
-    @property
-    def steps(self) -> Sequence[JointEstimate]:
-        """T + 1 estimates."""
 
 
 def root_relative(batch: HandBatch, root_joint: int) -> tuple[Tensor, Tensor]:
@@ -72,7 +51,7 @@ class JointLoss(LossTerm):
     unit_m: float = positive(1.0)
     beta: float = positive(0.0, or_zero=True)
 
-    def forward(self, out: JointOutputs, batch: HandBatch) -> Tensor:
+    def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
         target, valid = root_relative(batch, self.root_joint)
         errors = [
             point_error(step.joints_root_m / self.unit_m, target / self.unit_m, self.beta)
@@ -88,7 +67,7 @@ class JointLoss2D(LossTerm):
 
     beta: float = positive(0.0, or_zero=True)
 
-    def forward(self, out: JointOutputs, batch: HandBatch) -> Tensor:
+    def forward(self, out: HandOutputs, batch: HandBatch) -> Tensor:
         valid, conf = batch.kp2d_valid, batch.kp2d_conf
         target = zero_invalid(batch.kp2d_crop_ndc, valid)
         errors = [point_error(s.joints_crop_ndc, target, self.beta) for s in out.steps[1:]]

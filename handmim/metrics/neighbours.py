@@ -112,16 +112,6 @@ def _nearest_of_four(xyz, start, end, queries, i, nearest):  # type: ignore[no-u
 
 
 @njit(cache=True, nogil=True)
-def _any_within(points, x, y, z, limit):  # type: ignore[no-untyped-def]
-    # No fastmath: it would let the compiler round distances at the threshold differently.
-    count = 0
-    for j in range(points.shape[0]):
-        dx, dy, dz = points[j, 0] - x, points[j, 1] - y, points[j, 2] - z
-        count += dx * dx + dy * dy + dz * dz <= limit
-    return count > 0
-
-
-@njit(cache=True, nogil=True)
 def _cloud_of(p):  # type: ignore[no-untyped-def]
     # points by slab; where each slab starts, then how many points there are; their indices
     xyz = np.empty((3, p + LANES), np.float32)
@@ -184,7 +174,11 @@ def _decide(squares, who, num, points, others, limits, bounds, hits):  # type: i
         for i in range(num if doubts else 0):
             if sure <= squares[i] <= maybe:
                 x, y, z = points[who[i], 0], points[who[i], 1], points[who[i], 2]
-                hits[t] += _any_within(others, x, y, z, limits[t])
+                count = 0  # no fastmath: it would round distances at the threshold differently
+                for j in range(others.shape[0]):
+                    dx, dy, dz = others[j, 0] - x, others[j, 1] - y, others[j, 2] - z
+                    count += dx * dx + dy * dy + dz * dz <= limits[t]
+                hits[t] += count > 0
 
 
 @njit(cache=True, nogil=True)

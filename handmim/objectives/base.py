@@ -43,9 +43,6 @@ LAST_BLOCK = {"cls", "local_cls", "keypoints", "projected_patches", "projected_c
 class UnreadError(ValueError):
     """An objective uses what no `reads` names."""
 
-    def __init__(self, used: str, read: str) -> None:
-        super().__init__(f"{used} is used, but no `reads` names {read!r}")
-
 
 def call(name: str, method: Callable[..., T], *args: Any) -> T:
     """Call a method of an objective; an error of what it may read gets the objective's name."""
@@ -187,8 +184,7 @@ class StepContext:
     @property
     def shape(self) -> tuple[int, int]:
         """(B, G)."""
-        b, g = self.batch.views.shape[:2]
-        return b, g
+        return len(self.batch.views), self.batch.views.shape[1]
 
     @property
     def is_masked(self) -> Tensor:
@@ -199,7 +195,7 @@ class StepContext:
     def student(self) -> Tokens:
         """The student's tokens; beside taps reads "cls"."""
         if self.ends_at_taps:
-            raise UnreadError("ctx.student", "cls")
+            raise UnreadError("ctx.student is used, but no `reads` names 'cls'")
         return self.tokens
 
     @cached_property
@@ -216,7 +212,7 @@ class StepContext:
     def patches(self) -> Tensor:
         """[B, G, N, D] patch tokens of the student; reads "masked_patches", "visible_patches"."""
         if self.student.patches.ndim == 2:
-            raise UnreadError("ctx.patches", "visible_patches")
+            raise UnreadError("ctx.patches is used, but no `reads` names 'visible_patches'")
         return self.student.patches.unflatten(0, self.shape)
 
     @property
@@ -229,20 +225,20 @@ class StepContext:
     def teacher(self) -> Tokens:
         """The teacher's tokens; reads "teacher_..."."""
         if self.teacher_tokens is None:
-            raise UnreadError("ctx.teacher", "teacher_cls")
+            raise UnreadError("ctx.teacher is used, but no `reads` names 'teacher_cls'")
         return self.teacher_tokens
 
     def teacher_head(self, name: str) -> Any:
         """The teacher's copy of a shared head, or of an objective's own module."""
         if self.teacher_heads is None:
-            raise UnreadError("ctx.teacher_head", "teacher_cls")
+            raise UnreadError("ctx.teacher_head is used, but no `reads` names 'teacher_cls'")
         return self.teacher_heads[name]
 
     @property
     def keypoints(self) -> Tensor:
         """[B, G, K, d] the student's pseudo-keypoints in each view's ndc; reads "keypoints"."""
         if self.points is None:
-            raise UnreadError("ctx.keypoints", "keypoints")
+            raise UnreadError("ctx.keypoints is used, but no `reads` names 'keypoints'")
         return self.points
 
     @cached_property

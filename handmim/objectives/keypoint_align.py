@@ -26,6 +26,8 @@ from handmim.objectives.distillation import (
     project,
 )
 from handmim.objectives.keypoints import KeypointHead
+from handmim.types import PretrainBatch
+from handmim.utils.ranks import count_over_ranks, mean_over_ranks
 
 REGULARISERS = ("spread", "repulsion", "variance")
 PARTS = {
@@ -36,7 +38,6 @@ PARTS = {
 }
 SIZES = {"num_prototypes": 4096, "hidden_dim": 512, "bottleneck_dim": 256, "num_layers": 2}
 MIN_STD_NDC = 0.25  # within a sample, of the spread hinge
-REGRESSION = ("kind", "frame", "pairs", "beta_ndc", "limit_ndc", "invert_scale")
 
 
 class AlignedPoints(NamedTuple):
@@ -57,18 +58,22 @@ class KeypointAlign(ClassObjective):
     target: str = choice("ema", "student")
     predictor: bool = False  # a residual MLP, which starts as the identity, estimates the target
     parts: str = choice("full", "reg", "regularised", "disc")  # the last: discrimination alone
-    kind: str = choice("smooth_l1", "l2", "cosine")  # this to invert_scale: `aligned_regression`
-    frame: str = choice("view", "source")
-    pairs: str = choice("cross", "cross+same")
-    beta_ndc: float = positive(0.05)
+    kind: str = choice("smooth_l1", "l2", "cosine")  # cosine: of all coordinates of a sample
+    frame: str = choice("view", "source")  # where points are compared
+    pairs: str = choice("cross", "cross+same")  # of different views, or also a view with itself
+    beta_ndc: float = positive(0.05)  # where smooth L1 turns linear
+    # A point that another view predicts beyond this in the student's view does not count, whatever
+    # the frame; None counts all.
     limit_ndc: float | None = 1.5
-    invert_scale: bool = True  # also of the contrast
+    invert_scale: bool = True  # False leaves the views' sizes in, as PeCLR does, also in contrasts
     min_scale_ndc: float = positive(0.05)  # this and the next two: `RunningScale`
     detach_scale: bool = True
     scale_momentum: float | None = None
     # Contrast with the batch, or the teacher's "proto"types of one view predicted from another.
     disc: str = choice("nce", "proto", "none")
-    embed: str = choice("shape", "canonical")  # see `aligned_shapes`
+    # Shapes keep their orientation, or are rotated to their mean, which takes that shortcut from a
+    # contrast.
+    embed: str = choice("shape", "canonical")
     nce_temp: float = positive(0.2)
     proto_temp: float = positive(0.1)  # the student's
     prototypes: Mapping[str, int] | None = None  # of the `ProjectionHead`, where unlike `SIZES`
@@ -86,8 +91,6 @@ class KeypointAlign(ClassObjective):
         self.weights = {name: weight for name, weight in weights.items() if weight}
         if not self.weights:
             raise ValueError(f"parts={self.parts} with disc={self.disc} has no part with a weight")
-        self.regression = {name: getattr(self, name) for name in REGRESSION}
-        self.shape: dict[str, Any] = {"embed": self.embed, "invert_scale": self.invert_scale}
         self.running_scale = point_sets.RunningScale(
             floor_ndc=self.min_scale_ndc, detach=self.detach_scale, momentum=self.scale_momentum
         )
@@ -118,28 +121,84 @@ class KeypointAlign(ClassObjective):
         target = ctx.teacher_keypoints if self.target == "ema" else points
         if not self.has_prototypes:
             return AlignedPoints(points, predicted, target)
-        shapes = [
-            point_sets.aligned_shapes(points, ctx.batch, **self.shape)
-            for points in (predicted, target.detach())
-        ]
+        shapes = [self.aligned_shapes(p, ctx.batch) for p in (predicted, target.detach())]
         name, pairs = "keypoint_prototypes", [Pair(*shapes)]
         (pair,) = project(ctx, self.keypoint_prototypes, name, pairs)
         return AlignedPoints(points, predicted, target, self.class_targets(ctx, pair, name))
+
+    def _shapes(self, source: Tensor, reference: Tensor | None = None) -> Tensor:
+        if self.embed == "canonical":
+            return point_sets.canonical_shapes(source, reference)
+        return (source - source.mean(dim=-2, keepdim=True)).flatten(-2)
+
+    def aligned_shapes(self, points: Tensor, batch: PretrainBatch) -> Tensor:
+        """Each view's points in the source crop, without their position, as one unit vector [B, G,
+        K * d], 0 for points at one location."""
+        source = point_sets.in_source(points, batch, with_scale=self.invert_scale)
+        return F.normalize(self._shapes(source), dim=-1)
+
+    def regression(
+        self, points: Tensor, target: Tensor, batch: PretrainBatch, scale: Tensor | float
+    ) -> Tensor:
+        """Distance of points from the carried points of another view, mean over ordered pairs of
+        views and over all coordinates that count; `scale` divides it, twice for l2."""
+        maps: dict[str, Any] = {"batch": batch, "with_scale": self.invert_scale}
+        source, sync = point_sets.in_source(target, **maps), self.training
+        mine = points if self.frame == "view" else point_sets.in_source(points, **maps)
+        costs = []
+        for shift in range(0 if self.pairs == "cross+same" else 1, points.shape[1]):
+            other, in_view = source.roll(-shift, dims=1), target
+            if shift and (self.frame == "view" or self.limit_ndc is not None):
+                in_view = point_sets.in_views(other, **maps)
+            counts = torch.ones_like(other[..., :1], dtype=torch.bool)
+            if self.limit_ndc is not None:
+                counts = (in_view.detach()[..., :2].abs() <= self.limit_ndc).all(-1, keepdim=True)
+            other = in_view if self.frame == "view" else other
+            if self.kind == "cosine":
+                a, b = (torch.where(counts, x, 0.0).flatten(-2) for x in (mine, other))
+                distance = 1.0 - F.cosine_similarity(a, b, dim=-1, eps=1e-6)
+                is_counted = counts.any(dim=-2).squeeze(-1)
+                num = count_over_ranks(is_counted.sum(), sync=sync)
+                costs.append((distance * is_counted).sum() / num)
+                continue
+            if self.kind == "smooth_l1":
+                error = F.smooth_l1_loss(mine, other, beta=self.beta_ndc, reduction="none") / scale
+            else:
+                error = (mine - other).square() / scale**2
+            num = count_over_ranks(error.shape[-1] * counts.sum(), sync=sync)
+            costs.append(torch.where(counts, error, 0.0).sum() / num)
+        return torch.stack(costs).mean()
+
+    def contrast(self, points: Tensor, target: Tensor, batch: PretrainBatch) -> Tensor:
+        """`nt_xent` of shapes: another view of a sample against the other samples in that view.
+
+        Each set loses the batch's mean shape besides its own mean: the common template would
+        otherwise dominate the cosine and leave no contrast.
+        """
+        maps: dict[str, Any] = {"batch": batch, "with_scale": self.invert_scale}
+        sync, reference, sets = self.training, None, []
+        mine, other = (point_sets.in_source(p, **maps) for p in (points, target))
+        if self.embed == "canonical":
+            whole = point_sets.unit_shapes(other.detach())
+            reference = point_sets.mean_shape(whole, sync=sync)
+        for shapes in (self._shapes(mine, reference), self._shapes(other, reference)):
+            template = shapes.detach().mean(dim=(0, 1), keepdim=True)
+            template = mean_over_ranks(template) if sync else template
+            sets.append(F.normalize(shapes - template, dim=-1))
+        return point_sets.nt_xent(*sets, temp=self.nce_temp, group=batch.group, sync=sync)
 
     def part(self, name: str, ctx: StepContext, found: AlignedPoints) -> Tensor:
         """One part without its weight, scalar."""
         batch, sync = ctx.batch, self.training
         points, predicted, target = (p.float() for p in found[:3])
         if name == "reg":
-            settings = {"scale": self.running_scale(target), "sync": sync, **self.regression}
-            return point_sets.aligned_regression(predicted, target, batch, **settings)
+            return self.regression(predicted, target, batch, self.running_scale(target))
         if name == "disc" and found.classes is not None:
             return cross_view_ce(found.classes, self.proto_temp)
         if name == "disc":
-            settings = {"temp": self.nce_temp, "sync": sync, **self.shape}
-            return point_sets.aligned_nce(predicted, target, batch, **settings)
+            return self.contrast(predicted, target, batch)
         if name == "spread":
-            return point_sets.spread_hinge(points, MIN_STD_NDC)
+            return F.relu(MIN_STD_NDC - point_sets.point_std(points)).square().mean()
         if name == "repulsion":
             return point_sets.repulsion(points, self.min_distance_ndc)
         # In the source: a known warp or stretch of the view is no articulation.
@@ -241,16 +300,14 @@ class PeCLR(Objective):
     reads = frozenset({"keypoints"})
     temp: float = positive(0.5)
 
-    def predict(self, ctx: StepContext) -> Tensor:
-        return ctx.keypoints
-
-    def loss(self, ctx: StepContext, prediction: Tensor) -> Tensor:
+    def loss(self, ctx: StepContext, prediction: None) -> Tensor:
         """Scalar. Raises: ValueError for points that are not in the plane."""
-        shape = prediction.shape[-2:]
+        points = ctx.keypoints.float()
+        shape = points.shape[-2:]
         if shape[-1] != 2:
             raise ValueError(f"peclr rotates points in the plane, got {shape[-1]} per point")
-        with torch.autocast(prediction.device.type, enabled=False):
-            unit = F.normalize(prediction.float().flatten(-2), dim=-1).unflatten(-1, shape)
+        with torch.autocast(points.device.type, enabled=False):
+            unit = F.normalize(points.flatten(-2), dim=-1).unflatten(-1, shape)
             back = undone(unit, ctx.batch.source_from_view)
             z, group = F.normalize(back.flatten(-2), dim=-1), ctx.batch.group
             return point_sets.nt_xent(

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handmim.geometry.camera import cell_centres_ndc
-from handmim.geometry.crop import to_source
 from handmim.models.layers import BatchNorm1d, mlp
-from handmim.objectives.point_sets import canonical_shapes
+from handmim.objectives.point_sets import canonical_shapes, in_source
 from handmim.types import PretrainBatch, Tokens
 from handmim.utils.arguments import above, at_least, one_of
 
@@ -103,23 +102,24 @@ class SoftArgmaxKeypoints(nn.Module):
             centres = torch.empty(num_keypoints, 2).uniform_(-init_spread, init_spread)
             self.prior_centres = nn.Parameter(centres)
             self.prior_log_width = nn.Parameter(torch.full((num_keypoints,), math.log(prior_ndc)))
-        self.register_buffer("cells_ndc", self._cells(), persistent=False)
-
-    def _cells(self) -> Tensor:
-        """[N * refine^2, 2] centres of all cells, patch by patch, row by row within a patch."""
-        h, w = self.grid_hw
-        r = self.refine
-        y, x = (cell_centres_ndc(n * r) for n in (h, w))
+        # [N * refine^2, 2] centres of all cells, patch by patch, row by row within a patch.
+        h, w = grid_hw
+        y, x = (cell_centres_ndc(n * refine) for n in grid_hw)
         grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)  # [h r, w r, 2]
-        return grid.reshape(h, r, w, r, 2).transpose(1, 2).reshape(-1, 2)
+        cells = grid.reshape(h, refine, w, refine, 2).transpose(1, 2).reshape(-1, 2)
+        self.register_buffer("cells_ndc", cells, persistent=False)
 
-    def _heat_maps(self, tokens: Tokens, of_class: Tensor | None) -> Tensor:
-        """[V, K, N * refine^2] shares of each point in the order of `cells_ndc`, fp32."""
+    def forward(self, tokens: Tokens) -> Tensor:
+        """Tokens of [V, ...] to [V, K, d] points in ndc, fp32.
+
+        Raises: ValueError when tokens were dropped or the image has another size.
+        """
         v, n = tokens.patches.shape[:2]
         if n != self.grid_hw[0] * self.grid_hw[1]:
             raise ValueError(
                 f"keypoints require a grid of {self.grid_hw} patches, got {n} (img_px, mask_mode)"
             )
+        of_class = None if self.of_class is None else self.of_class(tokens.cls)
         keys = self.keys(tokens.patches).reshape(v, n * self.refine**2, self.key_dim)
         queries = self.queries.expand(v, -1, -1)
         if self.class_query and of_class is not None:
@@ -130,15 +130,7 @@ class SoftArgmaxKeypoints(nn.Module):
         if self.prior_centres is not None:
             gap = (self.prior_centres[:, None] - self.cells_ndc).square().sum(dim=-1)
             logits = logits - 0.5 * gap / (2.0 * self.prior_log_width).exp()[:, None]
-        return logits.softmax(dim=-1)
-
-    def forward(self, tokens: Tokens) -> Tensor:
-        """Tokens of [V, ...] to [V, K, d] points in ndc, fp32.
-
-        Raises: ValueError when tokens were dropped or the image has another size.
-        """
-        of_class = None if self.of_class is None else self.of_class(tokens.cls)
-        heat = self._heat_maps(tokens, of_class)
+        heat = logits.softmax(dim=-1)  # [V, K, N * refine^2]
         # Written out: autocast would round positions to 1e-2.
         positions = torch.stack([(heat * axis).sum(dim=-1) for axis in self.cells_ndc.T], dim=-1)
         if self.num_dims == 2 or of_class is None:
@@ -197,16 +189,16 @@ def keypoint_diagnostics(points_ndc: Tensor, batch: PretrainBatch) -> dict[str, 
         dominates them.
     """
     points = points_ndc.float()
-    in_source = to_source(points, batch.source_from_view.float(), batch.displacement_ndc)
-    a, b = in_source[:, 0], in_source[:, 1]
-    shapes = (in_source - in_source.mean(dim=2, keepdim=True)).flatten(2)
+    source = in_source(points, batch)
+    a, b = source[:, 0], source[:, 1]
+    shapes = (source - source.mean(dim=2, keepdim=True)).flatten(2)
     distinct = shapes - shapes.mean(dim=(0, 1), keepdim=True)
     nearest = torch.cdist(distinct[:, 0], distinct[:, 1]).argmin(dim=1)
     same = nearest == torch.arange(len(nearest), device=nearest.device)
     unit = F.normalize(shapes[:, 0], dim=-1)
     pairs = max(len(unit) * (len(unit) - 1), 1)
     cosine = (unit.sum(dim=0).square().sum() - unit.square().sum()) / pairs
-    q = canonical_shapes(in_source[:, :2])
+    q = canonical_shapes(source[:, :2])
     return {
         "keypoints/spread_ndc": points.std(dim=2, correction=0).mean(),
         "keypoints/view_std_ndc": points[:, 0].std(dim=0, correction=0).mean(),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from handmim.geometry.crop import from_source, scale_of, to_source
 from handmim.types import PretrainBatch
 from handmim.utils.arguments import below_one
-from handmim.utils.ranks import count_over_ranks, gathered, mean_over_ranks
+from handmim.utils.ranks import gathered, mean_over_ranks
 
 
 def in_source(points: Tensor, batch: PretrainBatch, *, with_scale: bool = True) -> Tensor:
@@ -46,14 +46,9 @@ def carried(linear: Tensor, vectors: Tensor) -> Tensor:
     return (linear.unsqueeze(-3) * vectors.unsqueeze(-2)).sum(dim=-1)
 
 
-def _std(points: Tensor) -> Tensor:
+def point_std(points: Tensor) -> Tensor:
     """[..., K, d] to [..., d], standard deviation over points."""
     return (points.var(dim=-2, correction=0) + 1e-8).sqrt()
-
-
-def point_spread(points: Tensor) -> Tensor:
-    """Mean over samples and axes of the standard deviation over points: [..., K, d] -> scalar."""
-    return _std(points).mean()
 
 
 class RunningScale(nn.Module):
@@ -81,10 +76,9 @@ class RunningScale(nn.Module):
 
     def forward(self, target_points: Tensor) -> Tensor:
         """Scalar from [..., K, d]; the average moves in training mode only."""
-        spread = point_spread(target_points)
+        spread = point_std(target_points).mean()
         spread = spread.detach() if self.detach else spread
-        if self.training:
-            spread = mean_over_ranks(spread)
+        spread = mean_over_ranks(spread) if self.training else spread
         if self.momentum is not None:
             if self.training:
                 is_first = self.average == 0
@@ -92,69 +86,6 @@ class RunningScale(nn.Module):
             # Before the first training batch there is no average: this batch's spread.
             spread = torch.where(self.average > 0, self.average, spread).clone()
         return spread.clamp(min=self.floor_ndc)
-
-
-def aligned_regression(
-    points: Tensor,
-    target_points: Tensor,
-    batch: PretrainBatch,
-    *,
-    scale: Tensor | float,
-    kind: str = "smooth_l1",
-    frame: str = "view",
-    pairs: str = "cross",
-    beta_ndc: float = 0.05,
-    limit_ndc: float | None = 1.5,
-    invert_scale: bool = True,
-    sync: bool = False,
-) -> Tensor:
-    """Distance of points from the carried points of another view, mean over ordered pairs of views
-    and over all coordinates that count, with `sync` those of all processes.
-
-    Args:
-        points, target_points: of the network that learns, and of the one that is matched.
-        batch: the views' geometry.
-        scale: spread that divides the distance, twice for "l2"; unused by "cosine".
-        kind: "smooth_l1" | "l2" (squares) | "cosine" (1 - cosine of all coordinates of a sample).
-        frame: compare in the "view" of `points`, or carry both to the "source" crop.
-        pairs: of different views, or also a view with itself ("cross+same").
-        beta_ndc: where smooth L1 turns linear.
-        limit_ndc: a point that another view predicts beyond this in the view of `points` does not
-            count, whatever the frame; None counts all.
-        invert_scale: False leaves the views' sizes in, as PeCLR does.
-        sync: see above.
-    """
-    source = in_source(target_points, batch, with_scale=invert_scale)
-    mine = points if frame == "view" else in_source(points, batch, with_scale=invert_scale)
-    costs = []
-    for shift in range(0 if pairs == "cross+same" else 1, points.shape[1]):
-        other = source.roll(-shift, dims=1)
-        in_view = target_points
-        if shift and (frame == "view" or limit_ndc is not None):
-            in_view = in_views(other, batch, with_scale=invert_scale)
-        counts = torch.ones_like(other[..., :1], dtype=torch.bool)
-        if limit_ndc is not None:
-            counts = (in_view.detach()[..., :2].abs() <= limit_ndc).all(dim=-1, keepdim=True)
-        other = in_view if frame == "view" else other
-        if kind == "cosine":
-            a, b = (torch.where(counts, x, 0.0).flatten(-2) for x in (mine, other))
-            distance = 1.0 - F.cosine_similarity(a, b, dim=-1, eps=1e-6)
-            is_counted = counts.any(dim=-2).squeeze(-1)
-            num = count_over_ranks(is_counted.sum(), sync=sync)
-            costs.append((distance * is_counted).sum() / num)
-            continue
-        if kind == "smooth_l1":
-            error = F.smooth_l1_loss(mine, other, beta=beta_ndc, reduction="none") / scale
-        else:
-            error = (mine - other).square() / scale**2
-        num = count_over_ranks(error.shape[-1] * counts.sum(), sync=sync)
-        costs.append(torch.where(counts, error, 0.0).sum() / num)
-    return torch.stack(costs).mean()
-
-
-def spread_hinge(points: Tensor, min_std: float) -> Tensor:
-    """Mean over samples and axes of relu(min_std - std over points)^2: [..., K, d] -> scalar."""
-    return F.relu(min_std - _std(points)).square().mean()
 
 
 def repulsion(points: Tensor, min_distance: float) -> Tensor:
@@ -229,52 +160,6 @@ def articulation_variance(
     std = (cov.diagonal() + 1e-8).sqrt()
     off_diagonal = cov.square().sum() - cov.diagonal().square().sum()
     return F.relu(min_std - std).square().mean() + covariance_weight * off_diagonal / len(cov)
-
-
-def _embedded(source: Tensor, embed: str, reference: Tensor | None = None) -> Tensor:
-    if embed == "canonical":
-        return canonical_shapes(source, reference)
-    return (source - source.mean(dim=-2, keepdim=True)).flatten(-2)
-
-
-def aligned_shapes(
-    points: Tensor, batch: PretrainBatch, embed: str = "shape", *, invert_scale: bool = True
-) -> Tensor:
-    """Each view's points in the source crop, without their position, as one unit vector [B, G,
-    K * d], 0 for points at one location.
-
-    "shape" keeps orientation; "canonical" rotates all shapes to their mean, which takes that
-    shortcut from a contrast.
-    """
-    source = in_source(points, batch, with_scale=invert_scale)
-    return F.normalize(_embedded(source, embed), dim=-1)
-
-
-def aligned_nce(
-    points: Tensor,
-    target_points: Tensor,
-    batch: PretrainBatch,
-    *,
-    temp: float,
-    embed: str = "shape",
-    invert_scale: bool = True,
-    sync: bool = False,
-) -> Tensor:
-    """`nt_xent` of aligned shapes: another view of a sample against the other samples in that view.
-
-    Each set loses the batch's mean shape besides its own mean: the common template would otherwise
-    dominate the cosine and leave no contrast. Arguments as in `aligned_shapes` and `nt_xent`.
-    """
-    mine, other = (in_source(p, batch, with_scale=invert_scale) for p in (points, target_points))
-    reference = None
-    if embed == "canonical":
-        reference = mean_shape(unit_shapes(other.detach()), sync=sync)
-    sets = []
-    for shapes in (_embedded(mine, embed, reference), _embedded(other, embed, reference)):
-        template = shapes.detach().mean(dim=(0, 1), keepdim=True)
-        template = mean_over_ranks(template) if sync else template
-        sets.append(F.normalize(shapes - template, dim=-1))
-    return nt_xent(*sets, temp=temp, group=batch.group, sync=sync)
 
 
 def nt_xent(

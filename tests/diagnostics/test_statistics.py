@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from handmim.diagnostics.statistics import effective_rank, kl_nats
+from handmim.diagnostics.collapse import effective_rank, kl_nats
 from handmim.objectives.base import entropy_nats
 from handmim.objectives.keypoints import agreed_deviation, keypoint_diagnostics
 from tests.objectives.keypoint_cases import batch_of, random_maps, seen_points

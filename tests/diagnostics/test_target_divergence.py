@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from handmim.diagnostics.statistics import measure
+from handmim.diagnostics.collapse import measure
 from handmim.objectives.distillation import Pair, soft_cross_entropy
 from handmim.types import StepInfo
 from tests.tasks.test_pretrain_task import make_batch, make_task

@@ -3,13 +3,8 @@ import math
 import pytest
 import torch
 
-from handmim.objectives.point_sets import (
-    RunningScale,
-    aligned_regression,
-    carried,
-    linear_part,
-    point_spread,
-)
+from handmim.objectives.keypoint_align import KeypointAlign
+from handmim.objectives.point_sets import RunningScale, carried, linear_part, point_std
 from tests.objectives.keypoint_cases import batch_of, random_maps, seen_points
 
 KINDS, FRAMES = ("smooth_l1", "l2", "cosine"), ("view", "source")
@@ -19,7 +14,7 @@ EYE = torch.eye(2, 3).expand(1, 2, 2, 3)
 
 def cost(points, batch, target=None, scale=1.0, **options) -> torch.Tensor:
     target = points if target is None else target
-    return aligned_regression(points, target, batch, scale=scale, **options)
+    return KeypointAlign(**options).regression(points, target, batch, scale)
 
 
 def warped(general: bool = True):
@@ -37,7 +32,7 @@ def test_true_points_cost_nothing_under_rotations_sizes_shifts_flips_and_stretch
 ):
     batch = warped() if with_warp else batch_of(random_maps(32, 2, general=True))
     points = seen_points(batch, d=d)
-    loss = cost(points, batch, scale=point_spread(points), kind=kind, frame=frame)
+    loss = cost(points, batch, scale=point_std(points).mean(), kind=kind, frame=frame)
     assert loss.item() < 1e-5
     off = points.clone()
     off[:, 0, 0, d - 1] += 0.2
@@ -67,8 +62,8 @@ def test_gradient_leads_to_the_true_points(frame):
 def test_points_fixed_in_the_view_are_punished_and_shrinking_does_not_help(frame):
     batch = batch_of(random_maps(64, 2))
     points = torch.tensor([[-0.5, 0.0], [0.5, 0.1], [0.0, 0.6]]).expand(64, 2, 3, 2)
-    whole = cost(points, batch, scale=point_spread(points), frame=frame, kind="l2")
-    small = cost(points / 9, batch, scale=point_spread(points / 9), frame=frame, kind="l2")
+    whole = cost(points, batch, scale=point_std(points).mean(), frame=frame, kind="l2")
+    small = cost(points / 9, batch, scale=point_std(points / 9).mean(), frame=frame, kind="l2")
     assert whole > 0.5
     assert small > whole  # the views' shifts do not shrink with the points
 
@@ -78,7 +73,7 @@ def test_smooth_l1_matches_hand_value():
     # (0.3 - 0.05) on x, 0 on y: mean 0.125. Spread: points (0,0),(1,0),(0,1): std sqrt(2)/3.
     base = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     points = torch.stack([base + torch.tensor([0.3, 0.0]), base])[None]
-    scale = point_spread(points)
+    scale = point_std(points).mean()
     assert scale.item() == pytest.approx(math.sqrt(2) / 3, rel=1e-5)
     batch = batch_of(EYE)
     assert cost(points, batch, beta_ndc=0.1).item() == pytest.approx(0.125, rel=1e-5)

@@ -131,11 +131,15 @@ def test_gradients_are_finite_where_points_have_collapsed(d, options, kind):
 
 
 def test_spread_and_repulsion_match_hand_values():
+    def spread(points):
+        ctx = context(batch_of(random_maps(len(points), 1)))
+        return KeypointAlign().part("spread", ctx, aligned(points[:, None])).item()
+
     bunched = torch.zeros(2, 3, 2)
-    assert point_sets.spread_hinge(bunched, 0.25).item() == pytest.approx(0.25**2, rel=1e-2)
+    assert spread(bunched) == pytest.approx(0.25**2, rel=1e-2)
     assert point_sets.repulsion(bunched, 0.08).item() == pytest.approx(0.08**2, rel=1e-3)
     apart = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]])
-    assert point_sets.spread_hinge(apart, 0.25).item() == 0.0
+    assert spread(apart) == 0.0
     assert point_sets.repulsion(apart, 0.08).item() == 0.0
     # one of three pairs at distance .03: (.08 - .03)^2 / 3
     near = torch.tensor([[[0.0, 0.0], [0.03, 0.0], [0.0, 1.0]]])

@@ -4,10 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from handmim.objectives.point_sets import aligned_nce, aligned_shapes, nt_xent
+from handmim.objectives.keypoint_align import KeypointAlign
+from handmim.objectives.point_sets import nt_xent
 from tests.objectives.keypoint_cases import batch_of, random_maps, seen_points
 
 ALIKE = torch.tensor([1.0, 0.0]).expand(4, 2, 2)  # embeddings that tell nothing apart
+
+
+def contrast(points, target, batch, **options) -> torch.Tensor:
+    return KeypointAlign(nce_temp=0.1, **options).contrast(points, target, batch)
 
 
 @pytest.mark.parametrize("embed", ["shape", "canonical"])
@@ -15,8 +20,8 @@ ALIKE = torch.tensor([1.0, 0.0]).expand(4, 2, 2)  # embeddings that tell nothing
 def test_contrast_prefers_matching_samples(embed, d):
     batch = batch_of(random_maps(16, 2, scale=(0.8, 1.0)))
     points = seen_points(batch, d=d)
-    right = aligned_nce(points, points, batch, temp=0.1, embed=embed)
-    wrong = aligned_nce(points, points.roll(1, 0), batch, temp=0.1, embed=embed)
+    right = contrast(points, points, batch, embed=embed)
+    wrong = contrast(points, points.roll(1, 0), batch, embed=embed)
     assert right < 0.2 < math.log(16) < wrong
 
 
@@ -24,7 +29,7 @@ def test_contrast_is_log_batch_when_all_samples_look_alike():
     # One template for everybody: the mean-free shapes vanish, nothing can be contrasted.
     batch = batch_of(torch.eye(2, 3).expand(4, 2, 2, 3))
     points = torch.rand(1, 1, 6, 2).expand(4, 2, 6, 2)
-    loss = aligned_nce(points, points, batch, temp=0.1)
+    loss = contrast(points, points, batch)
     assert loss.item() == pytest.approx(math.log(4), rel=1e-3)
 
 
@@ -33,9 +38,9 @@ def test_canonical_shapes_are_not_contrasted_by_orientation():
     turns = random_maps(16, 1, scale=(1.0, 1.0))[..., :2]
     points = (base @ turns.mT).expand(-1, 2, -1, -1)
     batch = batch_of(torch.eye(2, 3).expand(16, 2, 2, 3))
-    by_shape = aligned_nce(points, points, batch, temp=0.1)
+    by_shape = contrast(points, points, batch)
     noise = 1e-3 * torch.randn(16, 2, 6, 2)
-    by_canonical = aligned_nce(points + noise, points, batch, temp=0.1, embed="canonical")
+    by_canonical = contrast(points + noise, points, batch, embed="canonical")
     assert by_shape < 1.0
     assert by_canonical > 2.0
 
@@ -79,7 +84,7 @@ def test_one_sample_has_nothing_to_be_contrasted_with(both_views):
     assert loss.item() == 0.0
     batch = batch_of(random_maps(1, 2))
     points = seen_points(batch)
-    assert aligned_nce(points, points, batch, temp=0.1).item() == 0.0
+    assert contrast(points, points, batch).item() == 0.0
 
 
 @pytest.mark.parametrize("embed", ["shape", "canonical"])
@@ -87,7 +92,7 @@ def test_aligned_shapes_of_two_views_are_one_unit_vector(embed):
     maps = random_maps(8, 2, general=embed == "shape")
     warp = 0.08 * torch.randn(8, 2, 2, 4, 4, generator=torch.Generator().manual_seed(3))
     batch = batch_of(maps, warp)
-    shapes = aligned_shapes(seen_points(batch), batch, embed)
+    shapes = KeypointAlign(embed=embed).aligned_shapes(seen_points(batch), batch)
     assert shapes.shape == (8, 2, 12)
     torch.testing.assert_close(shapes.norm(dim=-1), torch.ones(8, 2))
     torch.testing.assert_close(shapes[:, 0], shapes[:, 1], atol=1e-4, rtol=0)

@@ -167,19 +167,19 @@ def test_peclr_shifts_by_the_points_range_and_leaves_size_alone():
 
 def test_peclr_contrasts_all_views_of_other_samples():
     # One latent shape for all, no augmentation: 2B - 1 candidates that look alike.
+    def cost(batch, points, **options):
+        return PeCLR(**options).loss(context(batch, keypoints=points), None)
+
     points = torch.randn(1, 1, 5, 2).expand(4, 2, 5, 2)
-    loss = PeCLR().loss(context(batch_of(EYE)), points)
-    assert loss.item() == pytest.approx(math.log(7), rel=1e-4)
+    assert cost(batch_of(EYE), points).item() == pytest.approx(math.log(7), rel=1e-4)
     batch = batch_of(random_maps(4, 2, scale=(1.0, 1.0)))
     rotated = (torch.randn(4, 1, 5, 2) @ invert(batch.source_from_view)[..., :2].mT) * 3
-    known = PeCLR(temp=0.1).loss(context(batch), rotated)
-    unknown = PeCLR(temp=0.1).loss(context(batch_of(EYE)), rotated)
-    assert known < unknown
+    assert cost(batch, rotated, temp=0.1) < cost(batch_of(EYE), rotated, temp=0.1)
     zero = torch.zeros(4, 2, 5, 2, requires_grad=True)
-    PeCLR().loss(context(batch), zero).backward()
+    cost(batch, zero).backward()
     assert zero.grad.isfinite().all()
     with pytest.raises(ValueError, match="in the plane"):
-        PeCLR().loss(context(batch), torch.zeros(4, 2, 5, 3))
+        cost(batch, torch.zeros(4, 2, 5, 3))
 
 
 @pytest.mark.parametrize("kind", ["smooth_l1", "l2", "cosine"])

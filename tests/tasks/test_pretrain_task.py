@@ -5,7 +5,7 @@ import torch
 
 from handmim.data.pixels import ColourJitter
 from handmim.data.views import MaskSampler, ViewMaker
-from handmim.diagnostics.statistics import effective_rank
+from handmim.diagnostics.collapse import effective_rank
 from handmim.engine.log import draw
 from handmim.engine.optim import Schedule
 from handmim.models.centering import Centering, Sinkhorn

@@ -12,33 +12,19 @@ from handmim.utils.entry import run_tool
 class Command(NamedTuple):
     """One command; without the name of a config it parses sys.argv."""
 
-    function: str  # imported when it is run: --help does not wait for torch
+    function: str  # of handmim, imported when it is run: --help does not wait for torch
     config: str | None
     text: str  # one line of help
 
 
 COMMANDS = {
-    "pretrain": Command(
-        "handmim.pipelines.pretrain:pretrain", "pretrain", "pretrain a backbone on unlabeled crops"
-    ),
-    "finetune": Command(
-        "handmim.pipelines.finetune:finetune", "finetune", "fine-tune a MANO regression on labels"
-    ),
-    "evaluate": Command(
-        "handmim.pipelines.evaluate:evaluate", "eval", "score a checkpoint or a submission file"
-    ),
-    "doctor": Command(
-        "handmim.check.run:doctor", "doctor", "check environment, hand model and datasets"
-    ),
-    "experiments": Command(
-        "handmim.experiments.runner:main", "experiments", "fill a table of variants over seeds"
-    ),
-    "quickstart": Command(
-        "handmim.experiments.quickstart:main", None, "run the whole chain on rendered hands"
-    ),
-    "pack": Command(
-        "handmim.pipelines.pack:main", None, "write a tree of images as one file of crops"
-    ),
+    "pretrain": Command("pipelines.train:pretrain", "pretrain", "pretrain a backbone on crops"),
+    "finetune": Command("pipelines.train:finetune", "finetune", "fine-tune a MANO regression"),
+    "evaluate": Command("pipelines.evaluate:evaluate", "eval", "score a checkpoint or submission"),
+    "doctor": Command("check.run:doctor", "doctor", "check environment, hand model and datasets"),
+    "experiments": Command("experiments.runner:main", "experiments", "fill a table of variants"),
+    "quickstart": Command("experiments.quickstart:main", None, "the whole chain on rendered hands"),
+    "pack": Command("pipelines.pack:main", None, "write a tree of images as one file of crops"),
 }
 
 
@@ -63,7 +49,7 @@ def main(name: str | None = None) -> None:
     command = COMMANDS[name]
 
     def run(*given: Any) -> int | None:
-        result: Any = resolve_name(command.function)(*given)
+        result: Any = resolve_name(f"handmim.{command.function}")(*given)
         code = result.result.exit_code if hasattr(result, "result") else result  # of a training
         return code if isinstance(code, int) else None
 

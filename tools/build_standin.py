@@ -7,8 +7,7 @@ import argparse
 from pathlib import Path
 
 from handmim.hand.io import load_hand_arrays
-from handmim.utils.entry import tool
-from handmim.utils.overrides import given_output
+from handmim.utils.entry import given_output, tool
 from standin.build import build, write_npz
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from handmim.utils.overrides import given_output, given_path
+from handmim.utils.entry import given_output, given_path
 
 CAMPAIGNS = ("starts", "kills", "signals", "damage", "twins")
 

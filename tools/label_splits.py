@@ -16,9 +16,8 @@ from handmim.data.datasets import (
     split_text,
 )
 from handmim.data.freihand import split_samples
-from handmim.utils.entry import tool
+from handmim.utils.entry import given_path, tool
 from handmim.utils.files import write_atomic
-from handmim.utils.overrides import given_path
 
 # The published subsets of FreiHAND follow from its size alone: no file of it is read.
 NUM_UNIQUE = 32560  # hands of the training images, each before four backgrounds

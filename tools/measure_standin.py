@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from handmim.hand.io import load_hand_arrays
-from handmim.utils.entry import tool
-from handmim.utils.overrides import given_path
+from handmim.utils.entry import given_path, tool
 from standin.measures import FACTS, measure
 
 

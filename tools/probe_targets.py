@@ -37,7 +37,7 @@ def main(cfg: DictConfig) -> None:
     hook = cfg.probe.hook
     if hook is None:
         raise ValueError(
-            "labelled crops are required, got probe=none: probe=keypoints, or data=synthetic "
+            "labelled crops are required, got probe.hook=null: probe=keypoints, or data=synthetic "
             "probe=synthetic"
         )
     how = build(hook.augment), 256, torch.device("cpu"), targets_of

@@ -167,22 +167,19 @@ def _arguments(target: str) -> dict[str, Any]:
 
 # Digests of data by what they are of; a checkpoint may lack them.
 DATA = {
-    "data_sha256": ("training data", "data.root, data.annotations"),
-    "val_sha256": (
-        "validation data that best.pt is chosen by",
-        "data.root, data.val, or trainer.keep_best=null",
-    ),
+    "data_sha256": "training data (data.root, data.annotations)",
+    "val_sha256": "validation data of best.pt (data.root, data.val, or trainer.keep_best=null)",
 }
 
 
 def _check_same_data(there: dict[str, Any], here: dict[str, Any], path: Path) -> None:
     """Compare digests of data and take them out of both."""
-    for key, (name, options) in DATA.items():
+    for key, name in DATA.items():
         saved, own = there.pop(key, None), here.pop(key, None)
         if own is not None and saved is None:
             log.warning("%s does not say which %s it knew: they are not compared", path, name)
         elif own is not None and saved != own:
             raise ValueError(
-                f"{path} was trained with other {name} ({saved[:12]} there, {own[:12]} here): "
-                f"restore them ({options}), or start another run (name=...)"
+                f"{path} was trained with other {name}: {saved[:12]} there, {own[:12]} here; "
+                "restore them, or start another run (name=...)"
             )

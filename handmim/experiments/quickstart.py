@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 
 from handmim.utils.console import METRICS, metric_text, print_metrics
+from handmim.utils.entry import given_path
 from handmim.utils.files import write_atomic
 from handmim.utils.json_files import read_rows
-from handmim.utils.overrides import given_path
 from handmim.utils.processes import start_child
 
 NUM_STAGES = 6

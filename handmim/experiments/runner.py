@@ -91,7 +91,7 @@ def check_inputs(cfg: DictConfig, plan: Plan) -> None:
         problems = [f"{problem} (variants {', '.join(of)})" for problem, of in names.items()]
         own = path_problems(cfg, parse=True)  # the table's keys, where they name all of it
         raise ValueError("; ".join(own or problems))
-    from handmim.pipelines.setup_run import try_parts  # it imports torch
+    from handmim.pipelines.train import try_parts  # it imports torch
 
     for variant, stage, composed in configs:
         try:

@@ -18,9 +18,7 @@ from handmim.experiments import runs
 from handmim.experiments.runs import Compose, Run, StageStore, content_sha
 from handmim.experiments.table import PROBED, Overrides, arguments, decisive, fraction_name, merged
 from handmim.models.weights.load import load_initial
-from handmim.pipelines.finetune import finetune
-from handmim.pipelines.pretrain import pretrain
-from handmim.pipelines.setup_run import BACKBONE, setup_run
+from handmim.pipelines.train import BACKBONE, finetune, pretrain, setup_run
 from handmim.tasks.pretrain import HandMimTask
 from handmim.types import StepInfo
 from handmim.utils.config import build, drop_unbuilt, flatten, sentence
@@ -93,7 +91,7 @@ class Stages:
     def _pretrain(self, overrides: Overrides, seed: int) -> dict[str, Any]:
         # Pretraining reads no label.
         overrides = {k: v for k, v in overrides.items() if k.split(".")[0] != "probe"}
-        overrides["probe"] = "none"
+        overrides["probe.hook"] = None
 
         def work(folder: Path) -> dict[str, float]:
             made = pretrain(self._config("pretrain", overrides, seed, folder))

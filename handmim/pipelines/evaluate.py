@@ -31,7 +31,7 @@ from handmim.evaluation.report import (
     write_report,
 )
 from handmim.evaluation.scoring import predict_camera_hands, score
-from handmim.pipelines.setup_run import setup_run
+from handmim.pipelines.train import setup_run
 from handmim.utils.arguments import one_of
 from handmim.utils.config import build, resolved, set_everywhere
 from handmim.utils.run import Run
@@ -45,7 +45,16 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
     if (cfg.checkpoint is None) == (cfg.predictions is None):
         raise ValueError("give either checkpoint=FILE.pt or predictions=pred.json")
     if cfg.predictions is not None:
-        return evaluate_file(cfg)
+        if cfg.get("data") is None or cfg.data.get("benchmark") is None:
+            raise ValueError("predictions= needs the benchmark: data=freihand data.root=DIR, ...")
+        if cfg.tta is not None:
+            raise ValueError("a submission file holds one prediction: tta=null")
+        run, path = setup_run(cfg), cfg.predictions
+        gt = read_ground_truth(cfg.data.root, cfg.data.cache_dir)
+        benchmark = benchmark_of(cfg.data.benchmark, len(gt[0]))
+        report = score_file(path, benchmark, gt, path, cfg.predictions_mb_per_sample)
+        write_report(run, path, report)
+        return report
     one_of("predictor", cfg.predictor, SOURCES)
     paths = expanded([cfg.checkpoint] if isinstance(cfg.checkpoint, str) else list(cfg.checkpoint))
     if len(paths) == 1:
@@ -58,20 +67,6 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
         part.checkpoint = path
         reports.append(evaluate_model(part, (run, str(number))))
     return write_averages(run, facts, reports)
-
-
-def evaluate_file(cfg: DictConfig) -> dict[str, Any]:
-    """Score a submission file."""
-    if cfg.get("data") is None or cfg.data.get("benchmark") is None:
-        raise ValueError("predictions= needs the benchmark: data=freihand data.root=DIR, ...")
-    if cfg.tta is not None:
-        raise ValueError("a submission file holds one prediction, tta needs a checkpoint: tta=null")
-    run = setup_run(cfg)
-    gt = read_ground_truth(cfg.data.root, cfg.data.cache_dir)
-    benchmark, path = benchmark_of(cfg.data.benchmark, len(gt[0])), cfg.predictions
-    report = score_file(path, benchmark, gt, path, cfg.predictions_mb_per_sample)
-    write_report(run, cfg.predictions, report)
-    return report
 
 
 def data_of(saved: dict[str, Any], cfg: DictConfig) -> Any:
@@ -126,8 +121,7 @@ def evaluate_model(cfg: DictConfig, part_of: tuple[Run, str] | None = None) -> d
                 placement = cfg.data.placement
                 hands = predict_camera_hands(module, dataset, placement=placement, **more)
                 gt = find_ground_truth(cfg.data.root, cfg.data.cache_dir)
-                report = submit(run, cfg.data.benchmark, hands, gt, folder)
-                sheet = hands.sheet
+                report, sheet = submit(run, cfg.data.benchmark, hands, gt, folder), hands.sheet
         return report, sheet, timer.seconds_per_item["all"] * 1e3
 
     report, sheet, ms = scored(module(compile=run.compile), ".", cfg.num_images)

@@ -7,11 +7,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra.errors import (
-    ConfigCompositionException,
-    InstantiationException,
-    MissingConfigException,
-)
+from hydra.errors import ConfigCompositionException, InstantiationException, MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import (
@@ -24,7 +20,6 @@ from omegaconf.errors import (
 from handmim.utils.arguments import meant
 from handmim.utils.paths import CONFIGS, PACKAGE, options_of
 from handmim.utils.processes import GOES_ON
-from handmim.utils.renames import OLD_OPTIONS
 
 CHOSEN = ("losses", "objectives", "heads")  # of a task: parts that are chosen by name
 KEY = re.compile(r"full_key: (\S+)")
@@ -64,15 +59,6 @@ def drop_unbuilt(task: DictConfig) -> None:
             with open_dict(parts):
                 for name in [name for name in parts if "_target_" not in parts[name]]:
                     del parts[name]
-
-
-def set_everywhere(node: Any, key: str, value: Any) -> None:
-    """Give every `key` below a node, at any depth and in lists, the same value; in place."""
-    for name, child in node.items() if isinstance(node, DictConfig) else enumerate(node):
-        if name == key:
-            node[name] = value
-        elif isinstance(child, (DictConfig, ListConfig)):
-            set_everywhere(child, key, value)
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
@@ -130,6 +116,13 @@ def values(node: Any, names: Collection[Any] | None = None) -> Iterator[Value]:
         yield from values(source)
 
 
+def set_everywhere(node: Any, key: str, value: Any) -> None:
+    """Give every `key` below a node, at any depth and in lists, the same value; in place."""
+    for found in values(node):
+        if found.name == key:
+            found.node[key] = value
+
+
 def build(node: Any, *args: Any, **kwargs: Any) -> Any:
     """Build what a node with `_target_`, or a mapping or list of such, describes; null is None.
     Raises: what the target raises, with the note of `add_key`; ValueError for arguments that it
@@ -158,7 +151,7 @@ def add_key(error: BaseException, config: Any, otherwise: str = "") -> None:
     is meant where the text holds its last part and its value ("scale must be > 0, got -1",
     "scale=-1"), its path alone, or a file in the folder that it names. A text that names a key
     gets no note."""
-    if getattr(error, "has_key", False) or not isinstance(error, (ValueError, OSError)):
+    if getattr(error, "__notes__", ()) or not isinstance(error, (ValueError, OSError)):
         return
     text = str(error)
     if isinstance(config, DictConfig) and any(
@@ -173,8 +166,7 @@ def add_key(error: BaseException, config: Any, otherwise: str = "") -> None:
     otherwise = "" if OPTION.search(text) else otherwise
     note = ", ".join(keys) if 0 < len(keys) <= MOST_KEYS else otherwise
     if note and not _holds(text, note):
-        vars(error).setdefault("__notes__", []).append(note)  # add_note of Python 3.11
-        vars(error)["has_key"] = True
+        vars(error)["__notes__"] = [note]  # add_note of Python 3.11
 
 
 def _holds(text: str, name: str) -> bool:
@@ -211,7 +203,10 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
         error = cause
     if isinstance(error, MissingConfigException):
-        return _no_option(error)
+        group, _, option = (error.missing_cfg_file or "").rpartition("/")
+        options = list(error.options or options_of(group))
+        listed = f"; {group}= takes {', '.join(options)}" if options else ""
+        return f"{str(error).splitlines()[0]}{meant(option, options)}{listed}"
     if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and error.full_key:
         return _no_key(error)
     text = str(error)
@@ -227,15 +222,6 @@ def sentence(error: BaseException) -> str:
         text = f"{' to '.join(names)}{': ' * bool(names)}{error.strerror}"
     notes = " ".join(f"({note})" for note in getattr(error, "__notes__", ()))
     return re.sub(r"\s*\n\s*", "; ", f"{text} {notes}".strip()) or type(error).__name__
-
-
-def _no_option(error: MissingConfigException) -> str:
-    group, _, option = (error.missing_cfg_file or "").rpartition("/")
-    options = list(error.options or options_of(group))
-    listed = f"; {group}= takes {', '.join(options)}" if options else ""
-    if stands_for := OLD_OPTIONS.get(f"{group}={option}", ("", ()))[1]:
-        listed = f"; write {' '.join(stands_for)}"
-    return f"{str(error).splitlines()[0]}{meant(option, options)}{listed}"
 
 
 def _no_key(error: OmegaConfBaseException) -> str:

@@ -4,8 +4,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from handmim.utils.findings import warn_once
-
 # The file of each objective of pretraining, which had a file of its own, `losses.NAME` before.
 FILES = {
     **dict.fromkeys(("patch_distill", "class_distill", "koleo"), "distillation"),
@@ -47,24 +45,20 @@ HEADS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "dense_match": ("dense", "", ("out_dim",)),
     "keypoint_agree": ("class_keypoint", ".head", ("hidden_dim", "num_hidden")),
 }
-# Options of before, which still compose: the entry point that takes them, and the overrides that
-# they stand for.
-OLD_OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "probe=none": ("pretrain", ("probe.hook=null",)),
-    "probe=null": ("pretrain", ("probe.hook=null",)),
-    "tta=none": ("eval", ("tta=null",)),
-    "tta=rotations_scales": ("eval", ("tta=rotations", "tta_views.rotations.scales=[0.9,1.0,1.1]")),
-    "collapse=none": ("pretrain", ("collapse=null",)),
-    "experiment=cpu_keypoints_finetune": (
-        "finetune",
-        ("experiment=cpu_finetune", "data=keypoints", "loss=[joints3d,joints2d,prior]"),
-    ),
-    **dict.fromkeys(("collapse=default", "views=default", "task=pretrain"), ("pretrain", ())),
-    **{f"optim=adamw_{root}": (root, ()) for root in ("pretrain", "finetune")},
-    **{f"trainer={root}": (root, ()) for root in ("pretrain", "finetune")},
-}
+NOTHING = "nothing instead: it is the default"
 # Config keys (with everything below them) and options: a typed one is answered with the new one.
 KEYS: dict[str, str] = {
+    **dict.fromkeys(("probe=none", "probe=null"), "probe.hook=null"),
+    "tta=none": "tta=null",
+    "tta=rotations_scales": "tta=rotations 'tta_views.rotations.scales=[0.9,1.0,1.1]'",
+    "collapse=none": "collapse=null",
+    "experiment=cpu_keypoints_finetune": (
+        "experiment=cpu_finetune data=keypoints 'loss=[joints3d,joints2d,prior]'"
+    ),
+    **dict.fromkeys(
+        ("collapse=default", "views=default", "task=pretrain", "optim=adamw_pretrain",
+         "optim=adamw_finetune", "trainer=pretrain", "trainer=finetune"), NOTHING,
+    ),
     **{
         f"experiment={old}_{size}": f"experiment={new} size={size}"
         for old, new in (("freihand", "freihand"), ("ho3dv2", "ho3d_v2"), ("ho3dv3", "ho3d"))
@@ -86,13 +80,6 @@ KEYS: dict[str, str] = {
     **{f"views.{old}": f"views.{new}" for old, new in VIEWS.items()},
     "task.centering": "centerings.NAME",
     "tta.views": "tta_views.rotations",
-    "num_pictures": "num_images",
-    "forge_mano": "fake_mano",
-    **{f"suites.{s}.asked": f"suites.{s}.promised" for s in ("step", "step_gpu", "hand", "score")},
-    "suites.score.turn_rad": "suites.score.rotation_rad",
-    "suites.loader.eaten_per_s": "suites.loader.consumed_per_s",
-    "suites.render.pictures": "suites.render.images",
-    "predictor=truth": "predictor=ground_truth",
     "trainer.picture_every": "trainer.image_every",
     "rows": "variants",
     "cell": "run",
@@ -135,7 +122,7 @@ KEYS: dict[str, str] = {
     "keypoint_disc": "task.objectives.keypoint_align.disc",
     "keypoint_predictor=mlp": "task.objectives.keypoint_align.predictor=true",
     "keypoint_predictor=none": "task.objectives.keypoint_align.predictor=false",
-}
+}  # fmt: skip
 OF_TERM = re.compile(r"^(task\.losses\.\w+)\.term\b")  # settings of losses of fine-tuning
 # Modules (with everything in them), classes and functions that checkpoints name as `_target_`.
 TARGETS: dict[str, str] = {
@@ -181,9 +168,7 @@ TARGETS: dict[str, str] = {
     "handmim.data.colour": "handmim.data.pixels",
 }
 # Arguments by the new target: the new name, or None where the argument is gone.
-ARGUMENTS: dict[str, dict[str, str | None]] = {
-    "handmim.data.views.ViewMaker": {**VIEWS},
-}
+ARGUMENTS: dict[str, dict[str, str | None]] = {"handmim.data.views.ViewMaker": {**VIEWS}}
 # Checkpoints from before objectives held their own heads: a loss was `{_target_: Weighted, weight,
 # term: {...}}`, heads lay in `task.heads`, some settings of single losses in `task`.
 WEIGHTED = "handmim.losses.total.Weighted"
@@ -225,18 +210,6 @@ PREFIXES = {
     "centering.keypoint_classes.": "objectives.keypoint_align.centering.",
     "losses.terms.keypoint_align.sigma.": "objectives.keypoint_align.running_scale.",
 }
-
-
-def written_out(typed: str, root: str) -> tuple[str, ...]:
-    """A word of the command line of configs/`root`.yaml, or the overrides that it stands for, with
-    a warning that names them. Raises: ValueError for an option of before of another root."""
-    taker, overrides = OLD_OPTIONS.get(typed, (root, (typed,)))
-    if taker != root and root in ("pretrain", "finetune", "eval"):
-        key = typed.partition("=")[0]
-        raise ValueError(f"{typed} is of {taker}, not of {root}: set {key}.KEY where {root} has it")
-    if typed in OLD_OPTIONS:
-        warn_once(f"{typed} is an older name: write {' '.join(overrides) or 'nothing instead'}")
-    return overrides
 
 
 def new_key(typed: str) -> str | None:

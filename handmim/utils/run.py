@@ -40,23 +40,19 @@ from handmim.utils.ranks import objects_of_ranks, portable
 from handmim.utils.seed import seed_everything
 
 TIME = "%H:%M:%S"
-RESUME_WORDS = ("never", "auto")
 MARGIN = 1.5  # of the time that processes wait for each other, relative to `stall_timeout_s`
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "32", "16", "bf16")
 RESULTS = ("*.pt", "*.safetensors", "scalars.jsonl", "metrics.json")  # nothing replaces them
 
 
 def open_folder(folder: Path, resume: str, overwrite: bool) -> FolderLock:
-    """Create and lock the run folder. Raises: ValueError for a bad `resume`; FileExistsError for a
-    folder that another process writes, or that holds a run."""
+    """Create and lock the run folder. Raises: FileExistsError for a folder that another process
+    writes, or that holds a run."""
     try:
         lock = lock_folder(folder)
     except FolderBusyError as error:
-        text = f"{error}: wait for its end, or take another name (name=...)"
-        raise FileExistsError(text) from None
-    if resume not in RESUME_WORDS and not Path(resume).is_file():
-        text = f"resume must be never, auto or a checkpoint file, got {resume!r} (resume=)"
-        raise ValueError(text)
+        wait = "wait for its end, or take another name (name=...)"
+        raise FileExistsError(f"{error}: {wait}") from None
     if (last := folder / "last.pt").is_dir():
         raise ValueError(f"{last} is a folder, where a checkpoint has to be written: remove it")
     # A start that failed before its first result is nothing to protect.

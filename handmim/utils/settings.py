@@ -82,9 +82,13 @@ def check_settings(cfg: DictConfig) -> None:
     integer text, where that is required. Raises: ValueError naming each key, its value and what is
     required."""
     nulls = tuple(null for key, null in MAY_BE_NULL.items() if key in cfg)
-    own = Signature(READ, is_open=True)
-    problems = dict.fromkeys([*_choices(cfg), *_arguments(cfg, own), *_parts(cfg)])
-    wrong = [text for text in problems if not text.startswith(nulls)]
+    problems = []
+    for key, options in CHOICES.items():
+        known = ["null"] * (key == "tta") + list(cfg.get(options, ()))
+        if options in cfg and (cfg[key] or "null") not in known:
+            problems.append(f"{key}={cfg[key]}: one of {', '.join(known)} is required")
+    problems += [*_arguments(cfg, Signature(READ, is_open=True)), *_parts(cfg)]
+    wrong = [text for text in dict.fromkeys(problems) if not text.startswith(nulls)]
     if wrong := wrong or [*_ranges(cfg)]:
         raise ValueError("; ".join(wrong))
 
@@ -107,13 +111,6 @@ def signature_of(target: Any) -> Signature | None:
     named = {n: hints.get(n, Any) for n, kind in kinds.items() if not kind.name.startswith("VAR_")}
     is_open = inspect.Parameter.VAR_KEYWORD in kinds.values()
     return None if is_open and not named else Signature(named, is_open)
-
-
-def _choices(cfg: DictConfig) -> Iterator[str]:
-    for key, options in CHOICES.items():
-        known = ["null"] * (key == "tta") + list(cfg.get(options, ()))
-        if options in cfg and (cfg[key] or "null") not in known:
-            yield f"{key}={cfg[key]}: one of {', '.join(known)} is required"
 
 
 def unlisted_key(error: BaseException) -> str | None:

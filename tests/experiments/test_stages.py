@@ -12,7 +12,7 @@ from handmim.experiments import stages
 from handmim.experiments.runs import Run, StageStore, content_sha
 from handmim.experiments.stages import Stages, Start, restored
 from handmim.experiments.table import Definition, Variant
-from handmim.pipelines.finetune import Finetuned
+from handmim.pipelines.train import Trained
 from tests.experiments.conftest import composed
 
 OVERRIDES = {"experiment": "cpu_base", "data": "synthetic", "probe": "synthetic"}
@@ -80,7 +80,7 @@ def test_a_table_keeps_no_best_unless_configured(tmp_path, hydra_configs, value,
     def finetuned(cfg):
         ran.append(cfg)
         result = FitResult(3, False, {})
-        return Finetuned(tmp_path, tmp_path, result, {"mm": 1.0}, 5, {"mm": 0.5})
+        return Trained(tmp_path, tmp_path, result, {"mm": 1.0}, 5, {"mm": 0.5})
 
     monkeypatch.setattr(stages, "finetune", finetuned)
     assert made.works["finetune"](tmp_path / "it") == {"mm": 1.0, "num_labels": 5}

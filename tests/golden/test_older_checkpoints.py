@@ -28,7 +28,7 @@ TINY = (
 )  # fmt: skip
 CROPS = (
     "data=folder", "data.root=crops", "data.image_px=48", "trainer.max_steps=6",
-    "trainer.save_every=3", "collapse=none", "probe=none",
+    "trainer.save_every=3", "collapse=null", "probe.hook=null",
 )  # fmt: skip
 PROJECTION = (
     "task.heads.projection.num_prototypes=32", "task.heads.projection.hidden_dim=16",

@@ -1,7 +1,7 @@
 import pytest
 
 from handmim.data.datasets import label_ids, read_ids
-from handmim.pipelines.setup_run import choose_labels
+from handmim.pipelines.train import choose_labels
 from tests.data.test_label_subsets import Plain, Shared
 
 

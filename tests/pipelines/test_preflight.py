@@ -6,10 +6,8 @@ from hydra import initialize_config_dir
 from omegaconf import DictConfig
 
 from handmim.engine.checkpoint import save_checkpoint
-from handmim.pipelines.finetune import finetune
 from handmim.pipelines.preflight import path_problems
-from handmim.pipelines.pretrain import pretrain
-from handmim.pipelines.setup_run import try_parts
+from handmim.pipelines.train import finetune, pretrain, try_parts
 from handmim.utils.config import add_key, sentence
 from handmim.utils.entry import compose
 from tests.conftest import REPO

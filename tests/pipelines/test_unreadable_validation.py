@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from handmim.data.keypoints import KeypointPhotos
-from handmim.pipelines.finetune import finetune
+from handmim.pipelines.train import finetune
 from tests.tools.test_best_checkpoint import composed
 
 

@@ -18,7 +18,7 @@ def pretrained(workdir):
         *PRETRAIN,
         *TINY,
         *small_data(workdir),
-        "probe=none",
+        "probe.hook=null",
         "name=pre",
         "trainer.image_every=4",
     ]

@@ -7,7 +7,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from handmim.pipelines.evaluate import evaluate
-from handmim.pipelines.finetune import finetune, validations
+from handmim.pipelines.train import finetune, validations
 from tests.tools.calls import FINETUNE, REPO, TINY, scalars, small_data
 
 PARTS = ["task.average={decay: 0.9}", "task.trained_blocks=1", "task.backbone.drop_path_rate=0.1"]

@@ -12,7 +12,7 @@ import torch
 from handmim.engine.checkpoint import load_checkpoint
 from tests.tools.calls import PRETRAIN, REPO, TINY, small_data
 
-WORDS = [*PRETRAIN, *TINY, "probe=none", "trainer.max_steps=300", "trainer.num_workers=2"]
+WORDS = [*PRETRAIN, *TINY, "probe.hook=null", "trainer.max_steps=300", "trainer.num_workers=2"]
 
 
 def started(workdir, *arguments: str) -> "subprocess.Popen[str]":

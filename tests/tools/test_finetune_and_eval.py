@@ -187,7 +187,14 @@ def test_photos_with_joints_but_no_meshes(workdir):
         note = {"image_id": i, "keypoints": keypoints, "handedness": side}
         notes.append(note | {"keypoints_3d": joints.tolist()})
     (workdir / "notes.json").write_text(json.dumps({"images": images, "annotations": notes}))
-    overrides = ["experiment=cpu_keypoints_finetune", f"data.root={folder}", *TINY, "name=kp"]
+    overrides = [
+        "experiment=cpu_finetune",
+        "data=keypoints",
+        "loss=[joints3d,joints2d,prior]",
+        f"data.root={folder}",
+        *TINY,
+        "name=kp",
+    ]
     overrides += [
         f"data.annotations={workdir / 'notes.json'}",
         f"paths.run_root={workdir / 'runs'}",

@@ -12,7 +12,7 @@ import pytest
 from handmim.data import freihand
 from handmim.data.datasets import label_ids, lines_sha256, read_ids, subset_of_ids
 from handmim.data.freihand import FreiHand
-from handmim.pipelines.setup_run import choose_labels
+from handmim.pipelines.train import choose_labels
 from label_splits import NUM_UNIQUE, PERCENTS, SEEDS, file_name, write_splits
 
 REPO = Path(__file__).parents[2]

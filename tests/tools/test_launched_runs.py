@@ -8,7 +8,7 @@ from handmim.utils.processes import BAD_INPUT
 from tests.engine.launched import outcome, slurm_env, start
 from tests.tools.calls import PRETRAIN, REPO, TINY, call, small_data
 
-WORDS = [*PRETRAIN, *TINY, "probe=none", "collapse=none"]
+WORDS = [*PRETRAIN, *TINY, "probe.hook=null", "collapse=null"]
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.mark.slow
 def test_the_first_steps_do_without_posix(workdir):
-    arguments = [*PRETRAIN, *TINY, *small_data(workdir), "probe=none", "name=elsewhere"]
+    arguments = [*PRETRAIN, *TINY, *small_data(workdir), "probe.hook=null", "name=elsewhere"]
     arguments.append("trainer.max_steps=2")
     command = [sys.executable, "-c", WITHOUT, str(REPO / "tools" / "pretrain.py"), *arguments]
     done = subprocess.run(command, cwd=workdir, capture_output=True, text=True, timeout=300)

@@ -30,7 +30,7 @@ def test_pretraining_leaves_everything_that_a_run_needs(pretrained):
 
 
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(workdir, pretrained):
-    overrides = [*PRETRAIN, *TINY, *small_data(workdir), "probe=none", "trainer.image_every=4"]
+    overrides = [*PRETRAIN, *TINY, *small_data(workdir), "probe.hook=null", "trainer.image_every=4"]
     text = call(
         workdir, "pretrain.py", *overrides, "name=halves", "trainer.stop_after=2", code=STOPPED
     )
@@ -44,7 +44,7 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(workdir, pretrain
 
 
 def test_a_finished_run_is_protected_and_ways_out_are_named(workdir, pretrained):
-    overrides = [*PRETRAIN, *TINY, *small_data(workdir), "probe=none", "name=pre"]
+    overrides = [*PRETRAIN, *TINY, *small_data(workdir), "probe.hook=null", "name=pre"]
     text = call(workdir, "pretrain.py", *overrides, fails=True)
     for way in ("resume=auto", "name=", "overwrite=true"):
         assert way in text
@@ -102,7 +102,7 @@ def test_targets_are_probed_by_themselves(workdir):
     for name in ("mean pose", "grey 24 x 24, 32 numbers", "oriented gradients, 6 x 6 cells, 128"):
         assert name in text
     wrong = call(workdir, "probe_targets.py", "data.root=x", fails=True)
-    assert "got probe=none" in wrong
+    assert "got probe.hook=null" in wrong
 
 
 @pytest.mark.slow
@@ -114,7 +114,7 @@ def test_two_processes_train_together(workdir):
         "pretrain.py",
         *PRETRAIN,
         *two,
-        "probe=none",
+        "probe.hook=null",
         "name=ddp",
         "task.freeze_prototypes_steps=2",
     )

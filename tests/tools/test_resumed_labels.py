@@ -6,7 +6,7 @@ import pytest
 
 from handmim.data.datasets import ids_text, lines_sha256, read_ids
 from handmim.engine.checkpoint import load_checkpoint
-from handmim.pipelines.finetune import finetune
+from handmim.pipelines.train import finetune
 from tests.tools.calls import FINETUNE, TINY, small_data
 from tests.tools.test_best_checkpoint import composed
 

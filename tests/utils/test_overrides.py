@@ -4,7 +4,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from handmim.utils.overrides import expand_paths, hydra_overrides
+from handmim.utils.entry import expand_paths, hydra_overrides
 
 FOLDERS = [
     "a=b", "ünï 手", "x,y", "[x]", "{x}", "it's", "100%", "#1", "$X", "a:b", "1e5", "007", "null",
@@ -68,16 +68,6 @@ def test_a_word_without_a_value_and_a_name_given_twice_are_refused(word, message
     with pytest.raises(ValueError, match=message):
         hydra_overrides([word])
     assert hydra_overrides(["--cfg", "job", "~probe"]) == ["--cfg", "job", "~probe"]
-
-
-def test_options_of_before_stand_for_overrides(caplog):
-    given = ["tta_views.rotations.scales=[1.0]", "tta=rotations_scales", "trainer=finetune"]
-    assert hydra_overrides(given) == [
-        "tta=rotations",
-        "tta_views.rotations.scales=[0.9,1.0,1.1]",
-        "tta_views.rotations.scales=[1.0]",
-    ]
-    assert "tta=rotations_scales is an older name: write tta=rotations tta_" in caplog.text
 
 
 def test_lists_of_paths_and_of_words_need_no_inner_quotes(monkeypatch):

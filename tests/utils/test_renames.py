@@ -5,7 +5,7 @@ import re
 import pytest
 
 from handmim.utils import renames
-from handmim.utils.overrides import hydra_overrides
+from handmim.utils.entry import hydra_overrides
 
 
 @pytest.fixture
@@ -32,35 +32,22 @@ def test_typed_old_keys_are_answered_with_the_new():
 
 
 @pytest.mark.parametrize(
-    ("word", "root", "overrides"),
+    ("word", "now"),
     [
-        ("probe=none", "pretrain", ["probe.hook=null"]),
-        ("tta=none", "eval", ["tta=null"]),
-        ("optim=adamw_finetune", "finetune", []),
-        ("trainer=pretrain", "pretrain", []),
+        ("probe=none", "probe.hook=null"),
+        ("tta=none", "tta=null"),
+        ("optim=adamw_finetune", "nothing instead"),
+        ("trainer=pretrain", "nothing instead"),
     ],
 )
-def test_options_of_before_stand_for_overrides(word, root, overrides):
-    assert hydra_overrides([word], root) == overrides
-
-
-@pytest.mark.parametrize(
-    ("word", "root"),
-    [
-        ("optim=adamw_finetune", "pretrain"),
-        ("trainer=pretrain", "finetune"),
-        ("probe=none", "finetune"),
-        ("tta=none", "finetune"),
-    ],
-)
-def test_options_of_before_are_refused_where_they_changed_something_else(word, root):
-    with pytest.raises(ValueError, match=rf"{word} is of \w+, not of {root}"):
-        hydra_overrides([word], root)
+def test_options_of_before_are_answered(word, now):
+    with pytest.raises(ValueError, match=rf"{word}: renamed, write {now}"):
+        hydra_overrides([word])
 
 
 def test_what_a_budget_held_is_answered():
     with pytest.raises(ValueError, match=r"write budgets\.NAME\.long_steps=10"):
-        hydra_overrides(["budget.long_steps=10"], "experiments")
+        hydra_overrides(["budget.long_steps=10"])
 
 
 @pytest.mark.usefixtures("tables")

@@ -6,8 +6,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 from handmim.utils.config import flatten
-from handmim.utils.entry import compose, prepare
-from handmim.utils.overrides import hydra_overrides
+from handmim.utils.entry import compose, hydra_overrides, prepare
 from handmim.utils.settings import READ, RULES, signature_of
 from tests.conftest import REPO
 

@@ -17,7 +17,7 @@ from handmim.engine.step import TrainStep
 from handmim.models.centering import Centering
 from handmim.models.vit import ViT
 from handmim.objectives.distillation import ClassDistill, PatchDistill, ProjectionHead
-from handmim.pipelines.setup_run import compile_backbones
+from handmim.pipelines.train import compile_backbones
 from handmim.tasks.pretrain import HandMimTask
 from handmim.types import PretrainBatch, StepInfo
 from handmim.utils.files import write_atomic

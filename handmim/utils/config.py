@@ -210,8 +210,8 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, (ConfigAttributeError, ConfigKeyError)) and error.full_key:
         return _no_key(error)
     text = str(error)
-    if isinstance(error, ConfigCompositionException) and (group := NO_GROUP.match(text)):
-        return f"no group {group[1]}= in this config (--help lists its groups)"
+    if isinstance(error, ConfigCompositionException) and (named := NO_GROUP.match(text)):
+        return f"no group {named[1]}= in this config (--help lists its groups)"
     if isinstance(error, RuntimeError) and OF_PEERS.search(text):
         lost = "another process of this run ended or does not answer, its own message says why"
         return f"{lost}; {GOES_ON}"

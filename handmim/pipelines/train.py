@@ -27,8 +27,8 @@ from handmim.data.loader import batches, collate_crops, collate_hands
 from handmim.engine.checkpoint import BEST, LAST, checkpoints_of
 from handmim.engine.saver import BestTracker
 from handmim.engine.step import TrainStep
-from handmim.engine.workers import StopSignals, Watchdog
 from handmim.engine.trainer import FitResult, Trainer
+from handmim.engine.workers import StopSignals, Watchdog
 from handmim.evaluation.predictor import check_same_hand
 from handmim.evaluation.scoring import METRICS, EvalHook
 from handmim.hand.io import NUM_VERTS

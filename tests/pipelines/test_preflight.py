@@ -129,7 +129,11 @@ def test_what_is_refused_at_once_leaves_no_run_folder(tmp_path, word, message):
         ("pretrain", ["optim.make.betas=0.9"], r"the optimizer cannot be made: .*optim\.make"),
         ("finetune", ["num_labels=500", "data.num_train=300"], "num_labels=500: more than the 300"),
         ("finetune", ["trainer.keep_best=mm"], "validation metric such as"),
-        ("finetune", ["trainer.keep_best=val/no"], r"val/no: .* val/mpjpe_mm.*trainer\.keep_best"),
+        (
+            "finetune",
+            ["trainer.keep_best=val/no"],
+            r"no val/no, .* val/mpjpe_mm.*trainer\.keep_best",
+        ),
         ("pretrain", ["probe=synthetic", "probe.neighbours=[0]"], r"neighbours .* got \[0\]"),
         ("pretrain", [*QUICK, "task.mask_mode=foo"], r"got 'foo'"),
         ("pretrain", [*QUICK, "task.backbone.size.num_heads=5"], "num_heads"),

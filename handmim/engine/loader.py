@@ -96,11 +96,9 @@ class StepBatches:
 
 
 class PrefetchingLoader(ExitStack):
-    """Batches of a run's steps on its device; a context that ends its workers.
-
-    A method `host_part(device)` of `prepare` gives a picklable `Prepare` for collated batches on
-    the host. Up to a share `max_unreadable` of the samples, one at least but for 0, is replaced.
-    """
+    """Batches of a run's steps on its device; a context that ends its workers. `host_part(device)`
+    of `prepare` gives a picklable `Prepare` for collated batches on the host. Up to a share
+    `max_unreadable` of the samples, one at least but for 0, is replaced."""
 
     def __init__(
         self,

@@ -71,9 +71,7 @@ class Trainer:
     stop_patience: int | None = None  # validations in a row without an improvement before the end
     stop_after: int | None = None  # stop, resumable, after this many steps of this process
     extend: bool = False  # resume a run that was begun with another `max_steps`
-    # "stop" before steps that are not finite, "skip" them, or "rewind" to the last checkpoint and
-    # skip them
-    nonfinite: str = STOP
+    nonfinite: str = STOP  # before such steps, "skip" them, or "rewind" to the last checkpoint
     check_finite_every: int | None = None  # steps between checks, see `FiniteGuard`
 
     def __post_init__(self) -> None:
@@ -208,8 +206,7 @@ class Loop:
             self.stopped_by = None if self.reason is None else HOOK
 
     def _call(self, hooks: list[Hook]) -> dict[str, float]:
-        """Scalars of hooks on the main process and `reason`, on all; so is what a hook of any
-        raises."""
+        """Scalars of hooks on the main process, and `reason`, on all processes; so are errors."""
         scalars: dict[str, float] = {}
         info, run = StepInfo(self.step, self.trainer.max_steps), self.run
         self.task.eval()

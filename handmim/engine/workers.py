@@ -238,12 +238,10 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """Catches the signals that stop a run, in the main thread; SIGHUP is left to nohup.
-
-    Until `is_deferred`, a signal raises `Stopped` at once. After it, a signal is `received`, for
-    the caller to save between two steps; unless `is_answered`, it raises `Stopped` at the end. A
-    second SIGINT raises KeyboardInterrupt. Entered within another one, it gives that one.
-    """
+    """Catches the signals that stop a run, in the main thread; SIGHUP is left to nohup. Until
+    `is_deferred`, one raises `Stopped` at once. After it, one is `received`, for the caller to save
+    between two steps; unless `is_answered`, it raises `Stopped` at the end. A second SIGINT raises
+    KeyboardInterrupt. Entered within another one, it gives that one."""
 
     _active: ClassVar["StopSignals | None"] = None
 

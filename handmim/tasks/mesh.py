@@ -87,13 +87,10 @@ class HandRegressionTask(RegressionTask):
 def mean_hand(
     crops: Iterable[HandBatch], scale0_per_m: float, hand: HandLayer
 ) -> tuple[Tensor, Tensor]:
-    """Chordal mean rotations [16, 3, 3] and mean camera [3] of the labelled samples. Raises:
-    ValueError when no sample has MANO parameters or all joints in 3D or 2D.
-
-    Samples without MANO parameters count with the rotation that brings the model's mean pose
-    nearest to their joints, in 3D or else in the image; their fingers do not count. Where no sample
-    has fingers, they are those of the model's mean pose.
-    """
+    """Chordal mean rotations [16, 3, 3] and mean camera [3] of the labelled samples. Those without
+    MANO parameters count with the rotation that brings the mean pose nearest to their joints, in 3D
+    or else in the image; their fingers do not count. Where no sample has fingers, they are those of
+    the mean pose. Raises: ValueError when no sample has MANO parameters or all joints."""
     mean_pose = hand.mean_rotmats.float()
     rest = hand(mean_pose[None], mean_pose.new_zeros(1, hand.num_betas)).joints_m.cpu()
     wrists, fingers, cams = [], [], []

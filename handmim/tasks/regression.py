@@ -198,12 +198,9 @@ class RegressionTask(Task, ABC):
 
 
 class KeypointRegressionTask(RegressionTask):
-    """Supervised regression of 21 joints without a hand model, from images that have keypoints but
-    no meshes: root-relative joints in metres and their image positions.
-
-    Without a mesh, joints cannot be carried from one definition to another: the task learns that of
-    its training labels, and a mix of sources trains it towards something between theirs.
-    """
+    """Regression of 21 joints without a hand model: root-relative in metres, and in the image. They
+    cannot be carried from one definition to another: the task learns that of its training labels,
+    and a mix of sources trains it towards something between theirs."""
 
     head: DirectHead
 

@@ -71,7 +71,7 @@ class Trainer:
     stop_patience: int | None = None  # validations in a row without an improvement before the end
     stop_after: int | None = None  # stop, resumable, after this many steps of this process
     extend: bool = False  # resume a run that was begun with another `max_steps`
-    nonfinite: str = STOP  # before such steps, "skip" them, or "rewind" to the last checkpoint
+    nonfinite: str = STOP  # steps that are not: stop before, "skip", or "rewind" to a save and skip
     check_finite_every: int | None = None  # steps between checks, see `FiniteGuard`
 
     def __post_init__(self) -> None:

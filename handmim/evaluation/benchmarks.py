@@ -97,8 +97,8 @@ def scale_trans_align(
     """Scale the prediction until its bone from wrist to middle knuckle has the true length, then
     move wrist on wrist; no rotation. Both are [n, 21, 3] metres in HO-3D's order.
 
-    As in the official script, a predicted bone of length 0 shrinks its hand tenfold: it is not
-    divided by, but multiplied by the true length.
+    As in the official script, a predicted bone of length 0 is not divided by, but its hand is
+    multiplied by the true length.
     """
     pred, gt = np.asarray(pred_joints, np.float64), np.asarray(gt_joints, np.float64)
     bone = np.linalg.norm(pred[:, HO3D_KNUCKLE] - pred[:, HO3D_WRIST], axis=1)
@@ -108,11 +108,8 @@ def scale_trans_align(
 
 
 def derived_mm(scores: Mapping[str, float]) -> dict[str, float]:
-    """Official metrics under `USUAL_NAMES`.
-
-    `pa_` is after similarity alignment, `st_` after HO-3D's scale and translation, `abs_` in
-    absolute camera coordinates; `mpjpe_mm` stands for the root-relative error elsewhere.
-    """
+    """Official metrics by `USUAL_NAMES`: `pa_` is after similarity alignment, `st_` after HO-3D's
+    scale and translation, `abs_` in absolute camera coordinates."""
     usual = {USUAL_NAMES[name]: value for name, value in scores.items()}
     return {name: value * 10 if name.endswith("_mm") else value for name, value in usual.items()}
 
@@ -140,19 +137,15 @@ class Benchmark:
     def score(
         self, pred_joints: Points, pred_verts: Points, gt_joints: Points, gt_verts: Points
     ) -> dict[str, float]:
-        """The script's metrics under its names: means in cm, AUC and F as shares of 1; each, the
-        AUC too, is the mean over the samples."""
+        """The script's metrics, each the mean over the samples: cm, AUC and F as shares of 1."""
         values = self.per_sample_scores(pred_joints, pred_verts, gt_joints, gt_verts)
         return {name: float(of.mean()) for name, of in values.items()}
 
     def per_sample_scores(
         self, pred_joints: Points, pred_verts: Points, gt_joints: Points, gt_verts: Points
     ) -> dict[str, NDArray[np.float64]]:
-        """What each sample adds to every metric of `score`: [n] float64 each.
-
-        Joints and vertices are aligned separately, reflections allowed. Raises ValueError as
-        `as_hands`, and for different numbers of predictions and labels.
-        """
+        """What each sample adds to every metric of `score`: [n] float64 each. Joints and vertices
+        are aligned separately, reflections allowed. Raises ValueError for unequal or bad arrays."""
         hands = as_hands(pred_joints, pred_verts, "pred_"), as_hands(gt_joints, gt_verts, "gt_")
         joints, verts = zip(*hands, strict=True)
         if len(joints[0]) != len(joints[1]):

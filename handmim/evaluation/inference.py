@@ -86,8 +86,7 @@ def _fields_of(estimate: Any) -> dict[str, Tensor]:
 
 
 def carried_back(estimate: Any, to_plain: CropTransform) -> Any:
-    """The estimate of a rotated crop, whose fields are among `RULES`, in the frame of the plain
-    one."""
+    """The estimate of a rotated crop, by `RULES` in the frame of the plain one."""
     back = {n: rule(x, to_plain) for n, x in _fields_of(estimate).items() if (rule := RULES[n])}
     return estimate._replace(**back)
 
@@ -178,11 +177,8 @@ class InferenceModule(nn.Module):
     def forward(
         self, image: Tensor, K_px: Tensor, has_K: Tensor, joint_convention: Tensor | None = None
     ) -> Any:
-        """The model's estimate of uint8 stored crops [B, 3, S, S], on the device.
-
-        `K_px` [B, 3, 3] are their intrinsics, `has_K` [B] bool says where those are known,
-        `joint_convention` [B] int64 are indices in `skeleton.CONVENTION_NAMES`.
-        """
+        """The model's estimate of uint8 stored crops [B, 3, S, S], on the device; `K_px` [B, 3, 3]
+        is known where `has_K` [B], `joint_convention` [B] are indices in `CONVENTION_NAMES`."""
         if joint_convention is None and self.convention is not None:
             joint_convention = self.convention.expand(len(image))
         inputs = (image, K_px, has_K, *(() if joint_convention is None else (joint_convention,)))
@@ -232,8 +228,7 @@ class InferenceModule(nn.Module):
 
     @contextmanager
     def staged(self, stages: Stages | None, num: int) -> Iterator[None]:
-        """A call inside makes stages of `num` items: crop, backbone, head and hand; a graph is one
-        stage, model."""
+        """Times a call inside as stages crop, backbone, head and hand; a graph is one, model."""
         if stages is None:
             yield
             return

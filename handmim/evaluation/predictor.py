@@ -1,5 +1,4 @@
-"""A fine-tuned checkpoint back into its model, and that as a function of arrays: crops of hands in,
-3D hands out."""
+"""A fine-tuned checkpoint as a model, and as a function of arrays: crops in, 3D hands out."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -42,8 +41,7 @@ def hand_config(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 
 
 def build_part(config: Any, path: str, key: str) -> Any:
-    """Build a part of a checkpoint's config; else FileNotFoundError for a file that it reads, or
-    ValueError, with the checkpoint's path and the part's key."""
+    """Build a part of a checkpoint's config; errors name the checkpoint and the part's key."""
     try:
         return build(config)
     except FileNotFoundError as error:
@@ -158,13 +156,10 @@ def hand_predictions(
 
 
 class HandPredictor:
-    """Crops of hands through a trained model, batch by batch; left hands are mirrored before and
-    after.
+    """Crops of hands through a trained model; left hands are mirrored before and after.
 
     A crop is a square around a hand as the training set has them, of any side. The model sees its
-    middle, as in evaluation.
-
-    The last batch is filled up where shapes have to stay the same (compile, cuda_graph).
+    middle, as in evaluation. The last batch is filled up for compile and cuda_graph.
     """
 
     def __init__(self, module: InferenceModule, batch_size: int = 64) -> None:

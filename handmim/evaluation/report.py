@@ -66,11 +66,8 @@ def score_file(
     path: str | Path, benchmark: Benchmark, gt: JointsAndVerts | None, shown: str,
     mb_per_sample: float = MB_PER_SAMPLE,
 ) -> dict[str, Any]:  # fmt: skip
-    """Check a submission, pred.json or its zip, and score it where the ground truth, joints and
-    vertices in the benchmark's own form, is known.
-
-    Raises: ValueError for `UNSCORABLE` findings of `check_submission`; others are reported.
-    """
+    """Check a submission, pred.json or its zip, and score it where the ground truth, in the
+    benchmark's own form, is known. Raises: ValueError for `UNSCORABLE` findings."""
     pred = read_submission(path, benchmark.num_samples, mb_per_sample)
     findings = check_submission(*pred, benchmark, None if gt is None else gt[0])
     for finding in findings:
@@ -90,8 +87,7 @@ def score_file(
 def submit(
     run: Run, name: str, hands: CameraHands, gt: JointsAndVerts | None, folder: str = "."
 ) -> dict[str, Any]:
-    """Write pred.json and its zip, and report on what was written as `score_file`; {} on other
-    processes."""
+    """Write pred.json and its zip, and `score_file` what was written; {} on other processes."""
     if not run.is_main:
         return {}
     benchmark = benchmark_of(name, len(hands.joints_cam_m))
@@ -103,12 +99,8 @@ def submit(
 def write_report(
     run: Run, what: str, report: Report, sheet: NDArray[np.uint8] | None = None
 ) -> None:
-    """Write metrics.json, scores.txt and predictions.png into the run's folder, and print the
-    metrics of `what` was scored; the main process does.
-
-    `report` holds flat metrics, perhaps with the official ones under "official" and those of
-    test-time augmentation under "tta", `sheet` [H, W, 3] RGB drawings.
-    """
+    """Write metrics.json, scores.txt and predictions.png (`sheet` [H, W, 3] RGB) into the run's
+    folder, and print the metrics of `what` was scored; the main process does."""
     if not run.is_main:
         return
     run.write_json("metrics.json", report)
@@ -129,11 +121,8 @@ def write_report(
 
 
 def expanded(given: Sequence[str]) -> list[str]:
-    """Files that paths and patterns (`runs/seed*/last.pt`) name: each once, those of a pattern
-    sorted.
-
-    Raises: FileNotFoundError for a pattern that no file matches; ValueError for no paths at all.
-    """
+    """Files that paths and patterns (`runs/seed*/last.pt`) name: each once, a pattern's sorted.
+    Raises: FileNotFoundError for a pattern that no file matches; ValueError for no paths at all."""
     files: dict[Path, str] = {}
     for path in given:
         is_pattern = has_magic(path) and not Path(path).is_file()
@@ -148,14 +137,9 @@ def expanded(given: Sequence[str]) -> list[str]:
 
 
 def check_comparable(paths: Sequence[str], data: DictConfig | None) -> list[Report]:
-    """The path, name of the run, seed and step of each checkpoint; refuse those whose mean has no
-    meaning.
-
-    Compared are the hand model by its content, backbone and head, the evaluation crop, and the data
-    that is scored: `data`, or its own where that is None. What they were trained with may differ.
-
-    Raises: ValueError naming two checkpoints and what they differ in.
-    """
+    """The path, name of the run, seed and step of each checkpoint. Raises: ValueError naming two
+    that differ in hand model (by content), backbone, head, evaluation crop, or the data that is
+    scored: `data`, or their own where that is None. What they were trained with may differ."""
     facts: list[Report] = []
     first: dict[str, Any] = {}
     for path in paths:
@@ -181,8 +165,7 @@ def check_comparable(paths: Sequence[str], data: DictConfig | None) -> list[Repo
 
 
 def averaged(reports: Sequence[Report], fold: Callable[[list[float]], float]) -> dict[str, Any]:
-    """`fold` of each metric that all reports have, at any depth; what is no number in them (texts,
-    intervals, findings) is left out."""
+    """`fold` of each number that all reports have, at any depth; all else is left out."""
     result: dict[str, Any] = {}
     for key in reports[0]:
         values: list[Any] = [report.get(key) for report in reports]
@@ -194,9 +177,8 @@ def averaged(reports: Sequence[Report], fold: Callable[[list[float]], float]) ->
 
 
 def summary(facts: Sequence[Report], reports: Sequence[Report]) -> dict[str, Any]:
-    """The metrics.json of at least two checkpoints: "checkpoints", each with its facts, the folder
-    of its results and its metrics; "mean" and "std", the sample standard deviation, of the metrics
-    that all have."""
+    """The metrics.json of at least two checkpoints: "checkpoints", each with facts, folder and
+    metrics; "mean" and "std", the sample standard deviation, of the metrics that all have."""
     rows = [
         {**fact, "folder": str(number), "metrics": averaged([report], max)}
         for number, (fact, report) in enumerate(zip(facts, reports, strict=True), start=1)
@@ -232,8 +214,7 @@ def markdown(title: str, made: Report) -> str:
 
 
 def write_averages(run: Run, facts: Sequence[Report], reports: Sequence[Report]) -> dict[str, Any]:
-    """Write `summary` as metrics.json and table.md into the run's folder, below which the results
-    of each checkpoint lie, and print the table; the main process does. Returns the summary."""
+    """Write `summary`, which is returned, as metrics.json and table.md, and print the table."""
     made = summary(facts, reports)
     if not run.is_main:
         return made

@@ -74,8 +74,7 @@ def _drawn(
 def score(
     module: InferenceModule, dataset: Dataset[HandSample], *, num_images: int = 0, **options: Any
 ) -> tuple[dict[str, float], NDArray[np.uint8] | None]:
-    """Root-relative and aligned metrics over a whole set, each over the samples that are labelled
-    for it.
+    """Root-relative and aligned metrics over a whole set, each over the samples labelled for it.
 
     Samples with all joints in 3D count for joint metrics, those of them with vertices for mesh
     metrics where the model has a mesh, those with any joint in the image for the 2D error.
@@ -136,13 +135,9 @@ def predict_camera_hands(
     num_images: int = 0,
     **options: Any,
 ) -> CameraHands:
-    """Joints and vertices of every sample in order, as benchmarks take them.
-
-    `placement` "predicted" takes the model's root translation; "given_wrist" takes the labelled
-    wrist, as HO-3D's evaluation provides it. `options` are those of `estimates`.
-
-    Raises: ValueError for another placement, or samples without K or a wrist where it is needed.
-    """
+    """Joints and vertices of every sample in order, as benchmarks take them, with `options` of
+    `estimates`. `placement` "predicted" takes the model's root translation; "given_wrist" takes the
+    labelled wrist, as HO-3D's evaluation provides it. Raises: ValueError as `in_camera`."""
     one_of("placement", placement, PLACEMENTS)
     total = len(dataset)  # type: ignore[arg-type]
     hands, sheet, done = [], None, 0
@@ -182,8 +177,7 @@ def in_camera(
 
 @dataclass(eq=False)
 class EvalHook:
-    """Validation metrics while fine-tuning, over the evaluation crops of `augment`; `every` is in
-    steps, None for the last one only."""
+    """Validation metrics while fine-tuning; `every` is in steps, None for the last one only."""
 
     at_start: ClassVar[bool] = False
     dataset: Dataset[HandSample]

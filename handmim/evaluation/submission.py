@@ -70,12 +70,10 @@ MIRROR_FIX = (
 def write_submission(
     folder: str | Path, joints: Points, verts: Points, *, name: str = "pred"
 ) -> Path:
-    """Write `<name>.json` = [joints, vertices] and the flat `<name>.zip` that is uploaded, its
-    path.
+    """Write `<name>.json` = [joints, vertices] and `<name>.zip`, which is uploaded and returned.
 
     [n, 21, 3] and [n, 778, 3] metres in the benchmark's order and axes, rounded to 1e-7 m; the
-    zip's only member is pred.json. The files appear under their names when they are whole.
-    Raises: ValueError for other shapes, counts that differ, values not finite.
+    zip's only member is pred.json. Files appear when they are whole. Raises: as `as_hands`.
     """
     arrays = as_hands(joints, verts)
     folder = Path(folder)
@@ -110,8 +108,7 @@ def read_submission(
     """Joints [n, 21, 3] and vertices [n, 778, 3] of a .json or the .zip around it, read in pieces.
 
     NaN is read; `check_submission` names it. `num_samples` bounds the size of the unpacked text.
-    Raises: FileNotFoundError; ValueError for a text above that bound, or naming the entry that
-        differs from [joints, vertices].
+    Raises: FileNotFoundError; ValueError for more text, or naming the entry of another form.
     """
     path = Path(path)
     if not path.is_file():
@@ -182,9 +179,8 @@ def check_submission(
 ) -> list[Finding]:
     """What would be refused or score badly for a reason that has nothing to do with the method.
 
-    Proportions, units and distances are checked in up to 500 samples spread over the set; signs,
-    zeros and values that are not finite in all. Joints [n, 21, 3] and vertices [n, 778, 3] are as
-    they would be written; with `true_joints` mirror images are found one by one.
+    Proportions, units and distances are checked in up to 500 samples spread over the set, all else
+    in all. Arrays are as `write_submission` takes them; `true_joints` show single mirror images.
     """
     notes, joints, verts = Notes(), as_numpy(joints), as_numpy(verts)
     shapes = joints.shape[1:], verts.shape[1:]

@@ -1,5 +1,4 @@
-"""Results of a table: mean and spread of every metric over seeds as Markdown and CSV, all runs as
-JSON, plots; and copies of these for publication."""
+"""Results of a table: mean and spread over seeds as Markdown and CSV, all runs as JSON, plots."""
 
 import csv
 import io
@@ -119,8 +118,7 @@ def as_csv(table: Table, rows: Sequence[Row]) -> str:
 
 
 def as_markdown(table: Table, rows: Sequence[Row], runs: Sequence[Run]) -> str:
-    """The table with its question, how to read it, and which code and machines made it; `runs` are
-    the finished ones."""
+    """The table, its question, how to read it, and which code made it; `runs` are finished."""
     columns = used_columns(table, rows)
     best = {c.key: best_rows(rows, c) for c in columns}
     lines = []
@@ -183,9 +181,8 @@ def _provenance(runs: Sequence[Run]) -> str:
 
 
 def write_results(plan: Plan, *, with_plots: bool = True) -> None:
-    """Write the table as it is now: table.md, table.csv, runs.json (every metric of every finished
-    run), and unless they are left out, which saves a second, plot.png and .pdf, and curve.png and
-    .pdf where the table has curves."""
+    """Write the table as it is now: table.md, table.csv, runs.json of the finished runs, and with
+    plots, which take a second, plot.png and .pdf, and curve.png and .pdf where it has curves."""
     table, folder, runs = plan.table, plan.folder, plan.shown()
     folder.mkdir(parents=True, exist_ok=True)
     rows = rows_of(table, runs)
@@ -222,8 +219,7 @@ def curves_of(table: Table, runs: Sequence[Run]) -> dict[str, dict[str, list[Spo
 
 
 def publish(name: str, folder: Path, out: Path) -> list[Path]:
-    """Copy a table's files to <out>/<name>.md, .csv, .json, .png and .pdf, and to
-    <name>-curve.png and .pdf; returns the copies."""
+    """Copy a table's files to <out>/<name>.md and so on, curves to <name>-curve; the copies."""
     out.mkdir(parents=True, exist_ok=True)
     stems = {"table": name, "plot": name, "curve": f"{name}-curve"}
     ends = (".md", ".csv", ".png", ".pdf")

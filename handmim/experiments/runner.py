@@ -1,5 +1,4 @@
-"""From a composed configs/experiments.yaml to a finished table, in processes of its runs: one per
-run, or one of Hydra's multirun for all; and a single run of it."""
+"""From a composed configs/experiments.yaml to a finished table, or to a single run of it."""
 
 import logging
 import os
@@ -34,8 +33,7 @@ Launch = Callable[[Sequence[Run], Callable[[Run], None]], None]  # the second fo
 
 
 def main(cfg: DictConfig) -> int:
-    """Make the one run of `cfg.run`, or fill the table: plan, run what is missing, write the table,
-    name what failed; returns the exit code."""
+    """Make the one run of `cfg.run`, or fill the table and name what failed; the exit code."""
     if cfg.run is not None:
         make_one(cfg)
         return 0
@@ -69,8 +67,7 @@ def main(cfg: DictConfig) -> int:
 
 
 def read_plan(cfg: DictConfig, table: Table | None = None) -> Plan:
-    """All runs of a table, or of a part of it, in <run_root>/ablations/<name>, with stages in
-    ablations/stages."""
+    """All runs of a table, or of a part, in <run_root>/ablations: <name>, and stages for all."""
     root = Path(cfg.paths.run_root).absolute() / "ablations"
     return Plan(table or read_table(cfg), root / cfg.name, compose, StageStore(root / "stages"))
 

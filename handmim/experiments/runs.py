@@ -1,5 +1,4 @@
-"""The runs of a table, their states and records, and the stages that they share: no table runs
-again what another has run."""
+"""The runs of a table, their states and records, and the stages that all tables share."""
 
 import json
 import logging
@@ -111,8 +110,7 @@ def metrics_of(records: Mapping[str, dict[str, Any]]) -> dict[str, float | None]
 
 
 class StageStore:
-    """Folders <root>/<kind>-<hash of the definition> of all tables, each with the stage.json of a
-    finished stage."""
+    """Folders <root>/<kind>-<hash of the definition>, with stage.json when they are finished."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.absolute()
@@ -122,8 +120,7 @@ class StageStore:
         return self.root / f"{kind}-{digest(definition)}"
 
     def finished(self, name: str) -> dict[str, Any] | None:
-        """The record of the stage in a folder of the store; None when it is not finished, or an
-        input file that exists has another content by now."""
+        """The record of a stage by its folder; None before, or if an input file has changed."""
         record = read_record(self.root / name / STAGE)
         return record if record and self._is_current(record) else None
 
@@ -242,8 +239,7 @@ class Run:
 
     @property
     def is_outdated(self) -> bool:
-        """Finished, but with other defaults in configs/ behind its overrides, or by an older
-        format."""
+        """Finished, but under other defaults in configs/, or in an older format."""
         done, now = self.read(), (FORMAT, self.definition.config_sha)
         return bool(done) and (done["format"], done.get("config_sha")) != now
 
@@ -265,8 +261,7 @@ class Run:
 
 
 class Plan:
-    """The runs of a table, below its `folder`. Raises: ValueError naming a variant whose overrides
-    do not compose."""
+    """The runs of a table. Raises: ValueError naming a variant whose overrides do not compose."""
 
     def __init__(self, table: Table, folder: Path, compose: Compose, store: StageStore) -> None:
         self.table, self.folder, self.store = table, folder, store

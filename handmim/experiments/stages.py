@@ -51,8 +51,7 @@ class Stages:
         self.compose, self.store = compose, store
 
     def run(self, run: Run) -> dict[str, dict[str, Any]]:
-        """Records by stage name: pretrain, probe, finetune_<per cent of the labels>. Stopped when a
-        signal ended training early; what was done is kept."""
+        """Records by stage: pretrain, probe, finetune_<per cent of the labels>. Raises Stopped."""
         variant, seed = run.variant, run.seed
         records: dict[str, dict[str, Any]] = {}
         start = Start(f"random {seed}")
@@ -149,8 +148,7 @@ def _check_whole(result: FitResult, folder: Path) -> None:
 
 
 def restored(cfg: DictConfig, seed: int, start: Start) -> HandMimTask:
-    """A pretraining task from a last checkpoint of the store, else a backbone alone, else random
-    weights by `seed`."""
+    """A pretraining task from a last checkpoint of the store, a backbone alone, or the seed."""
     cfg = cfg.copy()
     drop_unbuilt(cfg.task)
     seed_everything(seed)
@@ -165,8 +163,7 @@ def restored(cfg: DictConfig, seed: int, start: Start) -> HandMimTask:
 
 
 def make_run(run: Run, stages: RunStages, overwrite: bool = False) -> None:
-    """Make a run unless it is finished, and write its result.json; what the stages raise is written
-    to error.txt as well."""
+    """Make a run unless it is finished: result.json, or error.txt with what the stages raise."""
     code = runs.code_state()
     with locked(run.folder):
         if not run.needs_run(overwrite):

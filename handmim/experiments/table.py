@@ -128,8 +128,7 @@ class Table:
 
 
 def read_table(cfg: DictConfig) -> Table:
-    """The table of a composed configs/experiments.yaml; ValueError names a wrong key and what is
-    valid.
+    """The table of a composed configs/experiments.yaml; ValueError names a wrong key.
 
     Overrides are merged from the general to the particular: dataset, budget, table, the user's,
     variant. Machine settings come last; one that is null leaves an experiment's own.
@@ -199,8 +198,8 @@ def init_variants(inits: str | Sequence[str], labels: Mapping[str, str]) -> dict
     """Variants as configs/table has them, one for each kind of initial weights: `random`, a method
     of configs/method, or `timm:NAME` or a file of weights, which are used as they are.
 
-    `labels` are of inits that the table does not show as they are written. Raises ValueError for
-    inits that are none, given twice or of one name, FileNotFoundError for weights.
+    `labels` are of inits that the table does not show as they are written. Raises ValueError,
+    FileNotFoundError for weights.
     """
     given = [inits] if isinstance(inits, str) else list(inits)
     if not given or len(set(given)) < len(given):

@@ -28,24 +28,16 @@ HO3D_WRIST, HO3D_KNUCKLE = 0, 4
 LEVEL = 0.95  # of bootstrap intervals
 F_NAMES = ("f_score_5", "f_al_score_5", "f_score_15", "f_al_score_15")
 # Names that papers and our other reports use; lengths are cm in the official scripts, mm here.
-USUAL_NAMES = {
-    "xyz_mean3d": "abs_mpjpe_mm",
-    "xyz_al_mean3d": "pa_mpjpe_mm",
-    "xyz_procrustes_al_mean3d": "pa_mpjpe_mm",
-    "xyz_scale_trans_al_mean3d": "st_mpjpe_mm",
-    "mesh_mean3d": "abs_mpvpe_mm",
-    "mesh_al_mean3d": "pa_mpvpe_mm",
-    "xyz_auc3d": "abs_auc_joints",
-    "xyz_al_auc3d": "pa_auc_joints",
-    "xyz_procrustes_al_auc3d": "pa_auc_joints",
-    "xyz_scale_trans_al_auc3d": "st_auc_joints",
-    "mesh_auc3d": "abs_auc_verts",
-    "mesh_al_auc3d": "pa_auc_verts",
-    "f_score_5": "abs_f5",
-    "f_al_score_5": "pa_f5",
-    "f_score_15": "abs_f15",
-    "f_al_score_15": "pa_f15",
-}
+USUAL_NAMES = dict(zip(F_NAMES, ("abs_f5", "pa_f5", "abs_f15", "pa_f15"), strict=True))
+for _end, _prefix in (
+    ("", "abs"),
+    ("_al", "pa"),
+    ("_procrustes_al", "pa"),
+    ("_scale_trans_al", "st"),
+):
+    for _points, _length, _auc in (("xyz", "mpjpe_mm", "joints"), ("mesh", "mpvpe_mm", "verts")):
+        USUAL_NAMES[f"{_points}{_end}_mean3d"] = f"{_prefix}_{_length}"
+        USUAL_NAMES[f"{_points}{_end}_auc3d"] = f"{_prefix}_auc_{_auc}"
 
 
 def as_numpy(points: Points) -> NDArray[np.floating]:

@@ -40,15 +40,18 @@ def hand_config(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
     return {**saved["config"]["hand"], **{k: v for k, v in given.items() if v is not None}}
 
 
-def build_part(config: Any, path: str, key: str) -> Any:
+def build_part(config: Any, path: str, key: str, kind: type = object) -> Any:
     """Build a part of a checkpoint's config; errors name the checkpoint and the part's key."""
     try:
-        return build(config)
+        part = build(config)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{path}: {error} ({key} of its config)") from error
     except (OmegaConfBaseException, *UNBUILDABLE) as error:
         text = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{path}: {key} of its config cannot be built: {text[0]}") from error
+    if not isinstance(part, kind):
+        raise ValueError(f"{path}: {key} of its config builds a {type(part).__name__}")
+    return part
 
 
 def load_model(
@@ -61,13 +64,9 @@ def load_model(
     set_everywhere(config.task, "hand", hand)  # bare joints have none
     if Path(hand["path"]).exists() and not Path(hand["path"]).is_file():
         raise ValueError(f"{path}: {hand['path']} is no regular file")
-    augment = build_part(config.augment, path, "augment")
-    if not isinstance(augment, HandAugment):
-        raise ValueError(f"{path}: augment of its config builds a {type(augment).__name__}")
+    augment = build_part(config.augment, path, "augment", HandAugment)
     _check_networks(config.task, saved["task"], path)
-    task = build_part(config.task, path, "task")
-    if not isinstance(task, RegressionTask):
-        raise ValueError(f"{path}: task of its config builds a {type(task).__name__}")
+    task = build_part(config.task, path, "task", RegressionTask)
     own, known = task.hand_metadata(), saved["meta"]
     check_same_hand(own.get("hand_sha256"), known.get("hand_sha256"), path)
     check_fits(saved["task"], task.state_dict(), path)

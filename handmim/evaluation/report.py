@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 
 TTA = "tta"  # block of a report, and folder: metrics and files of the mean over several views
 TIME = "ms_per_image"
-UNSCORABLE = ("shape", "count", "not-finite")
 Report = Mapping[str, Any]
 
 
@@ -67,13 +66,14 @@ def score_file(
     mb_per_sample: float = MB_PER_SAMPLE,
 ) -> dict[str, Any]:  # fmt: skip
     """Check a submission, pred.json or its zip, and score it where the ground truth, in the
-    benchmark's own form, is known. Raises: ValueError for `UNSCORABLE` findings."""
+    benchmark's own form, is known. Raises: ValueError where it cannot be scored."""
     pred = read_submission(path, benchmark.num_samples, mb_per_sample)
     findings = check_submission(*pred, benchmark, None if gt is None else gt[0])
     for finding in findings:
         level = logging.ERROR if finding.level == "error" else logging.WARNING
         log.log(level, "%s: %s: %s", shown, finding.name, finding.text)
-    if fatal := [f"{f.name}: {f.text}" for f in findings if f.name in UNSCORABLE]:
+    unscorable = [f for f in findings if f.name in ("shape", "count", "not-finite")]
+    if fatal := [f"{f.name}: {f.text}" for f in unscorable]:
         raise ValueError(f"{shown} cannot be scored as {benchmark.name}. {' '.join(fatal)}")
     report: dict[str, Any] = {"benchmark": benchmark.name, "num_samples": len(pred[0])}
     if gt is None:

@@ -33,7 +33,6 @@ METRICS = (*(key for key in KEYS if not key.startswith("num_")), "err2d_percent"
 SHOWN = {"mpjpe_mm": "MPJPE", "pa_mpjpe_mm": "PA-MPJPE", "pa_mpvpe_mm": "PA-MPVPE"}
 PCK_SHARE = 0.1  # of the crop's side: a 2D joint nearer than this is a hit
 PLACEMENTS = ("predicted", "given_wrist")
-LOG_EVERY = 20  # batches
 
 
 class CameraHands(NamedTuple):
@@ -146,7 +145,7 @@ def predict_camera_hands(
             sheet = _drawn(module, stored, state, num_images)
         hands.append(in_camera(module, stored, state, placement))
         done += len(stored.image)
-        if number % LOG_EVERY == 0:
+        if number % 20 == 0:
             log.info("predicted %d of %d", done, total)
     joints, verts = (np.concatenate(parts) for parts in zip(*hands, strict=True))
     return CameraHands(joints, verts, sheet)

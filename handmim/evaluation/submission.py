@@ -41,7 +41,6 @@ from handmim.utils.json_files import rows_text
 MEMBER = "pred.json"
 # 799 points of three numbers of 17 digits, indented, have some 0.15 MB.
 MB_PER_SAMPLE = 0.5
-SHORTEST_POINT_BYTES = len("[0,0,0],")
 UNREADABLE_ZIP = (BadZipFile, zlib.error, lzma.LZMAError, EOFError, UnicodeDecodeError)
 FORM = (
     f"a prediction is [joints, vertices], each one entry per sample of {NUM_JOINTS} and "
@@ -60,7 +59,6 @@ MISFIT_LIMIT = 0.4
 # under 2 cm.
 BEND_SHARE = 0.3
 DEPTH_M = (0.1, 3.0)
-MOST_CHECKED = 500
 MIRROR_FIX = (
     "the alignment of the official scores allows reflections and hides it; negate one axis, x for "
     "a hand that was predicted from a mirrored image"
@@ -159,7 +157,7 @@ def read_hands(file: IO[bytes], name: str, size: int) -> JointsAndVerts:
         lists.fail("holds no samples")
     if lists.next_byte() != b",":
         lists.fail("holds one list")
-    if len(joints) * NUM_VERTS * SHORTEST_POINT_BYTES > size + LONGEST_ENTRY_BYTES:
+    if len(joints) * NUM_VERTS * len("[0,0,0],") > size + LONGEST_ENTRY_BYTES:
         lists.fail(f"holds joints of {len(joints)} samples and vertices of fewer")
     verts = np.empty((len(joints), NUM_VERTS, 3))
     count = 0
@@ -189,8 +187,7 @@ def check_submission(
         came = f"joints are {joints.shape} and vertices {verts.shape}"
         notes.error("shape", f"{came}, [n, 21, 3] and [n, 778, 3] are required")
         return notes.findings
-    num, expected = len(joints), benchmark.num_samples
-    if num != expected:
+    if (num := len(joints)) != (expected := benchmark.num_samples):
         text = f"{num} samples, {benchmark.name} has {expected}: send one for each evaluation image"
         notes.error("count", f"{text}, in the order of the list")
     bad = np.union1d(not_finite(joints), not_finite(verts))
@@ -211,7 +208,7 @@ def check_submission(
         # HO-3D's own writer refuses a single one; FreiHAND's evaluation takes them as bad hands.
         is_hard = side < 0 or either.mean() > 0.5
         notes.judge(False, "behind-camera", text, bad="error" if is_hard else "warning")
-    some = spread(num, MOST_CHECKED)
+    some = spread(num, 500)
     knows_truth = true_joints is not None and len(true_joints) == num
     hands, meshes = (points[some].astype(np.float64) for points in (joints, verts))
     _check_hands(notes, hands, meshes, benchmark, checks_side=not knows_truth)
@@ -226,8 +223,7 @@ def check_submission(
         text = f"all vertices are zero in {empty.sum()} of {num} samples: right for a joints-only "
         notes.warning("zero-verts", f"{text}method, whose mesh metrics then mean nothing")
     if num > 1 and np.abs(joints - joints[0]).max() < 1e-6:
-        text = f"all {num} samples have the same joints: the images made no difference"
-        notes.warning("constant", text)
+        notes.warning("constant", f"all {num} samples have the same joints, whatever the image")
     return notes.findings
 
 
@@ -241,12 +237,10 @@ def _check_hands(
     """Check single hands; `joints` and `verts` are a part of the set."""
     is_hand, has_verts = (np.ptp(points, axis=1).any(axis=1) for points in (joints, verts))
     if not is_hand.any():
-        text = "all joints of a hand lie in one point: is anything predicted?"
-        notes.warning("collapsed", text)
+        notes.warning("collapsed", "all joints of a hand lie in one point: is anything predicted?")
         return
-    has_verts = has_verts[is_hand]
-    joints, verts = joints[is_hand], verts[is_hand][has_verts]
-    joints, _ = _in_metres(notes, joints, "joints")
+    has_verts, verts = has_verts[is_hand], verts[is_hand & has_verts]
+    joints, _ = _in_metres(notes, joints[is_hand], "joints")
     claimed, order = benchmark.skeleton, order_of(joints, benchmark.skeleton, KNOWN_ORDERS)
     canonical = joints[:, KNOWN_ORDERS[order]]
     is_known = misfit(canonical) <= MISFIT_LIMIT

@@ -1,5 +1,6 @@
 """Plots of a table: seeds as dots by variant, and curves against the number of labels."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -93,12 +94,16 @@ def curve_plot(title: str, curves: Mapping[str, Mapping[str, Sequence[Spot]]]) -
     return figure
 
 
-def line_plot(panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> Figure:
-    """Scalars of training against the step; panels without a line of two points are left out."""
-    drawn = {
-        title: {label: points for label, points in lines.items() if len(points) > 1}
-        for title, lines in panels.items()
-    }
+def line_plot(
+    runs: Mapping[str, Sequence[Mapping[str, float]]], panels: Mapping[str, str]
+) -> Figure:
+    """Rows of scalars by run against the step, a panel with a title for each key; lines of less
+    than two finite points, and panels without a line, are left out."""
+    drawn: dict[str, dict[str, list[tuple[float, float]]]] = {title: {} for title in panels}
+    for (title, key), (label, rows) in itertools.product(panels.items(), runs.items()):
+        points = [(r["step"], r[key]) for r in rows if math.isfinite(r.get(key, math.nan))]
+        if len(points) > 1:
+            drawn[title][label] = points
 
     def draw(axis: Axes, lines: Mapping[str, Sequence[tuple[float, float]]]) -> None:
         axis.set_xlabel("step", fontsize="small")

@@ -3,7 +3,6 @@
 import argparse
 import base64
 import json
-import math
 import subprocess
 import sys
 import time
@@ -20,9 +19,6 @@ from handmim.utils.files import write_atomic
 from handmim.utils.json_files import read_rows
 from handmim.utils.processes import start_child
 
-NUM_STAGES = 6
-ALL = "render, pretrain, fine-tune twice, score: by default 5 to 12 minutes on two CPU cores"
-LARGE = 100_000  # bytes of a PNG that the page holds as JPEG
 COLUMNS = (*METRICS[:6], ("seconds", "seconds"))
 LABELS = {"mean_hand": "mean hand", "scratch": "from scratch", "handmim": "HandMIM-pretrained"}
 SECONDS = (
@@ -30,11 +26,10 @@ SECONDS = (
     "HandMIM's row holds its pretraining with probes, too."
 )
 LIMIT = (
-    "Both models saw the same labels for the same number of fine-tuning steps. What this "
-    "shows is a head start at equal fine-tuning steps, not at equal total compute: the seconds "
-    "of pretraining spent on longer supervised training may help as much or more. "
-    "Images are rendered from a stand-in hand: no metric here compares with FreiHAND or "
-    "HO-3D results."
+    "Both models saw the same labels for the same number of fine-tuning steps: a head start "
+    "at equal fine-tuning steps, not at equal compute: the seconds of pretraining spent on longer "
+    "supervised training may help as much or more. Images are rendered from a stand-in hand: no "
+    "metric here compares with FreiHAND or HO-3D results."
 )
 LOSSES = {  # titles of the losses of method=handmim; others keep their names
     "patch_distill": "masked patches: cross-entropy with the teacher",
@@ -71,7 +66,7 @@ def main() -> None:
     given = dict(o.split("=", 1) for o in args.overrides if "=" in o)
     folder = given_path(given.get("paths.run_root", "runs")) / name
     machine = [o for o in args.overrides if o.startswith(("machine.", "paths.run_root="))]
-    print(ALL)
+    print("render, pretrain, fine-tune twice, score: 5 to 12 minutes on two CPU cores by default")
     began = time.perf_counter()
     recipe = ["finetune", "experiment=quickstart_finetune", *common]
     init = f"init_from={folder / 'pretrain' / 'backbone.safetensors'}"
@@ -102,7 +97,7 @@ def main() -> None:
 def _stage(number: int, arguments: Sequence[str]) -> float:
     """Run one of the commands as a user would; returns its seconds."""
     arguments = [*arguments, "overwrite=true"]
-    print(f"\n[{number} of {NUM_STAGES}] $ handmim {' '.join(arguments)}", flush=True)
+    print(f"\n[{number} of 6] $ handmim {' '.join(arguments)}", flush=True)
     began = time.perf_counter()
     program = [sys.executable, "-m", "handmim", *arguments]
     with start_child(program) as process:
@@ -112,8 +107,7 @@ def _stage(number: int, arguments: Sequence[str]) -> float:
 
 
 def write_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write report.html, which holds its images, into the quickstart's folder; returns its path.
-    `rows` have `name`, the keys of COLUMNS, `seed` and `total_seconds`."""
+    """Write report.html with its images; `rows` have name, COLUMNS, seed and total_seconds."""
     from jinja2 import Environment  # here and below: only a page needs them
 
     from handmim.experiments.plots import line_plot, save_plot
@@ -124,15 +118,10 @@ def write_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     shown = {LOSSES.get(key[5:], key[5:]): key for key in keys} | DIAGNOSTICS
     plots = {"finetuning": (tuned, FINETUNING), "pretraining": ({"": pretraining}, shown)}
     for stem, (runs, panels) in plots.items():
-        lines = {
-            title: {label: series(of, key) for label, of in runs.items()}
-            for title, key in panels.items()
-        }
-        save_plot(line_plot(lines), folder / stem)
+        save_plot(line_plot(runs, panels), folder / stem)
     environment = Environment(autoescape=True, trim_blocks=True)
     environment.filters["data_url"] = data_url
     template = environment.from_string(Path(__file__).with_suffix(".html").read_text())
-    path = folder / "report.html"
     text = template.render(
         folder=folder,
         latest=lambda name: latest(folder / "pretrain", name),
@@ -144,13 +133,8 @@ def write_report(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
         seconds=SECONDS,
         limit=LIMIT,
     )
-    write_atomic(path, text)
-    return path
-
-
-def series(rows: Sequence[Mapping[str, float]], key: str) -> list[tuple[float, float]]:
-    """(step, value) of every row that has a finite `key`."""
-    return [(r["step"], r[key]) for r in rows if key in r and math.isfinite(r[key])]
+    write_atomic(folder / "report.html", text)
+    return folder / "report.html"
 
 
 def latest(folder: Path, name: str) -> Path:
@@ -160,9 +144,9 @@ def latest(folder: Path, name: str) -> Path:
 
 
 def data_url(path: Path) -> str:
-    """A PNG file as a URL that holds it; a large one as JPEG, a tenth of the size."""
+    """A PNG file as a URL that holds it; from 0.1 MB on as JPEG, a tenth of the size."""
     kind, data = "png", path.read_bytes()
-    if len(data) > LARGE:
+    if len(data) > 100_000:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         quality = [cv2.IMWRITE_JPEG_QUALITY, 88]
         kind, data = "jpeg", cv2.imencode(".jpg", image, quality)[1].tobytes()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -77,17 +78,17 @@ def check_inputs(cfg: DictConfig, plan: Plan) -> None:
     key, or whose parts refuse settings."""
     todo = {run.variant.name: run.variant for run in plan.chosen() if run.needs_run(cfg.overwrite)}
     configs = [(v, *item) for v in todo.values() for item in plan.configs[v.name].items()]
-    names: dict[str, dict[str, None]] = {}  # of variants, by problem
+    names: dict[str, list[str]] = defaultdict(list)  # of variants, by problem
     for variant, _, composed in configs:
-        problems = path_problems(composed, parse=True)
+        for problem in path_problems(composed, parse=True):
+            names[problem].append(variant.name)
         if variant.init_from is not None and not Path(variant.init_from).is_file():
-            problems = [*problems, f"no weights at {variant.init_from} (init_from)"]
-        for problem in problems:
-            names.setdefault(problem, {})[variant.name] = None
+            names[f"no weights at {variant.init_from} (init_from)"].append(variant.name)
     if names:
-        problems = [f"{problem} (variants {', '.join(of)})" for problem, of in names.items()]
         own = path_problems(cfg, parse=True)  # the table's keys, where they name all of it
-        raise ValueError("; ".join(own or problems))
+        lists = {problem: ", ".join(dict.fromkeys(of)) for problem, of in names.items()}
+        found = [f"{problem} (variants {those})" for problem, those in lists.items()]
+        raise ValueError("; ".join(own or found))
     from handmim.pipelines.train import try_parts  # it imports torch
 
     for variant, stage, composed in configs:

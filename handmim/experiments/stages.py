@@ -28,7 +28,6 @@ from handmim.utils.seed import seed_everything
 
 log = logging.getLogger(__name__)
 
-POINTS = "points"  # a feature of probes: the keypoint head's points
 RENDERED = "SyntheticHands"  # a set that takes long to make
 FACTS = ("folder", "threads", "git_sha", "git_dirty", "commits")  # of a stage's record
 SHOWN = ("loss", "features", "keypoints", "targets", "speed", "diagnostics", "collapse")
@@ -107,7 +106,7 @@ class Stages:
             raise ValueError("runs are probed on labelled sets (dataset.probe: {probe: ...})")
         definition: dict[str, Any] = {"start": start.name}
         if not start.is_own:  # heads are drawn by the seed; no keypoint head is trained
-            kept = [f for f in cfg.probe.features if f != POINTS]
+            kept = [f for f in cfg.probe.features if f != "points"]
             overrides = merged(overrides, {"probe.features": kept})
             cfg = self._config("pretrain", overrides, seed)
             definition["seed"] = seed

@@ -20,10 +20,8 @@ from handmim.utils.config import resolved
 
 Overrides = dict[str, Any]
 
-USUAL_PRECISION = "32-true"
 PROBED = ("probe", "task", "precision")  # parts of a pretraining config that decide its probe
 UNQUOTED = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z_][\w./-]*", re.IGNORECASE)
-NAME = re.compile(r"[a-z0-9_]+")
 STAGES = ("pretrain", "finetune")  # configs that a variant's overrides compose
 VARIANT_KEYS = {"label", *STAGES, "init_from"}
 TABLE_KEYS = {
@@ -73,7 +71,7 @@ def value_text(value: Any) -> str:
 def decides(key: str, value: Any) -> bool:
     """Whether an override changes results; the usual precision does not, given or not."""
     key = key.lstrip("+~")
-    return value != USUAL_PRECISION if key == "machine.precision" else is_compared(key, By.TABLE)
+    return value != "32-true" if key == "machine.precision" else is_compared(key, By.TABLE)
 
 
 def digest(plain: Any, length: int = 12) -> str:
@@ -180,7 +178,7 @@ def _variants(plain: dict[str, Any], variants: Mapping[str, Any]) -> tuple[Varia
     last["paths.data_dir"] = plain["paths"]["data_dir"]
     made = []
     for name, variant in variants.items():
-        if not NAME.fullmatch(name):
+        if not re.fullmatch(r"[a-z0-9_]+", name):
             raise ValueError(f"names of variants are of a-z, 0-9 and _, got {name!r}")
         _check_keys(variant, VARIANT_KEYS, f"table.variants.{name}")
         own, init_from = variant.get("pretrain", {}), variant.get("init_from")
@@ -215,14 +213,15 @@ def init_variants(inits: str | Sequence[str], labels: Mapping[str, str]) -> dict
         if name in variants:
             text = f"two inits would be variant {name!r} of the table"
             raise ValueError(f"{text}: rename a file or its folder ({given})")
-        source: dict[str, Any] = {"pretrain": None if init == RANDOM else {"method": init}}
+        variants[name] = variant = {"label": labels.get(init, label), "pretrain": None}
         if init.startswith(TIMM):
-            source["pretrain"] = {"train": False, "init": init}
+            variant["pretrain"] = {"train": False, "init": init}
         elif FILE.match(init):
-            source = {"pretrain": None, "init_from": str(path)}
+            variant["init_from"] = str(path)
             if not path.is_file():
                 raise FileNotFoundError(f"no weights at {path} (inits)")
-        variants[name] = {"label": labels.get(init, label), **source}
+        elif init != RANDOM:
+            variant["pretrain"] = {"method": init}
     return variants
 
 

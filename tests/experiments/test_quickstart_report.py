@@ -1,12 +1,11 @@
 import json
-import math
 from html.parser import HTMLParser
 
 import cv2
 import numpy as np
 import pytest
 
-from handmim.experiments.quickstart import data_url, latest, series, write_report
+from handmim.experiments.quickstart import data_url, latest, write_report
 
 NAMES = ("mean_hand", "scratch", "handmim")
 KEYS = ("mpjpe_mm", "mpvpe_mm", "pa_mpjpe_mm", "pa_mpvpe_mm", "pa_f5", "pa_f15", "seconds")
@@ -85,12 +84,6 @@ def test_the_latest_image_of_a_name_is_found(folder):
     (folder / "pretrain" / "images" / "step_0000010_probe_views.png").touch()
     assert latest(folder / "pretrain", "views").name == "step_0000010_views.png"
     assert latest(folder / "pretrain", "nothing").name == "nothing.png"
-
-
-def test_series_leaves_out_what_is_missing_or_not_finite():
-    rows = [{"step": 1, "x": 2.0}, {"step": 2}, {"step": 3, "x": math.nan}, {"step": 4, "x": 1.0}]
-    assert series(rows, "x") == [(1, 2.0), (4, 1.0)]
-    assert series([{"step": 0, "x": math.inf}], "x") == []
 
 
 def test_a_large_image_is_embedded_as_jpeg(tmp_path):

@@ -1,6 +1,7 @@
 """Files of a table, plots and published copies, with runs that cost nothing."""
 
 import json
+import math
 
 import cv2
 import numpy as np
@@ -94,9 +95,11 @@ def test_curves_have_a_log_scale_a_band_of_the_spread_and_dots():
 
 
 def test_scalars_without_two_points_make_no_panel():
-    figure = line_plot({"a": {"x": [(0, 1.0)]}, "b": {"x": [(0, 1.0), (5, 2.0)], "y": []}})
-    (axis,) = figure.axes
-    assert axis.get_title() == "b"
+    runs = {"x": [{"step": 0, "a": 1.0, "b": 2.0}, {"step": 5, "a": math.nan, "b": 3.0}], "y": []}
+    (axis,) = line_plot(runs, {"first": "a", "second": "b", "third": "c"}).axes
+    assert axis.get_title() == "second"
+    assert axis.lines[0].get_xydata().tolist() == [[0, 2.0], [5, 3.0]]
+    assert line_plot({"x": [{"step": s, "a": math.inf} for s in (1, 2)]}, {"t": "a"}).axes == []
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ def init_variants(inits: str | Sequence[str], labels: Mapping[str, str]) -> dict
         if name in variants:
             text = f"two inits would be variant {name!r} of the table"
             raise ValueError(f"{text}: rename a file or its folder ({given})")
-        variants[name] = variant = {"label": labels.get(init, label), "pretrain": None}
+        variant: dict[str, Any] = {"label": labels.get(init, label), "pretrain": None}
         if init.startswith(TIMM):
             variant["pretrain"] = {"train": False, "init": init}
         elif FILE.match(init):
@@ -222,6 +222,7 @@ def init_variants(inits: str | Sequence[str], labels: Mapping[str, str]) -> dict
                 raise FileNotFoundError(f"no weights at {path} (inits)")
         elif init != RANDOM:
             variant["pretrain"] = {"method": init}
+        variants[name] = variant
     return variants
 
 

@@ -46,7 +46,7 @@ class Averaging:
     warmup: bool = True
 
     def __post_init__(self) -> None:
-        below_one(**{"decay of the average": self.decay})
+        below_one(**{"average decay": self.decay})
 
     def __call__(self, step: int) -> float:
         """Share of the average that stays at step 0, 1, ..."""

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from handmim.images.decode import (
     read_bytes,
     read_image,
 )
-from handmim.images.files import LABELS, NORMALS, ImageTree, find_images, find_maps
+from handmim.images.files import ImageTree, find_images, leave_out_maps
 from handmim.images.formats import printable
 from handmim.types import CropSample, HandSample
 from handmim.utils.arguments import one_of
@@ -30,7 +30,6 @@ from handmim.utils.findings import shown
 log = logging.getLogger(__name__)
 
 GROUPINGS = ("none", "folder")
-PLURALS = {LABELS: "maps of labels", NORMALS: "maps of normals"}
 
 
 def find_photos(
@@ -45,20 +44,6 @@ def find_photos(
     if not include_all:
         leave_out_maps(tree, lambda name: read_bytes(root / name, max_megapixels), max_megapixels)
     return tree
-
-
-def leave_out_maps(tree: ImageTree, read: Callable[[str], bytes], max_megapixels: float) -> None:
-    """Leave masks and maps out of a tree, unless it holds nothing else."""
-    maps = find_maps(tree.names, read, max_megapixels=max_megapixels)
-    if maps and sum(map(len, maps.values())) == len(tree.names):
-        kinds = " and ".join(PLURALS.get(kind, f"{kind}s") for kind in maps)
-        tree.remarks.append(
-            f"all {len(tree.names)} images below {printable(str(tree.root))} look like {kinds}, "
-            "no photos"
-        )
-        return
-    for kind, names in maps.items():
-        tree.leave_out(f"{kind} (data.train.include_all=true keeps them)", names)
 
 
 def log_left_out(tree: ImageTree) -> None:

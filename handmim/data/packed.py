@@ -61,11 +61,6 @@ def read_part(path: Path, start: int, size: int, name: str) -> bytes:
         raise UnreadableImage(name, error.strerror or str(error)) from error
 
 
-def packed_head(start: int, index: bytes) -> bytes:
-    """The first bytes of a file whose index lies at `start`."""
-    return HEAD.pack(MAGIC, VERSION, 0, start, len(index), hashlib.sha256(index).digest())
-
-
 def read_index(path: Path) -> dict[str, Any]:
     """The index of a packed file. Raises: ValueError for anything but a complete one."""
     head = read_part(path, 0, HEAD.size, str(path)) if path.is_file() else b""
@@ -76,17 +71,11 @@ def read_index(path: Path) -> dict[str, Any]:
         )
     _, version, _, start, length, digest = HEAD.unpack(head)
     if version != VERSION:
-        raise ValueError(
-            f"{path} is of version {version}, this program reads {VERSION}: write it again "
-            "(tools/pack_crops.py)"
-        )
+        raise ValueError(f"{path} is of version {version}: write it again (tools/pack_crops.py)")
     size = path.stat().st_size
     index = read_part(path, start, length, str(path)) if size == start + length else b""
     if size != start + length or hashlib.sha256(index).digest() != digest:
-        raise ValueError(
-            f"{path} is damaged: {size} bytes and another index than its head states "
-            f"({start + length} bytes); copy it again"
-        )
+        raise ValueError(f"{path} is damaged, its head states another size or index; copy it again")
     return json.loads(index)
 
 
@@ -105,21 +94,15 @@ class PackedCrops(Crops):
         index = self._ends.tobytes(), self._crc32.tobytes()
         return digest_of(str(self.image_px), self.coding, *self.names, *index)
 
-    def stored(self, index: int) -> bytes:
-        """An image as it is stored. Raises: UnreadableImage where it is not what was written."""
+    def sample(self, index: int) -> CropSample:
+        """A stored crop. Raises: UnreadableImage where it is not what was written."""
         start, end = self._ends[index : index + 2].tolist()
-        name = f"{self.root}: {self.names[index]}"
+        name, shape = f"{self.root}: {self.names[index]}", (self.image_px, self.image_px, 3)
         content = read_part(self.root, start, end - start, name)
         if zlib.crc32(content) != self._crc32[index]:
             raise UnreadableImage(name, "it is not what was written: copy the file again")
-        return content
-
-    def sample(self, index: int) -> CropSample:
-        """A stored crop."""
-        content, shape = self.stored(index), (self.image_px, self.image_px, 3)
         if self.coding == "raw":
             return self.crop(index, np.frombuffer(content, np.uint8).reshape(shape))
-        name = f"{self.root}: {self.names[index]}"
         image = decode_image(content, name)
         if image.shape != shape:
             raise UnreadableImage(name, "it is no crop of the file's size: write the file again")
@@ -151,17 +134,12 @@ def tar_members(path: Path, *, requires_end: bool = True) -> Iterator[Member]:
                     yield Member(member.name, member.offset_data, member.size)
             end = tar.offset
     except (tarfile.TarError, OSError) as error:
-        raise ValueError(
-            f"{path} is no uncompressed tar file (gunzip it first?), or is cut short: {error}"
-        ) from error
+        raise ValueError(f"{path} is cut short, or no uncompressed tar file: {error}") from error
     mark = read_part(path, end, tarfile.BLOCKSIZE, str(path))
     if not mark and not requires_end:
         log.warning("%s ends without the mark of its end: is it cut short?", path)
     elif mark != bytes(tarfile.BLOCKSIZE):
-        raise ValueError(
-            f"{path} is damaged or cut short: a header or the mark of its end is missing at byte "
-            f"{end} of {path.stat().st_size}; copy it again"
-        )
+        raise ValueError(f"{path} is damaged or cut short at byte {end}; copy it again")
 
 
 class ShardCrops(Crops):

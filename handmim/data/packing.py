@@ -2,6 +2,7 @@
 them, or photos with keypoints."""
 
 import contextlib
+import hashlib
 import io
 import itertools
 import json
@@ -21,11 +22,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from handmim.data.crops import find_photos, leave_out_maps, log_left_out, named_unreadable, square
+from handmim.data.crops import find_photos, log_left_out, named_unreadable, square
 from handmim.data.keypoints import KeypointPhotos
-from handmim.data.packed import HEAD, packed_head, tar_members
+from handmim.data.packed import HEAD, MAGIC, VERSION, tar_members
 from handmim.images.decode import FITS, MAX_MEGAPIXELS, decode_image, jpeg_head, read_bytes
-from handmim.images.files import ENDINGS, ImageTree, find_images
+from handmim.images.files import ENDINGS, ImageTree, find_images, leave_out_maps
 from handmim.images.formats import printable
 from handmim.utils.arguments import at_least, one_of
 from handmim.utils.files import UnreadableSample, atomic_path, remove_leftovers
@@ -58,7 +59,8 @@ def write_packed(path: Path, crops: Iterable[CodedCrop], *, image_px: int, codin
         start = file.tell()
         file.write(index)
         file.seek(0)
-        file.write(packed_head(start, index))
+        digest = hashlib.sha256(index).digest()
+        file.write(HEAD.pack(MAGIC, VERSION, 0, start, len(index), digest))
 
 
 def write_shards(folder: Path, crops: Iterable[CodedCrop], *, shard_size: int, ending: str) -> None:
@@ -103,10 +105,8 @@ def find_sources(
     with contextlib.suppress(ValueError):  # of a file, or of a folder without images
         images = find_images(source).names
     if images:
-        raise ValueError(
-            f"{source} holds images beside {tars[0].name}: put the tar files in a folder of "
-            "their own, or unpack them"
-        )
+        text = f"{source} holds images beside {tars[0].name}"
+        raise ValueError(f"{text}: put the tar files in a folder of their own, or unpack them")
     tree, found = ImageTree(source), dict[str, Callable[[], bytes]]()
     for path in tars:
         for member in tar_members(path, requires_end=False):
@@ -237,20 +237,20 @@ def pack_crops(
         with atomic_path(target) as whole:
             write_packed(whole, readable(), image_px=image_px, coding=coding)
     else:
-        _write_folder(
-            target, partial(write_shards, crops=readable(), shard_size=shard_size, ending=ending)
-        )
+        with _whole_folder(target) as whole:
+            write_shards(whole, readable(), shard_size=shard_size, ending=ending)
     if unreadable:
         log.warning(named_unreadable(unreadable, len(items)))
     return list(unreadable)
 
 
-def _write_folder(target: Path, write: Callable[[Path], None]) -> None:
+@contextlib.contextmanager
+def _whole_folder(target: Path) -> Iterator[Path]:
     whole = target.with_name(f".{target.name}.partial")
     shutil.rmtree(whole, ignore_errors=True)
     whole.mkdir()
     try:
-        write(whole)
+        yield whole
         if target.is_dir():
             shutil.rmtree(target)
         else:

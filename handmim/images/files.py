@@ -62,6 +62,7 @@ MASK, DEPTH, FLAT, FEW_COLOURS, LABELS, NORMALS, GREYSCALE, NO_BLUE, IMAGE = (
     "mask", "depth map", "one colour", "segmentation map", "map of labels", "map of normals",
     "greyscale map", "map of two numbers", "image",
 )  # fmt: skip
+PLURALS = {LABELS: "maps of labels", NORMALS: "maps of normals"}
 STRONG = {MASK, DEPTH, LABELS, NORMALS}  # recognised whatever their names
 
 Array = NDArray[np.generic]
@@ -223,13 +224,13 @@ def _words(name: str) -> list[str]:
     return WORDS.findall(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
 
 
-def find_maps(
-    names: Sequence[str], read: Callable[[str], bytes], *, max_megapixels: float = MAX_MEGAPIXELS
-) -> dict[str, list[str]]:
-    """Relative paths of images that are maps rather than photos, by kind; `read` gives the content
-    of a file, of which a few of each group are decoded."""
+def leave_out_maps(
+    tree: ImageTree, read: Callable[[str], bytes], max_megapixels: float = MAX_MEGAPIXELS
+) -> None:
+    """Leave images that are maps rather than photos out of a tree, unless it holds nothing else;
+    `read` gives the content of a file, of which a few of each group are decoded."""
     found: defaultdict[str, list[str]] = defaultdict(list)
-    for (_, _, word, _), members in groups_of(names).items():
+    for (_, _, word, _), members in groups_of(tree.names).items():
         if len(members) < FEW and not word:
             continue
         kinds = set[str]()
@@ -246,7 +247,14 @@ def find_maps(
         kinds.discard(FLAT)
         if kinds and (kinds <= STRONG or (word and IMAGE not in kinds)):
             found[kinds.pop() if len(kinds) == 1 else FEW_COLOURS].extend(members)
-    return dict(found)
+    if found and sum(map(len, found.values())) == len(tree.names):
+        them = " and ".join(PLURALS.get(kind, f"{kind}s") for kind in found)
+        where = printable(str(tree.root))
+        text = f"all {len(tree.names)} images below {where} look like {them}, no photos"
+        tree.remarks.append(text)
+        return
+    for kind, names in found.items():
+        tree.leave_out(f"{kind} (data.train.include_all=true keeps them)", names)
 
 
 def kind_of(image: NDArray[np.uint8], numbers: Array | None = None, *, is_lossy: bool) -> str:

@@ -145,8 +145,7 @@ def devices_of(devices: Any, num_nodes: int) -> tuple[Any, int]:
         total = per_node * nodes
         if (rank := os.environ.get("SLURM_PROCID", "")) not in map(str, range(total)):
             raise ValueError(
-                f"SLURM_PROCID={rank!r} is no number of one of {total} tasks (SLURM_NTASKS): "
-                "start them with srun"
+                f"SLURM_PROCID={rank!r} is no number of one of {total} tasks: use srun"
             )
         # Fabric requires it, but srun sets it only where --ntasks-per-node was given.
         os.environ["SLURM_NTASKS_PER_NODE"] = str(per_node)
@@ -183,6 +182,4 @@ def require_one_process(name: str) -> None:
     """Refuse to run a tool in several processes, each of which would write the same files."""
     by, per_node, nodes = launched() or ("", 1, 1)
     if per_node * nodes > 1:
-        raise ValueError(
-            f"{name} runs as one process, but {by} started {per_node * nodes}: start it as one"
-        )
+        raise ValueError(f"{name} runs as one process, but {by} started {per_node * nodes}")

@@ -123,9 +123,7 @@ def save_weights(weights: Mapping[str, Tensor], path: Path, meta: Mapping[str, s
     """
     bad = [name for name, value in weights.items() if not bool(value.isfinite().all())]
     if bad:
-        raise ValueError(
-            f"{path} was not written: {len(bad)} weights, {bad[0]} first, are not finite"
-        )
+        raise ValueError(f"{path} was not written: {len(bad)} weights ({bad[0]}) are not finite")
     with atomic_path(path) as partial:
         partial.touch()
         mode = partial.stat().st_mode

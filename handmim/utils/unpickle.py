@@ -382,10 +382,8 @@ def load_pickle(
     path = Path(path)
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is no regular file, a pickle is required")
-    if path.exists() and path.stat().st_size > MAX_BYTES:
-        raise ValueError(
-            f"{path} has {path.stat().st_size} bytes, a pickle of at most {MAX_BYTES} is read"
-        )
+    if path.exists() and (size := path.stat().st_size) > MAX_BYTES:
+        raise ValueError(f"{path} has {size} bytes, a pickle of at most {MAX_BYTES} is read")
     data = path.read_bytes()
     reader = _Reader(data, NAMES | dict(allowed or {}), MAX_OPCODES, len(data))
     try:

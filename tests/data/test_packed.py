@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from handmim.data import packing
 from handmim.data.crops import CropFolder
 from handmim.data.loader import collate_crops
-from handmim.data.packed import HEAD, PackedCrops, packed_head, read_index
+from handmim.data.packed import HEAD, MAGIC, PackedCrops, read_index
 from handmim.data.packing import pack_crops
 from handmim.images.decode import UnreadableImage
 from handmim.utils.processes import BAD_INPUT
@@ -68,10 +68,10 @@ def test_jpegs_lose_little_and_crops_that_fit_nothing(tree, tmp_path):
     assert packed.names == folder.names
     for a, b in zip(samples(folder), samples(packed), strict=True):
         assert np.abs(a.image.astype(int) - b.image).mean() < 3
-    assert packed.stored(1) == (tree / "a" / "2.jpg").read_bytes()
+    assert (tree / "a" / "2.jpg").read_bytes() in file.read_bytes()
     worse = tmp_path / "worse.hm"
     pack_crops(tree, worse, image_px=32, quality=20)
-    assert len(PackedCrops(worse).stored(0)) < len(packed.stored(0))
+    assert worse.stat().st_size < file.stat().st_size
 
 
 def test_tar_files_in_order(tree, tmp_path, caplog):
@@ -101,7 +101,7 @@ def test_tar_files_in_order(tree, tmp_path, caplog):
     assert "s1.tar ends without the mark of its end: is it cut short?" in caplog.text
     with tarfile.open(shards / "s1.tar", "w:gz") as tar:
         tar.add(tree / "top.webp", "top.webp")
-    with pytest.raises(ValueError, match=r"s1\.tar is no uncompressed tar"):
+    with pytest.raises(ValueError, match=r"s1\.tar is .*no uncompressed tar"):
         pack_crops(shards, file, overwrite=True)
 
 
@@ -172,7 +172,7 @@ def test_foreign_and_damaged_files_are_refused(tree, tmp_path):
     refused(b"", "is no file of packed crops")
     refused(b"PK\x03\x04" + whole[4:], "is no file of packed crops")
     refused(whole[: HEAD.size - 1], "is no file of packed crops")
-    refused(whole[:8] + b"\x07" + whole[9:], "of version 7, this program reads 1")
+    refused(whole[:8] + b"\x07" + whole[9:], "of version 7: write it again")
     for length in (HEAD.size, len(whole) // 2, len(whole) - 1):
         refused(whole[:length], "is damaged")
     refused(whole + b"x", "is damaged")
@@ -190,7 +190,7 @@ def test_foreign_and_damaged_files_are_refused(tree, tmp_path):
 
 def test_the_head_is_as_documented():
     assert HEAD.size == 64
-    assert packed_head(5, b"{}")[:8] == b"HMcrops\n"
+    assert HEAD.pack(MAGIC, 1, 0, 5, 2, b"")[:8] == b"HMcrops\n"
 
 
 def test_the_tool_packs_and_refuses(tree, tmp_path):

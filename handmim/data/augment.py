@@ -81,25 +81,20 @@ def draw_sides(u: Tensor, irregular: Tensor, area: Sequence[float]) -> tuple[Ten
 
 
 def shrinking(
-    offsets_ndc: Tensor,
-    is_seen: Tensor,
-    normals: Tensor,
-    reach: Tensor,
-    max_joints: float,
-    spare_ndc: float,
+    offsets: Tensor, is_seen: Tensor, normals: Tensor, reach: Tensor, share: float, spare: float
 ) -> Tensor:
     """Factors [n] in [0, 1] by which shapes of `draw_sides` shrink so as to cover no more than the
-    share `max_joints` of the joints that are seen [n, 21], at offsets [n, 21, 2] from the covered.
+    `share` of the joints that are seen [n, 21], at offsets [n, 21, 2] from the covered.
 
-    Joint j is farther than `spare_ndc` from a shape that shrinks towards a point inside it below
-    the factor g_j = max_k (n_k . offset_j - spare) / reach_k. Of m seen joints floor(max_joints m)
-    may be nearer: the factor is the next smallest g, at most 1, or 0 where there is no such shape.
+    Joint j is farther than `spare` from a shape that shrinks towards a point inside it below the
+    factor g_j = max_k (n_k . offset_j - spare) / reach_k. Of m seen joints floor(share m) may be
+    nearer: the factor is the next smallest g, at most 1, or 0 where there is no such shape.
     """
-    along = (offsets_ndc.unsqueeze(2) * normals.unsqueeze(1)).sum(dim=-1)  # [n, 21, SIDES]
-    free_below = ((along - spare_ndc) / reach[:, None]).amax(dim=-1)
+    along = (offsets.unsqueeze(2) * normals.unsqueeze(1)).sum(dim=-1)  # [n, 21, SIDES]
+    free_below = ((along - spare) / reach[:, None]).amax(dim=-1)
     ranked = free_below.masked_fill(~is_seen, math.inf).sort(dim=1).values
     ranked = torch.cat([ranked, torch.full_like(ranked[:, :1], math.inf)], dim=1)
-    allowed = (is_seen.sum(dim=1) * max_joints + 1e-4).long()
+    allowed = (is_seen.sum(dim=1) * share + 1e-4).long()
     return ranked.gather(1, allowed[:, None]).squeeze(1).clamp(0, 1)
 
 

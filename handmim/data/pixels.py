@@ -131,23 +131,15 @@ class ColourJitter:
         )
         blurred = (u[:, 6] < self.blur_prob).nonzero().squeeze(1)
         sigma = 0.1 + u[blurred, 7] * (self.blur_sigma_px - 0.1)
+        radius = max(1, math.ceil(2.5 * max(sigma.tolist(), default=0.0)))
+        solarised = (u[:, 8] < self.solarise_prob).nonzero().squeeze(1)
         noise_rows, noise = torch.zeros(0, dtype=torch.long), torch.zeros(0, 3, *size_hw)
         if self.noise_prob > 0:
             v = torch.rand(num, 2, generator=generator)
             noise_rows = (v[:, 0] < self.noise_prob).nonzero().squeeze(1)
             noise = torch.randn(len(noise_rows), 3, *size_hw, generator=generator)
             noise = noise * (self.noise_std * v[noise_rows, 1])[:, None, None, None]
-        return ColourPlan(
-            rows=rows,
-            linear=linear,
-            lift=lift,
-            blur_rows=blurred,
-            blur_sigma_px=sigma,
-            blur_radius=max(1, math.ceil(2.5 * max(sigma.tolist(), default=0.0))),
-            solar_rows=(u[:, 8] < self.solarise_prob).nonzero().squeeze(1),
-            noise_rows=noise_rows,
-            noise=noise,
-        )
+        return ColourPlan(rows, linear, lift, blurred, sigma, radius, solarised, noise_rows, noise)
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
         """[B, 3, H, W] in [0, 1] to the same; randomness is drawn on the CPU on any device."""

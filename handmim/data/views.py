@@ -30,13 +30,14 @@ from handmim.types import CropBatch, PretrainBatch, StepInfo
 from handmim.utils.arguments import at_least, below_one, interval, one_of, shares
 
 RNG = np.random.Generator
+Pair = tuple[int, int]  # height and width, or samples and views of each
 AnyCrops = CropBatch | PlannedCrops | PretrainBatch
 CENTRE_STD = 0.15  # of the centres of hand-centred blocks, in sides of the image
 MIN_ASPECT = 0.3  # aspect ratios of blocks are log-uniform in [MIN_ASPECT, 1 / MIN_ASPECT]
 
 
 def block_mask(
-    grid_hw: tuple[int, int], num_masked: int, rng: RNG, centre_bias: float = 0, exact: bool = False
+    grid_hw: Pair, num_masked: int, rng: RNG, centre_bias: float = 0, exact: bool = False
 ) -> NDArray[np.bool_]:
     """Rectangles of about `num_masked` > 0 patches (BEiT, Bao et al. 2022, arXiv 2106.08254): [h,
     w] bool with at least one and at most so many; `exact` masks single patches for the rest."""
@@ -99,11 +100,7 @@ class MaskSampler:
             raise ValueError(f"centre_bias={self.centre_bias} requires shape=block")
 
     def __call__(
-        self,
-        shape: tuple[int, int],
-        grid_hw: tuple[int, int],
-        generator: torch.Generator,
-        info: StepInfo,
+        self, shape: Pair, grid_hw: Pair, generator: torch.Generator, info: StepInfo
     ) -> Tensor:
         """Masks [B, G, N] bool on the CPU of (B, G) views, N = h * w row by row."""
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
@@ -121,9 +118,7 @@ class MaskSampler:
             masks[chosen] = self._draw(len(chosen), grid_hw, rng, info)
         return torch.from_numpy(masks).unflatten(0, shape)
 
-    def _draw(
-        self, num: int, grid_hw: tuple[int, int], rng: RNG, info: StepInfo
-    ) -> NDArray[np.bool_]:
+    def _draw(self, num: int, grid_hw: Pair, rng: RNG, info: StepInfo) -> NDArray[np.bool_]:
         num_patches = grid_hw[0] * grid_hw[1]
         high = max(self.low, self.high(info.step, info.total_steps))  # it may warm up from below
         within = rng.random(1 if self.exact_count else num)
@@ -174,12 +169,8 @@ class ViewMaker:
     augment_on: str = "auto"  # "cpu" (OpenCV, where data is loaded), "device" (torch), by device
 
     def __post_init__(self) -> None:
-        shares(
-            full_rotation_prob=self.full_rotation_prob,
-            flip_prob=self.flip_prob,
-            shared_full_rotation_prob=self.shared_full_rotation_prob,
-            partner_prob=self.partner_prob,
-        )
+        names = ("full_rotation_prob", "flip_prob", "shared_full_rotation_prob", "partner_prob")
+        shares(**{name: getattr(self, name) for name in names})
         below_one(aspect=self.aspect, shared_scale=self.shared_scale)
         at_least(0, num_local=self.num_local, warp_ndc=self.warp_ndc)
         at_least(2, num_views=self.num_views, warp_grid=self.warp_grid)
@@ -195,11 +186,7 @@ class ViewMaker:
         self.later = None if later is None else replace(self.colour, **later)
 
     def draw_views(
-        self,
-        shape: tuple[int, int],
-        generator: torch.Generator,
-        scale: Sequence[float],
-        shift_ndc: float,
+        self, shape: Pair, generator: torch.Generator, scale: Sequence[float], shift_ndc: float
     ) -> Tensor:
         """Maps [*shape, 2, 3] = [ s R(r) diag(f, a) | t ] of views, drawn on the CPU: s log-uniform
         in `scale`, t within +- shift_ndc, a within 1 +- aspect, f = -1 where mirrored."""

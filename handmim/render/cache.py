@@ -91,10 +91,8 @@ def read_sample(
     fields = {name: np.array(values[index]) for name, values in maps.items()}
     written = fields.pop(CRC, None)
     if written is not None and int(written) != _sample_crc(fields):
-        raise ValueError(
-            f"{folder} is damaged: sample {index} is not what was rendered; delete {folder} and it "
-            "is rendered anew"
-        )
+        text = f"sample {index} is not what was rendered; delete {folder} and it is rendered anew"
+        raise ValueError(f"{folder} is damaged: {text}")
     return fields
 
 
@@ -205,10 +203,8 @@ def _render(
     need = num * sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in files.values())
     free = shutil.disk_usage(folder).free
     if need > free:
-        raise OSError(
-            f"{num} images need {need / 1e6:.0f} MB in {folder.parent}, {free / 1e6:.0f} MB are "
-            "free (cache_dir, num_train)"
-        )
+        sizes = f"{need / 1e6:.0f} MB in {folder.parent}, {free / 1e6:.0f} MB are free"
+        raise OSError(f"{num} images need {sizes} (cache_dir, num_train)")
     for name, (shape, dtype) in files.items():
         path = folder / f"{name}.npy"
         np.lib.format.open_memmap(path, "w+", np.dtype(dtype), (num, *shape)).flush()

@@ -35,8 +35,8 @@ def similarity_align(src: Tensor, dst: Tensor, allow_reflection: bool = True) ->
 def check_norms(norms: Tensor) -> None:
     """Raises: ValueError naming the samples whose norms [2, B], centred, are not finite."""
     for name, norm in zip(("src", "dst"), norms, strict=True):
-        if not bool(norm.isfinite().all()):
-            bad = (~norm.isfinite()).nonzero().flatten().tolist()
+        bad = (~norm.isfinite()).nonzero().flatten().tolist()
+        if bad:
             raise ValueError(f"{name} is not finite in samples {bad[:5]} of {len(norm)}")
 
 

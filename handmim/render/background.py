@@ -27,16 +27,11 @@ MAX_PHOTOS = 500
 KNEE = 0.8  # highlights above it are rolled off below white
 
 # Muted colours of walls, wood, cloth, plants and sky; saturation is drawn down further per image.
-MATERIALS = (
-    np.array(
-        [
-            [214, 205, 190], [186, 178, 168], [150, 128, 104], [112, 84, 60], [166, 140, 112],
-            [96, 104, 112], [128, 140, 150], [70, 76, 84], [198, 200, 198], [120, 116, 96],
-            [88, 100, 78], [172, 184, 196], [226, 222, 214], [140, 96, 84], [60, 56, 54],
-        ]
-    )
-    / 255.0
-)  # fmt: skip
+MATERIALS = np.array([
+    [214, 205, 190], [186, 178, 168], [150, 128, 104], [112, 84, 60], [166, 140, 112],
+    [96, 104, 112], [128, 140, 150], [70, 76, 84], [198, 200, 198], [120, 116, 96],
+    [88, 100, 78], [172, 184, 196], [226, 222, 214], [140, 96, 84], [60, 56, 54],
+]) / 255.0  # fmt: skip
 
 
 def studio(rng: RNG, size: int) -> Image:
@@ -114,9 +109,8 @@ def load_photos(folder: str | Path, size: int) -> list[Image]:
         tree = find_images(folder)
     except ValueError as error:
         raise ValueError(f"photos_dir: {error}") from error
-    account = tree.account()
-    if account is not None and tree.is_remarkable:
-        log.warning(account)
+    if tree.is_remarkable:
+        log.warning(tree.account())
     out, unreadable = list[Image](), list[str]()
     for name in sorted(tree.names, key=lambda name: Path(name).parts)[:MAX_PHOTOS]:
         try:

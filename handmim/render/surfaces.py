@@ -27,15 +27,10 @@ PALM_LINES_MM = (
 )
 ENTERS_M = 0.003  # how deep the hand may press into an object
 # Nine skin tones, light to dark, as RGB in [0, 1].
-SKIN_TONES = (
-    np.array(
-        [
-            [240, 195, 172], [236, 188, 164], [224, 172, 140], [205, 145, 110], [198, 134, 98],
-            [172, 112, 78], [141, 85, 54], [104, 64, 43], [78, 49, 36],
-        ]
-    )
-    / 255.0
-)  # fmt: skip
+SKIN_TONES = np.array([
+    [240, 195, 172], [236, 188, 164], [224, 172, 140], [205, 145, 110], [198, 134, 98],
+    [172, 112, 78], [141, 85, 54], [104, 64, 43], [78, 49, 36],
+]) / 255.0  # fmt: skip
 
 
 def skin_and_nails(rng: RNG) -> tuple[Array, Array]:
@@ -126,8 +121,7 @@ class HandSurface:
         transforms = np.concatenate([world, shift[..., None]], axis=2).reshape(16, 12)
         blended = (a.weights @ transforms).reshape(-1, 3, 4)
         verts = np.einsum("vab,vb->va", blended[..., :3], rest) + blended[..., 3]
-        order = list(CANONICAL_FROM_HO3D)
-        return verts, np.vstack([posed, verts[self.tip_ids]])[order]
+        return verts, np.vstack([posed, verts[self.tip_ids]])[list(CANONICAL_FROM_HO3D)]
 
     def arm(self, verts: Array, wrist_axis: Array) -> Array:
         """[64, 3] rings of a forearm that continues the wrist along `wrist_axis`."""

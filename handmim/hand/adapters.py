@@ -37,10 +37,8 @@ class SmplxHand(HandLayer):
         try:
             import smplx
         except ImportError as error:
-            raise ImportError(
-                "hand=smplx needs the smplx package (pip install smplx); hand=mano reads the same"
-                " files without it"
-            ) from error
+            text = "hand=smplx needs the smplx package (pip install smplx)"
+            raise ImportError(f"{text}; hand=mano reads the same files without it") from error
         with contextlib.redirect_stdout(io.StringIO()):  # it remarks on ten betas
             layer = smplx.MANOLayer(
                 model_path="",
@@ -68,10 +66,8 @@ class ManopthHand(HandLayer):
         try:
             from manopth.manolayer import ManoLayer
         except ImportError as error:
-            raise ImportError(
-                "hand=manopth needs manopth (github.com/hassony2/manopth, not on PyPI) and chumpy;"
-                " hand=mano reads the same files and needs neither"
-            ) from error
+            text = "hand=manopth needs chumpy and github.com/hassony2/manopth, not on PyPI"
+            raise ImportError(f"{text}; hand=mano reads the same files without them") from error
         layer = ManoLayer(
             center_idx=None,
             flat_hand_mean=True,
@@ -90,8 +86,7 @@ class ManopthHand(HandLayer):
 
     @classmethod
     def from_file(cls, path: str | Path, left_shapedirs: str = "auto") -> "ManopthHand":
-        """Read a model as `load_hand_arrays` does; ValueError for a file that manopth does not
-        read."""
+        """Read a model as `load_hand_arrays` does; ValueError for a file unread by manopth."""
         path = resolve_hand_path(path)
         arrays = load_hand_arrays(path, left_shapedirs=left_shapedirs)
         if path.name != (name := f"MANO_{arrays.side.upper()}.pkl"):

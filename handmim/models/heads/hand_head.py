@@ -1,7 +1,6 @@
 """Heads that regress a hand model: state, refinement and projection into the crop, which all share,
 and the heads that read one vector or attend to all tokens."""
 
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import Any
@@ -90,30 +89,26 @@ class HandHead(nn.Module):
     def start(self, batch_size: int, intrinsics: Intrinsics | None) -> tuple[Tensor, HandState]:
         """The mean state of all samples, [B, S], and its hand, which is posed once for all."""
         state = self.mean_state(batch_size)
-        shared = [part.expand(batch_size, *part.shape[1:]) for part in self._posed(state[:1])]
-        return state, self._projected(shared, intrinsics)
+        return state, self.decode(state[:1], intrinsics, batch_size)
 
-    def decode(self, state: Tensor, intrinsics: Intrinsics | None = None) -> HandState:
-        """[B, S] state to rotations, mesh and projections; fp32 whatever the autocast state."""
-        return self._projected(self._posed(state), intrinsics)
-
-    def _posed(self, state: Tensor) -> tuple[Tensor, ...]:
+    def decode(
+        self, state: Tensor, intrinsics: Intrinsics | None = None, num_same: int | None = None
+    ) -> HandState:
+        """[B, S] state to rotations, mesh and projections; fp32 whatever the autocast state. One
+        state serves `num_same` samples, each with its camera."""
+        camera = self.crop_camera
         with torch.autocast(state.device.type, enabled=False):
             rot6d, betas, cam = state.float().split([NUM_ROT6D, self.num_betas, NUM_CAM], dim=1)
             rotmats = rot6d_to_matrix(rot6d.unflatten(1, (16, 6)))
             mesh = self.hand(rotmats, betas)
             root = mesh.joints_m[:, ROOT_JOINT, None]
-            return rotmats, betas, cam, mesh.verts_m - root, mesh.joints_m - root
-
-    def _projected(self, posed: Sequence[Tensor], intrinsics: Intrinsics | None) -> HandState:
-        rotmats, betas, cam, verts, joints = posed
-        with torch.autocast(cam.device.type, enabled=False):
-            camera = self.crop_camera
+            hand = [rotmats, betas, cam, mesh.verts_m - root, mesh.joints_m - root]
+            if num_same is not None:
+                hand = [part.expand(num_same, *part.shape[1:]) for part in hand]
+            rotmats, betas, cam, *points = hand
             transl, is_metric = camera.root_translation(cam, intrinsics)
-            verts_ndc = camera.project(verts, cam, transl, intrinsics)
-            joints_ndc = camera.project(joints, cam, transl, intrinsics)
-        hand = (rotmats, betas, cam, verts, joints, verts_ndc, joints_ndc)
-        return HandState(*hand, transl, is_metric)
+            seen = [camera.project(each, cam, transl, intrinsics) for each in points]
+        return HandState(rotmats, betas, cam, *points, *seen, transl, is_metric)
 
     def read(self, tokens: Tokens) -> Any:
         """What every step reads of the tokens."""
@@ -208,13 +203,9 @@ class DecoderLayer(nn.Module):
         self.own = attention() if among_queries else None
         self.cross_norm = nn.LayerNorm(width)
         self.cross = attention()
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, mlp_width),
-            nn.GELU(),
-            nn.Dropout(dropout),
-            nn.Linear(mlp_width, width),
-        )
+        ends = nn.Linear(width, mlp_width), nn.Linear(mlp_width, width)
+        between = nn.GELU(), nn.Dropout(dropout)
+        self.mlp = nn.Sequential(nn.LayerNorm(width), ends[0], *between, ends[1])
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, queries: Tensor, context: Tensor) -> Tensor:

@@ -173,6 +173,7 @@ def test_another_size_is_named_with_the_backbone_that_fits(tmp_path: Path):
         ({"dist_token": torch.zeros(1, 1, 24)}, "dist_token"),
         ({"norm_pre.weight": torch.ones(24)}, "a norm before the blocks"),
         ({"pos_embed": torch.zeros(1, 19, 24)}, "19 positions"),
+        ({"blocks.0.temperature": torch.ones(())}, "temperature is too much"),
         ({"norm.weight": torch.full((24,), torch.nan)}, "not finite"),
     ],
 )

@@ -22,6 +22,7 @@ from handmim.models.weights.names import PATCHES, Weights
 from handmim.models.weights.network import Stated, public_heads, stated_network
 
 log = logging.getLogger(__name__)
+Grid = tuple[int, int]  # rows and columns of patches
 
 # (width, depth) of the files in configs/backbone.
 BACKBONES = {
@@ -175,25 +176,19 @@ def _misfits(weights: Weights, mine: Weights) -> list[str]:
     norm may be missing."""
     wrong = []
     for name in sorted({*weights, *mine} - {"pos_embed"}):
+        theirs, own = weights.get(name), mine.get(name)
         num_dims = 2 if name == PATCHES else None
-        theirs, own = (
-            tuple(w[name].shape[:num_dims]) if name in w else () for w in (weights, mine)
-        )
-        if name not in weights:
+        if theirs is None:
             wrong += [] if name.startswith(("cls_token", "norm.")) else [f"{name} is missing"]
-        elif theirs != own:
-            fault = f"{theirs} (required {own})" if name in mine else "is too much"
-            wrong.append(f"{name} {fault}")
+        elif own is None:
+            wrong.append(f"{name} is too much")
+        elif theirs.shape[:num_dims] != own.shape[:num_dims]:
+            wrong.append(f"{name} {tuple(theirs.shape)} (required {tuple(own.shape)})")
     return wrong
 
 
 def _compared(
-    backbone: ViT,
-    source: str,
-    stated: Stated,
-    raw: Weights,
-    weights: Weights,
-    grid: tuple[int, int],
+    backbone: ViT, source: str, stated: Stated, raw: Weights, weights: Weights, grid: Grid
 ) -> tuple[str, list[str]]:
     """How a source's network was found to be ours, and doubts about it: `raw`, the source's
     tensors, in timm's network against `weights`, as the backbone takes them, on a corner of their
@@ -239,7 +234,7 @@ def _compared(
     return "", [text]
 
 
-def _corner(weights: Weights, grid: tuple[int, int]) -> Weights:
+def _corner(weights: Weights, grid: Grid) -> Weights:
     """Weights with positions of the grid's first rows and columns alone."""
     if "pos_embed" not in weights:
         return weights
@@ -291,7 +286,7 @@ def _properties(net: Any) -> dict[str, Any]:
     }
 
 
-def _warnings(backbone: ViT, stated: Stated, weights: Weights, grid: tuple[int, int]) -> list[str]:
+def _warnings(backbone: ViT, stated: Stated, weights: Weights, grid: Grid) -> list[str]:
     """Differences that are not refused, and properties that nothing states."""
     found: list[str] = []
     if stated.pixel_norm is None:  # public weights
@@ -301,9 +296,8 @@ def _warnings(backbone: ViT, stated: Stated, weights: Weights, grid: tuple[int, 
                 f"pixel_norm={backbone.pixel_norm} (task.backbone.pixel_norm=imagenet)"
             )
         if stated.norm_eps not in (None, backbone.norm_eps):
-            found.append(
-                f"norms had epsilon {stated.norm_eps}, this backbone has {backbone.norm_eps}"
-            )
+            epsilons = f"{stated.norm_eps}, this backbone has {backbone.norm_eps}"
+            found.append(f"norms had epsilon {epsilons}")
         found += [f"{text}: features may differ from the source's" for text in stated.unknown]
         found += _assumed(backbone, stated)
     if "cls_token" not in weights:
@@ -335,8 +329,8 @@ def _assumed(backbone: ViT, stated: Stated) -> list[str]:
         assumed["pixel constants"] = "ImageNet's constants"
     if not assumed:
         return []
-    text = f"the file does not state its {', '.join(assumed)}: read with "
-    text += ", ".join(assumed.values())
+    read = ", ".join(assumed.values())
+    text = f"the file does not state its {', '.join(assumed)}: read with {read}"
     width = backbone.embed_dim
     usual, who = stated.likely_heads or (public_heads(width), f"public ViTs of width {width} have")
     if "heads" in assumed and usual not in (None, mine):

@@ -68,16 +68,9 @@ class ManopthHand(HandLayer):
         except ImportError as error:
             text = "hand=manopth needs chumpy and github.com/hassony2/manopth, not on PyPI"
             raise ImportError(f"{text}; hand=mano reads the same files without them") from error
-        layer = ManoLayer(
-            center_idx=None,
-            flat_hand_mean=True,
-            ncomps=45,
-            side=arrays.side,
-            mano_root=str(mano_root),
-            use_pca=False,
-            root_rot_mode="axisang",
-            joint_rot_mode="axisang",
-        )
+        pose = {"use_pca": False, "root_rot_mode": "axisang", "joint_rot_mode": "axisang"}
+        pose |= {"center_idx": None, "flat_hand_mean": True, "ncomps": 45}
+        layer = ManoLayer(**pose, side=arrays.side, mano_root=str(mano_root))
         template = layer.th_v_template.reshape(-1, 3)
         if np.abs(template.numpy() - arrays.v_template).max() > 1e-6:
             raise ValueError(f"manopth has read another hand from {mano_root} than {arrays.name}")

@@ -195,10 +195,8 @@ def load_hand_arrays(path: str | Path, *, left_shapedirs: str = "auto") -> HandA
     if arrays.side == "left" and "repairs" not in raw:
         return _repair_left(arrays, path, left_shapedirs)
     if arrays.side == "right" and left_shapedirs != "auto":
-        raise ValueError(
-            f"{path.name} is a right hand: hand.left_shapedirs={left_shapedirs} has no meaning"
-            " for it, leave it at auto"
-        )
+        option = f"hand.left_shapedirs={left_shapedirs}"
+        raise ValueError(f"{path.name} is a right hand: {option} has no meaning, leave it at auto")
     if LEFT_SHAPEDIRS[left_shapedirs] not in (None, *arrays.repairs):
         raise ValueError(
             f"{path.name} was converted with its shapedirs settled ({arrays.repairs or 'as is'}):"

@@ -40,10 +40,8 @@ def pose_to_matrices(pose: Tensor) -> Tensor:
         return axis_angle_to_matrix(pose.reshape(-1, 16, 3))
     if form == (16, 6):
         return rot6d_to_matrix(pose)
-    raise ValueError(
-        "pose must be axis-angle [B, 48] or [B, 16, 3], matrices [B, 16, 3, 3] or 6D [B, 16, 6],"
-        f" got {tuple(pose.shape)}"
-    )
+    forms = "axis-angle [B, 48] or [B, 16, 3], matrices [B, 16, 3, 3] or 6D [B, 16, 6]"
+    raise ValueError(f"pose must be {forms}, got {tuple(pose.shape)}")
 
 
 class HandLayer(nn.Module, ABC):
@@ -150,16 +148,10 @@ class HandModel(HandLayer):
 
         rotation, shift = transforms.reshape(b * 16, 3, 4).split((3, 1), dim=2)
         chain = torch.baddbmm(shift, rotation, joints).view(b, 16, 3)
-        verts, tips = BlendSkinning.apply(
-            betas,
-            rotmats[:, 1:].flatten(1),
-            transforms,
-            self.template,
-            self.blendshapes,
-            self.skin_weights,
-            self.tip_ids,
-            self.chunk_size if rotmats.device.type == "cpu" else max(b, 1),
-        )
+        constants = self.template, self.blendshapes, self.skin_weights, self.tip_ids
+        chunk_size = self.chunk_size if rotmats.device.type == "cpu" else max(b, 1)
+        posed = betas, rotmats[:, 1:].flatten(1), transforms
+        verts, tips = BlendSkinning.apply(*posed, *constants, chunk_size)
         return verts.transpose(1, 2), chain, tips.transpose(1, 2)
 
 

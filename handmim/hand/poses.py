@@ -29,10 +29,8 @@ BREADTH_MM = {
 CLOSED_ABDUCTION_DEG = np.array([7.0, 0.9, -7.0, -2.9])
 CLOSED_TWIST_DEG = np.array([4.0, 2.0, -4.0, -0.5])
 # Beads of a digit: the bones that they lie on, and where.
-BEADS = (
-    np.repeat([0, 1, 2], [3, 4, 4]),
-    np.array([0.45, 0.63, 0.82, 0.0, 0.25, 0.5, 0.75, 0.0, 0.25, 0.5, 0.72]),
-)
+BEAD_BONES = np.repeat([0, 1, 2], [3, 4, 4])
+BEAD_SHARES = np.array([0.45, 0.63, 0.82, 0.0, 0.25, 0.5, 0.75, 0.0, 0.25, 0.5, 0.72])
 HEEL_RADIUS_M = 0.0045  # of the palm's beads
 HEEL_SHARES = np.array([0.12, 0.35, 0.6])  # from the knuckles of the fingers to the wrist
 
@@ -133,10 +131,8 @@ class PoseSampler:
             a[:, j, 1] += rng.normal(0, 0.6, num)
             a[:, j, 2] = rng.normal(0, 2, num) * free + CLOSED_TWIST_DEG[k] * m
         t = np.clip(0.5 * curl[:, 0] + 0.5 * rng.random(num), 0, 1)
-        a[:, 13] = np.stack(
-            [rng.uniform(-12, 36, num), rng.uniform(-20, 26, num), rng.uniform(-14, 20, num)],
-            axis=1,
-        )
+        for axis, (low, high) in enumerate(((-12, 36), (-20, 26), (-14, 20))):
+            a[:, 13, axis] = rng.uniform(low, high, num)
         a[:, 14, 0] = within(14, t + rng.normal(0, 0.15, num))
         a[:, 15, 0] = within(15, t + rng.normal(0, 0.2, num))
         return np.clip(a, self.limits_deg[..., 0], self.limits_deg[..., 1])
@@ -147,7 +143,7 @@ class PoseSampler:
         ends = self.tips_m - self.joints_m[3::3]
         ends = posed[:, 3::3] + (world[:, 3::3] @ ends[..., None])[..., 0]
         line = np.concatenate([posed[:, 1:].reshape(-1, 5, 3, 3), ends[:, :, None]], axis=2)
-        bone, share = BEADS
+        bone, share = BEAD_BONES, BEAD_SHARES
         beads = line[:, :, bone] + (line[:, :, bone + 1] - line[:, :, bone]) * share[:, None]
         breadths = np.array([BREADTH_MM[finger] for finger in CHAIN_FINGERS])
         first, last = breadths.T[..., None] * 0.5e-3

@@ -227,7 +227,7 @@ def test_a_standardised_class_token_ignores_what_all_images_share(make, name):
 
 @every_head
 def test_left_hands_are_refused(hand_arrays, name):
-    with pytest.raises(ValueError, match="regresses right hands"):
+    with pytest.raises(ValueError, match="heads regress right hands"):
         HEADS[name][0](DIM, HandModel(mirrored(hand_arrays)))
 
 

@@ -77,10 +77,9 @@ class DirectHead(nn.Module):
 
     def mean_state(self, batch_size: int) -> KeypointState:
         """The same mean for every image."""
-        return KeypointState(
-            self.mean_joints_root_m.expand(batch_size, -1, -1),
-            self.mean_joints_crop_ndc.expand(batch_size, -1, -1),
-        )
+        means = self.mean_joints_root_m, self.mean_joints_crop_ndc
+        in_space, in_crop = (mean.expand(batch_size, -1, -1) for mean in means)
+        return KeypointState(in_space, in_crop)
 
     def forward(self, tokens: Tokens, intrinsics: Intrinsics | None = None) -> KeypointOutputs:
         """Tokens of one batch to the mean and the estimate; fp32 from the last layer on."""

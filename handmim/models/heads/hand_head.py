@@ -52,10 +52,8 @@ class HandHead(nn.Module):
 
     def __post_init__(self) -> None:
         if self.hand.side != "right":
-            raise ValueError(
-                "the head regresses right hands (left ones are mirrored before and after), got the "
-                f"{self.hand.side} hand {self.hand.name} "
-            )
+            text = "heads regress right hands (left ones are mirrored before and after)"
+            raise ValueError(f"{text}, got the {self.hand.side} hand {self.hand.name}")
         self.num_betas = self.hand.num_betas
         self.crop_camera = CropCamera(self.camera, self.scale0_per_m)
         self.state_dim = NUM_ROT6D + self.num_betas + NUM_CAM
@@ -105,10 +103,10 @@ class HandHead(nn.Module):
             hand = [rotmats, betas, cam, mesh.verts_m - root, mesh.joints_m - root]
             if num_same is not None:
                 hand = [part.expand(num_same, *part.shape[1:]) for part in hand]
-            rotmats, betas, cam, *points = hand
+            rotmats, betas, cam, verts, joints = hand
             transl, is_metric = camera.root_translation(cam, intrinsics)
-            seen = [camera.project(each, cam, transl, intrinsics) for each in points]
-        return HandState(rotmats, betas, cam, *points, *seen, transl, is_metric)
+            seen = [camera.project(each, cam, transl, intrinsics) for each in (verts, joints)]
+        return HandState(rotmats, betas, cam, verts, joints, seen[0], seen[1], transl, is_metric)
 
     def read(self, tokens: Tokens) -> Any:
         """What every step reads of the tokens."""

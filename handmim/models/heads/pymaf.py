@@ -91,12 +91,9 @@ def sample_map(feature_map: Tensor, points_ndc: Tensor) -> Tensor:
     wx, wy = torch.where(inside | ~weight.isfinite(), weight, 0.0).unbind(dim=2)
     first = torch.arange(b, device=x.device) * (h * w)
     idx = (y.unsqueeze(-1) * w + x.unsqueeze(-2)).flatten(2) + first[:, None, None]
-    sampled = F.embedding_bag(
-        idx.flatten(0, 1),
-        feature_map.permute(0, 2, 3, 1).reshape(b * h * w, c),
-        per_sample_weights=(wy.unsqueeze(-1) * wx.unsqueeze(-2)).flatten(2).flatten(0, 1),
-        mode="sum",
-    )
+    weights = (wy.unsqueeze(-1) * wx.unsqueeze(-2)).flatten(2).flatten(0, 1)
+    rows = feature_map.permute(0, 2, 3, 1).reshape(b * h * w, c)
+    sampled = F.embedding_bag(idx.flatten(0, 1), rows, per_sample_weights=weights, mode="sum")
     return sampled.view(b, points.shape[1], c)
 
 

@@ -25,20 +25,13 @@ log = logging.getLogger(__name__)
 Grid = tuple[int, int]  # rows and columns of patches
 
 # (width, depth) of the files in configs/backbone.
-BACKBONES = {
-    (384, 12): "vit_small_p16",
-    (768, 12): "vit_base_p16",
-    (1024, 24): "vit_base_p16 task.backbone.arch=vit_large_patch16_224",
-    (96, 3): "vit_nano_p8",
-}
+BACKBONES = {(384, 12): "vit_small_p16", (768, 12): "vit_base_p16", (96, 3): "vit_nano_p8"}
+BACKBONES[1024, 24] = "vit_base_p16 task.backbone.arch=vit_large_patch16_224"
 ROUNDING = 1e-4  # relative difference of tokens of one network, computed twice
 TOLERATED = ("class token", "epsilon")  # differences of networks that are warnings alone
 SIZE = "++task.backbone.size"
-OVERRIDES = {
-    "num_heads": f"{SIZE}.num_heads",
-    "activation": f"{SIZE}.act_layer",
-    "pixel_norm": "task.backbone.pixel_norm",
-}
+OVERRIDES = {"num_heads": f"{SIZE}.num_heads", "activation": f"{SIZE}.act_layer"}
+OVERRIDES["pixel_norm"] = "task.backbone.pixel_norm"
 FREE_ARGS = ("img_size", "patch_size", "num_classes", "weight_init", "drop_path_rate")
 # Arguments of timm itself, which choose files to read.
 LOADING = {*inspect.signature(timm.create_model).parameters, "features_only"} - {"kwargs"}
@@ -59,7 +52,6 @@ class InitialWeights:
     unused: dict[str, int] = field(default_factory=dict)  # of the source, by first part of a name
     warnings: tuple[str, ...] = ()
     network: str = ""  # how it is known that the source computes what the backbone computes
-    meta: dict[str, str] = field(default_factory=dict)  # of an export of ours
 
     def table(self) -> str:
         """A few lines of plain text."""
@@ -101,10 +93,8 @@ def load_initial(backbone: ViT, source: str | None) -> InitialWeights:
     stated, weights = stated_network(file, raw), dict(raw)
     folded = names.fold_layer_scale(weights, mine) + names.fold_biases(weights, mine)
     if parts := names.foreign_parts(weights, mine):
-        raise ValueError(
-            f"{source} is no plain ViT but has {'; '.join(parts)}: its features would differ, take "
-            "weights without"
-        )
+        text = f"{'; '.join(parts)}: its features would differ, take weights without"
+        raise ValueError(f"{source} is no plain ViT but has {text}")
     _check_fit(backbone, weights, source, stated)
     grid, resampled = names.complete_positions(weights, source)
     network, doubts = _compared(backbone, source, stated, raw, weights, grid)
@@ -127,7 +117,6 @@ def load_initial(backbone: ViT, source: str | None) -> InitialWeights:
         unused=found.unused,
         warnings=(*_warnings(backbone, stated, weights, grid), *doubts),
         network=network,
-        meta=dict(file.meta),
     )
     level = logging.WARNING if report.warnings else logging.INFO
     log.log(level, "initial weights\n%s", report.table())
@@ -217,10 +206,8 @@ def _compared(
             net.forward_features(image)[0, net.num_prefix_tokens :] for net in (theirs, ours)
         )
     difference = float((found - expected).norm() / expected.norm())
-    text = (
-        f"patch tokens of one image differ from timm's {stated.timm_name} by {difference:.2g} "
-        "(norm of the difference, relative)"
-    )
+    share = f"{difference:.2g} (norm of the difference, relative)"
+    text = f"patch tokens of one image differ from timm's {stated.timm_name} by {share}"
     if difference <= ROUNDING:
         return text, []
     mine, unlike = _properties(ours), []

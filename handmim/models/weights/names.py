@@ -85,9 +85,9 @@ class FoundViT(NamedTuple):
 
 def find_vit(file: WeightFile) -> FoundViT:
     """The ViT of a file: of several the teacher's, or an average's, comes first."""
+    ends = PATCHES, HF_PATCHES
     ours, hugging_face = (
-        [k.removesuffix(anchor) for k in file.tensors if f".{k}".endswith(f".{anchor}")]
-        for anchor in (PATCHES, HF_PATCHES)
+        [k.removesuffix(end) for k in file.tensors if f".{k}".endswith(f".{end}")] for end in ends
     )
     prefixes, renames = ours or hugging_face, OTHER_NAMES if ours else HF_NAMES + OTHER_NAMES
     if not prefixes:
@@ -119,10 +119,8 @@ def find_vit(file: WeightFile) -> FoundViT:
             joined = torch.cat([weights.pop(k) for k in names])
             weights[name.replace(".query.", ".qkv.")] = joined
     if weights[PATCHES].ndim != 4:
-        raise ValueError(
-            f"{file.source} embeds patches by a tensor {tuple(weights[PATCHES].shape)}, this ViT "
-            "by a convolution of images [D, 3, p, p]"
-        )
+        text = f"by a tensor {tuple(weights[PATCHES].shape)}, this ViT by a convolution"
+        raise ValueError(f"{file.source} embeds patches {text} of images [D, 3, p, p]")
     return FoundViT(prefix, weights, mask_token, dict(unused))
 
 
@@ -213,10 +211,8 @@ def complete_positions(weights: Weights, source: str) -> tuple[tuple[int, int], 
         others = position[:, 1:] + first
         weights["pos_embed"] = torch.cat([torch.zeros_like(first), others], dim=1)
         return grid, ["pos_embed: first position added to the others (ViTPose)"]
-    raise ValueError(
-        f"{source} has {count} positions, which is no square grid and no upright one of 4:3, with "
-        "or without one class token"
-    )
+    text = "no square grid and no upright one of 4:3, with or without one class token"
+    raise ValueError(f"{source} has {count} positions, which is {text}")
 
 
 def resample(backbone: ViT, weights: Weights, grid: tuple[int, int]) -> list[str]:

@@ -112,13 +112,10 @@ def _ours(file: WeightFile) -> Stated | None:
         if "pixel_norm" not in stated:
             return None
     name, norm, args = (_parsed(stated.get(key)) for key in names)
-    return Stated(
-        "its own metadata",
-        name if isinstance(name, str) and timm.is_model(name) else None,
-        _all_below(args),
-        num_heads=_count(file.meta.get("num_heads")) or _count(_below(args, "num_heads")),
-        pixel_norm=None if norm is None else str(norm),
-    )
+    name = name if isinstance(name, str) and timm.is_model(name) else None
+    heads = _count(file.meta.get("num_heads")) or _count(_below(args, "num_heads"))
+    norm = None if norm is None else str(norm)
+    return Stated("its own metadata", name, _all_below(args), num_heads=heads, pixel_norm=norm)
 
 
 def _timm_config(config: Mapping[str, Any]) -> Stated | None:
@@ -245,10 +242,8 @@ def _settings(file: WeightFile, width: int) -> tuple[dict[str, Any], list[str]]:
             values |= {read(s.value): s.where for s in usable if s.level == top}
         if len(values) > 1 and field_name in ("num_heads", "activation"):
             listed = ", ".join(f"{where}={value}" for value, where in values.items())
-            raise ValueError(
-                f"{file.source} states its {field_name} twice: {listed}; correct the config.json, "
-                "or save the weights alone"
-            )
+            text = f"{listed}; correct the config.json, or save the weights alone"
+            raise ValueError(f"{file.source} states its {field_name} twice: {text}")
         if values:
             found[field_name], where = list(values.items())[-1]
             by.append(where)

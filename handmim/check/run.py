@@ -47,11 +47,9 @@ def doctor(cfg: DictConfig) -> int:
     text = f"{counts['error']} errors, {counts['warning']} warnings, {counts['ok']} ok"
     Console().print(text, soft_wrap=True)
     if plain["report"] is not None:
-        content = {
-            "totals": counts,
-            "sections": {k: [dataclasses.asdict(f) for f in v] for k, v in sections.items()},
-        }
-        write_atomic(Path(plain["report"]), json.dumps(content, indent=2) + "\n")
+        listed = {k: [dataclasses.asdict(f) for f in v] for k, v in sections.items()}
+        content = json.dumps({"totals": counts, "sections": listed}, indent=2)
+        write_atomic(Path(plain["report"]), content + "\n")
     return 1 if counts["error"] else 0
 
 
@@ -60,6 +58,7 @@ def check_all(settings: Mapping[str, Any]) -> Iterator[tuple[str, list[Finding]]
     Raises: ValueError for settings that make no sense."""
     num, full, hand = settings["num_checked"], settings["full"], settings["hand"]
     at_least(1, num_checked=num)
+    num_decoded = sys.maxsize if full else num
     root, annotations = (settings["keypoints"][key] for key in ("root", "annotations"))
     if (root is None) != (annotations is None):
         raise ValueError("give both keypoints.root=DIR and keypoints.annotations=FILE, or neither")
@@ -73,10 +72,10 @@ def check_all(settings: Mapping[str, Any]) -> Iterator[tuple[str, list[Finding]]
             found = check_ho3d(Path(folder), version, arrays, num, full=full)
             yield f"HO-3D version {version} {folder}", found
     if root is not None and annotations is not None:
-        found = check_keypoints(Path(root), Path(annotations), num, full=full)
+        found = check_keypoints(Path(root), Path(annotations), num_decoded)
         yield f"keypoints {annotations}", found
     if (folder := settings["crops"]) is not None:
-        yield f"crops {folder}", check_crops(Path(folder), sys.maxsize if full else num)
+        yield f"crops {folder}", check_crops(Path(folder), num_decoded)
 
 
 def findings_table(title: str, findings: Sequence[Finding]) -> Table:
@@ -151,11 +150,9 @@ def _duplicates(notes: Notes, root: Path, names: list[str]) -> None:
     notes.count(pairs, num, "duplicates", "files are copies of others", fix, bad)
 
 
-def check_keypoints(
-    root: Path, annotations: Path, num_checked: int, *, full: bool = False
-) -> list[Finding]:
+def check_keypoints(root: Path, annotations: Path, num_checked: int) -> list[Finding]:
     """Findings on photos with 21 keypoints in a COCO-style JSON file, all of which is checked;
-    `num_checked` images, or all, are decoded."""
+    `num_checked` images are decoded."""
     notes = Notes("keypoints", f"{FORM}: keypoints.annotations=FILE.json")
     with notes.guard("file"):
         content = read_photos(root, annotations, notes, "subject")
@@ -163,8 +160,8 @@ def check_keypoints(
         notes.ok("count", text)
         if content.hands and not notes.failed("decode", "images"):
             used = sorted({hand.image for hand in content.hands})
-            used = used if full else [used[i] for i in spread(len(used), num_checked)]
-            names = [content.images[i]["file_name"] for i in used]
+            chosen = [used[i] for i in spread(len(used), num_checked)]
+            names = [content.images[i]["file_name"] for i in chosen]
             fix = "take them out of the annotations, or copy them again"
             decoded_sizes(notes, {name: root / name for name in names}, annotations.name, fix)
         scores = [hand.scores for hand in content.hands if hand.scores is not None]

@@ -7,16 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from handmim.data import label_checks as checks
 from handmim.data.annotations import FORM, Annotations, Hand, Row
-from handmim.data.label_checks import (
-    FEWEST,
-    FEWEST_SIDED,
-    note_bones,
-    note_side,
-    settle_order,
-    settle_unit,
-    usable,
-)
 from handmim.data.samples import MIN_SIDE_PX
 from handmim.hand.conventions import mirror_points, project_px
 from handmim.images.decode import image_heads
@@ -39,16 +31,10 @@ FEWEST_POINTS = 3  # keypoints from which on two hands are not the same by chanc
 OFF_SHARE = 0.2  # of the keypoints' extent
 # Hands of six public sets point up (55 to 100 %, by less than 45 degrees) or in all directions.
 SHOW_BACKS, POINT_AWAY = 0.6, 0.7
-SIZE_FAULTS = {
-    "size": (
-        "have another size than the file states",
-        "were they resized after labelling? scale the keypoints, correct width and height",
-    ),
-    "exif": (
-        "were labelled without their EXIF rotation",
-        "images are read upright: rotate the keypoints, or store the images without EXIF",
-    ),
-}
+RESIZED = "images have another size than the file states"
+RESIZED_FIX = "were they resized after labelling? scale the keypoints, correct width and height"
+UNROTATED = "images were labelled without their EXIF rotation"
+UNROTATED_FIX = "images are read upright: rotate the keypoints, or store the images without EXIF"
 
 
 def check_annotations(annotations: Annotations, root: Path, notes: Notes) -> None:
@@ -88,7 +74,7 @@ def check_annotations(annotations: Annotations, root: Path, notes: Notes) -> Non
     whole = seen.all(axis=1)
     if not notes.failed("normalised", "swapped"):
         if whole.any():
-            settle_order(notes, points[whole], "canonical", "keypoints")
+            checks.settle_order(notes, points[whole], "canonical", "keypoints")
         if all(hand.joints is None for hand in hands):
             is_right = np.array([hand.is_right for hand in hands])
             _check_view(notes, points[whole], is_right[whole])
@@ -106,7 +92,7 @@ def _check_entries(notes: Notes, annotations: Annotations, values: Array) -> Non
             first.setdefault(name, hand.entry)
     groups = [list(first.values()) for first in firsts.values() if len(first) > 1]
     most = max(map(len, groups), default=0)
-    bad: Level = "error" if most >= FEWEST_SIDED and most > len(hands) / 2 else "warning"
+    bad: Level = "error" if most >= checks.FEWEST_SIDED and most > len(hands) / 2 else "warning"
     boxes = np.stack([np.full(4, np.nan) if hand.box is None else hand.box for hand in hands])
     low, side = boxes[:, None, :2], boxes[:, None, 2:]
     slack, points = side.max(axis=2, keepdims=True) * BOX_SLACK, values[..., :2]
@@ -139,14 +125,16 @@ def _check_sizes(notes: Notes, images: list[Row], stored: Array, upright: Array)
     given = np.where(given > 0, given, upright)
     differs = is_readable & (given != upright).any(axis=1)
     is_unrotated = differs & (given == stored).all(axis=1)
-    for name, odd in (("size", differs & ~is_unrotated), ("exif", is_unrotated)):
+    for name, odd, text, fix in (
+        ("size", differs & ~is_unrotated, RESIZED, RESIZED_FIX),
+        ("exif", is_unrotated, UNROTATED, UNROTATED_FIX),
+    ):
         found = [
             f"{names[i]} ({given[i, 0]:g} x {given[i, 1]:g}, the image has {upright[i, 0]:g} x "
             f"{upright[i, 1]:g})"
             for i in np.flatnonzero(odd)
         ]
-        text, fix = SIZE_FAULTS[name]
-        notes.count(found, num, name, f"images {text}", fix, bad=level_of(len(found), num))
+        notes.count(found, num, name, text, fix, bad=level_of(len(found), num))
 
 
 def _check_2d(notes: Notes, points: Array, seen: Mask, stored: Array, size: Array) -> None:
@@ -163,11 +151,11 @@ def _check_2d(notes: Notes, points: Array, seen: Mask, stored: Array, size: Arra
         name, bad = "exif", "error"
         fix = f"without EXIF rotation {unrotated:.1%} do: images are read upright, rotate keypoints"
     elif share > FEW_OUTSIDE and swapped <= share / 4:
-        name, bad = "swapped", "error" if len(points) >= FEWEST else "warning"
+        name, bad = "swapped", "error" if len(points) >= checks.FEWEST else "warning"
         fix = f"with x and y exchanged {swapped:.1%} do: keypoints are x, y, visibility"
     text = f"{share:.1%} of the labelled keypoints lie outside of their images"
     notes.judge(share <= FEW_OUTSIDE, name, text, fix, bad=bad)
-    if share <= FEW_OUTSIDE and len(points) >= FEWEST:
+    if share <= FEW_OUTSIDE and len(points) >= checks.FEWEST:
         # Percentages, and labels of smaller images, fill only the top left part of the images.
         far = np.quantile(points[seen], 0.99, axis=0)
         parts = np.quantile((points / size[:, None])[seen], 0.99, axis=0)
@@ -193,7 +181,7 @@ def _check_cameras(notes: Notes, hands: Sequence[Hand]) -> None:
     cameras = [(hand, hand.K) for hand in hands if hand.K is not None]
     if not cameras:
         return
-    good = usable(np.stack([K for _, K in cameras]))
+    good = checks.usable(np.stack([K for _, K in cameras]))
     odd = [hand.entry for (hand, _), is_good in zip(cameras, good, strict=True) if not is_good]
     form = "K is [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in px, left out where it is not known"
     notes.count(odd, len(cameras), "k", "hands have a K that is no camera's", form)
@@ -214,7 +202,7 @@ def _check_cameras(notes: Notes, hands: Sequence[Hand]) -> None:
 
 def _check_view(notes: Notes, points: Array, is_right: Mask) -> None:
     """Hands that are upside down or lie, seen from the back by their sides: exchanged axes?"""
-    if len(points) < FEWEST_SIDED or notes.failed("side", level="warning"):
+    if len(points) < checks.FEWEST_SIDED or notes.failed("side", level="warning"):
         return
     index, middle, little = (points[:, k] - points[:, 0] for k in (5, 9, 17))
     cross = index[:, 0] * little[:, 1] - index[:, 1] * little[:, 0]
@@ -238,7 +226,7 @@ def _check_3d(notes: Notes, hands: Sequence[Hand]) -> None:
     where = "keypoints_3d"
     raw = np.stack([joints[:, :3] for _, joints in labelled if (joints[:, 3] > 0).all()])
     try:
-        joints = settle_unit(notes, raw, where)
+        joints = checks.settle_unit(notes, raw, where)
     except ValueError as error:
         notes.error("unit", str(error), f"{where} are in metres: {FORM}")
         return
@@ -248,14 +236,14 @@ def _check_3d(notes: Notes, hands: Sequence[Hand]) -> None:
     if not notes.failed("unit"):
         fix = f"{where} are in metres: were files of several units joined? leave out empty ones"
         notes.count(odd, len(whole), "unit", f"hands have no hand's size in {where}", fix)
-    joints = settle_order(notes, joints, "canonical", where)
+    joints = checks.settle_order(notes, joints, "canonical", where)
     if notes.failed("order"):
         return
-    note_bones(notes, joints, where)
+    checks.note_bones(notes, joints, where)
     _check_axes(notes, joints, np.stack([hand.keypoints for hand in whole]))
     if not notes.failed("axes"):
         is_right = np.array([hand.is_right for hand in whole])[:, None, None]
-        note_side(notes, np.where(is_right, joints, mirror_points(joints)), where)
+        checks.note_side(notes, np.where(is_right, joints, mirror_points(joints)), where)
 
 
 def _check_axes(notes: Notes, joints_m: Array, keypoints: Array) -> None:

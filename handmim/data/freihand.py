@@ -14,14 +14,8 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from handmim.data import label_checks as checks
+from handmim.data import label_files as files
 from handmim.data.datasets import arrays_digest, digest_of, files_digest, refuse_empty, split_text
-from handmim.data.label_files import (
-    VERSIONS,
-    StoredArray,
-    cached_number_lists,
-    check_made_with,
-    file_names,
-)
 from handmim.data.samples import crop_map, crop_sample, cut
 from handmim.hand.conventions import freihand_hand, project_px, regressed_joints
 from handmim.hand.io import NUM_VERTS, load_hand_arrays
@@ -34,17 +28,14 @@ from handmim.utils.findings import FEW_WRONG, Level, Notes, level_of, shown, spr
 
 Array = NDArray[np.float64]
 Labels = Mapping[str, Array]
+Size = tuple[int, int]  # width and height of images
 Ids = Mapping[str, NDArray[np.int64]]  # numbers of images by version
 
 SPLITS = ("train", "val", "all", "evaluation")
+PAGE = "https://lmb.informatik.uni-freiburg.de/resources/datasets/FreihandDataset.en.html"
 SOURCE = "unpack FreiHAND_pub_v2.zip again"
 CHECKED = 64  # samples whose labels are checked at the start
-FIELDS: dict[str, tuple[int, ...]] = {
-    "K": (3, 3),
-    "xyz": (21, 3),
-    "verts": (NUM_VERTS, 3),
-    "mano": (61,),
-}
+FIELDS = {"K": (3, 3), "xyz": (21, 3), "verts": (NUM_VERTS, 3), "mano": (61,)}
 LARGEST = 1e6  # of a label that is no vertex
 USUAL_M = 0.002  # version 2's own vertices are 0.6 mm off their vectors in the mean, up to 6
 USUAL_JOINTS_M, LARGEST_JOINTS_M = 0.001, 0.005  # joints regressed from vertices, off the given
@@ -72,8 +63,8 @@ def note_images(
 ) -> tuple[str, ...]:
     """The versions that have any image, of `ids` by version; notes which are not among the files of
     the folder, of level `bad`, and files beyond the first `num`, which have no labels."""
-    files = {version: [f"{i:08d}.jpg" for i in each] for version, each in ids.items()}
-    lost = {version: [n for n in each if n not in names] for version, each in files.items()}
+    expected = {version: [f"{i:08d}.jpg" for i in each] for version, each in ids.items()}
+    lost = {version: [n for n in each if n not in names] for version, each in expected.items()}
     present = tuple(version for version in ids if len(lost[version]) < len(ids[version]))
     missing = [name for version in present or ids for name in lost[version]]
     extra = sorted(name for name in names if name[:8].isdigit() and int(name[:8]) >= num)
@@ -97,7 +88,7 @@ def check_freihand_labels(
     part: str,
     raw: Labels,
     model: HandModel | None,
-    size_px: tuple[int, int] | None,
+    size_px: Size | None,
     fall_on_masks: Callable[[NDArray[np.bool_], Labels], bool] | None = None,
 ) -> None:
     """Note what is wrong with labels [n, ...] of some samples, by name of the list. No model leaves
@@ -167,10 +158,7 @@ def _note_pose(notes: Notes, part: str, labels: Labels, model: HandModel, trusts
 
 
 def check_every_sample(
-    notes: Notes,
-    part: str,
-    labels: Mapping[str, NDArray[np.floating]],
-    size_px: tuple[int, int] | None,
+    notes: Notes, part: str, labels: Mapping[str, NDArray[np.floating]], size_px: Size | None
 ) -> None:
     """Note FreiHAND samples without a possible camera, hand or position, of all samples, for images
     of (width, height); a fault of most samples has another name in `check_freihand_labels`."""
@@ -210,7 +198,7 @@ class FreiHand(Dataset[HandSample | CropSample]):
         hand_path: str | Path,
         *,
         split: str = "train",
-        versions: tuple[str, ...] = VERSIONS,
+        versions: tuple[str, ...] = files.VERSIONS,
         val_fraction: float = 0.02,
         seed: int = 0,
         image_px: int = 224,
@@ -219,8 +207,8 @@ class FreiHand(Dataset[HandSample | CropSample]):
         partners: bool = False,
     ) -> None:
         one_of("split", split, SPLITS)
-        if not versions or set(versions) - set(VERSIONS):
-            raise ValueError(f"versions must be some of {VERSIONS}, got {list(versions)}")
+        if not versions or set(versions) - set(files.VERSIONS):
+            raise ValueError(f"versions must be some of {files.VERSIONS}, got {list(versions)}")
         if partners and (split == "evaluation" or len(set(versions)) < 2):
             got = f"got split {split}, versions {list(versions)}"
             raise ValueError(f"partners=true requires two versions of training images, {got}")
@@ -230,40 +218,38 @@ class FreiHand(Dataset[HandSample | CropSample]):
         self.folder = "evaluation" if split == "evaluation" else "training"
         folder = self.root / self.folder / "rgb"
         if not folder.is_dir():
-            raise FileNotFoundError(
-                f"no {self.folder}/rgb below {root}: data.root is the unpacked FreiHAND_pub_v2 "
-                "(https://lmb.informatik.uni-freiburg.de/resources/datasets/FreihandDataset.en.html)"
-            )
+            text = f"no {self.folder}/rgb below {root}: data.root is the unpacked FreiHAND_pub_v2"
+            raise FileNotFoundError(f"{text} ({PAGE})")
         arrays = load_hand_arrays(hand_path)
         self.hand_sha256, self.hands_mean = arrays.sha256, arrays.hands_mean
-        check_made_with(self.root, arrays)
-        notes, names = Notes("freihand", SOURCE), set(file_names(folder))
+        files.check_made_with(self.root, arrays)
+        notes, names = Notes("freihand", SOURCE), set(files.file_names(folder))
         self.labels = self._read_labels(Path(cache_dir))
         self._check_labels(notes, HandModel(arrays), folder / min(names, default=""))
         self.num_unique = num = len(self.labels["K"])
         if split == "evaluation":
-            samples, versions = np.arange(num), VERSIONS[:1]
+            samples, versions = np.arange(num), files.VERSIONS[:1]
         else:
             samples = split_samples(num, split, val_fraction, seed)
         refuse_empty(split, root, len(samples), val_fraction)
-        ids = {version: samples + num * VERSIONS.index(version) for version in versions}
-        num_images = num * (1 if split == "evaluation" else len(VERSIONS))
+        ids = {version: samples + num * files.VERSIONS.index(version) for version in versions}
+        num_images = num * (1 if split == "evaluation" else len(files.VERSIONS))
         self.versions = note_images(notes, folder, names, ids, num_images, "warning")
         notes.enforce(f"{self.root} (data.root)")
         if partners and len(self.versions) < 2:
             raise ValueError(f"partners=true requires two versions of images in {folder}")
-        self._version_ids = [VERSIONS.index(version) for version in self.versions]
+        self._version_ids = [files.VERSIONS.index(version) for version in self.versions]
         self.ids = np.concatenate([ids[version] for version in self.versions])
 
-    def _read_labels(self, cache: Path) -> dict[str, StoredArray]:
-        labels: dict[str, StoredArray] = {}
+    def _read_labels(self, cache: Path) -> dict[str, files.StoredArray]:
+        labels: dict[str, files.StoredArray] = {}
         # Metrics are computed in float64: the ground truth keeps all its digits.
         dtype = "float64" if self.folder == "evaluation" else "float32"
         for name, shape in FIELDS.items():
             path = self.root / f"{self.folder}_{name}.json"
             # The ground truth of the evaluation came later; one can predict and submit without it.
             if path.is_file() or self.folder == "training" or name == "K":
-                labels[name] = cached_number_lists(path, shape, cache, dtype)
+                labels[name] = files.cached_number_lists(path, shape, cache, dtype)
         counts = {name: len(values) for name, values in labels.items()}
         if len(set(counts.values())) != 1:
             names = f"{self.root}/{self.folder}_*.json"
@@ -316,8 +302,7 @@ class FreiHand(Dataset[HandSample | CropSample]):
             partner = cut(*self._read(item + self.num_unique * other), self.image_px)
             return CropSample(crop, sample_id, partner=partner, group=f"freihand {item}")
         label = {name: values[item] for name, values in self.labels.items()}
-        K, joints = label["K"], label.get("xyz")
-        verts = label.get("verts")
+        K, joints, verts = label["K"], label.get("xyz"), label.get("verts")
         labels: dict[str, Any] = {"joint_convention": "freihand", "K_px": K, "verts_cam_m": verts}
         if joints is not None:
             labels |= {"kp2d_px": project_px(joints, K), "joints_cam_m": joints}

@@ -73,10 +73,9 @@ def check_made_with(root: Path, arrays: HandArrays) -> None:
     if facts is None and (root / PARTS).is_dir():
         raise ValueError(f"{root} is not rendered to its end: call tools/synthesize.py again")
     if facts is not None and facts["hand_sha256"] != arrays.sha256:
-        raise ValueError(
-            f"{root} was rendered from hand {facts['hand']} ({facts['hand_sha256'][:12]}), the "
-            f"chosen one is {arrays.name} ({arrays.sha256[:12]}): set hand and hand.path to it"
-        )
+        text = f"{root} was rendered from hand {facts['hand']} ({facts['hand_sha256'][:12]}), the "
+        text += f"chosen one is {arrays.name} ({arrays.sha256[:12]}): set hand and hand.path to it"
+        raise ValueError(text)
 
 
 def short(value: Any) -> str:

@@ -8,7 +8,7 @@ content, which stays when files move. A file of label ids has one per line below
 import hashlib
 import logging
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
@@ -201,7 +201,8 @@ def subset_of_ids(dataset: Dataset[HandSample], ids: Sequence[str]) -> Dataset[H
     if len(ids) == len(indices):
         return dataset
     chosen = [i for name in ids for i in indices[name]]
-    return Subset(dataset, sorted(chosen) if hasattr(dataset, "label_of") else chosen)
+    shares_labels = hasattr(dataset, "label_of") or isinstance(dataset, MixedHands)
+    return Subset(dataset, sorted(chosen) if shares_labels else chosen)
 
 
 class MixedHands(Dataset[HandSample]):
@@ -242,12 +243,6 @@ class MixedHands(Dataset[HandSample]):
         number = int(np.searchsorted(self._ends, index, side="right"))
         start = int(self._ends[number - 1]) if number else 0
         return self._names[number], (index - start) % self._sizes[number]
-
-    def label_of(self, index: int) -> tuple[str, Hashable]:
-        """Source and label of sample `index`."""
-        name, own = self.locate(index)
-        label_of = getattr(self.sets[name], "label_of", None)
-        return name, own if label_of is None else label_of(own)
 
     def label_id(self, index: int) -> str:
         """Source and the source's own id of the label of sample `index`."""

@@ -256,8 +256,7 @@ class HandAugment:
 
     def __call__(self, batch: HandBatch, generator: torch.Generator, info: StepInfo) -> HandBatch:
         """Random crop for training; all randomness comes from the CPU generator."""
-        b = len(batch.image)
-        u = torch.rand(b, 5, generator=generator) * 2 - 1
+        u = torch.rand(len(batch.image), 5, generator=generator) * 2 - 1
         low, high = self.scale
         scale = torch.exp(math.log(low) + (u[:, 0] + 1) / 2 * math.log(high / low))
         rotated = (u[:, 4] + 1) / 2 < self.rotation_prob

@@ -87,8 +87,7 @@ class SyntheticHands(Dataset[HandSample]):
         if not self._maps:
             self._maps = open_split(self.folder, self.image_px, self.num)
         m = read_sample(self._maps, index, self.folder)
-        labels: dict[str, Any] = {
-            name: m[name] for name in ("joints_cam_m", "verts_cam_m", "rotmats", "betas")
-        }
+        same = "joints_cam_m", "verts_cam_m", "rotmats", "betas"
+        labels: dict[str, Any] = {name: m[name] for name in same}
         labels |= {"K_crop_px": m["K_px"], "kp2d_crop_px": project_px(m["joints_cam_m"], m["K_px"])}
         return hand_sample(m["image"], self.label_id(index), **labels)

@@ -279,8 +279,8 @@ class ViewMaker:
             if device.type == "cpu":
                 batch = self.host_part(device)(batch, generator, info)
             else:
-                there: PlannedCrops = move_data_to_device(self.draw(batch, generator, info), device)
-                batch = there
+                plan = self.draw(batch, generator, info)
+                batch = PlannedCrops(*move_data_to_device(plan, device))
         if isinstance(batch, PretrainBatch):
             return as_float(batch)
         return make_views(batch, on_cpu=False)

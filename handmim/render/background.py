@@ -102,9 +102,8 @@ def random_lights(rng: RNG) -> tuple[Array, Array, Array, Array, Array]:
     return unit(lamps), rgb, up, sky, ground
 
 
-def load_photos(folder: str | Path, size: int) -> list[Image]:
+def load_photos(folder: Path, size: int) -> list[Image]:
     """The first `MAX_PHOTOS` images of a folder, by name, cut to squares. Raises: ValueError."""
-    folder = Path(folder)
     try:
         tree = find_images(folder)
     except ValueError as error:
@@ -141,7 +140,7 @@ class BackdropBank:
         self.kind = kind
         self.images: list[Image] = []
         if kind == "photos" and photos_dir is not None:
-            self.images = load_photos(photos_dir, size)
+            self.images = load_photos(Path(photos_dir), size)
         elif kind == "room":
             self.images = [room(rng, size) for _ in range(num)]
 

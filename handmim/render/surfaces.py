@@ -192,8 +192,7 @@ def centre_off_palm(
     `R`, pushed out from `gap_m` in `steps` of 6 mm until the hand enters it by less than 3 mm; None
     when it never fits."""
     palm = -R[:, 1]
-    centre = joints[[0, 5, 9, 17]].mean(axis=0) * 0.5 + joints[9] * 0.5
-    centre = centre + palm * gap_m
+    centre = joints[[0, 5, 9, 17]].mean(axis=0) * 0.5 + joints[9] * 0.5 + palm * gap_m
     for _ in range(steps):
         if not enters(verts, centre, rotation, solid.radii, solid.exponents, ENTERS_M):
             return centre

@@ -90,9 +90,8 @@ class CameraJointLoss(LossTerm):
             is_metric = getattr(step, "is_metric", None)
             if transl_cam_m is None or is_metric is None:
                 raise ValueError(
-                    "joints3d_abs compares hands in metres in the camera frame, and this head "
-                    "gives no root translation: task.head.camera=pinhole, or leave joints3d_abs "
-                    "out of loss=[...]"
+                    "this head gives no root translation: task.head.camera=pinhole, or leave "
+                    "joints3d_abs out of loss=[...]"
                 )
             joints_cam_m = step.joints_root_m.float() + transl_cam_m[:, None]
             error = point_error(joints_cam_m, target)

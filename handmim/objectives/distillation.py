@@ -244,10 +244,7 @@ def cross_view_ce(classes: Pair, temp: float) -> Tensor:
     logits, target = classes
     num_student, num_views = logits.shape[1], target.shape[1]
     if num_student < 2:
-        raise ValueError(
-            "class distillation requires another view to predict: views.num_views >= 2 or "
-            "views.num_local >= 1"
-        )
+        raise ValueError("class distillation requires views.num_views >= 2 or views.num_local >= 1")
     others = target.sum(dim=1, keepdim=True).repeat(1, num_student, 1)
     others[:, :num_views] -= target
     ce = soft_cross_entropy(logits, others, temp).sum(dim=1)  # [B], over all pairs

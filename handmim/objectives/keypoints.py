@@ -116,9 +116,8 @@ class SoftArgmaxKeypoints(nn.Module):
         """
         v, n = tokens.patches.shape[:2]
         if n != self.grid_hw[0] * self.grid_hw[1]:
-            raise ValueError(
-                f"keypoints require a grid of {self.grid_hw} patches, got {n} (img_px, mask_mode)"
-            )
+            text = f"a grid of {self.grid_hw} patches, got {n} (img_px, mask_mode)"
+            raise ValueError(f"keypoints require {text}")
         of_class = None if self.of_class is None else self.of_class(tokens.cls)
         keys = self.keys(tokens.patches).reshape(v, n * self.refine**2, self.key_dim)
         queries = self.queries.expand(v, -1, -1)

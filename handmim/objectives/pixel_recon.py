@@ -67,10 +67,8 @@ class PixelDecoder(nn.Module):
         width = dim if width is None else width
         num_heads = max(1, width // 32) if num_heads is None else num_heads
         if width < 8 or width % 4 or num_heads < 1 or width % num_heads:
-            raise ValueError(
-                f"width must be a multiple of 4 (at least 8) and of num_heads, got {width} and "
-                f"{num_heads}"
-            )
+            got = f"got {width} and {num_heads}"
+            raise ValueError(f"width must be a multiple of 4, at least 8, and of num_heads, {got}")
         self.embed = nn.Linear(dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.blocks = nn.Sequential(*(Block(width, num_heads, qkv_bias=True) for _ in range(depth)))
@@ -148,9 +146,7 @@ class PixelRecon(Objective):
         batch, is_masked = ctx.batch, ctx.is_masked
         source = batch.clean_views if self.clean_target else batch.views
         if source is None:
-            raise ValueError(
-                "clean_target=true requires the views before colour jitter (views.keep_clean=true)"
-            )
+            raise ValueError("clean_target=true requires views.keep_clean=true")
         is_target, idx = is_masked, batch.masked_idx
         if self.visible_share > 0 and self.training:
             chance = torch.rand(is_masked.shape, device=is_masked.device)

@@ -66,11 +66,9 @@ class RunningScale(nn.Module):
         super().__init__()
         if momentum is not None:
             below_one(scale_momentum=momentum)
-        if momentum is not None and not detach:
-            raise ValueError(
-                "detach_scale=false requires the batch's own spread: a moving average has no "
-                f"gradient (scale_momentum={momentum})"
-            )
+            if not detach:
+                text = f"scale_momentum=null: a moving average ({momentum}) has no gradient"
+                raise ValueError(f"detach_scale=false requires {text}")
         self.floor_ndc, self.detach, self.momentum = floor_ndc, detach, momentum
         self.register_buffer("average", torch.zeros(()), persistent=momentum is not None)
 

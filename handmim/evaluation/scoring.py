@@ -111,11 +111,9 @@ def score(
                 has_verts[whole].cpu(),
             )
     if metrics.num_samples and (share := metrics.mirrored_share()) >= MIRRORED_SHARE:
-        log.warning(
-            "%.0f%% of the predicted hands are mirror images of the ground truth, which aligned "
-            "errors (pa_) hide: are the sides of the hands, or the axes of the labels, right?",
-            100 * share,
-        )
+        text = "%.0f%% of the predicted hands are mirror images of the ground truth, which aligned "
+        text += "errors (pa_) hide: are the sides of the hands, or the axes of the labels, right?"
+        log.warning(text, 100 * share)
     results = {k: float(v) for k, v in metrics.compute().items()} if metrics.num_samples else {}
     in_2d = torch.cat(errors)
     if len(in_2d):

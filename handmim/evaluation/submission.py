@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from handmim.data.label_checks import (
     FEWEST_SIDED,
     METRES,
+    Array,
     diagonal_of,
     misfit,
     order_of,
@@ -210,8 +211,8 @@ def check_submission(
         notes.judge(False, "behind-camera", text, bad="error" if is_hard else "warning")
     some = spread(num, 500)
     knows_truth = true_joints is not None and len(true_joints) == num
-    hands, meshes = (points[some].astype(np.float64) for points in (joints, verts))
-    _check_hands(notes, hands, meshes, benchmark, checks_side=not knows_truth)
+    part = joints[some].astype(np.float64), verts[some].astype(np.float64)
+    _check_hands(notes, part, benchmark, checks_side=not knows_truth)
     if true_joints is not None and knows_truth:
         pair = (torch.from_numpy(as_numpy(a).astype(np.float64)) for a in (joints, true_joints))
         share = float(mirrored(*pair).double().mean())
@@ -228,14 +229,11 @@ def check_submission(
 
 
 def _check_hands(
-    notes: Notes,
-    joints: NDArray[np.float64],
-    verts: NDArray[np.float64],
-    benchmark: Benchmark,
-    checks_side: bool,
+    notes: Notes, part: tuple[Array, Array], benchmark: Benchmark, checks_side: bool
 ) -> None:
-    """Check single hands; `joints` and `verts` are a part of the set."""
-    is_hand, has_verts = (np.ptp(points, axis=1).any(axis=1) for points in (joints, verts))
+    """Check single hands of a part of the set."""
+    joints, verts = part
+    is_hand, has_verts = (np.ptp(points, axis=1).any(axis=1) for points in part)
     if not is_hand.any():
         notes.warning("collapsed", "all joints of a hand lie in one point: is anything predicted?")
         return
@@ -258,10 +256,9 @@ def _check_hands(
     wrist, root = (joints[:, benchmark.joint_names.index(n)] for n in ("wrist", "middle_1"))
     depth = float(np.median(np.abs(joints[..., 2].mean(axis=1))))
     if min(np.abs(wrist).max(), np.abs(root).max()) < 1e-6:
-        text = "the wrist or the middle knuckle is at the origin in every sample: unaligned metrics"
-        notes.warning(
-            "root-relative", f"{text} require the root translation, or quote aligned ones"
-        )
+        text = "the wrist or the middle knuckle is at the origin in every sample: unaligned "
+        text += "metrics require the root translation, aligned ones do not"
+        notes.warning("root-relative", text)
     elif not DEPTH_M[0] <= depth <= DEPTH_M[1]:
         text = f"hands are {depth:.2f} m from the camera by their median, expected {DEPTH_M[0]} to "
         text += f"{DEPTH_M[1]} m: unaligned metrics need the true root translation"
@@ -287,9 +284,7 @@ def _check_hands(
             notes.warning("verts-order", f"{text}order is required, of the hand of the joints")
 
 
-def _in_metres(
-    notes: Notes, points: NDArray[np.float64], what: str
-) -> tuple[NDArray[np.float64], bool]:
+def _in_metres(notes: Notes, points: Array, what: str) -> tuple[Array, bool]:
     """Points scaled to metres, and whether they were in a known unit."""
     unit, size = unit_of(points), diagonal_of(points)
     guess = "they look normalised, by a bone or a box: undo that"

@@ -103,20 +103,15 @@ def deciding(config: Any, by: By, key: str = "") -> Any:
     if not isinstance(config, dict):
         return config
     keys = {name: f"{key}.{name}".lstrip(".") for name in config}
-    return {
-        name: deciding(value, by, keys[name])
-        for name, value in config.items()
-        if is_compared(keys[name], by)
-    }
+    compared = [name for name in config if is_compared(keys[name], by)]
+    return {name: deciding(config[name], by, keys[name]) for name in compared}
+
+
+Facts = dict[str, Any]
 
 
 def check_same_run(
-    saved: dict[str, Any],
-    identity: dict[str, Any],
-    config: dict[str, Any],
-    path: Path,
-    *,
-    extend: bool = False,
+    saved: Facts, identity: Facts, config: Facts, path: Path, *, extend: bool = False
 ) -> None:
     """Refuse to resume when what decides the result has changed, the length apart for `extend`. A
     key that one config lacks is compared with the default of the argument that it gives. Raises:
@@ -172,7 +167,7 @@ DATA = {
 }
 
 
-def _check_same_data(there: dict[str, Any], here: dict[str, Any], path: Path) -> None:
+def _check_same_data(there: Facts, here: Facts, path: Path) -> None:
     """Compare digests of data and take them out of both."""
     for key, name in DATA.items():
         saved, own = there.pop(key, None), here.pop(key, None)

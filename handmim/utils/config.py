@@ -154,10 +154,9 @@ def add_key(error: BaseException, config: Any, otherwise: str = "") -> None:
     if getattr(error, "__notes__", ()) or not isinstance(error, (ValueError, OSError)):
         return
     text = str(error)
-    if isinstance(config, DictConfig) and any(
-        "." in key and _holds(text, key)
-        for key in flatten(OmegaConf.to_container(config._get_root()))
-    ):
+    is_config = isinstance(config, DictConfig)
+    every = flatten(OmegaConf.to_container(config._get_root())) if is_config else ()
+    if any("." in key and _holds(text, key) for key in every):
         return
     given = list(values(config))
     shown = [v.key for v in given if _is_shown(text, v.name, v.value)]

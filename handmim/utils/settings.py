@@ -1,6 +1,7 @@
 """Values of a composed config against the type hints of what takes them, and ranges of counts."""
 
 import inspect
+import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -145,19 +146,14 @@ def _ranges(cfg: DictConfig) -> Iterator[str]:
 
 def _parts(node: Any) -> Iterator[str]:
     """Problems of all nodes below one that are built."""
-    if (
-        not isinstance(node, (DictConfig, ListConfig))
-        or node._is_none()
-        or node._is_interpolation()
-    ):
+    is_node = isinstance(node, (DictConfig, ListConfig))
+    if not is_node or node._is_none() or node._is_interpolation():
         return
-    keys: Iterable[Any] = range(len(node))
     if isinstance(node, DictConfig):
-        keys = node
         content: Any = OmegaConf.to_container(node)
         if (signature := signature_of(str(content.get("_target_")))) is not None:
             yield from _arguments(node, signature)
-    for key in keys:
+    for key in node if isinstance(node, DictConfig) else range(len(node)):
         yield from _parts(node._get_node(key))
 
 
@@ -184,9 +180,8 @@ def _value(node: DictConfig, name: str, hint: Any) -> Iterator[str]:
     try:
         value = _fitted(plain, hint)
     except ValueError:
-        words = {True: "true", False: "false", None: "null"}
-        shown = words[plain] if plain is None or isinstance(plain, bool) else plain
-        shown = shown if str(shown).strip() else repr(shown)
+        is_word = plain is None or isinstance(plain, bool)
+        shown = json.dumps(plain) if is_word or not str(plain).strip() else plain
         yield f"{key}={shown}: {_text(hint)} is required"
         return
     if repr(value) != repr(plain):

@@ -11,14 +11,12 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from handmim.types import StepInfo, Task
 from handmim.utils.console import Progress
 from handmim.utils.files import write_atomic
 from handmim.utils.json_files import read_rows, row_line
-from handmim.utils.ranks import objects_of_ranks
 from handmim.utils.run import Run
 
 log = logging.getLogger(__name__)
@@ -47,29 +45,6 @@ def draw(task: Task, batch: Any, hooks: Sequence[Hook], run: Run) -> Images:
             images |= hook.images(task, run)
     task.train()
     return images
-
-
-class RunningMeans:
-    """Means of scalars over all processes and steps; adding does not wait for the device."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, tuple[Tensor | float, int]] = {}
-
-    def add(self, scalars: Mapping[str, Tensor]) -> None:
-        """Scalars [] of one step."""
-        for name, value in scalars.items():
-            total, count = self._sums.get(name, (0.0, 0))
-            self._sums[name] = total + value.detach(), count + 1
-
-    def take(self) -> dict[str, float]:
-        """The means, which begin anew; called by every process. Names may differ between them."""
-        every = objects_of_ranks({name: (float(t), n) for name, (t, n) in self._sums.items()})
-        self._sums = {}
-        means: dict[str, float] = {}
-        for name in dict.fromkeys(name for sums in every for name in sums):
-            totals, counts = zip(*(sums[name] for sums in every if name in sums), strict=True)
-            means[name] = sum(totals) / sum(counts)
-        return means
 
 
 class RunLog:

@@ -4,7 +4,7 @@ A step does not wait for the device: losses and norms stay there until somebody 
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from handmim.engine.optim import OptimizerConfig
 from handmim.types import Prepare, StepInfo, StepResult, Task
 from handmim.utils.findings import shown
 from handmim.utils.processes import GOES_ON
+from handmim.utils.ranks import objects_of_ranks
 from handmim.utils.run import Run, precision_in_force
 from handmim.utils.seed import step_generator, step_seed
 
@@ -30,6 +31,29 @@ Check = Callable[[StepInfo, Any, StepResult, Tensor | None], None]
 def falls_on(step: int, every: int | None) -> bool:
     """Whether something that is done every so many steps is done now; None is never."""
     return every is not None and every != 0 and step % every == 0
+
+
+class RunningMeans:
+    """Means of scalars over all processes and steps; adding does not wait for the device."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[Tensor | float, int]] = {}
+
+    def add(self, scalars: Mapping[str, Tensor]) -> None:
+        """Scalars [] of one step."""
+        for name, value in scalars.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = total + value.detach(), count + 1
+
+    def take(self) -> dict[str, float]:
+        """The means, which begin anew; called by every process. Names may differ between them."""
+        every = objects_of_ranks({name: (float(t), n) for name, (t, n) in self._sums.items()})
+        self._sums = {}
+        means: dict[str, float] = {}
+        for name in dict.fromkeys(name for sums in every for name in sums):
+            totals, counts = zip(*(sums[name] for sums in every if name in sums), strict=True)
+            means[name] = sum(totals) / sum(counts)
+        return means
 
 
 class StepOutput(NamedTuple):

@@ -13,10 +13,17 @@ from torch.utils.data import Dataset
 
 from handmim.engine.checkpoint import LAST
 from handmim.engine.loader import PrefetchingLoader
-from handmim.engine.log import Hook, RunLog, RunningMeans, StepProgress, draw
+from handmim.engine.log import Hook, RunLog, StepProgress, draw
 from handmim.engine.optim import OptimizerConfig
 from handmim.engine.saver import BestMetric, BestTracker, Saver
-from handmim.engine.step import FiniteGuard, NotFiniteError, StepOutput, TrainStep, falls_on
+from handmim.engine.step import (
+    FiniteGuard,
+    NotFiniteError,
+    RunningMeans,
+    StepOutput,
+    TrainStep,
+    falls_on,
+)
 from handmim.engine.workers import StopSignals, Watchdog, beat, start_server
 from handmim.types import Collate, Prepare, StepInfo, Task
 from handmim.utils.arguments import at_least, one_of, shares

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from handmim.losses.composite import WeightedLoss
-from handmim.models.centering import Centering, Sinkhorn
+from handmim.models.teacher import Centering, Sinkhorn
 from handmim.types import PretrainBatch, StepInfo, Tokens
 
 T = TypeVar("T")

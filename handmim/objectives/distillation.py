@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from handmim.engine.optim import Schedule, as_schedule
 from handmim.losses.composite import choice, loss_dataclass, positive
-from handmim.models.centering import Centering, Sinkhorn
+from handmim.models.teacher import Centering, Sinkhorn
 from handmim.objectives.base import Objective, Setup, StepContext, Targets, view_weights
 from handmim.utils.arguments import at_least
 from handmim.utils.ranks import gathered

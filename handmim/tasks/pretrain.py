@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from handmim.diagnostics.images import draw_pretraining
 from handmim.engine.optim import Schedule, as_schedule
-from handmim.models.centering import Centering, Sinkhorn
-from handmim.models.teacher import EmaTeacher
+from handmim.models.teacher import Centering, EmaTeacher, Sinkhorn
 from handmim.models.vit import ViT
 from handmim.models.weights.load import InitialWeights, load_initial
 from handmim.objectives.base import LAST_BLOCK, READS, Objective, Setup, StepContext, call

@@ -18,6 +18,13 @@ def is_spread_out() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def any_of_ranks(flag: bool, group: Any) -> bool:
+    """Whether the flag is up on any process of a group."""
+    up = torch.tensor(float(flag))
+    dist.all_reduce(up, dist.ReduceOp.MAX, group=group)
+    return bool(up)
+
+
 class _Sum(torch.autograd.Function):
     """Sum over processes; so is its gradient, since each sum is used by all of them."""
 

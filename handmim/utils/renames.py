@@ -163,6 +163,7 @@ TARGETS: dict[str, str] = {
     "handmim.objectives.peclr.LatentPoints": "handmim.objectives.keypoints.LatentPoints",
     "handmim.models.heads.keypoint": "handmim.objectives.keypoints",
     "handmim.data.webdataset": "handmim.data.packed",
+    "handmim.models.centering": "handmim.models.teacher",
     "handmim.data.occlusion": "handmim.data.augment",
     "handmim.data.masking": "handmim.data.views",
     "handmim.data.colour": "handmim.data.pixels",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from handmim.utils.files import (
 )
 from handmim.utils.paths import git_state
 from handmim.utils.processes import devices_of, starting_ranks
-from handmim.utils.ranks import objects_of_ranks, portable
+from handmim.utils.ranks import any_of_ranks, objects_of_ranks, portable
 from handmim.utils.seed import seed_everything
 
 TIME = "%H:%M:%S"
@@ -217,14 +218,8 @@ class Run:
         self.device = self.fabric.device
         self.rank, self.world_size = self.fabric.global_rank, self.fabric.world_size
         self.is_main = self.fabric.is_global_zero  # in the one process that writes
-
-    def any_rank(self, flag: bool) -> bool:
-        """Whether the flag is up on any process; all of them have to ask."""
-        if self.world_size == 1:
-            return flag
-        up = torch.tensor(float(flag))
-        dist.all_reduce(up, dist.ReduceOp.MAX, group=self.hosts)
-        return bool(up)
+        # Whether a flag is up on any process; all of them have to ask.
+        self.any_rank = bool if self.world_size == 1 else partial(any_of_ranks, group=self.hosts)
 
     @contextmanager
     def together(self) -> Iterator[None]:

@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from hydra.utils import instantiate
 
-from handmim.engine.log import RunningMeans
-from handmim.engine.step import TrainStep
+from handmim.engine.step import RunningMeans, TrainStep
 from handmim.types import StepInfo
 from handmim.utils.run import Run
 from handmim.utils.seed import seed_everything

@@ -11,7 +11,7 @@ from torch import nn
 from handmim.engine.checkpoint import load_checkpoint
 from handmim.engine.step import NotFiniteError
 from handmim.engine.trainer import LoadingError, Trainer
-from handmim.models.centering import Centering
+from handmim.models.teacher import Centering
 from handmim.types import StepResult
 from handmim.utils.run import Run
 from tests.engine.faulty import Faulty

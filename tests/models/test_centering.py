@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from handmim.models.centering import Centering, Sinkhorn, sinkhorn_knopp
+from handmim.models.teacher import Centering, Sinkhorn, sinkhorn_knopp
 
 
 def loop_sinkhorn(logits: np.ndarray, temp: float, num_iters: int) -> np.ndarray:

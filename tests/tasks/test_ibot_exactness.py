@@ -8,7 +8,7 @@ import torch
 from torch.func import functional_call
 
 from handmim.engine.optim import OptimizerConfig, Schedule
-from handmim.models.centering import Centering
+from handmim.models.teacher import Centering
 from handmim.models.vit import ViT
 from handmim.objectives.distillation import ClassDistill, PatchDistill, ProjectionHead
 from handmim.tasks.pretrain import HandMimTask

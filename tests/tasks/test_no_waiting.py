@@ -9,9 +9,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from handmim.engine.log import RunningMeans
 from handmim.engine.optim import clip_per_tensor
-from handmim.engine.step import FiniteGuard
+from handmim.engine.step import FiniteGuard, RunningMeans
 from handmim.types import CropBatch, StepInfo
 from handmim.utils.config import drop_unbuilt
 from handmim.utils.run import Run

@@ -8,7 +8,7 @@ from handmim.data.views import MaskSampler, ViewMaker
 from handmim.diagnostics.collapse import effective_rank
 from handmim.engine.log import draw
 from handmim.engine.optim import Schedule
-from handmim.models.centering import Centering, Sinkhorn
+from handmim.models.teacher import Centering, Sinkhorn
 from handmim.models.vit import ViT
 from handmim.models.weights.load import load_initial
 from handmim.objectives.base import Targets

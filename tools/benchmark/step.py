@@ -14,7 +14,7 @@ from benchmark.references.plain_step import PlainStep
 from handmim.data.views import MaskSampler
 from handmim.engine.optim import OptimizerConfig
 from handmim.engine.step import TrainStep
-from handmim.models.centering import Centering
+from handmim.models.teacher import Centering
 from handmim.models.vit import ViT
 from handmim.objectives.distillation import ClassDistill, PatchDistill, ProjectionHead
 from handmim.pipelines.train import compile_backbones

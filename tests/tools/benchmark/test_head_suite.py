@@ -14,7 +14,7 @@ BENCH = Bench(torch.device("cpu"), rounds=1)
 
 def suite(*overrides: str):
     """On a small backbone, with two heads of its size."""
-    heads = [f"head@suites.head.heads.{name}={name}_small" for name in ("pymaf", "plain")]
+    heads = ["head@suites.head.heads.pymaf=pymaf_small", "suites.head.heads.plain.hidden_dim=768"]
     others = [f"~head@suites.head.heads.{k}" for k in ("pymaf_exact", "iterative", "decoder")]
     chosen = ["backbone@suites.head.backbone=vit_nano_p8", *heads, *others]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):

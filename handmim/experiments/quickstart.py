@@ -26,10 +26,10 @@ SECONDS = (
     "HandMIM's row holds its pretraining with probes, too."
 )
 LIMIT = (
-    "Both models saw the same labels for the same number of fine-tuning steps: a head start "
-    "at equal fine-tuning steps, not at equal compute: the seconds of pretraining spent on longer "
-    "supervised training may help as much or more. Images are rendered from a stand-in hand: no "
-    "metric here compares with FreiHAND or HO-3D results."
+    "Both models saw the same labels for the same number of fine-tuning steps. This is a head "
+    "start at equal fine-tuning steps, not at equal total compute: the seconds of pretraining "
+    "spent on longer supervised training may help as much or more. Images are rendered from a "
+    "stand-in hand: no metric here compares with FreiHAND or HO-3D results."
 )
 LOSSES = {  # titles of the losses of method=handmim; others keep their names
     "patch_distill": "masked patches: cross-entropy with the teacher",

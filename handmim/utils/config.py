@@ -118,9 +118,11 @@ def values(node: Any, names: Collection[Any] | None = None) -> Iterator[Value]:
 
 def set_everywhere(node: Any, key: str, value: Any) -> None:
     """Give every `key` below a node, at any depth and in lists, the same value; in place."""
-    for found in values(node):
-        if found.name == key:
-            found.node[key] = value
+    for name, child in node.items() if isinstance(node, DictConfig) else enumerate(node):
+        if name == key:
+            node[name] = value
+        elif isinstance(child, (DictConfig, ListConfig)):
+            set_everywhere(child, key, value)
 
 
 def build(node: Any, *args: Any, **kwargs: Any) -> Any:

@@ -118,9 +118,10 @@ def check_same_run(
     ValueError for other data, or listing every other difference."""
     there, here = dict(saved["identity"]), dict(identity)
     _check_same_data(there, here, path)
+    known = flatten(config)
     for side, node in ((there, saved["config"]), (here, config)):
         for key, value in flatten(node).items():
-            name = new_key(key) or key
+            name = key if key in known else new_key(key) or key
             if is_compared(name, By.RESUME):
                 side[name] = value
     defaults = flatten(_defaults(config))

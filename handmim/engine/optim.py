@@ -88,6 +88,11 @@ def load_optimizer(
             continue
         ranked = sorted(range(len(params)), key=lambda i: position[names[params[i]]])
         there["params"] = [index for _, index in sorted(zip(ranked, there["params"], strict=True))]
+        for param, index in zip(params, there["params"], strict=True):
+            for value in filter(torch.is_tensor, saved["state"].get(index, {}).values()):
+                if value.ndim and value.shape != param.shape:
+                    text = f"the checkpoint's optimizer holds {tuple(value.shape)} for"
+                    raise ValueError(f"{text} {names[param]}, {tuple(param.shape)} is required")
     optimizer.load_state_dict(saved)
 
 
@@ -95,6 +100,8 @@ def load_optimizer(
 def clip_per_tensor(params: Iterable[Tensor], max_norm: float) -> Tensor:
     """Shorten each parameter's gradient to `max_norm`; returns the norm of all before that."""
     grads = [param.grad for param in params if param.grad is not None]
+    if not grads:
+        return torch.zeros(())
     norms = torch.stack(torch._foreach_norm(grads))
     factors = (max_norm / (norms + 1e-6)).clamp(max=1.0)
     torch._foreach_mul_(grads, factors.unbind())

@@ -19,7 +19,7 @@ from handmim.engine.step import Ledger, TrainStep, falls_on
 from handmim.engine.workers import beat
 from handmim.utils.arguments import at_least
 from handmim.utils.config import flatten
-from handmim.utils.files import FULL
+from handmim.utils.files import FULL, atomic_path
 from handmim.utils.renames import new_entry
 from handmim.utils.run import Run
 
@@ -256,5 +256,6 @@ class Saver:
         earlier[0].unlink(missing_ok=True)
         try:
             os.link(last, earlier[0])
-        except OSError:  # a file system without links; resume=auto passes over half a copy
-            shutil.copyfile(last, earlier[0])
+        except OSError:  # a file system without links
+            with atomic_path(earlier[0]) as partial:
+                shutil.copyfile(last, partial)

@@ -4,6 +4,7 @@ its metrics; and which part of a composed config decides a result."""
 import hashlib
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from omegaconf import DictConfig
 from handmim.engine.identity import By, deciding, is_compared
 from handmim.utils.arguments import one_of
 from handmim.utils.config import resolved
+from handmim.utils.renames import KEYS
 
 Overrides = dict[str, Any]
 
@@ -298,6 +300,16 @@ def deciding_items(overrides: Mapping[str, Any], is_composed: bool) -> set[str]:
     """What decides the result, as texts; without the overrides of configs that are compared."""
     items = {f"{k}={value_text(v)}" for k, v in overrides.items() if k not in STAGES}
     for stage in () if is_composed else STAGES:
-        kept = ((k, v) for k, v in overrides[stage].items() if decides(k, v))
+        kept = ((k, v) for k, v in _of_today(overrides[stage]).items() if decides(k, v))
         items |= {f"{k}={value_text(v)} ({stage})" for k, v in kept}
     return items
+
+
+def _of_today(overrides: Overrides) -> Overrides:
+    """Overrides with those that an option of before, `head=plain_small`, stands for today."""
+    found: Overrides = {}
+    for key, value in overrides.items():
+        words = KEYS.get(f"{key}={value}") if isinstance(value, str) else None
+        known = words is not None and "=" in words
+        found |= as_overrides(shlex.split(words)) if words and known else {key: value}
+    return found

@@ -126,7 +126,8 @@ def open_array(path: Path, item_shape: tuple[int, ...], dtype: DTypeLike) -> np.
 
     Raises: ValueError for a file that is empty, cut off or no .npy, or holds another shape or type.
     """
-    required = f"an array of shape (n, *{item_shape}) and type {np.dtype(dtype)} is required"
+    shape = ", ".join(map(str, ("n", *item_shape)))
+    required = f"an array of shape ({shape}) and type {np.dtype(dtype)} is required"
     try:
         with np.errstate(over="raise"):  # in the size of an endless array
             array = np.lib.format.open_memmap(path, "r")

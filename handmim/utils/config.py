@@ -138,7 +138,7 @@ def build(node: Any, *args: Any, **kwargs: Any) -> Any:
     where = f"{key or 'a part of the config'}{f' ({target})' if target else ''} cannot be built"
     cause = error.__cause__
     if cause is None or isinstance(cause, ImportError):
-        raise ValueError(f"{where}: {str(cause or error).splitlines()[0]}")
+        raise ValueError(f"{where}: {' '.join(str(cause or error).splitlines()[:2])}")
     raised_in = Path(traceback.extract_tb(cause.__traceback__)[-1].filename)
     is_unclear = type(cause) in UNCLEAR and not raised_in.is_relative_to(PACKAGE)
     if is_unclear or isinstance(cause, ArithmeticError):  # of a setting of 0, or beyond floats

@@ -68,17 +68,33 @@ KEYS: dict[str, str] = {
     "experiment=ho3d_v3": "experiment=ho3d",
     "backbone=vit_large_p16": "task.backbone.arch=vit_large_patch16_224",
     "size=vitb": "size=vits backbone=vit_base_p16 task.backbone.drop_path_rate=0.2",
-    "head=decoder_small": "head=decoder task.head.width=128 task.head.num_heads=4",
-    "head=iterative_small": "head=iterative task.head.hidden_dim=728",
-    "head=plain_small": "head=plain task.head.hidden_dim=768",
+    "head=decoder_small":
+        "head=decoder task.head.width=128 task.head.num_heads=4 task.head.dropout=0.0",
+    "head=iterative_small": "head=iterative task.head.hidden_dim=728 task.head.dropout=0.0",
+    "head=plain_small": "head=plain task.head.hidden_dim=768 task.head.dropout=0.0",
     "scene=palms": "scene=studio scene.sides=[palmar] scene.cone_deg=[35,30,30]",
     "augment=default": "augment.cut_out=null augment.occluder=null",
-    "augment=occluded": "'augment.occluder={_target_: handmim.data.augment.OccluderPaste}'",
-    "views=curriculum": "views.masks.ratio=[LOW,{_target_:handmim.engine.optim.Schedule,...}]",
-    "views=asymmetric": "views.colour_later={blur_prob: 0.1, solarise_prob: 0.2}",
+    "augment=occluded":
+        "'augment.cut_out={_target_: handmim.data.augment.HandCutOut}' "
+        "'augment.occluder={_target_: handmim.data.augment.OccluderPaste}'",
+    "views=curriculum":
+        "'views.masks.ratio=[0.1,{_target_: handmim.engine.optim.Schedule, start: 0.3, end: 0.6, "
+        "shape: linear}]'",
+    "views=asymmetric":
+        "views.colour.blur_prob=0.5 views.colour.solarise_prob=0.0 "
+        "'views.colour_later={blur_prob: 0.1, solarise_prob: 0.2}'",
     "method=supervised-init": "train=false",
     **{f"views.{old}": f"views.{new}" for old, new in VIEWS.items()},
-    "task.centering": "centerings.NAME",
+    "task.centering.momentum": "centerings.ema.momentum",
+    "task.centering.over": "centerings.ema.over",
+    "task.centering.num_iters": "centerings.sinkhorn.num_iters",
+    "num_pictures": "num_images",
+    "forge_mano": "fake_mano",
+    "predictor=truth": "predictor=ground_truth",
+    **{f"suites.{s}.asked": f"suites.{s}.promised" for s in ("step", "step_gpu", "hand", "score")},
+    "suites.score.turn_rad": "suites.score.rotation_rad",
+    "suites.loader.eaten_per_s": "suites.loader.consumed_per_s",
+    "suites.render.pictures": "suites.render.images",
     "tta.views": "tta_views.rotations",
     "trainer.picture_every": "trainer.image_every",
     "rows": "variants",
@@ -228,6 +244,11 @@ def update_targets(config: Any) -> None:
     """Give a config from a checkpoint, nested plain containers, today's targets and arguments, in
     place; one that refers to itself is walked once."""
     update_losses(config)
+    if isinstance(config, dict) and isinstance(views := config.get("views"), dict):
+        colour, later = views.get("colour"), views.get("colour_later")
+        # It was a whole ColourJitter.
+        if isinstance(colour, dict) and isinstance(later, dict) and later.pop("_target_", None):
+            views["colour_later"] = {k: v for k, v in later.items() if v != colour.get(k)}
     waiting, seen = [config], set()
     while waiting:
         node = waiting.pop()

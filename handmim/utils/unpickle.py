@@ -33,7 +33,7 @@ MAX_FORGEABLE_KEYS = 10_000
 # a few steps; objects referred to again and again would make gigabytes of kilobytes.
 CONTENT_PER_BYTE, CONTENT_FREE = 8, 16_000_000
 SLOT, MEMBER = 8, 32  # bytes of a reference in a container, and in a set
-MAX_AXES = 32
+MAX_ARGS, MAX_AXES = 8, 32
 MAX_SHOWN = 100  # characters of a name in a message
 # Numbers, bytes, text and plain objects; no records, no dates.
 DTYPE = re.compile(r"b1|[iu][1248]|f[248]|c(8|16)|[SU][1-9][0-9]*|O8?")
@@ -77,9 +77,21 @@ class Record:
 
     def __new__(cls, *args: Any) -> "Record":
         """Called in each of the ways in which pickles make objects."""
+        if len(args) > MAX_ARGS:
+            raise UnsafePickleError(f"calls a class with {len(args)} arguments")
         record = super().__new__(cls)
         record.args, record.state = args, None
         return record
+
+
+class Part(Record):
+    """Stand-in for whatever a checkpoint names."""
+
+    def __new__(cls, *args: Any) -> "Part":
+        """Keep nothing of what it is called with."""
+        part = object.__new__(cls)
+        part.args, part.state = (), None
+        return part
 
 
 def _shown(value: Any) -> str:
@@ -253,6 +265,8 @@ class _Reader(pickle._Unpickler):
             content = self._bytes(content)
         elif not isinstance(content, list):
             raise ValueError(f"objects of an array in a {type(content).__name__}")
+        else:
+            self.spend(SLOT * len(content))  # one list may fill many arrays
         needed = math.prod(shape) * (1 if dtype.hasobject else dtype.itemsize)
         if len(content) != needed:
             size = f"{len(content)} bytes or objects, {needed} are required"
@@ -335,24 +349,24 @@ class _TorchReader(_Reader):
         if (module, name) in CALLED_BY_TORCH:
             return super().find_class(module, name)
         is_mapping = module == "collections" and name in ("OrderedDict", "Counter")
-        return self._mapping if is_mapping else Record
+        return self._mapping if is_mapping else Part
 
     def _mapping(self, *args: Any) -> Record:
         for items in args:
             for item in items if isinstance(items, (list, tuple)) else ():
                 self.add([item[0] if item and isinstance(item, list) else item])
-        return Record()
+        return Part()
 
     def persistent_load(self, pid: Any) -> Record:
         self.add(list(pid) if isinstance(pid, tuple) else [pid])
-        return Record()
+        return Part()
 
     def put(self, items: list[Any]) -> None:
         self.add(items[::2])
 
     def add(self, members: list[Any]) -> None:
         for key in members:
-            self.key(0.0 if isinstance(key, Record) or key is Record else key)
+            self.key(0.0 if isinstance(key, Record) or key is Part else key)
 
 
 def check_torch_pickle(data: bytes, file_size: int) -> None:

@@ -96,3 +96,16 @@ def test_what_is_validated_is_free_in_every_part_of_a_mixture():
         assert not is_compared(key, By.RESUME)
         assert is_compared(key, By.TABLE)
     assert is_compared("data.photos.train.crop_scale", By.RESUME)
+
+
+def test_another_centering_is_refused(tmp_path):
+    target = "handmim.models.teacher."
+    saved = {"task": {"centering": {"_target_": f"{target}Centering", "over": "masked"}}}
+    for node in (
+        {"_target_": f"{target}Sinkhorn"},
+        {"_target_": f"{target}Centering", "over": "all"},
+    ):
+        config = {"task": {"centering": node}, "centering": "ema"}
+        with pytest.raises(ValueError, match=r"task\.centering\.\w+"):
+            check_same_run({"identity": {}, "config": saved}, {}, config, tmp_path)
+    check_same_run({"identity": {}, "config": saved}, {}, saved, tmp_path)

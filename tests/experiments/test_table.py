@@ -1,10 +1,14 @@
+from pathlib import Path
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 
 from handmim.experiments.table import (
     arguments,
     as_overrides,
+    deciding_items,
     decisive,
     digest,
     fraction_name,
@@ -13,6 +17,8 @@ from handmim.experiments.table import (
     value_text,
 )
 from tests.experiments.conftest import small, table_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def test_the_last_value_of_a_key_counts():
@@ -141,3 +147,20 @@ def test_machine_settings_that_are_not_given_leave_an_experiment_its_own():
     assert "machine.num_threads" not in variant.pretrain | variant.finetune
     variant = read_table(table_config(machine={"num_threads": 3})).variants[0]
     assert variant.pretrain["machine.num_threads"] == variant.finetune["machine.num_threads"] == 3
+
+
+@pytest.mark.parametrize(
+    ("stage", "before", "table", "variant"),
+    [
+        ("finetune", {"head": "iterative_small"}, "heads", "iterative"),
+        ("finetune", {"head": "decoder_small"}, "heads", "decoder"),
+        ("finetune", {"head": "plain_small"}, "heads", "plain"),
+        ("pretrain", {"views": "curriculum"}, "masking", "curriculum"),
+        ("pretrain", {"views": "asymmetric"}, "masking", "asymmetric"),
+    ],
+)
+def test_runs_made_with_options_of_before_are_those_of_today(stage, before, table, variant):
+    written = OmegaConf.load(CONFIGS / "table" / f"{table}.yaml").variants[variant]
+    today = OmegaConf.to_container(written)[stage]
+    pair = ({"pretrain": {}, "finetune": {}, stage: each} for each in (before, today))
+    assert len({frozenset(deciding_items(each, is_composed=False)) for each in pair}) == 1

@@ -82,6 +82,7 @@ def test_keys_of_an_error_are_found_by_name_and_value(text, note):
         ({"_target_": "handmim.engine.optim.Schedule", "strat": 1}, "unexpected .* 'strat'"),
         ({"_target_": "handmim.engine.optim.Schedule"}, "missing .* 'start'"),
         ({"_target_": "handmim.no.Such", "a": 1}, "handmim.no"),
+        ({"_target_": "handmim.models.vit.ViTT"}, "has no attribute .ViTT|ViTT'"),
         ({"_target_": "handmim.models.vit.ViT", "arch": "vit_tinny"}, "Unknown model .vit_tinny"),
     ],
 )

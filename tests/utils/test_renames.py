@@ -95,3 +95,11 @@ def test_old_settings_of_losses_are_answered(typed, now):
 def test_losses_of_fine_tuning_keep_their_names():
     kept = ["loss=[joints3d,verts]", "task.losses.joints3d.weight=2", "task.heads.keypoint.temp=1"]
     assert hydra_overrides(kept) == kept
+
+
+def test_later_colours_of_older_runs_are_what_differs():
+    later = {"_target_": "handmim.data.colour.ColourJitter", "hue_deg": 36.0, "blur_prob": 0.1}
+    config = {"views": {"colour": {"hue_deg": 36.0, "blur_prob": 0.5}, "colour_later": later}}
+    for _ in range(2):
+        renames.update_targets(config)
+        assert config["views"]["colour_later"] == {"blur_prob": 0.1}

@@ -6,11 +6,12 @@ import pickletools
 import random
 import struct
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
 
-from handmim.utils.unpickle import Record, UnsafePickleError, load_pickle
+from handmim.utils.unpickle import Record, UnsafePickleError, check_torch_pickle, load_pickle
 from synthesis.python2_pickle import dump
 
 
@@ -535,3 +536,42 @@ def test_a_file_of_gigabytes_is_not_read(tmp_path):
 def test_a_missing_file_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_pickle(tmp_path / "none.pkl")
+
+
+def peak_bytes(function, *args) -> int:
+    tracemalloc.start()
+    try:
+        function(*args)
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return peak
+
+
+def test_arguments_of_what_a_checkpoint_names_are_not_kept():
+    num = 20_000  # in one tuple, with which a class is called so often
+    data = b"\x80\x02cfoo\nBar\nq\x010(" + b"N" * num + b"tq\x020(" + b"h\x01h\x02R" * 500 + b"l."
+    assert peak_bytes(check_torch_pickle, data, len(data)) < 10e6
+
+
+def test_a_list_that_fills_many_arrays_counts_for_each(tmp_path):
+    num = 100_000
+    data = b"\x80\x02cnumpy.core.numeric\n_frombuffer\nq\x010cnumpy\ndtype\n"
+    data += b"(X\x01\x00\x00\x00OK\x00K\x01tRq\x020](" + b"N" * num + b"eq\x030"
+    data += b"(h\x03h\x02J" + struct.pack("<i", num) + b"\x85X\x01\x00\x00\x00Ctq\x040"
+    data += b"(" + b"h\x01h\x04R" * 500 + b"l."
+    path = tmp_path / "x.pkl"
+    path.write_bytes(data)
+
+    def refused() -> None:
+        with pytest.raises(UnsafePickleError, match="bytes of content"):
+            load_pickle(path)
+
+    assert peak_bytes(refused) < 150e6
+
+
+def test_a_class_is_called_with_few_arguments(tmp_path):
+    path = tmp_path / "x.pkl"
+    path.write_bytes(b"\x80\x02cfoo\nBar\n(" + b"N" * 9 + b"tR.")
+    with pytest.raises(UnsafePickleError, match="9 arguments"):
+        load_pickle(path, {("foo", "Bar"): Record})

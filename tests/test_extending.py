@@ -106,6 +106,12 @@ def test_an_example_backbone_is_built(examples):
     assert (backbone.embed_dim, backbone.num_patches) == (192, 196)
 
 
+def test_a_part_without_its_place_in_the_config_is_refused(examples):
+    (examples / "configs/loss/lost.yaml").write_text("_target_: handmim.losses.hand.ShapeLoss\n")
+    with pytest.raises(ValueError, match=r"configs/loss begins without `# @package task\.losses"):
+        composed(examples, "finetune", "loss=[joints3d,lost]")
+
+
 @pytest.mark.parametrize("command", list(commands_of(PAGE)), ids=lambda c: " ".join(c)[:90])
 def test_commands_of_examples_compose(command, examples):
     check_command(command, examples / "configs")

@@ -74,6 +74,11 @@ KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
 }
 # Keys that choose an entry of a mapping of the same root.
 CHOICES = {"budget": "budgets", "centering": "centerings", "format": "formats", "tta": "tta_views"}
+# Groups whose files say in their first line, `# @package PLACE`, what they are a part of.
+PLACES = {
+    "objective": "task.objectives.NAME", "loss": "task.losses.NAME", "head": "task.head",
+    "backbone": "task.backbone", "keypoint_head": "task.heads.keypoint",
+}  # fmt: skip
 # Null there means the hand of a checkpoint and the precision of a table.
 MAY_BE_NULL = {"checkpoint": "hand.path=null:", "budget": "machine.precision=null:"}
 
@@ -83,7 +88,11 @@ def check_settings(cfg: DictConfig) -> None:
     integer text, where that is required. Raises: ValueError naming each key, its value and what is
     required."""
     nulls = tuple(null for key, null in MAY_BE_NULL.items() if key in cfg)
-    problems = []
+    problems = [
+        f"a file of configs/{key} begins without `# @package {place}`, so that nothing reads it"
+        for key, place in PLACES.items()
+        if key in cfg
+    ]
     for key, options in CHOICES.items():
         known = ["null"] * (key == "tta") + list(cfg.get(options, ()))
         if options in cfg and (cfg[key] or "null") not in known:

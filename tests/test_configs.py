@@ -253,11 +253,11 @@ def test_help_names_the_groups_and_experiments_of_its_tool(entry):
     header = written.hydra.help.header
     named = header.split("Groups of this tool: ")[1]
     assert groups == set(re.split(r"[.(]", named)[0].split())
-    told = set(re.findall(r"(?:quickstart|cpu)_\w+", header))
-    told |= set(re.findall(r"freihand|ho3d", named))
-    assert told - set(written.get("budgets", {})) <= set(options_of("experiment"))
+    in_help = set(re.findall(r"(?:quickstart|cpu)_\w+", header))
+    in_help |= set(re.findall(r"freihand|ho3d", named))
+    assert in_help - set(written.get("budgets", {})) <= set(options_of("experiment"))
     if entry == "finetune":
-        assert told == set(experiments(entry))
+        assert in_help == set(experiments(entry))
 
 
 def test_the_report_has_a_word_for_each_loss_of_the_default():

@@ -309,7 +309,6 @@ def _of_today(overrides: Overrides) -> Overrides:
     """Overrides with those that an option of before, `head=plain_small`, stands for today."""
     found: Overrides = {}
     for key, value in overrides.items():
-        words = KEYS.get(f"{key}={value}") if isinstance(value, str) else None
-        known = words is not None and "=" in words
-        found |= as_overrides(shlex.split(words)) if words and known else {key: value}
+        today = KEYS.get(f"{key}={value}", "")
+        found |= as_overrides(shlex.split(today)) if "=" in today else {key: value}
     return found

@@ -1,7 +1,8 @@
 """Square crops of hands and labelled samples of them, for every dataset.
 
-A crop is a square about the centre of the hand's box; its side is `scale` times the longer side of
-the box. Beyond the image it continues by reflection.
+A crop is a square about the centre of the hand's box, which is the box of its 21 joints in the
+image wherever they are known; its side is `scale` (`CROP_SCALE` by default) times the longer side
+of the box. Beyond the image it continues by reflection.
 """
 
 import dataclasses

@@ -17,6 +17,9 @@ Array = NDArray[np.floating]
 # OpenGL cameras look along -z with y up. The map is its own inverse.
 OPENCV_FROM_OPENGL = np.diag([1.0, -1.0, -1.0])
 MIRROR = np.diag([-1.0, 1.0, 1.0])
+# The crop rule: a crop is a square centred on the box of the 21 joints in the image, its side this
+# many times the box's longer side. `data.samples` cuts photos by it, `render.scene` frames renders.
+CROP_SCALE = 1.45
 
 
 def project_px(points_cam_m: Array, K_px: Array) -> Array:

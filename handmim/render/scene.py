@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handmim.geometry.rotation_numpy import random_rotation, rotvec_to_matrix
+from handmim.hand.conventions import CROP_SCALE
 from handmim.hand.io import HandArrays
 from handmim.hand.poses import PoseSampler, sample_betas
 from handmim.render.background import KINDS, BackdropBank, expose, random_lights
@@ -21,9 +22,10 @@ from handmim.utils.arguments import at_least, one_of, shares
 Array = NDArray[np.floating]
 RNG = np.random.Generator
 
-RENDERER_VERSION = 4  # part of every cache's name: raise it when images change
+RENDERER_VERSION = 5  # part of every cache's name: raise it when images change
 SPLITS = ("train", "val", "test")
 POSE_BLOCK = 256
+CENTRING_STEPS = 4
 
 # Camera from model axes (fingers up): the back of the hand, or the palm, towards the camera.
 CAM_FROM_MODEL = {
@@ -48,8 +50,7 @@ class SceneSettings:
     occluders: float = 0.25
     sleeves: float = 0.5
     focal: Sequence[float] = (1.6, 3.2)  # in image sides
-    fill: Sequence[float] = (0.6, 0.88)  # of the image by the hand's box
-    offset: float = 0.08  # of the hand, in its half extents
+    crop_scale: float = CROP_SCALE  # side of the image relative to the joints' box in it
     blur: float = 0.25
     motion_blur: float = 0.15
     noise: float = 0.03  # highest standard deviation
@@ -67,7 +68,8 @@ class SceneSettings:
             raise ValueError("background=photos requires photos_dir, got None")
         probabilities = ("objects", "occluders", "sleeves", "blur", "motion_blur")
         shares(**{name: getattr(self, name) for name in probabilities})
-        for name in ("focal", "fill", "hand_luma"):
+        at_least(1, crop_scale=self.crop_scale)
+        for name in ("focal", "hand_luma"):
             low, *_, high = getattr(self, name)
             if not 0 <= low <= high or not high:
                 raise ValueError(f"need 0 <= low <= high, got {name}={list(getattr(self, name))}")
@@ -173,6 +175,22 @@ def random_orientation(settings: SceneSettings, rng: RNG) -> Array:
     return about_z @ about_y @ about_x @ base
 
 
+def framing(joints_m: Array, focal_px: float, box_px: float) -> Array:
+    """The translation [3] that centres the box of joints [J, 3] in the image, its longer side
+    `box_px`: the crop rule (`CROP_SCALE`) for a camera that is still free."""
+    xy, z = joints_m[:, :2], joints_m[:, 2:]
+    slope = box_px / 2 / focal_px  # of the box's rim against the optical axis
+    high, low = (xy - slope * z).max(axis=0), (-xy - slope * z).max(axis=0)
+    depth = ((high + low).max() / 2) / slope  # the nearest at which the box holds both sides
+    transl, z = (low - high) / 2, z[:, 0] + depth
+    for _ in range(CENTRING_STEPS):  # the shorter side; the joints at its ends may change
+        seen = (xy + transl) / z[:, None]
+        last, first = seen.argmax(axis=0), seen.argmin(axis=0)
+        ends = xy[last, [0, 1]] * z[first] + xy[first, [0, 1]] * z[last]
+        transl = -ends / (z[first] + z[last])
+    return np.append(transl, depth)
+
+
 class SceneRenderer:
     """Renders image number i of a split ("train", "val" or "test", disjoint draws) of a set with
     this seed: the same one in any process and order."""
@@ -214,17 +232,6 @@ class SceneRenderer:
         labels = (scene.K_px, scene.verts_cam_m, scene.joints_cam_m, rotmats, betas)
         return RenderedHand(image, mask, *labels, scene.transl_m)
 
-    def _camera(self, verts: Array, rng: RNG) -> tuple[float, Array]:
-        s = self.settings
-        focal = rng.uniform(s.focal[0], s.focal[1]) * s.image_px
-        columns = np.ascontiguousarray(verts.T)
-        low, high = columns.min(axis=1), columns.max(axis=1)
-        centre = (high + low) / 2
-        extent = np.maximum(high - centre, centre - low)[:2].max()
-        depth = focal * extent / (s.image_px / 2 * rng.uniform(s.fill[0], s.fill[1]))
-        x, y = rng.uniform(-s.offset, s.offset, 2) * extent
-        return focal, np.array([x, y, depth]) - centre
-
     def shade(
         self,
         rotmats: Array,
@@ -242,9 +249,12 @@ class SceneRenderer:
         s, surface = self.settings, self.surface
         skin_rng, room_rng = skin_rng or rng, room_rng or rng
         verts, joints = surface.pose(rotmats, betas)
-        focal, transl = camera or self._camera(verts, rng)
-        verts, joints = verts + transl, joints + transl
         size = s.image_px
+        if camera is None:
+            focal = rng.uniform(s.focal[0], s.focal[1]) * size
+            camera = focal, framing(joints, focal, size / s.crop_scale)
+        focal, transl = camera
+        verts, joints = verts + transl, joints + transl
         K = np.array([[focal, 0, size / 2], [0, focal, size / 2], [0, 0, 1.0]])
 
         tone, nails = skin_and_nails(skin_rng)

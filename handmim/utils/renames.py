@@ -114,6 +114,14 @@ KEYS: dict[str, str] = {
     "alarms.hook": "collapse",
     "alarms.stop_after": "collapse.patience",
     "alarms.thresholds": "+collapse.thresholds",
+    **{
+        f"{scene}.{key}=": answer  # with any value
+        for scene in ("scene", "data.scene")
+        for key, answer in (
+            ("fill", f"{scene}.crop_scale=1.45, the side of the image relative to the joints' box"),
+            ("offset", "nothing instead: the joints' box is centred"),
+        )
+    },
     # Objectives of pretraining; longer keys first where one begins another.
     **{
         f"task.losses.keypoint_align.term.{old}": f"task.objectives.keypoint_align.{new}"
@@ -232,8 +240,9 @@ PREFIXES = {
 def new_key(typed: str) -> str | None:
     """What to write instead of a `key` or `key=value` that is known by another name; else None."""
     key, equals, value = typed.partition("=")
-    if equals and typed in KEYS:
-        return KEYS[typed]
+    for known in (typed, f"{key}="):
+        if equals and known in KEYS:
+            return KEYS[known]
     if key == "loss" and set(value.strip("[]").split(",")) & FILES.keys():
         return f"objective={value} (of pretraining)"
     found = _replaced(key, KEYS) or OF_TERM.sub(r"\1", key)
@@ -255,6 +264,9 @@ def update_targets(config: Any) -> None:
         if not isinstance(node, (dict, list, tuple)) or id(node) in seen:
             continue
         seen.add(id(node))
+        if isinstance(node, dict) and isinstance(scene := node.get("scene"), dict):
+            for gone in ("fill", "offset"):  # renders are framed by the crop rule now
+                scene.pop(gone, None)
         if isinstance(node, dict) and isinstance(target := node.get("_target_"), str):
             node["_target_"] = target = _replaced(target, TARGETS) or target
             names = ARGUMENTS.get(target, {})

@@ -1,4 +1,4 @@
-"""Images and labels of a few renders, kept in renders.npz as version 3 of the renderer drew them.
+"""Images and labels of a few renders, kept in renders.npz as the renderer of today draws them.
 
 When images are meant to change, raise RENDERER_VERSION and write the file anew:
 python -m tests.golden.renders

@@ -125,7 +125,7 @@ def test_what_is_refused_at_once_leaves_no_run_folder(tmp_path, word, message):
     [
         ("pretrain", ["probe=synthetic", "probe.features=[cls,foo]"], r"features .* \['foo'\]"),
         ("pretrain", ["collapse.num=1"], "collapse detection compares images"),
-        ("pretrain", ["data.scene.fill=[0.9,0.1]"], r"fill=\[0\.9, 0\.1\]"),
+        ("pretrain", ["data.scene.focal=[0.9,0.1]"], r"focal=\[0\.9, 0\.1\]"),
         ("pretrain", ["optim.make.betas=0.9"], r"the optimizer cannot be made: .*optim\.make"),
         ("finetune", ["num_labels=500", "data.num_train=300"], "num_labels=500: more than the 300"),
         ("finetune", ["trainer.keep_best=mm"], "validation metric such as"),
@@ -152,10 +152,10 @@ def test_what_a_part_refuses_is_said_before_anything_is_rendered(
 
 
 def test_a_refused_scene_names_its_key():
-    cfg = compose("pretrain", ["data=synthetic", "data.scene.fill=[0.9,0.1]"])
-    with pytest.raises(ValueError, match="fill") as refused:
+    cfg = compose("pretrain", ["data=synthetic", "data.scene.focal=[0.9,0.1]"])
+    with pytest.raises(ValueError, match="focal") as refused:
         try_parts(cfg)
-    assert "data.scene.fill" in sentence(refused.value)
+    assert "data.scene.focal" in sentence(refused.value)
 
 
 def test_initial_weights_do_not_replace_trained_ones(tmp_path):

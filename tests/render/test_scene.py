@@ -2,8 +2,15 @@ import numpy as np
 import pytest
 import torch
 
+from handmim.hand.conventions import CROP_SCALE
 from handmim.hand.poses import PoseSampler, sample_betas
-from handmim.render.scene import RenderedHand, SceneRenderer, SceneSettings, random_orientation
+from handmim.render.scene import (
+    RenderedHand,
+    SceneRenderer,
+    SceneSettings,
+    framing,
+    random_orientation,
+)
 from handmim.render.surfaces import held_object, superquadric
 from tests.golden import renders
 from tests.render.plain_shading import depth_inside_m
@@ -18,9 +25,10 @@ def renderer(hand_arrays):
 
 @pytest.fixture(scope="module")
 def plain(hand_arrays):
-    """No objects, occluders, blur or noise: everything of the hand that faces the camera shows."""
+    """No objects, occluders, blur or noise, and the wrist inside the image: everything of the hand
+    that faces the camera shows."""
     quiet = {"blur": 0.0, "motion_blur": 0.0, "noise": 0.0, "sleeves": 0.0}
-    settings = SceneSettings(image_px=128, **STUDIO, **quiet)
+    settings = SceneSettings(image_px=128, crop_scale=2.0, **STUDIO, **quiet)
     return SceneRenderer(hand_arrays, settings, seed=1)
 
 
@@ -68,6 +76,25 @@ def test_vertices_project_into_the_mask_and_fill_it(plain, hand_arrays):
         assert np.sort(gap)[:3].max() < 1.0, "mask and mesh share their box"
         assert gap.max() < 6.0  # the forearm may cover the far side of the wrist's rim
     assert min(inside) > 0.85  # outermost vertices fall on pixels that they cover by less than half
+
+
+@pytest.mark.parametrize("scale", [CROP_SCALE, 2.0])
+@pytest.mark.parametrize("scene", [{}, STUDIO, STUDIO | {"sides": ["palmar"]}])
+def test_the_joints_box_is_framed_by_the_crop_rule(hand_arrays, scene, scale):
+    settings = SceneSettings(image_px=64, **scene, crop_scale=scale)
+    drawn = SceneRenderer(hand_arrays, settings, seed=2)
+    rng = np.random.default_rng(0)
+    for index in range(200):
+        rotation = random_orientation(settings, rng)
+        rotmats = np.concatenate([rotation[None], drawn.fingers(index)])
+        _, joints = drawn.surface.pose(rotmats, sample_betas(1, 10, rng)[0])
+        focal = rng.uniform(*settings.focal) * 64
+        points = joints + framing(joints, focal, 64 / scale)
+        assert points[:, 2].min() > 0
+        px = focal * points[:, :2] / points[:, 2:]
+        low, high = px.min(axis=0), px.max(axis=0)
+        np.testing.assert_allclose(low + high, 0, atol=1e-6)
+        assert (high - low).max() == pytest.approx(64 / scale, abs=1e-6)
 
 
 def test_joints_of_a_flat_hand_lie_on_the_hand(plain):
@@ -124,6 +151,7 @@ def test_objects_do_not_enter_the_hand(hand_arrays, renderer):
         ({"view": "top"}, "view must be"),
         ({"sides": ["left"]}, "sides must be"),
         ({"image_px": 4}, "image_px must be"),
+        ({"crop_scale": 0.9}, "crop_scale must be >= 1, got 0.9"),
     ],
 )
 def test_bad_settings_are_named(change, word):

@@ -38,10 +38,13 @@ def test_typed_old_keys_are_answered_with_the_new():
         ("tta=none", "tta=null"),
         ("optim=adamw_finetune", "nothing instead"),
         ("trainer=pretrain", "nothing instead"),
+        ("data.scene.fill=[0.6,0.88]", r"data\.scene\.crop_scale=1\.45, the side"),
+        ("scene.fill=0.5", r"scene\.crop_scale=1\.45, the side"),
+        ("data.scene.offset=0", "nothing instead: the joints' box is centred"),
     ],
 )
 def test_options_of_before_are_answered(word, now):
-    with pytest.raises(ValueError, match=rf"{word}: renamed, write {now}"):
+    with pytest.raises(ValueError, match=rf"{re.escape(word)}: renamed, write {now}"):
         hydra_overrides([word])
 
 
@@ -63,6 +66,14 @@ def test_targets_and_arguments_of_older_checkpoints_are_mapped():
         "b": {"_target_": "handmim.new.deep.Part.make", "was": 1},
         "c": "handmim.old",
     }
+
+
+def test_scenes_of_older_runs_are_framed_by_the_crop_rule():
+    scene = {"image_px": 48, "fill": [0.6, 0.88], "offset": 0.08}
+    config = {"data": {"scene": dict(scene), "train": {"num": 4, "scene": dict(scene)}}}
+    renames.update_targets(config)
+    now = {"image_px": 48}
+    assert config == {"data": {"scene": now, "train": {"num": 4, "scene": now}}}
 
 
 @pytest.mark.usefixtures("tables")

@@ -50,7 +50,7 @@ def changed(composed):
         ("overwrite=yes", "overwrite=yes: true or false is required"),
         ("data.num_train=many", "data.num_train=many: a whole number is required"),
         ("data.scene.image_px=4.5", "data.scene.image_px=4.5: a whole number"),
-        ("data.scene.fill=[0.3,nan]", "data.scene.fill=[0.3, nan]: a list"),
+        ("data.scene.focal=[0.3,nan]", "data.scene.focal=[0.3, nan]: a list"),
         ("views.scale=[0.1,b]", "views.scale=[0.1, 'b']: a list [...], each a finite number"),
         ("optim.lr.start=inf", "optim.lr.start=inf: a finite number is required"),
         ("optim.weight_decay=no", "optim.weight_decay=no: a finite number or a mapping for Sched"),

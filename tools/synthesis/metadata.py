@@ -13,6 +13,7 @@ from handmim.data.label_files import FACTS, PARTS
 from handmim.hand.io import HandArrays
 from handmim.render.scene import RENDERER_VERSION, SceneSettings
 from handmim.utils.json_files import read_object
+from handmim.utils.renames import update_targets
 from synthesis.freihand import FreiHandLayout
 from synthesis.ho3d import Ho3dV2Layout, Ho3dV3Layout
 from synthesis.layout import FolderLayout, Layout, write_text
@@ -85,7 +86,8 @@ class DatasetSpec:
 def spec_from_metadata(metadata: Mapping[str, Any]) -> DatasetSpec:
     """The settings of a set that is there."""
     fields = {key: metadata[key] for key in ("format", "num", "num_eval", "seed")}
-    scene = SceneSettings(**metadata["scene"])
+    update_targets(known := {"scene": dict(metadata["scene"])})
+    scene = SceneSettings(**known["scene"])
     return DatasetSpec(**fields, scene=scene, fake_mano=metadata["forge_mano"])
 
 

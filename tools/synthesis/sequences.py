@@ -15,6 +15,8 @@ from synthesis.scenes import SceneSource
 Array = NDArray[np.floating]
 
 ABOUT_HALF_HAND_M = 0.1
+NEARER = (0.8, 1.2)  # of cameras, relative to `crop_scale`
+WANDER_M = 0.03  # how far the hand moves along each axis within a recording
 WRIST_ROTATION_DEG = 25.0  # how far the hand turns about each axis within a recording
 CONTACT_M = 0.004
 RECORDING, FRAME, CAMERA, SKIN, ROOM, EFFECTS = range(2, 8)  # purposes of randomness
@@ -91,7 +93,7 @@ def world(
     rotation = rotvec_to_matrix(angles)
     rotmats = np.concatenate([rotation[None], fingers])
     verts, joints = renderer.surface.pose(rotmats, betas)
-    wander = rng.uniform(-1, 1, 3) * source.settings.offset * ABOUT_HALF_HAND_M
+    wander = rng.uniform(-1, 1, 3) * WANDER_M
     transl = wander - (verts.max(axis=0) + verts.min(axis=0)) / 2
     verts, joints = verts + transl, joints + transl
     object_rotation = rotation @ rotvec_to_matrix(rng.normal(0, 0.1, 3)) @ grip
@@ -110,8 +112,8 @@ def render_frame(
     rng = source.rng(split, CAMERA, recording, camera)
     rotation = random_orientation(s, rng)
     focal = rng.uniform(s.focal[0], s.focal[1]) * s.image_px
-    fill = rng.uniform(s.fill[0], s.fill[1])
-    at = np.array([0, 0, focal * ABOUT_HALF_HAND_M / (s.image_px / 2 * fill)])
+    share = rng.uniform(*NEARER) / s.crop_scale  # of the image by a hand
+    at = np.array([0, 0, focal * ABOUT_HALF_HAND_M / (s.image_px / 2 * share)])
     wall_m = float(at[2] + rng.uniform(0.6, 1.5))
 
     wrist = renderer.surface.joints[0] + renderer.surface.joint_shapedirs[0] @ w.betas

@@ -6,7 +6,7 @@ from synthesis.runner import synthesize
 
 # Plain backdrops recording no time to paint; nothing hides the hand.
 PLAIN = {"image_px": 64, "background": "studio", "objects": 0.0, "occluders": 0.0}
-FILMED = PLAIN | {"image_px": 128, "focal": [0.94, 0.98], "fill": [0.3, 0.45], "offset": 0.3}
+FILMED = PLAIN | {"image_px": 128, "focal": [0.94, 0.98], "crop_scale": 2.7}
 NUM, NUM_EVAL = 5, 3
 
 

@@ -21,7 +21,7 @@ from synthesis.scenes import SceneSource, with_rig
 
 TOOLS = Path(__file__).parents[3] / "tools"
 PLAIN = {"image_px": 32, "background": "studio", "objects": 0.3, "occluders": 0.0}
-CALM = {"view": "cone", "focal": [0.94, 0.98], "fill": [0.3, 0.4], "offset": 0.2}
+CALM = {"view": "cone", "focal": [0.94, 0.98], "crop_scale": 2.9}
 SIZES = {"freihand": (9, 3), "ho3d_v2": (7, 3), "ho3d_v3": (7, 3), "folder": (10, 0)}
 FORMATS = list(SIZES)
 
@@ -56,7 +56,7 @@ def test_facts_name_hand_and_settings_and_every_file(whole, format, hand_arrays)
     assert metadata["hand_sha256"] == hand_arrays.sha256
     assert metadata["format"] == format
     assert (metadata["num"], metadata["num_eval"], metadata["seed"]) == (*SIZES[format], 0)
-    assert metadata["renderer"] == 4
+    assert metadata["renderer"] == 5
     assert metadata["scene"]["image_px"] == 32
     spec = DatasetSpec(format, *SIZES[format], 0, SceneSettings(image_px=32), False)
     assert {"handmim.json", *own_files(spec)} == set(tree(root))

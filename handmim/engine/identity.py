@@ -39,6 +39,7 @@ KEYS: dict[str, By] = {
     "seed": By.RUN, "train": By.RUN, "init": By.RUN, "num_labels": By.RUN,
     "label_fraction": By.RUN,
     "init_from": By.RESUME,  # a table knows it by its content
+    "init_neck": By.NOBODY,  # both know the neck that it reads by its content
     "label_ids": By.TABLE,  # a file: a run compares the digest of its ids
     "views": By.RUN, "hand": By.RUN, "optim": By.RUN,
     "task": By.RUN, "task.backbone": By.ALL, "task.head": By.ALL, "task.head.hand": By.RUN,

@@ -17,8 +17,9 @@ from handmim.engine.workers import SIGNALS, Stopped
 from handmim.experiments import runs
 from handmim.experiments.runs import Compose, Run, StageStore, content_sha
 from handmim.experiments.table import PROBED, Overrides, arguments, decisive, fraction_name, merged
+from handmim.models.pyramid import BACKBONE, neck_beside
 from handmim.models.weights.load import load_initial
-from handmim.pipelines.train import BACKBONE, finetune, pretrain, setup_run
+from handmim.pipelines.train import finetune, pretrain, setup_run
 from handmim.tasks.pretrain import HandMimTask
 from handmim.types import StepInfo
 from handmim.utils.config import build, drop_unbuilt, flatten, sentence
@@ -123,8 +124,13 @@ class Stages:
         return self.store.get("probe", definition, work, [start.weights] if start.weights else [])
 
     def _finetune(self, overrides: Overrides, seed: int, start: Start) -> dict[str, Any]:
-        definition = decisive(self._config("finetune", overrides, seed)) | {"start": start.name}
+        cfg = self._config("finetune", overrides, seed)
+        definition = decisive(cfg) | {"start": start.name}
         weights = str(start.weights) if start.weights else None
+        inputs = [start.weights] if start.weights else []
+        if cfg.init_neck != "never" and (neck := neck_beside(weights)):
+            inputs.append(neck)
+            definition["neck"] = start.name if start.is_own else content_sha(neck)
         # Metrics are those of the last validation; best.pt is kept where it is configured.
         overrides = merged({"trainer.keep_best": None}, overrides, {"init_from": weights})
 
@@ -133,7 +139,7 @@ class Stages:
             _check_whole(made.result, folder)
             return made.metrics | {"num_labels": made.num_labels}
 
-        return self.store.get("finetune", definition, work, [Path(weights)] if weights else [])
+        return self.store.get("finetune", definition, work, inputs)
 
 
 def _check_whole(result: FitResult, folder: Path) -> None:

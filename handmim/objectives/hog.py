@@ -1,4 +1,5 @@
-"""HOG targets: class token, pseudo-keypoints and patches predict oriented gradients of their view.
+"""HOG targets: class token, pseudo-keypoints, patches and a feature pyramid predict the oriented
+gradients of their view.
 
 Ours, but for masked patches (MaskFeat, Wei et al. 2022, arXiv 2112.09133). Normalised histograms
 of oriented gradients (Dalal & Triggs 2005) depend on edges rather than on light and skin.
@@ -25,6 +26,7 @@ FLOOR = 0.02  # of the neighbourhood's contrast: flat cells stay flat
 SCALE = 0.15  # about the deviation of entries, so that errors are of order one
 BINS = 9  # orientations over half a circle; an edge and its negative are the same
 FINE = 2  # drawn pixels per side of a cell
+MIN_CELL_PX = 2  # of the image, below which a histogram has no orientation
 SIGMA_CELLS = 0.75  # width of a drawn Gaussian
 
 
@@ -34,7 +36,13 @@ def oriented_gradients(image: Tensor, cells: int) -> Tensor:
     [M, 3, H, W] in [0, 1], resized by area to `CELL_PX` per cell, to [M, bins, s, s], about 0 .. 3,
     fp32, of s cells per side.
     """
-    side = cells * CELL_PX
+    return normalised(orientations(image, cells))
+
+
+def orientations(image: Tensor, cells: int, cell_px: int = CELL_PX) -> Tensor:
+    """Mean magnitude by orientation: [M, 3, H, W], resized to `cell_px` per cell, to
+    [M, bins, s, s]."""
+    side = cells * cell_px
     x = image.float()
     if x.shape[-2:] != (side, side):
         x = F.interpolate(x, size=(side, side), mode="area")
@@ -51,7 +59,11 @@ def oriented_gradients(image: Tensor, cells: int) -> Tensor:
     centre = torch.arange(BINS, device=x.device, dtype=x.dtype).view(1, -1, 1, 1)
     gap = (position - centre).abs_()
     share = torch.minimum(gap, BINS - gap).neg_().add_(1).clamp_(min=0)  # linear in the angle
-    histogram = F.avg_pool2d(share.mul_(magnitude), CELL_PX)
+    return F.avg_pool2d(share.mul_(magnitude), cell_px)
+
+
+def normalised(histogram: Tensor) -> Tensor:
+    """[M, bins, s, s] by the contrast of each cell's neighbourhood."""
     energy = F.pad(histogram.square().sum(dim=1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     contrast = F.avg_pool2d(energy, 3, stride=1).sqrt()
     return (histogram / (contrast + FLOOR)).clamp(max=MAX_ENTRY) / SCALE
@@ -194,3 +206,51 @@ class PatchHog(_Hog):
         counts = counts.repeat_interleave(per_patch, -2).repeat_interleave(per_patch, -1)
         counts = counts.unsqueeze(2).expand_as(error)
         return (error * counts).sum() / count_over_ranks(counts.sum(), sync=self.training)
+
+
+@loss_dataclass
+class PyramidHog(Objective):
+    """Every map of a feature pyramid on the patch tokens, the shared head `neck`, predicts the
+    gradients of its view, one cell per place of the map but none below `MIN_CELL_PX`; all maps
+    count alike. The neck is exported for a head that has such a pyramid (pretraining a neck: iTPN,
+    Tian et al. 2023, arXiv 2211.12735)."""
+
+    reads = frozenset({"cls", "masked_patches", "visible_patches"})
+    weight: float | Schedule = 2.0
+
+    def build(self, setup: Setup) -> None:
+        if setup.grid_hw[0] != setup.grid_hw[1] or setup.patch_px < MIN_CELL_PX:
+            text = f"a square grid of patches of {MIN_CELL_PX} px at least"
+            raise ValueError(f"pyramid_hog requires {text}, got {setup.grid_hw}, {setup.patch_px}")
+        neck = setup.shared("neck")
+        self.taps, side, num_levels = neck.taps, setup.grid_hw[0], neck.settings["num_levels"]
+        if any(not 1 <= block <= setup.depth for block in self.taps):
+            blocks = f"blocks 1 to {setup.depth}"
+            raise ValueError(f"taps are {blocks}, got {list(self.taps)} (task.heads.neck.taps)")
+        finest = num_levels - 1
+        while setup.patch_px < MIN_CELL_PX * 2**finest:
+            finest -= 1
+        self.cells = [side * 2 ** min(level, finest) for level in range(num_levels)]
+        self.cell_px = min(CELL_PX, setup.patch_px // 2**finest)
+        self.projects = nn.ModuleList(nn.Conv2d(neck.channels, BINS, 1) for _ in self.cells)
+
+    def predict(self, ctx: StepContext) -> list[Tensor]:
+        """[B G, bins, s, s] of each map, fp32."""
+        tapped = tuple(ctx.tapped[block] for block in self.taps)
+        maps = ctx.heads["neck"].of_tokens(ctx.student._replace(taps=tapped))
+        made = []
+        for project, each, cells in zip(self.projects, maps, self.cells, strict=True):
+            numbers = project(each).float()
+            made.append(F.avg_pool2d(numbers, numbers.shape[-1] // cells))
+        return made
+
+    @torch.no_grad()
+    def target(self, ctx: StepContext) -> list[Tensor]:
+        """[B G, bins, s, s] for each map, coarse histograms as means of the finest ones."""
+        fine = orientations(ctx.batch.views.flatten(0, 1), self.cells[-1], self.cell_px)
+        return [normalised(F.avg_pool2d(fine, self.cells[-1] // cells)) for cells in self.cells]
+
+    def loss(self, ctx: StepContext, prediction: list[Tensor]) -> Tensor:
+        pairs = zip(prediction, self.target(ctx), strict=True)
+        errors = [F.smooth_l1_loss(made, true) for made, true in pairs]
+        return torch.stack(errors).mean()

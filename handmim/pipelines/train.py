@@ -33,6 +33,7 @@ from handmim.evaluation.predictor import check_same_hand
 from handmim.evaluation.scoring import METRICS, EvalHook
 from handmim.hand.io import NUM_VERTS
 from handmim.hand.skeleton import NUM_JOINTS
+from handmim.models.pyramid import BACKBONE, export_neck, load_neck
 from handmim.models.vit import ViT
 from handmim.models.weights.files import read_weights
 from handmim.models.weights.load import load_initial
@@ -44,7 +45,6 @@ from handmim.utils.processes import DONE
 from handmim.utils.run import Run
 from handmim.utils.seed import seed_everything
 
-BACKBONE = "backbone.safetensors"
 LABELS = ("num_labels", "label_fraction", "label_ids")  # settings that choose some
 LABELS_FILE = "labels.txt"
 RENDERED = "handmim.data.synthetic.SyntheticHands"
@@ -114,6 +114,7 @@ def _finetune(cfg: DictConfig) -> Trained:
     run, task = setup_training(cfg)
     load_initial(task.backbone, cfg.init_from)
     run.log.info("backbone: %s", cfg.init_from or "random weights (init_from=null)")
+    neck = load_neck(task.head, cfg.init_from, cfg.init_neck)
     augment, num_workers = build(cfg.augment), cfg.trainer.num_workers
     with run.fabric.rank_zero_first():  # one process renders what is not in the cache yet
         train, val = build(cfg.data.train), build(cfg.data.val)
@@ -125,7 +126,7 @@ def _finetune(cfg: DictConfig) -> Trained:
     # A run that goes on has its list, and whether it may go on is not known yet.
     if run.is_main and (not sources or sources[0].parent.resolve() != run.dir.resolve()):
         chosen.write(run.dir)
-    meta = task.hand_metadata() | chosen.facts | {"data_sha256": fingerprint_of(train)}
+    meta = task.hand_metadata() | neck | chosen.facts | {"data_sha256": fingerprint_of(train)}
     if cfg.trainer.keep_best is not None:  # it is chosen by the validation
         meta["val_sha256"] = fingerprint_of(val)
     if not sources:  # else its state holds them already
@@ -183,15 +184,18 @@ def setup_run(
 
 
 def export(run: Run, task: Any, seed: int, result: FitResult) -> Path | None:
-    """Write the backbone of a finished run, with its seed; None of one that was stopped, whose
-    last.pt may be resumed or taken as initial weights. The main process does."""
+    """Write the backbone of a finished run, with its seed, and its neck beside it; None of one that
+    was stopped, whose last.pt may be resumed or taken as initial weights. The main process does."""
     path, last = run.dir / BACKBONE, run.dir / LAST
     if result.exit_code != DONE:
         run.log.warning("no %s: the run is not finished; its weights are in %s", BACKBONE, last)
         return None
     if run.is_main:
-        task.export_backbone.export(path, {"step": str(result.step), "seed": str(seed)})
+        facts = {"step": str(result.step), "seed": str(seed)}
+        task.export_backbone.export(path, facts)
         run.log.info("exported backbone: %s (loads with timm.create_model)", path)
+        if (neck := getattr(task, "export_neck", None)) is not None and result.step:
+            run.log.info("exported neck: %s", export_neck(neck, path, facts))
     return path
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from handmim.diagnostics.images import draw_pretraining
 from handmim.engine.optim import Schedule, as_schedule
+from handmim.models.pyramid import Pyramid
 from handmim.models.teacher import Centering, EmaTeacher, Sinkhorn
 from handmim.models.vit import ViT
 from handmim.models.weights.load import InitialWeights, load_initial
@@ -36,7 +37,8 @@ class HandMimTask(Task):
         self,
         backbone: ViT,  # the student's; the teacher starts as its copy
         objectives: Mapping[str, Objective],  # their weighted losses are summed in this order
-        # Constructors of shared heads, `projection` and `keypoint`; built where they are read.
+        # Constructors of shared heads, `projection`, `keypoint` and `neck`; built where they are
+        # read.
         heads: Mapping[str, Callable[..., nn.Module]] | None = None,
         *,
         centering: Callable[..., Centering | Sinkhorn] = Centering,  # takes `num_prototypes=`
@@ -225,6 +227,11 @@ class HandMimTask(Task):
     def export_backbone(self) -> ViT:
         """The backbone worth keeping."""
         return self.exported["backbone"]
+
+    @property
+    def export_neck(self) -> Pyramid | None:
+        """The pyramid worth keeping; None where no objective trains one."""
+        return dict(self.exported.items()).get("neck")
 
     @torch.no_grad()
     def features(self, image: Tensor) -> Tokens:

@@ -40,6 +40,7 @@ READ: dict[str, Any] = {
          "freihand", "ho3d_v2", "ho3d_v3", "crops"), str | None,
     ),
     **dict.fromkeys(("checkpoint", "inits", "variants"), str | list[str] | None),
+    "init_neck": Literal["auto", "never"],
     "label_fraction": float | None, "fractions": list[float] | None, "seeds": int | list[int],
 }  # fmt: skip
 # Last parts of keys that hold a number, in any group, or of the schedule that takes its place.

@@ -99,6 +99,14 @@ MORE: dict[str, Case] = {
     "some views masked": ("pretrain", (PLAIN, "views.masks.masked_share=0.3")),
     "in parts": ("pretrain", ("method=handmim", "trainer.accumulate=2")),
     "in parts, batch norm": ("pretrain", ("method=peclr", "trainer.accumulate=2")),
+    "neck of two blocks": (
+        "pretrain",
+        (
+            PLAIN,
+            "objective=[pyramid_hog]",
+            "task.heads.neck={pyramid: deconv, norm: batch, taps: [1]}",
+        ),
+    ),
     "trained blocks": ("finetune", ("head=pymaf_small", "task.trained_blocks=1")),
     "average": ("finetune", (*SMALL["plain_small"], "task.average=0.9")),
 }  # fmt: skip

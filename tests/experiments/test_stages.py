@@ -64,6 +64,28 @@ def test_later_stages_depend_on_the_backbone_they_start_from(tmp_path, hydra_con
     assert random.inputs == {"probe": [], "finetune": []}
 
 
+def test_finetuning_knows_the_neck_beside_its_backbone(tmp_path, hydra_configs, weights):
+    given = {"is_pretrained": False, "init_from": str(weights)}
+    without = defined(hydra_configs, tmp_path, **given)
+    neck = tmp_path / "neck.safetensors"
+    neck.write_bytes(b"two")
+    made = defined(hydra_configs, tmp_path, **given)
+    assert made.inputs == {"probe": [weights], "finetune": [weights, neck]}
+    finetune = without.definitions["finetune"]
+    assert made.definitions["finetune"] == finetune | {"neck": content_sha(neck)}
+    assert made.definitions["probe"] == without.definitions["probe"]
+    never = defined(hydra_configs, tmp_path, {"init_neck": "never"}, **given)
+    assert never.definitions["finetune"] == finetune
+    assert never.inputs["finetune"] == [weights]
+    own = defined(hydra_configs, tmp_path)
+    folder = own.folder("pretrain", own.definitions["pretrain"])
+    folder.mkdir(parents=True)
+    (folder / "neck.safetensors").write_bytes(b"two")
+    own = defined(hydra_configs, tmp_path)
+    assert own.definitions["finetune"]["neck"] == folder.name
+    assert own.inputs["finetune"][1] == folder / "neck.safetensors"
+
+
 def test_how_checkpoints_are_kept_decides_no_metric(tmp_path, hydra_configs):
     trainer = defined(hydra_configs, tmp_path).definitions["finetune"]["trainer"]
     assert "max_steps" in trainer

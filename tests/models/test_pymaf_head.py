@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from handmim.geometry.camera import project_weak
-from handmim.models.heads.pymaf import PYRAMIDS, PointMlp, PyMafHead, Pyramid, farthest_points
+from handmim.models.heads.pymaf import PointMlp, PyMafHead, farthest_points
+from handmim.models.pyramid import PYRAMIDS, Pyramid
 from handmim.models.vit import ViT
 from handmim.types import Intrinsics, Tokens
 from tests.models.head_cases import DIM, SMALL_PYMAF, tokens

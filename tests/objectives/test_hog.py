@@ -4,8 +4,9 @@ from functools import partial
 import pytest
 import torch
 
+from handmim.models.pyramid import Pyramid
 from handmim.objectives.base import Setup
-from handmim.objectives.hog import ClassHog, PatchHog, PointHog, oriented_gradients
+from handmim.objectives.hog import ClassHog, PatchHog, PointHog, PyramidHog, oriented_gradients
 from handmim.objectives.keypoints import KeypointHead
 from handmim.types import PretrainBatch
 from tests.objectives.keypoint_cases import context
@@ -168,3 +169,102 @@ def test_drawn_points_get_a_gradient_and_ignore_depth():
     assert points.grad is not None
     assert (points.grad[..., :2].abs() > 0).all()
     assert (points.grad[..., 2] == 0).all()
+
+
+def of_pyramid(patch_px: int = 8, side: int = 6, **settings):
+    """PyramidHog on 4 channels of tokens, its neck, and a context of tokens [2, 2, side^2, 4]."""
+    torch.manual_seed(0)
+    sizes = {"pyramid": "light", "channels": 8, "num_levels": 3, "norm": "group"} | settings
+    objective = PyramidHog()
+    setup = Setup(4, patch_px, (side, side), heads={"neck": partial(Pyramid, **sizes)})
+    setup.build(objective)
+    views = torch.rand(2, 2, 3, side * patch_px, side * patch_px)
+    batch = batch_of(views, torch.zeros(2, 2, side**2, dtype=torch.bool))
+    patches = torch.randn(2, 2, side**2, 4, requires_grad=True)
+    ctx = context(batch, patches=patches)
+    ctx.heads = setup.built
+    return objective, ctx, patches
+
+
+@pytest.mark.parametrize(
+    ("patch_px", "side", "num_levels", "cells"),
+    [
+        (8, 6, 3, [6, 12, 24]),
+        (16, 2, 4, [2, 4, 8, 16]),
+        (4, 4, 3, [4, 8, 8]),  # cells of 1 px would have no orientation
+        (14, 2, 3, [2, 4, 8]),
+        (3, 2, 2, [2, 2]),
+    ],
+)
+def test_maps_predict_cells_of_their_own_places_of_two_pixels_at_least(
+    patch_px, side, num_levels, cells
+):
+    objective, ctx, _ = of_pyramid(patch_px, side, num_levels=num_levels)
+    made, true = objective.predict(ctx), objective.target(ctx)
+    assert [tuple(m.shape) for m in made] == [(4, 9, n, n) for n in cells]
+    assert [m.shape for m in true] == [m.shape for m in made]
+    assert patch_px * side / cells[-1] >= 2
+    assert all(t.dtype == torch.float32 for t in (*made, *true))
+
+
+def test_targets_of_the_pyramid_are_the_gradients_of_its_cells():
+    objective, ctx, _ = of_pyramid()
+    target = objective.target(ctx)
+    views = ctx.batch.views.flatten(0, 1)
+    torch.testing.assert_close(target[0], oriented_gradients(views, 6))  # of 8 px, as others
+    dot = torch.full((1, 1, 3, 48, 48), 0.5)
+    dot[..., 20:26, 30:36] = 1.0  # rows 10 .. 12, columns 15 .. 17 of 24 cells of 2 pixels
+    ctx.batch = ctx.batch._replace(views=dot)
+    found = [t[0].sum(dim=0).nonzero().aminmax(dim=0) for t in objective.target(ctx)]
+    assert [(low.tolist(), high.tolist()) for low, high in found] == [
+        ([2, 3], [3, 4]),
+        ([4, 7], [6, 9]),
+        ([9, 14], [13, 18]),
+    ]
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_every_map_counts_alike_and_true_gradients_cost_nothing(level):
+    objective, ctx, _ = of_pyramid()
+    prediction = objective.target(ctx)
+    assert objective.loss(ctx, prediction) == 0
+    prediction[level] = prediction[level] + 1
+    assert objective.loss(ctx, prediction) == pytest.approx(0.5 / 3)
+
+
+def test_all_patches_and_all_of_the_pyramid_get_a_gradient():
+    objective, ctx, patches = of_pyramid()
+    objective.loss(ctx, objective.predict(ctx)).backward()
+    assert (patches.grad.abs().sum(dim=-1) > 0).all()
+    parts = (*objective.parameters(), *ctx.heads["neck"].parameters())
+    assert all(p.grad is not None and (p.grad != 0).any() for p in parts)
+
+
+def test_tapped_blocks_are_read_in_the_order_of_the_neck():
+    objective, ctx, patches = of_pyramid(taps=[2, 1])
+    assert objective.taps == (2, 1)
+    each = {block: torch.randn(4, 36, 4) for block in (1, 2)}
+    ctx.taps, ctx.tokens = (1, 2), ctx.tokens._replace(taps=(each[1], each[2]))
+    maps = ctx.heads["neck"](
+        torch.cat([each[2], each[1], patches.flatten(0, 1)], dim=-1)
+        .transpose(1, 2)
+        .unflatten(2, (6, 6))
+    )
+    expected = [project(m) for project, m in zip(objective.projects, maps, strict=True)]
+    for a, b in zip(objective.predict(ctx), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"taps": [3]}, r"taps are blocks 1 to 2, got \[3\] \(task.heads.neck.taps\)"),
+        ({"patch_px": 1}, r"patches of 2 px at least, got \(6, 6\), 1"),
+        ({"num_levels": 0}, "num_levels must be >= 1, got 0"),
+        ({"pyramid": "no"}, "pyramid must be one of"),
+        ({"norm": "no"}, "norm must be one of"),
+    ],
+)
+def test_necks_that_cannot_be_told_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        of_pyramid(**settings)

@@ -36,6 +36,7 @@ BOTH = ("objective=[patch_distill,class_distill]", *MASKED)
 CLASSES = ("objective=[class_distill]",)
 RECONSTRUCTED = ("objective=[keypoint_align,point_recon]",)
 HOG = ("objective=[patch_hog]", *MASKED)
+NECK = ("objective=[pyramid_hog]", *MASKED)
 MOVING = ("centering=ema", *MASKED)
 # Name: baseline, and the one override that is the switch; where the baseline has the same key, the
 # switch replaces it.
@@ -106,6 +107,13 @@ SWITCHES: dict[str, tuple[tuple[str, ...], str]] = {
     "point hog by coordinates": (PLAIN, "task.objectives.point_hog.head=mlp"),
     "patch hog": (POINTS, "objective=[keypoint_align,patch_hog]"),
     "patch hog of masked patches": (HOG, "task.objectives.patch_hog.where=masked"),
+    "pyramid hog": (POINTS, "objective=[keypoint_align,pyramid_hog]"),
+    "weight of pyramid hog": (NECK, "task.objectives.pyramid_hog.weight=0.1"),
+    "deconvolutions": (NECK, "task.heads.neck.pyramid=deconv"),
+    "channels of the neck": (NECK, "task.heads.neck.channels=32"),
+    "two levels": (NECK, "task.heads.neck.num_levels=2"),
+    "batch norm in the neck": (NECK, "task.heads.neck.norm=batch"),
+    "neck of two blocks": (NECK, "task.heads.neck.taps=[1]"),
     # 2.5 class distillation
     "class term": (PATCHES, "objective=[patch_distill,class_distill]"),
     "own class head": (BOTH, "task.objectives.class_distill.head=own"),

@@ -5,7 +5,6 @@ PyMAF's own options are in configs/head/pymaf_exact.yaml. Always ours are farthe
 instead of a down-sampling matrix, a log-scale camera, a grid of cell centres, and one
 deconvolution fewer: tokens of 16 px patches are as fine as PyMAF's first map."""
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,54 +17,13 @@ from handmim.geometry.camera import cell_centres_ndc
 from handmim.hand.model import HandLayer
 from handmim.hand.skeleton import NUM_JOINTS
 from handmim.models.heads.hand_head import HandHead, StateUpdate
-from handmim.models.layers import BatchNorm2d
+from handmim.models.pyramid import Pyramid
 from handmim.types import HandState, Tokens
 from handmim.utils.arguments import at_least, one_of
 
 CLS_AT = ("none", "first", "all")
 POOLS = ("flatten", "max")
 ImageFeatures = tuple[list[Tensor], Tensor | None]
-NORMS = ("group", "batch")
-PYRAMIDS = ("light", "deconv")
-
-
-class Pyramid(nn.Module):
-    """Maps [B, C, h 2^l, w 2^l] for l = 0, 1, ..., each by `up` and `refine` from the last.
-
-    kind: "light", a 1x1 convolution, then bilinear and separable 3x3; or "deconv", PyMAF's, a 1x1
-    and a 3x3 convolution, then 4x4 deconvolutions of stride 2, which cost far more. norm: "group"
-    (the same in small batches and in evaluation) or "batch"."""
-
-    def __init__(self, kind: str, dim: int, channels: int, num_levels: int, norm: str) -> None:
-        super().__init__()
-        one_of("pyramid", kind, PYRAMIDS)
-        one_of("norm", norm, NORMS)
-        is_light = kind == "light"
-
-        def unit(*convs: nn.Module) -> tuple[nn.Module, ...]:
-            each = nn.GroupNorm(1, channels) if norm == "group" else BatchNorm2d(channels)
-            return *convs, each, nn.GELU() if is_light else nn.ReLU()
-
-        layers = unit(nn.Conv2d(dim, channels, 1, bias=is_light))
-        conv3x3 = partial(nn.Conv2d, channels, channels, 3, padding=1, bias=False)
-        deconv = partial(nn.ConvTranspose2d, channels, channels, 4, stride=2, padding=1, bias=False)
-        self.reduce = nn.Sequential(*layers, *(() if is_light else unit(conv3x3())))
-        up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
-        self.up = up if is_light else nn.Identity()
-        self.refine = nn.ModuleList()
-        for _ in range(num_levels - 1):
-            if is_light:
-                layers = unit(conv3x3(groups=channels), nn.Conv2d(channels, channels, 1))
-            else:
-                layers = unit(deconv())
-            self.refine.append(nn.Sequential(*layers))
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """[B, D, h, w] to one map per level."""
-        maps = [self.reduce(x)]
-        for refine in self.refine:
-            maps.append(refine(self.up(maps[-1])))
-        return maps
 
 
 def sample_map(feature_map: Tensor, points_ndc: Tensor) -> Tensor:
@@ -189,8 +147,7 @@ class PyMafHead(HandHead):
         self.detach, self.tapped_blocks = detach, tuple(taps)
         self.cls_steps = {"none": 0, "first": 1, "all": num_steps}[cls_at]  # that read it
         self.steps_train_alone = detach and num_steps > 1
-        width = dim * (1 + len(self.tapped_blocks))
-        self.pyramid = Pyramid(pyramid, width, channels, num_steps, norm)
+        self.pyramid = Pyramid(pyramid, dim, channels, num_steps, norm, self.tapped_blocks)
         widths = (channels, *point_dims)
         num_mesh = num_points + (NUM_JOINTS if append_joints else 0)
         self.point_mlps = nn.ModuleList(PointMlp(widths, pool) for _ in range(num_steps))
@@ -225,8 +182,7 @@ class PyMafHead(HandHead):
 
     def read(self, tokens: Tokens) -> ImageFeatures:
         """Maps of the patches, finer and finer, and the projected class token."""
-        patches = torch.cat([*tokens.taps, tokens.patches], dim=-1)
-        maps = self.pyramid(patches.transpose(1, 2).unflatten(2, tokens.grid_hw))
+        maps = self.pyramid.of_tokens(tokens)
         return maps, self.cls_proj(self.cls_token(tokens)) if self.cls_proj else None
 
     def updates(

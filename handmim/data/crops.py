@@ -1,17 +1,20 @@
 """Unlabeled crops from any tree of images: no labels, no metadata, no class folders."""
 
+import inspect
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from handmim.data.datasets import copies, files_digest
+from handmim.data.datasets import copies, drawn_labels, files_digest
+from handmim.data.keypoints import held_back_images
 from handmim.images.decode import (
     FITS,
     MAX_MEGAPIXELS,
@@ -134,6 +137,27 @@ class Crops(Dataset[CropSample | HandSample]):
         return CropSample(square(image, self.image_px, self.fit), sample_id=name, group=group)
 
 
+def without_held_back(names: Sequence[str], root: Path, held_back: Mapping[str, Any]) -> list[str]:
+    """The images whose groups are not held back; those that the annotations do not list stay.
+    Raises: ValueError for other settings than those of `held_back_images`, or another folder."""
+    known = inspect.signature(held_back_images).parameters
+    if "annotations" not in held_back or not held_back.keys() <= known.keys():
+        required = f"annotations, and perhaps {', '.join([*known][1:])}"
+        raise ValueError(f"held_back must have {required}, got {sorted(held_back)}")
+    path, is_held_back = held_back["annotations"], held_back_images(**held_back)
+    found = {name: is_held_back.get(os.path.normpath(name)) for name in names}
+    kept = [name for name in names if not found[name]]
+    num = len(names) - len(kept)
+    if not num:
+        total, where = sum(is_held_back.values()), printable(str(root))
+        text = f"none of the {total} images that {path} holds back is in {where}"
+        raise ValueError(f"{text}: file_name is relative to this folder (data.held_back)")
+    unknown = sum(value is None for value in found.values())
+    text = "left out %d images of groups that %s holds back; %d of the others are not listed there"
+    log.info(text, num, path, unknown)
+    return kept
+
+
 class CropFolder(Crops):
     """Every readable photo below a folder, as square crops; what is left out is named.
 
@@ -142,6 +166,9 @@ class CropFolder(Crops):
         exclude: patterns of relative paths that are left out, such as "evaluation/*".
         include_all: also take masks and maps, and images of training runs.
         max_megapixels: larger images are refused before they are decoded.
+        held_back: arguments of `keypoints.held_back_images`: images of these groups are left out.
+        limit: a random choice of so many of the images, drawn by `limit_seed`; a smaller one is
+            part of a larger one. Unreadable images are left out of it afterwards.
     Raises: ValueError when nothing readable is found.
     """
 
@@ -156,11 +183,21 @@ class CropFolder(Crops):
         exclude: Sequence[str] = (),
         include_all: bool = False,
         max_megapixels: float = MAX_MEGAPIXELS,
+        held_back: Mapping[str, Any] | None = None,
+        limit: int | None = None,
+        limit_seed: int = 0,
     ) -> None:
         super().__init__(root, image_px, fit, group_by)
         self.max_megapixels = max_megapixels
         tree = find_photos(self.root, exclude, include_all, max_megapixels)
         log_left_out(tree)
+        if held_back is not None:
+            tree.names = without_held_back(tree.names, self.root, held_back)
+        if limit is not None:
+            if not 1 <= limit <= len(tree.names):
+                raise ValueError(f"limit must be null or 1 to {len(tree.names)}, got {limit}")
+            drawn = drawn_labels(len(tree.names), limit, limit_seed)
+            tree.names = [tree.names[i] for i in np.sort(drawn)]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             checked = tree.names if verify else []
             found = zip(checked, pool.map(self._reason, checked), strict=True)

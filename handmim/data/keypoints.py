@@ -1,7 +1,9 @@
 """Photos with 21 hand keypoints in a COCO-style JSON file, 2D with or without 3D."""
 
 import logging
+import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from handmim.data.datasets import digest_of, files_digest, refuse_empty, split_t
 from handmim.data.samples import box_of_points, crop_map, crop_sample
 from handmim.images.decode import read_image
 from handmim.types import HandSample
-from handmim.utils.arguments import one_of
+from handmim.utils.arguments import one_of, shares
 from handmim.utils.findings import Notes
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,41 @@ def read_photos(root: Path, path: Path, notes: Notes, split_by: str | None) -> A
     if content.hands and not missing:
         check_annotations(content, root, notes)
     return content
+
+
+def split_groups(
+    images: Sequence[Mapping[str, Any]], split_by: str, val_fraction: float, seed: int
+) -> tuple[list[str], set[str]]:
+    """The group of each entry of `images`, and the groups that are held back. An image without the
+    field is a group of its own, with the other entries of its file. Raises: ValueError."""
+    shares(val_fraction=val_fraction)
+    alone: dict[str, str] = {}
+    groups = []
+    for image in images:
+        own = alone.setdefault(image["file_name"], str(image["id"]))
+        groups.append(own if image.get(split_by) is None else str(image[split_by]))
+    chosen = sorted(set(groups))
+    order = np.random.default_rng(seed).permutation(len(chosen))
+    return groups, {chosen[i] for i in order[: round(val_fraction * len(chosen))]}
+
+
+def held_back_images(
+    annotations: str | Path, split_by: str = "subject", val_fraction: float = 0.3, seed: int = 0
+) -> dict[str, bool]:
+    """Whether each image, by `file_name`, is of a group that `KeypointPhotos` with split="val" has
+    a hand of; some of its images may have none. Raises: ValueError for a file of another form, or
+    where nothing is held back."""
+    notes = Notes("keypoints")
+    content = read_annotations(Path(annotations), notes)
+    notes.enforce(str(annotations))
+    groups, held_back = split_groups(content.images, split_by, val_fraction, seed)
+    tested = {groups[hand.image] for hand in content.hands} & held_back
+    refuse_empty("val", annotations, len(tested), val_fraction)
+    found: dict[str, bool] = {}
+    for image, group in zip(content.images, groups, strict=True):
+        name = os.path.normpath(image["file_name"])
+        found[name] = found.get(name, False) or group in tested
+    return found
 
 
 class KeypointPhotos(Dataset[HandSample]):
@@ -75,20 +112,10 @@ class KeypointPhotos(Dataset[HandSample]):
         notes.enforce(str(path))
         sides = [finding.text for finding in notes.findings if finding.name.endswith("side")]
         log.info("%s, %s", path.name, "; ".join(sides))
-        # An image without the field is a group of its own, with the other entries of its file.
-        alone: dict[str, str] = {}
-        groups = []
-        for image in content.images:
-            own = alone.setdefault(image["file_name"], str(image["id"]))
-            groups.append(own if image.get(split_by) is None else str(image[split_by]))
-        chosen = sorted(set(groups))
+        groups, held_back = split_groups(content.images, split_by, val_fraction, seed)
+        parts = {"train": set(groups) - held_back, "val": held_back, "all": set(groups)}
         self.source = split_text(path.name, split, val_fraction, seed, split_by)
-        if split != "all":
-            order = np.random.default_rng(seed).permutation(len(chosen))
-            num_val = round(val_fraction * len(chosen))
-            part = order[:num_val] if split == "val" else order[num_val:]
-            chosen = [chosen[i] for i in part]
-        self.hands = [hand for hand in content.hands if groups[hand.image] in set(chosen)]
+        self.hands = [hand for hand in content.hands if groups[hand.image] in parts[split]]
         self.file_names = [content.images[hand.image]["file_name"] for hand in self.hands]
         self._label_ids = []
         count: Counter[str] = Counter()

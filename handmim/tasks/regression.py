@@ -23,6 +23,7 @@ from handmim.models.heads.direct import DirectHead, KeypointState
 from handmim.models.teacher import EmaTeacher, averaging_of
 from handmim.models.vit import ViT
 from handmim.types import HandBatch, HandSample, Intrinsics, StepInfo, StepResult, Task
+from handmim.utils.arguments import below_one
 
 NUM_IMAGES = 8
 MAX_IMAGES = 2048  # that the start is measured on
@@ -38,7 +39,9 @@ def evaluation_crops(
 
 class RegressionTask(Task, ABC):
     """Image in, joints out, with or without a mesh. With `average`, the EMA of the weights predicts
-    in eval mode and is exported; training uses the live ones."""
+    in eval mode and is exported; training uses the live ones. With `head_first`, the head is
+    trained alone at first, so that a random one does not distort the features (LP-FT, Kumar et al.
+    2022, arXiv 2202.10054)."""
 
     def __init__(
         self,
@@ -51,13 +54,16 @@ class RegressionTask(Task, ABC):
         step_weights: StepWeights = None,  # of refinement steps: None (equal), one each, or "last"
         trained_blocks: int | None = None,  # see `ViT.freeze_below`; None for all, 0 for none
         average: Mapping[str, Any] | float | None = None,  # of `Averaging`
+        head_first: float = 0.0,  # share of the steps, in [0, 1), in which the backbone waits
     ) -> None:
         super().__init__()
+        below_one(head_first=head_first)
         self.backbone = backbone
         self.backbone.mask_token.requires_grad_(False)  # nothing is masked any more
         self.head = head(dim=backbone.embed_dim)
         self.losses = CompositeLoss(losses, step_weights)
         self.backbone_lr_scale, self.layer_decay = backbone_lr_scale, layer_decay
+        self.head_first = head_first
         self._frozen = backbone.freeze_below(trained_blocks)
         self.averaging = averaging_of(average)
         self.averaged: EmaTeacher | None = None
@@ -94,19 +100,24 @@ class RegressionTask(Task, ABC):
         """The hand model that is regressed; None for bare joints."""
         return getattr(self.head, "hand", None)
 
-    def refinements(self, image: Tensor, intrinsics: Intrinsics | None = None) -> Any:
-        """Images to the start and all refinements, joints in the head's own convention."""
+    def refinements(
+        self, image: Tensor, intrinsics: Intrinsics | None = None, *, head_alone: bool = False
+    ) -> Any:
+        """Images to the start and all refinements, joints in the head's own convention. With
+        `head_alone`, no gradient reaches the backbone."""
         head = self._active("head")
-        return head(self.active_backbone(image, taps=head.tapped_blocks), intrinsics)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not head_alone):
+            tokens = self.active_backbone(image, taps=head.tapped_blocks)
+        return head(tokens, intrinsics)
 
     def in_convention(self, state: Any, convention: Tensor, intrinsics: Intrinsics | None) -> Any:
         """Joints of a state by [B] joint conventions; bare ones stay as training labels are."""
         return state
 
-    def outputs(self, batch: HandBatch) -> Any:
+    def outputs(self, batch: HandBatch, *, head_alone: bool = False) -> Any:
         """Augmented images to the start and all refinements, joints in the samples' conventions."""
         convention, intrinsics = batch.joint_convention, batch.intrinsics
-        out = self.refinements(batch.image, intrinsics)
+        out = self.refinements(batch.image, intrinsics, head_alone=head_alone)
         steps = tuple(self.in_convention(state, convention, intrinsics) for state in out.steps)
         return out._replace(steps=steps)
 
@@ -161,10 +172,29 @@ class RegressionTask(Task, ABC):
             module.eval()
         return self
 
+    def head_alone(self, info: StepInfo) -> bool:
+        """Whether the backbone waits at a step; it does not at the last one."""
+        num = round(self.head_first * info.total_steps)
+        return info.step < min(num, info.total_steps - 1)
+
     def forward(self, batch: HandBatch, info: StepInfo) -> StepResult:
-        """Losses of one augmented batch."""
-        loss, scalars = self.losses(self.outputs(batch), batch, info)
-        return StepResult(loss=loss, scalars={"loss": loss.detach(), **scalars})
+        """Losses of one augmented batch. A backbone that waits drops no paths, as a frozen one."""
+        head_alone = self.head_alone(info)
+        if self.head_first:
+            self.train(self.training)
+        if head_alone:
+            self.backbone.eval()
+        loss, scalars = self.losses(self.outputs(batch, head_alone=head_alone), batch, info)
+        total = loss
+        if head_alone:  # several processes wait for a gradient of each parameter: these get 0
+            total = loss + 0.0 * sum(p.sum() for p in self.backbone.parameters() if p.requires_grad)
+        return StepResult(loss=total, scalars={"loss": loss.detach(), **scalars})
+
+    def before_update(self, info: StepInfo) -> None:
+        """A backbone that waits is left alone: no update, no decay, no moments."""
+        if self.head_alone(info):
+            for parameter in self.backbone.parameters():
+                parameter.grad = None
 
     def after_step(self, info: StepInfo) -> dict[str, float]:
         """Update the moving average, where one is kept."""

@@ -108,6 +108,7 @@ MORE: dict[str, Case] = {
         ),
     ),
     "trained blocks": ("finetune", ("head=pymaf_small", "task.trained_blocks=1")),
+    "head first": ("finetune", ("head=pymaf_small", "task.head_first=0.5")),  # 2 of 3 steps
     "average": ("finetune", (*SMALL["plain_small"], "task.average=0.9")),
 }  # fmt: skip
 # Parts of batches and draws of each process alone: two processes differ from one.
@@ -127,7 +128,7 @@ IDLE: dict[str, Case] = {
 }
 QUICK = (
     "method=mae", "pixel_recon.head=decoder", "method=handmim", "method=peclr", "head=pymaf_exact",
-    "drop path",
+    "drop path", "head first",
 )  # fmt: skip
 
 

@@ -73,6 +73,12 @@ def test_average_and_trained_blocks_reach_the_task():
     assert all(p.requires_grad for p in plain.backbone.net.parameters())
 
 
+def test_head_first_reaches_the_task():
+    assert [built(*o).head_first for o in ((), ("task.head_first=0.3",))] == [0.0, 0.3]
+    bare = ("task=keypoints", "head=direct", "loss=[direct_keypoints]", "task.head_first=0.2")
+    assert built(*bare).head_first == 0.2
+
+
 @pytest.mark.parametrize("camera", ["weak", "pinhole"])
 def test_the_hand_stays_in_fp32_under_bf16(hand, hands, camera):
     task = small_hand_task(hand, camera=camera).train()

@@ -21,6 +21,7 @@ COMMANDS = {
     "pretrain": Command("pipelines.train:pretrain", "pretrain", "pretrain a backbone on crops"),
     "finetune": Command("pipelines.train:finetune", "finetune", "fine-tune a MANO regression"),
     "evaluate": Command("pipelines.evaluate:evaluate", "eval", "score a checkpoint or submission"),
+    "average": Command("pipelines.average:main", "average", "average weights of checkpoints"),
     "doctor": Command("check.run:doctor", "doctor", "check environment, hand model and datasets"),
     "experiments": Command("experiments.runner:main", "experiments", "fill a table of variants"),
     "quickstart": Command("experiments.quickstart:main", None, "the whole chain on rendered hands"),

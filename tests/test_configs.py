@@ -26,6 +26,7 @@ ENTRY = {
     "finetune": [],
     "eval": ["checkpoint=last.pt"],
     "synthesize": ["root=out"],
+    "average": ["checkpoints=[a.pt,b.pt]", "out=c.pt"],
     "doctor": [],
     "benchmark": [],
 }

@@ -138,6 +138,9 @@ class Saver:
             self.run.write_start()
             return 0
         self.newest, state = loaded
+        if "optimizer" not in state:
+            text = f"{self.newest} holds averaged weights, and no run that could go on"
+            raise ValueError(f"{text}: start another one from them (name=..., init_from=FILE)")
         check_same_run(state, self.identity, self.run.config, self.newest, extend=extend)
         self.run.write_start()
         if state["identity"]["max_steps"] != self.identity["max_steps"]:

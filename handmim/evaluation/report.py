@@ -120,19 +120,20 @@ def write_report(
     run.log.info("metrics: %s", run.dir / "metrics.json")
 
 
-def expanded(given: Sequence[str]) -> list[str]:
-    """Files that paths and patterns (`runs/seed*/last.pt`) name: each once, a pattern's sorted.
-    Raises: FileNotFoundError for a pattern that no file matches; ValueError for no paths at all."""
+def expanded(given: Sequence[str], key: str = "checkpoint") -> list[str]:
+    """Files that paths and patterns (`runs/seed*/last.pt`) name: each once, a pattern's sorted;
+    `key` is that of the config. Raises: FileNotFoundError for a pattern that no file matches;
+    ValueError for no paths at all."""
     files: dict[Path, str] = {}
     for path in given:
         is_pattern = has_magic(path) and not Path(path).is_file()
         matching = sorted(glob(path, recursive=True)) if is_pattern else [path]
         if not matching:
-            raise FileNotFoundError(f"no file matches {path!r} (checkpoint=)")
+            raise FileNotFoundError(f"no file matches {path!r} ({key}=)")
         for match in matching:
             files.setdefault(Path(match).absolute(), match)
     if not files:
-        raise ValueError("checkpoint=[] names no file: checkpoint=FILE.pt or [a.pt,b.pt]")
+        raise ValueError(f"{key}=[] names no file: {key}=FILE.pt or [a.pt,b.pt]")
     return list(files.values())
 
 

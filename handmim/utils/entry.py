@@ -55,15 +55,15 @@ Result = TypeVar("Result")
 Main = Callable[..., int | None]
 # Last parts of keys that hold a path, whatever stands before them.
 PATHS = (
-    "root", "annotations", "path", "hand_path", "init", "init_from", "checkpoint", "predictions",
-    "resume", "cache_dir", "data_dir", "run_root", "photos_dir", "label_ids", "report", "json",
-    "out", "profile",
+    "root", "annotations", "path", "hand_path", "init", "init_from", "checkpoint", "checkpoints",
+    "predictions", "resume", "cache_dir", "data_dir", "run_root", "photos_dir", "label_ids",
+    "report", "json", "out", "profile",
 )  # fmt: skip
 # Whole keys that hold a path.
 PATHS_OF_DOCTOR = ("freihand", "ho3d_v2", "ho3d_v3", "crops")
 NAMES = ("name", "split_by", "run")
 NEVER_NULL = ("root", "annotations", "cache_dir", "data_dir", "run_root", "name", "split_by")
-LISTS_OF_PATHS = ("checkpoint", "inits")
+LISTS_OF_PATHS = ("checkpoint", "checkpoints", "inits")
 LISTS_OF_WORDS = ("pretrain", "finetune")
 ENVIRONMENT = re.compile(r"\$\{([A-Z_][A-Z0-9_]*)\}")  # config keys are in lower case
 

@@ -5,11 +5,13 @@ import json
 import cv2
 import numpy as np
 import pytest
+from hydra import initialize_config_dir
 from hydra.utils import instantiate
 
 from handmim.data.crops import CropFolder
 from handmim.data.keypoints import KeypointPhotos, split_groups
-from tests.test_configs import composed
+from handmim.utils.entry import compose
+from handmim.utils.paths import CONFIGS
 
 NUM = 60
 SPLIT = {"split_by": "source", "val_fraction": 0.4, "seed": 3}
@@ -115,10 +117,13 @@ def test_configs_reach_the_pool(photos):
     root, path = photos
     given = f"{{annotations: '{path}', split_by: source, val_fraction: 0.4, seed: 3}}"
     pool = ["data=folder", f"data.root={root}", f"data.held_back={given}"]
-    names = [
-        instantiate(composed("pretrain", *pool, *more).data.train).names
-        for more in ((), ("data.train.limit=8",), ("data.train.limit=8", "data.train.limit_seed=1"))
-    ]
+    few = "data.train.limit=8"
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        configs = [
+            compose("pretrain", [*pool, *more])
+            for more in ((), (few,), (few, "data.train.limit_seed=1"))
+        ]
+    names = [instantiate(cfg.data.train).names for cfg in configs]
     assert names[0] == CropFolder(root, held_back={"annotations": str(path), **SPLIT}).names
     assert len(names[1]) == len(names[2]) == 8
     assert names[1] != names[2]

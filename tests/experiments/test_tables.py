@@ -16,9 +16,11 @@ DATASETS = {
     "renders": {},
     **{
         name: {"dataset.root": "a b", "dataset.annotations": "c=d.json"}
-        for name in ("photos", "sim_to_real")
+        for name in ("photos", "pool", "sim_to_real")
     },
 }
+# What a table is made for, where that is not the default.
+MADE_FOR = {"sim_to_real": "sim_to_real", "compute": "pool", "scaling": "pool"}
 OPTIONS = OmegaConf.load(REPO / "configs" / "experiments.yaml")
 
 
@@ -91,10 +93,61 @@ def test_photos_may_lie_in_any_folder(hydra_configs):
     assert composed(hydra_configs, "pretrain", run.variant.pretrain).probe.root == "a b"
 
 
+def planned(hydra_configs, name, **more):
+    """Runs of a table on a pool by variant, and their composed configs by stage."""
+    given = {"budget": "cpu_photos", "dataset.split_by": "person", **more}
+    table = table_of(hydra_configs, name, "pool", **given)
+    plan = Plan(table, Path("x"), hydra_configs, StageStore(Path("x")))
+    return {run.variant.name: run for run in plan.chosen() if run.seed == 0}, plan.configs
+
+
+@pytest.mark.parametrize("name", ["rivals", "label_efficiency", "compute", "scaling"])
+def test_a_pool_leaves_out_what_is_tested(name, hydra_configs):
+    _, configs = planned(hydra_configs, name, **{"dataset.val_fraction": 0.2})
+    for stages in configs.values():
+        pool, tested = stages["pretrain"].data.train, stages["finetune"].data.val
+        assert (tested.split, tested.val_fraction, tested.split_by) == ("val", 0.2, "person")
+        shared = {key: tested[key] for key in ("annotations", "val_fraction", "split_by")}
+        assert pool.held_back == shared
+        assert pool.held_back == {k: stages["pretrain"].probe.hook.test_set[k] for k in shared}
+        assert list(stages["finetune"].task.losses) == ["joints3d", "joints2d", "prior"]
+
+
+def test_equal_compute_gives_scratch_the_steps_of_pretraining(hydra_configs):
+    runs, _ = planned(hydra_configs, "compute")
+    steps = {name: run.definition.steps for name, run in runs.items()}
+    short, long = steps["scratch"], steps["scratch_long"]
+    assert short.keys() == {"finetune_5", "finetune_20", "finetune_100"}
+    budget = OPTIONS.budgets.cpu_photos
+    assert set(short.values()) == {budget.finetune["trainer.max_steps"]}
+    assert set(long.values()) == {budget.long_steps}
+    assert steps["handmim"] == {"pretrain": 6000, **short}
+    assert steps["handmim_long"] == {"pretrain": 6000, **long}
+
+
+def test_scaling_varies_steps_and_images_one_at_a_time(hydra_configs):
+    runs, configs = planned(hydra_configs, "scaling")
+    found = {
+        name: (runs[name].definition.steps["pretrain"], stages["pretrain"].data.train.limit)
+        for name, stages in configs.items()
+        if name != "random"
+    }
+    assert found == {
+        "steps_1500": (1500, None),
+        "steps_6000": (6000, None),
+        "steps_24000": (24000, None),
+        "pool_1000": (6000, 1000),
+        "pool_5000": (6000, 5000),
+    }
+    compute, _ = planned(hydra_configs, "compute")  # its pretraining is not made twice
+    own, other = runs["steps_6000"].variant.pretrain, compute["handmim"].variant.pretrain
+    assert {k: str(v) for k, v in own.items()} == {k: str(v) for k, v in other.items()}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TABLES)
 def test_every_variant_builds_its_task(name, hydra_configs):
-    table = table_of(hydra_configs, name, name if name in DATASETS else "renders")
+    table = table_of(hydra_configs, name, MADE_FOR.get(name, "renders"))
     Plan(table, Path("x"), hydra_configs, StageStore(Path("x")))
     for variant in table.variants:
         cfg = composed(hydra_configs, "pretrain", variant.pretrain)

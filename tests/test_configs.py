@@ -171,9 +171,10 @@ def test_unknown_options_list_what_there_is(entry):
         "benchmark": ("hand", "standin"),
     }
     group, known = others.get(entry, ("data", "synthetic"))
-    with pytest.raises(Exception, match="no_such") as caught:
-        composed(entry, f"{group}=no_such")
-    assert known in str(caught.value)
+    if entry != "average":  # it has no groups
+        with pytest.raises(Exception, match="no_such") as caught:
+            composed(entry, f"{group}=no_such")
+        assert known in str(caught.value)
     with pytest.raises(ConfigCompositionException):
         composed(entry, "no_such_key=1")
 

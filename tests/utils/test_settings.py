@@ -167,7 +167,7 @@ def test_a_section_is_not_replaced_by_a_word(word):
         ("pretrain", "centering=mean", "ema, sinkhorn"),
         ("eval", "tta=scales", "null, rotations"),
         ("synthesize", "format=coco", "freihand, ho3d_v2, ho3d_v3, folder"),
-        ("experiments", "budget=tpu", "cpu, cpu_mesh, smoke, gpu"),
+        ("experiments", "budget=tpu", "cpu, cpu_mesh, cpu_photos, smoke, gpu"),
     ],
 )
 def test_a_choice_among_entries_of_a_mapping_is_checked(entry, word, options):

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from handmim.data.datasets import copies, drawn_labels, files_digest
 from handmim.data.keypoints import held_back_images
+from handmim.data.samples import cut, whole_image
 from handmim.images.decode import (
     FITS,
     MAX_MEGAPIXELS,
@@ -27,7 +28,7 @@ from handmim.images.decode import (
 from handmim.images.files import ImageTree, find_images, leave_out_maps
 from handmim.images.formats import printable
 from handmim.types import CropSample, HandSample
-from handmim.utils.arguments import one_of
+from handmim.utils.arguments import at_least, one_of
 from handmim.utils.findings import shown
 
 log = logging.getLogger(__name__)
@@ -108,11 +109,18 @@ class Crops(Dataset[CropSample | HandSample]):
 
     `fit` is "contain" (borders are reflected) or "cover" (centre square) for other shapes.
     `group_by` is "folder" when images of one folder show nearly the same hand (frames of a video),
-    so that they are no negatives of each other; "none" otherwise.
+    so that they are no negatives of each other; "none" otherwise. `crop_scale` is the side of a
+    crop relative to the image's longer side, continued by reflection: above 1 for tight images.
     """
 
-    def __init__(self, root: str | Path, image_px: int, fit: str, group_by: str) -> None:
+    def __init__(
+        self, root: str | Path, image_px: int, fit: str, group_by: str, crop_scale: float = 1.0
+    ) -> None:
         one_of("fit", fit, FITS)
+        at_least(1, crop_scale=crop_scale)
+        if fit == "cover" and crop_scale != 1:
+            raise ValueError(f"crop_scale={crop_scale} requires fit=contain, got fit={fit}")
+        self.crop_scale = crop_scale
         one_of("group_by", group_by, GROUPINGS)
         self.root, self.image_px, self.fit, self.group_by = Path(root), image_px, fit, group_by
         self.names: list[str] = []
@@ -134,7 +142,11 @@ class Crops(Dataset[CropSample | HandSample]):
         name = self.names[index]
         if group is None and self.group_by == "folder":
             group = Path(name).parent.as_posix()
-        return CropSample(square(image, self.image_px, self.fit), sample_id=name, group=group)
+        if self.crop_scale == 1:
+            crop = square(image, self.image_px, self.fit)
+        else:
+            crop = cut(image, whole_image(image, self.crop_scale, self.image_px), self.image_px)
+        return CropSample(crop, sample_id=name, group=group)
 
 
 def without_held_back(names: Sequence[str], root: Path, held_back: Mapping[str, Any]) -> list[str]:
@@ -186,8 +198,9 @@ class CropFolder(Crops):
         held_back: Mapping[str, Any] | None = None,
         limit: int | None = None,
         limit_seed: int = 0,
+        crop_scale: float = 1.0,
     ) -> None:
-        super().__init__(root, image_px, fit, group_by)
+        super().__init__(root, image_px, fit, group_by, crop_scale)
         self.max_megapixels = max_megapixels
         tree = find_photos(self.root, exclude, include_all, max_megapixels)
         log_left_out(tree)

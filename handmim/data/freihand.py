@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from handmim.data import label_checks as checks
 from handmim.data import label_files as files
 from handmim.data.datasets import arrays_digest, digest_of, files_digest, refuse_empty, split_text
-from handmim.data.samples import crop_map, crop_sample, cut
+from handmim.data.samples import crop_sample, cut, whole_image
 from handmim.hand.conventions import freihand_hand, project_px, regressed_joints
 from handmim.hand.io import NUM_VERTS, load_hand_arrays
 from handmim.hand.model import HandModel
@@ -286,8 +286,7 @@ class FreiHand(Dataset[HandSample | CropSample]):
 
     def _read(self, image_id: int) -> tuple[NDArray[np.uint8], NDArray[np.floating]]:
         image = read_image(self.root / self.folder / "rgb" / f"{image_id:08d}.jpg")
-        height, width = image.shape[:2]
-        return image, crop_map(np.array([0, 0, width, height]), self.crop_scale, self.image_px)
+        return image, whole_image(image, self.crop_scale, self.image_px)
 
     def __getitem__(self, index: int) -> HandSample | CropSample:
         image_id = int(self.ids[index])

@@ -14,6 +14,7 @@ from handmim.data.annotation_checks import check_annotations
 from handmim.data.annotations import Annotations, read_annotations
 from handmim.data.datasets import digest_of, files_digest, refuse_empty, split_text
 from handmim.data.samples import box_of_points, crop_map, crop_sample
+from handmim.hand.conventions import CROP_SCALE
 from handmim.images.decode import read_image
 from handmim.types import HandSample
 from handmim.utils.arguments import one_of, shares
@@ -99,7 +100,7 @@ class KeypointPhotos(Dataset[HandSample]):
         split_by: str = "subject",
         val_fraction: float = 0.3,
         seed: int = 0,
-        crop_scale: float = 1.45,
+        crop_scale: float = CROP_SCALE,
         image_px: int = 96,
         in_memory: bool = False,
     ) -> None:

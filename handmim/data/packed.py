@@ -30,7 +30,7 @@ from handmim.data.annotations import read_hand
 from handmim.data.crops import Crops
 from handmim.data.datasets import digest_of
 from handmim.data.hand_sides import SideReader
-from handmim.data.samples import crop_map, crop_sample
+from handmim.data.samples import crop_sample, whole_image
 from handmim.images.decode import (
     MAX_MEGAPIXELS,
     ImageArray,
@@ -82,9 +82,11 @@ def read_index(path: Path) -> dict[str, Any]:
 class PackedCrops(Crops):
     """The crops of a packed file, in its order. Raises: ValueError for other or damaged files."""
 
-    def __init__(self, root: str | Path, *, group_by: str = "none") -> None:
+    def __init__(
+        self, root: str | Path, *, group_by: str = "none", crop_scale: float = 1.0
+    ) -> None:
         index = read_index(Path(root))
-        super().__init__(root, int(index["image_px"]), "contain", group_by)
+        super().__init__(root, int(index["image_px"]), "contain", group_by, crop_scale)
         self.coding, self.names = str(index["coding"]), index["ids"]
         self._ends = np.array([HEAD.size, *index["ends"]], np.int64)
         self._crc32 = np.array(index["crc32"], np.uint32)
@@ -150,9 +152,15 @@ class ShardCrops(Crops):
     """
 
     def __init__(
-        self, root: str | Path, *, image_px: int = 256, fit: str = "contain", group_by: str = "none"
+        self,
+        root: str | Path,
+        *,
+        image_px: int = 256,
+        fit: str = "contain",
+        group_by: str = "none",
+        crop_scale: float = 1.0,
     ) -> None:
-        super().__init__(root, image_px, fit, group_by)
+        super().__init__(root, image_px, fit, group_by, crop_scale)
         self.shards = sorted(self.root.glob("*.tar")) if self.root.is_dir() else [self.root]
         if not self.shards:
             raise ValueError(f"{root} holds no *.tar file (data.root is a folder of shards)")
@@ -219,10 +227,9 @@ class ShardCrops(Crops):
         hand = read_hand(notes, entry, 0, dict(metadata), SideReader([metadata], []))
         if notes.findings or hand is None:
             raise UnreadableSample(self._name(index), "; ".join(f.text for f in notes.findings))
-        height, width = image.shape[:2]
         return crop_sample(
             image,
-            crop_map(np.array([0.0, 0.0, width, height]), 1.0, self.image_px),
+            whole_image(image, self.crop_scale, self.image_px),
             self.image_px,
             entry,
             kp2d_px=hand.keypoints[:, :2],

@@ -51,6 +51,12 @@ def crop_map(box_px: Array, scale: float, crop_px: int) -> Array:
     return np.column_stack([np.eye(2) * zoom, crop_px / 2 - zoom * centre])
 
 
+def whole_image(image: NDArray[np.uint8], scale: float, crop_px: int) -> Array:
+    """`crop_map` of a whole image [H, W, C]."""
+    height, width = image.shape[:2]
+    return crop_map(np.array([0, 0, width, height]), scale, crop_px)
+
+
 def cut(image: NDArray[np.uint8], crop_from_img: Array, crop_px: int) -> NDArray[np.uint8]:
     """[crop_px, crop_px, C] crop of an image [H, W, C] by an upright map of `crop_map`."""
     zoom, offset = float(crop_from_img[0, 0]), np.array(crop_from_img[:, 2], np.float64)

@@ -45,6 +45,7 @@ KEYS: dict[str, By] = {
     "task": By.RUN, "task.backbone": By.ALL, "task.head": By.ALL, "task.head.hand": By.RUN,
     "augment": By.RUN, "augment.img_px": By.ALL, "augment.scale": By.ALL,
     "data": By.RUN, "data.val": By.CONTENT, "data.test": By.CONTENT,
+    "data.crop_scale": By.TABLE,  # a run compares that of data.train
     "data.benchmark": By.CONTENT, "data.placement": By.CONTENT,
     # how it is trained
     "trainer.max_steps": By.RUN, "trainer.batch_size": By.RUN, "trainer.accumulate": By.RUN,

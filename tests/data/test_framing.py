@@ -1,5 +1,6 @@
 """One crop rule for every source: the joints' box centred, its longer side 1 / 1.45 of the crop."""
 
+import copy
 import json
 
 import cv2
@@ -17,7 +18,9 @@ from handmim.data.packed import PackedCrops, ShardCrops
 from handmim.data.packing import pack_crops
 from handmim.data.samples import box_of_points, crop_map
 from handmim.data.synthetic import SyntheticHands
+from handmim.engine.identity import check_same_run
 from handmim.hand.conventions import CROP_SCALE
+from handmim.utils.config import resolved
 from handmim.utils.entry import compose
 from tests.conftest import REPO
 
@@ -185,6 +188,19 @@ def test_padding_that_cannot_be_is_refused(tmp_path, make):
         make(tmp_path, fit="cover", crop_scale=1.18)
     with pytest.raises(ValueError, match=r"crop_scale must be >= 1, got 0\.9"):
         make(tmp_path, crop_scale=0.9)
+
+
+@pytest.mark.usefixtures("configs")
+def test_runs_of_before_the_option_go_on_and_another_framing_is_refused(tmp_path):
+    words = ["experiment=cpu_pretrain", "data=folder", "data.root=x"]
+    now, other = (
+        resolved(compose("pretrain", [*words, f"data.crop_scale={scale}"])) for scale in (1.0, 1.18)
+    )
+    before = copy.deepcopy(now)
+    del before["data"]["crop_scale"], before["data"]["train"]["crop_scale"]
+    check_same_run({"identity": {}, "config": before}, {}, now, tmp_path)
+    with pytest.raises(ValueError, match=r"data\.train\.crop_scale: 1\.0 there, 1\.18 here"):
+        check_same_run({"identity": {}, "config": before}, {}, other, tmp_path)
 
 
 def test_a_users_box_gives_the_view_of_evaluation(photos):

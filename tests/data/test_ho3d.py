@@ -113,6 +113,15 @@ def test_frames_without_annotation_count_as_unlabelled(ho3d_v2_tree, tmp_path):
     assert not any((sample.has_mano, sample.has_verts, sample.joints_valid.any(), sample.has_K))
 
 
+def test_training_is_framed_by_joints_whatever_box_is_given(ho3d_v2_tree, tmp_path):
+    root = copied(ho3d_v2_tree, tmp_path)
+    sequence, name = read_frames(root / "train.txt")[5].split("/")
+    path = root / "train" / sequence / "meta" / f"{name}.pkl"
+    dump(load_pickle(path) | {"handBoundingBox": [0, 0, 20, 20]}, path)
+    given, own = (load(tree, tmp_path, split="all")[5] for tree in (root, ho3d_v2_tree))
+    np.testing.assert_array_equal(given.image, own.image)
+
+
 def test_mistakes_are_named(ho3d_v2_tree, tmp_path):
     with pytest.raises(ValueError, match="split must be one of"):
         load(ho3d_v2_tree, tmp_path, split="test")

@@ -25,6 +25,7 @@ COMMANDS = {
     "doctor": Command("check.run:doctor", "doctor", "check environment, hand model and datasets"),
     "experiments": Command("experiments.runner:main", "experiments", "fill a table of variants"),
     "quickstart": Command("experiments.quickstart:main", None, "the whole chain on rendered hands"),
+    "adapt": Command("experiments.adapt:main", None, "unlabeled photos to an estimator for them"),
     "pack": Command("pipelines.pack:main", None, "write a tree of images as one file of crops"),
 }
 

@@ -42,10 +42,14 @@ NEEDED = {
     "data=freihand_ho3d": ["data.freihand.root=x", "data.ho3d.root=x"],
     "data=keypoints": ["data.root=x", "data.annotations=y"],
     "data=sim_to_real": ["data.root=x", "data.annotations=y"],
+    "unlabeled=folder": ["unlabeled.data.root=x"],
+    "unlabeled=sim_to_real": ["data=sim_to_real", "data.root=x", "data.annotations=y"],
+    "pretext=run": ["unlabeled.terms.pretext.run=x"],
     "hand=mano": ["hand.path=x"],
     "hand=smplx": ["hand.path=x"],
     "hand=manopth": ["hand.path=x"],
     "experiment=cpu_pretrain": ["data.root=crops"],
+    "experiment=cpu_adapt": ["unlabeled.data.root=crops"],
     **{f"experiment={data}": ["data.root=x"] for data in ("freihand", "ho3d")},
     "size=vits": ["hand.path=x", "init_from=x"],
     "probe=keypoints": ["probe.root=x", "probe.annotations=y"],
@@ -65,6 +69,9 @@ GROUPS = {
     "head": ("finetune", []),
     "hand": ("finetune", []),
     "runtime": ("finetune", []),
+    "unlabeled": ("finetune", []),
+    "pretext": ("finetune", ["unlabeled=folder"]),
+    "consensus": ("finetune", ["unlabeled=folder"]),
     "scene": None,
     "experiment": None,
     "size": ("finetune", ["experiment=freihand"]),
@@ -113,7 +120,7 @@ def check_targets(cfg: DictConfig) -> int:
 
 def experiments(entry: str) -> list[str]:
     """Those of an entry point by name; rows on real data and their twins are fine-tunings."""
-    real = ("freihand", "ho3d", "cpu_direct_keypoints")
+    real = ("freihand", "ho3d", "cpu_direct_keypoints", "cpu_adapt")
     return [
         e
         for e in options_of("experiment")

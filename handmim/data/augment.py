@@ -287,6 +287,12 @@ class HandAugment:
             return labels
         return labels._replace(image=self.cut(batch.image, source_from_crop))
 
+    def evaluate_images(self, stored: Tensor) -> Tensor:
+        """The plain evaluation crops [B, 3, img_px, img_px] in [0, 1] of crops without labels,
+        [B, 3, S, S] uint8."""
+        side, no = torch.full((len(stored),), self.evaluation_scale), torch.zeros(len(stored))
+        return self.cut(stored, similarity(side, no, torch.zeros(len(stored), 2)).to(stored.device))
+
     @property
     def evaluation_scale(self) -> float:
         """Side of the evaluation crop relative to the stored one."""

@@ -299,3 +299,14 @@ def colour_images(images: list[Images], plan: ColourPlan | None) -> None:
     for row, noise in zip(plan.noise_rows.tolist(), plan.noise, strict=True):
         noisy = images[row] + 255 * noise.permute(1, 2, 0).numpy()
         images[row][:] = noisy.round().clip(0, 255)
+
+
+def mix_amplitudes(image: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """Images [B, 3, S, S] in [0, 1] whose amplitude spectra move by a share [B] in [0, 1] towards
+    those of others; phases and means stay."""
+    spectrum = torch.fft.rfft2(image)
+    amplitude, wanted = spectrum.abs(), torch.fft.rfft2(other).abs()
+    mixed = torch.lerp(amplitude, wanted, share.to(image)[:, None, None, None])
+    gain = mixed / amplitude.clamp(min=1e-6)
+    gain[..., 0, 0] = 1.0
+    return torch.fft.irfft2(spectrum * gain, s=image.shape[-2:]).clamp(0, 1)

@@ -117,6 +117,7 @@ class InferenceModule(nn.Module):
         joint_convention: of crops that state none, a name of `skeleton.CONVENTION_NAMES`.
         views: crops whose estimates are averaged; None takes the plain one.
         compile: torch.compile of the backbone's blocks, for one shape of batches.
+        domain: whose moments standardise tokens, as `TokenNorm` takes it.
         cuda_graph: kernels are recorded at the first batch of a shape and replayed; estimates are
             written over by the next batch.
     """
@@ -137,6 +138,7 @@ class InferenceModule(nn.Module):
         source: str = "model",
         joint_convention: str = "model",
         views: RotatedViews | None = None,
+        domain: str | None = None,
         compile: bool = False,
         cuda_graph: bool = False,
     ) -> None:
@@ -149,7 +151,7 @@ class InferenceModule(nn.Module):
         if cuda_graph and self.device.type != "cuda":
             raise ValueError(f"cuda_graph=True needs a CUDA device, got device={device}")
         self.task, self.augment, self.autocast = task, augment, autocast
-        self.source, self.cuda_graph = source, cuda_graph
+        self.source, self.domain, self.cuda_graph = source, domain, cuda_graph
         self.has_fixed_batches = compile or cuda_graph
         self.views = PLAIN if views is None else tuple(views.views)
         side = augment.evaluation_scale
@@ -199,7 +201,7 @@ class InferenceModule(nn.Module):
             K_crop_px = self.crop_intrinsics(K_px, image.shape[-1], i)
             with self.autocast():
                 intrinsics = Intrinsics(K_crop_px, has_K, crop.shape[-1])
-                estimate = self.task.predict(crop, joint_convention, intrinsics)
+                estimate = self.task.predict(crop, joint_convention, intrinsics, self.domain)
             if self.views is PLAIN:
                 return estimate
             estimates.append(carried_back(estimate, self._to_plain(i)))

@@ -69,8 +69,10 @@ def load_model(
     task = build_part(config.task, path, "task", RegressionTask)
     own, known = task.hand_metadata(), saved["meta"]
     check_same_hand(own.get("hand_sha256"), known.get("hand_sha256"), path)
-    check_fits(saved["task"], task.state_dict(), path)
-    task.load_state_dict(saved["task"])
+    # What trained on unlabeled crops takes no part in predictions.
+    tensors = {k: v for k, v in saved["task"].items() if not k.startswith("unlabeled.")}
+    check_fits(tensors, task.state_dict(), path)
+    task.load_state_dict(tensors)
     return task, augment
 
 

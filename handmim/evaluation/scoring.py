@@ -1,7 +1,7 @@
 """Scoring on a labelled set: root-relative metrics, and predictions in the camera's frame."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -13,16 +13,18 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from handmim.data.augment import HandAugment
-from handmim.data.loader import batches
+from handmim.data.datasets import size_of
+from handmim.data.loader import batches, collate_crops
 from handmim.diagnostics.images import draw_predictions
 from handmim.evaluation.inference import InferenceModule
 from handmim.evaluation.predictor import hand_predictions
 from handmim.hand.conventions import mirror_points
 from handmim.hand.skeleton import ROOT_JOINT
 from handmim.metrics.pose import KEYS, MIRRORED_SHARE, HandMetrics, crop_share_errors
-from handmim.tasks.regression import RegressionTask
+from handmim.tasks.regression import MAX_IMAGES, RegressionTask
 from handmim.types import HandBatch, HandSample, StepInfo
 from handmim.utils.arguments import one_of
+from handmim.utils.findings import spread
 from handmim.utils.run import Run
 from handmim.utils.timer import Stages
 
@@ -173,8 +175,34 @@ def in_camera(
 
 
 @dataclass(eq=False)
+class MomentsHook:
+    """Measures the moments of a task's `TokenNorm` before each validation, on at most `MAX_IMAGES`
+    samples of each domain, evenly spaced."""
+
+    at_start: ClassVar[bool] = False
+    domains: Mapping[str, Dataset[Any]]
+    augment: HandAugment
+    every: int | None = None
+    batch_size: int = 64
+
+    def __call__(self, task: nn.Module, info: StepInfo, run: Run) -> dict[str, float]:
+        """Nothing to log."""
+        assert isinstance(task, RegressionTask)
+        for domain, dataset in self.domains.items():
+            order = spread(size_of(dataset), MAX_IMAGES)
+            parts = np.array_split(order, -(-len(order) // self.batch_size))
+            crops = (collate_crops([dataset[int(i)] for i in part]) for part in parts)
+            images = (part.image.to(run.device) for part in crops)
+            task.measure_tokens(domain, map(self.augment.evaluate_images, images))
+        return {}
+
+
+@dataclass(eq=False)
 class EvalHook:
-    """Validation metrics while fine-tuning; `every` is in steps, None for the last one only."""
+    """Validation metrics while fine-tuning; `every` is in steps, None for the last one only.
+
+    `domain` as `TokenNorm` takes it; `name` is that of a further set, whose metrics are
+    `val_<name>/...`."""
 
     at_start: ClassVar[bool] = False
     dataset: Dataset[HandSample]
@@ -182,15 +210,20 @@ class EvalHook:
     every: int | None = None
     batch_size: int = 64
     num_workers: int = 0
+    domain: str | None = None
+    name: str | None = None
 
     def __call__(self, task: nn.Module, info: StepInfo, run: Run) -> dict[str, float]:
-        """Metrics as `val/<name>`."""
+        """Metrics as `val/<metric>`."""
         assert isinstance(task, RegressionTask)
-        module = InferenceModule(task, self.augment, run.device, autocast=run.fabric.autocast)
+        how: Any = {"autocast": run.fabric.autocast, "domain": self.domain}
+        module = InferenceModule(task, self.augment, run.device, **how)
         sizes = {"batch_size": self.batch_size, "num_workers": self.num_workers}
         metrics, _ = score(module, self.dataset, **sizes)
         shown = [f"{text} {metrics[k]:.2f} mm" for k, text in SHOWN.items() if k in metrics]
         if "err2d_percent" in metrics:
             shown.append(f"2D {metrics['err2d_percent']:.2f} %")
-        log.info("step %d: validation %s", info.step, ", ".join(shown))
-        return {f"val/{name}": value for name, value in metrics.items()}
+        where = "" if self.name is None else f" on {self.name}"
+        log.info("step %d: validation%s %s", info.step, where, ", ".join(shown))
+        prefix = "val" if self.name is None else f"val_{self.name}"
+        return {f"{prefix}/{metric}": value for metric, value in metrics.items()}

@@ -29,6 +29,7 @@ from handmim.utils.seed import seed_everything
 
 log = logging.getLogger(__name__)
 
+PRETEXT_RUN, OWN = "unlabeled.terms.pretext.run", "own"  # the variant's own pretraining
 RENDERED = "SyntheticHands"  # a set that takes long to make
 FACTS = ("folder", "threads", "git_sha", "git_dirty", "commits")  # of a stage's record
 SHOWN = ("loss", "features", "keypoints", "targets", "speed", "diagnostics", "collapse")
@@ -131,6 +132,8 @@ class Stages:
         if cfg.init_neck != "never" and (neck := neck_beside(weights)):
             inputs.append(neck)
             definition["neck"] = start.name if start.is_own else content_sha(neck)
+        if overrides.get(PRETEXT_RUN) == OWN and start.weights:
+            overrides = merged(overrides, {PRETEXT_RUN: str(start.weights.parent)})
         # Metrics are those of the last validation; best.pt is kept where it is configured.
         overrides = merged({"trainer.keep_best": None}, overrides, {"init_from": weights})
 

@@ -34,7 +34,8 @@ class _OverRanks(nn.modules.batchnorm._BatchNorm):
                 unbiased = var * num / (num - 1).clamp(min=1)
                 self.running_var.lerp_(unbiased, self.momentum)
             y = centred * (var + self.eps).rsqrt()[:, None]
-            y = y * self.weight[:, None] + self.bias[:, None]
+            if self.affine:
+                y = y * self.weight[:, None] + self.bias[:, None]
         shape = x.shape[1], x.shape[0], *x.shape[2:]
         return y.view(shape).transpose(0, 1).to(x.dtype)
 

@@ -3,6 +3,7 @@ checked, its parts are tried, the run is opened, labels are chosen, the task is 
 
 from collections import defaultdict, deque
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from omegaconf import DictConfig, open_dict
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
+from handmim.data.augment import HandAugment
 from handmim.data.datasets import (
     fingerprint_of,
     hand_sha256_of,
@@ -24,16 +26,18 @@ from handmim.data.datasets import (
     write_ids,
 )
 from handmim.data.loader import batches, collate_crops, collate_hands
+from handmim.data.unlabeled import CollatePairs, Pairs, PreparePairs
 from handmim.engine.checkpoint import BEST, LAST, checkpoints_of
 from handmim.engine.saver import BestTracker
 from handmim.engine.step import TrainStep
 from handmim.engine.trainer import FitResult, Trainer
 from handmim.engine.workers import StopSignals, Watchdog
 from handmim.evaluation.predictor import check_same_hand
-from handmim.evaluation.scoring import METRICS, EvalHook
+from handmim.evaluation.scoring import METRICS, EvalHook, MomentsHook
 from handmim.hand.io import NUM_VERTS
 from handmim.hand.skeleton import NUM_JOINTS
 from handmim.models.pyramid import BACKBONE, export_neck, load_neck
+from handmim.models.token_norm import LABELLED, UNLABELED
 from handmim.models.vit import ViT
 from handmim.models.weights.files import read_weights
 from handmim.models.weights.load import load_initial
@@ -106,6 +110,15 @@ def finetune(cfg: DictConfig) -> Trained:
             "fine-tuning requires labelled images, these have no labels: choose data=synthetic, "
             "freihand, ho3d_v3 or keypoints"
         )
+    if (settings := cfg.get("unlabeled")) is not None:
+        if "data" not in settings:
+            which = " and ".join(f"{name}=" for name in settings.terms)
+            ways = "unlabeled=folder unlabeled.data.root=DIR"
+            raise ValueError(f"{which} needs unlabeled crops: {ways}")
+        has_norm = settings.moments and cfg.task.get("token_norm") is not None
+        if not (settings.terms or settings.spectrum_prob or has_norm):
+            ways = "consensus=views, pretext=run, task.token_norm=patches, unlabeled.spectrum_prob"
+            raise ValueError(f"nothing would read the unlabeled crops: {ways}, or unlabeled=null")
     with StopSignals():
         return _finetune(cfg)
 
@@ -135,7 +148,20 @@ def _finetune(cfg: DictConfig) -> Trained:
             task.start_from_labels(train, augment, run.device, **spared)
             deque(batches(val, 64, num_workers), maxlen=0)  # else the first validation refuses it
     hooks: Any = [EvalHook(val, augment, cfg.eval_every, num_workers=num_workers)]
-    parts = (run, task, train, collate_hands, augment, build(cfg.optim))
+    parts: Any = (train, collate_hands, augment)
+    if cfg.get("unlabeled") is not None:
+        joint, prepare, crops = join_unlabeled(cfg, task, train, augment)
+        parts = joint, CollatePairs(cfg.unlabeled.share), prepare
+        meta["unlabeled_sha256"] = fingerprint_of(crops)
+    if task.token_norm is not None:
+        domains = {LABELLED: train}
+        if cfg.get("unlabeled") is not None and cfg.unlabeled.moments:
+            domains[UNLABELED] = crops
+        hooks.insert(0, MomentsHook(domains, augment, cfg.eval_every))
+    for name, node in (cfg.data.get("more") or {}).items():
+        further = EvalHook(build(node), augment, cfg.eval_every, num_workers=num_workers)
+        hooks.append(replace(further, name=name, domain=LABELLED))
+    parts = (run, task, *parts, build(cfg.optim))
     result = Trainer(**cfg.trainer).fit(*parts, hooks=hooks, resume=cfg.resume, meta=meta)
     path = export(run, task, cfg.seed, result)
     if result.exit_code == DONE:
@@ -147,11 +173,26 @@ def _finetune(cfg: DictConfig) -> Trained:
     return Trained(run.dir, path, result, last, chosen.num, best)
 
 
+def join_unlabeled(
+    cfg: DictConfig, task: Any, hands: Dataset[HandSample], augment: HandAugment
+) -> tuple[Pairs, PreparePairs, Dataset[Any]]:
+    """Give a task the terms on unlabeled crops; pairs of labelled and unlabeled samples, what
+    batches of them are prepared by, and the unlabeled crops."""
+    settings = cfg.unlabeled
+    terms, crops = settings.terms, build(settings.data)
+    task.add_unlabeled({name: build(node.term) for name, node in terms.items()})
+    views = {name: build(node.views) for name, node in terms.items()}
+    prepare = PreparePairs(augment=augment, views=views, spectrum_prob=settings.spectrum_prob)
+    return Pairs(hands, crops), prepare, crops
+
+
 def validations(run_dir: Path) -> dict[int, dict[str, float]]:
-    """Metrics of the validations that a run logged, without their `val/`, by step."""
+    """Metrics of the validations that a run logged, by step: without `val/`, and without the
+    `val_` of further sets."""
     logged: dict[int, dict[str, float]] = defaultdict(dict)
     for row in read_rows(run_dir / "scalars.jsonl"):
-        if metrics := {k.removeprefix("val/"): v for k, v in row.items() if k.startswith("val/")}:
+        metrics = {k[4:]: v for k, v in row.items() if k.startswith(("val/", "val_"))}
+        if metrics:
             logged[int(row["step"])] |= metrics
     return logged
 

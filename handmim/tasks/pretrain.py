@@ -6,14 +6,18 @@ self-distillation, pixel reconstruction); how each part is formulated is ours, b
 """
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from handmim.data.views import ViewMaker
 from handmim.diagnostics.images import draw_pretraining
+from handmim.engine.checkpoint import LAST, check_config, load_checkpoint
 from handmim.engine.optim import Schedule, as_schedule
 from handmim.models.pyramid import Pyramid
 from handmim.models.teacher import Centering, EmaTeacher, Sinkhorn
@@ -26,6 +30,7 @@ from handmim.objectives.keypoints import keypoint_diagnostics
 from handmim.objectives.pixel_recon import PixelRecon
 from handmim.types import PretrainBatch, StepInfo, StepResult, Task, Tokens
 from handmim.utils.arguments import one_of
+from handmim.utils.config import build, drop_unbuilt
 from handmim.utils.renames import rename_old_entries
 
 
@@ -254,3 +259,28 @@ class HandMimTask(Task):
                 drawn["pixels"] = predictions[name]
                 drawn["min_var"] = objective.min_var if objective.per_patch_norm else None
         return draw_pretraining(batch, self.patch_px, **drawn)
+
+
+def method_of_run(run: str, with_weights: bool = True) -> HandMimTask:
+    """The task of a pretraining, from last.pt of its folder; without its weights a fresh one."""
+    saved = _pretraining(run)
+    config = OmegaConf.create(saved["config"])
+    drop_unbuilt(config.task)
+    task: HandMimTask = build(config.task)
+    if with_weights:
+        task.load_state_dict(saved["task"])
+    return task
+
+
+def views_of_run(run: str) -> ViewMaker:
+    """What a pretraining makes of its crops."""
+    views: ViewMaker = build(OmegaConf.create(_pretraining(run)["config"]).views)
+    return views
+
+
+def _pretraining(run: str) -> dict[str, Any]:
+    saved = load_checkpoint(Path(run) / LAST)
+    check_config(saved["config"], run)
+    if "views" not in saved["config"]:
+        raise ValueError(f"{run} is no pretraining: its config has no views (unlabeled.pretext)")
+    return saved

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Subset
 from handmim.data.augment import HandAugment
 from handmim.data.datasets import size_of
 from handmim.data.loader import SkipUnreadable, batches
+from handmim.data.unlabeled import JointBatch
 from handmim.diagnostics.images import draw_predictions
 from handmim.geometry.camera import fit_weak
 from handmim.hand.model import HandLayer
@@ -21,7 +22,9 @@ from handmim.hand.skeleton import ROOT_JOINT
 from handmim.losses.composite import CompositeLoss, LossTerm, StepWeights
 from handmim.models.heads.direct import DirectHead, KeypointState
 from handmim.models.teacher import EmaTeacher, averaging_of
+from handmim.models.token_norm import LABELLED, TokenNorm
 from handmim.models.vit import ViT
+from handmim.tasks.unlabeled import UnlabeledTerm
 from handmim.types import HandBatch, HandSample, Intrinsics, StepInfo, StepResult, Task
 from handmim.utils.arguments import below_one
 
@@ -55,12 +58,19 @@ class RegressionTask(Task, ABC):
         trained_blocks: int | None = None,  # see `ViT.freeze_below`; None for all, 0 for none
         average: Mapping[str, Any] | float | None = None,  # of `Averaging`
         head_first: float = 0.0,  # share of the steps, in [0, 1), in which the backbone waits
+        token_norm: str | None = None,  # which tokens `TokenNorm` standardises for the head
     ) -> None:
         super().__init__()
         below_one(head_first=head_first)
         self.backbone = backbone
         self.backbone.mask_token.requires_grad_(False)  # nothing is masked any more
         self.head = head(dim=backbone.embed_dim)
+        self.token_norm: TokenNorm | None = None
+        if token_norm is not None:
+            taps: Any = self.head.tapped_blocks
+            self.token_norm = TokenNorm(backbone.embed_dim, token_norm, len(taps))
+        self.unlabeled = nn.ModuleDict()  # terms of `add_unlabeled`
+        self.terms: dict[str, UnlabeledTerm] = {}  # the same
         self.losses = CompositeLoss(losses, step_weights)
         self.backbone_lr_scale, self.layer_decay = backbone_lr_scale, layer_decay
         self.head_first = head_first
@@ -75,8 +85,17 @@ class RegressionTask(Task, ABC):
     def check_head(self, step_weights: StepWeights) -> None:
         """Refuse a head that does not fit the task."""
 
+    def add_unlabeled(self, terms: Mapping[str, UnlabeledTerm]) -> None:
+        """Train by further terms on unlabeled crops, whose views batches then hold by name."""
+        for name, term in terms.items():
+            term.join(self)
+            self.unlabeled[name] = self.terms[name] = term
+
     def _live(self) -> nn.ModuleDict:
-        return nn.ModuleDict({"backbone": self.backbone, "head": self.head})
+        parts = {"backbone": self.backbone, "head": self.head}
+        if self.token_norm is not None:
+            parts["token_norm"] = self.token_norm
+        return nn.ModuleDict(parts)
 
     def _active(self, name: str) -> Any:
         """The "backbone" or "head" that predicts."""
@@ -101,13 +120,22 @@ class RegressionTask(Task, ABC):
         return getattr(self.head, "hand", None)
 
     def refinements(
-        self, image: Tensor, intrinsics: Intrinsics | None = None, *, head_alone: bool = False
+        self,
+        image: Tensor,
+        intrinsics: Intrinsics | None = None,
+        domain: str | None = None,
+        *,
+        of_batch: bool = False,
+        head_alone: bool = False,
     ) -> Any:
-        """Images to the start and all refinements, joints in the head's own convention. With
-        `head_alone`, no gradient reaches the backbone."""
+        """Images to the start and all refinements, joints in the head's own convention; `domain`
+        and `of_batch` as `TokenNorm` takes them. With `head_alone`, no gradient reaches the
+        backbone."""
         head = self._active("head")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not head_alone):
             tokens = self.active_backbone(image, taps=head.tapped_blocks)
+        if self.token_norm is not None:
+            tokens = self._active("token_norm")(tokens, domain, of_batch)
         return head(tokens, intrinsics)
 
     def in_convention(self, state: Any, convention: Tensor, intrinsics: Intrinsics | None) -> Any:
@@ -117,7 +145,8 @@ class RegressionTask(Task, ABC):
     def outputs(self, batch: HandBatch, *, head_alone: bool = False) -> Any:
         """Augmented images to the start and all refinements, joints in the samples' conventions."""
         convention, intrinsics = batch.joint_convention, batch.intrinsics
-        out = self.refinements(batch.image, intrinsics, head_alone=head_alone)
+        domain = LABELLED if self.training else None
+        out = self.refinements(batch.image, intrinsics, domain, head_alone=head_alone)
         steps = tuple(self.in_convention(state, convention, intrinsics) for state in out.steps)
         return out._replace(steps=steps)
 
@@ -126,9 +155,11 @@ class RegressionTask(Task, ABC):
         image: Tensor,
         joint_convention: Tensor | None = None,
         intrinsics: Intrinsics | None = None,
+        domain: str | None = None,
     ) -> Any:
-        """The last estimate for images [B, 3, H, W] in [0, 1]; joints by [B] conventions."""
-        state = self.refinements(image, intrinsics).steps[-1]
+        """The last estimate for images [B, 3, H, W] in [0, 1]; joints by [B] conventions; `domain`
+        as `TokenNorm` takes it."""
+        state = self.refinements(image, intrinsics, domain).steps[-1]
         if joint_convention is None:
             return state
         return self.in_convention(state, joint_convention, intrinsics)
@@ -177,14 +208,20 @@ class RegressionTask(Task, ABC):
         num = round(self.head_first * info.total_steps)
         return info.step < min(num, info.total_steps - 1)
 
-    def forward(self, batch: HandBatch, info: StepInfo) -> StepResult:
+    def forward(self, batch: HandBatch | JointBatch, info: StepInfo) -> StepResult:
         """Losses of one augmented batch. A backbone that waits drops no paths, as a frozen one."""
+        hands = batch.hands if isinstance(batch, JointBatch) else batch
         head_alone = self.head_alone(info)
         if self.head_first:
             self.train(self.training)
         if head_alone:
             self.backbone.eval()
-        loss, scalars = self.losses(self.outputs(batch, head_alone=head_alone), batch, info)
+        loss, scalars = self.losses(self.outputs(hands, head_alone=head_alone), hands, info)
+        for name, term in self.terms.items():
+            assert isinstance(batch, JointBatch)
+            added, of_term = term(self, batch.views[name], info)
+            loss = loss + added
+            scalars |= {f"{name}/{key}": value for key, value in of_term.items()}
         total = loss
         if head_alone:  # several processes wait for a gradient of each parameter: these get 0
             total = loss + 0.0 * sum(p.sum() for p in self.backbone.parameters() if p.requires_grad)
@@ -192,17 +229,29 @@ class RegressionTask(Task, ABC):
 
     def before_update(self, info: StepInfo) -> None:
         """A backbone that waits is left alone: no update, no decay, no moments."""
+        for term in self.terms.values():
+            term.before_update(info)
         if self.head_alone(info):
             for parameter in self.backbone.parameters():
                 parameter.grad = None
 
     def after_step(self, info: StepInfo) -> dict[str, float]:
         """Update the moving average, where one is kept."""
+        scalars: dict[str, float] = {}
+        for name, term in self.terms.items():
+            scalars |= {f"{name}/{key}": value for key, value in term.after_step(info).items()}
         if self.averaging is None or self.averaged is None:
-            return {}
+            return scalars
         decay = self.averaging(info.step)
         self.averaged.update(self._live(), decay)
-        return {"schedule/average_decay": decay}
+        return {"schedule/average_decay": decay, **scalars}
+
+    @torch.no_grad()
+    def measure_tokens(self, domain: str, images: Iterable[Tensor]) -> None:
+        """Set the moments of `TokenNorm` from images [B, 3, H, W] in [0, 1] of a domain, with the
+        weights that predict; in eval mode."""
+        norm, taps = self._active("token_norm"), self._active("head").tapped_blocks
+        norm.measure(domain, (self.active_backbone(image, taps=taps) for image in images))
 
     def lr_scales(self) -> dict[str, float]:
         """Lower rates for the backbone, falling towards its input."""
@@ -214,8 +263,9 @@ class RegressionTask(Task, ABC):
         }
 
     @torch.no_grad()
-    def images(self, batch: HandBatch) -> dict[str, NDArray[np.uint8]]:
+    def images(self, batch: HandBatch | JointBatch) -> dict[str, NDArray[np.uint8]]:
         """Input, prediction and ground truth of the first samples."""
+        batch = batch.hands if isinstance(batch, JointBatch) else batch
         first = batch.part(0, NUM_IMAGES)
         estimate = self.predict(first.image, first.joint_convention, first.intrinsics)
         faces = getattr(self.hand, "faces", None)

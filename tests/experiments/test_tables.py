@@ -31,7 +31,7 @@ def table_of(compose, name, dataset="renders", budget="smoke", **more):
 
 @pytest.mark.parametrize("name", TABLES)
 def test_tables_are_read_and_their_variants_differ(name, hydra_configs):
-    table = table_of(hydra_configs, name)
+    table = table_of(hydra_configs, name, MADE_FOR.get(name, "renders"))
     assert len({v.label for v in table.variants}) == len(table.variants) > 1
     given = {str((v.pretrain, v.finetune, v.is_pretrained)) for v in table.variants}
     assert len(given) == len(table.variants)

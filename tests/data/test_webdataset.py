@@ -115,6 +115,8 @@ def test_keypoints_and_metadata_come_back_as_labels(photos, tmp_path):
     for name, value in batch._asdict().items():
         torch.testing.assert_close(value, getattr(right, name), rtol=0, atol=1e-6)
     assert collate_crops([data[0]]).image.equal(batch.image[:1])
+    padded = collate_hands([ShardCrops(target, image_px=48, crop_scale=1.2)[i] for i in range(4)])
+    torch.testing.assert_close(padded.kp2d_crop_ndc, batch.kp2d_crop_ndc / 1.2)
     with pytest.raises(ValueError, match="shards only"):
         pack_crops(photos, tmp_path / "x.hm", annotations=labels)
 

@@ -22,7 +22,7 @@ from handmim.utils.config import resolved
 from handmim.utils.entry import compose, tool
 from handmim.utils.paths import CONFIGS
 
-ALL_METHODS = "handmim,handmim-plain,ibot,dino,peclr,simmim,mae"
+ALL_METHODS = "handmim,handmim-plain,ibot,dino,swav,lejepa,peclr,simmim,mae"
 ALL = ("step", "data", "loader", "hand", "head", "score", "inference", "render")  # for a CPU
 
 

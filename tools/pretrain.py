@@ -4,7 +4,7 @@ python tools/pretrain.py data=folder data.root=DIR                  # your crops
 python tools/pretrain.py experiment=cpu_pretrain data.root=DIR      # the same on a CPU, minutes
 python tools/pretrain.py experiment=quickstart_pretrain             # rendered hands, a CPU, minutes
 python tools/pretrain.py 'objective=[patch_distill,koleo]' ... # an ablation is one override
-python tools/pretrain.py method=ibot ...                            # or dino, mae, simmim, peclr
+python tools/pretrain.py method=ibot ...                            # or dino, swav, mae, ...
 """
 
 from handmim.cli import main

@@ -63,6 +63,8 @@ CHECKS = {
             ("one_prototype", "entropy_of_mean", "below", 0.1, PEAKED_ADVICE),
         )
     },
+    "swav_targets_uniform": Check("swav_targets/entropy_of_each", "above", 0.998, "lower "
+                                  "task.objectives.swav.epsilon or optim.lr.start"),
     "features_constant": Check("features/std_share", "below", 0.01, "lower optim.lr.start, or add "
                                "class_recon or view_affine to objective=[...]"),
     "features_rank_low": Check("features/rank", "below", 2.0, "add koleo or class_recon to "
@@ -88,7 +90,8 @@ CHECKS = {
 }  # fmt: skip
 STOP_ON = (
     "targets_uniform", "targets_one_prototype", "class_targets_uniform",
-    "class_targets_one_prototype", "features_constant", "keypoints_bunched",
+    "class_targets_one_prototype", "swav_targets_uniform", "features_constant",
+    "keypoints_bunched",
 )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from handmim.utils.arguments import at_least
 from handmim.utils.ranks import is_spread_out, sum_over_ranks
 
 
@@ -46,6 +47,23 @@ class BatchNorm1d(_OverRanks, nn.BatchNorm1d):
 
 class BatchNorm2d(_OverRanks, nn.BatchNorm2d):
     """`torch.nn.BatchNorm2d` over all processes."""
+
+
+class BatchNormMlp(nn.Sequential):
+    """Hidden layers with batch norm, over all rows of all processes, and ReLU, a linear output."""
+
+    def __init__(self, dim: int, hidden_dim: int, out_dim: int, num_hidden: int) -> None:
+        at_least(1, hidden_dim=hidden_dim, out_dim=out_dim)
+        at_least(0, num_hidden=num_hidden)
+        layers: list[nn.Module] = []
+        for _ in range(num_hidden):
+            layers += [nn.Linear(dim, hidden_dim), BatchNorm1d(hidden_dim), nn.ReLU()]
+            dim = hidden_dim
+        super().__init__(*layers, nn.Linear(dim, out_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] to [..., E]."""
+        return super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
 
 
 def mlp(dim_in: int, hidden_dim: int, dim_out: int, num_hidden: int) -> nn.Sequential:

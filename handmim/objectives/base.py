@@ -30,6 +30,7 @@ READS: dict[str, str | None] = {
     "keypoints": "keypoint",  # points of the shared head
     "projected_patches": "projection",  # masked patches after the shared head
     "projected_cls": "projection",  # class tokens after the shared head
+    "embedded_cls": "embedding",  # class tokens of all views after the shared head
     "all_projected_patches": None,  # all patches of the teacher after `projection`, for a centre
     "teacher_cls": None,
     "teacher_masked_patches": None,
@@ -37,7 +38,9 @@ READS: dict[str, str | None] = {
     "teacher_keypoints": None,  # points of the teacher's head `keypoint`
 }
 # Reads that need the student's last block whatever is tapped.
-LAST_BLOCK = {"cls", "local_cls", "keypoints", "projected_patches", "projected_cls"}
+LAST_BLOCK = {
+    "cls", "local_cls", "keypoints", "projected_patches", "projected_cls", "embedded_cls",
+}  # fmt: skip
 
 
 class UnreadError(ValueError):

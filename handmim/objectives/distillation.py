@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from handmim.engine.optim import Schedule, as_schedule
 from handmim.losses.composite import choice, loss_dataclass, positive
+from handmim.models.layers import BatchNormMlp
 from handmim.models.teacher import Centering, Sinkhorn
 from handmim.objectives.base import Objective, Setup, StepContext, Targets, view_weights
 from handmim.utils.arguments import at_least
@@ -26,7 +27,8 @@ class ProjectionHead(nn.Module):
 
     Logits are linear in the unit bottleneck z: the mean logit of many tokens is `logits` of their
     mean z. `train_gain` learns a gain per prototype (iBOT's ViT-S recipe,
-    `norm_last_layer=false`); else it stays 1 (its ViT-B recipe).
+    `norm_last_layer=false`); else it stays 1 (its ViT-B recipe). `batch_norm` is SwAV's recipe:
+    hidden layers with batch norm and ReLU instead of GELU.
     """
 
     def __init__(
@@ -38,15 +40,20 @@ class ProjectionHead(nn.Module):
         bottleneck_dim: int = 256,
         num_layers: int = 3,
         train_gain: bool = True,
+        batch_norm: bool = False,
     ) -> None:
         super().__init__()
         at_least(1, num_prototypes=num_prototypes, hidden_dim=hidden_dim)
         at_least(1, bottleneck_dim=bottleneck_dim, num_layers=num_layers)
-        widths = [dim] + [hidden_dim] * (num_layers - 1) + [bottleneck_dim]
-        layers: list[nn.Module] = []
-        for a, b in itertools.pairwise(widths):
-            layers += [nn.Linear(a, b), nn.GELU()]
-        self.mlp = nn.Sequential(*layers[:-1])
+        self.mlp: nn.Sequential
+        if batch_norm:
+            self.mlp = BatchNormMlp(dim, hidden_dim, bottleneck_dim, num_layers - 1)
+        else:
+            widths = [dim] + [hidden_dim] * (num_layers - 1) + [bottleneck_dim]
+            layers: list[nn.Module] = []
+            for a, b in itertools.pairwise(widths):
+                layers += [nn.Linear(a, b), nn.GELU()]
+            self.mlp = nn.Sequential(*layers[:-1])
         self.num_prototypes = num_prototypes
         self.prototypes = nn.Parameter(torch.empty(num_prototypes, bottleneck_dim))
         self.gain = nn.Parameter(torch.ones(num_prototypes), requires_grad=train_gain)
@@ -108,12 +115,17 @@ def _together(parts: Sequence[Tensor], function: Callable[[Tensor], Tensor]) -> 
     return [part.unflatten(0, size) for part, size in zip(split, sizes, strict=True)]
 
 
+def class_tokens(ctx: StepContext) -> Tensor:
+    """[B, G + L, D] the student's class tokens of views, then of local crops; reads "local_cls"."""
+    views, local = ctx.cls, ctx.student.local_cls
+    if local is None:
+        return views
+    return torch.cat([views, local.unflatten(0, (len(views), -1))], dim=1)
+
+
 def class_pair(ctx: StepContext) -> Pair:
     """Class tokens: [B, G + L, D] of the student, [B, G, D] of the teacher."""
-    student, local = ctx.cls, ctx.student.local_cls
-    if local is not None:
-        student = torch.cat([student, local.unflatten(0, (len(student), -1))], dim=1)
-    return Pair(student, ctx.teacher.cls.unflatten(0, ctx.shape))
+    return Pair(class_tokens(ctx), ctx.teacher.cls.unflatten(0, ctx.shape))
 
 
 def patch_pair(ctx: StepContext) -> Pair:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handmim.geometry.camera import cell_centres_ndc
-from handmim.models.layers import BatchNorm1d, mlp
+from handmim.models.layers import BatchNormMlp, mlp
 from handmim.objectives.point_sets import canonical_shapes, in_source
 from handmim.types import PretrainBatch, Tokens
 from handmim.utils.arguments import above, at_least, one_of
@@ -150,11 +150,7 @@ class LatentPoints(nn.Module):
         super().__init__()
         check_points(num_keypoints, self.num_dims)
         self.num_keypoints = num_keypoints
-        layers: list[nn.Module] = []
-        for _ in range(num_hidden):
-            layers += [nn.Linear(dim, hidden_dim), BatchNorm1d(hidden_dim), nn.ReLU()]
-            dim = hidden_dim
-        self.project = nn.Sequential(*layers, nn.Linear(dim, num_keypoints * 2))
+        self.project = BatchNormMlp(dim, hidden_dim, num_keypoints * 2, num_hidden)
 
     def forward(self, tokens: Tokens) -> Tensor:
         """Tokens of [V, D] to [V, K, 2] latents, fp32."""

@@ -63,6 +63,18 @@ def mean_over_ranks(value: Tensor) -> Tensor:
     return sum_over_ranks(value) / dist.get_world_size() if is_spread_out() else value
 
 
+def from_first_rank(value: Tensor) -> Tensor:
+    """The first process's tensor, in place of one of equal shape."""
+    if is_spread_out():
+        dist.broadcast(value, 0)
+    return value
+
+
+def own_share(rows: Tensor) -> Tensor:
+    """Of rows that all processes have, those that this one counts: each row counts once."""
+    return rows[dist.get_rank() :: dist.get_world_size()] if is_spread_out() else rows
+
+
 def count_over_ranks(count: Tensor, *, sync: bool = True) -> Tensor:
     """The divisor of a sum over counted items, so that the mean over processes is that over all
     items: the mean of the [] integer counts, one item of all at least; `sync=False`: of this

@@ -143,6 +143,9 @@ PLANTS = {
     "targets_one_prototype": lambda task: plant_logits(task, "patch_distill", one_column),
     "class_targets_uniform": lambda task: plant_logits(task, "class_distill", torch.zeros_like),
     "class_targets_one_prototype": lambda task: plant_logits(task, "class_distill", one_column),
+    "swav_targets_uniform": lambda task: torch.nn.init.zeros_(
+        task.each["swav"].projection.prototypes
+    ),
     "features_constant": lambda task: plant_cls(task, lambda c: 0 * c),
     "features_rank_low": lambda task: plant_cls(task, on_a_line),
     "keypoints_bunched": lambda task: plant_points(task, one_spot),
@@ -207,7 +210,7 @@ def test_a_fresh_task_reports_nothing(run, warned):
         f"{part}_targets_{kind}"
         for part in ("class", "keypoint")
         for kind in ("uniform", "one_prototype")
-    }
+    } | {"swav_targets_uniform"}
     assert scalars["diagnostics/features/rank"] > 2
     shares = [v for k, v in scalars.items() if k.endswith("/share")]
     assert sum(shares) == pytest.approx(1.0)
@@ -216,8 +219,8 @@ def test_a_fresh_task_reports_nothing(run, warned):
 @pytest.mark.parametrize("name", list(PLANTS))
 @torch.no_grad()
 def test_each_collapse_is_reported_by_its_name(name, run, warned):
-    losses = (*HANDMIM, "class_distill") if name.startswith("class") else HANDMIM
-    task = make_task(losses).eval()
+    more = {"class": ("class_distill",), "swav": ("swav",)}.get(name.split("_")[0], ())
+    task = make_task((*HANDMIM, *more)).eval()
     if not name.startswith("keypoints"):
         plant_points(task, live_points)
     PLANTS[name](task)

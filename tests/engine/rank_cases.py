@@ -22,6 +22,7 @@ TINY = (
     f"paths.data_dir={REPO / 'data'}",
 )
 POINTS = ("keypoint_align", "point_hog", "point_recon", "keypoint_agree")
+SWAV = "task.objectives.swav"
 # Heads of about 0.83 M parameters.
 SMALL = {
     "decoder_small": (
@@ -96,6 +97,20 @@ MORE: dict[str, Case] = {
     "frozen prototypes": ("pretrain", ("method=ibot", "task.freeze_prototypes_steps=2")),
     "drop path": ("pretrain", ("method=handmim", "task.backbone.drop_path_rate=0.7")),
     "local crops": ("pretrain", ("method=ibot", "views.num_local=2", "views.local_px=16")),
+    "local crops of SwAV, a queue": (
+        "pretrain",
+        ("method=swav", "views.num_local=2", "views.local_px=16", f"{SWAV}.queue_size=24"),
+    ),
+    "local crops of LeJEPA": (
+        "pretrain", ("method=lejepa", "views.num_local=2", "views.local_px=16"),
+    ),
+    "SIGReg of patches": (
+        "pretrain", (PLAIN, "objective=[sigreg]", "task.objectives.sigreg.of=patches"),
+    ),
+    "SIGReg of points": (
+        "pretrain",
+        (PLAIN, "objective=[keypoint_align,sigreg]", "task.objectives.sigreg.of=keypoints"),
+    ),
     "some views masked": ("pretrain", (PLAIN, "views.masks.masked_share=0.3")),
     "in parts": ("pretrain", ("method=handmim", "trainer.accumulate=2")),
     "in parts, batch norm": ("pretrain", ("method=peclr", "trainer.accumulate=2")),
@@ -141,6 +156,8 @@ def composed(case: Case) -> DictConfig:
     sizes = {"num_prototypes": 32, "hidden_dim": 32, "bottleneck_dim": 16}
     if "projection" in cfg.task.get("heads", {}):
         cfg.task.heads.projection.update(sizes)
+    if "embedding" in cfg.task.get("heads", {}):
+        cfg.task.heads.embedding.hidden_dim = 32
     if "keypoint_align" in cfg.task.get("objectives", {}):
         OmegaConf.update(cfg, f"{ALIGN}.prototypes", sizes, force_add=True)
     if "dropout" in cfg.task.get("head", {}):

@@ -12,7 +12,9 @@ from tests.engine.rank_cases import NOT_SAME, QUICK, cases
 from tests.engine.rank_worker import MANY, many_steps, same_batch
 
 SAME = [name for name in cases() if name not in NOT_SAME]
-QUICK_SAME = ("method=handmim", "head=pymaf_exact")
+QUICK_SAME = (
+    "method=handmim", "head=pymaf_exact", "local crops of SwAV, a queue", "local crops of LeJEPA",
+)  # fmt: skip
 
 
 def of_two(folder, *jobs: str) -> tuple[dict, dict]:

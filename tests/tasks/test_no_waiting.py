@@ -24,6 +24,8 @@ WAYS = {
     "ibot": ["views.num_local=2", "views.local_px=24", "optim.clip_by=per_tensor"],
     "dino": [],
     "simmim": [],
+    "swav": ["task.objectives.swav.queue_size=8", "views.num_local=2", "views.local_px=24"],
+    "lejepa": [],
     "peclr": [],
 }
 

@@ -8,6 +8,7 @@ from handmim.data.views import MaskSampler, ViewMaker
 from handmim.diagnostics.collapse import effective_rank
 from handmim.engine.log import draw
 from handmim.engine.optim import Schedule
+from handmim.models.layers import BatchNormMlp
 from handmim.models.teacher import Centering, Sinkhorn
 from handmim.models.vit import ViT
 from handmim.models.weights.load import load_initial
@@ -23,13 +24,16 @@ from handmim.objectives.experimental import (
 from handmim.objectives.hog import ClassHog, PatchHog, PointHog
 from handmim.objectives.keypoint_align import KeypointAgree, KeypointAlign, ViewAffine
 from handmim.objectives.keypoints import KeypointHead, keypoint_diagnostics
+from handmim.objectives.lejepa import SigReg, ViewMean
 from handmim.objectives.pixel_recon import PixelRecon
+from handmim.objectives.swav import SwAV
 from handmim.tasks.pretrain import HandMimTask
 from handmim.types import CropBatch, PretrainBatch, StepInfo
 
 HEADS = {
     "keypoint": partial(KeypointHead, num_keypoints=6, hidden_dim=16, num_hidden=1),
     "projection": partial(ProjectionHead, num_prototypes=16, hidden_dim=16, bottleneck_dim=8),
+    "embedding": partial(BatchNormMlp, hidden_dim=16, out_dim=8, num_hidden=1),
 }
 OBJECTIVES = {
     "patch_distill": PatchDistill,
@@ -47,6 +51,9 @@ OBJECTIVES = {
     "patch_hog": PatchHog,
     "dense_match": DenseMatch,
     "latent_equivariance": LatentEquivariance,
+    "view_mean": ViewMean,
+    "sigreg": SigReg,
+    "swav": SwAV,
 }
 HANDMIM = ("patch_distill", "keypoint_align", "pixel_recon", "view_affine", "class_recon")
 

@@ -24,7 +24,7 @@ SMALL = (
     "views.colour.jitter_prob=0",
     "views.colour.grey_prob=0",
 )
-METHODS = ("handmim-plain", "ibot", "dino", "mae", "simmim", "peclr")
+METHODS = ("handmim-plain", "ibot", "dino", "swav", "lejepa", "mae", "simmim", "peclr")
 ALIGN = "task.objectives.keypoint_align"
 # Baselines: what a switch is added to, so that nothing differs but the switch.
 PLAIN: tuple[str, ...] = ()
@@ -38,6 +38,9 @@ RECONSTRUCTED = ("objective=[keypoint_align,point_recon]",)
 HOG = ("objective=[patch_hog]", *MASKED)
 NECK = ("objective=[pyramid_hog]", *MASKED)
 MOVING = ("centering=ema", *MASKED)
+SWAV = ("method=swav",)
+LEJEPA = ("method=lejepa",)
+SIGREG = ("objective=[keypoint_align,sigreg]", *MASKED)
 # Name: baseline, and the one override that is the switch; where the baseline has the same key, the
 # switch replaces it.
 SWITCHES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -156,6 +159,30 @@ SWITCHES: dict[str, tuple[tuple[str, ...], str]] = {
     "drop path": (PLAIN, "task.backbone.drop_path_rate=0.5"),
     # rivals
     **{f"method {m}": (PLAIN, f"method={m}") for m in METHODS},
+    "local crops of SwAV": (SWAV, "views.num_local=2"),
+    "temperature of SwAV": (SWAV, "task.objectives.swav.temp=0.2"),
+    "epsilon": (SWAV, "task.objectives.swav.epsilon=0.1"),
+    "iterations of codes": (SWAV, "task.objectives.swav.num_iters=1"),
+    "queue": (SWAV, "task.objectives.swav.queue_size=8"),
+    "no batch norm": (SWAV, "task.heads.projection.batch_norm=false"),
+    "frozen prototypes of SwAV": (SWAV, "task.freeze_prototypes_steps=2"),
+    "local crops of LeJEPA": (LEJEPA, "views.num_local=2"),
+    "two views": (LEJEPA, "views.num_views=2"),
+    "width of embeddings": (LEJEPA, "task.heads.embedding.out_dim=64"),
+    "width of the projector": (LEJEPA, "task.heads.embedding.hidden_dim=64"),
+    "depth of the projector": (LEJEPA, "task.heads.embedding.num_hidden=1"),
+    "lambda": (LEJEPA, "task.objectives.sigreg.weight=0.05"),
+    "slices": (LEJEPA, "task.objectives.sigreg.num_slices=64"),
+    "knots": (LEJEPA, "task.objectives.sigreg.num_knots=9"),
+    "end of the integral": (LEJEPA, "task.objectives.sigreg.max_t=5.0"),
+    "factor of the statistic": (LEJEPA, "task.objectives.sigreg.num_samples=null"),
+    "sigreg": (POINTS, "objective=[keypoint_align,sigreg]"),
+    "sigreg of patches": (SIGREG, "task.objectives.sigreg.of=patches"),
+    "sigreg of points": (SIGREG, "task.objectives.sigreg.of=keypoints"),
+    "deviation of points": (
+        (*SIGREG, "task.objectives.sigreg.of=keypoints"),
+        "task.objectives.sigreg.keypoint_std=0.3",
+    ),
 }
 
 

@@ -126,5 +126,6 @@ class SigReg(Objective):
             slices = torch.randn(rows.shape[-1], self.num_slices, device=rows.device)
             slices = from_first_rank(slices) if self.training else slices
             along = rows @ F.normalize(slices, dim=0)  # [n, views, num_slices]
-            settings = {"num_samples": self.num_samples, "sync": self.training}
-            return epps_pulley(along, self.num_knots, self.max_t, **settings).mean()
+            rule = self.num_knots, self.max_t
+            factor, sync = self.num_samples, self.training
+            return epps_pulley(along, *rule, num_samples=factor, sync=sync).mean()

@@ -10,7 +10,7 @@ from handmim.losses.composite import loss_dataclass, positive
 from handmim.models.teacher import sinkhorn_knopp
 from handmim.objectives.base import Objective, Setup, StepContext, Targets
 from handmim.objectives.distillation import Pair, class_tokens, cross_view_ce
-from handmim.utils.arguments import at_least
+from handmim.utils.arguments import at_least, below_one
 from handmim.utils.ranks import gathered, own_share
 
 
@@ -73,12 +73,14 @@ class SwAV(Objective):
     temp: float = positive(0.1)  # of predictions
     epsilon: float = positive(0.05)  # of codes
     num_iters: int = 3
-    queue_size: int = 3840  # used once full; the paper waits for 15 epochs. 0 for large batches
+    queue_size: int = 3840  # used once full; 0 for large batches
+    queue_start: float = 0.1  # share of the steps before it is used: features change fast at first
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(1, num_iters=self.num_iters)
         at_least(0, queue_size=self.queue_size)
+        below_one(queue_start=self.queue_start)
 
     def build(self, setup: Setup) -> None:
         self.projection = setup.make_head("projection")
@@ -89,8 +91,10 @@ class SwAV(Objective):
         z: Tensor = self.projection.embed(class_tokens(ctx))
         logits: Tensor = self.projection.logits(z, ctx.freeze_prototypes)
         whole = z[:, : ctx.shape[1]]
+        is_late = ctx.info.step >= self.queue_start * ctx.info.total_steps
         with torch.no_grad():
-            earlier = self.projection.logits(self.queue(sync=self.training))
+            stored = self.queue(sync=self.training)
+            earlier = self.projection.logits(stored if is_late else stored[:0])
             codes = [
                 self.codes(torch.cat([earlier, view]))[len(earlier) :]
                 for view in logits.detach()[:, : ctx.shape[1]].unbind(dim=1)

@@ -7,6 +7,7 @@ import torch
 from handmim.objectives.base import Setup
 from handmim.objectives.distillation import ProjectionHead
 from handmim.objectives.swav import FeatureQueue, SwAV
+from handmim.types import StepInfo
 from tests.objectives.keypoint_cases import batch_of, context
 
 SIZES = {"num_prototypes": 6, "hidden_dim": 16, "bottleneck_dim": 4, "num_layers": 2}
@@ -16,7 +17,7 @@ DIM = 8
 def built(**settings) -> SwAV:
     torch.manual_seed(0)
     head = partial(ProjectionHead, train_gain=False, batch_norm=True, **SIZES)
-    objective = SwAV(**{"queue_size": 0} | settings)
+    objective = SwAV(**{"queue_size": 0, "queue_start": 0.0} | settings)
     objective.build(Setup(DIM, heads={"projection": head}))
     return objective
 
@@ -94,6 +95,17 @@ def test_a_queue_balances_codes_once_it_is_full():
     np.testing.assert_allclose(codes.numpy(), want[20:], rtol=1e-3, atol=1e-6)
 
 
+def test_a_queue_waits_for_its_share_of_the_steps():
+    objective, alone = built(queue_size=8, queue_start=0.25).eval(), built().eval()
+    objective.queue.add(objective.projection.embed(tokens(8, 1, seed=1)[:, 0]))
+    objective.queue.move()
+    ctx = context_of(tokens())
+    for step, is_used in ((2, False), (3, True)):
+        ctx.info = StepInfo(step, 10)
+        same = torch.equal(objective.predict(ctx).teacher, alone.predict(ctx).teacher)
+        assert same is not is_used
+
+
 def test_the_newest_features_stay():
     queue = FeatureQueue(5, 1)
     for start in (1.0, 4.0):
@@ -164,6 +176,7 @@ def test_collapsed_features_come_apart():
         ("temp", 0.0, "temp must be > 0"),
         ("epsilon", 0.0, "epsilon must be > 0"),
         ("num_iters", 0, "num_iters must be >= 1, got 0"),
+        ("queue_start", 1.0, r"queue_start must be in \[0, 1\), got 1"),
         ("queue_size", -1, "queue_size must be >= 0, got -1"),
     ],
 )

@@ -164,6 +164,10 @@ SWITCHES: dict[str, tuple[tuple[str, ...], str]] = {
     "epsilon": (SWAV, "task.objectives.swav.epsilon=0.1"),
     "iterations of codes": (SWAV, "task.objectives.swav.num_iters=1"),
     "queue": (SWAV, "task.objectives.swav.queue_size=8"),
+    "start of the queue": (
+        (*SWAV, "task.objectives.swav.queue_size=8"),
+        "task.objectives.swav.queue_start=0.5",
+    ),
     "no batch norm": (SWAV, "task.heads.projection.batch_norm=false"),
     "frozen prototypes of SwAV": (SWAV, "task.freeze_prototypes_steps=2"),
     "local crops of LeJEPA": (LEJEPA, "views.num_local=2"),

@@ -22,9 +22,9 @@ __all__ = ["HandModel", "__version__", "load", "load_backbone"]
 
 
 def load(checkpoint: str | Path, device: str = "cpu", **options: Any) -> "HandPredictor":
-    """The model of a fine-tuning run's best.pt or last.pt as a function from crops to hands;
-    options are those of `HandPredictor.from_checkpoint`. Raises: FileNotFoundError; ValueError for
-    another file."""
+    """The model of a fine-tuning run's best.pt or last.pt, or of a file of tools/export.py, as a
+    function from crops to hands; options are those of `HandPredictor.from_checkpoint`. Raises:
+    FileNotFoundError; ValueError for another file."""
     from handmim.evaluation.predictor import HandPredictor
 
     return HandPredictor.from_checkpoint(checkpoint, device, **options)

@@ -26,6 +26,7 @@ COMMANDS = {
     "experiments": Command("experiments.runner:main", "experiments", "fill a table of variants"),
     "quickstart": Command("experiments.quickstart:main", None, "the whole chain on rendered hands"),
     "adapt": Command("experiments.adapt:main", None, "unlabeled photos to an estimator for them"),
+    "export": Command("pipelines.export:main", None, "a checkpoint as one small file to predict"),
     "pack": Command("pipelines.pack:main", None, "write a tree of images as one file of crops"),
 }
 

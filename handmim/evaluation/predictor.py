@@ -15,11 +15,13 @@ from torch import Tensor
 from handmim.data.augment import HandAugment
 from handmim.engine.checkpoint import check_fits, check_saved, load_checkpoint
 from handmim.evaluation.inference import InferenceModule
+from handmim.evaluation.model_file import read_model
 from handmim.geometry.camera import px_from_ndc, solve_translation
 from handmim.hand.conventions import mirror_intrinsics, mirror_points, mirror_rotmats
 from handmim.tasks.regression import RegressionTask
 from handmim.utils.arguments import at_least, one_of
 from handmim.utils.config import build, set_everywhere
+from handmim.utils.tensor_files import is_safetensors
 from handmim.utils.timer import Stages
 
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -28,9 +30,11 @@ UNBUILDABLE = (ValueError, RuntimeError, TypeError, AttributeError, LookupError,
 
 
 def read_model_checkpoint(path: str | Path) -> dict[str, Any]:
-    """A checkpoint of fine-tuning whose config builds nothing but our own parts; else
-    FileNotFoundError, or ValueError naming the entry that is missing or of another kind."""
-    saved = load_checkpoint(path, map_location="cpu")
+    """A checkpoint of fine-tuning, or a model exported from one, whose config builds nothing but
+    our own parts; else FileNotFoundError, or ValueError naming the entry that is missing or of
+    another kind."""
+    is_exported = Path(path).is_file() and is_safetensors(Path(path))
+    saved = read_model(Path(path)) if is_exported else load_checkpoint(path, map_location="cpu")
     check_saved(saved, path)
     return saved
 
@@ -172,7 +176,8 @@ class HandPredictor:
         cls, path: str | Path, device: str | torch.device = "cpu", *, hand_path: str | None = None,
         precision: str = "32-true", batch_size: int = 64, **options: Any,
     ) -> "HandPredictor":  # fmt: skip
-        """From last.pt or best.pt of a fine-tuning; crops are cut as its evaluation cuts them.
+        """From last.pt or best.pt of a fine-tuning, or a file of tools/export.py; crops are cut as
+        its evaluation cuts them.
 
         Args:
             path: of the checkpoint.

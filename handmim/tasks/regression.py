@@ -103,6 +103,10 @@ class RegressionTask(Task, ABC):
             return getattr(self, name)
         return self.averaged.net[name]
 
+    def predicting(self) -> nn.Module:
+        """Modules of the weights that predict: averaged ones, where they are kept."""
+        return self._live() if self.averaged is None else self.averaged.net
+
     @property
     def active_backbone(self) -> ViT:
         """The live backbone in training mode; its EMA, where one is kept, in eval mode."""

@@ -33,7 +33,7 @@ def test_a_dry_run_lists_the_runs_and_unknown_names_are_answered(workdir):
     text = call(workdir, "experiments.py", "table=nope", fails=True)
     assert "objectives" in text
     text = call(workdir, "experiments.py", "--help")
-    assert "table: articulation, controls" in text
+    assert "table: articulation, compute, controls" in text
     assert "finished runs are kept" in text
 
 

@@ -29,6 +29,9 @@ class JointBatch(NamedTuple):
         """Samples from start to stop of the hands, and the same share of the crops."""
         share = len(self.crops.image) / len(self.hands.image)
         first, last = round(start * share), round(stop * share)
+        if first == last:
+            num = f"a part of {stop - start} labelled images has no unlabeled crop"
+            raise ValueError(f"{num}: raise unlabeled.share, or lower trainer.accumulate")
         fields: Any = (None if x is None else x[first:last] for x in self.crops)
         crops = CropBatch(*fields)
         views = {name: batch.part(first, last) for name, batch in self.views.items()}
@@ -58,11 +61,18 @@ class CollatePairs:
 
     share: float
 
+    def __post_init__(self) -> None:
+        shares(share=self.share)
+
     def __call__(self, samples: Sequence[tuple[HandSample, Any]]) -> JointBatch:
         """A batch without views yet."""
         hands, crops = zip(*samples, strict=True)
-        num = max(1, round(self.share * len(crops)))
-        return JointBatch(collate_hands(hands), collate_crops(crops[:num]), {})
+        some = crops[: self.num_of(len(crops))]
+        return JointBatch(collate_hands(hands), collate_crops(some), {})
+
+    def num_of(self, num_hands: int) -> int:
+        """Unlabeled crops beside so many hands."""
+        return max(1, round(self.share * num_hands))
 
 
 @dataclass(kw_only=True)

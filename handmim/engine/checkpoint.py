@@ -154,6 +154,8 @@ def check_config(config: Any, path: Any = "the checkpoint", bound: float = MAX_S
     Targets lie in `PARTS`, or those of their section, by path and by where they are defined: no
     path leads through our modules to what they import (`handmim.data.crops.os.system`)."""
     for keys, value in plain_leaves(config, path):
+        if keys[0] == "unlabeled":  # no checkpoint is asked for what trained beside labels
+            continue
         text, fault = str(value), None
         of_model = keys[0] == "augment" or (keys[0] == "task" and {"backbone", "head"} & {*keys})
         is_size = of_model or (keys[0] == "data" and keys[-1].endswith("_px"))

@@ -164,6 +164,12 @@ class TrainStep:
         return StepResult(means.pop(""), means)
 
 
+def _plain(value: Any) -> Any:
+    """A batch, and batches within it, as dicts: files hold no classes of ours."""
+    value = value._asdict() if hasattr(value, "_asdict") else value
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
 class NotFiniteError(FloatingPointError):
     """The first loss, gradient or weight that is not finite; weights that were updated are lost."""
 
@@ -212,7 +218,7 @@ class FiniteGuard:
         path = self.run.dir / f"nonfinite_step_{info.step:07d}_rank{self.run.rank}.pt"
         others = set(self.run.dir.glob(f"nonfinite_step_*_rank{self.run.rank}.pt")) - {path}
         if is_kept := len(others) < MOST_KEPT:
-            fields = batch._asdict() if hasattr(batch, "_asdict") else {"batch": batch}
+            fields = _plain(batch) if hasattr(batch, "_asdict") else {"batch": batch}
             save_checkpoint(path, {"step": info.step, "batch": fields})
         bad = sorted(key for key, value in result.scalars.items() if not bool(value.isfinite()))
         text = f"the {name} is not finite at step {info.step} (bad: {', '.join(bad) or 'none'}); "

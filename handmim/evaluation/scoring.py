@@ -1,8 +1,8 @@
 """Scoring on a labelled set: root-relative metrics, and predictions in the camera's frame."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -24,6 +24,7 @@ from handmim.metrics.pose import KEYS, MIRRORED_SHARE, HandMetrics, crop_share_e
 from handmim.tasks.regression import MAX_IMAGES, RegressionTask
 from handmim.types import HandBatch, HandSample, StepInfo
 from handmim.utils.arguments import one_of
+from handmim.utils.files import UnreadableSample
 from handmim.utils.findings import spread
 from handmim.utils.run import Run
 from handmim.utils.timer import Stages
@@ -191,10 +192,17 @@ class MomentsHook:
         for domain, dataset in self.domains.items():
             order = spread(size_of(dataset), MAX_IMAGES)
             parts = np.array_split(order, -(-len(order) // self.batch_size))
-            crops = (collate_crops([dataset[int(i)] for i in part]) for part in parts)
-            images = (part.image.to(run.device) for part in crops)
+            samples = ([*_readable(dataset, part)] for part in parts)
+            images = (collate_crops(part).image.to(run.device) for part in samples if part)
             task.measure_tokens(domain, map(self.augment.evaluate_images, images))
         return {}
+
+
+def _readable(dataset: Dataset[Any], indices: Iterable[int]) -> Iterator[Any]:
+    """Samples without those that cannot be read, which training replaces."""
+    for index in indices:
+        with suppress(UnreadableSample):
+            yield dataset[int(index)]
 
 
 @dataclass(eq=False)

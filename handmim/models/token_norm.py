@@ -66,6 +66,8 @@ class TokenNorm(nn.Module):
             rows = [part.flatten(0, -2).double() for part in self._parts(tokens)]
             sums = [torch.stack([torch.ones_like(x), x, x.square()]).sum(dim=1) for x in rows]
             totals = [t + s for t, s in zip(totals, sums, strict=True)] if totals else sums
+        if not totals:
+            raise ValueError(f"no {domain} image can be read, to measure task.token_norm by")
         norms: Any = self.norms[domain]
         for norm, (num, first, second) in zip(norms, totals, strict=True):
             mean = first / num

@@ -3,6 +3,7 @@ checked, its parts are tried, the run is opened, labels are chosen, the task is 
 
 from collections import defaultdict, deque
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +27,7 @@ from handmim.data.datasets import (
     write_ids,
 )
 from handmim.data.loader import batches, collate_crops, collate_hands
-from handmim.data.unlabeled import CollatePairs, Pairs, PreparePairs
+from handmim.data.unlabeled import CollatePairs, JointBatch, Pairs, PreparePairs
 from handmim.engine.checkpoint import BEST, LAST, checkpoints_of
 from handmim.engine.saver import BestTracker
 from handmim.engine.step import TrainStep
@@ -37,12 +38,13 @@ from handmim.evaluation.scoring import METRICS, EvalHook, MomentsHook
 from handmim.hand.io import NUM_VERTS
 from handmim.hand.skeleton import NUM_JOINTS
 from handmim.models.pyramid import BACKBONE, export_neck, load_neck
-from handmim.models.token_norm import LABELLED, UNLABELED
+from handmim.models.token_norm import DOMAINS, LABELLED, UNLABELED
 from handmim.models.vit import ViT
 from handmim.models.weights.files import read_weights
 from handmim.models.weights.load import load_initial
 from handmim.pipelines.preflight import WEIGHTS, preflight
 from handmim.types import CropBatch, HandBatch, HandSample, StepInfo, StepResult, Task
+from handmim.utils.arguments import one_of
 from handmim.utils.config import build, drop_unbuilt, resolved, values
 from handmim.utils.json_files import read_rows
 from handmim.utils.processes import DONE
@@ -147,19 +149,24 @@ def _finetune(cfg: DictConfig) -> Trained:
             spared = {"num_workers": num_workers, "max_unreadable": cfg.trainer.max_unreadable}
             task.start_from_labels(train, augment, run.device, **spared)
             deque(batches(val, 64, num_workers), maxlen=0)  # else the first validation refuses it
-    hooks: Any = [EvalHook(val, augment, cfg.eval_every, num_workers=num_workers)]
+    validation = EvalHook(val, augment, cfg.eval_every, num_workers=num_workers)
+    hooks: Any = [validation]
     parts: Any = (train, collate_hands, augment)
-    if cfg.get("unlabeled") is not None:
-        joint, prepare, crops = join_unlabeled(cfg, task, train, augment)
-        parts = joint, CollatePairs(cfg.unlabeled.share), prepare
+    domains = {LABELLED: train}
+    if (settings := cfg.get("unlabeled")) is not None:
+        with run.fabric.rank_zero_first():
+            crops = build(settings.data)
+        parts = Pairs(train, crops), *join_unlabeled(settings, task, augment)
         meta["unlabeled_sha256"] = fingerprint_of(crops)
-    if task.token_norm is not None:
-        domains = {LABELLED: train}
-        if cfg.get("unlabeled") is not None and cfg.unlabeled.moments:
+        if settings.moments:
             domains[UNLABELED] = crops
+        if settings.val == LABELLED:
+            validation.domain = LABELLED
+    if task.token_norm is not None:
         hooks.insert(0, MomentsHook(domains, augment, cfg.eval_every))
     for name, node in (cfg.data.get("more") or {}).items():
-        further = EvalHook(build(node), augment, cfg.eval_every, num_workers=num_workers)
+        with run.fabric.rank_zero_first():
+            further = replace(validation, dataset=build(node))
         hooks.append(replace(further, name=name, domain=LABELLED))
     parts = (run, task, *parts, build(cfg.optim))
     result = Trainer(**cfg.trainer).fit(*parts, hooks=hooks, resume=cfg.resume, meta=meta)
@@ -174,16 +181,17 @@ def _finetune(cfg: DictConfig) -> Trained:
 
 
 def join_unlabeled(
-    cfg: DictConfig, task: Any, hands: Dataset[HandSample], augment: HandAugment
-) -> tuple[Pairs, PreparePairs, Dataset[Any]]:
-    """Give a task the terms on unlabeled crops; pairs of labelled and unlabeled samples, what
-    batches of them are prepared by, and the unlabeled crops."""
-    settings = cfg.unlabeled
-    terms, crops = settings.terms, build(settings.data)
-    task.add_unlabeled({name: build(node.term) for name, node in terms.items()})
-    views = {name: build(node.views) for name, node in terms.items()}
+    settings: DictConfig, task: Any, augment: HandAugment
+) -> tuple[CollatePairs, PreparePairs]:
+    """Give a task the terms on unlabeled crops; what collates and prepares pairs of samples."""
+    one_of("unlabeled.val", settings.val, DOMAINS)
+    terms = {name: build(node.term) for name, node in settings.terms.items()}
+    views = {name: build(node.views) for name, node in settings.terms.items()}
+    for name, term in terms.items():
+        term.check_views(views[name])
+    task.add_unlabeled(terms)
     prepare = PreparePairs(augment=augment, views=views, spectrum_prob=settings.spectrum_prob)
-    return Pairs(hands, crops), prepare, crops
+    return CollatePairs(settings.share), prepare
 
 
 def validations(run_dir: Path) -> dict[int, dict[str, float]]:
@@ -201,7 +209,13 @@ def setup_training(cfg: DictConfig) -> tuple[Run, Any]:
     """A run and its task, which is built before there is a folder; errors as `setup_run`."""
     drop_unbuilt(cfg.task)
     tasks: list[nn.Module] = []
-    run = setup_run(cfg, resume=cfg.resume, before_folder=lambda: tasks.append(build(cfg.task)))
+
+    def make() -> None:
+        tasks.append(build(cfg.task))
+        if (settings := cfg.get("unlabeled")) is not None:  # tried on a copy
+            join_unlabeled(settings, deepcopy(tasks[0]), build(cfg.augment))
+
+    run = setup_run(cfg, resume=cfg.resume, before_folder=make)
     Trainer(**cfg.trainer).check_batch(run.world_size)
     if run.compile:
         compile_backbones(tasks[0])
@@ -341,17 +355,15 @@ def dry_run_step(cfg: DictConfig, fabric: Fabric) -> tuple[Callable[[int], None]
     task = build(cfg.task).to(fabric.device)
     if cfg.machine.compile:
         compile_backbones(task)
-    train_step = TrainStep(
-        fabric,
-        task,
-        build(cfg.optim),
-        batch_size=cfg.trainer.batch_size,
-        accumulate=cfg.trainer.accumulate,
-        prepare=build(cfg.views if "views" in cfg else cfg.augment),
-    )
+    prepare = build(cfg.views if "views" in cfg else cfg.augment)
     side = round(cfg.task.backbone.img_px * CROP_PER_VIEW)
     image = torch.randint(0, 256, (cfg.trainer.batch_size, 3, side, side), dtype=torch.uint8)
     noise: Any = CropBatch(image) if "views" in cfg else noise_hands(image)
+    if (settings := cfg.get("unlabeled")) is not None:
+        collate, prepare = join_unlabeled(settings, task, prepare)
+        noise = JointBatch(noise, CropBatch(image[: collate.num_of(len(image))]), {})
+    sizes = {"batch_size": cfg.trainer.batch_size, "accumulate": cfg.trainer.accumulate}
+    train_step = TrainStep(fabric, task, build(cfg.optim), prepare=prepare, **sizes)
     batch = fabric.to_device(noise)
 
     def check(info: StepInfo, batch: Any, result: StepResult, norm: Any) -> None:

@@ -266,7 +266,9 @@ def method_of_run(run: str, with_weights: bool = True) -> HandMimTask:
     saved = _pretraining(run)
     config = OmegaConf.create(saved["config"])
     drop_unbuilt(config.task)
-    task: HandMimTask = build(config.task)
+    task = build(config.task)
+    if not isinstance(task, HandMimTask):
+        raise ValueError(f"{run} is no pretraining of handmim (unlabeled.terms.pretext.run)")
     if with_weights:
         task.load_state_dict(saved["task"])
     return task
@@ -274,13 +276,19 @@ def method_of_run(run: str, with_weights: bool = True) -> HandMimTask:
 
 def views_of_run(run: str) -> ViewMaker:
     """What a pretraining makes of its crops."""
-    views: ViewMaker = build(OmegaConf.create(_pretraining(run)["config"]).views)
+    views = build(OmegaConf.create(_pretraining(run)["config"]).views)
+    if not isinstance(views, ViewMaker):
+        raise ValueError(f"{run} makes no views of crops (unlabeled.terms.pretext.run)")
     return views
 
 
 def _pretraining(run: str) -> dict[str, Any]:
-    saved = load_checkpoint(Path(run) / LAST)
-    check_config(saved["config"], run)
-    if "views" not in saved["config"]:
-        raise ValueError(f"{run} is no pretraining: its config has no views (unlabeled.pretext)")
+    path, key = Path(run) / LAST, f"unlabeled.terms.pretext.run={run}"
+    if not path.is_file():
+        raise FileNotFoundError(f"{key}: no {LAST} there, the folder of a pretraining is required")
+    saved = load_checkpoint(path)
+    config = saved.get("config")
+    if not isinstance(config, dict) or not {"task", "views"} <= config.keys():
+        raise ValueError(f"{key} is no pretraining: its config has no views")
+    check_config(config, path)
     return saved

@@ -253,9 +253,12 @@ class RegressionTask(Task, ABC):
     @torch.no_grad()
     def measure_tokens(self, domain: str, images: Iterable[Tensor]) -> None:
         """Set the moments of `TokenNorm` from images [B, 3, H, W] in [0, 1] of a domain, with the
-        weights that predict; in eval mode."""
+        weights that predict; in eval mode. Averaged weights take buffers of the live ones at
+        every step, so these get them, too."""
         norm, taps = self._active("token_norm"), self._active("head").tapped_blocks
         norm.measure(domain, (self.active_backbone(image, taps=taps) for image in images))
+        if self.token_norm is not None and norm is not self.token_norm:
+            self.token_norm.load_state_dict(norm.state_dict())
 
     def lr_scales(self) -> dict[str, float]:
         """Lower rates for the backbone, falling towards its input."""

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from handmim.data.views import ViewMaker
 from handmim.engine.optim import Schedule, as_schedule
 from handmim.geometry.crop import from_source, to_source
 from handmim.geometry.rotation import rotation_about_z
@@ -12,8 +13,11 @@ from handmim.hand.skeleton import ROOT_JOINT
 from handmim.models.token_norm import UNLABELED
 from handmim.types import HandBatch, PretrainBatch, StepInfo
 from handmim.utils.arguments import at_least, below_one, shares
+from handmim.utils.config import differences
 
 Losses = tuple[Tensor, dict[str, Tensor]]
+# Of a `ViewMaker`: what no rotation carries predictions back from, and what nothing reads.
+NOT_RIGID = ("aspect", "flip_prob", "warp_ndc", "partner_prob", "num_local")
 
 
 class UnlabeledTerm(nn.Module):
@@ -25,6 +29,9 @@ class UnlabeledTerm(nn.Module):
 
     def join(self, task: Any) -> None:
         """Take part in the training of a `RegressionTask`; raises ValueError where it cannot."""
+
+    def check_views(self, views: ViewMaker) -> None:
+        """Raises: ValueError for views that the term cannot use."""
 
     def forward(self, task: Any, batch: PretrainBatch, info: StepInfo) -> Losses:
         """The weighted loss, and scalars worth logging."""
@@ -47,9 +54,18 @@ class Pretext(UnlabeledTerm):
         self.method = method
 
     def join(self, task: Any) -> None:
-        """Share the backbone."""
-        self.method.student["backbone"] = task.backbone
-        task.backbone.mask_token.requires_grad_(True)
+        """Share the backbone, whose copy the teacher's becomes. Raises: ValueError for one that
+        differs from the pretraining's, or is not trained."""
+        method, backbone = self.method, task.backbone
+        if found := differences(*map(_network, (method.student["backbone"], backbone))):
+            text = "the pretraining (unlabeled.terms.pretext.run) has another backbone than"
+            raise ValueError(f"{text} task.backbone: {found[0]}")
+        if not any(p.requires_grad for p in backbone.net.parameters()):
+            raise ValueError("a pretext trains the backbone: raise task.trained_blocks above 0")
+        method.student["backbone"] = backbone
+        if method.teacher is not None:
+            method.teacher.net["backbone"].load_state_dict(backbone.state_dict())
+        backbone.mask_token.requires_grad_(not method.drops_masked)
 
     def forward(self, task: Any, batch: PretrainBatch, info: StepInfo) -> Losses:
         """The method's own loss."""
@@ -63,6 +79,12 @@ class Pretext(UnlabeledTerm):
     def after_step(self, info: StepInfo) -> dict[str, float]:
         """As of the method."""
         return dict(self.method.after_step(info))
+
+
+def _network(backbone: Any) -> dict[str, Any]:
+    """What two backbones of one network have in common."""
+    stated = {"pixel_norm": backbone.pixel_norm, "num_heads": backbone.num_heads}
+    return stated | {name: tuple(value.shape) for name, value in backbone.state_dict().items()}
 
 
 class Consensus(UnlabeledTerm):
@@ -92,12 +114,26 @@ class Consensus(UnlabeledTerm):
         if task.averaged is None:
             raise ValueError("the teacher is the average of the weights: task.average=0.998")
 
+    def check_views(self, views: ViewMaker) -> None:
+        """Raises: ValueError for views that differ by more than a similarity, or are too few."""
+        given = {name: getattr(views, name) for name in NOT_RIGID}
+        if wrong := [f"{name}={value}" for name, value in given.items() if value]:
+            text = "views of a consensus are rotated, scaled and shifted alone: 0 instead of"
+            raise ValueError(f"{text} {', '.join(wrong)} (unlabeled.terms.consensus.views)")
+        if self.student_views > views.num_views:
+            text = f"student_views={self.student_views} of num_views={views.num_views}"
+            raise ValueError(f"{text}: no more than there are (unlabeled.terms.consensus)")
+
     def forward(self, task: Any, batch: PretrainBatch, info: StepInfo) -> Losses:
         """The task's own losses against the consensus."""
         if info.step < self.start * info.total_steps:
             return batch.views.new_zeros(()), {}
         labels, spread = self.labels(task, batch)
-        out = task.refinements(labels.image, labels.intrinsics, UNLABELED)
+        head_alone = task.head_alone(info)
+        if head_alone:  # `labels` put all into training mode
+            task.backbone.eval()
+        images = labels.image, labels.intrinsics
+        out = task.refinements(*images, UNLABELED, head_alone=head_alone)
         loss, scalars = task.losses(out, labels, info)
         return self.weight(*info) * loss, {**scalars, "spread_ndc": spread}
 
@@ -111,21 +147,23 @@ class Consensus(UnlabeledTerm):
         task.eval()
         state = task.refinements(views.flatten(0, 1), None, UNLABELED, of_batch=True).steps[-1]
         task.train()
-        seen = to_source(state.joints_crop_ndc.unflatten(0, (b, g)), maps)
-        angle = torch.atan2(maps[..., 1, 0], maps[..., 0, 0])
-        R = rotation_about_z(angle)  # [B, G, 3, 3] source from view
-        joints = state.joints_root_m.unflatten(0, (b, g)) @ R.transpose(-1, -2)
-        mean_2d, mean_3d = seen.mean(dim=1), joints.mean(dim=1)
-        spread = (seen - mean_2d[:, None]).norm(dim=-1).mean(dim=1)  # [B, 21]
-        limit = spread.flatten().quantile(self.kept)
-        confident = spread <= limit
         n = min(self.student_views, g)
-        target_2d = from_source(mean_2d[:, None].expand(-1, n, -1, -1), maps[:, :n])
-        target_3d = mean_3d[:, None] @ R[:, :n]
+        with torch.autocast(maps.device.type, enabled=False):
+            seen = to_source(state.joints_crop_ndc.unflatten(0, (b, g)), maps)
+            angle = torch.atan2(maps[..., 1, 0], maps[..., 0, 0])
+            R = rotation_about_z(angle)  # [B, G, 3, 3] source from view
+            joints = state.joints_root_m.unflatten(0, (b, g)) @ R.transpose(-1, -2)
+            mean_2d, mean_3d = seen.mean(dim=1), joints.mean(dim=1)
+            spread = (seen - mean_2d[:, None]).norm(dim=-1).mean(dim=1)  # [B, 21]
+            limit = spread.flatten().quantile(self.kept)
+            confident = spread <= limit
+            target_2d = from_source(mean_2d[:, None].expand(-1, n, -1, -1), maps[:, :n])
+            target_3d = mean_3d[:, None] @ R[:, :n]
         valid = confident[:, None].expand(-1, n, -1).flatten(0, 1)
         valid_3d = valid.clone()
         valid_3d[:, ROOT_JOINT] = True
         num, image = b * n, batch.views[:, :n].flatten(0, 1)
+        num_verts = 0 if state.verts_root_m is None else state.verts_root_m.shape[1]
         no = image.new_zeros(num, dtype=torch.bool)
         labels = HandBatch(
             image=image,
@@ -138,7 +176,7 @@ class Consensus(UnlabeledTerm):
             kp2d_conf=valid.float(),
             joints_cam_m=target_3d.flatten(0, 1),
             joints_valid=valid_3d,
-            verts_cam_m=image.new_zeros(num, 1, 1).expand(-1, state.verts_root_m.shape[1], 3),
+            verts_cam_m=image.new_zeros(num, 1, 1).expand(-1, num_verts, 3),
             has_verts=no,
             rotmats=torch.eye(3, device=image.device).expand(num, 16, 3, 3),
             betas=image.new_zeros(num, 10),

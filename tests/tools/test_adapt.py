@@ -17,7 +17,8 @@ def test_photos_and_renders_give_an_estimator(workdir):
     common = [o for o in small_data(workdir) if not o.startswith("paths.run_root")]
     steps = ["trainer.max_steps=3", "trainer.batch_size=4", *TINY]
     command = [sys.executable, "-m", "handmim", "adapt", "photos", "--name", "mine"]
-    command += ["--pretrain", *steps, "--finetune", *steps, *common]
+    pretext = ["pretext=run", "unlabeled.terms.pretext.run=runs/mine/pretrain"]
+    command += ["--pretrain", *steps, "--finetune", *pretext, *steps, *common]
     for _ in range(2):  # what is finished is not made again
         done = subprocess.run(command, cwd=workdir, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]

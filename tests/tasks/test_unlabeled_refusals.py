@@ -90,7 +90,7 @@ def test_labels_are_in_fp32_under_bf16(hands, hand):
 def test_bare_joints_have_a_consensus(hands):
     task = keypoint_task(average=0.5).train()
     task.add_unlabeled({"consensus": consensus()})
-    batch = joint_batch(hands, {"consensus": views(3, view_px=32)})
+    batch = joint_batch(hands, {"consensus": views(3)})
     result = task(batch, INFO)
     result.loss.backward()
     assert result.scalars["consensus/loss/direct3d"].isfinite()

@@ -206,7 +206,6 @@ def test_every_switch_changes_what_is_learned(name):
     ("baseline", "nothing"),
     [
         (INITIAL, "init_neck=auto"),
-        (PLAIN, "unlabeled.spectrum_prob=0.0"),
         (PLAIN, "init_neck=never"),
         (CONSENSUS, "unlabeled.data.exclude=['nowhere/*']"),
         (CONSENSUS, f"{VIEWS}.masks.masked_share=1.0"),

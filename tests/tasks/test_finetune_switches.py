@@ -124,6 +124,7 @@ SWITCHES: dict[str, tuple[tuple[str, ...], str]] = {
 # Keys beside them, and why no weight shows them.
 LEFT_OUT = {
     "unlabeled.moments": "it changes predictions alone: a test of its own",
+    "unlabeled.val": "it changes validations alone: in the same test",
     "unlabeled.terms": "consensus= and pretext= fill it",
     f"{VIEWS}.view_px": "the side that the backbone takes",
     f"{VIEWS}.patch_px": "it sizes masks, which consensus does not read",
@@ -232,7 +233,12 @@ def test_moments_change_predictions_of_the_same_weights():
         with torch.no_grad():
             found.append(task.eval().predict(image).joints_root_m)
     assert (found[0] - found[1]).abs().max() > 1e-6
-    assert runs[0].trained.metrics != runs[1].trained.metrics
+    # labelled images are validated by their own moments, photos by those of the photos
+    assert runs[0].trained.metrics == runs[1].trained.metrics
+    words = (*switched(NORM, "unlabeled.spectrum_prob=0.5"), "unlabeled.val=unlabeled")
+    by_photos = steps_of(words)
+    assert by_photos.weights == runs[0].weights
+    assert by_photos.trained.metrics != runs[0].trained.metrics
 
 
 def test_further_sets_are_validated():

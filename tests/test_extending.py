@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from omegaconf import DictConfig
 
 from handmim.data.loader import collate_hands
-from handmim.pipelines.train import dry_run_step
+from handmim.pipelines.dry_run import dry_run_step
 from handmim.utils.config import build
 from handmim.utils.entry import compose
 from tests.test_docs import check_command, commands_of

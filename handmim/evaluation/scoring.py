@@ -224,8 +224,10 @@ class EvalHook:
     def __call__(self, task: nn.Module, info: StepInfo, run: Run) -> dict[str, float]:
         """Metrics as `val/<metric>`."""
         assert isinstance(task, RegressionTask)
-        how: Any = {"autocast": run.fabric.autocast, "domain": self.domain}
-        module = InferenceModule(task, self.augment, run.device, **how)
+        autocast = run.fabric.autocast
+        module = InferenceModule(
+            task, self.augment, run.device, autocast=autocast, domain=self.domain
+        )
         sizes = {"batch_size": self.batch_size, "num_workers": self.num_workers}
         metrics, _ = score(module, self.dataset, **sizes)
         shown = [f"{text} {metrics[k]:.2f} mm" for k, text in SHOWN.items() if k in metrics]

@@ -34,8 +34,15 @@ class TokenNorm(nn.Module):
             num = 1 + num_taps + self.with_cls
             each = (BatchNorm1d(dim, affine=False) for _ in range(num))
             self.norms[domain] = nn.ModuleList(each)
-        # Whether unlabeled images were measured: then their moments predict.
+        # Whether unlabeled images were measured: then their moments predict. On the host too, for
+        # a prediction must not wait for the device.
         self.register_buffer("adapted", torch.zeros((), dtype=torch.bool))
+        self.is_adapted = False
+        self.register_load_state_dict_post_hook(self._read_flag)
+
+    @staticmethod
+    def _read_flag(norm: Any, _: Any) -> None:
+        norm.is_adapted = bool(norm.adapted)
 
     def _parts(self, tokens: Tokens) -> list[Tensor]:
         return [*tokens.taps, tokens.patches, *([tokens.cls] if self.with_cls else [])]
@@ -44,7 +51,7 @@ class TokenNorm(nn.Module):
         """Standardise the tokens of images of one domain; None is the unlabeled one where it was
         measured. `of_batch` takes the moments of these tokens in eval mode too."""
         if domain is None:
-            domain = UNLABELED if bool(self.adapted) else LABELLED
+            domain = UNLABELED if self.is_adapted else LABELLED
         each = []
         norms: Any = self.norms[domain]
         for norm, part in zip(norms, self._parts(tokens), strict=True):
@@ -75,3 +82,4 @@ class TokenNorm(nn.Module):
             norm.running_var.copy_((second / num - mean.square()).clamp(min=1e-6))
         if domain == UNLABELED:
             self.adapted.fill_(True)
+            self.is_adapted = True

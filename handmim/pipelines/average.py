@@ -14,6 +14,7 @@ from torch import Tensor
 
 from handmim.engine.checkpoint import OF_RUNS, require, save_checkpoint
 from handmim.engine.identity import By, deciding
+from handmim.evaluation.model_file import KEY
 from handmim.evaluation.predictor import hand_config, load_model, read_model_checkpoint
 from handmim.evaluation.report import expanded
 from handmim.models.weights.files import read_weights
@@ -124,6 +125,8 @@ def average_checkpoints(
 def average_backbones(paths: Sequence[str], weights: Sequence[float], out: Path) -> None:
     """Write the average of exported backbones of one network. Raises: ValueError."""
     files = [read_weights(path) for path in paths]
+    if exported := [path for path, file in zip(paths, files, strict=True) if KEY in file.meta]:
+        raise ValueError(f"{exported[0]} is an exported model: average checkpoints (checkpoints)")
     stated = ("timm_name", "timm_args", "pixel_norm", "num_heads")
     facts = [{key: file.meta.get(key) for key in stated} for file in files]
     check_alike(paths, facts, [file.tensors for file in files])

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from lightning_fabric import Fabric
 from omegaconf import DictConfig, open_dict
 from torch import nn
 from torch.utils.data import Dataset, Subset
@@ -27,34 +25,29 @@ from handmim.data.datasets import (
     write_ids,
 )
 from handmim.data.loader import batches, collate_crops, collate_hands
-from handmim.data.unlabeled import CollatePairs, JointBatch, Pairs, PreparePairs
+from handmim.data.unlabeled import CollatePairs, Pairs, PreparePairs
 from handmim.engine.checkpoint import BEST, LAST, checkpoints_of
 from handmim.engine.saver import BestTracker
-from handmim.engine.step import TrainStep
 from handmim.engine.trainer import FitResult, Trainer
 from handmim.engine.workers import StopSignals, Watchdog
 from handmim.evaluation.predictor import check_same_hand
 from handmim.evaluation.scoring import METRICS, EvalHook, MomentsHook
-from handmim.hand.io import NUM_VERTS
-from handmim.hand.skeleton import NUM_JOINTS
 from handmim.models.pyramid import BACKBONE, export_neck, load_neck
 from handmim.models.token_norm import DOMAINS, LABELLED, UNLABELED
 from handmim.models.vit import ViT
 from handmim.models.weights.files import read_weights
 from handmim.models.weights.load import load_initial
 from handmim.pipelines.preflight import WEIGHTS, preflight
-from handmim.types import CropBatch, HandBatch, HandSample, StepInfo, StepResult, Task
+from handmim.types import HandSample, Task
 from handmim.utils.arguments import one_of
 from handmim.utils.config import build, drop_unbuilt, resolved, values
 from handmim.utils.json_files import read_rows
 from handmim.utils.processes import DONE
 from handmim.utils.run import Run
-from handmim.utils.seed import seed_everything
 
 LABELS = ("num_labels", "label_fraction", "label_ids")  # settings that choose some
 LABELS_FILE = "labels.txt"
 RENDERED = "handmim.data.synthetic.SyntheticHands"
-CROP_PER_VIEW = 9 / 7  # side of the stored crops: 288 px for views of 224
 SCENE = "handmim.render.scene.SceneSettings"
 
 
@@ -118,7 +111,7 @@ def finetune(cfg: DictConfig) -> Trained:
             ways = "unlabeled=folder unlabeled.data.root=DIR"
             raise ValueError(f"{which} needs unlabeled crops: {ways}")
         has_norm = settings.moments and cfg.task.get("token_norm") is not None
-        if not (settings.terms or settings.spectrum_prob or has_norm):
+        if not (reads_crops(settings) or has_norm):
             ways = "consensus=views, pretext=run, task.token_norm=patches, unlabeled.spectrum_prob"
             raise ValueError(f"nothing would read the unlabeled crops: {ways}, or unlabeled=null")
     with StopSignals():
@@ -156,7 +149,8 @@ def _finetune(cfg: DictConfig) -> Trained:
     if (settings := cfg.get("unlabeled")) is not None:
         with run.fabric.rank_zero_first():
             crops = build(settings.data)
-        parts = Pairs(train, crops), *join_unlabeled(settings, task, augment)
+        if reads_crops(settings):
+            parts = Pairs(train, crops), *join_unlabeled(settings, task, augment)
         meta["unlabeled_sha256"] = fingerprint_of(crops)
         if settings.moments:
             domains[UNLABELED] = crops
@@ -166,8 +160,8 @@ def _finetune(cfg: DictConfig) -> Trained:
         hooks.insert(0, MomentsHook(domains, augment, cfg.eval_every))
     for name, node in (cfg.data.get("more") or {}).items():
         with run.fabric.rank_zero_first():
-            further = replace(validation, dataset=build(node))
-        hooks.append(replace(further, name=name, domain=LABELLED))
+            further = build(node)
+        hooks.append(replace(validation, dataset=further, name=name, domain=LABELLED))
     parts = (run, task, *parts, build(cfg.optim))
     result = Trainer(**cfg.trainer).fit(*parts, hooks=hooks, resume=cfg.resume, meta=meta)
     path = export(run, task, cfg.seed, result)
@@ -178,6 +172,11 @@ def _finetune(cfg: DictConfig) -> Trained:
     best = {} if result.best is None else logged.get(result.best.step, {})
     last = list(logged.values())[-1] if logged else {}
     return Trained(run.dir, path, result, last, chosen.num, best)
+
+
+def reads_crops(settings: DictConfig) -> bool:
+    """Whether training steps read the unlabeled crops; moments of tokens are measured apart."""
+    return bool(settings.terms or settings.spectrum_prob)
 
 
 def join_unlabeled(
@@ -345,59 +344,3 @@ def choose_labels(
     num = num if fraction is None else share_of_labels(total, fraction)
     samples = label_subset(dataset, num, seed)
     return ChosenLabels(samples, total if num is None else num, f"seed {seed}")
-
-
-def dry_run_step(cfg: DictConfig, fabric: Fabric) -> tuple[Callable[[int], None], float]:
-    """One training step on images of noise: the update by number of the step, which raises
-    FloatingPointError for a loss that is not finite; and trainable parameters in millions."""
-    seed_everything(cfg.seed)
-    drop_unbuilt(cfg.task)
-    task = build(cfg.task).to(fabric.device)
-    if cfg.machine.compile:
-        compile_backbones(task)
-    prepare = build(cfg.views if "views" in cfg else cfg.augment)
-    side = round(cfg.task.backbone.img_px * CROP_PER_VIEW)
-    image = torch.randint(0, 256, (cfg.trainer.batch_size, 3, side, side), dtype=torch.uint8)
-    noise: Any = CropBatch(image) if "views" in cfg else noise_hands(image)
-    if (settings := cfg.get("unlabeled")) is not None:
-        collate, prepare = join_unlabeled(settings, task, prepare)
-        noise = JointBatch(noise, CropBatch(image[: collate.num_of(len(image))]), {})
-    sizes = {"batch_size": cfg.trainer.batch_size, "accumulate": cfg.trainer.accumulate}
-    train_step = TrainStep(fabric, task, build(cfg.optim), prepare=prepare, **sizes)
-    batch = fabric.to_device(noise)
-
-    def check(info: StepInfo, batch: Any, result: StepResult, norm: Any) -> None:
-        if not bool(result.loss.isfinite()):
-            raise FloatingPointError(f"the loss is not finite at step {info.step} (optim.lr.start)")
-
-    def step(number: int) -> None:
-        train_step(batch, StepInfo(number, cfg.trainer.max_steps), check)
-
-    return step, sum(p.numel() for p in task.parameters() if p.requires_grad) / 1e6
-
-
-def noise_hands(image: torch.Tensor) -> HandBatch:
-    """[B, 3, S, S] uint8 images with labels of every kind: clouds of points before the camera."""
-    b, side = len(image), image.shape[-1]
-    yes = torch.ones(b, dtype=torch.bool)
-    K = torch.tensor([[2.0 * side, 0.0, side / 2], [0.0, 2.0 * side, side / 2], [0.0, 0.0, 1.0]])
-    points = 0.05 * torch.randn(b, NUM_JOINTS + NUM_VERTS, 3) + torch.tensor([0.0, 0.0, 0.6])
-    joints, verts = points.split([NUM_JOINTS, NUM_VERTS], dim=1)
-    seen = yes[:, None].expand(b, NUM_JOINTS)
-    return HandBatch(
-        image=image,
-        was_left=~yes,
-        joint_convention=torch.zeros(b, dtype=torch.int64),
-        K_crop_px=K.expand(b, 3, 3),
-        has_K=yes,
-        kp2d_crop_ndc=4.0 * joints[..., :2] / joints[..., 2:],
-        kp2d_valid=seen,
-        kp2d_conf=seen.float(),
-        joints_cam_m=joints,
-        joints_valid=seen,
-        verts_cam_m=verts,
-        has_verts=yes,
-        rotmats=torch.eye(3).expand(b, 16, 3, 3),
-        betas=torch.zeros(b, 10),
-        has_mano=yes,
-    )

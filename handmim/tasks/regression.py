@@ -70,7 +70,6 @@ class RegressionTask(Task, ABC):
             taps: Any = self.head.tapped_blocks
             self.token_norm = TokenNorm(backbone.embed_dim, token_norm, len(taps))
         self.unlabeled = nn.ModuleDict()  # terms of `add_unlabeled`
-        self.terms: dict[str, UnlabeledTerm] = {}  # the same
         self.losses = CompositeLoss(losses, step_weights)
         self.backbone_lr_scale, self.layer_decay = backbone_lr_scale, layer_decay
         self.head_first = head_first
@@ -89,7 +88,12 @@ class RegressionTask(Task, ABC):
         """Train by further terms on unlabeled crops, whose views batches then hold by name."""
         for name, term in terms.items():
             term.join(self)
-            self.unlabeled[name] = self.terms[name] = term
+            self.unlabeled[name] = term
+
+    @property
+    def terms(self) -> dict[str, Any]:
+        """The terms on unlabeled crops, by name."""
+        return dict(self.unlabeled.items())
 
     def _live(self) -> nn.ModuleDict:
         parts = {"backbone": self.backbone, "head": self.head}
@@ -98,7 +102,7 @@ class RegressionTask(Task, ABC):
         return nn.ModuleDict(parts)
 
     def _active(self, name: str) -> Any:
-        """The "backbone" or "head" that predicts."""
+        """The "backbone", "head" or "token_norm" that predicts."""
         if self.training or self.averaged is None:
             return getattr(self, name)
         return self.averaged.net[name]
@@ -115,7 +119,7 @@ class RegressionTask(Task, ABC):
     @property
     def export_backbone(self) -> ViT:
         """The EMA of the backbone where one is kept, else the live one."""
-        net: Any = self if self.averaged is None else self.averaged.net
+        net: Any = self.predicting()
         return net.backbone
 
     @property
@@ -129,17 +133,19 @@ class RegressionTask(Task, ABC):
         intrinsics: Intrinsics | None = None,
         domain: str | None = None,
         *,
-        of_batch: bool = False,
+        as_teacher: bool = False,
         head_alone: bool = False,
     ) -> Any:
-        """Images to the start and all refinements, joints in the head's own convention; `domain`
-        and `of_batch` as `TokenNorm` takes them. With `head_alone`, no gradient reaches the
-        backbone."""
-        head = self._active("head")
+        """Images to the start and all refinements, joints in the head's own convention; `domain` as
+        `TokenNorm` takes it. `as_teacher` predicts by averaged weights while the live ones train,
+        tokens by moments of the batch. With `head_alone`, no gradient reaches the backbone."""
+        averaged = self.averaged if as_teacher else None
+        part: Any = self._active if averaged is None else averaged.net.__getitem__
+        head = part("head")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not head_alone):
-            tokens = self.active_backbone(image, taps=head.tapped_blocks)
+            tokens = part("backbone")(image, taps=head.tapped_blocks)
         if self.token_norm is not None:
-            tokens = self._active("token_norm")(tokens, domain, of_batch)
+            tokens = part("token_norm")(tokens, domain, of_batch=as_teacher)
         return head(tokens, intrinsics)
 
     def in_convention(self, state: Any, convention: Tensor, intrinsics: Intrinsics | None) -> Any:

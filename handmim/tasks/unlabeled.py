@@ -129,10 +129,7 @@ class Consensus(UnlabeledTerm):
         if info.step < self.start * info.total_steps:
             return batch.views.new_zeros(()), {}
         labels, spread = self.labels(task, batch)
-        head_alone = task.head_alone(info)
-        if head_alone:  # `labels` put all into training mode
-            task.backbone.eval()
-        images = labels.image, labels.intrinsics
+        images, head_alone = (labels.image, labels.intrinsics), task.head_alone(info)
         out = task.refinements(*images, UNLABELED, head_alone=head_alone)
         loss, scalars = task.losses(out, labels, info)
         return self.weight(*info) * loss, {**scalars, "spread_ndc": spread}
@@ -144,9 +141,7 @@ class Consensus(UnlabeledTerm):
         views = batch.views if batch.clean_views is None else batch.clean_views
         b, g = views.shape[:2]
         maps = batch.source_from_view
-        task.eval()
-        state = task.refinements(views.flatten(0, 1), None, UNLABELED, of_batch=True).steps[-1]
-        task.train()
+        state = task.refinements(views.flatten(0, 1), None, UNLABELED, as_teacher=True).steps[-1]
         n = min(self.student_views, g)
         with torch.autocast(maps.device.type, enabled=False):
             seen = to_source(state.joints_crop_ndc.unflatten(0, (b, g)), maps)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 import handmim
 from handmim.engine.checkpoint import load_checkpoint
 from handmim.evaluation.model_file import KEY, read_model, write_model
+from handmim.pipelines.average import average_backbones
 from handmim.pipelines.export import export
 from tests.tools.calls import FINETUNE, TINY, call, small_data
 
@@ -26,7 +27,7 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(trained):
     path = trained.with_name("hand.safetensors")
-    export(trained, path, "standin")
+    export(trained, path)
     return path
 
 
@@ -63,6 +64,8 @@ def test_other_files_are_refused(trained, exported, tmp_path):
     write_model(content, tmp_path / "hostile.safetensors")
     with pytest.raises(ValueError, match=r"os\.system"):
         handmim.load(tmp_path / "hostile.safetensors")
+    with pytest.raises(ValueError, match=r"is an exported model: average checkpoints"):
+        average_backbones([str(exported)] * 2, [0.5, 0.5], tmp_path / "mean.safetensors")
     damaged = bytearray(exported.read_bytes())
     damaged[-9] ^= 1
     (tmp_path / "damaged.safetensors").write_bytes(damaged)

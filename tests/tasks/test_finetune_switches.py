@@ -141,7 +141,7 @@ class Steps(NamedTuple):
 
 def switched(baseline: tuple[str, ...], switch: str) -> tuple[str, ...]:
     """The baseline's overrides with the switch, perhaps of several words, among them."""
-    added = switch.split(" ") if switch.startswith("pretext=") else [switch]
+    added = switch.split(" ") if switch.startswith(("pretext=", "unlabeled=")) else [switch]
     keys = {word.split("=")[0] for word in added}
     return (*(o for o in baseline if o.split("=")[0] not in keys), *added)
 
@@ -190,7 +190,7 @@ def steps_of(words: tuple[str, ...]) -> Steps:
     trained = finetune(composed("finetune", *SMALL, *words, f"name=run{next(numbers)}"))
     state = load_checkpoint(trained.run_dir / "last.pt")["task"]
     sums = {k: float(v.double().abs().sum()) for k, v in state.items()}
-    # Not those of the terms: what a term brings with it would tell by itself.
+    # Not those of the terms: what a term brings with it would differ by itself.
     return Steps(trained, tuple(v for k, v in sums.items() if k.startswith(("backbone.", "head."))))
 
 
@@ -208,6 +208,7 @@ def test_every_switch_changes_what_is_learned(name):
     [
         (INITIAL, "init_neck=auto"),
         (PLAIN, "init_neck=never"),
+        (("task.token_norm=patches",), " ".join(PHOTOS)),  # moments alone: no step reads the crops
         (CONSENSUS, "unlabeled.data.exclude=['nowhere/*']"),
         (CONSENSUS, f"{VIEWS}.masks.masked_share=1.0"),
         (GOES_ON, f"{PRETEXT}.views.run=runs/first"),

@@ -238,7 +238,7 @@ def steps_of(overrides: tuple[str, ...], start: tuple[str, ...] | None = None) -
         optimizer.zero_grad()
         task.module.after_step(info)
         numbers.append(float(result.loss.detach()))
-    # Not those of the heads: a head more or less would tell by itself.
+    # Not those of the heads: a head more or less would differ by itself.
     for backbone in (task.module.student["backbone"], task.module.export_backbone):
         numbers.append(sum(float(p.detach().double().abs().sum()) for p in backbone.parameters()))
     return Steps(initial, tuple(numbers))

@@ -27,6 +27,7 @@ from handmim.tasks.unlabeled import Consensus, Pretext
 from handmim.types import CropSample, StepInfo, Tokens
 from handmim.utils.run import Run
 from tests.tasks.small_tasks import SCENE, small_augment, small_hand_task
+from tests.tasks.test_keypoints_task import build as keypoint_task
 
 SIZE = {"embed_dim": 24, "depth": 2, "num_heads": 2}
 
@@ -213,9 +214,8 @@ class Oracle(torch.nn.Module):
             verts_root_m=torch.zeros(b * g, 5, 3),
         )
 
-    def refinements(self, image, intrinsics, domain, of_batch):
-        assert not self.training
-        assert (domain, of_batch) == (UNLABELED, True)
+    def refinements(self, image, intrinsics, domain, *, as_teacher):
+        assert (domain, as_teacher) == (UNLABELED, True)
         return SimpleNamespace(steps=(None, self.state))
 
 
@@ -238,6 +238,41 @@ def test_consensus_labels_are_the_hand_of_each_view(hands, hand):
     torch.testing.assert_close(labels.joints_cam_m, rotated, atol=1e-6, rtol=0)
     assert labels.joints_valid[:, 9].all()
     assert not labels.has_mano.any()
+
+
+def test_the_teacher_predicts_by_averaged_weights_while_the_live_ones_train(hands, hand):
+    options = {"average": 0.5, "token_norm": "all", "drop_path_rate": 0.5}
+    task = small_hand_task(hand, **options).train()
+    net = task.averaged.net
+    with torch.no_grad():
+        for parameter in net["backbone"].parameters():
+            parameter += 0.05
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    image = joint_batch(hands, {}).hands.image
+    found = task.refinements(image, None, UNLABELED, as_teacher=True).steps[-1]
+    tokens = net["token_norm"](net["backbone"](image), UNLABELED, of_batch=True)
+    assert torch.equal(found.joints_root_m, net["head"](tokens).steps[-1].joints_root_m)
+    assert task.training
+    assert task.backbone.training
+    assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
+
+
+def test_moments_that_were_loaded_predict():
+    norm, other = TokenNorm(6, "patches").eval(), TokenNorm(6, "patches").eval()
+    norm.measure(UNLABELED, [tokens(1, -5.0, 0.1)])
+    other.load_state_dict(norm.state_dict())
+    assert other.is_adapted
+    photos = tokens(2, -5.0, 0.1)
+    assert torch.equal(other(photos).patches, norm(photos, UNLABELED).patches)
+
+
+def test_bare_joints_are_standardised_too():
+    task = keypoint_task(token_norm="patches").train()
+    image = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    seen = []
+    task.head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    task.refinements(image, None, LABELLED)
+    assert seen[0].patches.mean(dim=(0, 1)).abs().max() < 1e-5
 
 
 def test_consensus_waits_and_needs_averaged_weights(hands, hand):

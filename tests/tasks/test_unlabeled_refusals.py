@@ -15,7 +15,8 @@ from handmim.evaluation.scoring import MomentsHook
 from handmim.models.token_norm import LABELLED, UNLABELED
 from handmim.models.vit import ViT
 from handmim.objectives.hog import PatchHog
-from handmim.pipelines.train import dry_run_step, join_unlabeled
+from handmim.pipelines.dry_run import dry_run_step
+from handmim.pipelines.train import join_unlabeled
 from handmim.tasks.pretrain import HandMimTask, method_of_run, views_of_run
 from handmim.tasks.unlabeled import Pretext
 from handmim.types import StepInfo

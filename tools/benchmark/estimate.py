@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from benchmark.core import MIB, Bench, flops_of, peak_mib
-from handmim.pipelines.train import dry_run_step
+from handmim.pipelines.dry_run import dry_run_step
 from handmim.utils.timer import Stages
 
 ENOUGH_S = 2.0  # a step this long is measured well

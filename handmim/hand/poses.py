@@ -28,6 +28,9 @@ BREADTH_MM = {
 # search for the widest gaps gives, inside the limits).
 CLOSED_ABDUCTION_DEG = np.array([7.0, 0.9, -7.0, -2.9])
 CLOSED_TWIST_DEG = np.array([4.0, 2.0, -4.0, -0.5])
+# Shares of draws: fists, fingers curling together, each open or closed, uniform, relaxed.
+FINGER_MODES = (0.18, 0.17, 0.27, 0.16, 0.22)
+THUMB_MODES = (0.4, 0.4, 0.2)  # open, across the palm, anywhere between
 # Beads of a digit: the bones that they lie on, and where.
 BEAD_BONES = np.repeat([0, 1, 2], [3, 4, 4])
 BEAD_SHARES = np.array([0.45, 0.63, 0.82, 0.0, 0.25, 0.5, 0.75, 0.0, 0.25, 0.5, 0.72])
@@ -102,10 +105,10 @@ class PoseSampler:
         return about[:, :, 0] @ about[:, :, 1] @ about[:, :, 2]
 
     def angles(self, num: int, rng: np.random.Generator) -> Array:
-        """Raw draws [num, 16, 3] in degrees, not yet tested for clearance: fists, fingers curling
-        together, each finger open or closed on its own, uniform, relaxed."""
+        """Raw draws [num, 16, 3] in degrees, not yet tested for clearance: fingers by
+        FINGER_MODES, the thumb by THUMB_MODES."""
         a = np.zeros((num, 16, 3))
-        mode = rng.choice(5, (num, 1), p=[0.26, 0.18, 0.2, 0.18, 0.18])
+        mode = rng.choice(5, (num, 1), p=FINGER_MODES)
         fist = np.clip(rng.normal(0.93, 0.06, (num, 1)) + rng.normal(0, 0.03, (num, 4)), 0, 1)
         shared = np.clip(rng.beta(1.0, 0.9, (num, 1)) + rng.normal(0, 0.07, (num, 4)), 0, 1)
         bimodal = np.where(
@@ -130,11 +133,16 @@ class PoseSampler:
             a[:, j, 1] = (fan[:, k] + rng.normal(0, 5, num)) * free + CLOSED_ABDUCTION_DEG[k] * m
             a[:, j, 1] += rng.normal(0, 0.6, num)
             a[:, j, 2] = rng.normal(0, 2, num) * free + CLOSED_TWIST_DEG[k] * m
-        t = np.clip(0.5 * curl[:, 0] + 0.5 * rng.random(num), 0, 1)
-        for axis, (low, high) in enumerate(((-12, 36), (-20, 26), (-14, 20))):
-            a[:, 13, axis] = rng.uniform(low, high, num)
-        a[:, 14, 0] = within(14, t + rng.normal(0, 0.15, num))
-        a[:, 15, 0] = within(15, t + rng.normal(0, 0.2, num))
+        # A thumb is mostly either open or across the palm, whatever the fingers do; one that
+        # crosses the palm stays low over it.
+        across = rng.choice(3, num, p=THUMB_MODES)
+        t = np.choose(across, [rng.beta(1.0, 2.5, num), rng.beta(3.0, 1.0, num), rng.random(num)])
+        a[:, 13, 0] = within(13, t + rng.normal(0, 0.12, num))
+        low, high = self.limits_deg[13, 1]
+        a[:, 13, 1] = low + (high - low) * (0.55 - 0.4 * t + rng.normal(0, 0.25, num))
+        a[:, 13, 2] = rng.uniform(-14, 20, num)
+        a[:, 14, 0] = within(14, 0.9 * t + rng.normal(0, 0.2, num))
+        a[:, 15, 0] = within(15, 0.2 + 0.7 * t + rng.normal(0, 0.25, num))
         return np.clip(a, self.limits_deg[..., 0], self.limits_deg[..., 1])
 
     def clearance_m(self, rotmats: Array) -> Array:

@@ -22,7 +22,7 @@ from handmim.utils.arguments import at_least, one_of, shares
 Array = NDArray[np.floating]
 RNG = np.random.Generator
 
-RENDERER_VERSION = 5  # part of every cache's name: raise it when images change
+RENDERER_VERSION = 6  # part of every cache's name: raise it when images change
 SPLITS = ("train", "val", "test")
 POSE_BLOCK = 256
 CENTRING_STEPS = 4

@@ -1,7 +1,8 @@
 import numpy as np
 
 from handmim.geometry.rotation_numpy import rotvec_to_matrix
-from handmim.hand.poses import chain, least_gaps_m
+from handmim.hand.io import load_hand_arrays
+from handmim.hand.poses import PoseSampler, chain, least_gaps_m
 from handmim.hand.skeleton import CHAIN_PARENTS
 
 
@@ -36,3 +37,17 @@ def test_least_gaps_are_those_of_all_pairs():
             d = np.linalg.norm(beads[n, a, 2:, None] - heel[n], axis=2)
             gaps.append((d - radii[a, 2:, None] - 0.1).min())
         assert abs(got - min(gaps)) < 1e-12
+
+
+def test_a_thumb_is_open_or_across_the_palm_whatever_the_fingers_do():
+    sampler = PoseSampler.from_arrays(load_hand_arrays("standin"))
+    angles, rotmats = sampler.sample_angles(1500, np.random.default_rng(3))
+    world, posed = chain(rotmats, sampler.joints_m)
+    end = sampler.tips_m[4] - sampler.joints_m[15]
+    tip_mm = 1000 * (posed[:, 15] + (world[:, 15] @ end[:, None])[..., 0])
+    sideways = tip_mm[:, 2]  # +z towards the thumb; the index knuckle lies at 29 mm
+    assert np.mean(sideways < 10) > 0.25
+    assert np.mean(sideways > 70) > 0.3
+    index_curl = angles[:, 1, 0] + angles[:, 2, 0]
+    thumb_flexion = angles[:, 13, 0] + angles[:, 14, 0]
+    assert abs(np.corrcoef(index_curl, thumb_flexion)[0, 1]) < 0.35

@@ -163,7 +163,7 @@ def test_mirrored_hands_are_a_warning_although_their_aligned_error_is_zero(hands
 @pytest.mark.parametrize("num", [4, 20, 32, NUM])
 def test_single_mirrored_hands_are_found_where_the_ground_truth_is_known(hands, benchmark, num):
     joints, verts = benchmark.canonical_to_benchmark(*hands)
-    pred = joints + np.random.default_rng(0).normal(0, 0.007, joints.shape)
+    pred = joints + np.random.default_rng(0).normal(0, 0.005, joints.shape)
     verts = verts.copy()
     for points in (pred, verts):
         points[:num] *= [-1, 1, 1]

@@ -10,13 +10,13 @@ from tests.tools.calls import TINY, small_data
 
 def test_photos_and_renders_give_an_estimator(workdir):
     rng = np.random.default_rng(0)
-    (workdir / "photos").mkdir()
+    (workdir / "adapted").mkdir()
     for number in range(6):
         image = rng.integers(0, 255, (60, 50, 3), dtype=np.uint8)
-        cv2.imwrite(str(workdir / "photos" / f"{number}.png"), image)
+        cv2.imwrite(str(workdir / "adapted" / f"{number}.png"), image)
     common = [o for o in small_data(workdir) if not o.startswith("paths.run_root")]
     steps = ["trainer.max_steps=3", "trainer.batch_size=4", *TINY]
-    command = [sys.executable, "-m", "handmim", "adapt", "photos", "--name", "mine"]
+    command = [sys.executable, "-m", "handmim", "adapt", "adapted", "--name", "mine"]
     pretext = ["pretext=run", "unlabeled.terms.pretext.run=runs/mine/pretrain"]
     command += ["--pretrain", *steps, "--finetune", *pretext, *steps, *common]
     for _ in range(2):  # what is finished is not made again

@@ -56,7 +56,7 @@ def test_facts_name_hand_and_settings_and_every_file(whole, format, hand_arrays)
     assert metadata["hand_sha256"] == hand_arrays.sha256
     assert metadata["format"] == format
     assert (metadata["num"], metadata["num_eval"], metadata["seed"]) == (*SIZES[format], 0)
-    assert metadata["renderer"] == 5
+    assert metadata["renderer"] == 6
     assert metadata["scene"]["image_px"] == 32
     spec = DatasetSpec(format, *SIZES[format], 0, SceneSettings(image_px=32), False)
     assert {"handmim.json", *own_files(spec)} == set(tree(root))

@@ -28,8 +28,8 @@ BREADTH_MM = {
 # search for the widest gaps gives, inside the limits).
 CLOSED_ABDUCTION_DEG = np.array([7.0, 0.9, -7.0, -2.9])
 CLOSED_TWIST_DEG = np.array([4.0, 2.0, -4.0, -0.5])
-# Shares of draws: fists, fingers curling together, each open or closed, uniform, relaxed.
-FINGER_MODES = (0.18, 0.17, 0.27, 0.16, 0.22)
+# Shares of draws.
+FINGER_MODES = (0.18, 0.17, 0.27, 0.16, 0.22)  # fist, together, each on its own, uniform, relaxed
 THUMB_MODES = (0.4, 0.4, 0.2)  # open, across the palm, anywhere between
 # Beads of a digit: the bones that they lie on, and where.
 BEAD_BONES = np.repeat([0, 1, 2], [3, 4, 4])
@@ -118,8 +118,8 @@ class PoseSampler:
         curl = np.choose(mode, [fist, shared, bimodal, rng.random((num, 4)), relaxed])
         steady = np.where(mode[:, 0] == 0, 0.35, 1.0)  # a fist has less play
 
-        def within(joint: int, share: Array) -> Array:
-            low, high = self.limits_deg[joint, 0]
+        def within(joint: int, share: Array, axis: int = 0) -> Array:
+            low, high = self.limits_deg[joint, axis]
             return low + (high - low) * np.clip(share, 0, 1)
 
         fan = rng.normal(0, 4.5, (num, 1)) * np.array([1.0, 0.2, -1.0, -0.45])
@@ -133,13 +133,11 @@ class PoseSampler:
             a[:, j, 1] = (fan[:, k] + rng.normal(0, 5, num)) * free + CLOSED_ABDUCTION_DEG[k] * m
             a[:, j, 1] += rng.normal(0, 0.6, num)
             a[:, j, 2] = rng.normal(0, 2, num) * free + CLOSED_TWIST_DEG[k] * m
-        # A thumb is mostly either open or across the palm, whatever the fingers do; one that
-        # crosses the palm stays low over it.
-        across = rng.choice(3, num, p=THUMB_MODES)
-        t = np.choose(across, [rng.beta(1.0, 2.5, num), rng.beta(3.0, 1.0, num), rng.random(num)])
+        # A thumb that crosses the palm stays low over it.
+        thumb = rng.choice(3, num, p=THUMB_MODES)
+        t = np.choose(thumb, [rng.beta(1.0, 2.5, num), rng.beta(3.0, 1.0, num), rng.random(num)])
         a[:, 13, 0] = within(13, t + rng.normal(0, 0.12, num))
-        low, high = self.limits_deg[13, 1]
-        a[:, 13, 1] = low + (high - low) * (0.55 - 0.4 * t + rng.normal(0, 0.25, num))
+        a[:, 13, 1] = within(13, 0.55 - 0.4 * t + rng.normal(0, 0.25, num), axis=1)
         a[:, 13, 2] = rng.uniform(-14, 20, num)
         a[:, 14, 0] = within(14, 0.9 * t + rng.normal(0, 0.2, num))
         a[:, 15, 0] = within(15, 0.2 + 0.7 * t + rng.normal(0, 0.25, num))

@@ -1,5 +1,6 @@
 """Terms on unlabeled crops that a regression trains by beside its labels."""
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ Losses = tuple[Tensor, dict[str, Tensor]]
 NOT_RIGID = ("aspect", "flip_prob", "warp_ndc", "partner_prob", "num_local")
 
 
-class UnlabeledTerm(nn.Module):
+class UnlabeledTerm(nn.Module, ABC):
     """A loss on views of unlabeled crops. `weight` is constant or a schedule."""
 
     def __init__(self, weight: float | Schedule = 1.0) -> None:
@@ -33,9 +34,9 @@ class UnlabeledTerm(nn.Module):
     def check_views(self, views: ViewMaker) -> None:
         """Raises: ValueError for views that the term cannot use."""
 
+    @abstractmethod
     def forward(self, task: Any, batch: PretrainBatch, info: StepInfo) -> Losses:
         """The weighted loss, and scalars worth logging."""
-        raise NotImplementedError
 
     def before_update(self, info: StepInfo) -> None:
         """As of a `Task`."""

@@ -4,7 +4,6 @@ import csv
 import io
 import itertools
 import math
-import re
 import shutil
 import statistics
 from collections import defaultdict
@@ -14,13 +13,11 @@ from typing import Any, NamedTuple
 
 from handmim.experiments.plots import Spot, curve_plot, dot_plot, mean_sd, save_plot
 from handmim.experiments.runs import Plan, Run, json_text
-from handmim.experiments.table import STAGES, Column, Table, as_overrides, fraction_name
+from handmim.experiments.table import Column, Table, fraction_name
 from handmim.utils.console import markdown_table
 from handmim.utils.files import write_atomic
-from handmim.utils.json_files import read_json
 
 RUNS = "runs.json"
-ABSOLUTE = re.compile(r"(?:[A-Za-z]:)?[/\\]|~")  # begins a path, of a drive or of a home too
 
 Values = dict[int, float]  # of a metric, by finished seed
 
@@ -99,20 +96,22 @@ def used_columns(table: Table, rows: Sequence[Row]) -> list[Column]:
     return used or list(table.columns)
 
 
-def as_csv(table: Table, rows: Sequence[Row]) -> str:
-    """A row per variant: name, label, finished seeds, then mean, spread and values by column, and
-    with a baseline the mean change from it in per cent (`:change`)."""
+def as_csv(table: Table, rows: Sequence[Row], runs: Sequence[Run]) -> str:
+    """A row per variant: name, label, finished seeds, then mean, spread and values by column, with
+    a baseline the mean change from it in per cent (`:change`), and the commits of its `runs`."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     parts = ["", ":sd", ":values", *[":change"] * (table.baseline is not None)]
     heads = [f"{c.key}{part}" for c in table.columns for part in parts]
-    writer.writerow(["variant", "label", "seeds", *heads])
+    writer.writerow(["variant", "label", "seeds", *heads, "commits"])
     for row in rows:
         fields: list[str] = []
         for key, of in row.values.items():
             numbers = *mean_sd(of.values()), mean_sd(row.changes.get(key, {}).values())[0]
             mean, sd, change = ("" if math.isnan(x) else f"{x:.6g}" for x in numbers)
             fields += [mean, sd, " ".join(f"{v:.6g}" for v in of.values()), change][: len(parts)]
+        own = [run.read() for run in runs if run.variant.name == row.name]
+        fields.append(" ".join(_commits(own)))
         writer.writerow([row.name, row.label, row.num_finished, *fields])
     return out.getvalue()
 
@@ -156,18 +155,23 @@ def _comparison(table: Table, rows: Sequence[Row], columns: Sequence[Column]) ->
     )
 
 
+def _commits(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Commits of the code of all stages behind results; + marks local changes."""
+    stages = [stage for result in results for stage in result["stages"].values()]
+    commits = [c for stage in stages for c in stage.get("commits") or [stage]]
+    return sorted({(c["git_sha"] or "no git")[:10] + "+" * bool(c["git_dirty"]) for c in commits})
+
+
 def _provenance(runs: Sequence[Run]) -> str:
     """Commits, machines and threads behind the numbers, and runs with other defaults."""
     results = [run.read() for run in runs]
     if not results:
         return "No run is finished yet."
     stages = [stage for result in results for stage in result["stages"].values()]
-    commits = [c for stage in stages for c in stage.get("commits") or [stage]]
-    shas = sorted({(c["git_sha"] or "no git")[:10] + "+" * bool(c["git_dirty"]) for c in commits})
     threads = sorted({str(s["threads"]) for s in stages})
     machines = sorted({f"{r['machine']}, torch {r['torch']}" for r in results})
     text = (
-        f"{len(results)} runs; code {', '.join(shas)} (+ = with local changes); "
+        f"{len(results)} runs; code {', '.join(_commits(results))} (+ = with local changes); "
         f"{'; '.join(machines)}; {' or '.join(threads)} thread(s) per run."
     )
     outdated = defaultdict(list)
@@ -188,7 +192,7 @@ def write_results(plan: Plan, *, with_plots: bool = True) -> None:
     rows = rows_of(table, runs)
     finished = [run for run in runs if run.state == "finished"]
     write_atomic(folder / "table.md", as_markdown(table, rows, finished))
-    write_atomic(folder / "table.csv", as_csv(table, rows))
+    write_atomic(folder / "table.csv", as_csv(table, rows, finished))
     write_atomic(folder / RUNS, json_text([run.read() for run in finished]))
     if not with_plots:
         return
@@ -219,33 +223,13 @@ def curves_of(table: Table, runs: Sequence[Run]) -> dict[str, dict[str, list[Spo
 
 
 def publish(name: str, folder: Path, out: Path) -> list[Path]:
-    """Copy a table's files to <out>/<name>.md and so on, curves to <name>-curve; the copies."""
+    """Copy a table's numbers and plots to <out>/<name>.csv and .png, curves to <name>-curve.png;
+    the copies."""
     out.mkdir(parents=True, exist_ok=True)
-    stems = {"table": name, "plot": name, "curve": f"{name}-curve"}
-    ends = (".md", ".csv", ".png", ".pdf")
-    made = [file for file in folder.iterdir() if file.stem in stems and file.suffix in ends]
-    copies = [shutil.copyfile(file, out / f"{stems[file.stem]}{file.suffix}") for file in made]
-    write_atomic(out / f"{name}.json", json_text(without_paths(read_json(folder / RUNS))))
-    return [*copies, out / f"{name}.json"]
-
-
-def without_paths(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Results for other readers: without hosts, and with the last part of absolute paths only."""
-    published = []
-    for run in runs:
-        overrides = run["overrides"].items()
-        short = {k: _short(as_overrides(v) if k in STAGES else v) for k, v in overrides}
-        published.append({k: v for k, v in run.items() if k != "host"} | {"overrides": short})
-    return published
-
-
-def _short(node: Any) -> Any:
-    """Plain containers with `.../name` for every absolute path."""
-    if isinstance(node, Mapping):
-        return {key: _short(value) for key, value in node.items()}
-    if isinstance(node, (list, tuple)):
-        return [_short(value) for value in node]
-    if not isinstance(node, str) or ABSOLUTE.match(node) is None:
-        return node
-    separators = r"/+" if node[0] in "/~" else r"[/\\]+"
-    return ".../" + re.split(separators, node.rstrip("/\\ "))[-1]
+    copies = {
+        "table.csv": f"{name}.csv",
+        "plot.png": f"{name}.png",
+        "curve.png": f"{name}-curve.png",
+    }
+    there = {file: copy for file, copy in copies.items() if (folder / file).is_file()}
+    return [Path(shutil.copyfile(folder / file, out / copy)) for file, copy in there.items()]

@@ -1,6 +1,5 @@
 """Files of a table, plots and published copies, with runs that cost nothing."""
 
-import json
 import math
 
 import cv2
@@ -9,10 +8,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from handmim.experiments.plots import curve_plot, dot_plot, line_plot, save_plot
-from handmim.experiments.results import curves_of, publish, without_paths, write_results
+from handmim.experiments.results import curves_of, publish, write_results
 from handmim.experiments.stages import make_run
-from handmim.experiments.table import as_overrides
-from handmim.utils.json_files import read_json
 from tests.experiments.conftest import FakeStages, planned
 
 CURVES = {"pa_mpvpe_mm": "PA-MPVPE, mm", "mpjpe_mm": "MPJPE, mm"}
@@ -59,6 +56,8 @@ def test_the_table_gives_the_change_against_its_baseline_seed_by_seed(tmp_path):
     head, _, patch = (tmp_path / "table.csv").read_text().splitlines()
     by_head = dict(zip(head.split(","), patch.split(","), strict=True))
     assert by_head["finetune_100/mpjpe_mm:change"] == "-25"
+    commits = (tmp_path / "table.md").read_text().partition("; code ")[2].partition(" (+")[0]
+    assert by_head["commits"] == commits.replace(",", "") != ""
 
 
 @pytest.mark.parametrize("variants", [("patch",), ("random",), ()])
@@ -127,48 +126,5 @@ def test_a_plot_without_panels_is_written(tmp_path):
 def test_curves_are_published_beside_the_other_files(tmp_path):
     write_results(filled(tmp_path / "t"))
     copies = publish("labels", tmp_path / "t", tmp_path / "out")
-    names = {f"labels{end}" for end in (".md", ".csv", ".png", ".pdf", ".json")}
-    names |= {"labels-curve.png", "labels-curve.pdf"}
+    names = {"labels.csv", "labels.png", "labels-curve.png"}
     assert {p.name for p in copies} == {p.name for p in (tmp_path / "out").iterdir()} == names
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [
-        ("/home/me/photos/images", ".../images"),
-        ("/home/me/my photos/of hands/", ".../of hands"),
-        ("/home/my name/a, b=c/photos", ".../photos"),
-        (["/home/me/a", "/home/me/b c", " d/e"], [".../a", ".../b c", " d/e"]),
-        ({"root": "/home/me/a", "n": 1}, {"root": ".../a", "n": 1}),
-        ("~/photos", ".../photos"),
-        ("~me/photos", ".../photos"),
-        (r"C:\Users\me\photos", ".../photos"),
-        ("D:/me/photos", ".../photos"),
-        (r"\\box\share\photos", ".../photos"),
-        ("photos/images", "photos/images"),
-        ("timm:vit_tiny", "timm:vit_tiny"),
-        ("1/2", "1/2"),
-        (None, None),
-    ],
-)
-def test_paths_keep_their_last_part(value, shown):
-    (run,) = without_paths([{"overrides": {"pretrain": {"data.root": value}, "init": value}}])
-    assert run["overrides"] == {"pretrain": {"data.root": shown}, "init": shown}
-
-
-def test_overrides_of_older_results_are_published_as_mappings():
-    old = ["data.root='/home/me/a b'", "~task.objectives.pixel_recon", "loss=[patch,pixel]"]
-    (run,) = without_paths([{"overrides": {"pretrain": old, "fractions": ["0.5"]}}])
-    new = {"data.root": ".../a b", "~task.objectives.pixel_recon": None, "loss": ["patch", "pixel"]}
-    assert run["overrides"] == {"pretrain": new, "fractions": ["0.5"]}
-    assert as_overrides(old)["data.root"] == "/home/me/a b"
-
-
-def test_published_runs_name_no_host_and_keep_their_metrics(tmp_path):
-    run = {"overrides": {"pretrain": {"data.root": "/a/b"}}, "host": "box", "metrics": {"x": 6}}
-    for name in ("table.md", "table.csv", "plot.png", "plot.pdf"):
-        (tmp_path / name).write_text(name)
-    (tmp_path / "runs.json").write_text(json.dumps([run]))
-    publish("t", tmp_path, tmp_path / "out")
-    expected = [{"overrides": {"pretrain": {"data.root": ".../b"}}, "metrics": {"x": 6}}]
-    assert read_json(tmp_path / "out" / "t.json") == expected

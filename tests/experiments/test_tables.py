@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from handmim.experiments.runs import Plan, StageStore
 from handmim.experiments.table import read_table
+from handmim.pipelines.train import join_unlabeled, reads_crops
 from handmim.utils.config import drop_unbuilt
 from tests.experiments.conftest import REPO, composed
 
@@ -19,6 +20,7 @@ DATASETS = {
         for name in ("photos", "pool", "sim_to_real")
     },
 }
+DATASETS["sim_to_real"]["dataset.pool"] = "e f"
 # What a table is made for, where that is not the default.
 MADE_FOR = {"sim_to_real": "sim_to_real", "compute": "pool", "scaling": "pool"}
 OPTIONS = OmegaConf.load(REPO / "configs" / "experiments.yaml")
@@ -146,12 +148,22 @@ def test_scaling_varies_steps_and_images_one_at_a_time(hydra_configs):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TABLES)
-def test_every_variant_builds_its_task(name, hydra_configs):
-    table = table_of(hydra_configs, name, MADE_FOR.get(name, "renders"))
+def test_every_variant_builds_its_tasks(name, hydra_configs):
+    budget = {"sim_to_real": "cpu_mesh"}.get(name, "smoke")
+    table = table_of(hydra_configs, name, MADE_FOR.get(name, "renders"), budget)
     Plan(table, Path("x"), hydra_configs, StageStore(Path("x")))
+    tuned = {}  # by overrides, which most variants share
     for variant in table.variants:
         cfg = composed(hydra_configs, "pretrain", variant.pretrain)
         drop_unbuilt(cfg.task)
         task = instantiate(cfg.task)
         assert set(task.objectives) == set(cfg.task.objectives), variant.name
         instantiate(cfg.views)
+        if (key := str(variant.finetune)) in tuned:
+            continue
+        cfg = composed(hydra_configs, "finetune", variant.finetune)
+        tuned[key], settings = instantiate(cfg.task), cfg.get("unlabeled")
+        # The pretraining that goes on is a run of the table, which is not there yet.
+        if settings is not None and reads_crops(settings) and "pretext" not in settings.terms:
+            join_unlabeled(settings, tuned[key], instantiate(cfg.augment))
+            assert set(tuned[key].terms) == set(settings.terms), variant.name

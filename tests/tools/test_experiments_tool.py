@@ -51,9 +51,7 @@ def test_a_table_is_filled_and_runs_nothing_twice(workdir):
     assert (folder.parent / "multirun.yaml").is_file()
     assert not (workdir / "multirun.yaml").exists()
     names = {p.name for p in (workdir / "docs").iterdir()}
-    assert names == {
-        f"objectives-renders-smoke.{end}" for end in ("md", "csv", "png", "pdf", "json")
-    }
+    assert names == {"objectives-renders-smoke.csv", "objectives-renders-smoke.png"}
     written = (folder / "random" / "seed_0" / "result.json").stat().st_mtime_ns
     call(workdir, "experiments.py", *given, "jobs=2")
     assert (folder / "random" / "seed_0" / "result.json").stat().st_mtime_ns == written

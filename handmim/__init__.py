@@ -2,7 +2,8 @@
 
     import handmim
 
-    predict = handmim.load("runs/finetune/best.pt")     # a HandPredictor: crops in, hands out
+    predict = handmim.load()                            # a HandPredictor: crops in, hands out
+    predict = handmim.load("runs/finetune/best.pt")     # the same, of your own training
     hand = handmim.HandModel.from_file("standin")       # MANO's interface
     backbone = handmim.load_backbone("runs/pretrain/backbone.safetensors")    # a ViT
 
@@ -21,10 +22,11 @@ __version__ = "0.1.0"
 __all__ = ["HandModel", "__version__", "load", "load_backbone"]
 
 
-def load(checkpoint: str | Path, device: str = "cpu", **options: Any) -> "HandPredictor":
+def load(checkpoint: str | Path = "small", device: str = "cpu", **options: Any) -> "HandPredictor":
     """The model of a fine-tuning run's best.pt or last.pt, or of a file of tools/export.py, as a
-    function from crops to hands; options are those of `HandPredictor.from_checkpoint`. Raises:
-    FileNotFoundError; ValueError for another file."""
+    function from crops to hands; "small" ships with handmim (data/handmim_small.md). Options are
+    those of `HandPredictor.from_checkpoint`. Raises: FileNotFoundError; ValueError for another
+    file."""
     from handmim.evaluation.predictor import HandPredictor
 
     return HandPredictor.from_checkpoint(checkpoint, device, **options)

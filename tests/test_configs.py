@@ -49,7 +49,11 @@ NEEDED = {
     "hand=smplx": ["hand.path=x"],
     "hand=manopth": ["hand.path=x"],
     "experiment=cpu_pretrain": ["data.root=crops"],
-    "experiment=cpu_adapt": ["unlabeled.data.root=crops"],
+    "experiment=cpu_adapt_pretrain": ["data.root=crops"],
+    "experiment=cpu_adapt_finetune": ["unlabeled.data.root=crops"],
+    "experiment=small_model_pretrain": ["data.root=x"],
+    "experiment=small_model_finetune": ["data.root=x"],
+    "data=small_model": ["data.root=x"],
     **{f"experiment={data}": ["data.root=x"] for data in ("freihand", "ho3d")},
     "size=vits": ["hand.path=x", "init_from=x"],
     "probe=keypoints": ["probe.root=x", "probe.annotations=y"],
@@ -120,7 +124,7 @@ def check_targets(cfg: DictConfig) -> int:
 
 def experiments(entry: str) -> list[str]:
     """Those of an entry point by name; rows on real data and their twins are fine-tunings."""
-    real = ("freihand", "ho3d", "cpu_direct_keypoints", "cpu_adapt")
+    real = ("freihand", "ho3d", "cpu_direct_keypoints")
     return [
         e
         for e in options_of("experiment")
@@ -263,7 +267,7 @@ def test_help_names_the_groups_and_experiments_of_its_tool(entry):
     header = written.hydra.help.header
     named = header.split("Groups of this tool: ")[1]
     assert groups == set(re.split(r"[.(]", named)[0].split())
-    in_help = set(re.findall(r"(?:quickstart|cpu)_\w+", header))
+    in_help = set(re.findall(r"(?:quickstart|cpu|small_model)_\w+", header))
     in_help |= set(re.findall(r"freihand|ho3d", named))
     assert in_help - set(written.get("budgets", {})) <= set(options_of("experiment"))
     if entry == "finetune":

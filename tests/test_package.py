@@ -110,7 +110,8 @@ def test_the_wheel_holds_configs_and_the_hand_and_runs(tmp_path):
         wheel.extractall(tmp_path / "site")
     yamls = {str(p.relative_to(REPO)) for p in (REPO / "configs").rglob("*.yaml")}
     assert {f"handmim/{name}" for name in yamls} <= content
-    assert "handmim/assets/standin_right.npz" in content
+    assets = {"standin_right.npz", "handmim_small.safetensors"}
+    assert {f"handmim/assets/{name}" for name in assets} <= content
     assert "handmim/experiments/quickstart.html" in content
     tops = {name.split("/")[0] for name in content}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"handmim"}

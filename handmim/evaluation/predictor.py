@@ -21,6 +21,7 @@ from handmim.hand.conventions import mirror_intrinsics, mirror_points, mirror_ro
 from handmim.tasks.regression import RegressionTask
 from handmim.utils.arguments import at_least, one_of
 from handmim.utils.config import build, set_everywhere
+from handmim.utils.paths import SMALL_MODEL
 from handmim.utils.tensor_files import is_safetensors
 from handmim.utils.timer import Stages
 
@@ -29,12 +30,18 @@ PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.f
 UNBUILDABLE = (ValueError, RuntimeError, TypeError, AttributeError, LookupError, ArithmeticError)
 
 
+def model_file(path: str | Path) -> Path:
+    """The file of a model: "small" ships with handmim."""
+    return SMALL_MODEL if str(path) == "small" else Path(path)
+
+
 def read_model_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint of fine-tuning, or a model exported from one, whose config builds nothing but
-    our own parts; else FileNotFoundError, or ValueError naming the entry that is missing or of
-    another kind."""
-    is_exported = Path(path).is_file() and is_safetensors(Path(path))
-    saved = read_model(Path(path)) if is_exported else load_checkpoint(path, map_location="cpu")
+    our own parts; "small" ships with handmim. Raises: FileNotFoundError; ValueError naming the
+    entry that is missing or of another kind."""
+    path = model_file(path)
+    is_exported = path.is_file() and is_safetensors(path)
+    saved = read_model(path) if is_exported else load_checkpoint(path, map_location="cpu")
     check_saved(saved, path)
     return saved
 
@@ -180,14 +187,15 @@ class HandPredictor:
         its evaluation cuts them.
 
         Args:
-            path: of the checkpoint.
+            path: of the checkpoint; "small" ships with handmim (data/handmim_small.md).
             hand_path: of the hand model, where its file has moved.
             precision: one of `PRECISIONS`.
             options: joint_convention, views, compile, cuda_graph of `InferenceModule`.
         Raises: FileNotFoundError, ValueError.
         """
-        if Path(path).is_dir():
-            raise FileNotFoundError(f"{path} is a folder: {Path(path) / 'last.pt'} or best.pt")
+        path = model_file(path)
+        if path.is_dir():
+            raise FileNotFoundError(f"{path} is a folder: {path / 'last.pt'} or best.pt")
         autocast = autocast_of(precision, device)
         saved = read_model_checkpoint(path)
         task, augment = load_model(saved, hand_config(saved, {"path": hand_path}), str(path))

@@ -30,10 +30,10 @@ def main() -> None:
     common = [f"seed={args.seed}", f"paths.run_root={args.run_root}", "resume=auto"]
     backbone = args.init_from or folder / "pretrain" / BACKBONE
     if args.init_from is None:
-        own = ["experiment=cpu_pretrain", f"data.root={photos}", f"name={args.name}/pretrain"]
-        _run(["pretrain", *own, *common, *args.pretrain])
-    own = ["experiment=cpu_adapt", f"unlabeled.data.root={photos}", f"name={args.name}/hand"]
-    _run(["finetune", *own, f"init_from={backbone}", *common, *args.finetune])
+        own = [f"data.root={photos}", f"name={args.name}/pretrain"]
+        _run(["pretrain", "experiment=cpu_adapt_pretrain", *own, *common, *args.pretrain])
+    own = [f"unlabeled.data.root={photos}", f"name={args.name}/hand", f"init_from={backbone}"]
+    _run(["finetune", "experiment=cpu_adapt_finetune", *own, *common, *args.finetune])
     print(f"\nestimator: handmim.load({str(folder / 'hand' / LAST)!r})")
 
 

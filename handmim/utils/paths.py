@@ -8,7 +8,9 @@ PACKAGE = Path(__file__).parents[1]
 CHECKOUT = PACKAGE.parent
 IS_CHECKOUT = not (PACKAGE / "configs").is_dir()
 CONFIGS = CHECKOUT / "configs" if IS_CHECKOUT else PACKAGE / "configs"
-STANDIN = (CHECKOUT / "data" if IS_CHECKOUT else PACKAGE / "assets") / "standin_right.npz"
+ASSETS = CHECKOUT / "data" if IS_CHECKOUT else PACKAGE / "assets"
+STANDIN = ASSETS / "standin_right.npz"
+SMALL_MODEL = ASSETS / "handmim_small.safetensors"
 CODE_FOLDERS = ("handmim/", "configs/", "tools/")
 
 

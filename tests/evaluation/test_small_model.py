@@ -1,0 +1,72 @@
+"""The model that ships: its card, its size, and its figures on renders."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
+from safetensors import safe_open
+
+import handmim
+from handmim.data.synthetic import SyntheticHands
+from handmim.evaluation.model_file import KEY
+from handmim.metrics.pose import HandMetrics
+from handmim.utils.entry import compose
+from handmim.utils.paths import CONFIGS, SMALL_MODEL
+
+NUM = 300
+PA_MPJPE_MM = 13.80  # of 1,200 such renders, in the card
+
+
+@pytest.fixture(scope="module")
+def renders(tmp_path_factory, hand_path):
+    """Held-out renders of the scene that the model learned from."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        cfg = compose("finetune", ["experiment=small_model_finetune", "data.root=unread"])
+    scene = OmegaConf.to_container(cfg.data.scene, resolve=True)
+    folder = tmp_path_factory.mktemp("small")
+    made = SyntheticHands(hand_path, "val", NUM, folder, scene, num_workers=0)
+    return [made[i] for i in range(NUM)]
+
+
+def scores(joints, verts, samples):
+    metrics = HandMetrics(root_joint=9)
+    true = [
+        np.stack([getattr(s, f"{part}_cam_m") for s in samples]) for part in ("joints", "verts")
+    ]
+    metrics.update(*map(torch.from_numpy, (joints, verts, *true)))
+    return metrics.compute()
+
+
+def test_its_figures_on_renders_are_those_of_its_card(renders):
+    hands = handmim.load()(np.stack([s.image for s in renders]))
+    found = scores(hands.joints_root_m, hands.verts_root_m, renders)
+    assert found["pa_mpjpe_mm"] == pytest.approx(PA_MPJPE_MM, rel=0.02)
+    mean = np.broadcast_to(hands.joints_root_m.mean(0), hands.joints_root_m.shape).copy()
+    assert scores(mean, hands.verts_root_m, renders)["pa_mpjpe_mm"] > 1.2 * PA_MPJPE_MM
+
+
+def test_a_mirrored_image_is_a_left_hand(renders):
+    crops = np.stack([s.image for s in renders[:8]])
+    predict = handmim.load("small")
+    right, left = predict(crops), predict(crops[:, :, ::-1], is_right=np.zeros(8, bool))
+    mirrored = right.joints_root_m * np.array([-1, 1, 1], np.float32)
+    np.testing.assert_allclose(left.joints_root_m, mirrored, atol=1e-5)
+
+
+def test_the_card_describes_this_file():
+    content = SMALL_MODEL.read_bytes()
+    assert len(content) <= 3e6
+    assert hashlib.sha256(content).hexdigest() in SMALL_MODEL.with_suffix(".md").read_text()
+
+
+def test_the_file_names_no_path():
+    with safe_open(SMALL_MODEL, "pt") as file:
+        facts = json.loads(file.metadata()[KEY])
+    text = json.dumps(facts)
+    assert facts["config"]["hand"]["path"] == "standin"
+    assert "/tmp" not in text
+    assert "/home" not in text

@@ -12,6 +12,6 @@ setup(
         "handmim": ["py.typed"],
         "handmim.experiments": ["*.html"],
         "handmim.configs": ["**/*.yaml"],
-        "handmim.assets": ["standin_right.npz", "handmim_small.safetensors"],
+        "handmim.assets": ["standin_right.npz", "handmim_small.safetensors", "handmim_small.md"],
     },
 )

@@ -110,7 +110,7 @@ def test_the_wheel_holds_configs_and_the_hand_and_runs(tmp_path):
         wheel.extractall(tmp_path / "site")
     yamls = {str(p.relative_to(REPO)) for p in (REPO / "configs").rglob("*.yaml")}
     assert {f"handmim/{name}" for name in yamls} <= content
-    assets = {"standin_right.npz", "handmim_small.safetensors"}
+    assets = {"standin_right.npz", "handmim_small.safetensors", "handmim_small.md"}
     assert {f"handmim/assets/{name}" for name in assets} <= content
     assert "handmim/experiments/quickstart.html" in content
     tops = {name.split("/")[0] for name in content}

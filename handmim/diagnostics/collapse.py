@@ -50,7 +50,7 @@ class Check(NamedTuple):
 
 
 # Entropies are shares of log P. At laptop size the default run stayed below 0.995, collapsed
-# targets read 1.0000, and runs in between were hardly alive (docs/experiments.md).
+# targets read 1.0000, and runs in between hardly learned.
 # Deviation in the source, articulation and retrieval count what two views of a crop agree on. On
 # 128 real photos trained points read at least 0.095, 0.16 and 0.35; fresh networks 0.03, 0.08 to
 # 0.10 and 0.03 to 0.08. Fewer crops agree more by chance, more are harder to match.

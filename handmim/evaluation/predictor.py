@@ -31,8 +31,9 @@ UNBUILDABLE = (ValueError, RuntimeError, TypeError, AttributeError, LookupError,
 
 
 def model_file(path: str | Path) -> Path:
-    """The file of a model: "small" ships with handmim."""
-    return SMALL_MODEL if str(path) == "small" else Path(path)
+    """The file of a model: the name "small" is that which ships; `Path("small")` and "./small" are
+    files of the caller."""
+    return SMALL_MODEL if path == "small" else Path(path)
 
 
 def read_model_checkpoint(path: str | Path) -> dict[str, Any]:

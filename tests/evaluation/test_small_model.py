@@ -64,7 +64,9 @@ def test_only_the_name_is_that_of_the_model_that_ships(tmp_path, monkeypatch):
 def test_scoring_it_asks_for_data(tmp_path):
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         cfg = compose("eval", ["checkpoint=small", f"paths.run_root={tmp_path}"])
-    with pytest.raises(ValueError, match=r"^small: .* exported model; .*: data=keypoints data.root"):
+    with pytest.raises(
+        ValueError, match=r"^small: .* exported model; .*: data=keypoints data.root"
+    ):
         evaluate(cfg)
 
 

@@ -139,7 +139,7 @@ def require(saved: Mapping[str, Any], kinds: Mapping[str, type], path: Any) -> N
             if not isinstance(node, Mapping) or key not in node:
                 raise ValueError(
                     f"{path} is no whole checkpoint of a fine-tuning: {name} is missing (one of "
-                    "pretraining: fine-tune it first; an exported model: take the run's last.pt)"
+                    "pretraining: fine-tune it first; an exported model names no data: data=...)"
                 )
             node = node[key]
         if not isinstance(node, kind) or isinstance(node, bool):

@@ -72,10 +72,6 @@ def evaluate(cfg: DictConfig) -> dict[str, Any]:
 def data_of(saved: dict[str, Any], cfg: DictConfig) -> Any:
     """Config of the checkpoint's own data; what is written goes where the user's own config names.
     Raises: ValueError naming what it lacks."""
-    if "data" not in saved["config"]:
-        ways = "data=keypoints data.root=DIR data.annotations=FILE, data=freihand, ..."
-        text = "config.data is missing, as in every exported model; name the data"
-        raise ValueError(f"{cfg.checkpoint}: {text}: {ways}")
     needed = partial(require, saved, path=cfg.checkpoint)
     needed({"config.data": dict})
     part = "test" if saved["config"]["data"].get("test") else "val"

@@ -15,8 +15,6 @@ SAME = [name for name in cases() if name not in NOT_SAME]
 QUICK_SAME = (
     "method=handmim", "head=pymaf_exact", "local crops of SwAV, a queue", "local crops of LeJEPA",
 )  # fmt: skip
-
-
 OF_ALL = ("objective=sigreg", "SIGReg of patches")  # the statistic of all processes' embeddings
 
 
